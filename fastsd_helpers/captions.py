@@ -1,0 +1,148 @@
+"""Captions of training pictures: read them, write them, take words from file names, and decide on the exact prompt."""
+
+import itertools
+import re
+import unicodedata
+from pathlib import Path
+
+from fastsd_helpers.drive import drive_errors, write_atomic
+from fastsd_helpers.errors import DatasetError
+
+__all__ = ["decode_caption", "read_caption", "resolve_prompt", "words_of", "write_caption"]
+
+# A caption longer than this is no caption: the text encoder reads 77 tokens.
+_MOST_BYTES = 64 * 1024
+
+# "(3)", "(3) (1)" and "copy" at the end: added by the operating system or by the old notebook's naming rule.
+_COUNTER = re.compile(r"(?:[\s_-]*\(\d+\)|[\s_-]+copy)+\s*$", re.IGNORECASE)
+
+# Whole names that programs give; matched on the name in lower case with every separator turned into one space.
+_PROGRAM_NAMES = re.compile(
+    r"""
+      (?:whatsapp|signal|telegram)\b.*              # WhatsApp Image 2024-01-01 at 12.00.00
+    | screen\ ?shot.*                               # Screenshot 2024-01-01 at 12.00.00
+    | (?:bildschirmfoto|capture\ d\ ?ecran)\ .*
+    | .*\ unsplash | pexels\ .* | .*\ pixabay       # stock photos: photographer and a code
+    | snapchat\ .* | received\ \d+ | fb\ img\ \d+
+    | (?:pxl|mvimg)\ \d{8}.*                        # PXL_20240101_120000123.MP
+    | (?:sam|wp|kic)\ \d{4,}.*                     # but "sam (1)" may be a person
+    | (?:download|downloads|untitled|unnamed|unknown|noname)(?:\ \d+)?
+    """,
+    re.VERBOSE,
+)
+_CAMERA_WORDS = re.compile(
+    "img|imge|imag|image|images|dsc|dscn|dscf|pxl|mvimg|pano|vid|mov|gopr|dji|cimg|hpim|"
+    "photo|photos|picture|pictures|pic|pics|foto|crop|cropped|edit|edited|burst|hdr|copy"
+)
+# Letters and digits in one piece as cameras count: IMG1234, DSC0001, P1010001, WA0001, E1234, image7.
+_CAMERA_CODE = re.compile(
+    r"(?:img|imag|image|photo|picture|pic|foto)\d+|(?:dsc|dscn|dscf|pxl|mvimg|gopr|gh|gx|dji|cimg|sam|hpim|img[a-z])\d{4,}"
+    r"|p\d{5,}|wa\d{3,}|e\d{4,}|burst\d+|\d+|\d{8}t?\d{6}z?|[ap]m|at"
+)
+_UUID = re.compile(r"[0-9a-f]{8}[-_ ]?(?:[0-9a-f]{4}[-_ ]?){3}[0-9a-f]{12}", re.IGNORECASE)
+
+
+def resolve_prompt(file_name: str, caption: str | None, *, instance_prompt: str | None, session_name: str) -> str:
+    """Decide which words a picture is trained with.
+
+    The first of these that has any words: the picture's own caption (its .txt), which is the exact prompt; the
+    instance prompt; the words of the file name; the session's name.
+
+    Args:
+        file_name: the picture's name, with or without folder and ending.
+        caption: text of the .txt beside it, or None.
+        instance_prompt: one prompt for all pictures, or None when it was left alone.
+        session_name: the last resort; underscores become spaces.
+    """
+    for candidate in (caption, instance_prompt, words_of(file_name)):
+        words = " ".join((candidate or "").split())
+        if words:
+            return words
+    return words_of(session_name) or session_name
+
+
+def words_of(file_name: str) -> str:
+    """Take the words out of a file name by the old notebook's convention, but keep digits.
+
+    "sks_dog (3).jpg" gives "sks dog", "user01 (1).jpg" gives "user01". A name that a camera, a phone or a program
+    made (IMG_1234, 20240101_120000, 07, a UUID) has no words and gives "".
+    """
+    stem = _stem(file_name)
+    if _UUID.search(stem):
+        return ""
+    words = re.sub(r"[\s_\-]+", " ", _COUNTER.sub("", stem)).strip(" .,;~+")
+    lowered = re.sub(r"[\s_\-.,;:~+'()]+", " ", words.lower()).strip()
+    if not lowered or _PROGRAM_NAMES.fullmatch(lowered):
+        return ""
+    return "" if all(_says_nothing(word) for word in lowered.split()) else words
+
+
+def _stem(file_name: str) -> str:
+    name = unicodedata.normalize("NFC", re.split(r"[\\/]", file_name)[-1])
+    stem, dot, ending = name.rpartition(".")
+    # Only a real ending is cut off: "mr. dog" and "2024.01.01" keep their dots.
+    return stem if dot and stem and re.fullmatch(r"[A-Za-z][A-Za-z0-9]{1,4}", ending) else name
+
+
+def _says_nothing(word: str) -> bool:
+    if _CAMERA_WORDS.fullmatch(word) or _CAMERA_CODE.fullmatch(word):
+        return True
+    digits = sum(c.isdigit() for c in word)
+    changes = sum(a.isdigit() != b.isdigit() for a, b in itertools.pairwise(word))
+    hexadecimal = re.fullmatch(r"[0-9a-f]{8,}", word) is not None
+    # A hash or a random key: long, with digits scattered among the letters.
+    return digits >= 2 and ((hexadecimal and (changes >= 2 or len(word) >= 16)) or (len(word) >= 16 and changes >= 4))
+
+
+def decode_caption(data: bytes) -> str | None:
+    """Read the bytes of a .txt: UTF-8 with or without BOM, UTF-16 with BOM, else Latin-1; empty gives None.
+
+    Raises:
+        DatasetError: far too long, or no text at all.
+    """
+    hint = "A caption is a short text file; rename or remove this one, or write the words into it."
+    if len(data) > _MOST_BYTES:
+        raise DatasetError(f"A caption of {len(data):,} bytes is too long to be one.", hint)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    if "\0" in text:
+        raise DatasetError("The caption holds zero bytes, so it is no text.", hint)
+    return " ".join(text.split()) or None
+
+
+def read_caption(path: Path) -> str | None:
+    """Read the caption in a .txt file; None when there is no file or nothing in it.
+
+    Raises:
+        DatasetError: the file is no caption.
+        DriveError: it cannot be read.
+    """
+    with drive_errors(path, "read"):
+        try:
+            size = path.stat().st_size
+            data = path.read_bytes() if size <= _MOST_BYTES else b"\0" * (_MOST_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    try:
+        return decode_caption(data)
+    except DatasetError as err:
+        raise DatasetError(f"{path} is no caption: {err.problem}", err.hint) from err
+
+
+def write_caption(path: Path, caption: str | None) -> None:
+    """Write a caption as UTF-8, whole or not at all; an empty one removes the file.
+
+    Raises:
+        DriveError: the file or its folder cannot be written.
+    """
+    words = " ".join((caption or "").split())
+    if words:
+        write_atomic(path, f"{words}\n".encode())
+        return
+    with drive_errors(path, "remove"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Model files: from a Diffusers folder or tensors in memory to one verified checkpoint file.
+
+The public names are loaded when they are first used, so that importing this package needs the standard library alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsd_helpers.checkpoints.converter import convert
+    from fastsd_helpers.checkpoints.verifier import verify_checkpoint
+    from fastsd_helpers.checkpoints.writer import CheckpointFile, write_checkpoint
+
+__all__ = ["CheckpointFile", "convert", "verify_checkpoint", "write_checkpoint"]
+
+_HOMES = {
+    "CheckpointFile": "writer",
+    "convert": "converter",
+    "verify_checkpoint": "verifier",
+    "write_checkpoint": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

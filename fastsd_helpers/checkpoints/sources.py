@@ -1,0 +1,208 @@
+"""Where a part's tensors come from: a Diffusers component folder, one weights file, or tensors in memory."""
+
+import contextlib
+import json
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastsd_helpers.checkpoints.layout import PART_WORDS
+from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact, dtype_name
+from fastsd_helpers.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Source", "open_source"]
+
+_log = logging.getLogger("fastsd_helpers")
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# diffusers' name first, then transformers'. A variant stands before the ending: model.fp16.safetensors.
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
+)
+_INDEX = re.compile(
+    r"(diffusion_pytorch_model|model|pytorch_model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json"
+)
+_VARIANTS = (None, "fp16", "bf16")  # the order of preference; another variant is taken only where it is alone
+
+
+class Source(Protocol):
+    """Tensors of one part by the names their owner gave them."""
+
+    tensors: Mapping[str, TensorFact]
+    files: tuple[Path, ...]
+
+    def read(self, name: str) -> "torch.Tensor":
+        """Read one tensor onto the CPU."""
+
+    def close(self) -> None:
+        """Let go of files and tensors."""
+
+
+def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> Source:
+    """Open one part's tensors; only headers are read now.
+
+    Raises:
+        CheckpointError: there are no weights, several that contradict each other, or they cannot be read safely.
+    """
+    if isinstance(given, Mapping):
+        return _Memory(given, f"The {PART_WORDS[part]}")
+    path = Path(given)
+    if path.is_file():
+        return _open_file(path)
+    if path.is_dir():
+        return _open_folder(path, part)
+    raise CheckpointError(
+        f"There is no {PART_WORDS[part]} at {path}.", "Give a Diffusers folder that has it, or a weights file."
+    )
+
+
+class _SafetensorsSource:
+    def __init__(self, path: Path) -> None:
+        self._file = SafetensorsFile(path)
+        self.tensors = self._file.tensors
+        self.files = (path,)
+
+    def read(self, name: str) -> "torch.Tensor":
+        return self._file.read(name)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Memory:
+    def __init__(self, tensors: Mapping[str, Any], owner: str, files: tuple[Path, ...] = ()) -> None:
+        import torch
+
+        self._tensors = tensors
+        self.tensors, self.files = {}, files
+        for name, tensor in tensors.items():
+            dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
+            if dtype is None:
+                what = f"a tensor of type {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise CheckpointError(
+                    f"{owner} holds {what} under {name!r}.", "Give plain tensors, such as a model's state_dict()."
+                )
+            self.tensors[name] = TensorFact(dtype, tuple(tensor.shape))
+
+    def read(self, name: str) -> "torch.Tensor":
+        return self._tensors[name].detach().to("cpu")
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+class _Shards:
+    def __init__(self, index: Path, part: str) -> None:
+        self._home: dict[str, Source] = {}
+        self._shards: list[Source] = []
+        self.tensors, self.files = {}, (index,)
+        try:
+            self._open(index, _read_index(index), part)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, index: Path, homes: dict[str, str], part: str) -> None:
+        for file_name in sorted(set(homes.values())):
+            if not (index.parent / file_name).is_file():
+                raise CheckpointError(
+                    f"{index.parent} lacks {file_name}, which {index.name} lists.", "Download the model again."
+                )
+            shard = _open_file(index.parent / file_name)
+            self._shards.append(shard)
+            self.files += shard.files
+            for name, fact in shard.tensors.items():
+                if homes.get(name) != file_name:
+                    raise CheckpointError(
+                        f"{file_name} holds the tensor {name!r}, which {index.name} does not place there.",
+                        f"The {PART_WORDS[part]}'s files are of different models; download it again.",
+                    )
+                self.tensors[name], self._home[name] = fact, shard
+        for name, file_name in homes.items():
+            if name not in self.tensors:
+                raise CheckpointError(
+                    f"{file_name} lacks the tensor {name!r}, which {index.name} places there.",
+                    "Download the model again.",
+                )
+
+    def read(self, name: str) -> "torch.Tensor":
+        return self._home[name].read(name)
+
+    def close(self) -> None:
+        for shard in self._shards:
+            shard.close()
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        homes = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(name, str) and Path(name).name == name for name in homes.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise CheckpointError(f"{index} cannot be read.", "Download the model again.") from err
+    if not plain:
+        raise CheckpointError(f"{index} points outside its own folder.", "Use a model from a source you trust.")
+    return homes
+
+
+def _open_folder(folder: Path, part: str) -> Source:
+    found: dict[tuple[str | None, str], Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _WEIGHTS.fullmatch(path.name) or _INDEX.fullmatch(path.name)
+        if match is None or re.search(r"-\d{5}-of-\d{5}", path.name):
+            continue
+        place = (match["variant"], match["kind"])
+        if place in found:
+            raise CheckpointError(
+                f"{folder} holds both {found[place].name} and {path.name}.", "Remove the one that does not belong."
+            )
+        found[place] = path
+    variants = {variant for variant, _ in found}
+    wanted = next((variant for variant in _VARIANTS if variant in variants), None)
+    if variants and wanted not in variants:
+        if len(variants) > 1:
+            raise CheckpointError(
+                f"{folder} holds several variants: {', '.join(sorted(path.name for path in found.values()))}.",
+                "Give the path of the file you want.",
+            )
+        wanted = variants.pop()
+    chosen = found.get((wanted, "safetensors")) or found.get((wanted, "bin"))
+    if chosen is None:
+        raise CheckpointError(
+            f"{folder} holds no weights of the {PART_WORDS[part]}.", "Download the model again, or give a weights file."
+        )
+    _log.debug("The %s is read from %s.", PART_WORDS[part], chosen)
+    return _Shards(chosen, part) if chosen.suffix == ".json" else _open_file(chosen)
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix in _PICKLES:
+        return _Memory(_load_pickle(path), path.name, (path,))
+    return _SafetensorsSource(path)
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    import torch
+
+    refused = CheckpointError(
+        f"{path} is not opened: it cannot be read as plain tensors, and anything else in it could run code.",
+        "Use the model's .safetensors files, or download the file again.",
+    )
+    try:
+        try:
+            # Mapped, so that a tensor comes into memory when it is read; files of torch before 1.6 cannot be.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as err:
+        raise refused from err
+    with contextlib.suppress(KeyError, TypeError):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise refused
+    return loaded

@@ -1,0 +1,73 @@
+"""What a command answers: one JSON object for programs, lines and tables for people."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Answer", "pairs", "plain", "section", "size", "table"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command found or made: `data` for `--json`, `lines` for people."""
+
+    data: dict[str, Any]
+    lines: list[str]
+
+
+def plain(value: Any) -> Any:
+    """Turn results into what JSON has: dataclasses into objects, paths into absolute text, not-a-number into null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell, under a head."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
+
+
+def pairs(values: dict[str, Any]) -> list[str]:
+    """One indented line per name, with the values in one column; nothing and empty are a dash."""
+    width = max((len(name) for name in values), default=0)
+    return [f"  {name.replace('_', ' ').ljust(width)}  {_in_words(value)}" for name, value in values.items()]
+
+
+def _in_words(value: Any) -> str:
+    if value is None or value in ("", [], {}, ()):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_in_words(item) for item in value)
+    return str(value)
+
+
+def size(count: float) -> str:
+    """A number of bytes in the unit people expect, in powers of 1000 as disks and Drive count."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def section(title: str, lines: list[str]) -> list[str]:
+    """A titled block of lines, or nothing when there are none."""
+    return [title, *lines] if lines else []

@@ -1,0 +1,213 @@
+"""The commands: each calls one function of the library and says what came of it."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size, table
+from fastsd_helpers.cli.flags import given_values
+from fastsd_helpers.errors import SettingsError
+
+__all__ = [
+    "delete",
+    "list_models",
+    "list_sessions",
+    "new_session",
+    "prepare",
+    "run_demo",
+    "show_model",
+    "show_session",
+    "train",
+]
+
+
+def run_demo(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd demo`."""
+    from fastsd_helpers.story import run_demo
+
+    return _result(run_demo(chosen.out))
+
+
+def _result(result: Any) -> Answer:
+    data = plain(result)
+    return Answer(data, pairs(data))
+
+
+def list_models(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd models list`."""
+    from fastsd_helpers.registry import models
+
+    rows = [[spec.key, spec.family, f"{spec.native_px} px", spec.licence] for spec in models()]
+    return Answer({"models": models()}, table(["KEY", "FAMILY", "RESOLUTION", "LICENCE"], rows))
+
+
+def show_model(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd models show KEY`."""
+    from fastsd_helpers.registry import find_model
+
+    spec = find_model(chosen.key)
+    return Answer(plain(spec), pairs(plain(spec)))
+
+
+def new_session(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth new SESSION`."""
+    from fastsd_helpers.sessions import Session
+
+    session = Session.create(chosen.session, root=chosen.root)
+    lines = [
+        f"Made the session {session.name} in {session.folder}",
+        f"Next: fastsd dreambooth prepare {session.name} --images FOLDER",
+    ]
+    return Answer({"session": session.name, "path": session.folder}, lines)
+
+
+def list_sessions(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth list`."""
+    from fastsd_helpers.drive import sessions_root
+    from fastsd_helpers.sessions import list_sessions
+
+    root, found = sessions_root(chosen.root), list_sessions(chosen.root)
+    data = {"path": root, "sessions": found}
+    if not found:
+        return Answer(data, [f"No sessions in {root}.", "Make one: fastsd dreambooth new NAME"])
+    rows = [
+        [
+            item.name,
+            _progress(item.stage, item.step, item.steps),
+            str(item.images),
+            size(item.bytes),
+            item.problem or "",
+        ]
+        for item in found
+    ]
+    return Answer(data, table(["SESSION", "PROGRESS", "PICTURES", "SIZE", ""], rows))
+
+
+def _progress(stage: str | None, step: int, steps: int) -> str:
+    return f"{stage} {step} of {steps}" if stage else "not trained"
+
+
+def show_session(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth show SESSION`."""
+    from fastsd_helpers.sessions import Session, list_sessions
+
+    session = Session.open(chosen.session, root=chosen.root)
+    summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
+    checkpoints = [{"name": path.name, "bytes": _bytes_in(path)} for path in _folders_in(session.checkpoints)]
+    exports = [{"path": path, "bytes": path.stat().st_size} for path in _files_in(session.exports)]
+    record = session.record
+    data = {
+        "session": session.name,
+        "path": session.folder,
+        "bytes": summary.bytes,
+        "images": summary.images,
+        "progress": record["progress"],
+        "base_model": record["base_model"],
+        "settings": record["settings"],
+        "checkpoints": checkpoints,
+        "exports": exports,
+        "notices": session.notices,
+    }
+    lines = [
+        f"Session {session.name} in {session.folder}",
+        *pairs(
+            {
+                "size": size(summary.bytes),
+                "pictures": summary.images,
+                "progress": _progress(summary.stage, summary.step, summary.steps),
+                "base_model": record["base_model"].get("ref"),
+            }
+        ),
+        *section("Settings", pairs(record["settings"])),
+        *section("Checkpoints", [f"  {item['name']}  {size(item['bytes'])}" for item in checkpoints]),
+        *section("Finished models", [f"  {item['path']}  {size(item['bytes'])}" for item in exports]),
+    ]
+    return Answer(data, lines)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def prepare(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth prepare SESSION --images DIR`."""
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.sessions import Session
+
+    config = PrepareConfig(**given_values(chosen, PrepareConfig))
+    session = Session.open(chosen.session, root=chosen.root)
+    result = prepare(config, session)
+    data = {"session": session.name, "path": session.folder, **plain(result)}
+    return Answer(data, [*result.lines(), f"Next: fastsd dreambooth train {session.name}"])
+
+
+def train(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth train SESSION`."""
+    from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.sessions import Session
+
+    # Made first, so that every bad setting is named before a folder or a model is looked for.
+    config = DreamBoothConfig(**given_values(chosen, DreamBoothConfig))
+    session = Session.open(chosen.session, root=chosen.root)
+    from fastsd_helpers.dreambooth import engine
+
+    if chosen.dry_run:
+        plan = engine.plan(config, session)
+        return Answer({"session": session.name, "path": session.folder, **plain(plan)}, plan.lines())
+    result = engine.train(config, session, restart=chosen.restart, take_over=chosen.take_over)
+    lines = [
+        f"Finished: {result.path}",
+        *pairs(
+            {
+                "before and after": result.grid,
+                "loss plot": result.loss_plot,
+                "model card": result.model_card,
+                "held-out loss": f"{result.loss_before:.4f} before, {result.loss_after:.4f} after",
+                "steps": f"{result.steps} ({result.first_step} of them done before this run)",
+                "seconds": round(result.seconds),
+                "sha256": result.sha256,
+            }
+        ),
+    ]
+    return Answer({"session": session.name, **plain(result)}, lines)
+
+
+def delete(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth delete SESSION [--checkpoint NAME]`; on a terminal it asks first."""
+    from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session
+
+    session = Session.open(chosen.session, root=chosen.root)
+    what, folder = f"the session {session.name}", session.folder
+    if chosen.checkpoint:
+        what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
+        if folder not in _folders_in(session.checkpoints):
+            delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
+    question = f"Delete {what} ({size(_bytes_in(folder))})?"
+    if not chosen.yes and not _agreed(question, folder):
+        data = {"session": session.name, "path": folder, "deleted": False, "bytes": 0}
+        return Answer(data, ["Nothing was deleted."])
+    if chosen.checkpoint:
+        freed = delete_checkpoint(session, chosen.checkpoint)
+    else:
+        freed = delete_session(session.name, root=chosen.root)
+    lines = [
+        f"Deleted {what}: {size(freed)} freed.",
+        "On Google Drive the room is free once the trash is emptied too.",
+    ]
+    return Answer({"session": session.name, "path": folder, "deleted": True, "bytes": freed}, lines)
+
+
+def _agreed(question: str, folder: Path) -> bool:
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{question} Nobody can be asked here, so nothing was deleted.", "Add --yes to delete it.")
+    print(f"{question}\n  {folder}\nThis cannot be undone. [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,93 @@
+"""Run one `fastsd` command: errors become one sentence and a hint, and the exit code tells whose fault it was."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from fastsd_helpers.cli.answers import plain
+from fastsd_helpers.cli.parser import parse
+from fastsd_helpers.errors import DependencyMissing, FastSDError
+from fastsd_helpers.runtime import redact, show_log
+
+__all__ = ["main"]
+
+ISSUES = "https://github.com/fastsd/fastsd_helpers/issues"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        words: the command line after `fastsd`; the process's own when None.
+    """
+    as_json = "--json" in (sys.argv[1:] if words is None else words)
+    # A name with an accent must not end a command on a terminal that cannot show it.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    with _sigterm_as_ctrl_c(), show_log(sys.stderr):
+        try:
+            chosen = parse(words)
+            answer = chosen.run(chosen)
+            print(redact(json.dumps(plain(answer.data)) if as_json else "\n".join(answer.lines)), flush=True)
+            return 0
+        except KeyboardInterrupt:
+            return _report("Stopped.", "Run the same command again to go on.", 130, as_json)
+        except BrokenPipeError:
+            # The reader (`| head`) has gone; Python would complain once more while it shuts down.
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return 1
+        except FastSDError as err:
+            _show_traceback_if_asked()
+            return _report(err.problem, err.hint, err.exit_code, as_json)
+        except ModuleNotFoundError as err:
+            if (err.name or "").startswith("fastsd_helpers"):
+                return _report_failure_of_ours(err, as_json)
+            _show_traceback_if_asked()
+            missing = DependencyMissing(
+                f"The package {err.name!r} is not installed.", "Run: pip install 'fastsd_helpers[dreambooth]'"
+            )
+            return _report(missing.problem, missing.hint, missing.exit_code, as_json)
+        except Exception as err:
+            return _report_failure_of_ours(err, as_json)
+
+
+def _report_failure_of_ours(err: Exception, as_json: bool) -> int:
+    _show_traceback_if_asked()
+    text = " ".join(str(err).split()) or "no further text"
+    hint = f"Run it again with FASTSD_DEBUG=1 in front, and report what it prints at {ISSUES}"
+    return _report(f"fastsd itself failed: {type(err).__name__}: {text}.", hint, 1, as_json)
+
+
+def _show_traceback_if_asked() -> None:
+    if os.environ.get("FASTSD_DEBUG") == "1":
+        print(redact(traceback.format_exc()), file=sys.stderr)
+
+
+def _report(problem: str, hint: str, exit_code: int, as_json: bool) -> int:
+    problem, hint = redact(problem), redact(hint)
+    print(f"✋ {problem}" + (f"\n   → {hint}" if hint else ""), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": problem, "hint": hint, "exit_code": exit_code}))
+    return exit_code
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let a polite `kill` end a command as Ctrl-C does: save, then return."""
+
+    def interrupt(_number: int, _frame: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        earlier = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, where Python allows no handler
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

@@ -1,0 +1,122 @@
+"""The command line itself: which commands there are and which words they take."""
+
+import argparse
+import difflib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fastsd_helpers import __version__
+from fastsd_helpers.cli import commands as run
+from fastsd_helpers.cli.answers import Answer
+from fastsd_helpers.cli.flags import add_flags
+from fastsd_helpers.errors import SettingsError
+
+__all__ = ["build_parser", "parse"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+        # argparse takes -1e-6 for a flag; here it is a number, and the settings class says that it is too small.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|^-(inf|nan)$", re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message[:1].upper() + message[1:] + ".", f"See: {self.prog} --help")
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size((100, 24)).columns
+        super().__init__(prog, max_help_position=34, width=min(120, max(60, columns)))
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line; `run` of what comes back is the command's function.
+
+    Raises:
+        SettingsError: a word that no command takes; the hint names the flag that was probably meant.
+    """
+    chosen, unknown = build_parser().parse_known_args(words)
+    if unknown:
+        prog, flags = chosen.prog, chosen.flags
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        guess = f"Did you mean {close[0]}? " if close else ""
+        raise SettingsError(f"`{prog}` takes no {unknown[0]!r}.", f"{guess}See: {prog} --help")
+    return chosen
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; help and limits come from the settings classes."""
+    parser = _Parser(
+        prog="fastsd", description="DreamBooth for Stable Diffusion: resumable, verified, safe by default."
+    )
+    parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
+    commands = _subcommands(parser)
+    demo = _command(commands, "demo", run.run_demo, "the whole DreamBooth story on the embedded model, with pictures")
+    demo.add_argument(
+        "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
+    )
+    _add_dreambooth(commands)
+    models = _subcommands(commands.add_parser("models", help="the base models that are known by a short key"))
+    _command(models, "list", run.list_models, "every model key with its family, resolution and licence")
+    show = _command(models, "show", run.show_model, "where a model comes from, its licence and its defaults")
+    show.add_argument("key", metavar="KEY", help="a key from `fastsd models list`")
+    return parser
+
+
+def _add_dreambooth(commands: Any) -> None:
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig
+    from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+
+    group = _subcommands(commands.add_parser("dreambooth", help="teach a model a subject from 5-30 photos"))
+    _session_command(
+        group, "new", run.new_session, "make a session: the folder that keeps everything about one subject"
+    )
+    listing = _command(group, "list", run.list_sessions, "every session, how far it is and how much room it takes")
+    _add_root(listing)
+    _session_command(group, "show", run.show_session, "one session: progress, settings, pictures, checkpoints")
+    prepare = _session_command(group, "prepare", run.prepare, "read, check and crop the photos")
+    add_flags(prepare, PrepareConfig)
+    train = _session_command(group, "train", run.train, "train, or go on with a run that was stopped")
+    add_flags(train, DreamBoothConfig)
+    train.add_argument("--restart", action="store_true", help="start from the beginning, with settings that may differ")
+    train.add_argument(
+        "--take-over", action="store_true", help="use a session that another machine seems to be using still"
+    )
+    train.add_argument("--dry-run", action="store_true", help="say what would be done: steps, bytes, what was chosen")
+    delete = _session_command(group, "delete", run.delete, "delete a session, or one of its checkpoints, after asking")
+    delete.add_argument("--checkpoint", metavar="NAME", help="delete this checkpoint alone (`show` lists them)")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> Any:
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _command(group: Any, name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
+    parser = group.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    # The flags are read when they are needed: most of them are added after this line.
+    parser.set_defaults(run=run, prog=parser.prog, flags=parser._option_string_actions)
+    return parser
+
+
+def _session_command(
+    group: Any, name: str, run: Callable[[argparse.Namespace], Answer], help: str
+) -> argparse.ArgumentParser:
+    parser = _command(group, name, run, help)
+    parser.add_argument("session", metavar="SESSION", help="name of the session")
+    _add_root(parser)
+    return parser
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="folder that holds the sessions (default: Fast-Dreambooth/Sessions on a mounted Drive, else here)",
+    )

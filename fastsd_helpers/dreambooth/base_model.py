@@ -1,0 +1,111 @@
+"""The base model of a run: its Diffusers folder, and its parts loaded one by one when they are needed.
+
+Families differ in how they read a prompt and in what the U-Net predicts; the training loop asks here and does not know.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.downloads import fetch_model, model_hash, variant_of
+from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.registry import ModelSpec, require_trainable, spec_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BaseModel", "plain_names"]
+
+
+def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """A CLIP text encoder's tensors without the `text_model.` that transformers before 5.6 puts before each name.
+
+    So a run that was begun under one version goes on under the other.
+    """
+    return {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A Diffusers folder of a family that can be trained."""
+
+    ref: str  # what the user named: key, Hub id or folder
+    folder: Path
+    spec: ModelSpec
+
+    @classmethod
+    def fetch(cls, ref: str) -> "BaseModel":
+        """Find or download the model.
+
+        Raises:
+            ModelNotFound, ModelError, WrongFamily: it is not there, not whole, or cannot be trained.
+        """
+        folder = fetch_model(ref)
+        require_trainable(folder)
+        return cls(ref, folder, spec_of(ref, folder))
+
+    def sha256(self) -> str:
+        """A hash over the weights, to tell whether a session goes on from the same model."""
+        return model_hash(self.folder)
+
+    def _load(self, kind: Any, part: str) -> Any:
+        import torch
+
+        try:
+            module = kind.from_pretrained(
+                self.folder, subfolder=part, variant=variant_of(self.folder, part), local_files_only=True,
+                torch_dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as err:
+            raise ModelError(
+                f"The {part} of {self.ref} cannot be loaded: {str(err).splitlines()[0]}",
+                "The folder may be damaged: download the model again, or choose another one.",
+            ) from err
+        return module.requires_grad_(False).eval()
+
+    def load_unet(self) -> Any:
+        """The U-Net in float32, frozen: latents [batch, 4, h/8, w/8] and text [batch, 77, width] to the prediction."""
+        return self._load(_diffusers().UNet2DConditionModel, "unet")
+
+    def load_vae(self) -> Any:
+        """The VAE in float32, frozen: pictures [batch, 3, h, w] in -1..1 to latents and back."""
+        return self._load(_diffusers().AutoencoderKL, "vae")
+
+    def load_text_encoder(self) -> Any:
+        """The CLIP text encoder in float32, frozen: token ids [batch, 77] to [batch, 77, width]."""
+        from transformers import CLIPTextModel
+
+        return self._load(CLIPTextModel, "text_encoder")
+
+    def load_tokenizer(self) -> Any:
+        """The CLIP tokenizer; 77 tokens at most."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+
+    def load_noise_schedule(self) -> Any:
+        """The training noise schedule (a DDPMScheduler), with the model's own betas and prediction type."""
+        return _diffusers().DDPMScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+
+    def load_sampler(self) -> Any:
+        """The sampler that the model's folder names."""
+        import diffusers
+
+        name = _read_class_name(self.folder / "scheduler" / "scheduler_config.json")
+        return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+
+
+def _read_class_name(path: Path) -> str:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as err:
+        raise DependencyMissing(
+            "diffusers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
+        ) from err
+    return diffusers

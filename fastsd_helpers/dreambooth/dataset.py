@@ -1,0 +1,221 @@
+"""The prepared pictures of a session: how a new set takes the old one's place, and how the set is read for training.
+
+session.json is the moment at which an exchange counts, so a run that is killed anywhere leaves the old or the new set.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastsd_helpers.captions import read_caption, resolve_prompt
+from fastsd_helpers.drive import drive_errors, sha256_of, write_atomic
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions.record import read_record
+
+__all__ = [
+    "PICTURE_FOLDERS",
+    "Dataset",
+    "PreparedImage",
+    "PromptRow",
+    "exchange_pictures",
+    "finish_exchange",
+    "load_dataset",
+    "prompt_table",
+    "recorded_images",
+    "start_exchange",
+]
+
+logger = logging.getLogger("fastsd_helpers")
+
+PICTURE_FOLDERS = ("instance_images", "held_out_images", "captions")
+_NEW = ".prepare-new"
+_OLD = ".prepare-old"
+_REPLACED_BY = "replaced-by"
+_CLIP_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One picture to train on: an RGB PNG file and its exact prompt."""
+
+    path: Path
+    sha256: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures of a session; those held out are never trained on."""
+
+    train: tuple[PreparedImage, ...]
+    held_out: tuple[PreparedImage, ...]
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One line of the prompt table; `tokens` counts start and end too and is None without a tokenizer."""
+
+    image: str
+    prompt: str
+    tokens: int | None
+    truncated: bool
+    held_out: bool = False
+
+
+def recorded_images(session: Session) -> list[dict[str, Any]]:
+    """What session.json says about every prepared picture; empty before the first prepare."""
+    # A record rebuilt from the folder only has their number.
+    images = (session.record.get("dataset") or {}).get("images")
+    return images if isinstance(images, list) else []
+
+
+# ----------------------------------------------------------------------------------------------- exchange
+
+
+def start_exchange(session: Session) -> Path:
+    """Tidy up after an exchange that was cut off, and make the empty folder for a new set of pictures."""
+    finish_exchange(session)
+    new = session.folder / _NEW
+    with drive_errors(new, "create"):
+        for name in PICTURE_FOLDERS:
+            (new / name).mkdir(parents=True)
+    return new
+
+
+def exchange_pictures(session: Session, new: Path, dataset: dict[str, Any]) -> None:
+    """Put the new pictures in the old ones' place and record them; the old ones are deleted last.
+
+    Args:
+        session: whose lock is held.
+        new: the folder of `start_exchange`, filled.
+        dataset: what session.json shall say about the pictures.
+
+    Raises:
+        DriveError, DiskFull: the old pictures and their record are back in place.
+    """
+    old, before = session.folder / _OLD, session.record.get("dataset", {})
+    token = secrets.token_hex(8)
+    try:
+        with drive_errors(session.folder, "write to"):
+            old.mkdir()
+            write_atomic(old / _REPLACED_BY, token.encode())
+            for name in PICTURE_FOLDERS:
+                if (session.folder / name).exists():
+                    os.replace(session.folder / name, old / name)
+                fault_point("prepare.between")
+                os.replace(new / name, session.folder / name)
+        fault_point("prepare.before_record")
+        session.save(dataset={"id": token, **dataset})
+    except BaseException:
+        # A failed save leaves its changes in memory; what is on disk decides.
+        session.record["dataset"] = before
+        finish_exchange(session)
+        raise
+    fault_point("prepare.after_record")
+    _remove(old)
+
+
+def finish_exchange(session: Session) -> None:
+    """Bring an exchange that was cut off to its end, or back to its beginning when session.json does not know it."""
+    old = session.folder / _OLD
+    if not _was_recorded(session):
+        with drive_errors(session.folder, "write to"):
+            for name in PICTURE_FOLDERS:
+                if (old / name).is_dir():
+                    _remove(session.folder / name)
+                    os.replace(old / name, session.folder / name)
+    _remove(old)
+    _remove(session.folder / _NEW)
+
+
+def _was_recorded(session: Session) -> bool:
+    marker = session.folder / _OLD / _REPLACED_BY
+    with drive_errors(marker, "read"):
+        if not marker.is_file():
+            return False
+        token = marker.read_text()
+    # From the disk: this object may have been opened before another process prepared.
+    dataset = read_record(session.folder).record.get("dataset") or {}
+    return dataset.get("id") == token
+
+
+def _home_of(session: Session, name: str) -> Path:
+    """Where the recorded pictures are, even after an exchange that was cut off; nothing is changed."""
+    aside = session.folder / _OLD / name
+    return aside if aside.is_dir() and not _was_recorded(session) else session.folder / name
+
+
+def _remove(folder: Path) -> None:
+    with drive_errors(folder, "remove"):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dataset:
+    """List the session's prepared pictures with their exact prompts, after checking that each is still the same.
+
+    Captions are read anew, so an edited, added or removed .txt in captions/ counts.
+
+    Returns:
+        PNG files, RGB: size x size, or with crop none their own shape in multiples of 8.
+
+    Raises:
+        DatasetError: nothing is prepared, or a picture is missing or has changed.
+    """
+    found: dict[bool, list[PreparedImage]] = {False: [], True: []}
+    for item, path, prompt in _with_prompts(session, instance_prompt):
+        if not path.is_file():
+            raise DatasetError(f"The prepared picture {path} is missing.", "Run prepare with your photos again.")
+        if sha256_of(path) != item["sha256"]:
+            raise DatasetError(
+                f"The prepared picture {path} has changed since it was prepared.",
+                "Run prepare again with the photo as you want it; pictures in the session are not edited by hand.",
+            )
+        found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt))
+    return Dataset(tuple(found[False]), tuple(found[True]))
+
+
+def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer: Any = None) -> list[PromptRow]:
+    """List every prepared picture with its exact prompt and how many tokens that is.
+
+    Args:
+        session: a session whose pictures are prepared.
+        instance_prompt: one prompt for all pictures that have no caption; None when it was left alone.
+        tokenizer: a transformers CLIP tokenizer; words beyond its limit (77 tokens) are cut off in training.
+
+    Raises:
+        DatasetError: nothing is prepared.
+    """
+    rows = []
+    for item, path, prompt in _with_prompts(session, instance_prompt):
+        tokens = len(tokenizer(prompt, truncation=False)["input_ids"]) if tokenizer is not None else None
+        # Some tokenizers say "no limit" with a huge number.
+        limit = min(getattr(tokenizer, "model_max_length", _CLIP_TOKENS), _CLIP_TOKENS)
+        rows.append(PromptRow(path.name, prompt, tokens, tokens is not None and tokens > limit, item["held_out"]))
+    cut = sum(row.truncated for row in rows)
+    if cut:
+        logger.warning("%d of %d prompts are longer than the model reads; their ends are cut off.", cut, len(rows))
+    return rows
+
+
+def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[dict[str, Any], Path, str]]:
+    images = recorded_images(session)
+    if not images:
+        raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
+    homes = {name: _home_of(session, name) for name in PICTURE_FOLDERS}
+    found = []
+    for item in images:
+        folder, name = item["file"].split("/")
+        caption = read_caption(homes["captions"] / f"{PurePosixPath(name).stem}.txt")
+        prompt = resolve_prompt(name, caption, instance_prompt=instance_prompt, session_name=session.name)
+        found.append((item, homes[folder] / name, prompt))
+    return found

@@ -1,0 +1,378 @@
+"""The training run: two stages, one loop, checkpoints that survive, and a verified file at the end.
+
+Stage 1 trains the text encoder alone, through the frozen U-Net. Stage 2 trains the U-Net alone, on cached latents and
+cached text embeddings. What is trained, on what, and towards which target is in `stages.py`; this file is the order of
+events: find the newest whole checkpoint, step, save, stop when asked, finish.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.downloads import model_hash
+from fastsd_helpers.dreambooth import finish
+from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
+from fastsd_helpers.dreambooth.dataset import load_dataset
+from fastsd_helpers.dreambooth.optimizers import lr_factor
+from fastsd_helpers.dreambooth.plan import Plan, plan_run
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
+from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
+from fastsd_helpers.drive import check_writable
+from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
+from fastsd_helpers.options import to_values
+from fastsd_helpers.registry import check_resolution
+from fastsd_helpers.runtime import describe_device, fault_point, versions
+from fastsd_helpers.sessions import Session
+
+__all__ = ["Progress", "TrainResult", "plan", "train"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; handed to `report` after every step, and with `message` when there is something to say."""
+
+    stage: str = ""
+    step: int = 0  # finished steps of this stage
+    steps: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run made."""
+
+    path: Path  # the finished .safetensors, read back and verified
+    sha256: str
+    grid: Path  # before and after, same seeds
+    loss_plot: Path
+    model_card: Path
+    loss_before: float  # held-out loss of the base model
+    loss_after: float
+    first_step: int  # steps that were already done when this call began
+    steps: int
+    seconds: float
+
+
+Report = Callable[[Progress], None]
+
+
+def train(
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    report: Report | None = None,
+) -> TrainResult:
+    """Train the session's subject, or go on with a run that was cut, and finish with a verified checkpoint file.
+
+    Writes into the session's folder: checkpoints/, samples/, logs/, exports/ and session.json.
+
+    Args:
+        config: settings; what is left alone follows the model, the device, or the run that is resumed.
+        session: with prepared pictures.
+        restart: begin at step 0 although there is an unfinished or finished run; that run's file is kept.
+        take_over: use the session although another machine's run seems to hold it.
+        report: called in this thread after every step.
+
+    Raises:
+        SettingsError, DatasetError, ModelError, SessionBusy, DriveError: before any step is made.
+        Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
+        TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
+    """
+    started = time.monotonic()
+    check_writable(session.folder)
+    with session.lock(take_over=take_over) as lock, _stop_signals() as stop:
+        run = _Run(config, session, report or _log_progress, restart=restart)
+        with run:
+            return run.go(stop, lock, started)
+
+
+def plan(config: DreamBoothConfig, session: Session) -> Plan:
+    """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen."""
+    return _Run(config, session, _log_progress, restart=False).plan
+
+
+def _log_progress(progress: Progress) -> None:
+    if progress.message:
+        logger.info("%s", progress.message)
+    elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
+        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _scratch_of(session: Session) -> Path:
+    """A local folder for this session alone; FASTSD_SCRATCH moves it."""
+    root = Path(os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{os.getuid()}")
+    return root / str(session.record["id"])
+
+
+class _Run:
+    """One call of `train`: settings, studio and checkpoint store, opened in the order in which they can fail."""
+
+    def __init__(self, config: DreamBoothConfig, session: Session, report: Report, *, restart: bool) -> None:
+        self.session, self._report = session, report
+        self._messages: list[str] = []
+        record = session.record
+        self.number = int(record.get("run", 1)) + (1 if restart else 0)
+        self.scratch = _scratch_of(session)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.store = CheckpointStore(
+            session.checkpoints, scratch=self.scratch, report=self.say, timeline=str(self.number), keep_last=2
+        )
+        self.generation: Generation | None
+        self.generation, passed_over = self.store.newest()
+        for sentence in passed_over:
+            self.say(sentence)
+
+        saved = self.generation.record["settings"] if self.generation else None
+        if saved is None and not restart and record.get("settings_of_run") == self.number:
+            saved = record["settings"]
+        given = given_values(config)
+        ref = given.get("base_model") or (saved or {}).get("base_model") or "auto"
+        self.device = describe_device()
+        ref, reason = choose_base_model(ref, self.device, demo_pictures=bool(record["dataset"].get("demo")))
+        self.base = BaseModel.fetch(ref)
+        config = replace(config, base_model=ref)
+        self.config, reasons = resolve_settings(config, self.base.spec, self.device, saved=saved)
+        reasons = [reason, *reasons, *check_resolution(self.base.spec, self.config.resolution)]
+        self.dataset = load_dataset(session, instance_prompt=self.config.instance_prompt)
+        self._check_same_start()
+
+        self.studio = Studio(self.base, self.config, self.device)
+        self.stages = [stage for stage in STAGES if self._steps_of(stage) > 0]
+        self.plan = plan_run(
+            self.config,
+            {stage.name: self._steps_of(stage) for stage in self.stages},
+            {stage.name: self.studio.count_of(stage.name) for stage in self.stages},
+            finish.export_bytes(self.base, self.studio),
+            session.folder,
+        )
+        self.config = self.plan.config
+        self.store.keep(self.config.keep_last)
+        for line in [*filter(None, reasons), *self.plan.lines()]:
+            self.say(line)
+        self.board = BoardLog(self.scratch / "board", session.logs / "tensorboard")
+        self.history: dict[str, Any] = {}
+        self.held_out: list[list] = []
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+    def say(self, message: str) -> None:
+        """Tell the user one sentence."""
+        self._report(Progress(message=message))
+
+    def _steps_of(self, stage: Stage) -> int:
+        return getattr(self.config, f"{stage.name}_steps")
+
+    def _check_same_start(self) -> None:
+        """A resumed run must see the same weights and pictures as before, or it is another run."""
+        self.start = {
+            "base_model": {"ref": self.base.ref, "sha256": model_hash(self.base.folder)},
+            "pictures": [[image.sha256, image.prompt] for image in (*self.dataset.train, *self.dataset.held_out)],
+        }
+        if self.generation is None:
+            return
+        for what, name in (("base_model", "base model"), ("pictures", "pictures or captions")):
+            if self.generation.record[what] != self.start[what]:
+                raise SettingsError(
+                    f"The {name} changed since this session's run was begun.",
+                    "Put them back to go on with it, or start from step 0 with --restart; nothing saved is lost.",
+                )
+
+    # ------------------------------------------------------------------------------------------- the order of events
+
+    def go(self, stop: threading.Event, lock: Any, started: float) -> TrainResult:
+        """Run the stages that are left, then make the file."""
+        first_step = self._where_it_stands()
+        if first_step == self.plan.steps:
+            done = finish.finished_result(self.session, self.number)
+            if done is not None:
+                self.say("This run is finished already; --restart trains again from step 0.")
+                return TrainResult(**done, first_step=first_step, steps=self.plan.steps, seconds=0.0)
+        self.session.save(
+            run=self.number,
+            settings_of_run=self.number,
+            settings=to_values(self.config),
+            base_model=self.start["base_model"],
+            seed=self.config.seed,
+            prompts=sorted({image.prompt for image in self.dataset.train}),
+            versions=versions(),
+        )
+        self.studio.fill_caches(self.dataset)
+        for stage in self.stages:
+            done = self._finished_steps(stage)
+            if done < self._steps_of(stage):
+                self._train_stage(stage, done, stop, lock)
+        for problem in self.store.flush():
+            self.say(problem)
+        fault_point("finish.begin")
+        result = finish.finish_run(
+            self.session,
+            self.base,
+            self.studio,
+            self.config,
+            history=self.history,
+            held_out=self.held_out,
+            run=self.number,
+            say=self.say,
+        )
+        if result["loss_after"] >= result["loss_before"]:
+            self.say("The held-out loss did not fall: look at the samples, and try fewer steps or a lower rate.")
+        return TrainResult(
+            **result, first_step=first_step, steps=self.plan.steps, seconds=time.monotonic() - started
+        )
+
+    def _finished_steps(self, stage: Stage) -> int:
+        if self.generation is None:
+            return 0
+        names = [each.name for each in STAGES]
+        reached = names.index(self.generation.stage)
+        if names.index(stage.name) < reached:
+            return self._steps_of(stage)
+        return self.generation.step if stage.name == self.generation.stage else 0
+
+    def _where_it_stands(self) -> int:
+        """Load what finished stages trained; returns the number of steps that are done."""
+        steps = sum(self._finished_steps(stage) for stage in self.stages)
+        if self.generation is not None:
+            self.history = self.generation.load("history")
+            self.held_out = self.generation.record["held_out"]
+            for stage in self.stages:
+                if self._finished_steps(stage) == self._steps_of(stage):
+                    self.studio.trained[stage.name] = self.generation.load(stage.name)
+            self.say(f"Going on after step {steps} of {self.plan.steps}.")
+        return steps
+
+    def _train_stage(self, stage: Stage, done: int, stop: threading.Event, lock: Any) -> None:
+        """The training loop."""
+        import torch
+
+        config, steps = self.config, self._steps_of(stage)
+        job = open_stage(stage, self.studio, self.generation if done else None)
+        losses = self.history.get(stage.name, torch.zeros(0)).tolist()[:done]
+        offset = sum(self._steps_of(each) for each in self.stages[: self.stages.index(stage)])
+        if not self.held_out:
+            self._judge(job, offset)
+        began = time.monotonic()
+        for step in range(done, steps):
+            if stop.is_set() or lock.lost:
+                self._stop(stage, job, step, losses, lost=lock.lost)
+            lr = getattr(config, f"{stage.name}_lr") * lr_factor(config.lr_scheduler, step, steps)
+            loss = job.take_step(step, lr)
+            if loss != loss or loss == float("inf"):
+                self._give_up(stage, step)
+            losses.append(loss)
+            self.history[stage.name] = torch.tensor(losses)
+            finished, last = step + 1, step + 1 == steps
+            seconds_left = (time.monotonic() - began) / (finished - done) * (steps - finished)
+            self._report(Progress(stage.name, finished, steps, loss, seconds_left))
+            self.board.add(f"loss/{stage.name}", loss, offset + finished)
+            self.board.add(f"lr/{stage.name}", lr, offset + finished)
+            fault_point(f"step.{stage.name}")
+            if last or (config.sample_every and finished % config.sample_every == 0):
+                self._judge(job, offset + finished)
+            if config.sample_every and finished % config.sample_every == 0:
+                finish.draw_sample(self.session, self.studio, job, finished)
+            if last or (config.save_every and finished % config.save_every == 0):
+                self._save(stage, job, finished)
+        self.studio.keep(stage, job)
+
+    def _judge(self, job: Any, position: int) -> None:
+        loss = job.held_out_loss()
+        self.held_out.append([position, loss])
+        self.board.add("loss/held_out", loss, position)
+
+    def _save(self, stage: Stage, job: Any, step: int) -> None:
+        """Write a checkpoint; whatever goes wrong on the mount is said, and training goes on."""
+        tensors, rest = job.state()
+        carried = ("text_encoder",) if stage.name == "unet" and self.studio.trained["text_encoder"] is not None else ()
+        if carried and not self.store.can_carry("text_encoder"):
+            tensors["text_encoder"], carried = self.studio.trained["text_encoder"], ()
+        record = {
+            **self.start,
+            "settings": to_values(self.config),
+            "held_out": self.held_out,
+            "seed": self.config.seed,
+            "prompts": self.studio.prompts,
+            "dataset": self.session.record["dataset"],
+            "versions": versions(),
+            "steps": self._steps_of(stage),
+            "run": self.number,
+            **rest,
+        }
+        self.store.save(Snapshot(stage.name, step, {**tensors, "history": self.history}, record, carried=carried))
+        problem = self.session.save_if_possible(
+            progress={"stage": stage.name, "step": step, "steps": self._steps_of(stage)},
+            checkpoints=self.store.generations(),
+        )
+        if problem:
+            self.say(problem)
+        with contextlib.suppress(OSError):  # the plot is drawn again at the next checkpoint
+            self.board.hand_over()
+            plot_losses(
+                self.history, self.held_out, self.session.logs / "loss.png", label=self.studio.held_out_label
+            )
+
+    def _stop(self, stage: Stage, job: Any, step: int, losses: list[float], *, lost: bool) -> None:
+        if lost:
+            raise SessionBusy(
+                "Another run took this session over.", "This one stopped; the other run goes on from the last checkpoint."
+            )
+        if step and losses:
+            self._save(stage, job, step)
+        problems = self.store.flush()
+        for problem in problems:
+            self.say(problem)
+        where = f"{stage.name} step {step} of {self._steps_of(stage)}"
+        raise Interrupted(
+            f"Stopped at {where}; " + ("not everything could be saved." if problems else "everything is saved."),
+            "Train again with the same session to go on.",
+        )
+
+    def _give_up(self, stage: Stage, step: int) -> None:
+        self.store.flush()
+        raise TrainingFailed(
+            f"The loss is no longer a number at {stage.name} step {step + 1}.",
+            f"Use a lower learning rate (--{stage.name.replace('_', '-')}-lr) or precision fp32, with --restart; "
+            "checkpoints from before are intact.",
+        )

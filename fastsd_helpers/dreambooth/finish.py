@@ -1,0 +1,203 @@
+"""The end of a run: samples, before and after, the verified checkpoint file and its model card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.checkpoints import verify_checkpoint, write_checkpoint
+from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.cache import encode_prompts
+from fastsd_helpers.dreambooth.curves import plot_losses
+from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.stages import Job, Studio
+from fastsd_helpers.drive import sha256_of, write_atomic
+from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.options import to_values
+from fastsd_helpers.runtime import fault_point, versions
+from fastsd_helpers.sessions import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["draw_sample", "export_bytes", "export_run", "finish_run", "finished_result"]
+
+_SAMPLE_SEEDS = (11, 12, 13, 14)
+
+
+def export_bytes(base: BaseModel, studio: Studio) -> int:
+    """Size of the finished float16 file, from the model's configurations."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
+    counts = [studio.count_of(part) for part in ("unet", "text_encoder")]
+    return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
+
+
+def draw_sample(session: Session, studio: Studio, job: Job, step: int) -> Path:
+    """Draw the training prompts with the model as it is; writes samples/{stage}-{step}.png."""
+    import torch
+
+    prompts = _sample_prompts(studio)
+    with studio.autocast(), torch.no_grad():
+        text = job.text_for([studio.prompts.index(prompt) for prompt in prompts]).float()
+    vae = studio.base.load_vae().to(studio.device)
+    with studio.autocast():
+        pictures = draw_pictures(
+            studio.base, job.unet, vae, text, studio.empty_text().to(text), size=studio.config.resolution,
+            seeds=_SAMPLE_SEEDS[: len(prompts)], device=studio.device,
+        )
+    path = session.samples / f"{job.stage}-{step:06d}.png"
+    save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
+    return path
+
+
+def _sample_prompts(studio: Studio) -> list[str]:
+    """Up to four different training prompts; one prompt alone is drawn with four seeds."""
+    prompts = list(dict.fromkeys(studio.prompts[index] for index in studio.prompt_of))
+    return (prompts * len(_SAMPLE_SEEDS))[: len(_SAMPLE_SEEDS)] if len(prompts) == 1 else prompts[: len(_SAMPLE_SEEDS)]
+
+
+def draw_before_and_after(session: Session, studio: Studio, run: int) -> Path:
+    """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
+    prompts = _sample_prompts(studio)
+    vae = studio.base.load_vae().to(studio.device)
+    rows = []
+    trained, nothing = studio.trained, dict.fromkeys(studio.trained)
+    for weights in (nothing, trained):
+        studio.trained = weights
+        text_encoder = studio.load_text_encoder()
+        text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
+        del text_encoder
+        unet = studio.load_unet()
+        with studio.autocast():
+            rows.append(
+                draw_pictures(
+                    studio.base, unet, vae, text[:-1], text[-1:], size=studio.config.resolution,
+                    seeds=_SAMPLE_SEEDS[: len(prompts)], device=studio.device,
+                )
+            )
+        del unet
+    path = session.samples / f"before-after{_suffix(run)}.png"
+    save_picture(draw_grid(rows, ["before", "after"], prompts), path)
+    return path
+
+
+def _suffix(run: int) -> str:
+    return "" if run == 1 else f"-run{run}"
+
+
+def export_run(
+    session: Session, studio: Studio, dst: Path, *, dtype: str = "fp16", title: str = "", overwrite: bool = False
+) -> Any:
+    """Write trained and untouched parts as one file, put it in place and read it back; returns a CheckpointFile.
+
+    Raises:
+        CheckpointError: `dst` exists. DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
+    """
+    if dst.exists() and not overwrite:
+        raise CheckpointError(f"{dst} exists already.", "Name another file, or use --overwrite.")
+    parts = {part: tensors or studio.base.folder / part for part, tensors in studio.trained.items()}
+    parts["vae"] = studio.base.folder / "vae"
+    size = studio.config.resolution
+    metadata = {
+        "modelspec.title": title or session.name,
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.trigger_phrase": studio.prompts[0] if studio.prompts else "",
+    }
+    scratch = dst.parent / f".{dst.name}.new"
+    written = write_checkpoint(parts, scratch, family="sd15", dtype=dtype, metadata=metadata, overwrite=True)
+    fault_point("export.written")
+    try:
+        verify_checkpoint(written, parts)
+        scratch.replace(dst)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sha256 = sha256_of(dst)
+    return written, sha256
+
+
+def finished_result(session: Session, run: int) -> dict[str, Any] | None:
+    """What a run that is finished made, when all of it is still there and whole."""
+    result = session.record.get("result")
+    if not result or result.get("run") != run:
+        return None
+    paths = {name: session.folder / result[name] for name in ("path", "grid", "loss_plot", "model_card")}
+    if not all(path.is_file() for path in paths.values()) or sha256_of(paths["path"]) != result["sha256"]:
+        return None
+    rest = {name: result[name] for name in ("sha256", "loss_before", "loss_after")}
+    return {**paths, **rest}
+
+
+def finish_run(
+    session: Session,
+    base: BaseModel,
+    studio: Studio,
+    config: DreamBoothConfig,
+    *,
+    history: dict[str, Any],
+    held_out: list[list],
+    run: int,
+    say: "Callable[[str], None]",
+) -> dict[str, Any]:
+    """Make the pictures, the file and the card; the session records them only when the file was read back."""
+    grid = draw_before_and_after(session, studio, run)
+    loss_plot = plot_losses(history, held_out, session.logs / f"loss{_suffix(run)}.png", label=studio.held_out_label)
+    path = session.exports / f"{session.name}{_suffix(run)}.safetensors"
+    written, sha256 = export_run(session, studio, path, overwrite=True)
+    losses = {"loss_before": held_out[0][1], "loss_after": held_out[-1][1]}
+    card = session.exports / f"README{_suffix(run)}.md"
+    shutil.copyfile(grid, session.exports / grid.name)
+    write_atomic(card, _card(session, base, studio, config, path, sha256, losses, grid.name).encode())
+    made = {"path": path, "grid": grid, "loss_plot": loss_plot, "model_card": card}
+    relative = {name: str(file.relative_to(session.folder)) for name, file in made.items()}
+    session.save(result={"run": run, "sha256": sha256, **losses, **relative})
+    say(f"DONE: {path} was read back and verified ({written.tensors} tensors, sha256 {sha256[:12]}...).")
+    return {**made, "sha256": sha256, **losses}
+
+
+def _card(
+    session: Session,
+    base: BaseModel,
+    studio: Studio,
+    config: DreamBoothConfig,
+    path: Path,
+    sha256: str,
+    losses: dict[str, float],
+    grid: str,
+) -> str:
+    """A model card in the Hub's format: front matter, then what a reader needs to use and judge the model."""
+    change = 100 * (1 - losses["loss_after"] / losses["loss_before"])
+    prompts = "\n".join(f"- `{prompt}`" for prompt in studio.prompts)
+    settings = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
+    front = {"license": base.spec.licence, "base_model": base.ref, "tags": ["dreambooth", "stable-diffusion", "text-to-image"]}
+    head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    library = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"""---
+{head}
+---
+# {session.name}
+
+{base.spec.title}, taught a new subject with DreamBooth.
+
+![before and after]({grid})
+
+| | |
+| --- | --- |
+| file | `{path.name}` |
+| sha256 | `{sha256}` |
+| held-out loss ({studio.held_out_label}) | {losses["loss_before"]:.4f} before, {losses["loss_after"]:.4f} after ({change:+.1f} % lower) |
+
+## Prompts it was taught
+{prompts}
+
+## Settings
+| setting | value |
+| --- | --- |
+{settings}
+
+Made with {library}.
+"""

@@ -1,0 +1,50 @@
+"""File names of prepared pictures: safe on every drive, unique, and with the words of the photo's own name."""
+
+import re
+import unicodedata
+from collections import Counter
+
+from fastsd_helpers.captions import words_of
+
+__all__ = ["number_series", "printable", "safe_stem", "unique_stem"]
+
+_STEM_BYTES = 80
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+
+
+def number_series(stems: list[str]) -> list[str]:
+    """Turn a series such as "sks_dog_1", "sks_dog_2" into "sks_dog (1)", "sks_dog (2)", the notebooks' convention.
+
+    Then a file name's words are what stays the same, while the digits of a lone "agent 47" are kept.
+    """
+    found = [re.fullmatch(r"(.*?\D)[\s_-]+(\d{1,6})", stem) for stem in stems]
+    prefixes = Counter(match[1].strip(" _-").casefold() for match in found if match)
+    return [
+        f"{match[1].strip(' _-')} ({int(match[2])})"
+        if match and prefixes[match[1].strip(" _-").casefold()] > 1 and words_of(match[1])
+        else stem
+        for stem, match in zip(stems, found, strict=True)
+    ]
+
+
+def safe_stem(stem: str) -> str:
+    stem = unicodedata.normalize("NFC", printable(stem))
+    stem = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]+', " ", stem)
+    stem = " ".join(stem.split()).strip(". ")
+    stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore").strip(". ")
+    return f"_{stem}" if _RESERVED.fullmatch(stem) else stem or "picture"
+
+
+def unique_stem(stem: str, taken: set[str]) -> str:
+    # Compared as Drive on Windows and macOS does: without case.
+    candidate, number = stem, 1
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{stem} ({number})"
+    taken.add(candidate.casefold())
+    return candidate
+
+
+def printable(name: str) -> str:
+    # Names that are no UTF-8 come with surrogates, which neither JSON nor a terminal can write.
+    return "".join(c if c.isprintable() else "?" for c in name.encode("utf-8", "replace").decode())

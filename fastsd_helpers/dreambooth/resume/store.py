@@ -1,0 +1,488 @@
+"""CheckpointStore: write locally, prove it, copy in the background, find the newest whole generation again.
+
+The training thread only waits for the local write. One background thread puts generations on the mount in order. A full
+disk or a lost mount is reported once, and tried again while the training goes on; what never reached the mount stays in
+the scratch folder, where a new process on the same machine finds it.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.dreambooth.resume.generation import (
+    MANIFEST,
+    FileEntry,
+    Generation,
+    NotWhole,
+    Snapshot,
+    describe,
+    generation_name,
+    list_generations,
+    make_manifest,
+    parse_name,
+    read_generation,
+    role_problem,
+    save_tensors,
+    summary_row,
+    verify_files,
+)
+from fastsd_helpers.dreambooth.resume.shelf import Shelf
+from fastsd_helpers.drive import delivers_late, drive_errors, free_bytes, sha256_of, write_atomic
+from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.runtime import fault_point
+
+__all__ = ["CheckpointStore"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_MOST_QUEUED = 2
+_PATIENCE_S = 900.0  # a mount that hangs must not hold a training for ever
+_RETRY_S = 60.0
+_SETTLE_S = 120.0  # how long Drive gets to deliver a generation before an older one may go
+
+
+@dataclass
+class _Job:
+    """A generation on its way to the mount."""
+
+    name: str
+    files: tuple[FileEntry, ...]
+    record: dict[str, Any]
+    keep: bool
+    problem: FastSDError | None = None
+
+
+class CheckpointStore:
+    """The generations of one session.
+
+    Args:
+        folder: the session's checkpoints folder, possibly on an unreliable mount.
+        scratch: a local folder for this session alone, the same one each time, so that what an earlier process on
+            this machine could not copy is found there.
+        keep_last: how many whole generations are kept (snapshots saved with `keep` come on top).
+        report: gets one sentence whenever the user should know something; called from both threads.
+        timeline: generations of another timeline (a run that was started over) are not resumed from.
+        settle_s: how long a generation must have been whole before older ones may go; by default 2 minutes
+            on Drive and other FUSE mounts, where files are delivered later, and 0 elsewhere.
+        retry_s: how often a failed copy is tried again while nothing new is saved.
+        patience_s: how long `save` waits for the mount before an older checkpoint is given up for the new one.
+
+    Raises:
+        DriveError: one of the folders cannot be used at all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        scratch: Path,
+        keep_last: int = 2,
+        report: Callable[[str], None],
+        timeline: str = "",
+        settle_s: float | None = None,
+        retry_s: float = _RETRY_S,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
+        if keep_last < 1:
+            raise CheckpointError(f"keep_last is {keep_last}.", "Keep at least 1 checkpoint.")
+        self.folder, self.scratch, self.timeline = Path(folder), Path(scratch), timeline
+        self._report, self._retry_s, self._patience_s = report, retry_s, patience_s
+        if settle_s is None:
+            settle_s = _SETTLE_S if delivers_late(folder) else 0.0
+        self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s)
+
+        self._change = threading.Condition()  # guards what follows
+        self._queue: deque[_Job] = deque()  # the first one is being copied
+        self._failed: list[_Job] = []
+        self._dropped: list[_Job] = []
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._latest: dict[str, FileEntry] = {}  # role -> its file in the newest generation
+        self._local: dict[str, Path] = {}  # sha256 -> its file in scratch
+        self._reported: set[str] = set()
+        self._local_problem: str | None = None
+
+        for used in (self.folder, self.scratch):
+            with drive_errors(used, "create"):
+                used.mkdir(parents=True, exist_ok=True)
+        # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
+        # the random suffix keeps two runs apart that could not see each other.
+        seen = list_generations(self.folder) + list_generations(self.scratch)
+        self._next_seq = 1 + max((parse_name(name)[0] for name in seen), default=0)
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------------------- resume
+
+    def newest(self) -> tuple[Generation | None, list[str]]:
+        """Find the newest whole generation by manifest, sizes and sha256; carried roles then refer to it.
+
+        Call it once, before the first save. A generation that a killed process left on this machine counts too, and
+        is copied now; older ones that were left here are removed.
+
+        Returns:
+            The generation, or None, and one sentence on every newer one that was passed over.
+
+        Raises:
+            DriveError: a folder cannot be read.
+        """
+        local = list_generations(self.scratch)
+        names = sorted({*list_generations(self.folder), *local}, key=lambda name: (parse_name(name)[0], name))
+        passed_over: list[str] = []
+        chosen: Generation | None = None
+        while names and chosen is None:
+            name = names.pop()
+            try:
+                generation = read_generation(self.folder, name, scratch=self.scratch)
+                if generation.timeline == self.timeline:
+                    verify_files(generation)
+                    chosen = generation
+            except NotWhole as err:
+                if name not in local or (self.folder / name).is_dir():  # a local write that was cut is no loss
+                    passed_over.append(f"Checkpoint {describe(name)} {err}")
+        if chosen is not None:
+            self._go_on_from(chosen, is_local=chosen.name in local)
+        self._clear_scratch(keep=set(self._local.values()))
+        going_on = f"going on from {describe(chosen.name)}" if chosen else "starting from the beginning"
+        return chosen, [f"{sentence}; {going_on}." for sentence in passed_over]
+
+    def _go_on_from(self, generation: Generation, *, is_local: bool) -> None:
+        with self._change:
+            self._latest = {entry.role: entry for entry in generation.files}
+        if not is_local or self._is_on_mount(generation.name):
+            self._shelf.remember(generation)
+            return
+        paths = {entry.sha256: generation.find(entry) for entry in generation.files}
+        local = {sha256: path for sha256, path in paths.items() if path.is_relative_to(self.scratch)}
+        self._shelf.remember_files(entry for entry in generation.files if entry.sha256 not in local)
+        self._report(
+            f"Checkpoint {describe(generation.name)} was found on this machine; it is copied to {self.folder}."
+        )
+        with self._change:
+            self._local = local
+            self._queue.append(_Job(generation.name, generation.files, generation.record, generation.keep))
+            self._start_thread()
+
+    def _is_on_mount(self, name: str) -> bool:
+        try:
+            verify_files(read_generation(self.folder, name))
+        except NotWhole as err:
+            logger.debug("Checkpoint %s %s.", name, err)
+            return False
+        return True
+
+    def _clear_scratch(self, *, keep: set[Path]) -> None:
+        needed = {path.parent for path in keep}
+        for left_over in self.scratch.iterdir():
+            if left_over not in needed and (parse_name(left_over.name) or left_over.name == "loaded"):
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def keep(self, last: int) -> None:
+        """Change how many whole generations are kept from here on."""
+        if last < 1:
+            raise CheckpointError(f"keep_last is {last}.", "Keep at least 1 checkpoint.")
+        self._shelf.keep_last = last
+
+    def can_carry(self, role: str) -> bool:
+        """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
+        with self._change:
+            entry = self._latest.get(role)
+        return entry is not None and (self._local_copy(entry) is not None or self._shelf.find(entry) is not None)
+
+    def generations(self, *, verify: bool = False) -> list[dict[str, Any]]:
+        """List the generations, oldest first, those still being copied included.
+
+        Returns:
+            name, seq, stage, step, keep, bytes (of its own files), sha256s (by role), whole (by sizes; with `verify`
+            by hashes too) and state: "whole", "copying" or why it is not whole.
+        """
+        with self._change:
+            jobs = {job.name: job for job in [*self._queue, *self._failed]}
+        rows = [summary_row(job.name, job.files, job.keep, state="copying") for job in jobs.values()]
+        shared: set[str] = set()
+        for name in list_generations(self.folder):
+            if name in jobs:
+                continue
+            try:
+                generation = read_generation(self.folder, name)
+                verify_files(generation, hashes=verify)
+            except NotWhole as err:
+                if name not in shared:  # else a pruned one, of which only the files that newer ones carry are left
+                    rows.append(summary_row(name, (), False, state=str(err)))
+                continue
+            shared |= {entry.path.partition("/")[0] for entry in generation.files}
+            rows.append(summary_row(name, generation.files, generation.keep, state="whole"))
+        return sorted(rows, key=lambda row: (row["seq"], row["name"]))
+
+    # ---------------------------------------------------------------------------------------------- save
+
+    def save(self, snapshot: Snapshot) -> str | None:
+        """Write a snapshot locally, prove it, and queue it for the mount.
+
+        Waits while two generations are still being copied.
+
+        Returns:
+            The new generation's name; None when the local disk could not take it, which is reported.
+
+        Raises:
+            CheckpointError: a carried role is not known, or the record holds what JSON cannot.
+        """
+        self._check(snapshot)
+        self._wait_for_room()
+        fault_point("checkpoint.begin")
+        seq, self._next_seq = self._next_seq, self._next_seq + 1
+        name = generation_name(seq, snapshot.stage, snapshot.step)
+        with self._change:
+            carried = [replace(self._latest[role], carried=True) for role in snapshot.carried]
+        try:
+            written = self._write_files(name, snapshot)
+            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep)
+            write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
+        except DriveError as err:
+            shutil.rmtree(self.scratch / name, ignore_errors=True)
+            self._local_problem = f"Checkpoint {describe(name)} was not saved: {err.problem}"
+            self._report_once("local", f"{self._local_problem} The training goes on. {err.hint}")
+            return None
+        with self._change:
+            self._local_problem = None
+            self._latest = {entry.role: entry for entry in job.files}
+            self._local.update({entry.sha256: self.scratch / entry.path for entry in written})
+            # An older one that could not be copied is superseded; its files stay as long as this one needs them.
+            self._dropped += [failed for failed in self._failed if not failed.keep]
+            self._queue.extend([*(failed for failed in self._failed if failed.keep), job])
+            self._failed = []
+            self._start_thread()
+        return name
+
+    def flush(self) -> list[str]:
+        """Wait until everything is copied, trying what failed once more.
+
+        Returns:
+            Sentences on what could not be written; empty when the newest generation is whole on the mount.
+        """
+        with self._change:
+            if self._failed:
+                self._queue.extend(self._failed)
+                self._failed = []
+                self._start_thread()
+            while self._queue:
+                self._change.wait()
+            problems = [
+                f"Checkpoint {describe(job.name)} was not written to {self.folder}: {job.problem.problem} "
+                f"Until this machine is gone it is in {self.scratch}."
+                for job in self._failed
+                if job.problem is not None
+            ]
+            return problems + ([self._local_problem] if self._local_problem else [])
+
+    def close(self) -> None:
+        """Finish copying and stop the background thread; what could not be written is reported. Twice is harmless."""
+        if self._closed:
+            return
+        problems = self.flush()
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        for problem in problems:
+            self._report(problem)
+        if not problems:
+            self._clear_scratch(keep=set())
+
+    def _check(self, snapshot: Snapshot) -> None:
+        if self._closed:
+            raise CheckpointError("The checkpoint store is closed.", "Open a new one.")
+        for role in snapshot.tensors:
+            if problem := role_problem(role):
+                raise CheckpointError(problem, "Use lower case letters, digits and _.")
+        with self._change:
+            unknown = [role for role in snapshot.carried if role not in self._latest or role in snapshot.tensors]
+        if unknown:
+            raise CheckpointError(
+                f"{', '.join(unknown)} cannot be carried over: no earlier generation holds it, or it is saved as well.",
+                "Save it in full.",
+            )
+
+    def _wait_for_room(self) -> None:
+        started = time.monotonic()
+        with self._change:
+            if len(self._queue) < _MOST_QUEUED:
+                return
+            self._report(
+                f"The training waits: {len(self._queue)} checkpoints are still being copied to {self.folder}. "
+                "Save less often (save_every) if this comes again."
+            )
+            while len(self._queue) >= _MOST_QUEUED:
+                self._change.wait(timeout=min(1.0, self._patience_s))
+                waiting = [job for job in list(self._queue)[1:] if not job.keep]
+                if waiting and time.monotonic() - started > self._patience_s:
+                    self._queue.remove(waiting[-1])
+                    self._dropped.append(waiting[-1])
+                    self._report(
+                        f"Checkpoint {describe(waiting[-1].name)} is given up for a newer one: "
+                        f"{self.folder} has taken nothing for {self._patience_s:.0f} s."
+                    )
+
+    def _write_files(self, name: str, snapshot: Snapshot) -> list[FileEntry]:
+        target = self.scratch / name
+        roles = snapshot.tensors.items()
+        needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
+        free = free_bytes(self.scratch)
+        if free < needed:
+            raise DiskFull(
+                f"{self.scratch} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed.",
+                "Make room on this machine's own disk.",
+            )
+        with drive_errors(target, "create"):
+            target.mkdir()
+        written = []
+        for role, tensors in roles:
+            path = target / f"{role}.safetensors"
+            save_tensors(tensors, path)
+            size, sha256 = path.stat().st_size, sha256_of(path)
+            fault_point("checkpoint.hash")
+            written.append(FileEntry(role, f"{name}/{path.name}", size, sha256, carried=False))
+        return written
+
+    def _manifest(self, job: _Job, files: tuple[FileEntry, ...]) -> bytes:
+        seq, stage, step = parse_name(job.name)
+        return make_manifest(
+            seq=seq, stage=stage, step=step, keep=job.keep, timeline=self.timeline, record=job.record, files=files
+        )
+
+    # ------------------------------------------------------------------------------------ background copy
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoint-copy", daemon=True)
+            self._thread.start()
+        self._change.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    woken = self._change.wait(timeout=self._retry_s if self._failed else None)
+                    if not woken:
+                        self._queue.extend(self._failed)
+                        self._failed = []
+                job = self._queue[0]
+            problem = self._deliver(job)
+            with self._change:
+                job.problem = problem
+                self._queue.popleft()
+                if problem is not None:
+                    newer = any(not queued.keep for queued in self._queue)
+                    (self._dropped if newer and not job.keep else self._failed).append(job)
+                self._change.notify_all()
+
+    def _deliver(self, job: _Job) -> FastSDError | None:
+        """Put one generation on the mount; failures are reported and returned, never raised."""
+        try:
+            self._discard_dropped()
+            self._put(job)
+        except (DriveError, VerificationFailed, CheckpointError) as err:
+            self._report_once(
+                type(err).__name__,
+                f"Checkpoint {describe(job.name)} is not in {self.folder} yet: {err.problem} "
+                f"The training goes on, and it is tried again. {err.hint}",
+            )
+            return err
+        except Exception as err:  # a thread that died would let the training go on unsaved in silence
+            logger.exception("Copying checkpoint %s failed.", job.name)
+            self._report_once(repr(err), f"Checkpoint {describe(job.name)} could not be copied: {err!r}.")
+            return CheckpointError(f"{err!r}.", "Report this.")
+        if self._reported - {"local", "prune"}:
+            self._report(f"Checkpoint {describe(job.name)} is in {self.folder}: copying works again.")
+        self._reported.clear()
+        try:
+            self._shelf.prune(busy=self._busy(), wanted=self._wanted())
+        except DriveError as err:
+            self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
+        self._free_local()
+        return None
+
+    def _put(self, job: _Job) -> None:
+        if (self.folder / job.name / MANIFEST).exists():
+            # An earlier attempt got as far as the manifest and was then found not to be whole. Nothing is ever
+            # overwritten, so it gets a name of its own.
+            job.name = generation_name(*parse_name(job.name))
+        files = self._shelf.put(
+            job.name,
+            job.files,
+            local=self._local_copy,
+            manifest=lambda placed: self._manifest(job, placed),
+        )
+        with self._change:
+            for entry in files:
+                newest = self._latest.get(entry.role)
+                if newest is not None and newest.sha256 == entry.sha256:
+                    self._latest[entry.role] = entry
+
+    def _discard_dropped(self) -> None:
+        with self._change:
+            dropped, self._dropped = self._dropped, []
+        for job in dropped:
+            logger.info("Checkpoint %s is superseded.", describe(job.name))
+            try:
+                self._shelf.discard(job.name, wanted=self._wanted())
+            except DriveError as err:  # pruned with the others later
+                logger.debug("Checkpoint %s could not be removed: %s", job.name, err)
+
+    def _busy(self) -> set[str]:
+        with self._change:
+            return {job.name for job in [*self._queue, *self._failed]}
+
+    def _wanted(self) -> set[str]:
+        with self._change:
+            jobs = [*self._queue, *self._failed]
+            return {entry.sha256 for files in (self._latest.values(), *(job.files for job in jobs)) for entry in files}
+
+    def _local_copy(self, entry: FileEntry) -> Path | None:
+        with self._change:
+            path = self._local.get(entry.sha256)
+        return path if path is not None and path.is_file() else None
+
+    def _free_local(self) -> None:
+        """Remove the local copies of what is on the mount; the rest may have to be copied again."""
+        wanted = self._wanted()
+        with self._change:
+            freed = {
+                sha256: path
+                for sha256, path in self._local.items()
+                if sha256 not in wanted or self._shelf.was_put(sha256)
+            }
+            for sha256 in freed:
+                del self._local[sha256]
+            needed = {path.parent for path in self._local.values()}
+        for path in freed.values():
+            try:
+                if path.parent not in needed:
+                    (path.parent / MANIFEST).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                if not os.listdir(path.parent):
+                    path.parent.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as err:
+                logger.warning("The local copy %s could not be removed: %s.", path, err)
+
+    def _report_once(self, kind: str, sentence: str) -> None:
+        if kind not in self._reported:
+            self._reported.add(kind)
+            self._report(sentence)

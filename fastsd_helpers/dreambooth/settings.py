@@ -1,0 +1,213 @@
+"""The settings of one DreamBooth run, and how what the user left alone is filled in."""
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from fastsd_helpers.errors import ModelError, SettingsError
+from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.registry import ModelSpec
+from fastsd_helpers.runtime import Device
+
+__all__ = ["FREE_TO_CHANGE", "DreamBoothConfig", "Given", "choose_base_model", "given_values", "resolve_settings"]
+
+Given = dict[str, Any]
+
+# These decide what is kept and shown, not which weights come out: a resumed run may change them.
+FREE_TO_CHANGE = ("save_every", "keep_last", "sample_every")
+
+
+@dataclass(frozen=True)
+class DreamBoothConfig:
+    """Settings for one DreamBooth run; what is left alone follows the base model, the device or the session."""
+
+    base_model: str = option(
+        "auto", help="model to start from: auto, a key (sd15, demo), a Hub id (owner/name) or a Diffusers folder"
+    )
+    instance_prompt: str | None = option(
+        None, help="what the pictures show, e.g. 'a photo of zib dog'; left alone: the words of the file names"
+    )
+    unet_steps: int | None = option(
+        None, help="optimizer steps of the U-Net; 0 skips it; left alone: the model's", low=0, high=200_000
+    )
+    unet_lr: float | None = option(
+        None, help="learning rate of the U-Net; left alone: the model's", low=1e-9, high=1e-2
+    )
+    text_encoder_steps: int | None = option(
+        None, help="optimizer steps of the text encoder; 0 skips it; left alone: the model's", low=0, high=200_000
+    )
+    text_encoder_lr: float | None = option(
+        None, help="learning rate of the text encoder; left alone: the model's", low=1e-9, high=1e-2
+    )
+    resolution: int | None = option(
+        None, help="side of the training pictures in pixels; left alone: the model's", low=64, high=2048
+    )
+    batch_size: int | None = option(
+        None, help="pictures per forward pass; left alone: the model's", low=1, high=64, advanced=True
+    )
+    accumulation: int = option(
+        1, help="forward passes summed into one optimizer step", low=1, high=64, advanced=True
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
+        "linear", help="how the learning rate falls over each stage", advanced=True
+    )
+    seed: int = option(42, help="decides pictures' order, noise and timesteps", low=0, high=2**31 - 1)
+    flip: bool = option(False, help="also train on mirrored pictures (not for faces or text)", advanced=True)
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
+        "auto", help="number format of the forward pass; weights are trained in fp32", advanced=True
+    )
+    optimizer: Literal["auto", "adamw", "adamw8bit"] = option(
+        "auto", help="AdamW, or its 8-bit form, which needs an NVIDIA GPU and bitsandbytes", advanced=True
+    )
+    gradient_checkpointing: bool | None = option(
+        None, help="less memory, about a quarter slower; left alone: chosen from the GPU's memory", advanced=True
+    )
+    save_every: int | None = option(
+        None,
+        help="steps between checkpoints; 0 keeps only the end of each stage; left alone: chosen from free space",
+        low=0,
+        high=200_000,
+    )
+    keep_last: int | None = option(
+        None, help="whole checkpoints kept; left alone: two where they fit", low=1, high=100, advanced=True
+    )
+    sample_every: int | None = option(
+        None,
+        help="steps between sample pictures and held-out losses; 0 = none; left alone: four times a stage",
+        low=0,
+        high=200_000,
+    )
+    deterministic: bool = option(
+        False, help="on a GPU: a resumed run gives the same bits, at some cost in speed", advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        extra = []
+        if self.unet_steps == 0 and self.text_encoder_steps == 0:
+            extra.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
+        if isinstance(self.base_model, str) and not self.base_model.strip():
+            extra.append("base_model (--base-model) is empty")
+        check(self, extra)
+
+
+def given_values(config: DreamBoothConfig) -> Given:
+    """What the user really chose: the fields that differ from their defaults."""
+    return {spec.name: getattr(config, spec.name) for spec in fields(config) if getattr(config, spec.name) != spec.default}
+
+
+def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple[str, str]:
+    """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
+
+    Raises:
+        ModelError: the user's own pictures and no GPU.
+    """
+    if ref != "auto":
+        return ref, ""
+    if demo_pictures:
+        return "demo", "base model demo: the pictures are the demo's own"
+    if device.kind == "cuda":
+        return "sd15", f"base model sd15: there is a GPU ({device.name})"
+    raise ModelError(
+        "There is no GPU, and Stable Diffusion 1.5 takes days to train without one.",
+        "In Colab: Runtime > Change runtime type > T4 GPU. To try the small embedded model instead, choose base_model "
+        "demo (--base-model demo).",
+    )
+
+
+def resolve_settings(
+    config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None
+) -> tuple[DreamBoothConfig, list[str]]:
+    """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
+
+    What the user gave wins, then what the session was started with (`saved`), then the model's defaults, then the
+    device's. After this only save_every, keep_last and sample_every may still be None: they depend on free space.
+
+    Raises:
+        SettingsError: a resumed run would change; every changed setting is listed.
+    """
+    given = given_values(config)
+    if saved is not None:
+        _refuse_changes(given, saved)
+        known = {field.name for field in fields(config)}
+        return replace(config, **{k: v for k, v in saved.items() if k in known}, **_free(given)), [
+            "settings as this session was started with"
+        ]
+    defaults = {name: value for name, value in spec.defaults.items() if hasattr(config, name)}
+    resolved = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+    reasons = []
+    followed = [f"{name} {value}" for name, value in defaults.items() if getattr(config, name) is None]
+    if followed:
+        reasons.append(f"from {spec.title}: {', '.join(followed)}")
+    precision, reason = _choose_precision(resolved.precision, device)
+    reasons.append(reason)
+    optimizer, reason = _choose_optimizer(resolved.optimizer, device)
+    reasons.append(reason)
+    checkpointing, reason = _choose_checkpointing(resolved, device)
+    reasons.append(reason)
+    resolved = replace(
+        resolved, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing
+    )
+    return resolved, [reason for reason in reasons if reason]
+
+
+def _free(given: Given) -> Given:
+    return {}
+
+
+def _refuse_changes(given: Given, saved: Given) -> None:
+    changed = [
+        f"{name} was {saved[name]!r} and is now {value!r}"
+        for name, value in given.items()
+        if name in saved and name not in FREE_TO_CHANGE and value != saved[name]
+    ]
+    if changed:
+        raise SettingsError(
+            f"This session is unfinished and was started with other settings: {'; '.join(changed)}.",
+            "Leave those settings alone to go on with it, or start from step 0 with --restart.",
+        )
+
+
+def _choose_precision(wanted: str, device: Device) -> tuple[str, str]:
+    if wanted != "auto":
+        if wanted == "bf16" and device.kind == "cuda" and not device.has_bf16:
+            return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
+        return wanted, ""
+    if device.kind == "cuda":
+        if device.has_bf16:
+            return "bf16", f"precision bf16: {device.name} has it, and it needs no loss scaling"
+        return "fp16", f"precision fp16: {device.name} has no bf16 units; the loss scale is saved with each checkpoint"
+    if device.has_bf16:
+        return "bf16", "precision bf16: this processor has bf16 units"
+    return "fp32", "precision fp32: this processor has no half-precision units"
+
+
+def _choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
+    installed = importlib.util.find_spec("bitsandbytes") is not None
+    if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
+        missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
+        raise SettingsError(
+            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which picks what works."
+        )
+    if wanted != "auto":
+        return wanted, ""
+    if device.kind == "cuda" and installed:
+        return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
+    why = "bitsandbytes is not installed" if device.kind == "cuda" else "the 8-bit form needs an NVIDIA GPU"
+    return "adamw", f"optimizer adamw: {why}"
+
+
+def _choose_checkpointing(config: DreamBoothConfig, device: Device) -> tuple[bool, str]:
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing, ""
+    # SD 1.5 at 512 px, batch 1, fp16, 8-bit AdamW peaks near 13.7 GiB without it and under 10 with it
+    # (T4 table in ShivamShrirao's README); a T4 has 15.
+    small = device.kind == "cuda" and device.memory_gib < 22
+    if small:
+        return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
+    return False, ""
+
+
+def describe(config: DreamBoothConfig) -> Iterable[str]:
+    """One line per setting, for the model card and the log."""
+    return [f"{name} = {value}" for name, value in to_values(config).items()]

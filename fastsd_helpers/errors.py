@@ -1,0 +1,143 @@
+"""Every error a user can meet: what happened, then what to do next.
+
+    FastSDError
+    ├── SettingsError            one or more settings are out of range or do not fit together
+    ├── SessionError             something is wrong with a session
+    │   ├── SessionNotFound
+    │   ├── SessionExists
+    │   ├── SessionBusy          another run holds its lock
+    │   └── SessionDamaged       session.json or every checkpoint is unreadable
+    ├── DatasetError             the pictures given cannot be trained on
+    ├── DriveError               the folder or mounted Drive cannot be used
+    │   ├── DriveReadOnly
+    │   └── DiskFull
+    ├── ModelError               a base model cannot be used
+    │   ├── ModelNotFound
+    │   └── WrongFamily
+    ├── CheckpointError          a checkpoint file cannot be read, written or named
+    │   └── VerificationFailed   what was written is not what should have been (ours: exit code 1)
+    ├── TrainingFailed           the run itself broke down (not a number, out of memory)
+    ├── DependencyMissing        an optional package is not installed
+    └── Interrupted              stopped by the user; everything is saved (exit code 130)
+
+`exit_code` is what the command line ends with: 2 for what a user can put right, 1 for a failure of ours.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "DatasetError",
+    "DependencyMissing",
+    "DiskFull",
+    "DriveError",
+    "DriveReadOnly",
+    "FastSDError",
+    "Interrupted",
+    "ModelError",
+    "ModelNotFound",
+    "SessionBusy",
+    "SessionDamaged",
+    "SessionError",
+    "SessionExists",
+    "SessionNotFound",
+    "SettingsError",
+    "TrainingFailed",
+    "VerificationFailed",
+    "WrongFamily",
+]
+
+
+class FastSDError(Exception):
+    """A problem a user can act on: `problem` states the fact with its value, `hint` what to do next."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.hint}" if self.hint else self.problem
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython calls this instead of printing a traceback: a notebook shows calm lines, while a
+        # Python caller still gets an ordinary exception.
+        return [f"✋ {self.problem}", *([f"   → {self.hint}"] if self.hint else [])]
+
+
+class SettingsError(FastSDError):
+    """Settings out of range or contradicting each other; `problem` names every one of them."""
+
+
+class SessionError(FastSDError):
+    """Something is wrong with a session."""
+
+
+class SessionNotFound(SessionError):
+    """No session of that name under the sessions root."""
+
+
+class SessionExists(SessionError):
+    """A session of that name is already there."""
+
+
+class SessionBusy(SessionError):
+    """Another run holds the session's lock."""
+
+
+class SessionDamaged(SessionError):
+    """A session's record or all of its checkpoints cannot be read."""
+
+
+class DatasetError(FastSDError):
+    """The pictures given cannot be trained on."""
+
+
+class DriveError(FastSDError):
+    """A folder or a mounted Drive cannot be used."""
+
+
+class DriveReadOnly(DriveError):
+    """The sessions folder cannot be written to."""
+
+
+class DiskFull(DriveError):
+    """Not enough room for what has to be written."""
+
+
+class ModelError(FastSDError):
+    """A base model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """A base model is neither a key, nor a folder, nor a Hub id that answers."""
+
+
+class WrongFamily(ModelError):
+    """A model of a family that this job cannot train."""
+
+
+class CheckpointError(FastSDError):
+    """A checkpoint file cannot be read, written or named."""
+
+
+class VerificationFailed(CheckpointError):
+    """A file that was read back differs from what was meant to be written."""
+
+    exit_code = 1
+
+
+class TrainingFailed(FastSDError):
+    """The run broke down; what was saved before is intact."""
+
+    exit_code = 1
+
+
+class DependencyMissing(FastSDError):
+    """An optional package is not installed."""
+
+
+class Interrupted(FastSDError):
+    """The user stopped the run; everything up to the last finished step is saved."""
+
+    exit_code = 130

@@ -1,0 +1,164 @@
+"""A form drawn from a settings class: nothing in a notebook repeats a name, a default or a limit."""
+
+import html
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from fastsd_helpers.errors import FastSDError, SettingsError
+from fastsd_helpers.forms.fields import Field, load_widgets
+from fastsd_helpers.options import from_values, options_of, to_values
+from fastsd_helpers.runtime import secret
+
+if TYPE_CHECKING:
+    from fastsd_helpers.sessions import Session
+
+__all__ = ["Form", "show_form"]
+
+Config = TypeVar("Config")
+
+
+def show_form(
+    settings: type[Config], *, restore: "Session | None" = None, given: Mapping[str, Any] | None = None
+) -> "Form[Config]":
+    """Make the form of a settings class; the last line of a cell displays it.
+
+    Args:
+        settings: a frozen dataclass whose fields are made with `option`.
+        restore: show what was last entered for this session, and keep what is entered now in it.
+        given: values to start with; what was last entered wins over them.
+
+    Raises:
+        SettingsError: `given` names a setting that does not exist, or a value that it cannot have.
+    """
+    return Form(settings, session=restore, given=given)
+
+
+class Form(Generic[Config]):
+    """Widgets for every setting of a class; `config()` turns what they show into the settings object."""
+
+    def __init__(
+        self,
+        settings: type[Config],
+        *,
+        session: "Session | None" = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._fields = {item.name: Field(item, suggestions=_suggestions(item.name)) for item in options_of(settings)}
+        self._message = load_widgets().HTML()
+        self.update(**(given or {}))
+        self._restore()
+        self._box = self._draw()
+        for field in self._fields.values():
+            field.watch(self._on_change)
+        self._show_defaults()
+
+    def values(self) -> dict[str, Any]:
+        """What the widgets show, without secrets; None means "left alone". Nothing is checked."""
+        return {name: field.read() for name, field in self._fields.items() if not field.option.secret}
+
+    def config(self) -> Config:
+        """Build the settings; saves what was entered in the session, so that it is there next time.
+
+        Raises:
+            SettingsError: one or more fields are wrong; all of them are named.
+        """
+        secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
+        config = from_values(self._settings, self.values() | secrets)
+        self._save(config)
+        return config
+
+    def update(self, **values: Any) -> None:
+        """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
+
+        Raises:
+            SettingsError: a name that does not exist, or a value that the widget cannot show.
+        """
+        unknown = sorted(set(values) - set(self._fields))
+        if unknown:
+            raise SettingsError(
+                f"Unknown setting {', '.join(unknown)}.", f"Settings of this form: {', '.join(sorted(self._fields))}."
+            )
+        for name, value in values.items():
+            self._fields[name].write(value)
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self._box)
+
+    @staticmethod
+    def _find_secret(field: Field) -> str | None:
+        return secret(field.option.name.upper(), prompt=lambda: field.widget.value)
+
+    def _restore(self) -> None:
+        saved = self._session.record.get("forms", {}).get(self._settings.__name__, {}) if self._session else {}
+        given_up = []
+        for name, value in saved.items():
+            try:
+                self.update(**{name: value})
+            except SettingsError:
+                # Saved by another version of this library; it must not cost the user the other values.
+                given_up.append(f"{name} = {value!r}")
+        if given_up:
+            self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
+
+    def _draw(self) -> Any:
+        widgets = load_widgets()
+        plain = [field.row for field in self._fields.values() if not field.option.advanced]
+        folded = [field.row for field in self._fields.values() if field.option.advanced]
+        parts = [widgets.VBox(plain)]
+        if folded:
+            accordion = widgets.Accordion([widgets.VBox(folded)], selected_index=None)
+            accordion.set_title(0, "More settings")
+            parts.append(accordion)
+        return widgets.VBox([*parts, self._message])
+
+    def _on_change(self) -> None:
+        try:
+            # Secrets are not looked up here: Colab would ask for permission at every key stroke.
+            config = self._settings(**{name: field.read() for name, field in self._fields.items()})
+        except FastSDError as err:
+            self._say(f"✋ {err.problem}")
+        else:
+            self._save(config)
+            self._say("")
+        self._show_defaults()
+
+    def _save(self, config: Config) -> None:
+        if self._session is None:
+            return
+        saved = self._session.record.get("forms", {})
+        entered = saved | {self._settings.__name__: to_values(config)}
+        if entered != saved:
+            # A full Drive must not stop somebody from filling in a form; the session's log says what happened.
+            self._session.save_if_possible(forms=entered)
+
+    def _show_defaults(self) -> None:
+        defaults, owner = _model_defaults(self.values().get("base_model"))
+        for name, field in self._fields.items():
+            if field.option.optional:
+                known = name in defaults
+                field.suggest(f"{owner}: {defaults[name]}" if known else "automatic")
+
+    def _say(self, text: str) -> None:
+        self._message.value = f"<span style='color:#b00020'>{html.escape(text)}</span>" if text else ""
+
+
+def _suggestions(name: str) -> tuple[str, ...]:
+    if name != "base_model":
+        return ()
+    from fastsd_helpers.registry import models
+
+    return ("auto", *(spec.key for spec in models()))
+
+
+def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:
+    """The defaults that a base model brings, and whose they are, in words for the placeholder."""
+    from fastsd_helpers.registry import models
+
+    for spec in models():
+        if spec.key == base_model:
+            return spec.defaults, spec.key
+    return {}, ""

@@ -1,0 +1,152 @@
+"""Settings, defined once: one dataclass field is one widget, one command-line flag and one saved value."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from fastsd_helpers.errors import SettingsError
+
+__all__ = ["Option", "check", "from_values", "option", "options_of", "parse_value", "to_values"]
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting as the form, the command line and the docs table see it."""
+
+    name: str
+    kind: type  # bool, int, float or str
+    default: Any  # MISSING when the user must give it
+    help: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] | None = None
+    secret: bool = False
+    advanced: bool = False
+    optional: bool = False  # None is allowed: "left alone"
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag: `unet_steps` is `--unet-steps`."""
+        return "--" + self.name.replace("_", "-")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    step: float | None = None,
+    secret: bool = False,
+    advanced: bool = False,
+) -> Any:
+    """Declare one setting of a frozen dataclass.
+
+    The annotation gives the rest: `Literal["a", "b"]` is a dropdown and a list of choices, `bool` a
+    checkbox and `--x/--no-x`, `int | None` a field that may be left alone.
+
+    Args:
+        default: value when the user says nothing; absent means the user must give it.
+        help: one line, with the unit where there is one.
+        low, high: smallest and largest value allowed, both included.
+        step: the widget's step.
+        secret: a password widget, never a flag, never saved.
+        advanced: folded away in the form.
+    """
+    metadata = {"help": help, "low": low, "high": high, "step": step, "secret": secret, "advanced": advanced}
+    return field(default=default, metadata=metadata)
+
+
+def options_of(settings: type) -> list[Option]:
+    """List the settings of a dataclass in the order they were declared."""
+    hints = typing.get_type_hints(settings)
+    found = []
+    for spec in dataclasses.fields(settings):
+        if "help" not in spec.metadata:
+            continue
+        kind, choices, optional = _read_annotation(hints[spec.name])
+        found.append(Option(spec.name, kind, spec.default, choices=choices, optional=optional, **spec.metadata))
+    return found
+
+
+def _read_annotation(annotation: Any) -> tuple[type, tuple[str, ...] | None, bool]:
+    optional = False
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        inner = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        optional = len(inner) < len(typing.get_args(annotation))
+        annotation = inner[0]
+    if typing.get_origin(annotation) is Literal:
+        return str, typing.get_args(annotation), optional
+    return annotation, None, optional
+
+
+def _problem_with(spec: Option, value: Any) -> str | None:
+    if value is None:
+        return None if spec.optional else "is needed"
+    if spec.choices is not None:
+        return None if value in spec.choices else f"is {value!r}; choose {', '.join(spec.choices)}"
+    if spec.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, spec.kind) or (spec.kind is int and isinstance(value, bool)):
+        return f"is {value!r}; it must be {_kind_in_words(spec.kind)}"
+    if spec.kind in (int, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return f"is {value}; it must be a finite number"
+        if spec.low is not None and value < spec.low:
+            return f"is {value}; the smallest is {spec.low}"
+        if spec.high is not None and value > spec.high:
+            return f"is {value}; the largest is {spec.high}"
+    return None
+
+
+def _kind_in_words(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[kind]
+
+
+def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
+    """Raise one SettingsError that names every bad field of `settings`.
+
+    Call it in `__post_init__`; `extra` adds sentences about fields that do not fit together.
+    """
+    problems = []
+    for spec in options_of(type(settings)):
+        problem = _problem_with(spec, getattr(settings, spec.name))
+        if problem:
+            problems.append(f"{spec.name} ({spec.flag}) {problem}")
+    problems.extend(extra)
+    if problems:
+        raise SettingsError("; ".join(problems) + ".", "Change the values named above and run again.")
+
+
+def parse_value(spec: Option, text: str) -> Any:
+    """Turn one command-line word into the setting's value; raises ValueError on a word that is none."""
+    if spec.optional and text.lower() in ("", "none"):
+        return None
+    if spec.kind is bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ValueError(text)
+    return spec.kind(text)
+
+
+def to_values(settings: Any) -> dict[str, Any]:
+    """The settings as a JSON-able dict, without secrets."""
+    return {spec.name: getattr(settings, spec.name) for spec in options_of(type(settings)) if not spec.secret}
+
+
+def from_values(settings: type[Config], values: dict[str, Any]) -> Config:
+    """Build settings from a saved dict; raises SettingsError for a name that does not exist."""
+    known = {spec.name for spec in options_of(settings)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(
+            f"Unknown setting {', '.join(unknown)}.", f"Settings of this step: {', '.join(sorted(known))}."
+        )
+    return settings(**values)

@@ -1,0 +1,282 @@
+"""The models this project knows: models.toml as ModelSpec rows, and what kind of model a Diffusers folder is."""
+
+import difflib
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsd_helpers.downloads import models_table, read_json, require_pipeline
+from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
+
+__all__ = [
+    "TRAINABLE_FAMILIES",
+    "ModelSpec",
+    "Source",
+    "check_resolution",
+    "detect_family",
+    "find_model",
+    "models",
+    "require_trainable",
+    "spec_of",
+]
+
+TRAINABLE_FAMILIES = ("sd15",)
+
+# The block layout that a family's single-file layout is written for: a U-Net with fewer blocks would train for an
+# hour and could then not be exported. Source: the unet/config.json of the published models.
+_SD_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+_SD_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place a model can be fetched from: a Hub repository, at a commit when `revision` pins one."""
+
+    repo: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One base model: what it is, where it comes from, which pictures it takes and its default settings."""
+
+    key: str
+    title: str
+    family: str
+    prediction_type: Literal["epsilon", "v_prediction", "flow"]
+    native_px: int  # side of the pictures it was made with
+    min_px: int
+    max_px: int
+    multiple: int  # sides are multiples of this
+    licence: str
+    licence_page: str
+    gated: bool = False
+    checked: str = "never"  # date of the last comparison with the Hub
+    sources: tuple[Source, ...] = ()
+    former: tuple[str, ...] = ()
+    folder: str | None = None  # inside the package, instead of sources
+    checkpoint: dict[str, Any] | None = None  # repo, file, bytes, sha256 of the single file
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether DreamBooth can train this family in this version."""
+        return self.family in TRAINABLE_FAMILIES
+
+
+def models() -> list[ModelSpec]:
+    """List every known model in the order of models.toml."""
+    return list(_specs().values())
+
+
+def find_model(key: str) -> ModelSpec:
+    """Look up a registry key; raises ModelNotFound with the valid keys."""
+    spec = _specs().get(key)
+    if spec is None:
+        close = difflib.get_close_matches(key.strip().lower(), _specs(), n=1)
+        guess = f"Did you mean '{close[0]}'? " if close else ""
+        raise ModelNotFound(f"No model has the key '{key}'.", f"{guess}The keys are {', '.join(_specs())}.")
+    return spec
+
+
+def _specs() -> dict[str, ModelSpec]:
+    return {key: _spec_from(key, row) for key, row in models_table().items()}
+
+
+def _spec_from(key: str, row: dict[str, Any]) -> ModelSpec:
+    values = dict(row)
+    values["sources"] = tuple(Source(**source) for source in row.get("sources", ()))
+    values["former"] = tuple(row.get("former", ()))
+    values["defaults"] = {"resolution": row["native_px"], **row.get("defaults", {})}
+    values["checkpoint"] = dict(row["checkpoint"]) if "checkpoint" in row else None
+    return ModelSpec(key=key, **values)
+
+
+# ------------------------------------------------------------------------------------------ what a folder is
+
+
+def detect_family(folder: Path) -> str:
+    """Tell a Diffusers folder's family from its structure: sd15, sd15-inpaint, sd21, sdxl, sdxl-refiner, flux, ...
+
+    Widths do not matter (the demo model is an sd15) and weights are not opened.
+
+    Raises:
+        ModelNotFound: there is no such folder. ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or
+        not whole. WrongFamily: a whole pipeline of a kind this project does not know.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ModelError(f"{folder} is a single file.", "Give the Diffusers folder, not a file.")
+    if not folder.is_dir():
+        raise ModelNotFound(f"There is no folder {folder}.", "Check the path, or choose a key such as 'sd15'.")
+    index = require_pipeline(folder)
+    if _has(index, "transformer"):
+        return _family_of_transformer(folder, index)
+    return _family_of_unet(folder, index)
+
+
+def _family_of_transformer(folder: Path, index: dict[str, Any]) -> str:
+    kind = str(_config(folder, "transformer").get("_class_name") or index["transformer"][1])
+    if kind == "FluxTransformer2DModel" and _has(index, "text_encoder_2"):
+        return "flux"
+    raise _unknown_kind(folder, f"its transformer is a {kind}")
+
+
+def _family_of_unet(folder: Path, index: dict[str, Any]) -> str:
+    config = _config(folder, "unet")
+    kind = str(config.get("_class_name") or index["unet"][1])
+    if kind != "UNet2DConditionModel":
+        raise _unknown_kind(folder, f"its U-Net is a {kind}")
+    for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type"):
+        if config.get(name) is not None:
+            raise _unknown_kind(folder, f"its U-Net has {name} = {config[name]!r}")
+    task = {4: "", 9: "-inpaint"}.get(config.get("in_channels", 4))
+    if task is None:
+        raise _unknown_kind(folder, f"its U-Net takes {config['in_channels']} channels, not 4 or 9")
+    addition = config.get("addition_embed_type")
+    if addition == "text_time" and _has(index, "text_encoder_2"):
+        return "sdxl" + task if _has(index, "text_encoder") else "sdxl-refiner"
+    if addition is not None:
+        raise _unknown_kind(folder, f"its U-Net has addition_embed_type = {addition!r}")
+    if not _has(index, "text_encoder") or _has(index, "text_encoder_2"):
+        raise _unknown_kind(folder, "it does not have exactly one text encoder")
+    if config.get("cross_attention_dim") is None:
+        raise _unknown_kind(folder, "its U-Net has no cross-attention")
+    return ("sd21" if config.get("use_linear_projection") else "sd15") + task
+
+
+def _has(index: dict[str, Any], part: str) -> bool:
+    return bool(isinstance(index.get(part), list) and index[part] and index[part][0])
+
+
+def _config(folder: Path, part: str, name: str = "config.json") -> dict[str, Any]:
+    return read_json(folder, f"{part}/{name}")
+
+
+def _unknown_kind(folder: Path, reason: str) -> WrongFamily:
+    families = ", ".join(sorted({spec.family for spec in models()}))
+    return WrongFamily(
+        f"{folder} is a kind of model this project does not know: {reason}.", f"Known families: {families}."
+    )
+
+
+def require_trainable(folder: Path) -> str:
+    """Return the family of a folder that DreamBooth can train and export, or raise WrongFamily with what works."""
+    family = detect_family(folder)
+    keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
+    hint = f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 as a Hub id or folder."
+    if family not in TRAINABLE_FAMILIES:
+        raise WrongFamily(f"{folder} is a {family} model, which DreamBooth here cannot train yet.", hint)
+    unet, vae = _config(folder, "unet"), _config(folder, "vae")
+    down, up = tuple(unet.get("down_block_types", ())), tuple(unet.get("up_block_types", ()))
+    if (down, up, unet.get("layers_per_block", 2)) != (_SD_DOWN, _SD_UP, 2):
+        raise WrongFamily(
+            f"{folder} has a shortened U-Net ({len(down)} down blocks, {unet.get('layers_per_block', 2)} layers each): "
+            "no single-file layout exists for it.",
+            hint,
+        )
+    if len(vae.get("block_out_channels", ())) != 4 or vae.get("latent_channels", 4) != 4:
+        raise WrongFamily(f"{folder} has a VAE of another shape than Stable Diffusion 1.5's.", hint)
+    return family
+
+
+def spec_of(ref: str, folder: Path) -> ModelSpec:
+    """Describe the model at `folder` that the user named `ref`: the registry row, or the nearest row fitted to it.
+
+    For a Hub id or a folder, the family, native resolution and prediction type are read from the folder's configs;
+    defaults and limits come from the row of the same family with the nearest native resolution.
+    """
+    if ref in _specs():
+        return find_model(ref)
+    family = detect_family(folder)
+    base = family.removesuffix("-inpaint").removesuffix("-refiner")
+    rows = [spec for spec in models() if spec.family == family] or [spec for spec in models() if spec.family == base]
+    native_px = _native_px(folder)
+    if native_px is None:
+        nearest = max(rows, key=lambda spec: spec.native_px)
+        native_px = nearest.native_px
+    else:
+        nearest = min(rows, key=lambda spec: abs(math.log(spec.native_px / native_px)))
+    prediction = nearest.prediction_type
+    if base != "flux":
+        prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        if prediction not in ("epsilon", "v_prediction"):
+            raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
+    limits = {"min_px": nearest.min_px, "max_px": nearest.max_px}
+    if native_px != nearest.native_px:
+        step = nearest.multiple
+        limits = {"min_px": max(step, native_px // 2 // step * step), "max_px": 2 * native_px}
+    return replace(
+        nearest,
+        key=ref,
+        title=Path(ref).name or ref,
+        family=family,
+        prediction_type=prediction,
+        native_px=native_px,
+        licence="unknown",
+        licence_page="",
+        gated=False,
+        sources=(),
+        former=(),
+        folder=None,
+        checkpoint=None,
+        defaults={**nearest.defaults, "resolution": native_px},
+        **limits,
+    )
+
+
+def _native_px(folder: Path) -> int | None:
+    """Pixels of the latent size the U-Net was configured for; None for models that record none (Flux)."""
+    if not (folder / "unet" / "config.json").is_file():
+        return None
+    size = _config(folder, "unet").get("sample_size")
+    blocks = len(_config(folder, "vae").get("block_out_channels", ()))
+    return size * 2 ** (blocks - 1) if isinstance(size, int) and size > 0 and blocks else None
+
+
+# ------------------------------------------------------------------------------------------------ resolution
+
+
+def check_resolution(spec: ModelSpec, px: int) -> list[str]:
+    """Check the side of the training pictures for a model.
+
+    Returns:
+        Warnings for a size that works but is not what the model was made for.
+
+    Raises:
+        SettingsError: the size is out of range or not a multiple; the hint names the nearest sizes that work.
+    """
+    what = f"resolution (--resolution) is {px}"
+    if isinstance(px, bool) or not isinstance(px, int):
+        raise SettingsError(
+            f"resolution (--resolution) is {px!r}; it must be a whole number.", _sizes(spec, spec.native_px)
+        )
+    if px < spec.min_px:
+        raise SettingsError(f"{what}; the smallest for {spec.title} is {spec.min_px}.", _sizes(spec, px))
+    if px > spec.max_px:
+        raise SettingsError(f"{what}; the largest for {spec.title} is {spec.max_px}.", _sizes(spec, px))
+    if px % spec.multiple:
+        raise SettingsError(f"{what}; for {spec.title} it must be a multiple of {spec.multiple}.", _sizes(spec, px))
+    if px == spec.native_px:
+        return []
+    if px < spec.native_px:
+        reason = "smaller pictures train faster but lose detail and blur what the model knows"
+    else:
+        reason = (
+            f"larger pictures take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
+            "and the model may repeat the subject in them"
+        )
+    return [
+        f"{what}, but {spec.title} was made for {spec.native_px} px: {reason}. {spec.native_px} is the safe choice."
+    ]
+
+
+def _sizes(spec: ModelSpec, px: int) -> str:
+    """Name the valid sizes around `px` and the native one."""
+    inside = min(max(px, spec.min_px), spec.max_px)
+    below, above = (math.floor(inside / spec.multiple), math.ceil(inside / spec.multiple))
+    near = sorted({size * spec.multiple for size in (below, above)} & set(range(spec.min_px, spec.max_px + 1)))
+    choice = " or ".join(str(size) for size in near)
+    native = "" if spec.native_px in near else f", or {spec.native_px}, which the model was made for"
+    return f"Choose {choice}{native}."

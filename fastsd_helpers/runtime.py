@@ -1,0 +1,325 @@
+"""Where this code runs and what is there: Colab, Kaggle, Jupyter or a terminal; device, versions, memory, secrets.
+
+Nothing here installs, downloads or writes; torch is only asked when a device is described.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TextIO
+
+from fastsd_helpers.errors import FastSDError
+
+__all__ = [
+    "Device",
+    "describe_device",
+    "fault_point",
+    "in_notebook",
+    "peak_memory_bytes",
+    "redact",
+    "secret",
+    "show_log",
+    "start_log",
+    "versions",
+    "where",
+]
+
+logger = logging.getLogger("fastsd_helpers")
+
+# What a bug report needs to name: the packages whose versions change results or file formats.
+_PACKAGES = (
+    "fastsd_helpers",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "pillow-heif",
+    "opencv-python",
+    "opencv-python-headless",
+    "bitsandbytes",
+    "ipywidgets",
+)
+# Tokens that are recognisable by their shape, so that one typed in by hand is hidden too.
+_TOKEN_SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|ghp_[A-Za-z0-9]{30,})\b")
+_HIDDEN = "•••"
+
+
+def where() -> Literal["colab", "kaggle", "jupyter", "terminal"]:
+    """Say which kind of place this process runs in; a command started from a Colab cell is in Colab too."""
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "colab"
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    return "jupyter" if in_notebook() else "terminal"
+
+
+def in_notebook() -> bool:
+    """Say whether this very process is a notebook kernel, which can show widgets and pictures."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def versions() -> dict[str, str]:
+    """Read the versions of Python and of the packages that matter here; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- device
+
+
+@dataclass(frozen=True)
+class Device:
+    """The processor that a run would use."""
+
+    kind: Literal["cuda", "mps", "cpu"]
+    name: str
+    memory_bytes: int  # all of it: of the GPU, or of this machine (its container's limit when that is less)
+    has_bf16: bool  # bfloat16 arithmetic in hardware, not emulated
+    capability: tuple[int, int] | None = None  # CUDA compute capability
+    reason: str = ""  # why this one, in words for the user
+
+    @property
+    def memory_gib(self) -> float:
+        """All of its memory in GiB."""
+        return self.memory_bytes / 2**30
+
+
+def describe_device() -> Device:
+    """Describe the processor that training and sampling would use: a CUDA GPU, Apple's, else the CPU.
+
+    Works without torch (then it is the CPU, and `reason` says so). With several CUDA GPUs it is the current one.
+    """
+    try:
+        import torch
+    except ImportError:
+        return _describe_cpu("PyTorch is not installed here")
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        properties = torch.cuda.get_device_properties(index)
+        capability = (properties.major, properties.minor)
+        return Device(
+            kind="cuda",
+            name=properties.name,
+            memory_bytes=properties.total_memory,
+            # Before Ampere (8.0) torch emulates bfloat16: a T4 (7.5) would be slower with it than with fp32.
+            has_bf16=capability >= (8, 0),
+            capability=capability,
+            reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
+        )
+    if torch.backends.mps.is_available():
+        memory = _host_memory_bytes()
+        has_bf16 = bool(torch.backends.mps.is_macos_or_newer(14, 0))
+        return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
+    built_for = torch.version.cuda
+    reason = "no GPU is attached" if built_for else "this PyTorch is built for the CPU alone"
+    return _describe_cpu(reason)
+
+
+def _describe_cpu(reason: str) -> Device:
+    return Device("cpu", _cpu_name(), _host_memory_bytes(), _cpu_has_bf16(), reason=reason)
+
+
+def _cpu_fields() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return {}
+    first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _cpu_name() -> str:
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_has_bf16() -> bool:
+    fields = _cpu_fields()
+    # x86 lists "flags", 64-bit ARM "Features"; elsewhere bfloat16 is taken to be emulated.
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _host_memory_bytes() -> int:
+    if not hasattr(os, "sysconf"):
+        return 0
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # A container's limit is what kills a run, not the host's memory. Source: kernel docs, cgroup v2 and v1.
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(limit)
+        text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
+        if text.isdigit():
+            return min(installed, int(text))
+    return installed
+
+
+def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:
+    """Read the most memory this process has held: resident on the host, or allocated by torch on the GPU.
+
+    0 where the platform does not say.
+    """
+    if kind == "cuda":
+        torch = sys.modules.get("torch")
+        return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its maximum is inherited from the parent across exec, VmHWM is this process's own.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ---------------------------------------------------------------------------------------------- secrets
+
+_handed_out: set[str] = set()
+
+
+def secret(name: str, *, prompt: Callable[[], str | None] | None = None) -> str | None:
+    """Find a secret such as `HF_TOKEN`: environment, then Colab's or Kaggle's secrets, then `prompt()`.
+
+    The value is remembered in memory only, so that `redact` and the log can hide it.
+
+    Args:
+        name: name of the environment variable and of the Colab or Kaggle secret.
+        prompt: asks the user when it is found nowhere else (a password widget in a notebook).
+
+    Returns:
+        The value without surrounding blanks, or None when there is none.
+    """
+    value = os.environ.get(name) or _platform_secret(name) or (prompt() if prompt else None)
+    value = (value or "").strip()
+    if not value:
+        return None
+    _handed_out.add(value)
+    if not any(isinstance(item, _Redaction) for item in logger.filters):
+        logger.addFilter(_Redaction())
+    return value
+
+
+def _platform_secret(name: str) -> str | None:
+    if not in_notebook():  # both services answer the notebook's own kernel only
+        return None
+    place = where()
+    if place == "colab":
+        from google.colab import errors, userdata
+
+        try:
+            return userdata.get(name)
+        except userdata.SecretNotFoundError:
+            return None
+        except userdata.NotebookAccessError:
+            logger.warning(
+                "The Colab secret %s is not switched on for this notebook. "
+                "Open the key symbol on the left and allow access.",
+                name,
+            )
+            return None
+        except errors.Error as err:
+            raise FastSDError(
+                f"Colab could not be asked for the secret {name}: {err}.",
+                "Run the cell again and answer the question about notebook access.",
+            ) from err
+    if place == "kaggle":
+        import kaggle_secrets
+
+        try:
+            return kaggle_secrets.UserSecretsClient().get_secret(name)
+        except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
+            logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
+            return None
+    return None
+
+
+def redact(text: str) -> str:
+    """Hide every secret handed out so far, and anything shaped like a token, in a text for log or screen."""
+    for value in sorted(_handed_out, key=len, reverse=True):
+        text = text.replace(value, _HIDDEN)
+    return _TOKEN_SHAPES.sub(_HIDDEN, text)
+
+
+class _Redaction(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        if record.exc_info and not record.exc_text:
+            # Formatted here, because a handler would format it after this filter and show the secret.
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = redact(record.exc_text)
+        return True
+
+
+def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> logging.Handler:
+    """Write what the library says to `stream` from now on; a notebook's first cell calls it once.
+
+    The stream is standard output in a notebook, where standard error looks like a failure, and standard error
+    elsewhere. Called again it moves the log instead of saying everything twice.
+    """
+    for earlier in [item for item in logger.handlers if isinstance(item, _LogHandler)]:
+        logger.removeHandler(earlier)
+    handler = _LogHandler(stream or (sys.stdout if in_notebook() else sys.stderr))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_Redaction())
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False  # a root handler, as Colab has one, would say everything twice
+    return handler
+
+
+class _LogHandler(logging.StreamHandler):
+    pass
+
+
+@contextlib.contextmanager
+def show_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> Iterator[logging.Logger]:
+    """Write what the library says to `stream` inside a `with` block, then leave the log as it was."""
+    level_before, propagate_before, handlers_before = logger.level, logger.propagate, list(logger.handlers)
+    start_log(stream, level=level)
+    try:
+        yield logger
+    finally:
+        logger.handlers[:] = handlers_before
+        logger.setLevel(level_before)
+        logger.propagate = propagate_before
+
+
+# ----------------------------------------------------------------------------------------------- faults
+
+_passings: Counter[str] = Counter()
+_passings_lock = threading.Lock()
+
+
+def fault_point(name: str) -> None:
+    """Die here, as a lost machine does, when the environment says `FASTSD_FAULT=name:n` and this is passing n.
+
+    The fault tests use it to kill a run at an exact place; without the variable it does nothing.
+    """
+    wanted = os.environ.get("FASTSD_FAULT")
+    if not wanted:
+        return
+    with _passings_lock:
+        _passings[name] += 1
+        if wanted == f"{name}:{_passings[name]}":
+            os.kill(os.getpid(), signal.SIGKILL)

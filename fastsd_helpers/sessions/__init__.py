@@ -1,0 +1,22 @@
+"""Sessions: the folder and session.json of one subject; create, open, list, delete, and the lock of a run."""
+
+from fastsd_helpers.sessions.lock import SessionLock
+from fastsd_helpers.sessions.names import check_name, clean_name
+from fastsd_helpers.sessions.session import (
+    Session,
+    SessionSummary,
+    delete_checkpoint,
+    delete_session,
+    list_sessions,
+)
+
+__all__ = [
+    "Session",
+    "SessionLock",
+    "SessionSummary",
+    "check_name",
+    "clean_name",
+    "delete_checkpoint",
+    "delete_session",
+    "list_sessions",
+]

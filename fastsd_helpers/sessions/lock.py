@@ -1,0 +1,312 @@
+"""The lock of a session: one run at a time, and a dead run's lock is replaced.
+
+The file `.lock` names its holder by machine (boot id and process namespace), process and the process's start, and a
+small thread counts a heartbeat up every 20 seconds.
+
+- Same machine: the holder is alive if that process with that start time still exists; no clock is asked.
+- Another machine: its heartbeat is old when both the time it wrote and the file's own time are 2 minutes old. Where the
+  two contradict each other, or lie in the future, a clock has jumped: then the counter is watched on this machine's
+  monotonic clock, and only a counter that stands still counts as dead.
+
+On Drive no machine can exclude another for certain. So a run also looks at every heartbeat whether the lock is still
+its own; when it is not, `lost` becomes true and the trainer saves and stops. Checkpoints have names of their own, so
+even then nothing is overwritten.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.drive import drive_errors, write_atomic, write_new
+from fastsd_helpers.errors import DriveError, SessionBusy
+
+__all__ = ["LOCK", "SessionLock", "describe_holder", "guarded"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+LOCK = ".lock"
+_GUARD = ".lock.guard"
+_BEAT_S = 20.0
+_STALE_S = 120.0
+_GUARD_S = 5.0
+_WATCH_S = 45.0  # more than two heartbeats
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOLCK, errno.EINVAL}
+
+
+class SessionLock:
+    """Holds a session for one run: `with session.lock() as lock: ... lock.lost`.
+
+    Attributes:
+        lost: another run took the lock over; save what there is and stop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        take_over: bool = False,
+        beat_s: float = _BEAT_S,
+        stale_s: float = _STALE_S,
+        watch_s: float = _WATCH_S,
+    ) -> None:
+        self.folder = folder
+        self.lost = False
+        self._take_over = take_over
+        self._beat_s, self._stale_s, self._watch_s = beat_s, stale_s, watch_s
+        self._path = folder / LOCK
+        self._mine: dict[str, Any] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "SessionLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            SessionBusy: a live run holds it.
+            DriveError: the folder cannot be written to.
+        """
+        mine = {
+            "token": secrets.token_hex(8),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "start": _start_of(os.getpid()),
+            "host": socket.gethostname(),
+            "heartbeat": 0,
+            "time": time.time(),
+            "replaces": None,
+        }
+        while True:
+            with drive_errors(self._path, "lock"), guarded(self.folder):
+                data = _read_bytes(self._path)
+                if data is None and self._create(mine):
+                    break
+            if data is None:
+                continue  # another process was quicker
+            holder = _parse(data)
+            if not self._take_over and self._is_alive(data, holder):
+                raise self._busy(holder)
+            with drive_errors(self._path, "lock"), guarded(self.folder):
+                # Judged outside the guard: go on only if it is still the very lock that was judged.
+                if _read_bytes(self._path) == data or self._take_over:
+                    self._path.unlink(missing_ok=True)
+                    mine["replaces"] = holder.get("token")
+                    if self._create(mine):
+                        break
+        with drive_errors(self._path, "lock"):
+            found = _parse(_read_bytes(self._path) or b"")
+        if found.get("token") != mine["token"]:  # possible only where the guard does not work
+            raise self._busy(found)
+        self._mine, self.lost = mine, False
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="session-lock", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lock back; a lock that another run has taken over is left alone."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._mine is None or not self.folder.is_dir():  # the session was deleted with its lock
+            return
+        try:
+            with guarded(self.folder):
+                if _parse(_read_bytes(self._path) or b"").get("token") == self._mine["token"]:
+                    self._path.unlink(missing_ok=True)
+        except OSError as err:  # the run is over; its lock goes stale by itself
+            logger.warning("The lock of session %s could not be removed: %s.", self.folder.name, err)
+        self._mine = None
+
+    def _create(self, mine: dict[str, Any]) -> bool:
+        """Create the lock file with its content, or say that it exists."""
+        data = _to_bytes(mine)
+        temporary = self.folder / f"{LOCK}.{mine['token']}.part"
+        try:
+            write_new(temporary, data)
+            os.link(temporary, self._path)  # fails when the lock exists, and appears with its content whole
+            return True
+        except FileExistsError:
+            return False
+        except OSError as err:
+            if err.errno not in _UNSUPPORTED:
+                raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        try:  # Drive has no hard links
+            write_new(self._path, data)
+        except FileExistsError:
+            return False
+        return True
+
+    def _is_alive(self, data: bytes, holder: dict[str, Any]) -> bool:
+        if holder.get("machine") == _machine():
+            return _is_running(holder.get("pid"), holder.get("start"))
+        now = time.time()
+        written = holder.get("time")
+        try:
+            changed = os.stat(self._path).st_mtime
+        except FileNotFoundError:
+            return False
+        age = now - written if isinstance(written, int | float) else None
+        if age is not None and 0 <= age < self._stale_s:
+            return True
+        if age is not None and age >= self._stale_s and now - changed >= self._stale_s:
+            return False
+        logger.info("Watching for %.0f s whether the other run of this session is alive.", self._watch_s)
+        end = time.monotonic() + self._watch_s
+        while time.monotonic() < end:
+            time.sleep(min(1.0, self._watch_s / 10))
+            with drive_errors(self._path, "read"):
+                if _read_bytes(self._path) != data:
+                    return _read_bytes(self._path) is not None
+        return False
+
+    def _busy(self, holder: dict[str, Any]) -> SessionBusy:
+        return SessionBusy(
+            f"Session {self.folder.name!r} is in use by {describe_holder(holder)}.",
+            "Wait until it has ended or stop it; if you are sure that it no longer runs, add --take-over.",
+        )
+
+    def _beat(self) -> None:
+        warned = False
+        while not self._stop.wait(self._beat_s):
+            try:
+                with guarded(self.folder):
+                    self._beat_once()
+            except (OSError, DriveError) as err:
+                if not warned:
+                    logger.warning("The lock of session %s could not be renewed: %s", self.folder.name, err)
+                warned = True
+            if self.lost:
+                logger.warning(
+                    "Another run took over session %r; this one saves and stops.",
+                    self.folder.name,
+                )
+                return
+
+    def _beat_once(self) -> None:
+        mine = self._mine
+        if mine is None:
+            return
+        data = _read_bytes(self._path)
+        found = _parse(data or b"")
+        # An unreadable or missing lock is written anew; so is that of the run this one replaced, whose last
+        # heartbeat may arrive late.
+        if found.get("token") not in (mine["token"], mine["replaces"], None):
+            self.lost = True
+            return
+        mine["heartbeat"] += 1
+        mine["time"] = time.time()
+        write_atomic(self._path, _to_bytes(mine))
+
+
+def describe_holder(holder: dict[str, Any]) -> str:
+    """Describe who holds a lock, for a message."""
+    if not holder:
+        return "another run (its lock cannot be read)"
+    where = "this machine" if holder.get("machine") == _machine() else f"machine {holder.get('host', '?')}"
+    return f"process {holder.get('pid', '?')} on {where}"
+
+
+def _to_bytes(holder: dict[str, Any]) -> bytes:
+    return json.dumps(holder).encode()
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(data)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out for the moment of reading and replacing a file of the session.
+
+    Only a courtesy: where the mount cannot lock files, or a stopped process does not let go, it goes on after 5 s.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: creating the file exclusively has to do
+        yield
+        return
+    handle = os.open(folder / _GUARD, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        end = time.monotonic() + _GUARD_S
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.005)
+            except OSError as err:
+                if err.errno not in _UNSUPPORTED:
+                    raise
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def _machine() -> str:
+    """Name this start of this machine, and the process namespace: a container cannot see another one's processes."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{uuid.getnode():012x}"
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in clock ticks since the machine's start, or None where /proc does not tell.
+
+    Source: proc(5), field 22 of /proc/pid/stat; the name in field 2 may hold blanks and brackets.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_running(pid: object, start: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    if os.path.isdir("/proc/self"):
+        return _start_of(pid) is not None and _start_of(pid) == start
+    if os.name == "nt":
+        return True  # os.kill would end the process there; --take-over is the way
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,371 @@
+"""Session: the folder of one subject, its record, and what can be done to sessions as a whole."""
+
+import contextlib
+import copy
+import difflib
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.drive import drive_errors, sessions_root
+from fastsd_helpers.errors import DriveError, FastSDError, SessionError, SessionExists, SessionNotFound
+from fastsd_helpers.sessions.lock import SessionLock, guarded
+from fastsd_helpers.sessions.names import check_name
+from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
+
+__all__ = ["Session", "SessionSummary", "delete_checkpoint", "delete_session", "list_sessions"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_FOLDERS = (
+    "instance_images",
+    "captions",
+    "held_out_images",
+    "class_images",
+    "checkpoints",
+    "samples",
+    "logs",
+    "exports",
+)
+_DELETED = ".deleted-"
+
+
+class Session:
+    """One subject: its pictures, settings, checkpoints and results, in one folder.
+
+    Attributes:
+        name: the folder's name.
+        folder: the session's folder.
+        record: the parsed session.json; change it with `save`.
+        notices: sentences on what had to be repaired when it was opened.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any], notices: list[str] | None = None) -> None:
+        self.name = folder.name
+        self.folder = folder
+        self.record = record
+        self.notices = notices or []
+        self._saved = copy.deepcopy(record)
+        self._saving = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r}, {str(self.folder)!r})"
+
+    @classmethod
+    def create(cls, name: str, *, root: Path | str | None = None) -> "Session":
+        """Create a session's folders and session.json under the sessions root.
+
+        Raises:
+            SessionError: the name cannot be a folder's name.
+            SessionExists: there is one of that name.
+            DriveError: the folder cannot be written to.
+        """
+        folder = sessions_root(root) / check_name(name)
+        with drive_errors(folder, "create"):
+            # Folders alone are what a creation leaves that was cut before its session.json: nothing to lose there.
+            if os.path.lexists(folder) and (not folder.is_dir() or _holds_files(folder)):
+                raise SessionExists(
+                    f"There is already a session named {folder.name!r} in {folder.parent}.",
+                    "Open it to go on with it, or choose another name.",
+                )
+            for sub_folder in _FOLDERS:
+                (folder / sub_folder).mkdir(parents=True, exist_ok=True)
+        session = cls(folder, new_record(folder.name))
+        session.save()
+        return session
+
+    @classmethod
+    def open(cls, name: str, *, root: Path | str | None = None) -> "Session":
+        """Open an existing session; a damaged session.json is repaired, said in `notices` and in the log.
+
+        Raises:
+            SessionNotFound: there is none of that name.
+            SessionError: a newer version of this library wrote it.
+            DriveError: the folder cannot be read.
+        """
+        folder = _find(name, sessions_root(root))
+        result = read_record(folder)
+        session = cls(folder, result.record, result.notices)
+        for notice in result.notices:
+            logger.warning("%s", notice)
+        with contextlib.suppress(OSError):  # a folder that can only be read can still be looked at
+            for sub_folder in _FOLDERS:  # a mount does not deliver empty folders
+                (folder / sub_folder).mkdir(exist_ok=True)
+        if result.damaged:
+            problem = session.save_if_possible()
+            if problem:
+                session.notices.append(problem)
+        return session
+
+    def save(self, **changes: Any) -> None:
+        """Set top-level keys of the record and write session.json so that a crash leaves the old or the new one.
+
+        Keys that another process has saved meanwhile are kept, unless they are changed here as well.
+
+        Raises:
+            DiskFull, DriveReadOnly, DriveError: the file is as it was; the record in memory has the changes.
+            SessionError: the name or schema would change, or a value cannot be stored as JSON.
+        """
+        with self._saving:
+            fixed = [key for key in ("schema", "sequence", "name", "id") if key in changes]
+            if fixed:
+                raise SessionError(f"{', '.join(fixed)} of a session cannot be changed.", "Save other keys.")
+            self.record.update(copy.deepcopy(changes))
+            with drive_errors(self.folder, "write to"), guarded(self.folder):
+                merged = self._merge_with_disk()
+                write_record(self.folder, merged)
+            self.record.clear()
+            self.record.update(merged)
+            self._saved = copy.deepcopy(merged)
+
+    def save_if_possible(self, **changes: Any) -> str | None:
+        """Save, but hand a full disk or a lost Drive back as a sentence, so that a training can go on."""
+        try:
+            self.save(**changes)
+        except DriveError as err:
+            logger.warning("session.json was not written: %s", err)
+            return f"session.json was not written: {err.problem}"
+        return None
+
+    def _merge_with_disk(self) -> dict[str, Any]:
+        sequence = self.record["sequence"]
+        merged = dict(self.record)
+        if (self.folder / RECORD).exists() or (self.folder / TWINS).is_dir():
+            disk = read_record(self.folder)
+            if not disk.damaged and disk.record["sequence"] > sequence:
+                sequence = disk.record["sequence"]
+                changed = {key for key in merged if merged[key] != self._saved.get(key)}
+                merged = disk.record | {key: merged[key] for key in changed}
+        merged["sequence"] = sequence + 1
+        return merged
+
+    def lock(self, *, take_over: bool = False) -> SessionLock:
+        """Hold this session for one run: `with session.lock() as lock`; see SessionLock for `lock.lost`.
+
+        Raises (on entering):
+            SessionBusy: a live run holds it and `take_over` is off.
+        """
+        return SessionLock(self.folder, take_over=take_over)
+
+    @property
+    def instance_images(self) -> Path:
+        """Folder of the prepared pictures of the subject."""
+        return self.folder / "instance_images"
+
+    @property
+    def captions(self) -> Path:
+        """Folder of the captions, one .txt per picture."""
+        return self.folder / "captions"
+
+    @property
+    def held_out_images(self) -> Path:
+        """Folder of prepared pictures that are never trained on."""
+        return self.folder / "held_out_images"
+
+    @property
+    def class_images(self) -> Path:
+        """Folder of the pictures of the subject's class (prior preservation)."""
+        return self.folder / "class_images"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training states."""
+        return self.folder / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the pictures drawn while training."""
+        return self.folder / "samples"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of logs, plots and TensorBoard events."""
+        return self.folder / "logs"
+
+    @property
+    def exports(self) -> Path:
+        """Folder of the finished models."""
+        return self.folder / "exports"
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """One line of the list of sessions."""
+
+    name: str
+    folder: Path
+    bytes: int  # of everything in the folder
+    images: int
+    stage: str | None
+    step: int
+    steps: int
+    checkpoints: int
+    exports: int
+    created: str
+    problem: str | None = None  # why it cannot be opened, or what would be repaired
+
+
+def list_sessions(root: Path | str | None = None) -> list[SessionSummary]:
+    """List the sessions under the sessions root by name; a damaged one is listed with its problem.
+
+    Raises:
+        DriveError: the root itself cannot be read; a root that does not exist yet has no sessions.
+    """
+    folder = sessions_root(root)
+    with drive_errors(folder, "read"):
+        if not folder.is_dir():
+            return []
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return [_summarise(folder / name) for name in names]
+
+
+def _summarise(folder: Path) -> SessionSummary:
+    record: dict[str, Any] = new_record(folder.name)
+    problem = None
+    size = images = checkpoints = exports = 0
+    try:
+        result = read_record(folder)
+        record, problem = result.record, " ".join(result.notices) or None
+        with drive_errors(folder, "read"):
+            size = _size_of(folder)
+            images = _count(folder / "instance_images")
+            checkpoints = sum((path / "manifest.json").is_file() for path in _children(folder / "checkpoints"))
+            exports = _count(folder / "exports")
+    except FastSDError as err:
+        problem = err.problem
+    progress = record.get("progress") or {}
+    return SessionSummary(
+        name=folder.name,
+        folder=folder,
+        bytes=size,
+        images=images,
+        stage=progress.get("stage"),
+        step=progress.get("step") or 0,
+        steps=progress.get("steps") or 0,
+        checkpoints=checkpoints,
+        exports=exports,
+        created=str(record.get("created", "")),
+        problem=problem,
+    )
+
+
+def delete_session(name: str, *, root: Path | str | None = None) -> int:
+    """Delete a session with everything in it, and return how many bytes it had.
+
+    A session that is only a shortcut to somebody else's folder loses the shortcut, not the folder.
+
+    Raises:
+        SessionNotFound: there is none of that name.
+        SessionBusy: a run is using it.
+        DriveError: it could not be removed.
+    """
+    sessions = sessions_root(root)
+    folder = _find(name, sessions)
+    with drive_errors(folder, "delete"):
+        if folder.is_symlink():
+            folder.unlink()
+            return 0
+        size = _size_of(folder)
+        with SessionLock(folder):
+            # Renamed first, so that a deletion that is cut leaves no half session; leftovers go with the next one.
+            gone = sessions / f"{_DELETED}{folder.name[:60]}-{secrets.token_hex(4)}"
+            folder.rename(gone)
+        for left_over in sessions.glob(f"{_DELETED}*"):
+            shutil.rmtree(left_over)
+    return size
+
+
+def delete_checkpoint(session: Session, name: str) -> int:
+    """Delete one checkpoint and return the bytes freed; files that other checkpoints share with it stay.
+
+    Raises:
+        SessionError: there is none of that name.
+        SessionBusy: a run is using the session.
+        DriveError: it could not be removed.
+    """
+    there = [path.name for path in _children(session.checkpoints)]
+    if name not in there:
+        raise SessionError(
+            f"Session {session.name!r} has no checkpoint {name!r}.",
+            f"Choose one of: {', '.join(there) or 'none there'}.",
+        )
+    folder = session.checkpoints / name
+    freed = 0
+    with session.lock(), drive_errors(folder, "delete"):
+        shared = _files_shared_with_others(session.checkpoints, name)
+        files = sorted(folder.iterdir(), key=lambda path: path.name != "manifest.json")
+        for path in files:  # the manifest first: without it nothing takes the rest for a whole checkpoint
+            if f"{name}/{path.name}" not in shared:
+                freed += path.stat().st_size
+                path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        kept = [item for item in session.record.get("checkpoints", []) if item.get("name") != name]
+        session.save(checkpoints=kept)
+    return freed
+
+
+def _files_shared_with_others(checkpoints: Path, name: str) -> set[str]:
+    shared = set()
+    for folder in _children(checkpoints):
+        manifest = folder / "manifest.json"
+        if folder.name == name or not manifest.is_file():
+            continue
+        try:
+            shared.update(entry["path"] for entry in json.loads(manifest.read_bytes())["files"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise SessionError(
+                f"Checkpoint {name!r} may share files with {folder.name!r}, whose manifest is damaged.",
+                f"Delete the checkpoint {folder.name!r} first, or delete the whole session.",
+            ) from err
+    return shared
+
+
+def _find(name: str, root: Path) -> Path:
+    with drive_errors(root, "read"):
+        there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+    there = [found for found in there if not found.startswith(".")]
+    # Looked up in the listing, never joined: a name such as `../x` cannot leave the root, while folders of the old
+    # notebook open under names that would be refused for a new session.
+    for candidate in (name, name.strip().replace(" ", "_")):
+        if candidate in there:
+            return root / candidate
+    with contextlib.suppress(SessionError):
+        if check_name(name) in there:
+            return root / check_name(name)
+    near = difflib.get_close_matches(name, there, n=5, cutoff=0.3) or there[:10]
+    hint = f"Choose one of: {', '.join(near)}." if near else "Create it first; there is none here yet."
+    raise SessionNotFound(f"No session named {name[:80]!r} in {root}.", hint)
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(files for _, _, files in os.walk(folder))
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # a running training prunes its checkpoints meanwhile
+                total += os.lstat(os.path.join(parent, file)).st_size
+    return total
+
+
+def _count(folder: Path) -> int:
+    return (
+        sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(folder))
+        if folder.is_dir()
+        else 0
+    )
+
+
+def _children(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

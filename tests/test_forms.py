@@ -1,0 +1,329 @@
+"""A settings class becomes a form, on ipywidgets 8 and on the 7.7.1 that Colab has."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.errors import DependencyMissing, SessionError, SettingsError
+from fastsd_helpers.forms import Form, SessionConfig, notebook, open_session, prepare_pictures, show_form
+from fastsd_helpers.options import check, option
+from fastsd_helpers.sessions import Session
+
+ipywidgets = pytest.importorskip("ipywidgets")
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDGETS7 = ROOT / ".venv-ipywidgets7"
+
+
+@dataclass(frozen=True)
+class PaintConfig:
+    """Settings for painting a wall."""
+
+    base_model: str = option("auto", help="what it is painted on")
+    finish: Literal["matt", "gloss"] = option("matt", help="how it shines")
+    sheen: Literal["low", "high"] | None = option(None, help="how much")
+    ladder: bool = option(False, help="use the <b>ladder</b>")
+    primer: bool | None = option(None, help="paint twice")
+    coats: int = option(2, help="layers of paint", low=1, high=9)
+    speed: float = option(2e-6, help="square metres a second", low=0.0)
+    unet_steps: int | None = option(None, help="strokes", low=0, advanced=True)
+    shed_key: str | None = option(None, help="key of the shed", secret=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def widget(form: Form[Any], name: str) -> Any:
+    return form._fields[name].widget
+
+
+def text_of(box: Any) -> str:
+    """Everything a person can read in a form."""
+    own = " ".join(str(getattr(box, name, "")) for name in ("value", "placeholder", "description"))
+    return " ".join([own, *(text_of(child) for child in getattr(box, "children", ()))])
+
+
+def test_every_kind_of_setting_gets_its_widget() -> None:
+    form = show_form(PaintConfig)
+    kinds = {name: type(field.widget).__name__ for name, field in form._fields.items()}
+    assert kinds == {
+        "base_model": "Combobox",
+        "finish": "Dropdown",
+        "sheen": "Dropdown",
+        "ladder": "Checkbox",
+        "primer": "Dropdown",
+        "coats": "Text",
+        "speed": "Text",
+        "unet_steps": "Text",
+        "shed_key": "Password",
+    }
+
+
+def test_an_untouched_form_gives_the_defaults() -> None:
+    assert show_form(PaintConfig).config() == PaintConfig()
+
+
+def test_update_shows_and_gives_other_values() -> None:
+    form = show_form(PaintConfig)
+    form.update(coats=3, speed=0.5, finish="gloss", sheen="high", ladder=True, primer=False, unet_steps=7)
+    expected = PaintConfig(coats=3, speed=0.5, finish="gloss", sheen="high", ladder=True, primer=False, unet_steps=7)
+    assert form.config() == expected
+    assert widget(form, "coats").value == "3"
+
+
+def test_what_a_person_types_is_what_the_run_gets() -> None:
+    form = show_form(PaintConfig)
+    widget(form, "coats").value = " 5 "
+    widget(form, "speed").value = "1e-4"
+    widget(form, "ladder").value = True
+    assert form.config() == PaintConfig(coats=5, speed=1e-4, ladder=True)
+
+
+def test_an_emptied_field_is_left_alone_again() -> None:
+    form = show_form(PaintConfig, given={"unet_steps": 7, "sheen": "low"})
+    widget(form, "unet_steps").value = ""
+    widget(form, "sheen").value = None
+    assert form.config() == PaintConfig()
+
+
+def test_bad_values_are_all_named_and_none_is_silently_moved_to_a_limit() -> None:
+    form = show_form(PaintConfig)
+    widget(form, "coats").value = "20"
+    widget(form, "speed").value = "fast"
+    with pytest.raises(SettingsError) as caught:
+        form.config()
+    assert "coats (--coats) is 20; the largest is 9" in caught.value.problem
+    assert "speed (--speed) is 'fast'; it must be a number" in caught.value.problem
+
+
+def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
+    form = show_form(PaintConfig)
+    widget(form, "coats").value = "20"
+    assert "the largest is 9" in form._message.value
+    widget(form, "coats").value = "9"
+    assert form._message.value == ""
+
+
+def test_update_with_a_name_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(SettingsError) as caught:
+        show_form(PaintConfig).update(roller=1)
+    assert "roller" in caught.value.problem
+    assert "coats" in caught.value.hint
+
+
+@pytest.mark.parametrize("values", [{"finish": "silk"}, {"ladder": "perhaps"}])
+def test_update_with_a_value_that_cannot_be_shown_names_the_choices(values: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"choose (matt, gloss|yes, no)"):
+        show_form(PaintConfig).update(**values)
+
+
+def test_the_help_is_shown_with_limits_and_as_text_not_as_markup() -> None:
+    shown = text_of(show_form(PaintConfig)._box)
+    assert "layers of paint (1 to 9)" in shown
+    assert "&lt;b&gt;ladder&lt;/b&gt;" in shown
+
+
+def test_a_field_left_alone_says_what_the_model_brings() -> None:
+    form = show_form(PaintConfig)
+    assert widget(form, "unet_steps").placeholder == "automatic"
+    widget(form, "base_model").value = "demo"
+    from fastsd_helpers.registry import find_model
+
+    assert widget(form, "unet_steps").placeholder == f"demo: {find_model('demo').defaults['unet_steps']}"
+
+
+def test_known_models_are_offered_and_others_may_be_typed() -> None:
+    form = show_form(PaintConfig)
+    assert {"auto", "demo", "sd15"} <= set(widget(form, "base_model").options)
+    widget(form, "base_model").value = "somebody/some-model"
+    assert form.config().base_model == "somebody/some-model"
+
+
+def test_advanced_settings_are_folded_away() -> None:
+    box = show_form(PaintConfig)._box
+    accordion = next(child for child in box.children if type(child).__name__ == "Accordion")
+    assert accordion.selected_index is None
+    assert "strokes" in text_of(accordion)
+    assert "strokes" not in text_of(box.children[0])
+
+
+def test_a_form_displays_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    show_form(PaintConfig)._ipython_display_()
+    assert "VBox" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------- a session
+
+
+def test_what_was_entered_is_there_when_the_session_is_opened_again(tmp_path: Path) -> None:
+    form = show_form(PaintConfig, restore=Session.create("wall", root=tmp_path))
+    widget(form, "coats").value = "5"
+    again = show_form(PaintConfig, restore=Session.open("wall", root=tmp_path))
+    assert again.values()["coats"] == 5
+    again.update(finish="gloss")
+    again.config()
+    third = show_form(PaintConfig, restore=Session.open("wall", root=tmp_path), given={"coats": 1})
+    assert (third.values()["finish"], third.values()["coats"]) == ("gloss", 5), "what was entered wins"
+
+
+def test_what_is_wrong_is_not_kept(tmp_path: Path) -> None:
+    form = show_form(PaintConfig, restore=Session.create("wall", root=tmp_path))
+    widget(form, "coats").value = "20"
+    assert show_form(PaintConfig, restore=Session.open("wall", root=tmp_path)).values()["coats"] == 2
+
+
+def test_two_forms_of_one_session_keep_their_own_values(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class FloorConfig:
+        """Another form."""
+
+        coats: int = option(1, help="layers")
+
+    session = Session.create("wall", root=tmp_path)
+    show_form(PaintConfig, restore=session, given={"coats": 4}).config()
+    show_form(FloorConfig, restore=session, given={"coats": 8}).config()
+    opened = Session.open("wall", root=tmp_path)
+    assert show_form(PaintConfig, restore=opened).values()["coats"] == 4
+    assert show_form(FloorConfig, restore=opened).values()["coats"] == 8
+
+
+def test_values_of_another_version_are_set_aside_and_said(tmp_path: Path) -> None:
+    session = Session.create("wall", root=tmp_path)
+    session.save(forms={"PaintConfig": {"roller": 1, "finish": "silk", "coats": 6}})
+    form = show_form(PaintConfig, restore=session)
+    assert form.config() == PaintConfig(coats=6)
+    said = text_of(show_form(PaintConfig, restore=Session.open("wall", root=tmp_path))._box)
+    assert "roller" not in said, "what was set aside is gone once the form has been saved again"
+
+
+def test_what_was_set_aside_is_named_in_the_form(tmp_path: Path) -> None:
+    session = Session.create("wall", root=tmp_path)
+    session.save(forms={"PaintConfig": {"roller": 1, "finish": "silk"}})
+    shown = text_of(show_form(PaintConfig, restore=session)._box)
+    assert "roller = 1" in shown
+    assert "silk" in shown
+
+
+def test_a_secret_is_neither_shown_nor_saved_nor_among_the_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHED_KEY", raising=False)
+    session = Session.create("wall", root=tmp_path)
+    form = show_form(PaintConfig, restore=session)
+    widget(form, "shed_key").value = "open-sesame"
+    form.update(coats=3)
+    assert form.config().shed_key == "open-sesame"
+    assert "shed_key" not in form.values()
+    saved = b"".join(path.read_bytes() for path in session.folder.rglob("*") if path.is_file())
+    assert b"coats" in saved
+    assert b"open-sesame" not in saved
+
+
+def test_a_secret_of_the_environment_need_not_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHED_KEY", "under-the-mat")
+    assert show_form(PaintConfig).config().shed_key == "under-the-mat"
+
+
+# -------------------------------------------------------------------------------------------- ipywidgets
+
+
+def test_without_ipywidgets_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(DependencyMissing) as caught:
+        show_form(PaintConfig)
+    assert "pip install" in caught.value.hint
+
+
+@pytest.mark.skipif("FASTSD_INNER_TESTS" in os.environ, reason="this is the inner run")
+def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
+    if not WIDGETS7.is_dir():
+        pytest.skip(f"{WIDGETS7.name} is not there; `make setup` makes it")
+    environment = os.environ | {"PYTHONPATH": str(WIDGETS7), "FASTSD_INNER_TESTS": "1"}
+    version = "import ipywidgets; print(ipywidgets.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", version], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "7.7.1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "passed" in done.stdout
+
+
+# ---------------------------------------------------------------------------------- what the notebook's cells call
+
+
+def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    made = open_session(SessionConfig(session_name="rex"))
+    made.save(seed=7)
+    again = open_session(SessionConfig(session_name="rex"))
+    assert again.folder == made.folder == Path.cwd() / "Fast-Dreambooth" / "Sessions" / "rex"
+    assert again.record["seed"] == 7
+    assert "Made the session rex" in caplog.text
+    assert "Opened the session rex" in caplog.text
+
+
+def test_a_session_name_that_cannot_be_a_folder_is_refused() -> None:
+    with pytest.raises(SessionError):
+        open_session(SessionConfig(session_name="../up"))
+
+
+def test_in_colab_the_session_is_on_drive_unless_that_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+    monkeypatch.setattr(notebook, "where", lambda: "colab")
+    monkeypatch.setattr(notebook, "in_notebook", lambda: True)
+    monkeypatch.setattr(notebook, "mount_drive", lambda *, shared_drive: asked.append(shared_drive))
+    on_drive = notebook.sessions_root(tmp_path / "drive")
+    real_root = notebook.sessions_root
+    monkeypatch.setattr(
+        notebook, "sessions_root", lambda root=None, *, shared_drive="": real_root(root) if root else on_drive
+    )
+    assert open_session(SessionConfig(session_name="rex")).folder == on_drive / "rex"
+    assert open_session(SessionConfig(session_name="cat", google_drive=False)).folder.is_relative_to(Path.cwd())
+    open_session(SessionConfig(session_name="team", shared_drive="Studio"))
+    assert asked == [None, "Studio"]
+
+
+def test_photos_that_were_given_are_prepared_and_are_not_the_demo(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    image.effect_noise((96, 96), 60).convert("RGB").save(tmp_path / "photos" / "rex.png")
+    session = Session.create("rex", root=tmp_path)
+    assert prepare_pictures(PrepareConfig(images=str(tmp_path / "photos"), size=64), session).size == 64
+    assert Session.open("rex", root=tmp_path).record["dataset"]["demo"] is False
+
+
+def test_without_photos_the_demos_are_prepared_and_the_session_knows_it(tmp_path: Path) -> None:
+    session = Session.create("rex", root=tmp_path)
+    assert prepare_pictures(PrepareConfig(), session).size == 128
+    assert Session.open("rex", root=tmp_path).record["dataset"]["demo"] is True
+
+
+def test_a_cell_that_gets_the_form_of_another_cell_says_which_cell_to_run() -> None:
+    session = Session.create("rex")
+    calls = ((open_session, (PrepareConfig(),)), (prepare_pictures, (SessionConfig(), session)))
+    for call, words in calls:
+        with pytest.raises(SettingsError) as caught:
+            call(*words)
+        assert type(words[0]).__name__ in caught.value.problem
+        assert "just above" in caught.value.hint
+
+
+@pytest.mark.parametrize("settings", [SessionConfig, PrepareConfig, DreamBoothConfig])
+def test_every_form_of_the_notebook_gives_its_defaults_untouched_and_restores_what_was_entered(
+    settings: type, tmp_path: Path
+) -> None:
+    session = Session.create("rex", root=tmp_path)
+    form = show_form(settings, restore=session)
+    assert form.config() == settings()
+    assert show_form(settings, restore=Session.open("rex", root=tmp_path)).config() == settings()

@@ -1,0 +1,182 @@
+"""The package's shape: imports only go up the list, edges of the world are known to few, files stay small."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
+
+# From the base to the surface: a file imports only from names above its own. A new file needs its place here.
+ORDER = (
+    "errors",
+    "options",
+    "runtime",
+    "drive",
+    "downloads",
+    "wheels",
+    "registry",
+    "controlnet",
+    "doctor",
+    "smart_crop",
+    "captions",
+    "checkpoints",
+    "sessions",
+    "demo",
+    "tunnels",
+    "dreambooth",
+    "webui",
+    "trocr",
+    "playground",
+    "story",
+    "bench",
+    "forms",
+    "cli",
+    "__main__",
+)
+WORKFLOWS = {"dreambooth", "webui", "trocr"}
+KNOW_COLAB = {"runtime", "drive"}
+
+
+class Import(NamedTuple):
+    """One imported module; `level` is module (runs at import), function, or typing (never runs)."""
+
+    name: str
+    level: str
+
+
+def imports_of(source: str, module: str) -> list[Import]:
+    """Every import of a source text, relative ones resolved against `module` (dotted, a package ends in .__init__)."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, level: str) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, level) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.rsplit(".", node.level)[0] if node.level else ""
+            name = ".".join(part for part in (base, node.module or "") if part)
+            # `from package import submodule` names the submodule; `from module import thing` the module itself.
+            found.extend(Import(f"{name}.{alias.name}", level) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for child in node.body:
+                visit(child, "typing")
+            for child in node.orelse:
+                visit(child, level)
+        else:
+            inner = "function" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else level
+            for child in ast.iter_child_nodes(node):
+                visit(child, inner if level == "module" else level)
+
+    visit(ast.parse(source), "module")
+    return found
+
+
+def unit_of(name: str) -> str | None:
+    """The name in ORDER that a dotted name of ours belongs to; None for the bare package and for other packages."""
+    parts = name.split(".")
+    if parts[0] != "fastsd_helpers" or len(parts) < 2:
+        return None
+    return parts[1] if parts[1] in ORDER or (PACKAGE / parts[1]).exists() else None
+
+
+def layout_problems(unit: str, module: str, source: str) -> Iterator[str]:
+    """Everything in one file that breaks the rules of the layout."""
+    for name, level in imports_of(source, module):
+        top, other = name.split(".")[0], unit_of(name)
+        if other is not None and other != unit:
+            if ORDER.index(other) > ORDER.index(unit):
+                yield f"{module} reaches up to {other}"
+            if {unit, other} <= WORKFLOWS:
+                yield f"{module} is a workflow that imports another one, {other}"
+        if top == "ipywidgets" and unit != "forms":
+            yield f"{module} imports ipywidgets; only forms does"
+        if level == "module" and top not in {*sys.stdlib_module_names, "fastsd_helpers"}:
+            yield f"{module} imports {top} at module level; do it inside the function that needs it"
+    if "google.colab" in source and unit not in KNOW_COLAB:
+        yield f"{module} mentions google.colab; only {' and '.join(sorted(KNOW_COLAB))} do"
+
+
+def our_files() -> list[tuple[str, str, Path]]:
+    """(unit, dotted module, file) of every source file; the package's own __init__ is not among them."""
+    files = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts != ("__init__",):
+            files.append((parts[0], ".".join(("fastsd_helpers", *parts)), path))
+    return files
+
+
+def test_every_file_has_its_place_in_the_list() -> None:
+    units = {unit for unit, _module, _path in our_files()}
+    assert units <= set(ORDER), f"not in the list: {sorted(units - set(ORDER))}"
+    assert {"errors", "options", "runtime", "forms", "cli"} <= units
+
+
+@pytest.mark.parametrize(("unit", "module", "path"), our_files(), ids=lambda value: str(value).rsplit("/", 1)[-1])
+def test_a_file_keeps_to_the_layout(unit: str, module: str, path: Path) -> None:
+    assert list(layout_problems(unit, module, path.read_text(encoding="utf-8"))) == []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    modules = {module for _unit, module, _path in our_files()}
+    graph: dict[str, set[str]] = {}
+    for _unit, module, path in our_files():
+        needed = set()
+        for name, level in imports_of(path.read_text(encoding="utf-8"), module):
+            # `package.thing`: the submodule of that name where there is one, else what the package itself defines.
+            parent = name.rpartition(".")[0]
+            candidates = [name, f"{name}.__init__", parent, f"{parent}.__init__"]
+            target = next((candidate for candidate in candidates if candidate in modules), None)
+            if level == "module" and target not in (None, module):
+                needed.add(target)
+        graph[module] = needed
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as err:
+        pytest.fail(f"these modules import each other in a circle: {' -> '.join(err.args[1])}")
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    long = {path.name: count for _u, _m, path in our_files() if (count := len(path.read_text().splitlines())) > 500}
+    assert not long, "split these by meaning into a package of the same name"
+
+
+def test_the_package_itself_imports_nothing_at_import() -> None:
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    at_import = {name for name, level in imports_of(source, "fastsd_helpers.__init__") if level == "module"}
+    assert {name.split(".")[0] for name in at_import} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("unit", "source", "expected"),
+    [
+        ("errors", "from fastsd_helpers.cli import main", "reaches up to cli"),
+        ("errors", "from fastsd_helpers import cli", "reaches up to cli"),
+        ("drive", "def f():\n    from .sessions import Session", "reaches up to sessions"),
+        ("webui", "from fastsd_helpers.dreambooth import train", "is a workflow"),
+        ("sessions", "def f():\n    import ipywidgets", "only forms"),
+        ("sessions", "import torch", "at module level"),
+        ("sessions", "class A:\n    import numpy", "at module level"),
+        ("sessions", "try:\n    from PIL import Image\nexcept ImportError: pass", "at module level"),
+        ("sessions", "def f():\n    from google.colab import drive", "mentions google.colab"),
+    ],
+)
+def test_the_rules_notice_a_file_that_breaks_them(unit: str, source: str, expected: str) -> None:
+    assert expected in "; ".join(layout_problems(unit, f"fastsd_helpers.{unit}", source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fastsd_helpers.errors import FastSDError",
+        "def f():\n    import torch",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+        "from fastsd_helpers import __version__",
+    ],
+)
+def test_the_rules_let_a_good_file_pass(source: str) -> None:
+    assert list(layout_problems("sessions", "fastsd_helpers.sessions", source)) == []

@@ -1,0 +1,184 @@
+"""The notebooks keep to their shape, and run from start to end on a CPU with untouched or tiny settings."""
+
+import ast
+import builtins
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+REPOSITORY = PROJECT["tool"]["fastsd"]["repository"]
+LONGEST_CELL = 12
+# What a cell may use from the cells before it.
+SHARED = {"session", "form", "pictures", "result"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(path: Path) -> list[str]:
+    return [source_of(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def without_magics(source: str) -> str:
+    return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def names_read(source: str) -> set[str]:
+    """Names a cell reads and does not make itself."""
+    tree = ast.parse(without_magics(source))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)} - made - set(dir(builtins))
+
+
+def test_there_is_a_notebook_to_look_at() -> None:
+    assert (ROOT / "notebooks" / "dreambooth.ipynb") in NOTEBOOKS
+
+
+@each_notebook
+def test_the_file_is_canonical_json_without_outputs(path: Path) -> None:
+    notebook = read(path)
+    canonical = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    assert path.read_text(encoding="utf-8") == canonical
+    for cell in notebook["cells"]:
+        assert set(cell["metadata"]) <= {"cellView", "colab"}, "other metadata are lost when Colab saves the notebook"
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@each_notebook
+def test_it_opens_with_one_title_its_own_badge_and_two_sentences(path: Path) -> None:
+    cells = read(path)["cells"]
+    first = source_of(cells[0])
+    everything = "\n".join(source_of(cell) for cell in cells if cell["cell_type"] == "markdown")
+    assert first.startswith("# ")
+    assert len(re.findall(r"^# ", everything, flags=re.MULTILINE)) == 1
+    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
+    own_place = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{path.relative_to(ROOT)}"
+    assert f"]({own_place})" in first, "the badge must open this very notebook"
+    overview = first.rsplit("\n\n", 1)[-1]
+    assert len(re.findall(r"[.!](?=\s|$)", overview)) == 2
+
+
+@each_notebook
+def test_every_code_cell_is_short_titled_and_follows_a_text(path: Path) -> None:
+    cells = read(path)["cells"]
+    seen_text = False
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            seen_text = True
+            continue
+        source = source_of(cell)
+        assert seen_text
+        assert source.startswith("# @title "), source
+        assert len(source.splitlines()) <= LONGEST_CELL, source
+
+
+@each_notebook
+def test_a_cell_holds_no_logic_of_its_own(path: Path) -> None:
+    for source in code_cells(path):
+        assert not re.search(r"^\s*!", source, flags=re.MULTILINE), "no shell commands"
+        tree = ast.parse(without_magics(source))
+        forbidden = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try, ast.Lambda, ast.ListComp)
+        assert not [node for node in ast.walk(tree) if isinstance(node, forbidden)], source
+        assert "input(" not in source
+        assert names_read(source) <= SHARED, source
+
+
+@each_notebook
+def test_pip_installs_this_version_of_this_project_and_nothing_else(path: Path) -> None:
+    lines = [line.strip() for source in code_cells(path) for line in source.splitlines() if "pip" in line]
+    version = PROJECT["project"]["version"]
+    assert len(lines) == 1
+    assert re.fullmatch(rf'%pip install --quiet "fastsd_helpers(\[\w+\])? @ git\+{REPOSITORY}@v{version}"', lines[0])
+
+
+@each_notebook
+def test_the_readme_lists_it_and_every_link_to_the_project_is_the_one_address(path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"notebooks/{path.name}" in readme
+    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
+    for text in (readme, path.read_text(encoding="utf-8")):
+        for found in re.findall(r"github(?:\.com)?/([\w-]+/fastsd_helpers)", text):
+            assert found == owner_and_name
+
+
+def test_every_other_file_that_names_the_project_names_the_one_address() -> None:
+    files = [ROOT / "pyproject.toml", ROOT / "CHANGELOG.md", *(ROOT / "fastsd_helpers").rglob("*.py")]
+    addresses = {
+        found
+        for path in files
+        for found in re.findall(r"https://github\.com/[\w-]+/fastsd_helpers", path.read_text(encoding="utf-8"))
+    }
+    assert addresses == {REPOSITORY}
+
+
+# --------------------------------------------------------------------------------------------------- run
+
+TINY = {
+    "DreamBoothConfig": {"unet_steps": 2, "text_encoder_steps": 2, "sample_every": 0, "batch_size": 1},
+}
+
+
+def run_notebook(path: Path, folder: Path, *, changes: dict[str, dict[str, Any]], widgets: Path | None = None) -> Any:
+    """Run a copy of a notebook without its %pip line, with `form.update(...)` after the cells that show a form."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = without_magics(cell.source)
+        cells.append(cell)
+        for settings, values in changes.items():
+            if cell.cell_type == "code" and f"show_form({settings}" in cell.source:
+                cells.append(nbformat.v4.new_code_cell(f"form.update(**{values!r})"))
+    notebook.cells = cells
+    paths = [str(widgets)] if widgets else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]), "OMP_NUM_THREADS": "2"}
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
+    client.execute(env=environment)
+    return notebook
+
+
+def output_of(notebook: Any) -> str:
+    return json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("widgets", ["8", "7.7.1"])
+def test_dreambooth_runs_from_start_to_end_with_tiny_settings(tmp_path: Path, widgets: str) -> None:
+    pytest.importorskip("nbclient")
+    overlay = ROOT / ".venv-ipywidgets7" if widgets == "7.7.1" else None
+    if overlay is not None and not overlay.is_dir():
+        pytest.skip(f"{overlay.name} is not there; `make setup` makes it")
+    notebook = run_notebook(ROOT / "notebooks" / "dreambooth.ipynb", tmp_path, changes=TINY, widgets=overlay)
+    shown = output_of(notebook)
+    assert shown.count("image/png") >= 3, "contact sheet, grid and loss plot"
+    session = tmp_path / "Fast-Dreambooth" / "Sessions" / "my-subject"
+    made = list((session / "exports").glob("*.safetensors"))
+    assert len(made) == 1
+    assert made[0].name in shown
+    assert json.loads((session / "session.json").read_text())["forms"]["DreamBoothConfig"]["unet_steps"] == 2

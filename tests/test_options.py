@@ -1,0 +1,130 @@
+"""One field is one widget, one flag and one saved value; every bad value is named at once."""
+
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal
+
+import pytest
+
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.options import check, from_values, option, options_of, parse_value, to_values
+
+
+@dataclass(frozen=True)
+class PaintConfig:
+    """Settings for painting a wall."""
+
+    colour: str = option(help="colour of the wall")
+    coats: int = option(2, help="layers of paint", low=1, high=9)
+    speed: float = option(0.5, help="square metres a minute", low=0.0, step=0.1)
+    finish: Literal["matt", "gloss"] = option("matt", help="how it shines")
+    ladder: bool = option(False, help="use the ladder", advanced=True)
+    brush: int | None = option(None, help="width in mm", low=10)
+    key: str | None = option(None, help="key of the shed", secret=True)
+    note: str = "no setting, because it has no help"
+
+    def __post_init__(self) -> None:
+        check(self, ["coats and ladder do not fit together"] if self.coats == 9 and self.ladder else [])
+
+
+def options() -> dict[str, Any]:
+    return {item.name: item for item in options_of(PaintConfig)}
+
+
+def test_every_field_made_with_option_is_listed_in_order() -> None:
+    assert list(options()) == ["colour", "coats", "speed", "finish", "ladder", "brush", "key"]
+
+
+def test_the_annotation_gives_kind_choices_and_whether_it_may_be_left_alone() -> None:
+    found = options()
+    assert found["finish"].choices == ("matt", "gloss")
+    assert (found["brush"].kind, found["brush"].optional) == (int, True)
+    assert (found["ladder"].kind, found["ladder"].advanced) == (bool, True)
+    assert found["key"].secret
+    assert found["colour"].default is MISSING
+    assert found["coats"].flag == "--coats"
+
+
+def test_a_flag_has_hyphens() -> None:
+    @dataclass(frozen=True)
+    class C:
+        unet_steps: int = option(1, help="steps")
+
+    assert options_of(C)[0].flag == "--unet-steps"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"coats": 0}, "coats (--coats) is 0; the smallest is 1"),
+        ({"coats": 10}, "is 10; the largest is 9"),
+        ({"coats": -3}, "is -3; the smallest is 1"),
+        ({"coats": 1.5}, "is 1.5; it must be a whole number"),
+        ({"coats": True}, "is True; it must be a whole number"),
+        ({"coats": "many"}, "is 'many'; it must be a whole number"),
+        ({"coats": None}, "is needed"),
+        ({"speed": float("nan")}, "is nan; it must be a finite number"),
+        ({"speed": float("inf")}, "is inf; it must be a finite number"),
+        ({"speed": -0.1}, "is -0.1; the smallest is 0.0"),
+        ({"finish": "silk"}, "is 'silk'; choose matt, gloss"),
+        ({"ladder": "yes"}, "is 'yes'; it must be yes or no"),
+        ({"brush": 5}, "is 5; the smallest is 10"),
+        ({"coats": 9, "ladder": True}, "do not fit together"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_limit(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        PaintConfig(**{"colour": "red", **values})
+    assert words in caught.value.problem
+    assert caught.value.hint
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        PaintConfig(colour=7, coats=0, finish="silk", brush=1)
+    for name in ("colour", "coats", "finish", "brush"):
+        assert name in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "values", [{"coats": 1}, {"coats": 9}, {"speed": 3}, {"speed": 0.0}, {"brush": None}, {"finish": "gloss"}]
+)
+def test_values_at_the_limits_are_fine(values: dict[str, Any]) -> None:
+    assert PaintConfig(colour="red", **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("coats", "3", 3),
+        ("speed", "2e-6", 2e-6),
+        ("brush", "none", None),
+        ("brush", "", None),
+        ("brush", "12", 12),
+        ("ladder", "on", True),
+        ("ladder", "No", False),
+        ("finish", "gloss", "gloss"),
+        ("colour", "none", "none"),
+    ],
+)
+def test_a_word_becomes_the_value(name: str, text: str, value: Any) -> None:
+    assert parse_value(options()[name], text) == value
+
+
+@pytest.mark.parametrize(("name", "text"), [("coats", "three"), ("coats", "1.5"), ("ladder", "maybe"), ("speed", "")])
+def test_a_word_that_is_no_value_raises(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text or "could not convert"):
+        parse_value(options()[name], text)
+
+
+def test_saved_values_come_back_without_the_secret() -> None:
+    config = PaintConfig(colour="red", coats=3, key="under the mat")
+    saved = to_values(config)
+    assert "key" not in saved
+    assert from_values(PaintConfig, saved) == PaintConfig(colour="red", coats=3)
+
+
+def test_a_saved_name_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_values(PaintConfig, {"colour": "red", "roller": 1})
+    assert "roller" in caught.value.problem
+    assert "coats" in caught.value.hint
