@@ -4,7 +4,7 @@
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
 # package chooses one. Where the plain name brings the large CUDA build and you have no GPU, name a smaller one:
-#   make setup TORCH="torch==2.13.0 --index-url <the CPU index named on pytorch.org>"
+#   make setup TORCH="torch==2.13.0 --index-url <the CPU index named in PyTorch's guide>"
 TORCH ?= torch==2.13.0
 # The first Python of 3.11 or newer that can make an environment; PYTHON=/path/to/python chooses another.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["vae", "unet", "package"])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2300 for the VAE, 7000 for the U-Net)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2300 for the VAE, 2500 for the U-Net)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -43,7 +43,7 @@ def main() -> None:
     if arguments.stage == "vae":
         train_vae(arguments.work, arguments.steps or 2300)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, arguments.steps or 7000)
+        train_unet(arguments.work, arguments.steps or 2500)
     else:
         package(arguments.work)
 
@@ -152,8 +152,11 @@ def train_vae(work: Path, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % 25 == 0:
-            log(work, f"vae step {step} l1 {error.abs().mean():.4f} mse {error.pow(2).mean():.5f} "
-                f"latent {mean.std():.2f} seconds {time.time() - started:.0f}")
+            log(
+                work,
+                f"vae step {step} l1 {error.abs().mean():.4f} mse {error.pow(2).mean():.5f} "
+                f"latent {mean.std():.2f} seconds {time.time() - started:.0f}",
+            )
         if time.time() - saved > 60 or step + 1 == steps:
             save(path, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
             saved = time.time()
@@ -203,7 +206,7 @@ def whiten(vae: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def encode_scenes(work: Path, vae: torch.nn.Module, rounds: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latent means and deviations of `rounds` drawings of each scene: float16 [n, 4, 16, 16]; kept in the work folder."""
+    """Latent means and deviations of `rounds` drawings of each scene: float16 [n, 4, 16, 16]; kept in `work`."""
     path = work / "latents.pt"
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -234,6 +237,8 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
     whiten(vae)
     means, stds = encode_scenes(work, vae)
     text_encoder = networks.build_text_encoder(vocabulary).to(DEVICE)
+    if DEVICE == "cpu":  # the fused attention has a slow backward pass in bf16
+        text_encoder.config._attn_implementation = "eager"
     unet = networks.build_unet().to(DEVICE)
     unet.set_attn_processor(AttnProcessor())
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -260,7 +265,7 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
             "" if draw.random() < 0.1 else pictures.shorten_caption(TRAIN_SCENES[pick % len(TRAIN_SCENES)], draw)
             for pick in picks
         ]
-        tokens = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        tokens = tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         index = torch.from_numpy(picks)
         latents = means[index].float() + stds[index].float() * torch.randn(means[index].shape, generator=noise_source)
         noise = torch.randn(latents.shape, generator=noise_source)

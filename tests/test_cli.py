@@ -20,6 +20,7 @@ from fastsd_helpers.cli import commands, main
 from fastsd_helpers.cli.answers import pairs, plain, size
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
+from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
@@ -72,7 +73,7 @@ def test_version_and_help(run: Any) -> None:
 @pytest.mark.parametrize(
     "words",
     [["demo"], ["models", "list"], ["models", "show"]]
-    + [["dreambooth", name] for name in ("new", "list", "show", "prepare", "train", "delete")],
+    + [["dreambooth", name] for name in ("new", "list", "show", "prepare", "train", "sample", "export", "delete")],
 )
 def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
     done = run(*words, "--help")
@@ -81,7 +82,10 @@ def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
     assert words[0] != "dreambooth" or "--root DIR" in done.out
 
 
-@pytest.mark.parametrize(("command", "settings"), [("train", DreamBoothConfig), ("prepare", PrepareConfig)])
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [("train", DreamBoothConfig), ("prepare", PrepareConfig), ("sample", SampleConfig), ("export", ExportConfig)],
+)
 def test_every_setting_is_a_flag_with_help_limits_and_default(run: Any, command: str, settings: type) -> None:
     shown = " ".join(run("dreambooth", command, "--help").out.split())
     for item in options_of(settings):
@@ -398,6 +402,22 @@ def test_prepare_says_what_was_read_and_where_to_look(run: Any, tmp_path: Path) 
     assert answer["path"] == str(tmp_path / "rex")
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_report_that_was_logged_is_not_repeated_where_the_log_is_seen_too(tmp_path: Path, together: bool) -> None:
+    Session.create("rex", root=tmp_path)
+    words = ["dreambooth", "prepare", "rex", "--root", tmp_path, "--images", photos(tmp_path / "in"), "--size", "64"]
+    # A file stands for the terminal: what counts is that both streams end in it.
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        done = subprocess.run(
+            [*FASTSD, *map(str, words)], stdout=out, stderr=out if together else err, cwd=ROOT, check=False
+        )
+    assert done.returncode == 0
+    said = (tmp_path / "out").read_text()
+    assert said.count("3 pictures to train on, 64 px.") == 1
+    assert said.rstrip().endswith("Next: fastsd dreambooth train rex")
+    assert (tmp_path / "err").read_text().count("3 pictures to train on, 64 px.") == (0 if together else 1)
+
+
 def test_prepare_without_usable_pictures_is_a_users_mistake(run: Any, tmp_path: Path) -> None:
     Session.create("rex", root=tmp_path)
     (tmp_path / "in").mkdir()
@@ -466,6 +486,20 @@ def test_a_dry_run_says_steps_and_bytes_and_trains_nothing(run: Any, prepared: P
     assert list((prepared / "rex" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["sample", "export"])
+def test_a_session_that_learned_nothing_yet_says_how_to_train_it(run: Any, prepared: Path, command: str) -> None:
+    done = run("dreambooth", command, "rex", "--root", prepared)
+    assert done.code == 2
+    assert "fastsd dreambooth train rex" in done.err
+
+
+def test_an_export_in_a_format_that_is_not_written_names_those_that_are(run: Any, tmp_path: Path) -> None:
+    done = run("dreambooth", "export", "x", "--root", tmp_path, "--format", "zip", "--dtype", "int8")
+    assert done.code == 2
+    for part in ("--format) is 'zip'", "safetensors", "--dtype) is 'int8'", "fp16, bf16"):
+        assert part in done.err
+
+
 @pytest.mark.slow
 def test_train_ends_with_a_verified_file_and_says_so_for_programs(run: Any, prepared: Path, base_model: Path) -> None:
     words = ["dreambooth", "train", "rex", "--root", prepared, "--base-model", base_model, *TINY]
@@ -483,8 +517,36 @@ def test_train_ends_with_a_verified_file_and_says_so_for_programs(run: Any, prep
     shown = last_json(run("dreambooth", "show", "rex", "--root", prepared, "--json"))
     assert shown["progress"] == {"stage": "unet", "step": 2, "steps": 2}
     assert str(path) in [item["path"] for item in shown["exports"]]
+    assert [item["path"] for item in shown["exports"]] == [str(path)], "the model card beside it is no model"
     again = last_json(run(*words))
     assert (again["first_step"], again["sha256"]) == (4, answer["sha256"])
+
+
+def sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_what_was_learned_can_be_drawn_with_and_exported(
+    run: Any, prepared: Path, base_model: Path, tmp_path: Path
+) -> None:
+    root = ["--root", prepared]
+    words = ["dreambooth", "train", "rex", *root, "--base-model", base_model, *TINY]
+    assert run(*words, "--unet-steps", "1", "--text-encoder-steps", "1").code == 0
+    draw = ["dreambooth", "sample", "rex", *root, "--prompt", "a robot", "--sample-steps", "1", "--count", "1"]
+    drawn = last_json(run(*draw, "--seed", "5", "--json"))
+    assert (drawn["prompts"], drawn["stage"], drawn["step"]) == (["a robot"], "unet", 1)
+    assert drawn["sha256"] == sha256(drawn["path"])
+    export = ["dreambooth", "export", "rex", *root, "--out", tmp_path / "rex.safetensors"]
+    written = last_json(run(*export, "--json"))
+    assert (written["path"], written["sha256"]) == (str(tmp_path / "rex.safetensors"), sha256(written["path"]))
+    refused = run(*export)
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert sha256(written["path"]) == written["sha256"], "a refused export leaves the file as it was"
+    larger = last_json(run(*export, "--overwrite", "--dtype", "fp32", "--json"))
+    assert larger["bytes"] > 1.8 * written["bytes"]
+    assert larger["sha256"] == sha256(written["path"])
 
 
 @pytest.mark.slow

@@ -305,7 +305,8 @@ def test_photos_that_were_given_are_prepared_and_are_not_the_demo(tmp_path: Path
 
 def test_without_photos_the_demos_are_prepared_and_the_session_knows_it(tmp_path: Path) -> None:
     session = Session.create("rex", root=tmp_path)
-    assert prepare_pictures(PrepareConfig(), session).size == 128
+    made = prepare_pictures(PrepareConfig(), session)
+    assert (made.train, made.held_out, made.size) == (6, 6, 128)
     assert Session.open("rex", root=tmp_path).record["dataset"]["demo"] is True
 
 

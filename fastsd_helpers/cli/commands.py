@@ -11,11 +11,13 @@ from fastsd_helpers.errors import SettingsError
 
 __all__ = [
     "delete",
+    "export",
     "list_models",
     "list_sessions",
     "new_session",
     "prepare",
     "run_demo",
+    "sample",
     "show_model",
     "show_session",
     "train",
@@ -95,7 +97,7 @@ def show_session(chosen: argparse.Namespace) -> Answer:
     session = Session.open(chosen.session, root=chosen.root)
     summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
     checkpoints = [{"name": path.name, "bytes": _bytes_in(path)} for path in _folders_in(session.checkpoints)]
-    exports = [{"path": path, "bytes": path.stat().st_size} for path in _files_in(session.exports)]
+    exports = [{"path": path, "bytes": path.stat().st_size} for path in _models_in(session.exports)]
     record = session.record
     data = {
         "session": session.name,
@@ -130,8 +132,10 @@ def _folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+def _models_in(folder: Path) -> list[Path]:
+    # The model card and its picture lie beside them.
+    models = (".safetensors", ".ckpt")
+    return sorted(path for path in folder.glob("*") if path.suffix in models and not path.name.startswith("."))
 
 
 def _bytes_in(folder: Path) -> int:
@@ -162,7 +166,9 @@ def train(chosen: argparse.Namespace) -> Answer:
 
     if chosen.dry_run:
         plan = engine.plan(config, session)
-        return Answer({"session": session.name, "path": session.folder, **plain(plan)}, plan.lines())
+        return Answer(
+            {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
+        )
     result = engine.train(config, session, restart=chosen.restart, take_over=chosen.take_over)
     lines = [
         f"Finished: {result.path}",
@@ -172,11 +178,39 @@ def train(chosen: argparse.Namespace) -> Answer:
                 "loss plot": result.loss_plot,
                 "model card": result.model_card,
                 "held-out loss": f"{result.loss_before:.4f} before, {result.loss_after:.4f} after",
-                "steps": f"{result.steps} ({result.first_step} of them done before this run)",
+                "steps": f"{result.steps}, {result.first_step} of them before" if result.first_step else result.steps,
                 "seconds": round(result.seconds),
                 "sha256": result.sha256,
             }
         ),
+    ]
+    return Answer({"session": session.name, **plain(result)}, lines)
+
+
+def sample(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth sample SESSION [--prompt TEXT]`."""
+    from fastsd_helpers.dreambooth.learned import SampleConfig, sample
+    from fastsd_helpers.drive import sha256_of
+    from fastsd_helpers.sessions import Session
+
+    config = SampleConfig(**given_values(chosen, SampleConfig))
+    session = Session.open(chosen.session, root=chosen.root)
+    result = sample(config, session)
+    lines = [f"Drawn after {result.stage} step {result.step}: {result.path}"]
+    return Answer({"session": session.name, **plain(result), "sha256": sha256_of(result.path)}, lines)
+
+
+def export(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd dreambooth export SESSION`."""
+    from fastsd_helpers.dreambooth.learned import ExportConfig, export
+    from fastsd_helpers.sessions import Session
+
+    config = ExportConfig(**given_values(chosen, ExportConfig))
+    session = Session.open(chosen.session, root=chosen.root)
+    result = export(config, session)
+    lines = [
+        f"Written and read back: {result.path}",
+        *pairs({"size": size(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}),
     ]
     return Answer({"session": session.name, **plain(result)}, lines)
 

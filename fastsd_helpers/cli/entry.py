@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,11 +29,12 @@ def main(words: Sequence[str] | None = None) -> int:
     as_json = "--json" in (sys.argv[1:] if words is None else words)
     # A name with an accent must not end a command on a terminal that cannot show it.
     sys.stdout.reconfigure(errors="backslashreplace")
-    with _sigterm_as_ctrl_c(), show_log(sys.stderr):
+    with _sigterm_as_ctrl_c(), show_log(sys.stderr), _what_is_logged() as logged:
         try:
             chosen = parse(words)
             answer = chosen.run(chosen)
-            print(redact(json.dumps(plain(answer.data)) if as_json else "\n".join(answer.lines)), flush=True)
+            lines = [line for line in answer.lines if not (line in logged and _streams_end_in_one_place())]
+            print(redact(json.dumps(plain(answer.data)) if as_json else "\n".join(lines)), flush=True)
             return 0
         except KeyboardInterrupt:
             return _report("Stopped.", "Run the same command again to go on.", 130, as_json)
@@ -73,6 +75,32 @@ def _report(problem: str, hint: str, exit_code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": problem, "hint": hint, "exit_code": exit_code}))
     return exit_code
+
+
+@contextlib.contextmanager
+def _what_is_logged() -> Iterator[set[str]]:
+    """Collect the lines of the log: a report is logged where it is made, and can be a command's answer too."""
+    logged: set[str] = set()
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.add(record.getMessage())
+
+    logger, collector = logging.getLogger("fastsd_helpers"), Collector()
+    logger.addHandler(collector)
+    try:
+        yield logged
+    finally:
+        logger.removeHandler(collector)
+
+
+def _streams_end_in_one_place() -> bool:
+    """Whether standard output and standard error are one terminal or one file, where a line must not appear twice."""
+    try:
+        out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+    except (OSError, ValueError):  # a stream that is no file, as in a test or a notebook
+        return False
+    return (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_dreambooth(commands: Any) -> None:
+    from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
     from fastsd_helpers.dreambooth.prepare import PrepareConfig
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 
@@ -87,6 +88,10 @@ def _add_dreambooth(commands: Any) -> None:
         "--take-over", action="store_true", help="use a session that another machine seems to be using still"
     )
     train.add_argument("--dry-run", action="store_true", help="say what would be done: steps, bytes, what was chosen")
+    sample = _session_command(group, "sample", run.sample, "draw with what a session has learned so far")
+    add_flags(sample, SampleConfig)
+    export = _session_command(group, "export", run.export, "write what a session has learned so far to one model file")
+    add_flags(export, ExportConfig)
     delete = _session_command(group, "delete", run.delete, "delete a session, or one of its checkpoints, after asking")
     delete.add_argument("--checkpoint", metavar="NAME", help="delete this checkpoint alone (`show` lists them)")
     delete.add_argument("--yes", action="store_true", help="do not ask")

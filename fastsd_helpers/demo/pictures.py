@@ -77,6 +77,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """The words that a model is taught this scene with."""
         return f"a {self.style} {self.colour} {self.object} {self.place}, {self.background} background"
 
 
@@ -160,9 +161,7 @@ def _draw_stripes(fill: "Image.Image", colour: tuple[int, int, int], radius: flo
 
 def _points(centre: list[float], radius: float, turn: float, polygon: list[tuple[float, float]]) -> list:
     cos, sin = math.cos(turn), math.sin(turn)
-    return [
-        (centre[0] + radius * (x * cos - y * sin), centre[1] + radius * (x * sin + y * cos)) for x, y in polygon
-    ]
+    return [(centre[0] + radius * (x * cos - y * sin), centre[1] + radius * (x * sin + y * cos)) for x, y in polygon]
 
 
 def _disc(centre: list[float], radius: float) -> tuple[float, float, float, float]:
@@ -176,7 +175,10 @@ def _polygon_of(name: str) -> list[tuple[float, float]]:
         return [(0, -1.05), (1.05, 0.8), (-1.05, 0.8)]
     if name == "star":
         return [
-            (math.sin(k * math.pi / 5) * (1.12 if k % 2 == 0 else 0.48), -math.cos(k * math.pi / 5) * (1.12, 0.48)[k % 2])
+            (
+                math.sin(k * math.pi / 5) * (1.12 if k % 2 == 0 else 0.48),
+                -math.cos(k * math.pi / 5) * (1.12, 0.48)[k % 2],
+            )
             for k in range(10)
         ]
     if name == "heart":
@@ -190,7 +192,20 @@ def _polygon_of(name: str) -> list[tuple[float, float]]:
         ]
     if name == "cross":
         a, b = 0.34, 1.0
-        return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        return [
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        ]
     if name == "arrow":
         return [(-1.05, -0.32), (0.1, -0.32), (0.1, -0.85), (1.1, 0), (0.1, 0.85), (0.1, 0.32), (-1.05, 0.32)]
     return [(-0.72, 1.0), (-0.72, -0.1), (-1.05, -0.1), (0, -1.05), (1.05, -0.1), (0.72, -0.1), (0.72, 1.0)]  # house
@@ -253,7 +268,9 @@ def _draw_fish(pen, centre: list[float], r: float) -> None:
     x, y = centre
     orange, white = (245, 120, 30), (250, 245, 235)
     pen.polygon([(x + 0.6 * r, y), (x + 1.2 * r, y - 0.6 * r), (x + 1.2 * r, y + 0.6 * r)], fill=(35, 60, 150))
-    pen.polygon([(x - 0.3 * r, y - 0.5 * r), (x + 0.3 * r, y - 1.0 * r), (x + 0.45 * r, y - 0.4 * r)], fill=(35, 60, 150))
+    pen.polygon(
+        [(x - 0.3 * r, y - 0.5 * r), (x + 0.3 * r, y - 1.0 * r), (x + 0.45 * r, y - 0.4 * r)], fill=(35, 60, 150)
+    )
     pen.ellipse((x - 1.1 * r, y - 0.68 * r, x + 0.85 * r, y + 0.68 * r), fill=orange)
     for dx, half in ((-0.35, 0.6), (0.25, 0.52)):
         pen.rectangle((x + (dx - 0.1) * r, y - half * r, x + (dx + 0.1) * r, y + half * r), fill=white)
@@ -263,7 +280,9 @@ def _draw_fish(pen, centre: list[float], r: float) -> None:
 
 def _draw_mushroom(pen, centre: list[float], r: float) -> None:
     x, y = centre
-    pen.rounded_rectangle((x - 0.32 * r, y - 0.05 * r, x + 0.32 * r, y + 1.05 * r), radius=0.2 * r, fill=(240, 228, 200))
+    pen.rounded_rectangle(
+        (x - 0.32 * r, y - 0.05 * r, x + 0.32 * r, y + 1.05 * r), radius=0.2 * r, fill=(240, 228, 200)
+    )
     pen.chord((x - 1.1 * r, y - 1.05 * r, x + 1.1 * r, y + 0.85 * r), 180, 360, fill=(200, 30, 60))
     for dx, dy, size in ((-0.55, -0.4, 0.19), (0.05, -0.68, 0.22), (0.58, -0.35, 0.17), (0.08, -0.28, 0.13)):
         pen.ellipse(_disc([x + dx * r, y + dy * r], size * r), fill=(252, 250, 240))

@@ -1,0 +1,23 @@
+"""DreamBooth: teach a Stable Diffusion model a subject from a few photos, in a session that survives any cut.
+
+`prepare` turns photos into training pictures, `train` trains and goes on after a cut, `export` and `sample` use what a
+session has learned.
+"""
+
+from fastsd_helpers.dreambooth.engine import Progress, TrainResult, plan, train
+from fastsd_helpers.dreambooth.learned import export, sample
+from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+
+__all__ = [
+    "DreamBoothConfig",
+    "PrepareConfig",
+    "PrepareResult",
+    "Progress",
+    "TrainResult",
+    "export",
+    "plan",
+    "prepare",
+    "sample",
+    "train",
+]

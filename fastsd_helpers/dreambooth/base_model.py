@@ -50,10 +50,18 @@ class BaseModel:
 
     def _load(self, kind: Any, part: str) -> Any:
         import torch
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
+        # Their bars for every part would bury the lines that matter; ours tell where the run is.
+        transformers_logging.disable_progress_bar()
+        diffusers_logging.disable_progress_bar()
         try:
             module = kind.from_pretrained(
-                self.folder, subfolder=part, variant=variant_of(self.folder, part), local_files_only=True,
+                self.folder,
+                subfolder=part,
+                variant=variant_of(self.folder, part),
+                local_files_only=True,
                 torch_dtype=torch.float32,
             )
         except (OSError, ValueError, RuntimeError, KeyError) as err:

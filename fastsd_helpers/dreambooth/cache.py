@@ -75,9 +75,7 @@ def encode_images(
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> "torch.Tensor":
     """Token ids int64 [n, 77], padded and cut as Stable Diffusion expects."""
-    return tokenizer(
-        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: list[str], *, device: Any) -> "torch.Tensor":

@@ -34,7 +34,7 @@ def generator_for(*key: object) -> "torch.Generator":
 
 
 def pick_images(seed: int, stage: str, position: int, count: int, images: int) -> list[int]:
-    """The pictures at places position..position+count of an endless row of shuffled epochs; each epoch has each once."""
+    """The pictures at places position..position+count of an endless row of shuffled epochs, each once in each."""
     import torch
 
     picked = []

@@ -19,7 +19,9 @@ __all__ = ["HeldOut", "held_out_loss", "make_held_out", "training_loss"]
 _LEVELS = (60, 180, 300, 420, 540, 660, 780, 900)
 
 
-def target_of(schedule: Any, latents: "torch.Tensor", noise: "torch.Tensor", timesteps: "torch.Tensor") -> "torch.Tensor":
+def target_of(
+    schedule: Any, latents: "torch.Tensor", noise: "torch.Tensor", timesteps: "torch.Tensor"
+) -> "torch.Tensor":
     """What the U-Net should have predicted, by the schedule's prediction type."""
     if schedule.config.prediction_type == "v_prediction":
         return schedule.get_velocity(latents, noise, timesteps)
@@ -34,7 +36,7 @@ def training_loss(
     timesteps: "torch.Tensor",
     text: "torch.Tensor",
 ) -> "torch.Tensor":
-    """Mean squared error of the prediction, in float32; latents, noise [batch, 4, h/8, w/8], text [batch, 77, width]."""
+    """Mean squared error of the prediction, in float32; latents [batch, 4, h/8, w/8], text [batch, 77, width]."""
     import torch.nn.functional as functional
 
     noisy = schedule.add_noise(latents, noise, timesteps)

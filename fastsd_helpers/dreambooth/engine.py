@@ -29,7 +29,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_mod
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
 from fastsd_helpers.drive import check_writable
 from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
-from fastsd_helpers.options import to_values
+from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution
 from fastsd_helpers.runtime import describe_device, fault_point, versions
 from fastsd_helpers.sessions import Session
@@ -96,15 +96,19 @@ def train(
     """
     started = time.monotonic()
     check_writable(session.folder)
-    with session.lock(take_over=take_over) as lock, _stop_signals() as stop:
-        run = _Run(config, session, report or _log_progress, restart=restart)
-        with run:
-            return run.go(stop, lock, started)
+    report = report or _log_progress
+    with (
+        session.lock(take_over=take_over) as lock,
+        _stop_signals() as stop,
+        _open_store(session, report, restart=restart) as store,
+    ):
+        return _Run(config, session, store, report).go(stop, lock, started)
 
 
 def plan(config: DreamBoothConfig, session: Session) -> Plan:
     """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen."""
-    return _Run(config, session, _log_progress, restart=False).plan
+    with _open_store(session, _log_progress, restart=False) as store:
+        return _Run(config, session, store, _log_progress).plan
 
 
 def _log_progress(progress: Progress) -> None:
@@ -142,28 +146,38 @@ def _scratch_of(session: Session) -> Path:
     return root / str(session.record["id"])
 
 
-class _Run:
-    """One call of `train`: settings, studio and checkpoint store, opened in the order in which they can fail."""
+def _open_store(session: Session, report: Report, *, restart: bool) -> CheckpointStore:
+    """The session's checkpoints; each run that was started over is a timeline of its own."""
+    number = int(session.record.get("run", 1))
+    if restart and "run" in session.record:
+        number += 1
+    return CheckpointStore(
+        session.checkpoints,
+        scratch=_scratch_of(session),
+        report=lambda sentence: report(Progress(message=sentence)),
+        timeline=str(number),
+    )
 
-    def __init__(self, config: DreamBoothConfig, session: Session, report: Report, *, restart: bool) -> None:
-        self.session, self._report = session, report
-        self._messages: list[str] = []
+
+class _Run:
+    """One call of `train`: settings and studio, opened in the order in which they can fail."""
+
+    def __init__(self, config: DreamBoothConfig, session: Session, store: CheckpointStore, report: Report) -> None:
+        self.session, self.store, self._report = session, store, report
         record = session.record
-        self.number = int(record.get("run", 1)) + (1 if restart else 0)
-        self.scratch = _scratch_of(session)
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        self.store = CheckpointStore(
-            session.checkpoints, scratch=self.scratch, report=self.say, timeline=str(self.number), keep_last=2
-        )
+        self.number = int(store.timeline)
         self.generation: Generation | None
         self.generation, passed_over = self.store.newest()
         for sentence in passed_over:
             self.say(sentence)
 
         saved = self.generation.record["settings"] if self.generation else None
-        if saved is None and not restart and record.get("settings_of_run") == self.number:
-            saved = record["settings"]
         given = given_values(config)
+        if saved is None and record.get("run") == self.number:
+            # Cut before its first checkpoint: nothing is lost by other settings, but what was chosen still holds.
+            config = from_values(DreamBoothConfig, (record.get("given") or {}) | given)
+            given = given_values(config)
+        self.given = given
         ref = given.get("base_model") or (saved or {}).get("base_model") or "auto"
         self.device = describe_device()
         ref, reason = choose_base_model(ref, self.device, demo_pictures=bool(record["dataset"].get("demo")))
@@ -187,15 +201,9 @@ class _Run:
         self.store.keep(self.config.keep_last)
         for line in [*filter(None, reasons), *self.plan.lines()]:
             self.say(line)
-        self.board = BoardLog(self.scratch / "board", session.logs / "tensorboard")
+        self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}
         self.held_out: list[list] = []
-
-    def __enter__(self) -> "_Run":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.store.close()
 
     def say(self, message: str) -> None:
         """Tell the user one sentence."""
@@ -231,7 +239,7 @@ class _Run:
                 return TrainResult(**done, first_step=first_step, steps=self.plan.steps, seconds=0.0)
         self.session.save(
             run=self.number,
-            settings_of_run=self.number,
+            given=self.given,
             settings=to_values(self.config),
             base_model=self.start["base_model"],
             seed=self.config.seed,
@@ -258,9 +266,7 @@ class _Run:
         )
         if result["loss_after"] >= result["loss_before"]:
             self.say("The held-out loss did not fall: look at the samples, and try fewer steps or a lower rate.")
-        return TrainResult(
-            **result, first_step=first_step, steps=self.plan.steps, seconds=time.monotonic() - started
-        )
+        return TrainResult(**result, first_step=first_step, steps=self.plan.steps, seconds=time.monotonic() - started)
 
     def _finished_steps(self, stage: Stage) -> int:
         if self.generation is None:
@@ -349,14 +355,13 @@ class _Run:
             self.say(problem)
         with contextlib.suppress(OSError):  # the plot is drawn again at the next checkpoint
             self.board.hand_over()
-            plot_losses(
-                self.history, self.held_out, self.session.logs / "loss.png", label=self.studio.held_out_label
-            )
+            plot_losses(self.history, self.held_out, self.session.logs / "loss.png", label=self.studio.held_out_label)
 
     def _stop(self, stage: Stage, job: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:
             raise SessionBusy(
-                "Another run took this session over.", "This one stopped; the other run goes on from the last checkpoint."
+                "Another run took this session over.",
+                "This one stopped; the other run goes on from the last checkpoint.",
             )
         if step and losses:
             self._save(stage, job, step)

@@ -21,7 +21,7 @@ from fastsd_helpers.sessions import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["draw_sample", "export_bytes", "export_run", "finish_run", "finished_result"]
+__all__ = ["draw_sample", "export_bytes", "export_run", "finish_run", "finished_result", "sample_prompts"]
 
 _SAMPLE_SEEDS = (11, 12, 13, 14)
 
@@ -41,29 +41,35 @@ def draw_sample(session: Session, studio: Studio, job: Job, step: int) -> Path:
     """Draw the training prompts with the model as it is; writes samples/{stage}-{step}.png."""
     import torch
 
-    prompts = _sample_prompts(studio)
+    prompts = sample_prompts(studio)
     with studio.autocast(), torch.no_grad():
         text = job.text_for([studio.prompts.index(prompt) for prompt in prompts]).float()
     vae = studio.base.load_vae().to(studio.device)
     with studio.autocast():
         pictures = draw_pictures(
-            studio.base, job.unet, vae, text, studio.empty_text().to(text), size=studio.config.resolution,
-            seeds=_SAMPLE_SEEDS[: len(prompts)], device=studio.device,
+            studio.base,
+            job.unet,
+            vae,
+            text,
+            studio.empty_text().to(text),
+            size=studio.config.resolution,
+            seeds=_SAMPLE_SEEDS[: len(prompts)],
+            device=studio.device,
         )
     path = session.samples / f"{job.stage}-{step:06d}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
     return path
 
 
-def _sample_prompts(studio: Studio) -> list[str]:
+def sample_prompts(studio: Studio, count: int = len(_SAMPLE_SEEDS)) -> list[str]:
     """Up to four different training prompts; one prompt alone is drawn with four seeds."""
     prompts = list(dict.fromkeys(studio.prompts[index] for index in studio.prompt_of))
-    return (prompts * len(_SAMPLE_SEEDS))[: len(_SAMPLE_SEEDS)] if len(prompts) == 1 else prompts[: len(_SAMPLE_SEEDS)]
+    return (prompts * count)[:count] if len(prompts) == 1 else prompts[:count]
 
 
 def draw_before_and_after(session: Session, studio: Studio, run: int) -> Path:
     """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
-    prompts = _sample_prompts(studio)
+    prompts = sample_prompts(studio)
     vae = studio.base.load_vae().to(studio.device)
     rows = []
     trained, nothing = studio.trained, dict.fromkeys(studio.trained)
@@ -76,8 +82,14 @@ def draw_before_and_after(session: Session, studio: Studio, run: int) -> Path:
         with studio.autocast():
             rows.append(
                 draw_pictures(
-                    studio.base, unet, vae, text[:-1], text[-1:], size=studio.config.resolution,
-                    seeds=_SAMPLE_SEEDS[: len(prompts)], device=studio.device,
+                    studio.base,
+                    unet,
+                    vae,
+                    text[:-1],
+                    text[-1:],
+                    size=studio.config.resolution,
+                    seeds=_SAMPLE_SEEDS[: len(prompts)],
+                    device=studio.device,
                 )
             )
         del unet
@@ -108,7 +120,7 @@ def export_run(
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.trigger_phrase": studio.prompts[0] if studio.prompts else "",
     }
-    scratch = dst.parent / f".{dst.name}.new"
+    scratch = dst.with_name(f".{dst.stem}.new.safetensors")
     written = write_checkpoint(parts, scratch, family="sd15", dtype=dtype, metadata=metadata, overwrite=True)
     fault_point("export.written")
     try:
@@ -170,10 +182,15 @@ def _card(
     grid: str,
 ) -> str:
     """A model card in the Hub's format: front matter, then what a reader needs to use and judge the model."""
-    change = 100 * (1 - losses["loss_after"] / losses["loss_before"])
+    before, after = losses["loss_before"], losses["loss_after"]
+    judged = f"{before:.4f} before, {after:.4f} after ({100 * (1 - after / before):.1f} % lower)"
     prompts = "\n".join(f"- `{prompt}`" for prompt in studio.prompts)
     settings = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
-    front = {"license": base.spec.licence, "base_model": base.ref, "tags": ["dreambooth", "stable-diffusion", "text-to-image"]}
+    front = {
+        "license": base.spec.licence,
+        "base_model": base.ref,
+        "tags": ["dreambooth", "stable-diffusion", "text-to-image"],
+    }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     library = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""---
@@ -189,7 +206,7 @@ def _card(
 | --- | --- |
 | file | `{path.name}` |
 | sha256 | `{sha256}` |
-| held-out loss ({studio.held_out_label}) | {losses["loss_before"]:.4f} before, {losses["loss_after"]:.4f} after ({change:+.1f} % lower) |
+| held-out loss ({studio.held_out_label}) | {judged} |
 
 ## Prompts it was taught
 {prompts}

@@ -28,6 +28,7 @@ def number_series(stems: list[str]) -> list[str]:
 
 
 def safe_stem(stem: str) -> str:
+    """Turn any file name's stem into one that every drive can hold, at most 80 bytes of UTF-8; never empty."""
     stem = unicodedata.normalize("NFC", printable(stem))
     stem = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]+', " ", stem)
     stem = " ".join(stem.split()).strip(". ")
@@ -36,6 +37,7 @@ def safe_stem(stem: str) -> str:
 
 
 def unique_stem(stem: str, taken: set[str]) -> str:
+    """Number a stem that is in `taken` already; adds what it returns to `taken`, in lower case."""
     # Compared as Drive on Windows and macOS does: without case.
     candidate, number = stem, 1
     while candidate.casefold() in taken:
@@ -46,5 +48,6 @@ def unique_stem(stem: str, taken: set[str]) -> str:
 
 
 def printable(name: str) -> str:
+    """Replace every character that cannot be shown or written with a question mark."""
     # Names that are no UTF-8 come with surrogates, which neither JSON nor a terminal can write.
     return "".join(c if c.isprintable() else "?" for c in name.encode("utf-8", "replace").decode())

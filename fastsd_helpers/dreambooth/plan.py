@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.drive import free_bytes, delivers_late
+from fastsd_helpers.drive import delivers_late, free_bytes
 from fastsd_helpers.errors import DiskFull
 
 __all__ = ["Plan", "plan_run"]
@@ -38,6 +38,10 @@ class Plan:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _steps(count: int) -> str:
+    return f"{count} steps" if count > 1 else "step"
 
 
 def plan_run(
@@ -73,7 +77,7 @@ def plan_run(
         if largest * 3 > room:  # the new one is whole before an old one goes
             keep_last = 1
             reasons.append(
-                f"Only one checkpoint is kept: two and a new one need {_gb(3 * largest)}, {_gb(max(0, room))} are free. "
+                f"Only one checkpoint is kept: two and a third need {_gb(3 * largest)}, there are {_gb(max(0, room))}. "
                 "If the newest is damaged by the mount there is no older one."
             )
     save_every = config.save_every
@@ -103,12 +107,12 @@ def _choose_save_every(
     if not on_drive:
         if (keep_last + 1) * max(sizes.values(), default=0) > room:
             return 0, "No checkpoints between the stages' ends: there is no room for a second one beside the first."
-        return wanted, f"A checkpoint every {wanted} steps."
+        return wanted, f"A checkpoint every {_steps(wanted)}."
     # On Drive the trash counts: all checkpoints ever written must fit.
     for every in sorted({wanted, *(-(-longest // count) for count in range(_SAVES_WANTED, 0, -1)), longest}):
         total = sum(sizes[stage] * (1 + (steps - 1) // every) for stage, steps in stages.items())
         if total <= room:
-            return every, f"A checkpoint every {every} steps: {_gb(total)} in all, deleted ones count on Drive."
+            return every, f"A checkpoint every {_steps(every)}: {_gb(total)} in all, deleted ones count on Drive."
     return 0, (
         "Checkpoints only at the end of each stage: deleted ones count on Drive until its trash is emptied, "
         "and there is no room for more."

@@ -1,12 +1,11 @@
 """The settings of one DreamBooth run, and how what the user left alone is filled in."""
 
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from fastsd_helpers.errors import ModelError, SettingsError
-from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import Device
 
@@ -46,9 +45,7 @@ class DreamBoothConfig:
     batch_size: int | None = option(
         None, help="pictures per forward pass; left alone: the model's", low=1, high=64, advanced=True
     )
-    accumulation: int = option(
-        1, help="forward passes summed into one optimizer step", low=1, high=64, advanced=True
-    )
+    accumulation: int = option(1, help="forward passes summed into one optimizer step", low=1, high=64, advanced=True)
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "linear", help="how the learning rate falls over each stage", advanced=True
     )
@@ -93,7 +90,9 @@ class DreamBoothConfig:
 
 def given_values(config: DreamBoothConfig) -> Given:
     """What the user really chose: the fields that differ from their defaults."""
-    return {spec.name: getattr(config, spec.name) for spec in fields(config) if getattr(config, spec.name) != spec.default}
+    return {
+        spec.name: getattr(config, spec.name) for spec in fields(config) if getattr(config, spec.name) != spec.default
+    }
 
 
 def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple[str, str]:
@@ -130,9 +129,9 @@ def resolve_settings(
     if saved is not None:
         _refuse_changes(given, saved)
         known = {field.name for field in fields(config)}
-        return replace(config, **{k: v for k, v in saved.items() if k in known}, **_free(given)), [
-            "settings as this session was started with"
-        ]
+        changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
+        values = {name: value for name, value in saved.items() if name in known} | changed
+        return replace(config, **values), ["settings as this session was started with"]
     defaults = {name: value for name, value in spec.defaults.items() if hasattr(config, name)}
     resolved = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
     reasons = []
@@ -145,14 +144,8 @@ def resolve_settings(
     reasons.append(reason)
     checkpointing, reason = _choose_checkpointing(resolved, device)
     reasons.append(reason)
-    resolved = replace(
-        resolved, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing
-    )
+    resolved = replace(resolved, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing)
     return resolved, [reason for reason in reasons if reason]
-
-
-def _free(given: Given) -> Given:
-    return {}
 
 
 def _refuse_changes(given: Given, saved: Given) -> None:
@@ -163,7 +156,7 @@ def _refuse_changes(given: Given, saved: Given) -> None:
     ]
     if changed:
         raise SettingsError(
-            f"This session is unfinished and was started with other settings: {'; '.join(changed)}.",
+            f"This session's run was started with other settings: {'; '.join(changed)}.",
             "Leave those settings alone to go on with it, or start from step 0 with --restart.",
         )
 
@@ -206,8 +199,3 @@ def _choose_checkpointing(config: DreamBoothConfig, device: Device) -> tuple[boo
     if small:
         return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
     return False, ""
-
-
-def describe(config: DreamBoothConfig) -> Iterable[str]:
-    """One line per setting, for the model card and the log."""
-    return [f"{name} = {value}" for name, value in to_values(config).items()]

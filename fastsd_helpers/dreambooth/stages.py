@@ -6,6 +6,7 @@ A family or method that trains something else adds a row to STAGES or a job here
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel, plain_names
@@ -54,8 +55,6 @@ class Studio:
         self.prompt_of: list[int] = []  # training picture -> its prompt's index
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
-        if device.kind == "cpu":
-            _prefer_plain_layout()
 
     def count_of(self, part: str) -> int:
         """Number of values in the U-Net or the text encoder, from the model's own configuration."""
@@ -107,18 +106,14 @@ class Studio:
 
     def load_unet(self) -> Any:
         """The U-Net as it is now, on the device."""
-        unet = self._with_trained(self.base.load_unet(), "unet").to(self.device)
-        if self.device.type == "cpu" and (self.config.resolution // 8) ** 2 <= 1024:
-            # The fused attention's backward pass is several times slower than the plain one on a CPU with bf16;
-            # its savings only count for large pictures.
-            from diffusers.models.attention_processor import AttnProcessor
-
-            unet.set_attn_processor(AttnProcessor())
-        return unet
+        return self._with_trained(self.base.load_unet(), "unet").to(self.device)
 
     def _with_trained(self, module: Any, part: str) -> Any:
         if self.trained[part] is not None:
             put_tensors(module, self.trained[part])
+        # Plain attention holds a whole attention map: fine for small pictures, too much for large ones.
+        if self.device.type == "cpu" and (self.config.resolution // 8) ** 2 <= 1024:
+            _suit_cpu(module)
         return module
 
     def keep(self, stage: Stage, job: "Job") -> None:
@@ -133,16 +128,27 @@ def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
     module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
 
 
-def _prefer_plain_layout() -> None:
-    """Make GroupNorm work on plainly laid out values: its CPU backward pass is 5-20 times slower on channels-last ones,
-    which bf16 convolutions hand over."""
+def _suit_cpu(module: Any) -> None:
+    """Choose the forms of attention and GroupNorm that are fast in training on a CPU.
+
+    The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
+    as long on the channels-last values that bf16 convolutions hand over.
+    """
     import torch
     from torch.nn import functional
 
-    def forward(module: Any, x: "torch.Tensor") -> "torch.Tensor":
-        return functional.group_norm(x.contiguous(), module.num_groups, module.weight, module.bias, module.eps)
+    def group_norm(norm: Any, x: "torch.Tensor") -> "torch.Tensor":
+        return functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
-    torch.nn.GroupNorm.forward = forward
+    if hasattr(module, "set_attn_processor"):
+        from diffusers.models.attention_processor import AttnProcessor
+
+        module.set_attn_processor(AttnProcessor())
+    elif hasattr(module, "set_attn_implementation"):
+        module.set_attn_implementation("eager")
+    for part in module.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.forward = MethodType(group_norm, part)
 
 
 class Job(ABC):

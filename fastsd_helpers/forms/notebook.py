@@ -64,7 +64,8 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     if use_demo:
         folder = demo.SUBJECTS_FOLDER / "robot"
         logger.info("No photos were given, so the built-in pictures of a robot are used: %s", folder)
-        config = dataclasses.replace(config, images=str(folder), size=128)
+        held_out = demo.SUBJECTS_FOLDER / "held_out" / "robot"
+        config = dataclasses.replace(config, images=str(folder), held_out=str(held_out), size=128)
     result = prepare(config, session)
     session.save(dataset=session.record["dataset"] | {"demo": use_demo})
     return result

@@ -1,0 +1,530 @@
+"""Kill a training at an exact place, lose what its mount had not delivered, go on elsewhere, and compare the weights.
+
+Every run, killed or resuming, is a process of its own with a scratch folder of its own. To spare 40 times the import
+of torch they are forked from a server process (multiprocessing's forkserver) that has imported the libraries and this
+package and done nothing else: it runs one thread and has passed no fault point, which every run checks first; each run
+has random seeds of its own, as new interpreters have.
+`python -m fastsd_helpers` as a new interpreter gives the same weights; a test compares the two.
+Pictures are drawn in 1 denoising step and the loss plot only at the end: both take time and go into no weight.
+
+The mount is tests/fakes.py's WriteBackMount: the killed run's own view of it is thrown away, and the next process gets
+a new view with what had been delivered, cut short or changed by then.
+"""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fakes import WriteBackMount
+from tiny_models import build_pipeline
+
+__all__ = [
+    "SESSION",
+    "SETTINGS",
+    "Moment",
+    "Outcome",
+    "Place",
+    "Run",
+    "World",
+    "choose_moments",
+    "count_passings",
+    "fingerprint",
+    "hash_file",
+    "kill_and_resume",
+    "make_world",
+    "train_in_new_interpreter",
+]
+
+SESSION = "robot"
+SETTINGS: dict[str, Any] = {
+    "text_encoder_steps": 12,
+    "unet_steps": 14,
+    "save_every": 3,
+    "sample_every": 0,
+    "resolution": 64,
+    "batch_size": 1,
+    # Steps large enough that a lost, repeated or differently drawn one cannot round to the same weights.
+    "text_encoder_lr": 1e-3,
+    "unet_lr": 1e-3,
+    "precision": "fp32",
+    "seed": 5,
+}
+_SIZES = {
+    "unet": {
+        "block_out_channels": (8, 16, 32, 32),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "norm_num_groups": 8,
+    },
+    "vae": {"block_out_channels": (8, 16, 32, 32), "norm_num_groups": 8},
+    "text": {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+}
+# One thread each: a process must not be forked from one whose threads have started.
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_PRELOADED = [
+    "torch",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.schedulers.scheduling_ddim",
+    "diffusers.schedulers.scheduling_ddpm",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+    "matplotlib.figure",
+    "torch.utils.tensorboard",
+    "fastsd_helpers.dreambooth.learned",  # imports the rest; so an edit while runs go on changes none of them
+    "faults.kill_resume",
+]
+_TESTS = Path(__file__).resolve().parents[1]
+_LIMIT_S = 240
+# How often the mount delivers some of what waits: a run of about 5 s loses nothing, a little or most of its files.
+_DELIVERY_S = (0.03, 0.3, 1.0)
+# How long a checkpoint must have been whole before older ones go: as on Drive, where nothing goes in so short a run,
+# or a few deliveries of this mount, so that old ones really go.
+_SETTLE_S = (120.0, 1.0)
+
+# Fault points and how many of 40 moments are at them.
+_QUOTAS = (
+    (("step.text_encoder",), 10),
+    (("step.unet",), 10),
+    (("checkpoint.begin", "checkpoint.write", "checkpoint.fsync", "checkpoint.hash"), 6),
+    (("copy.begin", "copy.half", "copy.before_rename", "copy.before_manifest", "copy.after_manifest"), 6),
+    (("prune",), 1),
+    (("session.write",), 1),
+    (("session.after_rename",), 1),
+    (("finish.begin",), 1),
+    (("export.tensor",), 2),
+    (("export.rename",), 1),
+    (("export.written",), 1),
+)
+
+
+# --------------------------------------------------------------------------------------------- the world
+
+
+@dataclass(frozen=True)
+class World:
+    """What all runs share: a base model and a session with prepared pictures, nothing trained yet."""
+
+    base: Path
+    prepared: Path  # a sessions root
+
+
+def make_world(folder: Path) -> World:
+    """Make a small base model of SD 1.5's layout with random weights, and a session of 4 + 2 drawn pictures."""
+    import numpy as np
+
+    from fastsd_helpers.demo.pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.sessions import Session
+
+    base = folder / "base"
+    build_pipeline(_SIZES, folder / "words", seed=7).save_pretrained(base)
+    generator = np.random.default_rng(11)
+    for index in range(6):
+        photos = folder / ("photos" if index < 4 else "held_out")
+        photos.mkdir(exist_ok=True)
+        place, background = list(PLACES)[index % 5], list(BACKGROUNDS)[index]
+        draw_subject(SESSION, place, background, generator).save(photos / f"{index}.png")
+        (photos / f"{index}.txt").write_text(subject_caption(SESSION, place, background), encoding="utf-8")
+    prepared = folder / "prepared"
+    session = Session.create(SESSION, root=prepared)
+    prepare(PrepareConfig(images=str(folder / "photos"), held_out=str(folder / "held_out"), size=64), session)
+    return World(base, prepared)
+
+
+class Place:
+    """Where one case happens: what the mount has delivered, and one view and scratch folder after the other.
+
+    Args:
+        folder: a new folder for this case alone.
+        seed: decides what the mount delivers when, and what a crash leaves of the rest.
+        delivery_s: how often the mount delivers some of what waits.
+        start: a sessions root that was delivered before; left alone, the prepared one.
+    """
+
+    def __init__(
+        self, world: World, folder: Path, *, seed: int, delivery_s: float = _DELIVERY_S[0], start: Path | None = None
+    ) -> None:
+        self.world, self.folder, self.seed, self.delivery_s = world, folder, seed, delivery_s
+        self.cloud = folder / "cloud"
+        self.number = 0
+        shutil.copytree(start or world.prepared, self.cloud)
+        self.mount = WriteBackMount(folder / "nobody", self.cloud, seed)
+        self.move()
+
+    def move(self) -> None:
+        """Begin a machine that sees what was delivered, and nothing else."""
+        self.number += 1
+        self.view = self.folder / f"view-{self.number}"
+        self.mount.fresh_view(self.view)
+        modes = (*WriteBackMount.MODES, "flipped")
+        mount = WriteBackMount(self.view, self.cloud, self.seed + self.number, modes=modes)
+        self.mount = mount.start(self.delivery_s)
+
+    def crash(self) -> dict[str, str]:
+        """Lose the machine; returns what became of each file that was not delivered."""
+        fates = self.mount.crash()
+        self.move()
+        return fates
+
+    def leave(self) -> None:
+        """Disconnect after everything was delivered."""
+        self.mount.stop()
+        self.mount.settle()
+
+    @property
+    def session_folder(self) -> Path:
+        """The session as the present machine sees it."""
+        return self.view / SESSION
+
+    def begin(self, **options: Any) -> "Run":
+        """Start a training here in a process of its own; see Run."""
+        scratch = self.folder / f"scratch-{self.number}-{time.monotonic_ns()}"
+        return Run(self, scratch, **options)
+
+
+# ------------------------------------------------------------------------------------------------- a run
+
+
+class Run:
+    """A training in a process of its own.
+
+    Args:
+        place: where its session is.
+        scratch: its local folder, new.
+        fault: `name:n`, die at the n-th passing of that fault point.
+        signal_at: (stage, step, signal): send itself that signal after that step.
+        settle_s: how long checkpoints must have been whole before older ones go; given, the folder counts as Drive.
+        settings: settings that differ from SETTINGS.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        scratch: Path,
+        *,
+        fault: str | None = None,
+        signal_at: tuple[str, int, int] | None = None,
+        settle_s: float | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.log = scratch.with_name(f"{scratch.name}.log")
+        request = {
+            "root": str(place.view),
+            "scratch": str(scratch),
+            "log": str(self.log),
+            "fault": fault or "none:0",  # counts the passings, and stops nowhere
+            "signal_at": signal_at,
+            "settle_s": settle_s,
+            "settings": {**SETTINGS, "base_model": str(place.world.base), **(settings or {})},
+        }
+        self.process = _server().Process(target=_train, args=(request,))
+        self.process.start()
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status, negative for a signal."""
+        self.process.join(_LIMIT_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"The run did not end in {_LIMIT_S} s; it said: {self.said()[-5:]}")
+        return self.process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
+
+    def wait_for(self, text: str) -> None:
+        """Wait until its log holds a text."""
+        until = time.monotonic() + _LIMIT_S
+        while not self.log.exists() or text not in self.log.read_text(encoding="utf-8"):
+            if time.monotonic() > until or self.process.exitcode is not None:
+                raise TimeoutError(f"{text!r} never came; it said: {self.said()[-5:]}")
+            time.sleep(0.02)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it wrote, the line excepted that a kill cut."""
+        lines = []
+        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def said(self) -> list[str]:
+        """Its sentences to the user, errors included."""
+        return [line[key] for line in self.lines() for key in ("message", "error") if line.get(key)]
+
+    def reached(self) -> str:
+        """The last step it reported."""
+        steps = [line for line in self.lines() if line.get("stage")]
+        return f"{steps[-1]['stage']} {steps[-1]['step']}" if steps else "before step 1"
+
+    def last(self) -> dict[str, Any]:
+        """The last thing it wrote."""
+        return (self.lines() or [{}])[-1]
+
+
+def _server() -> Any:
+    """The server that runs are forked from, started at the first call."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    wanted = {**_ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(_TESTS.parent), str(_TESTS)])}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def _train(request: dict[str, Any]) -> None:
+    """What a run's process does."""
+    log = open(request["log"], "a", encoding="utf-8")  # noqa: SIM115 - open until the process dies
+
+    def write(**fields: Any) -> None:
+        log.write(json.dumps(fields) + "\n")
+        log.flush()
+
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    _check_fresh(request["scratch"])
+    os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
+    from fastsd_helpers import runtime
+    from fastsd_helpers.dreambooth import engine, finish
+    from fastsd_helpers.dreambooth.resume import store
+    from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.errors import FastSDError
+    from fastsd_helpers.sessions import Session
+
+    engine.plot_losses = lambda *args, **kwargs: None
+    finish.draw_pictures = functools.partial(finish.draw_pictures, steps=1)
+    if request["settle_s"] is not None:
+        store.delivers_late, store._SETTLE_S = (lambda folder: True), request["settle_s"]
+
+    def report(progress: Any) -> None:
+        write(stage=progress.stage, step=progress.step, message=progress.message)
+        if request["signal_at"] and [progress.stage, progress.step] == list(request["signal_at"][:2]):
+            os.kill(os.getpid(), request["signal_at"][2])
+
+    try:
+        session = Session.open(SESSION, root=request["root"])
+        for notice in session.notices:
+            write(message=notice)
+        result = engine.train(DreamBoothConfig(**request["settings"]), session, report=report)
+    except FastSDError as err:
+        write(kind=type(err).__name__, error=err.problem, hint=err.hint)
+        sys.exit(3)
+    write(result=str(result.path), first_step=result.first_step, passings=dict(runtime._passings))
+
+
+def _check_fresh(scratch: str) -> None:
+    """Be as good as a new interpreter, or refuse to run."""
+    import numpy as np
+    import torch
+
+    from fastsd_helpers import runtime
+
+    status = Path(f"/proc/{os.getppid()}/status").read_text(encoding="ascii")
+    problems = {
+        "the server has more than one thread": not re.search(r"^Threads:\s+1$", status, re.MULTILINE),
+        "its scratch folder is not new": os.path.exists(scratch),
+        "fault points were passed": bool(runtime._passings),
+        "torch uses threads": torch.get_num_threads() != 1,
+    }
+    if any(problems.values()):
+        raise RuntimeError(f"Not a fresh process: {', '.join(name for name in problems if problems[name])}.")
+    # A new interpreter has random seeds of its own; sharing the server's would hide what depends on them.
+    torch.seed()
+    random.seed()
+    np.random.seed()
+
+
+def train_in_new_interpreter(place: Place, *, fault: str | None = None) -> int:
+    """Train with the command line itself, in a new interpreter; returns the exit status."""
+    settings = {**SETTINGS, "base_model": str(place.world.base)}
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    scratch = place.folder / f"scratch-{place.number}"
+    environment = {**os.environ, **_ONE_THREAD, "FASTSD_SCRATCH": str(scratch), "FASTSD_FAULT": fault or ""}
+    command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", SESSION, "--root", str(place.view)]
+    with open(f"{scratch}.log", "wb") as log:
+        return subprocess.run(
+            [*command, *flags], env=environment, stdout=log, stderr=log, timeout=_LIMIT_S, check=False
+        ).returncode
+
+
+# ------------------------------------------------------------------------------------------- comparison
+
+
+def fingerprint(session_folder: Path) -> dict[str, str]:
+    """Hash what a finished run made: name, order, type, shape and bytes of every tensor.
+
+    Returns:
+        One hash for the finished file and one for each role of the last generation (weights, optimizer, history).
+    """
+    from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation, verify_files
+
+    files = sorted((session_folder / "exports").glob("*.safetensors"))
+    if [file.name for file in files] != [f"{SESSION}.safetensors"]:
+        raise AssertionError(f"The exports are {[file.name for file in files]}.")
+    made = {"file": hash_file(files[0])}
+    checkpoints = session_folder / "checkpoints"
+    newest = read_generation(checkpoints, list_generations(checkpoints)[0])
+    verify_files(newest)
+    if (newest.stage, newest.step) != ("unet", SETTINGS["unet_steps"]):
+        raise AssertionError(f"The last generation is {newest.name}.")
+    for role in sorted(newest.roles):
+        made[role] = _hash_tensors(newest.load(role))
+    return made
+
+
+def hash_file(path: Path) -> str:
+    """Read with nothing but the format's own description: 8 bytes of length, a JSON header, the bytes."""
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    digest = hashlib.sha256()
+    for name, fact in header.items():
+        if name != "__metadata__":
+            start, end = (8 + size + offset for offset in fact["data_offsets"])
+            digest.update(json.dumps([name, fact["dtype"], fact["shape"]]).encode() + data[start:end])
+    return digest.hexdigest()
+
+
+def _hash_tensors(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- moments
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is killed, and the seed of what its mount delivers and loses."""
+
+    fault: str  # name:n
+    seed: int
+    settle_s: float
+    delivery_s: float
+
+    @property
+    def point(self) -> str:
+        return self.fault.partition(":")[0]
+
+
+@dataclass
+class Outcome:
+    """What became of a run that was killed."""
+
+    moment: Moment
+    reached: str = ""
+    lost: str = ""  # of the files that were on their way when the machine went
+    resumed_from: str = ""
+    passed_over: list[str] = field(default_factory=list)
+    equal: bool = False
+    seconds: float = 0.0
+    problem: str = ""
+
+    def row(self, number: int) -> str:
+        """A line of the table."""
+        sentences = " ".join(_without_suffix(sentence) for sentence in self.passed_over) or "-"
+        verdict = "yes" if self.equal else f"NO: {self.problem}"
+        return (
+            f"| {number} | `{self.moment.fault}` | {self.reached} | {self.lost} | {self.resumed_from} "
+            f"| {sentences} | {verdict} |"
+        )
+
+
+def _without_suffix(sentence: str) -> str:
+    return sentence.split("; going on from")[0].split("; starting from")[0].removesuffix(".") + "."
+
+
+def count_passings(world: World, folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Run without any fault: how often each fault point is passed, and the fingerprint that all others must have."""
+    place = Place(world, folder, seed=0)
+    run = place.begin()
+    if run.wait() != 0:
+        raise AssertionError(f"The uninterrupted run failed: {run.said()[-3:]} {run.log.read_text()[-2000:]}")
+    place.leave()
+    return run.last()["passings"], fingerprint(place.cloud / SESSION)
+
+
+def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[Moment]:
+    """Choose moments by seed; any 40 of them hold at least 10 in each stage, 5 inside a save and 5 inside a copy."""
+    moments: list[Moment] = []
+    for batch in range(-(-count // 40)):
+        chance = random.Random(f"{seed}/{batch}")
+        chosen = []
+        for points, quota in _QUOTAS:
+            start = chance.randrange(len(points))
+            names = [points[(start + index) % len(points)] for index in range(quota)]
+            for point in dict.fromkeys(names):
+                passed = chance.sample(range(1, passings[point] + 1), names.count(point))
+                chosen += [f"{point}:{number}" for number in passed]
+        if len(chosen) != 40 or len(set(chosen)) != 40:
+            raise AssertionError(f"{len(set(chosen))} different moments instead of 40")
+        if count < 40:
+            chance.shuffle(chosen)
+        moments += [
+            Moment(fault, seed * 1000 + batch * 40 + index, chance.choice(_SETTLE_S), chance.choice(_DELIVERY_S))
+            for index, fault in enumerate(chosen)
+        ]
+    return moments[:count]
+
+
+def kill_and_resume(world: World, folder: Path, moment: Moment, expected: dict[str, str]) -> Outcome:
+    """Kill a run at a moment, lose its machine, go on in a fresh process that sees what was delivered, and compare."""
+    started = time.monotonic()
+    outcome = Outcome(moment)
+    place = Place(world, folder, seed=moment.seed, delivery_s=moment.delivery_s)
+    first = place.begin(fault=moment.fault, settle_s=moment.settle_s)
+    status = first.wait()
+    outcome.reached = first.reached()
+    if status != -signal.SIGKILL:
+        outcome.problem = f"was not killed: exit {status}, {first.said()[-1:]}"
+        place.leave()
+        return outcome
+    fates = list(place.crash().values())
+    kinds = [(kind, fates.count(kind)) for kind in ("missing", "truncated", "empty", "flipped", "whole")]
+    outcome.lost = ", ".join(f"{count} {kind}" for kind, count in kinds if count) or "-"
+    second = place.begin(settle_s=moment.settle_s)
+    status = second.wait()
+    place.leave()
+    said = second.said()
+    outcome.passed_over = [
+        sentence for sentence in said if re.match(r"session\.json|Checkpoint .*; (going on|starting) from ", sentence)
+    ]
+    going_on = [sentence for sentence in said if sentence.startswith(("Going on after", "This run is finished"))]
+    outcome.resumed_from = going_on[0].rstrip(".").removeprefix("Going on after ") if going_on else "the beginning"
+    if status != 0:
+        outcome.problem = f"the resumed run ended with {status}: {said[-1:]}"
+    else:
+        found = fingerprint(place.cloud / SESSION)
+        differing = sorted(role for role in {*found, *expected} if found.get(role) != expected.get(role))
+        outcome.equal, outcome.problem = not differing, f"{', '.join(differing)} differ" if differing else ""
+    outcome.seconds = time.monotonic() - started
+    return outcome

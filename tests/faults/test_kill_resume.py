@@ -1,0 +1,281 @@
+"""Runs that are killed, stopped or damaged end with the weights of a run that nothing happened to.
+
+The 40 seeded moments are scripts/kill_and_resume.py, recorded in benchmarks/results/kill_and_resume.md; 4 are here.
+"""
+
+import json
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from faults.kill_resume import (
+    SESSION,
+    SETTINGS,
+    Moment,
+    Place,
+    choose_moments,
+    count_passings,
+    fingerprint,
+    hash_file,
+    kill_and_resume,
+    make_world,
+    train_in_new_interpreter,
+)
+
+STOPPED_AT, SAVED_BEFORE = 11, 9  # steps of the U-Net's stage
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:  # also for the server that runs are forked from
+        patch.setenv("HOME", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield make_world(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory):
+    return count_passings(world, tmp_path_factory.mktemp("uninterrupted") / "run")
+
+
+@pytest.fixture(scope="module")
+def expected(uninterrupted):
+    return uninterrupted[1]
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """A sessions root: stopped at a step of stage 2, everything delivered; and what the run said."""
+    place = Place(world, tmp_path_factory.mktemp("stopped") / "run", seed=1)
+    run = place.begin(signal_at=("unet", STOPPED_AT, signal.SIGTERM))
+    assert run.wait() == 3
+    place.leave()
+    return place.cloud, run.last()
+
+
+def generations(root: Path) -> list[Path]:
+    """The generations' folders that have a manifest, oldest first."""
+    return sorted(path.parent for path in root.glob(f"{SESSION}/checkpoints/*/manifest.json"))
+
+
+def finish(place: Place) -> tuple[dict[str, str], list[str]]:
+    """Go on in a fresh process to the end: what was made, and what was said."""
+    run = place.begin()
+    assert run.wait() == 0, run.said()[-3:]
+    place.leave()
+    return fingerprint(place.cloud / SESSION), run.said()
+
+
+# ------------------------------------------------------------------------------------------ killed
+
+
+def test_a_run_killed_while_its_checkpoint_is_copied_ends_with_the_same_weights(world, expected, tmp_path):
+    outcome = kill_and_resume(world, tmp_path / "place", Moment("copy.half:17", 4, 120.0, 0.3), expected)
+    assert outcome.equal, outcome.problem
+    assert outcome.reached.startswith("unet")
+    assert outcome.resumed_from != "the beginning"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    [
+        Moment("step.text_encoder:8", 1, 1.0, 1.0),
+        Moment("checkpoint.hash:14", 2, 120.0, 0.3),
+        Moment("export.tensor:300", 3, 1.0, 0.03),
+    ],
+    ids=lambda moment: moment.fault,
+)
+def test_a_run_killed_at_a_named_point_ends_with_the_same_weights(world, expected, tmp_path, moment):
+    outcome = kill_and_resume(world, tmp_path / "place", moment, expected)
+    assert outcome.equal, outcome.problem
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(world, expected, tmp_path):
+    place = Place(world, tmp_path / "place", seed=5, delivery_s=0.3)
+    for fault in ("step.text_encoder:5", "copy.before_manifest:2", "checkpoint.fsync:4", "step.unet:4"):
+        assert place.begin(fault=fault, settle_s=120.0).wait() == -signal.SIGKILL
+        place.crash()
+    assert finish(place)[0] == expected
+
+
+@pytest.mark.slow
+def test_the_command_line_in_new_interpreters_ends_with_the_same_weights(world, expected, tmp_path):
+    place = Place(world, tmp_path / "place", seed=6)
+    assert train_in_new_interpreter(place, fault="step.unet:8") == -signal.SIGKILL
+    place.crash()
+    assert train_in_new_interpreter(place) == 0
+    place.leave()
+    assert fingerprint(place.cloud / SESSION) == expected
+
+
+# ----------------------------------------------------------------------------------------- damaged
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "damage", "words"),
+    [
+        ("unet.safetensors", cut, "is incomplete: unet.safetensors has"),
+        ("unet.safetensors", flip_a_bit, "is damaged: unet.safetensors has the right size but other bytes"),
+        ("optimizer.safetensors", Path.unlink, "is incomplete: optimizer.safetensors is missing"),
+        ("manifest.json", cut, "is damaged: its manifest.json"),
+    ],
+    ids=["truncated", "bit-flipped", "partly missing", "manifest cut"],
+)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said_so(
+    world, stopped, expected, tmp_path, file, damage, words
+):
+    root = shutil.copytree(stopped[0], tmp_path / "root")
+    newest = generations(root)[-1]
+    assert f"-unet-{STOPPED_AT:06d}-" in newest.name
+    damage(newest / file)
+    made, said = finish(Place(world, tmp_path / "place", seed=2, start=root))
+    sentence = next(line for line in said if line.startswith("Checkpoint"))
+    assert f"(unet, step {STOPPED_AT}) {words}" in sentence
+    assert sentence.endswith(f"(unet, step {SAVED_BEFORE}).")
+    assert f"Going on after step {SETTINGS['text_encoder_steps'] + SAVED_BEFORE} of 26." in said
+    assert made == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("twins", ["whole", "gone"])
+def test_a_session_json_cut_in_half_stops_nothing(world, stopped, expected, tmp_path, twins):
+    root = shutil.copytree(stopped[0], tmp_path / "root")
+    cut(root / SESSION / "session.json")
+    if twins == "gone":
+        shutil.rmtree(root / SESSION / ".record")
+    made, said = finish(Place(world, tmp_path / "place", seed=3, start=root))
+    assert any(line.startswith("session.json of 'robot' is cut short") for line in said)
+    assert f"Going on after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert made == expected
+
+
+# ----------------------------------------------------------------------------------------- stopped
+
+
+@pytest.mark.slow
+def test_sigterm_saves_everything_and_the_run_goes_on_from_there(world, stopped, expected, tmp_path):
+    root, last = stopped
+    assert (last["kind"], last["error"]) == (
+        "Interrupted",
+        f"Stopped at unet step {STOPPED_AT} of {SETTINGS['unet_steps']}; everything is saved.",
+    )
+    made, said = finish(Place(world, tmp_path / "place", seed=4, start=root))
+    assert f"Going on after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert made == expected
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_stage_1_saves_everything_and_the_run_goes_on_from_there(world, expected, tmp_path):
+    place = Place(world, tmp_path / "place", seed=5)
+    run = place.begin(signal_at=("text_encoder", 4, signal.SIGINT))
+    assert run.wait() == 3
+    assert (run.last()["kind"], run.last()["error"]) == (
+        "Interrupted",
+        "Stopped at text_encoder step 4 of 12; everything is saved.",
+    )
+    place.leave()
+    place.move()
+    made, said = finish(place)
+    assert "Going on after step 4 of 26." in said
+    assert made == expected
+
+
+@pytest.mark.slow
+def test_a_changed_setting_is_refused_and_listed(world, stopped, tmp_path):
+    place = Place(world, tmp_path / "place", seed=6, start=stopped[0])
+    before = {path.name for path in generations(place.view)}
+    run = place.begin(settings={"seed": 6, "unet_steps": 20})
+    assert run.wait() == 3
+    last = run.last()
+    assert last["kind"] == "SettingsError"
+    assert "seed was 5 and is now 6" in last["error"]
+    assert "unet_steps was 14 and is now 20" in last["error"]
+    assert "text_encoder_steps" not in last["error"]
+    assert "--restart" in last["hint"]
+    assert {path.name for path in generations(place.view)} == before
+    place.leave()
+
+
+@pytest.mark.slow
+def test_a_second_run_on_the_session_is_refused_while_the_first_goes_on(world, expected, tmp_path):
+    place = Place(world, tmp_path / "place", seed=7)
+    first = place.begin(signal_at=("unet", 4, signal.SIGSTOP))
+    try:
+        first.wait_for('"stage": "unet", "step": 4')
+        second = place.begin()
+        assert second.wait() == 3
+        assert second.last()["kind"] == "SessionBusy"
+        first.signal(signal.SIGCONT)
+        assert first.wait() == 0
+    finally:
+        first.process.kill()
+    place.leave()
+    assert fingerprint(place.cloud / SESSION) == expected
+
+
+# ------------------------------------------------------------------------------- the harness itself
+
+
+def test_any_40_moments_hold_enough_of_each_kind():
+    passings = dict.fromkeys(
+        ("prune", "session.write", "session.after_rename", "checkpoint.begin", "copy.before_manifest"), 9
+    )
+    passings |= dict.fromkeys(("copy.after_manifest", "finish.begin", "export.rename", "export.written"), 1)
+    passings |= dict.fromkeys(("checkpoint.write", "checkpoint.fsync", "checkpoint.hash", "export.tensor"), 27)
+    passings |= dict.fromkeys(("copy.begin", "copy.half", "copy.before_rename"), 27)
+    passings |= {"step.text_encoder": 12, "step.unet": 14}
+    for seed in range(20):
+        moments = choose_moments(passings, count=40, seed=seed)
+        points = Counter(moment.point for moment in moments)
+        parts = Counter(moment.point.partition(".")[0] for moment in moments)
+        assert len({moment.fault for moment in moments}) == 40
+        assert points["step.text_encoder"] >= 10
+        assert points["step.unet"] >= 10
+        assert parts["checkpoint"] >= 5
+        assert parts["copy"] >= 5
+    assert choose_moments(passings, count=40, seed=1) == choose_moments(passings, count=40, seed=1)
+    assert choose_moments(passings, count=40, seed=1) != choose_moments(passings, count=40, seed=2)
+
+
+def test_the_fingerprint_sees_names_order_types_shapes_and_bytes(tmp_path):
+    plain = {"a": ("F32", [2, 1], b"12345678"), "b": ("F32", [1], b"abcd")}
+    others = [
+        {"a": ("F32", [2, 1], b"12345678"), "c": ("F32", [1], b"abcd")},
+        {"b": ("F32", [1], b"abcd"), "a": ("F32", [2, 1], b"12345678")},
+        {"a": ("I32", [2, 1], b"12345678"), "b": ("F32", [1], b"abcd")},
+        {"a": ("F32", [1, 2], b"12345678"), "b": ("F32", [1], b"abcd")},
+        {"a": ("F32", [2, 1], b"12345679"), "b": ("F32", [1], b"abcd")},
+    ]
+
+    def hash_of(tensors: dict, note: str = "") -> str:
+        header, data = {"__metadata__": {"note": note}}, b""
+        for name, (kind, shape, values) in tensors.items():
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+            data += values
+        text = json.dumps(header).encode()
+        path = tmp_path / "file.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        return hash_file(path)
+
+    assert hash_of(plain, note="another date") == hash_of(plain)
+    assert len({hash_of(plain), *map(hash_of, others)}) == 6
