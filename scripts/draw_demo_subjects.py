@@ -19,7 +19,9 @@ def main() -> None:
         for folder, shift in ((SUBJECTS_FOLDER / subject, 0), (SUBJECTS_FOLDER / "held_out" / subject, 2)):
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(6):
-                place, background = places[index % 5], backgrounds[(index + shift) % 6]
+                # The sixth stands where another one stood at night, so that no two look alike.
+                place = places[index] if index < 5 else places[3 - shift]
+                background = backgrounds[(index + shift) % 6]
                 picture = pictures.draw_subject(subject, place, background, generator)
                 caption = pictures.subject_caption(subject, place, background)
                 save(picture, folder / f"{subject} ({index + 1}).png", caption)

@@ -323,7 +323,7 @@ def package(work: Path, folder: Path = MODEL_FOLDER) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True, max_shard_size="9MB")
     log(work, f"packaged in {folder}")
 
 

@@ -28,6 +28,7 @@ from faults.kill_resume import (
     train_in_new_interpreter,
 )
 
+pytestmark = pytest.mark.timeout(900)  # about 10 s each on a core of their own; a busy machine needs far longer
 STOPPED_AT, SAVED_BEFORE = 11, 9  # steps of the U-Net's stage
 
 
@@ -237,10 +238,9 @@ def test_a_second_run_on_the_session_is_refused_while_the_first_goes_on(world, e
 
 
 def test_any_40_moments_hold_enough_of_each_kind():
-    passings = dict.fromkeys(
-        ("prune", "session.write", "session.after_rename", "checkpoint.begin", "copy.before_manifest"), 9
-    )
-    passings |= dict.fromkeys(("copy.after_manifest", "finish.begin", "export.rename", "export.written"), 1)
+    passings = dict.fromkeys(("prune", "session.write", "session.after_rename", "checkpoint.begin"), 9)
+    passings |= dict.fromkeys(("copy.before_manifest", "copy.after_manifest"), 9)
+    passings |= dict.fromkeys(("finish.begin", "export.rename", "export.written"), 1)
     passings |= dict.fromkeys(("checkpoint.write", "checkpoint.fsync", "checkpoint.hash", "export.tensor"), 27)
     passings |= dict.fromkeys(("copy.begin", "copy.half", "copy.before_rename"), 27)
     passings |= {"step.text_encoder": 12, "step.unet": 14}
