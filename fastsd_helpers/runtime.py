@@ -25,6 +25,7 @@ __all__ = [
     "describe_device",
     "fault_point",
     "in_notebook",
+    "make_cpu_sums_repeatable",
     "peak_memory_bytes",
     "redact",
     "secret",
@@ -72,6 +73,15 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
+
+
+def make_cpu_sums_repeatable() -> None:
+    """Ask MKL for sums that do not depend on where in memory a matrix lies: with two threads they otherwise differ.
+
+    MKL reads this once, at its first multiplication in a process; call it before. A user's own setting stays.
+    Source: Intel oneMKL developer guide, "Conditional Numerical Reproducibility".
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def versions() -> dict[str, str]:

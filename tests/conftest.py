@@ -12,6 +12,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
 
+# MKL reads this at its first multiplication, which may be in a test that trains nothing.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 # The client reads its settings when it is first imported: done here, before a test that sets them for a while.
 with contextlib.suppress(ImportError):
     import huggingface_hub.constants  # noqa: F401

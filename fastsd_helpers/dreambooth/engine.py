@@ -31,7 +31,7 @@ from fastsd_helpers.drive import check_writable
 from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
 from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution
-from fastsd_helpers.runtime import describe_device, fault_point, versions
+from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, versions
 from fastsd_helpers.sessions import Session
 
 __all__ = ["Progress", "TrainResult", "plan", "train"]
@@ -95,6 +95,7 @@ def train(
         TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
     """
     started = time.monotonic()
+    make_cpu_sums_repeatable()
     check_writable(session.folder)
     report = report or _log_progress
     with (
