@@ -884,7 +884,7 @@ def test_too_little_room_is_said_before_any_work(
     session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(folder, 2)
-    monkeypatch.setattr("fastsd_helpers.dreambooth.prepare.free_bytes", lambda path: 1000)
+    monkeypatch.setattr(sys.modules[prepare.__module__], "free_bytes", lambda path: 1000)
     with pytest.raises(DiskFull, match="2 pictures need about"):
         run(session, folder, size=1024)
 
