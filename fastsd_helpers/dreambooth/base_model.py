@@ -3,6 +3,7 @@
 Families differ in how they read a prompt and in what the U-Net predicts; the training loop asks here and does not know.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +105,6 @@ class BaseModel:
 
 
 def _read_class_name(path: Path) -> str:
-    import json
-
     return json.loads(path.read_text(encoding="utf-8"))["_class_name"]
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.downloads import model_hash
 from fastsd_helpers.dreambooth import finish
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
@@ -216,7 +215,7 @@ class _Run:
     def _check_same_start(self) -> None:
         """A resumed run must see the same weights and pictures as before, or it is another run."""
         self.start = {
-            "base_model": {"ref": self.base.ref, "sha256": model_hash(self.base.folder)},
+            "base_model": {"ref": self.base.ref, "sha256": self.base.sha256()},
             "pictures": [[image.sha256, image.prompt] for image in (*self.dataset.train, *self.dataset.held_out)],
         }
         if self.generation is None:

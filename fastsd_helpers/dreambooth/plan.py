@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.drive import delivers_late, free_bytes
@@ -117,8 +116,3 @@ def _choose_save_every(
         "Checkpoints only at the end of each stage: deleted ones count on Drive until its trash is emptied, "
         "and there is no room for more."
     )
-
-
-def count_parameters(module: Any) -> int:
-    """Number of values in a module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
