@@ -913,12 +913,24 @@ def test_a_picture_that_is_not_the_recorded_one_is_named(change: str, session: S
 
 
 def test_reading_before_preparing_says_what_to_run(session: Session) -> None:
-    for record in ({}, {"images": 4}):  # the second: session.json was lost and rebuilt
-        session.save(dataset=record)
-        with pytest.raises(DatasetError, match="no prepared pictures"):
-            load_dataset(session, instance_prompt=None)
-        with pytest.raises(DatasetError, match="no prepared pictures"):
-            prompt_table(session)
+    with pytest.raises(DatasetError, match="no prepared pictures"):
+        load_dataset(session, instance_prompt=None)
+    with pytest.raises(DatasetError, match="no prepared pictures"):
+        prompt_table(session)
+
+
+def test_a_record_rebuilt_from_the_pictures_trains_on_the_same_ones_in_the_same_order(
+    session: Session, folder: Path
+) -> None:
+    for number in (10, 9, 1):
+        picture(number).save(folder / f"dog ({number}).png")
+    run(session, folder)
+    before = load_dataset(session)
+    for path in [session.folder / "session.json", *(session.folder / ".record").iterdir()]:
+        path.unlink()
+    rebuilt = Session.open(session.name, root=session.folder.parent)
+    assert load_dataset(rebuilt) == before
+    assert run(rebuilt, folder).train == 3  # and preparing again works
 
 
 def test_listing_photos_sorts_them_as_people_count(folder: Path) -> None:

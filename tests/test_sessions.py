@@ -1,6 +1,7 @@
 """Sessions: names, a record that survives cuts and clocks, one run at a time, and deletion that was asked for."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fakes import full_disk, read_only
+from PIL import Image
 
 from fastsd_helpers import sessions
 from fastsd_helpers.errors import DiskFull, DriveReadOnly, SessionBusy, SessionError, SessionExists, SessionNotFound
@@ -280,8 +282,11 @@ def test_a_mount_that_delivered_an_older_record_is_brought_up_to_date_by_the_new
 
 
 def test_without_any_readable_copy_the_folder_itself_is_read(root, dog):
-    (dog.instance_images / "one.png").write_bytes(b"x")
-    (dog.instance_images / "two.PNG").write_bytes(b"x")
+    Image.new("RGB", (8, 8), "red").save(dog.instance_images / "one.png")
+    Image.new("RGB", (8, 8), "blue").save(dog.held_out_images / "two.PNG")
+    whole = (dog.instance_images / "one.png").read_bytes()
+    (dog.instance_images / "cut.png").write_bytes(whole[:-5])
+    (dog.instance_images / "empty.png").write_bytes(b"")
     for step in (10, 20):
         folder = dog.checkpoints / f"00000{step // 10}-unet-0000{step}-0123abcd"
         folder.mkdir()
@@ -290,13 +295,32 @@ def test_without_any_readable_copy_the_folder_itself_is_read(root, dog):
     for path in [root / "dog" / "session.json", *(root / "dog" / ".record").iterdir()]:
         path.write_bytes(b"{")
     opened = Session.open("dog", root=root)
-    assert opened.record["dataset"] == {"images": 2}
+    assert opened.record["dataset"]["images"] == [
+        {"file": "instance_images/one.png", "sha256": hashlib.sha256(whole).hexdigest(), "held_out": False},
+        {
+            "file": "held_out_images/two.PNG",
+            "sha256": hashlib.sha256((dog.held_out_images / "two.PNG").read_bytes()).hexdigest(),
+            "held_out": True,
+        },
+    ]
     assert opened.record["progress"] == {"stage": "unet", "step": 20, "steps": 30}
     assert opened.record["settings"] == {"unet_steps": 30}
     assert [row["step"] for row in opened.record["checkpoints"]] == [10, 20]
     assert "rebuilt from 2 pictures and 2 checkpoints" in opened.notices[0]
     assert opened.record["sequence"] > 1  # numbers go on from what the twins' names say
     assert Session.open("dog", root=root).notices == []
+
+
+def test_old_copies_go_once_three_newer_ones_must_have_been_delivered(root, dog):
+    twins = root / "dog" / ".record"
+    for seed in range(6):
+        dog.save(seed=seed)
+    assert len(list(twins.iterdir())) == 7  # a mount may have delivered none of the last minutes' copies
+    for path in twins.iterdir():
+        os.utime(path, (1_000, 1_000))
+    dog.save(seed=6)
+    kept = sorted(json.loads(path.read_bytes())["sequence"] for path in twins.iterdir())
+    assert kept == [5, 6, 7, 8]  # three old ones, and the one just written
 
 
 def test_a_record_of_schema_0_is_migrated(root):
@@ -346,12 +370,6 @@ def test_a_clock_that_jumps_back_changes_nothing(root, dog, monkeypatch):
         os.utime(twin, (random.Random(twin.name).randrange(10**9),) * 2)
     (root / "dog" / "session.json").unlink()
     assert Session.open("dog", root=root).record["seed"] == 2
-
-
-def test_old_copies_do_not_pile_up(root, dog):
-    for seed in range(10):
-        dog.save(seed=seed)
-    assert len(list((root / "dog" / ".record").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

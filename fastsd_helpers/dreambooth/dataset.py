@@ -70,9 +70,7 @@ class PromptRow:
 
 def recorded_images(session: Session) -> list[dict[str, Any]]:
     """What session.json says about every prepared picture; empty before the first prepare."""
-    # A record rebuilt from the folder only has their number.
-    images = (session.record.get("dataset") or {}).get("images")
-    return images if isinstance(images, list) else []
+    return (session.record.get("dataset") or {}).get("images") or []
 
 
 # ----------------------------------------------------------------------------------------------- exchange

@@ -228,7 +228,8 @@ def _edited_captions(session: Session) -> dict[str, str]:
     edited = {}
     for item in recorded_images(session):
         caption = read_caption(session.captions / f"{PurePosixPath(item['file']).stem}.txt")
-        if caption and caption != item["caption"]:
+        # A record rebuilt from the folder knows neither the photos nor their captions.
+        if caption and "source_sha256" in item and caption != item["caption"]:
             edited[item["source_sha256"]] = caption
     return edited
 

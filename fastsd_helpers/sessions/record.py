@@ -29,9 +29,13 @@ SCHEMA = 1
 RECORD = "session.json"
 TWINS = ".record"
 _KEEP_TWINS = 3
+# A mounted Drive delivers minutes late but deletes at once: a copy goes only when three newer ones are this old.
+_SETTLE_S = 120.0
 _TWIN_NAME = re.compile(r"^(\d{6,})-[0-9a-f]{8}\.json$")
 _GENERATION_NAME = re.compile(r"^(\d{6,})-([a-z0-9_]+)-(\d{6,})-[0-9a-f]{8}$")
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".heic", ".bmp"}
+# Source: PNG (Portable Network Graphics) Specification, 5.2 and 11.2.5: the signature, and the chunk that ends a file.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # What a checkpoint may say about its run; enough to go on from when session.json is lost.
 _REBUILT_FROM_CHECKPOINT = ("base_model", "settings", "prompts", "seed", "dataset", "versions")
 
@@ -111,7 +115,10 @@ def _set_damaged_aside(folder: Path) -> None:
 def _prune_twins(twins: Path) -> None:
     try:
         found = sorted((path for path in twins.iterdir() if _TWIN_NAME.match(path.name)), key=_twin_sequence)
-        for path in found[:-_KEEP_TWINS]:
+        # Measured against the newest copy, so that only the mount's own clock counts.
+        written = {path: path.stat().st_mtime for path in found}
+        settled = [path for path in found if written[path] <= written[found[-1]] - _SETTLE_S]
+        for path in settled[:-_KEEP_TWINS]:
             path.unlink(missing_ok=True)
     except OSError as err:  # the save itself is done; the next one tidies up
         logger.debug("Old copies of session.json in %s could not be removed: %s.", twins, err)
@@ -240,7 +247,7 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], str]:
     record = new_record(folder.name)
     # Even unreadable twins tell how far the numbers went.
     record["sequence"] = max((_twin_sequence(path) for path in _twin_paths(folder)), default=0)
-    images = _count_images(folder / "instance_images")
+    images = _list_images(folder)
     if images:
         record["dataset"] = {"images": images}
     manifests = _read_manifests(folder / "checkpoints")
@@ -255,15 +262,28 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], str]:
         record.update({key: said[key] for key in _REBUILT_FROM_CHECKPOINT if key in said})
         if isinstance(said.get("steps"), int):
             record["progress"]["steps"] = said["steps"]
-    return record, f"{images} pictures and {len(manifests)} checkpoints"
+    return record, f"{len(images)} pictures and {len(manifests)} checkpoints"
 
 
-def _count_images(folder: Path) -> int:
-    try:
-        return sum(path.suffix.lower() in _IMAGE_SUFFIXES for path in folder.iterdir())
-    except OSError as err:
-        logger.debug("%s could not be listed: %s.", folder, err)
-        return 0
+def _list_images(folder: Path) -> list[dict[str, Any]]:
+    """What prepare would have recorded of each whole picture that is there; a PNG that was cut short is left out."""
+    found = []
+    for name, held_out in (("instance_images", False), ("held_out_images", True)):
+        try:
+            paths = [path for path in (folder / name).iterdir() if path.suffix.lower() == ".png"]
+            for path in sorted(paths, key=_as_people_count):
+                data = path.read_bytes()
+                if data.startswith(_PNG_START) and data.endswith(_PNG_END):
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    found.append({"file": f"{name}/{path.name}", "sha256": sha256, "held_out": held_out})
+        except OSError as err:
+            logger.debug("%s could not be read: %s.", folder / name, err)
+    return found
+
+
+def _as_people_count(path: Path) -> list[tuple[int, str]]:
+    """Sort `a2` before `a10`, the order in which prepare records pictures: which one a step draws depends on it."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.stem.lower())]
 
 
 def _read_manifests(folder: Path) -> list[dict[str, Any]]:
