@@ -572,3 +572,10 @@ def test_a_stopped_training_saves_ends_with_130_and_goes_on(
     assert refused.code == 2
     assert "unet_steps was 2 and is now 3" in refused.err
     assert "--restart" in refused.err
+
+
+def test_python_dash_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastsd_helpers", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"fastsd {__version__}\n"

@@ -93,7 +93,8 @@ class PrepareResult:
     def lines(self) -> list[str]:
         """The report, one sentence a line."""
         held_out = f" and {self.held_out} held out" if self.held_out else ""
-        report = [f"{self.train} pictures to train on{held_out}, {self.size} px."]
+        pictures = "picture" if self.train == 1 else "pictures"
+        report = [f"{self.train} {pictures} to train on{held_out}, {self.size} px."]
         report += [f"Skipped {item['source']}: {item['reason']}." for item in self.skipped]
         report += [f"{item['source']}: {', '.join(item['warnings'])}." for item in self.images if item["warnings"]]
         return [*report, *self.notes, f"Look at the crops: {self.contact_sheet}"]

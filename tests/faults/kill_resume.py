@@ -12,7 +12,6 @@ a new view with what had been delivered, cut short or changed by then.
 """
 
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -30,6 +28,8 @@ from typing import Any
 
 from fakes import WriteBackMount
 from tiny_models import build_pipeline
+
+from faults.fingerprints import fingerprint
 
 __all__ = [
     "SESSION",
@@ -41,8 +41,6 @@ __all__ = [
     "World",
     "choose_moments",
     "count_passings",
-    "fingerprint",
-    "hash_file",
     "kill_and_resume",
     "make_world",
     "train_in_new_interpreter",
@@ -374,52 +372,6 @@ def train_in_new_interpreter(place: Place, *, fault: str | None = None) -> int:
         ).returncode
 
 
-# ------------------------------------------------------------------------------------------- comparison
-
-
-def fingerprint(session_folder: Path) -> dict[str, str]:
-    """Hash what a finished run made: name, order, type, shape and bytes of every tensor.
-
-    Returns:
-        One hash for the finished file and one for each role of the last generation (weights, optimizer, history).
-    """
-    from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation, verify_files
-
-    files = sorted((session_folder / "exports").glob("*.safetensors"))
-    if [file.name for file in files] != [f"{SESSION}.safetensors"]:
-        raise AssertionError(f"The exports are {[file.name for file in files]}.")
-    made = {"file": hash_file(files[0])}
-    checkpoints = session_folder / "checkpoints"
-    newest = read_generation(checkpoints, list_generations(checkpoints)[0])
-    verify_files(newest)
-    if (newest.stage, newest.step) != ("unet", SETTINGS["unet_steps"]):
-        raise AssertionError(f"The last generation is {newest.name}.")
-    for role in sorted(newest.roles):
-        made[role] = _hash_tensors(newest.load(role))
-    return made
-
-
-def hash_file(path: Path) -> str:
-    """Read with nothing but the format's own description: 8 bytes of length, a JSON header, the bytes."""
-    data = path.read_bytes()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    digest = hashlib.sha256()
-    for name, fact in header.items():
-        if name != "__metadata__":
-            start, end = (8 + size + offset for offset in fact["data_offsets"])
-            digest.update(json.dumps([name, fact["dtype"], fact["shape"]]).encode() + data[start:end])
-    return digest.hexdigest()
-
-
-def _hash_tensors(tensors: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 # ---------------------------------------------------------------------------------------------- moments
 
 
@@ -471,7 +423,7 @@ def count_passings(world: World, folder: Path) -> tuple[dict[str, int], dict[str
     if run.wait() != 0:
         raise AssertionError(f"The uninterrupted run failed: {run.said()[-3:]} {run.log.read_text()[-2000:]}")
     place.leave()
-    return run.last()["passings"], fingerprint(place.cloud / SESSION)
+    return run.last()["passings"], fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"])
 
 
 def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[Moment]:
@@ -524,7 +476,7 @@ def kill_and_resume(world: World, folder: Path, moment: Moment, expected: dict[s
     if status != 0:
         outcome.problem = f"the resumed run ended with {status}: {said[-1:]}"
     else:
-        found = fingerprint(place.cloud / SESSION)
+        found = fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"])
         differing = sorted(role for role in {*found, *expected} if found.get(role) != expected.get(role))
         outcome.equal, outcome.problem = not differing, f"{', '.join(differing)} differ" if differing else ""
     outcome.seconds = time.monotonic() - started

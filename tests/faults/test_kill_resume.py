@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from faults.fingerprints import fingerprint, hash_file
 from faults.kill_resume import (
     SESSION,
     SETTINGS,
@@ -21,8 +22,6 @@ from faults.kill_resume import (
     Place,
     choose_moments,
     count_passings,
-    fingerprint,
-    hash_file,
     kill_and_resume,
     make_world,
     train_in_new_interpreter,
@@ -71,7 +70,7 @@ def finish(place: Place) -> tuple[dict[str, str], list[str]]:
     run = place.begin()
     assert run.wait() == 0, run.said()[-3:]
     place.leave()
-    return fingerprint(place.cloud / SESSION), run.said()
+    return fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]), run.said()
 
 
 # ------------------------------------------------------------------------------------------ killed
@@ -115,7 +114,7 @@ def test_the_command_line_in_new_interpreters_ends_with_the_same_weights(world, 
     place.crash()
     assert train_in_new_interpreter(place) == 0
     place.leave()
-    assert fingerprint(place.cloud / SESSION) == expected
+    assert fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]) == expected
 
 
 # ----------------------------------------------------------------------------------------- damaged
@@ -231,7 +230,7 @@ def test_a_second_run_on_the_session_is_refused_while_the_first_goes_on(world, e
     finally:
         first.process.kill()
     place.leave()
-    assert fingerprint(place.cloud / SESSION) == expected
+    assert fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"]) == expected
 
 
 # ------------------------------------------------------------------------------- the harness itself
