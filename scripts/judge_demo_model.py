@@ -50,8 +50,14 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if arguments.grid:
-        rows = [made[:6], made[6:12]]
-        draw_grid(rows, ["", ""]).save(arguments.grid)
+        halves = [
+            draw_grid([made[start : start + 6]], [""], [scene.caption for scene in chosen[start : start + 6]])
+            for start in (0, 6)
+        ]
+        sheet = Image.new("RGB", (halves[0].width, 2 * halves[0].height), "white")
+        for index, half in enumerate(halves):
+            sheet.paste(half, (0, index * half.height))
+        sheet.crop((88, 0, *sheet.size)).save(arguments.grid, optimize=True)  # the row titles' room is empty
     if arguments.write and arguments.model == "demo":
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         weights = sum(path.stat().st_size for path in MODEL_FOLDER.rglob("*.safetensors"))

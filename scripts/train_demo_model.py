@@ -1,12 +1,16 @@
 """Train the embedded demo model from nothing: VAE, then text encoder and U-Net together.
 
-    python scripts/train_demo_model.py --work demo-training vae
+    python scripts/train_demo_model.py --work demo-training vae --until 600
     python scripts/train_demo_model.py --work demo-training unet
+    python scripts/train_demo_model.py --work demo-training vae
     python scripts/train_demo_model.py --work demo-training package
 
 Each stage writes a checkpoint every minute and goes on from it when started again. `package` writes the float16
-weights to fastsd_helpers/demo/model. On two CPU cores with bf16 units (Intel AMX) a VAE step takes 0.4 to 0.8 s
-and a U-Net step about 1.3 s beside other work; a GPU is used when there is one.
+weights to fastsd_helpers/demo/model. A GPU is used when there is one. On two CPU cores (AVX-512 with bf16) a VAE step
+takes about 0.65 s and a U-Net step 1.4 s, an hour and a half in all, when glibc is told to keep the memory it has; it
+spends a third of the time on giving blocks back to the kernel otherwise:
+
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 """
 
 import argparse
@@ -23,8 +27,9 @@ from PIL import Image, ImageDraw
 from fastsd_helpers.demo import MODEL_FOLDER, networks, pictures
 
 LATENT_SCALE = 0.18215
-LATENT_NOISE = 0.1  # deviation of the VAE's posterior, in units of the unscaled latent
-VAE_RATE = 1e-3
+ENCODER_STEPS = 600  # then the encoder stays as it is, so that the U-Net can be trained before the decoder is done
+LATENT_NOISE = 0.05  # deviation of the VAE's posterior, in units of the unscaled latent
+VAE_RATE = 3e-4
 TRAIN_SCENES = [scene for scene in pictures.all_scenes() if not pictures.is_held_out(scene)]
 
 
@@ -32,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["vae", "unet", "package"])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2300 for the VAE, 2500 for the U-Net)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1500 for the VAE, 1800 for the U-Net)")
+    parser.add_argument("--until", type=int, help="stop after this step, to go on later with the same --steps")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -41,9 +47,9 @@ def main() -> None:
         torch.nn.GroupNorm.forward = fast_group_norm
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "vae":
-        train_vae(arguments.work, arguments.steps or 2300)
+        train_vae(arguments.work, arguments.steps or 1500, until=arguments.until)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, arguments.steps or 2500)
+        train_unet(arguments.work, arguments.steps or 1800, until=arguments.until)
     else:
         package(arguments.work)
 
@@ -107,8 +113,8 @@ def save(path: Path, **state) -> None:
     temporary.rename(path)
 
 
-def train_vae(work: Path, steps: int) -> None:
-    """Reconstruction (L1 and squared error) around a posterior of fixed width; first at half the size, for speed."""
+def train_vae(work: Path, steps: int, *, until: int | None = None) -> None:
+    """Reconstruction (L1 and squared error) around a posterior of fixed width."""
     torch.manual_seed(0)
     vae = networks.build_vae().to(DEVICE)
     start_as_mean_pooling(vae)
@@ -121,23 +127,22 @@ def train_vae(work: Path, steps: int) -> None:
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    running = None
     started = saved = time.time()
-    for step in range(first, steps):
+    last = min(steps, until or steps)
+    for step in range(first, last):
+        if step == ENCODER_STEPS or (step == first and first > ENCODER_STEPS):
+            for part in (vae.encoder, vae.quant_conv):
+                part.requires_grad_(False)
         generator = np.random.default_rng([1, step])
-        whole = step >= steps * 4 // 7
-        images = []
-        for index in range(4 if whole else 8):
-            if index % 3 == 0:
-                image = draw_scribble(generator)
-            else:
-                image = pictures.draw_scene(TRAIN_SCENES[generator.integers(len(TRAIN_SCENES))], generator)
-            if not whole:
-                image = image.reduce(2)
-            images.append(image)
+        images = [draw_scribble(generator)]
+        images += [
+            pictures.draw_scene(TRAIN_SCENES[index], generator) for index in generator.integers(0, len(TRAIN_SCENES), 3)
+        ]
         pixels = to_tensor(images).to(DEVICE)
         noise_source = torch.Generator().manual_seed(2_000_000 + step)
         for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, 30, VAE_RATE)
+            group["lr"] = cosine(step, steps, 100, VAE_RATE)
         with mixed_precision():
             posterior = vae.encode(pixels).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=noise_source).to(DEVICE)
@@ -151,31 +156,85 @@ def train_vae(work: Path, steps: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
+        scene_error = error[1:].pow(2).mean().item()
+        running = scene_error if running is None else 0.96 * running + 0.04 * scene_error
         if step % 25 == 0:
             log(
                 work,
-                f"vae step {step} l1 {error.abs().mean():.4f} mse {error.pow(2).mean():.5f} "
+                f"vae step {step} mean squared error of scenes {running:.5f} "
                 f"latent {mean.std():.2f} seconds {time.time() - started:.0f}",
             )
-        if time.time() - saved > 60 or step + 1 == steps:
+        if time.time() - saved > 60 or step + 1 == last:
             save(path, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
             saved = time.time()
 
 
 @torch.no_grad()
 def start_as_mean_pooling(vae: torch.nn.Module) -> None:
-    """Start as blocks that change nothing between mean pooling and nearest-neighbour growing: learns in a tenth."""
+    """Start with latents 0-2 = the mean colour of each 8 x 8 square, and a decoder that paints those squares.
+
+    The two last GroupNorms have two channels a group, and would make every plain picture the same grey. So the pair
+    that carries a colour c holds P + c and P - c, where P is a strong pattern, the same for each picture (a frame,
+    made by the zero padding of the middle block's last convolution): the norm's mean and deviation are then P's.
+    """
+    colour = torch.arange(3)
     for name, module in vae.named_modules():
         if name.endswith(("conv2", "to_out.0")):
             module.weight.zero_()
+            module.bias.zero_()
         elif isinstance(module, torch.nn.Conv2d) and "samplers" in name:
             module.weight.mul_(0.1)
             module.bias.zero_()
             channel = torch.arange(module.weight.shape[0])
+            carry_through(module, 0.0)
             if "downsamplers" in name:
                 module.weight[channel, channel, :2, :2] += 0.25
             else:
                 module.weight[channel, channel, 1, 1] += 1.0
+        elif name.endswith("conv_shortcut"):
+            carry_through(module, 1.0)
+    for coder, values in ((vae.encoder, 4), (vae.decoder, 3)):
+        coder.conv_in.weight[:6] = 0
+        coder.conv_in.bias[:6] = 0
+        coder.conv_in.weight[2 * colour, colour, 1, 1] = 1.0
+        coder.conv_in.weight[2 * colour + 1, colour, 1, 1] = -1.0
+        draw_frame(coder.mid_block.resnets[1])
+        coder.conv_norm_out.weight[:6] = FRAME_DEVIATION
+        coder.conv_norm_out.bias[:6] = 4.0  # where SiLU is almost straight
+        coder.conv_out.weight.mul_(0.1)
+        coder.conv_out.weight[:3] = 0
+        coder.conv_out.weight[:, :6] = 0
+        coder.conv_out.weight[values:] = 0
+        coder.conv_out.bias.zero_()
+        coder.conv_out.weight[colour, 2 * colour, 1, 1] = 0.49
+        coder.conv_out.weight[colour, 2 * colour + 1, 1, 1] = -0.49
+        coder.conv_out.bias[values:] = 2 * math.log(LATENT_NOISE)
+    for projection in (vae.quant_conv, vae.post_quant_conv):
+        projection.weight.copy_(torch.eye(projection.weight.shape[0])[:, :, None, None])
+        projection.bias.zero_()
+
+
+FRAME_DEVIATION = 1.5
+
+
+def draw_frame(block: torch.nn.Module) -> None:
+    """Make a residual block add a frame of mean 0 to channels 0-5 of a 16 x 16 picture."""
+    block.conv1.weight[:2] = 0
+    block.conv1.bias[0], block.conv1.bias[1] = 1.0, -1.0  # after the norm: 1 and -1 everywhere
+    ones = torch.ones(1, 1, 16, 16)
+    frame = torch.nn.functional.conv2d(ones, torch.ones(1, 1, 3, 3), padding=1)
+    scale = FRAME_DEVIATION / frame.std()
+    block.conv2.weight[:6, 0] = -scale / torch.nn.functional.silu(ones[0, 0, 0, 0])
+    block.conv2.bias[:6] = scale * frame.mean()
+
+
+def carry_through(convolution: torch.nn.Conv2d, weight: float) -> None:
+    """Let the first six channels through unchanged (times `weight`), unmixed with the others."""
+    convolution.weight[:6] = 0
+    convolution.bias[:6] = 0
+    centre = convolution.kernel_size[0] // 2
+    channel = torch.arange(6)
+    convolution.weight[channel, channel, centre, centre] = weight
 
 
 def load_vae(work: Path) -> torch.nn.Module:
@@ -226,8 +285,12 @@ def encode_scenes(work: Path, vae: torch.nn.Module, rounds: int = 2) -> tuple[to
     return torch.cat(means), torch.cat(stds)
 
 
-def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
-    """Noise prediction with captions dropped one time in ten, for classifier-free guidance; EMA of all weights."""
+def train_unet(work: Path, steps: int, batch_size: int = 64, *, until: int | None = None) -> None:
+    """Noise prediction with captions dropped one time in ten, for classifier-free guidance; EMA of all weights.
+
+    Errors at noisy steps, where object, colour and place are decided, count up to 8 times as much: the weight 1 / alpha
+    makes the loss that of v-prediction (Salimans & Ho 2022, "Progressive Distillation", section 4), here cut off at 8.
+    """
     from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
@@ -239,6 +302,7 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
     text_encoder = networks.build_text_encoder(vocabulary).to(DEVICE)
     if DEVICE == "cpu":  # the fused attention has a slow backward pass in bf16
         text_encoder.config._attn_implementation = "eager"
+    start_with_words(text_encoder)
     unet = networks.build_unet().to(DEVICE)
     unet.set_attn_processor(AttnProcessor())
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -257,7 +321,8 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
     alphas = scheduler.alphas_cumprod.to(DEVICE)
     started = saved = time.time()
     running = None
-    for step in range(first, steps):
+    last = min(steps, until or steps)
+    for step in range(first, last):
         draw = np.random.default_rng([4, step])
         noise_source = torch.Generator().manual_seed(1_000_000 + step)
         picks = draw.integers(0, len(means), batch_size)
@@ -279,7 +344,8 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
         with mixed_precision():
             context = text_encoder(tokens.to(DEVICE)).last_hidden_state
             predicted = unet(noisy, times, context).sample
-        loss = (predicted.float() - noise).pow(2).mean()
+        weight = (1 / signal).clamp(max=8.0)
+        loss = (weight * (predicted.float() - noise).pow(2)).mean() / MEAN_WEIGHT
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -289,7 +355,7 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 25 == 0:
             log(work, f"unet step {step} loss {running:.4f} rate {rate:.2e} seconds {time.time() - started:.0f}")
-        if time.time() - saved > 60 or step + 1 == steps:
+        if time.time() - saved > 60 or step + 1 == last:
             save(
                 path,
                 unet=unet.state_dict(),
@@ -299,6 +365,20 @@ def train_unet(work: Path, steps: int, batch_size: int = 32) -> None:
                 step=step + 1,
             )
             saved = time.time()
+
+
+MEAN_WEIGHT = 4.5  # of the weights above, over all noise levels
+
+
+@torch.no_grad()
+def start_with_words(text_encoder: torch.nn.Module) -> None:
+    """Start as a text encoder whose output says which word stands where: small blocks on large word embeddings."""
+    torch.nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.5)
+    for name, parameter in text_encoder.named_parameters():
+        if name.endswith("position_embedding.weight"):
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif name.endswith(("out_proj.weight", "fc2.weight")):
+            parameter.mul_(0.5)
 
 
 def package(work: Path, folder: Path = MODEL_FOLDER) -> None:
