@@ -15,6 +15,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,21 @@ def load_strictly(model: Any, tensors: dict[str, Any]) -> int:
     return len(tensors)
 
 
-def multiples(widths: list[int]) -> list[int]:
-    """Widths as the original's configuration has them: whole multiples of the first."""
-    if any(width % widths[0] for width in widths):
-        raise SystemExit(f"The original code cannot have the widths {widths}: each must be a multiple of the first.")
-    return [width // widths[0] for width in widths]
+class Multiple(Fraction):
+    """A factor of the first width, as the original's configuration has them; times a width it is a whole number."""
+
+    def __mul__(self, width: int) -> int:
+        product = Fraction(self) * width
+        if product.denominator != 1:
+            raise ValueError(f"{width} times {self} is no width")
+        return int(product)
+
+    __rmul__ = __mul__
+
+
+def multiples(widths: list[int]) -> list[Multiple]:
+    """Widths as the original's configuration has them; 96 beside 64 is allowed, although no original has it."""
+    return [Multiple(width, widths[0]) for width in widths]
 
 
 def measured(output: str, keys: int, theirs: Any, ours: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Model files: from a Diffusers folder or tensors in memory to one verified checkpoint file.
+"""Model files: Diffusers folder to single file and back, LoRA names, and what a file is; streamed and verified.
 
 The public names are loaded when they are first used, so that importing this package needs the standard library alone.
 """
@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsd_helpers.checkpoints.converter import convert
+    from fastsd_helpers.checkpoints.inspector import Inspection, inspect
     from fastsd_helpers.checkpoints.verifier import verify_checkpoint
     from fastsd_helpers.checkpoints.writer import CheckpointFile, write_checkpoint
 
-__all__ = ["CheckpointFile", "convert", "verify_checkpoint", "write_checkpoint"]
+__all__ = ["CheckpointFile", "Inspection", "convert", "inspect", "verify_checkpoint", "write_checkpoint"]
 
 _HOMES = {
     "CheckpointFile": "writer",
+    "Inspection": "inspector",
     "convert": "converter",
+    "inspect": "inspector",
     "verify_checkpoint": "verifier",
     "write_checkpoint": "writer",
 }

@@ -1,19 +1,66 @@
-"""Turn a Diffusers pipeline folder into one checkpoint file."""
+"""Convert models and LoRA between a Diffusers folder and a single file, whatever the source is."""
 
-import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.verifier import verify_checkpoint
-from fastsd_helpers.checkpoints.writer import CheckpointFile, check_destination, write_checkpoint
+from fastsd_helpers.checkpoints.folder_writer import copy_folder, write_component, write_folder
+from fastsd_helpers.checkpoints.layout import Family
+from fastsd_helpers.checkpoints.lora import convert_lora, is_lora_folder
+from fastsd_helpers.checkpoints.number_formats import cast_dtype
+from fastsd_helpers.checkpoints.parts import Parts, open_parts
+from fastsd_helpers.checkpoints.placing import refuse_existing, refuse_sources
+from fastsd_helpers.checkpoints.prediction import (
+    Prediction,
+    marks,
+    prediction_metadata,
+    prediction_of_file,
+    prediction_of_folder,
+    read_config,
+    sidecar,
+)
+from fastsd_helpers.checkpoints.recipes import Recipe, copied
+from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_convertible
+from fastsd_helpers.checkpoints.single_file import open_single, refuse_small_floats
+from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, open_source
+from fastsd_helpers.checkpoints.verifier import compare
+from fastsd_helpers.checkpoints.writer import CheckpointFile, check_destination, describe, write_recipes
+from fastsd_helpers.drive import write_atomic
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
 
-__all__ = ["convert"]
+__all__ = ["ConvertConfig", "convert"]
 
 _log = logging.getLogger("fastsd_helpers")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Settings of `convert` as flags; an empty text is nothing."""
+
+    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="number format of the weights")
+    verify: bool = option(False, help="read what was written back and compare every tensor's bytes with the source")
+    overwrite: bool = option(False, help="replace DST if it exists")
+    base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
+    family: str = option("", help="refuse a source that is of another family", advanced=True)
+    ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
+    all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+_FILES = (".safetensors", ".ckpt")
+_PARTS_BY_CLASS = {
+    "AutoencoderKL": "vae",
+    "CLIPTextModel": "text_encoder",
+    "CLIPTextModelWithProjection": "text_encoder_2",
+    "T5EncoderModel": "text_encoder_2",
+}
 
 
 def convert(
@@ -21,59 +68,314 @@ def convert(
     dst: Path | str,
     *,
     dtype: str = "keep",
-    overwrite: bool = False,
     verify: bool = False,
+    overwrite: bool = False,
+    base: Path | str | None = None,
+    family: str | None = None,
+    ema: bool = True,
+    all_in_one: bool = False,
 ) -> CheckpointFile:
-    """Write a Diffusers pipeline folder as one .safetensors file in the original layout.
+    """Convert a model, a VAE, a text encoder or a LoRA, streamed; what is converted into what follows from `dst`.
+
+    A name that ends in .safetensors or .ckpt becomes a single file in the original layout, any other name a Diffusers
+    folder. A LoRA in diffusers' or peft's names becomes one in kohya's, and the other way round. Between safetensors
+    files neither torch is imported nor more than a few pieces of tensors are in memory.
 
     Args:
-        src: the folder that holds model_index.json.
-        dst: the file to write.
-        dtype: `keep`, `fp32`, `fp16` or `bf16`.
+        src: a Diffusers folder (a whole pipeline, a VAE or a text encoder), a .safetensors, .ckpt or .bin file, or a
+            LoRA as a file or folder.
+        dst: what to write.
+        dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
+        verify: read what was written back from disk and compare every tensor's bytes with the source.
         overwrite: replace `dst` if it exists.
-        verify: read the file back from disk and compare every tensor with the folder's.
+        base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
+            configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
+        family: refuse a source that is of another family.
+        ema: take the averaged weights of an old training checkpoint where it has them.
+        all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
 
     Raises:
-        CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`.
-        WrongFamily, ModelNotFound: `src` is not a model folder that can be converted.
-        VerificationFailed: with `verify`, the file is not what it should be.
+        CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`; the source is not touched, and
+            nothing half-written is left.
+        WrongFamily, ModelNotFound, ModelError: `src` is not a model that can be converted.
+        VerificationFailed: with `verify`, what was written is not what it should be.
     """
-    src, dst = Path(src), Path(dst)
-    if src.exists() and dst.exists() and src.samefile(dst):
+    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    base = Path(base).expanduser() if base is not None else None
+    if not src.exists():
+        raise CheckpointError(f"There is nothing at {src}.", "Check the path.")
+    if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
+    cast_dtype("F32", dtype)
+    if family is not None:
+        find_family(family)
+    if base is not None and not base.exists():
+        raise CheckpointError(f"There is no base model at {base}.", "Check the path, or leave the base out.")
+    to_file = dst.suffix.lower() in _FILES
+    if src.is_dir() and is_lora_folder(src):
+        return convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+    if to_file:
+        check_destination(dst, overwrite=overwrite)
+    else:
+        if dst.is_file():
+            raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
+        refuse_existing(dst, overwrite=overwrite)
+    options = _Options(dtype, verify, overwrite, base, ema)
     if src.is_file():
-        raise CheckpointError(
-            f"{src} is a file; a Diffusers folder is needed.", "Give the folder that holds model_index.json."
+        return _convert_file(src, dst, to_file, family, options)
+    part = _component_of(src)
+    if part is not None:
+        return _convert_component(src, dst, to_file, part, family, options)
+    found = detect_family(src)
+    if family not in (None, found):
+        raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
+    return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
+
+
+_ENDINGS = "Give a name that ends in .safetensors or .ckpt for a single file, any other name for a folder."
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What every way of converting needs to know."""
+
+    dtype: str
+    verify: bool
+    overwrite: bool
+    base: Path | None
+    ema: bool
+
+
+# ------------------------------------------------------------------------------------------------ from a folder
+
+
+def _convert_pipeline(
+    src: Path, dst: Path, to_file: bool, key: str, options: _Options, *, all_in_one: bool
+) -> CheckpointFile:
+    refuse_sources(dst, (src / "model_index.json",))
+    if not to_file:
+        return _recast_folder(src, dst, key, options)
+    layout = "flux-all-in-one" if key == "flux" and all_in_one else key
+    prediction = prediction_of_folder(src)
+    parts = {part: src / part for part in find_family(layout).parts}
+    if key != "flux" or all_in_one:
+        return _write_parts(dst, layout, parts, _described(src), options, prediction)
+    vae = dst.with_name("ae.safetensors")
+    if dst == vae:
+        raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
+    if dst.suffix.lower() != ".safetensors":
+        raise CheckpointError("No program reads Flux as .ckpt.", "Give a name that ends in .safetensors.")
+    check_destination(vae, overwrite=options.overwrite)
+    with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
+        pass  # looked at before the large file is written
+    written = _write_parts(dst, layout, parts, _described(src), options, prediction)
+    try:
+        beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, options)
+    except BaseException:
+        dst.unlink(missing_ok=True)
+        raise
+    note = f"{vae.name} beside it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
+    return replace(written, notes=(*written.notes, note), beside=(*written.beside, beside.path))
+
+
+def _write_parts(
+    dst: Path,
+    key: str,
+    parts: Mapping[str, Path],
+    described: Mapping[str, str],
+    options: _Options,
+    prediction: Prediction | None = None,
+) -> CheckpointFile:
+    family = find_family(key)
+    prediction = prediction or Prediction(None, "")
+    with open_parts(family, parts) as opened:
+        notes: list[str] = []
+        for part, source in opened.sources.items():
+            refuse_sources(dst, source.files)
+            notes += refuse_small_floats(parts[part], source, options.dtype)
+        recipes = opened.recipes(options.dtype)
+        base = _open_base(family, options.base)
+        try:
+            recipes |= _extras(opened, base, options, notes)
+            recipes |= _marked(family, prediction)
+            metadata = {**described, **prediction_metadata(family, prediction, opened.widths)}
+            if family.extras and not any(family.is_extra(name) for name in recipes) and key == "sd21":
+                metadata["fastsd.left_out"] = "text_projection, logit_scale, transformer.resblocks.23"
+            written = _write(dst, family.key, recipes, describe(family, dst, metadata), options)
+        finally:
+            if base is not None:
+                base.close()
+        notes_file, beside = _write_sidecar(dst, sidecar(family, prediction, opened.widths), options)
+    return replace(written, family=key, notes=(*notes, *notes_file), beside=beside)
+
+
+def _open_base(family: Family, base: Path | None) -> Source | None:
+    if base is None or not family.extras or base.is_dir():
+        return None
+    source = open_file(base)
+    kind = recognise(source.tensors)
+    if kind.family != family.key:
+        source.close()
+        raise CheckpointError(f"The base {base} is {kind.words}, not a {family.title} file.", "Give another base.")
+    return source
+
+
+def _extras(opened: Parts, base: Source | None, options: _Options, notes: list[str]) -> dict[str, Recipe]:
+    family = opened.family
+    if base is not None:
+        carried = {name: copied(base, name, options.dtype) for name in base.tensors if family.is_extra(name)}
+        notes.append(f"{len(carried)} tensors that Diffusers folders lack were carried over from the base file.")
+        return carried
+    if family.key == "sd21":
+        notes.append(
+            "The text encoder's 24th layer, text_projection and logit_scale are left out: a Diffusers folder does not "
+            "have them and no web UI needs them; --base ORIGINAL.safetensors carries them over."
         )
-    check_destination(dst, overwrite=overwrite)
-    family = detect_family(src)
-    parts = {part: src / part for part in find_family(family).parts}
-    written = write_checkpoint(parts, dst, family=family, dtype=dtype, metadata=_describe(src), overwrite=overwrite)
-    if verify:
-        verify_checkpoint(written, parts)
-        _log.info("Read %s back and found every tensor right.", written.path)
-    return written
+    return {}
 
 
-def _describe(folder: Path) -> dict[str, str]:
-    """What the folder's configs say that the weights do not: resolution and prediction type."""
-    described = {}
-    unet, vae = _read_config(folder / "unet" / "config.json"), _read_config(folder / "vae" / "config.json")
+def _marked(family: Family, prediction: Prediction) -> dict[str, Recipe]:
+    tensors = marks(family, prediction)
+    source = BytesSource(tensors)
+    return {name: copied(source, name) for name in tensors}
+
+
+def _write(
+    dst: Path, key: str, recipes: Mapping[str, Recipe], metadata: Mapping[str, str], options: _Options
+) -> CheckpointFile:
+    sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify)
+    if options.verify:
+        compare(dst, recipes)
+        _log.info("Read %s back and found every tensor right.", dst)
+    return CheckpointFile(dst, sha256, size, len(recipes), key, options.dtype)
+
+
+def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    if text is None:
+        return (), ()
+    path = dst.with_suffix(".yaml")
+    if path.exists() and not options.overwrite and path.read_bytes() != text.encode():
+        return (f"{path.name} lies there already and was left as it is; this model predicts velocity (v).",), ()
+    write_atomic(path, text.encode())
+    return (f"Keep {path.name} beside it: it tells web UIs that the model predicts velocity (v).",), (path,)
+
+
+def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
+    if options.dtype == "keep":
+        raise CheckpointError(
+            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder."
+        )
+    parts = find_family("flux-all-in-one" if key == "flux" else key).parts
+    opened = {part: open_source(part, src / part) for part in parts}
+    try:
+        plans = {
+            part: {name: copied(source, name, options.dtype) for name in source.tensors}
+            for part, source in opened.items()
+        }
+        return copy_folder(src, dst, plans, family=key, dtype=options.dtype, verify=options.verify)
+    finally:
+        for source in opened.values():
+            source.close()
+
+
+def _component_of(src: Path) -> str | None:
+    """The part that a folder is, where it is one part with its config.json beside the weights."""
+    if (src / "model_index.json").exists() or not (src / "config.json").is_file():
+        return None
+    config = read_config(src / "config.json")
+    name = config.get("_class_name") or next(iter(config.get("architectures") or [None]), None)
+    if name == "FluxTransformer2DModel":
+        return "transformer"
+    return _PARTS_BY_CLASS.get(str(name))
+
+
+def _convert_component(
+    src: Path, dst: Path, to_file: bool, part: str, family: str | None, options: _Options
+) -> CheckpointFile:
+    if not to_file:
+        raise CheckpointError(f"{src} is a folder already.", _ENDINGS)
+    config = read_config(src / "config.json")
+    if part == "vae":
+        key = "flux-ae" if config.get("latent_channels") == 16 else "vae"
+    elif part == "transformer":
+        key = "flux"
+    elif "d_model" in config:
+        key = "t5"
+    else:
+        layers = config.get("num_hidden_layers")
+        key = {12: "clip-l", 23: "clip-h", 32: "clip-g"}.get(layers, "")
+        if not key or (key == "clip-g") != (part == "text_encoder_2"):
+            raise CheckpointError(
+                f"{src} is a text encoder of {layers} layers, which no model of these families has.",
+                "Give the text encoder of a Stable Diffusion, SDXL or Flux.1 model.",
+            )
+    if family not in (None, key):
+        raise CheckpointError(f"{src} is {find_family(key).title}, not {family}.", "Leave the family out.")
+    return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options)
+
+
+def _described(folder: Path) -> dict[str, str]:
+    """What the folder's configs say that the weights do not: the resolution."""
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
     sample_size, levels = unet.get("sample_size"), len(vae.get("block_out_channels", ()))
     if isinstance(sample_size, int) and levels:
         side = sample_size * 2 ** (levels - 1)
-        described["modelspec.resolution"] = f"{side}x{side}"
-    prediction = _read_config(folder / "scheduler" / "scheduler_config.json").get("prediction_type")
-    if prediction:
-        described["modelspec.prediction_type"] = {"v_prediction": "v"}.get(prediction, prediction)
-    return described
+        return {"modelspec.resolution": f"{side}x{side}"}
+    return {}
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+# ------------------------------------------------------------------------------------------------ from a file
+
+
+def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
+    source = open_file(src)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{path} cannot be read.", "Download the model again.") from err
-    return config if isinstance(config, dict) else {}
+        kind = recognise(source.tensors) if "lora" in recognise(source.tensors).what else None
+        kind = kind or require_convertible(src, source.tensors, family)
+        prediction = prediction_of_file(src, kind.family or "", source.tensors, source.metadata)
+        metadata = dict(source.metadata)
+    finally:
+        source.close()
+    if kind.what.startswith("lora"):
+        if family is not None:
+            raise CheckpointError(f"{src} is {kind.words}, not a model of the family {family!r}.", "Leave it out.")
+        return convert_lora(src, dst, dtype=options.dtype, overwrite=options.overwrite, verify=options.verify)
+    if kind.what == "diffusers part":
+        if not to_file:
+            raise CheckpointError(f"{src} is {kind.words} already.", _ENDINGS)
+        return _write_parts(dst, str(kind.family), {"vae": src}, {}, options)
+    if to_file:
+        return _rewrite_file(src, dst, kind, prediction, metadata, options)
+    with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        refuse_sources(dst, single.source.files)
+        shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
+        if kind.what == "part":
+            return write_component(single, dst, **shared)
+        if kind.family == "flux":
+            raise CheckpointError(
+                f"{src} holds the transformer alone; a Diffusers folder needs the text encoders and the VAE too.",
+                "Give an all-in-one file.",
+            )
+        if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
+            raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
+        written = write_folder(single, dst, prediction, **shared)
+    if prediction.kind is None:
+        note = f"{prediction.source}: epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
+        return replace(written, notes=(*written.notes, note))
+    return written
+
+
+def _rewrite_file(
+    src: Path, dst: Path, kind: Kind, prediction: Prediction, metadata: dict[str, str], options: _Options
+) -> CheckpointFile:
+    """A single file once more: another number format or file format, without buffers and training state."""
+    with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        refuse_sources(dst, single.source.files)
+        recipes = {**single.whole(options.dtype), **_marked(single.family, prediction)}
+        # What the source says of itself stays, but for what is no longer true.
+        kept = {key: text for key, text in metadata.items() if not key.startswith(("modelspec.hash", "format"))}
+        known = prediction_metadata(single.family, prediction, single.widths) if prediction.kind else {}
+        full = {**describe(single.family, dst, known), **kept}
+        written = _write(dst, single.family.key, recipes, full, options)
+        notes, beside = _write_sidecar(dst, sidecar(single.family, prediction, single.widths), options)
+    return replace(written, notes=(*single.notes, *notes), beside=beside)

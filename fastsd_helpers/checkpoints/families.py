@@ -1,14 +1,279 @@
-"""Which name table belongs to which model family: one table file per family, found by its key."""
+"""Which name table belongs to which model family, found by its key; parts alone have tables of their own."""
 
 from collections.abc import Callable
+from functools import cache
 
+from fastsd_helpers.checkpoints import names_flux, names_text, names_unet, names_vae
 from fastsd_helpers.checkpoints.layout import Family
-from fastsd_helpers.checkpoints.names_sd15 import sd15
+from fastsd_helpers.checkpoints.names_unet import UNetKind
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["find_family"]
+__all__ = ["FAMILY_KEYS", "PART_KEYS", "find_family"]
 
-_TABLES: dict[str, Callable[[], Family]] = {"sd15": sd15}
+_COMPVIS = "https://github.com/CompVis/stable-diffusion"
+_STABILITY = "https://github.com/Stability-AI/generative-models"
+_FLUX = "https://github.com/black-forest-labs/flux"
+
+# What the original training code kept beside the weights. Readers compute these; a copy rounded to fp16 would
+# override theirs.
+_SCHEDULE = (
+    r"(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|"
+    r"log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod|sqrt_recipm1_alphas_cumprod|posterior_variance|"
+    r"posterior_log_variance_clipped|posterior_mean_coef1|posterior_mean_coef2|logvar|denoiser\.sigmas|"
+    r"log_sigmas|sigmas|model_ema\.(decay|num_updates))"
+)
+_POSITION_IDS = r".*\.embeddings\.position_ids|position_ids|embeddings\.position_ids"
+_MARKS = r"v_pred|ztsnr|edm_mean|edm_std"  # empty tensors that say what a model predicts
+_TRAINING = r"first_stage_model\.loss\..*|loss\..*"  # the discriminator of the VAE's training
+_LEFT_OUT = (_SCHEDULE, _POSITION_IDS, _MARKS, _TRAINING)
+
+_SD1_TEXT = "cond_stage_model.transformer.text_model."
+_SD2_TEXT = "cond_stage_model.model."
+_SDXL_L = "conditioner.embedders.0.transformer.text_model."
+_SDXL_G = "conditioner.embedders.1.model."
+_CLIP = {"text_encoder": names_text.CLIP_SPELLINGS, "vae": names_vae.VAE_SPELLINGS}
+_CLIP_2 = {**_CLIP, "text_encoder_2": names_text.CLIP_SPELLINGS}
+
+
+@cache
+def _sd15(channels: int = 4) -> Family:
+    kind = UNetKind((1, 1, 1, 0), 1, channels=channels)
+    task = "" if channels == 4 else " inpainting"
+    return Family(
+        key="sd15" if channels == 4 else "sd15-inpaint",
+        title=f"SD 1.5{task}",
+        parts=("unet", "vae", "text_encoder"),
+        rows=(
+            *names_unet.unet_rows(kind),
+            *names_vae.vae_rows("first_stage_model."),
+            *names_text.clip_rows("text_encoder", _SD1_TEXT, layers=12),
+        ),
+        spellings=_CLIP,
+        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        measured={
+            **names_unet.measured_unet(kind),
+            **names_vae.measured_vae(),
+            **names_text.measured_clip("text_encoder"),
+        },
+        same=(("x", "h"),),
+        metadata=_metadata("stable-diffusion-v1" + ("-inpainting" if task else ""), _COMPVIS, 512),
+        # Some exporters left `text_model.` out when transformers 5 did.
+        original_spellings=(("cond_stage_model.transformer.", _SD1_TEXT),),
+        left_out=_LEFT_OUT,
+    )
+
+
+@cache
+def _sd21() -> Family:
+    kind = UNetKind((1, 1, 1, 0), 1, linear=True)
+    return Family(
+        key="sd21",
+        title="SD 2.1",
+        parts=("unet", "vae", "text_encoder"),
+        rows=(
+            *names_unet.unet_rows(kind),
+            *names_vae.vae_rows("first_stage_model."),
+            *names_text.open_clip_rows("text_encoder", _SD2_TEXT, layers=23),
+        ),
+        spellings=_CLIP,
+        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        measured={
+            **names_unet.measured_unet(kind),
+            **names_vae.measured_vae(),
+            **names_text.measured_clip("text_encoder"),
+        },
+        same=(("x", "h"),),
+        metadata=_metadata("stable-diffusion-v2-512", "https://github.com/Stability-AI/stablediffusion", 512),
+        left_out=(*_LEFT_OUT, _literal(_SD2_TEXT) + "attn_mask"),
+        # The model reads the 23rd of 24 layers; Diffusers keeps no more than that.
+        extras=(_literal(_SD2_TEXT) + r"(text_projection|logit_scale|transformer\.resblocks\.23\..*)",),
+    )
+
+
+@cache
+def _sdxl(channels: int = 4) -> Family:
+    kind = UNetKind((0, 2, 10), 10, channels=channels, linear=True, added=True)
+    return Family(
+        key="sdxl" if channels == 4 else "sdxl-inpaint",
+        title="SDXL" if channels == 4 else "SDXL inpainting",
+        parts=("unet", "vae", "text_encoder", "text_encoder_2"),
+        rows=(
+            *names_unet.unet_rows(kind),
+            *names_vae.vae_rows("first_stage_model."),
+            *names_text.clip_rows("text_encoder", _SDXL_L, layers=12),
+            *names_text.open_clip_rows("text_encoder_2", _SDXL_G, layers=32, letter="g", projection=True),
+        ),
+        spellings=_CLIP_2,
+        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": names_text.CLIP_IGNORED},
+        measured={
+            **names_unet.measured_unet(kind),
+            **names_vae.measured_vae(),
+            **names_text.measured_clip("text_encoder"),
+            **names_text.measured_clip("text_encoder_2", "g"),
+        },
+        same=(("x", "h+gh"),),
+        metadata=_metadata("stable-diffusion-xl-v1-base", _STABILITY, 1024),
+        original_spellings=(("conditioner.embedders.0.transformer.", _SDXL_L),),
+        left_out=_LEFT_OUT,
+        extras=(_literal(_SDXL_G) + "logit_scale",),
+    )
+
+
+@cache
+def _sdxl_refiner() -> Family:
+    kind = UNetKind((0, 4, 4, 0), 4, linear=True, added=True)
+    prefix = "conditioner.embedders.0.model."
+    return Family(
+        key="sdxl-refiner",
+        title="SDXL refiner",
+        parts=("unet", "vae", "text_encoder_2"),
+        rows=(
+            *names_unet.unet_rows(kind),
+            *names_vae.vae_rows("first_stage_model."),
+            *names_text.open_clip_rows("text_encoder_2", prefix, layers=32, letter="g", projection=True),
+        ),
+        spellings=_CLIP_2,
+        ignored={"text_encoder_2": names_text.CLIP_IGNORED},
+        measured={
+            **names_unet.measured_unet(kind),
+            **names_vae.measured_vae(),
+            **names_text.measured_clip("text_encoder_2", "g"),
+        },
+        same=(("x", "gh"),),
+        metadata=_metadata("stable-diffusion-xl-v1-refiner", _STABILITY, 1024),
+        left_out=_LEFT_OUT,
+        extras=(_literal(prefix) + "logit_scale",),
+    )
+
+
+@cache
+def _flux() -> Family:
+    return Family(
+        key="flux",
+        title="Flux.1",
+        parts=("transformer",),
+        rows=tuple(names_flux.transformer_rows("")),
+        spellings={},
+        ignored={},
+        measured=names_flux.measured_transformer(),
+        metadata=_metadata("flux-1-dev", _FLUX, 1024),
+        original_spellings=(("model.diffusion_model.", ""),),
+    )
+
+
+@cache
+def _flux_all_in_one() -> Family:
+    clip, t5 = "text_encoders.clip_l.transformer.text_model.", "text_encoders.t5xxl.transformer."
+    return Family(
+        key="flux-all-in-one",
+        title="Flux.1 with text encoders and VAE",
+        parts=("transformer", "vae", "text_encoder", "text_encoder_2"),
+        rows=(
+            *names_flux.transformer_rows("model.diffusion_model."),
+            *names_vae.vae_rows("vae.", flux=True),
+            *names_text.clip_rows("text_encoder", clip, layers=12),
+            *names_text.t5_rows("text_encoder_2", t5, layers=24, letter="t"),
+        ),
+        spellings=_CLIP,
+        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
+        measured={
+            **names_flux.measured_transformer(),
+            **names_vae.measured_vae(),
+            **names_text.measured_clip("text_encoder"),
+            **names_text.measured_t5("text_encoder_2", "t"),
+        },
+        same=(("c", "th"), ("p", "h")),
+        metadata=_metadata("flux-1-dev", _FLUX, 1024),
+        # Writers of such files differ in which of T5's two names for one table they keep.
+        left_out=(
+            _POSITION_IDS,
+            _literal(t5) + r"encoder\.embed_tokens\.weight",
+            r".*\.(logit_scale|text_projection.*)",
+        ),
+    )
+
+
+@cache
+def _vae(flux: bool) -> Family:
+    return Family(
+        key="flux-ae" if flux else "vae",
+        title="the VAE of Flux.1" if flux else "the VAE of Stable Diffusion",
+        parts=("vae",),
+        rows=tuple(names_vae.vae_rows("", flux=flux)),
+        spellings={"vae": names_vae.VAE_SPELLINGS},
+        ignored={},
+        measured=names_vae.measured_vae(),
+        original_spellings=(("vae." if flux else "first_stage_model.", ""),),
+        left_out=_LEFT_OUT,
+    )
+
+
+@cache
+def _clip(key: str, title: str, layers: int, projection: bool) -> Family:
+    part = "text_encoder_2" if key == "clip-g" else "text_encoder"
+    # A text encoder alone keeps Hugging Face's names in every web UI, and the prefix.
+    rows = names_text.clip_rows(
+        part, "text_model.", layers=layers, projection="text_projection.weight" if projection else ""
+    )
+    return Family(
+        key=key,
+        title=title,
+        parts=(part,),
+        rows=tuple(rows),
+        spellings=_CLIP_2,
+        ignored={part: names_text.CLIP_IGNORED},
+        measured=names_text.measured_clip(part),
+        original_spellings=tuple((plain, long) for long, plain in names_text.CLIP_SPELLINGS),
+        left_out=(_POSITION_IDS, "logit_scale"),
+    )
+
+
+@cache
+def _t5() -> Family:
+    return Family(
+        key="t5",
+        title="Flux.1's T5 text encoder",
+        parts=("text_encoder_2",),
+        rows=tuple(names_text.t5_rows("text_encoder_2", "", layers=24)),
+        spellings={},
+        ignored={"text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
+        measured=names_text.measured_t5("text_encoder_2"),
+        left_out=(r"encoder\.embed_tokens\.weight",),
+    )
+
+
+def _literal(text: str) -> str:
+    """Take a prefix literally inside a pattern."""
+    return text.replace(".", r"\.")
+
+
+def _metadata(architecture: str, implementation: str, side: int) -> dict[str, str]:
+    return {
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": implementation,
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": "epsilon",
+    }
+
+
+_TABLES: dict[str, Callable[[], Family]] = {
+    "sd15": _sd15,
+    "sd15-inpaint": lambda: _sd15(9),
+    "sd21": _sd21,
+    "sdxl": _sdxl,
+    "sdxl-inpaint": lambda: _sdxl(9),
+    "sdxl-refiner": _sdxl_refiner,
+    "flux": _flux,
+    "flux-all-in-one": _flux_all_in_one,
+    "vae": lambda: _vae(False),
+    "flux-ae": lambda: _vae(True),
+    "clip-l": lambda: _clip("clip-l", "the CLIP-L text encoder", 12, False),
+    "clip-h": lambda: _clip("clip-h", "SD 2.x's text encoder", 23, False),
+    "clip-g": lambda: _clip("clip-g", "SDXL's second text encoder", 32, True),
+    "t5": _t5,
+}
+PART_KEYS = ("vae", "flux-ae", "clip-l", "clip-h", "clip-g", "t5")
+FAMILY_KEYS = tuple(key for key in _TABLES if key not in PART_KEYS)
 
 
 def find_family(key: str) -> Family:

@@ -1,4 +1,4 @@
-"""The safetensors format, read and written tensor by tensor, so that memory never holds more than one of them.
+"""The safetensors format, read tensor by tensor; a header is not trusted until every line of it was checked.
 
 Source: the format description in the README of huggingface/safetensors (8 bytes of length, a JSON header, the data).
 """
@@ -12,37 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.layout import Shape
+from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "DTYPE_BYTES",
-    "SafetensorsFile",
-    "TensorFact",
-    "dtype_name",
-    "forget_cached",
-    "to_torch_dtype",
-]
+__all__ = ["SafetensorsFile", "TensorFact", "dtype_name", "forget_cached", "to_torch_dtype"]
 
+# The reference implementation takes headers of up to 100 MB; the largest real ones (Flux with all its parts) have
+# 300 kB. Parsing makes about ten times the text, so this is what a hostile file can make us allocate.
+_HEADER_LIMIT = 8_000_000
+_LARGEST_SIZE = 1 << 48
 
-_HEADER_LIMIT = 100_000_000  # the reference implementation's own limit
-
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 _TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -54,6 +36,9 @@ _TORCH_NAMES = {
     "I32": "int32",
     "I16": "int16",
     "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
     "U8": "uint8",
     "BOOL": "bool",
 }
@@ -67,12 +52,17 @@ class TensorFact:
     shape: Shape
 
     @property
-    def bytes(self) -> int:
-        """The size of the values."""
-        count = DTYPE_BYTES[self.dtype]
+    def count(self) -> int:
+        """How many values it has."""
+        count = 1
         for size in self.shape:
             count *= size
         return count
+
+    @property
+    def bytes(self) -> int:
+        """The size of the values."""
+        return DTYPE_BYTES[self.dtype] * self.count
 
 
 def to_torch_dtype(name: str) -> "torch.dtype":
@@ -94,6 +84,7 @@ class SafetensorsFile:
     Attributes:
         tensors: name -> TensorFact, in the order of the data.
         metadata: the header's strings.
+        header: the first bytes of the file, up to the data.
 
     Raises:
         CheckpointError: the file cannot be opened, is cut short, or its header contradicts itself.
@@ -102,7 +93,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("rb")
+            self._file = path.open("rb", buffering=0)
             self.bytes = os.fstat(self._file.fileno()).st_size
         except OSError as err:
             raise CheckpointError(
@@ -110,13 +101,17 @@ class SafetensorsFile:
             ) from err
         try:
             self.header = self._read_header()
-            self.metadata, self.tensors, self._starts = self._check_header(json.loads(self.header[8:]))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-            self._file.close()
-            raise self._damaged("its header is not that of a safetensors file") from err
+            parsed = json.loads(self.header[8:], object_pairs_hook=_unique)
+            self.metadata, self.tensors, self._starts = self._check_header(parsed)
         except CheckpointError:
             self._file.close()
             raise
+        except OSError as err:
+            self._file.close()
+            raise self._unreadable("its header", err) from err
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+            self._file.close()
+            raise self._damaged("its header is not that of a safetensors file") from err
 
     def __enter__(self) -> "SafetensorsFile":
         return self
@@ -132,19 +127,26 @@ class SafetensorsFile:
         """Let the next reads come from the disk itself; for verifying what was just written."""
         forget_cached(self._file.fileno())
 
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes from `start` on; several threads may read at once.
+
+        Raises:
+            CheckpointError: the file ends there or cannot be read.
+        """
+        view, place = memoryview(buffer).cast("B"), self._starts[name] + start
+        try:
+            while view:
+                got = os.preadv(self._file.fileno(), [view], place)
+                if not got:
+                    raise self._damaged(f"it ends inside the tensor {name!r}")
+                view, place = view[got:], place + got
+        except OSError as err:
+            raise self._unreadable(f"the tensor {name!r}", err) from err
+
     def read_bytes(self, name: str) -> bytearray:
         """Read one tensor's values as they lie in the file (little endian)."""
         values = bytearray(self.tensors[name].bytes)
-        try:
-            self._file.seek(self._starts[name])
-            got = self._file.readinto(values)
-        except OSError as err:
-            raise CheckpointError(
-                f"{self.path.name} cannot be read at the tensor {name!r}: {err.strerror}.",
-                "Copy the file to a local disk and try again.",
-            ) from err
-        if got != len(values):
-            raise self._damaged(f"it ends inside the tensor {name!r}")
+        self.read_into(name, 0, values)
         return values
 
     def read(self, name: str) -> "torch.Tensor":
@@ -163,24 +165,34 @@ class SafetensorsFile:
         if len(prefix) < 8:
             raise self._damaged(f"it is only {self.bytes} bytes long")
         (length,) = struct.unpack("<Q", prefix)
-        if length > min(_HEADER_LIMIT, self.bytes - 8):
+        if length > self.bytes - 8:
             raise self._damaged("its header is not that of a safetensors file, or the file is cut short")
-        return prefix + self._file.read(length)
+        if length > _HEADER_LIMIT:
+            raise self._damaged(f"its header has {length:,} bytes, and no model needs more than {_HEADER_LIMIT:,}")
+        header = prefix
+        while len(header) < length + 8:
+            more = self._file.read(length + 8 - len(header))
+            if not more:
+                raise self._damaged("it ends inside its header")
+            header += more
+        return header
 
     def _check_header(self, header: Any) -> tuple[dict[str, str], dict[str, TensorFact], dict[str, int]]:
         metadata = header.pop("__metadata__", None) or {}
-        ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise ValueError("metadata")
+        ordered = sorted(header.items(), key=lambda item: tuple(map(_whole, item[1]["data_offsets"])))
         tensors, starts, end = {}, {}, 0
         for name, entry in ordered:
             if entry["dtype"] not in DTYPE_BYTES:
                 raise CheckpointError(
-                    f"{self.path.name} holds the tensor {name!r} in the unknown format {entry['dtype']!r}.",
+                    f"{self.path.name} holds the tensor {name[:200]!r} in the unknown format "
+                    f"{str(entry['dtype'])[:40]!r}.",
                     "Save it as fp32, fp16 or bf16 with the program that made it.",
                 )
-            shape = tuple(entry["shape"])
-            if not all(isinstance(size, int) and size >= 0 for size in shape):
-                raise ValueError(shape)
-            fact = TensorFact(entry["dtype"], shape)
+            if not isinstance(entry["shape"], list) or len(entry["shape"]) > 16:
+                raise ValueError(name)
+            fact = TensorFact(entry["dtype"], tuple(map(_whole, entry["shape"])))
             start, stop = entry["data_offsets"]
             if start != end or stop - start != fact.bytes:  # no gaps, no overlaps, as the reference reader demands
                 raise ValueError(name)
@@ -193,6 +205,26 @@ class SafetensorsFile:
         return CheckpointError(
             f"{self.path} is not a whole safetensors file: {reason}.", "Download it again, or pick another file."
         )
+
+    def _unreadable(self, what: str, err: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path.name} cannot be read at {what}: {err.strerror}.",
+            "Copy the file to a local disk and try again.",
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Readers differ in which of two entries of one name they take.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < _LARGEST_SIZE:
+        raise ValueError(number)
+    return number
 
 
 def forget_cached(descriptor: int) -> None:

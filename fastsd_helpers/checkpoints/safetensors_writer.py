@@ -1,25 +1,24 @@
-"""Write a .safetensors file front to back, one tensor in memory at a time, whole or not at all."""
+"""Write a .safetensors file front to back, a few pieces of a tensor in memory at a time, whole or not at all."""
 
-import contextlib
-import glob
 import hashlib
 import json
-import logging
 import os
-import secrets
+import queue
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from fastsd_helpers.checkpoints.safetensors_file import DTYPE_BYTES, TensorFact, forget_cached
-from fastsd_helpers.drive import drive_errors, free_bytes
-from fastsd_helpers.errors import DiskFull, VerificationFailed
+from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
+from fastsd_helpers.checkpoints.placing import check_room, new_file
+from fastsd_helpers.checkpoints.pump import pump
+from fastsd_helpers.checkpoints.recipes import Recipe
+from fastsd_helpers.checkpoints.safetensors_file import forget_cached
+from fastsd_helpers.errors import VerificationFailed
 from fastsd_helpers.runtime import fault_point
 
-__all__ = ["HASH_KEY", "write_safetensors"]
-
-_log = logging.getLogger("fastsd_helpers")
+__all__ = ["HASH_KEY", "Hasher", "write_all", "write_safetensors"]
 
 HASH_KEY = "modelspec.hash_sha256"
 _HASH_TO_COME = "0x" + "0" * 64
@@ -28,62 +27,108 @@ _CHUNK_BYTES = 1 << 22
 
 def write_safetensors(
     path: Path,
-    tensors: Mapping[str, TensorFact],
+    recipes: Mapping[str, Recipe],
     *,
-    values: Callable[[str], Any],
     metadata: Mapping[str, str],
+    read_back: bool = True,
+    finite: bool = False,
 ) -> tuple[str, int]:
-    """Write a file front to back: header first, then one tensor after the other, then read it all back.
+    """Write a file front to back: the whole header first, then one tensor after the other.
 
-    The file appears under its name only when it is whole: until then it is a hidden temporary file beside it. The
-    metadata gains `modelspec.hash_sha256`, the SHA-256 of the data behind the header.
+    The file appears under its name only when it is whole and on the disk: until then it is a hidden temporary file
+    beside it.
 
     Args:
-        tensors: what will be written; the order on disk is by element size, then by name.
-        values: gives a tensor's bytes as a contiguous buffer; called once for each, in the order on disk.
+        recipes: what will be written; the order on disk is by element size, then by name.
+        read_back: read the file from the disk before it gets its name, and note the SHA-256 of the data in the
+            metadata (`modelspec.hash_sha256`), which is known only when all of it was written.
+        finite: refuse weights that are infinite or not a number.
 
     Returns:
-        SHA-256 (hex) and size of the file, of what was read back.
+        SHA-256 (hex) and size of the file.
 
     Raises:
+        CheckpointError: a source cannot be read, or a value does not fit its new format.
         DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
+        VerificationFailed: the disk gave back other bytes than were written.
     """
-    names = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
-    header = _build_header(names, tensors, {**metadata, HASH_KEY: _HASH_TO_COME})
-    with drive_errors(path.parent, "write to"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-    _check_room(path.parent, len(header) + sum(fact.bytes for fact in tensors.values()))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(2)}.part")
-    try:
-        with drive_errors(path, "write"):
-            # Opened by name, not by tempfile: the mode then follows the user's umask, so a web UI that runs as
-            # another user can read the file.
-            with temporary.open("xb") as file:
-                data_hash = _write_all(file, header, names, tensors, values)
-                header = _build_header(names, tensors, {**metadata, HASH_KEY: "0x" + data_hash})
-                file.seek(0)
-                file.write(header)
-                file.flush()
-                os.fsync(file.fileno())
-            sha256, size = _read_back(temporary, len(header), data_hash)
-            fault_point("export.rename")
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    except BaseException:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError as err:
-            _log.debug("The unfinished file %s could not be removed: %s.", temporary, err)
-        raise
+    names = sorted(recipes, key=lambda name: (-DTYPE_BYTES[recipes[name].fact.dtype], name))
+    described = {**metadata, HASH_KEY: _HASH_TO_COME} if read_back else metadata
+    header = _build_header(names, recipes, described)
+    size = len(header) + sum(recipe.fact.bytes for recipe in recipes.values())
+    with new_file(path) as (file, temporary):
+        check_room(path.parent, size)
+        write_all(file, header)
+        with Hasher(b"" if read_back else header) as hasher:
+            for _name, buffer, last in pump(((name, recipes[name]) for name in names), finite=finite):
+                write_all(file, buffer)
+                hasher.update(buffer)
+                if last:
+                    fault_point("export.tensor")
+        sha256 = hasher.hexdigest()
+        if read_back:
+            header = _build_header(names, recipes, {**metadata, HASH_KEY: "0x" + sha256})
+            file.seek(0)
+            write_all(file, header)
+            os.fsync(file.fileno())
+            sha256 = _read_back(temporary, len(header), sha256)
     return sha256, size
 
 
-def _build_header(names: Sequence[str], tensors: Mapping[str, TensorFact], metadata: Mapping[str, str]) -> bytes:
+class Hasher:
+    """SHA-256 in a thread of its own, so that it costs no time where a processor is free."""
+
+    def __init__(self, first: bytes = b"") -> None:
+        self._hash = hashlib.sha256(first)
+        self._waiting: queue.Queue[list[Any] | None] = queue.Queue(maxsize=8)
+        self._small: list[Any] = []  # what is not worth waking the thread for yet
+        self._small_bytes = 0
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Hasher":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+        for buffer in self._small:
+            self._hash.update(buffer)
+
+    def update(self, buffer: Any) -> None:
+        """Take the next bytes; the buffer must not change any more."""
+        self._small.append(buffer)
+        self._small_bytes += len(memoryview(buffer).cast("B"))
+        if self._small_bytes < 1 << 20:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="sha256", daemon=True)
+            self._thread.start()
+        self._waiting.put(self._small)
+        self._small, self._small_bytes = [], 0
+
+    def hexdigest(self) -> str:
+        """The hash of everything, once the `with` block has ended."""
+        return self._hash.hexdigest()
+
+    def _work(self) -> None:
+        while (buffers := self._waiting.get()) is not None:
+            for buffer in buffers:
+                self._hash.update(buffer)
+
+
+def write_all(file: BinaryIO, buffer: Any) -> None:
+    """Write every byte of a buffer to an unbuffered file, which may take fewer at a time."""
+    view = memoryview(buffer).cast("B")
+    while view:
+        view = view[file.write(view) :]
+
+
+def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in names:
-        fact = tensors[name]
+        fact = recipes[name].fact
         entries[name] = {
             "dtype": fact.dtype,
             "shape": list(fact.shape),
@@ -95,79 +140,16 @@ def _build_header(names: Sequence[str], tensors: Mapping[str, TensorFact], metad
     return struct.pack("<Q", len(text)) + text
 
 
-def _write_all(
-    file: Any,
-    header: bytes,
-    names: Sequence[str],
-    tensors: Mapping[str, TensorFact],
-    values: Callable[[str], Any],
-) -> str:
-    file.write(header)
-    data_hash = hashlib.sha256()
-    for name in names:
-        buffer = memoryview(values(name))
-        if buffer.nbytes != tensors[name].bytes:
-            raise ValueError(f"{name}: {buffer.nbytes} bytes where {tensors[name].bytes} were announced")
-        file.write(buffer)
-        data_hash.update(buffer)
-        del buffer
-        fault_point("export.tensor")
-    return data_hash.hexdigest()
-
-
-def _read_back(path: Path, header_bytes: int, data_hash: str) -> tuple[str, int]:
-    whole, data, size = hashlib.sha256(), hashlib.sha256(), 0
+def _read_back(path: Path, header_bytes: int, data_hash: str) -> str:
+    whole, data = hashlib.sha256(), hashlib.sha256()
     with path.open("rb") as file:
         forget_cached(file.fileno())
-        head = file.read(header_bytes)
-        whole.update(head)
-        size += len(head)
+        whole.update(file.read(header_bytes))
         while chunk := file.read(_CHUNK_BYTES):
             whole.update(chunk)
             data.update(chunk)
-            size += len(chunk)
     if data.hexdigest() != data_hash:
         raise VerificationFailed(
             f"{path.parent} gave back other bytes than were written.", "Check the disk, or choose another folder."
         )
-    return whole.hexdigest(), size
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = free_bytes(folder)
-    if free < needed:
-        raise DiskFull(
-            f"The file needs {needed / 1e6:,.1f} MB; {folder} has {free / 1e6:,.1f} MB free.",
-            "Free some space (on Google Drive, empty the trash too), or choose fp16, which is half as large as fp32.",
-        )
-
-
-def _remove_leftovers(path: Path) -> None:
-    # A run that was killed leaves its temporary file, gigabytes of it; a living one's is kept.
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        owner = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
-        if owner.isdigit() and not _is_running(int(owner)):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # there, os.kill would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it a power cut may undo the rename; some mounts do not offer it.
-    if os.name == "posix":
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    return whole.hexdigest()

@@ -1,26 +1,25 @@
-"""Where a part's tensors come from: a Diffusers component folder, one weights file, or tensors in memory."""
+"""Where tensors come from: a Diffusers component folder, one weights file, or tensors in memory."""
 
-import contextlib
 import json
 import logging
-import pickle
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastsd_helpers.checkpoints.layout import PART_WORDS
+from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS, load_pickled
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact, dtype_name
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Source", "open_source"]
+__all__ = ["BytesSource", "Source", "open_file", "open_source"]
 
 _log = logging.getLogger("fastsd_helpers")
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # diffusers' name first, then transformers'. A variant stands before the ending: model.fp16.safetensors.
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
@@ -32,13 +31,14 @@ _VARIANTS = (None, "fp16", "bf16")  # the order of preference; another variant i
 
 
 class Source(Protocol):
-    """Tensors of one part by the names their owner gave them."""
+    """Tensors by the names their owner gave them."""
 
     tensors: Mapping[str, TensorFact]
     files: tuple[Path, ...]
+    metadata: Mapping[str, str]
 
-    def read(self, name: str) -> "torch.Tensor":
-        """Read one tensor onto the CPU."""
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
 
     def close(self) -> None:
         """Let go of files and tensors."""
@@ -54,25 +54,53 @@ def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> 
         return _Memory(given, f"The {PART_WORDS[part]}")
     path = Path(given)
     if path.is_file():
-        return _open_file(path)
+        return open_file(path)
     if path.is_dir():
-        return _open_folder(path, part)
+        return _open_folder(path, PART_WORDS[part])
     raise CheckpointError(
         f"There is no {PART_WORDS[part]} at {path}.", "Give a Diffusers folder that has it, or a weights file."
     )
+
+
+def open_file(path: Path) -> Source:
+    """Open one weights file: safetensors, or a pickle of plain tensors.
+
+    Raises:
+        CheckpointError: it cannot be read, or is neither.
+    """
+    if path.suffix.lower() in PICKLE_ENDINGS:
+        return _Memory(load_pickled(path), path.name, (path,))
+    return _SafetensorsSource(path)
 
 
 class _SafetensorsSource:
     def __init__(self, path: Path) -> None:
         self._file = SafetensorsFile(path)
         self.tensors = self._file.tensors
+        self.metadata = self._file.metadata
         self.files = (path,)
-
-    def read(self, name: str) -> "torch.Tensor":
-        return self._file.read(name)
+        self.read_into = self._file.read_into
 
     def close(self) -> None:
         self._file.close()
+
+
+class BytesSource:
+    """Small tensors whose values are at hand: name -> (fact, bytes)."""
+
+    def __init__(self, tensors: Mapping[str, tuple[TensorFact, Any]]) -> None:
+        self._values = {name: memoryview(values).cast("B") for name, (_fact, values) in tensors.items()}
+        self.tensors = {name: fact for name, (fact, _values) in tensors.items()}
+        self.files: tuple[Path, ...] = ()
+        self.metadata: Mapping[str, str] = {}
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes from `start` on."""
+        view = memoryview(buffer).cast("B")
+        view[:] = self._values[name][start : start + len(view)]
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 class _Memory:
@@ -80,7 +108,9 @@ class _Memory:
         import torch
 
         self._tensors = tensors
-        self.tensors, self.files = {}, files
+        self._last: tuple[str, Any] = ("", None)
+        self._lock = threading.Lock()
+        self.tensors, self.files, self.metadata = {}, files, {}
         for name, tensor in tensors.items():
             dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
             if dtype is None:
@@ -90,18 +120,29 @@ class _Memory:
                 )
             self.tensors[name] = TensorFact(dtype, tuple(tensor.shape))
 
-    def read(self, name: str) -> "torch.Tensor":
-        return self._tensors[name].detach().to("cpu")
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        view = memoryview(buffer).cast("B")
+        if view:
+            view[:] = self._bytes_of(name)[start : start + len(view)]
+
+    def _bytes_of(self, name: str) -> memoryview:
+        import torch
+
+        with self._lock:  # a tensor that is not contiguous or not on the CPU is copied once, not once per piece
+            if self._last[0] != name:
+                tensor = self._tensors[name].detach().to("cpu").contiguous()
+                self._last = (name, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            return self._last[1]
 
     def close(self) -> None:
-        self._tensors = {}
+        self._tensors, self._last = {}, ("", None)
 
 
 class _Shards:
     def __init__(self, index: Path, part: str) -> None:
         self._home: dict[str, Source] = {}
         self._shards: list[Source] = []
-        self.tensors, self.files = {}, (index,)
+        self.tensors, self.files, self.metadata = {}, (index,), {}
         try:
             self._open(index, _read_index(index), part)
         except BaseException:
@@ -114,14 +155,14 @@ class _Shards:
                 raise CheckpointError(
                     f"{index.parent} lacks {file_name}, which {index.name} lists.", "Download the model again."
                 )
-            shard = _open_file(index.parent / file_name)
+            shard = open_file(index.parent / file_name)
             self._shards.append(shard)
             self.files += shard.files
             for name, fact in shard.tensors.items():
                 if homes.get(name) != file_name:
                     raise CheckpointError(
                         f"{file_name} holds the tensor {name!r}, which {index.name} does not place there.",
-                        f"The {PART_WORDS[part]}'s files are of different models; download it again.",
+                        f"The {part}'s files are of different models; download it again.",
                     )
                 self.tensors[name], self._home[name] = fact, shard
         for name, file_name in homes.items():
@@ -131,8 +172,8 @@ class _Shards:
                     "Download the model again.",
                 )
 
-    def read(self, name: str) -> "torch.Tensor":
-        return self._home[name].read(name)
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        self._home[name].read_into(name, start, buffer)
 
     def close(self) -> None:
         for shard in self._shards:
@@ -174,35 +215,7 @@ def _open_folder(folder: Path, part: str) -> Source:
     chosen = found.get((wanted, "safetensors")) or found.get((wanted, "bin"))
     if chosen is None:
         raise CheckpointError(
-            f"{folder} holds no weights of the {PART_WORDS[part]}.", "Download the model again, or give a weights file."
+            f"{folder} holds no weights of the {part}.", "Download the model again, or give a weights file."
         )
-    _log.debug("The %s is read from %s.", PART_WORDS[part], chosen)
-    return _Shards(chosen, part) if chosen.suffix == ".json" else _open_file(chosen)
-
-
-def _open_file(path: Path) -> Source:
-    if path.suffix in _PICKLES:
-        return _Memory(_load_pickle(path), path.name, (path,))
-    return _SafetensorsSource(path)
-
-
-def _load_pickle(path: Path) -> dict[str, Any]:
-    import torch
-
-    refused = CheckpointError(
-        f"{path} is not opened: it cannot be read as plain tensors, and anything else in it could run code.",
-        "Use the model's .safetensors files, or download the file again.",
-    )
-    try:
-        try:
-            # Mapped, so that a tensor comes into memory when it is read; files of torch before 1.6 cannot be.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as err:
-        raise refused from err
-    with contextlib.suppress(KeyError, TypeError):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict):
-        raise refused
-    return loaded
+    _log.debug("The %s is read from %s.", part, chosen)
+    return _Shards(chosen, part) if chosen.suffix == ".json" else open_file(chosen)

@@ -1,21 +1,24 @@
-"""Read a checkpoint file back from disk and compare it, tensor by tensor, with what it was made from."""
+"""Read a checkpoint back from disk and compare it, tensor by tensor, with what it was made from."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import PART_WORDS, Row
-from fastsd_helpers.checkpoints.parts import Parts, open_parts, tensor_bytes
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, to_torch_dtype
+from fastsd_helpers.checkpoints.layout import PART_WORDS
+from fastsd_helpers.checkpoints.parts import open_parts
+from fastsd_helpers.checkpoints.pump import pump
+from fastsd_helpers.checkpoints.recipes import Recipe
+from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.checkpoints.writer import CheckpointFile
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["verify_checkpoint"]
+__all__ = ["compare", "verify_checkpoint"]
 
 _HINT = "Do not use this file: delete it and export again; if it happens again, check the disk."
 
@@ -28,9 +31,6 @@ def verify_checkpoint(
     dtype: str | None = None,
 ) -> str:
     """Compare a checkpoint file with its sources: names, shapes, number formats and every byte of every tensor.
-
-    The file is opened anew and read from the disk; each of its names is looked up in the name table from the other
-    side than the writer used.
 
     Args:
         file: what `write_checkpoint` returned, or a path.
@@ -49,13 +49,7 @@ def verify_checkpoint(
     family = family or (written.family if written else "sd15")
     dtype = dtype or (written.dtype if written else "keep")
     with open_parts(find_family(family), parts) as opened:
-        try:
-            stored = SafetensorsFile(path)
-        except CheckpointError as err:
-            raise VerificationFailed(err.problem, _HINT) from err
-        with stored:
-            stored.forget_cached()
-            sha256 = _compare(stored, opened, dtype)
+        sha256 = compare(path, opened.recipes(dtype))
     if written and sha256 != written.sha256:
         raise VerificationFailed(
             f"{path} has the SHA-256 {sha256[:12]}..., {written.sha256[:12]}... was written.", _HINT
@@ -63,34 +57,74 @@ def verify_checkpoint(
     return sha256
 
 
-def _compare(stored: SafetensorsFile, parts: Parts, dtype: str) -> str:
-    wanted = parts.expected(dtype)
-    for name in sorted(wanted.keys() ^ stored.tensors.keys()):
+def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
+    """Open a file anew, read it from the disk, and compare it with the recipes it should have been made by.
+
+    Returns:
+        SHA-256 (hex) of the file as it was read.
+
+    Raises:
+        VerificationFailed: names the first difference.
+        CheckpointError: a source cannot be read any more.
+    """
+    try:
+        stored: Any = SafetensorsFile(path) if path.suffix.lower() != ".ckpt" else open_file(path)
+    except CheckpointError as err:
+        raise VerificationFailed(err.problem, _HINT) from err
+    try:
+        if isinstance(stored, SafetensorsFile):
+            stored.forget_cached()
+        _compare_lists(path, stored.tensors, wanted)
+        sha256 = hashlib.sha256(getattr(stored, "header", b""))
+        _compare_values(path, stored, wanted, sha256)
+    finally:
+        stored.close()
+    return sha256.hexdigest() if isinstance(stored, SafetensorsFile) else _sha256_of(path)
+
+
+def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping[str, Recipe]) -> None:
+    for name in sorted(wanted.keys() ^ stored.keys()):
         raise VerificationFailed(
-            f"{stored.path} {'lacks' if name in wanted else 'has more than it should:'} the tensor {name!r}.", _HINT
+            f"{path} {'lacks' if name in wanted else 'has more than it should:'} the tensor {name!r}.", _HINT
         )
-    sha256 = hashlib.sha256(stored.header)
-    for name, fact in stored.tensors.items():
-        if fact != wanted[name]:
+    for name, fact in stored.items():
+        meant = wanted[name].fact
+        if fact != meant:
             raise VerificationFailed(
-                f"{stored.path} holds the tensor {name!r} as {fact.dtype} {list(fact.shape)}; "
-                f"it should be {wanted[name].dtype} {list(wanted[name].shape)}.",
+                f"{path} holds the tensor {name!r} as {fact.dtype} {list(fact.shape)}; "
+                f"it should be {meant.dtype} {list(meant.shape)}.",
                 _HINT,
             )
-        values = stored.read_bytes(name)
-        sha256.update(values)
-        row = parts.family.to_diffusers[name]
-        source = parts.read(row).to(to_torch_dtype(fact.dtype))
-        if tensor_bytes(source) != values:
-            raise VerificationFailed(_difference(stored, name, row, source), _HINT)
-    return sha256.hexdigest()
 
 
-def _difference(stored: SafetensorsFile, name: str, row: Row, source: "torch.Tensor") -> str:
-    found, meant = stored.read(name).reshape(-1), source.reshape(-1)
-    unequal = (found != meant).nonzero()
-    place = int(unequal[0]) if len(unequal) else 0  # -0.0 and 0.0 differ in bytes only
+def _compare_values(path: Path, stored: Source | SafetensorsFile, wanted: Mapping[str, Recipe], sha256: Any) -> None:
+    place = 0
+    for name, values, last in pump((name, wanted[name]) for name in stored.tensors):
+        meant = memoryview(values).cast("B")
+        found = bytearray(len(meant))
+        try:
+            stored.read_into(name, place, found)
+        except CheckpointError as err:
+            raise VerificationFailed(err.problem, _HINT) from err
+        sha256.update(found)
+        if found != meant:
+            raise VerificationFailed(_difference(path, name, wanted[name], found, meant, place), _HINT)
+        place = 0 if last else place + len(meant)
+
+
+def _difference(path: Path, name: str, recipe: Recipe, found: bytearray, meant: memoryview, start: int) -> str:
+    byte = next(place for place in range(len(found)) if found[place] != meant[place])
+    size = recipe.fact.bytes // recipe.fact.count
+    first = byte // size * size
+    whose = f"the {PART_WORDS[recipe.part]}'s " if recipe.part else "the source's "
+    sources = whose + " and ".join(repr(piece.name) for piece in recipe.pieces)
     return (
-        f"{stored.path}: the tensor {name!r} differs from the {PART_WORDS[row.part]}'s {row.diffusers!r}, "
-        f"first at value {place}: {found[place].item()} instead of {meant[place].item()}."
+        f"{path}: the tensor {name!r} differs from {sources}, first at value {(start + first) // size}: "
+        f"bytes {found[first : first + size].hex()} instead of {bytes(meant[first : first + size]).hex()}."
     )
+
+
+def _sha256_of(path: Path) -> str:
+    from fastsd_helpers.drive import sha256_of
+
+    return sha256_of(path)

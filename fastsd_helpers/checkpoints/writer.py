@@ -1,38 +1,48 @@
 """Write one model's parts to one checkpoint file that every web UI loads."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastsd_helpers.checkpoints.ckpt_writer import write_ckpt
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
-from fastsd_helpers.checkpoints.parts import Parts, cast_dtype, open_parts, tensor_bytes
-from fastsd_helpers.checkpoints.safetensors_file import to_torch_dtype
+from fastsd_helpers.checkpoints.layout import Family
+from fastsd_helpers.checkpoints.number_formats import cast_dtype
+from fastsd_helpers.checkpoints.parts import open_parts
+from fastsd_helpers.checkpoints.placing import refuse_existing, refuse_sources
+from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointFile", "check_destination", "write_checkpoint"]
+__all__ = ["CheckpointFile", "check_destination", "describe", "write_checkpoint", "write_recipes"]
 
 _log = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint file as it was written and read back."""
+    """A checkpoint as it was written: one file, or a Diffusers folder.
+
+    sha256: of the whole file, hex; empty for a folder.
+    bytes, tensors: of everything that was written.
+    notes: what a reader should know, one sentence each: what was left out, what lies beside the file.
+    beside: files that belong to it: a .yaml with the prediction type, the VAE of Flux.
+    """
 
     path: Path
-    sha256: str  # of the whole file, hex
+    sha256: str
     bytes: int
     tensors: int
     family: str = "sd15"
     dtype: str = "keep"
+    notes: tuple[str, ...] = ()
+    beside: tuple[Path, ...] = ()
 
 
 def write_checkpoint(
@@ -44,14 +54,14 @@ def write_checkpoint(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> CheckpointFile:
-    """Write a model's parts to one .safetensors file in the original layout, one tensor in memory at a time.
+    """Write a model's parts to one .safetensors or .ckpt file in the original layout, streamed.
 
     The file appears under its name when it is whole and was read back. Schedule buffers and position_ids are left
     out: readers compute them, and a rounded copy would override theirs.
 
     Args:
-        parts: `unet`, `vae` and `text_encoder`, each a Diffusers component folder (safetensors or .bin, with a
-            variant, in shards), a weights file, or a dict of tensors such as `model.state_dict()`.
+        parts: such as `unet`, `vae` and `text_encoder`, each a Diffusers component folder (safetensors or .bin, with
+            a variant, in shards), a weights file, or a dict of tensors such as `model.state_dict()`.
         dst: the file to write; its folder is made when it is absent.
         family: whose names to write.
         dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
@@ -59,8 +69,8 @@ def write_checkpoint(
         overwrite: replace `dst` if it exists.
 
     Raises:
-        CheckpointError: `dst` exists or is no .safetensors name; a part is incomplete or of another family; a weight
-            is not a finite number, or becomes infinite in fp16.
+        CheckpointError: `dst` exists or has another ending; a part is incomplete or of another family; a weight is not
+            a finite number, or becomes infinite in fp16.
         DiskFull, DriveReadOnly, DriveError: the file cannot be written; nothing half-written is left.
     """
     dst = Path(dst)
@@ -69,42 +79,52 @@ def write_checkpoint(
     check_destination(dst, overwrite=overwrite)
     with open_parts(layout, parts) as opened:
         for source in opened.sources.values():
-            _refuse_source(dst, source.files)
-        tensors = opened.expected(dtype)
-        _log.info("Writing %d tensors to %s ...", len(tensors), dst)
-        sha256, size = write_safetensors(
-            dst,
-            tensors,
-            values=lambda name: _converted(opened, name, tensors[name].dtype),
-            metadata=_metadata(layout, dst, metadata or {}),
-        )
-    return CheckpointFile(dst, sha256, size, len(tensors), family, dtype)
+            refuse_sources(dst, source.files)
+        recipes = opened.recipes(dtype)
+        sha256, size = write_recipes(dst, recipes, metadata=describe(layout, dst, metadata), finite=True)
+    return CheckpointFile(dst, sha256, size, len(recipes), family, dtype)
+
+
+def write_recipes(
+    dst: Path,
+    recipes: Mapping[str, Recipe],
+    *,
+    metadata: Mapping[str, str],
+    read_back: bool = True,
+    finite: bool = False,
+) -> tuple[str, int]:
+    """Write tensors in the format that the name asks for; returns SHA-256 and size. Raises as `write_checkpoint`."""
+    _log.info("Writing %d tensors to %s ...", len(recipes), dst)
+    if dst.suffix.lower() == ".ckpt":
+        return write_ckpt(dst, recipes, finite=finite)
+    return write_safetensors(dst, recipes, metadata=metadata, read_back=read_back, finite=finite)
 
 
 def check_destination(dst: Path, *, overwrite: bool) -> None:
-    """Refuse a destination before any work is done.
+    """Refuse a destination file before any work is done.
 
     Raises:
-        CheckpointError: not a .safetensors name, a folder, or an existing file without `overwrite`.
+        CheckpointError: neither a .safetensors nor a .ckpt name, a folder, or an existing file without `overwrite`.
     """
-    if dst.suffix.lower() != ".safetensors":
+    if dst.suffix.lower() not in (".safetensors", ".ckpt"):
         raise CheckpointError(
-            f"{dst.name!r} cannot be written: the format is not known.", "Give a name that ends in .safetensors."
+            f"{dst.name!r} cannot be written: the format is not known.",
+            "Give a name that ends in .safetensors (or .ckpt).",
         )
     if dst.is_dir():
         raise CheckpointError(f"{dst} is a folder.", "Give the name of a file.")
-    if dst.exists() and not overwrite:
-        raise CheckpointError(f"{dst} exists already.", "Choose another name, or replace it with --overwrite.")
+    refuse_existing(dst, overwrite=overwrite)
 
 
-def _refuse_source(dst: Path, files: tuple[Path, ...]) -> None:
-    for file in files:
-        if dst.exists() and dst.samefile(file):
-            raise CheckpointError(f"{dst} is one of the files the model is read from.", "Choose another name.")
+def describe(family: Family, dst: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The metadata of a single file: ModelSpec 1.0.1, what the family's table says, and what the caller gave.
 
+    Source: the ModelSpec standard, Stability-AI/ModelSpec.
 
-def _metadata(family: Family, dst: Path, given: Mapping[str, str]) -> dict[str, str]:
-    for key, value in given.items():
+    Raises:
+        CheckpointError: something given is not text.
+    """
+    for key, value in (given or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise CheckpointError(f"The metadata {key!r} is {value!r}.", "Metadata keys and values must be text.")
     return {
@@ -113,41 +133,5 @@ def _metadata(family: Family, dst: Path, given: Mapping[str, str]) -> dict[str, 
         "modelspec.title": dst.stem,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         **family.metadata,
-        **given,
+        **(given or {}),
     }
-
-
-def _converted(parts: Parts, name: str, dtype: str) -> memoryview:
-    import torch
-
-    row = parts.family.to_diffusers[name]
-    tensor = parts.read(row)
-    theirs = parts.names[row.part][row.diffusers]
-    largest = _largest(tensor)
-    if not math.isfinite(largest):
-        raise CheckpointError(
-            f"The {PART_WORDS[row.part]}'s tensor {theirs!r} holds values that are not finite numbers.",
-            "Export an earlier checkpoint, and train on from it with a lower learning rate.",
-        )
-    wanted = to_torch_dtype(dtype)
-    if tensor.dtype != wanted:
-        tensor = tensor.to(wanted)
-        if not math.isfinite(_largest(tensor)):
-            raise CheckpointError(
-                f"The {PART_WORDS[row.part]}'s tensor {theirs!r} reaches {largest:.3g}; "
-                f"{str(wanted).removeprefix('torch.')} ends at {torch.finfo(wanted).max:.3g}.",
-                "Choose fp32.",
-            )
-    return tensor_bytes(tensor)
-
-
-def _largest(tensor: "torch.Tensor") -> float:
-    """The largest absolute value; not a number if one of them is not. Needs no second tensor, as isfinite() does."""
-    import torch
-
-    if not tensor.is_floating_point() or not tensor.numel():
-        return 0.0
-    if tensor.element_size() == 1:  # torch cannot compare 8-bit floats
-        tensor = tensor.to(torch.float32)
-    low, high = torch.aminmax(tensor)
-    return max(-low.item(), high.item())

@@ -1,0 +1,255 @@
+"""How long a conversion takes beside `cat` of the same bytes to a new file, and how much memory it holds.
+
+A full-size SD 1.5 folder with random weights is made once (4.3 GB); the weights mean nothing, everything else is as in
+the model. Reads come from the page cache, every written file is synced to the disk within its time.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.bench import Report
+from fastsd_helpers.checkpoints.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.layout import part_shapes
+from fastsd_helpers.checkpoints.prediction import Prediction
+from fastsd_helpers.checkpoints.recipes import copied
+from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
+from fastsd_helpers.drive import free_bytes
+from fastsd_helpers.errors import DiskFull, TrainingFailed
+from fastsd_helpers.options import check, option
+
+__all__ = ["Settings", "make_folder", "measure"]
+
+# SD 1.5's own; half of them for a try on a small disk.
+_WIDTHS = {
+    **{"u0": 320, "u1": 640, "u2": 1280, "u3": 1280, "x": 768},
+    **{"v0": 128, "v1": 256, "v2": 512, "v3": 512},
+    **{"vocab": 49408, "h": 768, "positions": 77, "m": 3072},
+}
+_CONVERT = """
+import json, os, sys, threading, time
+from fastsd_helpers.checkpoints import convert
+peak, running = 0, True
+def watch():
+    global peak
+    while running:
+        with open("/proc/self/status") as status:
+            peak = max([peak, *(int(line.split()[1]) for line in status if line.startswith("RssAnon"))])
+        time.sleep(0.01)
+if os.path.exists("/proc/self/status"):
+    threading.Thread(target=watch, daemon=True).start()
+started = time.perf_counter()
+written = convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3], overwrite=True)
+seconds = time.perf_counter() - started
+running = False
+found = {"seconds": seconds, "anonymous_mb": peak / 1000, "bytes": written.bytes, "torch": "torch" in sys.modules}
+print(json.dumps(found))
+"""
+_THEIRS = """
+import sys, time
+started = time.perf_counter()
+import runpy
+sys.argv = [sys.argv[1], *sys.argv[2:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the benchmark of `fastsd convert`."""
+
+    work: str = option("", help="folder with room for 13 GB; empty: a temporary one here, removed afterwards")
+    rounds: int = option(3, help="times that everything is measured; the median counts", low=1, high=20)
+    divide: int = option(1, help="take a model whose widths are divided by this: 1 is SD 1.5 itself", low=1, high=16)
+    script: str = option("", help="diffusers' convert_diffusers_to_original_stable_diffusion.py, to be timed too")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def measure(settings: Settings) -> Report:
+    """Run the comparison; prints nothing.
+
+    Raises:
+        DiskFull: there is not enough room. TrainingFailed: a command that was timed broke down.
+    """
+    if settings.work:
+        Path(settings.work).mkdir(parents=True, exist_ok=True)
+        return _measure(Path(settings.work), settings)
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix="bench-") as work:
+        return _measure(Path(work), settings)
+
+
+def _measure(work: Path, settings: Settings) -> Report:
+    folder = work / "model"
+    whole = _bytes_of_model(settings.divide)
+    if free_bytes(work) < 3 * whole + 100_000_000:
+        raise DiskFull(
+            f"The benchmark needs {3 * whole / 1e9:.1f} GB; {work} has {free_bytes(work) / 1e9:.1f} GB free.",
+            "Give another folder with --work, or a smaller model with --divide 4.",
+        )
+    if not (folder / "model_index.json").exists():
+        make_folder(folder, settings.divide)
+    weights = sorted(folder.glob("*/*.safetensors"))
+    _warm(weights)
+    seen: dict[str, list[dict[str, Any]]] = {"copy": [], "same": [], "copy_half": [], "fp16": [], "theirs": []}
+    for _round in range(settings.rounds):
+        # Interleaved: a disk that slows down meanwhile slows everything down.
+        seen["copy"].append({"seconds": _cat(weights, work / "copy.bin", whole)})
+        seen["same"].append(_convert(folder, work / "same.safetensors", "keep"))
+        (work / "copy.bin").unlink()
+        seen["copy_half"].append({"seconds": _cat(weights, work / "copy.bin", whole // 2)})
+        (work / "same.safetensors").unlink()
+        seen["fp16"].append(_convert(folder, work / "half.safetensors", "fp16"))
+        for name in ("copy.bin", "half.safetensors"):
+            (work / name).unlink()
+        if settings.script:
+            seen["theirs"].append({"seconds": _theirs(settings.script, folder, work / "theirs.safetensors")})
+            (work / "theirs.safetensors").unlink()
+    return _report(seen, whole, settings)
+
+
+def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Settings) -> Report:
+    seconds = {name: statistics.median(run["seconds"] for run in runs) for name, runs in seen.items() if runs}
+    anonymous = max(run["anonymous_mb"] for name in ("same", "fp16") for run in seen[name])
+    data = {
+        "bytes": whole,
+        "rounds": settings.rounds,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "ratio_same_to_copy": round(seconds["same"] / seconds["copy"], 3),
+        "ratio_fp16_to_writing_its_output": round(seconds["fp16"] / seconds["copy_half"], 3),
+        "anonymous_mb": round(anonymous, 1),
+        "torch_imported": any(run["torch"] for name in ("same", "fp16") for run in seen[name]),
+        "processors": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    lines = [
+        f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} processors",
+        f"  cat of the same bytes + fsync    {seconds['copy']:6.2f} s",
+        f"  convert, same format             {seconds['same']:6.2f} s   {data['ratio_same_to_copy']:.2f} x",
+        f"  cat of half the bytes + fsync    {seconds['copy_half']:6.2f} s",
+        f"  convert, fp32 to fp16            {seconds['fp16']:6.2f} s   "
+        f"{data['ratio_fp16_to_writing_its_output']:.2f} x",
+        f"  anonymous memory, at most        {anonymous:6.0f} MB",
+    ]
+    if "theirs" in seconds:
+        data["ratio_theirs_to_copy"] = round(seconds["theirs"] / seconds["copy"], 3)
+        lines.append(
+            f"  diffusers' script, same format   {seconds['theirs']:6.2f} s   {data['ratio_theirs_to_copy']} x"
+        )
+    return Report(data, lines)
+
+
+# ------------------------------------------------------------------------------------------------ what is timed
+
+
+def _warm(files: list[Path]) -> None:
+    for path in files:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def _cat(files: list[Path], dst: Path, size: int) -> float:
+    """`cat FILES | head`, as the shell does it, and a sync; only as many bytes as asked for."""
+    started = time.perf_counter()
+    left = size
+    with dst.open("wb") as out:
+        for path in files:
+            length = min(left, path.stat().st_size)
+            if length == path.stat().st_size:
+                _checked(["cat", str(path)], stdout=out)
+            elif length:
+                _checked(["head", "-c", str(length), str(path)], stdout=out)
+            left -= length
+        os.fsync(out.fileno())
+    return time.perf_counter() - started
+
+
+def _convert(folder: Path, dst: Path, dtype: str) -> dict[str, Any]:
+    done = _checked([sys.executable, "-c", _CONVERT, str(folder), str(dst), dtype], stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _theirs(script: str, folder: Path, dst: Path) -> float:
+    command = [sys.executable, "-c", _THEIRS, script, "--model_path", str(folder), "--checkpoint_path", str(dst)]
+    started = time.perf_counter()
+    _checked([*command, "--use_safetensors"], stdout=subprocess.DEVNULL)
+    with dst.open("rb") as file:
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
+
+
+def _checked(command: list[str], **settings: Any) -> Any:
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **settings)
+    if done.returncode:
+        raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "See above.")
+    return done
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+class _Noise:
+    """Random weights that take no room: a window that moves over one block of them."""
+
+    def __init__(self, tensors: dict[str, TensorFact]) -> None:
+        import numpy as np
+
+        self.tensors, self.files, self.metadata = tensors, (), {}
+        self._block = (np.random.default_rng(0).standard_normal(1 << 20) * 0.05).astype("<f4").view("u1")
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        import numpy as np
+
+        view = np.frombuffer(buffer, "u1")
+        place = (start + 4 * len(name)) % len(self._block) // 4 * 4
+        view[:] = np.resize(np.roll(self._block, -place), len(view))
+
+    def close(self) -> None:
+        pass
+
+
+def make_folder(folder: Path, divide: int = 1) -> None:
+    """Write an SD 1.5 Diffusers folder with random fp32 weights, widths divided by `divide`, without tokenizer."""
+    family = find_family("sd15")
+    widths = _divided(divide)
+    for part in family.parts:
+        source = _Noise(_facts(part, divide))
+        recipes = {name: copied(source, name) for name in source.tensors}
+        write_safetensors(folder / part / WEIGHT_NAMES[part], recipes, metadata={"format": "pt"}, read_back=False)
+        (folder / part / "config.json").write_text(json.dumps(component_config(family, part, widths)))
+    (folder / "scheduler").mkdir(exist_ok=True)
+    scheduler = scheduler_config(family, Prediction("epsilon", ""))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "model_index.json").write_text(json.dumps(model_index(family, {})))
+
+
+def _facts(part: str, divide: int) -> dict[str, TensorFact]:
+    return {
+        name: TensorFact("F32", shape)
+        for row in find_family("sd15").rows
+        if row.part == part
+        for name, shape in zip(row.diffusers, part_shapes(row, _divided(divide)), strict=False)
+    }
+
+
+def _divided(divide: int) -> dict[str, int]:
+    return {symbol: size if symbol == "positions" else size // divide for symbol, size in _WIDTHS.items()}
+
+
+def _bytes_of_model(divide: int) -> int:
+    return sum(fact.bytes for part in find_family("sd15").parts for fact in _facts(part, divide).values())

@@ -1,0 +1,173 @@
+"""Write a Diffusers folder from a single file: weights, configurations, and what a base folder lends."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.checkpoints.configs import (
+    WEIGHT_NAMES,
+    component_config,
+    guessed_heads,
+    model_index,
+    scheduler_config,
+)
+from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
+from fastsd_helpers.checkpoints.placing import check_room, new_folder
+from fastsd_helpers.checkpoints.prediction import Prediction, read_config
+from fastsd_helpers.checkpoints.recipes import Recipe
+from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.single_file import SingleFile
+from fastsd_helpers.checkpoints.verifier import compare
+from fastsd_helpers.checkpoints.writer import CheckpointFile
+from fastsd_helpers.errors import CheckpointError
+
+__all__ = ["copy_folder", "write_component", "write_folder"]
+
+_log = logging.getLogger("fastsd_helpers")
+
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_NOT_COPIED = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5", ".index.json")
+
+
+def write_folder(
+    single: SingleFile,
+    dst: Path,
+    prediction: Prediction,
+    *,
+    dtype: str,
+    verify: bool,
+    base: Path | None = None,
+) -> CheckpointFile:
+    """Write every part of a single file into a new Diffusers folder.
+
+    Args:
+        base: a Diffusers folder of the same family and widths; its configurations and tokenizers are copied.
+
+    Raises:
+        CheckpointError: the base has other widths. DiskFull, DriveReadOnly, DriveError: nothing is left behind.
+        VerificationFailed: with `verify`, a part is not what it should be.
+    """
+    family = single.family
+    plans = {part: single.part(part, dtype, prefix=_prefix(family, part)) for part in family.parts}
+    notes = list(single.notes)
+    if base is not None:
+        _check_base(base, family, single.widths)
+    with new_folder(dst) as folder:
+        check_room(folder, _bytes_of(plans.values()))
+        for part, recipes in plans.items():
+            _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
+            config = component_config(family, part, single.widths)
+            _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
+        tokenizers = _copy_tokenizers(base, folder)
+        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(family, prediction))
+        if base is not None and not _prediction_differs(base, prediction):
+            shutil.copytree(base / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+        index = read_config(base / "model_index.json") if base else {}
+        _write_json(folder / "model_index.json", index or model_index(family, tokenizers))
+    if base is None:
+        lacking = [name for name in _TOKENIZERS if name.replace("tokenizer", "text_encoder") in family.parts]
+        notes.append(
+            f"No {' and no '.join(lacking)} was written, as the file has none: give a Diffusers folder of the same "
+            "family with --base, or put them there."
+        )
+        if guessed_heads(family, single.widths):
+            notes.append("The widths are those of no published model: the number of attention heads is a guess.")
+    return _result(dst, plans.values(), family.key, dtype, notes)
+
+
+def write_component(
+    single: SingleFile, dst: Path, *, dtype: str, verify: bool, base: Path | None = None
+) -> CheckpointFile:
+    """Write a VAE or a text encoder alone into a new folder of its own; raises as `write_folder`."""
+    (part,) = single.family.parts
+    recipes = single.part(part, dtype, prefix=_prefix(single.family, part))
+    config = component_config(single.family, part, single.widths)
+    with new_folder(dst) as folder:
+        check_room(folder, _bytes_of([recipes]))
+        _write_part(folder, part, recipes, config, base, verify)
+    return _result(dst, [recipes], single.family.key, dtype, single.notes)
+
+
+def copy_folder(
+    src: Path, dst: Path, plans: Mapping[str, Mapping[str, Recipe]], *, family: str, dtype: str, verify: bool
+) -> CheckpointFile:
+    """Write a Diffusers folder again in another number format; everything but the weights is copied."""
+    with new_folder(dst) as folder:
+        check_room(folder, _bytes_of(plans.values()))
+        for path in sorted(src.rglob("*")):
+            inside = path.relative_to(src)
+            if path.is_file() and not path.name.endswith(_NOT_COPIED) and ".index." not in path.name:
+                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / inside)
+        for part, recipes in plans.items():
+            _write_part(folder / part, part, recipes, None, None, verify)
+    return _result(dst, plans.values(), family, dtype, [])
+
+
+def _prefix(family: Family, part: str) -> str:
+    # transformers of every version reads a CLIP text encoder with it.
+    clip = part == "text_encoder" or (part == "text_encoder_2" and "flux" not in family.key and family.key != "t5")
+    return "text_model." if clip else ""
+
+
+def _write_part(
+    folder: Path,
+    part: str,
+    recipes: Mapping[str, Recipe],
+    config: dict[str, Any] | None,
+    base: Path | None,
+    verify: bool,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / WEIGHT_NAMES[part]
+    write_safetensors(path, recipes, metadata={"format": "pt"}, read_back=False)
+    if verify:
+        compare(path, recipes)
+    if base is not None and (base / "config.json").is_file():
+        shutil.copyfile(base / "config.json", folder / "config.json")
+    elif config is not None:
+        _write_json(folder / "config.json", config)
+
+
+def _copy_tokenizers(base: Path | None, folder: Path) -> dict[str, str]:
+    found = {}
+    for name in _TOKENIZERS:
+        if base is not None and (base / name).is_dir():
+            shutil.copytree(base / name, folder / name)
+            kind = read_config(base / name / "tokenizer_config.json").get("tokenizer_class")
+            found[name] = str(kind or "CLIPTokenizer")
+    return found
+
+
+def _check_base(base: Path, family: Family, widths: Mapping[str, int]) -> None:
+    for part, first, symbols in (("unet", "block_out_channels", "u"), ("vae", "block_out_channels", "v")):
+        channels = read_config(base / part / "config.json").get(first)
+        ours = [widths[f"{symbols}{level}"] for level in range(8) if f"{symbols}{level}" in widths]
+        if part in family.parts and channels is not None and list(channels) != ours:
+            raise CheckpointError(
+                f"The base folder's {PART_WORDS[part]} has the widths {list(channels)}, the file has {ours}.",
+                "Give a base folder of the same model.",
+            )
+
+
+def _prediction_differs(base: Path, prediction: Prediction) -> bool:
+    config = read_config(base / "scheduler" / "scheduler_config.json")
+    return not config or (prediction.kind or "epsilon") not in (config.get("prediction_type", "epsilon"), "flow")
+
+
+def _bytes_of(plans: Any) -> int:
+    return sum(recipe.fact.bytes + 200 for plan in plans for recipe in plan.values())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _result(dst: Path, plans: Any, family: str, dtype: str, notes: Any) -> CheckpointFile:
+    plans = list(plans)
+    size = sum(path.stat().st_size for path in dst.rglob("*") if path.is_file())
+    return CheckpointFile(dst, "", size, sum(map(len, plans)), family, dtype, tuple(notes))

@@ -1,0 +1,336 @@
+"""Say what a model file is without loading it: family, number formats, prediction type, hashes, problems, advice."""
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.layout import (
+    PART_WORDS,
+    Family,
+    expected_shapes,
+    match_original,
+    measure_original,
+)
+from fastsd_helpers.checkpoints.lora import lora_family
+from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
+from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
+from fastsd_helpers.checkpoints.pump import pump
+from fastsd_helpers.checkpoints.recipes import copied
+from fastsd_helpers.checkpoints.recognise import Kind, recognise
+from fastsd_helpers.checkpoints.sources import Source, open_file
+from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.options import check, option
+
+__all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
+
+_log = logging.getLogger("fastsd_helpers")
+
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Settings of `inspect` as flags."""
+
+    hashes: bool = option(True, help="compute the SHA-256 and AUTOMATIC1111's short hash, which reads the whole file")
+    scan: bool = option(False, help="look for weights that are no finite numbers, which reads the whole file")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong or worth knowing: the fact, and what each web UI does about it."""
+
+    what: str
+    effect: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model file is.
+
+    kind: such as `checkpoint`, `part`, `lora`, `controlnet`; `what` is the same in words.
+    parts: part -> bytes of its weights.
+    dtypes: number format -> bytes.
+    prediction, prediction_source: what the model predicts, and how that is known.
+    short_hash: the first ten digits of the SHA-256, which AUTOMATIC1111 shows; None where hashing was not wanted.
+    missing, unexpected: against the original layout of the family.
+    not_finite: tensor -> count of values that are infinite or not a number; None where it was not looked.
+    """
+
+    path: Path
+    format: str
+    kind: str
+    what: str
+    family: str | None
+    bytes: int
+    tensors: int
+    parameters: int
+    parts: dict[str, int]
+    dtypes: dict[str, int]
+    prediction: str | None
+    prediction_source: str
+    sha256: str | None
+    short_hash: str | None
+    metadata: dict[str, str]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    not_finite: dict[str, int] | None
+    problems: tuple[Problem, ...]
+    advice: tuple[str, ...]
+
+
+def inspect(
+    path: Path | str,
+    *,
+    hashes: bool = True,
+    scan: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Look at a .safetensors or .ckpt file. Nothing in it is run; tensors are read only to hash or scan them.
+
+    Args:
+        hashes: compute the SHA-256, which reads the whole file.
+        scan: look for values that are infinite or not a number, which reads the whole file.
+        progress: called with (bytes scanned, bytes in all).
+
+    Raises:
+        CheckpointError: the file cannot be read safely.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
+    if not path.exists():
+        raise CheckpointError(f"There is no file {path}.", "Check the path.")
+    source = open_file(path)
+    try:
+        return _look(path, source, hashes, scan, progress)
+    finally:
+        source.close()
+
+
+def _look(
+    path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
+) -> Inspection:
+    kind = recognise(source.tensors)
+    family = find_family(kind.family) if kind.family and kind.what != "diffusers part" else None
+    missing, unexpected, problems = _against_layout(family, source) if family else ((), (), [])
+    not_finite = _scan(source, progress) if scan else None
+    problems += _general_problems(kind, family, source, not_finite)
+    prediction = prediction_of_file(path, kind.family or "", source.tensors, source.metadata) if family else None
+    if family is not None and prediction is not None and prediction.kind is None:
+        problems.append(
+            Problem(
+                "SD 2.x models predict noise or velocity, and nothing says which this one does",
+                "AUTOMATIC1111 runs the U-Net once to find out, ComfyUI looks at one weight, Forge takes noise",
+            )
+        )
+    sha256 = _sha256(path) if hashes else None
+    facts = source.tensors.values()
+    dtypes: Counter[str] = Counter()
+    for fact in facts:
+        dtypes[fact.dtype] += fact.bytes
+    return Inspection(
+        path=path,
+        format="safetensors" if path.suffix.lower() == ".safetensors" else "pickle",
+        kind=kind.what,
+        what=kind.words,
+        family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
+        bytes=path.stat().st_size,
+        tensors=len(source.tensors),
+        parameters=sum(fact.count for fact in facts),
+        parts=_parts(family, source) if family else {},
+        dtypes=dict(dtypes.most_common()),
+        prediction=prediction.kind if prediction and kind.family in FAMILY_KEYS else None,
+        prediction_source=prediction.source if prediction and kind.family in FAMILY_KEYS else "",
+        sha256=sha256,
+        short_hash=sha256[:10] if sha256 else None,
+        metadata=dict(source.metadata),
+        missing=missing,
+        unexpected=unexpected,
+        not_finite=not_finite,
+        problems=tuple(problems),
+        advice=tuple(_advice(path, kind, family, source, missing, prediction)),
+    )
+
+
+def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tuple[str, ...], list[Problem]]:
+    problems = []
+    plain = [name for name in source.tensors if not name.startswith("model_ema.")]
+    try:
+        found, unexpected = match_original(family, plain)
+    except CheckpointError as err:
+        return (), (), [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
+    shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
+    missing: list[str] = []
+    try:
+        wanted = expected_shapes(family, measure_original(family, shapes))
+        missing = sorted(wanted.keys() - shapes.keys())
+        for name in sorted(wanted.keys() & shapes.keys()):
+            if shapes[name] != wanted[name]:
+                problems.append(
+                    Problem(
+                        f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}",
+                        "loading stops with a size mismatch in every web UI",
+                    )
+                )
+    except CheckpointError as err:
+        missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
+        problems.append(Problem(err.problem.rstrip("."), "the file is not whole"))
+    problems += _missing_problems(missing)
+    if unexpected:
+        problems.append(
+            Problem(
+                f"{len(unexpected)} tensors are not of this layout, such as {unexpected[0]!r}",
+                "ComfyUI and Forge ignore them; AUTOMATIC1111 refuses extra U-Net tensors in SD 2.x files",
+            )
+        )
+    respelled = sorted(name for name, theirs in found.items() if name != theirs)
+    if respelled and family.key.startswith(("sd15", "sdxl")):
+        effect = (
+            "no web UI renames them: the first text encoder stays at random"
+            if family.key.startswith("sdxl")
+            else "web UIs rename them; diffusers' own loader stops at them"
+        )
+        problems.append(Problem(f"{len(respelled)} text encoder tensors lack 'text_model.' in their names", effect))
+    return tuple(missing), tuple(unexpected), problems
+
+
+def _missing_problems(missing: list[str]) -> list[Problem]:
+    groups: dict[str, list[str]] = {}
+    for name in missing:
+        groups.setdefault(_part_of(name), []).append(name)
+    effects = {
+        "U-Net": "the model cannot be loaded",
+        "VAE": "web UIs use another VAE if one is chosen, else pictures are noise",
+        "text encoder": "the prompt is read with random weights: pictures have nothing to do with it",
+    }
+    return [
+        Problem(
+            f"{len(names)} {part} tensors are missing, such as {names[0]!r}", effects.get(part, "the file is not whole")
+        )
+        for part, names in groups.items()
+    ]
+
+
+def _part_of(name: str) -> str:
+    if re.match(r"(cond_stage_model|conditioner|text_encoders|text_model)\.", name):
+        return "text encoder"
+    return "VAE" if re.match(r"(first_stage_model|vae|encoder|decoder|quant|post_quant)", name) else "U-Net"
+
+
+def _general_problems(
+    kind: Kind, family: Family | None, source: Source, not_finite: Mapping[str, int] | None
+) -> list[Problem]:
+    problems = []
+    halves = [
+        name for name, fact in source.tensors.items() if name.endswith("position_ids") and fact.dtype[0] not in "IU"
+    ]
+    if halves:
+        problems.append(
+            Problem(
+                f"{halves[0]} is stored as fractions, not whole numbers",
+                "AUTOMATIC1111 reads words in wrong places where the numbers were rounded; the others recompute it",
+            )
+        )
+    schedule = source.tensors.get("alphas_cumprod")
+    if family is not None and schedule is not None and schedule.dtype != "F32":
+        problems.append(
+            Problem(
+                "the noise schedule (alphas_cumprod) is stored rounded",
+                "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
+            )
+        )
+    if any(name.endswith("text_projection.weight") and "conditioner." in name for name in source.tensors):
+        problems.append(
+            Problem(
+                "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
+                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong pictures in all of them",
+            )
+        )
+    small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
+    if small:
+        problems.append(
+            Problem(
+                f"{len(small)} tensors are in an 8-bit format",
+                "ComfyUI and Forge read them; AUTOMATIC1111 widens them; nothing can be trained on them",
+            )
+        )
+    if not_finite:
+        worst = max(not_finite, key=lambda name: not_finite[name])
+        problems.append(
+            Problem(
+                f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
+                "pictures come out black",
+            )
+        )
+    return problems
+
+
+def _advice(
+    path: Path,
+    kind: Kind,
+    family: Family | None,
+    source: Source,
+    missing: tuple[str, ...],
+    prediction: Prediction | None,
+) -> list[str]:
+    advice = []
+    if path.suffix.lower() != ".safetensors" and kind.family:
+        advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
+    averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
+    if averages:
+        advice.append(f"It holds averaged weights ({averages / 1e9:.2f} GB) that no web UI reads: convert drops them.")
+    if kind.what == "checkpoint" and family is not None and not missing:
+        wide = sum(fact.bytes for fact in source.tensors.values() if fact.dtype == "F32")
+        if wide > 100_000_000:
+            advice.append("For drawing pictures, fp16 is enough and half as large: fastsd convert --dtype fp16.")
+    velocity = prediction is not None and prediction.kind == "v_prediction"
+    needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
+    if needs_yaml and not path.with_suffix(".yaml").exists():
+        advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
+    if kind.what == "lora peft":
+        advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
+    if kind.what in ("unknown", "unet"):
+        advice.append("It cannot be used as a checkpoint.")
+    return advice
+
+
+def _parts(family: Family, source: Source) -> dict[str, int]:
+    try:
+        found, _ = match_original(family, [name for name in source.tensors if not name.startswith("model_ema.")])
+    except CheckpointError:
+        return {}
+    sizes: Counter[str] = Counter()
+    for name, theirs in found.items():
+        sizes[PART_WORDS[family.to_diffusers[name].part]] += source.tensors[theirs].bytes
+    return dict(sizes)
+
+
+def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[str, int]:
+    whole = sum(fact.bytes for fact in source.tensors.values())
+    done, found = 0, {}
+    for name, values, _last in pump((name, copied(source, name)) for name in source.tensors):
+        bad = count_not_finite(values, source.tensors[name].dtype)
+        if bad:
+            found[name] = found.get(name, 0) + bad
+        done += len(values)
+        if progress is not None:
+            progress(done, whole)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest: Any = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

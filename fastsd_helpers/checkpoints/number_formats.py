@@ -1,0 +1,187 @@
+"""Number formats of tensors: which there are, and changing one into another without torch.
+
+Rounding is to the nearest, ties to even, as torch rounds: bit for bit, subnormals and not-a-numbers included. It works
+on pieces of a tensor, so that memory never holds more than one piece.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["DTYPES", "DTYPE_BYTES", "FLOATS", "cast", "cast_dtype", "count_not_finite", "is_small_float"]
+
+DTYPES = {"keep": None, "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+DTYPE_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38}
+_TORCH_WORDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+# The bits of the smallest fp32 that rounds to infinity, as whole numbers, which sort as the values do.
+_TOO_LARGE = {"F16": 0x477FF000, "BF16": 0x7F7F8000}
+_INFINITE = 0x7F800000
+
+
+def cast_dtype(stored: str, wanted: str) -> str:
+    """The safetensors dtype a tensor gets in the file: whole numbers are never cast.
+
+    Raises:
+        CheckpointError: `wanted` is none of keep, fp32, fp16, bf16.
+    """
+    if wanted not in DTYPES:
+        raise CheckpointError(f"There is no number format {wanted!r}.", f"Choose {', '.join(DTYPES)}.")
+    return DTYPES[wanted] or stored if stored in FLOATS else stored
+
+
+def is_small_float(dtype: str) -> bool:
+    """Whether it is one of the 8-bit formats, which no checkpoint layout of these families has."""
+    return dtype.startswith("F8_")
+
+
+def cast(values: Any, stored: str, wanted: str, *, owner: Callable[[], str], finite: bool = False) -> Any:
+    """Change a piece of a tensor into another number format.
+
+    Args:
+        values: the bytes of the piece, little endian; a buffer.
+        stored, wanted: safetensors' dtype names.
+        owner: who is named when a value does not fit, such as "The VAE's tensor 'a'".
+        finite: also refuse values that are infinite or not a number.
+
+    Returns:
+        A buffer with the piece in the new format; `values` itself where nothing changes.
+
+    Raises:
+        CheckpointError: a value becomes infinite; or with `finite`, is no finite number.
+    """
+    if stored == wanted and not (finite and stored in FLOATS):
+        return values
+    if finite and count_not_finite(values, stored):
+        raise CheckpointError(
+            f"{owner()} holds values that are not finite numbers.",
+            "Export an earlier checkpoint, and train on from it with a lower learning rate.",
+        )
+    if stored == wanted:
+        return values
+    wide = _to_fp32(values, stored, wanted, owner)
+    if wanted == "F32":
+        return wide
+    _refuse_overflow(wide, wanted, owner)
+    return _to_bf16(wide) if wanted == "BF16" else _to_fp16(wide)
+
+
+def count_not_finite(values: Any, stored: str) -> int:
+    """How many values of a piece are infinite or not a number; 0 for whole numbers."""
+    import numpy as np
+
+    if stored in ("F64", "F32"):
+        return int(np.count_nonzero(~np.isfinite(np.frombuffer(values, "<f8" if stored == "F64" else "<f4"))))
+    masks = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F8_E5M2": ("u1", 0x7C)}
+    if stored in masks:
+        layout, exponent = masks[stored]
+        bits = np.frombuffer(values, layout)
+        return int(np.count_nonzero((bits & exponent) == exponent))
+    if stored == "F8_E4M3":  # it has no infinity, and one not-a-number of either sign
+        return int(np.count_nonzero((np.frombuffer(values, "u1") & 0x7F) == 0x7F))
+    return 0
+
+
+def _to_fp32(values: Any, stored: str, wanted: str, owner: Callable[[], str]) -> "np.ndarray":
+    import numpy as np
+
+    if stored == "F32":
+        return np.frombuffer(values, "<f4")
+    if stored == "F16":
+        return np.frombuffer(values, "<f2").astype("<f4")
+    if stored == "BF16":
+        bits = np.frombuffer(values, "<u2").astype("<u4")
+        bits <<= 16
+        return bits.view("<f4")
+    if is_small_float(stored):
+        return _small_floats(stored)[np.frombuffer(values, "u1")]
+    wide = np.frombuffer(values, "<f8")
+    with np.errstate(over="ignore"):
+        narrow = wide.astype("<f4")
+    if (np.isinf(narrow) & np.isfinite(wide)).any():
+        raise _too_large(wide[np.isfinite(wide)], wanted, owner)
+    return narrow
+
+
+def _small_floats(stored: str) -> "np.ndarray":
+    """All 256 values of an 8-bit format. Source: OCP 8-bit Floating Point Specification, revision 1.0."""
+    import numpy as np
+
+    codes = np.arange(256, dtype=np.int64)
+    mantissa_bits = 3 if stored == "F8_E4M3" else 2
+    bias = 7 if stored == "F8_E4M3" else 15
+    exponent, mantissa = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
+    fraction = mantissa / (1 << mantissa_bits)
+    values = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent - bias))
+    if stored == "F8_E4M3":
+        values[(codes & 0x7F) == 0x7F] = np.nan
+    else:
+        values[(codes & 0x7F) == 0x7C] = np.inf
+        values[(codes & 0x7F) > 0x7C] = np.nan
+    return np.where(codes & 0x80, -values, values).astype("<f4")
+
+
+def _refuse_overflow(wide: "np.ndarray", wanted: str, owner: Callable[[], str]) -> None:
+    bits = wide.view("<u4") & 0x7FFFFFFF
+    if not bits.size or bits.max() < _TOO_LARGE[wanted]:
+        return
+    if ((bits >= _TOO_LARGE[wanted]) & (bits < _INFINITE)).any():
+        raise _too_large(wide[bits < _INFINITE], wanted, owner)
+
+
+def _too_large(finite: "np.ndarray", wanted: str, owner: Callable[[], str]) -> CheckpointError:
+    choice = "fp32" if wanted != "F32" else "keep"
+    return CheckpointError(
+        f"{owner()} reaches {float(abs(finite).max()):.3g}; {_TORCH_WORDS[wanted]} ends at {_LARGEST[wanted]:.3g}.",
+        f"Choose {choice}.",
+    )
+
+
+def _to_bf16(wide: "np.ndarray") -> "np.ndarray":
+    bits = wide.view("<u4")
+    # Half of what is cut off, or a little less where the digit before it is even: ties go to the even one.
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    narrow = rounded.astype("<u2")
+    unordered = (bits & 0x7FFFFFFF) > _INFINITE
+    if unordered.any():
+        narrow[unordered] = 0xFFFF  # what torch's vector instructions write for every one of them
+    return narrow
+
+
+def _to_fp16(wide: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = wide.astype("<f2").view("<u2")
+    bits = wide.view("<u4")
+    unordered = (bits & 0x7FFFFFFF) > _INFINITE
+    if unordered.any():
+        # As processors do: sign and upper digits stay, and it is a quiet one.
+        strange = bits[unordered]
+        narrow[unordered] = ((strange >> 16) & 0x8000) | 0x7E00 | ((strange >> 13) & 0x3FF)
+    return narrow

@@ -1,0 +1,129 @@
+"""A single file opened for conversion: its family known, every name accounted for, every shape checked."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.layout import Family, check_original, match_original, measure_original
+from fastsd_helpers.checkpoints.number_formats import is_small_float
+from fastsd_helpers.checkpoints.recipes import Recipe, copied, part_recipes
+from fastsd_helpers.checkpoints.sources import Source, open_file
+from fastsd_helpers.errors import CheckpointError
+
+__all__ = ["SingleFile", "averaged_names", "open_single", "refuse_small_floats"]
+
+_AVERAGES = "model_ema."
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """An open file whose tensors are exactly those of the family at these widths.
+
+    names: original name of the table -> the name in the source.
+    notes: what was chosen or left out, one sentence each.
+    """
+
+    family: Family
+    source: Source
+    names: Mapping[str, str]
+    widths: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    def part(self, part: str, dtype: str, *, prefix: str = "") -> dict[str, Recipe]:
+        """Plan one part of a Diffusers folder: name -> how it is made."""
+        return part_recipes(self.family, part, self.widths, self.source, self.names, dtype, prefix=prefix)
+
+    def whole(self, dtype: str) -> dict[str, Recipe]:
+        """Plan another single file in the table's own names; extras of the family are kept."""
+        recipes = {name: copied(self.source, theirs, dtype) for name, theirs in self.names.items()}
+        for name in self.source.tensors:
+            if self.family.is_extra(name):
+                recipes[name] = copied(self.source, name, dtype)
+        return recipes
+
+
+@contextmanager
+def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") -> Iterator[SingleFile]:
+    """Open a file of a known family; it closes with the `with` block.
+
+    Args:
+        ema: take the averaged weights (`model_ema.`) where the file has them.
+
+    Raises:
+        CheckpointError: an unknown, missing or misshapen tensor; 8-bit weights with `keep`.
+    """
+    family = find_family(key)
+    source = open_file(path)
+    try:
+        notes = refuse_small_floats(path, source, dtype)
+        plain = [name for name in source.tensors if not name.startswith(_AVERAGES)]
+        found, unknown = match_original(family, plain)
+        if unknown:
+            raise CheckpointError(
+                f"{path} has a tensor {unknown[0]!r} that {family.title} does not have"
+                + (f" (and {len(unknown) - 1} more)." if len(unknown) > 1 else "."),
+                "Give a plain model: no merged adapters, no second model in the same file.",
+            )
+        averages = {name for name in source.tensors if name.startswith(_AVERAGES)}
+        notes += _use_averages(family, found, averages, ema)
+        shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
+        widths = measure_original(family, shapes)
+        check_original(family, shapes, widths)
+        yield SingleFile(family, source, found, widths, notes)
+    finally:
+        source.close()
+
+
+def averaged_names(family: Family) -> dict[str, str]:
+    """Name of an averaged U-Net weight in old training checkpoints -> the table's original name.
+
+    Source: LitEma in CompVis/stable-diffusion ldm/modules/ema.py, which takes the dots out of the names.
+    """
+    return {
+        _AVERAGES + row.original.removeprefix("model.").replace(".", ""): row.original
+        for row in family.rows
+        if row.part == "unet"
+    }
+
+
+def _use_averages(family: Family, found: dict[str, str], averages: set[str], ema: bool) -> tuple[str, ...]:
+    known = averaged_names(family)
+    usable = {original: name for name, original in known.items() if name in averages}
+    unknown = sorted(averages - known.keys() - {"model_ema.decay", "model_ema.num_updates"})
+    if not usable:
+        return ()
+    if not ema:
+        return (f"{len(usable)} averaged (EMA) weights were left out.",)
+    lacking = sorted(name for name in found if name.startswith("model.diffusion_model.") and name not in usable)
+    if unknown or lacking:
+        raise CheckpointError(
+            f"The averaged (EMA) weights are not complete: {(unknown or lacking)[0]!r} has no counterpart.",
+            "Leave them out with --no-ema.",
+        )
+    found.update(usable)
+    return (f"{len(usable)} averaged (EMA) weights were taken instead of the last ones.",)
+
+
+def refuse_small_floats(path: Path, source: Source, dtype: str) -> tuple[str, ...]:
+    """Refuse 8-bit weights unless they are to be widened; says so when they are.
+
+    Raises:
+        CheckpointError: `dtype` is keep, or the values need scales to be read.
+    """
+    small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
+    if not small:
+        return ()
+    scales = [name for name in source.tensors if name.endswith((".scale_weight", ".weight_scale", "scaled_fp8"))]
+    if scales:
+        raise CheckpointError(
+            f"{path} holds scaled 8-bit weights ({scales[0]!r}), which cannot be converted.",
+            "Get the fp16 or bf16 file of the same model.",
+        )
+    if dtype == "keep":
+        raise CheckpointError(
+            f"{path} holds {len(small)} tensors in an 8-bit format, such as {small[0]!r}.",
+            "Widen them with --dtype fp16 (what 8 bits have lost stays lost), or get the fp16 file of the same model.",
+        )
+    return (f"{len(small)} tensors were widened from 8 bits: what 8 bits had lost stays lost.",)

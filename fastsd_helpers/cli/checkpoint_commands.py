@@ -1,0 +1,114 @@
+"""The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size
+from fastsd_helpers.cli.flags import add_flags, given_values
+
+__all__ = ["add_checkpoints", "bench", "convert", "inspect"]
+
+_log = logging.getLogger("fastsd_helpers")
+_EVERY_S = 5.0
+
+
+def add_checkpoints(
+    commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]
+) -> None:
+    """Add `convert`, `inspect` and `bench` to the parser; the last two arguments are the parser's own helpers."""
+    from fastsd_helpers.bench import BENCHMARKS, load_benchmark
+    from fastsd_helpers.checkpoints.converter import ConvertConfig
+    from fastsd_helpers.checkpoints.inspector import InspectConfig
+
+    about = "a Diffusers folder to one file, a file to a folder, a LoRA to the other names"
+    converting = command(commands, "convert", convert, about)
+    converting.add_argument("src", metavar="SRC", type=Path, help="Diffusers folder, .safetensors, .ckpt, or a LoRA")
+    converting.add_argument(
+        "dst", metavar="DST", type=Path, help="a name that ends in .safetensors or .ckpt for a file, else a folder"
+    )
+    add_flags(converting, ConvertConfig)
+    inspecting = command(commands, "inspect", inspect, "what a model file is, and what is wrong with it")
+    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors or .ckpt")
+    add_flags(inspecting, InspectConfig)
+    group = subcommands(commands.add_parser("bench", help="the measurements this project reports"))
+    for name, row in BENCHMARKS.items():
+        measuring = command(group, name, bench, row.about)
+        add_flags(measuring, load_benchmark(name).Settings)
+        measuring.set_defaults(benchmark=name)
+
+
+def convert(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd convert SRC DST`."""
+    from fastsd_helpers.checkpoints.converter import ConvertConfig, convert
+    from fastsd_helpers.options import to_values
+
+    config = ConvertConfig(**given_values(chosen, ConvertConfig))
+    values = {name: value if value != "" else None for name, value in to_values(config).items()}
+    written = convert(chosen.src, chosen.dst, **values)
+    facts = {
+        "size": size(written.bytes),
+        "tensors": written.tensors,
+        "family": written.family,
+        "format": written.dtype,
+        "sha256": written.sha256,
+        "beside it": [path.name for path in written.beside],
+    }
+    head = "Written and read back" if config.verify else "Written"
+    lines = [f"{head}: {written.path}", *pairs(facts), *written.notes]
+    return Answer({**plain(written), "verified": config.verify}, lines)
+
+
+def inspect(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd inspect FILE`."""
+    from fastsd_helpers.checkpoints.inspector import InspectConfig, inspect
+
+    config = InspectConfig(**given_values(chosen, InspectConfig))
+    found = inspect(chosen.file, hashes=config.hashes, scan=config.scan, progress=_progress())
+    facts = {
+        "what": found.what,
+        "family": found.family,
+        "size": size(found.bytes),
+        "parameters": f"{found.parameters / 1e6:,.1f} million in {found.tensors:,} tensors",
+        "formats": {name: size(count) for name, count in found.dtypes.items()},
+        "parts": {name: size(count) for name, count in found.parts.items()},
+        "predicts": f"{found.prediction or 'unknown'} ({found.prediction_source})" if found.prediction_source else None,
+        "A1111 hash": found.short_hash,
+        "sha256": found.sha256,
+    }
+    missing = [f"  {name}" for name in found.missing[:10]]
+    unexpected = [f"  {name}" for name in found.unexpected[:10]]
+    lines = [
+        str(found.path),
+        *pairs(facts),
+        *section("Metadata", [f"  {name}: {text[:100]}" for name, text in sorted(found.metadata.items())]),
+        *section(f"Missing ({len(found.missing)})", missing),
+        *section(f"Not of this layout ({len(found.unexpected)})", unexpected),
+        *section("Problems", [f"  {problem.what}: {problem.effect}" for problem in found.problems]),
+        *section("Advice", [f"  {sentence}" for sentence in found.advice]),
+    ]
+    return Answer(plain(found), lines if found.problems else [*lines, "No problems found."])
+
+
+def _progress() -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def tell(done: int, whole: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _EVERY_S:
+            last = time.monotonic()
+            _log.info("Looked at %s of %s ...", size(done), size(whole))
+
+    return tell
+
+
+def bench(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd bench NAME`."""
+    from fastsd_helpers.bench import load_benchmark
+
+    module = load_benchmark(chosen.benchmark)
+    report = module.measure(module.Settings(**given_values(chosen, module.Settings)))
+    return Answer(report.data, report.lines)

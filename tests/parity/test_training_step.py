@@ -1,0 +1,154 @@
+"""One training step of ours against diffusers' own: the same weights, latents, noise and timesteps, to 1e-5.
+
+Reference: the step that diffusers' examples/dreambooth/train_dreambooth.py publishes, written here from its formula
+with diffusers' scheduler (add_noise, get_velocity), diffusers' compute_snr, peft through diffusers' add_adapter, and
+torch's AdamW; nothing of ours computes it. The min-SNR weights are the paper's (Hang et al. 2023, section 3.4).
+"""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from dreambooth_runs import FAMILIES, build_base, config_for  # noqa: E402
+
+STEPS = 2
+LR = 1e-3
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {key: build_base(folder / key, key) for key in FAMILIES}
+
+
+def open_studio(base: Path, **values):
+    """A studio with random latents in its caches: two photos, and two class pictures where the prior is on."""
+    from fastsd_helpers.dreambooth.base_model import BaseModel
+    from fastsd_helpers.dreambooth.cache import Latents
+    from fastsd_helpers.dreambooth.settings import resolve_settings
+    from fastsd_helpers.dreambooth.stages import Studio
+    from fastsd_helpers.runtime import Device
+
+    model = BaseModel.fetch(str(base))
+    device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
+    config, _ = resolve_settings(config_for(base, unet_lr=LR, text_encoder_lr=LR, **values), model.spec, device)
+    studio = Studio(model, config, device)
+    generator = torch.Generator().manual_seed(3)
+
+    def latents(count: int) -> Latents:
+        shape = (count, 4, 8, 8)
+        return Latents(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) / 10)
+
+    studio.latents, studio.prompts, studio.prompt_of = latents(2), ["a zib dog", "a zib dog runs"], [0, 1]
+    if config.class_prompts:
+        studio.class_latents, studio.class_prompt_of = latents(2), [2, 2]
+    return studio
+
+
+def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, lora: bool) -> list[float]:
+    """Diffusers' step, with the draws of ours."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.training_utils import compute_snr
+    from peft import LoraConfig
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = studio.base.folder
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    texts = ["a zib dog", "a zib dog runs", "a dog"]
+    ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    unet.requires_grad_(False)
+    text_encoder.requires_grad_(False)
+    trained = unet if stage == "unet" else text_encoder
+    if lora:
+        names = ["to_q", "to_k", "to_v", "to_out.0"] if stage == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
+        trained.add_adapter(LoraConfig(r=4, lora_alpha=2.0, target_modules=names))
+        start = dict(open_job(studio, stage).weights())
+        for name, parameter in trained.named_parameters():
+            if ".lora_" in name:
+                parameter.data.copy_(start[name.removeprefix("text_model.").replace(".default.", ".")])
+    parameters = [parameter for name, parameter in trained.named_parameters() if not lora or ".lora_" in name]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+    losses = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - step / STEPS)
+        batch = studio.draw_batch(stage, step, 0)
+        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        hidden = text_encoder(ids[batch.prompts], return_dict=False)[0]
+        prediction = unet(noisy, batch.timesteps, hidden, return_dict=False)[0]
+        if scheduler.config.prediction_type == "epsilon":
+            target = batch.noise
+        else:
+            target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
+        error = (prediction.float() - target.float()).pow(2).mean(dim=(1, 2, 3))
+        if gamma:
+            snr = compute_snr(scheduler, batch.timesteps)
+            shift = 0 if scheduler.config.prediction_type == "epsilon" else 1
+            error = error * torch.stack([snr, gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0] / (snr + shift)
+        if prior_weight:
+            instance, prior = error.chunk(2)
+            loss = instance.mean() + prior_weight * prior.mean()
+        else:
+            loss = error.mean()
+        losses.append(loss.item())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def open_job(studio, stage: str):
+    from fastsd_helpers.dreambooth.stages import STAGES, open_stage
+
+    return open_stage(next(each for each in STAGES if each.name == stage), studio, None)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", ["text_encoder", "unet"])
+@pytest.mark.parametrize("key", FAMILIES)
+@pytest.mark.parametrize(
+    ("prior", "gamma"),
+    [(0.0, 0.0), (0.7, 5.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.7, 0.0), (0.0, 5.0)))],
+)
+def test_steps_have_the_losses_of_diffusers_own(bases, key, stage, method, prior, gamma) -> None:
+    values = {"method": method, "batch_size": 2, "min_snr": gamma, "lora_rank": 4, "lora_alpha": 2.0}
+    if prior:
+        values |= {"class_prompt": "a dog", "prior_weight": prior}
+    studio = open_studio(bases[key], **values)
+    job = open_job(studio, stage)
+    ours = [job.take_step(step, LR * (1 - step / STEPS)) for step in range(STEPS)]
+    theirs = reference_losses(studio, stage, prior_weight=prior, gamma=gamma, lora=method == "lora")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert len(set(ours)) == STEPS
+
+
+def test_the_noise_schedule_predicts_what_the_registry_says(bases) -> None:
+    types = {key: open_studio(base).schedule.config.prediction_type for key, base in bases.items()}
+    assert types == {"sd15": "epsilon", "sd21-512": "epsilon", "sd21-768": "v_prediction"}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_the_papers_at_every_timestep(kind) -> None:
+    from diffusers import DDPMScheduler
+
+    from fastsd_helpers.dreambooth.denoising import min_snr_weights
+
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
+    timesteps = torch.arange(1000)
+    alpha_bar = schedule.alphas_cumprod.double()
+    snr = alpha_bar / (1 - alpha_bar)
+    paper = torch.minimum(snr, torch.tensor(5.0)) / (snr if kind == "epsilon" else snr + 1)
+    assert torch.allclose(min_snr_weights(schedule, timesteps, 5.0).double(), paper, rtol=1e-5, atol=0)
+    ended = DDPMScheduler(
+        beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    assert torch.isfinite(min_snr_weights(ended, timesteps, 5.0)).all()

@@ -1,0 +1,723 @@
+"""Files of every kind as input, broken and hostile ones too; inspection; number formats without torch; the command."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numpy")
+import numpy as np
+import table_models
+from table_models import folder, original, read, write
+
+from fastsd_helpers import checkpoints
+from fastsd_helpers.checkpoints import converter, placing
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.number_formats import cast, count_not_finite
+from fastsd_helpers.checkpoints.recognise import recognise
+from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.single_file import averaged_names
+from fastsd_helpers.cli import main
+from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, FastSDError, ModelError, VerificationFailed
+
+WHOLE = ("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux-all-in-one")
+
+
+@pytest.fixture
+def place(tmp_path):
+    made = tmp_path / "place"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory):
+    """A single file of the SD 1.5 layout; only to be read."""
+    return write(tmp_path_factory.mktemp("sd15") / "model.safetensors", original("sd15"))
+
+
+def zeros(*shape, dtype="F32"):
+    fact = TensorFact(dtype, shape)
+    return fact, bytes(fact.bytes)
+
+
+# ------------------------------------------------------------------------------------------------ there and back
+
+
+@pytest.mark.parametrize("key", WHOLE)
+def test_a_file_becomes_a_folder_and_the_same_file_again(key, place):
+    one = write(place / "one.safetensors", original(key))
+    made = checkpoints.convert(one, place / "folder", verify=True)
+    assert made.family == key
+    two = checkpoints.convert(place / "folder", place / "two.safetensors", verify=True, all_in_one=True)
+    assert read(one) == read(two.path)
+    assert sorted(path.name for path in place.iterdir()) == ["folder", "one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_folder_can_become_one_in_another_format(dtype, place):
+    source = folder(place / "model", "sd15")
+    (source / "tokenizer").mkdir()
+    (source / "tokenizer" / "vocab.json").write_text("{}")
+    checkpoints.convert(source, place / "half", dtype=dtype, verify=True)
+    assert (place / "half" / "tokenizer" / "vocab.json").is_file()
+    direct = checkpoints.convert(source, place / "a.safetensors", dtype=dtype)
+    around = checkpoints.convert(place / "half", place / "b.safetensors")
+    assert read(direct.path) == read(around.path)
+    with pytest.raises(CheckpointError, match="is a Diffusers folder already"):
+        checkpoints.convert(source, place / "again")
+
+
+def test_a_base_folder_lends_tokenizer_and_configurations(sd15, place):
+    base = folder(place / "base", "sd15", seed=5)
+    (base / "tokenizer").mkdir()
+    (base / "tokenizer" / "vocab.json").write_text("{}")
+    config = json.loads((base / "unet" / "config.json").read_text()) | {"attention_head_dim": 2}
+    (base / "unet" / "config.json").write_text(json.dumps(config))
+    made = checkpoints.convert(sd15, place / "folder", base=base)
+    assert json.loads((place / "folder" / "unet" / "config.json").read_text())["attention_head_dim"] == 2
+    assert (place / "folder" / "tokenizer" / "vocab.json").is_file()
+    assert made.notes == ()
+    config["block_out_channels"] = [16, 32, 64, 64]
+    (base / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"base folder's U-Net has the widths \[16"):
+        checkpoints.convert(sd15, place / "other", base=base)
+    other = folder(place / "sdxl", "sdxl")
+    with pytest.raises(CheckpointError, match="of another family"):
+        checkpoints.convert(sd15, place / "other", base=other)
+    assert not (place / "other").exists()
+
+
+def test_a_rewritten_file_loses_buffers_and_keeps_what_it_says_of_itself(place):
+    tensors = original("sd15")
+    buffers = {
+        "betas": zeros(1000),
+        "alphas_cumprod": zeros(1000),
+        "model_ema.decay": zeros(),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": zeros(1, 77, dtype="I64"),
+    }
+    said = {"modelspec.title": "My dog", "modelspec.hash_sha256": "0x12", "own": "words"}
+    source = write(place / "old.safetensors", {**tensors, **buffers}, said)
+    written = checkpoints.convert(source, place / "new.safetensors")
+    assert read(written.path).keys() == tensors.keys()
+    with SafetensorsFile(written.path) as file:
+        assert (file.metadata["modelspec.title"], file.metadata["own"]) == ("My dog", "words")
+        assert "modelspec.hash_sha256" not in file.metadata
+
+
+def test_averaged_weights_are_taken_or_dropped_on_request(place):
+    tensors = original("sd15")
+    averages = {
+        name: table_models.values({name: tensors[original_name][0].shape}, seed=9)[name]
+        for name, original_name in averaged_names(find_family("sd15")).items()
+        if original_name in tensors
+    }
+    assert "model_ema.diffusion_modelinput_blocks00weight" in averages
+    source = write(place / "full.safetensors", {**tensors, **averages})
+    taken = checkpoints.convert(source, place / "ema.safetensors")
+    dropped = checkpoints.convert(source, place / "last.safetensors", ema=False)
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    assert read(taken.path)[name][2] == averages["model_ema.diffusion_modelinput_blocks00weight"][1]
+    assert read(dropped.path)[name][2] == tensors[name][1]
+    assert "686 averaged" in taken.notes[0]
+    assert read(taken.path).keys() == read(dropped.path).keys() == tensors.keys()
+    del averages["model_ema.diffusion_modelout2bias"]
+    source = write(place / "half.safetensors", {**tensors, **averages})
+    with pytest.raises(CheckpointError, match=r"not complete(.|\n)*--no-ema"):
+        checkpoints.convert(source, place / "a.safetensors")
+
+
+def test_the_other_spelling_of_the_text_encoder_is_understood_in_files_too(sd15, place):
+    short = {name.replace("transformer.text_model.", "transformer."): value for name, value in original("sd15").items()}
+    source = write(place / "short.safetensors", short)
+    written = checkpoints.convert(source, place / "long.safetensors")
+    assert read(written.path) == read(sd15)
+    both = {**short, **original("sd15")}
+    with pytest.raises(CheckpointError, match="names its tensors in two ways"):
+        checkpoints.convert(write(place / "both.safetensors", both), place / "a.safetensors")
+
+
+def test_eight_bit_weights_are_refused_or_widened_with_a_word(place):
+    tensors = original("sd15")
+    name = "model.diffusion_model.out.2.weight"
+    tensors[name] = zeros(*tensors[name][0].shape, dtype="F8_E4M3")
+    source = write(place / "small.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"1 tensors in an 8-bit format, such as 'model(.|\n)*--dtype fp16"):
+        checkpoints.convert(source, place / "a.safetensors")
+    written = checkpoints.convert(source, place / "a.safetensors", dtype="fp16")
+    assert read(written.path)[name][0] == "F16"
+    assert "widened from 8 bits" in written.notes[0]
+    tensors["model.diffusion_model.out.2.scale_weight"] = zeros()
+    source = write(place / "scaled.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="scaled 8-bit weights"):
+        checkpoints.convert(source, place / "b.safetensors", dtype="fp16")
+
+
+# ------------------------------------------------------------------------------------------------ number formats
+
+
+def every_half():
+    """All fp32 values near every fp16 and bf16 step: the steps, their middles, and one digit beside them."""
+    steps = np.concatenate([np.arange(0, 0x10000, dtype="<u4") << 16, _fp16_steps()])
+    around = [steps, steps + 1, steps - 1, steps + 0x8000, steps + 0x7FFF, steps + 0x8001, steps + 0x1000]
+    return np.concatenate([*around, steps + 0x0FFF, steps + 0x1001]).astype("<u4")
+
+
+def _fp16_steps():
+    return np.arange(0, 0x10000, dtype="<u2").view("<f2").astype("<f4").view("<u4")
+
+
+@pytest.mark.parametrize(("wanted", "theirs"), [("BF16", "bfloat16"), ("F16", "float16")])
+def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
+    torch = pytest.importorskip("torch")
+    bits = every_half()
+    random_bits = np.random.default_rng(1).integers(0, 1 << 32, 200_000, dtype=np.uint64).astype("<u4")
+    bits = np.concatenate([bits, random_bits, np.array([0x7F800001, 0xFFC12345, 0x7FFFFFFF, 1, 0x80000001], "<u4")])
+    expected = torch.from_numpy(bits.view("<f4").copy()).to(getattr(torch, theirs)).view(torch.int16).numpy()
+    # What overflows is refused by us, and infinite for torch.
+    fits = np.isinf(bits.view("<f4")) | ~np.isin(expected.view("<u2") & 0x7FFF, (0x7F80, 0x7C00))
+    fits &= (expected.view("<u2") & 0x7FFF) != (0x7F80 if wanted == "BF16" else 0x7C00)
+    fits |= np.isinf(bits.view("<f4"))
+    ours = np.asarray(cast(bits[fits].tobytes(), "F32", wanted, owner=str))
+    assert np.array_equal(ours, expected.view("<u2")[fits])
+    assert np.isnan(bits[fits].view("<f4")).any()
+    assert fits.sum() > 500_000
+
+
+@pytest.mark.parametrize(("stored", "theirs"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_widening_is_torchs_bit_for_bit(stored, theirs):
+    torch = pytest.importorskip("torch")
+    bits = np.arange(0, 0x10000, dtype="<u2")
+    wide = torch.from_numpy(bits.view("<i2").copy()).view(getattr(torch, theirs)).float().numpy()
+    ours = np.asarray(cast(bits.tobytes(), stored, "F32", owner=str))
+    known = ~np.isnan(wide)
+    assert np.array_equal(ours.view("<u4")[known], wide.view("<u4")[known])
+    assert np.array_equal(np.isnan(ours), np.isnan(wide))
+
+
+@pytest.mark.parametrize(("stored", "theirs"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+def test_eight_bit_values_are_torchs(stored, theirs):
+    torch = pytest.importorskip("torch")
+    codes = np.arange(256, dtype="u1")
+    wide = torch.from_numpy(codes.copy()).view(getattr(torch, theirs)).float().numpy()
+    ours = np.asarray(cast(codes.tobytes(), stored, "F32", owner=str))
+    assert np.array_equal(ours, wide, equal_nan=True)
+    assert count_not_finite(codes.tobytes(), stored) == (~np.isfinite(wide)).sum()
+
+
+@pytest.mark.parametrize(("wanted", "limit", "beyond"), [("F16", 65519.0, 65520.0), ("BF16", 3.38e38, 3.4e38)])
+def test_a_value_that_would_become_infinite_stops_with_its_size(wanted, limit, beyond):
+    cast(np.array([limit, -np.inf, np.nan], "<f4").tobytes(), "F32", wanted, owner=str)
+    with pytest.raises(CheckpointError, match=r"The tensor 'a' reaches (6\.55e\+04|3\.4e\+38)"):
+        cast(np.array([1, -beyond, np.nan], "<f4").tobytes(), "F32", wanted, owner=lambda: "The tensor 'a'")
+    with pytest.raises(CheckpointError, match="reaches"):
+        cast(np.array([1e300], "<f8").tobytes(), "F64", wanted, owner=str)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def refused(source, place, match, **options):
+    with pytest.raises(FastSDError, match=match) as caught:
+        checkpoints.convert(source, place / "refused.safetensors", **options)
+    assert caught.value.hint
+    assert not (place / "refused.safetensors").exists()
+    assert not list(place.glob(".*"))
+
+
+LORA_NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"control_model.input_hint_block.0.weight": zeros(2)}, "is a ControlNet(.|\n)*ControlNets"),
+        ({"controlnet_cond_embedding.conv_in.weight": zeros(2)}, "is a ControlNet"),
+        ({"emb_params": zeros(2, 768)}, "a textual inversion embedding"),
+        ({"lora_unet_x.hada_w1_a": zeros(2, 2)}, "LyCORIS(.|\n)*merge"),
+        ({"down_blocks.0.resnets.0.conv1.weight": zeros(2)}, "U-Net of a Diffusers folder(.|\n)*model_index"),
+        ({"input_blocks.0.0.weight": zeros(2)}, "a U-Net alone"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": zeros(2, 4, 3, 3)}, "without its text encoder"),
+        ({"something": zeros(2)}, "no model we know"),
+        ({}, "holds no tensors"),
+    ],
+)
+def test_what_is_no_model_is_named(tensors, message, place):
+    refused(write(place / "in.safetensors", tensors), place, message)
+
+
+def test_a_vae_given_as_a_model_stays_a_vae(place):
+    source = write(place / "vae.safetensors", original("vae"))
+    assert checkpoints.convert(source, place / "out", verify=True).family == "vae"
+    refused(source, place, "a VAE of Stable Diffusion, not of the family 'sd15'", family="sd15")
+
+
+def test_a_wrong_family_by_force_is_refused(sd15, place):
+    refused(sd15, place, "Stable Diffusion 1.x file, not of the family 'sdxl'", family="sdxl")
+    refused(sd15, place, "no checkpoint layout for the model family 'sd99'", family="sd99")
+    refused(folder(place / "model", "sd15"), place, "is a sd15 model, not sdxl", family="sdxl")
+
+
+@pytest.mark.parametrize("extra", ["model.diffusion_model.strange.weight", "down_blocks.0.resnets.0.conv1.weight"])
+def test_an_unknown_tensor_or_a_second_layout_stops_with_its_name(extra, place):
+    source = write(place / "in.safetensors", {**original("sd15"), extra: zeros(3)})
+    refused(source, place, f"has a tensor {extra!r} that SD 1.5 does not have")
+
+
+def test_a_missing_tensor_and_a_wrong_shape_are_named(place):
+    tensors = original("sd15")
+    name = "first_stage_model.decoder.conv_out.bias"
+    source = write(place / "a.safetensors", {key: value for key, value in tensors.items() if key != name})
+    refused(source, place, f"VAE lacks the tensor {name!r}")
+    source = write(place / "b.safetensors", {**tensors, name: zeros(4)})
+    refused(source, place, r"conv_out\.bias' has the shape \[4\]")
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+def test_a_file_that_is_not_whole_is_refused(kind, sd15, place):
+    content = {"cut": sd15.read_bytes()[:-1], "empty": b"", "text": b"version https://git-lfs"}[kind]
+    (place / "in.safetensors").write_bytes(content)
+    refused(place / "in.safetensors", place, "not a whole safetensors file")
+
+
+def test_folders_that_are_no_model_are_refused(place):
+    (place / "empty").mkdir()
+    with pytest.raises(ModelError):
+        checkpoints.convert(place / "empty", place / "a.safetensors")
+    model = folder(place / "model", "sd15")
+    index = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00002.safetensors"}}
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (model / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    refused(model, place, "weights in unet/ missing")
+
+
+def test_an_adapter_that_was_not_merged_is_refused(place):
+    model = folder(place / "model", "sd15")
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    with SafetensorsFile(path) as file:
+        tensors = {name: (fact, bytes(file.read_bytes(name))) for name, fact in file.tensors.items()}
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors[f"{name}.base_layer.weight"] = tensors.pop(f"{name}.weight")
+    write(path, tensors)
+    refused(model, place, r"base_layer\.weight' that SD 1\.5 does not have(.|\n)*merge LoRA")
+
+
+def test_source_and_destination_must_differ(sd15, place):
+    model = folder(place / "model", "sd15")
+    with pytest.raises(CheckpointError, match="both source and destination"):
+        checkpoints.convert(sd15, sd15, overwrite=True)
+    inside = model / "unet" / "diffusion_pytorch_model.safetensors"
+    before = inside.read_bytes()
+    with pytest.raises(CheckpointError, match="one of the files the model is read from"):
+        checkpoints.convert(model, inside, overwrite=True)
+    (place / "link.safetensors").symlink_to(sd15)
+    with pytest.raises(CheckpointError, match="both source and destination"):
+        checkpoints.convert(sd15, place / "link.safetensors", overwrite=True)
+    assert inside.read_bytes() == before
+
+
+def test_a_folder_with_other_things_in_it_is_never_replaced(sd15, place):
+    (place / "home").mkdir()
+    (place / "home" / "letters.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds something else than a model"):
+        checkpoints.convert(sd15, place / "home", overwrite=True)
+    with pytest.raises(CheckpointError, match="exists already"):
+        checkpoints.convert(sd15, place / "home")
+    assert (place / "home" / "letters.txt").read_text() == "precious"
+    checkpoints.convert(sd15, place / "model")
+    (place / "model" / "old.txt").write_text("from before")
+    checkpoints.convert(sd15, place / "model", overwrite=True)
+    assert not (place / "model" / "old.txt").exists()
+    (place / "file").write_text("a file")
+    with pytest.raises(CheckpointError, match="is a file"):
+        checkpoints.convert(sd15, place / "file", overwrite=True)
+
+
+def test_a_full_disk_leaves_no_half_folder(sd15, place, monkeypatch):
+    monkeypatch.setattr(placing, "free_bytes", lambda _folder: 1000)
+    with pytest.raises(DiskFull, match=r"needs \d"):
+        checkpoints.convert(sd15, place / "out")
+    with pytest.raises(DiskFull):
+        checkpoints.convert(sd15, place / "a.ckpt")
+    monkeypatch.undo()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for name in ("out", "a.safetensors", "a.ckpt"):
+            with pytest.raises(DiskFull):
+                checkpoints.convert(sd15, place / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(place.iterdir()) == []
+
+
+def test_a_read_only_disk_is_named(sd15, place, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DriveReadOnly):
+        checkpoints.convert(sd15, place / "out")
+
+
+def test_a_file_that_shrinks_while_it_is_read_leaves_nothing_behind(place, monkeypatch):
+    source = write(place / "in.safetensors", original("sd15"))
+    real = converter.write_recipes
+
+    def cut_then_write(*args, **kwargs):
+        os.truncate(source, source.stat().st_size // 2)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(converter, "write_recipes", cut_then_write)
+    with pytest.raises(CheckpointError, match="it ends inside the tensor"):
+        checkpoints.convert(source, place / "out.safetensors")
+    assert [path.name for path in place.iterdir()] == ["in.safetensors"]
+
+
+SLOW = """
+import sys, time
+from fastsd_helpers.checkpoints import pump, safetensors_writer
+from fastsd_helpers.cli import main
+real = pump.pump
+def slowly(*args, **kwargs):
+    for item in real(*args, **kwargs):
+        time.sleep(0.02)
+        yield item
+safetensors_writer.pump = slowly
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "folder"])
+def test_ctrl_c_in_the_middle_leaves_nothing_and_ends_with_130(name, sd15, place):
+    before = sd15.read_bytes()
+    started = subprocess.Popen([sys.executable, "-c", SLOW, str(sd15), str(place / name)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(place.glob(".*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(place.glob(".*")), "nothing was being written"
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130, said
+    assert b"Traceback" not in said
+    assert list(place.iterdir()) == []
+    assert sd15.read_bytes() == before
+
+
+def test_a_changed_byte_on_the_disk_is_found_by_verify(sd15, place, monkeypatch):
+    real = converter.write_recipes
+
+    def write_then_rot(dst, *args, **kwargs):
+        result = real(dst, *args, **kwargs)
+        with dst.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([byte ^ 1]))
+        return result
+
+    monkeypatch.setattr(converter, "write_recipes", write_then_rot)
+    with pytest.raises(VerificationFailed, match="differs from the source's"):
+        checkpoints.convert(sd15, place / "a.safetensors", verify=True)
+
+
+# ------------------------------------------------------------------------------------------------ hostile headers
+
+
+def with_header(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 1 << 63) + b"{}",
+        struct.pack("<Q", 99_000_000) + b" " * 100,
+        with_header({"a": {**ENTRY, "data_offsets": [-4, 0]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "data_offsets": [0, 1 << 70]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": [-1]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": [1 << 40, 1 << 40, 0]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": [1] * 1000}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": [True]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": "1"}}, bytes(4)),
+        with_header({"a": {**ENTRY, "shape": [1.0]}}, bytes(4)),
+        with_header({"a": ENTRY, "b": {**ENTRY, "data_offsets": [2, 6]}}, bytes(6)),
+        with_header({"a": ENTRY, "b": ENTRY}, bytes(4)),
+        with_header({"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 12]}}, bytes(12)),
+        with_header({"a": ENTRY}, bytes(5)),
+        with_header(b'{"a":' + json.dumps(ENTRY).encode() + b',"a":' + json.dumps(ENTRY).encode() + b"}", bytes(4)),
+        with_header({"__metadata__": {"a": 1}, "a": ENTRY}, bytes(4)),
+        with_header({"__metadata__": [1], "a": ENTRY}, bytes(4)),
+        with_header({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
+        with_header({"a": [1, 2, 3]}, bytes(4)),
+        with_header(b"[" * 200_000),
+        with_header(b'{"a": NaN}'),
+        with_header(b"\xff\xfe{}"),
+        with_header(b"not json"),
+        with_header({"a": {**ENTRY, "data_offsets": [0, 4, 8]}}, bytes(4)),
+        with_header({"a": {**ENTRY, "data_offsets": ["0", "4"]}}, bytes(4)),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(content, place):
+    (place / "in.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"in\.safetensors is not a whole safetensors file"):
+        checkpoints.inspect(place / "in.safetensors")
+
+
+def fuzzed(seed):
+    """A safetensors file with something wrong, or right, in its header."""
+    chance = random.Random(seed)
+    numbers = (0, 1, 4, 8, -1, 3, 1 << 31, 1 << 32, 1 << 62, 1 << 64, -(1 << 63), 1.5, "4", None, True, [], {})
+    entries = {}
+    for place in range(chance.randrange(4)):
+        name = chance.choice(["a", "", "model.diffusion_model.x", "é\u0000", "a" * 5000, str(place)])
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [4 * place, 4 * place + 4]}
+        for key in list(entry):
+            if chance.random() < 0.3:
+                entry[key] = chance.choice([chance.choice(numbers), [chance.choice(numbers) for _ in range(3)], "F99"])
+        entries[name] = chance.choice([entry, entry, entry, chance.choice(numbers)])
+    if chance.random() < 0.3:
+        entries["__metadata__"] = chance.choice([{"a": "b"}, {"a": 1}, [], 3])
+    text = bytearray(json.dumps(entries).encode())
+    for _ in range(chance.choice([0, 0, 1, 5])):
+        if text:
+            text[chance.randrange(len(text))] = chance.randrange(256)
+    length = chance.choice([len(text)] * 6 + [0, 1, len(text) - 1, len(text) + 1, 1 << 32, 1 << 63, (1 << 64) - 1])
+    return struct.pack("<Q", length % (1 << 64)) + bytes(text) + bytes(chance.randrange(20))
+
+
+def fuzzed_pickle(seed, whole):
+    """A .ckpt with bytes changed, cut, or moved."""
+    chance = random.Random(seed)
+    content = bytearray(whole)
+    for _ in range(chance.choice([1, 3, 20])):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    if chance.random() < 0.3:
+        del content[chance.randrange(len(content)) :]
+    if chance.random() < 0.1:
+        content = bytearray(chance.randbytes(chance.randrange(300)))
+    return bytes(content)
+
+
+def inspect_all(names, contents, place):
+    """Look at every file; returns how many were refused. Anything but a CheckpointError is a failure."""
+    tracemalloc.start()
+    count = 0
+    for name, content in zip(names, contents, strict=True):
+        path = place / name
+        path.write_bytes(content)
+        started = time.process_time()
+        try:
+            checkpoints.inspect(path, scan=True)
+        except CheckpointError:
+            count += 1
+        assert time.process_time() - started < 20
+        path.unlink()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000_000
+    return count
+
+
+def test_500_fuzzed_headers_crash_hang_and_allocate_nothing(place):
+    contents = [fuzzed(seed) for seed in range(500)]
+    assert 300 < inspect_all([f"{seed}.safetensors" for seed in range(500)], contents, place) < 500
+
+
+def harmless(place):
+    tensors = {"model.diffusion_model.a": zeros(3), "b": zeros(2, 2, dtype="F16")}
+    source = write(place / "source.safetensors", tensors)
+    from fastsd_helpers.checkpoints.ckpt_writer import write_ckpt
+    from fastsd_helpers.checkpoints.recipes import copied
+    from fastsd_helpers.checkpoints.sources import open_file
+
+    opened = open_file(source)
+    write_ckpt(place / "whole.ckpt", {name: copied(opened, name) for name in tensors})
+    opened.close()
+    return (place / "whole.ckpt").read_bytes()
+
+
+def test_500_fuzzed_pickles_crash_hang_and_run_nothing(place):
+    pytest.importorskip("torch")
+    whole = harmless(place)
+    contents = [fuzzed_pickle(seed, whole) for seed in range(500)]
+    assert inspect_all([f"{seed}.ckpt" for seed in range(500)], contents, place) > 100
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+def zipped(place, **members):
+    with zipfile.ZipFile(place, "w", members.pop("compression", zipfile.ZIP_STORED)) as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name.replace('_', '.')}", content)
+    return place
+
+
+def test_a_pickle_with_code_is_refused_before_anything_runs(place):
+    program = pickle.dumps({"state_dict": Harmful()}, protocol=2)
+    path = zipped(place / "bad.ckpt", data_pkl=program, version="3")
+    with pytest.raises(CheckpointError, match=r"it names '\w+\.mkdir', which is code and no tensor"):
+        checkpoints.convert(path, place / "a.safetensors")
+    path = zipped(place / "bomb.ckpt", data_pkl=b"\x00" * 50_000_000, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="is compressed"):
+        checkpoints.inspect(path)
+    assert "torch" not in vars(sys.modules["fastsd_helpers.checkpoints.pickled"])
+    assert not Path("ran").exists()
+
+
+# ------------------------------------------------------------------------------------------------ .ckpt
+
+
+def test_a_ckpt_has_only_what_the_safe_loader_of_a1111_allows_and_torch_reads_it(sd15, place):
+    torch = pytest.importorskip("torch")
+    written = checkpoints.convert(sd15, place / "a.ckpt", verify=True)
+    with zipfile.ZipFile(written.path) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+    # The pattern of AUTOMATIC1111's modules/safe.py.
+    import re
+
+    assert all(re.fullmatch(r"([^/]+)/((data/\d+)|version|(data\.pkl))", name) for name in names)
+    loaded = torch.load(written.path, weights_only=True, mmap=True)["state_dict"]
+    wanted = read(sd15)
+    assert loaded.keys() == wanted.keys()
+    for name, (_dtype, shape, content) in wanted.items():
+        assert tuple(loaded[name].shape) == shape
+        assert loaded[name].numpy().tobytes() == content
+        assert loaded[name].is_contiguous()
+    back = checkpoints.convert(written.path, place / "b.safetensors", verify=True)
+    assert read(back.path) == wanted
+
+
+# ------------------------------------------------------------------------------------------------ inspect
+
+
+SD15_TEXT = "cond_stage_model.transformer.text_model."
+
+
+def test_inspect_says_what_a_file_is(sd15):
+    import hashlib
+
+    found = checkpoints.inspect(sd15, scan=True)
+    sha256 = hashlib.sha256(sd15.read_bytes()).hexdigest()
+    assert (found.sha256, found.short_hash) == (sha256, sha256[:10])
+    assert (found.family, found.kind, found.format, found.prediction) == (
+        "sd15",
+        "checkpoint",
+        "safetensors",
+        "epsilon",
+    )
+    assert found.parts.keys() == {"U-Net", "VAE", "text encoder"}
+    assert sum(found.parts.values()) == found.dtypes["F32"]
+    assert (found.missing, found.unexpected, found.problems, found.not_finite) == ((), (), (), {})
+    assert checkpoints.inspect(sd15, hashes=False).sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "problem"),
+    [
+        ("sd15", {"betas": zeros(3), "alphas_cumprod": zeros(3, dtype="F16")}, "noise schedule"),
+        ("sd15", {"strange": zeros(1)}, "1 tensors are not of this layout, such as 'strange'"),
+        (
+            "sd15",
+            {"cond_stage_model.transformer.text_model.embeddings.position_ids": zeros(7, dtype="F16")},
+            "fractions",
+        ),
+        ("sd15", {"first_stage_model.decoder.conv_out.bias": zeros(5)}, r"shape \[5\]"),
+        ("sd15", {"first_stage_model.decoder.conv_out.bias": None}, "1 VAE tensors are missing"),
+        ("sdxl", {"conditioner.embedders.1.model.text_projection.weight": zeros(24, 24)}, "untransposed"),
+        ("sd15", {"model.diffusion_model.out.2.bias": zeros(4, dtype="F8_E5M2")}, "8-bit"),
+    ],
+)
+def test_inspect_names_what_is_wrong_and_what_it_does(key, change, problem, place):
+    tensors = {**original(key), **change}
+    path = write(place / "in.safetensors", {name: value for name, value in tensors.items() if value is not None})
+    found = checkpoints.inspect(path, hashes=False)
+    import re
+
+    assert any(re.search(problem, f"{item.what}: {item.effect}") for item in found.problems), found.problems
+
+
+def test_inspect_counts_values_that_are_no_numbers(place):
+    tensors = original("vae")
+    bad = np.array([1, np.nan, np.inf], "<f4")
+    tensors["decoder.conv_out.bias"] = TensorFact("F32", (3,)), bad.tobytes()
+    found = checkpoints.inspect(write(place / "in.safetensors", tensors), scan=True)
+    assert found.not_finite == {"decoder.conv_out.bias": 2}
+    assert "black" in found.problems[-1].effect
+
+
+@pytest.mark.parametrize(
+    ("beside", "metadata", "marks", "kind", "known"),
+    [
+        ('parameterization: "v"', {}, (), "v_prediction", "in.yaml"),
+        ("parameterization: eps", {}, (), "epsilon", "in.yaml"),
+        (None, {"modelspec.prediction_type": "v"}, (), "v_prediction", "ModelSpec"),
+        (None, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, (), "v_prediction", "ModelSpec"),
+        (None, {}, ("v_pred",), "v_prediction", "'v_pred'"),
+        (None, {}, (), None, "does not say"),
+    ],
+)
+def test_inspect_finds_the_prediction_type_where_it_is_written(beside, metadata, marks, kind, known, place):
+    tensors = {**original("sd21"), **{mark: zeros(0) for mark in marks}}
+    path = write(place / "in.safetensors", tensors, metadata)
+    if beside:
+        path.with_suffix(".yaml").write_text(f"model:\n  params:\n    {beside}\n")
+    found = checkpoints.inspect(path, hashes=False)
+    assert found.prediction == kind
+    assert known in found.prediction_source
+    assert bool(found.problems) == (kind is None)
+
+
+@pytest.mark.parametrize(("key", "words"), [("clip-l", "12 layers"), ("clip-g", "32"), ("t5", "T5"), ("flux", "Flux")])
+def test_parts_are_recognised(key, words):
+    kind = recognise({name: fact for name, (fact, _values) in original(key).items()})
+    assert (kind.family, words in kind.words) == (key, True)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_commands_answer_in_json(sd15, place, capsys):
+    assert main(["convert", str(sd15), str(place / "a.safetensors"), "--dtype", "fp16", "--verify", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["path"] == str(place / "a.safetensors")
+    assert said["verified"] is True
+    assert main(["inspect", said["path"], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["sha256"], found["problems"]) == (said["sha256"], [])
+    assert main(["inspect", said["path"], "--scan"]) == 0
+    assert "No problems found." in capsys.readouterr().out
+    assert main(["convert", str(sd15), said["path"]]) == 2
+    assert "exists already" in capsys.readouterr().err
+    (place / "broken.safetensors").write_bytes(b"12345678")
+    assert main(["inspect", str(place / "broken.safetensors")]) == 2
+    assert main(["convert", str(sd15), str(place / "b"), "--dtype", "int4"]) == 2
+
+
+def test_the_benchmark_measures_a_small_model(place, capsys):
+    assert main(["bench", "convert", "--divide", "16", "--rounds", "1", "--work", str(place), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert data["torch_imported"] is False
+    assert set(data["seconds"]) == {"copy", "same", "copy_half", "fp16"}
+    assert sorted(path.name for path in place.iterdir()) == ["model"]
+    assert checkpoints.convert(place / "model", place / "a.safetensors", verify=True).tensors == 1130
