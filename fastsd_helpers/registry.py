@@ -21,7 +21,7 @@ __all__ = [
     "spec_of",
 ]
 
-TRAINABLE_FAMILIES = ("sd15",)
+TRAINABLE_FAMILIES = ("sd15", "sd21")
 
 # The block layout that a family's single-file layout is written for: a U-Net with fewer blocks would train for an
 # hour and could then not be exported. Source: the unet/config.json of the published models.
@@ -39,12 +39,12 @@ class Source:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One base model: what it is, where it comes from, which pictures it takes and its default settings."""
+    """One model: what it is, where it comes from, which pictures it takes and its default settings."""
 
     key: str
     title: str
     family: str
-    prediction_type: Literal["epsilon", "v_prediction", "flow"]
+    prediction_type: Literal["epsilon", "v_prediction", "flow", "text", "none"]  # text: a reader; none: a VAE and such
     native_px: int  # side of the pictures it was made with
     min_px: int
     max_px: int
@@ -58,16 +58,31 @@ class ModelSpec:
     folder: str | None = None  # inside the package, instead of sources
     checkpoint: dict[str, Any] | None = None  # repo, file, bytes, sha256 of the single file
     defaults: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["base", "reader", "checkpoint", "vae", "text-encoder"] = "base"
+    about_bytes: int | None = None  # rounded size of a whole download
+    vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
+    note: str = ""
 
     @property
     def trainable(self) -> bool:
         """Whether DreamBooth can train this family in this version."""
         return self.family in TRAINABLE_FAMILIES
 
+    @property
+    def bytes(self) -> int | None:
+        """Size of its single file or of the whole download, exact or about; None when nobody published it."""
+        about = self.checkpoint or {}
+        return about.get("bytes", about.get("about_bytes", self.about_bytes))
 
-def models() -> list[ModelSpec]:
-    """List every known model in the order of models.toml."""
-    return list(_specs().values())
+
+def models(kind: str | None = "base") -> list[ModelSpec]:
+    """List the known models of a kind in the order of models.toml.
+
+    Args:
+        kind: base (what training and drawing start from), reader (handwriting), checkpoint, vae, text-encoder (single
+            files that web UIs use); None for all.
+    """
+    return [spec for spec in _specs().values() if kind is None or spec.kind == kind]
 
 
 def find_model(key: str) -> ModelSpec:
@@ -88,7 +103,8 @@ def _spec_from(key: str, row: dict[str, Any]) -> ModelSpec:
     values = dict(row)
     values["sources"] = tuple(Source(**source) for source in row.get("sources", ()))
     values["former"] = tuple(row.get("former", ()))
-    values["defaults"] = {"resolution": row["native_px"], **row.get("defaults", {})}
+    own = row.get("defaults", {})
+    values["defaults"] = {"resolution": row["native_px"], **own} if row.get("kind", "base") == "base" else dict(own)
     values["checkpoint"] = dict(row["checkpoint"]) if "checkpoint" in row else None
     return ModelSpec(key=key, **values)
 
@@ -165,7 +181,7 @@ def require_trainable(folder: Path) -> str:
     """Return the family of a folder that DreamBooth can train and export, or raise WrongFamily with what works."""
     family = detect_family(folder)
     keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
-    hint = f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 as a Hub id or folder."
+    hint = f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 or 2.1 as a Hub id or folder."
     if family not in TRAINABLE_FAMILIES:
         raise WrongFamily(f"{folder} is a {family} model, which DreamBooth here cannot train yet.", hint)
     unet, vae = _config(folder, "unet"), _config(folder, "vae")
@@ -177,7 +193,7 @@ def require_trainable(folder: Path) -> str:
             hint,
         )
     if len(vae.get("block_out_channels", ())) != 4 or vae.get("latent_channels", 4) != 4:
-        raise WrongFamily(f"{folder} has a VAE of another shape than Stable Diffusion 1.5's.", hint)
+        raise WrongFamily(f"{folder} has a VAE of another shape than Stable Diffusion's.", hint)
     return family
 
 

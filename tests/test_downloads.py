@@ -175,6 +175,38 @@ def test_a_single_file_is_refused_with_what_to_give_instead(tmp_path, name):
     assert "fastsd convert" in caught.value.hint
 
 
+def test_a_single_file_becomes_a_base_model_through_a_converter_once(tmp_path, model, monkeypatch):
+    import shutil
+
+    monkeypatch.setenv("FASTSD_MODELS", str(tmp_path / "kept"))
+    (tmp_path / "dream.safetensors").write_bytes(b"weights")
+    made = []
+
+    def convert(file, folder):
+        made.append(file.name)
+        shutil.copytree(model, folder)
+
+    folder = fetch_model(tmp_path / "dream.safetensors", convert=convert)
+    assert contents(folder) == contents(model)
+    assert folder.parent == tmp_path / "kept" / "converted"
+    assert fetch_model(tmp_path / "dream.safetensors", convert=convert) == folder
+    assert made == ["dream.safetensors"]
+
+    def broken(file, folder):
+        folder.mkdir()
+        raise ModelError("It cannot be read.", "Choose another.")
+
+    (tmp_path / "other.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match="cannot be read"):
+        fetch_model(tmp_path / "other.safetensors", convert=broken)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_key_that_is_no_base_model_is_told_what_it_is():
+    with pytest.raises(ModelError, match=r"'sdxl-vae' \(SDXL VAE that works in fp16\) is no base model"):
+        fetch_model("sdxl-vae")
+
+
 @pytest.mark.parametrize(
     "ref", ["./nothing-here", "/no/such/folder", "sd16", "a/b/c", "~nobody/x", "x" * 5000, "a b/c"]
 )

@@ -100,6 +100,45 @@ def test_every_row_is_complete_and_plausible(key):
         assert spec.checkpoint["file"].endswith(".safetensors")
 
 
+READERS = [
+    *(f"trocr-{size}-{what}" for size in ("small", "base", "large") for what in ("handwritten", "printed", "stage1")),
+    *("trocr-base-str", "trocr-large-str"),
+]
+
+
+def test_the_readers_and_single_files_have_keys_of_their_own():
+    assert [spec.key for spec in models("reader")] == ["demo-reader", *READERS]
+    assert {spec.family for spec in models("reader")} == {"trocr"}
+    assert "sdxl-vae" in {spec.key for spec in models("vae")}
+    assert len({spec.key for spec in models(None)}) == len(models(None)) > len(models())
+    for spec in models(None):
+        assert spec.kind in ("base", "reader", "checkpoint", "vae", "text-encoder")
+        assert bool(spec.sources or spec.checkpoint) != bool(spec.folder), spec.key
+        assert spec.kind == "base" or not spec.defaults, spec.key
+        for use, needed in spec.vram_gb.items():
+            assert use in ("draw", "lora", "full")
+            assert 0 < needed < 100
+        about = spec.checkpoint or {}
+        assert re.fullmatch(r"[0-9a-f]{64}", about.get("sha256", "0" * 64))
+        assert spec.folder or spec.bytes or spec.key == "sd15-inpaint", f"{spec.key} has no size"
+
+
+def test_the_release_check_notes_the_date_and_what_was_not_known():
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+    from check_registry import files_to_check, note_date
+
+    row = '[a]\nchecked = "never"\n\n[a.checkpoint]\nrepo = "x/y"\nfile = "f"\nabout_bytes = 5\n'
+    text = row + '\n[a-b]\nchecked = "never"\n'
+    found = note_date(text, "a", "2026-12-01", {"bytes": 7, "sha256": "0" * 64})
+    assert found.count('checked = "2026-12-01"') == 1
+    assert "bytes = 7\n" in found
+    assert "about_bytes" not in found
+    assert found.endswith('[a-b]\nchecked = "never"\n')
+    assert len(files_to_check()) > 90
+
+
 def test_sd15_has_the_defaults_of_the_notebook_it_replaces():
     spec = find_model("sd15")
     expected = {"unet_steps": 1500, "unet_lr": 2e-6, "text_encoder_steps": 350, "text_encoder_lr": 1e-6}
@@ -122,8 +161,8 @@ def test_the_two_sd21_models_differ_in_prediction_type_and_size_only_in_the_tabl
     assert (small.native_px, large.native_px) == (512, 768)
 
 
-def test_only_the_sd15_shape_is_trainable_in_this_version():
-    assert [spec.key for spec in models() if spec.trainable] == ["demo", "sd15"]
+def test_the_models_that_can_be_trained_are_those_of_the_families_sd15_and_sd21():
+    assert [spec.key for spec in models() if spec.trainable] == ["demo", "sd15", "sd21-512", "sd21-768"]
 
 
 def test_an_unknown_key_names_the_valid_ones_and_the_nearest():

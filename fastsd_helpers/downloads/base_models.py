@@ -1,14 +1,20 @@
-"""Turn what a user typed as base model into a local Diffusers folder: a registry key, a folder or a Hub id."""
+"""Turn what a user typed as base model into a local Diffusers folder: a key, folder, Hub id, single file or link."""
 
 import importlib.resources
 import logging
 import os
 import re
+import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from fastsd_helpers.downloads.files import fetch, models_folder
 from fastsd_helpers.downloads.hub import fetch_repo
+from fastsd_helpers.downloads.links import is_link
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT, require_pipeline
-from fastsd_helpers.downloads.table import models_table
+from fastsd_helpers.downloads.table import base_keys, models_table
+from fastsd_helpers.drive import drive_errors, sha256_of
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound
 
 __all__ = ["fetch_model"]
@@ -21,27 +27,40 @@ _HUB_PAGE = re.compile(
 )
 
 
-def fetch_model(ref: str | Path, *, cache_dir: Path | None = None) -> Path:
+def fetch_model(
+    ref: str | Path, *, cache_dir: Path | None = None, convert: Callable[[Path, Path], object] | None = None
+) -> Path:
     """Turn what a user typed as base model into a local Diffusers folder, downloading it when needed.
 
     Args:
-        ref: a registry key (`sd15`), a folder, a Hub id (`owner/name`, `owner/name@revision`) or its page's address.
+        ref: a registry key (`sd15`), a folder, a Hub id (`owner/name`, `owner/name@revision`) or its page's address;
+            with `convert` also a single file or a link to one.
         cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
+        convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
+            `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
 
     Raises:
         ModelNotFound: nothing of that name; ModelError: it is there but cannot be had or is not a Diffusers
         pipeline; DiskFull, DriveReadOnly: it does not fit or may not be written.
     """
     text = str(ref).strip()
-    if text in models_table():
+    if text in base_keys():
         return _fetch_key(text, cache_dir)
+    if text in models_table():
+        raise ModelError(
+            f"'{text}' ({models_table()[text]['title']}) is no base model.", f"Choose one of {', '.join(base_keys())}."
+        )
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         require_pipeline(Path(path))
         return Path(path).resolve()
     if os.path.isfile(path):
-        raise ModelError(f"'{text}' is a single file.", CONVERT_HINT)
+        if convert is None:
+            raise ModelError(f"'{text}' is a single file.", CONVERT_HINT)
+        return _converted(Path(path), convert)
     match = _HUB_ID.fullmatch(text) or _HUB_PAGE.fullmatch(text)
+    if match is None and convert is not None and is_link(text):
+        return _converted(fetch(text), convert)
     if match is None:
         raise _nothing_called(text)
     repo, revision = match["repo"], match["revision"]
@@ -52,8 +71,28 @@ def fetch_model(ref: str | Path, *, cache_dir: Path | None = None) -> Path:
     return fetch_repo(repo, revision=revision, cache_dir=cache_dir)
 
 
+def _converted(file: Path, convert: Callable[[Path, Path], object]) -> Path:
+    """The Diffusers folder of a single file, made once."""
+    folder = models_folder() / "converted" / f"{file.stem[:60]}-{sha256_of(file)[:12]}"
+    if folder.is_dir():
+        require_pipeline(folder)
+        return folder
+    with drive_errors(folder.parent, "write to"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    logger.info("Making a Diffusers folder of %s (once).", file.name)
+    try:
+        convert(file, unfinished)
+        require_pipeline(unfinished)
+        with drive_errors(folder, "write"):
+            os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
 def _nothing_called(text: str) -> FastSDError:
-    keys = f"the keys {', '.join(models_table())}"
+    keys = f"the keys {', '.join(base_keys())}"
     if not text:
         return ModelNotFound(
             "No base model was named.", f"Choose one of {keys}, a Hub id such as owner/name, or a folder."

@@ -24,12 +24,12 @@ from fastsd_helpers.downloads.pipeline import (
     require_pipeline,
     wanted_files,
 )
-from fastsd_helpers.downloads.table import models_table
+from fastsd_helpers.downloads.table import base_keys
 from fastsd_helpers.drive import free_bytes
 from fastsd_helpers.errors import DependencyMissing, DiskFull, DriveReadOnly, FastSDError, ModelError, ModelNotFound
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["fetch_repo"]
+__all__ = ["HubRepo", "fetch_repo", "network_errors", "with_retries"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -55,8 +55,8 @@ def fetch_repo(
         cache_dir: where downloads are kept; left alone, the Hugging Face cache.
         pinned_by_us: the revision comes from our table: a mirror without it gives its `main`, with a warning.
     """
-    hub = _Hub(repo, revision, cache_dir)
-    wanted = [hub, _Hub(repo, None, cache_dir)] if pinned_by_us and revision else [hub]
+    hub = HubRepo(repo, revision, cache_dir)
+    wanted = [hub, HubRepo(repo, None, cache_dir)] if pinned_by_us and revision else [hub]
     if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
         folder = _first_cached(wanted)
         if folder is None:
@@ -79,7 +79,7 @@ def fetch_repo(
         raise
 
 
-def _first_cached(hubs: Iterable["_Hub"]) -> Path | None:
+def _first_cached(hubs: Iterable["HubRepo"]) -> Path | None:
     return next((folder for hub in hubs if (folder := hub.cached_folder()) is not None), None)
 
 
@@ -91,7 +91,7 @@ class _Damaged(ModelError):
     """What arrives is not what the Hub announced: nothing of it may be used."""
 
 
-class _Hub:
+class HubRepo:
     """One repository at one revision, asked for through huggingface_hub."""
 
     def __init__(self, repo: str, revision: str | None, cache_dir: Path | None) -> None:
@@ -161,14 +161,14 @@ class _Hub:
         """Fetch, check and return the snapshot folder; every failure is translated."""
         try:
             return self._download()
-        except (OSError, ValueError, RuntimeError, *_network_errors()) as err:  # hf_xet raises RuntimeError
-            raise self._translate(err) from err
+        except (OSError, ValueError, RuntimeError, *network_errors()) as err:  # hf_xet raises RuntimeError
+            raise self.translate(err) from err
 
     def _download(self) -> Path:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint, token=self.token)
-        info = _with_retries(lambda: api.model_info(self.repo, revision=self.revision, files_metadata=True))
+        info = with_retries(lambda: api.model_info(self.repo, revision=self.revision, files_metadata=True))
         listed = {file.rfilename: file for file in info.siblings or []}
         if "model_index.json" not in listed:
             raise not_a_pipeline(f"The Hub's {self.repo}", listed, lambda name: self._small_json(name, self.revision))
@@ -182,7 +182,7 @@ class _Hub:
         wanted = {name: listed[name] for name in wanted_files(listed, index)}
         self._check_room(wanted, info.sha)
         for last_try in (False, True):
-            folder = _with_retries(functools.partial(self._snapshot, info.sha, wanted), also=_network_errors())
+            folder = with_retries(functools.partial(self._snapshot, info.sha, wanted), also=network_errors())
             logger.info("Comparing the files of %s with the Hub's hashes.", self.repo)
             damaged = [name for name, file in wanted.items() if not _is_as_listed(folder / name, file)]
             if not damaged:
@@ -234,7 +234,8 @@ class _Hub:
             )
         logger.info("Downloading %s: %s to %s.", self.repo, _gb(needed), self.cache_dir)
 
-    def _translate(self, err: Exception) -> FastSDError:
+    def translate(self, err: Exception) -> FastSDError:
+        """The sentence and hint for a failure of the client, the Hub, the network or the disk."""
         from huggingface_hub import errors
         from huggingface_hub.utils import HFValidationError
 
@@ -255,7 +256,7 @@ class _Hub:
         if isinstance(err, errors.RepositoryNotFoundError):
             return ModelNotFound(
                 f"The Hub has no model '{self.repo}', or it is private; no folder and no key has that name either.",
-                f"Check the spelling at {endpoint}, choose one of the keys {', '.join(models_table())}, "
+                f"Check the spelling at {endpoint}, choose one of the keys {', '.join(base_keys())}, "
                 "or give HF_TOKEN if it is private.",
             )
         if isinstance(err, HFValidationError):
@@ -293,7 +294,7 @@ class _Hub:
                 f"Downloads cannot be written to {self.cache_dir}.", "Set HF_HOME to a folder you can write to."
             )
         detail = redact(f"{type(err).__name__}: {err}".split("\n")[0])
-        broken = isinstance(err, (LocalEntryNotFoundError, *_network_errors()))
+        broken = isinstance(err, (LocalEntryNotFoundError, *network_errors()))
         if (
             broken and status is None and not isinstance(err, json.JSONDecodeError)
         ):  # requests counts that one as its own
@@ -308,7 +309,7 @@ class _Hub:
         )
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """The transport errors of whatever HTTP client this huggingface_hub uses: requests, httpx or httpx2."""
     found: list[type[Exception]] = [ConnectionError, TimeoutError]
     for module, name in (("httpx2", "TransportError"), ("httpx", "TransportError"), ("requests", "RequestException")):
@@ -317,7 +318,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
-def _with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = ()) -> Any:
+def with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = ()) -> Any:
     """Ask again when the Hub is busy, or after the errors of `also`; older clients do not do so, newer ones partly.
 
     The client itself goes on with a file where it broke off, when it kept what had arrived.

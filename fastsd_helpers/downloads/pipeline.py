@@ -52,8 +52,8 @@ _OTHER_WEIGHTS = (
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"})
 _SINGLE_FILES = (".ckpt", ".gguf", ".pt", ".pth", ".safetensors")
 CONVERT_HINT = (
-    "A base model must be a Diffusers folder here. Single files as a base come with 'fastsd convert', "
-    "which this version does not have yet: give a Hub id, a folder or a key such as 'sd15'."
+    "A base model is a Diffusers folder. Make one of a single file with `fastsd convert FILE FOLDER` and give that "
+    "folder; or give a Hub id or a key such as 'sd15'."
 )
 
 

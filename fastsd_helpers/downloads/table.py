@@ -5,7 +5,7 @@ import importlib.resources
 import tomllib
 from typing import Any
 
-__all__ = ["models_table"]
+__all__ = ["base_keys", "models_table"]
 
 
 @functools.cache
@@ -13,3 +13,8 @@ def models_table() -> dict[str, dict[str, Any]]:
     """Read models.toml: registry key -> its row, in the order of the file. Treat the result as read-only."""
     text = importlib.resources.files("fastsd_helpers").joinpath("models.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
+
+
+def base_keys() -> list[str]:
+    """The keys of the models that training and drawing start from."""
+    return [key for key, row in models_table().items() if row.get("kind", "base") == "base"]

@@ -1,0 +1,39 @@
+"""The commands about this machine: `fastsd doctor` and `fastsd install`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, plain
+
+__all__ = ["add_machine", "doctor", "install"]
+
+
+def add_machine(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser; `command` is the parser's own helper."""
+    examining = command(commands, "doctor", doctor, "what this machine is, what is missing, what to do (no secrets)")
+    examining.add_argument("--root", metavar="DIR", type=Path, help="the sessions folder whose disk is looked at")
+    about = "install what a workflow needs and this Python lacks, hash-checked"
+    installing = command(commands, "install", install, about)
+    installing.add_argument("workflow", metavar="{dreambooth,webui,trocr,trocr-int8}", help="what you want to do")
+    installing.add_argument("--dry-run", action="store_true", help="only say what would be installed")
+    installing.add_argument(
+        "--wheels", metavar="DIR", type=Path, help="install from this folder of wheels, with no network"
+    )
+
+
+def doctor(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd doctor`."""
+    from fastsd_helpers.doctor import examine
+
+    found = examine(root=chosen.root)
+    return Answer({**plain(found), "problems": found.problems}, found.lines())
+
+
+def install(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd install WORKFLOW`."""
+    from fastsd_helpers.wheels import install
+
+    report = install(chosen.workflow, wheel_folder=chosen.wheels, dry_run=chosen.dry_run)
+    return Answer(plain(report), report.lines())

@@ -1,0 +1,160 @@
+"""The commands about models: `fastsd models` and `fastsd controlnet`."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, pairs, plain, size, table
+from fastsd_helpers.errors import FastSDError, ModelError
+
+__all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "list_models", "show_model"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+def add_models(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the groups `models` and `controlnet`; `subcommands` and `command` are the parser's own helpers."""
+    models = subcommands(commands.add_parser("models", help="the models that are known by a short key, and downloads"))
+    listing = command(models, "list", list_models, "every model key with its family, size, GPU and licence")
+    listing.add_argument("--all", action="store_true", help="also readers, VAEs and single files for web UIs")
+    show = command(models, "show", show_model, "where a model comes from, its licence and its defaults")
+    show.add_argument("key", metavar="KEY", help="a key from `fastsd models list --all`")
+    getting = command(models, "get", get_model, "bring a model onto this machine, whole and checked")
+    getting.add_argument("ref", metavar="KEY|REPO|URL|PATH", help="a key, a Hub id (owner/name), a link or a path")
+    getting.add_argument("--file", action="store_true", help="of a key: its single file, as web UIs load it")
+    getting.add_argument("--to", metavar="DIR", type=Path, help="folder for a single file (default: the models cache)")
+    getting.add_argument("--name", metavar="FILE", help="name of the file there (default: its own)")
+    getting.add_argument("--sha256", metavar="HEX", help="what the file has to hash to")
+    getting.add_argument("--overwrite", action="store_true", help="replace a file of that name with other content")
+
+    controls = subcommands(commands.add_parser("controlnet", help="which ControlNets fit a base model and a web UI"))
+    listing = command(controls, "list", list_controlnets, "the ControlNets for a base model and a web UI")
+    _add_pair(listing)
+    listing.add_argument("--task", help="only this task, such as canny")
+    getting = command(controls, "get", get_controlnets, "download ControlNets under the names web UIs recognise")
+    getting.add_argument("what", metavar="TASK|KEY|all", help="a task (canny), a key from `list`, or all that fit")
+    _add_pair(getting, needs_ui=True)
+    getting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the web UI's ControlNet folder")
+
+
+def _add_pair(parser: argparse.ArgumentParser, *, needs_ui: bool = False) -> None:
+    parser.add_argument("--base", metavar="KEY", required=True, help="the base model: a key such as sd15 or sdxl")
+    parser.add_argument("--ui", metavar="UI", required=needs_ui, help="a1111, forge-neo, comfyui or playground")
+
+
+def list_models(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd models list`."""
+    from fastsd_helpers.registry import models
+
+    found = models(None if chosen.all else "base")
+    rows = []
+    for spec in found:
+        draw = spec.vram_gb.get("draw")
+        rows.append(
+            [
+                spec.key,
+                spec.kind,
+                spec.family,
+                f"{spec.native_px} px" if spec.prediction_type != "none" else "-",
+                size(spec.bytes) if spec.bytes else "-",
+                f"{draw:g} GB" if draw else "-",
+                spec.licence + (" (token needed)" if spec.gated else ""),
+                spec.checked,
+            ]
+        )
+    head = ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE", "CHECKED ONLINE"]
+    return Answer({"models": found}, table(head, rows))
+
+
+def show_model(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd models show KEY`."""
+    from fastsd_helpers.registry import find_model
+
+    spec = find_model(chosen.key)
+    return Answer(plain(spec), pairs(plain(spec)))
+
+
+def get_model(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd models get KEY|REPO|URL|PATH`."""
+    from fastsd_helpers.downloads import describe_content, fetch, fetch_model, is_link, model_hash
+    from fastsd_helpers.drive import sha256_of
+    from fastsd_helpers.registry import models
+
+    kinds = {spec.key: spec.kind for spec in models(None)}
+    kind, ref = kinds.get(chosen.ref), chosen.ref
+    as_file = is_link(ref) or Path(ref).expanduser().is_file() or kind in ("checkpoint", "vae", "text-encoder")
+    if kind == "reader":
+        from fastsd_helpers.trocr.source import find_reader
+
+        return _folder_answer(find_reader(ref), None)
+    if not as_file and not chosen.file:
+        folder = fetch_model(ref)
+        return _folder_answer(folder, model_hash(folder))
+    path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)
+    data = {"path": path, "bytes": path.stat().st_size, "sha256": sha256_of(path), "kind": describe_content(path)}
+    lines = [f"Here, whole and checked: {path}", *pairs({**data, "path": "", "bytes": size(data["bytes"])})[1:]]
+    return Answer(data, lines)
+
+
+def _folder_answer(folder: Path, sha256: str | None) -> Answer:
+    count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    data = {"path": folder, "bytes": count, "sha256": sha256, "kind": "folder"}
+    return Answer(data, [f"Here, whole and checked: {folder} ({size(count)})"])
+
+
+def list_controlnets(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd controlnet list --base KEY [--ui UI]`."""
+    from fastsd_helpers.controlnet import UIS, find_controlnet, find_controlnets, total_bytes
+
+    found = find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
+    if not found and chosen.ui and chosen.task:
+        find_controlnet(chosen.base, chosen.task, ui=chosen.ui)  # says what works instead
+    if not found:
+        others = sorted({UIS[ui] for row in find_controlnets(chosen.base) for ui in row.uis})
+        where = f" in {UIS[chosen.ui]}" if chosen.ui else ""
+        raise ModelError(
+            f"There is no {chosen.task or ''} ControlNet for {chosen.base}{where}.".replace("no  ", "no "),
+            f"ControlNets for it run in {', '.join(others)}.",
+        )
+    rows = [
+        [
+            row.key + (" *" if row.recommended else ""),
+            ", ".join(row.tasks),
+            ("" if row.bytes_exact else "~") + size(row.bytes) if row.bytes else "-",
+            row.preprocessor,
+            row.save_as,
+            ", ".join(row.uis),
+        ]
+        for row in found
+    ]
+    unknown = sum(row.bytes == 0 for row in found)
+    more = f", and {unknown} of unknown size" if unknown else ""
+    lines = table(["KEY", "TASKS", "SIZE", "PREPROCESSOR", "SAVED AS", "RUNS IN"], rows)
+    lines.append(f"{len(found)} files, {size(total_bytes(found))} in all{more}. * is the first choice for its tasks.")
+    return Answer({"controlnets": found, "bytes": total_bytes(found), "unknown_sizes": unknown}, lines)
+
+
+def get_controlnets(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd controlnet get TASK|KEY|all --base KEY --ui UI --to DIR`."""
+    from fastsd_helpers.controlnet import controlnet_file, find_controlnet, find_controlnets, total_bytes
+    from fastsd_helpers.downloads import fetch_all
+
+    if chosen.what == "all":
+        wanted = find_controlnets(chosen.base, ui=chosen.ui)
+    else:
+        wanted = [find_controlnet(chosen.base, chosen.what, ui=chosen.ui)]
+    if not wanted:
+        find_controlnet(chosen.base, "canny", ui=chosen.ui)
+    logger.info("%d files, %s, to %s.", len(wanted), size(total_bytes(wanted)), chosen.to)
+    results = fetch_all([controlnet_file(row, chosen.to) for row in wanted])
+    failed = [result for result in results if isinstance(result, FastSDError)]
+    if len(failed) == len(results):
+        raise failed[0]
+    made = [
+        {"key": row.key, "path": result} if isinstance(result, Path) else {"key": row.key, "error": result.problem}
+        for row, result in zip(wanted, results, strict=True)
+    ]
+    lines = [f"{item['key']}  {item.get('path') or '✋ ' + item['error']}" for item in made]
+    return Answer({"path": chosen.to, "controlnets": made, "failed": len(failed)}, lines)

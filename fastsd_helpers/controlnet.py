@@ -1,0 +1,223 @@
+"""Which ControlNet belongs to which base model and which web UI: controlnets.toml as rows, and refusals that help."""
+
+import difflib
+import functools
+import importlib.resources
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.downloads import HubFile, Wanted, fetch
+from fastsd_helpers.errors import ModelError, ModelNotFound
+from fastsd_helpers.registry import find_model
+
+__all__ = [
+    "UIS",
+    "ControlNet",
+    "controlnet_file",
+    "controlnets",
+    "family_of_base",
+    "fetch_controlnet",
+    "find_controlnet",
+    "find_controlnets",
+    "tasks",
+    "total_bytes",
+]
+
+# Everything here that can run a ControlNet, and what it is called.
+UIS = {
+    "a1111": "AUTOMATIC1111",
+    "forge-neo": "Forge Neo",
+    "comfyui": "ComfyUI",
+    "playground": "the playground",
+}
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """One ControlNet, T2I adapter or control LoRA."""
+
+    key: str
+    title: str
+    family: str  # of base models it works with: sd15, sd21, sdxl, flux
+    kind: str  # controlnet, t2i-adapter, control-lora
+    tasks: tuple[str, ...]  # canny, depth, ...; a union model has many
+    preprocessor: str  # of the ControlNet extension and Forge, for the first task
+    repo: str
+    file: str
+    save_as: str  # the name by which the extension tells base family and control type
+    bytes: int  # 0: not known
+    bytes_exact: bool  # False: rounded, from a published listing
+    sha256: str | None
+    revision: str | None
+    uis: tuple[str, ...]
+    licence: str
+    recommended: bool  # the first choice for its tasks
+    gated: bool
+    checked: str  # date of the last comparison with the Hub, or "never"
+    note: str = ""
+
+
+def controlnets() -> list[ControlNet]:
+    """Every row of controlnets.toml, in its order."""
+    return list(_rows())
+
+
+@functools.cache
+def _rows() -> tuple[ControlNet, ...]:
+    text = importlib.resources.files("fastsd_helpers").joinpath("controlnets.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    groups = table.pop("groups")
+    rows = []
+    for key, row in table.items():
+        values = {**groups[row["group"]], **row}
+        values.pop("group")
+        rows.append(
+            ControlNet(
+                key=key,
+                title=values["title"],
+                family=values["family"],
+                kind=values.get("kind", "controlnet"),
+                tasks=tuple(values["tasks"]),
+                preprocessor=values["preprocessor"],
+                repo=values["repo"],
+                file=values["file"],
+                save_as=values.get("save_as", values["file"].rsplit("/", 1)[-1]),
+                bytes=values.get("bytes", values.get("about_bytes", 0)),
+                bytes_exact="bytes" in row,
+                sha256=values.get("sha256"),
+                revision=values.get("revision"),
+                uis=tuple(values["uis"]),
+                licence=values["licence"],
+                recommended=values.get("recommended", False),
+                gated=values.get("gated", False),
+                checked=values.get("checked", "never"),
+                note=values.get("note", ""),
+            )
+        )
+    return tuple(rows)
+
+
+def family_of_base(base: str) -> str:
+    """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
+
+    Raises:
+        ModelNotFound: neither.
+    """
+    families = {row.family for row in _rows()}
+    if base in families:
+        return base
+    family = find_model(base).family.removesuffix("-inpaint").removesuffix("-refiner")
+    if family not in families:
+        raise ModelError(
+            f"'{base}' is no base model for ControlNets.", f"They exist for {', '.join(sorted(families))}."
+        )
+    return family
+
+
+def tasks(base: str, *, ui: str | None = None) -> list[str]:
+    """The tasks there is a ControlNet for, in the order of the table: what a dropdown offers."""
+    return list(dict.fromkeys(task for row in find_controlnets(base, ui=ui) for task in row.tasks))
+
+
+def find_controlnets(base: str, *, ui: str | None = None, task: str | None = None) -> list[ControlNet]:
+    """Every ControlNet that works with a base model, in a web UI and for a task when those are named.
+
+    Args:
+        base: a registry key such as `sdxl`, or a family.
+        ui: a key of UIS; a wrong one raises ModelError with the right ones.
+        task: such as `canny`; nothing for it gives an empty list.
+    """
+    family = family_of_base(base)
+    if ui is not None:
+        _require_ui(ui)
+    return [
+        row
+        for row in _rows()
+        if row.family == family and (ui is None or ui in row.uis) and (task is None or task in row.tasks)
+    ]
+
+
+def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
+    """The ControlNet to take for a base model, a task (`canny`) or a row's key, in a web UI.
+
+    Raises:
+        ModelNotFound: no such task or key. ModelError: it exists, but not for this base model or this UI; the hint
+        says what works instead.
+    """
+    family, wanted = family_of_base(base), task.strip().lower()
+    _require_ui(ui)
+    named = next((row for row in _rows() if row.key == wanted), None)
+    if named is not None and named.family == family and ui in named.uis:
+        return named
+    if named is not None:
+        wanted = named.tasks[0]
+        if named.family != family:
+            raise _impossible(f"{named.title} is for {named.family}, and {base} is {family}.", family, wanted, ui)
+        raise _impossible(f"{UIS[ui]} cannot run {named.title}.", family, wanted, ui)
+    here = find_controlnets(family, ui=ui, task=wanted)
+    if here:
+        return next((row for row in here if row.recommended), here[0])
+    elsewhere = find_controlnets(family, task=wanted)
+    if elsewhere:
+        raise _impossible(f"{UIS[ui]} runs no {wanted} ControlNet for {base}.", family, wanted, ui)
+    known = list(dict.fromkeys(item for row in _rows() for item in (*row.tasks, row.key)))
+    if any(wanted in row.tasks for row in _rows()):
+        raise _impossible(f"There is no {wanted} ControlNet for {base}.", family, wanted, ui)
+    close = difflib.get_close_matches(wanted, known, n=1)
+    guess = f"Did you mean '{close[0]}'? " if close else ""
+    raise ModelNotFound(f"No ControlNet for '{task}'.", f"{guess}For {base}: {', '.join(tasks(base)) or 'none'}.")
+
+
+def _require_ui(ui: str) -> None:
+    if ui not in UIS:
+        raise ModelError(f"'{ui}' is no web UI that is known here.", f"Choose one of {', '.join(UIS)}.")
+
+
+def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
+    """A refusal with what would work: the same task in this UI, else in another one, else other tasks in this one."""
+    here = find_controlnets(family, ui=ui, task=task)
+    if here:
+        best = next((row for row in here if row.recommended), here[0])
+        return ModelError(problem, f"Take '{best.key}' ({best.title}) instead.")
+    others = list(dict.fromkeys(UIS[name] for row in find_controlnets(family, task=task) for name in row.uis))
+    if others:
+        what = f"{task} works with {family} in {_listed(others)}"
+        more = tasks(family, ui=ui)
+        return ModelError(problem, f"{what}; {UIS[ui]} has {', '.join(more)}." if more else f"{what}.")
+    there = tasks(family, ui=ui)
+    if there:
+        return ModelError(problem, f"For {family} there is {', '.join(there)}.")
+    uis = list(dict.fromkeys(UIS[name] for row in find_controlnets(family) for name in row.uis))
+    return ModelError(problem, f"ControlNets for {family} run in {_listed(uis)}.")
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def total_bytes(rows: Iterable[ControlNet]) -> int:
+    """What fetching these takes on disk; a row whose size is not known counts as 0."""
+    return sum(row.bytes for row in rows)
+
+
+def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
+    """Download a ControlNet into a folder, under the name by which a web UI recognises it; a whole copy there is kept.
+
+    Raises:
+        DownloadError, DiskFull, DriveError: see `downloads.fetch`.
+    """
+    wanted = controlnet_file(row, folder)
+    return fetch(wanted.source, folder, name=wanted.name, size=wanted.size, sha256=wanted.sha256)
+
+
+def controlnet_file(row: ControlNet, folder: Path) -> Wanted:
+    """What to ask `downloads.fetch_all` for to get a ControlNet into a folder."""
+    return Wanted(
+        HubFile(row.repo, row.file, row.revision),
+        folder,
+        name=row.save_as,
+        size=row.bytes if row.bytes_exact else None,
+        sha256=row.sha256,
+    )

@@ -1,0 +1,451 @@
+"""What this machine is, what is missing or known to be bad together, and what to do about each.
+
+The report can be pasted anywhere: it names which tokens are there, never their values.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsd_helpers.drive import check_health, free_bytes, sessions_root
+from fastsd_helpers.errors import FastSDError, InstallError
+from fastsd_helpers.runtime import Device, describe_device, redact, secret, versions, where
+from fastsd_helpers.wheels import find_uv, install, read_lock
+from fastsd_helpers.wheels.difference import requirements_module
+
+__all__ = ["KNOWN_BAD", "Diagnosis", "Finding", "KnownBad", "examine"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_TOKENS = ("HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN")
+_LITTLE_DISK = 12e9  # a base model in two layouts
+_LITTLE_DRIVE = 5e9  # one finished model and its checkpoints
+_LITTLE_RAM = 6e9
+_MOUNT_S = 10.0  # a dead mount does not answer at all
+
+_MARKS = {"problem": "✋", "warning": "⚠", "note": "·", "ok": "✓"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "note", "warning", "problem"]
+    what: str
+    todo: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything `examine` saw."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> int:
+        """How many findings have to be put right before anything works."""
+        return sum(item.level == "problem" for item in self.findings)
+
+    def lines(self) -> list[str]:
+        """The report for people, ready to paste."""
+        width = max(len(name) for name in self.machine)
+        lines = ["fastsd doctor", *(f"  {name.ljust(width)}  {value}" for name, value in self.machine.items())]
+        lines += ["  " + ", ".join(f"{name} {version}" for name, version in self.versions.items())]
+        order = ("problem", "warning", "note", "ok")
+        for item in sorted(self.findings, key=lambda found: order.index(found.level)):
+            lines.append(f"{_MARKS[item.level]} {item.what}")
+            lines += [f"   → {item.todo}"] if item.todo else []
+        worst = "Nothing stands in the way." if not self.problems else f"{self.problems} to put right before you start."
+        return [redact(line) for line in [*lines, worst]]
+
+
+@dataclass(frozen=True)
+class KnownBad:
+    """Versions that are known to cause trouble."""
+
+    package: str
+    versions: str  # a range, such as ">=5.13,<5.18"
+    level: Literal["note", "warning", "problem"]
+    what: str
+    todo: str = ""
+    only: str | None = None  # a place: colab, kaggle, jupyter, terminal
+    beside: tuple[str, str] | None = None  # another package and its range that must be there too
+
+
+# From what was seen to break; each row says whom it concerns and what to do.
+KNOWN_BAD = (
+    KnownBad(
+        "transformers",
+        ">=5.13,<5.18",
+        "note",
+        "cannot load the tokenizers of the published TrOCR base and large models by itself",
+        "Nothing: `fastsd trocr` loads them another way.",
+    ),
+    KnownBad(
+        "transformers",
+        ">=5.0",
+        "note",
+        "leaves the positions of TrOCR stage1 and large-printed models empty when it loads them",
+        "Nothing: `fastsd trocr` fills them in.",
+    ),
+    KnownBad(
+        "transformers",
+        "<4.53",
+        "problem",
+        "is older than what this project was made for",
+        "Run `fastsd install dreambooth`, then restart the runtime.",
+    ),
+    KnownBad(
+        "diffusers",
+        "<0.34",
+        "problem",
+        "is older than what this project was made for",
+        "Run `fastsd install dreambooth`, then restart the runtime.",
+    ),
+    KnownBad(
+        "opencv-python",
+        ">=5",
+        "note",
+        "has no Haar face detector any more",
+        "Nothing: the smart crop looks for the subject another way.",
+    ),
+    KnownBad(
+        "ipywidgets",
+        ">=8",
+        "problem",
+        "does not show in Colab, which draws version 7 only",
+        "Run `pip install ipywidgets==7.7.1`, then Runtime > Restart session.",
+        only="colab",
+    ),
+    KnownBad(
+        "numpy",
+        ">=2",
+        "problem",
+        "and a torch older than 2.3 cannot exchange arrays",
+        "Install a newer torch, as pytorch.org says.",
+        beside=("torch", "<2.3"),
+    ),
+    KnownBad(
+        "bitsandbytes",
+        "<0.45",
+        "warning",
+        "has no kernels for the newest GPUs",
+        "Run `fastsd install dreambooth`, then restart the runtime.",
+    ),
+    KnownBad(
+        "xformers",
+        ">=0",
+        "note",
+        "is not used here: PyTorch's own attention is as fast, and xformers breaks whenever torch changes",
+    ),
+    KnownBad(
+        "pyngrok",
+        "<7.5",
+        "warning",
+        "fetches an ngrok program that ngrok no longer accepts",
+        "Run `fastsd install webui`.",
+    ),
+    KnownBad(
+        "setuptools",
+        ">=82",
+        "note",
+        "has no pkg_resources, which old packages such as CLIP import while they are built",
+        "Nothing: a web UI gets an environment of its own with an older one.",
+    ),
+)
+
+
+def examine(*, root: Path | None = None) -> Diagnosis:
+    """Look at this machine; nothing is changed, downloaded or sent.
+
+    Args:
+        root: the sessions folder whose disk is looked at; left alone, the usual one.
+    """
+    device = describe_device()
+    found = versions()
+    machine = _machine(device)
+    findings: list[Finding] = []
+    for look in (
+        _look_at_python,
+        lambda: _look_at_torch(device),
+        lambda: _look_at_memory(device),
+        lambda: _look_at_disks(root),
+        _look_at_versions,
+        _look_at_imported,
+        _look_at_settings,
+        _look_at_tokens,
+        _look_at_lock,
+    ):
+        findings += _safely(look)
+    return Diagnosis(machine, found, tuple(findings))
+
+
+def _safely(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """One look; what it cannot do is a finding too, not the end of the report."""
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except FastSDError as err:
+        found.append(Finding("warning", err.problem, err.hint))
+    except Exception as err:  # the doctor has to come back with whatever it saw
+        logger.debug("A look failed.", exc_info=True)
+        found.append(Finding("warning", f"One look failed: {type(err).__name__}: {redact(str(err))[:200]}."))
+    return found
+
+
+def _machine(device: Device) -> dict[str, Any]:
+    gpu = device.name if device.kind != "cpu" else f"none ({device.reason})"
+    if device.capability:
+        gpu += f", compute {device.capability[0]}.{device.capability[1]}, {device.memory_gib:.1f} GiB"
+    said = {
+        "place": where() + (f" {os.environ['COLAB_RELEASE_TAG']}" if os.environ.get("COLAB_RELEASE_TAG") else ""),
+        "system": f"{platform.system()} {platform.machine()}, {'-'.join(platform.libc_ver()) or 'libc unknown'}",
+        "processor": f"{_cpu_count()} cores",
+        "memory": f"{_ram_bytes() / 1e9:.1f} GB",
+        "gpu": gpu,
+    }
+    driver = Path("/proc/driver/nvidia/version")
+    if driver.is_file():
+        with contextlib.suppress(OSError, IndexError):
+            said["driver"] = driver.read_text(encoding="ascii", errors="replace").split("Module")[1].split()[0]
+    uv = find_uv()
+    said["installer"] = f"uv ({uv})" if uv else "pip"
+    return said
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ram_bytes() -> int:
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# -------------------------------------------------------------------------------------------------- the looks
+
+
+def _look_at_python() -> Iterator[Finding]:
+    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    locked = sorted({item.python for item in read_lock().sets if not item.own_environment})
+    if minor in locked:
+        yield Finding("ok", f"Python {minor} has locked packages.")
+    else:
+        yield Finding(
+            "warning",
+            f"Python {minor} has no locked packages (there are some for {', '.join(locked)}).",
+            "Use one of those, or install by hand: pip install 'fastsd_helpers[dreambooth]'.",
+        )
+
+
+def _look_at_torch(device: Device) -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError as err:
+        yield Finding(
+            "problem",
+            f"PyTorch cannot be imported: {' '.join(str(err).split())[:160]}.",
+            "Install it as pytorch.org > Get started says for this machine; fastsd never does.",
+        )
+        return
+    driver_here = Path("/proc/driver/nvidia/version").exists()
+    if device.kind == "cuda":
+        kernels = set(torch.cuda.get_arch_list())
+        major, minor = device.capability or (0, 0)
+        # A build for sm_80 runs on every 8.x; one for another major version does not.
+        fits = any(
+            name.startswith(f"sm_{major}") and int(name[3 + len(str(major)) :] or 0) <= minor for name in kernels
+        )
+        if kernels and not fits and not any(name.startswith("compute_") for name in kernels):
+            yield Finding(
+                "problem",
+                f"torch {torch.__version__} has no kernels for this GPU (compute {major}.{minor}).",
+                "Install a newer torch, as pytorch.org says.",
+            )
+        else:
+            yield Finding("ok", f"torch {torch.__version__} works on {device.name}.")
+    elif driver_here:
+        yield Finding(
+            "problem",
+            f"A GPU driver is here, but torch {torch.__version__} cannot use it ({device.reason}).",
+            "Restart the runtime; if it stays so, install the CUDA build of torch that pytorch.org names.",
+        )
+    elif where() == "colab":
+        yield Finding(
+            "warning",
+            "No GPU is attached: training and drawing with the full models would take days.",
+            "Runtime > Change runtime type > T4 GPU; then run the cells again.",
+        )
+    elif where() == "kaggle":
+        yield Finding("warning", "No GPU is attached.", "Settings > Accelerator > GPU T4 x2; the notebook starts anew.")
+    else:
+        yield Finding(
+            "note", "No GPU: the embedded demo models work here; the full models want one.", "Use Colab for those."
+        )
+
+
+def _look_at_memory(device: Device) -> Iterator[Finding]:
+    ram = _ram_bytes()
+    if 0 < ram < _LITTLE_RAM:
+        yield Finding(
+            "warning", f"{ram / 1e9:.1f} GB of memory is little: converting a full model may end with exit code -9."
+        )
+    if device.kind == "cuda" and device.memory_bytes < 10e9:
+        yield Finding(
+            "warning",
+            f"{device.name} has {device.memory_bytes / 1e9:.0f} GB: full training of SD 1.5 wants about 10 GB.",
+            "Choose the method 'lora', or a larger GPU.",
+        )
+
+
+def _look_at_disks(root: Path | None) -> Iterator[Finding]:
+    here = free_bytes(Path.cwd())
+    level = "warning" if here < _LITTLE_DISK else "ok"
+    todo = "Delete what you no longer need on this machine." if level == "warning" else ""
+    yield Finding(level, f"{here / 1e9:.1f} GB are free on this machine's disk.", todo)
+    folder, problem = _within(_MOUNT_S, lambda: sessions_root(root))
+    if problem is None and folder is not None:
+        _there, problem = _within(_MOUNT_S, lambda: check_health(_first_existing(folder)))
+    if problem is not None:
+        yield Finding("problem", f"The sessions folder does not answer: {problem[0]}", problem[1])
+        return
+    free = free_bytes(folder)
+    on_drive = "MyDrive" in folder.parts or "Shareddrives" in folder.parts
+    if where() == "colab" and not on_drive:
+        yield Finding(
+            "warning", "Google Drive is not mounted: sessions would be lost with this machine.", "Run the Drive cell."
+        )
+    if free < _LITTLE_DRIVE:
+        yield Finding(
+            "warning",
+            f"{free / 1e9:.1f} GB are free where sessions are kept ({folder}).",
+            "Delete old sessions and empty Drive's trash: deleted files count until then."
+            if on_drive
+            else "Delete old sessions.",
+        )
+    else:
+        yield Finding("ok", f"{free / 1e9:.1f} GB are free where sessions are kept ({folder}).")
+
+
+def _first_existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, tuple[str, str] | None]:
+    """Do something that may hang on a dead mount; (result, None) or (None, (problem, hint))."""
+    answer: list[Any] = []
+
+    def run() -> None:
+        try:
+            answer.append((work(), None))
+        except FastSDError as err:
+            answer.append((None, (err.problem, err.hint)))
+        except OSError as err:
+            answer.append((None, (f"{err.strerror}.", "Look whether the folder opens in the file browser.")))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if answer:
+        return answer[0]
+    hint = "Runtime > Restart session, then run the Drive cell again. What was saved before is still there."
+    return None, (f"no answer within {seconds:.0f} s.", hint)
+
+
+def _look_at_versions() -> Iterator[Finding]:
+    specifiers = requirements_module().Requirement
+    for row in KNOWN_BAD:
+        version = _version(row.package)
+        if version is None or (row.only and row.only != where()):
+            continue
+        if not specifiers(f"x{row.versions}").specifier.contains(version, prereleases=True):
+            continue
+        if row.beside:
+            other = _version(row.beside[0])
+            if other is None or not specifiers(f"x{row.beside[1]}").specifier.contains(other, prereleases=True):
+                continue
+        yield Finding(row.level, f"{row.package} {version} {row.what}.", row.todo)
+    builds = {
+        name: version
+        for name in ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
+        if (version := _version(name))
+    }
+    if len(set(builds.values())) > 1:
+        listed = ", ".join(f"{name} {version}" for name, version in builds.items())
+        yield Finding("note", f"Several builds of OpenCV share one folder ({listed}); the last one installed is used.")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _look_at_imported() -> Iterator[Finding]:
+    for name in ("torch", "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "numpy"):
+        module = sys.modules.get(name)
+        imported, installed = getattr(module, "__version__", None), _version(name)
+        if imported and installed and str(imported) != installed:
+            yield Finding(
+                "problem",
+                f"{name} {imported} is in memory, but {installed} was installed meanwhile.",
+                "Restart the runtime (Colab: Runtime > Restart session).",
+            )
+
+
+def _look_at_settings() -> Iterator[Finding]:
+    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
+        for path in os.environ.get(name, "").split():
+            if "://" not in path and not Path(path).is_file():
+                yield Finding(
+                    "problem",
+                    f"{name} names {path}, which is not there: nothing can be installed.",
+                    f"Run: import os; os.environ.pop('{name}')",
+                )
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        yield Finding("note", "HF_HUB_OFFLINE is set: only models that are here already can be used.")
+    if os.environ.get("HF_ENDPOINT"):
+        yield Finding("note", "HF_ENDPOINT is set: models come from there instead of huggingface.co.")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        yield Finding("warning", "CUDA_VISIBLE_DEVICES is empty, which hides every GPU.", "Unset it.")
+
+
+def _look_at_tokens() -> Iterator[Finding]:
+    for name in _TOKENS:
+        value = secret(name)
+        if value and len(value.split()) > 1:
+            yield Finding("warning", f"{name} has a blank in it.", "Copy the token again, without blanks.")
+    here = [name for name in _TOKENS if secret(name)]
+    absent = [name for name in _TOKENS if name not in here]
+    yield Finding("ok", f"Tokens: {', '.join(here) or 'none'} set; {', '.join(absent) or 'none'} not set.")
+
+
+def _look_at_lock() -> Iterator[Finding]:
+    for name in ("dreambooth", "webui", "trocr"):
+        try:
+            report = install(name, dry_run=True)
+        except InstallError as err:
+            yield Finding("warning", f"{name}: {err.problem}", err.hint)
+            continue
+        if not report.changes:
+            yield Finding("ok", f"{name}: all {report.kept} packages are here and fit.")
+            continue
+        listed = ", ".join(change.name for change in report.changes[:6])
+        more = f" and {len(report.changes) - 6} more" if len(report.changes) > 6 else ""
+        yield Finding(
+            "note",
+            f"{name}: still to install are {listed}{more} ({report.bytes / 1e6:.0f} MB).",
+            f"Before you use it: fastsd install {name}",
+        )

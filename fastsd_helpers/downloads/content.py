@@ -1,0 +1,107 @@
+"""What a file is, by its bytes and not by its name: a model, or something that only looks like one."""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+from fastsd_helpers.errors import DownloadError
+
+__all__ = ["SUFFIXES", "describe_content", "require_model"]
+
+# What a kind is called, and the ending its files have.
+SUFFIXES = {
+    "safetensors": ".safetensors",
+    "checkpoint": ".ckpt",
+    "gguf": ".gguf",
+    "onnx": ".onnx",
+    "zip archive": ".zip",
+}
+_MODELS = ("safetensors", "checkpoint", "gguf", "onnx")
+_LARGEST_HEADER = 100_000_000  # the limit of the format's own library
+
+
+def describe_content(path: Path) -> str:
+    """Name the kind of a file: safetensors, checkpoint, gguf, onnx, zip archive, web page, program, text, empty, data.
+
+    A safetensors file whose length is not what its header says is "broken safetensors".
+    """
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if not head:
+        return "empty"
+    lowered = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if lowered.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "web page"
+    if head.startswith((b"MZ", b"\x7fELF", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")):
+        return "program"
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "checkpoint"  # torch's format before zip files: a bare pickle
+    if len(head) >= 9 and head[8:9] == b"{":
+        return _kind_of_safetensors(path, struct.unpack("<Q", head[:8])[0])
+    if path.suffix.lower() == ".onnx" and head[:1] == b"\x08":
+        return "onnx"
+    if not set(head) - set(range(32, 127)) - {9, 10, 13}:
+        return "text"
+    return "data"
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return "broken checkpoint"
+    return "checkpoint" if pickles else "zip archive"
+
+
+def _kind_of_safetensors(path: Path, length: int) -> str:
+    """Source: the safetensors format description (8 bytes of length, a JSON header, then the tensors' bytes)."""
+    size = path.stat().st_size
+    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        return "data" if length > _LARGEST_HEADER else "broken safetensors"
+    try:
+        with open(path, "rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return "broken safetensors"
+    return "safetensors" if 8 + length + max(ends, default=0) == size else "broken safetensors"
+
+
+def require_model(path: Path, shown: str) -> str:
+    """Return the kind of a model file.
+
+    Args:
+        path: the file that arrived.
+        shown: where it came from, for the message.
+
+    Raises:
+        DownloadError: it is none; the sentence says what it is and what usually is the reason.
+    """
+    kind = describe_content(path)
+    if kind in _MODELS or kind == "data":
+        return kind
+    if kind == "web page":
+        raise DownloadError(
+            f"{shown} gave a web page instead of a file.",
+            "The site wants a login or a token, or the link is that of a page: paste the link of the download itself.",
+        )
+    if kind == "program":
+        raise DownloadError(
+            f"{shown} is a program, not a model.",
+            "Nothing of it was kept. Choose a .safetensors file from a source you trust.",
+        )
+    if kind.startswith("broken"):
+        raise DownloadError(
+            f"{shown} is not a whole {kind.removeprefix('broken ')} file: its own table of contents does not fit its "
+            "length.",
+            "Run this again; if it stays so, the source itself is damaged: use another one.",
+        )
+    what = "an empty file" if kind == "empty" else f"a {kind}" if kind == "zip archive" else "plain text"
+    raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")

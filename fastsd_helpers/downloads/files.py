@@ -1,0 +1,352 @@
+"""fetch(): one file from the Hub, CivitAI, Google Drive, GitHub or any address becomes a whole, checked local file."""
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from fastsd_helpers.downloads.content import SUFFIXES, require_model
+from fastsd_helpers.downloads.hub_files import fetch_hub_file
+from fastsd_helpers.downloads.links import HubFile, Link, confirm_drive, find_link, is_link, safe_name, show_url
+from fastsd_helpers.downloads.table import models_table
+from fastsd_helpers.downloads.transfer import Answer, Remote, part_name, transfer
+from fastsd_helpers.drive import copy_verified, drive_errors, free_bytes, sha256_of
+from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
+
+__all__ = ["Wanted", "fetch", "fetch_all", "models_folder"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file for `fetch_all`: the arguments of `fetch`."""
+
+    source: str | HubFile | Path
+    folder: Path | None = None
+    name: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    mirrors: tuple[str | HubFile, ...] = ()
+
+
+class _AlreadyHere(Exception):
+    """The server's name for the file is that of a whole file in the folder."""
+
+
+def models_folder() -> Path:
+    """Where files go when no folder is named: FASTSD_MODELS, else `fastsd/models` in the user's cache."""
+    named = os.environ.get("FASTSD_MODELS")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastsd" / "models"
+
+
+def fetch(
+    source: str | HubFile | Path,
+    folder: Path | None = None,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    sha256: str | None = None,
+    mirrors: Sequence[str | HubFile] = (),
+    overwrite: bool = False,
+    models_only: bool = True,
+) -> Path:
+    """Bring one file onto this machine and return its path; a whole copy from before is kept.
+
+    It arrives under another name (`.….part`), is compared with the expected size and sha256, looked into, and only
+    then gets its own: a file with its own name is always whole. A stopped download goes on where it stopped.
+
+    Args:
+        source: a registry key (its single-file checkpoint), a web address (Hub, CivitAI page or download, Google Drive,
+            GitHub, any other), a HubFile, or a file that is here already.
+        folder: where it goes; `models_folder()` when left alone.
+        name: its name there; the site's own when left alone.
+        size: expected bytes. sha256: expected hash, lower-case hex.
+        mirrors: further sources of the same file, tried in order.
+        overwrite: replace a file of that name with other content.
+        models_only: refuse what is no model file (a web page, a program, text).
+
+    Raises:
+        DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
+        DiskFull, DriveReadOnly, DriveError: the disk.
+    """
+    if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):
+        found = _not_a_link(str(source).strip())
+        if isinstance(found, Path):
+            return found
+        source, size, sha256 = found
+    folder = Path(folder).expanduser() if folder is not None else models_folder()
+    if name is not None:
+        safe_name(name)
+    with drive_errors(folder, "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+    failures: list[FastSDError] = []
+    for item in (source, *mirrors):
+        try:
+            return _fetch_one(item, folder, name, size, sha256, overwrite, models_only)
+        except (DownloadError, ModelNotFound) as err:
+            failures.append(err)
+            if len(mirrors) >= len(failures):
+                logger.warning("%s Trying the next source.", err.problem)
+    if len(failures) == 1:
+        raise failures[0]
+    problems = " ".join(err.problem for err in failures)
+    raise DownloadError(f"None of the {len(failures)} sources worked. {problems}", failures[0].hint) from failures[-1]
+
+
+def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | FastSDError]:
+    """Fetch several files, a few at a time; one that fails does not stop the others.
+
+    Returns:
+        For each, in the given order, its path or the error that a single `fetch` would have raised.
+    """
+    known = sum(item.size or 0 for item in wanted)
+    place = next((item.folder for item in wanted if item.folder), None) or models_folder()
+    free = free_bytes(place)
+    if known > free:
+        raise DiskFull(
+            f"These {len(wanted)} files take {known / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left.",
+            "Choose fewer, or a folder on a larger disk.",
+        )
+    stopped = threading.Event()
+
+    def one(item: Wanted) -> Path | FastSDError:
+        if stopped.is_set():
+            return DownloadError("Stopped before it began.", "Run this again.")
+        try:
+            return fetch(
+                item.source, item.folder, name=item.name, size=item.size, sha256=item.sha256, mirrors=item.mirrors
+            )
+        except DiskFull as err:
+            stopped.set()  # the others would fill what is left
+            return err
+        except FastSDError as err:
+            return err
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
+        return list(pool.map(one, wanted))
+
+
+def _not_a_link(text: str) -> Path | tuple[HubFile, int | None, str | None]:
+    row = models_table().get(text)
+    if row and "checkpoint" in row:
+        about = row["checkpoint"]
+        return HubFile(about["repo"], about["file"]), about.get("bytes"), about.get("sha256")
+    path = Path(text).expanduser()
+    if text and path.is_file():
+        return path.resolve()
+    if row:
+        raise ModelNotFound(
+            f"'{text}' has no single file to download.",
+            "Use it as a base model: it is fetched as a folder when needed.",
+        )
+    keys = ", ".join(key for key, row in models_table().items() if "checkpoint" in row)
+    raise ModelNotFound(
+        f"'{text}' is no file here, no link and no key of a single-file model.",
+        f"Paste a link, or choose one of {keys}.",
+    )
+
+
+def _fetch_one(
+    source: Any,
+    folder: Path,
+    name: str | None,
+    size: int | None,
+    sha256: str | None,
+    overwrite: bool,
+    models_only: bool,
+) -> Path:
+    found = source if isinstance(source, HubFile) else find_link(str(source))
+    if isinstance(found, HubFile):
+        target = folder / safe_name(name or found.file.rsplit("/", 1)[-1])
+        if _is_here(target, size, sha256, overwrite):
+            return target
+        kept = fetch_hub_file(found, size=size, sha256=sha256)
+        if models_only:
+            require_model(kept, f"{found.file} of {found.repo}")
+        return _place(kept, target, overwrite)
+    found = replace(found, name=name or found.name, size=size or found.size, sha256=sha256 or found.sha256)
+    if found.name and _is_here(folder / safe_name(found.name), found.size, found.sha256, overwrite):
+        return folder / found.name
+    return _fetch_link(found, folder, overwrite, models_only)
+
+
+def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool) -> bool:
+    """Whether a whole copy is there already; one with other content is refused unless it may be replaced."""
+    if not target.exists():
+        return False
+    if not target.is_file():
+        raise DownloadError(f"{target} is a folder.", "Choose another name.")
+    if (size is None or target.stat().st_size == size) and (sha256 is None or sha256_of(target) == sha256):
+        logger.info("%s is here already.", target)
+        return True
+    if overwrite:
+        return False
+    raise DownloadError(
+        f"{target} is here already, with other content than the source has.",
+        "Move it away, choose another name, or allow it to be replaced (--overwrite).",
+    )
+
+
+def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) -> Path:
+    part = folder / part_name(safe_name(link.name or "download"), link.url)
+    shown = show_url(link.url)
+    chosen: list[Path] = []
+
+    def begun(remote: Remote) -> None:
+        target = folder / safe_name(link.name or remote.name or unquote(urlsplit(link.url).path.rsplit("/", 1)[-1]))
+        if link.name is None and _is_here(target, remote.total, link.sha256, overwrite):
+            chosen[:] = [target]
+            raise _AlreadyHere
+        chosen[:] = [target]
+        about = f", {remote.total / 1e9:.2f} GB" if remote.total else ""
+        logger.info("Downloading %s%s from %s.", target.name, about, shown)
+
+    with _only_one(part):
+        try:
+            remote = _transfer(link, part, begun)
+        except _AlreadyHere:
+            _remove_part(part)
+            return chosen[0]
+        problem = _problem_with(part, link, remote)
+        if problem:
+            logger.warning("%s %s; fetching it again from the start.", shown, problem)
+            _remove_part(part)
+            problem = _problem_with(part, link, _transfer(link, part, begun))
+        if problem:
+            _remove_part(part)
+            raise DownloadError(
+                f"{shown} {problem}, twice.",
+                "The source has another version, or something on the way changes files: use another source.",
+            )
+        target = chosen[0]
+        if models_only:
+            try:
+                kind = require_model(part, shown)
+            except DownloadError:
+                _remove_part(part)
+                raise
+            if target.suffix == "" and kind in SUFFIXES:
+                target = target.with_name(safe_name(target.name + SUFFIXES[kind]))
+        if target.exists() and not overwrite:
+            if _is_here(target, part.stat().st_size, sha256_of(part), overwrite):
+                _remove_part(part)
+            return target
+        with drive_errors(target, "write"):
+            os.replace(part, target)
+        part.with_name(part.name + ".json").unlink(missing_ok=True)
+        return target
+
+
+def _transfer(link: Link, part: Path, begun: Any) -> Remote:
+    remote = transfer(
+        link.url, part, token=link.token, cookies=link.cookies, size=link.size, sha256=link.sha256, begun=begun
+    )
+    if remote.is_page and link.site == "drive" and remote.status == 200:
+        link = confirm_drive(link, Answer(200, remote.head, {}, remote.cookies))
+        remote = transfer(link.url, part, cookies=link.cookies, size=link.size, sha256=link.sha256, begun=begun)
+    if remote.status in (200, 206) and not remote.is_page:
+        return remote
+    raise _refusal(link, remote)
+
+
+def _refusal(link: Link, remote: Remote) -> DownloadError:
+    shown = show_url(link.url)
+    tokens = {"civitai": "CIVITAI_TOKEN"}
+    if remote.status in (401, 403):
+        name = tokens.get(link.site)
+        if name and link.token:
+            return DownloadError(
+                f"{shown} refuses the token given in {name} (answer {remote.status}).",
+                "It may be wrong or expired, or the model is in early access: open its page while logged in.",
+            )
+        if name:
+            return DownloadError(
+                f"{shown} asks for a login (answer {remote.status}).",
+                f"Make an API key in your account there and set it as {name} (environment variable, or a Colab or "
+                "Kaggle secret).",
+            )
+        return DownloadError(
+            f"{shown} refuses access (answer {remote.status}).",
+            "It wants a login: download it in a browser, put it on your Drive and give the path.",
+        )
+    if remote.status in (404, 410):
+        return DownloadError(f"{shown} is not there (answer {remote.status}).", "Check the link in a browser.")
+    if remote.is_page:
+        hint = (
+            "The site wants a login or a token, or the link is that of a page: paste the link of the download itself."
+        )
+        if link.site in tokens:
+            hint = f"It wants a login: set an API key of your account as {tokens[link.site]}."
+        return DownloadError(f"{shown} gave a web page instead of a file.", hint)
+    return DownloadError(f"{shown} answered {remote.status}.", "Check the link in a browser.")
+
+
+def _problem_with(part: Path, link: Link, remote: Remote) -> str | None:
+    found = part.stat().st_size
+    for wanted in (link.size, remote.total):
+        if wanted is not None and found != wanted:
+            return f"gave {found} of {wanted} bytes"
+    if link.sha256 is not None and sha256_of(part) != link.sha256:
+        return "gave other bytes than its sha256 promises"
+    return None
+
+
+def _remove_part(part: Path) -> None:
+    for path in (part, part.with_name(part.name + ".json")):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_one(part: Path) -> Iterator[None]:
+    """Refuse a second download of the same file into the same folder at the same time."""
+    import fcntl
+
+    with drive_errors(part, "write"):
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise DownloadError(
+                "The same file is being downloaded to the same folder right now.", "Wait for it, then run this again."
+            ) from err
+        except OSError as err:  # some mounts know no locks
+            logger.debug("%s cannot be locked: %s.", part, err)
+        yield
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            if part.stat().st_size == 0:
+                _remove_part(part)
+
+
+def _place(kept: Path, target: Path, overwrite: bool) -> Path:
+    """Give a file of the Hub's cache its name in a folder: a hard link where the disk allows, else a copy."""
+    kept = kept.resolve()
+    with drive_errors(target, "write"):
+        if overwrite:
+            target.unlink(missing_ok=True)
+        try:
+            os.link(kept, target)
+            return target
+        except FileExistsError:
+            return target
+        except OSError as err:
+            logger.debug("%s cannot be linked to %s (%s): it is copied.", kept, target, err)
+    if kept.stat().st_size > free_bytes(target.parent):
+        raise DiskFull(
+            f"{target.name} takes {kept.stat().st_size / 1e9:.1f} GB, and {target.parent} has "
+            f"{free_bytes(target.parent) / 1e9:.1f} GB left.",
+            "Free some space, or choose a folder on a larger disk.",
+        )
+    copy_verified(kept, target, sha256=sha256_of(kept), point=None)
+    return target

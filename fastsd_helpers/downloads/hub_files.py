@@ -1,0 +1,122 @@
+"""One file of a Hub repository, through huggingface_hub (its cache, tokens, Xet storage and HF_ENDPOINT)."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.downloads.hub import HubRepo, network_errors, with_retries
+from fastsd_helpers.downloads.links import HubFile
+from fastsd_helpers.downloads.pipeline import file_hash
+from fastsd_helpers.drive import free_bytes
+from fastsd_helpers.errors import DiskFull, DownloadError, ModelError, ModelNotFound
+
+__all__ = ["fetch_hub_file"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_SPARE_BYTES = 200 * 2**20
+
+
+def fetch_hub_file(
+    wanted: HubFile, *, size: int | None = None, sha256: str | None = None, cache_dir: Path | None = None
+) -> Path:
+    """Download one file into the Hub's cache, compare it with the Hub's hash and with ours, and return it.
+
+    Raises:
+        DownloadError: it is not there, may not be had, or is not what was expected. DiskFull, DriveReadOnly: the disk.
+    """
+    hub = HubRepo(wanted.repo, wanted.revision, cache_dir)
+    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        path = _cached(hub, wanted)
+        if path is None:
+            raise DownloadError(
+                f"{wanted.file} of {wanted.repo} is not on this machine and HF_HUB_OFFLINE is set.",
+                "Unset it to download once.",
+            )
+        _require(path, wanted, size, sha256)
+        return path
+    try:
+        for last_try in (False, True):
+            path, announced = _download(hub, wanted, size, sha256)
+            expected = sha256 or announced
+            if expected is None or file_hash(path) == expected:
+                return path
+            for damaged in {path, path.resolve()}:
+                damaged.unlink(missing_ok=True)
+            logger.warning("%s arrived damaged%s.", wanted.file, "" if last_try else "; fetching it again")
+    except (OSError, ValueError, RuntimeError, *network_errors()) as err:
+        raise _translate(hub, wanted, err) from err
+    raise DownloadError(
+        f"{wanted.file} of {wanted.repo} arrived twice with other content than its sha256 promises.",
+        "Something between this machine and the Hub changes downloads (a proxy, a mirror): check HF_ENDPOINT.",
+    )
+
+
+def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) -> tuple[Path, str | None]:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    url = hf_hub_url(wanted.repo, wanted.file, revision=wanted.revision, endpoint=hub.endpoint)
+    about = with_retries(lambda: get_hf_file_metadata(url, token=hub.token), also=network_errors())
+    announced = about.etag if about.etag and len(about.etag) == 64 else None
+    if size is not None and about.size is not None and about.size != size:
+        raise DownloadError(
+            f"{wanted.file} of {wanted.repo} has {about.size} bytes, where {size} are expected.",
+            "The repository has another version now; report it, or use another source.",
+        )
+    if sha256 is not None and announced is not None and announced != sha256:
+        raise DownloadError(
+            f"{wanted.file} of {wanted.repo} is another version than the one expected (its sha256 differs).",
+            "The repository has changed; report it, or use another source.",
+        )
+    if _cached(hub, wanted) is None:
+        _check_room(hub, wanted, about)
+
+    def download() -> str:
+        return hf_hub_download(
+            wanted.repo,
+            wanted.file,
+            revision=wanted.revision,
+            cache_dir=hub.cache_dir,
+            endpoint=hub.endpoint,
+            token=hub.token,
+        )
+
+    return Path(with_retries(download, also=network_errors())), announced
+
+
+def _check_room(hub: HubRepo, wanted: HubFile, about: Any) -> None:
+    free = free_bytes(hub.cache_dir)
+    if (about.size or 0) + _SPARE_BYTES > free:
+        raise DiskFull(
+            f"{wanted.file} takes {(about.size or 0) / 1e9:.1f} GB, and {hub.cache_dir} has {free / 1e9:.1f} GB left.",
+            "Free some space, or set HF_HOME to a folder on a larger disk.",
+        )
+    logger.info("Downloading %s of %s (%.2f GB).", wanted.file, wanted.repo, (about.size or 0) / 1e9)
+
+
+def _cached(hub: HubRepo, wanted: HubFile) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(wanted.repo, wanted.file, cache_dir=hub.cache_dir, revision=wanted.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _require(path: Path, wanted: HubFile, size: int | None, sha256: str | None) -> None:
+    if (size is not None and path.stat().st_size != size) or (sha256 is not None and file_hash(path) != sha256):
+        raise DownloadError(
+            f"The copy of {wanted.file} in the cache is damaged.", "Unset HF_HUB_OFFLINE to fetch it again."
+        )
+
+
+def _translate(hub: HubRepo, wanted: HubFile, err: Exception) -> Exception:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(err, EntryNotFoundError) and not isinstance(err, LocalEntryNotFoundError):
+        return DownloadError(
+            f"{wanted.repo} has no file '{wanted.file}'.", f"See its files at {hub.endpoint}/{wanted.repo}/tree/main."
+        )
+    said = hub.translate(err)
+    if isinstance(said, (ModelError, ModelNotFound)):
+        return DownloadError(said.problem, said.hint)
+    return said

@@ -1,0 +1,209 @@
+"""A Python to install into: this one, or an environment of its own made by uv."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DependencyMissing, InstallError
+
+__all__ = ["Environment", "find_uv", "make_environment", "own_environ", "read_environment"]
+
+# Colab sets these for its own Python; an environment of ours must not follow its constraints. Settings about the
+# network (index, certificates, proxy, cache) stay.
+_PLATFORM_SETTINGS = (
+    "PIP_BUILD_CONSTRAINT",
+    "PIP_CONSTRAINT",
+    "PIP_REQUIRE_VIRTUALENV",
+    "PIP_TARGET",
+    "PIP_USER",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONUSERBASE",
+    "UV_BREAK_SYSTEM_PACKAGES",
+    "UV_BUILD_CONSTRAINT",
+    "UV_CONSTRAINT",
+    "UV_EXCLUDE_NEWER",
+    "UV_OVERRIDE",
+    "UV_PRERELEASE",
+    "UV_PROJECT_ENVIRONMENT",
+    "UV_PYTHON",
+    "UV_SYSTEM_PYTHON",
+    "UV_TORCH_BACKEND",
+    "VIRTUAL_ENV",
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One Python and what is installed in it, as far as it was asked."""
+
+    python: Path
+    version: str  # "3.13.15"
+    prefix: Path
+    site: Path  # where pure packages go
+    platform: str  # "linux x86_64"
+    managed: bool  # the system's package manager forbids pip here (PEP 668)
+    installed: dict[str, str]  # canonical name -> version
+    is_this: bool
+
+    @property
+    def minor(self) -> str:
+        """Its version as sets are named: "3.13"."""
+        return ".".join(self.version.split(".")[:2])
+
+
+def _describe(names: list[str]) -> dict[str, Any]:
+    # Also run inside another Python, as source text: it imports what it needs itself.
+    import importlib.metadata
+    import os
+    import platform
+    import sys
+    import sysconfig
+
+    installed = {}
+    for name in names:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    managed = os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))
+    return {
+        "version": platform.python_version(),
+        "prefix": sys.prefix,
+        "site": sysconfig.get_path("purelib"),
+        "platform": sys.platform + " " + platform.machine(),
+        "managed": managed and sys.prefix == sys.base_prefix,
+        "installed": installed,
+    }
+
+
+def read_environment(python: Path | str | None = None, names: Iterable[str] = ()) -> Environment:
+    """Describe a Python: its version, where it installs to, and which of `names` it has.
+
+    Args:
+        python: its interpreter, or the folder of an environment; this very Python when None.
+        names: canonical package names to look up.
+
+    Raises:
+        InstallError: there is no working Python.
+    """
+    asked = sorted(set(names))
+    if python is None or _is_this(Path(python)):
+        importlib.invalidate_caches()  # something may have been installed since they were filled
+        return _environment_from(Path(sys.executable), _describe(asked), is_this=True)
+    interpreter = _interpreter(Path(python))
+    code = f"from __future__ import annotations\n{inspect.getsource(_describe)}\nimport json, sys\n"
+    code += "print(json.dumps(_describe(json.load(sys.stdin))))"
+    command = [str(interpreter), "-I", "-c", code]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=True, env=own_environ()
+        )
+        said = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as err:
+        detail = (getattr(err, "stderr", None) or str(err)).strip().splitlines()[-1:]
+        raise InstallError(
+            f"The Python {interpreter} does not work{': ' + detail[0] if detail else ''}.",
+            "Delete that environment and make it again.",
+        ) from err
+    return _environment_from(interpreter, said, is_this=False)
+
+
+def _environment_from(python: Path, said: dict[str, Any], *, is_this: bool) -> Environment:
+    return Environment(
+        python=python,
+        version=said["version"],
+        prefix=Path(said["prefix"]),
+        site=Path(said["site"]),
+        platform=said["platform"],
+        managed=said["managed"],
+        installed=said["installed"],
+        is_this=is_this,
+    )
+
+
+def _interpreter(path: Path) -> Path:
+    path = path.expanduser()
+    return path / ("Scripts/python.exe" if os.name == "nt" else "bin/python") if path.is_dir() else path
+
+
+def _is_this(path: Path) -> bool:
+    # Not resolved: an environment's interpreter is a link to the Python it was made from.
+    return _interpreter(path).absolute() == Path(sys.executable).absolute()
+
+
+def own_environ() -> dict[str, str]:
+    """The process environment without what the platform set for its own Python (Colab's UV_CONSTRAINT and others).
+
+    For everything that is installed into, or run in, an environment of our own.
+    """
+    return {name: value for name, value in os.environ.items() if name not in _PLATFORM_SETTINGS}
+
+
+def find_uv() -> Path | None:
+    """The uv program: the one on the path, or that of the installed uv package; None when there is none."""
+    found = shutil.which("uv")
+    if found:
+        return Path(found)
+    beside = Path(sys.executable).with_name("uv")
+    if beside.is_file():
+        return beside
+    with contextlib.suppress(ImportError, FileNotFoundError):
+        import uv
+
+        return Path(uv.find_uv_bin())
+    return None
+
+
+def make_environment(folder: Path, *, python: str = "3.11") -> Path:
+    """Make an environment of our own with uv and return its interpreter; one that is there already is kept.
+
+    uv looks for a Python of that version on the machine and downloads one when there is none.
+
+    Args:
+        folder: where it is made; on a local disk, since Drive is far too slow for thousands of small files.
+        python: the minor version, such as "3.11", or the path of an interpreter of it.
+
+    Raises:
+        DependencyMissing: uv is not installed. InstallError: it could not be made; the hint says what to do.
+    """
+    folder = Path(folder).expanduser().absolute()
+    minor = read_environment(python).minor if os.sep in python else python
+    interpreter = _interpreter(folder) if folder.is_dir() else folder / "bin" / "python"
+    if interpreter.exists():
+        found = read_environment(interpreter)
+        if found.minor == minor:
+            return interpreter
+        raise InstallError(
+            f"{folder} is an environment of Python {found.minor}, and Python {minor} is needed.",
+            "Delete that folder, or choose another one.",
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InstallError(
+            f"{folder} is not empty, so no environment is made in it.", "Delete that folder, or choose another one."
+        )
+    uv = find_uv()
+    if uv is None:
+        raise DependencyMissing("uv is not installed, and it makes the environment.", "Run: pip install uv")
+    command = [str(uv), "venv", "--quiet", "--no-project", "--python", python, str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=own_environ())
+        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["uv said nothing"])[-1]
+    except (OSError, subprocess.TimeoutExpired) as err:
+        reason = str(err)
+    if reason:
+        raise InstallError(
+            f"The environment {folder} could not be made with Python {python}: {reason}",
+            f"uv needs a Python {minor} here, or the network to fetch one: `uv python install {minor}`.",
+        )
+    return interpreter

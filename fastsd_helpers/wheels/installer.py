@@ -1,0 +1,410 @@
+"""Install a set of wheels.lock: the difference only, with uv (or pip), hash-checked, then proved by importing it."""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.drive import free_bytes
+from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
+from fastsd_helpers.runtime import redact
+from fastsd_helpers.wheels.difference import Change, Plan, make_plan, names_to_ask
+from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
+from fastsd_helpers.wheels.lockfile import Lock, LockedRow, read_lock
+from fastsd_helpers.wheels.proof import prove
+
+__all__ = ["InstallReport", "install"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_UNPACKED = 4  # a wheel's room once it is unpacked, as a multiple of its size; the download itself is within
+_WAIT_S = 600.0  # for another installation into the same Python
+
+
+@dataclass(frozen=True)
+class InstallReport:
+    """What an installation did, or would do."""
+
+    name: str
+    python: str  # version
+    path: Path  # its interpreter
+    changes: tuple[Change, ...]
+    kept: int
+    bytes: int
+    seconds: float
+    tool: str  # uv, pip, or none when nothing was missing
+    restart: tuple[str, ...]  # packages this process has imported at another version: restart it
+    modules: tuple[str, ...]  # imported in a fresh interpreter as proof
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        if not self.changes:
+            return [
+                f"Everything '{self.name}' needs is here already: {self.kept} packages checked in {self.seconds:.1f} s."
+            ]
+        verb = "Would install" if self.dry_run else "Installed"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        lines = [f"{verb} {len(self.changes)} of {len(self.changes) + self.kept} packages ({size}) for '{self.name}':"]
+        for change in self.changes:
+            arrow = f"{change.before} -> {change.after}" if change.before else change.after
+            lines.append(f"  {change.name} {arrow}  ({change.bytes / 1e6:.1f} MB; {change.reason})")
+        if not self.dry_run:
+            lines.append(
+                f"Done in {self.seconds:.1f} s with {self.tool}; {len(self.modules)} modules import in a fresh Python."
+            )
+        if self.restart:
+            lines.append(
+                f"Restart the runtime now: {', '.join(self.restart)} was imported here before and is another "
+                "version now (Colab: Runtime > Restart session)."
+            )
+        return lines
+
+
+def install(
+    name: str,
+    *,
+    python: Path | str | None = None,
+    wheel_folder: Path | None = None,
+    offline: bool | None = None,
+    skip: Iterable[str] = (),
+    lock: Path | None = None,
+    dry_run: bool = False,
+    check_imports: bool = True,
+    timeout_s: float = 1800,
+) -> InstallReport:
+    """Install what a set asks for and a Python lacks; with nothing missing it returns at once.
+
+    Everything is downloaded and its sha256 compared before the first file is changed. Two installations into one Python
+    wait for each other.
+
+    Args:
+        name: a set of wheels.lock: `dreambooth`, `webui`, `trocr`, `trocr-int8`, or a web UI's such as `a1111`.
+        python: the interpreter or the folder of the environment to install into; this very Python when None. The set
+            of a web UI is never installed into this one: see `make_environment`.
+        wheel_folder: a folder of wheels and archives to install from, by their names in the lock.
+        offline: ask no network; left alone, True exactly when there is a `wheel_folder`. False with a folder takes from
+            it what is there (such as a commit archive whose host cannot be reached) and the rest from the index.
+        skip: names or patterns (`torch`, `nvidia-*`) that the caller installs otherwise.
+        lock: another lock file.
+        dry_run: only say what would be installed.
+        check_imports: import every new module in a fresh Python afterwards.
+        timeout_s: how long uv or pip may take.
+
+    Raises:
+        InstallError: it failed; nothing was changed unless the sentence says so. DependencyMissing: neither uv nor pip.
+        DiskFull: not enough room.
+    """
+    started = time.monotonic()
+    found = read_lock(lock)
+    skip = tuple(skip)
+    plan = _plan(found, name, python, skip)
+    if dry_run or not plan.changes:
+        return _report(plan, started, tool="none", dry_run=dry_run)
+    environment = plan.environment
+    _check_place(plan)
+    with _one_at_a_time(environment.prefix):
+        plan = _plan(found, name, python, skip)  # another installation may have done it meanwhile
+        if not plan.changes:
+            return _report(plan, started, tool="none")
+        logger.info(
+            "Installing %d packages (%.0f MB) for '%s' into %s.",
+            len(plan.changes),
+            plan.bytes / 1e6,
+            name,
+            environment.prefix,
+        )
+        imported = _imported_versions(plan) if environment.is_this else {}
+        offline = wheel_folder is not None if offline is None else offline
+        tool = _run(plan, wheel_folder, offline, timeout_s)
+        after = read_environment(python, [row.name for row in plan.rows])
+        wrong = [row.name for row in plan.rows if after.installed.get(row.name, "").partition("+")[0] != row.version]
+        if wrong:
+            raise InstallError(
+                f"{tool} said it was done, but {', '.join(wrong)} is not installed as locked.",
+                "Run this again; if it stays so, restart the runtime first.",
+            )
+        modules: tuple[str, ...] = ()
+        if check_imports:
+            proof = prove(environment, [row.name for row in plan.rows])
+            if proof.problems:
+                more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
+                raise InstallError(
+                    f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
+                    "Restart the runtime and run this again; if it stays so, report it with `fastsd doctor`.",
+                )
+            modules = proof.modules
+    now = {row.name: row.version for row in plan.rows}
+    restart = tuple(sorted(package for package, version in imported.items() if now.get(package) != version))
+    return _report(plan, started, tool=tool, restart=restart, modules=modules)
+
+
+def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...]) -> Plan:
+    candidates = [item for item in lock.sets if item.name == name]
+    names = set().union(*(names_to_ask(item) for item in candidates))
+    environment = read_environment(python, names)
+    lock_set = lock.find(name, environment.minor)
+    if lock_set.own_environment and environment.is_this:
+        raise InstallError(
+            f"'{name}' needs an environment of its own: its old packages would break this Python.",
+            f"Use `fastsd webui install --ui {name}`, or give the interpreter of a new environment.",
+        )
+    if lock_set.platform != environment.platform:
+        raise InstallError(
+            f"wheels.lock was made for {lock_set.platform}, and this is {environment.platform}.",
+            f'Install without the lock: pip install "fastsd_helpers[{name}]".',
+        )
+    return make_plan(lock_set, environment, skip=skip)
+
+
+def _report(
+    plan: Plan,
+    started: float,
+    *,
+    tool: str,
+    dry_run: bool = False,
+    restart: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
+) -> InstallReport:
+    return InstallReport(
+        name=plan.lock_set.name,
+        python=plan.environment.version,
+        path=plan.environment.python,
+        changes=plan.changes,
+        kept=plan.kept,
+        bytes=plan.bytes,
+        seconds=time.monotonic() - started,
+        tool=tool,
+        restart=restart,
+        modules=modules,
+        dry_run=dry_run,
+    )
+
+
+def _imported_versions(plan: Plan) -> dict[str, str]:
+    """The packages of the plan that this process has imported, with the version it has in memory."""
+    import importlib.metadata
+
+    changed = {row.name for row in plan.rows}
+    found = {}
+    for module, packages in importlib.metadata.packages_distributions().items():
+        for package in packages:
+            name = re.sub(r"[-_.]+", "-", package).lower()
+            if name in changed and module in sys.modules:
+                found[name] = str(getattr(sys.modules[module], "__version__", plan.environment.installed.get(name)))
+    return found
+
+
+def _check_place(plan: Plan) -> None:
+    environment = plan.environment
+    if environment.managed:
+        raise InstallError(
+            f"The Python {environment.python} belongs to the operating system, which allows no packages in it.",
+            "Make an environment (python3 -m venv .venv) and run this with its Python.",
+        )
+    try:
+        with tempfile.TemporaryFile(dir=environment.site):
+            pass
+    except OSError as err:
+        raise InstallError(
+            f"Packages cannot be written to {environment.site}: {err.strerror}.",
+            "Make an environment (python3 -m venv .venv) and run this with its Python.",
+        ) from err
+    needed, free = plan.bytes * _UNPACKED, free_bytes(environment.site)
+    if needed > free:
+        raise DiskFull(
+            f"'{plan.lock_set.name}' needs {needed / 1e9:.1f} GB while it is installed, and {environment.prefix} has "
+            f"{free / 1e9:.1f} GB left.",
+            "Free some space on this machine (not on Drive), then run this again.",
+        )
+
+
+@contextlib.contextmanager
+def _one_at_a_time(prefix: Path) -> Iterator[None]:
+    """Hold a lock for one Python, which goes with this process however that ends."""
+    import fcntl
+
+    name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"fastsd-install-{os.getuid()}-{name}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        deadline, waited = time.monotonic() + _WAIT_S, False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as err:
+                if err.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+            if time.monotonic() > deadline:
+                raise InstallError(
+                    f"Another installation into {prefix} has been running for {_WAIT_S / 60:.0f} minutes.",
+                    "Wait for it, or stop it, then run this again.",
+                )
+            if not waited:
+                logger.info("Another installation into %s is running; waiting for it.", prefix)
+                waited = True
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float) -> str:
+    """Let uv, or pip, install the plan's rows; returns the tool's name."""
+    environment = plan.environment
+    folder = Path(wheel_folder).expanduser().absolute() if wheel_folder else None
+    if folder is not None and not folder.is_dir():
+        raise InstallError(f"There is no folder of wheels {folder}.", "Check its path.")
+    with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
+        rows = Path(work, "requirements.txt")
+        rows.write_text("".join(f"{_line(row, folder)}\n" for row in plan.rows), encoding="utf-8")
+        build = Path(work, "build.txt")
+        # Without hashes, because pip and uv would then want one of everything a build asks for.
+        build.write_text(re.sub(r" --hash=\S+", "", plan.lock_set.build) + "\n", encoding="utf-8")
+        uv = find_uv()
+        environ = dict(os.environ) if environment.is_this else own_environ()
+        if uv is not None:
+            tool = "uv"
+            command = [str(uv), "pip", "install", "--no-config", "--no-progress", "--python", str(environment.python)]
+            command += ["--no-deps", "--require-hashes", "--build-constraints", str(build), "-r", str(rows)]
+            command += ["--offline", "--no-index"] if offline else []
+        else:
+            tool = "pip"
+            command = [*_pip(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
+            command += ["--require-hashes", "--no-color", "-r", str(rows)]
+            command += ["--no-index"] if offline else []
+            environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
+        command += ["--find-links", str(folder)] if folder else []
+        try:
+            # In a folder of its own: uv would read a project's settings from the current one.
+            done = subprocess.run(
+                command,
+                cwd=work,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as err:
+            raise InstallError(
+                f"{tool} did not finish within {timeout_s / 60:.0f} minutes.",
+                "Check the network and run this again: what was downloaded is kept.",
+            ) from err
+    if done.returncode != 0:
+        raise _explain(tool, done.stdout, plan, wheel_folder)
+    return tool
+
+
+def _line(row: LockedRow, folder: Path | None) -> str:
+    """A row as uv reads it; a commit archive that lies in the folder is taken from there."""
+    if row.url and folder and (folder / row.files[0].name).is_file():
+        return row.line.replace(row.url, (folder / row.files[0].name).as_uri())
+    return row.line
+
+
+def _pip(environment: Environment) -> list[str]:
+    if shutil.which("pip") is None and not _has_pip():
+        raise DependencyMissing("Neither uv nor pip is installed, so nothing can be installed.", "Run: pip install uv")
+    if environment.is_this:
+        return [sys.executable, "-m", "pip"]
+    return [sys.executable, "-m", "pip", "--python", str(environment.python)]
+
+
+def _has_pip() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("pip") is not None
+
+
+# What uv and pip say, and what it means for the user. The first that fits wins.
+_MEANINGS = (
+    (
+        r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
+        "what arrived is not the file the lock names (its sha256 differs)",
+        "Something between this machine and the package index changes files, or the lock is damaged: try another "
+        "network, or install fastsd_helpers again.",
+    ),
+    (
+        r"No space left on device|os error 28|ENOSPC",
+        "the disk is full",
+        "Free some space on this machine (not on Drive), then run this again.",
+    ),
+    (
+        r"Read-only file system|os error 30|Permission denied|os error 13",
+        "its files cannot be written here",
+        "Make an environment (python3 -m venv .venv) and run this with its Python.",
+    ),
+    (
+        r"no version of|No matching distribution|was not found in the package registry|not found in the provided|"
+        r"no wheels? with a matching|Network connectivity is disabled",
+        "this version is not where it is looked for (withdrawn, or not in the folder of wheels)",
+        "Install the newest fastsd_helpers, whose lock names another version; offline, add the file to the folder.",
+    ),
+    (
+        r"Failed to build|build_wheel|Building wheel|metadata-generation-failed|subprocess-exited-with-error",
+        "building it from source failed",
+        "Run this again with FASTSD_DEBUG=1 and report the output of `fastsd doctor`.",
+    ),
+    (
+        r"(?i)<!doctype html|text/html|expected value at line|Failed to parse|invalid wheel|not a zip|crc|"
+        r"Failed to extract|Failed to read zip|Failed to unzip",
+        "the answer was a web page or a broken file instead of a package",
+        "A login page or a proxy answers for the package index: log in to the network, then run this again.",
+    ),
+    (
+        r"(?i)client error|dns|connection|timed? ?out|Failed to fetch|Failed to download|error sending request|"
+        r"incomplete|unexpected eof|network|reset by peer|end of file",
+        "the network or the package index did not answer",
+        "Check the network and run this again: what was downloaded is kept.",
+    ),
+    (
+        r"(?i)distutils installed project|Cannot uninstall|RECORD file",
+        "the version that is here cannot be removed",
+        "Uninstall it by hand as it was installed, then run this again.",
+    ),
+)
+
+
+def _explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None) -> InstallError:
+    """Name the package and the line that failed, in the reader's words."""
+    output = re.sub(r"//[^/\s@]*@", "//", redact(re.sub(r"\x1b\[[0-9;]*m", "", output)))
+    logger.debug("%s said:\n%s", tool, output)
+    lines = [line.strip(" ×╰─▶│├\t") for line in output.splitlines()]
+    lines = [
+        line for line in lines if line and not line.startswith(("Using Python", "Resolved", "warning:", "WARNING"))
+    ]
+    pattern, meaning, hint = next(
+        (item for item in _MEANINGS if re.search(item[0], output)),
+        ("(?i)error|failed", "it could not be installed", "Run this again; if it stays so, report it."),
+    )
+    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no further text")
+    row = _row_named_in(output, lines, line, plan)
+    what = f"{row.name} {row.version}" if row else f"'{plan.lock_set.name}'"
+    where = f" from {wheel_folder}" if wheel_folder else ""
+    return InstallError(f"{what} was not installed{where}: {meaning}. {tool} said: {line[:300]}", hint)
+
+
+def _row_named_in(output: str, lines: list[str], line: str, plan: Plan) -> LockedRow | None:
+    """The row a failure is about: named in its line, else on a line of its own kind anywhere."""
+    texts = [line, *(item for item in lines if re.search(r"(?i)error|failed|mismatch|because", item)), output]
+    for text in texts:
+        plain = re.sub(r"[-_.]+", "-", text).lower()
+        for row in sorted(plan.rows, key=lambda item: -len(item.name)):
+            if re.search(rf"(?<![a-z0-9-]){re.escape(row.name)}(?![a-z0-9])", plain):
+                return row
+    return None

@@ -1,0 +1,109 @@
+"""Prove in a fresh interpreter that what was installed can be imported, and that CUDA builds find their library."""
+
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastsd_helpers.errors import InstallError
+from fastsd_helpers.wheels.environment import Environment, own_environ
+
+__all__ = ["Proof", "prove"]
+
+_PROVE = r"""
+import contextlib, importlib, importlib.metadata, io, json, os, sys, traceback, warnings
+warnings.simplefilter("ignore")
+asked = json.load(sys.stdin)
+# Kept apart, so that what a package prints while it is imported does not reach the answer.
+answer = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+NOT_CODE = {"benchmarks", "conftest", "doc", "docs", "examples", "scripts", "setup", "test", "tests"}
+def modules_of(dist):
+    found = set()
+    for file in dist.files or ():
+        first, *rest = file.parts
+        if first.endswith((".dist-info", ".egg-info", ".data")) or first == "..":
+            continue
+        if not rest and first.endswith((".py", ".so", ".pyd")):
+            found.add(first.split(".")[0])
+        elif rest == ["__init__.py"]:
+            found.add(first)
+    return sorted(name for name in found if not name.startswith("_") and name not in NOT_CODE and name.isidentifier())
+said = {"versions": {}, "modules": [], "problems": []}
+for name in asked["names"]:
+    try:
+        dist = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        said["problems"].append([name, "it is not there after the installation"])
+        continue
+    said["versions"][name] = dist.version
+    for module in modules_of(dist):
+        if module in asked["unimportable"]:
+            continue
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                importlib.import_module(module)
+            said["modules"].append(module)
+        except BaseException as err:
+            last = traceback.extract_tb(err.__traceback__)[-1]
+            place = f"{os.path.basename(last.filename)}:{last.lineno}"
+            text = " ".join(str(err).split())[:200]
+            said["problems"].append([name, f"import {module}: {type(err).__name__}: {text} ({place})"])
+torch = sys.modules.get("torch")
+said["cuda"] = bool(torch and torch.cuda.is_available())
+if said["cuda"] and "bitsandbytes" in sys.modules:
+    # Source: bitsandbytes/cextension.py; without its CUDA library every 8-bit call would fail in the middle of a run.
+    library = importlib.import_module("bitsandbytes.cextension").lib
+    if not getattr(library, "compiled_with_cuda", True):
+        said["problems"].append(["bitsandbytes", f"its CUDA library for {torch.version.cuda} was not found"])
+if torch and torch.version.cuda and not said["cuda"] and os.path.exists("/proc/driver/nvidia/version"):
+    said["problems"].append(["torch", f"a GPU driver is here, but torch {torch.__version__} cannot use it"])
+json.dump(said, answer)
+answer.flush()
+"""
+# Parts of a package that work only in another place; their package is judged by its other modules.
+_UNIMPORTABLE = ("frpc", "svglib_fontconfig")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a fresh interpreter said."""
+
+    versions: dict[str, str]
+    modules: tuple[str, ...]  # imported without an error
+    problems: tuple[str, ...]  # "package: what went wrong"
+    cuda: bool
+
+
+def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 300) -> Proof:
+    """Import every top-level module of the packages `names` in a fresh interpreter of that environment.
+
+    Raises:
+        InstallError: the interpreter died or did not end in time.
+    """
+    command = [str(environment.python), "-c", _PROVE]
+    asked = json.dumps({"names": sorted(names), "unimportable": _UNIMPORTABLE})
+    try:
+        done = subprocess.run(
+            command,
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=None if environment.is_this else own_environ(),
+        )
+    except subprocess.TimeoutExpired as err:
+        raise InstallError(
+            f"Importing the new packages did not end within {timeout_s:.0f} s.", "Run this again; the machine is busy."
+        ) from err
+    try:
+        said = json.loads(done.stdout)
+    except ValueError as err:
+        last = (done.stderr.strip().splitlines() or ["no further text"])[-1]
+        raise InstallError(
+            f"Python died (code {done.returncode}) while the new packages were imported: {last}",
+            "One of their compiled parts does not fit this machine; report it with the output of `fastsd doctor`.",
+        ) from err
+    problems = tuple(f"{name}: {text}" for name, text in said["problems"])
+    return Proof(said["versions"], tuple(said["modules"]), problems, said["cuda"])

@@ -1,0 +1,325 @@
+"""Make wheels.lock anew with uv and say in words what changed.
+
+    python scripts/make_lock.py                     # `make lock`; needs the network and uv
+    python scripts/make_lock.py --images DIR        # no new lock: check it against package lists of Colab images
+                                                    # (<release>-gpu.txt, -cpu.txt) and write docs/colab-packages.md
+
+Sets for the platform's Python come from the sections of requirements-colab.txt, a web UI's from the list beside its
+code. The index is the one uv is set to use; only file names, sizes and hashes of it are written.
+"""
+
+import argparse
+import datetime
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from email.parser import HeaderParser
+from pathlib import Path
+from urllib.parse import unquote
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fastsd_helpers.errors import InstallError  # noqa: E402
+from fastsd_helpers.wheels import Environment, Lock, find_uv, make_plan, read_lock  # noqa: E402
+from fastsd_helpers.wheels.lockfile import canonical, digest_of  # noqa: E402
+
+LOCK = ROOT / "wheels.lock"
+PYTHONS = ("3.11", "3.12", "3.13")
+OWN = {"a1111": ("3.11", ROOT / "fastsd_helpers" / "webui" / "a1111.txt")}
+# Colab's Ubuntu 22.04 has glibc 2.35; Kaggle's images are of the same kind.
+UV_PLATFORM, PLATFORM = "x86_64-manylinux_2_35", "linux x86_64"
+# The platform's own packages leave every resolution for its Python; opencv-python is another build of the headless one.
+LEFT_OUT = (
+    *("torch", "torchvision", "torchaudio", "triton", "numpy", "ipywidgets", "ipython", "ipykernel"),
+    *("opencv-python", "opencv-contrib-python"),
+)
+ONE_BUILD = {"opencv-python": "opencv-python-headless", "opencv-contrib-python": "opencv-python-headless"}
+BUILD_TOOLS = ("setuptools==69.5.1", "wheel==0.45.1")
+_ARCHIVE = re.compile(
+    r"(?P<line>(?P<name>\S+) @ (?P<url>https://\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64}))"
+    r"\s+# version (?P<version>\S+), (?P<bytes>\d+) bytes"
+)
+
+
+def sections() -> dict[str, list[str]]:
+    """The requirement lines of requirements-colab.txt, by section."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "requirements-colab.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"# \[([\w-]+)\]", line):
+            found[match[1]] = []
+        elif line and not line.startswith("#"):
+            next(reversed(found.values())).append(line)
+    return found
+
+
+def uv(*words: str) -> None:
+    """Run uv; a failure ends this script with what it said."""
+    program = find_uv()
+    if program is None:
+        sys.exit("uv is not installed: pip install uv")
+    done = subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"uv {' '.join(words[:2])} failed:\n{done.stderr.strip()}")
+
+
+def resolve(
+    lines: list[str], python: str, work: Path, *, own: bool, constraints: list[str] | None = None
+) -> list[dict]:
+    """The packages of a resolution, as uv's pylock.toml lists them."""
+    (work / "in.txt").write_text("\n".join(lines))
+    (work / "overrides.txt").write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in LEFT_OUT))
+    (work / "constraints.txt").write_text("\n".join(constraints or ()))
+    out = work / "pylock.toml"
+    out.unlink(missing_ok=True)
+    words = ["pip", "compile", str(work / "in.txt"), "--python-version", python, "--python-platform", UV_PLATFORM]
+    words += ["--quiet", "--no-config", "--format", "pylock.toml", "-o", str(out), "-c", str(work / "constraints.txt")]
+    uv(*words, *([] if own else ["--overrides", str(work / "overrides.txt")]))
+    return tomllib.loads(out.read_text(encoding="utf-8")).get("packages", [])
+
+
+def usable_files(package: dict) -> list[tuple[str, int, str]]:
+    """(name, bytes, sha256) of a package's files: the wheels for this platform, or its source when there is none."""
+    files = package.get("wheels") or [package["sdist"]]
+    found = []
+    for file in files:
+        name = file.get("name") or unquote(file["url"].partition("#")[0].rsplit("/", 1)[1])
+        found.append((name, file.get("size", 0), file["hashes"]["sha256"]))
+    return sorted(found)
+
+
+def line_of(package: dict) -> str:
+    """A requirement line with every usable file's hash."""
+    hashes = "".join(f" --hash=sha256:{sha256}" for _name, _bytes, sha256 in usable_files(package))
+    return f"{canonical(package['name'])}=={package['version']}{hashes}"
+
+
+def needs_of(lines: list[str], python: str, work: Path) -> dict[str, list[str]]:
+    """`name==version` -> what each package asks for on this Python, read from its own metadata."""
+    (work / "lines.txt").write_text("\n".join(lines) + "\n")
+    (work / "build.txt").write_text("\n".join(BUILD_TOOLS) + "\n")
+    target = work / f"target-{python}"
+    words = ["pip", "install", "--quiet", "--no-config", "--no-deps", "--target", str(target)]
+    words += [
+        "--python-version",
+        python,
+        "--python-platform",
+        UV_PLATFORM,
+        "--build-constraints",
+        str(work / "build.txt"),
+    ]
+    uv(*words, "--require-hashes", "-r", str(work / "lines.txt"))
+    place = {
+        "extra": "",
+        "implementation_name": "cpython",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_full_version": f"{python}.5",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+    found = {}
+    for path in sorted(target.glob("*.dist-info/METADATA")):
+        said = HeaderParser().parsestr(path.read_text(encoding="utf-8", errors="replace"))
+        asked = [Requirement(text) for text in said.get_all("Requires-Dist") or []]
+        texts = set()
+        for item in asked:
+            if item.marker is None or item.marker.evaluate(place):
+                name = canonical(item.name)
+                texts.add(f"{ONE_BUILD.get(name, name)}{item.specifier}")
+        found[f"{canonical(said['Name'])}=={said['Version']}"] = sorted(texts)
+    return found
+
+
+def make_lock() -> str:
+    """The text of a new wheels.lock."""
+    files: dict[str, tuple[str, int]] = {}
+    needs: dict[str, dict[str, list[str]]] = {python: {} for python in PYTHONS}
+    archives: dict[str, str] = {}
+    sets = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        build = [line_of(package) for package in resolve(list(BUILD_TOOLS), "3.11", work, own=True)]
+        for name, lines in sections().items():
+            for python in PYTHONS:
+                print(f"  {name}, Python {python}", flush=True)
+                packages = resolve(lines, python, work, own=False)
+                locked = [line_of(package) for package in packages]
+                files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
+                needs[python] |= needs_of(locked, python, work)
+                wanted = [str(Requirement(line.partition(";")[0])) for line in lines]
+                sets.append((name, python, False, wanted, locked))
+        for name, (python, path) in OWN.items():
+            print(f"  {name}, Python {python}", flush=True)
+            texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+            fixed = [match for line in texts if (match := _ARCHIVE.fullmatch(line))]
+            ranges = [line for line in texts if " @ " not in line]
+            packages = resolve(ranges, python, work, own=True)
+            files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
+            for match in fixed:
+                archives[match["name"]] = match["version"]
+                files[match["sha256"]] = (match["url"].rsplit("/", 1)[1], int(match["bytes"]))
+            locked = sorted([*(line_of(package) for package in packages), *(match["line"] for match in fixed)])
+            sets.append((name, python, True, [], locked))
+    return write_lock(sets, build, needs, archives, files)
+
+
+def write_lock(sets: list, build: list[str], needs: dict, archives: dict, files: dict) -> str:
+    """The lock as text, in an order that keeps differences small."""
+    text = [
+        "# wheels.lock: the exact versions and file hashes that `fastsd install` uses. `make lock` writes it.",
+        "# A set's requirements are ordinary requirement lines: pip install --require-hashes -r reads them too.",
+        "schema = 1",
+        f'made = "{datetime.date.today().isoformat()}"',
+        "",
+        "# tools for the few packages that come as source only; they are built once, then kept as wheels in the cache",
+        "[build]",
+        *block("requirements", build),
+    ]
+    for name, python, own, wanted, locked in sets:
+        versions = [re.match(r"\S+?==[^\s]+", line) for line in locked]
+        asked = [] if own else [need for match in versions for need in needs[python][match[0]]]
+        lines = "\n".join(locked)
+        text += ["", f'[sets."{name}-{python}"]', f'name = "{name}"', f'python = "{python}"']
+        text += [f"own_environment = {str(own).lower()}", f'platform = "{PLATFORM}"']
+        text += [f'sha256 = "{digest_of(python, wanted, lines, asked)}"', *array("wanted", wanted)]
+        text += block("requirements", locked)
+    text += ["", "# versions of the archives, whose lines name none", "[archives]"]
+    text += [f'{name} = "{version}"' for name, version in sorted(archives.items())]
+    text += ["", "# what each package asks for on a Python, so that one already here can be kept when it fits"]
+    for python, asked in needs.items():
+        text += [f'[needs."{python}"]']
+        text += [
+            f'"{key}" = [{", ".join(f_quote(item) for item in asked[key])}]' for key in sorted(asked) if asked[key]
+        ]
+    text += ["", "# bytes and name of every file, by its sha256", "[files]"]
+    text += [f'{sha} = "{size} {name}"' for sha, (name, size) in sorted(files.items(), key=lambda item: item[1])]
+    return "\n".join(text) + "\n"
+
+
+def block(name: str, lines: list[str]) -> list[str]:
+    """A TOML string of several lines."""
+    return [f"{name} = '''", *lines, "'''"]
+
+
+def array(name: str, items: list[str]) -> list[str]:
+    """A TOML array, an item a line."""
+    return [f"{name} = [", *(f"    {f_quote(item)}," for item in items), "]"] if items else [f"{name} = []"]
+
+
+def f_quote(text: str) -> str:
+    """A TOML string of text that has no backslash or quote in it."""
+    assert not set(text) & set('"\\'), text
+    return f'"{text}"'
+
+
+def changes(old: Lock | None, new: Lock) -> list[str]:
+    """What a new lock changes, in words."""
+    if old is None:
+        return ["There was no lock before."]
+    said = []
+    before = {(item.name, item.python): {row.name: row.version for row in item.rows} for item in old.sets}
+    for item in new.sets:
+        then = before.pop((item.name, item.python), {})
+        now = {row.name: row.version for row in item.rows}
+        parts = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+        parts += [f"{name} {now[name]} is new" for name in now if name not in then]
+        parts += [f"{name} is gone" for name in then if name not in now]
+        if parts:
+            said.append(f"{item.name}, Python {item.python}: " + "; ".join(parts))
+    said += [f"the set {name}, Python {python} is gone" for name, python in before]
+    return said or ["Nothing changed: every version is the same as before."]
+
+
+# -------------------------------------------------------------------------------------------------- Colab's images
+
+
+def check_images(folder: Path) -> str:
+    """docs/colab-packages.md: what each workflow adds to each Colab image."""
+    lock = read_lock(LOCK)
+    rows, failures = [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in sorted(folder.glob("*-?pu.txt"), reverse=True):
+            release, _, kind = path.stem.partition("-")
+            system = (folder / f"{release}-os.txt").read_text(encoding="utf-8")
+            python = re.search(r"Python (\d+\.\d+)", system)[1]
+            pins = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if "==" in line]
+            installed = {canonical(pin.split("==")[0]): pin.split("==")[1] for pin in pins}
+            held = [pin for pin in pins if canonical(pin.split("==")[0]) not in LEFT_OUT and "+" not in pin]
+            for name, lines in sections().items():
+                print(f"  {release} {kind}: {name}", flush=True)
+                resolved = {
+                    canonical(p["name"]): p["version"]
+                    for p in resolve(lines, python, Path(temporary), own=False, constraints=held)
+                }
+                moved = [f"{n} {installed[n]} -> {v}" for n, v in resolved.items() if installed.get(n, v) != v]
+                failures += [f"{release}-{kind} {name}: {item}" for item in moved]
+                here = Environment(
+                    Path("python"), f"{python}.0", Path("/"), Path("/"), PLATFORM, False, installed, False
+                )
+                try:
+                    plan = make_plan(lock.find(name, python), here)
+                except InstallError as err:
+                    failures.append(f"{release}-{kind} {name}: {err.problem}")
+                    continue
+                replaced = [f"{c.name} {c.before} -> {c.after}" for c in plan.changes if c.before]
+                failures += [f"{release}-{kind} {name} replaces {item}" for item in replaced]
+                added = ", ".join(f"{c.name} {c.after}" for c in plan.changes) or "nothing"
+                cells = [release, kind.upper(), python, name, str(len(plan.changes)), f"{plan.bytes / 1e6:.1f}", added]
+                rows.append(f"| {' | '.join(cells)} |")
+    print("\n".join(failures) if failures else "Every image keeps every package it has.")
+    return (
+        "\n".join(
+            [
+                "# What is added to Colab",
+                "",
+                f"What `fastsd install` adds to each Colab image, by the lock of {lock.made}. Made from the package",
+                "lists of the images by `python scripts/make_lock.py --images DIR`. Every other package stays as the",
+                "image has it, torch, numpy and ipywidgets among them. For every row uv also found a resolution on the",
+                "image's Python with all of the image's packages held. `trocr-int8`, the optional engine for",
+                "CPUs, counted apart.",
+                "",
+                "| image | kind | Python | set | packages added | MB | which |",
+                "|---|---|---|---|---|---|---|",
+                *rows,
+                "",
+            ]
+        )
+        if not failures
+        else ""
+    )
+
+
+def main() -> int:
+    """Run one of the two jobs; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, metavar="DIR", help="check the lock against Colab's package lists")
+    chosen = parser.parse_args()
+    if chosen.images:
+        text = check_images(chosen.images)
+        if not text:
+            return 1
+        (ROOT / "docs" / "colab-packages.md").write_text(text, encoding="utf-8")
+        return 0
+    try:
+        old = read_lock(LOCK) if LOCK.exists() else None
+    except InstallError as err:
+        print(f"The old lock is of no use for comparing: {err.problem}")
+        old = None
+    text = make_lock()
+    candidate = LOCK.with_suffix(".new")
+    candidate.write_text(text, encoding="utf-8")
+    new = read_lock(candidate)  # its digests and rows are checked before it replaces the old one
+    candidate.replace(LOCK)
+    print("\n".join(changes(old, new)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

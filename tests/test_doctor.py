@@ -1,0 +1,143 @@
+"""Tests of the doctor: what it reports, that it survives whatever it meets, and that no secret is in it."""
+
+import importlib.metadata
+import json
+import sys
+import time
+
+import pytest
+
+from fastsd_helpers import doctor
+from fastsd_helpers.cli.answers import plain
+from fastsd_helpers.doctor import KNOWN_BAD, Finding, examine
+from fastsd_helpers.errors import DriveError
+from fastsd_helpers.runtime import Device
+
+CPU = Device("cpu", "Test CPU", 8 * 2**30, False, reason="no GPU is attached")
+T4 = Device("cuda", "Tesla T4", 15 * 2**30, False, (7, 5), "CUDA GPU 0 of 1")
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch):
+    """Describing the real processor imports torch, which these tests do without."""
+    monkeypatch.setattr(doctor, "describe_device", lambda: CPU)
+    for name in ("CIVITAI_TOKEN", "NGROK_AUTHTOKEN", "UV_CONSTRAINT", "PIP_CONSTRAINT", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def installed(monkeypatch, versions):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name in versions:
+            if versions[name] is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return versions[name]
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def texts(findings):
+    return " ".join(f"{item.level} {item.what} {item.todo}" for item in findings)
+
+
+def test_the_report_is_whole_and_can_be_pasted(monkeypatch):
+    monkeypatch.setattr(doctor, "_look_at_torch", lambda device: iter([Finding("ok", "torch works.")]))
+    monkeypatch.setenv("HF_TOKEN", "hf_SecretOfTheTests0123456789")
+    found = examine()
+    text = "\n".join(found.lines())
+    assert text.startswith("fastsd doctor")
+    assert "HF_TOKEN set; CIVITAI_TOKEN, NGROK_AUTHTOKEN not set" in text
+    assert "SecretOfTheTests" not in text
+    assert "SecretOfTheTests" not in json.dumps(plain(found))
+    assert f"Python {sys.version_info.major}.{sys.version_info.minor}" in text
+    assert all(item.todo for item in found.findings if item.level == "problem")
+
+
+def test_one_look_that_breaks_does_not_end_the_report(monkeypatch):
+    def broken():
+        yield Finding("ok", "seen before it broke")
+        raise RuntimeError("boom")
+
+    found = doctor._safely(broken)
+    assert [item.level for item in found] == ["ok", "warning"]
+    assert "RuntimeError: boom" in found[1].what
+
+    def refused():
+        raise DriveError("The mount is gone.", "Mount it again.")
+        yield
+
+    assert doctor._safely(refused) == [Finding("warning", "The mount is gone.", "Mount it again.")]
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"transformers": "5.15.0"}, "cannot load the tokenizers"),
+        ({"transformers": "4.40.0"}, "problem transformers 4.40.0 is older"),
+        ({"numpy": "2.1.0", "torch": "2.2.1"}, "problem numpy 2.1.0 and a torch older than 2.3"),
+        ({"opencv-python": "5.0.0.93"}, "no Haar face detector"),
+        ({"opencv-python": "5.0.0.93", "opencv-contrib-python": "4.14.0.94"}, "Several builds of OpenCV"),
+        ({"xformers": "0.0.35"}, "is not used here"),
+        ({"pyngrok": "7.1.0"}, "no longer accepts"),
+    ],
+)
+def test_versions_that_are_known_to_be_bad_are_named_with_what_to_do(monkeypatch, versions, said):
+    installed(monkeypatch, versions)
+    assert said in texts(doctor._look_at_versions())
+
+
+def test_good_versions_and_other_places_are_not_complained_about(monkeypatch):
+    every = {row.package: None for row in KNOWN_BAD} | {"opencv-python-headless": None, "opencv-contrib-python": None}
+    installed(
+        monkeypatch, every | {"transformers": "4.57.0", "numpy": "2.1.0", "torch": "2.11.0", "ipywidgets": "8.1.9"}
+    )
+    assert list(doctor._look_at_versions()) == []
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")
+    assert "does not show in Colab" in texts(doctor._look_at_versions())
+
+
+def test_a_gpu_without_kernels_and_a_driver_without_torch_are_problems(monkeypatch):
+    torch = type(sys)("torch")
+    torch.__version__ = "2.1.2+cu121"
+    torch.cuda = type(sys)("cuda")
+    torch.cuda.get_arch_list = lambda: ["sm_50", "sm_80", "sm_90"]
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    blackwell = Device("cuda", "RTX PRO 6000", 95 * 2**30, True, (12, 0))
+    assert "problem torch 2.1.2+cu121 has no kernels" in texts(doctor._look_at_torch(blackwell))
+    assert "problem" in texts(doctor._look_at_torch(T4))
+    torch.cuda.get_arch_list = lambda: ["sm_70", "sm_75", "sm_80"]
+    assert "ok torch" in texts(doctor._look_at_torch(T4))
+    a6000 = Device("cuda", "A6000", 48 * 2**30, True, (8, 6))
+    assert "ok torch" in texts(doctor._look_at_torch(a6000))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "problem PyTorch cannot be imported" in texts(doctor._look_at_torch(CPU))
+
+
+def test_a_mount_that_hangs_is_told_and_does_not_hang_the_report(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_MOUNT_S", 0.1)
+    monkeypatch.setattr(doctor, "check_health", lambda folder: time.sleep(5))
+    assert "problem The sessions folder does not answer: no answer within 0 s" in texts(doctor._look_at_disks(tmp_path))
+
+
+def test_little_room_for_sessions_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "free_bytes", lambda folder: int(1e9))
+    said = texts(doctor._look_at_disks(tmp_path / "MyDrive" / "Sessions"))
+    assert "warning 1.0 GB are free on this machine's disk" in said
+    assert "empty Drive's trash" in said
+
+
+def test_a_constraint_file_that_is_not_there_is_a_problem(monkeypatch, tmp_path):
+    monkeypatch.setenv("UV_CONSTRAINT", f"{tmp_path}/gone.txt")
+    said = texts(doctor._look_at_settings())
+    assert "nothing can be installed" in said
+    assert "os.environ.pop('UV_CONSTRAINT')" in said
+
+
+def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
+    module = type(sys)("peft")
+    module.__version__ = "0.1.0"
+    monkeypatch.setitem(sys.modules, "peft", module)
+    installed(monkeypatch, {"peft": "0.20.0"})
+    assert "problem peft 0.1.0 is in memory, but 0.20.0 was installed" in texts(doctor._look_at_imported())

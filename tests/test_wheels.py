@@ -1,0 +1,528 @@
+"""Tests of wheels.lock and of installing from it: real wheels made here, real environments made by uv, no network."""
+
+import base64
+import hashlib
+import http.server
+import re
+import shutil
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from fakes import read_only
+
+from fastsd_helpers import wheels
+from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
+from fastsd_helpers.wheels import difference, installer
+from fastsd_helpers.wheels.lockfile import canonical, digest_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "colab"
+WORKFLOWS = ("dreambooth", "webui", "trocr", "trocr-int8")
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+needs_uv = pytest.mark.skipif(wheels.find_uv() is None, reason="uv is not installed")
+
+
+def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: tuple[str, ...] = ()) -> Path:
+    """A real wheel with one module."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += "".join(f"Requires-Dist: {item}\n" for item in requires)
+    files = {
+        f"{module}/__init__.py": f"__version__ = {version!r}\n{code}",
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for path, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(text)}\n"
+    files[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for inside, text in files.items():
+            archive.writestr(inside, text)
+    return path
+
+
+def make_lock(path: Path, rows: dict[Path, list[str]], wanted: list[str] = (), *, own: bool = False) -> Path:
+    """A lock with one set, `little`, of these wheels (wheel -> what it needs)."""
+    lines, files, needs = [], [], []
+    asked: list[str] = []
+    for wheel, needed in rows.items():
+        name, version = wheel.name.split("-")[:2]
+        sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        lines.append(f"{canonical(name)}=={version} --hash=sha256:{sha256}")
+        files.append(f'{sha256} = "{wheel.stat().st_size} {wheel.name}"')
+        needs.append(f'"{canonical(name)}=={version}" = [{", ".join(repr(item) for item in needed)}]')
+        asked += [] if own else needed
+    text = [
+        "schema = 1",
+        'made = "2026-11-23"',
+        '[build]\nrequirements = ""',
+        f'[sets."little-{HERE}"]\nname = "little"\npython = "{HERE}"\nown_environment = {str(own).lower()}',
+        f'platform = "{sys.platform} x86_64"',
+        f'sha256 = "{digest_of(HERE, wanted, chr(10).join(lines), asked)}"',
+        f"wanted = [{', '.join(repr(item) for item in wanted)}]",
+        "requirements = '''\n" + "\n".join(lines) + "\n'''",
+        f'[archives]\n[needs."{HERE}"]',
+        *needs,
+        "[files]",
+        *files,
+    ]
+    path.write_text("\n".join(text) + "\n")
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """A folder of three wheels and the lock that names them."""
+    folder = tmp_path / "wheels"
+    alpha = make_wheel(folder, "alpha-one", "1.0", requires=("beta>=2",))
+    beta = make_wheel(folder, "beta", "2.5")
+    gamma = make_wheel(folder, "gamma", "0.3")
+    rows = {alpha: ["beta>=2"], beta: [], gamma: []}
+    lock = make_lock(tmp_path / "little.lock", rows, ["alpha-one>=1", "gamma>=0.1"])
+    return folder, lock, rows
+
+
+@pytest.fixture
+def python(tmp_path):
+    """The interpreter of a fresh environment."""
+    return wheels.make_environment(tmp_path / "environment", python=HERE)
+
+
+def site_folder(python: Path) -> Path:
+    """Where its packages are, without starting it."""
+    return python.parent.parent / "lib" / f"python{HERE}" / "site-packages"
+
+
+def site_of(python: Path) -> dict[str, bytes]:
+    """Everything that is installed in an environment, byte by byte."""
+    found = site_folder(python)
+    return {path.relative_to(found).as_posix(): path.read_bytes() for path in found.rglob("*") if path.is_file()}
+
+
+def install(shelf, python: Path, **more):
+    folder, lock, _rows = shelf
+    more.setdefault("check_imports", False)  # an interpreter less to start; two tests look at the proof
+    return wheels.install("little", python=python, lock=lock, wheel_folder=folder, **more)
+
+
+# -------------------------------------------------------------------------------------------------- the lock
+
+
+def test_the_lock_has_a_set_for_every_workflow_and_python_and_one_for_a1111():
+    lock = wheels.read_lock()
+    assert lock.names() == [*WORKFLOWS, "a1111"]
+    for name in WORKFLOWS:
+        assert [item.python for item in lock.sets if item.name == name] == ["3.11", "3.12", "3.13"]
+    assert [(item.python, item.own_environment) for item in lock.sets if item.name == "a1111"] == [("3.11", True)]
+    assert all(file.bytes > 0 and file.name for item in lock.sets for row in item.rows for file in row.files)
+
+
+def test_no_set_for_the_platforms_python_touches_what_is_the_platforms():
+    for item in wheels.read_lock().sets:
+        if not item.own_environment:
+            assert [row.name for row in item.rows if difference.is_protected(row.name)] == []
+
+
+def test_the_lock_names_no_package_index():
+    text = (ROOT / "wheels.lock").read_text(encoding="utf-8")
+    hosts = set(re.findall(r"https?://([^/\s]+)", text))
+    assert hosts <= {"github.com"}
+
+
+def test_what_a_set_needs_is_in_it_or_the_platforms():
+    from packaging.requirements import Requirement
+
+    for item in wheels.read_lock().sets:
+        names = {row.name for row in item.rows}
+        for row in item.rows:
+            for need in row.needs:
+                asked = Requirement(need)
+                name = canonical(asked.name)
+                if not difference.is_protected(name):
+                    assert name in names, f"{item.name} {item.python}: {row.name} needs {need}"
+                    assert asked.specifier.contains(item.row(name).version, prereleases=True)
+
+
+def test_the_sections_of_the_requirements_are_the_sets_and_their_ranges():
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements-colab.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.strip("# []") for line in lines if re.fullmatch(r"# \[[\w-]+\]", line)] == list(WORKFLOWS)
+    asked = {str(Requirement(line.partition(";")[0])) for line in lines if line and line[0] != "#"}
+    locked = {text for item in wheels.read_lock().sets for text in item.wanted}
+    assert asked == locked, "run `make lock`"
+
+
+def test_the_a1111_set_holds_its_repairs():
+    found = wheels.read_lock().find("a1111", "3.11")
+    versions = {row.name: row.version for row in found.rows}
+    assert (versions["setuptools"], versions["mediapipe"], versions["torch"]) == ("69.5.1", "0.10.9", "2.8.0")
+    assert found.row("clip").url.startswith("https://github.com/openai/CLIP/archive/")
+    assert {row.name for row in found.rows if row.files[0].is_source} >= {"clip", "antlr4-python3-runtime", "fvcore"}
+
+
+def test_an_altered_line_is_noticed_before_anything_else(tmp_path, shelf):
+    _folder, lock, _rows = shelf
+    text = lock.read_text()
+    for old, new in (("gamma==0.3", "gamma==0.4"), ("alpha-one>=1", "alpha-one>=0"), ("beta>=2", "beta>=3")):
+        lock.write_text(text.replace(old, new))
+        with pytest.raises(InstallError, match=r"altered after it was made|damaged"):
+            wheels.read_lock(lock)
+    lock.write_text(text.replace("beta==2.5 --hash=sha256:", "beta==2.5 --hash=sha256:0000"))
+    with pytest.raises(InstallError, match="damaged"):
+        wheels.read_lock(lock)
+    lock.write_text("not toml")
+    with pytest.raises(InstallError, match=r"wheels\.lock is damaged") as caught:
+        wheels.read_lock(lock)
+    assert "make lock" in caught.value.hint
+    with pytest.raises(InstallError, match="cannot be read"):
+        wheels.read_lock(tmp_path / "none.lock")
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.14"])
+def test_a_python_without_a_set_is_told_which_have_one(version):
+    with pytest.raises(
+        InstallError, match=rf"locked for Python 3\.11, 3\.12, 3\.13, and this is Python {version}"
+    ) as caught:
+        wheels.read_lock().find("dreambooth", version)
+    assert 'pip install "fastsd_helpers[dreambooth]"' in caught.value.hint
+    with pytest.raises(InstallError, match="no set 'paint'"):
+        wheels.read_lock().find("paint", "3.11")
+
+
+# -------------------------------------------------------------------------------------------------- the plan
+
+
+def environment(installed: dict[str, str], python: str = "3.13") -> wheels.Environment:
+    nowhere = Path("/nowhere")
+    return wheels.Environment(nowhere, f"{python}.1", nowhere, nowhere, "linux x86_64", False, installed, False)
+
+
+def planned(name: str, installed: dict[str, str], python: str = "3.13") -> dict[str, str]:
+    plan = wheels.make_plan(wheels.read_lock().find(name, python), environment(installed, python))
+    return {change.name: change.reason for change in plan.changes}
+
+
+PLATFORM = {"torch": "2.11.0+cu128", "numpy": "2.1.3"}
+
+
+def all_of(name: str) -> dict[str, str]:
+    return PLATFORM | {row.name: row.version for row in wheels.read_lock().find(name, "3.13").rows}
+
+
+def test_what_fits_stays_and_what_is_absent_comes_with_its_own_needs():
+    full = all_of("dreambooth")
+    assert planned("dreambooth", full) == {}
+    older = full | {"transformers": "4.53.2", "huggingface-hub": "0.33.4"}
+    assert planned("dreambooth", older) == {}
+    del full["tensorboard"], full["werkzeug"], full["pillow-heif"]
+    assert set(planned("dreambooth", full)) == {"tensorboard", "werkzeug", "pillow-heif"}
+    assert planned("dreambooth", full)["werkzeug"].startswith("tensorboard needs werkzeug")
+
+
+def test_a_package_outside_the_range_is_put_right_and_the_reason_is_told():
+    reason = planned("dreambooth", all_of("dreambooth") | {"transformers": "4.40.0"})
+    assert reason == {"transformers": "fastsd needs transformers>=4.53, 4.40.0 is here"}
+
+
+def test_any_build_of_opencv_will_do():
+    full = all_of("dreambooth")
+    del full["opencv-python-headless"]
+    assert set(planned("dreambooth", full)) == {"opencv-python-headless"}
+    assert planned("dreambooth", full | {"opencv-contrib-python": "4.11.0.86"}) == {}
+
+
+def test_without_torch_or_numpy_nothing_is_installed():
+    full = {name: version for name, version in all_of("dreambooth").items() if name not in PLATFORM}
+    assert planned("dreambooth", full) == {}  # what is there is the platform's own business
+    del full["accelerate"]
+    with pytest.raises(InstallError, match="only its platform can bring: numpy, torch") as caught:
+        planned("dreambooth", full)
+    assert "never installs or replaces them" in caught.value.hint
+
+
+def test_an_environment_of_its_own_gets_exactly_what_is_locked():
+    found = wheels.read_lock().find("a1111", "3.11")
+    exact = {row.name: row.version for row in found.rows}
+    plan = wheels.make_plan(found, environment(exact | {"torch": "2.8.0+cpu"}, "3.11"))
+    assert plan.changes == ()
+    plan = wheels.make_plan(found, environment(exact | {"gradio": "3.41.3"}, "3.11"))
+    assert [(change.name, change.before, change.after) for change in plan.changes] == [("gradio", "3.41.3", "3.41.2")]
+    plan = wheels.make_plan(found, environment({}, "3.11"), skip=("torch", "torchvision", "triton", "nvidia-*"))
+    assert not [change for change in plan.changes if change.name.startswith(("torch-", "nvidia", "triton"))]
+    assert {change.name for change in plan.changes} >= {"torchsde", "gradio", "clip"}
+
+
+IMAGES = sorted(SHARED.glob("*-?pu.txt")) if SHARED.is_dir() else []
+
+
+@pytest.mark.parametrize("path", IMAGES or [None], ids=lambda path: path.stem if path else "none")
+def test_colab_images_get_little_and_keep_all_they_have(path):
+    if path is None:
+        pytest.skip("the package lists of Colab's images are not here")
+    system = path.with_name(path.name.replace("-gpu", "-os").replace("-cpu", "-os")).read_text()
+    python = re.search(r"Python (3\.\d+)", system)[1]
+    pins = [line.strip().split("==") for line in path.read_text().splitlines() if "==" in line]
+    installed = {canonical(name): version for name, version in pins}
+    for name in WORKFLOWS:
+        plan = wheels.make_plan(wheels.read_lock().find(name, python), environment(installed, python))
+        assert [change.name for change in plan.changes if change.before] == [], "nothing is replaced"
+        assert len(plan.changes) <= 12
+        assert plan.bytes < 150e6
+
+
+# --------------------------------------------------------------------------------------------- installing it
+
+
+@needs_uv
+def test_only_the_difference_is_installed_and_a_second_run_changes_nothing(shelf, python):
+    install(shelf, python)
+    beta = site_folder(python) / "beta"
+    shutil.rmtree(beta)
+    shutil.rmtree(beta.with_name("beta-2.5.dist-info"))
+    report = install(shelf, python)
+    assert [(change.name, change.after) for change in report.changes] == []  # alpha fits, and its needs are its own
+    shutil.rmtree(beta.with_name("alpha_one"))
+    shutil.rmtree(beta.with_name("alpha_one-1.0.dist-info"))
+    report = install(shelf, python, check_imports=True)
+    assert {change.name for change in report.changes} == {"alpha-one", "beta"}
+    assert report.modules == ("alpha_one", "beta")
+    assert "Installed 2 of 3 packages" in report.lines()[0]
+    before = site_of(python)
+    again = install(shelf, python)
+    assert (again.changes, again.tool, site_of(python)) == ((), "none", before)
+    assert "is here already" in again.lines()[0]
+
+
+@needs_uv
+def test_a_dry_run_changes_nothing(shelf, python):
+    before = site_of(python)
+    report = install(shelf, python, dry_run=True)
+    assert {change.name for change in report.changes} == {"alpha-one", "beta", "gamma"}
+    assert "Would install 3" in report.lines()[0]
+    assert site_of(python) == before
+
+
+@needs_uv
+@pytest.mark.parametrize(("at", "said"), [(11, "sha256 differs"), (60, "a broken file instead of a package")])
+def test_a_wheel_altered_by_one_byte_is_refused_and_nothing_is_changed(shelf, python, at, said):
+    folder, _lock, _rows = shelf
+    wheel = folder / "gamma-0.3-py3-none-any.whl"
+    content = bytearray(wheel.read_bytes())
+    content[at] ^= 1
+    wheel.write_bytes(content)
+    before = site_of(python)
+    with pytest.raises(InstallError, match=rf"gamma 0\.3 was not installed.*{said}"):
+        install(shelf, python)
+    assert site_of(python) == before
+
+
+@needs_uv
+def test_a_version_that_is_gone_is_named_and_nothing_is_changed(shelf, python):
+    folder, _lock, _rows = shelf
+    (folder / "beta-2.5-py3-none-any.whl").unlink()
+    before = site_of(python)
+    with pytest.raises(InstallError, match=r"beta 2\.5 was not installed.*not where it is looked for"):
+        install(shelf, python)
+    assert site_of(python) == before
+
+
+@needs_uv
+def test_a_package_that_does_not_import_is_named_with_its_line(tmp_path, python):
+    folder = tmp_path / "wheels"
+    broken = make_wheel(folder, "broken", "1.0", code="import nothing_like_it\n")
+    lock = make_lock(tmp_path / "little.lock", {broken: []}, ["broken"])
+    with pytest.raises(InstallError, match=r"import broken: ModuleNotFoundError.*__init__\.py:2"):
+        install((folder, lock, {}), python, check_imports=True)
+
+
+@needs_uv
+def test_a_package_upgraded_by_hand_is_put_back_where_versions_are_exact(tmp_path, shelf, python):
+    folder, _lock, rows = shelf
+    exact = make_lock(tmp_path / "exact.lock", rows, own=True)
+    install((folder, exact, rows), python)
+    newer = make_wheel(tmp_path / "newer", "gamma", "9.9")
+    newer_lock = make_lock(tmp_path / "newer.lock", {newer: []}, ["gamma>=9"])
+    wheels.install("little", python=python, lock=newer_lock, wheel_folder=newer.parent)
+    assert install(shelf, python).changes == ()  # 9.9 is within >=0.1
+    report = install((folder, exact, rows), python)
+    assert [(change.name, change.before, change.after) for change in report.changes] == [("gamma", "9.9", "0.3")]
+
+
+@needs_uv
+def test_an_own_environments_set_is_never_installed_into_this_python(tmp_path, shelf):
+    _folder, _lock, rows = shelf
+    exact = make_lock(tmp_path / "exact.lock", rows, own=True)
+    with pytest.raises(InstallError, match="needs an environment of its own"):
+        wheels.install("little", lock=exact, wheel_folder=tmp_path)
+
+
+@needs_uv
+def test_an_environment_that_is_there_is_kept_and_a_foreign_folder_is_not_touched(tmp_path, python):
+    assert wheels.make_environment(tmp_path / "environment", python=HERE) == python
+    with pytest.raises(InstallError, match=rf"is an environment of Python {HERE}, and Python 3\.9 is needed"):
+        wheels.make_environment(tmp_path / "environment", python="3.9")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(InstallError, match="is not empty"):
+        wheels.make_environment(tmp_path / "mine", python=HERE)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    with pytest.raises(InstallError, match=r"could not be made with Python 2\.5"):
+        wheels.make_environment(tmp_path / "old", python="2.5")
+
+
+def test_what_the_platform_set_for_its_own_python_does_not_reach_ours(monkeypatch):
+    for name in ("UV_CONSTRAINT", "UV_SYSTEM_PYTHON", "PYTHONPATH", "PIP_CONSTRAINT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mirror.example/simple")
+    found = wheels.own_environ()
+    assert not {"UV_CONSTRAINT", "UV_SYSTEM_PYTHON", "PYTHONPATH", "PIP_CONSTRAINT"} & set(found)
+    assert found["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+
+
+@needs_uv
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_downloaded(shelf, python):
+    site = site_folder(python)
+    with read_only(site), pytest.raises(InstallError, match=r"cannot be written to .*site-packages") as caught:
+        install(shelf, python)
+    assert "venv" in caught.value.hint
+
+
+@needs_uv
+def test_too_little_room_and_a_managed_python_are_told(shelf, python, monkeypatch):
+    monkeypatch.setattr(installer, "free_bytes", lambda folder: 10)
+    with pytest.raises(DiskFull, match="'little' needs"):
+        install(shelf, python)
+    found = wheels.read_environment(python, ["alpha-one", "beta", "gamma"])
+    managed = wheels.Environment(**{**vars(found), "managed": True})
+    monkeypatch.setattr(installer, "read_environment", lambda *args: managed)
+    with pytest.raises(InstallError, match="belongs to the operating system"):
+        install(shelf, python)
+
+
+@needs_uv
+def test_two_installations_into_one_python_wait_for_each_other(shelf, python, monkeypatch):
+    prefix = python.parent.parent
+    monkeypatch.setattr(installer, "_WAIT_S", 0.3)
+    with installer._one_at_a_time(prefix), pytest.raises(InstallError, match="Another installation into"):
+        install(shelf, python)
+    monkeypatch.setattr(installer, "_WAIT_S", 60.0)
+    reports = []
+    threads = [threading.Thread(target=lambda: reports.append(install(shelf, python))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(report.changes) for report in reports) == [0, 3]
+
+
+def test_without_uv_and_pip_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(installer, "_has_pip", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(DependencyMissing, match="Neither uv nor pip") as caught:
+        installer._pip(environment({}))
+    assert caught.value.hint == "Run: pip install uv"
+
+
+@needs_uv
+@pytest.mark.slow
+def test_pip_does_it_too_when_there_is_no_uv(shelf, python, monkeypatch):
+    monkeypatch.setattr(installer, "find_uv", lambda: None)
+    report = install(shelf, python)
+    assert (report.tool, len(report.changes)) == ("pip", 3)
+    folder, _lock, _rows = shelf
+    shutil.rmtree(site_folder(python) / "gamma-0.3.dist-info")
+    (folder / "gamma-0.3-py3-none-any.whl").write_bytes(b"PK other")
+    with pytest.raises(InstallError, match=r"gamma 0\.3 was not installed"):
+        install(shelf, python)
+
+
+def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
+    plan = wheels.make_plan(
+        wheels.read_lock().find("dreambooth", "3.13"), environment(all_of("dreambooth") | {"safetensors": "0.4.0"})
+    )
+    module = type(sys)("safetensors")
+    module.__version__ = "0.4.0"
+    monkeypatch.setitem(sys.modules, "safetensors", module)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"safetensors": ["safetensors"]})
+    assert installer._imported_versions(plan) == {"safetensors": "0.4.0"}
+    report = installer._report(plan, 0.0, tool="uv", restart=("safetensors",))
+    assert "Restart the runtime now: safetensors" in report.lines()[-1]
+
+
+class _Index(http.server.BaseHTTPRequestHandler):
+    """A package index on this machine: a page of links, and wheels that are cut or replaced as `mode` says."""
+
+    mode, folder = "good", Path()
+
+    def log_message(self, *args):
+        """Stay silent."""
+
+    def do_GET(self):
+        name = self.path.strip("/").split("/")[-1]
+        if self.mode == "html" or (self.mode == "cut" and name.endswith(".whl")):
+            body = b"<!DOCTYPE html><title>Hotel: log in</title>"
+            if self.mode == "cut":
+                body = (self.folder / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html" if self.mode == "html" else "application/zip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.mode == "html" else body[:100])
+            return
+        if name.endswith(".whl"):
+            body = (self.folder / name).read_bytes()
+        else:
+            found = [path.name for path in self.folder.iterdir() if canonical(path.name.split("-")[0]) == name]
+            body = "".join(f'<a href="/files/{item}">{item}</a>' for item in found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream" if name.endswith(".whl") else "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def index(shelf, monkeypatch):
+    """An index over HTTP with the shelf's wheels; its class attribute `mode` breaks it."""
+    handler = type("Index", (_Index,), {"folder": shelf[0], "mode": "good"})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://user:indexpassword@127.0.0.1:{server.server_port}/simple/")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+@needs_uv
+def test_from_an_index_it_installs(shelf, index, python):
+    _folder, lock, _rows = shelf
+    assert len(wheels.install("little", python=python, lock=lock).changes) == 3
+
+
+@needs_uv
+@pytest.mark.parametrize("mode", ["cut", "html"])
+def test_a_dropped_connection_and_a_login_page_change_nothing(shelf, index, python, mode):
+    _folder, lock, _rows = shelf
+    index.mode = mode
+    before = site_of(python)
+    with pytest.raises(InstallError, match="was not installed") as caught:
+        wheels.install("little", python=python, lock=lock)
+    assert caught.value.hint
+    assert "indexpassword" not in str(caught.value)
+    assert site_of(python) == before
