@@ -1,0 +1,234 @@
+"""The commands `fastsd trocr ...`: read, measure, embed, fine-tune, shrink and share a handwriting reader."""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size
+from fastsd_helpers.cli.flags import add_flags, given_values
+
+__all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+DEFAULT_READER = "trocr-base-handwritten"
+_EVERY_S = 5.0
+
+
+def add_trocr(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the group `trocr` to the parser; `subcommands` and `command` are the parser's own helpers."""
+    from fastsd_helpers.trocr.reader import ReadConfig
+
+    group = subcommands(commands.add_parser("trocr", help="read handwriting, and teach the reader new hands"))
+    reading = command(group, "read", read, "read pictures of lines, folders of them, PDFs or links")
+    reading.add_argument("images", metavar="IMAGE", nargs="+", help="picture, folder, PDF or link")
+    reading.add_argument("--out", metavar="PATH", type=Path, help="file for the text; for one folder, a folder")
+    reading.add_argument("--format", choices=("txt", "json", "csv", "jsonl"), help="of --out (default: its ending)")
+    reading.add_argument("--pages", action="store_true", help="the pictures are whole pages: find their lines first")
+    reading.add_argument("--shard", metavar="I/N", help="read part I of N of a folder (run N of them, same --out)")
+    _add_model(reading)
+    add_flags(reading, ReadConfig)
+    judging = command(group, "evaluate", evaluate, "read lines whose text is known and count the errors")
+    judging.add_argument("data", metavar="DATA", help="folder or table of lines with their text")
+    _add_model(judging)
+    add_flags(judging, ReadConfig)
+    embedding = command(group, "embed", embed, "write the encoder's vectors of lines to a file")
+    embedding.add_argument("images", metavar="IMAGE", nargs="+", help="picture, folder, PDF or link")
+    embedding.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the vectors")
+    embedding.add_argument(
+        "--pool", choices=("none", "mean", "columns"), default="mean", help="what of a line to keep (default: mean)"
+    )
+    _add_model(embedding)
+    _add_making(group, command)
+
+
+def _add_making(group: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+    from fastsd_helpers.trocr.finetune import FineTuneConfig
+    from fastsd_helpers.trocr.serve import ServeConfig
+
+    tuning = command(group, "finetune", finetune, "teach a reader a hand or a script, or go on after a stop")
+    tuning.add_argument("data", metavar="DATA", help="folder or table of lines with their text")
+    tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
+    tuning.add_argument("--held-out-data", metavar="DATA", help="lines to measure on (default: a part of DATA)")
+    tuning.add_argument("--restart", action="store_true", help="forget what --out holds of an earlier run")
+    _add_model(tuning)
+    add_flags(tuning, FineTuneConfig)
+    shrinking = command(group, "quantize", quantize, "make an int8 copy for the CPU and measure what it costs")
+    shrinking.add_argument("model", metavar="MODEL", help="key, folder or Hub id of the reader")
+    shrinking.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    shrinking.add_argument("--evaluate", metavar="DATA", required=True, help="lines with their text, to measure on")
+    shrinking.add_argument("--calibrate", metavar="DIR", help="other lines, for the static method")
+    shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
+    sharing = command(group, "serve", serve, "a small page that reads lines, with a login")
+    _add_model(sharing)
+    add_flags(sharing, ServeConfig)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=DEFAULT_READER, help=f"key, folder or Hub id of the reader (default: {DEFAULT_READER})"
+    )
+
+
+def _open_reader(chosen: argparse.Namespace) -> Any:
+    from fastsd_helpers.trocr.reader import ReadConfig, Reader
+
+    given = given_values(chosen, ReadConfig)
+    ReadConfig(**given)  # names every bad setting before a model is looked for
+    return Reader(chosen.model, **given)
+
+
+def _progress() -> Callable[..., None]:
+    began = last = time.monotonic()
+
+    def tell(done: int, of: int | None = None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY_S:
+            last = now
+            logger.info("%d%s lines, %.1f a second", done, f" of {of}" if of else "", done / (now - began))
+
+    return tell
+
+
+def read(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr read IMAGE ...`."""
+    from fastsd_helpers.drive import sha256_of, write_atomic
+    from fastsd_helpers.errors import SettingsError
+    from fastsd_helpers.trocr.bulk import FORMATS, parse_shard, read_folder, rows_to_bytes
+
+    shard = parse_shard(chosen.shard)
+    only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
+    whole_folder = only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix
+    if chosen.pages and whole_folder:
+        raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
+    if chosen.shard and not whole_folder:
+        raise SettingsError("--shard is for one folder, read into a folder.", "Name one folder, and one with --out.")
+    format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
+    if format not in FORMATS:
+        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
+    reader = _open_reader(chosen)
+    began = time.monotonic()
+    if whole_folder:
+        result = read_folder(reader, only, chosen.out, shard=shard, format=format, progress=_progress())
+        seconds = time.monotonic() - began
+        data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
+        data["sha256"] = sha256_of(result.path) if result.path else None
+        told = f"All read: {result.path}" if result.path else "The parts of other shards are missing still."
+        return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
+    if chosen.pages:
+        from fastsd_helpers.trocr.pages import read_pages
+
+        pages = list(read_pages(reader, chosen.images))
+        lines = [line for page in pages for line in (page.lines or _as_line(page))]
+    else:
+        lines = reader.read(chosen.images, progress=_progress())
+    seconds = time.monotonic() - began
+    rows = [line.as_row() for line in lines]
+    data: dict[str, Any] = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
+    if chosen.out:
+        write_atomic(chosen.out, rows_to_bytes(rows, format))
+        data |= {"path": chosen.out, "sha256": sha256_of(chosen.out)}
+    texts = [f"{line.text}" if not line.problem else f"[{line.problem}]" for line in lines]
+    return Answer(data, [f"Written: {chosen.out}"] if chosen.out else texts)
+
+
+def _as_line(page: Any) -> list[Any]:
+    """A page without lines as one line that says why."""
+    from fastsd_helpers.trocr.line import Line
+
+    return [Line("", 0.0, name=page.name, problem=page.problem or f"{page.name} has no lines.")]
+
+
+def evaluate(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr evaluate DATA`."""
+    from fastsd_helpers.trocr.evaluate import evaluate
+    from fastsd_helpers.trocr.labels import read_lines
+
+    lines = read_lines(chosen.data)
+    reader = _open_reader(chosen)
+    began = time.monotonic()
+    result = evaluate(reader, lines, progress=_progress())
+    seconds = time.monotonic() - began
+    told = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
+            for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
+                                ("CER normalised", result.scores.cer_normalised),
+                                ("WER normalised", result.scores.wer_normalised))}  # fmt: skip
+    told |= {"exact lines": _percent(result.scores.exact), "lines": result.scores.lines}
+    told |= {"left out": len(result.left_out), "looped": result.looped, "cut": result.cut}
+    worst = [f"  {row['name']}: {row['text']!r} read as {row['read']!r}" for row in result.worst[:5]]
+    data = {**plain(result), "data": lines.report(), "seconds": seconds}
+    return Answer(data, [*pairs(told), *section("Lines with the most errors", worst)])
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.2f} %"
+
+
+def embed(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr embed IMAGE ... --out DIR`."""
+    from fastsd_helpers.trocr.embeddings import write_embeddings
+    from fastsd_helpers.trocr.reader import Reader
+
+    result = write_embeddings(Reader(chosen.model), chosen.images, chosen.out, pool=chosen.pool)
+    told = {"shape": " x ".join(map(str, result.shape)), "size": size(result.path.stat().st_size)}
+    return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
+
+
+def finetune(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr finetune DATA --out DIR`."""
+    from fastsd_helpers.drive import sha256_of
+    from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+
+    config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
+    result = finetune(
+        config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart
+    )
+    told = {
+        "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
+        "lines": f"{result.train_lines} learned from, {result.held_out_lines} measured on",
+        "steps": result.steps,
+    }
+    weights = sorted(result.path.glob("*.safetensors"))
+    data = {**plain(result), "sha256": sha256_of(weights[0]) if weights else None}
+    return Answer(data, [f"Finished: {result.path}", *pairs(told)])
+
+
+def quantize(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr quantize MODEL OUT --evaluate DIR`."""
+    from fastsd_helpers.cli.answers import table
+    from fastsd_helpers.trocr.quantize import quantize
+
+    result = quantize(
+        chosen.model, chosen.out, evaluate_on=chosen.evaluate, calibrate_on=chosen.calibrate, overwrite=chosen.overwrite
+    )
+    rows = [
+        [trial.method, size(trial.bytes), f"{trial.lines_per_second:.2f}", _percent(trial.cer),
+         _percent(trial.same_text)]
+        for trial in result.trials
+    ]  # fmt: skip
+    head = ["NUMBERS", "SIZE", "LINES/S", "CER", "SAME TEXT"]
+    return Answer(plain(result), [f"Written ({result.method}): {result.path}", *table(head, rows)])
+
+
+def serve(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd trocr serve`: until Ctrl-C."""
+    import sys
+    import threading
+
+    from fastsd_helpers.trocr.reader import Reader
+    from fastsd_helpers.trocr.serve import ServeConfig, serve
+
+    config = ServeConfig(**given_values(chosen, ServeConfig))
+    served = serve(Reader(chosen.model), config)
+    told = {"link": served.url, "user": served.user, "password": served.password}
+    # The only place where the password is ever shown; the log never has it.
+    print("\n".join(pairs(told)), file=sys.stderr, flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        served.app.close()
+    return Answer({"url": served.url}, [])

@@ -1,0 +1,11 @@
+"""Read handwriting with TrOCR: open any checkpoint, read lines and pages, measure, fine-tune, shrink.
+
+from fastsd_helpers.trocr import Reader
+for line in Reader("trocr-base-handwritten").read("folder-with-lines"):
+    print(line.text, line.confidence)
+"""
+
+from fastsd_helpers.trocr.line import Line, Token
+from fastsd_helpers.trocr.reader import ReadConfig, Reader
+
+__all__ = ["Line", "ReadConfig", "Reader", "Token"]

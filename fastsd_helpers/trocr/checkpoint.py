@@ -1,0 +1,347 @@
+"""Open any TrOCR checkpoint and put right what is wrong with it; every repair is a sentence with its effect."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.trocr.pixels import Pixels
+from fastsd_helpers.trocr.search import Limits
+from fastsd_helpers.trocr.source import GRAPHS, find_reader, require_reader
+
+__all__ = [
+    "PRECISIONS",
+    "Checkpoint",
+    "choose_precision",
+    "load_tokenizer",
+    "load_weights",
+    "open_checkpoint",
+    "repair_positions",
+]
+
+logger = logging.getLogger("fastsd_helpers")
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+_OLD_DEFAULT_LENGTH = 20  # what transformers fills in for a checkpoint that says nothing
+_LONGEST_LINE = 128
+_FEW_PARAMETERS = 20_000_000
+
+
+@dataclass
+class Checkpoint:
+    """A reader as opened: its model (None for a folder of graphs), words, picture settings and limits."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    pixels: Pixels
+    limits: Limits
+    device: str
+    precision: str
+    reason: str  # why this device and precision
+    repairs: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether the folder holds OpenVINO graphs instead of PyTorch weights."""
+        return self.model is None
+
+
+def open_checkpoint(
+    ref: str | Path, *, device: str = "auto", precision: str = "auto", cache_dir: Path | None = None
+) -> Checkpoint:
+    """Open a reader by key, Hub id or folder, repaired.
+
+    Repairs: the cache of earlier steps switched on; a limit of 20 tokens that nobody asked for lifted; sinusoidal
+    position tables that transformers 5 leaves empty computed again; a tokenizer that transformers cannot build made
+    from its vocabulary; missing start, end and padding ids filled in; rules against repeated words left out.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        precision: one of PRECISIONS; int8 here loads fp32 weights, for the caller to turn into graphs.
+
+    Raises:
+        ModelError and its kin: see `source.find_reader`; SettingsError never.
+    """
+    folder = find_reader(ref, cache_dir=cache_dir)
+    config = require_reader(folder)
+    repairs: list[str] = []
+    tokenizer = load_tokenizer(folder, repairs)
+    pixels = Pixels(_load_image_processor(folder))
+    limits = _read_limits(folder, config, tokenizer, repairs)
+    if (folder / GRAPHS / "decoder.xml").is_file():
+        return Checkpoint(
+            folder,
+            None,
+            tokenizer,
+            pixels,
+            limits,
+            "cpu",
+            "int8",
+            "the folder holds graphs for the CPU",
+            repairs,
+            config,
+        )
+    chosen = describe_device()
+    if device != "auto" and device != chosen.kind:
+        chosen = Device(device, device, chosen.memory_bytes, chosen.has_bf16 and device == "cpu", reason="as asked")
+    model = _load_model(folder, repairs)
+    count = sum(weight.numel() for weight in model.parameters())
+    precision, reason = choose_precision(precision, chosen, count)
+    _to_precision(model, precision, chosen.kind)
+    for repair in repairs:
+        logger.warning("%s: %s", folder.name, repair)
+    reason = f"{chosen.name} ({chosen.reason}); {precision}: {reason}"
+    return Checkpoint(folder, model, tokenizer, pixels, limits, chosen.kind, precision, reason, repairs, config)
+
+
+def choose_precision(precision: str, device: Device, parameters: int) -> tuple[str, str]:
+    """Choose the number format for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
+    if precision != "auto":
+        return precision, "as asked"
+    if device.kind == "cuda":
+        if device.has_bf16:
+            return "bf16", "half the memory and more than twice the speed of fp32 on this GPU"
+        return "fp16", "this GPU has no bf16 arithmetic"
+    if device.kind == "cpu" and device.has_bf16 and parameters >= _FEW_PARAMETERS:
+        return "bf16", "this CPU calculates in bf16, about twice as fast as in fp32"
+    if parameters < _FEW_PARAMETERS:
+        return "fp32", "so small a model gains nothing from a shorter format"
+    return "fp32", "this processor has no shorter format that is faster"
+
+
+def _to_precision(model: Any, precision: str, device: str) -> None:
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    model.to(device=device, dtype=dtype)
+    # A plain attribute, which `to` does not know.
+    for module in _sinusoidal_tables(model):
+        module.weights = module.weights.to(device=device, dtype=dtype)
+
+
+# -------------------------------------------------------------------------------------------------- the model
+
+
+def _load_model(folder: Path, repairs: list[str]) -> Any:
+    try:
+        import safetensors
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as err:
+        raise DependencyMissing(
+            f"Reading needs the package {err.name}.",
+            "Run: pip install 'fastsd_helpers[trocr]' (PyTorch itself comes from pytorch.org or your platform).",
+        ) from err
+    try:
+        model, missing = load_weights(folder)
+    except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as err:
+        raise ModelError(
+            f"{folder} cannot be opened: {str(err).splitlines()[0]}", "Copy or download the model again, whole."
+        ) from err
+    if missing:
+        raise ModelError(
+            f"{folder} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
+            f"({len(missing)} tensors).",
+            "Download it again; a reader with random numbers in it would read nonsense.",
+        )
+    repair_positions(model, repairs)
+    return model.eval()
+
+
+def load_weights(folder: Path | str) -> tuple[Any, list[str]]:
+    """Load a VisionEncoderDecoderModel in fp32: the model, and the names of weights that its files lack.
+
+    Not counted: the pooler, a layer nobody trained and no reader uses, and the projection of tied words, which is the
+    words' own table.
+    """
+    import torch
+    import transformers
+
+    name = "dtype" if _at_least(transformers.__version__, 4, 56) else "torch_dtype"
+    with _quiet_loading():
+        model, info = transformers.VisionEncoderDecoderModel.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **{name: torch.float32}
+        )
+    tied = model.config.decoder.tie_word_embeddings
+    missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
+    return model, [key for key in missing if not (tied and key.endswith("output_projection.weight"))]
+
+
+def _at_least(version: str, *wanted: int) -> bool:
+    return tuple(int(part) for part in version.split(".")[: len(wanted)] if part.isdigit()) >= wanted
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' report of the pooler and without its progress bar: what matters is said by us."""
+    from transformers.utils import logging as their_log
+
+    level, bars = their_log.get_verbosity(), their_log.is_progress_bar_enabled()
+    their_log.set_verbosity_error()
+    their_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        their_log.set_verbosity(level)
+        if bars:
+            their_log.enable_progress_bar()
+
+
+def _sinusoidal_tables(model: Any) -> list[Any]:
+    return [module for module in model.modules() if type(module).__name__ == "TrOCRSinusoidalPositionalEmbedding"]
+
+
+def repair_positions(model: Any, repairs: list[str] | None = None) -> None:
+    """Compute sinusoidal position tables again where loading left them empty or wrong.
+
+    transformers 5.0 to at least 5.23 creates models on the meta device, and this table is no parameter: it stays
+    there, and the first step fails. It concerns every stage1 and large-printed checkpoint.
+    """
+    import torch
+
+    for module in _sinusoidal_tables(model):
+        count = model.config.decoder.max_position_embeddings + module.padding_idx + 1
+        with torch.device("cpu"):
+            right = module.get_embedding(count, module.embedding_dim, module.padding_idx)
+        table = module.weights
+        if table is None or table.is_meta or table.shape != right.shape or not torch.equal(table.cpu().float(), right):
+            module.weights = right
+            if repairs is not None:
+                repairs.append("its position table came empty out of transformers and was computed again.")
+
+
+# ------------------------------------------------------------------------------------------ words and pictures
+
+
+def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
+    """Load the tokenizer of a reader, or build it from its vocabulary where transformers cannot.
+
+    transformers 5.13 to 5.17 fails on checkpoints that have vocab.json and merges.txt but no tokenizer.json.
+
+    Raises:
+        ModelError: neither works.
+    """
+    import transformers
+
+    try:
+        with _quiet_loading():
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as err:  # whatever type this version raises: there is a second way
+        first = err
+    special = {}
+    if (folder / "special_tokens_map.json").is_file():
+        raw = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+        special = {name: value["content"] if isinstance(value, dict) else value for name, value in raw.items()}
+        special.pop("additional_special_tokens", None)
+    try:
+        tokenizer = _build_tokenizer(folder, special)
+    except Exception as err:
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be read: {str(err).splitlines()[0] if str(err) else first}.",
+            "Copy the tokenizer files of the model it was trained from into the folder; some need the package "
+            "sentencepiece.",
+        ) from first
+    if repairs is not None:
+        repairs.append("transformers could not build its tokenizer, so it was built from its vocabulary.")
+    return tokenizer
+
+
+def _build_tokenizer(folder: Path, special: dict[str, str]) -> Any:
+    import tokenizers
+    import transformers
+
+    if (folder / "tokenizer.json").is_file():
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = tokenizers.Tokenizer(
+            tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        )
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
+                   "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} | special  # fmt: skip
+        cls, sep = special["cls_token"], special["sep_token"]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} {sep} $B {sep}",
+            special_tokens=[(word, backend.token_to_id(word)) for word in (cls, sep)],
+        )
+        backend.add_special_tokens([word for word in special.values() if backend.token_to_id(word) is not None])
+    else:
+        return transformers.XLMRobertaTokenizer.from_pretrained(folder)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def _load_image_processor(folder: Path) -> Any:
+    import transformers
+
+    # One back end everywhere: torchvision's rounds differently, and it may be absent.
+    choice = {"backend": "pil"} if _at_least(transformers.__version__, 5, 1) else {"use_fast": False}
+    try:
+        with _quiet_loading():
+            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **choice)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise ModelError(
+            f"The picture settings of {folder} cannot be read: {str(err).splitlines()[0]}",
+            "Copy preprocessor_config.json of the model it was trained from into the folder.",
+        ) from err
+
+
+# ----------------------------------------------------------------------------------------------------- limits
+
+
+def _read_limits(folder: Path, config: dict[str, Any], tokenizer: Any, repairs: list[str]) -> Limits:
+    generation: dict[str, Any] = {}
+    if (folder / "generation_config.json").is_file():
+        with contextlib.suppress(ValueError):
+            generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    decoder = config.get("decoder", {})
+    if generation.get("use_cache", config.get("use_cache")) is False or decoder.get("use_cache") is False:
+        repairs.append("it switches the cache of earlier steps off (three times slower); here it is always on.")
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
+    def known(name: str) -> Any:
+        return first(generation.get(name), config.get(name), decoder.get(name))
+
+    eos = first(known("eos_token_id"), tokenizer.eos_token_id, tokenizer.sep_token_id)
+    if eos is None:
+        raise ModelError(f"{folder} does not say which token ends a line.", "Set eos_token_id in its config.json.")
+    start = known("decoder_start_token_id")
+    if start is None:
+        start = eos if isinstance(eos, int) else eos[0]
+        repairs.append(f"it does not say which token begins a line; {start} (the end token, as in TrOCR) is used.")
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    longest = int(decoder.get("max_position_embeddings", 512))
+    limit = _own_limit(generation, config)
+    if limit is None:
+        limit = min(_LONGEST_LINE, longest)
+        repairs.append(f"it sets no limit, which transformers takes for 20 tokens and cuts lines; here it is {limit}.")
+    for name, harmless, effect in (
+        ("no_repeat_ngram_size", (None, 0), "it forbids legal repetitions such as '11 11 11'"),
+        ("length_penalty", (None, 1, 1.0), "it favours longer text than is there"),
+        ("repetition_penalty", (None, 1, 1.0), "it forbids legal repetitions"),
+    ):
+        if first(generation.get(name), config.get(name)) not in harmless:
+            repairs.append(f"its {name} is left out: {effect}.")
+    return Limits(int(start), tuple(int(token) for token in ends), 0, min(limit, longest))
+
+
+def _own_limit(generation: dict[str, Any], config: dict[str, Any]) -> int | None:
+    for source in (generation, config):
+        value = source.get("max_new_tokens")
+        if isinstance(value, int) and value > 0:
+            return value
+        value = source.get("max_length")
+        if isinstance(value, int) and value > 1 and value != _OLD_DEFAULT_LENGTH and math.isfinite(value):
+            return value - 1  # it counts the start token
+    return None

@@ -1,0 +1,63 @@
+"""Read lines whose text is known and say how many errors there are, with the worst lines shown."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.trocr.labels import read_lines
+from fastsd_helpers.trocr.scores import Scores, line_errors, score_lines
+
+__all__ = ["Evaluation", "evaluate"]
+
+_WORST = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Error rates on a set of lines; `worst` has the lines with the most errors, `left_out` why some were not used."""
+
+    scores: Scores
+    confidence: float  # mean over the lines, to compare with 1 - CER
+    looped: int
+    cut: int
+    worst: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+
+
+def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None = None) -> Evaluation:
+    """Read the pictures of `data` with `reader` and compare with their text.
+
+    Args:
+        reader: a Reader.
+        data: whatever `labels.read_lines` takes, or a LineSet.
+
+    Raises:
+        DatasetError: no line of it can be used.
+    """
+    lines = data if hasattr(data, "lines") else read_lines(data)
+    read = reader.read([line.picture for line in lines.lines], progress=progress)
+    left_out = list(lines.problems)
+    pairs = []
+    for line, found in zip(lines.lines, read, strict=True):
+        if found.problem:
+            left_out.append(f"{line.name}: {found.problem}")
+        else:
+            pairs.append((line, found))
+    if not pairs:
+        raise DatasetError(f"No picture of {lines.source} can be read.", left_out[0] if left_out else "")
+    scores = score_lines([line.text for line, _found in pairs], [found.text for _line, found in pairs])
+    ranked = sorted(pairs, key=lambda pair: -line_errors(pair[0].text, pair[1].text)[0])
+    worst = tuple(
+        {"name": line.name, "text": line.text, "read": found.text, "confidence": round(found.confidence, 4)}
+        for line, found in ranked[:_WORST]
+        if line.text != found.text
+    )
+    return Evaluation(
+        scores,
+        sum(found.confidence for _line, found in pairs) / len(pairs),
+        sum("looped" in found.notes for _line, found in pairs),
+        sum("cut" in found.notes for _line, found in pairs),
+        worst,
+        tuple(left_out),
+    )

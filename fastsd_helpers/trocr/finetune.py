@@ -1,0 +1,497 @@
+"""Teach a reader a new hand or script with transformers' Seq2SeqTrainer; stopped at any moment, it goes on.
+
+What the well-known recipes get wrong is put right here: labels begin without a start token (TrOCR was trained so), are
+padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the fewest wrong
+characters, and lines of one writer or page are never on both sides of the split.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsd_helpers.drive import check_writable, write_atomic
+from fastsd_helpers.errors import DatasetError, DependencyMissing, SettingsError, TrainingFailed
+from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.trocr.augment import change_line
+from fastsd_helpers.trocr.checkpoint import Checkpoint, load_weights, open_checkpoint
+from fastsd_helpers.trocr.evaluate import Evaluation, evaluate
+from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.pictures import gather
+from fastsd_helpers.trocr.reader import Reader
+from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
+
+__all__ = ["FineTuneConfig", "FineTuneResult", "finetune", "label_ids"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """Settings for fine-tuning a reader."""
+
+    method: Literal["full", "freeze", "decoder", "lora"] = option(
+        "full", help="what learns: everything, all but the encoder's first layers, the decoder alone, small adapters"
+    )
+    epochs: float = option(10.0, help="times that every line is seen", low=0.01, high=1000)
+    lr: float = option(4e-5, help="learning rate at its peak; adapters take about ten times as much", low=1e-8, high=1)
+    batch_size: int = option(8, help="lines at once", low=1, high=512)
+    accumulation: int = option(1, help="batches per step", low=1, high=256)
+    augment: bool = option(True, help="change pictures a little: turned, blurred, thicker, thinner, bent")
+    vocabulary: Literal["keep", "extend", "replace"] = option(
+        "keep", help="tokenizer: as it is, with new letters, or of the letters of these lines alone"
+    )
+    held_out: float = option(0.1, help="part of the lines kept for measuring, where none are given", low=0.01, high=0.5)
+    patience: int = option(5, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
+    measure_every: int = option(0, help="steps between measurements; 0 means once an epoch", low=0, high=1_000_000)
+    seed: int = option(0, help="of order, changes and new weights", low=0, high=2**31 - 1)
+    frozen_layers: int = option(3, help="first encoder layers that stay, with freeze", low=0, high=48, advanced=True)
+    lora_rank: int = option(16, help="size of the adapters, with lora", low=1, high=256, advanced=True)
+    warmup: float = option(0.06, help="part of the steps in which the rate rises", low=0, high=0.5, advanced=True)
+    weight_decay: float = option(0.01, help="pull of weights to zero", low=0, high=1, advanced=True)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", help="number format of the sums", advanced=True)
+    gradient_checkpointing: bool = option(False, help="half the memory for a third more time", advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """The folder of the fine-tuned reader, and the error rates on held-out lines before and after."""
+
+    path: Path
+    cer_before: float
+    cer_after: float
+    before: Evaluation
+    after: Evaluation
+    steps: int
+    first_step: int
+    seconds: float
+    train_lines: int
+    held_out_lines: int
+    added_letters: str
+
+
+def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
+    """A line's tokens as TrOCR was trained on them: no start token, the end at the end."""
+    return [*tokenizer.encode(text, add_special_tokens=False)[: longest - 1], end]
+
+
+def finetune(
+    config: FineTuneConfig,
+    data: Any,
+    out: Path,
+    *,
+    model: str | Path,
+    held_out: Any = None,
+    restart: bool = False,
+) -> FineTuneResult:
+    """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
+
+    Args:
+        data: lines with their text; see `labels.read_lines`.
+        out: folder for checkpoints/, model/ and settings.json.
+        model: key, folder or Hub id of the reader to begin with.
+        held_out: lines to measure on; left alone, a part of `data` by writer or page.
+        restart: forget what `out` holds of an earlier run.
+
+    Raises:
+        DatasetError, ModelError: what was given cannot be used; SettingsError: `out` holds a run with other settings;
+        TrainingFailed: the numbers broke down.
+    """
+    began = time.monotonic()
+    _require_packages(config)
+    import transformers
+
+    checkpoint = open_checkpoint(model, precision="fp32")
+    if checkpoint.model is None:
+        raise SettingsError(
+            f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
+        )
+    train_set, held_set = (_drop_unreadable(lines) for lines in _split(config, data, held_out))
+    _check_settings(out, config, str(model), train_set, held_set, restart)
+    transformers.set_seed(config.seed)
+    before = _evaluate(checkpoint.folder, held_set, config, out / "before.json")
+    network, tokenizer = checkpoint.model, checkpoint.tokenizer
+    coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
+    if coverage.advice != "keep" and config.vocabulary == "keep":
+        logger.warning("The tokenizer takes %.2f tokens a letter: %s. Consider vocabulary=%s.",
+                       coverage.tokens_per_character, coverage.reason, coverage.advice)  # fmt: skip
+    tokenizer, added = prepare_vocabulary(
+        network, tokenizer, [line.text for line in train_set.lines], config.vocabulary
+    )
+    limits = checkpoint.limits
+    end = tokenizer.eos_token_id if config.vocabulary == "replace" else limits.eos[0]
+    start = end if config.vocabulary == "replace" else limits.start
+    longest = min(network.config.decoder.max_position_embeddings, 512)
+    _set_generation(network, tokenizer, start, end, train_set, longest)
+    network = _choose_what_learns(network, config)
+    train_lines = _Lines(train_set, checkpoint, tokenizer, end, longest, config)
+    held_lines = _Lines(held_set, checkpoint, tokenizer, end, longest, None)
+    trainer = _make_trainer(config, network, tokenizer, train_lines, held_lines, out)
+    resume = _last_whole_checkpoint(out / "checkpoints")
+    first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
+    if resume:
+        logger.info("Going on from step %d.", first_step)
+    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if not math.isfinite(result.training_loss):
+        raise TrainingFailed("The loss is no number any more.", "Lower --lr, or train in fp32.")
+    target = out / "model"
+    if trainer.is_world_process_zero():
+        _write_model(trainer.model, tokenizer, checkpoint, target, config)
+    trainer.accelerator.wait_for_everyone()
+    after = _evaluate(target, held_set, config, None)
+    if trainer.is_world_process_zero():
+        _write_card(target, config, str(model), before, after, train_set, held_set)
+    return FineTuneResult(
+        target.absolute(),
+        before.scores.cer.rate,
+        after.scores.cer.rate,
+        before,
+        after,
+        trainer.state.global_step,
+        first_step,
+        time.monotonic() - began,
+        len(train_set.lines),
+        len(held_set.lines),
+        "".join(added),
+    )
+
+
+def _require_packages(config: FineTuneConfig) -> None:
+    import importlib.util
+
+    needed = ["transformers", "accelerate", "jiwer", *(["peft"] if config.method == "lora" else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyMissing(
+            f"Fine-tuning needs {' and '.join(missing)}.", "Run: pip install 'fastsd_helpers[trocr]'"
+        )
+
+
+def _split(config: FineTuneConfig, data: Any, held_out: Any) -> tuple[LineSet, LineSet]:
+    lines = data if isinstance(data, LineSet) else read_lines(data)
+    if held_out is not None:
+        return lines, held_out if isinstance(held_out, LineSet) else read_lines(held_out)
+    rest, held = lines.split(config.held_out, seed=config.seed)
+    logger.info("%d lines to learn from, %d of other writers or pages to measure on.", len(rest.lines), len(held.lines))
+    return rest, held
+
+
+def _check_settings(
+    out: Path, config: FineTuneConfig, model: str, train: LineSet, held: LineSet, restart: bool
+) -> None:
+    check_writable(out)
+    names = [[line.name, line.text] for line in (*train.lines, *held.lines)]
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    wanted = {**to_values(config), "model": model, "lines": len(names), "lines_sha256": digest}
+    path = out / "settings.json"
+    if restart:
+        for name in ("checkpoints", "model"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        (out / "before.json").unlink(missing_ok=True)
+    elif path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(name for name in wanted if found.get(name) != wanted[name])
+        if changed:
+            told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
+            raise SettingsError(
+                f"{out} holds a run with other settings: {told}.", "Use the earlier ones, another folder, or --restart."
+            )
+    write_atomic(path, json.dumps(wanted, indent=1).encode())
+
+
+def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, kept: Path | None) -> Evaluation:
+    reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
+    found = evaluate(reader, held)
+    if kept is not None:
+        write_atomic(kept, json.dumps({"cer": found.scores.cer.rate}).encode())
+    return found
+
+
+def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
+    import transformers
+
+    pad = tokenizer.pad_token_id
+    network.config.decoder_start_token_id, network.config.eos_token_id, network.config.pad_token_id = start, end, pad
+    lengths = [len(tokenizer.encode(line.text, add_special_tokens=False)) + 1 for line in lines.lines]
+    # Half as long again as the longest line seen: a limit that is no cut, but ends a loop.
+    most = min(longest, max(16, math.ceil(1.5 * max(lengths))))
+    network.generation_config = transformers.GenerationConfig(
+        decoder_start_token_id=start, eos_token_id=end, pad_token_id=pad, use_cache=True, max_new_tokens=most
+    )
+
+
+def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
+    if config.method == "decoder":
+        network.encoder.requires_grad_(False)
+    elif config.method == "freeze":
+        encoder = network.encoder
+        layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
+        encoder.embeddings.requires_grad_(False)
+        for layer in layers[: config.frozen_layers]:
+            layer.requires_grad_(False)
+    elif config.method == "lora":
+        import peft
+
+        settings = peft.LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules=_LORA_LAYERS,
+            # New letters have no use as adapters: their vectors are trained themselves.
+            modules_to_save=["embed_tokens", "output_projection"] if config.vocabulary != "keep" else None,
+        )
+        network = peft.get_peft_model(network, settings)
+    return network
+
+
+class _Lines:
+    """The lines as the trainer takes them; what is changed in a picture is a function of (seed, epoch, line)."""
+
+    def __init__(
+        self,
+        lines: LineSet,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        end: int,
+        longest: int,
+        config: FineTuneConfig | None,
+    ) -> None:
+        self.pixels, self.epoch, self.config = checkpoint.pixels, 0, config
+        self.lines: list[LabelledLine] = []
+        self.labels = []
+        for line in lines.lines:
+            if config is None or line.text:
+                self.lines.append(line)
+                self.labels.append(label_ids(tokenizer, line.text, end, longest))
+        if not self.lines:
+            raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        import numpy as np
+
+        item = next(iter(gather([self.lines[place].picture])))
+        if item.picture is None:
+            raise DatasetError(f"{self.lines[place].name}: {item.problem}", "Leave this line out of the table.")
+        picture = item.picture
+        if self.config is not None and self.config.augment:
+            picture = change_line(picture, np.random.default_rng((self.config.seed, self.epoch, place)))
+        return {"pixels": self.pixels.resize(picture), "labels": self.labels[place]}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        longest = max(len(row["labels"]) for row in rows)
+        labels = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
+        return {"pixel_values": self.pixels.batch([row["pixels"] for row in rows]), "labels": torch.tensor(labels)}
+
+
+def _drop_unreadable(lines: LineSet) -> LineSet:
+    """Leave out lines whose picture cannot be opened, with a warning each; learning would stop at the first."""
+    kept = []
+    for line in lines.lines:
+        item = next(iter(gather([line.picture])))
+        if item.picture is None:
+            logger.warning("%s is left out: %s", line.name, item.problem)
+        else:
+            kept.append(line)
+    return LineSet(kept, lines.problems, lines.source)
+
+
+def _make_trainer(config: FineTuneConfig, network: Any, tokenizer: Any, train: _Lines, held: _Lines, out: Path) -> Any:
+    import torch
+    import transformers
+    from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+    from fastsd_helpers.runtime import describe_device
+    from fastsd_helpers.trocr.scores import line_errors
+
+    device = describe_device()
+    precision = config.precision
+    if precision == "auto":
+        precision = ("bf16" if device.has_bf16 else "fp16") if device.kind == "cuda" else "fp32"
+    batches = math.ceil(len(train) / config.batch_size)
+    steps = max(1, math.ceil(batches / config.accumulation * config.epochs))
+    every = {"strategy": "steps", "steps": config.measure_every} if config.measure_every else {"strategy": "epoch"}
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.lr,
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        eval_strategy=every["strategy"],
+        eval_steps=every.get("steps"),
+        save_strategy=every["strategy"],
+        save_steps=every.get("steps", 500),
+        logging_steps=max(1, steps // 20),
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="cer",
+        greater_is_better=False,
+        predict_with_generate=True,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        use_cpu=device.kind == "cpu",
+    )
+
+    def measure(predicted: Any) -> dict[str, float]:
+        pairs = []
+        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
+            read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
+            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
+            pairs.append(line_errors(truth, read))
+        return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
+
+    class Epochs(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            train.epoch = int(state.epoch or 0)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            # Dropout as a function of (seed, step, process): a run that goes on would draw other numbers else.
+            step = state.global_step * args.world_size + args.process_index
+            torch.manual_seed(config.seed * 1_000_003 + step)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            fault_point("trocr.checkpoint")
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
+            logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
+
+    class Trainer(Seq2SeqTrainer):
+        """transformers 5 writes a ViT's weights under their old names, and its trainer reads them back by the new ones,
+        without a word where none fits: the encoder stays as it was, at a resume and when the best model is taken.
+        """
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if config.method == "lora":
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                _copy_weights(resume_from_checkpoint, model or self.model)
+
+        def _load_best_model(self) -> None:
+            if config.method == "lora":
+                super()._load_best_model()
+            elif self.state.best_model_checkpoint:
+                _copy_weights(self.state.best_model_checkpoint, self.model)
+
+    callbacks = [Epochs(), *([EarlyStoppingCallback(config.patience)] if config.patience else [])]
+    trainer = Trainer(
+        model=network,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held,
+        data_collator=train.collate,
+        compute_metrics=measure,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    return trainer
+
+
+def _copy_weights(folder: str, model: Any) -> None:
+    """Give `model` the weights of a checkpoint, every one of them, as from_pretrained understands their names."""
+    fresh, missing = load_weights(folder)
+    if missing:
+        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
+    model.load_state_dict(fresh.state_dict())
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of which every part is there; one that a kill cut short is passed over."""
+    if not folder.is_dir():
+        return None
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    for path in sorted(found, key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+        weights = [*path.glob("*.safetensors")]
+        if weights and all((path / name).is_file() for name in needed) and _opens(path, weights):
+            return path
+        logger.warning("%s is not whole and is passed over.", path.name)
+    return None
+
+
+def _opens(path: Path, weights: list[Path]) -> bool:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
+        for file in weights:
+            with safe_open(str(file), framework="pt"):
+                pass
+    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError):
+        return False
+    return True
+
+
+def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: Path, config: FineTuneConfig) -> None:
+    """Write the finished reader beside its place, then move it there: a folder is whole or it is not there."""
+    fresh = target.with_name(".model.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    if config.method == "lora":
+        network = network.merge_and_unload()
+    network.save_pretrained(fresh)
+    if config.vocabulary == "keep":
+        for name in ("tokenizer.json", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer_config.json",
+                     "special_tokens_map.json", "added_tokens.json"):  # fmt: skip
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, fresh / name)
+    else:
+        tokenizer.save_pretrained(fresh)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, fresh / name)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+
+
+def _write_card(
+    target: Path,
+    config: FineTuneConfig,
+    model: str,
+    before: Evaluation,
+    after: Evaluation,
+    train: LineSet,
+    held: LineSet,
+) -> None:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
+    text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
+
+Character error rate on {len(held.lines)} lines that were not learned from: {100 * before.scores.cer.rate:.2f} % before,
+**{100 * after.scores.cer.rate:.2f} %** after ({100 * after.scores.cer.low:.2f} to {100 * after.scores.cer.high:.2f} %,
+95 % of bootstrap samples). Word error rate after: {100 * after.scores.wer.rate:.2f} %. Learned from
+{len(train.lines)} lines.
+
+| setting | value |
+|---|---|
+{rows}
+
+Lines are read with `fastsd trocr read IMAGE --model FOLDER`, or with transformers' VisionEncoderDecoderModel.
+"""
+    write_atomic(target / "README.md", text.encode())

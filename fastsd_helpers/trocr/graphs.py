@@ -1,0 +1,357 @@
+"""int8 on the CPU: the encoder and one decoder step as OpenVINO graphs, made here and run here.
+
+Two graphs: `encoder` gives what the picture looks like and, per decoder layer, the keys and values that every step
+looks up; `decoder` is one step. Keys and values of the picture go into the second graph once per batch, without a copy.
+Neither package sends anything: the reporting of usage that both bring is left out (see `_without_reports`).
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.drive import write_atomic
+from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.trocr.checkpoint import Checkpoint
+from fastsd_helpers.trocr.decoder import TorchEngine, cross_keys, decoder_step, position_rows
+from fastsd_helpers.trocr.source import GRAPHS
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+           "sentencepiece.bpe.model", "added_tokens.json")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Import and use openvino and nncf as if their reporting package were not installed; both allow for that.
+
+    Left alone, every conversion would be reported to its maker, without a question.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # makes `import openvino_telemetry` an ImportError
+    # What was imported before holds the real one under the name `tm`.
+    loaded = [module for key, module in sys.modules.items() if key.startswith("openvino.tools.ovc") and module]
+    changed = [module for module in loaded if before is not None and getattr(module, "tm", None) is before]
+    try:
+        if changed:
+            stub = importlib.import_module("openvino.tools.ovc.telemetry_stub")
+            for module in changed:
+                module.tm = stub
+        yield
+    finally:
+        for module in changed:
+            module.tm = before
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+def _require(*names: str) -> list[Any]:
+    with _without_reports():
+        try:
+            return [importlib.import_module(name) for name in names]
+        except ImportError as err:
+            raise DependencyMissing(
+                f"int8 on a CPU needs the package {err.name}.",
+                "Run: pip install 'fastsd_helpers[trocr-int8]', or choose --precision bf16 or fp32.",
+            ) from err
+
+
+def write_graphs(
+    checkpoint: Checkpoint, out: Path, *, method: str, batches: "list[torch.Tensor] | None" = None
+) -> Path:
+    """Write a reader as a folder of graphs that opens like any other reader.
+
+    Args:
+        checkpoint: opened with fp32 weights.
+        out: the folder; it must not exist.
+        method: none (fp32 graphs), dynamic (int8 weights) or static (the encoder's sums in int8 too, with ranges
+            measured on `batches`; the decoder as in dynamic).
+        batches: float32 [n, 3, h, w] each, for static.
+
+    Raises:
+        DependencyMissing: openvino, or nncf for int8, is not installed.
+    """
+    import torch
+
+    openvino, *rest = _require("openvino", *(() if method == "none" else ("nncf",)))
+    encoder_module, decoder_module, examples = _modules(checkpoint)
+    config = checkpoint.model.config
+    with _without_reports(), torch.inference_mode(False), torch.no_grad():
+        height, width = checkpoint.pixels.height, checkpoint.pixels.width
+        encoder = openvino.convert_model(encoder_module, example_input=examples[0])
+        encoder.reshape({0: openvino.PartialShape([-1, 3, height, width])})
+        decoder = openvino.convert_model(decoder_module, example_input=examples[1])
+        layers = config.decoder.decoder_layers
+        names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
+        for place, name in enumerate(["pixels"]):
+            encoder.inputs[place].get_tensor().set_names({name})
+        for place, name in enumerate(["tokens", "step", *names]):
+            decoder.inputs[place].get_tensor().set_names({name})
+        if rest:
+            nncf = rest[0]
+            if method == "static":
+                arrays = [batch.numpy() for batch in batches or []]
+                encoder = nncf.quantize(
+                    encoder,
+                    nncf.Dataset(arrays),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=max(1, len(arrays)),
+                )
+            else:
+                encoder = nncf.compress_weights(encoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            decoder = nncf.compress_weights(decoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    fresh = out.with_name(f".{out.name}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    (fresh / GRAPHS).mkdir(parents=True)
+    openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
+    openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
+    for name in _COPIED:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, fresh / name)
+    about = {"version": 1, "method": method, "from": checkpoint.folder.name, "layers": layers}
+    about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
+    write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(out)
+    return out
+
+
+def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
+    """The two graphs as modules, with example inputs of the right kinds; shapes stay free."""
+    import torch
+
+    model = checkpoint.model
+    decoder, head = model.decoder.model.decoder, model.decoder.output_projection
+    config = model.config.decoder
+    layers, heads = config.decoder_layers, config.decoder_attention_heads
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            hidden = self.model.encoder(pixels).last_hidden_state
+            inner = self.model.enc_to_dec_proj(hidden) if hasattr(self.model, "enc_to_dec_proj") else hidden
+            return (hidden, *(part for pair in cross_keys(decoder, inner) for part in pair))
+
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder, self.head = decoder, head
+            rows = position_rows(decoder, config.max_position_embeddings)
+            self.register_buffer("positions", rows.detach().clone())
+            self.padding = None if config.use_learned_position_embeddings else decoder.padding_idx
+
+        def forward(self, tokens: torch.Tensor, step: torch.Tensor, *keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            pairs = [(keys[place], keys[place + 1]) for place in range(0, len(keys), 2)]
+            position = self.positions.index_select(0, step)[None]
+            if self.padding is not None:
+                position = position * (tokens != self.padding)[..., None]
+            scores, own = decoder_step(self.decoder, self.head, tokens, position, pairs[:layers], pairs[layers:])
+            return (scores, *(part for pair in own for part in pair))
+
+    pixels = torch.zeros(2, 3, checkpoint.pixels.height, checkpoint.pixels.width)
+    with torch.no_grad():
+        places = model.encoder(pixels[:1]).last_hidden_state.shape[1]
+    size = config.hidden_size // heads
+    own = [torch.zeros(6, heads, 2, size) for _ in range(2 * layers)]
+    cross = [torch.zeros(2, heads, places, size) for _ in range(2 * layers)]
+    step = (torch.full((2, 3), 2), torch.tensor([2]), *own, *cross)
+    return Encoder().eval(), Step().eval(), (pixels, step)
+
+
+@dataclass
+class Encoded:
+    """What the encoder graph gave for some lines: `hidden` [n, places, width] (torch) and the keys and values."""
+
+    hidden: "torch.Tensor"
+    cross: list[Any]  # numpy, [n, heads, places, d] each: k and v of layer 0, of layer 1, ...
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, lines: list[int]) -> "Encoded":
+        return Encoded(self.hidden[lines], [array[lines] for array in self.cross])
+
+
+@dataclass
+class _State:
+    request: Any
+    cross: list[Any]
+    own: list[Any]
+    lines: int
+    beams: int
+    steps: int = 0
+
+
+class GraphEngine:
+    """A reader's graphs, as the searches use them; see TorchEngine."""
+
+    def __init__(self, folder: Path) -> None:
+        (openvino,) = _require("openvino")
+        self._openvino = openvino
+        about = json.loads((folder / GRAPHS / "about.json").read_text(encoding="utf-8"))
+        self.most_steps, self._layers = int(about["most_steps"]), int(about["layers"])
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if threads.isdigit():
+            settings["INFERENCE_NUM_THREADS"] = int(threads)
+        # fp32 graphs stay fp32; beside int8 a shorter format costs nothing in accuracy that int8 has not cost.
+        short = about["method"] != "none" and describe_device().has_bf16
+        settings["INFERENCE_PRECISION_HINT"] = "bf16" if short else "f32"
+        core = openvino.Core()
+        try:
+            self._encoder, self._decoder = (
+                core.compile_model(str(folder / GRAPHS / f"{name}.xml"), "CPU", settings)
+                for name in ("encoder", "decoder")
+            )
+        except RuntimeError as err:
+            raise ModelError(
+                f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantise the reader again."
+            ) from err
+
+    def encode(self, pixels: "torch.Tensor") -> Encoded:
+        """float32 [lines, 3, h, w] -> the lines as the decoder graph takes them."""
+        import numpy as np
+        import torch
+
+        request = self._encoder.create_infer_request()
+        request.infer([pixels.numpy()])
+        arrays = [np.array(request.get_output_tensor(place).data, dtype=np.float32)
+                  for place in range(len(self._encoder.outputs))]  # fmt: skip
+        return Encoded(torch.from_numpy(arrays[0]), arrays[1:])
+
+    def begin(self, hidden: Encoded, beams: int, steps: int) -> _State:
+        """Prepare the search over encoded lines."""
+        import numpy as np
+
+        lines, heads, _places, size = hidden.cross[0].shape
+        own = [np.zeros((lines * beams, heads, 0, size), np.float32) for _ in hidden.cross]
+        state = _State(self._decoder.create_infer_request(), hidden.cross, own, lines, beams)
+        self._set_cross(state)
+        return state
+
+    def _set_cross(self, state: _State) -> None:
+        import numpy as np
+
+        state.cross = [np.ascontiguousarray(array) for array in state.cross]
+        for place, array in enumerate(state.cross):
+            state.request.set_input_tensor(2 + len(state.own) + place, self._openvino.Tensor(array, shared_memory=True))
+
+    def step(self, state: _State, tokens: "torch.Tensor") -> "torch.Tensor":
+        """tokens [lines, beams] -> float32 scores before softmax, [lines, beams, vocabulary]."""
+        import numpy as np
+        import torch
+
+        tensor = self._openvino.Tensor
+        inputs = [np.ascontiguousarray(tokens.numpy()), np.array([state.steps], np.int64), *state.own]
+        for place, array in enumerate(inputs):
+            state.request.set_input_tensor(place, tensor(array, shared_memory=False))
+        state.request.infer()
+        scores = np.array(state.request.get_output_tensor(0).data, dtype=np.float32)
+        # Copied: the next step writes its own into the same memory.
+        state.own = [np.array(state.request.get_output_tensor(1 + place).data) for place in range(len(state.own))]
+        state.steps += 1
+        return torch.from_numpy(scores)
+
+    def keep(self, state: _State, lines: "torch.Tensor") -> None:
+        """Go on with these lines alone."""
+        import numpy as np
+
+        lines = lines.numpy()
+        rows = (lines[:, None] * state.beams + np.arange(state.beams)).ravel()
+        state.own = [array[rows] for array in state.own]
+        state.cross = [array[lines] for array in state.cross]
+        state.lines = len(lines)
+        self._set_cross(state)
+
+    def reorder(self, state: _State, beams: "torch.Tensor") -> None:
+        """Let beam j of line i go on from what was beam `beams[i, j]`."""
+        import numpy as np
+
+        rows = (np.arange(state.lines)[:, None] * state.beams + beams.numpy()).ravel()
+        state.own = [array[rows] for array in state.own]
+
+
+# ------------------------------------------------------------------------------------------- int8 when opened
+
+
+def int8_engine(checkpoint: Checkpoint) -> Any:
+    """The int8 engine for a reader: its own graphs, graphs made now and kept, bitsandbytes on a GPU, else torch's.
+
+    Made on load they have int8 weights and no calibration; `quantize` makes and measures better ones.
+    """
+    if checkpoint.has_graphs:
+        return GraphEngine(checkpoint.folder)
+    if checkpoint.device == "cuda":
+        return TorchEngine(_in_bitsandbytes(checkpoint), device="cuda")
+    try:
+        _require("openvino", "nncf")
+    except DependencyMissing as err:
+        logger.warning("%s PyTorch's own int8 is used: slower, and without int8 vectors.", err.problem)
+        return TorchEngine(_in_torch(checkpoint.model), device="cpu")
+    folder = _kept_folder(checkpoint)
+    if not folder.is_dir():
+        logger.info("Making the int8 graphs of %s, once; they are kept in %s", checkpoint.folder.name, folder)
+        write_graphs(checkpoint, folder, method="dynamic")
+    checkpoint.model = None  # 1.3 GB of weights at base size that nobody needs any more
+    return GraphEngine(folder)
+
+
+def _kept_folder(checkpoint: Checkpoint) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    state = hashlib.sha256()
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.is_file():
+            about = path.resolve().stat()
+            state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{state.hexdigest()[:16]}"
+
+
+def _in_torch(model: Any) -> Any:
+    """PyTorch's dynamic int8 of all linear layers: 546 MB at base size, deprecated by PyTorch itself."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def _in_bitsandbytes(checkpoint: Checkpoint) -> Any:
+    """Open the same folder with 8-bit weights on the GPU. Not tried by our tests, which have no GPU."""
+    import torch
+    import transformers
+
+    from fastsd_helpers.trocr.checkpoint import repair_positions
+
+    settings = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["output_projection"])
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(
+        checkpoint.folder, local_files_only=True, quantization_config=settings, device_map={"": 0}
+    )
+    repair_positions(model)
+    for module in model.modules():
+        if type(module).__name__ == "TrOCRSinusoidalPositionalEmbedding":
+            module.weights = module.weights.to("cuda", torch.float16)
+    return model.eval()

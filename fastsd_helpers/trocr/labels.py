@@ -1,0 +1,299 @@
+"""Lines with their text, from whatever people bring: tables, pairs of files, imagefolders, datasets.
+
+A row that cannot be used is reported with its name and left out; the rest is used.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES
+
+__all__ = ["LabelledLine", "LineSet", "read_lines"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
+_TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")
+_GROUP_COLUMNS = ("group", "writer", "writer_id", "page", "document", "form")
+_TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "labels.tsv", "labels.jsonl", "labels.txt", "gt.txt")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+
+
+@dataclass(frozen=True)
+class LabelledLine:
+    """One line and what it says; `picture` is a path or an opened picture, `group` the writer or page it is from."""
+
+    name: str
+    picture: Any
+    text: str
+    group: str
+
+
+@dataclass
+class LineSet:
+    """Lines with their text, and what was wrong with those left out."""
+
+    lines: list[LabelledLine]
+    problems: list[str] = field(default_factory=list)
+    source: str = ""
+
+    def report(self) -> dict[str, Any]:
+        """Counts that show whether a set can be learned from: lines, groups, lengths, letters and their numbers."""
+        letters = Counter(letter for line in self.lines for letter in line.text)
+        lengths = sorted(len(line.text) for line in self.lines)
+        texts = Counter(line.text for line in self.lines)
+        return {
+            "source": self.source,
+            "lines": len(self.lines),
+            "groups": len({line.group for line in self.lines}),
+            "characters": sum(lengths),
+            "length_median": lengths[len(lengths) // 2] if lengths else 0,
+            "length_max": lengths[-1] if lengths else 0,
+            "different_letters": len(letters),
+            "rare_letters": "".join(sorted(letter for letter, count in letters.items() if count < 5)),
+            "repeated_texts": sum(count - 1 for count in texts.values()),
+            "left_out": len(self.problems),
+        }
+
+    def split(self, part: float, *, seed: int = 0) -> tuple["LineSet", "LineSet"]:
+        """Divide into (the rest, about `part` of the lines), never one group into both.
+
+        Lines of one writer or page are alike: split by line, a test would be of what was learned by heart.
+
+        Raises:
+            DatasetError: fewer than two groups.
+        """
+        groups = Counter(line.group for line in self.lines)
+        if len(groups) < 2:
+            raise DatasetError(
+                "All lines are of one group (writer or page), so none can be held out.",
+                "Give the held-out lines as a folder of their own, or add a column 'group' to the table.",
+            )
+        order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+        chosen: set[str] = set()
+        count = 0
+        for group in order[:-1]:
+            if count >= part * len(self.lines):
+                break
+            chosen.add(group)
+            count += groups[group]
+        rest = [line for line in self.lines if line.group not in chosen]
+        held = [line for line in self.lines if line.group in chosen]
+        return LineSet(rest, source=self.source), LineSet(held, source=self.source)
+
+
+def read_lines(source: Any) -> LineSet:
+    """Read lines with their text.
+
+    Args:
+        source: a table (.csv, .tsv, .jsonl, or .txt with the name, a tab or blank, and the text), a folder with one
+            of these in it (also metadata.jsonl or metadata.csv, the Hub's imagefolder), a folder of pairs
+            (`a.jpg` with `a.txt` or `a.gt.txt`), a Hub dataset with columns image and text, or (picture, text) pairs.
+
+    Raises:
+        DatasetError: there is nothing of the kind, or no line of it can be used.
+    """
+    if not isinstance(source, (str, Path)):
+        found = _from_objects(source)
+    else:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            table = next((path / name for name in _TABLES if (path / name).is_file()), None) or _only_table(path)
+            found = _from_table(table) if table else _from_pairs(path)
+        elif path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
+            found = _from_table(path)
+        elif path.is_file():
+            raise DatasetError(f"{path.name} is no table of lines.", f"Give {', '.join(_TABLE_SUFFIXES)} or a folder.")
+        else:
+            raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
+        found.source = str(path)
+    for problem in found.problems[:20]:
+        logger.warning("%s", problem)
+    if len(found.problems) > 20:
+        logger.warning("... and %d more lines left out.", len(found.problems) - 20)
+    if not found.lines:
+        raise DatasetError(
+            f"{found.source or 'What was given'} has no line that can be used"
+            + (f": {found.problems[0]}" if found.problems else "."),
+            "Each line needs a picture and its text.",
+        )
+    return found
+
+
+def _only_table(folder: Path) -> Path | None:
+    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
+    return tables[0] if len(tables) == 1 else None
+
+
+def _from_objects(source: Iterable[Any]) -> LineSet:
+    found = LineSet([], source=type(source).__name__)
+    columns = getattr(source, "column_names", None)
+    if columns is not None:
+        picture, text = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
+        if not picture or not text:
+            raise _no_columns("The dataset", columns, picture, text)
+        group = _column(columns, _GROUP_COLUMNS)
+        rows = ((row[picture], row[text], str(row[group]) if group else None) for row in source)
+    else:
+        rows = ((*row, None) if len(row) == 2 else row for row in source)
+    for place, (picture, text, group) in enumerate(rows):
+        _add(found, f"line {place + 1}", picture, text, group or f"line {place + 1}")
+    return found
+
+
+def _add(found: LineSet, name: str, picture: Any, text: Any, group: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        found.problems.append(f"{name} has no text.")
+    else:
+        found.lines.append(LabelledLine(name, picture, text.strip(), group))
+
+
+def _from_pairs(folder: Path) -> LineSet:
+    found = LineSet([])
+    pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        raise DatasetError(
+            f"{folder} holds neither a table of lines nor pictures.",
+            f"Put {', '.join(_TABLES[:3])} there, or pictures with a .txt of the same name.",
+        )
+    for path in pictures:
+        name = path.relative_to(folder).as_posix()
+        text = next((file for file in (path.with_suffix(".txt"), path.with_suffix(".gt.txt")) if file.is_file()), None)
+        if text is None:
+            found.problems.append(f"{name} has no {path.stem}.txt beside it.")
+            continue
+        _add(found, name, path, _decode(text), _group_of(name))
+    return found
+
+
+def _group_of(name: str) -> str:
+    """The folder a line lies in, else its name without the line's number: a01-122-02.jpg is of a01-122."""
+    parent, _, last = name.rpartition("/")
+    stem = last.rsplit(".", 1)[0]
+    page = re.fullmatch(r"(.+?)[-_]\d+", stem)
+    return parent or (page[1] if page else stem)
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")  # Excel and Notepad put a mark in front
+    except UnicodeDecodeError as err:
+        raise DatasetError(
+            f"{path.name} is not UTF-8: byte {err.start} cannot be read.", "Save it again as UTF-8."
+        ) from err
+
+
+def _column(columns: Iterable[str], wanted: tuple[str, ...]) -> str | None:
+    by_name = {str(column).strip().lower(): column for column in columns}
+    return next((by_name[name] for name in wanted if name in by_name), None)
+
+
+def _no_columns(what: str, columns: Iterable[Any], picture: Any, text: Any) -> DatasetError:
+    missing = " and ".join(
+        words for words, column in (("the picture's name", picture), ("its text", text)) if not column
+    )
+    return DatasetError(
+        f"{what} has no column for {missing}; its columns are {', '.join(map(str, columns))}.",
+        f"Name them {_PICTURE_COLUMNS[0]} and {_TEXT_COLUMNS[0]}.",
+    )
+
+
+def _from_table(path: Path) -> LineSet:
+    text = _decode(path)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        rows = _rows_of_jsonl(path, text)
+    elif suffix == ".txt":
+        rows = _rows_of_text(text)
+    else:
+        rows = _rows_of_csv(path, text)
+    found = LineSet([])
+    seen: dict[str, str] = {}
+    for number, row in rows:
+        if isinstance(row, str):
+            found.problems.append(f"{path.name}, line {number}: {row}")
+            continue
+        name, label, group = row
+        if name in seen:
+            same = "the same text" if seen[name] == label else "another text"
+            found.problems.append(f"{path.name}, line {number}: {name} comes a second time, with {same}; left out.")
+            continue
+        seen[name] = label
+        picture = _find_picture(path.parent, name)
+        if picture is None:
+            found.problems.append(f"{path.name}, line {number}: there is no picture {name}.")
+            continue
+        _add(found, name, picture, label, group or _group_of(name))
+    return found
+
+
+def _find_picture(folder: Path, name: str) -> Path | None:
+    """The file a table means; many name it without its folder (images/) or its ending."""
+    for base in (folder, folder / "images", folder / "image", folder / "lines"):
+        path = base / name
+        if path.is_file():
+            return path
+        for suffix in (".png", ".jpg", ".jpeg", ".tif"):
+            if (base / f"{name}{suffix}").is_file():
+                return base / f"{name}{suffix}"
+    return None
+
+
+def _rows_of_jsonl(path: Path, text: str) -> Iterable[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as err:
+            yield number, f"no JSON: {err}."
+            continue
+        if not isinstance(row, dict):
+            yield number, "no JSON object."
+            continue
+        picture, label = _column(row, _PICTURE_COLUMNS), _column(row, _TEXT_COLUMNS)
+        if not picture or not label:
+            raise _no_columns(f"{path.name}, line {number},", row, picture, label)
+        group = _column(row, _GROUP_COLUMNS)
+        yield number, (str(row[picture]), row[label], str(row[group]) if group else None)
+
+
+def _rows_of_text(text: str) -> Iterable[tuple[int, Any]]:
+    """`name<tab>text` or `name text`, as IAM's gt_test.txt; '#' begins a comment."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, label = line.partition("\t") if "\t" in line else line.partition(" ")
+        yield number, (name.strip(), label, None) if separator else "a name and no text."
+
+
+def _rows_of_csv(path: Path, text: str) -> Iterable[tuple[int, Any]]:
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    # Tabs in a .csv and semicolons (Excel in half of Europe) are common; the head tells, texts may hold any of them.
+    delimiter = max("\t;,|", key=head.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns = reader.fieldnames or []
+    picture, label = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
+    if not picture or not label:
+        raise _no_columns(path.name, columns, picture, label)
+    group = _column(columns, _GROUP_COLUMNS)
+    for row in reader:
+        if row.get(None):
+            yield reader.line_num, f"more fields than the head has ({row[picture]}); put quotes around the text."
+        elif row[picture] is None or row[label] is None:
+            yield reader.line_num, "fewer fields than the head has."
+        else:
+            yield reader.line_num, (row[picture].strip(), row[label], row[group] if group else None)

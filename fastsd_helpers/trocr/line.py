@@ -1,0 +1,39 @@
+"""What reading one line gives: its text, how sure the model was of each token, and what was odd about it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["Line", "Token"]
+
+
+class Token(NamedTuple):
+    """One token of a line: its id, its own piece of text and the probability the model gave it (0..1)."""
+
+    id: int
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line that was read, or why it could not be: then `problem` is a sentence and `text` is empty."""
+
+    text: str
+    confidence: float  # exp of the mean log-probability of its tokens and of the end, 0..1; 0 when not read
+    tokens: tuple[Token, ...] = ()
+    box: tuple[tuple[float, float], ...] | None = None  # its corners on the page in pixels, clockwise from top left
+    name: str = ""  # file, page or place in the list it came from
+    problem: str | None = None
+    notes: tuple[str, ...] = ()  # "cut": the limit came before the end; "looped": it repeated itself, see LoopGuard
+
+    def as_row(self) -> dict[str, Any]:
+        """The line as plain values for JSON, CSV or a table."""
+        return {
+            "name": self.name,
+            "text": self.text,
+            "confidence": round(self.confidence, 6),
+            "tokens": [[token.id, token.text, round(token.confidence, 6)] for token in self.tokens],
+            "box": [list(corner) for corner in self.box] if self.box else None,
+            "notes": list(self.notes),
+            "problem": self.problem,
+        }

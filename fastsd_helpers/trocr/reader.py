@@ -1,0 +1,339 @@
+"""Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.options import check, option
+from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint
+from fastsd_helpers.trocr.decoder import TorchEngine
+from fastsd_helpers.trocr.line import Line, Token
+from fastsd_helpers.trocr.pictures import Item, gather
+from fastsd_helpers.trocr.search import Found, beam_search, find_loop, greedy_search, unlooped
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ReadConfig", "Reader", "SelfTest"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_WINDOW = 8  # batches that are opened together, so that lines of like length can be put into one batch
+_BATCH_ON_CPU = 8
+_BATCH_ON_GPU = 64
+_OPENERS = 4  # threads that open and resize pictures; PIL lets go of the interpreter's lock for both
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Settings for reading lines."""
+
+    beams: int = option(
+        1, help="beginnings kept at every step: 1 reads greedily, 4 is a little better, slower", low=1, high=16
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
+        "auto", help="number format; int8 needs the package openvino on a CPU, bitsandbytes on a GPU"
+    )
+    min_new_tokens: int | None = option(None, help="fewest tokens of a line", low=0, high=512, advanced=True)
+    max_new_tokens: int | None = option(
+        None, help="most tokens of a line; left alone, the checkpoint's own, else 128", low=1, high=1024, advanced=True
+    )
+    loop_guard: bool = option(True, help="read a line again when it repeats itself without end")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="processor", advanced=True)
+    batch_size: int | None = option(
+        None, help="lines read together; left alone, 8 on a CPU and up to 64 on a GPU", low=1, high=1024, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        low, high = self.min_new_tokens, self.max_new_tokens
+        crossed = isinstance(low, int) and isinstance(high, int) and low > high
+        check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the test line gave: its text, and whether transformers' own loop writes the same tokens."""
+
+    text: str
+    same_as_transformers: bool | None  # None where there are no PyTorch weights to compare with
+    finite: bool
+    seconds: float
+
+
+class Reader:
+    """A handwriting reader: open a checkpoint once, read as many lines as you like.
+
+    Args:
+        model: a key (`trocr-base-handwritten`), a folder, or a Hub id.
+        beams, precision, min_new_tokens, max_new_tokens, loop_guard, device, batch_size: see ReadConfig.
+
+    Raises:
+        SettingsError: a setting out of range; ModelError and its kin: the model cannot be opened.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        beams: int = 1,
+        precision: str = "auto",
+        min_new_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        loop_guard: bool = True,
+        device: str = "auto",
+        *,
+        batch_size: int | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.settings = ReadConfig(
+            beams=beams,
+            precision=precision,
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+            loop_guard=loop_guard,
+            device=device,
+            batch_size=batch_size,
+        )
+        self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
+        self.engine = _make_engine(self.checkpoint)
+        limits = self.checkpoint.limits
+        self.limits = replace(
+            limits,
+            min_new_tokens=min_new_tokens or 0,
+            max_new_tokens=min(max_new_tokens or limits.max_new_tokens, self.engine.most_steps),
+        )
+        on_gpu = self.checkpoint.device == "cuda"
+        self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
+        self._pieces: dict[int, str] = {}
+        logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def read(self, images: Any, *, progress: Callable[[int], None] | None = None) -> list[Line]:
+        """Read pictures of single lines.
+
+        Args:
+            images: one or many of: paths, folders, PDFs, links, PIL pictures, arrays; see `pictures.gather`.
+            progress: called with the number of lines done, after every batch.
+
+        Returns:
+            One Line per picture, in the order given; a picture that cannot be used has `problem` set.
+        """
+        return list(self.stream(images, progress=progress))
+
+    def stream(self, images: Any, *, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
+        """Read as `read` does, and give each line as soon as it and those before it are done.
+
+        Memory stays bounded whatever the number of pictures: 8 batches of them are open at a time.
+        """
+        done = 0
+        with ThreadPoolExecutor(_OPENERS, thread_name_prefix="fastsd-pictures") as pool:
+            items = iter(gather(images))
+            while window := list(islice(items, self.batch_size * _WINDOW)):
+                results: list[Line | None] = [_refused(item) for item in window]
+                places = [place for place, line in enumerate(results) if line is None]
+                # Long lines first: lines of one batch then end at about the same step.
+                places.sort(key=lambda place: -_expected_length(window[place]))
+                resized = list(pool.map(lambda place: self.checkpoint.pixels.resize(window[place].picture), places))
+                for first in range(0, len(places), self.batch_size):
+                    batch = places[first : first + self.batch_size]
+                    found = self._find(resized[first : first + self.batch_size])
+                    for place, line in zip(batch, found, strict=True):
+                        results[place] = self._to_line(window[place].name, line)
+                    done += len(batch)
+                    if progress:
+                        progress(done)
+                yield from (line for line in results if line is not None)
+
+    def _find(self, resized: list[Any]) -> list[Found]:
+        """Search one batch; on a GPU that is too small for it, in halves."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                hidden = self.engine.encode(self.checkpoint.pixels.batch(resized))
+                return self._search(hidden)
+        except torch.cuda.OutOfMemoryError:
+            if len(resized) == 1:
+                raise
+            self.batch_size = max(1, len(resized) // 2)
+            torch.cuda.empty_cache()
+            logger.warning("The GPU's memory is too small for %d lines at once: %d now.", len(resized), self.batch_size)
+            half = len(resized) // 2
+            return self._find(resized[:half]) + self._find(resized[half:])
+
+    def _search(self, hidden: Any) -> list[Found]:
+        guard = self.settings.loop_guard
+        if self.settings.beams > 1:
+            found = beam_search(self.engine, hidden, self.limits, self.settings.beams)
+            for line in found:
+                line.looped = guard and not line.ended and find_loop(line.ids) is not None
+        else:
+            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard)
+        looped = [place for place, line in enumerate(found) if line.looped]
+        if looped:
+            again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True)
+            for place, second in zip(looped, again, strict=True):
+                found[place] = unlooped(found[place], second)
+        return found
+
+    def _to_line(self, name: str, found: Found) -> Line:
+        import math
+
+        tokenizer = self.checkpoint.tokenizer
+        ids = found.ids[:-1] if found.ended else found.ids
+        tokens = tuple(
+            Token(token, self._piece(token), math.exp(log)) for token, log in zip(ids, found.log_probs, strict=False)
+        )
+        notes = (("looped",) if found.looped else ()) + (() if found.ended else ("cut",))
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        return Line(text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes)
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = self.checkpoint.tokenizer.decode([token])
+        return self._pieces[token]
+
+    # --------------------------------------------------------------------------------------------- embeddings
+
+    def embed(self, images: Any, pool: Literal["none", "mean", "columns"] = "mean") -> "np.ndarray":
+        """What the encoder sees in each line, for search or grouping.
+
+        Args:
+            images: as for `read`.
+            pool: none = every place (the extra tokens first, then the grid row by row); mean = one vector, the mean
+                of the grid; columns = one vector per column of the grid, left to right along the line.
+
+        Returns:
+            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. A picture that cannot be
+            used gives a row of not-a-number and a warning.
+
+        The encoder's own `pooler_output` is not used: published TrOCR models never trained it.
+        """
+        import numpy as np
+
+        rows = [values for _item, values in self.embed_stream(images, pool)]
+        shape = next((row.shape for row in rows if row is not None), (0, 0))
+        return np.stack([np.full(shape, np.nan, np.float32) if row is None else row for row in rows])
+
+    def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
+        """Give (item, float32 [tokens, width]) one by one; None for a picture that cannot be used.
+
+        Raises:
+            SettingsError: a `pool` that does not exist.
+        """
+        import torch
+
+        if pool not in ("none", "mean", "columns"):
+            raise SettingsError(f"pool is {pool!r}; choose none, mean or columns.", "Change the value and run again.")
+        items = iter(gather(images))
+        while batch := list(islice(items, self.batch_size)):
+            good = [item for item in batch if item.picture is not None]
+            vectors: list[np.ndarray] = []
+            if good:
+                resized = [self.checkpoint.pixels.resize(item.picture) for item in good]
+                with torch.inference_mode():
+                    hidden = self.engine.encode(self.checkpoint.pixels.batch(resized))
+                    vectors = list(_pool(self._places(hidden), self.grid, pool))
+            for item in batch:
+                if item.picture is None:
+                    logger.warning("%s", item.problem)
+                yield item, vectors.pop(0) if item.picture is not None else None
+
+    @staticmethod
+    def _places(hidden: Any) -> Any:
+        return getattr(hidden, "hidden", hidden).float().cpu()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's places."""
+        encoder = self.checkpoint.config["encoder"]
+        patch = encoder.get("patch_size", 16)
+        down, across = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+        return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
+
+    # ---------------------------------------------------------------------------------------------- self-test
+
+    def self_test(self) -> SelfTest:
+        """Read a line drawn here, and compare with transformers' own loop, slow as it is.
+
+        On some machines arithmetic itself is broken (transformers issue 37639: every line reads ':'); this tells.
+        """
+        import torch
+
+        from fastsd_helpers.trocr.pictures import to_rgb
+
+        began = time.monotonic()
+        line = self.read([to_rgb(_draw_test_line())])[0]
+        model = self.checkpoint.model
+        finite = all(token.confidence == token.confidence for token in line.tokens)
+        same = None
+        if model is not None and self.settings.beams == 1 and "looped" not in line.notes:
+            pixels = self.checkpoint.pixels.batch([self.checkpoint.pixels.resize(to_rgb(_draw_test_line()))])
+            with torch.inference_mode():
+                ids = model.generate(
+                    pixels.to(model.device, model.dtype),
+                    generation_config=_plain_generation(self.limits, model),
+                )[0, 1:].tolist()
+            ends = [place for place, token in enumerate(ids) if token in self.limits.eos]
+            same = ids[: ends[0] if ends else None] == [token.id for token in line.tokens]
+        return SelfTest(line.text, same, finite, time.monotonic() - began)
+
+
+def _make_engine(checkpoint: Checkpoint) -> Any:
+    if checkpoint.has_graphs or checkpoint.precision == "int8":
+        from fastsd_helpers.trocr.graphs import int8_engine
+
+        return int8_engine(checkpoint)
+    return TorchEngine(checkpoint.model, device=checkpoint.device)
+
+
+def _refused(item: Item) -> Line | None:
+    if item.picture is not None:
+        return None
+    logger.warning("%s", item.problem)
+    return Line("", 0.0, name=item.name, problem=item.problem)
+
+
+def _expected_length(item: Item) -> float:
+    return item.picture.width / max(1, item.picture.height)
+
+
+def _pool(places: Any, grid: tuple[int, int], pool: str) -> "np.ndarray":
+    """[n, places, width] -> [n, places | 1 | columns, width]."""
+    if pool == "none":
+        return places.numpy()
+    rows, columns = grid
+    # Whatever comes before the grid (CLS, for the small models a distillation token too) says nothing of a place.
+    cells = places[:, -rows * columns :].unflatten(1, (rows, columns))
+    return (cells.mean(dim=(1, 2))[:, None] if pool == "mean" else cells.mean(dim=1)).numpy()
+
+
+def _draw_test_line() -> Any:
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (360, 40), "white")
+    font = ImageFont.load_default(size=26)  # PIL's own, so that every machine draws the same line
+    ImageDraw.Draw(picture).text((8, 4), "The quick brown fox", font=font, fill="black")
+    return picture
+
+
+def _plain_generation(limits: Any, model: Any) -> Any:
+    import transformers
+
+    padding = model.config.decoder.pad_token_id
+    return transformers.GenerationConfig(
+        max_new_tokens=limits.max_new_tokens,
+        min_new_tokens=limits.min_new_tokens or None,
+        num_beams=1,
+        do_sample=False,
+        use_cache=True,
+        decoder_start_token_id=limits.start,
+        eos_token_id=list(limits.eos),
+        pad_token_id=limits.eos[0] if padding is None else padding,
+    )

@@ -1,0 +1,103 @@
+"""How right a reading is: character and word error rates, raw and normalised, with an interval."""
+
+import random
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fastsd_helpers.errors import DependencyMissing
+
+__all__ = ["Score", "Scores", "line_errors", "normalise", "score_lines"]
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One error rate over many lines: all edits over all symbols, and where it would lie for other lines like these.
+
+    `low` and `high` bound 95 % of 1000 bootstrap resamples of the lines.
+    """
+
+    rate: float
+    low: float
+    high: float
+    edits: int
+    symbols: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Error rates of a reading, as fractions (0.05 = 5 %; more than 1 when far too much was written)."""
+
+    lines: int
+    cer: Score
+    wer: Score
+    cer_normalised: Score
+    wer_normalised: Score
+    exact: float  # part of the lines without any error
+
+
+def normalise(text: str) -> str:
+    """Text without what many call no error: case, punctuation, kinds and runs of blanks, composed accents."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text)
+    return " ".join(text.split())
+
+
+def line_errors(truth: str, read: str, *, words: bool = False) -> tuple[int, int]:
+    """Count (edits, symbols of the truth) of one line, in characters or in words.
+
+    Blanks around the line do not count. A line that should be empty has 0 symbols and one edit per symbol read.
+    """
+    try:
+        import jiwer
+    except ImportError as err:
+        raise DependencyMissing(
+            "Error rates need the package jiwer.", "Run: pip install 'fastsd_helpers[trocr]'"
+        ) from err
+    truth, read = (" ".join(text.split()) if words else text.strip() for text in (truth, read))
+    if not truth:
+        return len(read.split() if words else read), 0
+    found = (jiwer.process_words if words else jiwer.process_characters)(truth, read)
+    edits = found.substitutions + found.deletions + found.insertions
+    return edits, len(truth.split() if words else truth)
+
+
+def score_lines(truths: Sequence[str], readings: Sequence[str], *, seed: int = 0) -> Scores:
+    """Compare readings with the truth, line by line.
+
+    Args:
+        truths, readings: of the same length, in the same order.
+        seed: of the bootstrap resamples.
+
+    Raises:
+        ValueError: they differ in number, or there are none.
+    """
+    if len(truths) != len(readings) or not truths:
+        raise ValueError(f"{len(truths)} true lines and {len(readings)} readings cannot be compared")
+
+    def rate(change: Callable[[str], str], words: bool) -> Score:
+        pairs = [line_errors(change(a), change(b), words=words) for a, b in zip(truths, readings, strict=True)]
+        return _with_interval(pairs, seed)
+
+    return Scores(
+        len(truths),
+        rate(str, False),
+        rate(str, True),
+        rate(normalise, False),
+        rate(normalise, True),
+        sum(a.strip() == b.strip() for a, b in zip(truths, readings, strict=True)) / len(truths),
+    )
+
+
+def _with_interval(pairs: list[tuple[int, int]], seed: int) -> Score:
+    edits, symbols = (sum(values) for values in zip(*pairs, strict=True))
+    chance = random.Random(seed)
+    rates = []
+    for _ in range(_RESAMPLES):
+        drawn = chance.choices(pairs, k=len(pairs))
+        rates.append(sum(pair[0] for pair in drawn) / max(1, sum(pair[1] for pair in drawn)))
+    rates.sort()
+    low, high = rates[int(0.025 * _RESAMPLES)], rates[int(0.975 * _RESAMPLES) - 1]
+    return Score(edits / max(1, symbols), low, high, edits, symbols)

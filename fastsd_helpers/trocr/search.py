@@ -1,0 +1,234 @@
+"""From a picture's vectors to token ids: greedy search, beam search and the guard against loops.
+
+Both searches give the tokens of transformers' `generate` (4.50 and newer) for the same settings; lines that have
+ended leave the batch at once.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Engine", "Found", "Limits", "beam_search", "find_loop", "greedy_search", "unlooped"]
+
+# Half of the work of a step is reading the weights, which costs the same for fewer lines: the copy that drops
+# finished lines pays when at least this part of them has gone.
+_DROP_FROM = 0.25
+_LONGEST_UNIT = 12  # tokens in the longest piece whose repetition counts as a loop
+_CHECK_EVERY = 8
+
+
+class Engine(Protocol):
+    """What a search needs of a model; see TorchEngine."""
+
+    most_steps: int
+
+    def begin(self, hidden: Any, beams: int, steps: int) -> Any:
+        """Prepare the search over the lines of `hidden`."""
+
+    def step(self, state: Any, tokens: "torch.Tensor") -> "torch.Tensor":
+        """One token further: float32 scores before softmax, [lines, beams, vocabulary]."""
+
+    def keep(self, state: Any, lines: "torch.Tensor") -> None:
+        """Go on with these lines alone."""
+
+    def reorder(self, state: Any, beams: "torch.Tensor") -> None:
+        """Go on with other beams."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ids that begin and end a line, and how long it may be (in tokens, the end counted)."""
+
+    start: int
+    eos: tuple[int, ...]
+    min_new_tokens: int = 0
+    max_new_tokens: int = 128
+
+
+@dataclass
+class Found:
+    """One line as found: ids without the start, with the end if it came, and the log-probability of each."""
+
+    ids: list[int]
+    log_probs: list[float]
+    ended: bool
+    looped: bool = False
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Mean log-probability per token, the end counted; 0 for an empty result."""
+        return sum(self.log_probs) / max(1, len(self.log_probs))
+
+
+def greedy_search(
+    engine: Engine, hidden: Any, limits: Limits, *, stop_loops: bool = False, ban_loops: bool = False
+) -> list[Found]:
+    """Take the likeliest token until the line ends.
+
+    Args:
+        hidden: the pictures' vectors, [lines, places, width].
+        stop_loops: end a line (as `looped`) once its tail repeats itself, instead of going on to the limit.
+        ban_loops: never write a piece a third time in a row.
+    """
+    import torch
+
+    steps = min(limits.max_new_tokens, engine.most_steps)
+    state = engine.begin(hidden, 1, steps)
+    found = [Found([], [], False) for _ in range(len(hidden))]
+    running = list(range(len(found)))  # rows of the engine's state -> places in `found`; -1 when ended
+    tokens = torch.full((len(running), 1), limits.start)
+    for step in range(steps):
+        scores = engine.step(state, tokens)[:, 0]
+        if step < limits.min_new_tokens:
+            scores[:, list(limits.eos)] = float("-inf")
+        if ban_loops:
+            for row, place in enumerate(running):
+                banned = _would_loop(found[place].ids) if place >= 0 else []
+                if banned:
+                    scores[row, banned] = float("-inf")
+        best = scores.argmax(dim=-1)
+        log_probs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
+        for row, (place, token) in enumerate(zip(running, best.tolist(), strict=True)):
+            if place < 0:
+                continue
+            line = found[place]
+            line.ids.append(token)
+            line.log_probs.append(log_probs[row])
+            line.ended = token in limits.eos
+            if stop_loops and not line.ended and (step + 1) % _CHECK_EVERY == 0:
+                line.looped = find_loop(line.ids) is not None
+            if line.ended or line.looped:
+                running[row] = -1
+        alive = [row for row, place in enumerate(running) if place >= 0]
+        if not alive:
+            break
+        tokens = best[:, None].to("cpu")
+        if len(running) - len(alive) >= _DROP_FROM * len(running):
+            index = torch.tensor(alive)
+            engine.keep(state, index)
+            tokens = tokens[index]
+            running = [running[row] for row in alive]
+    if stop_loops:
+        for line in found:
+            line.looped = line.looped or (not line.ended and find_loop(line.ids) is not None)
+    return found
+
+
+def beam_search(engine: Engine, hidden: Any, limits: Limits, beams: int) -> list[Found]:
+    """Keep the `beams` likeliest beginnings of every line; the best by mean log-probability wins.
+
+    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False).
+    Source: transformers, generation/utils.py `_beam_search`; here finished lines leave the batch.
+    """
+    import torch
+
+    steps = min(limits.max_new_tokens, engine.most_steps)
+    state = engine.begin(hidden, beams, steps)
+    count = len(hidden)
+    eos = torch.tensor(limits.eos)
+    candidates = max(2, 1 + len(limits.eos)) * beams
+    places = torch.arange(count)  # rows of the state -> lines
+    running = torch.zeros(count, beams, 0, dtype=torch.long)
+    running_logs = torch.zeros(count, beams, 0)
+    scores = torch.full((count, beams), -1e9)
+    scores[:, 0] = 0  # all beams are the same at first: only one may put forward candidates
+    finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
+    tokens = torch.full((count, beams), limits.start)
+    for step in range(steps):
+        log_probs = engine.step(state, tokens).log_softmax(dim=-1).to("cpu")
+        if step < limits.min_new_tokens:
+            log_probs[..., list(limits.eos)] = float("-inf")
+        rows, vocabulary = len(places), log_probs.shape[-1]
+        sums, flat = (log_probs + scores[:, :, None]).view(rows, -1).topk(candidates)
+        parent, token = flat // vocabulary, flat % vocabulary
+        own_log = log_probs.view(rows, -1).gather(1, flat)
+        last = step + 1 == steps
+        ends = torch.isin(token, eos) | last
+        history = torch.cat((_pick(running, parent), token[:, :, None]), dim=2)
+        history_logs = torch.cat((_pick(running_logs, parent), own_log[:, :, None]), dim=2)
+
+        # Among the first `beams` candidates, those that end are finished lines; the others go on.
+        for row, candidate in (ends[:, :beams]).nonzero().tolist():
+            ranked = finished[int(places[row])]
+            mean = float(sums[row, candidate]) / (step + 1)
+            line = Found(
+                history[row, candidate].tolist(),
+                history_logs[row, candidate].tolist(),
+                bool(torch.isin(token[row, candidate], eos)),
+            )
+            ranked.append((mean, line))
+            ranked.sort(key=lambda item: -item[0])  # stable: what was found first stays first among equals
+            del ranked[beams:]
+        if last:
+            break
+        sums = sums + ends * -1.0e9
+        scores, chosen = sums.topk(beams)
+        running, running_logs = _pick(history, chosen), _pick(history_logs, chosen)
+        came_from = parent.gather(1, chosen)
+        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], step + 1)]
+        if not alive:
+            break
+        if len(alive) < rows:
+            # A settled line cannot change any more; going on with it would only cost time.
+            index = torch.tensor(alive)
+            engine.keep(state, index)
+            places, running, running_logs = places[index], running[index], running_logs[index]
+            scores, came_from = scores[index], came_from[index]
+        engine.reorder(state, came_from)
+        tokens = running[:, :, -1]
+    return [ranked[0][1] for ranked in finished]
+
+
+def _pick(values: "torch.Tensor", which: "torch.Tensor") -> "torch.Tensor":
+    """Rows `which` [lines, m] of [lines, beams, length] -> [lines, m, length]."""
+    return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _is_settled(ranked: list[tuple[float, Found]], scores: "torch.Tensor", length: int) -> bool:
+    """Whether no running beam can beat a full list of finished ones, by transformers' default rule."""
+    return len(ranked) == len(scores) and float(scores[0]) / length <= ranked[-1][0]
+
+
+# ------------------------------------------------------------------------------------------------------ loops
+
+
+def find_loop(ids: list[int]) -> tuple[int, int] | None:
+    """Find a tail that is one piece over and over: (where the loop starts, the piece's length), else None.
+
+    It takes 4 repetitions and 16 tokens, or 32 tokens for pieces of one or two kinds: "11 11 11", dotted lines and
+    rows of dashes are legal text. A line that has ended by itself is never looked at.
+    """
+    for unit in range(1, _LONGEST_UNIT + 1):
+        length = unit
+        while length < len(ids) and ids[-1 - length] == ids[-1 - length + unit]:
+            length += 1
+        if length >= (32 if len(set(ids[-unit:])) <= 2 else max(16, 4 * unit)):
+            return len(ids) - length, unit
+    return None
+
+
+def _would_loop(ids: list[int]) -> list[int]:
+    """The tokens that would write some piece of up to _LONGEST_UNIT tokens, longer than one, a third time."""
+    banned = []
+    for unit in range(1, _LONGEST_UNIT + 1):
+        needed = 3 * unit - 1 if unit > 1 else 4
+        tail = ids[-needed:]
+        if len(tail) == needed and all(a == b for a, b in zip(tail, tail[unit:], strict=False)):
+            banned.append(tail[-unit])
+    return banned
+
+
+def unlooped(first: Found, second: Found) -> Found:
+    """What to keep of a line that looped: the second reading when it came to an end, else the text before the loop.
+
+    Args:
+        first: as read at first; it looped.
+        second: the same line read again with `ban_loops`.
+    """
+    if second.ended:
+        return Found(second.ids, second.log_probs, True, looped=True)
+    start, unit = find_loop(first.ids) or (len(first.ids), 0)
+    keep = start + unit
+    return Found(first.ids[:keep], first.log_probs[:keep], False, looped=True)

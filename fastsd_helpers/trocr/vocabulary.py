@@ -1,0 +1,149 @@
+"""What a reader's tokenizer makes of a text, and how to teach it letters it does not have."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastsd_helpers.errors import SettingsError
+
+__all__ = ["Coverage", "measure_coverage", "prepare_vocabulary"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_FEWEST = 1  # times a letter must occur to get a token of its own
+_MARKS = ("<s>", "<pad>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How a tokenizer fits a text: tokens per character (1 or less is good), letters it cannot give back."""
+
+    tokens_per_character: float
+    longest_line: int  # in tokens, the end counted
+    lost_letters: str  # come back as something else
+    costly_letters: str  # take more than one token each
+    advice: Literal["keep", "extend", "replace"]
+    reason: str
+
+
+def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
+    """Count how many tokens the texts take, and which letters are lost or costly."""
+    texts = [text for text in texts if text]
+    letters = Counter(letter for text in texts for letter in text if not letter.isspace())
+    counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    lost, costly = [], []
+    for letter in sorted(letters):
+        ids = tokenizer.encode(letter, add_special_tokens=False)
+        # A blank in front is the tokenizer's own (sentencepiece marks the beginning of a word).
+        if tokenizer.decode(ids, skip_special_tokens=True).strip() != letter:
+            lost.append(letter)
+        elif len([token for token in tokenizer.convert_ids_to_tokens(ids) if token != "▁"]) > 1:
+            costly.append(letter)
+    ratio = sum(counts) / max(1, sum(map(len, texts)))
+    bad = sum(letters[letter] for letter in (*lost, *costly)) / max(1, sum(letters.values()))
+    if not lost and ratio <= 1.0:
+        advice, reason = "keep", "every letter comes back and takes at most one token on average"
+    elif bad < 0.5 and len(letters) > 20:
+        advice, reason = "extend", f"{len(lost) + len(costly)} letters are lost or take several tokens"
+    else:
+        advice, reason = "extend", "the script is new to it: most letters are lost or take several tokens"
+        if len(letters) > 1500:
+            advice = "replace"
+            reason += ", and there are so many of them that a table of their own is smaller"
+    return Coverage(round(ratio, 4), max(counts, default=0) + 1, "".join(lost), "".join(costly), advice, reason)
+
+
+def prepare_vocabulary(
+    model: Any, tokenizer: Any, texts: Iterable[str], mode: Literal["keep", "extend", "replace"]
+) -> tuple[Any, list[str]]:
+    """Fit model and tokenizer to a new script; both are changed in place where they can be.
+
+    Args:
+        model: a VisionEncoderDecoderModel with a TrOCR decoder.
+        mode: keep = nothing; extend = a token for every letter that is lost or costly, its vector the mean of those
+            of its bytes; replace = a new tokenizer of the texts' letters alone, vectors taken over for letters that
+            the old one had.
+
+    Returns:
+        The tokenizer to use from now on, and the letters that were added.
+    """
+    import torch
+
+    texts = list(texts)
+    if mode == "keep":
+        return tokenizer, []
+    if mode not in ("extend", "replace"):
+        raise SettingsError(f"vocabulary is {mode!r}; choose keep, extend or replace.", "Change it and run again.")
+    embeddings = model.decoder.get_input_embeddings().weight.data
+    head = model.decoder.get_output_embeddings().weight.data
+    tied = head.data_ptr() == embeddings.data_ptr()
+    old_words, old_head = embeddings.clone(), head.clone()
+
+    def pieces(letter: str) -> list[int]:
+        unknown = tokenizer.unk_token_id
+        return [token for token in tokenizer.encode(letter, add_special_tokens=False) if token != unknown]
+
+    if mode == "extend":
+        coverage = measure_coverage(tokenizer, texts)
+        added = [*coverage.lost_letters, *coverage.costly_letters]
+        sources = {letter: pieces(letter) for letter in added}
+        first = len(tokenizer)
+        tokenizer.add_tokens(added)
+        _resize(model, len(tokenizer))
+        places = {letter: first + place for place, letter in enumerate(added)}
+        new_tokenizer = tokenizer
+    else:
+        letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
+        new_tokenizer = _letters_tokenizer(letters)
+        _resize(model, len(new_tokenizer))
+        added, sources = letters, {letter: pieces(letter) for letter in letters}
+        places = {letter: new_tokenizer.convert_tokens_to_ids(letter) for letter in letters}
+        sources["▁"], places["▁"] = pieces(" "), new_tokenizer.convert_tokens_to_ids("▁")
+        for mark, old in zip(_MARKS, (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id,
+                                      tokenizer.unk_token_id), strict=True):  # fmt: skip
+            sources[mark], places[mark] = [old], new_tokenizer.convert_tokens_to_ids(mark)
+        _set_marks(model, new_tokenizer)
+    with torch.no_grad():
+        pairs = [(model.decoder.get_input_embeddings().weight, old_words)]
+        pairs += [] if tied else [(model.decoder.get_output_embeddings().weight, old_head)]
+        for weight, old in pairs:
+            for letter, place in places.items():
+                known = [token for token in sources[letter] if token is not None]
+                weight[place] = old[known].mean(0) if known else old.mean(0)
+    return new_tokenizer, added
+
+
+def _resize(model: Any, size: int) -> None:
+    model.decoder.resize_token_embeddings(size, mean_resizing=False)
+    model.config.decoder.vocab_size = size
+
+
+def _set_marks(model: Any, tokenizer: Any) -> None:
+    start, pad, end = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
+    for settings in (model.config, model.generation_config):
+        settings.decoder_start_token_id, settings.pad_token_id, settings.eos_token_id = start, pad, end
+    model.config.decoder.pad_token_id = pad
+    model.config.decoder.eos_token_id = end
+
+
+def _letters_tokenizer(letters: list[str]) -> Any:
+    """A tokenizer with one token per letter, and '▁' for a blank; the marks have the places they have in TrOCR."""
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    words = [*_MARKS, "▁", *letters]
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("▁", " ")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens(list(_MARKS))
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **names)

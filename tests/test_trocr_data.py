@@ -1,0 +1,229 @@
+"""Lines with their text in every form people have them, error rates, and reading folders that may be killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from tiny_readers import noise_pictures, write_reader
+
+from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.trocr.bulk import parse_shard, rows_to_bytes
+from fastsd_helpers.trocr.labels import read_lines
+from fastsd_helpers.trocr.line import Line
+from fastsd_helpers.trocr.scores import line_errors, normalise, score_lines
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for place, picture in enumerate(noise_pictures(4)):
+        picture.save(tmp_path / f"a01-00{place // 2}-0{place}.png")
+    return tmp_path
+
+
+NAMES = [f"a01-00{place // 2}-0{place}.png" for place in range(4)]
+TEXTS = ["the fox", "Mr. Fox, Esq.", "3,14", 'he said "no"']
+
+
+def csv_of(separator, quote='"'):
+    rows = [f"file_name{separator}text"]
+    for name, text in zip(NAMES, TEXTS, strict=True):
+        rows.append(f"{name}{separator}{quote}{text.replace(quote, 2 * quote)}{quote}")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", csv_of(",")),
+        ("labels.csv", "\ufeff" + csv_of(";")),
+        ("labels.csv", csv_of("\t")),
+        ("labels.tsv", csv_of("\t").replace("file_name", "Image").replace("text", "Transcription")),
+        ("labels.txt", "\n".join(f"{n}\t{t}" for n, t in zip(NAMES, TEXTS, strict=True))),
+        ("gt.txt", "# IAM\n" + "\n".join(f"{n[:-4]} {t}" for n, t in zip(NAMES, TEXTS, strict=True))),
+        (
+            "metadata.jsonl",
+            "\n".join(json.dumps({"file_name": n, "text": t}) for n, t in zip(NAMES, TEXTS, strict=True)),
+        ),
+    ],
+    ids=["csv", "bom-semicolon", "tabs-in-csv", "tsv", "txt", "iam", "imagefolder"],
+)
+def test_every_table_gives_the_same_lines(folder, name, content):
+    (folder / name).write_text(content, encoding="utf-8")
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == TEXTS
+    assert [line.picture.name for line in found.lines] == NAMES
+    assert {line.group for line in found.lines} == {"a01-000", "a01-001"}
+    assert found.problems == []
+
+
+def test_pairs_of_files_and_pairs_in_memory(folder):
+    for name, text in zip(NAMES[:3], TEXTS, strict=False):
+        (folder / name).with_suffix(".txt").write_text(f"\ufeff{text}\n", encoding="utf-8")
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == TEXTS[:3]
+    assert found.problems == [f"{NAMES[3]} has no {NAMES[3][:-4]}.txt beside it."]
+    assert [line.text for line in read_lines([(picture, "x") for picture in noise_pictures(2)]).lines] == ["x", "x"]
+
+
+def test_what_is_wrong_with_a_table_is_said_with_its_line_and_the_rest_is_used(folder):
+    rows = [csv_of(","), f"{NAMES[0]},other", "missing.png,text", f"{NAMES[1]},", "a,b,c", "lonely"]
+    (folder / "labels.csv").write_text("\n".join(rows))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == TEXTS
+    told = "\n".join(found.problems)
+    assert f"line 6: {NAMES[0]} comes a second time, with another text" in told
+    assert "line 7: there is no picture missing.png" in told
+    assert "line 9: more fields than the head has" in told
+    assert "line 10: fewer fields" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("picture_id,words_there\n1,2", "no column for its text|no column for the picture"),
+        ("file_name,author\nx,y", "no column for its text; its columns are file_name, author"),
+        ("file_name,text\nnothing.png,text", "there is no picture nothing.png"),
+    ],
+)
+def test_a_table_of_no_use_is_refused_with_what_it_has(folder, content, told):
+    (folder / "labels.csv").write_text(content)
+    with pytest.raises(DatasetError, match=told):
+        read_lines(folder)
+    (folder / "labels.csv").write_bytes("file_name,text\nx,\xe9".encode("latin-1"))
+    with pytest.raises(DatasetError, match="not UTF-8: byte 17"):
+        read_lines(folder)
+
+
+def test_a_split_never_divides_a_group(folder):
+    (folder / "labels.csv").write_text(csv_of(","))
+    rest, held = read_lines(folder).split(0.3)
+    assert len(rest.lines) == len(held.lines) == 2
+    assert not {line.group for line in rest.lines} & {line.group for line in held.lines}
+    report = read_lines(folder).report()
+    assert (report["lines"], report["groups"]) == (4, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ scores
+
+
+def test_error_rates_are_counted_over_all_characters():
+    pytest.importorskip("jiwer")
+    scores = score_lines(["abcd", "ef"], ["abxd", "ef"])
+    assert scores.cer.rate == pytest.approx(1 / 6)
+    assert (scores.cer.edits, scores.cer.symbols) == (1, 6)
+    assert scores.wer.rate == pytest.approx(1 / 2)
+    assert scores.exact == 0.5
+    assert scores.cer.low <= scores.cer.rate <= scores.cer.high
+    assert score_lines(["a"], ["a"]).cer.high == 0
+
+
+def test_normalised_text_forgives_case_points_and_blanks():
+    pytest.importorskip("jiwer")
+    assert normalise("The  Fox, 'Esq.'") == "the fox esq"
+    scores = score_lines(["The Fox."], ["the fox"])
+    assert scores.cer.rate > 0
+    assert scores.cer_normalised.rate == 0
+    assert line_errors("", "abc") == (3, 0)
+    assert line_errors("a b", "a  b ", words=True) == (0, 2)
+
+
+# -------------------------------------------------------------------------------------------------- the folder
+
+
+def test_a_shard_is_given_as_one_of_many(monkeypatch):
+    assert parse_shard("2/4") == (1, 4)
+    assert parse_shard(None) == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert parse_shard(None) == (3, 8)
+    for wrong in ("0/4", "5/4", "a", "1"):
+        with pytest.raises(SettingsError, match="--shard is"):
+            parse_shard(wrong)
+
+
+def test_rows_become_every_format():
+    rows = [
+        Line('a "b", c', 0.5, name="x.png").as_row(),
+        Line("", 0.0, name="y.png", problem="y.png is blank.").as_row(),
+    ]
+    assert rows_to_bytes(rows, "txt") == b'a "b", c\n\n'
+    assert json.loads(rows_to_bytes(rows, "json"))[1]["problem"] == "y.png is blank."
+    assert rows_to_bytes(rows, "csv").decode().splitlines()[1] == 'x.png,"a ""b"", c",0.5,,'
+    assert [json.loads(line) for line in rows_to_bytes(rows, "jsonl").splitlines()] == rows
+
+
+READ = """
+import sys
+from pathlib import Path
+from fastsd_helpers.trocr import Reader, bulk
+bulk._PART = 4
+reader = Reader(sys.argv[1], precision="fp32", max_new_tokens=6, batch_size=4)
+shard = bulk.parse_shard(sys.argv[4]) if len(sys.argv) > 4 else (0, 1)
+print(bulk.read_folder(reader, Path(sys.argv[2]), Path(sys.argv[3]), shard=shard, format="json"))
+"""
+
+
+def test_a_run_that_was_stopped_goes_on_and_shards_give_the_whole(tmp_path, monkeypatch):
+    from fastsd_helpers.trocr import Reader, bulk
+
+    write_reader(tmp_path / "reader", seed=1, end=4.0)
+    (tmp_path / "lines").mkdir()
+    for place, picture in enumerate(noise_pictures(7)):
+        picture.save(tmp_path / "lines" / f"{place}.png")
+    monkeypatch.setattr(bulk, "_PART", 2)
+    reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=6, batch_size=2)
+    whole = bulk.read_folder(reader, tmp_path / "lines", tmp_path / "whole")
+    assert (whole.pictures, whole.read_now, whole.read_before) == (7, 7, 0)
+
+    def stop(_name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk, "fault_point", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bulk.read_folder(reader, tmp_path / "lines", tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr(bulk, "_PART", 2)
+    went_on = bulk.read_folder(reader, tmp_path / "lines", tmp_path / "cut")
+    assert (went_on.read_now, went_on.read_before) == (5, 2)
+    assert bulk.read_folder(reader, tmp_path / "lines", tmp_path / "shared", shard=(1, 2)).path is None
+    shared = bulk.read_folder(reader, tmp_path / "lines", tmp_path / "shared", shard=(0, 2))
+    assert went_on.path.read_bytes() == whole.path.read_bytes() == shared.path.read_bytes()
+    reader.settings = type(reader.settings)(beams=2)
+    with pytest.raises(SettingsError, match="another run: beams was 1 and is 2"):
+        bulk.read_folder(reader, tmp_path / "lines", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
+    write_reader(tmp_path / "reader", seed=1, end=4.0)
+    (tmp_path / "lines" / "sub").mkdir(parents=True)
+    for place, picture in enumerate(noise_pictures(11)):
+        picture.save(tmp_path / "lines" / ("sub" if place % 3 == 0 else "") / f"{place:02d}.png")
+    (tmp_path / "lines" / "05.png").write_bytes(b"")
+
+    def run(out, *more, fault=None):
+        environment = os.environ | ({"FASTSD_FAULT": fault} if fault else {})
+        command = [sys.executable, "-c", READ, str(tmp_path / "reader"), str(tmp_path / "lines"), str(tmp_path / out)]
+        return subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
+
+    whole = run("whole")
+    assert whole.returncode == 0, whole.stderr
+    assert run("cut", fault="trocr.part:2").returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "cut" / "parts").glob("part-*"))) == 2
+    went_on = run("cut")
+    assert "read_now=3, read_before=8" in went_on.stdout, went_on.stderr
+    assert "path=None" in run("shared", "1/2").stdout
+    assert run("shared", "2/2").returncode == 0
+    expected = (tmp_path / "whole" / "lines.json").read_bytes()
+    assert (tmp_path / "cut" / "lines.json").read_bytes() == expected
+    assert (tmp_path / "shared" / "lines.json").read_bytes() == expected
+    rows = json.loads(expected)
+    assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
+    assert [row["name"] for row in rows if row["problem"]] == ["05.png"]
+    # Other pictures, or another reader, do not go into the same folder.
+    (tmp_path / "lines" / "99.png").write_bytes(b"x")
+    other = run("whole")
+    assert "holds the results of another run: names_sha256" in other.stderr

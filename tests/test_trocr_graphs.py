@@ -1,0 +1,103 @@
+"""int8 through OpenVINO: the graphs say what PyTorch says, and a quantised folder is a reader like any other."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_readers import noise_pictures, write_reader
+
+from fastsd_helpers.errors import DatasetError, DependencyMissing, SettingsError
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.checkpoint import open_checkpoint
+from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
+from fastsd_helpers.trocr.quantize import quantize
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+SETTINGS = {"max_new_tokens": 12, "batch_size": 4, "loop_guard": False}
+
+
+@pytest.mark.parametrize("kind", ["base", "stage1", "small"])
+def test_graphs_without_int8_give_the_tokens_of_pytorch(tmp_path, kind):
+    pytest.importorskip("openvino")
+    write_reader(tmp_path / kind, kind, seed=1, end=4.0)
+    folder = write_graphs(open_checkpoint(tmp_path / kind, precision="fp32"), tmp_path / "graphs", method="none")
+    pictures = noise_pictures(7)
+    for beams in (1, 3):
+        expected = Reader(tmp_path / kind, beams, "fp32", **SETTINGS).read(pictures)
+        found = Reader(folder, beams, **SETTINGS).read(pictures)
+        assert [[token.id for token in line.tokens] for line in found] == [
+            [token.id for token in line.tokens] for line in expected
+        ]
+        assert [line.confidence for line in found] == pytest.approx([line.confidence for line in expected], abs=1e-4)
+    assert Reader(folder).embed(pictures, "columns") == pytest.approx(
+        Reader(tmp_path / kind, precision="fp32").embed(pictures, "columns"), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_nothing_is_reported_to_the_makers_of_openvino(loaded_before):
+    pytest.importorskip("openvino")
+    script = """
+import sys
+if sys.argv[1] == "True":
+    import openvino
+class Refuse:
+    def __init__(self, *_args, **_settings):
+        raise SystemExit("a report was about to be sent")
+if sys.argv[1] == "True":
+    import openvino_telemetry
+    openvino_telemetry.Telemetry = Refuse
+import torch
+from fastsd_helpers.trocr import graphs
+(openvino,) = graphs._require("openvino")
+with graphs._without_reports():
+    openvino.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))
+if sys.argv[1] == "False":
+    assert "openvino_telemetry" not in sys.modules
+"""
+    command = [sys.executable, "-c", script, str(loaded_before)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_quantising_measures_both_methods_and_writes_a_reader(tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    write_reader(tmp_path / "base", "base", seed=1, end=4.0)
+    reader = Reader(tmp_path / "base", precision="fp32", max_new_tokens=8)
+    pictures = noise_pictures(12)
+    # What the fp32 reader reads is taken for the truth: its own error rate is 0, and int8's is what int8 costs.
+    labelled = [
+        (picture, line.text or "x") for picture, line in zip(pictures[:6], reader.read(pictures[:6]), strict=True)
+    ]
+    with pytest.raises(DatasetError, match="is in the calibration set and, as line 1, in the evaluation set"):
+        quantize(tmp_path / "base", tmp_path / "out", evaluate_on=labelled, calibrate_on=pictures[:2])
+    result = quantize(tmp_path / "base", tmp_path / "out", evaluate_on=labelled, calibrate_on=pictures[6:])
+    assert [trial.method for trial in result.trials] == ["fp32", "dynamic", "static"]
+    assert result.trials[0].same_text == 1
+    assert result.method in ("dynamic", "static")
+    assert json.loads((result.path / "quantization.json").read_text())["chosen"] == result.method
+    opened = Reader(result.path, max_new_tokens=8)
+    assert isinstance(opened.engine, GraphEngine)
+    assert len(opened.read(pictures)) == 12
+    with pytest.raises(SettingsError, match="is there already"):
+        quantize(tmp_path / "base", tmp_path / "out", evaluate_on=labelled)
+    with pytest.raises(SettingsError, match="is int8 already"):
+        quantize(result.path, tmp_path / "again", evaluate_on=labelled)
+
+
+def test_int8_without_its_package_falls_back_to_pytorch_and_an_int8_folder_says_what_is_missing(
+    tmp_path, monkeypatch, caplog
+):
+    write_reader(tmp_path / "base")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    lines = Reader(tmp_path / "base", precision="int8", max_new_tokens=4).read(noise_pictures(2))
+    assert len(lines) == 2
+    assert "PyTorch's own int8 is used" in caplog.text
+    (tmp_path / "base" / "openvino").mkdir()
+    (tmp_path / "base" / "openvino" / "decoder.xml").write_text("")
+    with pytest.raises(DependencyMissing, match="needs the package openvino"):
+        Reader(tmp_path / "base")

@@ -1,0 +1,86 @@
+"""Pages: reading order, joining, turning; and the real detector on a page drawn here."""
+
+import math
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from tiny_readers import write_reader
+
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.attention import draw_attention, find_attention
+from fastsd_helpers.trocr.pages import _join_pieces, _turn_back, find_lines, order_boxes, read_page
+
+
+def column(x, rows, width=200, first=100):
+    return [(x, first + 40 * row, x + width, first + 40 * row + 25) for row in range(rows)]
+
+
+def test_two_columns_are_read_one_after_the_other_below_their_heading():
+    heading = (0, 20, 460, 60)
+    left, right = column(0, 5), column(260, 5)
+    foot = (0, 400, 460, 430)
+    mixed = [*right[::-1], foot, *left[::2], heading, *left[1::2]]
+    assert order_boxes(mixed) == [heading, *left, *right, foot]
+
+
+def test_columns_whose_rows_are_not_level_and_of_unequal_length():
+    left, right = column(0, 6), column(260, 4, first=113)
+    assert order_boxes([*right, *left]) == [*left, *right]
+
+
+def test_a_single_column_with_short_lines_is_read_downwards():
+    rows = [(0, 40 * row, 100 + 60 * (row % 3), 40 * row + 25) for row in range(7)]
+    assert order_boxes(rows[::-1]) == rows
+
+
+def test_words_of_one_line_are_joined_and_columns_are_not():
+    words = [(0, 10, 90, 35), (100, 12, 180, 36), (400, 10, 500, 35)]
+    assert _join_pieces(words) == [(0, 10, 180, 36), (400, 10, 500, 35)]
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270, 3.0])
+def test_a_point_of_a_turned_page_is_found_again(angle):
+    page = Image.new("L", (301, 201), 0)
+    page.paste(255, (40, 150, 43, 153))
+    turned = page.rotate(angle, expand=True, resample=2)
+    box = turned.point(lambda value: 255 * (value > 60)).getbbox()
+    x, y = _turn_back(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), turned.size, page.size, angle)
+    assert math.dist((x, y), (41.5, 151.5)) < 2
+
+
+def draw_page():
+    page = Image.new("RGB", (1000, 700), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=34)
+    for row in range(6):
+        pen.text((40, 60 + 90 * row), f"left line {row} of text", font=font, fill="black")
+        pen.text((560, 60 + 90 * row), f"right line {row} here", font=font, fill="black")
+    return page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("angle", [0, 4])
+def test_the_lines_of_a_drawn_page_are_found_in_order(tmp_path, angle):
+    pytest.importorskip("rapidocr")
+    write_reader(tmp_path / "reader", seed=1, end=4.0)
+    reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=4)
+    page = draw_page().rotate(angle, expand=True, fillcolor="white", resample=2)
+    assert len(find_lines(page)) >= 12
+    result = read_page(reader, page, name="drawn")
+    assert len(result.lines) == 12
+    if abs(result.turned % 360) < 45 or abs(result.turned % 360) > 315:  # random weights cannot tell which way is up
+        assert result.turned == pytest.approx(-angle, abs=1)
+        centres = [tuple(sum(axis) / 4 for axis in zip(*line.box, strict=True)) for line in result.lines]
+        assert all(x < page.width / 2 for x, _y in centres[:6])
+        assert all(x > page.width / 2 for x, _y in centres[6:])
+        assert [y for _x, y in centres[:6]] == sorted(y for _x, y in centres[:6])
+
+
+def test_attention_is_a_map_per_token_and_can_be_drawn(tmp_path):
+    write_reader(tmp_path / "reader", seed=1)
+    reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=5)
+    picture = draw_page().crop((0, 40, 420, 110))
+    found = find_attention(reader, picture)
+    assert found.weights.shape == (len(found.pieces), 4, 4)
+    assert (found.weights >= 0).all()
+    assert (found.weights.sum((1, 2)) <= 1.0001).all()
+    assert draw_attention(picture, found).width == 600
