@@ -1,0 +1,197 @@
+"""The commands `fastsd webui`, `fastsd tunnel` and `fastsd playground`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fastsd_helpers.cli.answers import Answer, pairs, plain
+from fastsd_helpers.cli.flags import add_flags, given_values
+
+__all__ = ["add_webui"]
+
+
+def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands; help and limits come from the settings classes.
+
+    Args:
+        commands: where to.
+        subcommands: makes a group of commands of a parser.
+        command: adds one command to a group.
+    """
+    from fastsd_helpers.playground import PlaygroundConfig
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.webui.flags import GPUS
+    from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
+
+    group = subcommands(
+        commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111 and others")
+    )
+    add_flags(command(group, "install", install, "install a web UI into an environment of its own"), InstallConfig)
+    start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C ends it")
+    add_flags(start, LaunchConfig)
+    start.add_argument("--share", metavar="KIND", help="also make a public link: auto, ngrok, gradio, cloudflared, ...")
+    start.add_argument("--background", action="store_true", help="return when it answers, and leave it running")
+    start.add_argument("--dry-run", action="store_true", help="only say what would be started, and why")
+    start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of the one here")
+    start.add_argument("--family", metavar="FAMILY", help="with --dry-run: for a model of this family, such as sdxl")
+    place = command(
+        group, "place", place_models, "put a model, LoRA, VAE, embedding or ControlNet where the UI finds it"
+    )
+    place.add_argument(
+        "model", metavar="MODEL", help="key, file, folder, link, Hub id or session; for a ControlNet its task"
+    )
+    place.add_argument(
+        "--kind", default="checkpoint", help="checkpoint, lora, vae, embedding, text-encoder, controlnet"
+    )
+    place.add_argument("--base", metavar="KEY", help="with --kind controlnet: the base model it is for, such as sd15")
+    _add_where(place)
+    for name, run, about in (
+        ("status", status, "whether a web UI runs, since when and where its log is"),
+        ("log", show_log, "the last lines of its log"),
+        ("stop", stop, "end it, whoever started it"),
+    ):
+        _add_where(command(group, name, run, about))
+    link = command(commands, "tunnel", tunnel, "give a program on this machine a public link behind a login")
+    link.add_argument("number", metavar="PORT", type=int, help="where the program listens on this machine")
+    add_flags(link, TunnelConfig)
+    play = command(commands, "playground", playground, "a small page to try one model or session at once")
+    play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
+    add_flags(play, PlaygroundConfig)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ui", default="a1111", metavar="UI", help="a1111, forge-neo or comfyui (default: a1111)")
+    parser.add_argument("--folder", metavar="DIR", help="folder of the program, as at installation")
+    parser.add_argument("--store", metavar="DIR", help="folder of the models, as at installation")
+
+
+def install(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui install`."""
+    from fastsd_helpers.webui import InstallConfig, install_webui
+
+    result = install_webui(InstallConfig(**given_values(chosen, InstallConfig)))
+    return Answer(plain(result), [f"Installed: {result.path}", f"Next: fastsd webui launch --ui {result.ui}"])
+
+
+def launch(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui launch`."""
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.webui import LaunchConfig, launch, plan, share
+    from fastsd_helpers.webui.flags import GPUS
+
+    config = LaunchConfig(**given_values(chosen, LaunchConfig))
+    machine = GPUS.get(chosen.gpu)
+    if chosen.dry_run:
+        planned = plan(config, machine=machine, family=chosen.family)
+        data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port}
+        return Answer(data, [*planned.lines(), "Nothing was started."])
+    link = TunnelConfig(kind=chosen.share) if chosen.share else None  # a wrong kind is said before anything starts
+    running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True))
+    data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
+    try:
+        if link is not None:
+            shared = share(running, link, on_change=lambda new: _show_link(new, chosen.json))
+            data |= _show_link(shared, chosen.json)
+        elif running.ui.has_login:
+            _show(f"Link:      {running.url}\nUser:      {running.login.user}\nPassword:  {running.login.password}")
+        if chosen.background and link is None:
+            return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
+        code = running.wait()
+        problem = running.problem()
+        if problem is not None and code != 0:
+            raise problem
+    except BaseException:
+        running.stop()
+        raise
+    return Answer(data, [f"{running.ui.title} ended."])
+
+
+def place_models(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui place MODEL`."""
+    from fastsd_helpers.errors import SettingsError
+    from fastsd_helpers.webui import find_places, find_ui, place_controlnet, place_model
+
+    ui = find_ui(chosen.ui)
+    places = find_places(ui, folder=chosen.folder, store=chosen.store)
+    if chosen.kind == "controlnet":
+        if not chosen.base:
+            raise SettingsError("A ControlNet belongs to a base model.", "Name it: --base sd15")
+        placed = place_controlnet(chosen.base, chosen.model, ui, places)
+    else:
+        placed = place_model(chosen.model, ui, places, kind=chosen.kind)
+    return Answer(plain(placed), [f"{ui.title} finds it now ({placed.how}): {placed.path}"])
+
+
+def status(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui status`."""
+    from fastsd_helpers.webui import status
+
+    state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
+    if state is None:
+        return Answer({"running": False}, ["It was not started here."])
+    data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
+    return Answer(data, [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)])
+
+
+def show_log(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui log`."""
+    from fastsd_helpers.webui import status
+    from fastsd_helpers.webui.process import LogTail
+
+    state, _runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
+    if state is None:
+        return Answer({"log": None, "lines": []}, ["It was not started here, so there is no log."])
+    tail = LogTail(state.log)
+    tail.read()
+    return Answer({"log": state.log, "lines": list(tail.last)}, [*tail.last, f"The whole log: {state.log}"])
+
+
+def stop(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd webui stop`."""
+    from fastsd_helpers.webui import stop
+
+    stopped = stop(chosen.ui, folder=chosen.folder, store=chosen.store)
+    return Answer({"stopped": stopped}, ["Stopped." if stopped else "It does not run."])
+
+
+def tunnel(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd tunnel PORT` until it is stopped or its time is over."""
+    from fastsd_helpers.tunnels import TunnelConfig, open_tunnel
+
+    config = TunnelConfig(**given_values(chosen, TunnelConfig))
+    with open_tunnel(chosen.number, config=config, on_change=lambda link: _show_link(link, chosen.json)) as link:
+        data = _show_link(link, chosen.json)
+        link.wait()
+    return Answer(data | {"closed": True}, ["The link is closed."])
+
+
+def playground(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd playground [MODEL|SESSION]` until it is stopped."""
+    from fastsd_helpers.playground import PlaygroundConfig, open_playground
+
+    config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))
+    with open_playground(chosen.model, config) as page:
+        _show(page.block())
+        page.wait()
+    return Answer({"url": page.url, "closed": True}, ["The playground is closed."])
+
+
+def _show_link(link: Any, as_json: bool) -> dict[str, Any]:
+    """Show a link at once: the command goes on for as long as the link is wanted."""
+    login = link.login
+    data = {
+        "url": link.url,
+        "kind": link.kind,
+        "user": login.user if login else None,
+        "password": login.password if login else None,
+        "visitor_password": link.visitor_password,
+        "expires": link.expires.isoformat() if link.expires else None,
+    }
+    _show(json.dumps(data) if as_json else f"{link.block()}\n{link.note}\nCtrl-C closes it.")
+    return data
+
+
+def _show(text: str) -> None:
+    print(text, flush=True)

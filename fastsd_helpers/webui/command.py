@@ -1,0 +1,108 @@
+"""The exact command, environment and login file a web UI is started with."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastsd_helpers.drive import delivers_late
+from fastsd_helpers.tunnels import Login
+from fastsd_helpers.webui.catalog import WebUI
+from fastsd_helpers.webui.flags import Machine, choose_flags
+from fastsd_helpers.webui.install import folder_of
+from fastsd_helpers.webui.places import Places
+from fastsd_helpers.webui.settings import LaunchConfig
+from fastsd_helpers.wheels import own_environ
+
+__all__ = ["LaunchPlan", "environment_of", "plan_launch"]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What would be started."""
+
+    command: list[str] = field(repr=False)  # holds a password
+    environment: dict[str, str]  # what is set beside the process's own
+    cwd: Path
+    port: int
+    reasons: list[str]
+    login_file: Path | None
+    hidden: list[str] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """In words for people, ready to paste into a shell; without passwords."""
+        shown = [word if word not in self.hidden else "•••" for word in self.command]
+        settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
+        return [*self.reasons, f"cd {shlex.quote(str(self.cwd))}", " ".join([*settings, *map(shlex.quote, shown)])]
+
+
+def plan_launch(
+    config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, *, family: str, model: Path | None, login: Login
+) -> LaunchPlan:
+    """Put together the command for a web UI; nothing is started or written.
+
+    Args:
+        family: of the model, such as sdxl.
+        model: the checkpoint file to start with; None: whatever the UI finds.
+        login: user and password of the UI itself.
+
+    Raises:
+        WebUIError: this UI does not run the family.
+    """
+    chosen, reasons = choose_flags(
+        ui, family, machine, vram=config.vram, precision=config.precision, attention=config.attention
+    )
+    port = config.port or ui.port
+    words, login_file, hidden = _words_of_ui(config, ui, places, port, model, login)
+    environment = {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        # A notebook sets one that only its own kernel has.
+        "MPLBACKEND": "Agg",
+        "PYTHONUNBUFFERED": "1",
+        "COMMANDLINE_ARGS": "",
+    }
+    # The same addresses that the installation used, should the UI look for its code again.
+    environment |= {
+        item.variable: str(folder_of(places, item)) for item in ui.repositories if item.variable and item.folder
+    }
+    command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
+    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
+
+
+def environment_of(plan: LaunchPlan) -> dict[str, str]:
+    """The whole environment of the process: ours without what belongs to the notebook's own Python."""
+    environment = own_environ()
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HOST", "PORT"):
+        environment.pop(name, None)
+    return {**environment, **plan.environment}
+
+
+def _words_of_ui(
+    config: LaunchConfig, ui: WebUI, places: Places, port: int, model: Path | None, login: Login
+) -> tuple[list[str], Path | None, list[str]]:
+    if ui.key == "comfyui":
+        # It has no login of its own: it listens on this machine alone, and the gate stands in front of every link.
+        words = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(places.data)]
+        words += ["--output-directory", str(places.data / "outputs"), "--disable-auto-launch"]
+        return words, None, []
+    store = places.store
+    login_file = places.run / "login"
+    words = ["--port", str(port), "--data-dir", str(places.data), "--models-dir", str(places.models)]
+    words += ["--ui-settings-file", str(store / "config.json"), "--ui-config-file", str(store / "ui-config.json")]
+    words += ["--styles-file", str(store / "styles.csv")]
+    # Everything is installed and fetched beforehand; what an extension's installer brings would undo the lock.
+    words += ["--skip-install", "--no-download-sd-model", "--do-not-download-clip"]
+    words += ["--disable-console-progressbars", "--gradio-auth-path", str(login_file)]
+    hidden = [login.password]
+    if model is not None:
+        words += ["--ckpt", str(model)]
+    if delivers_late(store):
+        words.append("--no-hashing")  # it would read every model on Drive as a whole
+    if config.theme != "auto":
+        words += ["--theme", config.theme]
+    if config.api:
+        # Two arguments, never one with "=": its page /internal/sysinfo shows the second form to everybody.
+        pair = f"{login.user}:{login.password}"
+        words += ["--api", "--api-auth", pair]
+        hidden = [pair, *hidden]
+    return words, login_file, hidden

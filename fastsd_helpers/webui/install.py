@@ -1,0 +1,143 @@
+"""Install a web UI: its environment, its code at pinned commits, its folders; done again, it does what is missing."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.drive import free_bytes, write_atomic
+from fastsd_helpers.errors import DiskFull, WebUIError
+from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
+from fastsd_helpers.webui.places import Places, find_places, prepare_places
+from fastsd_helpers.webui.repositories import clone, commit_of, read_mirrors
+from fastsd_helpers.webui.settings import InstallConfig
+from fastsd_helpers.wheels import find_uv, install, make_environment, own_environ
+
+__all__ = ["InstallResult", "folder_of", "install_webui"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_ROOM_BYTES = 12 * 10**9  # environment with CUDA and what is unpacked meanwhile
+_ROOM_LEFT_BYTES = 2 * 10**9  # when the environment is there already
+
+
+@dataclass(frozen=True)
+class InstallResult:
+    """What was installed where."""
+
+    ui: str
+    path: Path  # the code
+    python: Path
+    store: Path
+    log: Path
+    seconds: float
+    steps: dict[str, float]  # step -> seconds
+    commits: dict[str, str]
+
+
+def install_webui(config: InstallConfig | None = None) -> InstallResult:
+    """Install a web UI, or bring an installation up to what this version needs.
+
+    Killed and run again it goes on where it was: what is whole already is only looked at. Writes `install.log` in the
+    folder of logs, and `installed.json` when all is done.
+
+    Raises:
+        WebUIError: the code could not be had. InstallError, DependencyMissing: the environment could not be made.
+        DiskFull: not enough room on this machine's disk.
+    """
+    config = config or InstallConfig()
+    ui = find_ui(config.ui)
+    places = find_places(ui, folder=config.folder or None, store=config.store or None)
+    mirrors = read_mirrors(config.mirrors, [item.name for item in ui.repositories])
+    needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
+    free = free_bytes(places.root)
+    if free < needed:
+        raise DiskFull(
+            f"{places.root} has {free / 1e9:.1f} GB free, and {ui.title} needs about {needed / 1e9:.0f} GB.",
+            "Make room, or choose another folder with --folder.",
+        )
+    prepare_places(places, ui)
+    log = places.logs / "install.log"
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)  # the file holds every step, whatever the screen shows
+    try:
+        return _install(config, ui, places, mirrors, log)
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str, str], log: Path) -> InstallResult:
+    started, steps = time.monotonic(), {}
+
+    def step(name: str, work: Callable[[], Any]) -> None:
+        begun = time.monotonic()
+        changed = work()
+        steps[name] = round(time.monotonic() - begun, 2)
+        logger.info("%s: %s (%.1f s)", name, "done" if changed is not False else "was there already", steps[name])
+
+    wanted = [item for item in ui.repositories if config.controlnet or not item.folder.startswith("extension/")]
+    # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
+    for item in wanted:
+        step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+    there = places.python.exists()
+    step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
+    step("packages", lambda: _install_packages(config, ui, places))
+    commits = {item.name: commit_of(folder_of(places, item)) or "" for item in wanted}
+    result = InstallResult(
+        ui=ui.key,
+        path=places.code,
+        python=places.python,
+        store=places.store,
+        log=log,
+        seconds=round(time.monotonic() - started, 1),
+        steps=steps,
+        commits=commits,
+    )
+    record = {
+        "ui": ui.key,
+        "commits": commits,
+        "steps": steps,
+        "store": str(places.store),
+        "controlnet": config.controlnet,
+    }
+    write_atomic(places.installed, (json.dumps(record, indent=1) + "\n").encode())
+    logger.info("%s is installed in %s (%.0f s).", ui.title, places.root, result.seconds)
+    return result
+
+
+def folder_of(places: Places, repository: Repository) -> Path:
+    """Where the code of one repository belongs."""
+    if repository.folder.startswith("extension/"):
+        return places.data / "extensions" / repository.folder.removeprefix("extension/")
+    return places.code / repository.folder if repository.folder else places.code
+
+
+def _install_packages(config: InstallConfig, ui: WebUI, places: Places) -> bool:
+    skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
+    if ui.lock_set is not None:
+        return bool(install(ui.lock_set, python=places.python, skip=skip).changes)
+    # Not locked: this UI's own list, as its authors publish it.
+    import subprocess
+
+    uv = find_uv()
+    if uv is None:
+        raise WebUIError("uv is not installed, and it fills the environment.", "Run: pip install uv")
+    words = [word for name in ui.requirements for word in ("--requirement", str(places.code / name))]
+    command = [str(uv), "pip", "install", "--python", str(places.python), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=own_environ(), timeout=3600, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["uv said nothing"])[-1]
+        raise WebUIError(
+            f"The packages of {ui.title} could not be installed: {last[:300]}.",
+            "Check the connection and run this again.",
+        )
+    return "Installed" in done.stderr

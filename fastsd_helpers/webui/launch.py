@@ -1,0 +1,340 @@
+"""Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
+
+import contextlib
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fastsd_helpers.drive import check_health
+from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
+from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, make_login, open_tunnel
+from fastsd_helpers.tunnels.probe import ask
+from fastsd_helpers.webui.catalog import WebUI, find_ui
+from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
+from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.flags import Machine, describe_machine
+from fastsd_helpers.webui.models import PlacedModel, family_of, place_model
+from fastsd_helpers.webui.places import Places, find_places, prepare_places
+from fastsd_helpers.webui.process import (
+    LogTail,
+    RunState,
+    end_process,
+    is_running,
+    port_is_free,
+    read_state,
+    start_process,
+)
+from fastsd_helpers.webui.settings import LaunchConfig
+
+__all__ = ["RunningUI", "launch", "plan", "share", "status", "stop"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_MOST_RESTARTS = 3
+_MODEL_WAIT_S = 120  # for the model after the page is there
+
+
+def plan(
+    config: LaunchConfig | None = None, *, machine: Machine | None = None, family: str | None = None
+) -> LaunchPlan:
+    """What `launch` would start: command, environment and reasons; nothing is fetched, written or started.
+
+    Args:
+        machine: another machine than this one, such as one of `flags.GPUS`.
+        family: of the model; found out from `config.model` when None.
+    """
+    config = config or LaunchConfig()
+    ui = find_ui(config.ui)
+    places = find_places(ui, folder=config.folder or None, store=config.store or None)
+    login = Login(config.user, config.password or "made-at-the-start")
+    family = family or family_of(config.model) or "sd15"
+    return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+
+
+def launch(
+    config: LaunchConfig | None = None, *, show: Callable[[str], None] | None = None, machine: Machine | None = None
+) -> "RunningUI":
+    """Start a web UI, wait until it answers, and say whether its model was loaded.
+
+    It is not asked over HTTP before its log says that it may be: AUTOMATIC1111 ends when a request comes too early.
+
+    Args:
+        show: called with each line of its log while it starts.
+        machine: what decides the flags; this machine when None.
+
+    Raises:
+        WebUINotInstalled: nothing is installed. WebUIError: one is running already, the port is taken, the model is of
+            a family this UI lacks. WebUICrashed: it ended by itself; the sentence says why, as far as its log tells.
+    """
+    config = config or LaunchConfig()
+    ui = find_ui(config.ui)
+    places = find_places(ui, folder=config.folder or None, store=config.store or None)
+    if not places.python.exists() or not (places.code / ui.entry).exists():
+        raise WebUINotInstalled(
+            f"{ui.title} is not installed in {places.root}.", f"Run: fastsd webui install --ui {ui.key}"
+        )
+    state = read_state(places)
+    if state is not None and is_running(state):
+        raise WebUIError(
+            f"{ui.title} is running already, on port {state.port}.", "Use it, or end it: fastsd webui stop"
+        )
+    port = config.port or ui.port
+    if not port_is_free(port):
+        raise WebUIError(
+            f"Port {port} of this machine is in use by another program.",
+            f"Choose another one (--port {port + 1}), or stop that program.",
+        )
+    prepare_places(places, ui)
+    check_health(places.store)
+    placed = place_model(config.model, ui, places) if config.model else None
+    family = placed.family if placed and placed.family else _family_in_store(ui, places)
+    login = make_login(config.user, config.password)
+    chosen = plan_launch(
+        config,
+        ui,
+        places,
+        machine or describe_machine(),
+        family=family,
+        model=placed.path if placed else None,
+        login=login,
+    )
+    if chosen.login_file is not None:
+        _write_private(chosen.login_file, f"{login.user}:{login.password}")
+    for reason in chosen.reasons:
+        logger.info("%s", reason)
+    running = RunningUI(ui, places, config, chosen, login, placed, show)
+    running.start()
+    return running
+
+
+def _family_in_store(ui: WebUI, places: Places) -> str:
+    # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
+    folder = places.store / "models" / dict(ui.folders)["checkpoint"]
+    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
+    return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
+
+
+def _write_private(path: Path, text: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+class RunningUI:
+    """A web UI that was started here.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1.
+        login: its own user and password; None for one that has no login.
+        model_loaded: True, False when it refused the model, None while it has not said.
+        seconds: from the start until it answered.
+    """
+
+    def __init__(
+        self,
+        ui: WebUI,
+        places: Places,
+        config: LaunchConfig,
+        plan: LaunchPlan,
+        login: Login,
+        placed: PlacedModel | None,
+        show: Callable[[str], None] | None,
+    ) -> None:
+        self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
+        self.login = login
+        self.model_loaded: bool | None = None
+        self.seconds = 0.0
+        self.restarts = 0
+        self.tunnel: Tunnel | None = None
+        self._config, self._plan, self._show = config, plan, show or (lambda line: None)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self.state: RunState | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the run."""
+        return Path(self.state.log)
+
+    def start(self) -> None:
+        """Start it and wait until it answers; `launch` has done so already."""
+        begun = time.monotonic()
+        plan = self._plan
+        logger.info("%s is starting.", self.ui.title)
+        self._process, self.state = start_process(
+            plan.command,
+            env=environment_of(plan),
+            cwd=plan.cwd,
+            places=self.places,
+            title=self.ui.title,
+            port=plan.port,
+            hidden=plan.hidden,
+        )
+        tail = LogTail(self.state.log)
+        try:
+            self._wait_until_ready(tail, begun + self._config.wait_s)
+        except BaseException:
+            end_process(self.state, process=self._process)
+            raise
+        self.seconds = time.monotonic() - begun
+        logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
+        self._wait_for_model(tail)
+        if self._config.restart:
+            threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
+
+    def _wait_until_ready(self, tail: LogTail, until: float) -> None:
+        found = None
+        while found is None:
+            found = self._look(tail, {"ready": self.ui.ready})
+            if found is None and not self.alive():
+                # One more look: its last words may have come between the two.
+                time.sleep(0.3)
+                self._look(tail, {})
+                raise explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+            if found is None and time.monotonic() >= until:
+                last = tail.last[-1] if tail.last else "nothing"
+                raise WebUIError(
+                    f"{self.ui.title} did not start within {self._config.wait_s} s; it last said: {last[:200]}",
+                    "Look at its log (fastsd webui log), or allow more time with --wait-s.",
+                )
+            if found is None:
+                time.sleep(0.1)
+        status, reason = 0, ""
+        while not 200 <= status < 500:
+            status, reason = ask(self.url + self.ui.alive_path, timeout_s=5)
+            if not self.alive():
+                time.sleep(0.3)
+                self._look(tail, {})
+                raise explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+            if time.monotonic() >= until:
+                raise WebUIError(
+                    f"{self.ui.title} says it is ready, but port {self.port} does not answer ({reason or status}).",
+                    "Look at its log: fastsd webui log",
+                )
+            time.sleep(0.1)
+
+    def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
+        """Read what is new in the log, show it, and remember what it says about the model."""
+        import re
+
+        found = None
+        for line in tail.read():
+            self._show(line)
+            if self.ui.loaded and re.search(self.ui.loaded, line):
+                self.model_loaded = True
+            elif self.ui.refused and re.search(self.ui.refused, line):
+                self.model_loaded = False
+            for name, pattern in patterns.items():
+                if re.search(pattern, line):
+                    found = found or name
+        return found
+
+    def _wait_for_model(self, tail: LogTail) -> None:
+        if not self.ui.loaded:
+            return
+        until = time.monotonic() + min(_MODEL_WAIT_S, self._config.wait_s)
+        while self.model_loaded is None and time.monotonic() < until and self.alive():
+            self._look(tail, {})
+            time.sleep(0.1)
+        if self.model_loaded is False:
+            cause = explain_crash(self.ui.title, None, list(tail.last))
+            logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
+        elif self.model_loaded is None:
+            logger.info("The model is still being loaded; the page can be opened already.")
+
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def problem(self) -> WebUICrashed | None:
+        """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
+        if self.alive() or self._stopping.is_set() or self._process is None:
+            return None
+        tail = LogTail(self.state.log)
+        tail.read()
+        return explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def stop(self) -> None:
+        """End the link, then the web UI with all it started; calling it twice is harmless."""
+        self._stopping.set()
+        if self.tunnel is not None:
+            self.tunnel.close()
+        if self.state is not None:
+            end_process(self.state, process=self._process)
+        _forget(self.places)
+
+    def __enter__(self) -> "RunningUI":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    def _keep_alive(self) -> None:
+        process = self._process
+        process.wait()
+        if self._stopping.is_set():
+            return
+        problem = self.problem()
+        if self.restarts >= _MOST_RESTARTS:
+            logger.warning("%s It was started again %d times already, so it stays ended.", problem, self.restarts)
+            return
+        self.restarts += 1
+        logger.warning("%s It is started again.", problem.problem if problem else f"{self.ui.title} ended.")
+        try:
+            self.start()
+            if self.tunnel is not None:
+                self.tunnel.forget_upstream_login()
+        except FastSDError as err:
+            logger.warning("%s", err)
+
+
+def share(running: RunningUI, config: TunnelConfig | None = None, **more: object) -> Tunnel:
+    """Give a running web UI a public link behind the gate, with the same user and password as its own login.
+
+    Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
+    """
+    upstream = running.login if running.ui.has_login else None
+    tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
+    running.tunnel = tunnel
+    return tunnel
+
+
+# ------------------------------------------------------------------------------- from another process
+
+
+def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
+    """What was started last of this web UI, and whether it still runs."""
+    state = read_state(find_places(find_ui(ui), folder=folder, store=store))
+    return state, state is not None and is_running(state)
+
+
+def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
+    """End this web UI, whoever started it; False when it does not run."""
+    places = find_places(find_ui(ui), folder=folder, store=store)
+    state = read_state(places)
+    if state is None or not is_running(state):
+        return False
+    end_process(state)
+    _forget(places)
+    return True
+
+
+def _forget(places: Places) -> None:
+    with contextlib.suppress(OSError):
+        (places.run / "login").unlink()

@@ -1,0 +1,197 @@
+"""Models where a web UI looks for them: found, checked, converted when needed, and linked, not copied."""
+
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet
+from fastsd_helpers.downloads import HubFile, fetch, fetch_model, is_link
+from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, WebUIError
+from fastsd_helpers.registry import detect_family, find_model, models
+from fastsd_helpers.sessions import Session
+from fastsd_helpers.webui.catalog import WebUI, uis
+from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
+
+__all__ = ["PlacedModel", "family_of", "place_controlnet", "place_model"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".bin")
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model where the web UI finds it."""
+
+    path: Path
+    kind: str
+    family: str | None
+    how: str  # there already, linked, converted, downloaded
+
+
+def family_of(ref: str) -> str | None:
+    """The family of a model as far as it can be told without fetching it; None when it cannot."""
+    if not ref:
+        return None
+    if any(spec.key == ref for spec in models()):
+        return find_model(ref).family
+    path = Path(ref).expanduser()
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return detect_family(path)
+    return _family_of_file(path) if path.is_file() else None
+
+
+def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint") -> PlacedModel:
+    """Put a model where a web UI looks for it.
+
+    Args:
+        ref: a registry key, a file, a Diffusers folder, a link, a Hub id, or (for checkpoints) the name or folder of a
+            DreamBooth session, whose newest finished model is taken.
+        kind: checkpoint, lora, vae, embedding or text-encoder.
+
+    Returns:
+        Where it is. A file of the user's is linked; a download is kept in the store; a Diffusers folder is converted
+        to one file in the store.
+
+    Raises:
+        ModelNotFound, ModelError, WebUIError: there is no such model, or this UI does not run its family.
+        DownloadError, DriveError, CheckpointError: it could not be brought or converted.
+    """
+    prepare_places(places, ui)
+    source, how = _bring(ref, ui, places, kind)
+    family = _family_of_file(source) if kind == "checkpoint" else None
+    if family is not None:
+        _require_family(ui, family, ref)
+    folder = model_folder(places, ui, kind)
+    if source.resolve().is_relative_to(store_folder(places, ui, kind)):
+        return PlacedModel(
+            folder / "store" / source.resolve().relative_to(store_folder(places, ui, kind)), kind, family, how
+        )
+    target = folder / source.name
+    if target.exists() and not target.is_symlink():
+        return PlacedModel(target, kind, family, "there already")
+    _link_with_config(source, target)
+    return PlacedModel(target, kind, family, how)
+
+
+def place_controlnet(base: str, task: str, ui: WebUI, places: Places) -> PlacedModel:
+    """Fetch the ControlNet for a base model and a task into the store, under the name by which the UI recognises it.
+
+    Raises:
+        ModelError: it does not go together with this base or this UI; the hint says what does. DownloadError.
+    """
+    row = find_controlnet(base, task, ui=ui.key)
+    prepare_places(places, ui)
+    path = fetch_controlnet(row, store_folder(places, ui, "controlnet"))
+    return PlacedModel(
+        model_folder(places, ui, "controlnet") / "store" / path.name, "controlnet", row.family, "downloaded"
+    )
+
+
+def _bring(ref: str, ui: WebUI, places: Places, kind: str) -> tuple[Path, str]:
+    store = store_folder(places, ui, kind)
+    if is_link(ref):
+        return fetch(ref, store), "downloaded"
+    path = Path(ref).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in _FILES:
+            raise ModelError(f"{path} is no model file.", f"Give a file that ends in {', '.join(_FILES)}.")
+        return path.absolute(), "linked"
+    there = store / ref
+    if there.is_file():
+        return there, "there already"
+    if kind == "checkpoint":
+        spec = next((spec for spec in models() if spec.key == ref), None)
+        if spec is not None:
+            _require_family(ui, spec.family, ref)
+            if spec.checkpoint:
+                about = spec.checkpoint
+                wanted = HubFile(about["repo"], about["file"], about.get("revision"))
+                file = fetch(wanted, store, size=about.get("bytes"), sha256=about.get("sha256"))
+                return file, "downloaded"
+            return _converted(fetch_model(ref), ref, ui, store), "converted"
+        exported = _export_of_session(ref)
+        if exported is not None:
+            return exported, "linked"
+        if path.is_dir() or ref.count("/") == 1:
+            folder = fetch_model(ref)
+            return _converted(folder, Path(ref).name, ui, store), "converted"
+    raise ModelNotFound(
+        f"There is no model '{ref}' for {ui.title}.",
+        "Give a file, a link, a Hub id, a session, or a key: " + ", ".join(spec.key for spec in models()) + ".",
+    )
+
+
+def _export_of_session(ref: str) -> Path | None:
+    """The newest finished model of a DreamBooth session, named or given as its folder."""
+    path = Path(ref).expanduser()
+    try:
+        if (path / "session.json").is_file():
+            session = Session.open(path.name, root=path.parent)
+        elif os.sep in ref or path.exists():
+            return None
+        else:
+            session = Session.open(ref)
+    except SessionError:
+        return None
+    made = sorted(session.exports.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not made:
+        raise ModelNotFound(
+            f"The session {session.name} has no finished model yet.",
+            f"Train it to the end, or write what it has learned: fastsd dreambooth export {session.name}",
+        )
+    return made[-1].absolute()
+
+
+def _converted(folder: Path, name: str, ui: WebUI, store: Path) -> Path:
+    """One file of a Diffusers folder; one that is newer than the folder is kept."""
+    from fastsd_helpers.checkpoints import convert
+
+    _require_family(ui, detect_family(folder), name)
+    target = store / f"{name}.safetensors"
+    newest = max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0)
+    if target.is_file() and target.stat().st_mtime >= newest:
+        return target
+    logger.info("%s is converted to one file for %s.", name, ui.title)
+    convert(folder, target, overwrite=True)
+    return target
+
+
+def _family_of_file(path: Path) -> str | None:
+    """What `inspect` says a checkpoint is; a LoRA, a ControlNet or a damaged file is refused here."""
+    from fastsd_helpers.checkpoints.inspector import inspect
+
+    if path.suffix.lower() == ".gguf":
+        return "flux"
+    found = inspect(path, hashes=False)
+    if found.kind in ("lora", "controlnet"):
+        raise ModelError(
+            f"{path.name} is {found.what}, not a base model.",
+            "Give it as what it is, and a base model beside it.",
+        )
+    for problem in found.problems:
+        logger.info("%s: %s", path.name, problem.what)
+    return found.family
+
+
+def _require_family(ui: WebUI, family: str, ref: str) -> None:
+    if family not in ui.families:
+        others = [other.title for other in uis() if family in other.families]
+        raise WebUIError(
+            f"{ui.title} does not run '{ref}', which is a {family} model.",
+            f"Choose {' or '.join(others)}, or a model of {', '.join(ui.families)}.",
+        )
+
+
+def _link_with_config(source: Path, target: Path) -> None:
+    """Link a file, and the .yaml of the same name that says how SD 2.1 is to be read."""
+    pairs = [(source, target)]
+    if source.with_suffix(".yaml").is_file():
+        pairs.append((source.with_suffix(".yaml"), target.with_suffix(".yaml")))
+    for file, place in pairs:
+        # Under a new name first: a link is replaced at once or not at all.
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        temporary.symlink_to(file)
+        os.replace(temporary, place)

@@ -1,0 +1,144 @@
+"""Where a web UI lives: its code and environment on this machine's disk, models and pictures where they are kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.drive import delivers_late, drive_errors, sessions_root
+from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.runtime import where
+from fastsd_helpers.webui.catalog import WebUI
+
+__all__ = ["Places", "find_places", "link", "model_folder", "prepare_places", "store_folder"]
+
+# Where the previous notebook kept its own: models, pictures and settings there are used as they are.
+_STORE = Path("sd", "stable-diffusion-webui")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one web UI."""
+
+    ui: str
+    root: Path  # everything on this machine's disk
+    store: Path  # models, pictures, settings: on Drive or here
+
+    @property
+    def environment(self) -> Path:
+        """Its own Python environment."""
+        return self.root / "env"
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of it."""
+        return self.environment / "bin" / "python"
+
+    @property
+    def code(self) -> Path:
+        """Its source code."""
+        return self.root / "code"
+
+    @property
+    def data(self) -> Path:
+        """What it takes for its data folder: links to the store, and extensions, which are code."""
+        return self.root / "data"
+
+    @property
+    def models(self) -> Path:
+        """What it takes for its models folder: a local tree of links, since Drive cannot hold links."""
+        return self.data / "models"
+
+    @property
+    def run(self) -> Path:
+        """State of a running one, and its login; readable for this user alone."""
+        return self.root / "run"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of installations and runs."""
+        return self.root / "logs"
+
+    @property
+    def installed(self) -> Path:
+        """The record of a finished installation."""
+        return self.root / "installed.json"
+
+
+def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | str | None = None) -> Places:
+    """Choose the folders of a web UI; nothing is created.
+
+    Args:
+        folder: for code and environments; `/content/fastsd` in Colab, else `.cache/fastsd/webui` in the home folder.
+        store: for models, pictures and settings; the folder of the previous notebook on a mounted Drive, else
+            `sd/stable-diffusion-webui` in the current directory.
+
+    Raises:
+        WebUIError: `folder` is on Drive, which is far too slow for an environment.
+    """
+    if folder:
+        root = Path(folder).expanduser().absolute()
+    elif where() == "colab":
+        root = Path("/content/fastsd")
+    else:
+        root = Path.home() / ".cache" / "fastsd" / "webui"
+    if delivers_late(root):
+        raise WebUIError(
+            f"{root} is on Google Drive or another network mount, which is far too slow for a program's code.",
+            "Leave the folder empty; models and pictures go to Drive through the store.",
+        )
+    # The sessions' root knows whether a Drive is mounted: My Drive/Fast-Dreambooth/Sessions.
+    kept = Path(store).expanduser().absolute() if store else sessions_root().parents[1] / _STORE
+    return Places(ui.key, root / ui.key, kept)
+
+
+def prepare_places(places: Places, ui: WebUI) -> None:
+    """Make the folders, and link the store's own into what the UI takes for its data folder.
+
+    Raises:
+        DriveError: a folder cannot be made.
+    """
+    with drive_errors(places.root, "write to"):
+        for folder in (places.code.parent, places.data, places.logs, places.models):
+            folder.mkdir(parents=True, exist_ok=True)
+        places.run.mkdir(mode=0o700, exist_ok=True)
+        places.run.chmod(0o700)
+    with drive_errors(places.store, "write to"):
+        (places.store / "outputs").mkdir(parents=True, exist_ok=True)
+        link(places.data / "outputs", places.store / "outputs")
+        for kind, name in ui.folders:
+            # AUTOMATIC1111 keeps embeddings beside models, not in them.
+            kept = places.store / name if kind == "embedding" else places.store / "models" / name
+            kept.mkdir(parents=True, exist_ok=True)
+            local = model_folder(places, ui, kind)
+            local.mkdir(parents=True, exist_ok=True)
+            link(local / "store", kept)
+
+
+def model_folder(places: Places, ui: WebUI, kind: str) -> Path:
+    """The local folder in which the UI looks for models of a kind (checkpoint, lora, vae, embedding, controlnet).
+
+    Raises:
+        WebUIError: the UI has no such models.
+    """
+    name = dict(ui.folders).get(kind)
+    if name is None:
+        raise WebUIError(f"{ui.title} has no folder for models of the kind '{kind}'.", f"It has {_kinds(ui)}.")
+    return places.data / name if kind == "embedding" and ui.key != "comfyui" else places.models / name
+
+
+def store_folder(places: Places, ui: WebUI, kind: str) -> Path:
+    """Where models of a kind are kept for good."""
+    return (model_folder(places, ui, kind) / "store").resolve()
+
+
+def link(at: Path, target: Path) -> None:
+    """Make `at` a link to `target`; an older link is replaced, a real file or folder is left alone."""
+    if at.is_symlink():
+        if at.readlink() == target:
+            return
+        at.unlink()
+    if not at.exists():
+        at.symlink_to(target)
+
+
+def _kinds(ui: WebUI) -> str:
+    return ", ".join(kind for kind, _name in ui.folders)

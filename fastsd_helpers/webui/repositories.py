@@ -1,0 +1,157 @@
+"""Code at an exact commit, from the first of several places that has it."""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastsd_helpers.drive import drive_errors
+from fastsd_helpers.errors import SettingsError, WebUIError
+from fastsd_helpers.webui.catalog import Repository
+
+__all__ = ["clone", "commit_of", "read_mirrors"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT_S = 900
+
+
+def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
+    """Read "name=place, name=place": other places to get code from, such as a mirror or a folder on this machine.
+
+    Raises:
+        SettingsError: not of that form, or no repository of that name.
+    """
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, place = (word.strip() for word in part.partition("="))
+        if not separator or not place or name not in names:
+            raise SettingsError(
+                f"mirrors (--mirrors) has {part!r}; it must be NAME=PLACE.", f"The names are {', '.join(names)}."
+            )
+        found[name] = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
+    return found
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder holds; None when it is no repository of its own."""
+    if not (folder / ".git").exists():
+        return None
+    done = _git(["rev-parse", "HEAD"], folder)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | None = None) -> bool:
+    """Bring a repository's code to `folder` at its revision; True when something was done.
+
+    A folder that is there already is moved to the revision, unless its user changed files in it. A new one appears
+    only when it is whole.
+
+    Raises:
+        WebUIError: git is missing, no place has it, or there are changes that would be lost.
+    """
+    if shutil.which("git") is None:
+        raise WebUIError("git is not installed, and the code comes with it.", "Install git: apt install git")
+    places = [mirrors[repository.name]] if mirrors and repository.name in mirrors else list(repository.urls)
+    if folder.is_dir() and any(folder.iterdir()):
+        return _update(repository, folder, places)
+    problems = []
+    for place in places:
+        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        with drive_errors(folder, "write to"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        try:
+            problem = _fetch(temporary, place, repository.revision)
+            if not problem:
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rmdir()  # empty
+                os.replace(temporary, folder)
+                return True
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        logger.info("%s could not be had from %s: %s", repository.name, _shown(place), problem)
+        problems.append(f"{_shown(place)}: {problem}")
+    raise WebUIError(
+        f"The code of {repository.name} could not be had. {'; '.join(problems)}.",
+        f"Check the connection, or name another place: --mirrors {repository.name}=URL-OR-FOLDER",
+    )
+
+
+def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool:
+    there = commit_of(folder)
+    if there is None:
+        raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it away and run this again.")
+    if there == repository.revision or (not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository)):
+        return False
+    if _git(["status", "--porcelain", "--untracked-files=no"], folder).stdout.strip():
+        raise WebUIError(
+            f"Files of {folder} were changed by hand, and another version of it is needed.",
+            "Save your changes elsewhere, delete that folder, and run this again.",
+        )
+    problems = [problem for place in places if (problem := _fetch(folder, place, repository.revision))]
+    if len(problems) == len(places):
+        raise WebUIError(
+            f"{folder} could not be brought to the version that is needed: {problems[-1]}.",
+            f"Check the connection, or delete {folder} and run this again.",
+        )
+    return True
+
+
+def _is_at(folder: Path, repository: Repository) -> bool:
+    # A branch or tag is not asked for again: what was installed stays until its folder is deleted.
+    return _git(["config", "fastsd.revision"], folder).stdout.strip() == repository.revision
+
+
+def _fetch(folder: Path, place: str, revision: str) -> str:
+    """Fetch a revision into a repository that may be empty, and check it out; returns "" or what went wrong."""
+    if not (folder / ".git").exists():
+        _git(["init", "--quiet"], folder)
+    # One commit without its history where the server allows it, else everything.
+    done = _git(["fetch", "--quiet", "--depth", "1", place, revision], folder)
+    if done.returncode != 0:
+        everything = _git(["fetch", "--quiet", "--tags", place, "+refs/heads/*:refs/fetched/*"], folder)
+        if everything.returncode != 0:
+            return _last(everything.stderr) or "git said nothing"
+        target = revision
+    else:
+        target = "FETCH_HEAD"
+    # On a branch of its own: the UI complains about a detached HEAD.
+    done = _git(["checkout", "--quiet", "--force", "-B", "fastsd", target], folder)
+    if done.returncode != 0:
+        return f"it has no {revision[:12]}"
+    if _COMMIT.fullmatch(revision) and commit_of(folder) != revision:
+        return f"it gave another commit than {revision[:12]}"
+    _git(["config", "fastsd.revision", revision], folder)
+    # For the UI's own look at where it comes from; without this it fails on a repository that has no remote.
+    _git(["remote", "remove", "origin"], folder)
+    _git(["remote", "add", "origin", place], folder)
+    return ""
+
+
+def _git(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # Without the prompt: a repository that is gone makes GitHub ask for a password, for ever.
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
+    # A folder that another user made (a mirror on a shared disk) is read too; it was named by the user.
+    command = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false", *words]
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"nothing came within {_TIMEOUT_S} s")
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"//[^/@\s]+@", "//", lines[-1].removeprefix("fatal: ").rstrip("."))[:200] if lines else ""
+
+
+def _shown(place: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", place)

@@ -1,0 +1,72 @@
+"""Settings of installing and launching a web UI."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Literal
+
+from fastsd_helpers.options import check, option
+
+__all__ = ["InstallConfig", "LaunchConfig"]
+
+
+@dataclass(frozen=True)
+class InstallConfig:
+    """What to install, and where."""
+
+    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="the web UI; only the others run Flux")
+    store: str = option("", help="folder for models, pictures and settings; empty: sd/stable-diffusion-webui on Drive")
+    folder: str = option("", help="folder on this machine's disk for the program; empty: chosen", advanced=True)
+    controlnet: bool = option(True, help="with the ControlNet extension (AUTOMATIC1111; the others have their own)")
+    mirrors: str = option("", help="other places of the code: NAME=URL-OR-FOLDER, NAME=...", advanced=True)
+    skip_packages: str = option(
+        "", help="packages that you install into its environment yourself: torch, torchvision, ...", advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How to start a web UI that is installed."""
+
+    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="the web UI")
+    model: str = option("", help="model to start with: key, file, link, Hub id or session; empty: what is there")
+    vram: Literal["auto", "full", "medium", "low"] = option("auto", help="how much of the model stays on the GPU")
+    precision: Literal["auto", "fp16", "fp32"] = option("auto", help="number format of the computation")
+    attention: Literal["sdp", "sdp-repeatable", "split"] = option(
+        "sdp", help="kind of attention; sdp-repeatable: the same picture for the same seed"
+    )
+    theme: Literal["dark", "light", "auto"] = option("auto", help="colours of the page")
+    api: bool = option(True, help="let programs use it too (AUTOMATIC1111 and Forge), behind the same login")
+    user: str = option("fastsd", help="user name of its login")
+    password: str = option("", help="password of its login; empty: a strong one is made", secret=True)
+    port: int = option(0, help="port on this machine; 0: the UI's usual one", low=0, high=65535, advanced=True)
+    restart: bool = option(False, help="start it again when it ends by itself, three times at most", advanced=True)
+    wait_s: int = option(600, help="seconds it may take to start", low=10, high=3600, advanced=True)
+    extra_args: str = option("", help="further arguments, as on a command line", advanced=True)
+    store: str = option("", help="folder for models, pictures and settings; as at installation", advanced=True)
+    folder: str = option("", help="folder of the program; as at installation", advanced=True)
+
+    def __post_init__(self) -> None:
+        problems = []
+        try:
+            words = shlex.split(self.extra_args)
+        except ValueError as err:
+            problems.append(f"extra_args (--extra-args) cannot be read: {err}")
+        else:
+            # Each of these would open the UI, or its login, past what is set here.
+            ours = (
+                "--share",
+                "--listen",
+                "--ngrok",
+                "--gradio-auth",
+                "--api-auth",
+                "--port",
+                "--server-name",
+                "--data-dir",
+            )
+            taken = [word for word in words if word.partition("=")[0] in (*ours, "--gradio-auth-path", "--models-dir")]
+            if taken:
+                problems.append(f"extra_args (--extra-args) has {', '.join(taken)}, which is set elsewhere here")
+        check(self, problems)

@@ -1,0 +1,445 @@
+"""The login gate: nobody passes without the password, and whoever passes notices nothing of it."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+aiohttp = pytest.importorskip("aiohttp")
+
+from tunnel_doubles import free_port, serve, site_handler  # noqa: E402
+
+from fastsd_helpers.errors import SettingsError  # noqa: E402
+from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
+from fastsd_helpers.tunnels.gate import ALIVE_PATH, _local  # noqa: E402
+from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
+
+LOGIN = Login("fastsd", "right-password-1")
+BASIC = {"Authorization": "Basic " + base64.b64encode(b"fastsd:right-password-1").decode()}
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_args: Any, **_more: Any) -> None:
+        return None
+
+
+def ask(url: str, *, data: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, Any, bytes]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data=data, headers=names, method=method)
+    try:
+        with urllib.request.build_opener(NoRedirect).open(request, timeout=20) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as err:
+        with err:
+            return err.code, err.headers, err.read()
+
+
+def log_in(gate: Gate, password: str = LOGIN.password, **more: str) -> tuple[int, Any, bytes]:
+    form = urllib.parse.urlencode({"user": LOGIN.user, "password": password, "next": "/headers?a=1", **more})
+    return ask(f"{gate.url}/.fastsd/login", data=form.encode())
+
+
+@pytest.fixture
+def site() -> Iterator[int]:
+    with serve(site_handler) as port:
+        yield port
+
+
+@pytest.fixture
+def gate(site: int) -> Iterator[Gate]:
+    with open_gate(site, LOGIN) as gate:
+        yield gate
+
+
+# ---------------------------------------------------------------------------------------------------- who passes
+
+
+def test_a_stranger_gets_nothing_but_the_login_page(gate: Gate) -> None:
+    status, headers, _ = ask(f"{gate.url}/headers?a=1", Accept="text/html,*/*")
+    assert status == 303
+    assert headers["Location"] == "/.fastsd/login?next=%2Fheaders%3Fa%3D1"
+    status, headers, text = ask(f"{gate.url}{headers['Location']}")
+    assert status == 200
+    assert b"This page needs a login" in text
+    assert b'value="/headers?a=1"' in text
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    for method, path in (("GET", "/internal/sysinfo"), ("POST", "/sdapi/v1/txt2img"), ("PUT", "/x"), ("OPTIONS", "/")):
+        status, headers, text = ask(f"{gate.url}{path}", method=method)
+        assert (status, text) == (401, b"A user name and password are needed.\n")
+        assert headers["WWW-Authenticate"].startswith("Basic ")
+
+
+def test_a_script_of_a_page_is_refused_without_the_browsers_own_dialogue(gate: Gate) -> None:
+    status, headers, _ = ask(f"{gate.url}/headers", Sec_Fetch_Mode="cors")
+    assert status == 401
+    assert "WWW-Authenticate" not in headers
+
+
+def test_the_password_opens_it_and_a_cookie_keeps_it_open(gate: Gate) -> None:
+    status, headers, _ = log_in(gate)
+    assert (status, headers["Location"]) == (303, "/headers?a=1")
+    cookie = headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    name = cookie.split(";")[0]
+    assert LOGIN.password not in cookie
+    status, _, text = ask(f"{gate.url}/headers?a=1", Cookie=f"mine=1; {name}; other=2")
+    assert status == 200
+    seen = dict(json.loads(text)["headers"])
+    assert seen["Cookie"] == "mine=1; other=2"
+    status, _, _ = ask(f"{gate.url}/headers", Cookie=name[:-1] + "x")
+    assert status == 401
+    assert ask(f"{gate.url}/.fastsd/logout", Cookie=name)[0] == 303
+    assert ask(f"{gate.url}/headers", Cookie=name)[0] == 401
+
+
+def test_over_https_the_cookie_is_for_https_alone(gate: Gate) -> None:
+    form = urllib.parse.urlencode({"user": LOGIN.user, "password": LOGIN.password}).encode()
+    _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form, X_Forwarded_Proto="https")
+    assert "Secure" in headers["Set-Cookie"]
+    assert headers["Location"] == "/"
+
+
+def test_a_cookie_does_not_last_longer_than_it_should(site: int) -> None:
+    with open_gate(site, LOGIN, session_s=0.2) as gate:
+        name = log_in(gate)[1]["Set-Cookie"].split(";")[0]
+        assert ask(f"{gate.url}/headers", Cookie=name)[0] == 200
+        time.sleep(0.25)
+        assert ask(f"{gate.url}/headers", Cookie=name)[0] == 401
+
+
+def test_programs_pass_with_basic_authentication_and_it_goes_no_further(gate: Gate) -> None:
+    status, _, text = ask(f"{gate.url}/headers", **BASIC)
+    assert status == 200
+    assert "Authorization" not in dict(json.loads(text)["headers"])
+    wrong = {"Authorization": "Basic " + base64.b64encode(b"fastsd:wrong").decode()}
+    assert ask(f"{gate.url}/headers", **wrong)[0] == 401
+    assert ask(f"{gate.url}/headers", Authorization="Basic ###")[0] == 401
+    assert ask(f"{gate.url}/headers", Authorization="Bearer abc")[0] == 401
+
+
+def test_a_wrong_password_a_hundred_times_is_refused_and_slowed_down(gate: Gate) -> None:
+    answers = [log_in(gate, f"guess-{number}") for number in range(100)]
+    statuses = [status for status, _, _ in answers]
+    assert statuses[:5] == [401] * 5
+    assert set(statuses[5:]) == {429}
+    assert b"Wrong user or password." in answers[0][2]
+    assert b"Too many wrong tries: wait" in answers[-1][2]
+    assert 1 <= int(answers[-1][1]["Retry-After"]) <= 61
+    assert log_in(gate)[0] == 429, "the right password must not be found out by going on trying"
+
+
+def test_made_up_addresses_do_not_help_a_guesser(gate: Gate) -> None:
+    form = urllib.parse.urlencode({"user": "fastsd", "password": "guess"}).encode()
+    statuses = [
+        ask(f"{gate.url}/.fastsd/login", data=form, X_Forwarded_For=f"10.0.0.{number}")[0] for number in range(40)
+    ]
+    assert statuses == [401] * 30 + [429] * 10
+
+
+def test_who_is_in_stays_in_while_a_stranger_guesses(gate: Gate) -> None:
+    name = log_in(gate)[1]["Set-Cookie"].split(";")[0]
+    for number in range(10):
+        log_in(gate, f"guess-{number}")
+    assert ask(f"{gate.url}/headers", Cookie=name)[0] == 200
+
+
+def test_wrong_tries_are_forgiven_after_a_minute_or_by_the_right_password() -> None:
+    clock = [0.0]
+    limiter = LoginLimiter(2, 4, 60, now=lambda: clock[0])
+    limiter.failed("a")
+    limiter.passed("a")
+    limiter.failed("a")
+    assert limiter.wait_s("a") == 0
+    limiter.failed("a")
+    assert limiter.wait_s("a") == 60
+    assert limiter.wait_s("b") == 0
+    clock[0] = 59
+    limiter.failed("b")
+    assert limiter.wait_s("c") == 1, "four wrong tries within a minute, from whomever"
+    clock[0] = 61
+    assert limiter.wait_s("a") == limiter.wait_s("c") == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "/\\evil.example", "https://evil.example", "", "/a\r\nSet-Cookie: b"]
+)
+def test_the_login_page_sends_nobody_elsewhere(place: str) -> None:
+    assert _local(place) == "/"
+
+
+def test_what_a_visitor_types_does_not_become_html(gate: Gate) -> None:
+    _, _, text = ask(f"{gate.url}/.fastsd/login?next=" + urllib.parse.quote('/"><script>alert(1)</script>'))
+    assert b"<script>" not in text
+
+
+def test_a_huge_or_strange_login_form_is_refused(gate: Gate) -> None:
+    assert ask(f"{gate.url}/.fastsd/login", data=b"x" * 5000)[0] == 413
+    assert ask(f"{gate.url}/.fastsd/login", data=b"", method="DELETE")[0] == 405
+
+
+def test_it_says_to_anyone_that_it_is_alive_and_nothing_else(gate: Gate) -> None:
+    status, headers, text = ask(f"{gate.url}{ALIVE_PATH}")
+    assert (status, text.decode(), headers["Cache-Control"]) == (200, gate.nonce, "no-store")
+
+
+def test_it_listens_on_this_machine_alone_and_is_no_forward_proxy(gate: Gate) -> None:
+    assert gate.url.startswith("http://127.0.0.1:")
+    with socket.create_connection(("127.0.0.1", gate.port), timeout=10) as raw:
+        token = BASIC["Authorization"]
+        raw.sendall(f"GET http://example.com/ HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
+        assert b" 400 " in raw.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("user", "password"), [("a b", ""), ("", ""), ("a:b", ""), ("a", "short"), ("a", "with,a-comma-1")]
+)
+def test_a_login_that_web_uis_cannot_take_is_refused(user: str, password: str) -> None:
+    with pytest.raises(SettingsError):
+        make_login(user, password)
+
+
+def test_a_made_up_password_is_long_and_new_every_time() -> None:
+    one, two = make_login(), make_login()
+    assert one.user == "fastsd"
+    assert one.password != two.password
+    assert len(one.password) == 19
+    assert one.password not in repr(one)
+
+
+# ----------------------------------------------------------------------------------------------- what passes through
+
+
+def test_requests_arrive_as_they_were_sent(gate: Gate) -> None:
+    path = "/headers?x=%2F..%2F&y=a+b&z=%C3%A9"
+    _, _, text = ask(
+        f"{gate.url}{path}", Accept="x/y", X_Mine="1", X_Forwarded_Proto="https", Host="a.example", **BASIC
+    )
+    seen = json.loads(text)
+    headers = {name.title(): value for name, value in seen["headers"]}
+    assert seen["path"] == path
+    assert (headers["Accept"], headers["X-Mine"], headers["Host"]) == ("x/y", "1", "a.example")
+    assert headers["X-Forwarded-Proto"] == "https"
+    assert headers["X-Forwarded-Host"] == "a.example"
+    assert headers["X-Forwarded-For"] == "127.0.0.1"
+    assert headers["User-Agent"].startswith("Python-urllib"), "the visitor's own"
+
+
+def test_where_a_tunnel_hides_the_public_name_it_is_put_back(gate: Gate) -> None:
+    gate.set_public_url("https://calm-fox.example")
+    headers = {name.title(): value for name, value in json.loads(ask(f"{gate.url}/headers", **BASIC)[2])["headers"]}
+    assert headers["Host"] == headers["X-Forwarded-Host"] == "calm-fox.example"
+    assert headers["X-Forwarded-Proto"] == "https"
+
+
+def test_answers_arrive_as_they_were_given(gate: Gate, site: int) -> None:
+    _, headers, _ = ask(f"{gate.url}/cookies", **BASIC)
+    assert [line.split(";")[0] for line in headers.get_all("Set-Cookie")] == ["one=1", "two=2"]
+    status, headers, _ = ask(f"{gate.url}/elsewhere?port={site}", **BASIC)
+    assert (status, headers["Location"]) == (302, "/headers")
+    status, headers, text = ask(f"{gate.url}/", method="HEAD", **BASIC)
+    assert (status, headers["Content-Length"], text) == (200, "17", b"")
+
+
+def test_half_an_answer_does_not_look_like_a_whole_one(gate: Gate) -> None:
+    import http.client
+
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        ask(f"{gate.url}/half", **BASIC)
+
+
+def test_a_server_that_does_not_answer_is_said_so() -> None:
+    with open_gate(free_port(), LOGIN) as gate:
+        status, _, text = ask(f"{gate.url}/", **BASIC)
+    assert status == 502
+    assert b"does not answer" in text
+
+
+def test_events_arrive_when_they_are_sent(gate: Gate) -> None:
+    request = urllib.request.Request(f"{gate.url}/events", headers=BASIC)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        late = []
+        for line in answer:
+            if line.startswith(b"data:"):
+                late.append(time.monotonic() - float(line.split()[2]))
+    assert len(late) == 3
+    assert max(late) < 0.25, "events must not wait for each other"
+
+
+def test_sockets_pass_text_bytes_protocol_and_the_closing_code(gate: Gate) -> None:
+    async def talk() -> None:
+        async with aiohttp.ClientSession(headers=BASIC) as session:
+            url = f"{gate.url}/socket"
+            async with session.ws_connect(url, protocols=("graphql-ws",), max_msg_size=0) as ws:
+                assert ws.protocol == "graphql-ws"
+                await ws.send_str("hello")
+                assert await ws.receive_str() == "you said hello"
+                large = bytes(range(256)) * 2**14
+                await ws.send_bytes(large)
+                assert await ws.receive_bytes() == large[::-1]
+                await ws.send_str("bye")
+                closing = await ws.receive()
+                assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, 4001)
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await session.ws_connect(f"{gate.url}/headers")
+
+    asyncio.run(talk())
+
+
+def test_a_socket_without_the_password_is_not_opened(gate: Gate) -> None:
+    async def talk() -> int:
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                await session.ws_connect(f"{gate.url}/socket")
+            return caught.value.status
+
+    assert asyncio.run(talk()) == 401
+
+
+def _upload(port: int, total: int) -> dict[str, Any]:
+    """Send so many bytes as a browser sends a file, without holding them; gives the server's count and hash."""
+    block = bytes(range(256)) * 4096
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
+        head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {total}\r\nAuthorization: {BASIC['Authorization']}"
+        raw.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        left = total
+        while left:
+            raw.sendall(memoryview(block)[: min(left, len(block))])
+            left -= min(left, len(block))
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    return json.loads(answer.split(b"\r\n\r\n", 1)[1])
+
+
+def _hash_of(total: int) -> str:
+    block, digest, left = bytes(range(256)) * 4096, hashlib.sha256(), total
+    while left:
+        digest.update(memoryview(block)[: min(left, len(block))])
+        left -= min(left, len(block))
+    return digest.hexdigest()
+
+
+def test_an_upload_arrives_whole(gate: Gate) -> None:
+    total = 20_000_001
+    assert _upload(gate.port, total) == {"bytes": total, "sha256": _hash_of(total)}
+
+
+@pytest.mark.slow
+def test_an_upload_of_a_gigabyte_is_held_nowhere(gate: Gate) -> None:
+    from fastsd_helpers.runtime import peak_memory_bytes
+
+    before = peak_memory_bytes()
+    assert _upload(gate.port, 10**9) == {"bytes": 10**9, "sha256": _hash_of(10**9)}
+    assert peak_memory_bytes() - before < 100e6
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_pass_nearly_as_fast_as_without_it(site: int, gate: Gate) -> None:
+    # Both ends, the gate and the asking run in this one process: what is compared is the whole way.
+    def seconds(port: int) -> float:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/download?bytes=100000000", headers=BASIC)
+        start = time.monotonic()
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            count = 0
+            while part := answer.read(2**18):
+                count += len(part)
+        assert count == 100_000_000
+        return time.monotonic() - start
+
+    times = [(seconds(site), seconds(gate.port)) for _ in range(5)]
+    direct, through = (sorted(column)[2] for column in zip(*times, strict=True))
+    sys.stdout.write(f"direct {direct:.3f} s, through the gate {through:.3f} s, {through / direct:.2f} times\n")
+    # 2 times on one core that does everything; with cores to spare it is less. This notices a copy too many.
+    assert through / direct < 4
+
+
+def test_a_visitor_who_leaves_frees_the_server(site: int) -> None:
+    left = threading.Event()
+
+    async def handler(request: Any) -> Any:
+        from aiohttp import web
+
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"x")
+                await asyncio.sleep(0.05)
+        except (ConnectionError, asyncio.CancelledError):
+            left.set()
+            raise
+
+    with serve(handler) as port, open_gate(port, LOGIN) as gate:
+        answer = urllib.request.urlopen(urllib.request.Request(f"{gate.url}/", headers=BASIC), timeout=10)
+        answer.read(1)
+        answer.close()
+        assert left.wait(5)
+
+
+# -------------------------------------------------------------------------------------- the server's own login
+
+
+def gradio_like(accepted: dict[str, int]) -> Any:
+    """A site with Gradio's login (`POST /login`, a cookie) and AUTOMATIC1111's API login (basic)."""
+
+    async def handler(request: Any) -> Any:
+        from aiohttp import web
+
+        if request.path == "/login":
+            form = await request.post()
+            if (form["username"], form["password"]) != ("ui", "ui-password"):
+                return web.Response(status=400)
+            accepted["logins"] = accepted.get("logins", 0) + 1
+            response = web.json_response({"success": True})
+            response.set_cookie("access-token", f"token-{accepted['logins']}")
+            return response
+        good_cookie = request.cookies.get("access-token") == f"token-{accepted.get('logins', 0) + accepted['lost']}"
+        basic = base64.b64encode(b"ui:ui-password").decode()
+        if request.path == "/page":
+            return web.Response(text="page") if good_cookie else web.Response(status=401)
+        good = request.headers.get("Authorization") == f"Basic {basic}"
+        return web.Response(text="api") if good else web.Response(status=401)
+
+    return handler
+
+
+def test_a_visitor_logs_in_once_and_the_gate_logs_in_behind() -> None:
+    accepted = {"lost": 0}
+    with (
+        serve(gradio_like(accepted)) as port,
+        open_gate(port, LOGIN, upstream_login=Login("ui", "ui-password")) as gate,
+    ):
+        assert ask(f"{gate.url}/page")[0] == 401
+        assert ask(f"{gate.url}/page", **BASIC)[2] == b"page"
+        assert ask(f"{gate.url}/api", **BASIC)[2] == b"api"
+        assert accepted["logins"] == 1
+        accepted["logins"] = 7  # as after a restart: the old cookie is worth nothing
+        assert ask(f"{gate.url}/page", **BASIC)[2] == b"page"
+        assert accepted["logins"] == 8
+
+
+def test_without_a_login_everyone_passes() -> None:
+    with serve(site_handler) as port, open_gate(port, None) as gate:
+        assert ask(f"{gate.url}/headers")[0] == 200
+        assert ask(f"{gate.url}{ALIVE_PATH}")[2].decode() == gate.nonce
+
+
+def test_closing_frees_the_port_and_can_be_done_twice(site: int) -> None:
+    gate = open_gate(site, LOGIN)
+    gate.close()
+    gate.close()
+    with pytest.raises(ConnectionError):
+        socket.create_connection(("127.0.0.1", gate.port), timeout=2)

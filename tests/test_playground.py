@@ -1,0 +1,186 @@
+"""The playground: it draws with the embedded model, in the library and through its page, before and after."""
+
+import importlib.util
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastsd_helpers.errors import FastSDError, ModelError, SessionError, SettingsError
+from fastsd_helpers.playground import Artist, PlaygroundConfig, open_artist, open_playground
+from fastsd_helpers.registry import find_model
+from fastsd_helpers.sessions import Session
+
+
+class Painter:
+    """A pipeline that is asked the way diffusers' own are; it paints the seed. The real one is in the slow tests."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(self, prompt: str, **options: Any) -> Any:
+        from PIL import Image
+
+        self.asked.append({"prompt": prompt, **options})
+        picture = Image.new(
+            "RGB", (options["width"], options["height"]), (options["generator"].initial_seed() % 256, 0, 0)
+        )
+        return type("Drawn", (), {"images": [picture]})
+
+
+@pytest.fixture
+def artist() -> Artist:
+    pytest.importorskip("torch")
+    return Artist("a painter", find_model("demo"), Painter(), Painter())
+
+
+def test_the_same_noise_before_and_after(artist: Artist) -> None:
+    drawn = artist.draw("a red fish", seed=5, steps=3, negative="blue")
+    assert [title for title, _ in drawn] == ["before", "after"]
+    assert [picture.size for _, picture in drawn] == [(128, 128)] * 2
+    for painter in (artist._before, artist._after):
+        assert painter.asked[0]["generator"].initial_seed() == 5
+        assert painter.asked[0]["negative_prompt"] == "blue"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": 100}, "size is 100; it must be 64 to 256 and a multiple of 8"),
+        ({"size": 512}, "size is 512"),
+        ({"steps": 0}, "steps is 0"),
+        ({"strength": 0}, "strength is 0"),
+    ],
+)
+def test_what_the_model_cannot_draw_is_said_so(artist: Artist, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        artist.draw("a fish", **options)
+    assert said in caught.value.problem
+    with pytest.raises(SettingsError, match="there is no prompt"):
+        artist.draw("  ")
+
+
+def test_a_session_without_a_finished_model_says_what_to_do(tmp_path: Path) -> None:
+    Session.create("rex", root=tmp_path)
+    with pytest.raises(SessionError) as caught:
+        open_artist("rex", root=tmp_path)
+    assert "fastsd dreambooth export rex" in caught.value.hint
+
+
+def test_a_model_that_does_not_exist_is_said_so() -> None:
+    with pytest.raises(FastSDError):
+        open_artist("no-such-model")
+
+
+def test_the_page_draws_and_closes(artist: Artist) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    import urllib.error
+    import urllib.request
+
+    with open_playground(artist=artist) as page:
+        assert page.url.startswith("http://127.0.0.1:")
+        assert page.block() == f"Link:      {page.url}"
+        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6]
+        request = urllib.request.Request(
+            f"{page.url}gradio_api/call/draw",
+            data=json.dumps({"data": words}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{page.url}gradio_api/call/draw/{event}", timeout=60) as answer:
+            text = answer.read().decode()
+        assert "event: complete" in text
+        assert [item["caption"] for item in json.loads(text.split("data: ", 1)[1])[0]] == ["before", "after"]
+        assert not page.wait(0)
+    assert page.wait(0)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(page.url, timeout=2)
+
+
+def test_a_page_that_cannot_be_shared_is_closed_again(artist: Artist, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    from fastsd_helpers import playground
+    from fastsd_helpers.errors import TunnelToolMissing
+
+    closed = []
+    monkeypatch.setattr(playground.Page, "close", lambda self: closed.append(self))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(TunnelToolMissing):
+        open_playground(config=PlaygroundConfig(share="cloudflared"), artist=artist)
+    assert len(closed) == 1
+    monkeypatch.undo()
+    closed[0].close()
+
+
+@pytest.mark.slow
+def test_the_embedded_model_draws_and_starts_from_a_picture() -> None:
+    pytest.importorskip("diffusers")
+    artist = open_artist()
+    [(title, picture)] = artist.draw("a red fish", steps=3)
+    assert title == "the demo model"
+    assert picture.size == (128, 128)
+    assert len(set(picture.getdata())) > 100
+    [(_, again)] = artist.draw("a red fish", steps=3)
+    assert again.tobytes() == picture.tobytes(), "a seed is a picture"
+    [(_, other)] = artist.draw("a blue house", steps=4, start=picture, strength=0.5)
+    assert other.tobytes() != picture.tobytes()
+
+
+@pytest.mark.slow
+def test_a_session_draws_with_its_base_and_with_what_it_learned(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from fastsd_helpers.checkpoints import convert
+    from fastsd_helpers.downloads import fetch_model
+
+    session = Session.create("rex", root=tmp_path)
+    session.save(base_model={"ref": "demo"})
+    session.exports.mkdir(exist_ok=True)
+    convert(fetch_model("demo"), session.exports / "rex.safetensors")
+    artist = open_artist(str(session.folder))
+    before, after = (picture for _, picture in artist.draw("a fish", steps=2, seed=3))
+    # Nothing was learned here: both must be the same picture, or the way through the file has changed the weights.
+    assert before.tobytes() == after.tobytes()
+
+
+def test_a_lora_is_for_a_model_not_for_a_session(tmp_path: Path) -> None:
+    Session.create("rex", root=tmp_path)
+    with pytest.raises(SettingsError, match="this is a session"):
+        open_artist("rex", lora="x.safetensors", root=tmp_path)
+
+
+def test_two_visitors_draw_one_after_the_other(artist: Artist) -> None:
+    working, most = [], []
+
+    class Slow(Painter):
+        def __call__(self, prompt: str, **options: Any) -> Any:
+            working.append(1)
+            most.append(len(working))
+            threading.Event().wait(0.05)
+            working.pop()
+            return super().__call__(prompt, **options)
+
+    artist._after = artist._before = Slow()
+    threads = [threading.Thread(target=artist.draw, args=("a fish",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_is_said_so(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from fastsd_helpers.downloads import fetch_model
+
+    folder = tmp_path / "model"
+    shutil.copytree(fetch_model("demo"), folder)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ModelError):
+        open_artist(str(folder))
