@@ -1,6 +1,7 @@
 # make demo       teach the embedded demo model a new subject, with pictures (the first time it also sets everything up)
 # make test       the quick tests                make test-all   every test, as CI runs them
 # make style      format and lint                make setup      only prepare .venv
+# make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
 # package chooses one. Where the plain name brings the large CUDA build and you have no GPU, name a smaller one:
@@ -13,10 +14,10 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
-# Colab still has ipywidgets 7: the forms are tested with it from a folder of its own, beside the newer one in .venv.
+# Colab still has ipywidgets 7 and ipykernel 6: notebooks are tested with them from a folder of its own, beside .venv.
 WIDGETS7 := .venv-ipywidgets7
 
-.PHONY: setup demo test test-all check style
+.PHONY: lock setup demo test test-all check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -28,17 +29,26 @@ $(READY): pyproject.toml requirements-dev.txt Makefile
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet --constraint requirements-dev.txt --editable ".[dev]"
 	@rm -rf $(WIDGETS7)
-	$(PIP) install --quiet --no-deps --target $(WIDGETS7) ipywidgets==7.7.1 ipython_genutils==0.2.0 widgetsnbextension==3.6.10
+	$(PIP) install --quiet --no-deps --target $(WIDGETS7) ipywidgets==7.7.1 ipython_genutils==0.2.0 widgetsnbextension==3.6.10 \
+		ipykernel==6.17.1 nest-asyncio==1.6.0
+	@# The real localtunnel client, for its test; without Node.js that test is skipped.
+	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .venv/localtunnel localtunnel@2.0.2 || true
 	@touch $(READY)
 
 demo: setup
 	$(BIN)/fastsd demo
 
+# One thread for each of a few workers: two workers of two threads each would stand in each other's way.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(PYTEST) -m "not slow and not network and not gpu"
 
 test-all: setup check
-	$(BIN)/python -m pytest -m "not network and not gpu"
+	$(PYTEST) -m "not network and not gpu"
+
+lock: setup
+	$(BIN)/python scripts/make_lock.py
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "To put this right: make style"; exit 1; }

@@ -9,32 +9,63 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastsd_helpers.captions import resolve_prompt
     from fastsd_helpers.checkpoints import convert, verify_checkpoint, write_checkpoint
-    from fastsd_helpers.downloads import fetch_model
+    from fastsd_helpers.doctor import examine
+    from fastsd_helpers.downloads import fetch, fetch_model
     from fastsd_helpers.dreambooth.engine import train
+    from fastsd_helpers.dreambooth.learned import ExportConfig
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.dreambooth.upload import UploadConfig
     from fastsd_helpers.drive import mount_drive, sessions_root
     from fastsd_helpers.errors import FastSDError
-    from fastsd_helpers.forms import Form, SessionConfig, open_session, prepare_pictures, show_form
+    from fastsd_helpers.forms import (
+        Form,
+        SessionConfig,
+        disconnect_when_safe,
+        edit_captions,
+        edit_crops,
+        export_model,
+        open_session,
+        prepare_pictures,
+        run_training,
+        show_form,
+        show_photos_form,
+        show_playground,
+        show_space,
+        upload_model,
+    )
+    from fastsd_helpers.playground import PlaygroundConfig
     from fastsd_helpers.registry import ModelSpec, find_model, models
     from fastsd_helpers.runtime import describe_device, start_log, where
-    from fastsd_helpers.sessions import Session, delete_session, list_sessions
+    from fastsd_helpers.sessions import Session, delete_session, import_session, list_sessions
+    from fastsd_helpers.wheels import install
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DreamBoothConfig",
+    "ExportConfig",
     "FastSDError",
     "Form",
     "ModelSpec",
+    "PlaygroundConfig",
     "PrepareConfig",
     "Session",
     "SessionConfig",
+    "UploadConfig",
     "convert",
     "delete_session",
     "describe_device",
+    "disconnect_when_safe",
+    "edit_captions",
+    "edit_crops",
+    "examine",
+    "export_model",
+    "fetch",
     "fetch_model",
     "find_model",
+    "import_session",
+    "install",
     "list_sessions",
     "models",
     "mount_drive",
@@ -42,10 +73,15 @@ __all__ = [
     "prepare",
     "prepare_pictures",
     "resolve_prompt",
+    "run_training",
     "sessions_root",
     "show_form",
+    "show_photos_form",
+    "show_playground",
+    "show_space",
     "start_log",
     "train",
+    "upload_model",
     "verify_checkpoint",
     "where",
     "write_checkpoint",
@@ -53,17 +89,28 @@ __all__ = [
 
 _HOMES = {
     "DreamBoothConfig": "dreambooth.settings",
+    "ExportConfig": "dreambooth.learned",
     "FastSDError": "errors",
     "Form": "forms",
     "ModelSpec": "registry",
+    "PlaygroundConfig": "playground",
     "PrepareConfig": "dreambooth.prepare",
     "Session": "sessions",
     "SessionConfig": "forms",
+    "UploadConfig": "dreambooth.upload",
     "convert": "checkpoints",
     "delete_session": "sessions",
     "describe_device": "runtime",
+    "disconnect_when_safe": "forms",
+    "edit_captions": "forms",
+    "edit_crops": "forms",
+    "examine": "doctor",
+    "export_model": "forms",
+    "fetch": "downloads",
     "fetch_model": "downloads",
     "find_model": "registry",
+    "import_session": "sessions",
+    "install": "wheels",
     "list_sessions": "sessions",
     "models": "registry",
     "mount_drive": "drive",
@@ -71,10 +118,15 @@ _HOMES = {
     "prepare": "dreambooth.prepare",
     "prepare_pictures": "forms",
     "resolve_prompt": "captions",
+    "run_training": "forms",
     "sessions_root": "drive",
     "show_form": "forms",
+    "show_photos_form": "forms",
+    "show_playground": "forms",
+    "show_space": "forms",
     "start_log": "runtime",
     "train": "dreambooth.engine",
+    "upload_model": "forms",
     "verify_checkpoint": "checkpoints",
     "where": "runtime",
     "write_checkpoint": "checkpoints",

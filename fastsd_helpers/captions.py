@@ -3,12 +3,25 @@
 import itertools
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.drive import drive_errors, write_atomic
-from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelNotFound, WrongFamily
 
-__all__ = ["decode_caption", "read_caption", "resolve_prompt", "words_of", "write_caption"]
+__all__ = [
+    "DEFAULT_CAPTIONER",
+    "decode_caption",
+    "describe_pictures",
+    "name_subject",
+    "read_caption",
+    "resolve_prompt",
+    "words_of",
+    "write_caption",
+]
+
+DEFAULT_CAPTIONER = "Salesforce/blip-image-captioning-base"  # 990 MB, BSD-3-Clause
 
 # A caption longer than this is no caption: the text encoder reads 77 tokens.
 _MOST_BYTES = 64 * 1024
@@ -146,3 +159,73 @@ def write_caption(path: Path, caption: str | None) -> None:
         return
     with drive_errors(path, "remove"):
         path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------- automatic
+
+
+def describe_pictures(
+    pictures: Sequence[Path], *, model: str = DEFAULT_CAPTIONER, device: str = "cpu"
+) -> Iterator[str]:
+    """Describe pictures one by one in a few words, such as "a dog sitting on a couch", with a BLIP model.
+
+    Source: Li et al. 2022, "BLIP". Greedy decoding, so a picture always gets the same words.
+
+    Args:
+        pictures: files that Pillow reads.
+        model: a folder or a Hub id; downloaded when it is not here.
+        device: where it runs, as torch names it.
+
+    Raises:
+        ModelNotFound: there is no such model. WrongFamily: it is not a BLIP captioning model.
+        DependencyMissing: transformers is not installed.
+    """
+    network, tokenizer, prepare = _open_captioner(model)
+    network = network.to(device)
+    import torch
+    from PIL import Image
+
+    for path in pictures:
+        with Image.open(path) as picture:
+            pixels = prepare(picture.convert("RGB"), return_tensors="pt").pixel_values.to(device)
+        with torch.no_grad():
+            ids = network.generate(pixel_values=pixels, max_new_tokens=30, num_beams=1, do_sample=False)
+        text = network.config.text_config
+        # The tokens that begin and end a caption are words to some tokenizers.
+        marks = {text.bos_token_id, text.eos_token_id, text.sep_token_id, text.pad_token_id}
+        words = [number for number in ids[0].tolist() if number not in marks]
+        yield " ".join(tokenizer.decode(words, skip_special_tokens=True).split())
+
+
+def _open_captioner(model: str) -> tuple[Any, Any, Any]:
+    try:
+        import transformers
+    except ImportError as err:
+        raise DependencyMissing(
+            "transformers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
+        ) from err
+    hint = f"Give a folder or a Hub id of a BLIP model, such as {DEFAULT_CAPTIONER}, or write the captions by hand."
+    # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
+    images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
+    try:
+        kind = transformers.AutoConfig.from_pretrained(model).model_type
+        if kind != "blip":
+            raise WrongFamily(f"{model} is a {kind} model, not a BLIP captioning model.", hint)
+        network = transformers.BlipForConditionalGeneration.from_pretrained(model, use_safetensors=True)
+        return network.eval(), transformers.AutoTokenizer.from_pretrained(model), images.from_pretrained(model)
+    except (OSError, ValueError) as err:
+        first = (str(err).splitlines() or [type(err).__name__])[0]
+        raise ModelNotFound(f"The captioning model {model} cannot be loaded: {first}", hint) from err
+
+
+def name_subject(description: str, subject: str) -> str:
+    """Put the subject's own words into a description: its kind is replaced by its name where it is mentioned.
+
+    ("a brown dog on a couch", "zib dog") gives "a brown zib dog on a couch"; where the kind (the subject's last word)
+    is not mentioned, the subject comes first: "zib dog, a couch".
+    """
+    kind = subject.split()[-1] if subject.split() else ""
+    if not kind:
+        return description
+    named, count = re.subn(rf"\b{re.escape(kind)}\b", lambda _: subject, description, count=1, flags=re.IGNORECASE)
+    return named if count else f"{subject}, {description}" if description else subject

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -23,11 +24,13 @@ __all__ = [
     "copy_verified",
     "delivers_late",
     "drive_errors",
+    "flush_drive",
     "free_bytes",
     "mount_drive",
     "sessions_root",
     "sha256_of",
     "shared_drives",
+    "shared_folder",
     "write_atomic",
     "write_new",
 ]
@@ -37,6 +40,7 @@ logger = logging.getLogger("fastsd_helpers")
 # Colab's own button mounts at the first; the old fast-stable-diffusion notebooks at the second.
 _MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
 _SESSIONS = Path("Fast-Dreambooth", "Sessions")
+_FOLDER_LINK = re.compile(r"drive\.google\.com/(?:drive/(?:u/\d+/)?folders/|open\?id=)([\w-]{10,})")
 _CHUNK_BYTES = 8 * 2**20
 
 _REMOUNT = (
@@ -147,6 +151,51 @@ def _mount(mount_point: Path) -> Path:
             "if it keeps failing, choose Runtime > Restart session.",
         ) from err
     return mount_point
+
+
+def flush_drive() -> bool:
+    """Wait until everything written has reached Google Drive, and unmount it; False where none is mounted.
+
+    Raises:
+        DriveError: it could not be flushed.
+    """
+    if where() != "colab" or _mounted_at() is None:
+        return False
+    from google.colab import drive as colab_drive
+
+    try:
+        colab_drive.flush_and_unmount()
+    except Exception as err:  # Colab's ValueError and pexpect's TIMEOUT share no base class
+        raise DriveError(
+            f"Google Drive did not take everything yet: {str(err).rstrip('.') or type(err).__name__}.",
+            "Wait a few minutes and run the cell again; the machine is kept until then.",
+        ) from err
+    return True
+
+
+def shared_folder(link: str) -> Path:
+    """Find the folder of a Drive link that another account shared, on the mounted Drive of this account.
+
+    Drive shows a shared folder only after a shortcut to it was added to My Drive.
+
+    Raises:
+        DriveError: not in Colab, no link of a folder, or no shortcut to it.
+    """
+    found = _FOLDER_LINK.search(link)
+    if found is None:
+        raise DriveError(
+            f"{link!r} is no link of a Drive folder.", "It looks like https://drive.google.com/drive/folders/1AbC..."
+        )
+    mount_point = mount_drive().parent
+    folder = mount_point / ".shortcut-targets-by-id" / found[1]
+    with drive_errors(folder, "read"):
+        inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not inside:
+        raise DriveError(
+            "The shared folder of this link is not in your Drive yet.",
+            "Open the link, choose Organise > Add shortcut > My Drive, wait a minute, and run the cell again.",
+        )
+    return inside[0]
 
 
 def shared_drives(mount_point: Path) -> list[str]:

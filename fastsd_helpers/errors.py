@@ -17,7 +17,18 @@
     ├── CheckpointError          a checkpoint file cannot be read, written or named
     │   └── VerificationFailed   what was written is not what should have been (ours: exit code 1)
     ├── TrainingFailed           the run itself broke down (not a number, out of memory)
+    ├── TunnelError              a port could not be given a public link
+    │   ├── TunnelToolMissing    the program that makes the link is not here
+    │   ├── TunnelTokenRefused   the service does not take this account's token
+    │   ├── TunnelLimited        the service asks to wait, or its plan is used up
+    │   ├── TunnelServiceDown    the service, or the link it gave, does not answer
+    │   └── TunnelTimeout        nothing came in the time allowed
+    ├── WebUIError               a web UI cannot be installed, started or given this model
+    │   ├── WebUINotInstalled
+    │   └── WebUICrashed         its process ended by itself
     ├── DependencyMissing        an optional package is not installed
+    ├── DownloadError            a file cannot be fetched, or what arrived is not what was promised
+    ├── InstallError             packages cannot be installed; what was there before still is
     └── Interrupted              stopped by the user; everything is saved (exit code 130)
 
 `exit_code` is what the command line ends with: 2 for what a user can put right, 1 for a failure of ours.
@@ -28,9 +39,11 @@ __all__ = [
     "DatasetError",
     "DependencyMissing",
     "DiskFull",
+    "DownloadError",
     "DriveError",
     "DriveReadOnly",
     "FastSDError",
+    "InstallError",
     "Interrupted",
     "ModelError",
     "ModelNotFound",
@@ -41,7 +54,16 @@ __all__ = [
     "SessionNotFound",
     "SettingsError",
     "TrainingFailed",
+    "TunnelError",
+    "TunnelLimited",
+    "TunnelServiceDown",
+    "TunnelTimeout",
+    "TunnelTokenRefused",
+    "TunnelToolMissing",
     "VerificationFailed",
+    "WebUICrashed",
+    "WebUIError",
+    "WebUINotInstalled",
     "WrongFamily",
 ]
 
@@ -133,8 +155,52 @@ class TrainingFailed(FastSDError):
     exit_code = 1
 
 
+class TunnelError(FastSDError):
+    """A port could not be given a public link."""
+
+
+class TunnelToolMissing(TunnelError):
+    """The program that makes the link is not on this machine."""
+
+
+class TunnelTokenRefused(TunnelError):
+    """The service does not take the token of this account."""
+
+
+class TunnelLimited(TunnelError):
+    """The service asks to wait, or the account's plan is used up."""
+
+
+class TunnelServiceDown(TunnelError):
+    """The service does not answer, or the link it gave leads elsewhere."""
+
+
+class TunnelTimeout(TunnelError):
+    """The service said nothing in the time allowed."""
+
+
+class WebUIError(FastSDError):
+    """A web UI cannot be installed, started or given this model."""
+
+
+class WebUINotInstalled(WebUIError):
+    """The web UI's environment or code is not on this machine."""
+
+
+class WebUICrashed(WebUIError):
+    """The web UI's process ended by itself."""
+
+
 class DependencyMissing(FastSDError):
     """An optional package is not installed."""
+
+
+class DownloadError(FastSDError):
+    """A file cannot be fetched, or what arrived is not what was promised."""
+
+
+class InstallError(FastSDError):
+    """Packages cannot be installed; what was there before still is."""
 
 
 class Interrupted(FastSDError):

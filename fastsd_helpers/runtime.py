@@ -22,12 +22,15 @@ from fastsd_helpers.errors import FastSDError
 
 __all__ = [
     "Device",
+    "colab_link",
     "describe_device",
+    "end_runtime",
     "fault_point",
     "in_notebook",
     "make_cpu_sums_repeatable",
     "peak_memory_bytes",
     "redact",
+    "remember_secret",
     "secret",
     "show_log",
     "start_log",
@@ -73,6 +76,34 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
+
+
+def colab_link(port: int, *, timeout_s: float = 15) -> str | None:
+    """Ask Colab for the address under which this notebook's own user, and nobody else, reaches a port of this machine.
+
+    None outside a Colab notebook's kernel. Raises FastSDError when the browser does not answer in time.
+    """
+    if where() != "colab" or not in_notebook():
+        return None
+    from google.colab import output
+
+    try:
+        return output.eval_js(f"google.colab.kernel.proxyPort({int(port)})", timeout_sec=timeout_s)
+    except Exception as err:  # Colab's MessageError and TimeoutError share no base class
+        raise FastSDError(
+            f"Colab gave no private address for port {port}: {str(err).rstrip('.') or type(err).__name__}.",
+            "Keep the notebook open in the browser and run the cell again.",
+        ) from err
+
+
+def end_runtime() -> bool:
+    """Give the machine of a Colab notebook back, which ends this kernel; False anywhere else, where nothing happens."""
+    if where() != "colab" or not in_notebook():
+        return False
+    from google.colab import runtime as colab_runtime
+
+    colab_runtime.unassign()
+    return True
 
 
 def make_cpu_sums_repeatable() -> None:
@@ -223,10 +254,15 @@ def secret(name: str, *, prompt: Callable[[], str | None] | None = None) -> str 
     value = (value or "").strip()
     if not value:
         return None
+    remember_secret(value)
+    return value
+
+
+def remember_secret(value: str) -> None:
+    """Hide a value from now on in the log and in whatever goes through `redact`; it is kept in memory only."""
     _handed_out.add(value)
     if not any(isinstance(item, _Redaction) for item in logger.filters):
         logger.addFilter(_Redaction())
-    return value
 
 
 def _platform_secret(name: str) -> str | None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fastsd_helpers import captions
 from fastsd_helpers.captions import decode_caption, read_caption, resolve_prompt, words_of, write_caption
-from fastsd_helpers.errors import DatasetError, DriveError
+from fastsd_helpers.errors import DatasetError, DriveError, ModelNotFound, WrongFamily
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,95 @@ def test_a_caption_is_written_whole_read_back_and_removed_when_empty(tmp_path: P
 def test_a_caption_for_a_folder_that_is_gone_is_a_drive_error(tmp_path: Path) -> None:
     with pytest.raises(DriveError, match="gone"):
         write_caption(tmp_path / "gone" / "dog.txt", "a dog")
+
+
+# ------------------------------------------------------------------------------------------------ automatic
+
+
+def make_captioner(folder: Path) -> Path:
+    """The real BLIP classes at small widths with random weights, saved as the published model is."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "a", "dog", "cat", "on", "the", "couch"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BlipConfig(
+        text_config={
+            **text,
+            "vocab_size": len(words),
+            "bos_token_id": 5,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "pad_token_id": 0,
+            "projection_dim": 16,
+            "encoder_hidden_size": 16,
+        },
+        vision_config={**text, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
+    images(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_pictures_are_described_by_a_real_blip_model(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = make_captioner(tmp_path / "blip")
+    paths = []
+    for name, mode in (("a.png", "RGB"), ("b.png", "L")):
+        paths.append(tmp_path / name)
+        Image.new(mode, (40, 30), 120).save(paths[-1])
+    first = list(captions.describe_pictures(paths, model=str(model)))
+    assert first == list(captions.describe_pictures(paths, model=str(model)))
+    assert len(first) == 2
+    known = {"[UNK]", "[MASK]", "[ENC]", "a", "dog", "cat", "on", "the", "couch"}
+    assert all(set(words.split()) <= known for words in first), first
+
+
+def test_a_model_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.CLIPTextConfig().save_pretrained(tmp_path / "clip")
+    with pytest.raises(WrongFamily, match="clip_text_model model, not a BLIP"):
+        list(captions.describe_pictures([], model=str(tmp_path / "clip")))
+    with pytest.raises(ModelNotFound, match="cannot be loaded") as caught:
+        list(captions.describe_pictures([], model=str(tmp_path / "nothing")))
+    assert captions.DEFAULT_CAPTIONER in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("description", "subject", "caption"),
+    [
+        ("a brown dog on a couch", "zib dog", "a brown zib dog on a couch"),
+        ("two dogs and a Dog", "zib dog", "two dogs and a zib dog"),
+        ("a couch", "zib dog", "zib dog, a couch"),
+        ("", "zib dog", "zib dog"),
+        ("a c++ book", "my c++", "my c++, a c++ book"),
+        ("a couch", "", "a couch"),
+    ],
+)
+def test_the_subjects_name_takes_the_place_of_its_kind(description: str, subject: str, caption: str) -> None:
+    assert captions.name_subject(description, subject) == caption
+
+
+def test_only_pictures_without_a_caption_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numpy")
+    from dreambooth_runs import make_session
+
+    from fastsd_helpers.dreambooth import auto_captions
+    from fastsd_helpers.dreambooth.dataset import prompt_table
+
+    session = make_session(tmp_path, photos=2, held_out=0)
+    names = [row.image for row in prompt_table(session)]
+    captions.write_caption(session.captions / f"{Path(names[0]).stem}.txt", "my own words")
+    model = make_captioner(tmp_path / "blip")
+    written = auto_captions.caption_pictures(session, model=str(model))
+    assert [path.stem for path in written] == [Path(names[1]).stem]
+    first, second = prompt_table(session)
+    assert first.prompt == "my own words"
+    assert "zib robot" in second.prompt
+    assert auto_captions.caption_pictures(session, model="no/model-is-opened-when-there-is-nothing-to-do") == []

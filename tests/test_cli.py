@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fastsd_helpers import __version__
-from fastsd_helpers.cli import commands, main
+from fastsd_helpers.cli import main, model_commands
 from fastsd_helpers.cli.answers import pairs, plain, size
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
@@ -72,7 +72,8 @@ def test_version_and_help(run: Any) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["demo"], ["models", "list"], ["models", "show"]]
+    [["demo"], ["doctor"], ["install"], ["controlnet", "list"], ["controlnet", "get"]]
+    + [["models", name] for name in ("list", "show", "get")]
     + [["dreambooth", name] for name in ("new", "list", "show", "prepare", "train", "sample", "export", "delete")],
 )
 def test_every_command_explains_itself(run: Any, words: list[str]) -> None:
@@ -146,7 +147,7 @@ def pretend_models_list(monkeypatch: pytest.MonkeyPatch, error: BaseException) -
     def fail(_chosen: Any) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "list_models", fail)
+    monkeypatch.setattr(model_commands, "list_models", fail)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +240,11 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
 def test_ctrl_c_and_a_polite_kill_end_with_130(number: signal.Signals) -> None:
     code = (
         "import sys, time\n"
-        "from fastsd_helpers.cli import commands, main\n"
+        "from fastsd_helpers.cli import main, model_commands\n"
         "def wait(_chosen):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "commands.list_models = wait\n"
+        "model_commands.list_models = wait\n"
         "sys.exit(main(['models', 'list']))"
     )
     running = subprocess.Popen(
@@ -280,7 +281,7 @@ def test_the_logger_of_a_program_that_calls_main_is_left_as_it_was(run: Any) -> 
 
 def test_models_are_listed_for_people_and_for_programs(run: Any) -> None:
     lines = run("models", "list").out.splitlines()
-    assert lines[0].split() == ["KEY", "FAMILY", "RESOLUTION", "LICENCE"]
+    assert lines[0].split() == ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE", "CHECKED", "ONLINE"]
     assert any(line.startswith("sd15 ") for line in lines)
     found = {row["key"]: row for row in last_json(run("models", "list", "--json"))["models"]}
     assert found["demo"]["defaults"]["resolution"] == 128

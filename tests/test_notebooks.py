@@ -139,8 +139,13 @@ TINY = {
 }
 
 
-def run_notebook(path: Path, folder: Path, *, changes: dict[str, dict[str, Any]], widgets: Path | None = None) -> Any:
-    """Run a copy of a notebook without its %pip line, with `form.update(...)` after the cells that show a form."""
+def run_notebook(
+    path: Path, folder: Path, *, changes: dict[str, dict[str, Any]], widgets: Path | None = None, times: int = 1
+) -> Any:
+    """Run a copy of a notebook without its %pip line, with `form.update(...)` after the cells that show a form.
+
+    With `times` all of its cells are run again in the same kernel, as "Run all" does.
+    """
     import nbformat
     from nbclient import NotebookClient
 
@@ -153,7 +158,9 @@ def run_notebook(path: Path, folder: Path, *, changes: dict[str, dict[str, Any]]
         for settings, values in changes.items():
             if cell.cell_type == "code" and f"show_form({settings}" in cell.source:
                 cells.append(nbformat.v4.new_code_cell(f"form.update(**{values!r})"))
-    notebook.cells = cells
+    notebook.cells = [cell.copy() for _ in range(times) for cell in cells]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
     paths = [str(widgets)] if widgets else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]), "OMP_NUM_THREADS": "2"}
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
@@ -167,18 +174,24 @@ def output_of(notebook: Any) -> str:
 
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("widgets", ["8", "7.7.1"])
-def test_dreambooth_runs_from_start_to_end_with_tiny_settings(tmp_path: Path, widgets: str) -> None:
+def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_path: Path, widgets: str) -> None:
     pytest.importorskip("nbclient")
     overlay = ROOT / ".venv-ipywidgets7" if widgets == "7.7.1" else None
     if overlay is not None and not overlay.is_dir():
         pytest.skip(f"{overlay.name} is not there; `make setup` makes it")
-    notebook = run_notebook(ROOT / "notebooks" / "dreambooth.ipynb", tmp_path, changes=TINY, widgets=overlay)
-    shown = output_of(notebook)
-    assert shown.count("image/png") >= 3, "contact sheet, grid and loss plot"
-    session = tmp_path / "Fast-Dreambooth" / "Sessions" / "my-subject"
-    made = list((session / "exports").glob("*.safetensors"))
+    path = ROOT / "notebooks" / "dreambooth.ipynb"
+    shown = output_of(run_notebook(path, tmp_path, changes=TINY, widgets=overlay, times=2))
+    assert shown.count("image/png") >= 6, "contact sheet, grid and loss plot, twice"
+    folder = tmp_path / "Fast-Dreambooth" / "Sessions" / "my-subject"
+    made = list((folder / "exports").glob("*.safetensors"))
     assert len(made) == 1
     assert made[0].name in shown
-    assert json.loads((session / "session.json").read_text())["forms"]["DreamBoothConfig"]["unet_steps"] == 2
+    assert "This run is finished already" in shown, "the second time nothing is trained"
+    before = json.loads((folder / "session.json").read_text())
+    assert before["forms"]["DreamBoothConfig"]["unet_steps"] == 2
+    again = output_of(run_notebook(path, tmp_path, changes={}, widgets=overlay))
+    after = json.loads((folder / "session.json").read_text())
+    assert "Opened the session my-subject" in again
+    assert (after["id"], after["result"]) == (before["id"], before["result"])

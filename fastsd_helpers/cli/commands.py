@@ -12,13 +12,11 @@ from fastsd_helpers.errors import SettingsError
 __all__ = [
     "delete",
     "export",
-    "list_models",
     "list_sessions",
     "new_session",
     "prepare",
     "run_demo",
     "sample",
-    "show_model",
     "show_session",
     "train",
 ]
@@ -34,22 +32,6 @@ def run_demo(chosen: argparse.Namespace) -> Answer:
 def _result(result: Any) -> Answer:
     data = plain(result)
     return Answer(data, pairs(data))
-
-
-def list_models(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models list`."""
-    from fastsd_helpers.registry import models
-
-    rows = [[spec.key, spec.family, f"{spec.native_px} px", spec.licence] for spec in models()]
-    return Answer({"models": models()}, table(["KEY", "FAMILY", "RESOLUTION", "LICENCE"], rows))
-
-
-def show_model(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models show KEY`."""
-    from fastsd_helpers.registry import find_model
-
-    spec = find_model(chosen.key)
-    return Answer(plain(spec), pairs(plain(spec)))
 
 
 def new_session(chosen: argparse.Namespace) -> Answer:
@@ -156,7 +138,9 @@ def prepare(chosen: argparse.Namespace) -> Answer:
 
 def train(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth train SESSION`."""
+    from fastsd_helpers.dreambooth.live import Journal
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.dreambooth.shortage import explain_shortage
     from fastsd_helpers.sessions import Session
 
     # Made first, so that every bad setting is named before a folder or a model is looked for.
@@ -165,11 +149,20 @@ def train(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.dreambooth import engine
 
     if chosen.dry_run:
-        plan = engine.plan(config, session)
+        plan = engine.plan(config, session, restart=chosen.restart, rehearse=True)
         return Answer(
             {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
         )
-    result = engine.train(config, session, restart=chosen.restart, take_over=chosen.take_over)
+    # Whoever watches from a notebook reads what the journal notes.
+    with explain_shortage(session):
+        result = engine.train(
+            config,
+            session,
+            restart=chosen.restart,
+            take_over=chosen.take_over,
+            more_steps=chosen.more_steps,
+            report=Journal(session),
+        )
     lines = [
         f"Finished: {result.path}",
         *pairs(

@@ -10,8 +10,14 @@ from typing import Any, NoReturn
 
 from fastsd_helpers import __version__
 from fastsd_helpers.cli import commands as run
+from fastsd_helpers.cli import dreambooth_commands
 from fastsd_helpers.cli.answers import Answer
+from fastsd_helpers.cli.checkpoint_commands import add_checkpoints
 from fastsd_helpers.cli.flags import add_flags
+from fastsd_helpers.cli.machine_commands import add_machine
+from fastsd_helpers.cli.model_commands import add_models
+from fastsd_helpers.cli.trocr_commands import add_trocr
+from fastsd_helpers.cli.webui_commands import add_webui
 from fastsd_helpers.errors import SettingsError
 
 __all__ = ["build_parser", "parse"]
@@ -60,10 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
     )
     _add_dreambooth(commands)
-    models = _subcommands(commands.add_parser("models", help="the base models that are known by a short key"))
-    _command(models, "list", run.list_models, "every model key with its family, resolution and licence")
-    show = _command(models, "show", run.show_model, "where a model comes from, its licence and its defaults")
-    show.add_argument("key", metavar="KEY", help="a key from `fastsd models list`")
+    add_checkpoints(commands, _subcommands, _command)
+    add_trocr(commands, _subcommands, _command)
+    add_webui(commands, _subcommands, _command)
+    add_models(commands, _subcommands, _command)
+    add_machine(commands, _command)
     return parser
 
 
@@ -71,6 +78,7 @@ def _add_dreambooth(commands: Any) -> None:
     from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
     from fastsd_helpers.dreambooth.prepare import PrepareConfig
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.dreambooth.upload import UploadConfig
 
     group = _subcommands(commands.add_parser("dreambooth", help="teach a model a subject from 5-30 photos"))
     _session_command(
@@ -87,7 +95,15 @@ def _add_dreambooth(commands: Any) -> None:
     train.add_argument(
         "--take-over", action="store_true", help="use a session that another machine seems to be using still"
     )
-    train.add_argument("--dry-run", action="store_true", help="say what would be done: steps, bytes, what was chosen")
+    train.add_argument(
+        "--more-steps",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="after the end of a finished run, go on with N steps more (1 or more)",
+    )
+    about = "say what would be done: steps, minutes, bytes, memory, what was chosen; times a few steps, keeps none"
+    train.add_argument("--dry-run", action="store_true", help=about)
     sample = _session_command(group, "sample", run.sample, "draw with what a session has learned so far")
     add_flags(sample, SampleConfig)
     export = _session_command(group, "export", run.export, "write what a session has learned so far to one model file")
@@ -95,6 +111,39 @@ def _add_dreambooth(commands: Any) -> None:
     delete = _session_command(group, "delete", run.delete, "delete a session, or one of its checkpoints, after asking")
     delete.add_argument("--checkpoint", metavar="NAME", help="delete this checkpoint alone (`show` lists them)")
     delete.add_argument("--yes", action="store_true", help="do not ask")
+    about = "make a session out of one of the old fast-DreamBooth notebook, or of somebody else's folder"
+    importing = _session_command(group, "import", dreambooth_commands.import_session, about)
+    importing.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        type=Path,
+        help="the folder it comes from, which is only read; left alone: the folder of that name among the sessions",
+    )
+    about = "show the exact prompt of every picture, and change it"
+    caption = _session_command(group, "caption", dreambooth_commands.caption, about)
+    caption.add_argument(
+        "--set", metavar="FILE=WORDS", action="append", default=[], help="the words one picture is trained with"
+    )
+    caption.add_argument(
+        "--auto", action="store_true", help="describe the pictures that have no caption of their own with a BLIP model"
+    )
+    caption.add_argument(
+        "--captioner", metavar="MODEL", default="", help="Hub id or folder of the BLIP model for --auto"
+    )
+    caption.add_argument(
+        "--clear", metavar="FILE", action="append", default=[], help="go back to the words of the file name"
+    )
+    about = "upload a finished model to the Hugging Face Hub, private unless --no-private (needs HF_TOKEN)"
+    upload = _session_command(group, "upload", dreambooth_commands.upload, about)
+    add_flags(upload, UploadConfig)
+
+
+def _count(word: str) -> int:
+    """A whole number from 1; argparse says what is wrong with another word."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of 1 or more")
+    return int(word)
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> Any:

@@ -93,15 +93,24 @@ class BaseModel:
         return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
 
     def load_noise_schedule(self) -> Any:
-        """The training noise schedule (a DDPMScheduler), with the model's own betas and prediction type."""
-        return _diffusers().DDPMScheduler.from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+        """The training noise schedule (a DDPMScheduler), with the model's own betas and prediction type.
+
+        What the network predicts is the registry's word: a copy of a v-prediction model whose scheduler file does not
+        say so would train without an error and learn noise.
+        """
+        return self._load_scheduler(_diffusers().DDPMScheduler)
+
+    def _load_scheduler(self, kind: Any) -> Any:
+        return kind.from_pretrained(
+            self.folder, subfolder="scheduler", local_files_only=True, prediction_type=self.spec.prediction_type
+        )
 
     def load_sampler(self) -> Any:
         """The sampler that the model's folder names."""
         import diffusers
 
         name = _read_class_name(self.folder / "scheduler" / "scheduler_config.json")
-        return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler", local_files_only=True)
+        return self._load_scheduler(getattr(diffusers, name))
 
 
 def _read_class_name(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Draw", "draw_step", "generator_for", "pick_images"]
+__all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_images"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ def pick_images(seed: int, stage: str, position: int, count: int, images: int) -
         order = torch.randperm(images, generator=generator_for(seed, stage, "epoch", epoch)).tolist()
         picked += order[place : place + count - len(picked)]
     return picked
+
+
+def draw_offset(seed: int, stage: str, step: int, part: int, *, batch_size: int, channels: int) -> "torch.Tensor":
+    """One value per picture and channel, float32 [batch, channels, 1, 1]; it leaves the step's other draws as they are.
+
+    Source: Guttenberg 2023, "Diffusion with Offset Noise".
+    """
+    import torch
+
+    generator = generator_for(seed, stage, step, part, "offset")
+    return torch.randn((batch_size, channels, 1, 1), generator=generator)
 
 
 def draw_step(

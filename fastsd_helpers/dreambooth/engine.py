@@ -8,24 +8,26 @@ events: find the newest whole checkpoint, step, save, stop when asked, finish.
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.dreambooth import finish
+from fastsd_helpers.dreambooth import finish, rehearsal
 from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.best import BEST, find_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
-from fastsd_helpers.dreambooth.dataset import load_dataset
-from fastsd_helpers.dreambooth.optimizers import lr_factor
+from fastsd_helpers.dreambooth.dataset import PreparedImage, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.plan import Plan, plan_run
+from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
+from fastsd_helpers.dreambooth.stopping import stop_signals
 from fastsd_helpers.drive import check_writable
 from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
 from fastsd_helpers.options import from_values, to_values
@@ -64,6 +66,7 @@ class TrainResult:
     first_step: int  # steps that were already done when this call began
     steps: int
     seconds: float
+    best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
 
 
 Report = Callable[[Progress], None]
@@ -75,6 +78,7 @@ def train(
     *,
     restart: bool = False,
     take_over: bool = False,
+    more_steps: int = 0,
     report: Report | None = None,
 ) -> TrainResult:
     """Train the session's subject, or go on with a run that was cut, and finish with a verified checkpoint file.
@@ -86,6 +90,8 @@ def train(
         session: with prepared pictures.
         restart: begin at step 0 although there is an unfinished or finished run; that run's file is kept.
         take_over: use the session although another machine's run seems to hold it.
+        more_steps: after the end of a finished run, go on with this many steps more; they have a learning rate
+            schedule of their own, and a file of their own comes out.
         report: called in this thread after every step.
 
     Raises:
@@ -99,16 +105,25 @@ def train(
     report = report or _log_progress
     with (
         session.lock(take_over=take_over) as lock,
-        _stop_signals() as stop,
+        stop_signals() as stop,
         _open_store(session, report, restart=restart) as store,
     ):
-        return _Run(config, session, store, report).go(stop, lock, started)
+        return _Run(config, session, store, report, more_steps=more_steps).go(stop, lock, started)
 
 
-def plan(config: DreamBoothConfig, session: Session) -> Plan:
-    """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen."""
-    with _open_store(session, _log_progress, restart=False) as store:
-        return _Run(config, session, store, _log_progress).plan
+def plan(config: DreamBoothConfig, session: Session, *, restart: bool = False, rehearse: bool = False) -> Plan:
+    """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen.
+
+    Args:
+        config, session, restart: as for `train`.
+        rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
+    """
+    with _open_store(session, _log_progress, restart=restart) as store:
+        run = _Run(config, session, store, _log_progress)
+        if not rehearse:
+            return run.plan
+        left = {stage.name: run.steps_left(stage) for stage in run.stages}
+        return rehearsal.rehearse(run.plan, run.studio, left, [image.prompt for image in run.dataset.train])
 
 
 def _log_progress(progress: Progress) -> None:
@@ -117,27 +132,6 @@ def _log_progress(progress: Progress) -> None:
     elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
         left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
         logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _scratch_of(session: Session) -> Path:
@@ -162,7 +156,15 @@ def _open_store(session: Session, report: Report, *, restart: bool) -> Checkpoin
 class _Run:
     """One call of `train`: settings and studio, opened in the order in which they can fail."""
 
-    def __init__(self, config: DreamBoothConfig, session: Session, store: CheckpointStore, report: Report) -> None:
+    def __init__(
+        self,
+        config: DreamBoothConfig,
+        session: Session,
+        store: CheckpointStore,
+        report: Report,
+        *,
+        more_steps: int = 0,
+    ) -> None:
         self.session, self.store, self._report = session, store, report
         record = session.record
         self.number = int(store.timeline)
@@ -182,18 +184,23 @@ class _Run:
         self.device = describe_device()
         ref, reason = choose_base_model(ref, self.device, demo_pictures=bool(record["dataset"].get("demo")))
         self.base = BaseModel.fetch(ref)
+        finish.require_exportable(self.base)
         config = replace(config, base_model=ref)
-        self.config, reasons = resolve_settings(config, self.base.spec, self.device, saved=saved)
+        photos = sum(not item["held_out"] for item in recorded_images(session))
+        self.config, reasons = resolve_settings(config, self.base.spec, self.device, saved=saved, photos=photos)
         reasons = [reason, *reasons, *check_resolution(self.base.spec, self.config.resolution)]
         self.dataset = load_dataset(session, instance_prompt=self.config.instance_prompt)
         self._check_same_start()
 
         self.studio = Studio(self.base, self.config, self.device)
-        self.stages = [stage for stage in STAGES if self._steps_of(stage) > 0]
+        self.stages = [stage for stage in STAGES if getattr(self.config, f"{stage.name}_steps") > 0]
+        self.more = self._recorded_more_steps()
+        if more_steps:
+            self._lengthen(more_steps)
         self.plan = plan_run(
             self.config,
             {stage.name: self._steps_of(stage) for stage in self.stages},
-            {stage.name: self.studio.count_of(stage.name) for stage in self.stages},
+            {stage.name: self.studio.trained_count_of(stage.name) for stage in self.stages},
             finish.export_bytes(self.base, self.studio),
             session.folder,
         )
@@ -204,13 +211,37 @@ class _Run:
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}
         self.held_out: list[list] = []
+        self.best: dict[str, Any] | None = None
 
     def say(self, message: str) -> None:
         """Tell the user one sentence."""
         self._report(Progress(message=message))
 
+    def _legs_of(self, stage: Stage) -> list[int]:
+        """The stage's steps, and those that were added to the last stage after the run was finished."""
+        own = [getattr(self.config, f"{stage.name}_steps")]
+        return own + self.more if stage is self.stages[-1] else own
+
     def _steps_of(self, stage: Stage) -> int:
-        return getattr(self.config, f"{stage.name}_steps")
+        return sum(self._legs_of(stage))
+
+    def _recorded_more_steps(self) -> list[int]:
+        saved = self.generation.record.get("more_steps", []) if self.generation else []
+        record = self.session.record
+        # The session knows of steps that were added and cut before their first checkpoint.
+        recorded = record.get("more_steps", []) if record.get("run") == self.number and self.generation else []
+        return max(saved, recorded, key=len)
+
+    def _lengthen(self, more_steps: int) -> None:
+        done = sum(self._finished_steps(stage) for stage in self.stages)
+        steps = sum(self._steps_of(stage) for stage in self.stages)
+        if done == steps:
+            self.more = [*self.more, more_steps]
+        elif self.more[-1:] != [more_steps]:  # the same command again, after a cut, goes on with what it began
+            raise SettingsError(
+                f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {done} of {steps}.",
+                "Train without it first: that goes on with the run.",
+            )
 
     def _check_same_start(self) -> None:
         """A resumed run must see the same weights and pictures as before, or it is another run."""
@@ -233,12 +264,15 @@ class _Run:
         """Run the stages that are left, then make the file."""
         first_step = self._where_it_stands()
         if first_step == self.plan.steps:
-            done = finish.finished_result(self.session, self.number)
+            done = finish.finished_result(self.session, self.number, more=len(self.more))
             if done is not None:
-                self.say("This run is finished already; --restart trains again from step 0.")
+                self.say(
+                    "This run is finished already; --more-steps N goes on with it, --restart trains again from step 0."
+                )
                 return TrainResult(**done, first_step=first_step, steps=self.plan.steps, seconds=0.0)
         self.session.save(
             run=self.number,
+            more_steps=self.more,
             given=self.given,
             settings=to_values(self.config),
             base_model=self.start["base_model"],
@@ -246,7 +280,7 @@ class _Run:
             prompts=sorted({image.prompt for image in self.dataset.train}),
             versions=versions(),
         )
-        self.studio.fill_caches(self.dataset)
+        self.studio.fill_caches(self.dataset, self._class_images(stop))
         for stage in self.stages:
             done = self._finished_steps(stage)
             if done < self._steps_of(stage):
@@ -262,11 +296,49 @@ class _Run:
             history=self.history,
             held_out=self.held_out,
             run=self.number,
+            more=len(self.more),
             say=self.say,
         )
         if result["loss_after"] >= result["loss_before"]:
             self.say("The held-out loss did not fall: look at the samples, and try fewer steps or a lower rate.")
-        return TrainResult(**result, first_step=first_step, steps=self.plan.steps, seconds=time.monotonic() - started)
+        return TrainResult(
+            **result,
+            first_step=first_step,
+            steps=self.plan.steps,
+            seconds=time.monotonic() - started,
+            best_checkpoint=self._offer_best(result["loss_after"]),
+        )
+
+    def _class_images(self, stop: threading.Event) -> tuple[PreparedImage, ...]:
+        config, studio = self.config, self.studio
+        if not config.class_prompts:
+            return ()
+        drawing = ClassDrawing(
+            self.session.class_images,
+            self.base,
+            config.class_prompts,
+            count=config.class_images,
+            size=config.resolution,
+            seed=config.seed,
+        )
+        return drawing.fill(
+            device=studio.device,
+            autocast=studio.autocast,
+            prepare=studio.prepare,
+            say=self.say,
+            stopped=stop.is_set,
+        )
+
+    def _offer_best(self, loss_after: float) -> str | None:
+        """Say so when an earlier checkpoint was better; the user's eye decides, not the loss."""
+        best = find_best(self.store.folder, self.store.timeline)
+        if best is None or best.loss is None or best.loss >= loss_after:
+            return None
+        self.say(
+            f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
+            f"end. To have that model: fastsd dreambooth export {self.session.name} --checkpoint {BEST}"
+        )
+        return BEST if best.role == BEST else best.generation.name
 
     def _finished_steps(self, stage: Stage) -> int:
         if self.generation is None:
@@ -277,12 +349,17 @@ class _Run:
             return self._steps_of(stage)
         return self.generation.step if stage.name == self.generation.stage else 0
 
+    def steps_left(self, stage: Stage) -> int:
+        """Steps of a stage that are still to be made."""
+        return self._steps_of(stage) - self._finished_steps(stage)
+
     def _where_it_stands(self) -> int:
         """Load what finished stages trained; returns the number of steps that are done."""
         steps = sum(self._finished_steps(stage) for stage in self.stages)
         if self.generation is not None:
             self.history = self.generation.load("history")
             self.held_out = self.generation.record["held_out"]
+            self.best = self.generation.record.get("best")
             for stage in self.stages:
                 if self._finished_steps(stage) == self._steps_of(stage):
                     self.studio.trained[stage.name] = self.generation.load(stage.name)
@@ -293,7 +370,7 @@ class _Run:
         """The training loop."""
         import torch
 
-        config, steps = self.config, self._steps_of(stage)
+        config, legs, steps = self.config, self._legs_of(stage), self._steps_of(stage)
         job = open_stage(stage, self.studio, self.generation if done else None)
         losses = self.history.get(stage.name, torch.zeros(0)).tolist()[:done]
         offset = sum(self._steps_of(each) for each in self.stages[: self.stages.index(stage)])
@@ -303,7 +380,7 @@ class _Run:
         for step in range(done, steps):
             if stop.is_set() or lock.lost:
                 self._stop(stage, job, step, losses, lost=lock.lost)
-            lr = getattr(config, f"{stage.name}_lr") * lr_factor(config.lr_scheduler, step, steps)
+            lr = getattr(config, f"{stage.name}_lr") * lr_factor_in_legs(config.lr_scheduler, step, legs)
             loss = job.take_step(step, lr)
             if loss != loss or loss == float("inf"):
                 self._give_up(stage, step)
@@ -315,25 +392,38 @@ class _Run:
             self.board.add(f"loss/{stage.name}", loss, offset + finished)
             self.board.add(f"lr/{stage.name}", lr, offset + finished)
             fault_point(f"step.{stage.name}")
-            if last or (config.sample_every and finished % config.sample_every == 0):
-                self._judge(job, offset + finished)
-            if config.sample_every and finished % config.sample_every == 0:
+            to_sample = bool(config.sample_every) and finished % config.sample_every == 0
+            to_save = last or (bool(config.save_every) and finished % config.save_every == 0)
+            judged = self._judge(job, offset + finished) if to_sample or to_save else None
+            if to_sample:
                 finish.draw_sample(self.session, self.studio, job, finished)
-            if last or (config.save_every and finished % config.save_every == 0):
-                self._save(stage, job, finished)
+            if to_save:
+                self._save(stage, job, finished, judged)
         self.studio.keep(stage, job)
 
-    def _judge(self, job: Any, position: int) -> None:
+    def _judge(self, job: Any, position: int) -> float:
         loss = job.held_out_loss()
         self.held_out.append([position, loss])
         self.board.add("loss/held_out", loss, position)
+        return loss
 
-    def _save(self, stage: Stage, job: Any, step: int) -> None:
+    def _save(self, stage: Stage, job: Any, step: int, judged: float | None = None) -> None:
         """Write a checkpoint; whatever goes wrong on the mount is said, and training goes on."""
         tensors, rest = job.state()
-        carried = ("text_encoder",) if stage.name == "unet" and self.studio.trained["text_encoder"] is not None else ()
-        if carried and not self.store.can_carry("text_encoder"):
-            tensors["text_encoder"], carried = self.studio.trained["text_encoder"], ()
+        carried = []
+        if stage.name == "unet" and self.studio.trained["text_encoder"] is not None:
+            if self.store.can_carry("text_encoder"):
+                carried.append("text_encoder")
+            else:
+                tensors["text_encoder"] = self.studio.trained["text_encoder"]
+        if self.config.keep_best and stage is self.stages[-1]:
+            if judged is not None and (self.best is None or judged < self.best["loss"]):
+                self.best = {"stage": stage.name, "step": step, "loss": judged}
+                tensors[BEST] = tensors[stage.name]  # the same bytes: the mount gets them once
+            elif self.best is not None and self.store.can_carry(BEST):
+                carried.append(BEST)
+            else:
+                self.best = None
         record = {
             **self.start,
             "settings": to_values(self.config),
@@ -344,9 +434,14 @@ class _Run:
             "versions": versions(),
             "steps": self._steps_of(stage),
             "run": self.number,
+            "more_steps": self.more,
+            "loss": judged,
+            "best": self.best,
             **rest,
         }
-        self.store.save(Snapshot(stage.name, step, {**tensors, "history": self.history}, record, carried=carried))
+        self.store.save(
+            Snapshot(stage.name, step, {**tensors, "history": self.history}, record, carried=tuple(carried))
+        )
         problem = self.session.save_if_possible(
             progress={"stage": stage.name, "step": step, "steps": self._steps_of(stage)},
             checkpoints=self.store.generations(),

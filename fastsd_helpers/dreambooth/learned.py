@@ -7,6 +7,7 @@ from typing import Literal
 
 from fastsd_helpers.dreambooth import finish
 from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.best import choose_checkpoint
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
@@ -17,7 +18,9 @@ from fastsd_helpers.options import check, from_values, option
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "sample"]
+__all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "open_learned", "sample"]
+
+_WHICH = "checkpoint to use: best (lowest held-out loss), or a name from `show`; empty: the newest"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class SampleConfig:
     count: int = option(4, help="pictures", low=1, high=16)
     sample_steps: int = option(25, help="denoising steps", low=1, high=200)
     guidance: float = option(7.5, help="how strongly the prompt steers", low=0.0, high=30.0)
+    checkpoint: str = option("", help=_WHICH)
 
     def __post_init__(self) -> None:
         check(self)
@@ -38,10 +42,13 @@ class SampleConfig:
 class ExportConfig:
     """Settings for writing a session's model to one file."""
 
-    format: Literal["safetensors"] = option("safetensors", help="file format")
+    format: Literal["safetensors", "lora"] = option(
+        "safetensors", help="safetensors is the whole model; lora is what method lora trained, for web UIs"
+    )
     dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", help="number format of the weights")
     out: str = option("", help="file to write; empty: a new file in the session's exports folder")
     overwrite: bool = option(False, help="replace the file if it exists")
+    checkpoint: str = option("", help=_WHICH)
 
     def __post_init__(self) -> None:
         bad_name = self.out and Path(self.out).suffix != ".safetensors"
@@ -69,8 +76,17 @@ class ExportResult:
     step: int
 
 
-def _open_learned(session: Session, folder: Path) -> tuple[Studio, str, int]:
-    """A studio with the newest whole checkpoint's weights in place."""
+def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[Studio, str, int]:
+    """A studio with a whole checkpoint's weights in place: (studio, stage, step).
+
+    Args:
+        session: that was trained.
+        folder: a local folder for copies of its files; needed only during this call.
+        checkpoint: `best`, a checkpoint's name, or nothing for the newest.
+
+    Raises:
+        SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.
+    """
     with CheckpointStore(
         session.checkpoints, scratch=folder, report=session.notices.append, timeline=str(session.record.get("run", 1))
     ) as store:
@@ -80,24 +96,28 @@ def _open_learned(session: Session, folder: Path) -> tuple[Studio, str, int]:
                 f"Session {session.name} has no whole checkpoint yet.",
                 f"Train it first: fastsd dreambooth train {session.name}",
             )
+        choice = choose_checkpoint(store.folder, generation, checkpoint)
+        generation = choice.generation
         config = from_values(DreamBoothConfig, generation.record["settings"])
         studio = Studio(BaseModel.fetch(config.base_model), config, describe_device())
         for stage in STAGES:
-            if stage.name in generation.roles:
-                studio.trained[stage.name] = generation.load(stage.name)
+            role = choice.role if stage.name == choice.stage else stage.name
+            if role in generation.roles:
+                studio.trained[stage.name] = generation.load(role)
         studio.prompts = list(generation.record["prompts"])
         studio.prompt_of = list(range(len(studio.prompts)))
-    return studio, generation.stage, generation.step
+    return studio, choice.stage, choice.step
 
 
 def sample(config: SampleConfig, session: Session) -> SampleResult:
-    """Draw pictures with the newest whole checkpoint; writes samples/drawn-{seed}.png.
+    """Draw pictures with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
 
     Raises:
-        SessionError: nothing was trained yet. ModelError: the base model is gone.
+        SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.
+        ModelError: the base model is gone.
     """
     with tempfile.TemporaryDirectory() as folder:
-        studio, stage, step = _open_learned(session, Path(folder))
+        studio, stage, step = open_learned(session, Path(folder), config.checkpoint)
     prompts = [config.prompt] * config.count if config.prompt else finish.sample_prompts(studio, config.count)
     text_encoder = studio.load_text_encoder()
     text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
@@ -121,15 +141,17 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
 
 
 def export(config: ExportConfig, session: Session) -> ExportResult:
-    """Write the newest whole checkpoint as one verified file.
+    """Write a checkpoint, by default the newest whole one, as one verified file.
 
     Raises:
-        SessionError: nothing was trained yet. CheckpointError: the file exists. VerificationFailed.
+        SessionError: nothing was trained yet. SettingsError: there is no LoRA in it.
+        CheckpointError: the file exists, or there is no such checkpoint. VerificationFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        studio, stage, step = _open_learned(session, Path(folder))
-    suffix = "" if config.dtype == "fp16" else f"-{config.dtype}"
+        studio, stage, step = open_learned(session, Path(folder), config.checkpoint)
+    suffix = ("-lora" if config.format == "lora" else "") + ("" if config.dtype == "fp16" else f"-{config.dtype}")
     name = f"{session.name}-{stage}-{step}{suffix}.safetensors"
     path = Path(config.out).expanduser().absolute() if config.out else session.exports / name
-    written, sha256 = finish.export_run(session, studio, path, dtype=config.dtype, overwrite=config.overwrite)
-    return ExportResult(path, sha256, written.bytes, stage, step)
+    write = finish.export_lora if config.format == "lora" else finish.export_run
+    written = write(session, studio, path, dtype=config.dtype, overwrite=config.overwrite)
+    return ExportResult(path, written.sha256, written.bytes, stage, step)

@@ -8,7 +8,7 @@ from fastsd_helpers.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build_optimizer", "lr_factor", "pack_optimizer", "unpack_optimizer"]
+__all__ = ["build_optimizer", "lr_factor", "lr_factor_in_legs", "pack_optimizer", "unpack_optimizer"]
 
 _WEIGHT_DECAY = 1e-2
 
@@ -37,6 +37,15 @@ def lr_factor(kind: str, step: int, steps: int) -> float:
     if kind == "constant_with_warmup":
         return min(1.0, (step + 1) / max(1, steps // 10))
     return 1.0
+
+
+def lr_factor_in_legs(kind: str, step: int, legs: list[int]) -> float:
+    """The share of the learning rate at `step` of a stage that was lengthened: each leg has a schedule of its own."""
+    for steps in legs:
+        if step < steps:
+            return lr_factor(kind, step, steps)
+        step -= steps
+    return 0.0
 
 
 def pack_optimizer(optimizer: Any, names: list[str]) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":

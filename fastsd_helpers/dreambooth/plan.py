@@ -1,6 +1,6 @@
 """Before training: how many steps and bytes a run will take, and how often it can afford to save."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
@@ -24,6 +24,9 @@ class Plan:
     written_bytes: int  # everything the run writes, deleted checkpoints included
     free_bytes: int
     reasons: tuple[str, ...]
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # stage -> peak, computed
+    seconds_per_step: dict[str, float] = field(default_factory=dict)  # stage -> measured on this machine
+    minutes: float | None = None  # of all steps that are left
 
     def lines(self) -> list[str]:
         """The plan, one sentence a line."""
@@ -31,8 +34,22 @@ class Plan:
         return [
             f"{self.steps} steps; a checkpoint takes {sizes}; the finished file {_gb(self.export_bytes)}.",
             f"The run writes {_gb(self.written_bytes)} in all; {_gb(self.free_bytes)} are free.",
+            *self._cost(),
             *self.reasons,
         ]
+
+    def _cost(self) -> list[str]:
+        lines = []
+        if self.memory_bytes:
+            sizes = ", ".join(f"{_gb(size)} in the {stage} stage" for stage, size in self.memory_bytes.items())
+            lines.append(f"Memory, computed: {sizes}.")
+        if self.minutes is not None:
+            steps = ", ".join(f"{seconds:.2g} s a {stage} step" for stage, seconds in self.seconds_per_step.items())
+            measured = f" (measured here: {steps})" if steps else ""
+            lines.append(
+                f"About {self.minutes:.1f} minutes of training are left{measured}; pictures and saving not counted."
+            )
+        return lines
 
 
 def _gb(size: int) -> str:
@@ -59,7 +76,12 @@ def plan_run(
         DiskFull: not even the finished file fits.
     """
     state_bytes = 2 if config.optimizer == "adamw8bit" else 8  # two moments: of one byte, or of float32
-    sizes = {stage: parameters[stage] * (4 + state_bytes) for stage in stages}
+    # With ema the raw weights are saved beside the averaged ones.
+    weight_bytes = 8 if config.ema else 4
+    sizes = {stage: parameters[stage] * (weight_bytes + state_bytes) for stage in stages}
+    if config.keep_best and stages:
+        last = list(stages)[-1]
+        sizes[last] += 4 * parameters[last]
     free = free_bytes(folder)
     room = free - export_bytes - _MARGIN
     if free < export_bytes + 2**20:

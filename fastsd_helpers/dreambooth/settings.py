@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from fastsd_helpers.dreambooth.presets import PRESETS, choose_lora_rates, choose_steps
 from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import ModelSpec
@@ -14,7 +15,24 @@ __all__ = ["FREE_TO_CHANGE", "DreamBoothConfig", "Given", "choose_base_model", "
 Given = dict[str, Any]
 
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
-FREE_TO_CHANGE = ("save_every", "keep_last", "sample_every")
+FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
+
+# What a run did before these settings existed, and what is left when neither user nor preset chooses.
+_OFF: Given = {
+    "method": "full",
+    "preset": "none",
+    "steps": "model",
+    "class_prompt": None,
+    "prior_weight": 0.0,
+    "class_images": 0,
+    "min_snr": 0.0,
+    "offset_noise": 0.0,
+    "ema": 0.0,
+    "lora_rank": 16,
+    "lora_alpha": 16.0,
+    "keep_best": False,
+}
+_CLASS_IMAGES = 100
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,22 @@ class DreamBoothConfig:
     base_model: str = option(
         "auto", help="model to start from: auto, a key (sd15, demo), a Hub id (owner/name) or a Diffusers folder"
     )
+    method: Literal["full", "lora"] = option(
+        "full", help="full trains every weight; lora trains small matrices beside them: a file of MB, not GB"
+    )
+    preset: Literal["none", "face", "object", "style"] = option(
+        "none", help="starting values for a kind of subject; also takes the steps from the number of photos"
+    )
     instance_prompt: str | None = option(
         None, help="what the pictures show, e.g. 'a photo of zib dog'; left alone: the words of the file names"
+    )
+    class_prompt: str | None = option(
+        None,
+        help="what the subject is an example of, e.g. 'a photo of a dog'; keeps the model's idea of it (prior "
+        "preservation); several classes are separated by |",
+    )
+    steps: Literal["model", "auto"] = option(
+        "model", help="where steps that are left alone come from: the model's, or auto: the number of photos"
     )
     unet_steps: int | None = option(
         None, help="optimizer steps of the U-Net; 0 skips it; left alone: the model's", low=0, high=200_000
@@ -49,6 +81,46 @@ class DreamBoothConfig:
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "linear", help="how the learning rate falls over each stage", advanced=True
     )
+    prior_weight: float | None = option(
+        None,
+        help="how much the class pictures count beside the photos; 0 = off; left alone: 1 with a class prompt",
+        low=0.0,
+        high=10.0,
+        advanced=True,
+    )
+    class_images: int | None = option(
+        None,
+        help="pictures of the class, drawn once by the base model; 0 = off; left alone: 100 with a class prompt",
+        low=0,
+        high=5000,
+        advanced=True,
+    )
+    min_snr: float | None = option(
+        None,
+        help="gamma of min-SNR loss weights (5 is usual); 0 = off; left alone: the preset's, else off",
+        low=0.0,
+        high=100.0,
+        advanced=True,
+    )
+    offset_noise: float | None = option(
+        None,
+        help="share of noise that is one value per channel, for very dark or bright pictures (0.1 is usual); 0 = off; "
+        "left alone: the preset's, else off",
+        low=0.0,
+        high=1.0,
+        advanced=True,
+    )
+    ema: float = option(
+        0.0,
+        help="decay of a moving average of the weights, which then is what is judged and exported; 0 = off",
+        low=0.0,
+        high=0.99999,
+        advanced=True,
+    )
+    lora_rank: int = option(16, help="inner size of the LoRA matrices", low=1, high=256, advanced=True)
+    lora_alpha: float | None = option(
+        None, help="strength of the LoRA is alpha / rank; left alone: the rank", low=0.01, high=1024.0, advanced=True
+    )
     seed: int = option(42, help="decides pictures' order, noise and timesteps", low=0, high=2**31 - 1)
     flip: bool = option(False, help="also train on mirrored pictures (not for faces or text)", advanced=True)
     precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
@@ -69,6 +141,11 @@ class DreamBoothConfig:
     keep_last: int | None = option(
         None, help="whole checkpoints kept; left alone: two where they fit", low=1, high=100, advanced=True
     )
+    keep_best: bool = option(
+        False,
+        help="also keep the weights with the lowest held-out loss; takes the room of one model more",
+        advanced=True,
+    )
     sample_every: int | None = option(
         None,
         help="steps between sample pictures and held-out losses; 0 = none; left alone: four times a stage",
@@ -85,7 +162,22 @@ class DreamBoothConfig:
             extra.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
         if isinstance(self.base_model, str) and not self.base_model.strip():
             extra.append("base_model (--base-model) is empty")
+        classes = self.class_prompt.split("|") if isinstance(self.class_prompt, str) else []
+        if any(not part.strip() for part in classes):
+            extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")
+        if not classes and (self.prior_weight or self.class_images):
+            extra.append(
+                "prior_weight (--prior-weight) and class_images (--class-images) need a class_prompt (--class-prompt), "
+                "such as 'a photo of a dog'"
+            )
         check(self, extra)
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """The classes whose pictures are trained beside the photos; empty without prior preservation."""
+        if not (self.class_prompt and self.prior_weight and self.class_images):
+            return ()
+        return tuple(" ".join(part.split()) for part in self.class_prompt.split("|"))
 
 
 def given_values(config: DreamBoothConfig) -> Given:
@@ -115,29 +207,38 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
 
 
 def resolve_settings(
-    config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None
+    config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None, photos: int = 0
 ) -> tuple[DreamBoothConfig, list[str]]:
     """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
 
-    What the user gave wins, then what the session was started with (`saved`), then the model's defaults, then the
-    device's. After this only save_every, keep_last and sample_every may still be None: they depend on free space.
+    What the user gave wins, then what the session was started with (`saved`), then the preset, the number of photos
+    (`photos`) where steps are automatic, the model's defaults and the device's. After this only save_every, keep_last
+    and sample_every may still be None: they depend on free space.
 
     Raises:
         SettingsError: a resumed run would change; every changed setting is listed.
     """
     given = given_values(config)
     if saved is not None:
+        saved = _OFF | saved
         _refuse_changes(given, saved)
         known = {field.name for field in fields(config)}
         changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
         values = {name: value for name, value in saved.items() if name in known} | changed
         return replace(config, **values), ["settings as this session was started with"]
-    defaults = {name: value for name, value in spec.defaults.items() if hasattr(config, name)}
-    resolved = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-    reasons = []
-    followed = [f"{name} {value}" for name, value in defaults.items() if getattr(config, name) is None]
-    if followed:
-        reasons.append(f"from {spec.title}: {', '.join(followed)}")
+    reasons: list[str] = []
+    resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
+    if config.steps == "auto" or config.preset != "none":
+        steps, reason = choose_steps(spec, photos, preset=config.preset, rows=_rows_per_step(config, spec))
+        resolved = _fill(resolved, steps, reason, reasons)
+    if config.method == "lora":
+        rates, reason = choose_lora_rates(spec)
+        resolved = _fill(resolved, rates, reason, reasons)
+    resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
+    resolved = _fill(resolved, _choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
+    if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
+        reasons.append("lora_rank and lora_alpha have no effect with method full")
+    resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
     precision, reason = _choose_precision(resolved.precision, device)
     reasons.append(reason)
     optimizer, reason = _choose_optimizer(resolved.optimizer, device)
@@ -146,6 +247,26 @@ def resolve_settings(
     reasons.append(reason)
     resolved = replace(resolved, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing)
     return resolved, [reason for reason in reasons if reason]
+
+
+def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[str]) -> DreamBoothConfig:
+    """Set the fields that are still left alone; with a reason, what was set is said."""
+    followed = {name: value for name, value in values.items() if getattr(config, name, 0) is None}
+    if followed and reason:
+        reasons.append(f"{reason}: {', '.join(f'{name} {value}' for name, value in followed.items())}")
+    return replace(config, **followed)
+
+
+def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
+    """How many times the model's own number of pictures one optimizer step sees."""
+    own = spec.defaults.get("batch_size", 1)
+    return (config.batch_size or own) * config.accumulation / own
+
+
+def _choose_prior(config: DreamBoothConfig) -> Given:
+    if config.class_prompt is None or config.prior_weight == 0 or config.class_images == 0:
+        return {}
+    return {"prior_weight": 1.0, "class_images": _CLASS_IMAGES}
 
 
 def _refuse_changes(given: Given, saved: Given) -> None:

@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.average import Average
 from fastsd_helpers.dreambooth.base_model import BaseModel, plain_names
 from fastsd_helpers.dreambooth.cache import Latents, encode_images, encode_prompts, tokenize
-from fastsd_helpers.dreambooth.chance import draw_step
+from fastsd_helpers.dreambooth.chance import draw_offset, draw_step
 from fastsd_helpers.dreambooth.denoising import HeldOut, held_out_loss, make_held_out, training_loss
+from fastsd_helpers.dreambooth.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.runtime import Device
 
 if TYPE_CHECKING:
     import torch
 
-    from fastsd_helpers.dreambooth.dataset import Dataset
+    from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.resume import Generation
 
-__all__ = ["STAGES", "Job", "Stage", "Studio", "open_stage"]
+__all__ = ["STAGES", "Batch", "Job", "Stage", "Studio", "open_stage", "suit_cpu"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class Stage:
 
 
 STAGES = (Stage("text_encoder"), Stage("unet"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: the photos' rows, then as many of class pictures where the prior is preserved."""
+
+    latents: "torch.Tensor"  # float32 [rows, 4, h/8, w/8] on the device, as all three
+    noise: "torch.Tensor"
+    timesteps: "torch.Tensor"
+    prompts: list[int]
+    class_rows: int = 0
 
 
 class Studio:
@@ -53,18 +67,29 @@ class Studio:
         self.held_out_label = ""
         self.prompts: list[str] = []
         self.prompt_of: list[int] = []  # training picture -> its prompt's index
+        self.class_latents: Latents | None = None
+        self.class_prompt_of: list[int] = []  # class picture -> its prompt's index in `texts`
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
 
     def count_of(self, part: str) -> int:
         """Number of values in the U-Net or the text encoder, from the model's own configuration."""
+        return sum(parameter.numel() for parameter in self.build_empty(part).parameters())
+
+    def trained_count_of(self, part: str) -> int:
+        """Number of values of a part that are trained: all of them, or the LoRA's."""
+        if self.config.method == "lora":
+            return count_lora(self.build_empty(part), part, self.config.lora_rank)
+        return self.count_of(part)
+
+    def build_empty(self, part: str) -> Any:
+        """The U-Net or the text encoder without weights, on the `meta` device."""
         import torch
 
         with torch.device("meta"):
-            module = self._build_empty(part)
-        return sum(parameter.numel() for parameter in module.parameters())
+            return self._build(part)
 
-    def _build_empty(self, part: str) -> Any:
+    def _build(self, part: str) -> Any:
         if part == "unet":
             from diffusers import UNet2DConditionModel
 
@@ -79,7 +104,23 @@ class Studio:
 
         return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
-    def fill_caches(self, dataset: "Dataset") -> None:
+    @property
+    def texts(self) -> list[str]:
+        """Every text that training needs: the prompts, then the classes."""
+        return [*self.prompts, *self.config.class_prompts]
+
+    def prepare(self, module: Any) -> Any:
+        """Move a network to the device, in the form that is fast there."""
+        if self.suits_cpu():
+            suit_cpu(module)
+        return module.to(self.device)
+
+    def suits_cpu(self) -> bool:
+        """Whether networks are used in the form that is fast in training on a CPU."""
+        # Plain attention holds a whole attention map: fine for small pictures, too much for large ones.
+        return self.device.type == "cpu" and (self.config.resolution // 8) ** 2 <= 1024
+
+    def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every picture once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
         vae = self.base.load_vae().to(self.device)
@@ -95,6 +136,53 @@ class Studio:
         self.held_out = make_held_out(
             latents, [place[image.prompt] for image in judged], seed=config.seed, label=self.held_out_label
         )
+        if class_images:
+            self.class_latents = encode_images(vae, class_images, config.resolution, device=self.device)
+            first, classes = len(self.prompts), self.config.class_prompts
+            self.class_prompt_of = [first + classes.index(image.prompt) for image in class_images]
+
+    def draw_batch(self, stage: str, step: int, part: int) -> Batch:
+        """What forward pass `part` of an optimizer step is made of: a function of (seed, stage, step, part) alone."""
+        import torch
+
+        config = self.config
+        latents, noise, timesteps, prompts = self._draw_rows(
+            stage, step, part, self.latents, self.prompt_of, flip=config.flip
+        )
+        if self.class_latents is None:
+            return Batch(latents, noise, timesteps, prompts)
+        others = self._draw_rows(f"{stage}/class", step, part, self.class_latents, self.class_prompt_of)
+        return Batch(
+            torch.cat([latents, others[0]]),
+            torch.cat([noise, others[1]]),
+            torch.cat([timesteps, others[2]]),
+            prompts + others[3],
+            class_rows=len(others[3]),
+        )
+
+    def _draw_rows(
+        self, stage: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
+    ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]":
+        config = self.config
+        draw = draw_step(
+            config.seed,
+            stage,
+            step,
+            part,
+            parts=config.accumulation,
+            batch_size=config.batch_size,
+            images=len(prompt_of),
+            latent_shape=tuple(pictures.mean.shape[1:]),
+            timesteps=self.schedule.config.num_train_timesteps,
+            flip=flip,
+        )
+        noise = draw.noise
+        if config.offset_noise:
+            offset = draw_offset(config.seed, stage, step, part, batch_size=config.batch_size, channels=noise.shape[1])
+            noise = noise + config.offset_noise * offset
+        latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
+        prompts = [prompt_of[image] for image in draw.images]
+        return latents, noise.to(self.device), draw.timesteps.to(self.device), prompts
 
     def empty_text(self) -> "torch.Tensor":
         """The embedding of the empty prompt, float32 [1, 77, width]: what guidance leads away from."""
@@ -102,19 +190,29 @@ class Studio:
 
     def load_text_encoder(self) -> Any:
         """The text encoder as it is now: trained when stage 1 is done, else the base model's."""
-        return self._with_trained(self.base.load_text_encoder(), "text_encoder").to(self.device)
+        return self.prepare(self._with_trained(self.base.load_text_encoder(), "text_encoder"))
 
     def load_unet(self) -> Any:
         """The U-Net as it is now, on the device."""
-        return self._with_trained(self.base.load_unet(), "unet").to(self.device)
+        return self.prepare(self._with_trained(self.base.load_unet(), "unet"))
 
     def _with_trained(self, module: Any, part: str) -> Any:
-        if self.trained[part] is not None:
-            put_tensors(module, self.trained[part])
-        # Plain attention holds a whole attention map: fine for small pictures, too much for large ones.
-        if self.device.type == "cpu" and (self.config.resolution // 8) ** 2 <= 1024:
-            _suit_cpu(module)
+        tensors = self.trained[part]
+        if tensors is not None:
+            if self.config.method == "lora":
+                tensors = merge_lora(module.state_dict(), tensors, alpha=self.config.lora_alpha)
+            put_tensors(module, tensors)
         return module
+
+    def whole_parts(self) -> "dict[str, Any]":
+        """Each part as a checkpoint file needs it: all of its tensors, or the base model's folder where untouched."""
+        whole: dict[str, Any] = {}
+        for part, tensors in self.trained.items():
+            whole[part] = tensors or self.base.folder / part
+            if tensors is not None and self.config.method == "lora":
+                load = self.base.load_unet if part == "unet" else self.base.load_text_encoder
+                whole[part] = plain_names(merge_lora(load().state_dict(), tensors, alpha=self.config.lora_alpha))
+        return whole
 
     def keep(self, stage: Stage, job: "Job") -> None:
         """Remember a finished stage's weights for the next stage and for the finished file."""
@@ -128,7 +226,17 @@ def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
     module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
 
 
-def _suit_cpu(module: Any) -> None:
+def _checkpoint_gradients(module: Any) -> None:
+    """Keep few of the values of the forward pass and compute the others again in the backward pass."""
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        # The older form finds no gradient where a frozen layer comes first, as it does with LoRA.
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()  # both libraries checkpoint only in training mode; these models have no dropout
+
+
+def suit_cpu(module: Any) -> None:
     """Choose the forms of attention and GroupNorm that are fast in training on a CPU.
 
     The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
@@ -161,15 +269,19 @@ class Job(ABC):
         import torch
 
         self.studio, self.module = studio, module
-        named = [(name, parameter) for name, parameter in module.named_parameters()]
-        self.names = [name.removeprefix("text_model.") for name, _ in named]
-        self.parameters = [parameter.requires_grad_(True) for _, parameter in named]
+        config = studio.config
+        named = module.named_parameters()
+        if config.method == "lora":
+            add_lora(module, self.stage, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+            named = lora_parameters(module)
+        found = dict(named)
+        self.names = [plain_lora_name(name) for name in found]
+        self.parameters = [parameter.requires_grad_(True) for parameter in found.values()]
+        self.average = Average(self.parameters, config.ema) if config.ema else None
         self.optimizer = build_optimizer(studio.config.optimizer, self.parameters, lr)
         self.scaler = torch.amp.GradScaler(studio.device.type, enabled=studio.dtype is torch.float16)
         if studio.config.gradient_checkpointing:
-            turn_on = getattr(module, "enable_gradient_checkpointing", None) or module.gradient_checkpointing_enable
-            turn_on()
-            module.train()  # both libraries checkpoint only in training mode; these models have no dropout
+            _checkpoint_gradients(module)
 
     @abstractmethod
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
@@ -184,23 +296,19 @@ class Job(ABC):
             group["lr"] = lr
         total = 0.0
         for part in range(config.accumulation):
-            draw = draw_step(
-                config.seed,
-                self.stage,
-                step,
-                part,
-                parts=config.accumulation,
-                batch_size=config.batch_size,
-                images=len(studio.prompt_of),
-                latent_shape=tuple(studio.latents.mean.shape[1:]),
-                timesteps=studio.schedule.config.num_train_timesteps,
-                flip=config.flip,
-            )
-            latents = studio.latents.draw(draw.images, draw.flips, draw.posterior_noise).to(studio.device)
-            noise, timesteps = draw.noise.to(studio.device), draw.timesteps.to(studio.device)
+            batch = studio.draw_batch(self.stage, step, part)
             with studio.autocast():
-                text = self.text_for([studio.prompt_of[image] for image in draw.images])
-                loss = training_loss(self.unet, studio.schedule, latents, noise, timesteps, text)
+                loss = training_loss(
+                    self.unet,
+                    studio.schedule,
+                    batch.latents,
+                    batch.noise,
+                    batch.timesteps,
+                    self.text_for(batch.prompts),
+                    min_snr=config.min_snr,
+                    class_rows=batch.class_rows,
+                    prior_weight=config.prior_weight,
+                )
             self.scaler.scale(loss / config.accumulation).backward()
             total += loss.item() / config.accumulation
         self.scaler.unscale_(self.optimizer)
@@ -208,33 +316,64 @@ class Job(ABC):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(step)
         return total
+
+    def shown(self) -> contextlib.AbstractContextManager:
+        """While this lasts, the module holds the weights that are judged, drawn with and exported."""
+        return self.average.shown() if self.average else contextlib.nullcontext()
 
     def held_out_loss(self) -> float:
         """The held-out loss of the model as it is now."""
         import torch
 
         studio = self.studio
-        with studio.autocast(), torch.no_grad():
+        with self.shown(), studio.autocast(), torch.no_grad():
             text = self.text_for(list(range(len(studio.prompts)))).float()
             return held_out_loss(self.unet, studio.schedule, studio.held_out, text, device=studio.device)
 
     def weights(self) -> "dict[str, torch.Tensor]":
-        """The trained module's tensors under plain names."""
+        """What was learned so far, under plain names: the module's tensors, or those of its LoRA; averaged with ema."""
+        with self.shown():
+            return self._tensors()
+
+    def _tensors(self) -> "dict[str, torch.Tensor]":
+        if self.studio.config.method == "lora":
+            return {plain_lora_name(name): parameter.data for name, parameter in lora_parameters(self.module)}
         return plain_names(self.module.state_dict())
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All that a resumed run needs: tensors by role, and JSON-able values."""
         optimizer, rest = pack_optimizer(self.optimizer, self.names)
         tensors = {self.stage: self.weights(), "optimizer": optimizer}
+        if self.average:
+            tensors["raw"] = self._tensors()
         return tensors, {"optimizer": rest, "scaler": self.scaler.state_dict()}
 
     def restore(self, generation: "Generation") -> None:
         """Go on from a checkpoint."""
-        put_tensors(self.module, generation.load(self.stage))
+        learned = generation.load(self.stage)
+        if self.average:
+            self.average.put([learned[name] for name in self.names])
+            learned = generation.load("raw")
+        self._put(learned)
         unpack_optimizer(self.optimizer, self.names, generation.load("optimizer"), generation.record["optimizer"])
         if generation.record["scaler"]:
             self.scaler.load_state_dict(generation.record["scaler"])
+
+    def _put(self, tensors: "dict[str, torch.Tensor]") -> None:
+        if self.studio.config.method == "full":
+            put_tensors(self.module, tensors)
+            return
+        own = self._tensors()
+        if own.keys() != tensors.keys():
+            raise CheckpointError(
+                "The checkpoint's LoRA has other layers than this model.",
+                "It belongs to another model: start over with --restart.",
+            )
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 class TextEncoderJob(Job):
@@ -245,7 +384,9 @@ class TextEncoderJob(Job):
     def __init__(self, studio: Studio) -> None:
         super().__init__(studio, studio.load_text_encoder(), studio.config.text_encoder_lr)
         self.unet = studio.load_unet()
-        self.ids = tokenize(studio.tokenizer, studio.prompts).to(studio.device)
+        if studio.config.gradient_checkpointing:
+            _checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
+        self.ids = tokenize(studio.tokenizer, studio.texts).to(studio.device)
 
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
         return self.module(self.ids[prompts]).last_hidden_state
@@ -258,7 +399,7 @@ class UnetJob(Job):
 
     def __init__(self, studio: Studio) -> None:
         text_encoder = studio.load_text_encoder()
-        self.text = encode_prompts(text_encoder, studio.tokenizer, studio.prompts, device=studio.device)
+        self.text = encode_prompts(text_encoder, studio.tokenizer, studio.texts, device=studio.device)
         del text_encoder
         super().__init__(studio, studio.load_unet(), studio.config.unet_lr)
         self.unet = self.module

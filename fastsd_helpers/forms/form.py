@@ -12,7 +12,7 @@ from fastsd_helpers.runtime import secret
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session
 
-__all__ = ["Form", "show_form"]
+__all__ = ["Form", "require", "show_form"]
 
 Config = TypeVar("Config")
 
@@ -31,6 +31,19 @@ def show_form(
         SettingsError: `given` names a setting that does not exist, or a value that it cannot have.
     """
     return Form(settings, session=restore, given=given)
+
+
+def require(config: Any, expected: type) -> None:
+    """Check that a cell got the settings it works with: the cells of a notebook share the name `form`.
+
+    Raises:
+        SettingsError: they belong to another cell.
+    """
+    if not isinstance(config, expected):
+        raise SettingsError(
+            f"The form shown last is for {type(config).__name__}, and this cell needs {expected.__name__}.",
+            "Run the cell just above this one first.",
+        )
 
 
 class Form(Generic[Config]):

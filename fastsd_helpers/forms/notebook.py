@@ -1,21 +1,27 @@
-"""The two choices a notebook's cells need besides settings: which session, and the demo when no pictures were given."""
+"""What a notebook's cells call before the training: which session, and which photos."""
 
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import demo
+from fastsd_helpers.dreambooth.child import find_training
+from fastsd_helpers.dreambooth.dataset import load_dataset, recorded_images
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
-from fastsd_helpers.drive import mount_drive, sessions_root
-from fastsd_helpers.errors import SessionNotFound, SettingsError
+from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
+from fastsd_helpers.errors import DatasetError, SessionNotFound
+from fastsd_helpers.forms.form import require
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import in_notebook, where
-from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions import Session, import_session, is_old_session
 
 __all__ = ["SessionConfig", "open_session", "prepare_pictures"]
 
 logger = logging.getLogger("fastsd_helpers")
+
+_LINK = "drive.google.com/"
 
 
 @dataclass(frozen=True)
@@ -25,28 +31,43 @@ class SessionConfig:
     session_name: str = option("my-subject", help="a new name, or one of your sessions to go on with it")
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
+    import_from: str = option(
+        "",
+        help="folder of a session made elsewhere, or the Drive link of one that was shared with you: it is copied",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
 
 def open_session(config: SessionConfig) -> Session:
-    """Open the session of that name, or create it; in Colab it is on Google Drive unless that is switched off.
+    """Open the session of that name, import it, or create it; in Colab it is on Google Drive unless switched off.
+
+    A folder that the old notebook left under that name becomes a session at once. With `import_from` a session is
+    copied from elsewhere the first time, and opened from then on.
 
     Raises:
         SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
         DriveError: Drive was not mounted or cannot be written.
     """
-    _require(config, SessionConfig)
+    require(config, SessionConfig)
     on_drive = config.google_drive and where() == "colab" and in_notebook()
     if on_drive:
         mount_drive(shared_drive=config.shared_drive or None)
     root = sessions_root(shared_drive=config.shared_drive) if on_drive else sessions_root("Fast-Dreambooth/Sessions")
+    name = config.session_name.strip()
+    for folder in (root / name, root / name.replace(" ", "_")):
+        if folder.parent == root and is_old_session(folder):
+            return import_session(folder.name, root=root).session
     try:
-        session = Session.open(config.session_name, root=root)
+        session = Session.open(name, root=root)
         logger.info("Opened the session %s in %s", session.name, session.folder)
     except SessionNotFound:
-        session = Session.create(config.session_name, root=root)
+        if config.import_from:
+            source = shared_folder(config.import_from) if _LINK in config.import_from else Path(config.import_from)
+            return import_session(name, source=source, root=root).session
+        session = Session.create(name, root=root)
         logger.info("Made the session %s in %s", session.name, session.folder)
     return session
 
@@ -54,27 +75,66 @@ def open_session(config: SessionConfig) -> Session:
 def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     """Prepare the user's photos, or the demo's pictures of a robot at the demo model's size when none were given.
 
-    The session remembers which it was: only for the demo's own pictures does base model "auto" mean the demo model.
+    Pictures that are prepared already are kept when no photos are named, when those that are named are gone (as on a
+    new machine), and while a training of this session is running. The session remembers whether they are the demo's:
+    only then does base model "auto" mean the demo model.
 
     Raises:
         SettingsError: these are the settings of another form. And what `dreambooth.prepare` raises.
     """
-    _require(config, PrepareConfig)
-    use_demo = not config.images
-    if use_demo:
+    require(config, PrepareConfig)
+    kept = _why_kept(config, session)
+    if kept:
+        logger.info("%s", kept)
+        return _prepared_before(session)
+    own = bool(config.images) or _has_unprepared(session)
+    if not own:
         folder = demo.SUBJECTS_FOLDER / "robot"
         logger.info("No photos were given, so the built-in pictures of a robot are used: %s", folder)
         held_out = demo.SUBJECTS_FOLDER / "held_out" / "robot"
         config = dataclasses.replace(config, images=str(folder), held_out=str(held_out), size=128)
     result = prepare(config, session)
-    session.save(dataset=session.record["dataset"] | {"demo": use_demo})
+    session.save(dataset=session.record["dataset"] | {"demo": not own})
     return result
 
 
-def _require(config: Any, expected: type) -> None:
-    # The cells share the name `form`: a cell that is run again after a later form was shown gets that one.
-    if not isinstance(config, expected):
-        raise SettingsError(
-            f"The form shown last is for {type(config).__name__}, and this cell needs {expected.__name__}.",
-            "Run the cell just above this one first.",
-        )
+def _has_unprepared(session: Session) -> bool:
+    """Pictures of an imported session, which no `prepare` has read yet."""
+    return not recorded_images(session) and any(session.instance_images.glob("*.*"))
+
+
+def _why_kept(config: PrepareConfig, session: Session) -> str | None:
+    dataset: dict[str, Any] = session.record.get("dataset") or {}
+    if not recorded_images(session):
+        return None
+    if find_training(session) is not None:
+        return "A training of this session is running, so its pictures stay as they are."
+    boxes = Path((dataset.get("settings") or {}).get("boxes") or "-")
+    same = dataset.get("settings", {}) | {"boxes": ""} == _as_recorded(config) | {"boxes": ""}
+    same = same and (dataset.get("size"), dataset.get("crop")) == (config.size, config.crop)
+    if not config.images and (boxes.is_file() or not dataset.get("demo", False)):
+        count = len(recorded_images(session))
+        return f"No new photos were given: the {count} pictures that are prepared in this session are used."
+    if config.images and not Path(config.images).expanduser().exists():
+        return f"{config.images} is not on this machine: the pictures that were prepared from it are used."
+    if same and config.images and boxes.is_file() and not config.boxes:
+        return "These photos are prepared already, with crops of yours."
+    return None
+
+
+def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ("size", "crop")}
+
+
+def _prepared_before(session: Session) -> PrepareResult:
+    dataset = session.record["dataset"]
+    load_dataset(session)  # every picture is there and as it was
+    sheet = session.logs / "contact-sheet.png"
+    if not sheet.is_file():
+        raise DatasetError("The contact sheet of the prepared pictures is missing.", "Give the photos again.")
+    images = recorded_images(session)
+    held_out = sum(item["held_out"] for item in images)
+    size = dataset.get("size") or 0
+    skipped = tuple(dataset.get("skipped") or ())
+    return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet)

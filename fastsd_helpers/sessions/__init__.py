@@ -1,6 +1,7 @@
 """Sessions: the folder and session.json of one subject; create, open, list, delete, and the lock of a run."""
 
-from fastsd_helpers.sessions.lock import SessionLock
+from fastsd_helpers.sessions.importing import ImportResult, import_session, is_old_session
+from fastsd_helpers.sessions.lock import LocalProcess, SessionLock, local_holder
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.sessions.session import (
     Session,
@@ -11,6 +12,8 @@ from fastsd_helpers.sessions.session import (
 )
 
 __all__ = [
+    "ImportResult",
+    "LocalProcess",
     "Session",
     "SessionLock",
     "SessionSummary",
@@ -18,5 +21,8 @@ __all__ = [
     "clean_name",
     "delete_checkpoint",
     "delete_session",
+    "import_session",
+    "is_old_session",
     "list_sessions",
+    "local_holder",
 ]

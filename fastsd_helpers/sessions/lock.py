@@ -24,13 +24,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.drive import drive_errors, write_atomic, write_new
 from fastsd_helpers.errors import DriveError, SessionBusy
 
-__all__ = ["LOCK", "SessionLock", "describe_holder", "guarded"]
+__all__ = ["LOCK", "LocalProcess", "SessionLock", "describe_holder", "guarded", "local_holder"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -215,6 +216,36 @@ class SessionLock:
         mine["heartbeat"] += 1
         mine["time"] = time.time()
         write_atomic(self._path, _to_bytes(mine))
+
+
+@dataclass(frozen=True)
+class LocalProcess:
+    """A process of this machine; when it started tells it apart from a later one that was given the same number."""
+
+    pid: int
+    start: str | None
+
+    @classmethod
+    def of(cls, pid: int) -> "LocalProcess":
+        """Name a process that is running now."""
+        return cls(pid, _start_of(pid))
+
+    def is_alive(self) -> bool:
+        """Whether it is still running."""
+        return _is_running(self.pid, self.start)
+
+
+def local_holder(folder: Path) -> LocalProcess | None:
+    """Find the process of this machine that holds a session's lock and is still running; None when there is none.
+
+    Raises:
+        DriveError: the session's folder cannot be read.
+    """
+    with drive_errors(folder / LOCK, "read"):
+        holder = _parse(_read_bytes(folder / LOCK) or b"")
+    if holder.get("machine") != _machine() or not _is_running(holder.get("pid"), holder.get("start")):
+        return None
+    return LocalProcess(holder["pid"], holder.get("start"))
 
 
 def describe_holder(holder: dict[str, Any]) -> str:

@@ -1,0 +1,74 @@
+"""Which checkpoint of a run has the lowest held-out loss, among those that are still there and whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsd_helpers.dreambooth.resume import Generation
+from fastsd_helpers.dreambooth.resume.generation import NotWhole, list_generations, read_generation, verify_files
+from fastsd_helpers.errors import CheckpointError
+
+__all__ = ["BEST", "Choice", "choose_checkpoint", "find_best"]
+
+BEST = "best"  # role of the weights that keep_best carries along; also the word for `--checkpoint`
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Weights to export or draw with: a generation, and the role in it that holds the last stage's weights."""
+
+    generation: Generation
+    role: str
+    stage: str
+    step: int
+    loss: float | None  # held-out loss, where it was judged
+
+
+def _own(generation: Generation) -> Choice:
+    return Choice(generation, generation.stage, generation.stage, generation.step, generation.record.get("loss"))
+
+
+def _whole(folder: Path, name: str) -> Generation | None:
+    try:
+        generation = read_generation(folder, name)
+        verify_files(generation, hashes=False)  # `load` checks each file's hash
+    except NotWhole:
+        return None
+    return generation
+
+
+def find_best(folder: Path, timeline: str) -> Choice | None:
+    """The weights with the lowest held-out loss of a run's last stage; in a draw or without losses the newest."""
+    found = []
+    for name in list_generations(folder):  # newest first
+        generation = _whole(folder, name)
+        if generation is None or generation.timeline != timeline:
+            continue
+        if found and generation.stage != found[0].stage:
+            break
+        kept = generation.record.get("best")
+        if not found and kept and BEST in generation.roles:
+            found += [_own(generation), Choice(generation, BEST, kept["stage"], kept["step"], kept["loss"])]
+        else:
+            found.append(_own(generation))
+    judged = [choice for choice in found if choice.loss is not None]
+    return min(judged, key=lambda choice: choice.loss, default=found[0] if found else None)
+
+
+def choose_checkpoint(folder: Path, newest: Generation, wanted: str) -> Choice:
+    """Find what `--checkpoint` names: nothing (the newest), `best`, or a generation's name.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint of that name; the hint lists those that are.
+    """
+    if wanted in ("", newest.name):
+        return _own(newest)
+    if wanted == BEST:
+        return find_best(folder, newest.timeline) or _own(newest)
+    names = list_generations(folder)
+    generation = _whole(folder, wanted) if wanted in names else None
+    if generation is None:
+        whole = [name for name in names if _whole(folder, name)]
+        raise CheckpointError(
+            f"There is no whole checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
+        )
+    return _own(generation)

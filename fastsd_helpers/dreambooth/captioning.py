@@ -1,0 +1,91 @@
+"""The captions of prepared pictures as a person edits them: which picture has which prompt, and a new one for it."""
+
+import logging
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fastsd_helpers import demo
+from fastsd_helpers.captions import write_caption
+from fastsd_helpers.dreambooth.dataset import PromptRow, prompt_table, recorded_images
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.sessions import Session
+
+__all__ = ["find_picture", "prompt_rows", "set_caption"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+def prompt_rows(session: Session, *, instance_prompt: str | None = None) -> list[PromptRow]:
+    """List every prepared picture with its exact prompt; tokens are counted when the model's tokenizer is here.
+
+    Raises:
+        DatasetError: nothing is prepared.
+    """
+    return prompt_table(session, instance_prompt, _tokenizer_here(session))
+
+
+def _tokenizer_here(session: Session) -> Any:
+    """The tokenizer of the session's model, when that is on this machine: counting is not worth a download."""
+    ref = (session.record.get("base_model") or {}).get("ref")
+    if (session.record.get("dataset") or {}).get("demo") and ref is None:
+        ref = "demo"
+    folder = demo.MODEL_FOLDER if ref == "demo" else Path(str(ref)).expanduser()
+    if not ref or not (folder / "tokenizer").is_dir():
+        return None
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        return None
+    try:
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    except (OSError, ValueError) as err:
+        logger.debug("The tokenizer in %s cannot be used: %s.", folder, err)
+        return None
+
+
+def find_picture(session: Session, name: str) -> dict[str, Any]:
+    """Find what session.json says about a picture by its file name, its stem, or the name of the photo it came from.
+
+    Raises:
+        DatasetError: there is none of that name, or several are meant.
+    """
+    images = recorded_images(session)
+    if not images:
+        raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
+    for keys in (_own_names, _source_names):
+        found = [item for item in images if name in keys(item)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DatasetError(f"Several pictures are named {name!r}.", f"Choose one of: {_names_of(found)}.")
+    raise DatasetError(f"No prepared picture is named {name!r}.", f"Choose one of: {_names_of(images)}.")
+
+
+def _own_names(item: dict[str, Any]) -> set[str]:
+    path = PurePosixPath(item["file"])
+    return {item["file"], path.name, path.stem}
+
+
+def _source_names(item: dict[str, Any]) -> set[str]:
+    # A record that was rebuilt from the folder does not know the photos.
+    path = PurePosixPath(item.get("source", ""))
+    return {str(path), path.name, path.stem}
+
+
+def _names_of(items: list[dict[str, Any]]) -> str:
+    names = [PurePosixPath(item["file"]).name for item in items]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def set_caption(session: Session, name: str, words: str | None) -> Path:
+    """Give a prepared picture these words as its exact prompt; None or blanks go back to what its name says.
+
+    Writes captions/NAME.txt. A run that has begun with other captions goes on only with --restart.
+
+    Raises:
+        DatasetError: no picture of that name. DriveError: the caption cannot be written.
+    """
+    stem = PurePosixPath(find_picture(session, name)["file"]).stem
+    path = session.captions / f"{stem}.txt"
+    write_caption(path, words)
+    return path

@@ -1,0 +1,176 @@
+"""What a running training says about itself: a small local file that the run appends to and anybody may read.
+
+The file lies on this machine's own disk, not on Drive: it is written twice a second, and only whoever is on the same
+machine can watch or stop the run. A line that was cut by a kill is passed over; a new run begins a new file.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.runtime import peak_memory_bytes, redact
+from fastsd_helpers.sessions import LocalProcess, Session
+
+if TYPE_CHECKING:
+    from fastsd_helpers.dreambooth.engine import Progress
+
+__all__ = ["Journal", "JournalReader", "Live", "live_folder"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_FILE = "progress.jsonl"
+_EVERY_S = 0.5
+_MOST_POINTS = 600  # of a loss curve; neighbours are averaged beyond
+_MOST_MESSAGES = 200
+
+
+def live_folder(session: Session) -> Path:
+    """The local folder of a session's live files; FASTSD_SCRATCH moves it. Nothing is created."""
+    user = getattr(os, "getuid", lambda: 0)()
+    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
+    return Path(root) / f"{session.record['id']}-live"
+
+
+class Journal:
+    """Appends a run's progress to its session's live file and logs it; give it to `train` as `report`.
+
+    At most one line each half second, with the mean loss of the steps in between, so that a day's run stays under
+    20 MB. A disk that is full costs the watchers their news, never the run.
+    """
+
+    def __init__(self, session: Session, *, every_s: float = _EVERY_S) -> None:
+        self._folder = live_folder(session)
+        self._every_s = every_s
+        self._file: int | None = None
+        self._last = 0.0
+        self._losses: list[float] = []
+
+    def __call__(self, progress: "Progress") -> None:
+        """Log the progress as a terminal shows it, and note it for watchers."""
+        _log(progress)
+        if progress.message:
+            self._append({"message": redact(progress.message)})
+            return
+        if progress.loss is not None:
+            self._losses.append(progress.loss)
+        now = time.monotonic()
+        if now - self._last < self._every_s and progress.step != progress.steps:
+            return
+        mean = sum(self._losses) / len(self._losses) if self._losses else None
+        self._losses, self._last = [], now
+        self._append(
+            {
+                "stage": progress.stage,
+                "step": progress.step,
+                "steps": progress.steps,
+                "loss": mean,
+                "left_s": progress.seconds_left,
+                "host": peak_memory_bytes("host"),
+                "gpu": peak_memory_bytes("cuda"),
+            }
+        )
+
+    def _append(self, line: dict[str, Any]) -> None:
+        try:
+            if self._file is None:
+                # Opened at the first word of the run, which comes after it got the session's lock: a run that is
+                # refused must not wipe out the news of the one that holds it.
+                self._file = self._open()
+            os.write(self._file, json.dumps(line).encode() + b"\n")
+        except OSError as err:
+            logger.debug("Progress could not be noted in %s: %s.", self._folder, err)
+
+    def _open(self) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._folder / _FILE
+        temporary = path.with_name(f"{_FILE}.{os.getpid()}.part")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        own = LocalProcess.of(os.getpid())
+        os.write(file, json.dumps({"pid": own.pid, "start": own.start, "began": time.time()}).encode() + b"\n")
+        os.replace(temporary, path)  # a new file, so that a reader notices a new run
+        return file
+
+
+def _log(progress: "Progress") -> None:
+    if progress.message:
+        logger.info("%s", progress.message)
+    elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
+        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
+
+
+@dataclass
+class Live:
+    """What is known of a run at one moment."""
+
+    process: LocalProcess | None = None  # who writes the file
+    began: float | None = None  # seconds since 1970
+    stage: str = ""
+    step: int = 0  # finished steps of this stage
+    steps: int = 0
+    seconds_left: float | None = None  # of this stage
+    host_bytes: int = 0  # the most it has held so far
+    gpu_bytes: int = 0
+    losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # stage -> (step, mean loss) in order
+    messages: list[str] = field(default_factory=list)  # the newest 200
+
+
+class JournalReader:
+    """Reads a session's live file, each time only what is new."""
+
+    def __init__(self, session: Session) -> None:
+        self._path = live_folder(session) / _FILE
+        self.forget()
+
+    def forget(self) -> None:
+        """Start over with the next read."""
+        self._live = Live()
+        self._identity: tuple[int, int] | None = None
+        self._offset = 0
+
+    def read(self) -> Live:
+        """The newest state; empty when no run has written anything."""
+        try:
+            with open(self._path, "rb") as file:
+                found = os.fstat(file.fileno())
+                if (found.st_dev, found.st_ino) != self._identity:
+                    self.forget()
+                    self._identity = (found.st_dev, found.st_ino)
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return self._live
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError) as err:
+                logger.debug("A line of %s could not be read: %s.", self._path, err)
+        return self._live
+
+    def _take(self, line: dict[str, Any]) -> None:
+        live = self._live
+        if "pid" in line:
+            live.process, live.began = LocalProcess(line["pid"], line["start"]), line["began"]
+        elif "message" in line:
+            live.messages = [*live.messages, line["message"]][-_MOST_MESSAGES:]
+        else:
+            live.stage, live.step, live.steps = line["stage"], line["step"], line["steps"]
+            live.seconds_left, live.host_bytes, live.gpu_bytes = line["left_s"], line["host"], line["gpu"]
+            if line["loss"] is not None:
+                points = live.losses.setdefault(live.stage, [])
+                points.append((live.step, line["loss"]))
+                if len(points) > _MOST_POINTS:
+                    live.losses[live.stage] = _halved(points)
+
+
+def _halved(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    pairs = zip(points[::2], points[1::2], strict=False)
+    halved = [((a + b) / 2, (x + y) / 2) for (a, x), (b, y) in pairs]
+    return halved if len(points) % 2 == 0 else [*halved, points[-1]]

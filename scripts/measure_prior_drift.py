@@ -1,0 +1,121 @@
+"""Measure how much a trained demo model drifts from the base model, with and without prior preservation.
+
+    python scripts/measure_prior_drift.py [--seeds 5] [--class-images 40] [--work FOLDER] [--write]
+
+Ten prompts, one of each class and none of them trained on, are drawn by the base model and by each trained one from
+equal noise. Drift is the mean distance of the pictures: pixels (mean absolute difference, 0..1) and latents (root mean
+square difference of the demo VAE's latents). Each seed trains twice, alike but for the prior. --write records the table
+in benchmarks/results/prior_drift.md.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastsd_helpers.demo import SUBJECTS_FOLDER
+from fastsd_helpers.demo.pictures import BACKGROUNDS, COLOURS, OBJECTS, PLACES, Scene
+from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
+from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.cache import encode_prompts
+from fastsd_helpers.dreambooth.learned import open_learned
+from fastsd_helpers.dreambooth.sampling import draw_pictures
+from fastsd_helpers.runtime import make_cpu_sums_repeatable
+from fastsd_helpers.sessions import Session
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "prior_drift.md"
+SUBJECT = "robot"
+# What the base model knows beside the subject: ten kinds of objects, each a class.
+CLASS_PROMPT = " | ".join(f"a {name}" for name in OBJECTS)
+PROMPTS = [
+    Scene(name, colour, place, background, "flat").caption
+    for name, colour, place, background in zip(
+        OBJECTS, 2 * list(COLOURS), 2 * list(PLACES), 2 * list(BACKGROUNDS), strict=False
+    )
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--class-images", type=int, default=40)
+    parser.add_argument("--class-prompt", default=CLASS_PROMPT)
+    parser.add_argument("--work", type=Path, help="keep the sessions here")
+    parser.add_argument("--write", action="store_true", help=f"record the table in {RESULTS.name}")
+    chosen = parser.parse_args()
+    make_cpu_sums_repeatable()
+    work = chosen.work or Path(tempfile.mkdtemp())
+    before = draw_with(BaseModel.fetch("demo"), None)
+    lines = [
+        "| seed | pixels without | pixels with | latents without | latents with |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lower = {"pixels": 0, "latents": 0}
+    for seed in range(1, chosen.seeds + 1):
+        row = {}
+        for name, prior in (("without", {}), ("with", {"class_prompt": chosen.class_prompt})):
+            if prior:
+                prior["class_images"] = chosen.class_images
+            row[name] = distances(before, drawn_after_training(work / f"{name}-{seed}", seed, prior))
+        for what in lower:
+            lower[what] += row["with"][what] < row["without"][what]
+        cells = [f"{row[name][what]:.4f}" for what in ("pixels", "latents") for name in ("without", "with")]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    lines.append("")
+    lines.append(
+        f"Lower with the prior: pixels {lower['pixels']} of {chosen.seeds} seeds, latents {lower['latents']} of "
+        f"{chosen.seeds}."
+    )
+    print(lines[-1])
+    if chosen.write:
+        head = [
+            "# Drift with and without prior preservation",
+            "",
+            f"`scripts/measure_prior_drift.py`, {date.today()}, {platform.platform()}, {os.cpu_count()} cores, torch "
+            f"{torch.__version__}; subject {SUBJECT}, class prompt `{chosen.class_prompt}`, {chosen.class_images} "
+            "class pictures.",
+            "",
+        ]
+        RESULTS.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+
+
+def drawn_after_training(folder: Path, seed: int, prior: dict) -> tuple[np.ndarray, torch.Tensor]:
+    """Train the demo's subject once and draw the class prompts with what came out."""
+    session = Session.create(SUBJECT, root=folder)
+    prepare(PrepareConfig(images=str(SUBJECTS_FOLDER / SUBJECT), size=128), session)
+    train(DreamBoothConfig(base_model="demo", seed=seed, sample_every=0, save_every=0, **prior), session)
+    with tempfile.TemporaryDirectory() as scratch:
+        studio, _, _ = open_learned(session, Path(scratch))
+    return draw_with(studio.base, studio)
+
+
+def draw_with(base: BaseModel, studio) -> tuple[np.ndarray, torch.Tensor]:
+    """Pixels float32 [prompts, h, w, 3] in 0..1 and their latents, drawn by the base model or by a studio's."""
+    text_encoder = studio.load_text_encoder() if studio else base.load_text_encoder()
+    unet = studio.load_unet() if studio else base.load_unet()
+    vae = base.load_vae()
+    text = encode_prompts(text_encoder, base.load_tokenizer(), [*PROMPTS, ""], device="cpu")
+    seeds = list(range(100, 100 + len(PROMPTS)))
+    pictures = draw_pictures(base, unet, vae, text[:-1], text[-1:], size=128, seeds=seeds, device="cpu")
+    pixels = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in pictures])
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2) * 2 - 1).latent_dist.mean
+    return pixels, latents
+
+
+def distances(one, other) -> dict[str, float]:
+    """Mean absolute difference of the pixels and root mean square difference of the latents."""
+    return {
+        "pixels": float(np.abs(one[0] - other[0]).mean()),
+        "latents": float((one[1] - other[1]).pow(2).mean().sqrt()),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""A real JupyterLab and a real Chromium for tests: start them, open a notebook, run its cells, find its widgets."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["Lab", "find_chromium", "open_browser", "start_lab"]
+
+ROOT = Path(__file__).resolve().parents[2]
+# Somebody else may be using the machine: what takes two seconds alone can take twenty.
+PATIENCE_S = 180
+
+
+def find_chromium() -> str | None:
+    """The browser of the system, as Debian, Fedora or a desktop names it."""
+    names = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@contextlib.contextmanager
+def start_lab(folder: Path, widgets: Path | None = None) -> Iterator[str]:
+    """Run JupyterLab on 127.0.0.1 with `folder` as its root; gives its address with the token."""
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
+    command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--ServerApp.allow_root=True"]
+    paths = [str(widgets)] if widgets else []
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]),
+        "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"),
+        "JUPYTER_DATA_DIR": str(folder / ".data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / ".runtime"),
+        "IPYTHONDIR": str(folder / ".ipython"),
+    }
+    # Otherwise a question about news lies over the cells.
+    settings = folder / ".settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    environment["JUPYTERLAB_SETTINGS_DIR"] = str(folder / ".settings")
+    with open(folder / "lab.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        yield f"{_address(process, folder)}lab?token={token}"
+    finally:
+        # Its kernels are in process groups of their own and end when the server does.
+        os.kill(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _address(process: "subprocess.Popen[bytes]", folder: Path) -> str:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        for file in (folder / ".runtime").glob("jpserver-*.json"):
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                url = json.loads(file.read_text())["url"]
+                urllib.request.urlopen(f"{url}api", timeout=20)
+                return url
+        assert process.poll() is None, (folder / "lab.log").read_text()[-3000:]
+        time.sleep(0.3)
+    raise AssertionError((folder / "lab.log").read_text()[-3000:])
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    """A page of headless Chromium; skips the test where Chromium or Playwright is not found."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(PATIENCE_S * 1000)
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+class Lab:
+    """One open notebook.
+
+    Args:
+        page: of `open_browser`.
+        address: of `start_lab`.
+        notebook: name of the file in the server's root.
+        shots: folder for screenshots, or None.
+    """
+
+    def __init__(self, page: Any, address: str, notebook: str, shots: Path | None = None) -> None:
+        self.page, self._shots = page, shots
+        page.goto(address.replace("/lab?", f"/lab/tree/{notebook}?"))
+        self.cells = page.locator(".jp-Notebook .jp-Cell")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.wait_for_kernel()
+
+    def wait_for_kernel(self) -> None:
+        """Wait until the kernel is there and does nothing."""
+        self.page.wait_for_selector(
+            '.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+        )
+
+    def cell(self, title: str) -> Any:
+        """The code cell whose title begins with these words."""
+        pattern = re.compile(rf"# @title {re.escape(title)}")
+        return self.page.locator(".jp-Notebook .jp-CodeCell", has_text=pattern).first
+
+    def run(self, title: str, *, wait: bool = True) -> Any:
+        """Run a cell; waits until it is done."""
+        cell = self.cell(title)
+        cell.scroll_into_view_if_needed()
+        cell.locator(".cm-content").first.click()
+        self.page.keyboard.press("Control+Enter")
+        if wait:
+            self.wait_done(title)
+        return cell
+
+    def wait_done(self, title: str, *, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until a cell has a number, which it gets when it is done."""
+        prompt = self.cell(title).locator(".jp-InputPrompt").first
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if re.fullmatch(r"\[\d+\]:", (prompt.text_content() or "").strip()):
+                return
+            self.page.wait_for_timeout(200)
+        raise AssertionError(f"{title} is still running: {self.output(title)[-2000:]}")
+
+    def output(self, title: str) -> str:
+        """What a person can read below a cell."""
+        return self.cell(title).locator(".jp-OutputArea").first.inner_text()
+
+    def field(self, title: str, name: str) -> Any:
+        """The input of a setting in the form below a cell."""
+        rows = self.cell(title).locator(".widget-hbox", has=self.page.locator(f"b:text-is('{name}')"))
+        return rows.last.locator("input, select, textarea").first
+
+    def shoot(self, name: str, title: str | None = None) -> None:
+        """Keep a screenshot of a cell, or of the page."""
+        if self._shots is None:
+            return
+        self._shots.mkdir(parents=True, exist_ok=True)
+        thing = self.cell(title) if title else self.page
+        thing.screenshot(path=str(self._shots / f"{name}.png"))

@@ -1,0 +1,149 @@
+"""Small real models of each family that can be trained, and sessions to train them in, for tests of the engine."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny_models import SMALL, build_parts, make_tokenizer
+
+FAMILIES = ("sd15", "sd21-512", "sd21-768")
+
+
+def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
+    """A Diffusers folder with random weights: the real classes and SD's own block layout, at small widths.
+
+    sd21-512 and sd21-768 differ from sd15 as the published models do: linear projections, heads per level, gelu and
+    23 layers in the text encoder, and for 768 the scheduler's prediction type.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    parts = build_parts(SMALL)
+    if key != "sd15":
+        parts["unet"] = diffusers.UNet2DConditionModel(
+            **{**SMALL["unet"], "attention_head_dim": (1, 2, 4, 4)},
+            sample_size=8,
+            use_linear_projection=True,
+            upcast_attention=key == "sd21-768",
+        )
+        text = {**SMALL["text"], "hidden_act": "gelu", "num_hidden_layers": 23, "projection_dim": 16}
+        size = text["vocab_size"]
+        parts["text_encoder"] = transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(bos_token_id=size - 2, eos_token_id=size - 1, **text)
+        )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if key == "sd21-768" else "epsilon",
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        **parts,
+        tokenizer=make_tokenizer(folder.with_name(f"{folder.name}-words"), SMALL["text"]["vocab_size"]),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def make_session(folder: Path, *, names: tuple[str, ...] = ("zib robot",), photos: int = 3, held_out: int = 1) -> Any:
+    """A session with prepared 64-pixel pictures of one subject per name."""
+    import numpy as np
+
+    from fastsd_helpers.demo import pictures
+    from fastsd_helpers.dreambooth import PrepareConfig, prepare
+    from fastsd_helpers.sessions import Session
+
+    generator = np.random.default_rng(0)
+    for part, count in (("train", photos), ("held-out", held_out)):
+        (folder / part).mkdir(parents=True)
+        for name in names:
+            for index in range(count):
+                place = list(pictures.PLACES)[index % len(pictures.PLACES)]
+                background = list(pictures.BACKGROUNDS)[(index + count) % len(pictures.BACKGROUNDS)]
+                path = folder / part / f"{name} ({index + 1}).png"
+                pictures.draw_subject("robot", place, background, generator).save(path)
+    session = Session.create("robot", root=folder / "sessions")
+    judged = {"held_out": str(folder / "held-out")} if held_out else {}
+    prepare(PrepareConfig(images=str(folder / "train"), size=64, **judged), session)
+    return session
+
+
+def config_for(base: Path, **values: Any) -> Any:
+    """Few steps, large enough that a lost or different one cannot round to the same weights."""
+    from fastsd_helpers.dreambooth import DreamBoothConfig
+
+    few = {"resolution": 64, "batch_size": 1, "sample_every": 0, "save_every": 0, "precision": "fp32"}
+    few |= {"unet_steps": 3, "text_encoder_steps": 3, "unet_lr": 1e-3, "text_encoder_lr": 1e-3}
+    return DreamBoothConfig(base_model=str(base), **{**few, **values})
+
+
+def draw_quickly(monkeypatch: Any) -> None:
+    """One denoising step a picture and no loss plot: both take time and go into no weight."""
+    import functools
+
+    from fastsd_helpers.dreambooth import engine, finish, prior
+
+    def no_plot(history: Any, held_out: Any, path: Path, *, label: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"plot")
+        return path
+
+    monkeypatch.setattr(engine, "plot_losses", no_plot)
+    monkeypatch.setattr(finish, "plot_losses", no_plot)
+    monkeypatch.setattr(finish, "draw_pictures", functools.partial(finish.draw_pictures, steps=1))
+    monkeypatch.setattr(prior, "_STEPS", 1)
+
+
+def learned(session: Any, role: str | None = None) -> dict[str, Any]:
+    """Every tensor of the session's newest generation, as role/name."""
+    from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation
+
+    run = str(session.record.get("run", 1))
+    names = list_generations(session.checkpoints)
+    newest = next(
+        found for found in (read_generation(session.checkpoints, name) for name in names) if found.timeline == run
+    )
+    roles = [role] if role else [each for each in newest.roles if each != "history"]
+    return {f"{each}/{name}": tensor for each in roles for name, tensor in newest.load(each).items()}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two sets of tensors have the same names and bits."""
+    import torch
+
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stop_at(stage: str, step: int) -> Callable[[Any], None]:
+    """A report function that stops the run after a step, as `kill` does."""
+
+    def report(progress: Any) -> None:
+        if (progress.stage, progress.step) == (stage, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+def train_in_pieces(config: Any, session: Any, moments: list[tuple[str, int]], **options: Any) -> Any:
+    """Train, stopped after each of the moments and gone on with; returns the last call's result."""
+    from fastsd_helpers.dreambooth import train
+    from fastsd_helpers.errors import Interrupted
+
+    for moment in moments:
+        with contextlib.suppress(Interrupted):
+            train(config, session, report=stop_at(*moment), **options)
+            raise AssertionError(f"was not stopped at {moment}")
+        options.pop("restart", None)
+    return train(config, session, **options)

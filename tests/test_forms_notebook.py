@@ -1,0 +1,655 @@
+"""What the notebook's cells show: uploads, crops, captions, the live view, export, free space, disconnecting."""
+
+import base64
+import datetime
+import hashlib
+import io
+import json
+import random
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_forms import text_of
+from test_importing import old_session
+
+from fastsd_helpers import forms
+from fastsd_helpers.dreambooth.child import LocalProcess
+from fastsd_helpers.dreambooth.dataset import load_dataset
+from fastsd_helpers.dreambooth.engine import TrainResult
+from fastsd_helpers.dreambooth.learned import ExportConfig
+from fastsd_helpers.dreambooth.live import Live
+from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.upload import UploadConfig
+from fastsd_helpers.dreambooth.uploads import list_uploads, save_uploads
+from fastsd_helpers.errors import (
+    FastSDError,
+    Interrupted,
+    SessionError,
+    SettingsError,
+    TrainingFailed,
+    VerificationFailed,
+)
+from fastsd_helpers.forms import SessionConfig, open_session, playing, prepare_pictures, sharing, training
+from fastsd_helpers.forms.live_view import LiveView, in_words
+from fastsd_helpers.forms.loss_curve import draw_loss_curve
+from fastsd_helpers.forms.uploading import uploaded_files
+from fastsd_helpers.playground import PlaygroundConfig
+from fastsd_helpers.sessions import Session, list_sessions
+
+ipywidgets = pytest.importorskip("ipywidgets")
+Image = pytest.importorskip("PIL.Image")
+
+IS_7 = ipywidgets.__version__.startswith("7.")
+
+
+def photo(seed: int = 1, size: tuple[int, int] = (120, 80)) -> bytes:
+    data = io.BytesIO()
+    Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1])).save(data, "PNG")
+    return data.getvalue()
+
+
+def upload_value(files: dict[str, bytes]) -> Any:
+    """What the browser's files are in FileUpload.value of this ipywidgets."""
+    if IS_7:
+        return {name: {"metadata": {"name": name}, "content": data} for name, data in files.items()}
+    about = {"type": "", "last_modified": datetime.datetime.now(datetime.UTC)}
+    return tuple(
+        {**about, "name": name, "size": len(data), "content": memoryview(data)} for name, data in files.items()
+    )
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session.create("rex", root=tmp_path / "sessions")
+
+
+@pytest.fixture
+def prepared(session: Session) -> Session:
+    save_uploads(session, [(f"zib dog ({number}).png", photo(number)) for number in (1, 2, 3)])
+    form = forms.show_photos_form(session)
+    form.update(images=str(session.folder / "uploads"), size=64)
+    prepare_pictures(form.config(), session)
+    return session
+
+
+def find(box: Any, kind: str, words: str = "") -> Any:
+    """The first widget of a kind whose description holds some words."""
+    if type(box).__name__ == kind and words in str(getattr(box, "description", "")):
+        return box
+    for child in getattr(box, "children", ()):
+        if (found := find(child, kind, words)) is not None:
+            return found
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- uploads
+
+
+def test_both_shapes_of_an_upload_are_read() -> None:
+    assert uploaded_files({"a.png": {"content": b"1"}}) == [("a.png", b"1")]
+    assert uploaded_files(({"name": "a.png", "content": memoryview(b"1")},)) == [("a.png", b"1")]
+    assert uploaded_files(()) == uploaded_files({}) == []
+
+
+def test_what_is_uploaded_is_in_the_session_at_once_and_becomes_the_setting(session: Session) -> None:
+    form = forms.show_photos_form(session)
+    button = find(form._box, "FileUpload")
+    button.set_trait("value", upload_value({"zib dog (1).png": photo(1), "zib dog (1).txt": b"zib dog on a beach"}))
+    assert form.config().images == str(session.folder / "uploads")
+    assert "1 uploaded photo in this session, 1 with a caption" in text_of(form._box)
+    again = forms.show_photos_form(Session.open("rex", root=session.folder.parent))
+    assert again.config().images == str(session.folder / "uploads"), "also after a restart"
+    again.update(size=64)
+    prepare_pictures(again.config(), session)
+    assert load_dataset(session).train[0].prompt == "zib dog on a beach"
+
+
+def test_a_second_upload_adds_and_says_what_it_left_out(session: Session) -> None:
+    form = forms.show_photos_form(session)
+    button = find(form._box, "FileUpload")
+    button.set_trait("value", upload_value({"a.png": photo(1)}))
+    button.set_trait(
+        "value", upload_value({"copy of a.png": photo(1), "a.png": photo(2), "film.mp4": b"x", "empty.jpg": b""})
+    )
+    names = [path.name for path in list_uploads(session)]
+    assert names == ["a (2).png", "a.png"]
+    shown = text_of(form._box)
+    for words in ("copy of a.png: is here already as a.png", "film.mp4: is not a picture", "empty.jpg: is empty"):
+        assert words in shown
+
+
+def send_pieces(bridge: Any, name: str, data: bytes, size: int) -> list[str]:
+    """Hand a file to the bridge as the page's own code does; returns the answers."""
+    answers = []
+    for number, offset in enumerate(range(0, max(len(data), 1), size), start=1):
+        part = base64.b64encode(data[offset : offset + size]).decode()
+        piece = {"n": number, "name": name, "offset": offset, "size": len(data), "data": part}
+        bridge._field.value = json.dumps(piece)
+        answers.append(bridge._ack.value)
+    return answers
+
+
+def test_a_file_in_pieces_arrives_whole_and_every_piece_is_answered(session: Session) -> None:
+    form = forms.show_photos_form(session)
+    answers = send_pieces(form._bridge, "zib dog (1).png", photo(1), 1000)
+    assert len(answers) > 20
+    assert all(f'data-n="{number}"' in answer for number, answer in enumerate(answers, start=1))
+    assert list_uploads(session)[0].read_bytes() == photo(1)
+    assert form.config().images == str(session.folder / "uploads")
+    send_pieces(form._bridge, "nothing.png", b"", 1000)
+    assert "nothing.png: is empty" in text_of(form._box)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "{}",
+        '{"n": 1, "name": "a.png", "offset": 5, "size": 9, "data": ""}',
+        '{"n": 1, "name": "a.png", "offset": 0, "size": 99999999999, "data": ""}',
+        '{"n": 1, "name": "a.png", "offset": 0, "size": 3, "data": "???"}',
+    ],
+)
+def test_a_piece_that_does_not_fit_is_neither_kept_nor_answered(session: Session, text: str) -> None:
+    form = forms.show_photos_form(session)
+    form._bridge._field.value = text
+    assert form._bridge._ack.value == ""
+    assert list_uploads(session) == []
+
+
+def test_a_zip_is_unpacked_safely(session: Session) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("dogs/zib (1).png", photo(1))
+        archive.writestr("dogs/zib (1).txt", "zib at home")
+    evil = io.BytesIO()
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("../../evil.png", photo(2))
+    report = save_uploads(session, [("dogs.zip", data.getvalue()), ("evil.zip", evil.getvalue())])
+    assert report.saved == ("zib (1).png", "zib (1).txt")
+    assert report.skipped[0][0] == "evil.zip"
+    assert not list(session.folder.parent.parent.rglob("evil*"))
+
+
+@pytest.mark.parametrize("name", ["../../up.png", "/etc/up.png", "C:\\up.png", "con.png", "\x00.png"])
+def test_a_hostile_name_stays_in_the_uploads_folder(session: Session, name: str) -> None:
+    saved = save_uploads(session, [(name, photo(1))]).saved
+    assert [path.name for path in list_uploads(session)] == list(saved)
+    assert len(saved) == 1
+
+
+def test_uploads_can_be_removed_again(session: Session) -> None:
+    form = forms.show_photos_form(session)
+    find(form._box, "FileUpload").set_trait("value", upload_value({"a.png": photo(1)}))
+    find(form._box, "Button", "Remove").click()
+    assert list_uploads(session) == []
+    assert form.config().images == ""
+
+
+# ------------------------------------------------------------------------------------------------ run all again
+
+
+def test_prepared_pictures_stay_when_no_new_photos_are_named(
+    prepared: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    before = prepared.record["dataset"]["id"]
+    result = prepare_pictures(PrepareConfig(), prepared)
+    assert (result.train, result.size) == (3, 64)
+    assert prepared.record["dataset"]["id"] == before
+    assert "the 3 pictures that are prepared in this session are used" in caplog.text
+
+
+def test_prepared_pictures_stay_when_the_named_photos_are_gone(prepared: Session, tmp_path: Path) -> None:
+    assert prepare_pictures(PrepareConfig(images=str(tmp_path / "gone"), size=64), prepared).train == 3
+
+
+def test_pictures_stay_while_their_training_runs(prepared: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastsd_helpers.forms.notebook.find_training", lambda session: object())
+    before = prepared.record["dataset"]["id"]
+    with prepared.lock():  # `prepare` itself would be refused
+        assert prepare_pictures(PrepareConfig(images=str(prepared.folder / "uploads")), prepared).train == 3
+    assert prepared.record["dataset"]["id"] == before
+
+
+def test_the_demo_is_prepared_again_when_it_was_the_demo(session: Session) -> None:
+    assert prepare_pictures(PrepareConfig(), session).train == 6
+    assert prepare_pictures(PrepareConfig(), session).train == 6
+    assert Session.open("rex", root=session.folder.parent).record["dataset"]["demo"] is True
+
+
+def test_crops_of_the_demos_pictures_stay_too(session: Session) -> None:
+    prepare_pictures(PrepareConfig(), session)
+    editor = forms.edit_crops(session)
+    editor._hidden.value = "4,4,100"
+    find(editor.box, "Button", "Use these crops").click()
+    before = session.record["dataset"]["id"]
+    prepare_pictures(PrepareConfig(), session)
+    assert session.record["dataset"]["id"] == before
+    assert session.record["dataset"]["demo"] is True
+
+
+def test_a_session_of_the_old_notebook_opens_and_uses_its_own_pictures() -> None:
+    root = Path.cwd() / "Fast-Dreambooth" / "Sessions"
+    old_session(root / "my_dog")
+    session = open_session(SessionConfig(session_name="my dog"))
+    assert session.record["imported"]["by"] == "fast-DreamBooth"
+    assert prepare_pictures(PrepareConfig(size=64), session).train == 3
+    assert Session.open("my_dog", root=root).record["dataset"]["demo"] is False
+    assert open_session(SessionConfig(session_name="my_dog")).record["id"] == session.record["id"]
+
+
+def test_a_session_from_elsewhere_is_imported_once_and_opened_from_then_on(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "shared" / "my_dog")
+    config = SessionConfig(session_name="rex", import_from=str(origin))
+    first = open_session(config)
+    assert first.record["imported"]["from"] == str(origin)
+    assert open_session(config).record["id"] == first.record["id"]
+
+
+# ------------------------------------------------------------------------------------------------------ crops
+
+
+def test_a_dragged_box_is_used_when_the_pictures_are_prepared_again(prepared: Session) -> None:
+    editor = forms.edit_crops(prepared)
+    editor._choice.value = "zib dog (2).png"
+    editor._hidden.value = "33,0,40"  # what the page writes at the end of a drag
+    assert editor.boxes == {"zib dog (2).png": (33, 0, 73, 40)}
+    assert [editor._sliders[name].value for name in ("left", "top", "side")] == [33, 0, 40]
+    find(editor.box, "Button", "Use these crops").click()
+    items = {item["source"]: item for item in prepared.record["dataset"]["images"]}
+    assert items["zib dog (2).png"]["box"] == [33, 0, 73, 40]
+    assert items["zib dog (2).png"]["method"] == "box"
+    assert items["zib dog (1).png"]["method"] != "box"
+    assert "1 with a box of yours" in editor._message.value
+    with Image.open(prepared.folder / items["zib dog (2).png"]["file"]) as made:
+        expected = Image.open(io.BytesIO(photo(2))).crop((33, 0, 73, 40)).resize((64, 64), Image.Resampling.LANCZOS)
+        assert made.tobytes() == expected.tobytes()
+
+
+def test_sliders_do_the_same_and_never_leave_the_photo(prepared: Session) -> None:
+    editor = forms.edit_crops(prepared)
+    name = editor._choice.value
+    editor._sliders["side"].value = 32
+    editor._sliders["left"].value = 88
+    editor._sliders["top"].value = 48
+    assert editor.boxes[name] == (88, 48, 120, 80)
+    editor._sliders["side"].value = 80
+    assert editor.boxes[name] == (40, 0, 120, 80), "moved back into the photo"
+
+
+def test_crops_of_mine_survive_the_next_run_and_go_when_they_are_given_up(prepared: Session) -> None:
+    editor = forms.edit_crops(prepared)
+    name = editor._choice.value
+    editor._hidden.value = "1,2,50"
+    find(editor.box, "Button", "Use these crops").click()
+    form = forms.show_photos_form(prepared)
+    prepare_pictures(form.config(), prepared)  # the cells are run again
+    again = forms.edit_crops(prepared)
+    assert again.boxes == {name: (1, 2, 51, 52)}
+    find(again.box, "Button", "Automatic").click()
+    find(again.box, "Button", "Use these crops").click()
+    assert forms.edit_crops(prepared).boxes == {}
+
+
+@pytest.mark.parametrize("text", ["", "a,b,c", "1,2", "999,999,999", "-50,-50,10"])
+def test_what_a_page_may_write_never_breaks_the_editor(prepared: Session, text: str) -> None:
+    editor = forms.edit_crops(prepared)
+    editor._hidden.value = text
+    for left, top, right, bottom in editor.boxes.values():
+        assert 0 <= left < right <= 120
+        assert 0 <= top < bottom <= 80
+
+
+def test_photos_that_are_gone_are_a_sentence(prepared: Session) -> None:
+    for path in list_uploads(prepared):
+        path.unlink()
+    editor = forms.edit_crops(prepared)
+    assert "not where it was" in editor._message.value
+
+
+def test_an_editor_without_pictures_says_what_to_do(session: Session) -> None:
+    assert "Run prepare with your photos first" in forms.edit_crops(session)._message.value
+    assert "Run prepare with your photos first" in text_of(forms.edit_captions(session).box)
+
+
+# --------------------------------------------------------------------------------------------------- captions
+
+
+def test_a_caption_is_changed_and_taken_back(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    assert editor._table.value.count("zib dog") >= 3
+    name = editor._choice.value
+    editor._text.value = "zib dog  on <b>Mars</b>"
+    editor._save.click()
+    assert (prepared.captions / f"{Path(name).stem}.txt").read_text() == "zib dog on <b>Mars</b>\n"
+    assert "&lt;b&gt;Mars" in editor._table.value
+    assert "<b>Mars" not in editor._table.value, "shown as text"
+    assert "zib dog on <b>Mars</b>" in {image.prompt for image in load_dataset(prepared).train}
+    editor._text.value = ""
+    editor._save.click()
+    assert {image.prompt for image in load_dataset(prepared).train} == {"zib dog"}
+
+
+def test_after_the_training_has_begun_the_editor_warns(prepared: Session) -> None:
+    prepared.save(progress={"stage": "unet", "step": 4, "steps": 9})
+    editor = forms.edit_captions(prepared)
+    editor._text.value = "zib dog at sea"
+    editor._save.click()
+    assert "restart=True" in editor._message.value
+
+
+# -------------------------------------------------------------------------------------------------- live view
+
+
+def live(**values: Any) -> Live:
+    own = {"process": LocalProcess(1, "1"), "stage": "unet", "step": 30, "steps": 100, "seconds_left": 125.0}
+    return Live(**own | values)
+
+
+def test_the_view_shows_progress_time_loss_memory_and_words(session: Session) -> None:
+    view = LiveView()
+    shown = live(losses={"unet": [(1, 0.5), (30, 0.25)]}, host_bytes=3 * 2**30, gpu_bytes=2**31, messages=["saved"])
+    view.show(shown, {"text_encoder": 20, "unet": 100}, session.samples, force=True)
+    text = text_of(view.box)
+    assert "U-Net (part 2 of 2): step 30 of 100, about 2 min left" in text
+    assert (view._bar.value, view._bar.max) == (50, 120)
+    for words in ("loss 0.3750", "GPU memory 2.0 GiB", "memory 3.0 GiB", "saved", "<svg", "polyline"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (Live(), "Starting the training"),
+        (Live(process=LocalProcess(1, "1")), "Loading the model"),
+        (live(stage="text_encoder", step=20, steps=20), "Text encoder is trained; U-Net is next"),
+        (live(step=100), "writing the file"),
+        (live(stage="text_encoder", step=2, steps=20), "about 2 min left in this part"),
+    ],
+)
+def test_the_view_says_in_which_part_it_is(session: Session, state: Live, words: str) -> None:
+    view = LiveView()
+    view.show(state, {"text_encoder": 20, "unet": 100}, session.samples)
+    assert words in view._head.value
+
+
+def test_the_newest_sample_is_shown_small(session: Session) -> None:
+    view = LiveView()
+    Image.new("RGB", (4096, 1024), "red").save(session.samples / "unet-000010.png")
+    (session.samples / "unet-000020.png").write_bytes(b"half a picture")
+    (session.samples / "unet-000020.png").touch()
+    view.show(live(), {"unet": 100}, session.samples, force=True)
+    Image.new("RGB", (4096, 1024), "blue").save(session.samples / "unet-000030.png")
+    view.show(live(), {"unet": 100}, session.samples, force=True)
+    with Image.open(io.BytesIO(view._sample.value)) as picture:
+        assert max(picture.size) <= 1024
+        assert picture.getpixel((5, 5))[2] > 200
+    assert "unet-000030" in view._sample_title.value
+
+
+def test_a_loss_curve_is_drawn_for_any_numbers() -> None:
+    assert "no step yet" in draw_loss_curve({}, {})
+    odd = [(1, float("nan")), (2, 0.0), (3, float("inf")), (4, 1e-9), (5, 1e9)]
+    for steps in ({}, {"unet": 5}):
+        drawn = draw_loss_curve({"unet": odd, "text_encoder": [(1, 0.2)]}, steps)
+        assert "nan" not in drawn
+        assert "inf" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(12.4, "12 s"), (89, "89 s"), (125, "2 min"), (3900, "65 min"), (7500, "2 h 05 min")]
+)
+def test_time_is_said_as_people_do(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+class Pretended:
+    """A child that takes five looks; it suffices because `run_training` only calls what is here (test_child.py)."""
+
+    def __init__(self, session: Session, outcome: Any) -> None:
+        self.session, self.outcome, self.asked = session, outcome, []
+
+    def live(self) -> Live:
+        return live(step=5)
+
+    def stop(self) -> None:
+        self.asked.append("stop")
+
+    def kill(self) -> None:
+        self.asked.append("kill")
+
+    def wait(self, *, between: Any) -> Any:
+        for _ in range(5):
+            between()
+        if isinstance(self.outcome, list):
+            raise self.outcome.pop(0)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def views(monkeypatch: pytest.MonkeyPatch) -> list[LiveView]:
+    made: list[LiveView] = []
+
+    class Kept(LiveView):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(training, "LiveView", Kept)
+    return made
+
+
+def result_of(session: Session) -> TrainResult:
+    path = session.exports / "rex.safetensors"
+    path.write_bytes(b"model")
+    sha256 = hashlib.sha256(b"model").hexdigest()
+    return TrainResult(path, sha256, path, path, path, 0.2, 0.1, 0, 3, 1.0)
+
+
+def test_a_running_training_is_shown_not_started_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
+) -> None:
+    child = Pretended(session, result_of(session))
+    monkeypatch.setattr(training, "find_training", lambda session: child)
+    monkeypatch.setattr(training, "start_training", lambda *a, **k: pytest.fail("started a second one"))
+    assert training.run_training(DreamBoothConfig(), session) == child.outcome
+    assert "Done: rex.safetensors" in views[0]._head.value
+    assert views[0]._bar.value == views[0]._bar.max
+
+
+def test_stop_asks_to_save_and_a_second_press_ends_at_once(
+    session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
+) -> None:
+    child = Pretended(session, Interrupted("Stopped at unet step 5.", "Go on."))
+    monkeypatch.setattr(training, "find_training", lambda session: child)
+    looks = []
+
+    def press() -> None:
+        looks.append(1)
+        if len(looks) in (2, 4):
+            find(views[0].box, "Button").click()
+
+    monkeypatch.setattr(training, "answer_widgets", press)
+    with pytest.raises(Interrupted, match="Stopped at unet step 5"):
+        training.run_training(DreamBoothConfig(), session)
+    assert child.asked == ["stop", "kill"]
+    assert "Stopped at unet step 5" in views[0]._head.value
+
+
+def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(
+    session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
+) -> None:
+    for outcome, words in (
+        ([KeyboardInterrupt(), Interrupted("Stopped at 5.", "")], "Stopped at 5"),
+        ([KeyboardInterrupt(), KeyboardInterrupt()], "interrupted twice"),
+    ):
+        child = Pretended(session, outcome)
+        monkeypatch.setattr(training, "find_training", lambda session, child=child: child)
+        with pytest.raises(Interrupted, match=words):
+            training.run_training(DreamBoothConfig(), session)
+        assert child.asked == ["stop"]
+
+
+def test_a_failure_is_shown_in_the_view_too(
+    session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
+) -> None:
+    child = Pretended(session, TrainingFailed("Memory ran out.", "Change batch_size."))
+    monkeypatch.setattr(training, "find_training", lambda session: child)
+    with pytest.raises(TrainingFailed):
+        training.run_training(DreamBoothConfig(), session)
+    assert "Memory ran out." in views[0]._head.value
+    with pytest.raises(SettingsError, match="ExportConfig"):
+        training.run_training(ExportConfig(), session)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------- export, upload, space, the end
+
+
+def test_what_training_wrote_is_not_written_twice(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        sharing, "export", lambda config, session: asked.append(config) or types.SimpleNamespace(path=1, sha256=2)
+    )
+    monkeypatch.setattr(sharing, "finished_result", lambda session, run: {"path": "rex.safetensors"})
+    assert forms.export_model(ExportConfig(), session) is None
+    assert asked == []
+    forms.export_model(ExportConfig(dtype="fp32"), session)
+    assert asked == [ExportConfig(dtype="fp32", overwrite=True)], "the cell may be run twice"
+
+
+class Pages:
+    """`open_playground`, whose real page is tested in test_playground.py; here it only has to be opened and closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[str, PlaygroundConfig]] = []
+        self.closed = 0
+        self.error: FastSDError | None = None
+        monkeypatch.setattr(playing, "open_playground", self._open)
+
+    def _open(self, ref: str, config: PlaygroundConfig) -> Any:
+        if self.error is not None:
+            raise self.error
+        self.asked.append((ref, config))
+        page = types.SimpleNamespace(url="http://127.0.0.1:7/", tunnel=None, block=lambda: "Link: <here>")
+        page.close = lambda: setattr(self, "closed", self.closed + 1)
+        return page
+
+
+def test_the_playground_opens_and_closes_by_its_buttons(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = Pages(monkeypatch)
+    view = forms.show_playground(PlaygroundConfig(), session)
+    assert pages.asked == [], "running all cells opens nothing"
+    find(view.box, "Button", "Open").click()
+    find(view.box, "Button", "Open").click()
+    assert pages.asked == [(str(session.folder), PlaygroundConfig())]
+    assert 'href="http://127.0.0.1:7/"' in view._message.value
+    assert "&lt;here&gt;" in view._message.value
+    find(view.box, "Button", "Close").click()
+    assert (pages.closed, view.page) == (1, None)
+    pages.error = SessionError("The session rex has no finished model yet.", "Train it.")
+    find(view.box, "Button", "Open").click()
+    assert "no finished model yet" in view._message.value
+    assert not view._open.disabled
+
+
+def test_in_colab_the_playground_is_for_its_user_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = Pages(monkeypatch)
+    monkeypatch.setattr(playing, "where", lambda: "colab")
+    monkeypatch.setattr(playing, "in_notebook", lambda: True)
+    forms.show_playground(PlaygroundConfig(), session).open()
+    forms.show_playground(PlaygroundConfig(share="gradio"), session).open()
+    assert [config.share for _ref, config in pages.asked] == ["colab", "gradio"]
+
+
+def test_without_a_name_nothing_is_uploaded(session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    assert forms.upload_model(UploadConfig(), session) is None
+    assert "Nothing was uploaded" in caplog.text
+
+
+def test_a_session_is_deleted_only_after_a_second_press(session: Session) -> None:
+    other = Session.create("cat", root=session.folder.parent)
+    (other.samples / "a.png").write_bytes(b"x" * 5000)
+    view = forms.show_space(session)
+    labels = dict((value, label) for label, value in view._choice.options)
+    assert "5." in labels[("cat", None)]
+    assert "(this one)" in labels[("rex", None)]
+    view._choice.value = ("cat", None)
+    assert view._sure.layout.display == "none"
+    view._delete.click()
+    assert "Delete the session cat" in view._message.value
+    assert other.folder.is_dir()
+    view._choice.value = ("rex", None)
+    assert view._sure.layout.display == "none", "another choice asks again"
+    view._choice.value = ("cat", None)
+    view._delete.click()
+    view._sure.click()
+    assert [item.name for item in list_sessions(session.folder.parent)] == ["rex"]
+    assert "trash" in view._message.value
+
+
+def test_a_running_session_is_not_deleted(session: Session) -> None:
+    view = forms.show_space(session)
+    view._choice.value = ("rex", None)
+    with session.lock():
+        view._sure.click()
+    assert "in use" in view._message.value
+    assert session.folder.is_dir()
+
+
+class Colab:
+    """`google.colab` with what ends a runtime; it suffices because both calls take and give nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+        colab = types.ModuleType("google.colab")
+        colab.runtime = types.SimpleNamespace(unassign=lambda: self.calls.append("unassign"))
+        colab.drive = types.SimpleNamespace(flush_and_unmount=self._flush)
+        for name, module in (("google", types.ModuleType("google")), ("google.colab", colab)):
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr("fastsd_helpers.runtime.in_notebook", lambda: True)
+        (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+        monkeypatch.setattr("fastsd_helpers.drive._MOUNT_POINTS", (tmp_path / "drive",))
+
+    def _flush(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self.calls.append("flush")
+
+
+def test_the_machine_goes_back_only_when_the_model_is_safe(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    colab, result = Colab(monkeypatch, tmp_path), result_of(session)
+    assert forms.disconnect_when_safe(result, session, disconnect=False) is False
+    assert colab.calls == []
+    assert forms.disconnect_when_safe(result, session, disconnect=True) is True
+    assert colab.calls == ["flush", "unassign"]
+    result.path.write_bytes(b"half")
+    with pytest.raises(VerificationFailed, match="Do not disconnect"):
+        forms.disconnect_when_safe(result, session, disconnect=True)
+    assert colab.calls == ["flush", "unassign"]
+
+
+def test_a_drive_that_cannot_be_flushed_keeps_the_machine(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    colab, result = Colab(monkeypatch, tmp_path), result_of(session)
+    colab.error = ValueError("mount is busy")
+    with pytest.raises(Exception, match="mount is busy") as caught:
+        forms.disconnect_when_safe(result, session, disconnect=True)
+    assert "the machine is kept" in caught.value.hint
+    assert colab.calls == []
+
+
+def test_elsewhere_than_in_colab_nothing_is_given_back(session: Session) -> None:
+    assert forms.disconnect_when_safe(result_of(session), session, disconnect=True) is False

@@ -1,0 +1,315 @@
+"""Sessions of the old fast-DreamBooth notebook, and of other accounts, become sessions here."""
+
+import errno
+import hashlib
+import io
+import os
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import full_disk
+
+from fastsd_helpers.drive import shared_folder
+from fastsd_helpers.errors import DatasetError, DiskFull, DriveError, SessionError, SessionExists
+from fastsd_helpers.sessions import Session, import_session, importing, is_old_session, list_sessions
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def picture(colour: int) -> bytes:
+    data = io.BytesIO()
+    Image.frombytes("RGB", (96, 80), random.Random(colour).randbytes(96 * 80 * 3)).save(data, "JPEG")
+    return data.getvalue()
+
+
+def old_session(
+    folder: Path, *, zipped: bool = False, step: int | None = None, captions: bool = True, trained: bool = True
+) -> Path:
+    """A session as the old notebook leaves it: see the table of its cells in its own documentation.
+
+    `{name}.ckpt` or `{name}_step_N.ckpt`; instance_images/ with the prompt in the file names (blanks became dashes),
+    captions/ with the words after the prompt; both as zips beside them; no record of any kind.
+    """
+    folder.mkdir(parents=True)
+    images = {f"zib-dog-({number}).jpg": picture(number) for number in (1, 2, 3)}
+    texts = {"zib-dog-(1).txt": "on a beach", "zib-dog-(2).txt": "zib dog in the snow"} if captions else {}
+    for name, files in (("instance_images", images), ("captions", texts)):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for file, data in files.items():
+                archive.writestr(f"{name}/{file}", data)
+        if not zipped:
+            (folder / name).mkdir()
+            for file, data in files.items():
+                content = data if isinstance(data, bytes) else data.encode()
+                (folder / name / file).write_bytes(content)
+    if trained:
+        (folder / f"{folder.name}.ckpt").write_bytes(b"finished weights")
+    if step:
+        (folder / f"{folder.name}_step_{step}.ckpt").write_bytes(b"weights of a step")
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_an_old_session_is_copied_and_its_own_folder_only_read(tmp_path: Path, zipped: bool) -> None:
+    origin = old_session(tmp_path / "their drive" / "my_dog", zipped=zipped, step=500)
+    before = content_of(origin)
+    result = import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert content_of(origin) == before
+    session = Session.open("rex", root=tmp_path / "sessions")
+    assert session.notices == []
+    assert (result.pictures, result.captions) == (3, 2)
+    names = sorted(path.name for path in session.instance_images.iterdir())
+    assert names == [f"zib-dog-({number}).jpg" for number in (1, 2, 3)]
+    assert (session.instance_images / names[1]).read_bytes() == picture(2)
+    assert session.record["imported"]["by"] == "fast-DreamBooth"
+    assert result.checkpoint == session.exports / "my_dog.ckpt"
+    assert result.checkpoint.read_bytes() == b"finished weights"
+    assert "my_dog_step_500.ckpt" in " ".join(result.notes)
+    assert [item.name for item in list_sessions(tmp_path / "sessions")] == ["rex"]
+
+
+def test_its_captions_become_whole_prompts(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog")
+    session = import_session("rex", source=origin, root=tmp_path / "sessions").session
+    assert (session.captions / "zib-dog-(1).txt").read_text() == "zib dog on a beach\n"
+    assert (session.captions / "zib-dog-(2).txt").read_text() == "zib dog in the snow\n", "not said twice"
+    assert not (session.captions / "zib-dog-(3).txt").exists()
+
+
+def test_prepare_and_the_prompts_need_nothing_more(tmp_path: Path) -> None:
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare, prompt_table
+
+    origin = old_session(tmp_path / "old" / "my_dog")
+    session = import_session("rex", source=origin, root=tmp_path / "sessions").session
+    assert prepare(PrepareConfig(size=64), session).train == 3
+    prompts = {row.image: row.prompt for row in prompt_table(session)}
+    assert sorted(prompts.values()) == ["zib dog", "zib dog in the snow", "zib dog on a beach"]
+
+
+def test_among_our_sessions_it_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = old_session(tmp_path / "sessions" / "my_dog", step=500)
+    kept = {name: sha for name, sha in content_of(folder).items() if not name.startswith("captions/")}
+    assert is_old_session(folder)
+    result = import_session("my_dog", root=tmp_path / "sessions")
+    assert not is_old_session(folder)
+    assert result.checkpoint == folder / "my_dog.ckpt"
+    there = content_of(folder)
+    assert {name: there.get(name) for name in kept} == kept, "nothing was moved, changed or deleted"
+    assert Session.open("my_dog", root=tmp_path / "sessions").notices == []
+    with pytest.raises(SessionError, match="imported already"):
+        import_session("my_dog", root=tmp_path / "sessions")
+
+
+def test_a_damaged_session_of_ours_is_not_taken_for_an_old_one(tmp_path: Path) -> None:
+    session = Session.create("rex", root=tmp_path)
+    assert not is_old_session(session.folder)
+    (session.instance_images / "a.png").write_bytes(picture(1))
+    (session.folder / "session.json").unlink()
+    for twin in (session.folder / ".record").iterdir():
+        twin.unlink()
+    (session.folder / ".record").rmdir()
+    assert not is_old_session(session.folder), "it is rebuilt from its checkpoints when it is opened"
+    (tmp_path / "empty" / "instance_images").mkdir(parents=True)
+    assert not is_old_session(tmp_path / "empty")
+
+
+def test_captions_that_lie_beside_the_pictures_count_too(tmp_path: Path) -> None:
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare, prompt_table
+
+    folder = old_session(tmp_path / "sessions" / "my_dog", captions=False)
+    (folder / "instance_images" / "zib-dog-(3).txt").write_text("at night")
+    session = import_session("my_dog", root=tmp_path / "sessions").session
+    prepare(PrepareConfig(size=64), session)
+    assert "zib dog at night" in {row.prompt for row in prompt_table(session)}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["my_dog.ckpt", "my_dog_step_900.ckpt"], "my_dog.ckpt"),
+        (["my_dog_step_900.ckpt", "my_dog_step_1000.ckpt"], "my_dog_step_1000.ckpt"),
+        (["renamed.ckpt", "my_dog_step_1000.ckpt"], "renamed.ckpt"),
+    ],
+)
+def test_the_finished_model_is_chosen_else_the_latest_step(tmp_path: Path, names: list[str], expected: str) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", trained=False)
+    for name in names:
+        (origin / name).write_bytes(name.encode())
+    result = import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == expected
+    assert "fastsd convert" in " ".join(result.notes), "how to go on from it"
+
+
+def test_a_session_without_pictures_says_so(tmp_path: Path) -> None:
+    origin = tmp_path / "old" / "bare"
+    origin.mkdir(parents=True)
+    (origin / "bare.ckpt").write_bytes(b"weights")
+    result = import_session("bare", source=origin, root=tmp_path / "sessions")
+    assert result.pictures == 0
+    assert "no pictures" in " ".join(result.lines())
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_folder_that_is_no_session_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "film.mp4").write_bytes(b"x")
+    with pytest.raises(SessionError, match="is no session") as caught:
+        import_session("rex", source=tmp_path / "holiday", root=tmp_path / "sessions")
+    assert "instance_images.zip" in caught.value.hint
+    assert not (tmp_path / "sessions" / "rex").exists()
+    with pytest.raises(SessionError, match="is no session"):
+        import_session("rex", source=tmp_path / "nowhere", root=tmp_path / "sessions")
+
+
+def test_a_name_that_is_taken_is_refused_and_what_is_there_stays(tmp_path: Path) -> None:
+    Session.create("rex", root=tmp_path / "sessions").save(seed=5)
+    with pytest.raises(SessionExists):
+        import_session("rex", source=old_session(tmp_path / "old" / "my_dog"), root=tmp_path / "sessions")
+    assert Session.open("rex", root=tmp_path / "sessions").record["seed"] == 5
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "/etc/evil.jpg", "a/../../evil.jpg", "..\\evil.jpg"])
+def test_an_unsafe_zip_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", zipped=True)
+    with zipfile.ZipFile(origin / "instance_images.zip", "w") as archive:
+        archive.writestr(name, picture(1))
+    with pytest.raises(DatasetError, match="unsafe name"):
+        import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert not list(tmp_path.rglob("evil.jpg"))
+    assert not (tmp_path / "sessions" / "rex").exists()
+
+
+def test_a_damaged_zip_is_a_sentence(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", zipped=True)
+    (origin / "instance_images.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DatasetError, match=r"instance_images\.zip is damaged"):
+        import_session("rex", source=origin, root=tmp_path / "sessions")
+
+
+def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog")
+    monkeypatch.setattr(importing, "free_bytes", lambda folder: 10)
+    with pytest.raises(DiskFull, match="needs about"):
+        import_session("rex", source=origin, root=tmp_path / "sessions")
+
+
+def test_an_import_that_was_cut_leaves_no_half_session_and_is_done_again(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog")
+    root = tmp_path / "sessions"
+    root.mkdir()
+    with pytest.raises(DriveError), full_disk(root, after_bytes=9_000, code=errno.EIO):
+        import_session("rex", source=origin, root=root)
+    assert list_sessions(root) == []
+    assert import_session("rex", source=origin, root=root).pictures == 3
+    assert sorted(os.listdir(root)) == ["rex"]
+
+
+# ------------------------------------------------------------------------------- somebody else's session of ours
+
+
+def test_a_session_of_another_account_is_copied_with_its_record_and_compared(tmp_path: Path) -> None:
+    theirs = Session.create("their-dog", root=tmp_path / "shared")
+    theirs.save(seed=77, dataset={"images": []}, progress={"stage": "unet", "step": 5, "steps": 9})
+    (theirs.checkpoints / "000001-unet").mkdir()
+    (theirs.checkpoints / "000001-unet" / "weights.safetensors").write_bytes(b"w" * 1000)
+    (theirs.folder / ".lock").write_text("{}")
+    before = content_of(theirs.folder)
+    session = import_session("rex", source=theirs.folder, root=tmp_path / "sessions").session
+    assert content_of(theirs.folder) == before
+    assert (session.record["seed"], session.record["progress"]["step"]) == (77, 5)
+    assert session.record["id"] != theirs.record["id"], "two sessions must not share scratch folders"
+    assert session.record["name"] == "rex"
+    assert (session.checkpoints / "000001-unet" / "weights.safetensors").read_bytes() == b"w" * 1000
+    assert not (session.folder / ".lock").exists()
+
+
+class Shortcuts:
+    """A mounted Drive with one shortcut to a shared folder, as Colab shows it; the mount itself is Google's."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.point = tmp_path / "drive"
+        (self.point / "MyDrive").mkdir(parents=True)
+        monkeypatch.setattr("fastsd_helpers.drive._MOUNT_POINTS", (self.point,))
+        monkeypatch.setattr("fastsd_helpers.drive.where", lambda: "colab")
+
+
+def test_the_link_of_a_shared_folder_leads_to_its_shortcut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = Shortcuts(tmp_path, monkeypatch)
+    folder = drive.point / ".shortcut-targets-by-id" / "1AbCdEfGhIjK_-x" / "my_dog"
+    folder.mkdir(parents=True)
+    for link in (
+        "https://drive.google.com/drive/folders/1AbCdEfGhIjK_-x?usp=sharing",
+        "https://drive.google.com/drive/u/1/folders/1AbCdEfGhIjK_-x",
+        "https://drive.google.com/open?id=1AbCdEfGhIjK_-x",
+    ):
+        assert shared_folder(link) == folder
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("https://drive.google.com/drive/folders/1ZzZzZzZzZzZ", "Add shortcut"),
+        ("https://drive.google.com/file/d/1AbCdEfGhIjK/view", "It looks like"),
+    ],
+)
+def test_a_link_that_leads_nowhere_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, words: str
+) -> None:
+    Shortcuts(tmp_path, monkeypatch)
+    with pytest.raises(DriveError) as caught:
+        shared_folder(link)
+    assert words in caught.value.hint
+
+
+# -------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_imports_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from fastsd_helpers.cli import main
+
+    origin = old_session(tmp_path / "old" / "my_dog")
+    root = str(tmp_path / "sessions")
+    assert main(["dreambooth", "import", "rex", "--from", str(origin), "--root", root, "--json"]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (answer["session"], answer["pictures"], answer["captions"]) == ("rex", 3, 2)
+    assert answer["path"] == str(tmp_path / "sessions" / "rex")
+    assert main(["dreambooth", "import", "rex", "--from", str(origin), "--root", root]) == 2
+    assert "Choose another name" in capsys.readouterr().err
+
+
+def test_the_command_shows_and_changes_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fastsd_helpers.cli import main
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+
+    origin = old_session(tmp_path / "old" / "my_dog")
+    root = tmp_path / "sessions"
+    prepare(PrepareConfig(size=64), import_session("rex", source=origin, root=root).session)
+    words = ["dreambooth", "caption", "rex", "--root", str(root)]
+    names = sorted(path.stem for path in Session.open("rex", root=root).instance_images.iterdir())
+    assert main([*words, "--set", f"{names[2]}=zib dog asleep", "--clear", f"{names[0]}.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "zib dog asleep" in shown
+    assert "on a beach" not in shown
+    assert main([*words, "--set", "cat.png=a cat", "--clear", names[1]]) == 2
+    said = capsys.readouterr().err
+    assert "No prepared picture is named 'cat.png'" in said
+    assert names[0] in said
+    assert main([*words, "--set", "no equals sign"]) == 2
+    assert "FILE=WORDS" in capsys.readouterr().err
+    assert "in the snow" in "".join(path.read_text() for path in Session.open("rex", root=root).captions.iterdir())

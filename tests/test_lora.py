@@ -1,0 +1,142 @@
+"""LoRA: what peft trains is what the exported file gives in diffusers, and a stopped run goes on to the same bits."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+from dreambooth_runs import (  # noqa: E402
+    build_base,
+    config_for,
+    draw_quickly,
+    learned,
+    make_session,
+    same,
+    train_in_pieces,
+)
+
+from fastsd_helpers.dreambooth import export, plan, train  # noqa: E402
+from fastsd_helpers.dreambooth.learned import ExportConfig  # noqa: E402
+from fastsd_helpers.errors import CheckpointError, SettingsError  # noqa: E402
+
+LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 6.0, "unet_lr": 1e-2, "text_encoder_lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return build_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch, no_fsync):
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    draw_quickly(monkeypatch)
+    return make_session(tmp_path)
+
+
+def read_header(path: Path) -> dict:
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+
+
+def test_the_file_gives_diffusers_the_model_that_was_trained(base, session, tmp_path) -> None:
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+
+    train(config_for(base, **LORA), session)
+    path = export(ExportConfig(format="lora", dtype="fp32", out=str(tmp_path / "robot.safetensors")), session).path
+
+    ids = torch.randint(0, 290, (1, 77), generator=torch.Generator().manual_seed(1))
+    noisy = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(2))
+
+    def outputs(pipe) -> tuple["torch.Tensor", "torch.Tensor"]:
+        with torch.no_grad():
+            text = pipe.text_encoder(ids)[0]
+            return text, pipe.unet(noisy, torch.tensor([500]), text).sample
+
+    def open_pipe():
+        pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    untouched = outputs(open_pipe())
+    trained = open_pipe()  # by peft itself, from the tensors as they were trained
+    weights = learned(session)
+    for part, names in (("unet", ["to_q", "to_k", "to_v", "to_out.0"]), ("text_encoder", None)):
+        module = getattr(trained, part)
+        names = names or ["q_proj", "k_proj", "v_proj", "out_proj"]
+        module.add_adapter(LoraConfig(r=4, lora_alpha=6.0, target_modules=names))
+        for name, parameter in module.named_parameters():
+            if ".lora_" in name:
+                plain = name.removeprefix("text_model.").replace(".default.", ".")
+                parameter.data.copy_(weights.pop(f"{part}/{plain}"))
+    assert not any("lora_" in name and not name.startswith("optimizer/") for name in weights), "all were used"
+    loaded = open_pipe()
+    loaded.load_lora_weights(str(path.parent), weight_name=path.name)
+    for ours, theirs, before in zip(outputs(loaded), outputs(trained), untouched, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+        assert (before - theirs).abs().max() > 1e-4 * theirs.abs().max(), "the training changed it"
+
+
+def test_the_finished_file_is_small_and_says_rank_and_alpha(base, session) -> None:
+    result = train(config_for(base, **LORA), session)
+    header = read_header(result.path)
+    about = header.pop("__metadata__")
+    assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_base_model_version"]) == ("4", "6.0", "sd_v1")
+    layers = {name.partition(".")[0] for name in header}
+    assert "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0" in layers
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in layers
+    assert {name.partition(".")[2] for name in header} == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert result.path.stat().st_size < 400_000
+    again = train(config_for(base, **LORA), session)
+    assert (again.path, again.seconds) == (result.path, 0.0)
+    with pytest.raises(CheckpointError, match="exists already"):
+        export(ExportConfig(format="lora", out=str(result.path)), session)
+
+
+def test_the_whole_model_has_the_lora_merged_in(base, session, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    train(config_for(base, **LORA), session)
+    path = export(ExportConfig(dtype="fp32", out=str(tmp_path / "whole.safetensors")), session).path
+    weights, whole = learned(session, "unet"), load_file(path)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
+    from diffusers import UNet2DConditionModel
+
+    before = UNet2DConditionModel.from_pretrained(base, subfolder="unet").get_submodule(layer).weight
+    change = weights[f"unet/{layer}.lora_B.weight"] @ weights[f"unet/{layer}.lora_A.weight"] * (6.0 / 4)
+    assert torch.allclose(whole[name], before + change, atol=1e-7)
+    assert change.abs().max() > 1e-4
+
+
+MOMENTS = [("text_encoder", 1), ("text_encoder", 2), ("unet", 1), ("unet", 2)]
+
+
+def test_a_run_stopped_at_every_step_ends_with_the_same_bits(base, session) -> None:
+    settings = config_for(base, **LORA, ema=0.9, gradient_checkpointing=True)
+    whole = train(settings, session)
+    tensors = learned(session)
+    pieces = train_in_pieces(settings, session, MOMENTS, restart=True)
+    assert same(learned(session), tensors)
+    assert pieces.loss_after == whole.loss_after
+    assert pieces.loss_after != pieces.loss_before
+    assert any(name.startswith("raw/") for name in tensors)
+
+
+def test_a_full_run_has_no_lora_to_export(base, session) -> None:
+    train(config_for(base, unet_steps=1, text_encoder_steps=0), session)
+    with pytest.raises(SettingsError, match="trained with method full") as caught:
+        export(ExportConfig(format="lora"), session)
+    assert "--method lora" in caught.value.hint
+
+
+def test_a_checkpoint_takes_the_room_of_the_matrices_alone(base, session) -> None:
+    full, small = plan(config_for(base), session), plan(config_for(base, **LORA), session)
+    assert small.generation_bytes["unet"] * 5 < full.generation_bytes["unet"]
+    assert small.export_bytes < full.export_bytes

@@ -1,0 +1,96 @@
+"""What a run will cost: the memory computed from shapes, and the minutes measured on steps that leave no trace."""
+
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from dreambooth_runs import build_base, config_for, draw_quickly, make_session, stop_at  # noqa: E402
+
+from fastsd_helpers.dreambooth import plan, train  # noqa: E402
+from fastsd_helpers.dreambooth.footprint import peak_bytes, saved_bytes  # noqa: E402
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
+from fastsd_helpers.dreambooth.stages import Studio  # noqa: E402
+from fastsd_helpers.errors import Interrupted  # noqa: E402
+
+
+class Shapes(Studio):
+    """A studio that knows its networks' shapes only: SD 1.5's own, or small ones."""
+
+    def __init__(self, *, kind: str = "cpu", dtype=None, full_size: bool = False, **values) -> None:
+        settings = {"resolution": 64, "batch_size": 1, "optimizer": "adamw", "gradient_checkpointing": False}
+        self.config = DreamBoothConfig(**{**settings, "lora_alpha": 16.0, **values})
+        self.device, self.dtype, self._full_size = torch.device(kind), dtype, full_size
+
+    def _build(self, part: str):
+        from tiny_models import FULL, SMALL, build_parts
+
+        return build_parts(FULL if self._full_size else SMALL)[part]
+
+
+def test_a_lora_needs_less_memory_and_a_larger_batch_an_average_or_a_class_more() -> None:
+    plain = peak_bytes(Shapes(), "unet")
+    assert peak_bytes(Shapes(method="lora", lora_rank=4), "unet") < plain
+    assert peak_bytes(Shapes(ema=0.9), "unet") - plain == 4 * Shapes().count_of("unet")
+    assert peak_bytes(Shapes(gradient_checkpointing=True), "unet") < plain < peak_bytes(Shapes(batch_size=2), "unet")
+    assert plain < peak_bytes(Shapes(class_prompt="a dog", prior_weight=1.0, class_images=2), "unet")
+    four, one = (saved_bytes(Shapes(batch_size=rows), learns=True) for rows in (4, 1))
+    assert four == pytest.approx(4 * one, rel=0.01)
+
+
+@pytest.mark.slow
+def test_sd15_as_a_t4_trains_it_stays_under_14_gb() -> None:
+    studio = Shapes(
+        kind="cuda",
+        dtype=torch.float16,
+        full_size=True,
+        resolution=512,
+        optimizer="adamw8bit",
+        gradient_checkpointing=True,
+    )
+    peaks = {stage: peak_bytes(studio, stage) for stage in ("text_encoder", "unet")}
+    assert 6e9 < peaks["text_encoder"] < peaks["unet"] < 14e9
+
+
+def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeypatch, no_fsync) -> None:
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    draw_quickly(monkeypatch)
+    base, session = build_base(tmp_path / "base"), make_session(tmp_path)
+    config = config_for(base, class_prompt="a dog", class_images=2)
+    record = (session.folder / "session.json").read_bytes()
+    made = plan(config, session, rehearse=True)
+    assert set(made.memory_bytes) == set(made.seconds_per_step) == {"text_encoder", "unet"}
+    expected = sum(3 * seconds for seconds in made.seconds_per_step.values()) / 60
+    assert made.minutes == pytest.approx(expected)
+    said = " ".join(made.lines())
+    assert "Memory, computed: " in said
+    assert "minutes of training are left (measured here: " in said
+    assert (session.folder / "session.json").read_bytes() == record
+    assert list(session.checkpoints.glob("*")) == list(session.class_images.glob("*")) == []
+    with pytest.raises(Interrupted):
+        train(config, session, report=stop_at("unet", 1))
+    left = plan(config, session, rehearse=True)
+    assert set(left.seconds_per_step) == {"unet"}
+    assert left.minutes == pytest.approx(2 * left.seconds_per_step["unet"] / 60)
+
+
+def test_a_stage_that_does_not_fit_is_said_with_what_to_change(monkeypatch) -> None:
+    from fastsd_helpers.dreambooth import rehearsal
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rehearsal, "open_stage", fail)
+    monkeypatch.setattr(rehearsal, "peak_bytes", lambda studio, stage: 1)
+    from dataclasses import replace
+
+    from fastsd_helpers.dreambooth.plan import Plan
+
+    before = Plan(DreamBoothConfig(), 5, {"unet": 1}, 1, 1, 1, ())
+    studio = SimpleNamespace(config=replace(DreamBoothConfig(), resolution=64))
+    after = rehearsal.rehearse(before, studio, {"unet": 5}, ["a dog"])
+    assert after.minutes is None
+    assert "The unet stage does not fit" in after.reasons[-1]
+    assert "--method lora" in after.reasons[-1]
