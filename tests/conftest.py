@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # The client reads its settings when it is first imported: done here, before a test that sets them for a while.
 with contextlib.suppress(ImportError):
     import huggingface_hub.constants  # noqa: F401
+
+# A shell that starts something in the background lets it ignore Ctrl-C, and so would every process that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _OURS = ("FASTSD_FAULT", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE")
 

@@ -119,6 +119,10 @@ def end_process(state: RunState, *, grace_s: float = 10, process: "subprocess.Po
             time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(state.pid, signal.SIGKILL)  # what it started and left behind
+    if process is not None:
+        # `poll` of two threads at once tells only one of them the exit code; `wait` tells both.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 def port_is_free(port: int) -> bool:
