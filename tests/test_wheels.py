@@ -93,7 +93,7 @@ def shelf(tmp_path):
 @pytest.fixture
 def python(tmp_path):
     """The interpreter of a fresh environment."""
-    return wheels.make_environment(tmp_path / "environment", python=HERE)
+    return wheels.make_environment(tmp_path / "environment", python=sys.executable)
 
 
 def site_folder(python: Path) -> Path:

@@ -78,7 +78,7 @@ def measure(settings: Settings) -> Report:
         f"  pip install     {pip:6.1f} s",
         f"  fastsd install  {ours:6.1f} s   {pip / ours:.1f} times as fast",
         f"  with nothing missing it takes {again:.2f} s",
-        *(f"  first time at {speed}: {minutes:.1f} minutes" for speed, minutes in data["first_time_minutes"].items()),
+        *(f"  first time at {speed}: {60 * minutes:.1f} s" for speed, minutes in data["first_time_minutes"].items()),
     ]
     return Report(data, lines)
 
