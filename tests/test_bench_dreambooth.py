@@ -18,16 +18,16 @@ def test_it_is_in_the_register() -> None:
         Settings(rounds=0)
 
 
-def test_the_eighth_has_sd15s_blocks_at_an_eighth_of_its_widths(tmp_path) -> None:
+def test_the_quarter_has_sd15s_blocks_at_a_quarter_of_its_widths(tmp_path) -> None:
     import json
 
     from fastsd_helpers.registry import require_trainable
 
-    folder = make_model("eighth", tmp_path / "model")
+    folder = make_model("quarter", tmp_path / "model")
     assert require_trainable(folder) == "sd15"
     unet = json.loads((folder / "unet" / "config.json").read_text())
-    assert unet["block_out_channels"] == [40, 80, 160, 160]
-    assert unet["cross_attention_dim"] == 96
+    assert unet["block_out_channels"] == [80, 160, 320, 320]
+    assert unet["cross_attention_dim"] == 192
 
 
 @pytest.mark.slow

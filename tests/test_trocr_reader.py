@@ -282,3 +282,26 @@ def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     for before, after in zip(plain, guarded, strict=True):
         if "looped" not in after.notes:
             assert before == after
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"size": {"shortest_edge": 384}}, "no size that can be used"),
+        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut pictures"),
+    ],
+)
+def test_picture_settings_that_no_trocr_model_has_are_refused(tmp_path, settings, told):
+    write_reader(tmp_path / "reader")
+    (tmp_path / "reader" / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=told):
+        Reader(tmp_path / "reader")
+
+
+def test_picture_settings_inside_the_processors_file_are_found(checkpoints, tmp_path):
+    folder = tmp_path / "newer"
+    write_reader(folder)
+    (folder / "preprocessor_config.json").rename(folder / "old.json")
+    inner = json.loads((folder / "old.json").read_text()) | {"size": {"height": 64, "width": 64}}
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "X", "image_processor": inner}))
+    assert Reader(folder).checkpoint.pixels.mean == [0.5, 0.5, 0.5]

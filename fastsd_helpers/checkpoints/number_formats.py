@@ -83,8 +83,8 @@ def cast(values: Any, stored: str, wanted: str, *, owner: Callable[[], str], fin
     wide = _to_fp32(values, stored, wanted, owner)
     if wanted == "F32":
         return wide
-    _refuse_overflow(wide, wanted, owner)
-    return _to_bf16(wide) if wanted == "BF16" else _to_fp16(wide)
+    ordinary = _refuse_overflow(wide, wanted, owner)
+    return _to_bf16(wide, ordinary) if wanted == "BF16" else _to_fp16(wide, ordinary)
 
 
 def count_not_finite(values: Any, stored: str) -> int:
@@ -142,12 +142,14 @@ def _small_floats(stored: str) -> "np.ndarray":
     return np.where(codes & 0x80, -values, values).astype("<f4")
 
 
-def _refuse_overflow(wide: "np.ndarray", wanted: str, owner: Callable[[], str]) -> None:
+def _refuse_overflow(wide: "np.ndarray", wanted: str, owner: Callable[[], str]) -> bool:
+    """Refuse values that would become infinite; True where all are ordinary, neither infinite nor not-a-number."""
     bits = wide.view("<u4") & 0x7FFFFFFF
     if not bits.size or bits.max() < _TOO_LARGE[wanted]:
-        return
+        return True
     if ((bits >= _TOO_LARGE[wanted]) & (bits < _INFINITE)).any():
         raise _too_large(wide[bits < _INFINITE], wanted, owner)
+    return False
 
 
 def _too_large(finite: "np.ndarray", wanted: str, owner: Callable[[], str]) -> CheckpointError:
@@ -158,7 +160,7 @@ def _too_large(finite: "np.ndarray", wanted: str, owner: Callable[[], str]) -> C
     )
 
 
-def _to_bf16(wide: "np.ndarray") -> "np.ndarray":
+def _to_bf16(wide: "np.ndarray", ordinary: bool) -> "np.ndarray":
     bits = wide.view("<u4")
     # Half of what is cut off, or a little less where the digit before it is even: ties go to the even one.
     rounded = bits >> 16
@@ -167,17 +169,21 @@ def _to_bf16(wide: "np.ndarray") -> "np.ndarray":
     rounded += bits
     rounded >>= 16
     narrow = rounded.astype("<u2")
+    if ordinary:
+        return narrow
     unordered = (bits & 0x7FFFFFFF) > _INFINITE
     if unordered.any():
         narrow[unordered] = 0xFFFF  # what torch's vector instructions write for every one of them
     return narrow
 
 
-def _to_fp16(wide: "np.ndarray") -> "np.ndarray":
+def _to_fp16(wide: "np.ndarray", ordinary: bool) -> "np.ndarray":
     import numpy as np
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = wide.astype("<f2").view("<u2")
+    if ordinary:
+        return narrow
     bits = wide.view("<u4")
     unordered = (bits & 0x7FFFFFFF) > _INFINITE
     if unordered.any():

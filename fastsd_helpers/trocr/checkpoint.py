@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import DependencyMissing, ModelError
 from fastsd_helpers.runtime import Device, describe_device
 from fastsd_helpers.trocr.pixels import Pixels
@@ -74,7 +75,7 @@ def open_checkpoint(
     config = require_reader(folder)
     repairs: list[str] = []
     tokenizer = load_tokenizer(folder, repairs)
-    pixels = Pixels(_load_image_processor(folder))
+    pixels = Pixels(_picture_settings(folder))
     limits = _read_limits(folder, config, tokenizer, repairs)
     if (folder / GRAPHS / "decoder.xml").is_file():
         return Checkpoint(
@@ -159,8 +160,8 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
 def load_weights(folder: Path | str) -> tuple[Any, list[str]]:
     """Load a VisionEncoderDecoderModel in fp32: the model, and the names of weights that its files lack.
 
-    Not counted: the pooler, a layer nobody trained and no reader uses, and the projection of tied words, which is the
-    words' own table.
+    Not counted: the pooler, a layer nobody trained and no reader uses; the projection of tied words, which is the
+    words' own table; and an empty marker that transformers 4 keeps beside sinusoidal positions.
     """
     import torch
     import transformers
@@ -171,7 +172,7 @@ def load_weights(folder: Path | str) -> tuple[Any, list[str]]:
             folder, local_files_only=True, output_loading_info=True, **{name: torch.float32}
         )
     tied = model.config.decoder.tie_word_embeddings
-    missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key]
+    missing = [key for key in sorted(info["missing_keys"]) if "pooler" not in key and "_float_tensor" not in key]
     return model, [key for key in missing if not (tied and key.endswith("output_projection.weight"))]
 
 
@@ -280,19 +281,11 @@ def _build_tokenizer(folder: Path, special: dict[str, str]) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def _load_image_processor(folder: Path) -> Any:
-    import transformers
-
-    # One back end everywhere: torchvision's rounds differently, and it may be absent.
-    choice = {"backend": "pil"} if _at_least(transformers.__version__, 5, 1) else {"use_fast": False}
-    try:
-        with _quiet_loading():
-            return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **choice)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise ModelError(
-            f"The picture settings of {folder} cannot be read: {str(err).splitlines()[0]}",
-            "Copy preprocessor_config.json of the model it was trained from into the folder.",
-        ) from err
+def _picture_settings(folder: Path) -> dict[str, Any]:
+    if (folder / "preprocessor_config.json").is_file():
+        return read_json(folder, "preprocessor_config.json")
+    whole = read_json(folder, "processor_config.json")  # newer versions keep it inside the processor's
+    return whole.get("image_processor") or whole
 
 
 # ----------------------------------------------------------------------------------------------------- limits

@@ -1,10 +1,12 @@
 """Pictures as the reader's encoder takes them: the checkpoint's own processor, done in two cheap halves.
 
 The size is changed picture by picture with PIL (in as many threads as there are), numbers are made of whole batches
-with torch. The result is that of the checkpoint's image processor with its PIL back end, to rounding.
+with torch. The result is that of transformers' image processor with its PIL back end, to rounding.
 """
 
 from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -14,26 +16,39 @@ __all__ = ["Pixels"]
 
 
 class Pixels:
-    """The picture settings of one checkpoint: side lengths, filter, mean and deviation."""
+    """The picture settings of one checkpoint: side lengths, filter, mean and deviation.
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        size = processor.size
-        self.height, self.width = int(size["height"]), int(size["width"])
-        plain = processor.do_resize and not getattr(processor, "do_center_crop", False)
-        self._plain = plain and not getattr(processor, "do_pad", False)
+    Read from its own file, without transformers: some versions of its image processors want torchvision, and those
+    that do round differently.
+
+    Args:
+        settings: the content of preprocessor_config.json, or of its part in processor_config.json.
+
+    Raises:
+        ModelError: it cuts pictures, which no TrOCR model does, or lacks the size.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.height, self.width = _sides(settings.get("size"))
+        cut = settings.get("do_center_crop") and settings.get("crop_size") is not None
+        if not settings.get("do_resize", True) or (cut and _sides(settings["crop_size"]) != (self.height, self.width)):
+            raise ModelError(
+                "The picture settings of this model cut pictures instead of squashing them; TrOCR's do not.",
+                "Copy preprocessor_config.json of the model it was trained from into the folder.",
+            )
+        self.resample = int(settings.get("resample", 2))
+        self.scale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
+        normalise = settings.get("do_normalize", True)
+        self.mean = list(settings.get("image_mean") or [0.5] * 3) if normalise else [0.0] * 3
+        self.deviation = list(settings.get("image_std") or [0.5] * 3) if normalise else [1.0] * 3
 
     def resize(self, picture: "Image.Image") -> Any:
         """An RGB picture of any size -> uint8 [h, w, 3] (the line squashed, as the models learnt it)."""
         import numpy as np
         from PIL import Image
 
-        if not self._plain:  # an unusual processor does its own work, and `batch` none
-            values = self.processor(picture, return_tensors="np")["pixel_values"][0]
-            return np.ascontiguousarray(values, dtype=np.float32)
-        filter_kind = Image.Resampling(int(self.processor.resample))
         if picture.size != (self.width, self.height):
-            picture = picture.resize((self.width, self.height), filter_kind)
+            picture = picture.resize((self.width, self.height), Image.Resampling(self.resample))
         return np.asarray(picture, dtype=np.uint8)
 
     def batch(self, resized: list[Any]) -> "torch.Tensor":
@@ -41,14 +56,20 @@ class Pixels:
         import numpy as np
         import torch
 
-        values = torch.from_numpy(np.stack(resized))
-        if not self._plain:
-            return values
-        values = values.permute(0, 3, 1, 2).float()
-        if self.processor.do_rescale:
-            values = values * self.processor.rescale_factor
-        if self.processor.do_normalize:
-            mean = torch.tensor(self.processor.image_mean).view(1, -1, 1, 1)
-            deviation = torch.tensor(self.processor.image_std).view(1, -1, 1, 1)
-            values = (values - mean) / deviation
-        return values.contiguous()
+        values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() * self.scale
+        mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.deviation))
+        return ((values - mean) / deviation).contiguous()
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Older files give one number, newer ones height and width."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return int(size[1]), int(size[0])
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        return int(size["height"]), int(size["width"])
+    raise ModelError(
+        f"The picture settings of this model have no size that can be used: {size!r}.",
+        "Copy preprocessor_config.json of the model it was trained from into the folder.",
+    )
