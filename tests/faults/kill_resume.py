@@ -449,11 +449,16 @@ def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[M
     return moments[:count]
 
 
-def kill_and_resume(world: World, folder: Path, moment: Moment, expected: dict[str, str]) -> Outcome:
-    """Kill a run at a moment, lose its machine, go on in a fresh process that sees what was delivered, and compare."""
+def kill_and_resume(
+    world: World, folder: Path, moment: Moment, expected: dict[str, str], *, start: Path | None = None
+) -> Outcome:
+    """Kill a run at a moment, lose its machine, go on in a fresh process that sees what was delivered, and compare.
+
+    Given `start`, a sessions root that was delivered before, the run that is killed goes on from there.
+    """
     started = time.monotonic()
     outcome = Outcome(moment)
-    place = Place(world, folder, seed=moment.seed, delivery_s=moment.delivery_s)
+    place = Place(world, folder, seed=moment.seed, delivery_s=moment.delivery_s, start=start)
     first = place.begin(fault=moment.fault, settle_s=moment.settle_s)
     status = first.wait()
     outcome.reached = first.reached()
