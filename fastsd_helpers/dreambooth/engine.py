@@ -7,11 +7,8 @@ events: find the newest whole checkpoint, step, save, stop when asked, finish.
 
 import contextlib
 import logging
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,9 @@ from fastsd_helpers.dreambooth.dataset import PreparedImage, load_dataset, recor
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.plan import Plan, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
+from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot
+from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
 from fastsd_helpers.dreambooth.stopping import stop_signals
@@ -35,21 +34,9 @@ from fastsd_helpers.registry import check_resolution
 from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, versions
 from fastsd_helpers.sessions import Session
 
-__all__ = ["Progress", "TrainResult", "plan", "train"]
+__all__ = ["TrainResult", "plan", "train"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is; handed to `report` after every step, and with `message` when there is something to say."""
-
-    stage: str = ""
-    step: int = 0  # finished steps of this stage
-    steps: int = 0
-    loss: float | None = None
-    seconds_left: float | None = None
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +54,6 @@ class TrainResult:
     steps: int
     seconds: float
     best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
-
-
-Report = Callable[[Progress], None]
 
 
 def train(
@@ -102,7 +86,7 @@ def train(
     started = time.monotonic()
     make_cpu_sums_repeatable()
     check_writable(session.folder)
-    report = report or _log_progress
+    report = report or log_progress
     with (
         session.lock(take_over=take_over) as lock,
         stop_signals() as stop,
@@ -118,26 +102,12 @@ def plan(config: DreamBoothConfig, session: Session, *, restart: bool = False, r
         config, session, restart: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
-    with _open_store(session, _log_progress, restart=restart) as store:
-        run = _Run(config, session, store, _log_progress)
+    with _open_store(session, log_progress, restart=restart) as store:
+        run = _Run(config, session, store, log_progress)
         if not rehearse:
             return run.plan
         left = {stage.name: run.steps_left(stage) for stage in run.stages}
         return rehearsal.rehearse(run.plan, run.studio, left, [image.prompt for image in run.dataset.train])
-
-
-def _log_progress(progress: Progress) -> None:
-    if progress.message:
-        logger.info("%s", progress.message)
-    elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
-        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
-        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
-
-
-def _scratch_of(session: Session) -> Path:
-    """A local folder for this session alone; FASTSD_SCRATCH moves it."""
-    root = Path(os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{os.getuid()}")
-    return root / str(session.record["id"])
 
 
 def _open_store(session: Session, report: Report, *, restart: bool) -> CheckpointStore:
@@ -147,7 +117,7 @@ def _open_store(session: Session, report: Report, *, restart: bool) -> Checkpoin
         number += 1
     return CheckpointStore(
         session.checkpoints,
-        scratch=_scratch_of(session),
+        scratch=scratch_folder(session),
         report=lambda sentence: report(Progress(message=sentence)),
         timeline=str(number),
     )

@@ -193,7 +193,7 @@ def export_lora(
         )
     if dst.exists() and not overwrite:
         raise CheckpointError(f"{dst} exists already.", "Name another file, or use --overwrite.")
-    tensors = kohya_tensors(studio.trained, alpha=config.lora_alpha, dtype=dtype)
+    tensors = kohya_tensors(studio.trained, family=spec.family, alpha=config.lora_alpha, dtype=dtype)
     metadata = kohya_metadata(
         name=dst.stem,
         family=spec.family,

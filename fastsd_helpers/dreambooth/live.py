@@ -7,17 +7,15 @@ machine can watch or stop the run. A line that was cut by a kill is passed over;
 import json
 import logging
 import os
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastsd_helpers.dreambooth.progress import Progress, log_progress
+from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import LocalProcess, Session
-
-if TYPE_CHECKING:
-    from fastsd_helpers.dreambooth.engine import Progress
 
 __all__ = ["Journal", "JournalReader", "Live", "live_folder"]
 
@@ -31,9 +29,7 @@ _MOST_MESSAGES = 200
 
 def live_folder(session: Session) -> Path:
     """The local folder of a session's live files; FASTSD_SCRATCH moves it. Nothing is created."""
-    user = getattr(os, "getuid", lambda: 0)()
-    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
-    return Path(root) / f"{session.record['id']}-live"
+    return scratch_folder(session, "-live")
 
 
 class Journal:
@@ -50,9 +46,9 @@ class Journal:
         self._last = 0.0
         self._losses: list[float] = []
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         """Log the progress as a terminal shows it, and note it for watchers."""
-        _log(progress)
+        log_progress(progress)
         if progress.message:
             self._append({"message": redact(progress.message)})
             return
@@ -94,14 +90,6 @@ class Journal:
         os.write(file, json.dumps({"pid": own.pid, "start": own.start, "began": time.time()}).encode() + b"\n")
         os.replace(temporary, path)  # a new file, so that a reader notices a new run
         return file
-
-
-def _log(progress: "Progress") -> None:
-    if progress.message:
-        logger.info("%s", progress.message)
-    elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
-        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
-        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
 
 
 @dataclass

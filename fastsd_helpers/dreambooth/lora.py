@@ -1,7 +1,7 @@
 """LoRA: small matrices beside frozen weights, by peft; merged, counted, and written in the layout of kohya's scripts.
 
 Source: Hu et al. 2021, "LoRA": W + alpha / rank * B A. The file's names are those that AUTOMATIC1111, Forge and ComfyUI
-read (networks.lora of kohya's sd-scripts): `lora_unet_` or `lora_te_` and the Diffusers path with underscores.
+read (networks.lora of kohya's sd-scripts), from the table that converts every LoRA.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.dreambooth.chance import generator_for
 from fastsd_helpers.drive import sha256_of, write_atomic
 from fastsd_helpers.errors import CheckpointError, DependencyMissing, VerificationFailed
@@ -20,7 +21,6 @@ __all__ = [
     "add_lora",
     "count_lora",
     "kohya_metadata",
-    "kohya_names",
     "kohya_tensors",
     "lora_parameters",
     "merge_lora",
@@ -34,7 +34,7 @@ _TARGETS = {
     "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
 }
 _ADAPTER = "default"
-_KOHYA_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+_KOHYA_SIDES = {"A": "lora_down", "B": "lora_up"}
 
 
 def _targets(module: Any, part: str) -> Iterator[tuple[str, Any]]:
@@ -109,20 +109,14 @@ def merge_lora(
 # ------------------------------------------------------------------------------------------------- the file
 
 
-def kohya_names(part: str, names: "list[str]") -> dict[str, str]:
-    """Rename: `mid_block.a.to_q.lora_A.weight` of the U-Net is `lora_unet_mid_block_a_to_q.lora_down.weight`."""
-    renamed = {}
-    for name in names:
-        layer, _, matrix = name.removesuffix(".weight").rpartition(".lora_")
-        side = {"A": "lora_down", "B": "lora_up"}[matrix]
-        renamed[name] = f"{_KOHYA_PREFIX[part]}{layer.replace('.', '_')}.{side}.weight"
-    return renamed
-
-
 def kohya_tensors(
-    parts: "Mapping[str, Mapping[str, torch.Tensor] | None]", *, alpha: float, dtype: str = "fp16"
+    parts: "Mapping[str, Mapping[str, torch.Tensor] | None]", *, family: str, alpha: float, dtype: str = "fp16"
 ) -> "dict[str, torch.Tensor]":
     """All parts' matrices under kohya's names, each layer with its alpha: a reader's strength is alpha / rank.
+
+    Args:
+        parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
+        family: whose modules they belong to, `sd15` or `sd21`.
 
     Raises:
         CheckpointError: a value is no finite number, or becomes infinite in fp16.
@@ -130,9 +124,13 @@ def kohya_tensors(
     import torch
 
     wanted = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    layers = {(module.part, path): module.kohya for module in lora_modules(family) for path in module.paths}
     written: dict[str, torch.Tensor] = {}
     for part, tensors in parts.items():
-        for name, kohya in kohya_names(part, sorted(tensors or {})).items():
+        for name in sorted(tensors or {}):
+            path, _, matrix = name.removesuffix(".weight").rpartition(".lora_")
+            layer = layers[part, path]
+            kohya = f"{layer}.{_KOHYA_SIDES[matrix]}.weight"
             value = tensors[name].detach().cpu().to(wanted).contiguous()
             if not torch.isfinite(value).all():
                 raise CheckpointError(
@@ -140,7 +138,6 @@ def kohya_tensors(
                     "Choose fp32, or export an earlier checkpoint and train on with a lower learning rate.",
                 )
             written[kohya] = value
-            layer = kohya.partition(".")[0]
             written[f"{layer}.alpha"] = torch.tensor(alpha, dtype=wanted)
     return written
 
