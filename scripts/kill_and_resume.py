@@ -1,9 +1,11 @@
 """Kill a training at 40 seeded moments, go on each time in a fresh process, and compare the weights it ends with.
 
-    python scripts/kill_and_resume.py [--moments N] [--seed S] [--write]
+    python scripts/kill_and_resume.py [--variant full|lora|sd21|prior] [--moments N] [--seed S] [--write]
 
 Prints one line for each moment and exits with 1 if any run ended with other weights than the uninterrupted one.
-`--write` records the table in benchmarks/results/kill_and_resume.md. It takes about 10 s a moment on one core.
+`--write` records the table in benchmarks/results/kill_and_resume.md (for a variant, kill_and_resume_VARIANT.md):
+full trains all weights of SD 1.5's layout, lora a LoRA of it, sd21 that of SD 2.1 with v-prediction, prior with class
+pictures and min-SNR weights. It takes about 10 s a moment on one core.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-RESULTS = REPOSITORY / "benchmarks" / "results" / "kill_and_resume.md"
+RESULTS = REPOSITORY / "benchmarks" / "results"
 HEAD = """\
 | # | killed at | last step | on its way then | went on from | said about what was passed over | equal |
 |---:|---|---|---|---|---|---|"""
@@ -31,7 +33,7 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-and-resume-") as name:
         folder = Path(name)
-        world = make_world(folder)
+        world = make_world(folder, chosen.variant)
         passings, expected = count_passings(world, folder / "uninterrupted")
         print(HEAD, flush=True)
         outcomes = []
@@ -41,16 +43,19 @@ def main() -> int:
     seconds = time.monotonic() - started
     print("\n" + summarise(outcomes))
     if chosen.write:
-        RESULTS.write_text(make_page(outcomes, expected, chosen.seed, seconds), encoding="utf-8")
-        print(f"Written: {RESULTS}")
+        suffix = "" if chosen.variant == "full" else f"_{chosen.variant}"
+        path = RESULTS / f"kill_and_resume{suffix}.md"
+        path.write_text(make_page(outcomes, expected, chosen, seconds), encoding="utf-8")
+        print(f"Written: {path}")
     return 0 if all(outcome.equal for outcome in outcomes) else 1
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="full", choices=["full", "lora", "sd21", "prior"], help="what is trained")
     parser.add_argument("--moments", type=int, default=40, help="how many (default: 40)")
     parser.add_argument("--seed", type=int, default=1, help="chooses the moments and what the mount loses (default: 1)")
-    parser.add_argument("--write", action="store_true", help=f"record the table in {RESULTS.relative_to(REPOSITORY)}")
+    parser.add_argument("--write", action="store_true", help=f"record the table in {RESULTS.relative_to(REPOSITORY)}/")
     return parser.parse_args()
 
 
@@ -71,14 +76,16 @@ def summarise(outcomes: list) -> str:
     )
 
 
-def make_page(outcomes: list, expected: dict[str, str], seed: int, seconds: float) -> str:
-    from faults.kill_resume import SETTINGS
+def make_page(outcomes: list, expected: dict[str, str], chosen: argparse.Namespace, seconds: float) -> str:
+    from faults.kill_resume import SETTINGS, VARIANTS
 
     from fastsd_helpers.runtime import describe_device, versions
 
     rows = "\n".join(outcome.row(number) for number, outcome in enumerate(outcomes, start=1))
     hashes = "\n".join(f"| {name} | `{sha256}` |" for name, sha256 in expected.items())
-    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
+    family, own = VARIANTS[chosen.variant]
+    settings = ", ".join(f"{name} {value}" for name, value in {**SETTINGS, **own}.items())
+    variant = "" if chosen.variant == "full" else f" --variant {chosen.variant}"
     library = ", ".join(f"{name} {version}" for name, version in versions().items())
     today = datetime.datetime.now(datetime.UTC).date()
     return f"""# Killed at {len(outcomes)} moments, resumed, and compared
@@ -98,13 +105,13 @@ of the last checkpoint (weights, optimizer, loss history) are hashed and compare
 |---|---|
 {hashes}
 
-A base model of SD 1.5's layout at small widths, random weights; {settings}.
+A base model of the layout of {family} at small widths, random weights; {settings}.
 Which moments, and what a crash leaves of files on their way, follows from the seed; which files are on their way also
 depends on how fast the machine is, so the columns from "on its way then" to the sentences vary from run to run.
 
 Measured on {today}: {describe_device().name}, {platform.machine()}, one core, {seconds:.0f} s in all; {library}.
 
-Again: `python scripts/kill_and_resume.py --moments {len(outcomes)} --seed {seed} --write`
+Again: `python scripts/kill_and_resume.py{variant} --moments {len(outcomes)} --seed {chosen.seed} --write`
 """
 
 

@@ -2,8 +2,8 @@
 
     python scripts/measure_prior_drift.py [--seeds 5] [--class-images 40] [--work FOLDER] [--write]
 
-Ten prompts, one of each class and none of them trained on, are drawn by the base model and by each trained one from
-equal noise. Drift is the mean distance of the pictures: pixels (mean absolute difference, 0..1) and latents (root mean
+Ten class prompts, of objects that the base model knows, are drawn by the base model and by each trained one from equal
+noise; the class pictures of the prior are drawn for the same prompts from other noise. Drift is the mean distance of the pictures: pixels (mean absolute difference, 0..1) and latents (root mean
 square difference of the demo VAE's latents). Each seed trains twice, alike but for the prior. --write records the table
 in benchmarks/results/prior_drift.md.
 """
@@ -30,14 +30,13 @@ from fastsd_helpers.sessions import Session
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "prior_drift.md"
 SUBJECT = "robot"
-# What the base model knows beside the subject: ten kinds of objects, each a class.
-CLASS_PROMPT = " | ".join(f"a {name}" for name in OBJECTS)
 PROMPTS = [
     Scene(name, colour, place, background, "flat").caption
     for name, colour, place, background in zip(
         OBJECTS, 2 * list(COLOURS), 2 * list(PLACES), 2 * list(BACKGROUNDS), strict=False
     )
 ]
+CLASS_PROMPT = " | ".join(PROMPTS)
 
 
 def main() -> None:

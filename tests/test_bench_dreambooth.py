@@ -28,6 +28,7 @@ def test_the_quarter_has_sd15s_blocks_at_a_quarter_of_its_widths(tmp_path) -> No
     unet = json.loads((folder / "unet" / "config.json").read_text())
     assert unet["block_out_channels"] == [80, 160, 320, 320]
     assert unet["cross_attention_dim"] == 192
+    assert unet["block_out_channels"][0] // unet["attention_head_dim"] == 320 // 8  # the width of a head
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ _PROMPT = "a photo of a zib robot"
 # CPU the narrow U-Net spends much of its time in norms and copies, so caching gains less there than at full width.
 _DIVISORS = {"quarter": 4, "sd15": 1}
 _SIDES = {"demo": 128, "quarter": 256, "sd15": 512}
+_BATCHES = {"demo": 4, "quarter": 1, "sd15": 1}  # as models.toml has them
 _WARM_UP = 2
 
 
@@ -42,7 +43,7 @@ class Settings:
         "demo", help="the embedded model; SD 1.5 at a quarter of its widths; or all of it (random weights, for a GPU)"
     )
     resolution: int = option(0, help="side of the pictures in pixels; 0 = the model's own", low=0, high=1024)
-    batch_size: int = option(1, help="pictures a step", low=1, high=16)
+    batch_size: int = option(0, help="pictures a step; 0 = the model's own", low=0, high=16)
     precision: Literal["fp32", "fp16", "bf16"] = option("fp32", help="number format of the forward pass")
     gradient_checkpointing: bool = option(False, help="less memory, slower, in both loops")
     steps: int = option(10, help="timed steps of each round", low=1, high=1000)
@@ -59,6 +60,11 @@ def measure(settings: Settings) -> Report:
     Raises:
         TrainingFailed: a round's process ended without a result; its last words are in the problem.
     """
+    settings = replace(
+        settings,
+        resolution=settings.resolution or _SIDES[settings.model],
+        batch_size=settings.batch_size or _BATCHES[settings.model],
+    )
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in LOOPS}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(settings.model, Path(folder) / "model")
@@ -84,7 +90,7 @@ def measure(settings: Settings) -> Report:
 
 def _in_words(settings: Settings, medians: dict[str, dict[str, Any]], ratio: float) -> list[str]:
     lines = [
-        f"Model {settings.model}, {settings.resolution or _SIDES[settings.model]} px, {settings.precision}, "
+        f"Model {settings.model}, {settings.resolution} px, {settings.precision}, "
         f"batch {settings.batch_size}: median of {settings.rounds} rounds of {settings.steps} steps"
     ]
     for name, values in medians.items():
@@ -131,7 +137,7 @@ def make_model(name: str, folder: Path) -> Path:
             vocab_size=vocabulary,
             hidden_size=width,
             intermediate_size=4 * width,
-            num_attention_heads=12,
+            num_attention_heads=12 // part,
             num_hidden_layers=12,
             bos_token_id=vocabulary - 2,
             eos_token_id=vocabulary - 1,
@@ -152,7 +158,7 @@ def make_model(name: str, folder: Path) -> Path:
             sample_size=_SIDES[name] // 8,
             block_out_channels=tuple(channels // part for channels in (320, 640, 1280, 1280)),
             cross_attention_dim=width,
-            attention_head_dim=8,
+            attention_head_dim=8 // part,  # so diffusers calls the number of heads; each is as wide as the original's
             norm_num_groups=groups,
         ),
         scheduler=networks.build_scheduler(),
@@ -169,7 +175,7 @@ def _make_pictures(folder: Path, settings: Settings) -> list[Path]:
 
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    side = settings.resolution or _SIDES[settings.model]
+    side = settings.resolution
     paths = []
     for index in range(4):
         coarse = Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8))
@@ -269,7 +275,7 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
     base, device = BaseModel.fetch(str(model)), describe_device()
     config = DreamBoothConfig(
         base_model=str(model),
-        resolution=settings.resolution or _SIDES[settings.model],
+        resolution=settings.resolution,
         batch_size=settings.batch_size,
         precision=settings.precision,
         optimizer="adamw",
@@ -311,7 +317,7 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
         unet.enable_gradient_checkpointing()
     schedule = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-    side = settings.resolution or _SIDES[settings.model]
+    side = settings.resolution
     optimizer = torch.optim.AdamW(unet.parameters(), lr=_LR, weight_decay=1e-2)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     half = dtype is not torch.float32

@@ -18,7 +18,7 @@ from fastsd_helpers.dreambooth.lora import add_lora, count_lora, lora_parameters
 from fastsd_helpers.dreambooth.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import CheckpointError
-from fastsd_helpers.runtime import Device
+from fastsd_helpers.runtime import Device, reuse_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,8 @@ class Studio:
         self.class_prompt_of: list[int] = []  # class picture -> its prompt's index in `texts`
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
+        if device.kind == "cpu":
+            reuse_freed_memory()
 
     def count_of(self, part: str) -> int:
         """Number of values in the U-Net or the text encoder, from the model's own configuration."""
@@ -116,10 +118,10 @@ class Studio:
         return module.to(self.device)
 
     def suits_cpu(self) -> bool:
-        """Whether networks are used in the form that is fast in training on a CPU."""
-        # Plain attention holds whole attention maps: at 128 px as fast as the fused form and faster in bf16, at 256 px
-        # much slower in fp32.
-        return self.device.type == "cpu" and (self.config.resolution // 8) ** 2 < 1024
+        """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
+        # Plain attention holds whole attention maps: at 256 px and above it is not faster.
+        half = self.dtype is not None
+        return self.device.type == "cpu" and half and (self.config.resolution // 8) ** 2 < 1024
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every picture once, and fix the held-out noise; the VAE is freed afterwards."""
@@ -238,10 +240,10 @@ def _checkpoint_gradients(module: Any) -> None:
 
 
 def suit_cpu(module: Any) -> None:
-    """Choose the forms of attention and GroupNorm that are fast in training on a CPU.
+    """Choose the forms of attention and GroupNorm that are fast in training in bf16 on a CPU.
 
     The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
-    as long on the channels-last values that bf16 convolutions hand over.
+    as long on the channels-last values that bf16 convolutions hand over. In fp32 neither is so.
     """
     import torch
     from torch.nn import functional

@@ -18,7 +18,7 @@ def fingerprint(session_folder: Path, last_step: int) -> dict[str, str]:
     from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation, verify_files
 
     files = sorted((session_folder / "exports").glob("*.safetensors"))
-    if [file.name for file in files] != [f"{session_folder.name}.safetensors"]:
+    if len(files) != 1 or files[0].stem not in (session_folder.name, f"{session_folder.name}-lora"):
         raise AssertionError(f"The exports are {[file.name for file in files]}.")
     made = {"file": hash_file(files[0])}
     checkpoints = session_folder / "checkpoints"

@@ -26,14 +26,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dreambooth_runs import build_base
 from fakes import WriteBackMount
-from tiny_models import build_pipeline
 
 from faults.fingerprints import fingerprint
 
 __all__ = [
     "SESSION",
     "SETTINGS",
+    "VARIANTS",
     "Moment",
     "Outcome",
     "Place",
@@ -60,15 +61,12 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32",
     "seed": 5,
 }
-_SIZES = {
-    "unet": {
-        "block_out_channels": (8, 16, 32, 32),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 2,
-        "norm_num_groups": 8,
-    },
-    "vae": {"block_out_channels": (8, 16, 32, 32), "norm_num_groups": 8},
-    "text": {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+# Ways to train: the base model's family, and the settings that differ.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("sd15", {}),
+    "lora": ("sd15", {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0}),
+    "sd21": ("sd21-768", {}),
+    "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
 }
 # One thread each: a process must not be forked from one whose threads have started.
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -118,18 +116,19 @@ class World:
 
     base: Path
     prepared: Path  # a sessions root
+    settings: dict[str, Any] = field(default_factory=dict)  # that differ from SETTINGS
 
 
-def make_world(folder: Path) -> World:
-    """Make a small base model of SD 1.5's layout with random weights, and a session of 4 + 2 drawn pictures."""
+def make_world(folder: Path, variant: str = "full") -> World:
+    """Make a small base model with random weights, and a session of 4 + 2 drawn pictures; see VARIANTS."""
     import numpy as np
 
     from fastsd_helpers.demo.pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
     from fastsd_helpers.sessions import Session
 
-    base = folder / "base"
-    build_pipeline(_SIZES, folder / "words", seed=7).save_pretrained(base)
+    family, settings = VARIANTS[variant]
+    base = build_base(folder / "base", family)
     generator = np.random.default_rng(11)
     for index in range(6):
         photos = folder / ("photos" if index < 4 else "held_out")
@@ -140,7 +139,7 @@ def make_world(folder: Path) -> World:
     prepared = folder / "prepared"
     session = Session.create(SESSION, root=prepared)
     prepare(PrepareConfig(images=str(folder / "photos"), held_out=str(folder / "held_out"), size=64), session)
-    return World(base, prepared)
+    return World(base, prepared, settings)
 
 
 class Place:
@@ -227,7 +226,12 @@ class Run:
             "fault": fault or "none:0",  # counts the passings, and stops nowhere
             "signal_at": signal_at,
             "settle_s": settle_s,
-            "settings": {**SETTINGS, "base_model": str(place.world.base), **(settings or {})},
+            "settings": {
+                **SETTINGS,
+                "base_model": str(place.world.base),
+                **place.world.settings,
+                **(settings or {}),
+            },
         }
         self.process = _server().Process(target=_train, args=(request,))
         self.process.start()
@@ -360,7 +364,7 @@ def _check_fresh(scratch: str) -> None:
 
 def train_in_new_interpreter(place: Place, *, fault: str | None = None) -> int:
     """Train with the command line itself, in a new interpreter; returns the exit status."""
-    settings = {**SETTINGS, "base_model": str(place.world.base)}
+    settings = {**SETTINGS, "base_model": str(place.world.base), **place.world.settings}
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     scratch = place.folder / f"scratch-{place.number}"
     environment = {**os.environ, **_ONE_THREAD, "FASTSD_SCRATCH": str(scratch), "FASTSD_FAULT": fault or ""}
@@ -431,12 +435,14 @@ def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[M
     moments: list[Moment] = []
     for batch in range(-(-count // 40)):
         chance = random.Random(f"{seed}/{batch}")
-        chosen = []
-        for points, quota in _QUOTAS:
+        chosen: list[str] = []
+        for wanted, quota in _QUOTAS:
+            points = [point for point in wanted if point in passings] or ["step.unet"]  # a LoRA's file has no such
             start = chance.randrange(len(points))
             names = [points[(start + index) % len(points)] for index in range(quota)]
             for point in dict.fromkeys(names):
-                passed = chance.sample(range(1, passings[point] + 1), names.count(point))
+                left = [number for number in range(1, passings[point] + 1) if f"{point}:{number}" not in chosen]
+                passed = chance.sample(left, names.count(point))
                 chosen += [f"{point}:{number}" for number in passed]
         if len(chosen) != 40 or len(set(chosen)) != 40:
             raise AssertionError(f"{len(set(chosen))} different moments instead of 40")
