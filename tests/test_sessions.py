@@ -534,6 +534,25 @@ def test_an_unreadable_lock_is_watched_and_then_replaced(dog, content):
         assert json.loads((dog.folder / ".lock").read_bytes())["pid"] == os.getpid()
 
 
+def test_a_lock_with_a_changed_bit_is_not_believed(dog):
+    path = dog.folder / ".lock"
+    with dog.lock():
+        whole = path.read_bytes()
+    data = bytearray(whole)
+    data[whole.index(b'"machine": "') + 14] ^= 1  # now it names another machine, and a heartbeat of just now
+    path.write_bytes(data)
+    with SessionLock(dog.folder, watch_s=0.2):
+        pass
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        read = lock_module._parse(bytes(data))
+        assert {name: read.get(name) for name in ("machine", "pid", "start", "time")} in (
+            {name: json.loads(whole)[name] for name in ("machine", "pid", "start", "time")},
+            dict.fromkeys(("machine", "pid", "start", "time")),
+        )
+
+
 def test_a_run_notices_that_it_was_taken_over_and_leaves_the_lock_to_the_other(dog, caplog):
     with SessionLock(dog.folder, beat_s=0.05) as first:
         with SessionLock(dog.folder, beat_s=0.05, take_over=True) as second:

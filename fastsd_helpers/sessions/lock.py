@@ -7,6 +7,7 @@ small thread counts a heartbeat up every 20 seconds.
 - Another machine: its heartbeat is old when both the time it wrote and the file's own time are 2 minutes old. Where the
   two contradict each other, or lie in the future, a clock has jumped: then the counter is watched on this machine's
   monotonic clock, and only a counter that stands still counts as dead.
+- A lock that is cut short or changed on its way to Drive (it holds a sum over itself) says nothing: it is watched too.
 
 On Drive no machine can exclude another for certain. So a run also looks at every heartbeat whether the lock is still
 its own; when it is not, `lost` becomes true and the trainer saves and stops. Checkpoints have names of their own, so
@@ -23,6 +24,7 @@ import socket
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,15 +259,23 @@ def describe_holder(holder: dict[str, Any]) -> str:
 
 
 def _to_bytes(holder: dict[str, Any]) -> bytes:
-    return json.dumps(holder).encode()
+    return json.dumps({**holder, "sum": _sum_of(holder)}).encode()
 
 
 def _parse(data: bytes) -> dict[str, Any]:
+    """The holder; empty when the lock cannot be read, or when a byte of it changed."""
     try:
         holder = json.loads(data)
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}
+    if not isinstance(holder, dict):
+        return {}
+    wanted = holder.pop("sum", None)  # a lock of an earlier version has none
+    return holder if wanted in (None, _sum_of(holder)) else {}
+
+
+def _sum_of(holder: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(holder, sort_keys=True).encode())
 
 
 def _read_bytes(path: Path) -> bytes | None:
