@@ -3,9 +3,10 @@
     python scripts/measure_prior_drift.py [--seeds 5] [--class-images 40] [--work FOLDER] [--write]
 
 Ten class prompts, of objects that the base model knows, are drawn by the base model and by each trained one from equal
-noise; the class pictures of the prior are drawn for the same prompts from other noise. Drift is the mean distance of the pictures: pixels (mean absolute difference, 0..1) and latents (root mean
-square difference of the demo VAE's latents). Each seed trains twice, alike but for the prior. --write records the table
-in benchmarks/results/prior_drift.md.
+noise; the class pictures of the prior are drawn for the same prompts from other noise. Drift is the mean distance of
+the pictures: pixels (mean absolute difference, 0..1) and latents (root mean square difference of the demo VAE's
+latents). Each seed trains three times, alike but for the prior: without it, with it, and with class pictures drawn as
+other trainers draw them (guidance 7.5). --write records the table in benchmarks/results/prior_drift.md.
 """
 
 import argparse
@@ -37,6 +38,8 @@ PROMPTS = [
     )
 ]
 CLASS_PROMPT = " | ".join(PROMPTS)
+RUNS: dict[str, dict] = {"without": {}, "with": {"class_guidance": 1.0}, "with, guided": {"class_guidance": 7.5}}
+MEASURES = ("pixels", "latents")
 
 
 def main() -> None:
@@ -44,34 +47,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--class-images", type=int, default=40)
     parser.add_argument("--class-prompt", default=CLASS_PROMPT)
-    parser.add_argument("--work", type=Path, help="keep the sessions here")
+    parser.add_argument("--work", type=Path, help="keep the sessions here, and go on with them")
     parser.add_argument("--write", action="store_true", help=f"record the table in {RESULTS.name}")
     chosen = parser.parse_args()
     make_cpu_sums_repeatable()
     work = chosen.work or Path(tempfile.mkdtemp())
     before = draw_with(BaseModel.fetch("demo"), None)
+    names = list(RUNS)
     lines = [
-        "| seed | pixels without | pixels with | latents without | latents with |",
-        "| --- | --- | --- | --- | --- |",
+        f"| seed | {' | '.join(f'{what} {name}' for what in MEASURES for name in names)} |",
+        f"|---:|{'---:|' * len(MEASURES) * len(names)}",
     ]
-    lower = {"pixels": 0, "latents": 0}
+    rows = []
     for seed in range(1, chosen.seeds + 1):
         row = {}
-        for name, prior in (("without", {}), ("with", {"class_prompt": chosen.class_prompt})):
+        for name, prior in RUNS.items():
             if prior:
-                prior["class_images"] = chosen.class_images
-            row[name] = distances(before, drawn_after_training(work / f"{name}-{seed}", seed, prior))
-        for what in lower:
-            lower[what] += row["with"][what] < row["without"][what]
-        cells = [f"{row[name][what]:.4f}" for what in ("pixels", "latents") for name in ("without", "with")]
-        lines.append(f"| {seed} | {' | '.join(cells)} |")
+                prior = {**prior, "class_prompt": chosen.class_prompt, "class_images": chosen.class_images}
+            row[name] = distances(before, drawn_after_training(work / f"{name}-{seed}".replace(", ", "-"), seed, prior))
+        rows.append(row)
+        lines.append(f"| {seed} | {cells_of(row)} |")
         print(lines[-1], flush=True)
-    lines.append("")
+    mean = {name: {what: float(np.mean([row[name][what] for row in rows])) for what in MEASURES} for name in names}
+    lines += [f"| mean | {cells_of(mean)} |", ""]
+    lower = {what: sum(row["with"][what] < row["without"][what] for row in rows) for what in MEASURES}
     lines.append(
-        f"Lower with the prior: pixels {lower['pixels']} of {chosen.seeds} seeds, latents {lower['latents']} of "
-        f"{chosen.seeds}."
+        "Lower with the prior than without: "
+        + ", ".join(f"{what} in {count} of {chosen.seeds} seeds" for what, count in lower.items())
+        + "."
     )
-    print(lines[-1])
+    print("\n".join(lines[-3:]))
     if chosen.write:
         head = [
             "# Drift with and without prior preservation",
@@ -84,10 +89,17 @@ def main() -> None:
         RESULTS.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
 
 
+def cells_of(row: dict[str, dict[str, float]]) -> str:
+    return " | ".join(f"{row[name][what]:.4f}" for what in MEASURES for name in RUNS)
+
+
 def drawn_after_training(folder: Path, seed: int, prior: dict) -> tuple[np.ndarray, torch.Tensor]:
-    """Train the demo's subject once and draw the class prompts with what came out."""
-    session = Session.create(SUBJECT, root=folder)
-    prepare(PrepareConfig(images=str(SUBJECTS_FOLDER / SUBJECT), size=128), session)
+    """Train the demo's subject once, or go on with it, and draw the class prompts with what came out."""
+    if (folder / SUBJECT).exists():
+        session = Session.open(SUBJECT, root=folder)
+    else:
+        session = Session.create(SUBJECT, root=folder)
+        prepare(PrepareConfig(images=str(SUBJECTS_FOLDER / SUBJECT), size=128), session)
     train(DreamBoothConfig(base_model="demo", seed=seed, sample_every=0, save_every=0, **prior), session)
     with tempfile.TemporaryDirectory() as scratch:
         studio, _, _ = open_learned(session, Path(scratch))

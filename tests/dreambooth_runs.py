@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tiny_models import SMALL, build_parts, make_tokenizer
+from tiny_models import SMALL, assemble, build_parts
 
 FAMILIES = ("sd15", "sd21-512", "sd21-768")
 
@@ -36,23 +36,9 @@ def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
         parts["text_encoder"] = transformers.CLIPTextModel(
             transformers.CLIPTextConfig(bos_token_id=size - 2, eos_token_id=size - 1, **text)
         )
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction" if key == "sd21-768" else "epsilon",
-    )
-    pipe = diffusers.StableDiffusionPipeline(
-        **parts,
-        tokenizer=make_tokenizer(folder.with_name(f"{folder.name}-words"), SMALL["text"]["vocab_size"]),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    words = folder.with_name(f"{folder.name}-words")
+    predicts = "v_prediction" if key == "sd21-768" else "epsilon"
+    pipe = assemble(parts, words, SMALL["text"]["vocab_size"], prediction_type=predicts)
     pipe.save_pretrained(folder)
     return folder
 

@@ -129,6 +129,7 @@ CASES: dict[str, tuple[dict, object, object]] = {
     "lr_scheduler": ({}, "linear", "constant"),
     "prior_weight": (CLASS, 1.0, 0.5),
     "class_images": (CLASS, 2, 3),
+    "class_guidance": (CLASS, 1.0, 7.5),
     "min_snr": ({}, None, 0.01),  # 1 and more changes nothing at the noisy timesteps that two steps may draw
     "offset_noise": ({}, None, 0.2),
     "ema": ({}, 0.0, 0.9),

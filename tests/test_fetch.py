@@ -600,11 +600,14 @@ def test_a_hub_file_damaged_on_the_way_is_fetched_again(hub, folder):
 # -------------------------------------------------------------------------------------------- random faults
 
 
-def _random_run(site: FileServer, folder: Path, seed: int) -> str:
-    """One download through a server with random faults; every outcome must be right."""
+def _random_run(site: FileServer, folder: Path, seed: int) -> tuple[str, bool]:
+    """One download, with a token, through a server with random faults; every outcome must be right."""
     chance = random.Random(seed)
     content = safetensors(chance.randrange(1, 200_000), seed=seed)
-    site.files["/model.safetensors"] = site.files["/other"] = content
+    sha256 = hashlib.sha256(content).hexdigest()
+    site.files["/api/download/models/77"] = site.files["/other"] = content
+    site.files["/api/v1/model-versions/77"] = json.dumps(site.about(hashes={"SHA256": sha256})).encode()
+    link = site.url("/api/download/models/77")
     site.seen.clear()
     site.queue.clear()
     for _ in range(chance.randrange(0, 5)):
@@ -623,28 +626,32 @@ def _random_run(site: FileServer, folder: Path, seed: int) -> str:
                 ]
             )
         )
-    sha256 = hashlib.sha256(content).hexdigest()
     try:
-        path = fetch(site.url("/model.safetensors"), folder, name="m.safetensors", sha256=sha256)
+        path = fetch(link, folder, name="m.safetensors")
     except FastSDError:
         assert "m.safetensors" not in names_in(folder)
         outcome = "refused"
         site.queue.clear()
-        path = fetch(site.url("/model.safetensors"), folder, name="m.safetensors", sha256=sha256)
+        path = fetch(link, folder, name="m.safetensors")
     else:
         outcome = "whole"
     assert path.read_bytes() == content
     assert names_in(folder) == ["m.safetensors"]
-    assert all("Authorization" not in seen.headers for seen in site.seen if seen.host == "localhost")
-    return outcome
+    sent = {(seen.host, seen.headers.get("Authorization")) for seen in site.seen}
+    assert sent <= {("127.0.0.1", f"Bearer {TOKEN}"), ("localhost", None)}
+    return outcome, "localhost" in dict(sent)
 
 
 @pytest.mark.parametrize(
     "runs", [pytest.param((0, 30), id="30"), pytest.param((30, 230), id="200", marks=pytest.mark.slow)]
 )
-def test_random_faults_end_in_the_exact_file_or_a_typed_error(site, tmp_path, runs, no_fsync):
-    outcomes = [_random_run(site, tmp_path / str(seed), seed) for seed in range(*runs)]
-    assert set(outcomes) == {"whole", "refused"}
+def test_random_faults_end_in_the_exact_file_or_a_typed_error(civitai, tmp_path, runs, no_fsync, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
+    outcomes = [_random_run(civitai, tmp_path / str(seed), seed) for seed in range(*runs)]
+    assert {outcome for outcome, _led_away in outcomes} == {"whole", "refused"}
+    assert any(led_away for _outcome, led_away in outcomes), "some of them were led to another host"
+    assert TOKEN not in caplog.text
 
 
 def test_the_tests_own_server_leaves_no_file_open(site, folder):

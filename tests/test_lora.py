@@ -11,11 +11,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from dreambooth_runs import (  # noqa: E402
-    build_base,
     config_for,
-    draw_quickly,
     learned,
-    make_session,
     same,
     train_in_pieces,
 )
@@ -27,29 +24,19 @@ from fastsd_helpers.errors import CheckpointError, SettingsError  # noqa: E402
 LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 6.0, "unet_lr": 1e-2, "text_encoder_lr": 1e-2}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return build_base(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture
-def session(tmp_path, monkeypatch, no_fsync):
-    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
-    draw_quickly(monkeypatch)
-    return make_session(tmp_path)
-
-
 def read_header(path: Path) -> dict:
     data = path.read_bytes()
     return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
 
 
-def test_the_file_gives_diffusers_the_model_that_was_trained(base, session, tmp_path) -> None:
+def test_the_file_gives_diffusers_the_model_that_was_trained(small_base, small_session, tmp_path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
 
-    train(config_for(base, **LORA), session)
-    path = export(ExportConfig(format="lora", dtype="fp32", out=str(tmp_path / "robot.safetensors")), session).path
+    train(config_for(small_base, **LORA), small_session)
+    path = export(
+        ExportConfig(format="lora", dtype="fp32", out=str(tmp_path / "robot.safetensors")), small_session
+    ).path
 
     ids = torch.randint(0, 290, (1, 77), generator=torch.Generator().manual_seed(1))
     noisy = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(2))
@@ -60,13 +47,13 @@ def test_the_file_gives_diffusers_the_model_that_was_trained(base, session, tmp_
             return text, pipe.unet(noisy, torch.tensor([500]), text).sample
 
     def open_pipe():
-        pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+        pipe = StableDiffusionPipeline.from_pretrained(small_base, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     untouched = outputs(open_pipe())
     trained = open_pipe()  # by peft itself, from the tensors as they were trained
-    weights = learned(session)
+    weights = learned(small_session)
     for part, names in (("unet", ["to_q", "to_k", "to_v", "to_out.0"]), ("text_encoder", None)):
         module = getattr(trained, part)
         names = names or ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -83,8 +70,8 @@ def test_the_file_gives_diffusers_the_model_that_was_trained(base, session, tmp_
         assert (before - theirs).abs().max() > 1e-4 * theirs.abs().max(), "the training changed it"
 
 
-def test_the_finished_file_is_small_and_says_rank_and_alpha(base, session) -> None:
-    result = train(config_for(base, **LORA), session)
+def test_the_finished_file_is_small_and_says_rank_and_alpha(small_base, small_session) -> None:
+    result = train(config_for(small_base, **LORA), small_session)
     header = read_header(result.path)
     about = header.pop("__metadata__")
     assert (about["ss_network_dim"], about["ss_network_alpha"], about["ss_base_model_version"]) == ("4", "6.0", "sd_v1")
@@ -93,23 +80,23 @@ def test_the_finished_file_is_small_and_says_rank_and_alpha(base, session) -> No
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in layers
     assert {name.partition(".")[2] for name in header} == {"lora_down.weight", "lora_up.weight", "alpha"}
     assert result.path.stat().st_size < 400_000
-    again = train(config_for(base, **LORA), session)
+    again = train(config_for(small_base, **LORA), small_session)
     assert (again.path, again.seconds) == (result.path, 0.0)
     with pytest.raises(CheckpointError, match="exists already"):
-        export(ExportConfig(format="lora", out=str(result.path)), session)
+        export(ExportConfig(format="lora", out=str(result.path)), small_session)
 
 
-def test_the_whole_model_has_the_lora_merged_in(base, session, tmp_path) -> None:
+def test_the_whole_model_has_the_lora_merged_in(small_base, small_session, tmp_path) -> None:
     from safetensors.torch import load_file
 
-    train(config_for(base, **LORA), session)
-    path = export(ExportConfig(dtype="fp32", out=str(tmp_path / "whole.safetensors")), session).path
-    weights, whole = learned(session, "unet"), load_file(path)
+    train(config_for(small_base, **LORA), small_session)
+    path = export(ExportConfig(dtype="fp32", out=str(tmp_path / "whole.safetensors")), small_session).path
+    weights, whole = learned(small_session, "unet"), load_file(path)
     layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
     from diffusers import UNet2DConditionModel
 
-    before = UNet2DConditionModel.from_pretrained(base, subfolder="unet").get_submodule(layer).weight
+    before = UNet2DConditionModel.from_pretrained(small_base, subfolder="unet").get_submodule(layer).weight
     change = weights[f"unet/{layer}.lora_B.weight"] @ weights[f"unet/{layer}.lora_A.weight"] * (6.0 / 4)
     assert torch.allclose(whole[name], before + change, atol=1e-7)
     assert change.abs().max() > 1e-4
@@ -118,25 +105,25 @@ def test_the_whole_model_has_the_lora_merged_in(base, session, tmp_path) -> None
 MOMENTS = [("text_encoder", 1), ("text_encoder", 2), ("unet", 1), ("unet", 2)]
 
 
-def test_a_run_stopped_at_every_step_ends_with_the_same_bits(base, session) -> None:
-    settings = config_for(base, **LORA, ema=0.9, gradient_checkpointing=True)
-    whole = train(settings, session)
-    tensors = learned(session)
-    pieces = train_in_pieces(settings, session, MOMENTS, restart=True)
-    assert same(learned(session), tensors)
+def test_a_run_stopped_at_every_step_ends_with_the_same_bits(small_base, small_session) -> None:
+    settings = config_for(small_base, **LORA, ema=0.9, gradient_checkpointing=True)
+    whole = train(settings, small_session)
+    tensors = learned(small_session)
+    pieces = train_in_pieces(settings, small_session, MOMENTS, restart=True)
+    assert same(learned(small_session), tensors)
     assert pieces.loss_after == whole.loss_after
     assert pieces.loss_after != pieces.loss_before
     assert any(name.startswith("raw/") for name in tensors)
 
 
-def test_a_full_run_has_no_lora_to_export(base, session) -> None:
-    train(config_for(base, unet_steps=1, text_encoder_steps=0), session)
+def test_a_full_run_has_no_lora_to_export(small_base, small_session) -> None:
+    train(config_for(small_base, unet_steps=1, text_encoder_steps=0), small_session)
     with pytest.raises(SettingsError, match="trained with method full") as caught:
-        export(ExportConfig(format="lora"), session)
+        export(ExportConfig(format="lora"), small_session)
     assert "--method lora" in caught.value.hint
 
 
-def test_a_checkpoint_takes_the_room_of_the_matrices_alone(base, session) -> None:
-    full, small = plan(config_for(base), session), plan(config_for(base, **LORA), session)
+def test_a_checkpoint_takes_the_room_of_the_matrices_alone(small_base, small_session) -> None:
+    full, small = plan(config_for(small_base), small_session), plan(config_for(small_base, **LORA), small_session)
     assert small.generation_bytes["unet"] * 5 < full.generation_bytes["unet"]
     assert small.export_bytes < full.export_bytes

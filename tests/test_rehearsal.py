@@ -14,6 +14,7 @@ from fastsd_helpers.dreambooth.footprint import peak_bytes, saved_bytes  # noqa:
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
 from fastsd_helpers.dreambooth.stages import Studio  # noqa: E402
 from fastsd_helpers.errors import Interrupted  # noqa: E402
+from fastsd_helpers.registry import find_model  # noqa: E402
 
 
 class Shapes(Studio):
@@ -52,6 +53,39 @@ def test_sd15_as_a_t4_trains_it_stays_under_14_gb() -> None:
     )
     peaks = {stage: peak_bytes(studio, stage) for stage in ("text_encoder", "unet")}
     assert 6e9 < peaks["text_encoder"] < peaks["unet"] < 14e9
+
+
+_SD21 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+_SD21_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 23}
+
+
+class PublishedShapes(Shapes):
+    """The published models' networks, SD 2.1's too, in what a small GPU trains with."""
+
+    def __init__(self, key: str, **values) -> None:
+        spare = {"optimizer": "adamw8bit", "gradient_checkpointing": True}
+        super().__init__(kind="cuda", dtype=torch.float16, full_size=True, **spare, **values)
+        self._is_21 = find_model(key).family == "sd21"
+
+    def _build(self, part: str):
+        import diffusers
+        import transformers
+
+        if not self._is_21:
+            return super()._build(part)
+        if part == "unet":
+            return diffusers.UNet2DConditionModel(**_SD21)
+        return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=49408, **_SD21_TEXT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["sd15", "sd21-512", "sd21-768"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_registrys_gpu_memory_is_what_is_computed_rounded_up(key: str, method: str) -> None:
+    spec = find_model(key)
+    shapes = PublishedShapes(key, method=method, resolution=spec.native_px)
+    peak = max(peak_bytes(shapes, stage) for stage in ("text_encoder", "unet"))
+    assert spec.vram_gb[method] - 1 < peak / 1e9 <= spec.vram_gb[method]
 
 
 def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeypatch, no_fsync) -> None:

@@ -71,29 +71,29 @@ def make_tokenizer(folder, vocab_size):
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def build_pipeline(sizes, words, *, seed):
-    """A whole pipeline; its tokenizer's files are written to the folder `words`."""
+def assemble(parts, words, vocab_size, **scheduler):
+    """A whole Stable Diffusion pipeline of parts; its tokenizer's files are written to the folder `words`."""
     import diffusers
-    import torch
 
-    torch.manual_seed(seed)
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
     pipe = diffusers.StableDiffusionPipeline(
-        **build_parts(sizes),
-        tokenizer=make_tokenizer(words, sizes["text"]["vocab_size"]),
-        scheduler=diffusers.DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        **parts,
+        tokenizer=make_tokenizer(words, vocab_size),
+        scheduler=diffusers.DDIMScheduler(**settings, set_alpha_to_one=False, steps_offset=1, **scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def build_pipeline(sizes, words, *, seed):
+    """A whole pipeline with random weights."""
+    import torch
+
+    torch.manual_seed(seed)
+    return assemble(build_parts(sizes), words, sizes["text"]["vocab_size"])
 
 
 def reference(name):
@@ -103,10 +103,10 @@ def reference(name):
 
 
 def load_file(path):
-    """Read a file with the safetensors library itself, not with ours."""
+    """Read a file with the safetensors library itself, not with ours; into memory, so that the file may be replaced."""
     from safetensors.torch import load_file as load
 
-    return load(path)
+    return {name: tensor.clone() for name, tensor in load(path).items()}
 
 
 def same_bits(one, other):

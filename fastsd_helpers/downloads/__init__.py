@@ -9,7 +9,7 @@ from fastsd_helpers.downloads.base_models import fetch_model
 from fastsd_helpers.downloads.content import describe_content
 from fastsd_helpers.downloads.files import Wanted, fetch, fetch_all, models_folder
 from fastsd_helpers.downloads.hub import fetch_repo
-from fastsd_helpers.downloads.links import HubFile, is_link
+from fastsd_helpers.downloads.links import HubFile, holds_secret, is_link
 from fastsd_helpers.downloads.pipeline import model_hash, pick_weights, read_json, require_pipeline, variant_of
 from fastsd_helpers.downloads.table import models_table
 
@@ -21,6 +21,7 @@ __all__ = [
     "fetch_all",
     "fetch_model",
     "fetch_repo",
+    "holds_secret",
     "is_link",
     "model_hash",
     "models_folder",

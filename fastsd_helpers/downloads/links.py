@@ -13,7 +13,7 @@ from fastsd_helpers.downloads.transfer import Answer, ask
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.runtime import redact, remember_secret, secret
 
-__all__ = ["HubFile", "Link", "confirm_drive", "find_link", "is_link", "safe_name", "show_url"]
+__all__ = ["HubFile", "Link", "confirm_drive", "find_link", "holds_secret", "is_link", "safe_name", "show_url"]
 
 # Kept apart, so that tests can lead them to a server of their own.
 _CIVITAI = "https://civitai.com"
@@ -21,6 +21,7 @@ _DRIVE = "https://drive.usercontent.google.com"
 _CIVITAI_HOSTS = ("civitai.com", "civitai.green", "civitai.red")
 _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 _HUB_FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
+_SECRET_NAMES = {"access_token", "api-key", "api_key", "apikey", "auth", "key", "password", "token"}
 _CIVITAI_TOKEN_HINT = (
     "Make an API key at civitai.com (account settings) and set it as CIVITAI_TOKEN "
     "(environment variable, or a Colab or Kaggle secret)."
@@ -52,6 +53,15 @@ class Link:
 def is_link(text: str) -> bool:
     """Whether a text is a web address."""
     return bool(re.match(r"https?://", text.strip(), re.IGNORECASE))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a web address has a token, a key or a password in it, so that it may not be written down."""
+    if not is_link(text):
+        return False
+    address, _, query = text.strip().partition("?")
+    userinfo = "@" in address.partition("//")[2].partition("/")[0]
+    return userinfo or any(name.lower() in _SECRET_NAMES for name, _ in parse_qsl(query.partition("#")[0]))
 
 
 def show_url(url: str) -> str:

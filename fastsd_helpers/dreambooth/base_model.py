@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.downloads import fetch_model, model_hash, variant_of
+from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import DependencyMissing, ModelError
 from fastsd_helpers.registry import ModelSpec, require_trainable, spec_of
 
@@ -30,18 +31,19 @@ def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
 class BaseModel:
     """A Diffusers folder of a family that can be trained."""
 
-    ref: str  # what the user named: key, Hub id or folder
+    ref: str  # what the user named: key, Hub id, folder, single file or link
     folder: Path
     spec: ModelSpec
 
     @classmethod
     def fetch(cls, ref: str) -> "BaseModel":
-        """Find or download the model.
+        """Find or download the model; of a single file or a link to one a Diffusers folder is made, once.
 
         Raises:
-            ModelNotFound, ModelError, WrongFamily: it is not there, not whole, or cannot be trained.
+            ModelNotFound, ModelError, WrongFamily: it is not there, not whole, or cannot be trained. DownloadError: the
+            link gave no model. CheckpointError: the file cannot be read safely.
         """
-        folder = fetch_model(ref)
+        folder = fetch_model(ref, convert=make_base)
         require_trainable(folder)
         return cls(ref, folder, spec_of(ref, folder))
 

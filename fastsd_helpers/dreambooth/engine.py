@@ -290,6 +290,7 @@ class _Run:
             count=config.class_images,
             size=config.resolution,
             seed=config.seed,
+            guidance=config.class_guidance,
         )
         return drawing.fill(
             device=studio.device,

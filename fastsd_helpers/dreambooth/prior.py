@@ -29,7 +29,7 @@ __all__ = ["ClassDrawing", "find_class_images"]
 _NAME = re.compile(r"^(\d{5})-([0-9a-f]{12})\.png$")
 # Drawn in fixed groups: on some devices a picture's last bits depend on the others in its batch.
 _GROUP = 4
-_STEPS, _GUIDANCE = 25, 7.5
+_STEPS = 25
 
 
 def find_class_images(folder: Path) -> dict[int, Path]:
@@ -53,13 +53,25 @@ class ClassDrawing:
         count: pictures in all.
         size: their side in pixels.
         seed: picture i starts from noise of (seed, i).
+        guidance: classifier-free guidance. At 1 the pictures are the model's own, and training on them leaves it where
+            it is; guided ones are those of a sharper model, and training on them moves it there (measured:
+            benchmarks/results/prior_drift.md).
     """
 
     def __init__(
-        self, root: Path, base: BaseModel, prompts: tuple[str, ...], *, count: int, size: int, seed: int
+        self,
+        root: Path,
+        base: BaseModel,
+        prompts: tuple[str, ...],
+        *,
+        count: int,
+        size: int,
+        seed: int,
+        guidance: float = 1.0,
     ) -> None:
         self.base, self.prompts, self.count, self.size, self.seed = base, prompts, count, size, seed
-        key = [base.sha256(), base.spec.prediction_type, list(prompts), size, seed, _STEPS, _GUIDANCE]
+        self.guidance = guidance
+        key = [base.sha256(), base.spec.prediction_type, list(prompts), size, seed, _STEPS, guidance]
         self.folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
     def fill(
@@ -119,7 +131,7 @@ class ClassDrawing:
             size=self.size,
             seeds=[self._seed_of(number) for number in numbers],
             steps=_STEPS,
-            guidance=_GUIDANCE,
+            guidance=self.guidance,
             device=device,
         )
 

@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_lora_rates, choose_steps
 from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.options import check, option
@@ -25,6 +26,7 @@ _OFF: Given = {
     "class_prompt": None,
     "prior_weight": 0.0,
     "class_images": 0,
+    "class_guidance": 7.5,
     "min_snr": 0.0,
     "offset_noise": 0.0,
     "ema": 0.0,
@@ -40,7 +42,7 @@ class DreamBoothConfig:
     """Settings for one DreamBooth run; what is left alone follows the base model, the device or the session."""
 
     base_model: str = option(
-        "auto", help="model to start from: auto, a key (sd15, demo), a Hub id (owner/name) or a Diffusers folder"
+        "auto", help="model to start from: auto, a key (sd15, demo), a Hub id (owner/name), a folder, a file or a link"
     )
     method: Literal["full", "lora"] = option(
         "full", help="full trains every weight; lora trains small matrices beside them: a file of MB, not GB"
@@ -93,6 +95,14 @@ class DreamBoothConfig:
         help="pictures of the class, drawn once by the base model; 0 = off; left alone: 100 with a class prompt",
         low=0,
         high=5000,
+        advanced=True,
+    )
+    class_guidance: float = option(
+        1.0,
+        help="how strongly the class prompt steers its pictures: 1 draws what the model itself imagines; other "
+        "trainers take 7.5, which pulls the model away from where it was",
+        low=1.0,
+        high=30.0,
         advanced=True,
     )
     min_snr: float | None = option(
@@ -162,6 +172,12 @@ class DreamBoothConfig:
             extra.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
         if isinstance(self.base_model, str) and not self.base_model.strip():
             extra.append("base_model (--base-model) is empty")
+        if isinstance(self.base_model, str) and holds_secret(self.base_model):
+            # Settings are written into the session and shown; a token would be too.
+            extra.append(
+                "base_model (--base-model) is a link with a token or password in it: take that part out of the link "
+                "and set the token as CIVITAI_TOKEN"
+            )
         classes = self.class_prompt.split("|") if isinstance(self.class_prompt, str) else []
         if any(not part.strip() for part in classes):
             extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")

@@ -159,9 +159,12 @@ class Lab:
         return rows.last.locator("input, select, textarea").first
 
     def shoot(self, name: str, title: str | None = None) -> None:
-        """Keep a screenshot of a cell, or of the page."""
+        """Keep a screenshot of a cell, or of the notebook's page."""
+        self.shoot_page(name, self.cell(title) if title else self.page)
+
+    def shoot_page(self, name: str, thing: Any) -> None:
+        """Keep a screenshot of a page or of a part of one."""
         if self._shots is None:
             return
         self._shots.mkdir(parents=True, exist_ok=True)
-        thing = self.cell(title) if title else self.page
         thing.screenshot(path=str(self._shots / f"{name}.png"))

@@ -4,10 +4,13 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.fingerprints import hash_file
 
 from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
 
@@ -54,6 +57,8 @@ def test_photos_crops_captions_training_stop_and_resume(tmp_path: Path, monkeypa
         drag_a_crop(lab)
         edit_a_caption(lab, session)
         train_stop_and_go_on(lab, session)
+        draw_in_the_playground(lab)
+        assert hash_file(made_in_one_go(session)) == hash_file(session / "exports" / "my-subject.safetensors")
 
 
 def upload_photos(lab: Lab, files: list[str], session: Path) -> None:
@@ -128,3 +133,37 @@ def train_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.shoot("5-done", "5")
     lab.run("6")
     lab.shoot("6-result", "6")
+
+
+def draw_in_the_playground(lab: Lab) -> None:
+    lab.run("7a")
+    lab.run("7b")
+    lab.cell("7b").locator("button", has_text="Open the playground").click()
+    address = re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", wait_until(lab, "7b", r"Open: http://127\.0\.0\.1:\d+"))
+    lab.shoot("7-playground", "7b")
+    page = lab.page.context.browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
+    page.set_default_timeout(PATIENCE_S * 1000)
+    page.goto(address[1])
+    page.get_by_label("Prompt", exact=True).fill("a zib robot")
+    page.get_by_role("button", name="Draw").click()
+    pictures = page.locator(".grid-container img")
+    pictures.nth(1).wait_for()  # before and after
+    sizes = [
+        picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") for picture in pictures.all()
+    ]
+    assert sizes == [128, 128]
+    lab.shoot_page("7-drawn", page)
+    page.close()
+    lab.cell("7b").locator("button", has_text="Close it").click()
+    wait_until(lab, "7b", "Closed")
+
+
+def made_in_one_go(session: Path) -> Path:
+    """The file of the same training, with the same pictures, that nobody stopped."""
+    again = shutil.copytree(session, session.parents[1] / "again" / "my-subject")
+    shutil.rmtree(again / "exports")
+    command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", "my-subject", "--root", str(again.parent)]
+    settings = ["--base-model", "demo", "--unet-steps", "40", "--text-encoder-steps", "0", "--sample-every", "0"]
+    subprocess.run([*command, *settings, "--restart"], check=True, timeout=1200, capture_output=True)
+    (made,) = (again / "exports").glob("*.safetensors")
+    return made
