@@ -1,4 +1,4 @@
-"""Load an exported SD 1.5 file strictly into the original latent-diffusion code and compare outputs with diffusers'.
+"""Load an SD 1.5 or inpainting export strictly into the original latent-diffusion code and compare with diffusers.
 
 The original code is not part of this project; give the path of a checkout of CompVis/stable-diffusion or of
 CompVis/latent-diffusion. It needs `einops`; packages that it imports without using them here are replaced by empty
@@ -164,7 +164,7 @@ def compare_unet(stored: Mapping[str, Any], folder: Path, seed: int, precision: 
     widths = list(unet.config.block_out_channels)
     original = UNetModel(
         image_size=32,
-        in_channels=4,
+        in_channels=unet.config.in_channels,  # 9 for inpainting: latents, mask, latents of what is kept
         out_channels=4,
         model_channels=widths[0],
         attention_resolutions=[4, 2, 1],
@@ -180,7 +180,7 @@ def compare_unet(stored: Mapping[str, Any], folder: Path, seed: int, precision: 
     keys = load_strictly(original, under(stored, UNET))
     original, unet = widened(original, precision), widened(unet, precision)
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(3, 4, LATENT_SIDE, LATENT_SIDE, generator=generator).to(unet.dtype)
+    latents = torch.randn(3, unet.config.in_channels, LATENT_SIDE, LATENT_SIDE, generator=generator).to(unet.dtype)
     text = torch.randn(3, 77, unet.config.cross_attention_dim, generator=generator).to(unet.dtype)
     timesteps = torch.tensor([1, 500, 981])
     with torch.no_grad():

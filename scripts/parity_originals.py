@@ -134,7 +134,7 @@ def compare_sd21_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -
 
 
 def compare_sdxl_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -> list[dict[str, Any]]:
-    """The noise predicted by Stability-AI/generative-models' U-Net."""
+    """The noise predicted by Stability-AI/generative-models' U-Net, of the base model or the refiner."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -145,6 +145,7 @@ def compare_sdxl_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -
     original_class = importlib.import_module("sgm.modules.diffusionmodules.openaimodel").UNetModel
     unet = UNet2DConditionModel.from_pretrained(options.folder / "unet").eval()
     widths = list(unet.config.block_out_channels)
+    refiner = options.family == "sdxl-refiner"
     original = original_class(
         in_channels=4,
         out_channels=4,
@@ -155,7 +156,7 @@ def compare_sdxl_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -
         num_head_channels=widths[0] // unet.config.attention_head_dim[0],
         num_classes="sequential",
         adm_in_channels=unet.config.projection_class_embeddings_input_dim,
-        transformer_depth=[1, 2, 10],
+        transformer_depth=4 if refiner else [1, 2, 10],  # as in sd_xl_refiner.yaml and sd_xl_base.yaml
         context_dim=unet.config.cross_attention_dim,
         use_linear_in_transformer=True,
         spatial_transformer_attn_type="softmax",
@@ -163,8 +164,10 @@ def compare_sdxl_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -
     )
     keys = load_strictly(original, stored, UNET, used)
     latents, text = torch.randn(2, 4, 32, 32), torch.randn(2, 77, unet.config.cross_attention_dim)
-    pooled = torch.randn(2, unet.config.projection_class_embeddings_input_dim - 6 * 256)
     sizes = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024], [512, 768, 16, 0, 1024, 1024]])
+    if refiner:
+        sizes = torch.tensor([[1024.0, 1024, 0, 0, 6], [512, 768, 16, 0, 2.5]])  # the last one is the aesthetic score
+    pooled = torch.randn(2, unet.config.projection_class_embeddings_input_dim - sizes.shape[1] * 256)
     embedded = unet.add_time_proj(sizes.flatten()).reshape(2, -1)
     steps = torch.tensor([1, 981])
     theirs = original(latents, steps, context=text, y=torch.cat([pooled, embedded], dim=1))
@@ -174,7 +177,7 @@ def compare_sdxl_unet(stored: Mapping[str, Any], options: Any, used: set[str]) -
         encoder_hidden_states=text,
         added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
     ).sample
-    return [measured("SDXL U-Net", keys, theirs, ours)]
+    return [measured("SDXL refiner U-Net" if refiner else "SDXL U-Net", keys, theirs, ours)]
 
 
 def compare_open_clip(part: str, prefix: str) -> Callable[..., list[dict[str, Any]]]:
@@ -323,6 +326,7 @@ COMPARISONS: dict[str, tuple[Callable[..., list[dict[str, Any]]], ...]] = {
         compare_clip_l,
         compare_open_clip("text_encoder_2", "conditioner.embedders.1.model."),
     ),
+    "sdxl-refiner": (compare_sdxl_unet, compare_open_clip("text_encoder_2", "conditioner.embedders.0.model.")),
     "flux": (compare_flux, compare_flux_vae),
 }
 

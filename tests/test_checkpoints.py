@@ -48,8 +48,10 @@ def folder(pipeline):
 
 @pytest.fixture(scope="module")
 def tensors(pipeline):
-    """Part -> state dict; treat as read-only, `dict(tensors[part])` before changing one."""
-    return {part: getattr(pipeline[0], part).state_dict() for part in PARTS}
+    """Part -> state dict, in the newest spelling; treat as read-only, `dict(tensors[part])` before changing one."""
+    parts = {part: getattr(pipeline[0], part).state_dict() for part in PARTS}
+    text = {name.removeprefix("text_model."): tensor for name, tensor in parts["text_encoder"].items()}
+    return {**parts, "text_encoder": text}
 
 
 @pytest.fixture(scope="module")

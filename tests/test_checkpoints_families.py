@@ -403,6 +403,7 @@ def wrong_base(models, place):
         ("sd21", "text_encoder", "clip-h", "text_model.encoder.layers.22.mlp.fc1.weight"),
         ("sdxl", "text_encoder_2", "clip-g", "text_projection.weight"),
         ("flux", "text_encoder_2", "t5", "shared.weight"),
+        ("flux", "transformer", "flux", "single_blocks.37.linear1.weight"),
     ],
 )
 def test_a_part_alone_becomes_a_file_and_a_folder_again(family, part, key, name, models, place):

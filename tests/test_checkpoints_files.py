@@ -292,6 +292,30 @@ def test_a_file_that_is_not_whole_is_refused(kind, sd15, place):
     refused(place / "in.safetensors", place, "not a whole safetensors file")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.pt", r"a model is not written as \.pt"),
+        ("out.GGUF", r"a model is not written as \.GGUF"),
+        ("a" * 300 + ".safetensors", r"cannot be a name: File name too long"),
+    ],
+)
+def test_names_that_nothing_can_be_written_to_are_refused(name, message, sd15, place):
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.convert(sd15, place / name)
+    assert not list(place.iterdir())
+
+
+def test_what_is_no_file_and_no_plain_weights_is_named(place):
+    os.mkfifo(place / "pipe.safetensors")  # opened, it would be waited for
+    (place / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+    for look in (checkpoints.inspect, lambda path: checkpoints.convert(path, place / "out.safetensors")):
+        with pytest.raises(CheckpointError, match=r"is not a file|neither a file nor a folder"):
+            look(place / "pipe.safetensors")
+        with pytest.raises(CheckpointError, match="is a GGUF file"):
+            look(place / "model.gguf")
+
+
 def test_folders_that_are_no_model_are_refused(place):
     (place / "empty").mkdir()
     with pytest.raises(ModelError):
@@ -715,9 +739,13 @@ def test_the_commands_answer_in_json(sd15, place, capsys):
 
 
 def test_the_benchmark_measures_a_small_model(place, capsys):
-    assert main(["bench", "convert", "--divide", "16", "--rounds", "1", "--work", str(place), "--json"]) == 0
+    script = place / "theirs.py"  # takes the arguments of diffusers' script
+    script.write_text("import sys; open(sys.argv[4], 'wb').write(bytes(9)); print(sys.argv[1::2])")
+    given = ["--divide", "16", "--rounds", "1", "--work", str(place), "--script", str(script)]
+    assert main(["bench", "convert", *given, "--json"]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert data["torch_imported"] is False
-    assert set(data["seconds"]) == {"copy", "same", "copy_half", "fp16"}
-    assert sorted(path.name for path in place.iterdir()) == ["model"]
-    assert checkpoints.convert(place / "model", place / "a.safetensors", verify=True).tensors == 1130
+    assert set(data["seconds"]) == {"copy", "same", "copy_half", "fp16", "theirs"}
+    assert set(data["seconds_without_pythons_start"]) == {"same", "fp16", "theirs"}
+    assert sorted(path.name for path in place.iterdir()) == ["model-16", "theirs.py"]
+    assert checkpoints.convert(place / "model-16", place / "a.safetensors", verify=True).tensors == 1130

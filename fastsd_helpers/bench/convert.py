@@ -1,7 +1,8 @@
 """How long a conversion takes beside `cat` of the same bytes to a new file, and how much memory it holds.
 
 A full-size SD 1.5 folder with random weights is made once (4.3 GB); the weights mean nothing, everything else is as in
-the model. Reads come from the page cache, every written file is synced to the disk within its time.
+the model. Reads come from the page cache, every written file is synced to the disk within its time, and Python's own
+start counts too.
 """
 
 import json
@@ -37,9 +38,9 @@ _WIDTHS = {
     **{"v0": 128, "v1": 256, "v2": 512, "v3": 512},
     **{"vocab": 49408, "h": 768, "positions": 77, "m": 3072},
 }
-_CONVERT = """
+# Both are timed as whole processes, from the start of Python to a file that is on the disk.
+_WATCHED = """
 import json, os, sys, threading, time
-from fastsd_helpers.checkpoints import convert
 peak, running = 0, True
 def watch():
     global peak
@@ -50,26 +51,33 @@ def watch():
 if os.path.exists("/proc/self/status"):
     threading.Thread(target=watch, daemon=True).start()
 started = time.perf_counter()
-written = convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3], overwrite=True)
-seconds = time.perf_counter() - started
+{work}
+inside = time.perf_counter() - started
 running = False
-found = {"seconds": seconds, "anonymous_mb": peak / 1000, "bytes": written.bytes, "torch": "torch" in sys.modules}
-print(json.dumps(found))
+print(json.dumps({{"inside": inside, "anonymous_mb": peak / 1000, "torch": "torch" in sys.modules}}))
 """
-_THEIRS = """
-import sys, time
-started = time.perf_counter()
+_CONVERT = _WATCHED.format(
+    work="""
+from fastsd_helpers.checkpoints import convert
+convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
+"""
+)
+_THEIRS = _WATCHED.format(
+    work="""
 import runpy
-sys.argv = [sys.argv[1], *sys.argv[2:]]
+sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
+with open(sys.argv[sys.argv.index("--checkpoint_path") + 1], "rb") as file:
+    os.fsync(file.fileno())
 """
+)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of the benchmark of `fastsd convert`."""
 
-    work: str = option("", help="folder with room for 13 GB; empty: a temporary one here, removed afterwards")
+    work: str = option("", help="folder with room for 11 GB; empty: a temporary one here, removed afterwards")
     rounds: int = option(3, help="times that everything is measured; the median counts", low=1, high=20)
     divide: int = option(1, help="take a model whose widths are divided by this: 1 is SD 1.5 itself", low=1, high=16)
     script: str = option("", help="diffusers' convert_diffusers_to_original_stable_diffusion.py, to be timed too")
@@ -92,31 +100,40 @@ def measure(settings: Settings) -> Report:
 
 
 def _measure(work: Path, settings: Settings) -> Report:
-    folder = work / "model"
+    folder = work / f"model-{settings.divide}"
     whole = _bytes_of_model(settings.divide)
-    if free_bytes(work) < 3 * whole + 100_000_000:
+    # Never more than the model, the half file and one whole one.
+    needed = (1.5 if (folder / "model_index.json").exists() else 2.5) * whole
+    if free_bytes(work) < needed + 100_000_000:
         raise DiskFull(
-            f"The benchmark needs {3 * whole / 1e9:.1f} GB; {work} has {free_bytes(work) / 1e9:.1f} GB free.",
+            f"The benchmark needs {needed / 1e9:.1f} GB; {work} has {free_bytes(work) / 1e9:.1f} GB free.",
             "Give another folder with --work, or a smaller model with --divide 4.",
         )
     if not (folder / "model_index.json").exists():
         make_folder(folder, settings.divide)
     weights = sorted(folder.glob("*/*.safetensors"))
-    _warm(weights)
     seen: dict[str, list[dict[str, Any]]] = {"copy": [], "same": [], "copy_half": [], "fp16": [], "theirs": []}
-    for _round in range(settings.rounds):
-        # Interleaved: a disk that slows down meanwhile slows everything down.
-        seen["copy"].append({"seconds": _cat(weights, work / "copy.bin", whole)})
-        seen["same"].append(_convert(folder, work / "same.safetensors", "keep"))
-        (work / "copy.bin").unlink()
-        seen["copy_half"].append({"seconds": _cat(weights, work / "copy.bin", whole // 2)})
-        (work / "same.safetensors").unlink()
-        seen["fp16"].append(_convert(folder, work / "half.safetensors", "fp16"))
-        for name in ("copy.bin", "half.safetensors"):
-            (work / name).unlink()
+    with tempfile.TemporaryDirectory(dir=work, prefix="timed-") as scratch:
+        made, half = Path(scratch) / "made.safetensors", Path(scratch) / "half.safetensors"
+        _run(_CONVERT, [folder, half, "fp16"])
+        timed = {
+            "copy": (weights, lambda: _cat(weights, made)),
+            "same": (weights, lambda: _run(_CONVERT, [folder, made, "keep"])),
+            "copy_half": ([half], lambda: _cat([half], made)),
+            "fp16": (weights, lambda: _run(_CONVERT, [folder, made, "fp16"])),
+        }
         if settings.script:
-            seen["theirs"].append({"seconds": _theirs(settings.script, folder, work / "theirs.safetensors")})
-            (work / "theirs.safetensors").unlink()
+            theirs = [settings.script, "--model_path", folder, "--checkpoint_path", made, "--use_safetensors"]
+            timed["theirs"] = (weights, lambda: _run(_THEIRS, theirs))
+        for _round in range(settings.rounds):
+            # Interleaved: a disk that slows down meanwhile slows everything down.
+            for name, (sources, work_once) in timed.items():
+                _warm(sources)
+                os.sync()  # what others wrote is not waited for in somebody's time
+                started = time.perf_counter()
+                found = work_once()
+                seen[name].append({"seconds": time.perf_counter() - started, **found})
+                made.unlink()
     return _report(seen, whole, settings)
 
 
@@ -127,6 +144,11 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         "bytes": whole,
         "rounds": settings.rounds,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seconds_without_pythons_start": {
+            name: round(statistics.median(run["inside"] for run in runs), 3)
+            for name, runs in seen.items()
+            if runs and "inside" in runs[0]
+        },
         "ratio_same_to_copy": round(seconds["same"] / seconds["copy"], 3),
         "ratio_fp16_to_writing_its_output": round(seconds["fp16"] / seconds["copy_half"], 3),
         "anonymous_mb": round(anonymous, 1),
@@ -140,16 +162,18 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} processors",
         f"  cat of the same bytes + fsync    {seconds['copy']:6.2f} s",
         f"  convert, same format             {seconds['same']:6.2f} s   {data['ratio_same_to_copy']:.2f} x",
-        f"  cat of half the bytes + fsync    {seconds['copy_half']:6.2f} s",
+        f"  cat of the fp16 file + fsync     {seconds['copy_half']:6.2f} s",
         f"  convert, fp32 to fp16            {seconds['fp16']:6.2f} s   "
         f"{data['ratio_fp16_to_writing_its_output']:.2f} x",
         f"  anonymous memory, at most        {anonymous:6.0f} MB",
     ]
     if "theirs" in seconds:
         data["ratio_theirs_to_copy"] = round(seconds["theirs"] / seconds["copy"], 3)
-        lines.append(
-            f"  diffusers' script, same format   {seconds['theirs']:6.2f} s   {data['ratio_theirs_to_copy']} x"
-        )
+        data["anonymous_mb_theirs"] = round(max(run["anonymous_mb"] for run in seen["theirs"]), 1)
+        lines += [
+            f"  diffusers' script, same format   {seconds['theirs']:6.2f} s   {data['ratio_theirs_to_copy']:.2f} x",
+            f"  its anonymous memory, at most    {data['anonymous_mb_theirs']:6.0f} MB",
+        ]
     return Report(data, lines)
 
 
@@ -163,34 +187,18 @@ def _warm(files: list[Path]) -> None:
                 pass
 
 
-def _cat(files: list[Path], dst: Path, size: int) -> float:
-    """`cat FILES | head`, as the shell does it, and a sync; only as many bytes as asked for."""
-    started = time.perf_counter()
-    left = size
+def _cat(files: list[Path], dst: Path) -> dict[str, Any]:
+    """`cat FILES > dst`, and a sync."""
     with dst.open("wb") as out:
-        for path in files:
-            length = min(left, path.stat().st_size)
-            if length == path.stat().st_size:
-                _checked(["cat", str(path)], stdout=out)
-            elif length:
-                _checked(["head", "-c", str(length), str(path)], stdout=out)
-            left -= length
+        _checked(["cat", *map(str, files)], stdout=out)
         os.fsync(out.fileno())
-    return time.perf_counter() - started
+    return {}
 
 
-def _convert(folder: Path, dst: Path, dtype: str) -> dict[str, Any]:
-    done = _checked([sys.executable, "-c", _CONVERT, str(folder), str(dst), dtype], stdout=subprocess.PIPE)
+def _run(program: str, arguments: list[Any]) -> dict[str, Any]:
+    """A program in a Python of its own; what it says of its memory."""
+    done = _checked([sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _theirs(script: str, folder: Path, dst: Path) -> float:
-    command = [sys.executable, "-c", _THEIRS, script, "--model_path", str(folder), "--checkpoint_path", str(dst)]
-    started = time.perf_counter()
-    _checked([*command, "--use_safetensors"], stdout=subprocess.DEVNULL)
-    with dst.open("rb") as file:
-        os.fsync(file.fileno())
-    return time.perf_counter() - started
 
 
 def _checked(command: list[str], **settings: Any) -> Any:

@@ -191,8 +191,8 @@ def _transformer(widths: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def scheduler_config(family: Family, prediction: Prediction) -> dict[str, Any]:
-    """scheduler/scheduler_config.json."""
+def scheduler_config(family: Family, prediction: Prediction, *, guided: bool = True) -> dict[str, Any]:
+    """scheduler/scheduler_config.json; `guided` tells Flux.1 dev from schnell, whose few steps are not shifted."""
     if family.key.startswith("flux"):
         return {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -201,8 +201,8 @@ def scheduler_config(family: Family, prediction: Prediction) -> dict[str, Any]:
             "max_image_seq_len": 4096,
             "max_shift": 1.15,
             "num_train_timesteps": 1000,
-            "shift": 3.0,
-            "use_dynamic_shifting": True,
+            "shift": 3.0 if guided else 1.0,
+            "use_dynamic_shifting": guided,
         }
     common = {
         "beta_end": 0.012,

@@ -55,6 +55,8 @@ class ConvertConfig:
 
 
 _FILES = (".safetensors", ".ckpt")
+# Endings that are plainly meant as files; a folder of such a name would surprise.
+_OTHER_FILES = (".bin", ".gguf", ".h5", ".json", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".sft", ".yaml", ".zip")
 _PARTS_BY_CLASS = {
     "AutoencoderKL": "vae",
     "CLIPTextModel": "text_encoder",
@@ -104,6 +106,9 @@ def convert(
     base = Path(base).expanduser() if base is not None else None
     if not src.exists():
         raise CheckpointError(f"There is nothing at {src}.", "Check the path.")
+    if not src.is_dir() and not src.is_file():
+        raise CheckpointError(f"{src} is neither a file nor a folder.", "Give a model.")
+    _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
     cast_dtype("F32", dtype)
@@ -130,6 +135,15 @@ def convert(
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
     return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
+
+
+def _check_name(dst: Path) -> None:
+    if dst.suffix.lower() in _OTHER_FILES:
+        raise CheckpointError(f"{dst.name!r} cannot be written: a model is not written as {dst.suffix}.", _ENDINGS)
+    try:
+        dst.exists()
+    except OSError as err:  # one that is too long
+        raise CheckpointError(f"{dst.name[:40]!r}... cannot be a name: {err.strerror}.", "Choose another one.") from err
 
 
 _ENDINGS = "Give a name that ends in .safetensors or .ckpt for a single file, any other name for a folder."
@@ -163,8 +177,7 @@ def _convert_pipeline(
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
         raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
-    if dst.suffix.lower() != ".safetensors":
-        raise CheckpointError("No program reads Flux as .ckpt.", "Give a name that ends in .safetensors.")
+    _refuse_ckpt(dst, key)
     check_destination(vae, overwrite=options.overwrite)
     with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
         pass  # looked at before the large file is written
@@ -240,9 +253,18 @@ def _marked(family: Family, prediction: Prediction) -> dict[str, Recipe]:
     return {name: copied(source, name) for name in tensors}
 
 
+def _refuse_ckpt(dst: Path, key: str) -> None:
+    if key.startswith("flux") and dst.suffix.lower() == ".ckpt":
+        raise CheckpointError(
+            "Flux.1 is not written as .ckpt: every program that runs it reads .safetensors, which cannot hide code.",
+            "Give a name that ends in .safetensors.",
+        )
+
+
 def _write(
     dst: Path, key: str, recipes: Mapping[str, Recipe], metadata: Mapping[str, str], options: _Options
 ) -> CheckpointFile:
+    _refuse_ckpt(dst, key)
     sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify)
     if options.verify:
         compare(dst, recipes)
@@ -352,10 +374,12 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
         if kind.what == "part":
             return write_component(single, dst, **shared)
         if kind.family == "flux":
-            raise CheckpointError(
-                f"{src} holds the transformer alone; a Diffusers folder needs the text encoders and the VAE too.",
-                "Give an all-in-one file.",
+            written = write_component(single, dst, **shared)
+            note = (
+                "The file holds the transformer alone, and so does the folder: it takes the place of `transformer` in "
+                "a Flux.1 folder. An all-in-one file becomes a whole folder."
             )
+            return replace(written, notes=(*written.notes, note))
         if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)

@@ -62,7 +62,8 @@ def write_folder(
             config = component_config(family, part, single.widths)
             _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
         tokenizers = _copy_tokenizers(base, folder)
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(family, prediction))
+        schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
+        _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
         if base is not None and not _prediction_differs(base, prediction):
             shutil.copytree(base / "scheduler", folder / "scheduler", dirs_exist_ok=True)
         index = read_config(base / "model_index.json") if base else {}
@@ -81,8 +82,16 @@ def write_folder(
 def write_component(
     single: SingleFile, dst: Path, *, dtype: str, verify: bool, base: Path | None = None
 ) -> CheckpointFile:
-    """Write a VAE or a text encoder alone into a new folder of its own; raises as `write_folder`."""
+    """Write a VAE, a text encoder or Flux's transformer alone into a new folder of its own; raises as `write_folder`.
+
+    Args:
+        base: a Diffusers folder of the part or of a whole model; the part's configuration is copied.
+    """
     (part,) = single.family.parts
+    if base is not None and (base / part).is_dir():
+        base = base / part
+    if base is not None and not (base / "config.json").is_file():
+        raise CheckpointError(f"The base {base} has no configuration of a {PART_WORDS[part]}.", "Leave the base out.")
     recipes = single.part(part, dtype, prefix=_prefix(single.family, part))
     config = component_config(single.family, part, single.widths)
     with new_folder(dst) as folder:

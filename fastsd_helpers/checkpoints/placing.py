@@ -29,23 +29,11 @@ def new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     Raises:
         DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
     """
-    with drive_errors(path.parent, "write to"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-    temporary = _temporary(path)
-    try:
-        with drive_errors(path, "write"):
-            # Opened by name, not by tempfile: the mode then follows the user's umask, so a web UI that runs as
-            # another user can read the file.
-            with temporary.open("xb+", buffering=0) as file:
-                yield file, temporary
-                os.fsync(file.fileno())
-            fault_point("export.rename")
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    except BaseException:
-        _remove(temporary)
-        raise
+    # Opened by name, not by tempfile: the mode then follows the user's umask, so a web UI that runs as another user
+    # can read the file.
+    with _placed(path) as temporary, temporary.open("xb+", buffering=0) as file:
+        yield file, temporary
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -55,26 +43,42 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull, DriveReadOnly, DriveError: as `new_file`.
     """
+    with _placed(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextlib.contextmanager
+def _placed(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what the block makes; at its end that is put in place, and when it fails removed."""
     with drive_errors(path.parent, "write to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
     temporary = _temporary(path)
     try:
         with drive_errors(path, "write"):
-            temporary.mkdir()
             yield temporary
             fault_point("export.rename")
-            if path.exists():
-                old = _temporary(path)
-                path.replace(old)
-                temporary.replace(path)
-                _remove(old)
+            if temporary.is_dir() and path.exists():
+                _exchange(temporary, path)
             else:
                 temporary.replace(path)
             _sync_folder(path.parent)
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _exchange(new: Path, path: Path) -> None:
+    # A file replaces a file in one step; a folder does not.
+    old = _temporary(path)
+    path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    _remove(old)
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -68,6 +68,13 @@ def open_file(path: Path) -> Source:
     Raises:
         CheckpointError: it cannot be read, or is neither.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file.", "Give a .safetensors, .ckpt or .bin file.")
+    if path.suffix.lower() == ".gguf":
+        raise CheckpointError(
+            f"{path} is a GGUF file: its weights are packed in few bits, and what was lost cannot be brought back.",
+            "Give the model's .safetensors file.",
+        )
     if path.suffix.lower() in PICKLE_ENDINGS:
         return _Memory(load_pickled(path), path.name, (path,))
     return _SafetensorsSource(path)

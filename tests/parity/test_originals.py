@@ -23,7 +23,12 @@ ORIGINALS = os.environ.get("FASTSD_ORIGINALS")
 @pytest.mark.skipif(not ORIGINALS, reason="FASTSD_ORIGINALS names no folder of original code (see README.md)")
 @pytest.mark.parametrize(
     ("family", "keys"),
-    [("sd21", [686, 280]), ("sdxl", [1680, 196, 389, 389]), ("flux", [780, 244, 244])],
+    [
+        ("sd21", [686, 280]),
+        ("sdxl", [1680, 196, 389, 389]),
+        ("sdxl-refiner", [1220, 389, 389]),
+        ("flux", [780, 244, 244]),
+    ],
 )
 def test_the_original_code_loads_the_file_strictly_and_computes_the_same(family, keys, tmp_path):
     make_folder(tmp_path / "model", family, seed=11)

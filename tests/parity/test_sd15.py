@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_families
 import tiny_models
 from tiny_models import FULL, PARTS, TINY, build_parts, load_file, reference, same_bits
 
@@ -108,14 +109,31 @@ def test_the_single_file_draws_the_same_picture_as_the_folder_bit_for_bit(export
     assert np.array_equal(*pictures)
 
 
-@pytest.mark.skipif(not ORIGINAL_CODE, reason="FASTSD_LDM names no checkout of the original code (see README.md)")
-def test_the_original_code_loads_the_file_strictly_and_computes_the_same(exported, folder):
-    command = [sys.executable, SCRIPT, exported.path, folder, "--ldm", ORIGINAL_CODE]
+def compared(export, folder):
+    """The figures of scripts/parity_ldm.py."""
+    command = [sys.executable, SCRIPT, export.path, folder, "--ldm", ORIGINAL_CODE]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["agree"]
-    assert [figure["keys"] for figure in result["figures"]] == [686, 248, 248, 196] * 2
+    return [figure["keys"] for figure in result["figures"]]
+
+
+needs_original = pytest.mark.skipif(
+    not ORIGINAL_CODE, reason="FASTSD_LDM names no checkout of the original code (see README.md)"
+)
+
+
+@needs_original
+def test_the_original_code_loads_the_file_strictly_and_computes_the_same(exported, folder):
+    assert compared(exported, folder) == [686, 248, 248, 196] * 2
+
+
+@needs_original
+def test_the_original_code_computes_the_same_for_an_inpainting_model(tmp_path):
+    tiny_families.make_folder(tmp_path / "model", "sd15-inpaint", seed=11)
+    export = checkpoints.convert(tmp_path / "model", tmp_path / "export.safetensors", verify=True)
+    assert compared(export, tmp_path / "model") == [686, 248, 248, 196] * 2
 
 
 def test_the_demo_model_has_exactly_the_tensors_of_sd15():
