@@ -22,8 +22,8 @@ def make_page() -> str:
         "# The flags a web UI is started with",
         "",
         "What `fastsd webui launch --dry-run --gpu GPU --family FAMILY` chooses. Written by",
-        "`scripts/make_webui_flags.py`; a test compares this page with the code. None of these GPUs was at hand: the",
-        "limits follow from the sizes of the weights and the web UIs' own documentation.",
+        "`scripts/make_webui_flags.py`; a test compares this page with the code. None of this was run on these GPUs",
+        "yet: the limits follow from the sizes of the weights and the web UIs' own documentation.",
     ]
     for ui in uis():
         lines += [

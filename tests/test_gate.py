@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,10 +114,10 @@ def test_over_https_the_cookie_is_for_https_alone(gate: Gate) -> None:
 
 
 def test_a_cookie_does_not_last_longer_than_it_should(site: int) -> None:
-    with open_gate(site, LOGIN, session_s=0.2) as gate:
+    with open_gate(site, LOGIN, session_s=4.0) as gate:
         name = log_in(gate)[1]["Set-Cookie"].split(";")[0]
         assert ask(f"{gate.url}/headers", Cookie=name)[0] == 200
-        time.sleep(0.25)
+        time.sleep(4.1)
         assert ask(f"{gate.url}/headers", Cookie=name)[0] == 401
 
 
@@ -347,23 +348,15 @@ def test_an_upload_of_a_gigabyte_is_held_nowhere(gate: Gate) -> None:
 
 
 @pytest.mark.slow
-def test_a_hundred_megabytes_pass_nearly_as_fast_as_without_it(site: int, gate: Gate) -> None:
-    # Both ends, the gate and the asking run in this one process: what is compared is the whole way.
-    def seconds(port: int) -> float:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/download?bytes=100000000", headers=BASIC)
-        start = time.monotonic()
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            count = 0
-            while part := answer.read(2**18):
-                count += len(part)
-        assert count == 100_000_000
-        return time.monotonic() - start
+def test_a_hundred_megabytes_cost_the_gate_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
+    import measure_gate
 
-    times = [(seconds(site), seconds(gate.port)) for _ in range(5)]
-    direct, through = (sorted(column)[2] for column in zip(*times, strict=True))
-    sys.stdout.write(f"direct {direct:.3f} s, through the gate {through:.3f} s, {through / direct:.2f} times\n")
-    # 2 times on one core that does everything; with cores to spare it is less. This notices a copy too many.
-    assert through / direct < 4
+    # Processor time, not the clock: server, gate and visitor want a core each, and this machine may have other work.
+    # scripts/measure_gate.py compares by the clock.
+    for way, row in measure_gate.measure(rounds=3).items():
+        sys.stdout.write(f"{way}: {row}\n")
+        assert row["processor"] < 0.4, way  # 0.06 s when this was written
 
 
 def test_a_visitor_who_leaves_frees_the_server(site: int) -> None:

@@ -53,6 +53,8 @@ def test_the_same_noise_before_and_after(artist: Artist) -> None:
         ({"size": 512}, "size is 512"),
         ({"steps": 0}, "steps is 0"),
         ({"strength": 0}, "strength is 0"),
+        ({"control_strength": 3}, "control_strength is 3; it must be 0 to 2"),
+        ({"control": "a picture"}, "no ControlNet was chosen for the picture"),
     ],
 )
 def test_what_the_model_cannot_draw_is_said_so(artist: Artist, options: dict[str, Any], said: str) -> None:
@@ -84,7 +86,7 @@ def test_the_page_draws_and_closes(artist: Artist) -> None:
     with open_playground(artist=artist) as page:
         assert page.url.startswith("http://127.0.0.1:")
         assert page.block() == f"Link:      {page.url}"
-        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6]
+        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6, None, 1, False]
         request = urllib.request.Request(
             f"{page.url}gradio_api/call/draw",
             data=json.dumps({"data": words}).encode(),
@@ -184,3 +186,100 @@ def test_a_damaged_folder_is_said_so(tmp_path: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(ModelError):
         open_artist(str(folder))
+
+
+# ------------------------------------------------------------------------------------------- LoRA and ControlNet
+
+
+@pytest.fixture(scope="module")
+def demo_pipe() -> Any:
+    pytest.importorskip("diffusers")
+    from fastsd_helpers.playground.artist import _pipeline
+
+    return _pipeline(find_demo())
+
+
+def find_demo() -> Path:
+    from fastsd_helpers.downloads import fetch_model
+
+    return fetch_model("demo")
+
+
+def a_controlnet(pipe: Any) -> Any:
+    """One of the demo's shape, whose outputs are not the zeros that training begins with."""
+    import torch
+    from diffusers import ControlNetModel
+
+    made = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32, 96, 256))
+    torch.manual_seed(1)
+    for name, value in made.named_parameters():
+        if name.startswith(("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")):
+            torch.nn.init.normal_(value, std=0.02)
+    return made
+
+
+@pytest.mark.slow
+def test_a_controlnet_steers_with_and_without_a_picture_to_begin_with(demo_pipe: Any, tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    a_controlnet(demo_pipe).save_pretrained(tmp_path / "net")
+    artist = open_artist(controlnet=str(tmp_path / "net"))
+    assert artist.steered_by == "net"
+    photo = Image.new("RGB", (200, 200), "white")
+    ImageDraw.Draw(photo).rectangle((50, 50, 150, 150), fill="black")
+    drawn = {}
+    for name, more in {
+        "plain": {},
+        "steered": {"control": photo},
+        "weakly": {"control": photo, "control_strength": 0.0},
+        "by edges": {"control": photo, "edges": True},
+        "from a picture": {"start": photo},
+        "both": {"start": photo, "control": photo},
+    }.items():
+        [(_, picture)] = artist.draw("a red fish", steps=2, **more)
+        drawn[name] = picture.tobytes()
+    assert drawn["weakly"] == drawn["plain"], "a strength of 0 steers nothing"
+    assert len(set(drawn.values())) == 5, "everything else is another picture"
+
+
+@pytest.mark.slow
+def test_a_controlnet_of_another_shape_is_said_so(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from diffusers import ControlNetModel
+
+    other = ControlNetModel(
+        block_out_channels=(32, 32, 32, 32), cross_attention_dim=16, attention_head_dim=2, layers_per_block=1
+    )
+    other.save_pretrained(tmp_path / "net")
+    with pytest.raises(ModelError, match="it reads prompts of width 16, and this model writes 96") as caught:
+        open_artist(controlnet=str(tmp_path / "net"))
+    assert "fastsd controlnet list" in caught.value.hint
+    (tmp_path / "net.safetensors").write_bytes((tmp_path / "net" / "diffusion_pytorch_model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="does not go together with this model"):
+        open_artist(controlnet=str(tmp_path / "net.safetensors"))
+    with pytest.raises(FastSDError, match="No ControlNet for 'cany'") as caught:
+        open_artist(controlnet="cany")
+    assert "Did you mean 'canny'?" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_lora_changes_the_picture_as_strongly_as_it_is_asked_to(demo_pipe: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"
+    width_out, width_in = demo_pipe.unet.get_submodule(layer).weight.shape
+    torch.manual_seed(2)
+    tensors = {
+        f"unet.{layer}.lora_A.weight": torch.randn(4, width_in),
+        f"unet.{layer}.lora_B.weight": torch.randn(width_out, 4),
+    }
+    save_file(tensors, tmp_path / "new.safetensors")
+    pictures = [
+        open_artist(lora=str(tmp_path / "new.safetensors"), lora_strength=strength).draw("a red fish", steps=2)[0][1]
+        for strength in (0.0, 1.0)
+    ]
+    [(_, plain)] = open_artist().draw("a red fish", steps=2)
+    assert pictures[0].tobytes() == plain.tobytes()
+    assert pictures[1].tobytes() != plain.tobytes()

@@ -124,6 +124,27 @@ def test_the_login_is_never_one_word_with_its_flag_and_never_shown(where: dict[s
         assert needed in words
 
 
+def test_forge_neo_gets_only_flags_that_it_has(where: dict[str, str]) -> None:
+    # Source: its modules/cmd_args.py and backend/args.py of 2026, which have none of the four below.
+    made = plan(LaunchConfig(ui="forge-neo", vram="low", **where), machine=GPUS["T4"], family="flux")
+    assert "--lowvram" in made.command
+    assert made.command[made.command.index("--ckpt-dirs") + 1].endswith("/models/Stable-diffusion")
+    assert not {"--ckpt", "--models-dir", "--no-download-sd-model", "--do-not-download-clip"} & set(made.command)
+    assert made.environment["IGNORE_CMD_ARGS_ERRORS"] == "1"
+    assert "IGNORE_CMD_ARGS_ERRORS" not in plan(LaunchConfig(**where), machine=GPUS["T4"]).environment
+
+
+def test_comfyui_finds_the_folders_that_it_asks_for(where: dict[str, str]) -> None:
+    from fastsd_helpers.webui.places import prepare_places
+
+    ui = find_ui("comfyui")
+    places = find_places(ui, **where)
+    prepare_places(places, ui)
+    assert (places.data / "custom_nodes").is_dir(), "it ends without it"
+    assert (places.data / "user").resolve() == Path(where["store"]) / "comfyui" / "user", "settings are kept"
+    assert (places.models / "checkpoints" / "store").is_dir()
+
+
 @pytest.mark.parametrize("words", ["--share", "--listen --x", "--gradio-auth=a:b", "--port 1", "'open"])
 def test_extra_arguments_cannot_open_it_to_strangers(words: str) -> None:
     with pytest.raises(SettingsError, match="extra_args"):

@@ -11,7 +11,7 @@ from fastsd_helpers.playground import Page, PlaygroundConfig, open_playground
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.sessions import Session
 
-__all__ = ["PlayView", "show_playground"]
+__all__ = ["PlayView", "offer_playground", "show_playground"]
 
 
 def show_playground(config: PlaygroundConfig, session: Session) -> "PlayView":
@@ -23,9 +23,15 @@ def show_playground(config: PlaygroundConfig, session: Session) -> "PlayView":
         SettingsError: these are the settings of another form.
     """
     require(config, PlaygroundConfig)
+    # The folder, because the name alone is looked for among the sessions in the usual place.
+    return offer_playground(config, str(session.folder))
+
+
+def offer_playground(config: PlaygroundConfig, ref: str) -> "PlayView":
+    """Offer the playground for any model (key, Hub id, folder), the built-in one when `ref` is empty."""
     if config.share == "no" and where() == "colab" and in_notebook():
         config = dataclasses.replace(config, share="colab")
-    return PlayView(config, session)
+    return PlayView(config, ref)
 
 
 class PlayView:
@@ -35,9 +41,9 @@ class PlayView:
         page: the open playground, or None.
     """
 
-    def __init__(self, config: PlaygroundConfig, session: Session) -> None:
+    def __init__(self, config: PlaygroundConfig, ref: str) -> None:
         self.page: Page | None = None
-        self._config, self._session = config, session
+        self._config, self._ref = config, ref
         widgets = load_widgets()
         layout = widgets.Layout(width="190px")
         self._open = widgets.Button(description="Open the playground", icon="play", layout=layout)
@@ -59,8 +65,7 @@ class PlayView:
         self._open.disabled = True
         self._message.value = "Loading the model…"
         try:
-            # The folder, because the name alone is looked for among the sessions in the usual place.
-            self.page = open_playground(str(self._session.folder), self._config)
+            self.page = open_playground(self._ref, self._config)
         except FastSDError as err:
             self._message.value = html.escape(f"✋ {err.problem} {err.hint}")
             self._open.disabled = False

@@ -76,7 +76,7 @@ def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | Non
         TunnelTokenRefused: it has a blank inside, or is the whole command of ngrok's page.
     """
     token = secret("NGROK_AUTHTOKEN", prompt=lambda: config.ngrok_token or (ask_user() if ask_user else None))
-    if config.ngrok_token.strip():
+    if (config.ngrok_token or "").strip():
         token = config.ngrok_token.strip()
     if token and not re.fullmatch(r"[A-Za-z0-9_-]{10,}", token):
         raise TunnelTokenRefused(

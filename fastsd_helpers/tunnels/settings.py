@@ -21,8 +21,8 @@ class TunnelConfig:
         "password", help="who may use the link; 'anyone' means every stranger who finds it"
     )
     user: str = option("fastsd", help="user name that visitors enter")
-    password: str = option("", help="password that visitors enter; empty: a strong one is made", secret=True)
-    ngrok_token: str = option("", help="your ngrok authtoken, from dashboard.ngrok.com", secret=True)
+    password: str | None = option(None, help="password that visitors enter; empty: a strong one is made", secret=True)
+    ngrok_token: str | None = option(None, help="your ngrok authtoken, from dashboard.ngrok.com", secret=True)
     minutes: int = option(0, help="close the link after so many minutes; 0: when the program stops", low=0, high=10080)
     wait_s: int = option(45, help="seconds to wait for each service", low=1, high=300, advanced=True)
     share_server: str = option("", help="HOST:PORT of a gradio share server of your own", advanced=True)

@@ -3,24 +3,40 @@
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
 from fastsd_helpers.webui.install import InstallResult, install_webui
 from fastsd_helpers.webui.launch import RunningUI, launch, plan, share, status, stop
-from fastsd_helpers.webui.models import PlacedModel, place_controlnet, place_model
+from fastsd_helpers.webui.models import (
+    ControlNetConfig,
+    ModelsConfig,
+    PlacedModel,
+    place_controlnet,
+    place_controlnets,
+    place_model,
+    place_models,
+)
 from fastsd_helpers.webui.places import Places, find_places
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
+from fastsd_helpers.webui.shelf import Kept, delete_kept, list_kept
 
 __all__ = [
+    "ControlNetConfig",
     "InstallConfig",
     "InstallResult",
+    "Kept",
     "LaunchConfig",
+    "ModelsConfig",
     "PlacedModel",
     "Places",
     "RunningUI",
     "WebUI",
+    "delete_kept",
     "find_places",
     "find_ui",
     "install_webui",
     "launch",
+    "list_kept",
     "place_controlnet",
+    "place_controlnets",
     "place_model",
+    "place_models",
     "plan",
     "share",
     "status",

@@ -37,6 +37,7 @@ class WebUI:
     refused: str = ""  # ... or that it is not
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
+    packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
     tried: str = ""  # what of this was run, and when
 
 
@@ -119,7 +120,7 @@ _A1111 = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
-    tried="the flags on a CPU (2026-11); on no GPU yet",
+    tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
 
 _FORGE_NEO = WebUI(
@@ -145,7 +146,7 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
-    tried="never: its code could not be had where this was built",
+    tried="never",
 )
 
 _COMFYUI = WebUI(
@@ -154,7 +155,17 @@ _COMFYUI = WebUI(
     python="3.12",
     lock_set=None,
     requirements=("requirements.txt",),
-    repositories=(Repository("comfyui", "", (f"{_SD}comfyanonymous/ComfyUI.git",), "v0.3.64"),),
+    # It imports requests, which came with every transformers of that time, and which version 5 no longer brings.
+    packages=("requests", "transformers<5"),
+    # The commit of October 2025 whose own version file says 0.3.64.
+    repositories=(
+        Repository(
+            "comfyui",
+            "",
+            (f"{_SD}comfyanonymous/ComfyUI.git", f"{_SD}Comfy-Org/ComfyUI.git"),
+            "a125cd84b054a57729b5eecab930ca9408719832",
+        ),
+    ),
     families=("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
     entry="main.py",
     port=8188,
@@ -169,7 +180,7 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
-    tried="never: its code could not be had where this was built",
+    tried="its installation on a CPU (2026-11); no picture was drawn with it yet",
 )
 
 

@@ -9,7 +9,7 @@ from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
-from fastsd_helpers.webui.places import Places
+from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
 from fastsd_helpers.wheels import own_environ
 
@@ -65,6 +65,9 @@ def plan_launch(
     environment |= {
         item.variable: str(folder_of(places, item)) for item in ui.repositories if item.variable and item.folder
     }
+    if ui.key == "forge-neo":
+        # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
+        environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
 
@@ -87,15 +90,21 @@ def _words_of_ui(
         return words, None, []
     store = places.store
     login_file = places.run / "login"
-    words = ["--port", str(port), "--data-dir", str(places.data), "--models-dir", str(places.models)]
+    words = ["--port", str(port), "--data-dir", str(places.data)]
     words += ["--ui-settings-file", str(store / "config.json"), "--ui-config-file", str(store / "ui-config.json")]
     words += ["--styles-file", str(store / "styles.csv")]
     # Everything is installed and fetched beforehand; what an extension's installer brings would undo the lock.
-    words += ["--skip-install", "--no-download-sd-model", "--do-not-download-clip"]
-    words += ["--disable-console-progressbars", "--gradio-auth-path", str(login_file)]
+    words += ["--skip-install", "--disable-console-progressbars", "--gradio-auth-path", str(login_file)]
     hidden = [login.password]
-    if model is not None:
-        words += ["--ckpt", str(model)]
+    if ui.key == "a1111":
+        words += ["--models-dir", str(places.models), "--no-download-sd-model", "--do-not-download-clip"]
+        words += ["--ckpt", str(model)] if model is not None else []
+    else:
+        # Forge Neo starts with the model that was used last, and has one flag for each kind of folder.
+        kinds = {"checkpoint": "--ckpt-dirs", "lora": "--lora-dirs", "vae": "--vae-dirs"}
+        kinds |= {"text-encoder": "--text-encoder-dirs", "embedding": "--embeddings-dir"}
+        for kind, flag in kinds.items():
+            words += [flag, str(model_folder(places, ui, kind))]
     if delivers_late(store):
         words.append("--no-hashing")  # it would read every model on Drive as a whole
     if config.theme != "auto":

@@ -45,8 +45,9 @@ _LARGE = ("sdxl",)
 _EVERY = (*_SMALL, *_LARGE, "flux")
 _ANY_MEMORY = float("inf")
 
-# Sources: modules/cmd_args.py of v1.10.1 and its wiki page "Optimizations"; comfy/cli_args.py. The sizes of the weights
-# in 16 bit: SD 1.5 2 GB, SD 2.1 2.5 GB, SDXL 7 GB, Flux 24 GB (12 GB in 8 bit) and its T5 10 GB more.
+# Sources: modules/cmd_args.py of v1.10.1 and its wiki page "Optimizations"; comfy/cli_args.py; backend/args.py of Forge
+# Neo. The sizes of the weights in 16 bit: SD 1.5 2 GB, SD 2.1 2.5 GB, SDXL 7 GB, Flux 24 GB (12 GB in 8 bit) and its
+# T5 10 GB more.
 _RULES = (
     Rule("a1111", _SMALL, 3.5, ("--lowvram",), "the weights alone fill such a GPU: parts of the U-Net are moved"),
     Rule("a1111", _SMALL, 5.5, ("--medvram",), "text encoder, U-Net and VAE take turns on the GPU"),
@@ -125,13 +126,13 @@ def choose_flags(
 
 def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[list[str], list[str]]:
     if machine.gpu_gib == 0:
-        cpu = {"comfyui": ["--cpu"], "forge-neo": ["--always-cpu", "--skip-torch-cuda-test"]}
+        cpu = {"comfyui": ["--cpu"], "forge-neo": ["--cpu", "--skip-torch-cuda-test"]}
         flags = cpu.get(ui.key, ["--use-cpu", "all", "--skip-torch-cuda-test"])
         return flags, ["There is no GPU: pictures are drawn on the CPU, which takes minutes each."]
     if vram != "auto":
         chosen = {
             "a1111": {"full": [], "medium": ["--medvram"], "low": ["--lowvram"]},
-            "forge-neo": {"full": [], "medium": [], "low": ["--always-low-vram"]},
+            "forge-neo": {"full": ["--highvram"], "medium": ["--normalvram"], "low": ["--lowvram"]},
             "comfyui": {"full": ["--highvram"], "medium": ["--normalvram"], "low": ["--lowvram"]},
         }[ui.key][vram]
         return chosen, [f"Memory: '{vram}' was asked for."]

@@ -132,7 +132,7 @@ def _install_packages(config: InstallConfig, ui: WebUI, places: Places) -> bool:
     if uv is None:
         raise WebUIError("uv is not installed, and it fills the environment.", "Run: pip install uv")
     words = [word for name in ui.requirements for word in ("--requirement", str(places.code / name))]
-    command = [str(uv), "pip", "install", "--python", str(places.python), *words]
+    command = [str(uv), "pip", "install", "--python", str(places.python), *words, *ui.packages]
     done = subprocess.run(command, capture_output=True, text=True, env=own_environ(), timeout=3600, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["uv said nothing"])[-1]

@@ -92,7 +92,7 @@ def launch(
     check_health(places.store)
     placed = place_model(config.model, ui, places) if config.model else None
     family = placed.family if placed and placed.family else _family_in_store(ui, places)
-    login = make_login(config.user, config.password)
+    login = make_login(config.user, config.password or "")
     chosen = plan_launch(
         config,
         ui,
@@ -311,6 +311,8 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     """
     upstream = running.login if running.ui.has_login else None
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
+    if tunnel.kind == "colab":
+        tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
     running.tunnel = tunnel
     return tunnel
 

@@ -6,19 +6,31 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet
+from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet, tasks
 from fastsd_helpers.downloads import HubFile, fetch, fetch_model, is_link
-from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, WebUIError
+from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, SessionError, WebUIError
+from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family, find_model, models
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.webui.catalog import WebUI, uis
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 
-__all__ = ["PlacedModel", "family_of", "place_controlnet", "place_model"]
+__all__ = [
+    "ControlNetConfig",
+    "ModelsConfig",
+    "PlacedModel",
+    "family_of",
+    "place_controlnet",
+    "place_controlnets",
+    "place_model",
+    "place_models",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".bin")
+_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_WIDTH = 320  # of the first layer of every Stable Diffusion that web UIs know
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,88 @@ class PlacedModel:
     kind: str
     family: str | None
     how: str  # there already, linked, converted, downloaded
+
+
+@dataclass(frozen=True)
+class ModelsConfig:
+    """Models to put where a web UI finds them; several of a kind are separated by commas."""
+
+    model: str = option(
+        "auto", help="base model: key, Hub id, file, link or session; auto: yours, else Stable Diffusion"
+    )
+    lora: str = option("", help="LoRA: files or links")
+    vae: str = option("", help="VAE: files or links", advanced=True)
+    embedding: str = option("", help="embeddings (textual inversion): files or links", advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """ControlNets to fetch: pictures that steer the drawing."""
+
+    tasks: str = option("", help="such as canny, openpose, depth; separated by commas; empty: none")
+    base: str = option("auto", help="the base model they are for; auto: the one chosen above", advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def place_models(config: ModelsConfig, ui: WebUI, places: Places) -> list[PlacedModel]:
+    """Put every model of the settings where a web UI finds it; the base model comes first, when one was placed.
+
+    With "auto" nothing is fetched while the store has a base model; an empty one gets Stable Diffusion 1.5.
+
+    Raises:
+        What `place_model` raises; what was placed before stays.
+    """
+    prepare_places(places, ui)
+    ref = config.model.strip()
+    if ref == "auto":
+        there = sorted(path.name for path in store_folder(places, ui, "checkpoint").rglob("*") if _is_model(path))
+        ref = "" if there else "sd15"
+        why = (
+            f"{len(there)} in {places.store}: {', '.join(there[:5])}"
+            if there
+            else "there is none yet, so sd15 is taken"
+        )
+        logger.info("Base models: %s.", why)
+    placed = [place_model(ref, ui, places)] if ref else []
+    for kind in ("lora", "vae", "embedding"):
+        placed += [place_model(item, ui, places, kind=kind) for item in _listed(getattr(config, kind))]
+    for model in placed:
+        logger.info("%s (%s): %s", model.path.name, model.kind, model.how)
+    return placed
+
+
+def place_controlnets(
+    config: ControlNetConfig, ui: WebUI, places: Places, *, family: str | None = None
+) -> list[PlacedModel]:
+    """Fetch a ControlNet for each task of the settings.
+
+    Args:
+        family: of the base model that is used, for base "auto"; Stable Diffusion 1.5 when None.
+
+    Raises:
+        What `place_controlnet` raises.
+    """
+    base = (family or "sd15") if config.base.strip() in ("auto", "") else config.base.strip()
+    wanted = _listed(config.tasks)
+    if not wanted:
+        logger.info("No ControlNet was asked for; for %s there is %s.", base, ", ".join(tasks(base, ui=ui.key)))
+    placed = [place_controlnet(base, task, ui, places) for task in wanted]
+    for model in placed:
+        logger.info("%s (for %s): %s", model.path.name, base, model.how)
+    return placed
+
+
+def _listed(text: str) -> list[str]:
+    return [word for word in (word.strip() for word in text.split(",")) if word]
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix in (".safetensors", ".ckpt") and path.is_file()
 
 
 def family_of(ref: str) -> str | None:
@@ -64,6 +158,7 @@ def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint"
     family = _family_of_file(source) if kind == "checkpoint" else None
     if family is not None:
         _require_family(ui, family, ref)
+        _warn_of_shape(source, ui)
     folder = model_folder(places, ui, kind)
     if source.resolve().is_relative_to(store_folder(places, ui, kind)):
         return PlacedModel(
@@ -174,6 +269,30 @@ def _family_of_file(path: Path) -> str | None:
     for problem in found.problems:
         logger.info("%s: %s", path.name, problem.what)
     return found.family
+
+
+def _warn_of_shape(path: Path, ui: WebUI) -> None:
+    """Say that a model of other widths, like the embedded one, is for the playground alone."""
+    from fastsd_helpers.checkpoints.sources import open_file
+
+    if path.suffix.lower() != ".safetensors" or path.with_suffix(".yaml").is_file():
+        return
+    try:
+        source = open_file(path)
+    except CheckpointError:
+        return  # what is wrong with it was said already
+    try:
+        fact = source.tensors.get(_FIRST_LAYER)
+    finally:
+        source.close()
+    if fact is not None and fact.shape[0] != _WIDTH:
+        logger.warning(
+            "%s has %d channels where a Stable Diffusion has %d: %s will refuse it. The playground draws with it.",
+            path.name,
+            fact.shape[0],
+            _WIDTH,
+            ui.title,
+        )
 
 
 def _require_family(ui: WebUI, family: str, ref: str) -> None:

@@ -99,11 +99,16 @@ def prepare_places(places: Places, ui: WebUI) -> None:
     with drive_errors(places.root, "write to"):
         for folder in (places.code.parent, places.data, places.logs, places.models):
             folder.mkdir(parents=True, exist_ok=True)
+        if ui.key == "comfyui":
+            (places.data / "custom_nodes").mkdir(exist_ok=True)  # it ends when this folder is missing
         places.run.mkdir(mode=0o700, exist_ok=True)
         places.run.chmod(0o700)
     with drive_errors(places.store, "write to"):
         (places.store / "outputs").mkdir(parents=True, exist_ok=True)
         link(places.data / "outputs", places.store / "outputs")
+        for name in ("input", "user") if ui.key == "comfyui" else ():
+            (places.store / "comfyui" / name).mkdir(parents=True, exist_ok=True)
+            link(places.data / name, places.store / "comfyui" / name)
         for kind, name in ui.folders:
             # AUTOMATIC1111 keeps embeddings beside models, not in them.
             kept = places.store / name if kind == "embedding" else places.store / "models" / name

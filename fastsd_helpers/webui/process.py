@@ -119,10 +119,21 @@ def end_process(state: RunState, *, grace_s: float = 10, process: "subprocess.Po
             time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(state.pid, signal.SIGKILL)  # what it started and left behind
+    # A process whose first thread has ended counts as ended, but its port is taken until its last thread has.
+    ends = time.monotonic() + 5
+    while _threads_of(state.pid) > 1 and time.monotonic() < ends:
+        time.sleep(0.02)
     if process is not None:
         # `poll` of two threads at once tells only one of them the exit code; `wait` tells both.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
+
+
+def _threads_of(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def port_is_free(port: int) -> bool:

@@ -150,7 +150,11 @@ def _git(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]
 
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"//[^/@\s]+@", "//", lines[-1].removeprefix("fatal: ").rstrip("."))[:200] if lines else ""
+    if not lines:
+        return ""
+    # The address is named in front of this already.
+    said = re.sub(r"^unable to access '[^']*': ", "", lines[-1].removeprefix("fatal: ").rstrip("."))
+    return re.sub(r"//[^/@\s]+@", "//", said)[:200]
 
 
 def _shown(place: str) -> str:

@@ -40,7 +40,7 @@ class LaunchConfig:
     theme: Literal["dark", "light", "auto"] = option("auto", help="colours of the page")
     api: bool = option(True, help="let programs use it too (AUTOMATIC1111 and Forge), behind the same login")
     user: str = option("fastsd", help="user name of its login")
-    password: str = option("", help="password of its login; empty: a strong one is made", secret=True)
+    password: str | None = option(None, help="password of its login; empty: a strong one is made", secret=True)
     port: int = option(0, help="port on this machine; 0: the UI's usual one", low=0, high=65535, advanced=True)
     restart: bool = option(False, help="start it again when it ends by itself, three times at most", advanced=True)
     wait_s: int = option(600, help="seconds it may take to start", low=10, high=3600, advanced=True)

@@ -1,0 +1,262 @@
+"""Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.downloads import fetch_model
+from fastsd_helpers.dreambooth.single_files import make_base
+from fastsd_helpers.errors import DependencyMissing, ModelError, ModelNotFound, SessionError, SettingsError
+from fastsd_helpers.playground.steering import load_controlnet
+from fastsd_helpers.registry import spec_of
+from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.sessions import Session
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Artist", "open_artist"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_SHARE_OF_GPU = 0.8  # what weights may take of its memory; the rest is for the computation
+
+
+class Artist:
+    """Draws with a model; for a session also with what it was before.
+
+    Attributes:
+        title: what it draws with, in words.
+        size: side of its pictures in pixels, the model's own.
+        multiple, smallest, largest: which other sides it takes.
+        has_before: whether `draw` gives two pictures.
+        steered_by: the task of its ControlNet, such as canny; "" when it has none.
+    """
+
+    def __init__(
+        self, title: str, spec: Any, after: Any, before: Any = None, *, controlnet: Any = None, steered_by: str = ""
+    ) -> None:
+        self.title, self._after, self._before = title, after, before
+        self._controlnet, self.steered_by = controlnet, steered_by
+        self.size, self.multiple, self.smallest, self.largest = spec.native_px, spec.multiple, spec.min_px, spec.max_px
+        self.has_before = before is not None
+        self._turn = threading.Lock()
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        seed: int = 11,
+        steps: int = 25,
+        size: int | None = None,
+        guidance: float = 7.5,
+        negative: str = "",
+        start: "Image.Image | None" = None,
+        strength: float = 0.6,
+        control: "Image.Image | None" = None,
+        control_strength: float = 1.0,
+        edges: bool = False,
+    ) -> "list[tuple[str, Image.Image]]":
+        """Draw one picture, or two of the same noise: before and after the training.
+
+        Args:
+            size: side in pixels; the model's own when None.
+            start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            edges: `control` is a photo, whose edges are to be found first.
+
+        Returns:
+            (title, picture) of each.
+
+        Raises:
+            SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
+        """
+        size = size or self.size
+        problems = [
+            *([] if prompt.strip() else ["there is no prompt"]),
+            *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
+            *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
+            *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
+            *([] if control is None or self._controlnet is not None else ["no ControlNet was chosen for the picture"]),
+            *([] if size % 8 == 0 and self.smallest <= size <= self.largest else [self._bad_size(size)]),
+        ]
+        if problems:
+            raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
+        import torch
+
+        options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
+        if negative.strip():
+            options["negative_prompt"] = negative
+        if control is not None:
+            control = control.convert("RGB").resize((size, size))
+            control = _edges_of(control) if edges else control
+            options["controlnet_conditioning_scale"] = float(control_strength)
+        drawn = []
+        # One at a time: two at once would need twice the memory.
+        with self._turn:
+            for title, pipe in (("before", self._before), ("after" if self.has_before else self.title, self._after)):
+                if pipe is None:
+                    continue
+                # On the CPU, so that a seed gives the same picture on every machine.
+                options["generator"] = torch.Generator("cpu").manual_seed(int(seed))
+                if control is not None:
+                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self._controlnet)
+                    # Where noise is the start, most of these take the steering picture as "image".
+                    options["control_image" if _takes(pipe, "control_image") else "image"] = control
+                elif start is not None:
+                    pipe = _pipeline_like(pipe, from_picture=True)
+                if start is None:
+                    picture = pipe(prompt, height=size, width=size, **options).images[0]
+                else:
+                    begun = start.convert("RGB").resize((size, size))
+                    picture = pipe(prompt, **options | {"image": begun, "strength": strength}).images[0]
+                drawn.append((title, picture))
+        return drawn
+
+    def _bad_size(self, size: int) -> str:
+        return f"size is {size}; it must be {self.smallest} to {self.largest} and a multiple of 8"
+
+
+def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
+    """Another pipeline of the same parts, that begins with a picture or is steered by one."""
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+
+    wanted = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image
+    made = wanted.from_pipe(pipe, **({"controlnet": controlnet} if controlnet is not None else {}))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _takes(pipe: Any, name: str) -> bool:
+    import inspect
+
+    return name in inspect.signature(pipe.__call__).parameters
+
+
+def _edges_of(picture: "Image.Image") -> "Image.Image":
+    """White edges on black, as the canny ControlNets were trained on (thresholds 100 and 200)."""
+    try:
+        import cv2
+    except ImportError as err:
+        raise DependencyMissing(
+            "Finding edges needs OpenCV, which is not installed.", "Run: pip install opencv-python-headless"
+        ) from err
+    import numpy as np
+    from PIL import Image
+
+    found = cv2.Canny(np.asarray(picture.convert("L")), 100, 200)
+    return Image.fromarray(found).convert("RGB")
+
+
+def open_artist(
+    ref: str = "",
+    *,
+    lora: str = "",
+    lora_strength: float = 1.0,
+    controlnet: str = "",
+    root: Path | None = None,
+) -> Artist:
+    """Load a model (key, Hub id, Diffusers folder or single file), or a session with its base model beside it.
+
+    Args:
+        ref: the demo model when empty.
+        lora: a LoRA to add, `lora_strength` (0 to 2) strong.
+        controlnet: a task or key of the ControlNet table, a file, a Diffusers folder or a Hub id.
+        root: folder of the sessions.
+
+    Raises:
+        ModelNotFound, ModelError: there is none, or it does not load. SessionError: the session has no finished model.
+    """
+    if lora and _session_of(ref, root):
+        raise SettingsError("A LoRA is added to a model, and this is a session.", "Name a model, or leave lora empty.")
+    session = _session_of(ref, root)
+    if session is None:
+        folder = fetch_model(ref or "demo", convert=make_base)
+        pipe = _pipeline(folder)
+        if lora:
+            _add_lora(pipe, lora, lora_strength)
+        spec = spec_of(ref or "demo", folder)
+        return Artist(ref or "the demo model", spec, pipe, **_steering(pipe, controlnet, spec.family))
+    base = session.record["base_model"].get("ref")
+    made = sorted(session.exports.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not base or not made:
+        raise SessionError(
+            f"The session {session.name} has no finished model yet.",
+            f"Train it to the end, or write what it has learned: fastsd dreambooth export {session.name}",
+        )
+    from fastsd_helpers.checkpoints import convert
+
+    folder = fetch_model(base, convert=make_base)
+    with tempfile.TemporaryDirectory() as scratch:
+        # A finished model is one file; the base lends it the tokenizer and the exact shape.
+        learned = Path(scratch) / "learned"
+        convert(made[-1], learned, base=folder)
+        after = _pipeline(learned)
+    spec = spec_of(base, folder)
+    steering = _steering(after, controlnet, spec.family)
+    return Artist(f"session {session.name}", spec, after, _pipeline(folder), **steering)
+
+
+def _session_of(ref: str, root: Path | None) -> Session | None:
+    if not ref:
+        return None
+    path = Path(ref).expanduser()
+    try:
+        if (path / "session.json").is_file():
+            return Session.open(path.name, root=path.parent)
+        return Session.open(ref, root=root)
+    except SessionError:
+        return None
+
+
+def _pipeline(folder: Path) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    device = describe_device()
+    dtype = torch.float16 if device.kind == "cuda" else torch.float32
+    # What judges pictures is not part of every model, and needs weights of its own.
+    without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, **without)
+    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        raise ModelError(
+            f"{folder} cannot be loaded: {str(err).splitlines()[0]}", "Download the model again, or choose another one."
+        ) from err
+    pipe.set_progress_bar_config(disable=True)
+    if device.kind == "cuda" and _weights_bytes(pipe) > _SHARE_OF_GPU * device.memory_bytes:
+        logger.info("The model is larger than %s holds at once: its parts take turns there.", device.name)
+        pipe.enable_model_cpu_offload()
+        return pipe
+    return pipe.to(device.kind)
+
+
+def _weights_bytes(pipe: Any) -> int:
+    import torch
+
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(value.numel() * value.element_size() for part in parts for value in part.parameters())
+
+
+def _add_lora(pipe: Any, ref: str, strength: float) -> None:
+    path = Path(ref).expanduser()
+    try:
+        if path.is_file():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+        else:
+            pipe.load_lora_weights(ref)
+        pipe.fuse_lora(lora_scale=float(strength))
+    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        raise ModelNotFound(
+            f"The LoRA {ref} cannot be added to this model: {str(err).splitlines()[0]}",
+            "Give a file or Hub id of a LoRA for the same family.",
+        ) from err
+
+
+def _steering(pipe: Any, controlnet: str, family: str) -> dict[str, Any]:
+    if not controlnet.strip():
+        return {}
+    made, task = load_controlnet(pipe, controlnet.strip(), family)
+    return {"controlnet": made, "steered_by": task}

@@ -1,0 +1,168 @@
+"""The page itself, in Gradio: it listens on this machine alone; a public link goes through the login gate."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastsd_helpers.errors import DependencyMissing, SettingsError
+from fastsd_helpers.options import check, option
+from fastsd_helpers.playground.artist import Artist, open_artist
+from fastsd_helpers.tunnels import Tunnel, TunnelConfig, open_tunnel
+
+__all__ = ["Page", "PlaygroundConfig", "open_playground"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+@dataclass(frozen=True)
+class PlaygroundConfig:
+    """Settings of the page."""
+
+    share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
+        "no", help="make a public link with a login; auto tries the services in order"
+    )
+    lora: str = option("", help="LoRA file or Hub id to add to the model")
+    lora_strength: float = option(1.0, help="how strongly the LoRA works", low=0.0, high=2.0, step=0.1)
+    controlnet: str = option("", help="ControlNet that steers by a picture: canny, ..., a file, folder or Hub id")
+    port: int = option(0, help="port on this machine; 0: any free one", low=0, high=65535, advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class Page:
+    """An open playground. `url` is its address on this machine; `tunnel` its public link, when it has one."""
+
+    def __init__(self, blocks: Any, url: str, port: int, title: str) -> None:
+        self.url, self.port, self.title = url, port, title
+        self.tunnel: Tunnel | None = None
+        self._blocks = blocks
+        self._closed = threading.Event()
+
+    def block(self) -> str:
+        """Where to open it, with user and password when it is shared."""
+        return self.tunnel.block() if self.tunnel is not None else f"Link:      {self.url}"
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it is closed; False when it is open still after `timeout_s` seconds."""
+        return self._closed.wait(timeout_s)
+
+    def close(self) -> None:
+        """Close the link and the page; calling it twice is harmless."""
+        if self.tunnel is not None:
+            self.tunnel.close()
+        self._blocks.close(verbose=False)
+        self._closed.set()
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def open_playground(
+    ref: str = "",
+    config: PlaygroundConfig | None = None,
+    *,
+    artist: Artist | None = None,
+    tunnel: TunnelConfig | None = None,
+) -> Page:
+    """Open the page for a model or a session; shared only behind a login.
+
+    Args:
+        ref: as for `open_artist`.
+        artist: one that is loaded already.
+        tunnel: settings of the public link; `config.share` names its kind.
+
+    Raises:
+        DependencyMissing: gradio is not installed. And what `open_artist` and `tunnels.open_tunnel` raise.
+    """
+    config = config or PlaygroundConfig()
+    try:
+        import gradio
+    except ImportError as err:
+        raise DependencyMissing(
+            "The playground needs gradio, which is not installed.", "Run: pip install gradio"
+        ) from err
+    artist = artist or open_artist(
+        ref, lora=config.lora, lora_strength=config.lora_strength, controlnet=config.controlnet
+    )
+    blocks = _draw_page(gradio, artist)
+    _app, url, _share = blocks.launch(
+        prevent_thread_lock=True,
+        server_name="127.0.0.1",
+        server_port=config.port or None,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+    )
+    page = Page(blocks, url, blocks.server_port, artist.title)
+    if config.share != "no":
+        try:
+            page.tunnel = open_tunnel(page.port, config.share, config=tunnel)
+        except BaseException:
+            page.close()
+            raise
+    logger.info("The playground draws with %s.", artist.title)
+    return page
+
+
+def _draw_page(gradio: Any, artist: Artist) -> Any:
+    def draw(
+        prompt: str,
+        negative: str,
+        seed: float,
+        steps: float,
+        size: float,
+        guidance: float,
+        start: Any,
+        strength: float,
+        control: Any,
+        control_strength: float,
+        edges: bool,
+    ) -> list[Any]:
+        try:
+            drawn = artist.draw(
+                prompt,
+                negative=negative,
+                seed=int(seed),
+                steps=int(steps),
+                size=int(size),
+                guidance=guidance,
+                start=start,
+                strength=strength,
+                control=control,
+                control_strength=control_strength,
+                edges=edges,
+            )
+        except (SettingsError, DependencyMissing) as err:
+            raise gradio.Error(f"{err.problem} {err.hint}") from err
+        return [(picture, title) for title, picture in drawn]
+
+    with gradio.Blocks(title="Playground", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"## Playground: {artist.title}")
+        with gradio.Row():
+            with gradio.Column():
+                prompt = gradio.Textbox(label="Prompt", lines=2)
+                negative = gradio.Textbox(label="What must not be in it")
+                seed = gradio.Number(label="Seed", value=11, precision=0)
+                steps = gradio.Slider(1, 100, value=25, step=1, label="Steps")
+                size = gradio.Slider(
+                    artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"
+                )
+                guidance = gradio.Slider(0, 20, value=7.5, step=0.5, label="How strongly the prompt steers")
+                with gradio.Accordion("Begin with a picture", open=False):
+                    start = gradio.Image(label="Picture", type="pil")
+                    strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
+                with gradio.Accordion(f"Steer it by a picture: {artist.steered_by}", visible=bool(artist.steered_by)):
+                    control = gradio.Image(label="Picture", type="pil")
+                    control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="How strongly it steers")
+                    edges = gradio.Checkbox(label="It is a photo: find its edges", visible=artist.steered_by == "canny")
+                button = gradio.Button("Draw", variant="primary")
+            gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
+        inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength, edges]
+        button.click(draw, inputs, gallery, api_name="draw")
+        prompt.submit(draw, inputs, gallery, api_name=False)
+    return blocks.queue(max_size=16)

@@ -1,0 +1,151 @@
+"""Measure what the login gate costs: 100 MB down and up, directly and through it, each end in a process of its own.
+
+python scripts/measure_gate.py [--write]
+
+The turns are interleaved, five of each, and medians are compared; at least three idle cores are needed for a fair
+figure, because server, gate and visitor work at the same time. `--write` keeps the table in benchmarks/results/gate.md.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TOTAL = 100_000_000
+BLOCK = 2**18
+ROUNDS = 5
+
+
+def serve(pipe: Connection) -> None:
+    """A plain server in this process: /download gives TOTAL bytes, /upload takes them."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        block = bytes(BLOCK)
+        if head.startswith(b"GET"):
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {TOTAL}\r\n\r\n".encode())
+            for start in range(0, TOTAL, BLOCK):
+                writer.write(memoryview(block)[: min(BLOCK, TOTAL - start)])
+                await writer.drain()
+        else:
+            left = TOTAL
+            while left:
+                left -= len(await reader.read(BLOCK))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=2 * BLOCK)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(run())
+
+
+def guard(pipe: Connection, port: int) -> None:
+    """The gate in this process; answers each message with the processor seconds it has used so far."""
+    from fastsd_helpers.tunnels import Login, open_gate
+
+    with open_gate(port, Login("fastsd", "gate-password-1")) as gate:
+        pipe.send(gate.port)
+        while pipe.recv():
+            pipe.send(time.process_time())
+
+
+def transfer(port: int, way: str) -> float:
+    """Seconds to move TOTAL bytes one way over one fresh connection."""
+    import base64
+
+    basic = base64.b64encode(b"fastsd:gate-password-1").decode()
+    verb = "GET /download" if way == "down" else "POST /upload"
+    length = f"Content-Length: {TOTAL}\r\n" if way == "up" else ""
+    head = f"{verb} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {basic}\r\n{length}Connection: close\r\n\r\n"
+    buffer = bytearray(BLOCK)
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as raw:
+        raw.sendall(head.encode())
+        if way == "up":
+            for begin in range(0, TOTAL, BLOCK):
+                raw.sendall(memoryview(buffer)[: min(BLOCK, TOTAL - begin)])
+        count = 0
+        while got := raw.recv_into(buffer):
+            count += got
+            if way == "up" and bytes(buffer[:got]).endswith(b"ok"):
+                break
+    if way == "down" and count < TOTAL:
+        raise SystemExit(f"only {count} bytes came")
+    return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def process(target: object, *words: object) -> Iterator[tuple[Connection, int]]:
+    """Run a function in a process of its own; gives its pipe and the port that it says first."""
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=target, args=(there, *words), daemon=True)
+    child.start()
+    try:
+        yield here, here.recv()
+    finally:
+        child.terminate()
+        child.join(10)
+
+
+def measure(rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Seconds for TOTAL bytes, for down and up: direct, through the gate, and of the gate's own processor time."""
+    rows = {}
+    with process(serve) as (_, site), process(guard, site) as (pipe, gate):
+        for way in ("down", "up"):
+            transfer(site, way), transfer(gate, way)  # the first of each is not counted
+            times: dict[str, list[float]] = {"direct": [], "gate": [], "processor": []}
+            for _ in range(rounds):
+                times["direct"].append(transfer(site, way))
+                pipe.send(True)
+                before = pipe.recv()
+                times["gate"].append(transfer(gate, way))
+                pipe.send(True)
+                times["processor"].append(pipe.recv() - before)
+            rows[way] = {name: statistics.median(column) for name, column in times.items()}
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and keep the table when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results/gate.md")
+    chosen = parser.parse_args()
+    lines = [
+        "| 100 MB | direct, s | through the gate, s | ratio | gate's processor, s |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for way, row in measure().items():
+        direct, through, used = row.values()
+        lines.append(f"| {way} | {direct:.3f} | {through:.3f} | {through / direct:.2f} | {used:.3f} |")
+    table = "\n".join(lines)
+    sys.stdout.write(table + "\n")
+    if chosen.write:
+        import aiohttp
+
+        about = (
+            f"# What the login gate costs\n\n{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
+            f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}. Median of {ROUNDS}, interleaved, over "
+            "loopback; server, gate and visitor in a process each. Made by `scripts/measure_gate.py`.\n\n"
+        )
+        (ROOT / "benchmarks" / "results" / "gate.md").write_text(about + table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The web UI notebook as a person uses it: install, start, share, open the link, log in once, draw, stop."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from notebook_webui import prepare_kernel
+from tunnel_doubles import free_port
+
+from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+from fastsd_helpers.webui import status, stop
+
+pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
+
+
+def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> Any:
+    """Wait until what is below a cell matches a pattern; gives the match."""
+    for _ in range(int(timeout_s * 2)):
+        found = re.search(pattern, lab.output(title))
+        if found:
+            return found
+        lab.page.wait_for_timeout(500)
+    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
+
+
+def fill(lab: Lab, title: str, values: dict[str, str]) -> None:
+    """Type values into the form below a cell."""
+    for name, value in values.items():
+        field = lab.field(title, name)
+        if field.evaluate("node => node.tagName") == "SELECT":
+            field.select_option(label=value)
+        elif field.get_attribute("type") == "checkbox":
+            field.check()
+        else:
+            field.fill(value)
+            field.press("Tab")
+    lab.page.wait_for_timeout(1000)
+
+
+def run(lab: Lab, title: str) -> None:
+    """Run a cell and wait for it; on a busy machine the first key press may come before the page listens to keys."""
+    prompt = lab.run(title, wait=False).locator(".jp-InputPrompt").first
+    for _ in range(3):
+        for _ in range(50):
+            if (prompt.text_content() or "").strip() not in ("", "[ ]:"):
+                lab.wait_done(title)
+                return
+            lab.page.wait_for_timeout(200)
+        lab.run(title, wait=False)
+    lab.wait_done(title)
+
+
+def unfold(lab: Lab, title: str) -> None:
+    """Open the advanced settings of a form."""
+    lab.cell(title).locator(".jupyter-widget-Collapse-header, .p-Collapse-header").first.click()
+    lab.page.wait_for_timeout(500)
+
+
+def test_install_start_share_log_in_and_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jupyterlab")
+    # JupyterLab's own start sets IPYTHONDIR below its root folder, so the kernel's first file goes there.
+    folder = tmp_path / "lab"
+    prepare_kernel(tmp_path / "edges", monkeypatch)
+    folder.mkdir()
+    shutil.copytree(tmp_path / "edges" / "ipython", folder / ".ipython")
+    shutil.copy(ROOT / "notebooks" / "a1111.ipynb", folder)
+    programs, store = str(tmp_path / "programs"), str(tmp_path / "store")
+    shots = os.environ.get("FASTSD_SCREENSHOTS")
+    try:
+        with open_browser() as page, start_lab(folder) as address:
+            lab = Lab(page, address, "a1111.ipynb", Path(shots) if shots else None)
+            install(lab, programs, store)
+            link, user, password = start_and_share(lab)
+            open_the_link(lab, link, user, password)
+            lab.page.bring_to_front()
+            run(lab, "8")
+            lab.cell("8").locator("button", has_text="Stop the web UI").click()
+            wait_until(lab, "8", "Stopped")
+            lab.shoot("8-stopped", "8")
+            assert status("a1111", folder=programs, store=store)[1] is False
+            run(lab, "9")
+            lab.shoot("9-space", "9")
+            kept = lab.cell("9").locator("select").inner_text().replace("\xa0", " ")
+            assert "AUTOMATIC1111 v1.10.1 itself" in kept
+    finally:
+        stop("a1111", folder=programs, store=store)
+
+
+def install(lab: Lab, programs: str, store: str) -> None:
+    run(lab, "1")  # from here on the sentences are shown
+    run(lab, "2a")
+    unfold(lab, "2a")
+    fill(lab, "2a", {"store": store, "without gpu": "yes"})
+    run(lab, "2b")
+    run(lab, "3a")
+    unfold(lab, "3a")
+    fill(lab, "3a", {"folder": programs})
+    lab.shoot("3a-install", "3a")
+    run(lab, "3b")
+    assert "is installed in" in lab.output("3b")
+    run(lab, "4a")
+    fill(lab, "4a", {"model": "demo"})
+    run(lab, "4b")
+    assert "demo.safetensors (checkpoint): converted" in lab.output("4b")
+    run(lab, "5a")
+    run(lab, "5b")
+    lab.shoot("5b-controlnets", "5b")
+
+
+def start_and_share(lab: Lab) -> tuple[str, str, str]:
+    run(lab, "6a")
+    unfold(lab, "6a")
+    fill(lab, "6a", {"port": str(free_port())})
+    lab.shoot("6a-start", "6a")
+    run(lab, "6b")
+    assert "its model is loaded" in lab.output("6b")
+    lab.shoot("6b-started", "6b")
+    run(lab, "7a")
+    fill(lab, "7a", {"kind": "cloudflared"})
+    run(lab, "7b")
+    block = wait_until(lab, "7b", r"Link:\s+(\S+)\s+User:\s+(\S+)\s+Password:\s+(\S+)")
+    lab.shoot("7b-shared", "7b")
+    return block[1], block[2], block[3]
+
+
+def open_the_link(lab: Lab, link: str, user: str, password: str) -> None:
+    visitor = lab.page.context.browser.new_page()  # another visitor: no cookie of the notebook's
+    visitor.set_default_timeout(PATIENCE_S * 1000)
+    visitor.goto(link)
+    visitor.wait_for_selector("input[name=password]")
+    shoot(lab, visitor, "link-login")
+    visitor.fill("input[name=user]", user)
+    visitor.fill("input[name=password]", "wrong-password-1")
+    visitor.click("button")
+    visitor.wait_for_selector("[role=alert]")
+    assert "Wrong user or password" in visitor.inner_text("body")
+    visitor.fill("input[name=user]", user)
+    visitor.fill("input[name=password]", password)
+    visitor.click("button")
+    box = visitor.get_by_label("Prompt")
+    box.wait_for()
+    box.fill("stressed")
+    box.press("Enter")
+    visitor.wait_for_function("() => document.querySelector('textarea, input').value === 'desserts'")
+    shoot(lab, visitor, "link-page")
+    visitor.close()
+
+
+def shoot(lab: Lab, visitor: Any, name: str) -> None:
+    if lab._shots is not None:
+        visitor.screenshot(path=str(lab._shots / f"{name}.png"))

@@ -1,0 +1,92 @@
+"""For tests of the web UI notebook: the edges of its kernel, put in place by a file that IPython runs first.
+
+The web UI is a real Gradio server with AUTOMATIC1111's flags and log lines; its code comes from a local repository
+through the real installation; the packages are those of this very Python. The tunnel's far end is the gate's own port:
+what the services do is tested in test_tunnels.py.
+"""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["GRADIO_APP", "fake_edges", "prepare_kernel"]
+
+GRADIO_APP = """
+import sys
+words = sys.argv[1:]
+port = int(words[words.index("--port") + 1])
+user, password = open(words[words.index("--gradio-auth-path") + 1]).read().split(":")
+import gradio
+with gradio.Blocks(analytics_enabled=False, title="Stable Diffusion") as blocks:
+    box = gradio.Textbox(label="Prompt")
+    box.submit(lambda text: text[::-1], box, box, api_name="turn")
+blocks.launch(server_port=port, auth=(user, password), prevent_thread_lock=True, quiet=True)
+print("Startup time: 1s", flush=True)
+print("Model loaded in 1s", flush=True)
+blocks.block_thread()
+"""
+
+
+def prepare_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a repository with the small web UI, and have every kernel that is started from now on use it."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for package in ("gradio", "aiohttp"):
+        pytest.importorskip(package)
+    upstream = folder / "upstream"
+    upstream.mkdir(parents=True)
+    (upstream / "launch.py").write_text(GRADIO_APP, encoding="utf-8")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *words], cwd=upstream, check=True)
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], cwd=upstream, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    tests = str(Path(__file__).resolve().parent)
+    (startup / "10-edges.py").write_text(
+        f"import sys\nsys.path.insert(0, {tests!r})\n"
+        f"import notebook_webui\nnotebook_webui.fake_edges({str(upstream)!r}, {commit!r})\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+
+
+def fake_edges(upstream: str, commit: str) -> None:
+    """In the kernel: the one repository, an environment that is this Python, and a service that leads to the gate."""
+    from fastsd_helpers.tunnels import services
+    from fastsd_helpers.tunnels.child import Child
+    from fastsd_helpers.webui import catalog
+
+    real = catalog.find_ui("a1111")
+    repositories = (dataclasses.replace(real.repositories[0], urls=(upstream,), revision=commit),)
+    small = dataclasses.replace(real, repositories=repositories, alive_path="/")
+
+    def make_environment(folder: Path, *, python: str) -> Path:
+        interpreter = folder / "bin" / "python"
+        interpreter.parent.mkdir(parents=True, exist_ok=True)
+        interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        interpreter.chmod(0o755)
+        return interpreter
+
+    def lead_to(port: int, _config: Any) -> Any:
+        child = Child([sys.executable, "-c", "import time; time.sleep(600)"])
+        return services.Running(f"http://127.0.0.1:{port}", child)
+
+    def find_ui(key: str) -> Any:
+        return small if key == "a1111" else catalog.find_ui(key)
+
+    for module in ("webui.install", "webui.launch", "forms.webui"):
+        __import__(f"fastsd_helpers.{module}")
+        sys.modules[f"fastsd_helpers.{module}"].find_ui = find_ui
+    installing = sys.modules["fastsd_helpers.webui.install"]
+    installing.make_environment = make_environment
+    installing.install = lambda name, **more: type("Report", (), {"changes": ()})
+    installing.free_bytes = lambda path: 10**12
+    services.SERVICES["cloudflared"] = lead_to
