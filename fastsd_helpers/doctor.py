@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.drive import check_health, free_bytes, sessions_root
 from fastsd_helpers.errors import FastSDError, InstallError
+from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device, describe_device, redact, secret, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
@@ -41,6 +42,7 @@ class Finding:
     level: Literal["ok", "note", "warning", "problem"]
     what: str
     todo: str = ""
+    workflow: str = ""  # the one it is about; empty: all of them
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,25 @@ class Diagnosis:
         lines += ["  " + ", ".join(f"{name} {version}" for name, version in self.versions.items())]
         order = ("problem", "warning", "note", "ok")
         for item in sorted(self.findings, key=lambda found: order.index(found.level)):
-            lines.append(f"{_MARKS[item.level]} {item.what}")
-            lines += [f"   → {item.todo}"] if item.todo else []
-        worst = "Nothing stands in the way." if not self.problems else f"{self.problems} to put right before you start."
-        return [redact(line) for line in [*lines, worst]]
+            lines += _lines_of(item)
+        return [redact(line) for line in [*lines, self._verdict()]]
+
+    def summary(self, workflow: str) -> list[str]:
+        """A few lines for somebody who wants to start: this machine, what is in the way, and what was found good."""
+        named = [f"{name} {self.versions[name]}" for name in ("python", "torch") if name in self.versions]
+        gpu, memory = self.machine["gpu"], self.machine["memory"]
+        lines = [f"This machine: GPU {gpu}; {self.machine['processor']}, {memory} of memory; {', '.join(named)}."]
+        for level in ("problem", "warning", "ok"):
+            shown = [item for item in self.findings if item.level == level and item.workflow in ("", workflow)]
+            lines += [line for item in shown for line in _lines_of(item)]
+        return [redact(line) for line in [*lines, f"{self._verdict()} The whole report: fastsd doctor"]]
+
+    def _verdict(self) -> str:
+        return "Nothing stands in the way." if not self.problems else f"{self.problems} to put right before you start."
+
+
+def _lines_of(item: Finding) -> list[str]:
+    return [f"{_MARKS[item.level]} {item.what}", *([f"   → {item.todo}"] if item.todo else [])]
 
 
 @dataclass(frozen=True)
@@ -301,10 +318,11 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
         yield Finding(
             "warning", f"{ram / 1e9:.1f} GB of memory is little: converting a full model may end with exit code -9."
         )
-    if device.kind == "cuda" and device.memory_bytes < 10e9:
+    needed = find_model("sd15").vram_gb["full"]
+    if device.kind == "cuda" and device.memory_bytes < needed * 1e9:
         yield Finding(
             "warning",
-            f"{device.name} has {device.memory_bytes / 1e9:.0f} GB: full training of SD 1.5 wants about 10 GB.",
+            f"{device.name} has {device.memory_bytes / 1e9:.0f} GB: full training of SD 1.5 wants {needed:g} GB.",
             "Choose the method 'lora', or a larger GPU.",
         )
 
@@ -323,8 +341,11 @@ def _look_at_disks(root: Path | None) -> Iterator[Finding]:
     free = free_bytes(folder)
     on_drive = "MyDrive" in folder.parts or "Shareddrives" in folder.parts
     if where() == "colab" and not on_drive:
+        # A note, because a notebook's first cell looks before the one that mounts it had its turn.
         yield Finding(
-            "warning", "Google Drive is not mounted: sessions would be lost with this machine.", "Run the Drive cell."
+            "note",
+            "Google Drive is not mounted: what is kept on this machine is lost with it.",
+            "Run the cell that opens the session: it asks for access.",
         )
     if free < _LITTLE_DRIVE:
         yield Finding(
@@ -423,11 +444,11 @@ def _look_at_settings() -> Iterator[Finding]:
 
 
 def _look_at_tokens() -> Iterator[Finding]:
-    for name in _TOKENS:
-        value = secret(name)
+    values = {name: secret(name) for name in _TOKENS}  # asked once: in Colab each may open a dialog
+    for name, value in values.items():
         if value and len(value.split()) > 1:
             yield Finding("warning", f"{name} has a blank in it.", "Copy the token again, without blanks.")
-    here = [name for name in _TOKENS if secret(name)]
+    here = [name for name in _TOKENS if values[name]]
     absent = [name for name in _TOKENS if name not in here]
     yield Finding("ok", f"Tokens: {', '.join(here) or 'none'} set; {', '.join(absent) or 'none'} not set.")
 
@@ -437,10 +458,10 @@ def _look_at_lock() -> Iterator[Finding]:
         try:
             report = install(name, dry_run=True)
         except InstallError as err:
-            yield Finding("warning", f"{name}: {err.problem}", err.hint)
+            yield Finding("warning", f"{name}: {err.problem}", err.hint, name)
             continue
         if not report.changes:
-            yield Finding("ok", f"{name}: all {report.kept} packages are here and fit.")
+            yield Finding("ok", f"{name}: all {report.kept} packages are here and fit.", workflow=name)
             continue
         listed = ", ".join(change.name for change in report.changes[:6])
         more = f" and {len(report.changes) - 6} more" if len(report.changes) > 6 else ""
@@ -448,4 +469,5 @@ def _look_at_lock() -> Iterator[Finding]:
             "note",
             f"{name}: still to install are {listed}{more} ({report.bytes / 1e6:.0f} MB).",
             f"Before you use it: fastsd install {name}",
+            name,
         )

@@ -443,6 +443,7 @@ def test_prepare_with_a_size_and_a_crop_that_cannot_be_names_both(run: Any, tmp_
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole Diffusers folder of the SD 1.5 shape, made of the real classes at tiny widths."""
+    pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     from tiny_models import SMALL, build_pipeline
 

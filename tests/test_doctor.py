@@ -55,6 +55,34 @@ def test_the_report_is_whole_and_can_be_pasted(monkeypatch):
     assert all(item.todo for item in found.findings if item.level == "problem")
 
 
+def test_the_summary_leaves_out_notes_and_what_concerns_another_workflow():
+    said = {"gpu": "none (no GPU is attached)", "processor": "2 cores", "memory": "13.6 GB"}
+    findings = (
+        Finding("ok", "Room enough."),
+        Finding("ok", "trocr: all is here.", workflow="trocr"),
+        Finding("warning", "dreambooth: no lock.", "Install it.", "dreambooth"),
+        Finding("note", "Of no matter."),
+        Finding("problem", "hf_SecretOfTheTests0123456789 is wrong.", "Copy it again."),
+    )
+    lines = doctor.Diagnosis(said, {"python": "3.13.15"}, findings).summary("dreambooth")
+    assert lines == [
+        "This machine: GPU none (no GPU is attached); 2 cores, 13.6 GB of memory; python 3.13.15.",
+        "✋ ••• is wrong.",
+        "   → Copy it again.",
+        "⚠ dreambooth: no lock.",
+        "   → Install it.",
+        "✓ Room enough.",
+        "1 to put right before you start. The whole report: fastsd doctor",
+    ]
+
+
+def test_each_token_is_asked_for_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor, "secret", lambda name: asked.append(name) or "two words")
+    assert texts(doctor._look_at_tokens()).count("has a blank in it") == 3
+    assert asked == ["HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN"]
+
+
 def test_one_look_that_breaks_does_not_end_the_report(monkeypatch):
     def broken():
         yield Finding("ok", "seen before it broke")
@@ -113,6 +141,14 @@ def test_a_gpu_without_kernels_and_a_driver_without_torch_are_problems(monkeypat
     assert "ok torch" in texts(doctor._look_at_torch(a6000))
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "problem PyTorch cannot be imported" in texts(doctor._look_at_torch(CPU))
+
+
+def test_a_gpu_too_small_for_full_training_is_told():
+    assert list(doctor._look_at_memory(T4)) == []
+    small = Device("cuda", "RTX 3080", int(10e9), True, (8, 6))
+    assert "warning RTX 3080 has 10 GB: full training of SD 1.5 wants 12 GB. Choose the method 'lora'" in texts(
+        doctor._look_at_memory(small)
+    )
 
 
 def test_a_mount_that_hangs_is_told_and_does_not_hang_the_report(monkeypatch, tmp_path):

@@ -3,18 +3,31 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from fastsd_helpers.doctor import Diagnosis, Finding
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import DependencyMissing, SessionError, SettingsError
-from fastsd_helpers.forms import Form, SessionConfig, notebook, open_session, prepare_pictures, show_form
+from fastsd_helpers.errors import DependencyMissing, InstallError, SessionError, SettingsError
+from fastsd_helpers.forms import (
+    Form,
+    SessionConfig,
+    model_choice,
+    notebook,
+    open_session,
+    prepare_pictures,
+    readiness,
+    show_form,
+)
 from fastsd_helpers.options import check, option
+from fastsd_helpers.registry import models
+from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wheels import Change, InstallReport
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
@@ -146,6 +159,25 @@ def test_known_models_are_offered_and_others_may_be_typed() -> None:
     assert form.config().base_model == "somebody/some-model"
 
 
+def test_the_base_model_is_chosen_in_a_list_that_says_what_it_is_and_whether_it_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = Device("cuda", "Little GPU", int(9e9), False, (7, 5))
+    monkeypatch.setattr(model_choice, "describe_device", lambda: small)
+    form = show_form(DreamBoothConfig)
+    choice = form._fields["base_model"].choice
+    offered = [value for _label, value in choice.known.options]
+    assert offered == ["auto", *(spec.key for spec in models() if spec.trainable), ""]
+    choice.known.value = "sd15"
+    assert form.config().base_model == "sd15"
+    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form._box)
+    form.update(method="lora")
+    assert "✓ wants 8 GB" in text_of(form._box)
+    form.update(base_model="https://example.org/model.safetensors")
+    assert choice.known.value == ""
+    assert "A link" in text_of(form._box)
+
+
 def test_advanced_settings_are_folded_away() -> None:
     box = show_form(PaintConfig)._box
     accordion = next(child for child in box.children if type(child).__name__ == "Accordion")
@@ -259,6 +291,53 @@ def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
 
 
 # ---------------------------------------------------------------------------------- what the notebook's cells call
+
+
+@pytest.fixture
+def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """`set_up` on a machine whose installation and examination are what the test says."""
+    seen: dict[str, Any] = {"report": InstallReport("dreambooth", "3.13", Path("p"), (), 11, 0, 0.1, "none", (), ())}
+
+    def install(name: str, *, skip: tuple[str, ...]) -> InstallReport:
+        seen.update(name=name, skip=skip)
+        return seen["report"]
+
+    said = {"gpu": "Tesla T4", "processor": "2 cores", "memory": "13.6 GB"}
+    warning = Finding("warning", "Little room.", "Delete something.")
+    found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
+    monkeypatch.setattr(readiness, "install", install)
+    monkeypatch.setattr(readiness, "examine", lambda: found)
+    monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
+    return seen
+
+
+def test_the_first_cell_installs_and_says_in_a_few_lines_what_this_machine_is(
+    first_cell: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readiness.set_up("dreambooth")
+    assert (first_cell["name"], first_cell["skip"]) == ("dreambooth", ())
+    assert capsys.readouterr().err.splitlines() == [
+        "This machine: GPU Tesla T4; 2 cores, 13.6 GB of memory; python 3.13.15, torch 2.11.0.",
+        "⚠ Little room.",
+        "   → Delete something.",
+        "Nothing stands in the way. The whole report: fastsd doctor",
+    ]
+    monkeypatch.setattr(readiness, "_DRIVERS", ())
+    readiness.set_up("trocr")
+    assert (first_cell["name"], first_cell["skip"]) == ("trocr", ("bitsandbytes",))
+
+
+def test_the_first_cell_says_what_it_installed_and_asks_for_a_restart_where_one_is_needed(
+    first_cell: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = Change("pillow-heif", None, "1.8.1", 5_700_000, "fastsd needs pillow-heif>=0.18")
+    first_cell["report"] = replace(first_cell["report"], changes=(change,), bytes=5_700_000, restart=("pillow-heif",))
+    with pytest.raises(InstallError, match="Restart the runtime now: pillow-heif") as caught:
+        readiness.set_up("dreambooth")
+    assert "Restart session" in caught.value.hint
+    said = capsys.readouterr().err
+    assert "pillow-heif 1.8.1  (5.7 MB; fastsd needs pillow-heif>=0.18)" in said
+    assert "Nothing stands in the way" not in said
 
 
 def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptureFixture) -> None:

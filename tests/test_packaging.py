@@ -1,5 +1,7 @@
 """What is built, what it asks for, and that the commands of the README exist."""
 
+import contextlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -60,6 +62,22 @@ def test_the_pinned_versions_are_within_what_the_extras_allow() -> None:
         if (pin := pins.get(item.name.lower().replace("_", "-"))) and not item.specifier.contains(pin)
     ]
     assert wrong == []
+
+
+def test_the_pinned_versions_take_the_oldest_python_that_is_promised() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=") + ".0"
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    too_new = []
+    for line in lines:
+        name, _, version = line.partition("==")
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            about = importlib.metadata.metadata(name) if version and name[0] != "#" else {}
+            asked = about.get("Requires-Python") if about.get("Version") == version else None
+            if asked and not SpecifierSet(asked).contains(oldest):
+                too_new.append(f"{line} asks for Python {asked}")
+    assert too_new == []
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from fakes import read_only
 from fastsd_helpers import wheels
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
 from fastsd_helpers.wheels import difference, installer
+from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.lockfile import canonical, digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,6 +250,21 @@ def test_without_torch_or_numpy_nothing_is_installed():
     assert "never installs or replaces them" in caught.value.hint
 
 
+@pytest.mark.parametrize(("python", "platform"), [("3.14", "linux x86_64"), ("3.13", "darwin arm64")])
+def test_where_no_set_fits_what_was_installed_by_hand_is_enough(monkeypatch, python, platform):
+    wanted = {name: version for name, version in all_of("dreambooth").items() if name != "certifi"}
+    here = wheels.Environment(**{**vars(environment(wanted, python)), "platform": platform})
+    monkeypatch.setattr(installer, "read_environment", lambda *args: here)
+    report = wheels.install("dreambooth")
+    assert (report.changes, report.tool) == ((), "none")
+    here.installed["diffusers"] = "0.30.0"
+    with pytest.raises(InstallError, match=r"is locked for Python|wheels\.lock was made for") as caught:
+        wheels.install("dreambooth")
+    assert 'pip install "fastsd_helpers[dreambooth]"' in caught.value.hint
+    del here.installed["bitsandbytes"], here.installed["diffusers"]
+    assert wheels.install("dreambooth", skip=("bitsandbytes", "diffusers")).changes == ()
+
+
 def test_an_environment_of_its_own_gets_exactly_what_is_locked():
     found = wheels.read_lock().find("a1111", "3.11")
     exact = {row.name: row.version for row in found.rows}
@@ -433,6 +449,20 @@ def test_without_uv_and_pip_there_is_one_sentence(monkeypatch):
     with pytest.raises(DependencyMissing, match="Neither uv nor pip") as caught:
         installer._pip(environment({}))
     assert caught.value.hint == "Run: pip install uv"
+    monkeypatch.setattr(shutil, "which", lambda name: "/elsewhere/pip")
+    assert installer._pip(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
+
+
+@needs_uv
+def test_without_pip_the_wheels_are_installed_and_it_is_said_that_none_are_kept(cached, monkeypatch, caplog):
+    run, archive = cached
+    uv = wheels.find_uv()
+    monkeypatch.setattr(installer, "find_uv", lambda: uv)
+    monkeypatch.setattr(installer, "_has_pip", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert len(run().changes) == 3
+    assert "pip is not installed, so the wheels cannot be kept" in caplog.text
+    assert not archive.exists()
 
 
 @needs_uv
@@ -526,3 +556,141 @@ def test_a_dropped_connection_and_a_login_page_change_nothing(shelf, index, pyth
     assert caught.value.hint
     assert "indexpassword" not in str(caught.value)
     assert site_of(python) == before
+
+
+# -------------------------------------------------------------------------------------------- the archive of wheels
+
+
+@pytest.fixture
+def cached(shelf, index, python, tmp_path, monkeypatch):
+    """`install` with a cache on "Drive"; the index is reached by pip, which fetches, and by uv, which installs."""
+    import os
+
+    _folder, lock, _rows = shelf
+    monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    drive = tmp_path / "drive" / "wheels"
+
+    def run(**more):
+        remove_packages(python)
+        return wheels.install("little", python=python, lock=lock, cache=drive, check_imports=False, **more)
+
+    return run, drive / f"fastsd-wheels-little-py{HERE}.zip"
+
+
+def remove_packages(python: Path) -> None:
+    """What a new machine is: nothing installed."""
+    for path in site_folder(python).glob("*"):
+        if path.name.startswith(("alpha", "beta", "gamma")):
+            shutil.rmtree(path)
+
+
+@needs_uv
+def test_wheels_are_kept_in_one_archive_and_used_without_the_network(cached, index, shelf, caplog):
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    run, archive = cached
+    assert len(run().changes) == 3
+    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
+    assert f"Kept the wheels for the next time in {archive}" in caplog.text
+    with zipfile.ZipFile(archive) as packed:
+        kept = {name: packed.read(name) for name in packed.namelist()}
+    assert kept == {path.name: path.read_bytes() for path in shelf[0].iterdir()}
+    before, index.mode = archive.read_bytes(), "html"
+    assert len(run().changes) == 3
+    assert len(run(offline=True).changes) == 3
+    assert "Every wheel is in" in caplog.text
+    assert archive.read_bytes() == before
+
+
+@pytest.fixture
+def archive(shelf, tmp_path):
+    """A whole archive of the shelf's wheels, and the set it belongs to."""
+    folder, lock, _rows = shelf
+    lock_set = wheels.read_lock(lock).find("little", HERE)
+    cache = WheelCache(tmp_path / "drive", lock_set)
+    shutil.copytree(folder, tmp_path / "fetched")
+    assert cache.pack(tmp_path / "fetched") == cache.path.stat().st_size
+    return cache, lock_set.rows
+
+
+@pytest.mark.parametrize(
+    ("harm", "lacking", "said"),
+    [
+        ("none", 0, ""),
+        ("no zip", 3, "is damaged"),
+        ("cut", 3, "is damaged"),
+        ("one byte", 1, "gamma-0.3-py3-none-any.whl in "),
+        ("other wheel", 1, "its sha256 differs from the lock's"),
+        ("one is lacking", 1, ""),
+    ],
+)
+def test_a_damaged_archive_is_told_and_made_anew(archive, shelf, tmp_path, caplog, harm, lacking, said):
+    cache, rows = archive
+    whole, gamma = cache.path.read_bytes(), (shelf[0] / "gamma-0.3-py3-none-any.whl").read_bytes()
+    at = whole.index(gamma) + 40
+    if harm == "no zip":
+        cache.path.write_bytes(b"<!DOCTYPE html>")
+    elif harm == "cut":
+        cache.path.write_bytes(whole[: len(whole) // 2])
+    elif harm == "one byte":
+        cache.path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    elif harm != "none":
+        with zipfile.ZipFile(cache.path, "w") as packed:
+            packed.comment = b"fastsd-wheels 1"
+            for path in shelf[0].iterdir():
+                if harm == "other wheel" or "gamma" not in path.name:
+                    packed.writestr(path.name, path.read_bytes() + b"x" * ("gamma" in path.name))
+    (tmp_path / "unpacked").mkdir()
+    assert len(cache.unpack(rows, tmp_path / "unpacked")) == lacking
+    assert len(list((tmp_path / "unpacked").iterdir())) == 3 - lacking
+    assert said in caplog.text
+    assert bool(caplog.text) is bool(said)
+    for path in (tmp_path / "unpacked").iterdir():
+        assert path.read_bytes() == (shelf[0] / path.name).read_bytes()
+    shutil.copytree(shelf[0], tmp_path / "unpacked", dirs_exist_ok=True)
+    cache.pack(tmp_path / "unpacked")
+    assert cache.path.read_bytes() == whole
+    assert list(cache.path.parent.iterdir()) == [cache.path]
+
+
+def test_what_the_archive_had_stays_in_it_and_what_the_lock_does_not_name_goes(archive, shelf, tmp_path):
+    cache, rows = archive
+    whole = cache.path.read_bytes()
+    with zipfile.ZipFile(cache.path, "a") as packed:
+        packed.writestr("../../escaped.txt", "x")
+        packed.writestr("delta-1.0-py3-none-any.whl", "x")
+    (tmp_path / "one").mkdir()
+    assert cache.unpack(rows[:1], tmp_path / "one") == []
+    assert len(list((tmp_path / "one").iterdir())) == 1
+    cache.pack(tmp_path / "one")
+    assert cache.path.read_bytes() == whole
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_what_cannot_be_kept_is_told_and_the_old_archive_stays(archive, tmp_path, caplog):
+    cache, _rows = archive
+    whole = cache.path.read_bytes()
+    with read_only(cache.path.parent):
+        assert cache.keep(tmp_path / "fetched") == 0
+    assert "The wheels could not be kept: " in caplog.text
+    assert cache.path.read_bytes() == whole
+    assert list(cache.path.parent.iterdir()) == [cache.path]
+
+
+@needs_uv
+@pytest.mark.slow
+def test_what_the_archive_lacks_is_fetched_and_an_altered_wheel_is_neither_installed_nor_kept(cached, shelf, python):
+    run, archive = cached
+    wheel = shelf[0] / "gamma-0.3-py3-none-any.whl"
+    good = wheel.read_bytes()
+    wheel.write_bytes(good[:-1] + b"x")
+    with pytest.raises(InstallError, match=r"gamma 0\.3 was not installed.*sha256 differs"):
+        run()
+    assert not [path for path in site_folder(python).glob("*") if path.name.startswith("gamma")]
+    assert not archive.exists()
+    wheel.write_bytes(good)
+    run()
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-200])
+    assert len(run().changes) == 3
+    assert archive.read_bytes() == whole

@@ -1,9 +1,11 @@
 """How long installing a workflow takes: ours beside plain pip, into fresh environments, from a warm cache.
 
 Both get the same packages at the same versions. A fresh environment lacks the platform's packages, so what is measured
-is the part that a Colab image lacks; which one, `packages` says.
+is the part that a Colab image lacks; which one, `packages` says. Beside the clock's seconds stand the processor's,
+which depend less on what else the machine is doing.
 """
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -46,7 +48,7 @@ def measure(settings: Settings) -> Report:
     uv = wheels.find_uv()
     if uv is None:
         raise DependencyMissing("uv is not installed.", "Run: pip install uv")
-    times: dict[str, list[float]] = {"pip": [], "fastsd": []}
+    times: dict[str, list[tuple[float, float]]] = {"pip": [], "fastsd": []}
     with tempfile.TemporaryDirectory(prefix="fastsd-bench-") as folder:
         work = Path(folder)
         listed = work / "requirements.txt"
@@ -62,39 +64,47 @@ def measure(settings: Settings) -> Report:
         wheels.install(settings.workflow, dry_run=True)
         again = time.monotonic() - started
     size = sum(row.bytes for row in rows)
-    pip, ours = (statistics.median(times[tool]) for tool in ("pip", "fastsd"))
+    pip, ours = (statistics.median(wall for wall, _cpu in times[tool]) for tool in ("pip", "fastsd"))
+    pip_cpu, our_cpu = (statistics.median(cpu for _wall, cpu in times[tool]) for tool in ("pip", "fastsd"))
     data = {
         "packages": [f"{row.name}=={row.version}" for row in rows],
         "bytes": size,
         "pip_s": pip,
         "fastsd_s": ours,
         "ratio": pip / ours,
+        "pip_processor_s": pip_cpu,
+        "fastsd_processor_s": our_cpu,
+        "processor_ratio": pip_cpu / our_cpu,
         "second_run_s": again,
         "first_time_minutes": {f"{speed} MB/s": (size / 1e6 / speed + ours) / 60 for speed in _LINES_MB_S},
         "rounds": settings.rounds,
     }
     lines = [
         f"{len(rows)} packages, {size / 1e6:.0f} MB, from a warm cache, median of {settings.rounds}:",
-        f"  pip install     {pip:6.1f} s",
-        f"  fastsd install  {ours:6.1f} s   {pip / ours:.1f} times as fast",
+        f"  pip install     {pip:6.1f} s   {pip_cpu:5.1f} s of the processor",
+        f"  fastsd install  {ours:6.1f} s   {our_cpu:5.1f} s of the processor   {pip / ours:.1f} times as fast "
+        f"({pip_cpu / our_cpu:.1f} by the processor)",
         f"  with nothing missing it takes {again:.2f} s",
         *(f"  first time at {speed}: {60 * minutes:.1f} s" for speed, minutes in data["first_time_minutes"].items()),
     ]
     return Report(data, lines)
 
 
-def _with_pip(python: Path, listed: Path) -> float:
+def _with_pip(python: Path, listed: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-input", "--no-deps"]
     return _timed([*command, "--disable-pip-version-check", "--require-hashes", "-r", str(listed)])
 
 
-def _with_uv(uv: Path, python: Path, listed: Path) -> float:
+def _with_uv(uv: Path, python: Path, listed: Path) -> tuple[float, float]:
     # The command that `wheels.install` runs, without its comparison and proof, which pip has no counterpart of.
     command = [str(uv), "pip", "install", "--quiet", "--no-config", "--python", str(python), "--no-deps"]
     return _timed([*command, "--require-hashes", "-r", str(listed)])
 
 
-def _timed(command: list[str]) -> float:
-    started = time.monotonic()
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Run a command; its seconds by the clock and of the processor."""
+    started, used = time.monotonic(), os.times()
     subprocess.run(command, check=True, env=wheels.own_environ(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    return time.monotonic() - started
+    now = os.times()
+    cpu = now.children_user - used.children_user + now.children_system - used.children_system
+    return time.monotonic() - started, cpu

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, plain
+from fastsd_helpers.errors import SettingsError
 
 __all__ = ["add_machine", "doctor", "install"]
 
@@ -21,6 +22,8 @@ def add_machine(commands: Any, command: Callable[..., argparse.ArgumentParser]) 
     installing.add_argument(
         "--wheels", metavar="DIR", type=Path, help="install from this folder of wheels, with no network"
     )
+    about = "keep the wheels in one archive in this folder (on Drive, say) and install from it the next time"
+    installing.add_argument("--cache", metavar="DIR", type=Path, help=about)
 
 
 def doctor(chosen: argparse.Namespace) -> Answer:
@@ -35,5 +38,7 @@ def install(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd install WORKFLOW`."""
     from fastsd_helpers.wheels import install
 
-    report = install(chosen.workflow, wheel_folder=chosen.wheels, dry_run=chosen.dry_run)
+    if chosen.wheels and chosen.cache:
+        raise SettingsError("--wheels and --cache both say where the wheels come from.", "Give one of them.")
+    report = install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
     return Answer(plain(report), report.lines())

@@ -7,10 +7,13 @@ say what is wrong; and a field that may be left alone has to be able to be empty
 import html
 from collections.abc import Callable
 from dataclasses import MISSING
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DependencyMissing, SettingsError
 from fastsd_helpers.options import Option, parse_value
+
+if TYPE_CHECKING:
+    from fastsd_helpers.forms.model_choice import ModelChoice
 
 __all__ = ["Field", "load_widgets"]
 
@@ -38,21 +41,29 @@ class Field:
 
     Args:
         option: the setting.
-        suggestions: values offered in the list under a text field; anything else may be typed too.
+        choice: the dropdown of models, for a setting that names one; its text field is the setting's widget.
     """
 
-    def __init__(self, option: Option, *, suggestions: tuple[str, ...] = ()) -> None:
-        self.option = option
+    def __init__(self, option: Option, *, choice: "ModelChoice | None" = None) -> None:
+        self.option, self.choice = option, choice
         widgets = load_widgets()
-        self.widget = self._make_widget(widgets, suggestions)
+        self.widget = choice.text if choice else self._make_widget(widgets)
         name = html.escape(option.name.replace("_", " "))
         label = widgets.HTML(f"<b>{name}</b>", layout=widgets.Layout(flex="0 0 170px"))
         about = widgets.HTML(f"<div style='opacity:.7; line-height:1.4'>{html.escape(self._help())}</div>")
-        self.row = widgets.HBox([label, self.widget, about], layout=widgets.Layout(align_items="center"))
+        parts = [label, self.widget, about]
+        if choice:
+            column = widgets.Layout(flex="0 0 240px", overflow="hidden")
+            parts = [
+                label,
+                widgets.VBox([choice.text, choice.known], layout=column),
+                widgets.VBox([about, choice.about]),
+            ]
+        self.row = widgets.HBox(parts, layout=widgets.Layout(align_items="center"))
         if option.default is not MISSING:
             self.write(option.default)
 
-    def _make_widget(self, widgets: Any, suggestions: tuple[str, ...]) -> Any:
+    def _make_widget(self, widgets: Any) -> Any:
         option = self.option
         # Columns of a fixed width: a long help text beside it must not push a field out of line.
         layout = widgets.Layout(flex="0 0 240px")
@@ -66,8 +77,6 @@ class Field:
             return widgets.Dropdown(options=[("", None), ("yes", True), ("no", False)], layout=layout)
         if option.kind is bool:
             return widgets.Checkbox(indent=False, layout=layout)
-        if suggestions:
-            return widgets.Combobox(options=suggestions, ensure_option=False, continuous_update=False, layout=layout)
         return widgets.Text(continuous_update=False, layout=layout)
 
     def _help(self) -> str:

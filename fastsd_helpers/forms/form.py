@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.forms.fields import Field, load_widgets
+from fastsd_helpers.forms.model_choice import ModelChoice
 from fastsd_helpers.options import from_values, options_of, to_values
+from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Form(Generic[Config]):
     ) -> None:
         self._settings = settings
         self._session = session
-        self._fields = {item.name: Field(item, suggestions=_suggestions(item.name)) for item in options_of(settings)}
+        self._fields = {item.name: Field(item, choice=_model_choice(item.name)) for item in options_of(settings)}
         self._message = load_widgets().HTML()
         self.update(**(given or {}))
         self._restore()
@@ -149,6 +151,9 @@ class Form(Generic[Config]):
             self._session.save_if_possible(forms=entered)
 
     def _show_defaults(self) -> None:
+        base = self._fields.get("base_model")
+        if base is not None and base.choice is not None:
+            base.choice.set_use(str(self.values().get("method", "full")))
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
             if field.option.optional:
@@ -159,18 +164,15 @@ class Form(Generic[Config]):
         self._message.value = f"<span style='color:#b00020'>{html.escape(text)}</span>" if text else ""
 
 
-def _suggestions(name: str) -> tuple[str, ...]:
+def _model_choice(name: str) -> ModelChoice | None:
+    """The dropdown for a setting that names the model to train; None for every other setting."""
     if name != "base_model":
-        return ()
-    from fastsd_helpers.registry import models
-
-    return ("auto", *(spec.key for spec in models()))
+        return None
+    return ModelChoice(families=TRAINABLE_FAMILIES, use="full", auto="what suits this machine and the photos")
 
 
 def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:
     """The defaults that a base model brings, and whose they are, in words for the placeholder."""
-    from fastsd_helpers.registry import models
-
     for spec in models():
         if spec.key == base_model:
             return spec.defaults, spec.key

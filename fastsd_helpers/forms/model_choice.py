@@ -12,7 +12,8 @@ from fastsd_helpers.runtime import Device, describe_device
 
 __all__ = ["ModelChoice", "describe_fit"]
 
-_OTHER = "other: Hub id, path or link"
+_OTHER = "another one: type it above"
+_AUTO = "auto"
 
 
 def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None, str]:
@@ -34,14 +35,17 @@ def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None
 
 
 class ModelChoice:
-    """A dropdown of known models and a text field for any other; `value` is what `fetch_model` and `fetch` take.
+    """A field that takes any model, and a dropdown of the known ones; `read()` is what `fetch_model` and `fetch` take.
 
-    Show `widget` in a cell. `read()` gives the value, `write()` sets it.
+    The text is the value: choosing in the dropdown fills it in. Show `widget` in a cell, or place `text`, `known` and
+    `about` yourself.
 
     Args:
         kind: which models are offered: base, reader, checkpoint, vae, text-encoder, or None for all.
         use: what it is chosen for, to tell whether it fits: draw, lora or full.
         families: only these, when given.
+        auto: what the choice "auto" does, in words; empty: it is not offered.
+        value: what is chosen at first; left alone, auto or the first known model.
         changed: called with the new value after every change.
     """
 
@@ -51,53 +55,80 @@ class ModelChoice:
         kind: str | None = "base",
         use: str = "draw",
         families: tuple[str, ...] = (),
+        auto: str = "",
         value: str = "",
         changed: Callable[[str], None] | None = None,
     ) -> None:
         widgets = load_widgets()
         self._specs = {spec.key: spec for spec in models(kind) if not families or spec.family in families}
-        self._use, self._changed = use, changed
+        self._use, self._auto = use, auto
+        self._changed: Callable[[str], None] | None = None
         self._device: Device | None = None
-        entries = [(f"{spec.key}: {spec.title}", spec.key) for spec in self._specs.values()]
-        wide = widgets.Layout(width="460px")
-        self._list = widgets.Dropdown(options=[*entries, (_OTHER, "")], layout=wide)
-        self._text = widgets.Text(placeholder="owner/name, /path/to/model, https://...", layout=wide)
-        self._text.continuous_update = False
-        self._about = widgets.HTML()
-        self.widget = widgets.VBox([self._list, self._text, self._about])
-        self._list.observe(lambda _change: self._show(), names="value")
-        self._text.observe(lambda _change: self._show(), names="value")
-        self.write(value or next(iter(self._specs), ""))
+        entries = [(f"{_AUTO}: {auto}", _AUTO)] if auto else []
+        entries += [(f"{spec.key}: {spec.title}", spec.key) for spec in self._specs.values()]
+        self._keys = [key for _label, key in entries]
+        # "max-width", so that a column of fixed width around them may make them narrower.
+        wide = widgets.Layout(width="460px", max_width="100%")
+        self.text = widgets.Combobox(
+            options=self._keys,
+            placeholder="owner/name, /path/to/model, https://...",
+            ensure_option=False,
+            continuous_update=False,
+            layout=wide,
+        )
+        self.known = widgets.Dropdown(options=[*entries, (_OTHER, "")], value="", layout=wide)
+        self.about = widgets.HTML()
+        self.widget = widgets.VBox([self.text, self.known, self.about])
+        self.text.observe(lambda _change: self._typed(), names="value")
+        self.known.observe(lambda _change: self._picked(), names="value")
+        self.write(value or next(iter(self._keys), ""))
         self._show()
+        self._changed = changed
 
     def read(self) -> str:
-        """What was chosen: a key, or the text without blanks around it."""
-        return self._list.value or self._text.value.strip()
+        """What was chosen: auto, a key, or any other text without blanks around it."""
+        return self.text.value.strip()
 
     def write(self, value: str) -> None:
         """Choose a key, or type any other text."""
-        known = value in self._specs
-        self._list.value = value if known else ""
-        self._text.value = "" if known else value
+        self.text.value = value
 
-    def _show(self) -> None:
-        self._text.layout.display = "none" if self._list.value else ""
-        # Asked once, and late: describing the processor imports torch.
-        if self._device is None and self._list.value:
-            self._device = describe_device()
-        self._about.value = "<br>".join(html.escape(line) for line in self._lines())
+    def set_use(self, use: str) -> None:
+        """Say what it is chosen for from now on: draw, lora or full."""
+        if use != self._use:
+            self._use = use
+            self._show()
+
+    def _typed(self) -> None:
+        self.known.value = self.read() if self.read() in self._keys else ""
+        self._show()
         if self._changed is not None:
             self._changed(self.read())
 
+    def _picked(self) -> None:
+        if self.known.value:
+            self.text.value = self.known.value
+        elif self.read() in self._keys:
+            self.text.value = ""  # "another one" makes room for it
+
+    def _show(self) -> None:
+        self.about.value = "<br>".join(html.escape(line) for line in self._lines())
+
     def _lines(self) -> list[str]:
-        spec = self._specs.get(self._list.value)
+        chosen = self.read()
+        if chosen == _AUTO and self._auto:
+            return []  # the dropdown's entry says it
+        spec = self._specs.get(chosen)
         if spec is None:
-            return [_kind_of_text(self._text.value.strip())]
+            return [_kind_of_text(chosen)]
+        # Asked once, and late: describing the processor imports torch.
+        if self._device is None:
+            self._device = describe_device()
         size = f"{spec.bytes / 1e9:.1f} GB" if spec.bytes else "size not known" if spec.sources else "in this package"
         lines = [f"{size} · {spec.licence}"]
         if spec.gated:
             lines.append(f"⚠ Needs a token (HF_TOKEN) of an account that accepted the licence at {spec.licence_page}")
-        fits, reason = describe_fit(spec, self._device or describe_device(), self._use)
+        fits, reason = describe_fit(spec, self._device, self._use)
         lines.append(f"{ {True: '✓', False: '⚠', None: '·'}[fits] } {reason}")
         if spec.note:
             lines.append(spec.note)

@@ -7,6 +7,7 @@ numpy, ipywidgets and the CUDA packages belong to the platform: a set for its ow
     install("dreambooth")                                      # into this Python: only the difference
     python = make_environment(Path("/content/a1111"), python="3.11")
     install("a1111", python=python)                            # everything, exactly as locked
+    install("dreambooth", cache=Path("/content/drive/MyDrive"))  # and keep the wheels in one archive on Drive
 """
 
 from fastsd_helpers.wheels.difference import PROTECTED, Change, Plan, make_plan

@@ -10,7 +10,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.wheels.environment import Environment
 from fastsd_helpers.wheels.lockfile import LockedRow, LockSet, canonical
 
-__all__ = ["PROTECTED", "Change", "Plan", "is_protected", "make_plan", "names_to_ask"]
+__all__ = ["PROTECTED", "Change", "Plan", "has_all", "is_protected", "make_plan", "names_to_ask"]
 
 # The platform's own: never installed, replaced or removed in its Python. A notebook's kernel, its widgets and the
 # build of torch for its driver belong together.
@@ -126,6 +126,15 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
         changes=tuple(Change(row.name, before, row.version, row.bytes, reason) for row, before, reason in found),
         rows=tuple(row for row, _before, _reason in found),
         kept=len(lock_set.rows) - len(found),
+    )
+
+
+def has_all(lock_set: LockSet, environment: Environment, *, skip: Iterable[str] = ()) -> bool:
+    """Whether a platform's Python has everything a workflow asks for by name, at a version in its range."""
+    wanted = [requirements_module().Requirement(text) for text in lock_set.wanted]
+    skip = tuple(skip)
+    return not lock_set.own_environment and all(
+        _matches(item.name, skip) or _fits(item, environment.installed) for item in wanted
     )
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from fastsd_helpers.drive import free_bytes
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
 from fastsd_helpers.runtime import redact
-from fastsd_helpers.wheels.difference import Change, Plan, make_plan, names_to_ask
+from fastsd_helpers.wheels.cache import WheelCache
+from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
-from fastsd_helpers.wheels.lockfile import Lock, LockedRow, read_lock
+from fastsd_helpers.wheels.lockfile import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.proof import prove
 
 __all__ = ["InstallReport", "install"]
@@ -76,6 +77,7 @@ def install(
     *,
     python: Path | str | None = None,
     wheel_folder: Path | None = None,
+    cache: Path | None = None,
     offline: bool | None = None,
     skip: Iterable[str] = (),
     lock: Path | None = None,
@@ -93,6 +95,8 @@ def install(
         python: the interpreter or the folder of the environment to install into; this very Python when None. The set
             of a web UI is never installed into this one: see `make_environment`.
         wheel_folder: a folder of wheels and archives to install from, by their names in the lock.
+        cache: a folder, such as one on Drive, that keeps the wheels of this set in one archive: what is in it, and is
+            what the lock names, is not downloaded again; what had to be is put into it.
         offline: ask no network; left alone, True exactly when there is a `wheel_folder`. False with a folder takes from
             it what is there (such as a commit archive whose host cannot be reached) and the rest from the index.
         skip: names or patterns (`torch`, `nvidia-*`) that the caller installs otherwise.
@@ -125,8 +129,11 @@ def install(
             environment.prefix,
         )
         imported = _imported_versions(plan) if environment.is_this else {}
-        offline = wheel_folder is not None if offline is None else offline
-        tool = _run(plan, wheel_folder, offline, timeout_s)
+        if cache is not None and wheel_folder is None:
+            tool = _run_from_cache(plan, WheelCache(cache, plan.lock_set), bool(offline), timeout_s)
+        else:
+            offline = wheel_folder is not None if offline is None else offline
+            tool = _run(plan, wheel_folder, offline, timeout_s)
         after = read_environment(python, [row.name for row in plan.rows])
         wrong = [row.name for row in plan.rows if after.installed.get(row.name, "").partition("+")[0] != row.version]
         if wrong:
@@ -153,6 +160,10 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
     candidates = [item for item in lock.sets if item.name == name]
     names = set().union(*(names_to_ask(item) for item in candidates))
     environment = read_environment(python, names)
+    spare = next((item for item in candidates if has_all(item, environment, skip=skip)), None)
+    if spare is not None and not any(_is_for(environment, item) for item in candidates):
+        # Installed by hand, where no set fits: there is nothing to do, and nothing to complain about.
+        return Plan(spare, environment, changes=(), rows=(), kept=len(spare.wanted))
     lock_set = lock.find(name, environment.minor)
     if lock_set.own_environment and environment.is_this:
         raise InstallError(
@@ -165,6 +176,10 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
             f'Install without the lock: pip install "fastsd_helpers[{name}]".',
         )
     return make_plan(lock_set, environment, skip=skip)
+
+
+def _is_for(environment: Environment, lock_set: LockSet) -> bool:
+    return (lock_set.python, lock_set.platform) == (environment.minor, environment.platform)
 
 
 def _report(
@@ -260,6 +275,46 @@ def _one_at_a_time(prefix: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _run_from_cache(plan: Plan, cache: WheelCache, offline: bool, timeout_s: float) -> str:
+    """Install from the archive of wheels, offline; what it lacks is downloaded first, and afterwards kept in it."""
+    with tempfile.TemporaryDirectory(prefix="fastsd-wheels-") as work:
+        folder = Path(work)
+        lacking = cache.unpack(plan.rows, folder)
+        if lacking and not _has_pip() and shutil.which("pip") is None:
+            logger.warning("pip is not installed, so the wheels cannot be kept in %s.", cache.path)
+            return _run(plan, folder, offline, timeout_s)
+        if lacking:
+            _download(plan, lacking, folder, offline, timeout_s)
+        else:
+            logger.info("Every wheel is in %s: nothing is downloaded.", cache.path)
+        tool = _run(plan, folder, True, timeout_s)
+        if lacking:
+            cache.keep(folder)
+    return tool
+
+
+def _download(plan: Plan, rows: Iterable[LockedRow], folder: Path, offline: bool, timeout_s: float) -> None:
+    """Fetch the rows' files, compared with the lock, with pip: uv keeps no wheels that could be copied."""
+    environment = plan.environment
+    with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
+        listed, build = _write_lines(plan, rows, None, Path(work))
+        command = [*_pip(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
+        command += ["--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
+        command += ["--no-index"] if offline else []
+        environ = dict(os.environ) if environment.is_this else own_environ()
+        environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
+        _call("pip", command, Path(work), environ, plan, None, timeout_s)
+
+
+def _write_lines(plan: Plan, rows: Iterable[LockedRow], folder: Path | None, work: Path) -> tuple[Path, Path]:
+    """Two requirement files: the rows, and the build tools of those that have no wheel."""
+    listed, build = work / "requirements.txt", work / "build.txt"
+    listed.write_text("".join(f"{_line(row, folder)}\n" for row in rows), encoding="utf-8")
+    # Without hashes, because pip and uv would then want one of everything a build asks for.
+    build.write_text(re.sub(r" --hash=\S+", "", plan.lock_set.build) + "\n", encoding="utf-8")
+    return listed, build
+
+
 def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float) -> str:
     """Let uv, or pip, install the plan's rows; returns the tool's name."""
     environment = plan.environment
@@ -267,11 +322,7 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
     if folder is not None and not folder.is_dir():
         raise InstallError(f"There is no folder of wheels {folder}.", "Check its path.")
     with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
-        rows = Path(work, "requirements.txt")
-        rows.write_text("".join(f"{_line(row, folder)}\n" for row in plan.rows), encoding="utf-8")
-        build = Path(work, "build.txt")
-        # Without hashes, because pip and uv would then want one of everything a build asks for.
-        build.write_text(re.sub(r" --hash=\S+", "", plan.lock_set.build) + "\n", encoding="utf-8")
+        rows, build = _write_lines(plan, plan.rows, folder, Path(work))
         uv = find_uv()
         environ = dict(os.environ) if environment.is_this else own_environ()
         if uv is not None:
@@ -286,28 +337,41 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
             command += ["--no-index"] if offline else []
             environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
         command += ["--find-links", str(folder)] if folder else []
-        try:
-            # In a folder of its own: uv would read a project's settings from the current one.
-            done = subprocess.run(
-                command,
-                cwd=work,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as err:
-            raise InstallError(
-                f"{tool} did not finish within {timeout_s / 60:.0f} minutes.",
-                "Check the network and run this again: what was downloaded is kept.",
-            ) from err
+        _call(tool, command, Path(work), environ, plan, wheel_folder, timeout_s)
+    return tool
+
+
+def _call(
+    tool: str,
+    command: list[str],
+    work: Path,
+    environ: dict[str, str],
+    plan: Plan,
+    wheel_folder: Path | None,
+    timeout_s: float,
+) -> None:
+    """Run uv or pip; a failure is told with the package it is about."""
+    try:
+        # In a folder of its own: uv would read a project's settings from the current one.
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise InstallError(
+            f"{tool} did not finish within {timeout_s / 60:.0f} minutes.",
+            "Check the network and run this again: what was downloaded is kept.",
+        ) from err
     if done.returncode != 0:
         raise _explain(tool, done.stdout, plan, wheel_folder)
-    return tool
 
 
 def _line(row: LockedRow, folder: Path | None) -> str:
@@ -318,11 +382,13 @@ def _line(row: LockedRow, folder: Path | None) -> str:
 
 
 def _pip(environment: Environment) -> list[str]:
-    if shutil.which("pip") is None and not _has_pip():
+    if _has_pip():
+        own = [sys.executable, "-m", "pip"]
+        return own if environment.is_this else [*own, "--python", str(environment.python)]
+    found = shutil.which("pip")  # that of another Python, as in an environment that uv made
+    if found is None:
         raise DependencyMissing("Neither uv nor pip is installed, so nothing can be installed.", "Run: pip install uv")
-    if environment.is_this:
-        return [sys.executable, "-m", "pip"]
-    return [sys.executable, "-m", "pip", "--python", str(environment.python)]
+    return [found, "--python", str(environment.python)]
 
 
 def _has_pip() -> bool:
@@ -401,7 +467,9 @@ def _explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None) -> I
 
 def _row_named_in(output: str, lines: list[str], line: str, plan: Plan) -> LockedRow | None:
     """The row a failure is about: named in its line, else on a line of its own kind anywhere."""
-    texts = [line, *(item for item in lines if re.search(r"(?i)error|failed|mismatch|because", item)), output]
+    # pip heads its list of files with other hashes by a line without names.
+    rest = "\n".join(lines[lines.index(line) :]) if line in lines else ""
+    texts = [line, rest, *(item for item in lines if re.search(r"(?i)error|failed|mismatch|because", item)), output]
     for text in texts:
         plain = re.sub(r"[-_.]+", "-", text).lower()
         for row in sorted(plan.rows, key=lambda item: -len(item.name)):

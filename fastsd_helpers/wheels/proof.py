@@ -61,8 +61,9 @@ if torch and torch.version.cuda and not said["cuda"] and os.path.exists("/proc/d
 json.dump(said, answer)
 answer.flush()
 """
-# Parts of a package that work only in another place; their package is judged by its other modules.
-_UNIMPORTABLE = ("frpc", "svglib_fontconfig")
+# Parts of a package that work only in another place; their package is judged by its other modules. sounddevice, which
+# mediapipe brings for its microphone, wants the system's PortAudio: Colab has none, and no web UI listens.
+_UNIMPORTABLE = ("frpc", "sounddevice", "svglib_fontconfig")
 
 
 @dataclass(frozen=True)
