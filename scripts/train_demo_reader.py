@@ -374,12 +374,13 @@ def package(arguments, seen: list[Path], held_out: list[Path]) -> None:
     (root / "reader_model" / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     samples = root / "reader_samples"
     samples.mkdir(exist_ok=True)
-    pictures, texts = draw_batch((SEED + 2, 0, 12, held_out or seen, True, demo_lines.LineStyle(noise=0.6)))
+    # One hand it has not seen, and enough lines of it to learn from.
+    pictures, texts = draw_batch((SEED + 2, 0, 48, (held_out or seen)[:1], True, demo_lines.LineStyle(noise=0.6)))
     rows = ["file_name,text,group"]
     for place, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         Image.fromarray(picture).save(samples / f"line-{place + 1:02d}.png", optimize=True)
         quoted = text.replace('"', '""')
-        rows.append(f'line-{place + 1:02d}.png,"{quoted}",{place // 3 + 1}')
+        rows.append(f'line-{place + 1:02d}.png,"{quoted}",{place // 4 + 1}')
     (samples / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in (root / "reader_model").iterdir())
     print(f"{size / 1e6:.1f} MB in {root / 'reader_model'}; {json.dumps(figures)}")

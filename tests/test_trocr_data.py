@@ -227,3 +227,10 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
     (tmp_path / "lines" / "99.png").write_bytes(b"x")
     other = run("whole")
     assert "holds the results of another run: names_sha256" in other.stderr
+
+
+def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):
+    text = "one\u2028two\x85three"
+    row = json.dumps({"file_name": NAMES[0], "text": text}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(row + "\n", encoding="utf-8")
+    assert [line.text for line in read_lines(folder).lines] == [text]

@@ -14,7 +14,8 @@ from tiny_readers import write_reader
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.augment import KINDS, change_line
-from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune, label_ids
+from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
+from fastsd_helpers.trocr.trainer import label_ids
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
 torch = pytest.importorskip("torch")
@@ -64,9 +65,13 @@ def test_it_learns_and_what_it_writes_is_a_reader(data, base, tmp_path):
     assert result.steps == 220
     assert [line.text for line in Reader(result.path).read([draw(str(digit)) for digit in range(3)])] == ["0", "1", "2"]
     generation = json.loads((result.path / "generation_config.json").read_text())
-    assert generation["use_cache"] is True
+    assert generation.get("use_cache", True) is True  # before 5, what is the default is left out
     assert "%** after" in (result.path / "README.md").read_text()
+    assert not (tmp_path / "run" / "checkpoints").exists(), "the optimizer's state is of no use any more"
     # A second call finds the run finished and changes nothing; other settings are refused by name.
+    weights = (result.path / "model.safetensors").stat().st_mtime_ns
+    assert finetune(FineTuneConfig(**QUICK, patience=0), data, tmp_path / "run", model=base) == result
+    assert (result.path / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(SettingsError, match=r"lr was 0.002 and is 0.1"):
         finetune(FineTuneConfig(**{**QUICK, "lr": 0.1}, patience=0), data, tmp_path / "run", model=base)
 
@@ -87,6 +92,15 @@ def test_what_shall_stay_stays_and_the_rest_learns(data, base, tmp_path, method)
         assert not any("layers.0." in name or "embeddings" in name for name in encoder)
 
 
+def test_what_was_left_alone_is_chosen_by_lines_and_size_and_said():
+    few = choose_schedule(FineTuneConfig(), 40, 3_600_000)
+    assert (few.epochs, few.lr) == (40, 5e-4)
+    assert "40 lines are 5 steps each" in few.reason
+    many = choose_schedule(FineTuneConfig(method="lora"), 5000, 334_000_000)
+    assert (many.epochs, many.lr) == (10, 4e-4)
+    assert choose_schedule(FineTuneConfig(epochs=3, lr=1e-5), 40, 3) == Schedule(3, 1e-5, "")
+
+
 def test_labels_have_no_start_token_and_end_with_the_end(base):
     tokenizer = Reader(base, precision="fp32").checkpoint.tokenizer
     ids = label_ids(tokenizer, "the fox", 2, 96)
@@ -98,7 +112,7 @@ def test_labels_have_no_start_token_and_end_with_the_end(base):
 
 SCRIPT = """
 import json, sys
-from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
 data, base, out = sys.argv[1:4]
 settings = json.loads(sys.argv[4])
 result = finetune(FineTuneConfig(**settings), data, __import__("pathlib").Path(out), model=base)

@@ -13,6 +13,7 @@ from fastsd_helpers.trocr.checkpoint import open_checkpoint
 from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
 from fastsd_helpers.trocr.quantize import quantize
 
+pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
 SETTINGS = {"max_new_tokens": 12, "batch_size": 4, "loop_guard": False}

@@ -12,6 +12,9 @@ from fastsd_helpers.trocr.search import Found, find_loop, unlooped
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+# Before 5, transformers draws other random weights, for which these cases were not chosen, and on some of them its beam
+# search finds other lines than that of 5, which is the one compared with.
+parity_with_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="parity is with 5 and later")
 transformers.utils.logging.disable_progress_bar()
 
 KINDS = ("base", "stage1", "small")
@@ -63,6 +66,7 @@ def theirs(reader, pictures, beams, limit, minimum=None):
     return found
 
 
+@parity_with_5
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,6 +90,7 @@ def test_tokens_and_scores_are_those_of_transformers(checkpoints, kind, beams, s
     assert len(lengths) > 2, "lines of one length would not show that finished ones are dropped rightly"
 
 
+@parity_with_5
 def test_a_smallest_length_keeps_a_line_from_ending(checkpoints):
     folder = checkpoints("base", 1)
     pictures = noise_pictures(6)
@@ -272,6 +277,7 @@ def test_of_a_line_that_looped_the_better_part_is_kept():
     assert unlooped(first, endless).ids == [1, 2, 8, 9, 10, 11]
 
 
+@parity_with_5
 def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     folder, pictures = checkpoints("small", 0, 1.0), noise_pictures(16)
     plain = Reader(folder, precision="fp32", loop_guard=False).read(pictures)

@@ -7,6 +7,8 @@ Unigram tokenizer (tokenizer.json, as XLM-RoBERTa saves it) and a narrower decod
 
 import json
 
+import pytest
+
 SIDE_PX = 64
 WORDS = [
     "the",
@@ -88,7 +90,7 @@ def write_reader(folder, kind="base", *, seed=0, use_cache=False, spread=0.25, e
     equally likely.
     end: makes the end token's vector longer, so that lines end at many different steps.
     """
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     words = write_tokenizer(folder, "unigram" if kind == "small" else "bpe")

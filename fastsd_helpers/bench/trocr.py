@@ -1,24 +1,30 @@
 """How fast lines are read at base geometry: transformers as documented and as files are shipped, and this reader.
 
 Random weights in the exact shape of trocr-base (334 million parameters), every line forced to the same number of
-tokens: this says speed and memory, nothing of accuracy. Variants take turns; the median of the rounds counts.
+tokens: this says speed and memory, nothing of accuracy. Variants take turns, in an order that changes from round to
+round; one line (or batch) of each before the first round pays for buffers; the median of the rounds counts. Ours also
+turns tokens into text and works out confidences, theirs does not. Memory is the peak of a process of its own.
 """
 
+import contextlib
+import functools
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 
 __all__ = ["GEOMETRY", "Settings", "measure", "write_random_reader"]
 
+_THEIR_BEAMS, _OUR_BEAMS = "(d) transformers, beam 4", "(d) ours, beam 4, fp32"
 # (encoder width, layers, heads, inner), (decoder width, layers, heads, inner), words, side in pixels
 GEOMETRY = {
     "base": ((768, 12, 12, 3072), (1024, 12, 16, 4096), 50265, 384),
@@ -37,6 +43,8 @@ class Settings:
     batch: int = option(8, help="lines in a batch, for the variants that use batches", low=1, high=1024)
     int8: bool = option(True, help="measure int8 too (needs openvino and nncf)")
     beams: bool = option(True, help="measure beam search with 4 beams too")
+    threads: int = option(0, help="CPU threads of every variant; 0: as many as they take", low=0, high=256)
+    memory: bool = option(True, help="measure each variant's peak memory, in a process of its own")
     work: str = option("", help="folder to keep the model in (1.7 GB); empty: a temporary one")
 
     def __post_init__(self) -> None:
@@ -83,31 +91,38 @@ def measure(settings: Settings) -> Report:
     """Time every variant and compare with (a), transformers as documented, one line at a time."""
     with tempfile.TemporaryDirectory(prefix="fastsd-bench-") as temporary:
         work = Path(settings.work) if settings.work else Path(temporary)
-        folder = work / f"random-{settings.geometry}"
-        if not (folder / "preprocessor_config.json").is_file():
-            write_random_reader(folder, settings.geometry)
-        variants, sizes = _variants(folder, work, settings)
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for _round in range(settings.rounds):
-            for name, run in variants.items():
-                began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
+        with _threads(settings.threads):
+            folder = work / f"random-{settings.geometry}"
+            if not (folder / "preprocessor_config.json").is_file():
+                write_random_reader(folder, settings.geometry)
+            sizes = {"fp32 folder": _bytes_in(folder)}
+            if settings.int8:
+                sizes["int8 folder"] = _bytes_in(_int8_folder(folder))
+            # Before the models are loaded here: a machine may not have room for them twice.
+            names = list(_makers(folder, settings)) if settings.memory else []
+            peaks = {name: _peak_apart(name, str(folder), settings) for name in names}
+            seconds = _time_all({name: make() for name, make in _makers(folder, settings).items()}, settings)
     device = describe_device()
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    first = next(iter(medians.values()))
     rates = {name: settings.lines / value for name, value in medians.items()}
+    a, b = (medians[name] for name in list(medians)[:2])
     data: dict[str, Any] = {
         "device": device.name,
         "versions": versions(),
-        "settings": {name: getattr(settings, name) for name in ("geometry", "lines", "tokens", "rounds", "batch")},
+        "settings": {item.name: getattr(settings, item.name) for item in options_of(Settings) if item.name != "work"},
+        "seconds": seconds,
         "lines_per_second": rates,
-        "times_a": {name: first / value for name, value in medians.items()},
+        "times_a": {name: a / value for name, value in medians.items()},
+        "times_b": {name: b / value for name, value in medians.items()},
         "sizes": sizes,
-        "peak_memory_bytes": peak_memory_bytes("cuda" if device.kind == "cuda" else "host"),
+        "peak_memory_bytes": peaks,
     }
-    lines = [f"{name:32} {rates[name]:8.3f} lines/s  {first / value:6.2f} x (a)" for name, value in medians.items()]
-    theirs, ours = medians.get("(d) transformers, beam 4"), medians.get("(d) ours, beam 4, fp32")
+    lines = [
+        f"{name:32} {rates[name]:8.3f} lines/s  {a / value:6.2f} x (a)  {b / value:6.2f} x (b)"
+        + (f"  {peaks[name] / 1e9:5.2f} GB" if name in peaks else "")
+        for name, value in medians.items()
+    ]
+    theirs, ours = medians.get(_THEIR_BEAMS), medians.get(_OUR_BEAMS)
     if theirs and ours:
         data["beam_ratio"] = theirs / ours
         lines.append(f"beam 4: {theirs / ours:.2f} x transformers")
@@ -115,54 +130,122 @@ def measure(settings: Settings) -> Report:
     return Report(data, lines)
 
 
-def _variants(folder: Path, work: Path, settings: Settings) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]:
-    import numpy as np
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Give PyTorch and OpenVINO (which asks the environment) so many threads for a while; 0 changes nothing."""
     import torch
-    import transformers
-    from PIL import Image
 
-    from fastsd_helpers.trocr import Reader
+    before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    if count:
+        torch.set_num_threads(count)
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if count:
+            os.environ.pop("OMP_NUM_THREADS")
+            os.environ |= {"OMP_NUM_THREADS": variable} if variable is not None else {}
+
+
+def _time_all(runs: "dict[str, Callable[[int], Any]]", settings: Settings) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run(min(settings.batch, settings.lines))
+    for turn in range(settings.rounds):
+        names = list(runs)
+        # Nobody is always the one who comes after the same other: a processor that is warm or throttled favours none.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            began = time.perf_counter()
+            runs[name](settings.lines)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _peak_apart(name: str, folder: str, settings: Settings) -> int:
+    """Peak memory of one variant in a fresh process: the model loaded, one batch read."""
+    import multiprocessing  # not at import: it enters a second name for the main module
+
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_here, (name, folder, settings))
+
+
+def _peak_here(name: str, folder: str, settings: Settings) -> int:
+    with _threads(settings.threads):
+        _makers(Path(folder), settings)[name]()(min(settings.batch, settings.lines))
+    return peak_memory_bytes("cuda" if describe_device().kind == "cuda" and "CPU" not in name else "host")
+
+
+def _int8_folder(folder: Path) -> Path:
     from fastsd_helpers.trocr.checkpoint import open_checkpoint
     from fastsd_helpers.trocr.graphs import write_graphs
+
+    int8 = folder.with_name(f"{folder.name}-int8")
+    if not int8.is_dir():
+        write_graphs(open_checkpoint(folder, precision="fp32", device="cpu"), int8, method="dynamic")
+    return int8
+
+
+def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callable[[int], Any]]]":
+    """For each variant what loads it and gives what reads so many lines."""
+    import numpy as np
+    from PIL import Image
 
     chance = np.random.default_rng(0)
     pictures = [Image.fromarray(chance.integers(0, 256, (48, 400, 3), dtype=np.uint8)) for _ in range(settings.lines)]
     device = describe_device()
-    shipped = transformers.VisionEncoderDecoderModel.from_pretrained(folder).to(device.kind).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
     forced = {"min_new_tokens": settings.tokens, "max_new_tokens": settings.tokens}
 
-    def theirs(batch: int, **more: Any) -> Callable[[], Any]:
-        def run() -> None:
-            for first in range(0, len(pictures), batch):
-                pixels = processor(pictures[first : first + batch], return_tensors="pt").pixel_values.to(device.kind)
-                with torch.inference_mode():
-                    shipped.generate(pixels, **forced, **more)
+    @functools.cache
+    def shipped() -> tuple[Any, Any]:
+        import transformers
 
-        return run
+        model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).to(device.kind).eval()
+        return model, transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
 
-    def ours(source: Path, precision: str, beams: int = 1) -> Callable[[], Any]:
-        reader = Reader(source, beams, precision, settings.tokens, settings.tokens, False, batch_size=settings.batch)
-        return lambda: reader.read(pictures)
+    def theirs(batch: int, **more: Any) -> "Callable[[], Callable[[int], Any]]":
+        def make() -> "Callable[[int], Any]":
+            import torch
+
+            model, processor = shipped()
+
+            def run(count: int) -> None:
+                for first in range(0, count, batch):
+                    chosen = pictures[first : min(count, first + batch)]
+                    pixels = processor(chosen, return_tensors="pt").pixel_values.to(device.kind)
+                    with torch.inference_mode():
+                        model.generate(pixels, **forced, **more).cpu()  # a GPU is waited for
+
+            return run
+
+        return make
+
+    def ours(precision: str, beams: int = 1) -> "Callable[[], Callable[[int], Any]]":
+        def make() -> "Callable[[int], Any]":
+            from fastsd_helpers.trocr import Reader
+
+            source = _int8_folder(folder) if precision == "int8" else folder
+            reader = Reader(
+                source, beams, precision, settings.tokens, settings.tokens, False, batch_size=settings.batch
+            )
+            return lambda count: reader.read(pictures[:count])
+
+        return make
 
     short = "fp16" if device.kind == "cuda" and not device.has_bf16 else "bf16"
-    variants: dict[str, Callable[[], Any]] = {
+    made = {
         "(a) transformers as documented": theirs(1),
         "(b) transformers, cache, batches": theirs(settings.batch, use_cache=True),
-        "(c) ours, fp32": ours(folder, "fp32"),
-        f"(c) ours, {short}": ours(folder, short),
+        "(c) ours, fp32": ours("fp32"),
+        f"(c) ours, {short}": ours(short),
     }
-    sizes: dict[str, int] = {"fp32 folder": _bytes_in(folder)}
     if settings.int8:
-        int8 = work / f"random-{settings.geometry}-int8"
-        if not int8.is_dir():
-            write_graphs(open_checkpoint(folder, precision="fp32", device="cpu"), int8, method="dynamic")
-        variants["(c) ours, int8 (CPU)"] = ours(int8, "int8")
-        sizes["int8 folder"] = _bytes_in(int8)
+        made["(c) ours, int8 (CPU)"] = ours("int8")
     if settings.beams:
-        variants["(d) transformers, beam 4"] = theirs(settings.batch, use_cache=True, num_beams=4)
-        variants["(d) ours, beam 4, fp32"] = ours(folder, "fp32", 4)
-    return variants, sizes
+        made[_THEIR_BEAMS] = theirs(settings.batch, use_cache=True, num_beams=4)
+        made[_OUR_BEAMS] = ours("fp32", 4)
+    return made
 
 
 def _bytes_in(folder: Path) -> int:

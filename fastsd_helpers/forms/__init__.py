@@ -1,33 +1,88 @@
 """Notebook forms: a settings class becomes widgets. All ipywidgets code of this project is in this folder."""
 
 from fastsd_helpers.forms.caption_editor import CaptionEditor, edit_captions
+from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
 from fastsd_helpers.forms.playing import PlayView, show_playground
+from fastsd_helpers.forms.readiness import set_up
+from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_reading, read_pictures, show_lines_form
+from fastsd_helpers.forms.reading_share import ShareView, share_reader
+from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
 from fastsd_helpers.forms.space import SpaceView, show_space
+from fastsd_helpers.forms.teaching import (
+    CompareView,
+    ShrinkView,
+    TeachConfig,
+    compare_reading,
+    shrink_reader,
+    teach_reader,
+)
 from fastsd_helpers.forms.training import run_training
 from fastsd_helpers.forms.uploading import PhotosForm, show_photos_form
+from fastsd_helpers.forms.webui import (
+    NotebookUI,
+    StoreConfig,
+    fetch_controlnets,
+    fetch_models,
+    install_ui,
+    open_store,
+    share_ui,
+    start_ui,
+)
+from fastsd_helpers.forms.webui_views import KeptView, LinkView, StopView, show_kept, show_stop
 
 __all__ = [
     "CaptionEditor",
+    "CompareView",
+    "ConfidenceView",
+    "CorrectionTable",
     "CropEditor",
     "Form",
+    "KeptView",
+    "LinesForm",
+    "LinkView",
+    "NotebookUI",
     "PhotosForm",
     "PlayView",
+    "ReadingSessionConfig",
     "SessionConfig",
+    "ShareView",
+    "ShrinkView",
     "SpaceView",
+    "StopView",
+    "StoreConfig",
+    "TeachConfig",
+    "compare_reading",
+    "correct_lines",
     "disconnect_when_safe",
     "edit_captions",
     "edit_crops",
     "export_model",
+    "fetch_controlnets",
+    "fetch_models",
+    "install_ui",
+    "open_reading",
     "open_session",
+    "open_store",
     "prepare_pictures",
+    "read_pictures",
     "run_training",
+    "set_up",
+    "share_reader",
+    "share_ui",
+    "show_confidence",
     "show_form",
+    "show_kept",
+    "show_lines_form",
     "show_photos_form",
     "show_playground",
     "show_space",
+    "show_stop",
+    "shrink_reader",
+    "start_ui",
+    "teach_reader",
     "upload_model",
 ]

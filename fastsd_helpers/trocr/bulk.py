@@ -173,7 +173,9 @@ def _join(folder: Path, parts: list[int], target: Path, format: str) -> Path | N
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     with open(temporary, "wb") as file:
         for index, part in enumerate(parts):
-            rows = [json.loads(line) for line in _part_path(folder, part).read_text(encoding="utf-8").splitlines()]
+            # Not splitlines: JSON may hold U+2028 and its like as they are, which end a line for Python.
+            text = _part_path(folder, part).read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.split("\n") if line]
             if format == "json":
                 inner = rows_to_bytes(rows, "json").strip()[1:-1].strip(b"\n")
                 file.write((b"[\n" if index == 0 else b",\n") + inner)

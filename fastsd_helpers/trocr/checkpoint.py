@@ -23,6 +23,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "open_checkpoint",
+    "quiet_transformers",
     "repair_positions",
 ]
 
@@ -167,7 +168,7 @@ def load_weights(folder: Path | str) -> tuple[Any, list[str]]:
     import transformers
 
     name = "dtype" if _at_least(transformers.__version__, 4, 56) else "torch_dtype"
-    with _quiet_loading():
+    with quiet_transformers():
         model, info = transformers.VisionEncoderDecoderModel.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **{name: torch.float32}
         )
@@ -181,8 +182,8 @@ def _at_least(version: str, *wanted: int) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' report of the pooler and without its progress bar: what matters is said by us."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' reports and progress bars away for a while: what matters is said by us."""
     from transformers.utils import logging as their_log
 
     level, bars = their_log.get_verbosity(), their_log.is_progress_bar_enabled()
@@ -233,7 +234,7 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
     import transformers
 
     try:
-        with _quiet_loading():
+        with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as err:  # whatever type this version raises: there is a second way
         first = err

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr.labels import read_lines
-from fastsd_helpers.trocr.scores import Scores, line_errors, score_lines
+from fastsd_helpers.trocr.scores import Score, Scores, line_errors, score_lines
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "evaluation_from"]
 
 _WORST = 10
 
@@ -30,12 +30,12 @@ def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None =
 
     Args:
         reader: a Reader.
-        data: whatever `labels.read_lines` takes, or a LineSet.
+        data: whatever `labels.read_lines` takes.
 
     Raises:
         DatasetError: no line of it can be used.
     """
-    lines = data if hasattr(data, "lines") else read_lines(data)
+    lines = read_lines(data)
     read = reader.read([line.picture for line in lines.lines], progress=progress)
     left_out = list(lines.problems)
     pairs = []
@@ -61,3 +61,10 @@ def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None =
         worst,
         tuple(left_out),
     )
+
+
+def evaluation_from(values: dict[str, Any]) -> Evaluation:
+    """The evaluation that `dataclasses.asdict` made `values` of, also when they have been through JSON."""
+    scores = {name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()}
+    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Evaluation(**{**rest, "scores": Scores(**scores)})

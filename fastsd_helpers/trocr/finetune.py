@@ -5,6 +5,7 @@ padded to the longest of their batch, no rule forbids repeated words, the best m
 characters, and lines of one writer or page are never on both sides of the split.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,21 +17,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.drive import check_writable, write_atomic
-from fastsd_helpers.errors import DatasetError, DependencyMissing, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DependencyMissing, SettingsError, TrainingFailed
 from fastsd_helpers.options import check, option, to_values
-from fastsd_helpers.runtime import fault_point
-from fastsd_helpers.trocr.augment import change_line
-from fastsd_helpers.trocr.checkpoint import Checkpoint, load_weights, open_checkpoint
-from fastsd_helpers.trocr.evaluate import Evaluation, evaluate
-from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
+from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
+from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
 from fastsd_helpers.trocr.reader import Reader
+from fastsd_helpers.trocr.trainer import TrainingLines, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
-__all__ = ["FineTuneConfig", "FineTuneResult", "finetune", "label_ids"]
+__all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "finetune", "split_lines"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+_FEW_PARAMETERS = 20_000_000
+_LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
+_RESULT = "result.json"
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
 
 
@@ -41,8 +44,12 @@ class FineTuneConfig:
     method: Literal["full", "freeze", "decoder", "lora"] = option(
         "full", help="what learns: everything, all but the encoder's first layers, the decoder alone, small adapters"
     )
-    epochs: float = option(10.0, help="times that every line is seen", low=0.01, high=1000)
-    lr: float = option(4e-5, help="learning rate at its peak; adapters take about ten times as much", low=1e-8, high=1)
+    epochs: float | None = option(
+        None, help="times that every line is seen; empty: 10, and more when there are few lines", low=0.01, high=1000
+    )
+    lr: float | None = option(
+        None, help="learning rate at its peak; empty: 4e-5, more for adapters and small readers", low=1e-8, high=1
+    )
     batch_size: int = option(8, help="lines at once", low=1, high=512)
     accumulation: int = option(1, help="batches per step", low=1, high=256)
     augment: bool = option(True, help="change pictures a little: turned, blurred, thicker, thinner, bent")
@@ -50,8 +57,10 @@ class FineTuneConfig:
         "keep", help="tokenizer: as it is, with new letters, or of the letters of these lines alone"
     )
     held_out: float = option(0.1, help="part of the lines kept for measuring, where none are given", low=0.01, high=0.5)
-    patience: int = option(5, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
-    measure_every: int = option(0, help="steps between measurements; 0 means once an epoch", low=0, high=1_000_000)
+    patience: int = option(3, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
+    measure_every: int = option(
+        0, help="steps between measurements; 0 means once an epoch, and at most ten times in all", low=0, high=1_000_000
+    )
     seed: int = option(0, help="of order, changes and new weights", low=0, high=2**31 - 1)
     frozen_layers: int = option(3, help="first encoder layers that stay, with freeze", low=0, high=48, advanced=True)
     lora_rank: int = option(16, help="size of the adapters, with lora", low=1, high=256, advanced=True)
@@ -65,8 +74,17 @@ class FineTuneConfig:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn; `reason` says what was chosen here and why, empty when all was given."""
+
+    epochs: float
+    lr: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class FineTuneResult:
-    """The folder of the fine-tuned reader, and the error rates on held-out lines before and after."""
+    """The folder of the fine-tuned reader, and the error rates on held-out lines before, meanwhile and after."""
 
     path: Path
     cer_before: float
@@ -79,11 +97,26 @@ class FineTuneResult:
     train_lines: int
     held_out_lines: int
     added_letters: str
+    curve: tuple[tuple[int, float], ...]  # (step, CER on the held-out lines) of every measurement
 
 
-def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
-    """A line's tokens as TrOCR was trained on them: no start token, the end at the end."""
-    return [*tokenizer.encode(text, add_special_tokens=False)[: longest - 1], end]
+def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Schedule:
+    """Fill in the epochs and the learning rate that were left alone.
+
+    Few lines are seen more often, for a reader needs some hundred steps to change its ways; measuring and early
+    stopping keep that from doing harm. Small readers and adapters take larger steps.
+    """
+    epochs, lr, told = config.epochs, config.lr, []
+    if epochs is None:
+        steps = max(1, math.ceil(lines / config.batch_size / config.accumulation))
+        epochs = float(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, math.ceil(_GOOD_STEPS / steps))))
+        told.append(f"{epochs:g} epochs, for {lines} lines are {steps} steps each")
+    if lr is None:
+        small = parameters < _FEW_PARAMETERS
+        lr = (10 if config.method == "lora" else 1) * (5e-4 if small else 4e-5)
+        why = "a small reader" if small else "a reader of this size"
+        told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
+    return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "")
 
 
 def finetune(
@@ -96,6 +129,8 @@ def finetune(
     restart: bool = False,
 ) -> FineTuneResult:
     """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
+
+    Called again after the end, it gives the same result and does nothing; the checkpoints are removed at the end.
 
     Args:
         data: lines with their text; see `labels.read_lines`.
@@ -117,10 +152,14 @@ def finetune(
         raise SettingsError(
             f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
         )
-    train_set, held_set = (_drop_unreadable(lines) for lines in _split(config, data, held_out))
+    train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
+    finished = _finished_result(out)
+    if finished is not None:
+        logger.info("This run is finished already: %s", finished.path)
+        return finished
     transformers.set_seed(config.seed)
-    before = _evaluate(checkpoint.folder, held_set, config, out / "before.json")
+    before = _evaluate(checkpoint.folder, held_set, config)
     network, tokenizer = checkpoint.model, checkpoint.tokenizer
     coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
     if coverage.advice != "keep" and config.vocabulary == "keep":
@@ -135,24 +174,27 @@ def finetune(
     longest = min(network.config.decoder.max_position_embeddings, 512)
     _set_generation(network, tokenizer, start, end, train_set, longest)
     network = _choose_what_learns(network, config)
-    train_lines = _Lines(train_set, checkpoint, tokenizer, end, longest, config)
-    held_lines = _Lines(held_set, checkpoint, tokenizer, end, longest, None)
-    trainer = _make_trainer(config, network, tokenizer, train_lines, held_lines, out)
+    train_lines = TrainingLines(train_set, checkpoint, tokenizer, start, end, longest, config)
+    held_lines = TrainingLines(held_set, checkpoint, tokenizer, start, end, longest, None)
+    schedule = choose_schedule(config, len(train_lines), sum(weight.numel() for weight in network.parameters()))
+    if schedule.reason:
+        logger.info("%s", schedule.reason)
+    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out)
     resume = _last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
         logger.info("Going on from step %d.", first_step)
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with quiet_transformers():
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if not math.isfinite(result.training_loss):
         raise TrainingFailed("The loss is no number any more.", "Lower --lr, or train in fp32.")
     target = out / "model"
     if trainer.is_world_process_zero():
-        _write_model(trainer.model, tokenizer, checkpoint, target, config)
+        with quiet_transformers():
+            _write_model(trainer.model, tokenizer, checkpoint, target, config)
     trainer.accelerator.wait_for_everyone()
-    after = _evaluate(target, held_set, config, None)
-    if trainer.is_world_process_zero():
-        _write_card(target, config, str(model), before, after, train_set, held_set)
-    return FineTuneResult(
+    after = _evaluate(target, held_set, config)
+    made = FineTuneResult(
         target.absolute(),
         before.scores.cer.rate,
         after.scores.cer.rate,
@@ -164,7 +206,26 @@ def finetune(
         len(train_set.lines),
         len(held_set.lines),
         "".join(added),
+        tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
     )
+    if trainer.is_world_process_zero():
+        _write_card(target, config, str(model), before, after, train_set, held_set)
+        kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
+        write_atomic(out / _RESULT, json.dumps(kept, ensure_ascii=False).encode())
+        # Three times the size of the model, and of no use any more.
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return made
+
+
+def _finished_result(out: Path) -> FineTuneResult | None:
+    """What a run that ended wrote down; None when there is none, or its model is gone."""
+    target = out / "model"
+    if not (out / _RESULT).is_file() or not (target / "config.json").is_file():
+        return None
+    kept = json.loads((out / _RESULT).read_text(encoding="utf-8"))
+    before, after = (evaluation_from(kept.pop(name)) for name in ("before", "after"))
+    curve = tuple((step, rate) for step, rate in kept.pop("curve"))
+    return FineTuneResult(path=target.absolute(), before=before, after=after, curve=curve, **kept)
 
 
 def _require_packages(config: FineTuneConfig) -> None:
@@ -178,10 +239,15 @@ def _require_packages(config: FineTuneConfig) -> None:
         )
 
 
-def _split(config: FineTuneConfig, data: Any, held_out: Any) -> tuple[LineSet, LineSet]:
-    lines = data if isinstance(data, LineSet) else read_lines(data)
+def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
+    """The lines a run learns from and those it measures on: as given, or divided by writer or page.
+
+    Raises:
+        DatasetError: no usable lines, or a single group of them.
+    """
+    lines = read_lines(data)
     if held_out is not None:
-        return lines, held_out if isinstance(held_out, LineSet) else read_lines(held_out)
+        return lines, read_lines(held_out)
     rest, held = lines.split(config.held_out, seed=config.seed)
     logger.info("%d lines to learn from, %d of other writers or pages to measure on.", len(rest.lines), len(held.lines))
     return rest, held
@@ -198,7 +264,7 @@ def _check_settings(
     if restart:
         for name in ("checkpoints", "model"):
             shutil.rmtree(out / name, ignore_errors=True)
-        (out / "before.json").unlink(missing_ok=True)
+        (out / _RESULT).unlink(missing_ok=True)
     elif path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
@@ -210,12 +276,9 @@ def _check_settings(
     write_atomic(path, json.dumps(wanted, indent=1).encode())
 
 
-def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, kept: Path | None) -> Evaluation:
+def _evaluate(model: Path, held: LineSet, config: FineTuneConfig) -> Evaluation:
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
-    found = evaluate(reader, held)
-    if kept is not None:
-        write_atomic(kept, json.dumps({"cer": found.scores.cer.rate}).encode())
-    return found
+    return evaluate(reader, held)
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
@@ -254,50 +317,6 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
     return network
 
 
-class _Lines:
-    """The lines as the trainer takes them; what is changed in a picture is a function of (seed, epoch, line)."""
-
-    def __init__(
-        self,
-        lines: LineSet,
-        checkpoint: Checkpoint,
-        tokenizer: Any,
-        end: int,
-        longest: int,
-        config: FineTuneConfig | None,
-    ) -> None:
-        self.pixels, self.epoch, self.config = checkpoint.pixels, 0, config
-        self.lines: list[LabelledLine] = []
-        self.labels = []
-        for line in lines.lines:
-            if config is None or line.text:
-                self.lines.append(line)
-                self.labels.append(label_ids(tokenizer, line.text, end, longest))
-        if not self.lines:
-            raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        import numpy as np
-
-        item = next(iter(gather([self.lines[place].picture])))
-        if item.picture is None:
-            raise DatasetError(f"{self.lines[place].name}: {item.problem}", "Leave this line out of the table.")
-        picture = item.picture
-        if self.config is not None and self.config.augment:
-            picture = change_line(picture, np.random.default_rng((self.config.seed, self.epoch, place)))
-        return {"pixels": self.pixels.resize(picture), "labels": self.labels[place]}
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        longest = max(len(row["labels"]) for row in rows)
-        labels = [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows]
-        return {"pixel_values": self.pixels.batch([row["pixels"] for row in rows]), "labels": torch.tensor(labels)}
-
-
 def _drop_unreadable(lines: LineSet) -> LineSet:
     """Leave out lines whose picture cannot be opened, with a warning each; learning would stop at the first."""
     kept = []
@@ -308,117 +327,6 @@ def _drop_unreadable(lines: LineSet) -> LineSet:
         else:
             kept.append(line)
     return LineSet(kept, lines.problems, lines.source)
-
-
-def _make_trainer(config: FineTuneConfig, network: Any, tokenizer: Any, train: _Lines, held: _Lines, out: Path) -> Any:
-    import torch
-    import transformers
-    from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
-
-    from fastsd_helpers.runtime import describe_device
-    from fastsd_helpers.trocr.scores import line_errors
-
-    device = describe_device()
-    precision = config.precision
-    if precision == "auto":
-        precision = ("bf16" if device.has_bf16 else "fp16") if device.kind == "cuda" else "fp32"
-    batches = math.ceil(len(train) / config.batch_size)
-    steps = max(1, math.ceil(batches / config.accumulation * config.epochs))
-    every = {"strategy": "steps", "steps": config.measure_every} if config.measure_every else {"strategy": "epoch"}
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        num_train_epochs=config.epochs,
-        learning_rate=config.lr,
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=1.0,
-        lr_scheduler_type="linear",
-        eval_strategy=every["strategy"],
-        eval_steps=every.get("steps"),
-        save_strategy=every["strategy"],
-        save_steps=every.get("steps", 500),
-        logging_steps=max(1, steps // 20),
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="cer",
-        greater_is_better=False,
-        predict_with_generate=True,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to=[],
-        seed=config.seed,
-        data_seed=config.seed,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        use_cpu=device.kind == "cpu",
-    )
-
-    def measure(predicted: Any) -> dict[str, float]:
-        pairs = []
-        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
-            read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
-            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
-            pairs.append(line_errors(truth, read))
-        return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
-
-    class Epochs(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
-            train.epoch = int(state.epoch or 0)
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
-            # Dropout as a function of (seed, step, process): a run that goes on would draw other numbers else.
-            step = state.global_step * args.world_size + args.process_index
-            torch.manual_seed(config.seed * 1_000_003 + step)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
-            fault_point("trocr.checkpoint")
-
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
-            logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
-
-    class Trainer(Seq2SeqTrainer):
-        """transformers 5 writes a ViT's weights under their old names, and its trainer reads them back by the new ones,
-        without a word where none fits: the encoder stays as it was, at a resume and when the best model is taken.
-        """
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if config.method == "lora":
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-            else:
-                _copy_weights(resume_from_checkpoint, model or self.model)
-
-        def _load_best_model(self) -> None:
-            if config.method == "lora":
-                super()._load_best_model()
-            elif self.state.best_model_checkpoint:
-                _copy_weights(self.state.best_model_checkpoint, self.model)
-
-    callbacks = [Epochs(), *([EarlyStoppingCallback(config.patience)] if config.patience else [])]
-    trainer = Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=held,
-        data_collator=train.collate,
-        compute_metrics=measure,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    return trainer
-
-
-def _copy_weights(folder: str, model: Any) -> None:
-    """Give `model` the weights of a checkpoint, every one of them, as from_pretrained understands their names."""
-    fresh, missing = load_weights(folder)
-    if missing:
-        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
-    model.load_state_dict(fresh.state_dict())
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:

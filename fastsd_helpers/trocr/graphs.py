@@ -64,6 +64,18 @@ def _without_reports() -> Iterator[None]:
             sys.modules[name] = before
 
 
+@contextlib.contextmanager
+def _quiet_conversion(packages: list[Any]) -> Iterator[None]:
+    """Without nncf's tables and the tracer's remarks, which are for those who convert models of their own."""
+    import warnings
+
+    for nncf in packages:
+        nncf.set_log_level(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _require(*names: str) -> list[Any]:
     with _without_reports():
         try:
@@ -95,7 +107,7 @@ def write_graphs(
     openvino, *rest = _require("openvino", *(() if method == "none" else ("nncf",)))
     encoder_module, decoder_module, examples = _modules(checkpoint)
     config = checkpoint.model.config
-    with _without_reports(), torch.inference_mode(False), torch.no_grad():
+    with _without_reports(), _quiet_conversion(rest), torch.inference_mode(False), torch.no_grad():
         height, width = checkpoint.pixels.height, checkpoint.pixels.width
         encoder = openvino.convert_model(encoder_module, example_input=examples[0])
         encoder.reshape({0: openvino.PartialShape([-1, 3, height, width])})

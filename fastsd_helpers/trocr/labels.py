@@ -18,7 +18,7 @@ from typing import Any
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES
 
-__all__ = ["LabelledLine", "LineSet", "read_lines"]
+__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -98,11 +98,14 @@ def read_lines(source: Any) -> LineSet:
     Args:
         source: a table (.csv, .tsv, .jsonl, or .txt with the name, a tab or blank, and the text), a folder with one
             of these in it (also metadata.jsonl or metadata.csv, the Hub's imagefolder), a folder of pairs
-            (`a.jpg` with `a.txt` or `a.gt.txt`), a Hub dataset with columns image and text, or (picture, text) pairs.
+            (`a.jpg` with `a.txt` or `a.gt.txt`), a Hub dataset with columns image and text, (picture, text) pairs, or
+            what this function gave before.
 
     Raises:
         DatasetError: there is nothing of the kind, or no line of it can be used.
     """
+    if isinstance(source, LineSet):
+        return source
     if not isinstance(source, (str, Path)):
         found = _from_objects(source)
     else:
@@ -172,11 +175,11 @@ def _from_pairs(folder: Path) -> LineSet:
         if text is None:
             found.problems.append(f"{name} has no {path.stem}.txt beside it.")
             continue
-        _add(found, name, path, _decode(text), _group_of(name))
+        _add(found, name, path, _decode(text), group_of(name))
     return found
 
 
-def _group_of(name: str) -> str:
+def group_of(name: str) -> str:
     """The folder a line lies in, else its name without the line's number: a01-122-02.jpg is of a01-122."""
     parent, _, last = name.rpartition("/")
     stem = last.rsplit(".", 1)[0]
@@ -236,7 +239,7 @@ def _from_table(path: Path) -> LineSet:
         if picture is None:
             found.problems.append(f"{path.name}, line {number}: there is no picture {name}.")
             continue
-        _add(found, name, picture, label, group or _group_of(name))
+        _add(found, name, picture, label, group or group_of(name))
     return found
 
 
@@ -253,7 +256,7 @@ def _find_picture(folder: Path, name: str) -> Path | None:
 
 
 def _rows_of_jsonl(path: Path, text: str) -> Iterable[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

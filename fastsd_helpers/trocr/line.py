@@ -37,3 +37,10 @@ class Line:
             "notes": list(self.notes),
             "problem": self.problem,
         }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Line":
+        """The line that `as_row` wrote; other keys of the row are not looked at."""
+        tokens = tuple(Token(int(place), str(text), float(sure)) for place, text, sure in row["tokens"])
+        box = tuple((float(x), float(y)) for x, y in row["box"]) if row["box"] else None
+        return cls(row["text"], float(row["confidence"]), tokens, box, row["name"], row["problem"], tuple(row["notes"]))

@@ -17,7 +17,7 @@ from fastsd_helpers.trocr.pictures import Item, gather
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Page", "find_lines", "order_boxes", "read_page", "read_pages"]
+__all__ = ["Page", "cut_lines", "find_lines", "open_detector", "order_boxes", "read_page", "read_pages"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -48,7 +48,7 @@ def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
     Raises:
         DependencyMissing: rapidocr is not installed.
     """
-    detector = _detector()
+    detector = open_detector()
     for item in gather(sources):
         if item.picture is None:
             logger.warning("%s", item.problem)
@@ -59,7 +59,14 @@ def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
 
 def read_page(reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None) -> Page:
     """Read one page; every line's `box` has its corners in the pixels of the picture given."""
-    detector = detector or _detector()
+    return cut_lines(reader, picture, name=name, detector=detector)[0]
+
+
+def cut_lines(
+    reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None
+) -> "tuple[Page, list[Image.Image]]":
+    """Read one page, and give the picture of each of its lines too, cut out of the page as it was straightened."""
+    detector = detector or open_detector()
     upright, quarter = _stand_up(reader, picture, detector)
     corners = find_lines(upright, detector)
     slope = _slope(corners)
@@ -79,10 +86,16 @@ def read_page(reader: Any, picture: "Image.Image", *, name: str = "page", detect
         points = [_turn_back(point, upright.size, picture.size, quarter) for point in points]
         lines.append(replace(line, box=tuple((round(x, 1), round(y, 1)) for x, y in points)))
     turned = quarter + (slope if level is not upright else 0)
-    return Page(name, tuple(lines), round(turned, 2), picture.size)
+    page = Page(name, tuple(lines), round(turned, 2), picture.size)
+    return page, [crop.picture for crop in crops if crop.picture is not None]
 
 
-def _detector() -> Any:
+def open_detector() -> Any:
+    """Load the line detector; once for many pages.
+
+    Raises:
+        DependencyMissing: rapidocr is not installed.
+    """
     try:
         from rapidocr import RapidOCR
     except ImportError as err:
@@ -97,7 +110,7 @@ def find_lines(picture: "Image.Image", detector: Any = None) -> list[list[tuple[
     """Find pieces of lines: four corners each, in pixels, clockwise from the top left one of the writing."""
     import numpy as np
 
-    detector = detector or _detector()
+    detector = detector or open_detector()
     found = detector(np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=False)
     boxes = found.boxes if found.boxes is not None else []
     return [[(float(x), float(y)) for x, y in box] for box in boxes]

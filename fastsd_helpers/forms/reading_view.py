@@ -1,0 +1,122 @@
+"""Looking at lines that were read: each picture with its text, every token coloured by how sure the reader was."""
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.trocr.line import Line
+from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
+
+__all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
+
+_ON_A_PAGE = 20
+_HEIGHT_PX, _WIDTH_PX = 44, 460
+_ORDERS = (("as on the page", "page"), ("least sure first", "doubt"))
+
+
+def show_confidence(session: ReadingSession) -> "ConfidenceView":
+    """Show the lines of a session with the reader's confidence; a cell's last line displays it."""
+    return ConfidenceView(session)
+
+
+def picture_tag(path: Path) -> str:
+    """A line's picture as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            picture: Any = opened.convert("RGB")
+    except (OSError, ValueError):
+        return ""
+    picture.thumbnail((2 * _WIDTH_PX, 2 * _HEIGHT_PX))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=80)
+    source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    size = f"max-width:{_WIDTH_PX}px;max-height:{_HEIGHT_PX}px;width:auto;margin:0"
+    return f"<img src='{source}' style='display:block;{size}'>"
+
+
+class ConfidenceView:
+    """A table of lines: picture, text with doubtful tokens coloured, confidence, notes; with pages and an order.
+
+    Attributes:
+        box: the widgets.
+    """
+
+    def __init__(self, session: ReadingSession) -> None:
+        self._session, self._page = session, 0
+        self._lines = session.lines()
+        widgets = load_widgets()
+        layout = widgets.Layout
+        self._order = widgets.Dropdown(options=list(_ORDERS), value="page", layout=layout(width="180px"))
+        self._back = widgets.Button(description="Back", icon="arrow-left", layout=layout(width="90px"))
+        self._next = widgets.Button(description="Next", icon="arrow-right", layout=layout(width="90px"))
+        self._where, self._table = widgets.HTML(), widgets.HTML()
+        self._order.observe(lambda _change: self._turn(-self._page), names="value")
+        self._back.on_click(lambda _button: self._turn(-1))
+        self._next.on_click(lambda _button: self._turn(1))
+        bar = widgets.HBox([self._order, self._back, self._next, self._where], layout=layout(align_items="center"))
+        self.box = widgets.VBox([bar, self._table])
+        self._draw()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.box)
+
+    def _turn(self, pages: int) -> None:
+        self._page += pages
+        self._draw()
+
+    def _draw(self) -> None:
+        lines = list(self._lines)
+        if self._order.value == "doubt":
+            lines.sort(key=lambda line: line.read.confidence)
+        first = self._page * _ON_A_PAGE
+        shown = lines[first : first + _ON_A_PAGE]
+        self._back.disabled, self._next.disabled = first == 0, first + _ON_A_PAGE >= len(lines)
+        self._where.value = (
+            f"&nbsp;lines {first + 1} to {first + len(shown)} of {len(lines)}"
+            if lines
+            else "&nbsp;Nothing is read yet."
+        )
+        heads = "".join(
+            f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in ("line", "text", "sure", "")
+        )
+        rows = "".join(f"<tr>{_row(line)}</tr>" for line in shown)
+        self._table.value = (
+            "<div style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
+            f"<tr>{heads}</tr>{rows}</table></div>"
+        )
+
+
+def _row(line: SavedLine) -> str:
+    read = line.read
+    notes = {"looped": "repeated itself: read again", "cut": "its end is cut off"}
+    told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
+    text = "" if read.problem else _coloured(read)
+    sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
+    picture = picture_tag(line.picture) if line.key else html.escape(read.name)
+    cells = [picture, f"<span style='font-size:15px;white-space:pre-wrap'>{text}</span>", sure]
+    cells.append(html.escape(", ".join(told)))
+    return "".join(f"<td style='text-align:left;padding:3px 10px'>{cell}</td>" for cell in cells)
+
+
+def _coloured(line: Line) -> str:
+    """The text, yellow to red where the reader doubted; as a whole where its tokens are parts of letters."""
+    if "".join(token.text for token in line.tokens).strip() != line.text.strip():
+        return _mark(line.text, line.confidence)
+    return "".join(_mark(token.text, token.confidence) for token in line.tokens)
+
+
+def _mark(text: str, confidence: float) -> str:
+    doubt = max(0.0, min(1.0, 1 - confidence))
+    shown = html.escape(text)
+    if doubt < 0.1:
+        return shown
+    # Yellow at a tenth of doubt, red at all of it; the number is there for those who do not see colours.
+    hue = round(55 * (1 - doubt))
+    return f"<span title='{100 * confidence:.0f} %' style='background:hsla({hue},95%,60%,.6);color:#111'>{shown}</span>"

@@ -1,0 +1,379 @@
+"""A reading session: one folder with the lines of your pictures, what was read in them, and what you corrected.
+
+A line is known by the pixels of its picture, so corrections stay with it when the same pictures are read again, by
+another reader too. What was corrected is a data set to learn from.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastsd_helpers import demo
+from fastsd_helpers.drive import check_writable, drive_errors, write_atomic
+from fastsd_helpers.errors import DatasetError, FastSDError, SessionDamaged
+from fastsd_helpers.options import check, option
+from fastsd_helpers.sessions.names import check_name, clean_name
+from fastsd_helpers.trocr.bulk import rows_to_bytes
+from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_lines
+from fastsd_helpers.trocr.line import Line
+from fastsd_helpers.trocr.pages import cut_lines, open_detector
+from fastsd_helpers.trocr.pictures import Item, gather
+from fastsd_helpers.trocr.reader import ReadConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine", "choose_reader", "looks_like_page"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
+_OWN_READER = "trocr-base-handwritten"
+_DEMO_READER = "demo-reader"
+_PAGE_LEAST_PX = 200
+_PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
+_BLOCK = 5  # neighbouring lines of a single page that are held out together
+_VERSION = 1
+_LINES, _JOURNAL = "lines.jsonl", "reading.jsonl"
+_CHUNK = 256  # lines read and written down together
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
+    reader: str = option(
+        "auto", help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}"
+    )
+    pages: Literal["auto", "lines", "pages"] = option(
+        "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
+    )
+
+
+@dataclass(frozen=True)
+class ReadPicturesConfig(ReadConfig, _Pictures):
+    """Which pictures to read, and how."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, ["reader (--reader) is empty"] if not str(self.reader).strip() else [])
+
+
+@dataclass(frozen=True)
+class SavedLine:
+    """A line of the session: its picture, what was read, and what a person says is right (None: nobody looked yet)."""
+
+    key: str
+    picture: Path
+    source: str
+    read: Line
+    right: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The best that is known: the correction, else what was read."""
+        return self.read.text if self.right is None else self.right
+
+
+def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
+    """Choose the reader: (key, folder or Hub id; why)."""
+    if wanted != "auto":
+        return wanted, "as asked"
+    if own_pictures:
+        return _OWN_READER, "made for handwriting, and of the middle size"
+    return _DEMO_READER, "small, built in, and made for these samples"
+
+
+def looks_like_page(picture: "Image.Image") -> bool:
+    """Whether a picture is a page rather than a line: not much wider than high, and high enough for several lines."""
+    return picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height
+
+
+class ReadingSession:
+    """One folder: uploads/, lines/ (one PNG a line), lines.jsonl, corrections.json, text.txt, session.json.
+
+    Args:
+        folder: made when absent.
+
+    Raises:
+        SessionError: a name that cannot be a folder's. DriveError: it cannot be written. SessionDamaged: its files
+        hold no JSON.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_name(folder.name)
+        self.folder = Path(folder)
+        self.uploads, self.pictures = self.folder / "uploads", self.folder / "lines"
+        check_writable(self.pictures)
+        self.record: dict[str, Any] = {"version": _VERSION} | self._load("session.json", {})
+        self._right: dict[str, dict[str, str]] = self._load("corrections.json", {})
+        self._rows: list[dict[str, Any]] = self._load_rows(_LINES)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    def save(self, **changes: Any) -> None:
+        """Write values into session.json."""
+        self.record |= changes
+        write_atomic(self.folder / "session.json", json.dumps(self.record, indent=1, ensure_ascii=False).encode())
+
+    def save_if_possible(self, **changes: Any) -> None:
+        """`save`, and only a warning where the folder cannot be written: filling in a form must go on."""
+        try:
+            self.save(**changes)
+        except FastSDError as err:
+            logger.warning("%s", err.problem)
+
+    def _load(self, name: str, otherwise: Any) -> Any:
+        path = self.folder / name
+        with drive_errors(path, "read"):
+            if not path.is_file():
+                return otherwise
+            text = path.read_text(encoding="utf-8")
+        try:
+            found = json.loads(text)
+        except ValueError as err:
+            raise SessionDamaged(
+                f"{path} is damaged: {err}.", "Restore it from Drive's versions, or rename it."
+            ) from err
+        if not isinstance(found, type(otherwise)):
+            raise SessionDamaged(f"{path} is damaged: no {type(otherwise).__name__}.", "Restore it, or rename it.")
+        return found
+
+    def _load_rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        with drive_errors(path, "read"):
+            text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        try:
+            return [json.loads(row) for row in text.split("\n") if row]
+        except ValueError as err:
+            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the pictures again.") from err
+
+    # ------------------------------------------------------------------------------------------------- uploads
+
+    def save_upload(self, name: str, data: bytes) -> Path:
+        """Keep an uploaded file under a safe name; the same file is kept once, another of the same name beside it."""
+        base = Path(name.replace("\\", "/")).name
+        stem, suffix = clean_name(Path(base).stem), Path(base).suffix.lower()
+        with drive_errors(self.uploads, "create"):
+            self.uploads.mkdir(exist_ok=True)
+        path, number = self.uploads / f"{stem}{suffix}", 1
+        while path.exists() and path.read_bytes() != data:
+            number += 1
+            path = self.uploads / f"{stem}-{number}{suffix}"
+        if not path.exists():
+            write_atomic(path, data)
+        return path
+
+    def list_uploads(self) -> list[Path]:
+        """The uploaded files, by name."""
+        with drive_errors(self.uploads, "read"):
+            return sorted(path for path in self.uploads.iterdir() if path.is_file()) if self.uploads.is_dir() else []
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def read(
+        self, reader: Any, images: Any, *, pages: str = "auto", progress: Callable[[int], None] | None = None
+    ) -> list[SavedLine]:
+        """Read pictures of lines or pages into the session; what was read before is replaced, corrections stay.
+
+        Args:
+            reader: a Reader.
+            images: see `pictures.gather`; folders with their subfolders.
+            pages: auto (by their shape), lines or pages.
+            progress: called with the number of lines done.
+
+        Returns:
+            The lines in reading order; one with `read.problem` could not be read.
+
+        What was read before with the very same reader and settings is not read again, also when the run before was cut
+        short: after every page, or 256 lines, what is known is written to reading.jsonl.
+
+        Raises:
+            DatasetError: nothing there. DependencyMissing: a page, and rapidocr is not installed.
+        """
+        by = _fingerprint(reader, pages)
+        lines: dict[str, dict[str, Any]] = {}
+        known: dict[str, list[dict[str, Any]]] = {}
+        for before in (self._rows, self._load_rows(_JOURNAL)):
+            same = [row for row in before if row.get("by") == by]
+            lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
+            known |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
+        rows: list[dict[str, Any]] = []
+        detector: Any = None
+        for is_page, items in _runs(gather(images, recursive=True), pages):
+            for chunk in _chunks(items, 1 if is_page else _CHUNK):
+                if not is_page:
+                    rows += self._line_rows(reader, chunk, lines, by)
+                elif chunk[0].picture is None:
+                    logger.warning("%s", chunk[0].problem)
+                    rows.append(_row(Line("", 0.0, name=chunk[0].name, problem=chunk[0].problem), chunk[0].name, by=by))
+                else:
+                    page = _key(chunk[0].picture)
+                    if page not in known:  # the page "" is that of single lines, and no page's key
+                        detector = detector or open_detector()
+                        known[page] = self._page_rows(reader, chunk[0], page, detector, by)
+                    rows += known[page]
+                write_atomic(self.folder / _JOURNAL, _as_jsonl(rows))
+                if progress:
+                    progress(len(rows))
+        write_atomic(self.folder / _LINES, _as_jsonl(rows))
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        self._rows = rows
+        self._write_text()
+        return self.lines()
+
+    def _line_rows(
+        self, reader: Any, items: list[Item], known: dict[str, dict[str, Any]], by: str
+    ) -> list[dict[str, Any]]:
+        keys = [self._keep(item.picture) if item.picture is not None else "" for item in items]
+        new = [item for item, key in zip(items, keys, strict=True) if key not in known]
+        read = iter(reader.read(new))
+        rows = []
+        for item, key in zip(items, keys, strict=True):
+            if key in known:
+                rows.append(known[key] | {"name": item.name, "source": group_of(item.name)})
+            else:
+                rows.append(_row(next(read), group_of(item.name), key=key, by=by))
+        return rows
+
+    def _page_rows(self, reader: Any, item: Item, key: str, detector: Any, by: str) -> list[dict[str, Any]]:
+        page, crops = cut_lines(reader, item.picture, name=item.name, detector=detector)
+        if not page.lines:
+            nothing = Line("", 0.0, name=item.name, problem=f"{item.name}: no line was found.")
+            return [_row(nothing, item.name, page=key, by=by)]
+        return [
+            _row(line, item.name, key=self._keep(crop), page=key, by=by)
+            for line, crop in zip(page.lines, crops, strict=True)
+        ]
+
+    def _keep(self, picture: "Image.Image") -> str:
+        key = _key(picture)
+        path = self.pictures / f"{key}.png"
+        if not path.is_file():
+            data = io.BytesIO()
+            picture.save(data, "PNG")
+            write_atomic(path, data.getvalue())
+        return key
+
+    def read_samples(self, reader: Any) -> list[SavedLine]:
+        """Read the built-in sample lines; their text is known, so it is put where corrections are.
+
+        Raises:
+            DatasetError: this installation has no samples.
+        """
+        if not SAMPLES_FOLDER.is_dir():
+            raise DatasetError("This installation has no sample lines.", "Name pictures of your own in `images`.")
+        known = read_lines(SAMPLES_FOLDER)
+        lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines")
+        for line, truth in zip(lines, known.lines, strict=True):
+            if line.right is None and line.key:
+                self._right[line.key] = {"text": truth.text, "source": f"writer {truth.group}", "sample": "yes"}
+        self._write_corrections()
+        return self.lines()
+
+    # --------------------------------------------------------------------------------------------- what is known
+
+    def lines(self) -> list[SavedLine]:
+        """The lines that were read last, in reading order; none before the first reading."""
+        return [
+            SavedLine(
+                row["key"],
+                self.pictures / f"{row['key']}.png",
+                row["source"],
+                Line.from_row(row),
+                self._right.get(row["key"], {}).get("text"),
+            )
+            for row in self._rows
+        ]
+
+    def correct(self, key: str, text: str | None) -> None:
+        """Say what a line really says; None takes a correction back. Written at once.
+
+        Raises:
+            DatasetError: the session has no such line, or the text is empty.
+        """
+        row = next((row for row in self._rows if key and row["key"] == key), None)
+        if row is None:
+            raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the pictures first.")
+        if text is None:
+            self._right.pop(key, None)
+        elif not text.strip():
+            raise DatasetError("A line without text is nothing to learn from.", "Write what it says, or undo it.")
+        else:
+            kept = {"source": row["source"]} | self._right.get(key, {})
+            self._right[key] = kept | {"text": " ".join(text.split())}
+        self._write_corrections()
+
+    def _write_corrections(self) -> None:
+        content = json.dumps(self._right, indent=0, ensure_ascii=False, sort_keys=True)
+        write_atomic(self.folder / "corrections.json", content.encode())
+        self._write_text()
+
+    def _write_text(self) -> None:
+        rows = [{**line.read.as_row(), "text": line.text} for line in self.lines()]
+        write_atomic(self.folder / "text.txt", rows_to_bytes(rows, "txt"))
+        write_atomic(self.folder / "text.csv", rows_to_bytes(rows, "csv"))
+
+    def corrected(self) -> LineSet:
+        """The corrected lines as a data set, grouped by page or writer.
+
+        From a single page, neighbouring lines are a group: held out together, they are at least not beside lines that
+        were learned. The built-in samples count only while they are what was read last. Raises DatasetError when
+        nothing is corrected yet.
+        """
+        order = {row["key"]: place for place, row in enumerate(self._rows)}
+        right = {key: entry for key, entry in self._right.items() if key in order or "sample" not in entry}
+        if not right:
+            raise DatasetError("No line is corrected yet.", "Correct some in the table above, or name a data set.")
+        sources = {entry["source"] for entry in right.values()}
+        found = LineSet([], source=str(self.folder))
+        for key in sorted(right, key=lambda key: (order.get(key, len(order)), key)):
+            entry, place = right[key], order.get(key, len(order))
+            # Pictures of single lines have a source each, and so do pages.
+            group = entry["source"] if len(sources) > 1 else f"{entry['source']}, part {place // _BLOCK + 1}"
+            found.lines.append(LabelledLine(f"{key}.png", self.pictures / f"{key}.png", entry["text"], group))
+        return found
+
+
+def _runs(items: Iterable[Item], pages: str) -> Iterator[tuple[bool, Iterator[Item]]]:
+    """Divide items into runs of pages and of lines, in order, without opening more of them than needed."""
+
+    def is_page(item: Item) -> bool:
+        return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
+
+    return groupby(items, key=is_page)
+
+
+def _chunks(items: Iterator[Item], count: int) -> Iterator[list[Item]]:
+    while chunk := list(islice(items, count)):
+        yield chunk
+
+
+def _key(picture: "Image.Image") -> str:
+    picture = picture.convert("RGB")
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:20]
+
+
+def _row(line: Line, source: str, *, key: str = "", page: str = "", by: str = "") -> dict[str, Any]:
+    return {"key": key, "page": page, "by": by, "source": source, **line.as_row()}
+
+
+def _fingerprint(reader: Any, pages: str) -> str:
+    """What a reading depends on besides the picture: the weights and every setting."""
+    checkpoint = reader.checkpoint
+    files = [path for path in sorted(checkpoint.folder.rglob("*")) if path.suffix in (".safetensors", ".bin", ".json")]
+    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    settings = [checkpoint.precision, reader.settings.beams, str(reader.limits), reader.settings.loop_guard, pages]
+    return hashlib.sha256(repr([str(checkpoint.folder), weights, settings]).encode()).hexdigest()[:16]
+
+
+def _as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

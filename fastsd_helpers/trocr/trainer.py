@@ -1,0 +1,228 @@
+"""The trainer of a reader: transformers' Seq2SeqTrainer, with the lines as it takes them."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.errors import DatasetError, TrainingFailed
+from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.trocr.augment import change_line
+from fastsd_helpers.trocr.checkpoint import Checkpoint, load_weights
+from fastsd_helpers.trocr.labels import LabelledLine, LineSet
+from fastsd_helpers.trocr.pictures import gather
+
+if TYPE_CHECKING:
+    from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule
+
+__all__ = ["TrainingLines", "label_ids", "make_trainer"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_MOST_MEASUREMENTS = 10
+
+
+def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
+    """A line's tokens as TrOCR was trained on them: no start token, the end at the end."""
+    return [*tokenizer.encode(text, add_special_tokens=False)[: longest - 1], end]
+
+
+class TrainingLines:
+    """The lines as the trainer takes them; what is changed in a picture is a function of (seed, epoch, line)."""
+
+    def __init__(
+        self,
+        lines: LineSet,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        start: int,
+        end: int,
+        longest: int,
+        config: "FineTuneConfig | None",
+    ) -> None:
+        self.start, self.pad = start, tokenizer.pad_token_id
+        self.pixels, self.epoch, self.config = checkpoint.pixels, 0, config
+        self.lines: list[LabelledLine] = []
+        self.labels = []
+        for line in lines.lines:
+            if config is None or line.text:
+                self.lines.append(line)
+                self.labels.append(label_ids(tokenizer, line.text, end, longest))
+        if not self.lines:
+            raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        import numpy as np
+
+        item = next(iter(gather([self.lines[place].picture])))
+        if item.picture is None:
+            raise DatasetError(f"{self.lines[place].name}: {item.problem}", "Leave this line out of the table.")
+        picture = item.picture
+        if self.config is not None and self.config.augment:
+            picture = change_line(picture, np.random.default_rng((self.config.seed, self.epoch, place)))
+        return {"pixels": self.pixels.resize(picture), "labels": self.labels[place]}
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Put rows into one batch: labels are as long as the longest of them, -100 where there is none."""
+        import torch
+
+        longest = max(len(row["labels"]) for row in rows)
+        labels = torch.tensor([row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows])
+        before = torch.full_like(labels, self.start)
+        before[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.pad)
+        pixels = self.pixels.batch([row["pixels"] for row in rows])
+        return {"pixel_values": pixels, "decoder_input_ids": before, "labels": labels}
+
+
+def make_trainer(
+    config: "FineTuneConfig",
+    schedule: "Schedule",
+    network: Any,
+    tokenizer: Any,
+    train: TrainingLines,
+    held: TrainingLines,
+    out: Path,
+) -> Any:
+    """Make the Seq2SeqTrainer that teaches `network` the lines of `train` and measures on those of `held`.
+
+    Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log.
+    """
+    import torch
+    import transformers
+    from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+    from fastsd_helpers.runtime import describe_device
+    from fastsd_helpers.trocr.scores import line_errors
+
+    device = describe_device()
+    precision = config.precision
+    if precision == "auto":
+        precision = ("bf16" if device.has_bf16 else "fp16") if device.kind == "cuda" else "fp32"
+    # What `accelerate launch` and `torchrun` set; each process takes batches of its own.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = math.ceil(len(train) / config.batch_size / processes)
+    steps_an_epoch = math.ceil(batches / config.accumulation)
+    steps = max(1, math.ceil(steps_an_epoch * schedule.epochs))
+    # A measurement reads every held-out line and writes the model three times over, with its optimizer.
+    every = config.measure_every or max(steps_an_epoch, math.ceil(steps / _MOST_MEASUREMENTS))
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=schedule.epochs,
+        learning_rate=schedule.lr,
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        logging_steps=max(1, steps // 20),
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="cer",
+        greater_is_better=False,
+        predict_with_generate=True,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        use_cpu=device.kind == "cpu",
+    )
+
+    if arguments.n_gpu > 1:
+        # Several GPUs in one process is DataParallel, which fails with these models; processes are for that.
+        logger.info("One of %d GPUs is used. For all of them: accelerate launch -m fastsd_helpers trocr finetune ...",
+                    arguments.n_gpu)  # fmt: skip
+        arguments._n_gpu = 1
+
+    def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """The mean over all tokens of a step, in whatever batches and processes they are.
+
+        The model's own loss is the mean of one batch, and the trainer, which takes it for this one, would neither
+        divide it by the batches of a step nor spare it a factor for the processes.
+        """
+        scores = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        total = torch.nn.functional.cross_entropy(
+            scores.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def measure(predicted: Any) -> dict[str, float]:
+        pairs = []
+        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
+            read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
+            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
+            pairs.append(line_errors(truth, read))
+        return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
+
+    class Epochs(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            train.epoch = int(state.epoch or 0)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            # Dropout as a function of (seed, step, process): a run that goes on would draw other numbers else.
+            step = state.global_step * args.world_size + args.process_index
+            torch.manual_seed(config.seed * 1_000_003 + step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            if state.global_step >= state.max_steps:  # the end is measured too, wherever it falls
+                control.should_evaluate = control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            fault_point("trocr.checkpoint")
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
+            logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
+
+    class Trainer(Seq2SeqTrainer):
+        """transformers 5 writes a ViT's weights under their old names, and its trainer reads them back by the new ones,
+        without a word where none fits: the encoder stays as it was, at a resume and when the best model is taken.
+        """
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if config.method == "lora":
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                _copy_weights(resume_from_checkpoint, model or self.model)
+
+        def _load_best_model(self) -> None:
+            if config.method == "lora":
+                super()._load_best_model()
+            elif self.state.best_model_checkpoint:
+                _copy_weights(self.state.best_model_checkpoint, self.model)
+
+    callbacks = [Epochs(), *([EarlyStoppingCallback(config.patience)] if config.patience else [])]
+    trainer = Trainer(
+        model=network,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held,
+        data_collator=train.collate,
+        compute_loss_func=loss_of,
+        compute_metrics=measure,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    return trainer
+
+
+def _copy_weights(folder: str, model: Any) -> None:
+    """Give `model` the weights of a checkpoint, every one of them, as from_pretrained understands their names."""
+    fresh, missing = load_weights(folder)
+    if missing:
+        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
+    model.load_state_dict(fresh.state_dict())

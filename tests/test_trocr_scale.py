@@ -1,0 +1,159 @@
+"""Many lines and several processes: killed and gone on, or shared out, the result is that of one run that was not."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_readers import noise_pictures, write_reader
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+LINES = 2000
+# What `accelerate launch` runs for several GPUs; for several processes on a CPU it wants MPI, which few machines have.
+# In each process it is Accelerate that finds the others.
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def run(*words, fault=None, launch=(sys.executable,)):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"FASTSD_FAULT": fault} if fault else {})
+    return subprocess.run([*launch, *map(str, words)], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny reader without dropout, and 2000 pictures (60 different ones) in two folders."""
+    folder = tmp_path_factory.mktemp("scale")
+    write_reader(folder / "reader", seed=1, end=4.0, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    drawn = noise_pictures(60)
+    for place in range(LINES):
+        path = folder / "lines" / f"{place % 2}" / f"{place:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn[place % 60].save(path)
+    return folder
+
+
+def reading(world, out):
+    limits = ("--precision", "fp32", "--max-new-tokens", "6", "--device", "cpu")
+    return (
+        "-m",
+        "fastsd_helpers",
+        "trocr",
+        "read",
+        world / "lines",
+        "--out",
+        out,
+        "--model",
+        world / "reader",
+        *limits,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    done = run(*reading(world, world / "whole"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return (world / "whole" / "lines.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_between_and_within_parts_a_reading_ends_with_the_same_bytes(world, whole):
+    assert len(whole.splitlines()) == LINES
+    out = world / "killed"
+    done = run(*reading(world, out), fault="trocr.part:2")
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((out / "parts").glob("part-*.jsonl"))) == 2
+    assert not (out / "lines.jsonl").exists()
+    # And once more at a moment that nothing in the program chose.
+    process = subprocess.Popen([sys.executable, *map(str, reading(world, out))], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 600
+    while len(list((out / "parts").glob("part-*.jsonl"))) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = run(*reading(world, out), "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["read_before"] >= 4 * 256
+    assert said["read_before"] + said["read_now"] == LINES
+    assert (out / "lines.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_through_accelerate_read_what_one_reads(world, whole):
+    done = run(*reading(world, world / "two"), "--json", launch=LAUNCH)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert sorted(one["read_now"] for one in said) == [976, 1024], "each read its own parts"
+    assert (world / "two" / "lines.jsonl").read_bytes() == whole
+
+
+TEACH = """
+import json, sys
+from pathlib import Path
+from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+data, model, out, settings = sys.argv[1:]
+result = finetune(FineTuneConfig(**json.loads(settings)), data, Path(out), model=model, held_out=data)
+print(json.dumps({"steps": result.steps, "curve": result.curve, "cer": result.cer_after}))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(world):
+    """Sixteen lines whose texts differ much in length, so that a mean of means is not the mean."""
+    folder = world / "data"
+    folder.mkdir()
+    rows = ["file_name,text,group"]
+    for place, picture in enumerate(noise_pictures(16, seed=3)):
+        picture.save(folder / f"{place}.png")
+        rows.append(f"{place}.png,{'the quick brown fox'[: 1 + (7 * place) % 19].strip()},w{place // 4}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    (world / "teach.py").write_text(TEACH)
+    return folder
+
+
+def weights_after(world, data, name, launch=(sys.executable,), **changes):
+    from safetensors.torch import load_file
+
+    settings = {"epochs": 3, "lr": 1e-3, "batch_size": 8, "augment": False, "precision": "fp32", "patience": 0}
+    settings |= changes
+    done = run(world / "teach.py", data, world / "reader", world / name, json.dumps(settings), launch=launch)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(re.findall(r"^\{.*\}$", done.stdout, flags=re.MULTILINE)[-1])
+    assert said["steps"] == 6
+    return load_file(world / name / "model" / "model.safetensors"), said
+
+
+def apart(one, other, start):
+    """How far two sets of weights are from each other, as a part of how far learning has moved them."""
+    differences, moves = ([(one[name] - there[name]).pow(2).sum() for name in one] for there in (other, start))
+    return float((sum(differences) / sum(moves)).sqrt())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("way", ["accumulation", "two processes"])
+def test_half_batches_learn_what_whole_ones_do(world, data, way):
+    from safetensors.torch import load_file
+
+    start = load_file(world / "reader" / "model.safetensors")
+    one, said = weights_after(world, data, f"one for {way}")
+    if way == "accumulation":
+        other, half = weights_after(world, data, "accumulated", batch_size=4, accumulation=2)
+    else:
+        other, half = weights_after(world, data, "two processes", LAUNCH, batch_size=4)
+    # Not nought: Adam gives weights without a gradient (biases of keys) a step by the last bit of their noise. With the
+    # mean of each batch's mean instead of that of the whole step it is 0.23.
+    assert apart(one, other, start) < 0.01
+    assert [step for step, _rate in half["curve"]] == [step for step, _rate in said["curve"]] == [2, 4, 6]

@@ -1,0 +1,224 @@
+"""A reading session: lines and corrections stay, whatever is read again; what is corrected is a data set."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from tiny_readers import noise_pictures, write_reader
+
+from fastsd_helpers.errors import DatasetError, SessionDamaged, SessionError, SettingsError
+from fastsd_helpers.trocr import Reader, reading_session
+from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader, looks_like_page
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "reader"
+    write_reader(folder, seed=1, end=4.0)
+    return Reader(folder, precision="fp32", max_new_tokens=6)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    for place, picture in enumerate(noise_pictures(5)):
+        picture.save(folder / ("b" if place > 2 else ".") / f"scan-{place}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def draw_page(number, rows=2):
+    page = Image.new("RGB", (900, 200 + 140 * rows), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(44)
+    for row in range(rows):
+        pen.text((80, 100 + 140 * row), f"The quick brown fox number {number + row}", font=font, fill="black")
+    return page
+
+
+def test_lines_are_read_kept_and_found_again(tmp_path, reader, pictures):
+    session = ReadingSession(tmp_path / "mine")
+    assert session.lines() == []
+    told = []
+    lines = session.read(reader, str(pictures), pages="lines", progress=told.append)
+    assert [bool(line.read.problem) for line in lines].count(True) == 1
+    good = [line for line in lines if not line.read.problem]
+    assert len(good) == 5
+    assert told[-1] == 6
+    for line in good:
+        expected = reader.read(Image.open(line.picture))[0]
+        assert (line.text, line.read.tokens) == (expected.text, tuple(line.read.tokens))
+    assert {line.source for line in good} >= {"scan"}
+    again = ReadingSession(tmp_path / "mine")
+    assert [line.text for line in again.lines()] == [line.text for line in lines]
+    assert [line.read.confidence for line in again.lines()] == pytest.approx(
+        [line.read.confidence for line in lines], abs=1e-6
+    )
+
+
+def test_corrections_stay_with_their_lines_when_they_are_read_again(tmp_path, reader, pictures):
+    session = ReadingSession(tmp_path / "mine")
+    lines = [line for line in session.read(reader, str(pictures), pages="lines") if line.key]
+    session.correct(lines[0].key, "  Brown   fox ")
+    session.correct(lines[1].key, lines[1].text or "x")
+    session.correct(lines[2].key, "gone again")
+    session.correct(lines[2].key, None)
+    again = ReadingSession(tmp_path / "mine")
+    read = {line.key: line for line in again.read(reader, str(pictures), pages="lines")}
+    assert read[lines[0].key].right == read[lines[0].key].text == "Brown fox"
+    assert read[lines[2].key].right is None
+    rows = list(csv.DictReader((tmp_path / "mine" / "text.csv").read_text(encoding="utf-8").splitlines()))
+    assert "Brown fox" in [row["text"] for row in rows]
+    assert "Brown fox" in (tmp_path / "mine" / "text.txt").read_text(encoding="utf-8").splitlines()
+    data = again.corrected()
+    assert "Brown fox" in {line.text for line in data.lines}
+    assert len(data.lines) == 2
+    assert all(line.picture.is_file() for line in data.lines)
+
+
+def test_lines_of_one_page_can_be_divided_and_those_of_several_stay_together(tmp_path, reader):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for place, picture in enumerate(noise_pictures(12)):
+        picture.save(folder / f"page-{place}.png")
+    session = ReadingSession(tmp_path / "mine")
+    for line in session.read(reader, str(folder), pages="lines"):
+        session.correct(line.key, "fox")
+    groups = [line.group for line in session.corrected().lines]
+    assert groups == ["page, part 1"] * 5 + ["page, part 2"] * 5 + ["page, part 3"] * 2
+    learned, held = session.corrected().split(0.2)
+    assert {line.group for line in learned.lines}.isdisjoint(line.group for line in held.lines)
+
+
+def test_pages_are_told_from_lines_and_their_lines_cut(tmp_path, reader):
+    pytest.importorskip("rapidocr")
+    assert not looks_like_page(Image.new("L", (900, 90)))
+    assert not looks_like_page(Image.new("L", (300, 150)))
+    page = draw_page(0, rows=6)
+    assert looks_like_page(page)
+    page.save(tmp_path / "page.png")
+    session = ReadingSession(tmp_path / "mine")
+    lines = session.read(reader, [str(tmp_path / "page.png"), noise_pictures(1)[0]])
+    assert [line.source for line in lines] == ["page.png"] * 6 + ["picture 2"]
+    tops = [line.read.box[0][1] for line in lines[:6]]
+    assert tops == sorted(tops)
+    for line in lines[:6]:
+        with Image.open(line.picture) as cut:
+            assert cut.width > 5 * cut.height
+            assert np.asarray(cut.convert("L")).min() < 60
+
+
+def test_a_reading_that_was_cut_goes_on_and_nothing_is_read_twice(tmp_path, reader, monkeypatch):
+    pytest.importorskip("rapidocr")
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        draw_page(number).save(folder / f"page-{number}.png")
+    for place, picture in enumerate(noise_pictures(3)):
+        picture.save(folder / f"z-{place}.png")
+    whole = ReadingSession(tmp_path / "whole")
+    whole.read(reader, str(folder))
+    asked = []
+    read = reader.read
+    monkeypatch.setattr(reader, "read", lambda items, **rest: asked.append(len(items)) or read(items, **rest))
+    cut = ReadingSession(tmp_path / "cut")
+
+    def stop(done):
+        if done > 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.read(reader, str(folder), progress=stop)
+    assert cut.lines() == []
+    pages_read = len(asked)
+    again = ReadingSession(tmp_path / "cut")
+    again.read(reader, str(folder))
+    assert len(asked) > pages_read
+    assert (tmp_path / "cut" / "lines.jsonl").read_bytes() == (tmp_path / "whole" / "lines.jsonl").read_bytes()
+    assert not (tmp_path / "cut" / "reading.jsonl").exists()
+    asked.clear()
+    again.read(reader, str(folder))
+    assert sum(asked) == 0, "known by its pixels"
+    other = Reader(reader.checkpoint.folder, precision="fp32", max_new_tokens=2)
+    assert again.read(other, str(folder))[0].read.tokens != whole.lines()[0].read.tokens
+
+
+def test_uploads_are_kept_under_safe_names_and_none_is_lost(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    one = session.save_upload("../../My scan?.PNG", b"1")
+    assert one.parent == session.uploads
+    assert one.suffix == ".png"
+    assert session.save_upload("../../My scan?.PNG", b"1") == one
+    other = session.save_upload("My scan?.png", b"2")
+    assert other != one
+    assert {path.read_bytes() for path in session.list_uploads()} == {b"1", b"2"}
+
+
+def test_what_cannot_be_done_is_said(tmp_path, reader, monkeypatch):
+    with pytest.raises(SessionError):
+        ReadingSession(tmp_path / "con")
+    session = ReadingSession(tmp_path / "mine")
+    with pytest.raises(DatasetError, match="No line is corrected yet"):
+        session.corrected()
+    with pytest.raises(DatasetError, match="has no line 'nothing'"):
+        session.correct("nothing", "x")
+    line = session.read(reader, noise_pictures(1))[0]
+    with pytest.raises(DatasetError, match="nothing to learn from"):
+        session.correct(line.key, "  ")
+    monkeypatch.setattr(reading_session, "SAMPLES_FOLDER", tmp_path / "none")
+    with pytest.raises(DatasetError, match="no sample lines"):
+        session.read_samples(reader)
+    (tmp_path / "mine" / "corrections.json").write_text("{")
+    with pytest.raises(SessionDamaged, match=r"corrections.json is damaged"):
+        ReadingSession(tmp_path / "mine")
+
+
+def test_samples_come_with_their_text(tmp_path, reader, monkeypatch):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    rows = ["file_name,text,group"]
+    for place, picture in enumerate(noise_pictures(4)):
+        picture.save(samples / f"{place}.png")
+        rows.append(f"{place}.png,word {place},{place // 2}")
+    (samples / "labels.csv").write_text("\n".join(rows))
+    monkeypatch.setattr(reading_session, "SAMPLES_FOLDER", samples)
+    session = ReadingSession(tmp_path / "mine")
+    assert [line.right for line in session.read_samples(reader)] == [f"word {place}" for place in range(4)]
+    session.correct(session.lines()[0].key, "of mine")
+    assert session.read_samples(reader)[0].right == "of mine"
+    assert len({line.group for line in session.corrected().lines}) == 2
+    # They are not mixed with what is one's own.
+    own = session.read(reader, noise_pictures(2, seed=5))
+    with pytest.raises(DatasetError, match="No line is corrected yet"):
+        session.corrected()
+    session.correct(own[0].key, "fox")
+    assert [line.text for line in session.corrected().lines] == ["fox"]
+
+
+def test_the_reader_is_chosen_by_whose_pictures_they_are():
+    assert choose_reader("auto", own_pictures=True)[0] == "trocr-base-handwritten"
+    assert choose_reader("auto", own_pictures=False)[0] == "demo-reader"
+    assert choose_reader("x/y", own_pictures=True) == ("x/y", "as asked")
+
+
+def test_settings_of_reading_come_first_the_pictures_and_all_are_checked():
+    from fastsd_helpers.options import options_of
+
+    names = [item.name for item in options_of(ReadPicturesConfig)]
+    assert names[:3] == ["images", "reader", "pages"]
+    with pytest.raises(SettingsError, match=r"beams.*pages|pages.*beams"):
+        ReadPicturesConfig(beams=0, pages="all")
+    with pytest.raises(SettingsError, match="reader"):
+        ReadPicturesConfig(reader=" ")
+
+
+def test_session_json_holds_what_was_entered(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    session.save(reader="demo-reader")
+    session.save_if_possible(forms={"A": {"b": 1}})
+    kept = json.loads((tmp_path / "mine" / "session.json").read_text())
+    assert (kept["reader"], kept["forms"]) == ("demo-reader", {"A": {"b": 1}})
