@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,24 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     That bytes reach the disk before their name appears is tested in test_drive.py, with the real calls.
     """
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SD 1.5 model with random weights, for runs of the training engine; not to be changed."""
+    from dreambooth_runs import build_base
+
+    return build_base(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture
+def small_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Any:
+    """A session with a few prepared pictures, whose runs draw no more than they must."""
+    from dreambooth_runs import draw_quickly, make_session
+
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    draw_quickly(monkeypatch)
+    return make_session(tmp_path)
 
 
 @pytest.fixture(autouse=True)

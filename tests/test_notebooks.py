@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_readers import noise_pictures, write_reader
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -17,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PROJECT["tool"]["fastsd"]["repository"]
 LONGEST_CELL = 12
 # What a cell may use from the cells before it.
-SHARED = {"session", "form", "pictures", "result"}
+SHARED = {"session", "form", "pictures", "result", "webui"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
@@ -156,7 +157,7 @@ def run_notebook(
             cell.source = without_magics(cell.source)
         cells.append(cell)
         for settings, values in changes.items():
-            if cell.cell_type == "code" and f"show_form({settings}" in cell.source:
+            if cell.cell_type == "code" and (f"show_form({settings}" in cell.source or f"{settings}(" in cell.source):
                 cells.append(nbformat.v4.new_code_cell(f"form.update(**{values!r})"))
     notebook.cells = [cell.copy() for _ in range(times) for cell in cells]
     for number, cell in enumerate(notebook.cells):
@@ -197,3 +198,53 @@ def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_pat
     after = json.loads((folder / "session.json").read_text())
     assert "Opened the session my-subject" in again
     assert (after["id"], after["result"]) == (before["id"], before["result"])
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("widgets", ["8", "7.7.1"])
+def test_trocr_runs_twice_with_the_same_session(tmp_path: Path, widgets: str) -> None:
+    for package in ("nbclient", "openvino", "nncf", "jiwer"):
+        pytest.importorskip(package)
+    overlay = ROOT / ".venv-ipywidgets7" if widgets == "7.7.1" else None
+    if overlay is not None and not overlay.is_dir():
+        pytest.skip(f"{overlay.name} is not there; `make setup` makes it")
+    write_reader(tmp_path / "reader", "stage1", spread=0.15, end=2.0)
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    rows = ["file_name,text,group"]
+    for place, picture in enumerate(noise_pictures(12)):
+        picture.save(lines / f"{place}.png")
+        rows.append(f"{place}.png,{place % 3},w{place // 2}")
+    (lines / "labels.csv").write_text("\n".join(rows))
+    changes = {
+        "show_lines_form": {"images": str(lines), "reader": str(tmp_path / "reader"), "max_new_tokens": 6},
+        "TeachConfig": {"data": str(lines), "epochs": 2, "augment": False},
+    }
+    shown = output_of(
+        run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes=changes, widgets=overlay, times=2)
+    )
+    assert shown.count("12 lines read") == 2
+    assert shown.count("lines that were not learned from: <b>") == 2, "before and after, twice"
+    assert "This run is finished already" in shown, "the second time nothing is trained"
+    assert "It is there already" in shown, "nor shrunk"
+    folder = tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting"
+    assert len((folder / "text.txt").read_text(encoding="utf-8").splitlines()) == 12
+    assert len(list((folder / "fine-tuned").glob("*/model/model.safetensors"))) == 1
+    assert (folder / "int8" / "openvino" / "decoder.xml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_trocr_run_all_untouched_teaches_the_demo_reader_a_hand(tmp_path: Path) -> None:
+    for package in ("nbclient", "openvino", "nncf", "jiwer"):
+        pytest.importorskip(package)
+    if not (ROOT / "fastsd_helpers" / "demo" / "reader_model").is_dir():
+        pytest.skip("the demo reader is not there; scripts/train_demo_reader.py makes it")
+    shown = output_of(run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes={}))
+    assert "built-in sample lines are read" in shown
+    run = next((tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting" / "fine-tuned").glob("*/result.json"))
+    result = json.loads(run.read_text(encoding="utf-8"))
+    assert result["cer_after"] < result["cer_before"]
