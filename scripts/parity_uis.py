@@ -35,7 +35,8 @@ PERMITTED = (
     (".*", ".*", r"(\w+\.|\w+: )?logit_scale", "used in CLIP's training only"),
     ("comfyui", ".*", r"clip_l\.transformer\.text_projection\.weight", "CLIP-L's pooled output is not projected"),
     ("comfyui", "flux-.*", r"text_projection\.weight", "the same, in a text encoder's file"),
-    ("forge", ".*", r"text_encoder: transformer\.text_projection\.weight", "the same; SDXL's second is text_encoder_2"),
+    # Not so with SDXL's second text encoder, and the refiner's only one: their projections are used.
+    ("forge", "(?!sdxl-refiner).*", r"text_encoder: transformer\.text_projection\.weight", "the same"),
     (
         "comfyui",
         "sd21.*",

@@ -67,8 +67,8 @@ class ModelChoice:
         entries = [(f"{_AUTO}: {auto}", _AUTO)] if auto else []
         entries += [(f"{spec.key}: {spec.title}", spec.key) for spec in self._specs.values()]
         self._keys = [key for _label, key in entries]
-        # "max-width", so that a column of fixed width around them may make them narrower.
-        wide = widgets.Layout(width="460px", max_width="100%")
+        # So that a column of fixed width around them may make them narrower.
+        wide = widgets.Layout(width="460px", max_width="calc(100% - 4px)")  # a widget has 2 px of margin
         self.text = widgets.Combobox(
             options=self._keys,
             placeholder="owner/name, /path/to/model, https://...",

@@ -120,8 +120,13 @@ class Lab:
 
     def wait_for_kernel(self) -> None:
         """Wait until the kernel is there and does nothing."""
-        self.page.wait_for_selector(
-            '.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+        # Before there is a kernel the light says idle too, and a cell that is run then asks for one.
+        self.page.wait_for_function(
+            """() => {
+                const name = document.querySelector(".jp-Toolbar-kernelName");
+                const light = document.querySelector(".jp-Notebook-ExecutionIndicator");
+                return name && !name.innerText.includes("No Kernel") && light && light.dataset.status === "idle";
+            }"""
         )
 
     def cell(self, title: str) -> Any:
@@ -135,9 +140,23 @@ class Lab:
         cell.scroll_into_view_if_needed()
         cell.locator(".cm-content").first.click()
         self.page.keyboard.press("Control+Enter")
+        if self._answer_kernel_question():
+            cell.locator(".cm-content").first.click()
+            self.page.keyboard.press("Control+Enter")
         if wait:
             self.wait_done(title)
         return cell
+
+    def _answer_kernel_question(self) -> bool:
+        """On a slow machine the page asks for a kernel although one is starting; take what it offers."""
+        question = self.page.locator(".jp-Dialog", has_text="Select Kernel")
+        self.page.wait_for_timeout(300)
+        if not question.count():
+            return False
+        question.locator(".jp-mod-accept").click()
+        question.wait_for(state="detached")
+        self.wait_for_kernel()
+        return True
 
     def wait_done(self, title: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a cell has a number, which it gets when it is done."""

@@ -46,6 +46,8 @@ def test_only_what_is_documented_is_let_pass(parity_uis):
     answer = {"model": "SDXL", "predicts": "epsilon", "missing": [], "extra": [], "errors": []}
     lacking = ["text_encoder: transformer.text_projection.weight", "text_encoder_2: logit_scale"]
     assert parity_uis.judged("forge", export, {**answer, "missing": lacking})["permitted"] == 2
+    refiner = {**export, "name": "sdxl-refiner"}
+    assert not parity_uis.judged("forge", refiner, {**answer, "missing": lacking[:1]})["ok"]
     for change in (
         {"missing": ["text_encoder_2: transformer.text_projection.weight"]},
         {"extra": ["text_encoder: logit_scale"]},
