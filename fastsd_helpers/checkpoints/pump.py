@@ -14,9 +14,10 @@ from fastsd_helpers.checkpoints.recipes import Piece, Recipe
 
 __all__ = ["pump"]
 
-_PIECE_BYTES = 2 << 20
+# Stays in a processor's own cache until it is written: pieces of 2 MB take half as long again.
+_PIECE_BYTES = 512 << 10
 _SMALL_BYTES = 1 << 18
-_AHEAD = 8  # pieces that wait: 16 MB
+_AHEAD = 8  # pieces that wait: 4 MB
 
 
 def pump(recipes: Iterable[tuple[str, Recipe]], *, finite: bool = False) -> Iterator[tuple[str, Any, bool]]:

@@ -11,6 +11,7 @@ from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 __all__ = ["CorrectionTable", "correct_lines"]
 
 _ON_A_PAGE = 10
+_SHOWN_LETTERS = 60
 _WHICH = (
     ("all, as on the page", "all"),
     ("least sure first", "doubt"),
@@ -74,12 +75,12 @@ class CorrectionTable:
     def _row(self, line: SavedLine) -> Any:
         widgets = load_widgets()
         layout = widgets.Layout
-        field = widgets.Text(value=line.text, continuous_update=False, layout=layout(width="460px"))
+        field = widgets.Text(value=line.text, continuous_update=False, layout=layout(flex="0 0 460px"))
         field.add_class("fastsd-line")
-        right = widgets.Button(icon="check", tooltip="It is right as it stands", layout=layout(width="40px"))
+        right = widgets.Button(icon="check", tooltip="It is right as it stands", layout=layout(flex="0 0 40px"))
         right.add_class("fastsd-right")
-        undo = widgets.Button(icon="undo", tooltip="Take the correction back", layout=layout(width="40px"))
-        state = widgets.HTML(self._state(line))
+        undo = widgets.Button(icon="undo", tooltip="Take the correction back", layout=layout(flex="0 0 40px"))
+        state = widgets.HTML(self._state(line), layout=layout(flex="1 1 auto", min_width="0"))
         field.observe(lambda change: self._keep(line, change["new"], state), names="value")
         right.on_click(lambda _button: self._keep(line, field.value, state))
         undo.on_click(lambda _button: self._undo(line, field, state))
@@ -93,7 +94,9 @@ class CorrectionTable:
             return f"<span style='opacity:.6'>read, {100 * line.read.confidence:.0f} % sure</span>"
         if line.right == line.read.text:
             return "✓ right as read"
-        return f"✓ corrected; read as <i>{html.escape(line.read.text)}</i>"
+        read = line.read.text
+        shown = read if len(read) <= _SHOWN_LETTERS else f"{read[:_SHOWN_LETTERS]}…"
+        return f"<span style='overflow-wrap:anywhere'>✓ corrected; read as <i>{html.escape(shown)}</i></span>"
 
     def _keep(self, line: SavedLine, text: str, state: Any) -> None:
         try:

@@ -84,7 +84,7 @@ class ConfidenceView:
             else "&nbsp;Nothing is read yet."
         )
         heads = "".join(
-            f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in ("line", "text", "sure", "")
+            f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in ("line", "sure", "text", "")
         )
         rows = "".join(f"<tr>{_row(line)}</tr>" for line in shown)
         self._table.value = (
@@ -100,7 +100,8 @@ def _row(line: SavedLine) -> str:
     text = "" if read.problem else _coloured(read)
     sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
     picture = picture_tag(line.picture) if line.key else html.escape(read.name)
-    cells = [picture, f"<span style='font-size:15px;white-space:pre-wrap'>{text}</span>", sure]
+    wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
+    cells = [picture, sure, f"<span style='{wrap}'>{text}</span>"]
     cells.append(html.escape(", ".join(told)))
     return "".join(f"<td style='text-align:left;padding:3px 10px'>{cell}</td>" for cell in cells)
 

@@ -167,7 +167,7 @@ def _compared(line: ComparedLine) -> str:
     picture = picture_tag(Path(line.picture)) if isinstance(line.picture, (str, Path)) else ""
     texts = (html.escape(text) for text in (line.text, line.before, line.after))
     cells = [picture, *texts, f"{line.errors_before} → {line.errors_after}"]
-    return "".join(f"<td style='text-align:left;padding:3px 10px'>{cell}</td>" for cell in cells)
+    return "".join(f"<td style='text-align:left;padding:3px 10px;overflow-wrap:anywhere'>{cell}</td>" for cell in cells)
 
 
 def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
