@@ -19,6 +19,8 @@ from fastsd_helpers.errors import DiskFull, DriveError, DriveReadOnly, FastSDErr
 from fastsd_helpers.runtime import fault_point, where
 
 __all__ = [
+    "TRASH_NOTE",
+    "bytes_in",
     "check_health",
     "check_writable",
     "copy_verified",
@@ -31,11 +33,14 @@ __all__ = [
     "sha256_of",
     "shared_drives",
     "shared_folder",
+    "size_in_words",
     "write_atomic",
     "write_new",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
+
+TRASH_NOTE = "On Google Drive, deleted files count until the trash is emptied too: drive.google.com/drive/trash"
 
 # Colab's own button mounts at the first; the old fast-stable-diffusion notebooks at the second.
 _MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
@@ -275,6 +280,25 @@ def check_writable(folder: Path | str) -> None:
                 os.unlink(probe)
     if returned != payload:
         raise DriveError(f"{folder} gave back other bytes than were written.", "Choose another folder with --root.")
+
+
+def bytes_in(folder: Path) -> int:
+    """What the files below a folder take; what links lead to counts where it lies."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # a running training prunes its checkpoints meanwhile
+                total += os.lstat(os.path.join(parent, file)).st_size
+    return total
+
+
+def size_in_words(count: float) -> str:
+    """A number of bytes in the unit people expect, in powers of 1000 as disks and Drive count."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
 
 
 def free_bytes(folder: Path | str) -> int:

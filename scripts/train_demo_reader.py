@@ -34,8 +34,8 @@ from fastsd_helpers.demo.reader_network import HEIGHT_PX, WIDTH_PX, build_reader
 
 SEED = 7
 LONGEST = 32
-PEAK_RATE, FLOOR = 1.2e-3, 0.02
-WARMUP = 400
+PEAK_RATE, FLOOR = 1e-3, 0.02
+WARMUP = 500
 CTC_WEIGHT = 0.4  # of the encoder's own reading: it makes the attention find the line's order at all, then fades
 EMA = 0.999
 SAVE_EVERY_S = 60
@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("stage", choices=["train", "measure", "package"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--fonts", type=Path, help="folder with the fonts")
-    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps of the whole run (default: 8000)")
-    parser.add_argument("--batch", type=int, default=64, help="lines a step (default: 64)")
+    parser.add_argument("--steps", type=int, default=12000, help="optimizer steps of the whole run (default: 12000)")
+    parser.add_argument("--batch", type=int, default=32, help="lines a step (default: 32)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     parser.add_argument("--drawers", type=int, default=1, help="processes that draw lines (default: 1)")
@@ -279,7 +279,7 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
                 save(path, {**state, "step": done})
                 saved = time.monotonic()
-            if done % 1000 == 0 or done == arguments.steps:
+            if done % 2000 == 0 or done == arguments.steps:
                 figures = measure(weights_of(average), seen, held_out, 100, brief=True)
                 with open(arguments.work / "log.jsonl", "a", encoding="utf-8") as log:
                     log.write(json.dumps({"step": done, "minutes": (now - began) / 60, **figures}) + "\n")

@@ -17,12 +17,13 @@ import pytest
 
 from fastsd_helpers import __version__
 from fastsd_helpers.cli import main, model_commands
-from fastsd_helpers.cli.answers import pairs, plain, size
+from fastsd_helpers.cli.answers import pairs, plain
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.drive import size_in_words
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.options import options_of
 from fastsd_helpers.sessions import Session
@@ -125,7 +126,7 @@ def test_an_answer_keeps_paths_absolute_and_numbers_finite(tmp_path: Path, monke
 
 
 def test_sizes_and_values_are_said_in_words() -> None:
-    assert [size(n) for n in (0, 999, 1500, 2_500_000, 4_265_146_304)] == [
+    assert [size_in_words(n) for n in (0, 999, 1500, 2_500_000, 4_265_146_304)] == [
         "0 B",
         "999 B",
         "1.5 kB",

@@ -179,12 +179,12 @@ def test_the_taught_reader_is_shrunk_once_and_measured(session, caplog):
 def test_the_shared_page_opens_with_a_login_and_closes(session, base):
     pytest.importorskip("gradio")
     view = forms.share_reader(ServeConfig(port=0), session)
-    assert view.served is None
+    assert view.page is None
     view.open()
     try:
         shown = text_of(view.box)
-        assert view.served.url in shown
-        assert f"user reader, password {view.served.password}" in shown
+        assert view.page.url in shown
+        assert f"user reader, password {view.page.password}" in shown
     finally:
         view.close()
     assert "Closed." in text_of(view.box)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
+from fastsd_helpers.drive import bytes_in
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 
@@ -95,9 +96,9 @@ def measure(settings: Settings) -> Report:
             folder = work / f"random-{settings.geometry}"
             if not (folder / "preprocessor_config.json").is_file():
                 write_random_reader(folder, settings.geometry)
-            sizes = {"fp32 folder": _bytes_in(folder)}
+            sizes = {"fp32 folder": bytes_in(folder)}
             if settings.int8:
-                sizes["int8 folder"] = _bytes_in(_int8_folder(folder))
+                sizes["int8 folder"] = bytes_in(_int8_folder(folder))
             # Before the models are loaded here: a machine may not have room for them twice.
             names = list(_makers(folder, settings)) if settings.memory else []
             peaks = {name: _peak_apart(name, str(folder), settings) for name in names}
@@ -246,7 +247,3 @@ def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callabl
         made[_THEIR_BEAMS] = theirs(settings.batch, use_cache=True, num_beams=4)
         made[_OUR_BEAMS] = ours("fp32", 4)
     return made
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "pairs", "plain", "section", "size", "table"]
+__all__ = ["Answer", "pairs", "plain", "section", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +57,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_in_words(item) for item in value)
     return str(value)
-
-
-def size(count: float) -> str:
-    """A number of bytes in the unit people expect, in powers of 1000 as disks and Drive count."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def section(title: str, lines: list[str]) -> list[str]:

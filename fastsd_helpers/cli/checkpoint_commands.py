@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.drive import size_in_words
 
 __all__ = ["add_checkpoints", "bench", "convert", "inspect"]
 
@@ -50,7 +51,7 @@ def convert(chosen: argparse.Namespace) -> Answer:
     values = {name: value if value != "" else None for name, value in to_values(config).items()}
     written = convert(chosen.src, chosen.dst, **values)
     facts = {
-        "size": size(written.bytes),
+        "size": size_in_words(written.bytes),
         "tensors": written.tensors,
         "family": written.family,
         "format": written.dtype,
@@ -71,10 +72,10 @@ def inspect(chosen: argparse.Namespace) -> Answer:
     facts = {
         "what": found.what,
         "family": found.family,
-        "size": size(found.bytes),
+        "size": size_in_words(found.bytes),
         "parameters": f"{found.parameters / 1e6:,.1f} million in {found.tensors:,} tensors",
-        "formats": {name: size(count) for name, count in found.dtypes.items()},
-        "parts": {name: size(count) for name, count in found.parts.items()},
+        "formats": {name: size_in_words(count) for name, count in found.dtypes.items()},
+        "parts": {name: size_in_words(count) for name, count in found.parts.items()},
         "predicts": f"{found.prediction or 'unknown'} ({found.prediction_source})" if found.prediction_source else None,
         "A1111 hash": found.short_hash,
         "sha256": found.sha256,
@@ -100,7 +101,7 @@ def _progress() -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last > _EVERY_S:
             last = time.monotonic()
-            _log.info("Looked at %s of %s ...", size(done), size(whole))
+            _log.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
 
     return tell
 

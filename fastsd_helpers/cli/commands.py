@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size, table
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section, table
 from fastsd_helpers.cli.flags import given_values
+from fastsd_helpers.drive import bytes_in, size_in_words
 from fastsd_helpers.errors import SettingsError
 
 __all__ = [
@@ -60,7 +61,7 @@ def list_sessions(chosen: argparse.Namespace) -> Answer:
             item.name,
             _progress(item.stage, item.step, item.steps),
             str(item.images),
-            size(item.bytes),
+            size_in_words(item.bytes),
             item.problem or "",
         ]
         for item in found
@@ -78,7 +79,7 @@ def show_session(chosen: argparse.Namespace) -> Answer:
 
     session = Session.open(chosen.session, root=chosen.root)
     summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
-    checkpoints = [{"name": path.name, "bytes": _bytes_in(path)} for path in _folders_in(session.checkpoints)]
+    checkpoints = [{"name": path.name, "bytes": bytes_in(path)} for path in _folders_in(session.checkpoints)]
     exports = [{"path": path, "bytes": path.stat().st_size} for path in _models_in(session.exports)]
     record = session.record
     data = {
@@ -97,15 +98,15 @@ def show_session(chosen: argparse.Namespace) -> Answer:
         f"Session {session.name} in {session.folder}",
         *pairs(
             {
-                "size": size(summary.bytes),
+                "size": size_in_words(summary.bytes),
                 "pictures": summary.images,
                 "progress": _progress(summary.stage, summary.step, summary.steps),
                 "base_model": record["base_model"].get("ref"),
             }
         ),
         *section("Settings", pairs(record["settings"])),
-        *section("Checkpoints", [f"  {item['name']}  {size(item['bytes'])}" for item in checkpoints]),
-        *section("Finished models", [f"  {item['path']}  {size(item['bytes'])}" for item in exports]),
+        *section("Checkpoints", [f"  {item['name']}  {size_in_words(item['bytes'])}" for item in checkpoints]),
+        *section("Finished models", [f"  {item['path']}  {size_in_words(item['bytes'])}" for item in exports]),
     ]
     return Answer(data, lines)
 
@@ -118,10 +119,6 @@ def _models_in(folder: Path) -> list[Path]:
     # The model card and its picture lie beside them.
     models = (".safetensors", ".ckpt")
     return sorted(path for path in folder.glob("*") if path.suffix in models and not path.name.startswith("."))
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def prepare(chosen: argparse.Namespace) -> Answer:
@@ -201,9 +198,10 @@ def export(chosen: argparse.Namespace) -> Answer:
     config = ExportConfig(**given_values(chosen, ExportConfig))
     session = Session.open(chosen.session, root=chosen.root)
     result = export(config, session)
+    facts = {"size": size_in_words(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}
     lines = [
         f"Written and read back: {result.path}",
-        *pairs({"size": size(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}),
+        *pairs(facts),
     ]
     return Answer({"session": session.name, **plain(result)}, lines)
 
@@ -218,7 +216,7 @@ def delete(chosen: argparse.Namespace) -> Answer:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
         if folder not in _folders_in(session.checkpoints):
             delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
-    question = f"Delete {what} ({size(_bytes_in(folder))})?"
+    question = f"Delete {what} ({size_in_words(bytes_in(folder))})?"
     if not chosen.yes and not _agreed(question, folder):
         data = {"session": session.name, "path": folder, "deleted": False, "bytes": 0}
         return Answer(data, ["Nothing was deleted."])
@@ -227,7 +225,7 @@ def delete(chosen: argparse.Namespace) -> Answer:
     else:
         freed = delete_session(session.name, root=chosen.root)
     lines = [
-        f"Deleted {what}: {size(freed)} freed.",
+        f"Deleted {what}: {size_in_words(freed)} freed.",
         "On Google Drive the room is free once the trash is emptied too.",
     ]
     return Answer({"session": session.name, "path": folder, "deleted": True, "bytes": freed}, lines)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, size, table
+from fastsd_helpers.cli.answers import Answer, pairs, plain, table
+from fastsd_helpers.drive import size_in_words
 from fastsd_helpers.errors import FastSDError, ModelError
 
 __all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "list_models", "show_model"]
@@ -58,7 +59,7 @@ def list_models(chosen: argparse.Namespace) -> Answer:
                 spec.kind,
                 spec.family,
                 f"{spec.native_px} px" if spec.prediction_type != "none" else "-",
-                size(spec.bytes) if spec.bytes else "-",
+                size_in_words(spec.bytes) if spec.bytes else "-",
                 f"{draw:g} GB" if draw else "-",
                 spec.licence + (" (token needed)" if spec.gated else ""),
                 spec.checked,
@@ -94,14 +95,15 @@ def get_model(chosen: argparse.Namespace) -> Answer:
         return _folder_answer(folder, model_hash(folder))
     path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)
     data = {"path": path, "bytes": path.stat().st_size, "sha256": sha256_of(path), "kind": describe_content(path)}
-    lines = [f"Here, whole and checked: {path}", *pairs({**data, "path": "", "bytes": size(data["bytes"])})[1:]]
+    facts = {**data, "path": "", "bytes": size_in_words(data["bytes"])}
+    lines = [f"Here, whole and checked: {path}", *pairs(facts)[1:]]
     return Answer(data, lines)
 
 
 def _folder_answer(folder: Path, sha256: str | None) -> Answer:
     count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     data = {"path": folder, "bytes": count, "sha256": sha256, "kind": "folder"}
-    return Answer(data, [f"Here, whole and checked: {folder} ({size(count)})"])
+    return Answer(data, [f"Here, whole and checked: {folder} ({size_in_words(count)})"])
 
 
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
@@ -122,7 +124,7 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
         [
             row.key + (" *" if row.recommended else ""),
             ", ".join(row.tasks),
-            ("" if row.bytes_exact else "~") + size(row.bytes) if row.bytes else "-",
+            ("" if row.bytes_exact else "~") + size_in_words(row.bytes) if row.bytes else "-",
             row.preprocessor,
             row.save_as,
             ", ".join(row.uis),
@@ -132,7 +134,8 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
     unknown = sum(row.bytes == 0 for row in found)
     more = f", and {unknown} of unknown size" if unknown else ""
     lines = table(["KEY", "TASKS", "SIZE", "PREPROCESSOR", "SAVED AS", "RUNS IN"], rows)
-    lines.append(f"{len(found)} files, {size(total_bytes(found))} in all{more}. * is the first choice for its tasks.")
+    whole = size_in_words(total_bytes(found))
+    lines.append(f"{len(found)} files, {whole} in all{more}. * is the first choice for its tasks.")
     return Answer({"controlnets": found, "bytes": total_bytes(found), "unknown_sizes": unknown}, lines)
 
 
@@ -147,7 +150,7 @@ def get_controlnets(chosen: argparse.Namespace) -> Answer:
         wanted = [find_controlnet(chosen.base, chosen.what, ui=chosen.ui)]
     if not wanted:
         find_controlnet(chosen.base, "canny", ui=chosen.ui)
-    logger.info("%d files, %s, to %s.", len(wanted), size(total_bytes(wanted)), chosen.to)
+    logger.info("%d files, %s, to %s.", len(wanted), size_in_words(total_bytes(wanted)), chosen.to)
     results = fetch_all([controlnet_file(row, chosen.to) for row in wanted])
     failed = [result for result in results if isinstance(result, FastSDError)]
     if len(failed) == len(results):

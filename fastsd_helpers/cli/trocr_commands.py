@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section, size
+from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.drive import size_in_words
 
 __all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
 
@@ -174,7 +175,7 @@ def embed(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.trocr.reader import Reader
 
     result = write_embeddings(Reader(chosen.model), chosen.images, chosen.out, pool=chosen.pool)
-    told = {"shape": " x ".join(map(str, result.shape)), "size": size(result.path.stat().st_size)}
+    told = {"shape": " x ".join(map(str, result.shape)), "size": size_in_words(result.path.stat().st_size)}
     return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
 
 
@@ -206,7 +207,7 @@ def quantize(chosen: argparse.Namespace) -> Answer:
         chosen.model, chosen.out, evaluate_on=chosen.evaluate, calibrate_on=chosen.calibrate, overwrite=chosen.overwrite
     )
     rows = [
-        [trial.method, size(trial.bytes), f"{trial.lines_per_second:.2f}", _percent(trial.cer),
+        [trial.method, size_in_words(trial.bytes), f"{trial.lines_per_second:.2f}", _percent(trial.cer),
          _percent(trial.same_text)]
         for trial in result.trials
     ]  # fmt: skip

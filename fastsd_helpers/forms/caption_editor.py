@@ -11,6 +11,7 @@ from fastsd_helpers.dreambooth.captioning import prompt_rows, set_caption
 from fastsd_helpers.dreambooth.dataset import PromptRow
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import View
 from fastsd_helpers.sessions import Session
 
 __all__ = ["CaptionEditor", "edit_captions"]
@@ -24,7 +25,7 @@ def edit_captions(session: Session) -> "CaptionEditor":
     return CaptionEditor(session)
 
 
-class CaptionEditor:
+class CaptionEditor(View):
     """A table of pictures and prompts, and below it one picture with the field for its words."""
 
     def __init__(self, session: Session) -> None:
@@ -54,11 +55,6 @@ class CaptionEditor:
         self.box = widgets.VBox([self._table, editor])
         self._load()
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
-
     def _load(self) -> None:
         chosen = self._choice.value
         try:
@@ -72,9 +68,6 @@ class CaptionEditor:
             self._choice.options = tuple(self._rows)
         self._choice.value = chosen if chosen in self._rows else next(iter(self._rows), None)
         self._show_chosen()
-
-    def _say(self, text: str) -> None:
-        self._message.value = html.escape(text)
 
     def _show_chosen(self) -> None:
         row = self._rows.get(self._choice.value)

@@ -6,6 +6,7 @@ from typing import Any
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.reading_view import picture_tag
+from fastsd_helpers.forms.view import View
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
 __all__ = ["CorrectionTable", "correct_lines"]
@@ -24,7 +25,7 @@ def correct_lines(session: ReadingSession) -> "CorrectionTable":
     return CorrectionTable(session)
 
 
-class CorrectionTable:
+class CorrectionTable(View):
     """Ten lines at a time: picture, field, a button for "this is right as it stands", and one that takes it back.
 
     A changed field is kept when it is left or Enter is pressed. Lines marked right are learned from too.
@@ -52,11 +53,6 @@ class CorrectionTable:
         bar = widgets.HBox([self._which, self._back, self._next, self._rest], layout=layout(align_items="center"))
         self.box = widgets.VBox([bar, self._message, self._rows])
         self._go(0)
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
 
     def _go(self, first: int) -> None:
         lines = [line for line in self._session.lines() if not line.read.problem]

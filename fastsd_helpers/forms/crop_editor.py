@@ -14,6 +14,7 @@ from typing import Any
 from fastsd_helpers.dreambooth.crops import Crop, list_crops, open_original, prepare_with_boxes
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import View
 from fastsd_helpers.sessions import Session
 
 __all__ = ["CropEditor", "edit_crops"]
@@ -50,7 +51,7 @@ def edit_crops(session: Session) -> "CropEditor":
     return CropEditor(session)
 
 
-class CropEditor:
+class CropEditor(View):
     """Widgets that show one photo at a time with its square.
 
     Attributes:
@@ -96,11 +97,6 @@ class CropEditor:
         right = widgets.VBox([self._picture, *self._sliders.values(), buttons, self._message, self._hidden])
         self.box = widgets.HBox([self._choice, right], layout=layout(align_items="flex-start"))
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
-
     def _guard(self, work: Callable[[], None]) -> None:
         if self._quiet:
             return
@@ -108,9 +104,6 @@ class CropEditor:
             work()
         except FastSDError as err:
             self._say(f"✋ {err.problem} {err.hint}")
-
-    def _say(self, text: str) -> None:
-        self._message.value = html.escape(text)
 
     def _load(self) -> None:
         """Read the session's crops anew; a session without photos shows the sentence that says so."""

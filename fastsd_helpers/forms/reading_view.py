@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import View
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
@@ -39,7 +40,7 @@ def picture_tag(path: Path) -> str:
     return f"<img src='{source}' style='display:block;{size}'>"
 
 
-class ConfidenceView:
+class ConfidenceView(View):
     """A table of lines: picture, text with doubtful tokens coloured, confidence, notes; with pages and an order.
 
     Attributes:
@@ -61,11 +62,6 @@ class ConfidenceView:
         bar = widgets.HBox([self._order, self._back, self._next, self._where], layout=layout(align_items="center"))
         self.box = widgets.VBox([bar, self._table])
         self._draw()
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
 
     def _turn(self, pages: int) -> None:
         self._page += pages

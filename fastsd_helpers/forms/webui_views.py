@@ -5,11 +5,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.drive import free_bytes
+from fastsd_helpers.drive import free_bytes, size_in_words
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.forms.delete_view import DeleteView
 from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import View
 from fastsd_helpers.tunnels import Tunnel
-from fastsd_helpers.webui import delete_kept, list_kept, status, stop
+from fastsd_helpers.webui import Kept, delete_kept, list_kept, status, stop
 
 if TYPE_CHECKING:
     from fastsd_helpers.forms.webui import NotebookUI
@@ -18,23 +20,9 @@ __all__ = ["KeptView", "LinkView", "StartView", "StopView", "show_kept", "show_s
 
 _LINES = 8
 _SHOW_EVERY_S = 0.25
-_TRASH = "On Google Drive, deleted files count until the trash is emptied too: drive.google.com/drive/trash"
 
 
-class _View:
-    box: Any
-
-    def display(self) -> None:
-        """Show it below the cell that is running."""
-        from IPython.display import display
-
-        display(self.box)
-
-    def _ipython_display_(self) -> None:
-        self.display()
-
-
-class StartView(_View):
+class StartView(View):
     """The last lines of a web UI's log while it starts, and how it went."""
 
     def __init__(self, head: str) -> None:
@@ -62,7 +50,7 @@ class StartView(_View):
         self._log.value = f"<pre style='font-size:85%; opacity:.8; white-space:pre-wrap'>{text}</pre>"
 
 
-class LinkView(_View):
+class LinkView(View):
     """One block to copy: link, user, password, expiry. It follows the link when that has to be opened anew."""
 
     def __init__(self) -> None:
@@ -85,7 +73,7 @@ def show_stop(webui: "NotebookUI") -> "StopView":
     return StopView(webui)
 
 
-class StopView(_View):
+class StopView(View):
     """A button that ends the web UI, and one that says how it is."""
 
     def __init__(self, webui: "NotebookUI") -> None:
@@ -130,74 +118,28 @@ class StopView(_View):
             return
         self._say("Stopped. To go on, run the cell that starts it.")
 
-    def _say(self, text: str) -> None:
-        self._message.value = html.escape(text)
-
 
 def show_kept(webui: "NotebookUI") -> "KeptView":
     """Show what models, pictures and the program take, and let them be deleted; a cell's last line displays it."""
     return KeptView(webui)
 
 
-class KeptView(_View):
-    """A list of models, pictures and the program with their sizes, and a button to delete the chosen one."""
+class KeptView(DeleteView):
+    """Models, pictures and the program."""
 
     def __init__(self, webui: "NotebookUI") -> None:
         self._webui = webui
-        widgets = load_widgets()
-        layout = widgets.Layout
-        self._head = widgets.HTML()
-        self._choice = widgets.Select(layout=layout(width="620px", height="180px"))
-        self._delete = widgets.Button(description="Delete…", icon="trash", layout=layout(width="160px"))
-        self._sure = widgets.Button(
-            description="Yes, delete it", button_style="danger", layout=layout(width="160px", display="none")
-        )
-        self._message = widgets.HTML()
-        self._choice.observe(lambda _change: self._ask(False), names="value")
-        self._delete.on_click(lambda _button: self._ask(True))
-        self._sure.on_click(lambda _button: self._go())
-        self.box = widgets.VBox([self._head, self._choice, widgets.HBox([self._delete, self._sure]), self._message])
-        self._load()
+        super().__init__()
 
-    def _load(self) -> None:
+    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
         places = self._webui.places
-        try:
-            kept = list_kept(places, self._webui.ui) if places.store.is_dir() else []
-            free, here = free_bytes(places.store), free_bytes(places.root)
-        except FastSDError as err:
-            self._say(f"✋ {err.problem} {err.hint}")
-            return
-        self._choice.options = [(f"{item.kind}  ·  {item.name}  ·  {_size(item.bytes)}", item) for item in kept]
-        self._delete.disabled = not kept
-        where = f"{_size(free)} free in {places.store}, {_size(here)} on this machine's disk."
-        self._head.value = f"{html.escape(where)} {html.escape(_TRASH)}"
-        self._ask(False)
+        kept = list_kept(places, self._webui.ui) if places.store.is_dir() else []
+        free, here = size_in_words(free_bytes(places.store)), size_in_words(free_bytes(places.root))
+        entries = [(f"{item.kind}  ·  {item.name}  ·  {size_in_words(item.bytes)}", item) for item in kept]
+        return html.escape(f"{free} free in {places.store}, {here} on this machine's disk."), entries
 
-    def _say(self, text: str) -> None:
-        self._message.value = html.escape(text)
+    def _name(self, thing: Kept) -> str:
+        return f"{thing.name} ({size_in_words(thing.bytes)})"
 
-    def _ask(self, asking: bool) -> None:
-        item = self._choice.value
-        asking = asking and item is not None
-        self._sure.layout.display = "" if asking else "none"
-        self._say(f"Delete {item.name} ({_size(item.bytes)})? This cannot be undone." if asking else "")
-
-    def _go(self) -> None:
-        item = self._choice.value
-        if item is None:
-            return
-        try:
-            freed = delete_kept(item, self._webui.places)
-        except FastSDError as err:
-            self._say(f"✋ {err.problem} {err.hint}")
-            return
-        self._load()
-        self._say(f"Deleted: {_size(freed)} freed. {_TRASH}")
-
-
-def _size(count: float) -> str:
-    for unit in ("kB", "MB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.2f} GB"
+    def _remove(self, thing: Kept) -> int:
+        return delete_kept(thing, self._webui.places)

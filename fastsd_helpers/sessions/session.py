@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import drive_errors, sessions_root
+from fastsd_helpers.drive import bytes_in, drive_errors, sessions_root
 from fastsd_helpers.errors import DriveError, FastSDError, SessionError, SessionExists, SessionNotFound
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
@@ -233,7 +233,7 @@ def _summarise(folder: Path) -> SessionSummary:
         result = read_record(folder)
         record, problem = result.record, " ".join(result.notices) or None
         with drive_errors(folder, "read"):
-            size = _size_of(folder)
+            size = bytes_in(folder)
             images = _count(folder / "instance_images")
             checkpoints = sum((path / "manifest.json").is_file() for path in _children(folder / "checkpoints"))
             exports = _count(folder / "exports")
@@ -271,7 +271,7 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
         if folder.is_symlink():
             folder.unlink()
             return 0
-        size = _size_of(folder)
+        size = bytes_in(folder)
         with SessionLock(folder):
             # Renamed first, so that a deletion that is cut leaves no half session; leftovers go with the next one.
             gone = sessions / f"{_DELETED}{folder.name[:60]}-{secrets.token_hex(4)}"
@@ -346,15 +346,6 @@ def _find(name: str, root: Path) -> Path:
 
 def _holds_files(folder: Path) -> bool:
     return any(files for _, _, files in os.walk(folder))
-
-
-def _size_of(folder: Path) -> int:
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):  # a running training prunes its checkpoints meanwhile
-                total += os.lstat(os.path.join(parent, file)).st_size
-    return total
 
 
 def _count(folder: Path) -> int:

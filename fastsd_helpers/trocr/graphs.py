@@ -69,11 +69,18 @@ def _quiet_conversion(packages: list[Any]) -> Iterator[None]:
     """Without nncf's tables and the tracer's remarks, which are for those who convert models of their own."""
     import warnings
 
-    for nncf in packages:
-        nncf.set_log_level(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    # Not by nncf.set_log_level: that quiets every handler hung on nncf's log, those of others too, and for good.
+    loggers = [logging.getLogger(package.__name__) for package in packages]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _require(*names: str) -> list[Any]:

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.drive import drive_errors
+from fastsd_helpers.drive import bytes_in, drive_errors
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, store_folder
@@ -41,9 +41,9 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
                     found.append(Kept(kind, str(path.relative_to(folder)), path, path.stat().st_size))
         pictures = places.store / "outputs"
-        found.append(Kept(_PICTURES, "all pictures that were drawn", pictures, _bytes_in(pictures)))
+        found.append(Kept(_PICTURES, "all pictures that were drawn", pictures, bytes_in(pictures)))
     with drive_errors(places.root, "read"):
-        found.append(Kept(_PROGRAM, f"{ui.title} itself, with its environment", places.root, _bytes_in(places.root)))
+        found.append(Kept(_PROGRAM, f"{ui.title} itself, with its environment", places.root, bytes_in(places.root)))
     return sorted((item for item in found if item.bytes), key=lambda item: -item.bytes)
 
 
@@ -69,8 +69,3 @@ def delete_kept(item: Kept, places: Places) -> int:
             item.path.unlink()
             item.path.with_suffix(".yaml").unlink(missing_ok=True)
     return item.bytes
-
-
-def _bytes_in(folder: Path) -> int:
-    # Not through links: what they lead to is counted where it lies.
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,0 +1,73 @@
+"""A list of things with their sizes, and a button that deletes the chosen one after a second press."""
+
+import html
+from abc import ABC, abstractmethod
+from typing import Any
+
+from fastsd_helpers.drive import TRASH_NOTE, size_in_words
+from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import View
+
+__all__ = ["DeleteView"]
+
+
+class DeleteView(View, ABC):
+    """The list, the button and the second button that asks whether you are sure."""
+
+    def __init__(self) -> None:
+        widgets = load_widgets()
+        layout = widgets.Layout
+        self._head = widgets.HTML()
+        self._choice = widgets.Select(layout=layout(width="620px", height="180px"))
+        self._delete = widgets.Button(description="Delete…", icon="trash", layout=layout(width="160px"))
+        self._sure = widgets.Button(
+            description="Yes, delete it", button_style="danger", layout=layout(width="160px", display="none")
+        )
+        self._message = widgets.HTML()
+        self._choice.observe(lambda _change: self._ask(False), names="value")
+        self._delete.on_click(lambda _button: self._ask(True))
+        self._sure.on_click(lambda _button: self._go())
+        self.box = widgets.VBox([self._head, self._choice, widgets.HBox([self._delete, self._sure]), self._message])
+        self._load()
+
+    @abstractmethod
+    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
+        """What is free, in HTML, and (label, thing) of what can be deleted."""
+
+    @abstractmethod
+    def _name(self, thing: Any) -> str:
+        """The thing in the question whether to delete it."""
+
+    @abstractmethod
+    def _remove(self, thing: Any) -> int:
+        """Delete it; returns the bytes that were freed."""
+
+    def _load(self) -> None:
+        try:
+            head, entries = self._list()
+        except FastSDError as err:
+            self._say(f"✋ {err.problem} {err.hint}")
+            return
+        self._choice.options = entries
+        self._delete.disabled = not entries
+        self._head.value = f"{head} {html.escape(TRASH_NOTE)}"
+        self._ask(False)
+
+    def _ask(self, asking: bool) -> None:
+        thing = self._choice.value
+        asking = asking and thing is not None
+        self._sure.layout.display = "" if asking else "none"
+        self._say(f"Delete {self._name(thing)}? This cannot be undone." if asking else "")
+
+    def _go(self) -> None:
+        thing = self._choice.value
+        if thing is None:
+            return
+        try:
+            freed = self._remove(thing)
+        except FastSDError as err:
+            self._say(f"✋ {err.problem} {err.hint}")
+            return
+        self._load()
+        self._say(f"Deleted: {size_in_words(freed)} freed. {TRASH_NOTE}")
