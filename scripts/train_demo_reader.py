@@ -109,6 +109,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12000, help="optimizer steps of the whole run (default: 12000)")
     parser.add_argument("--batch", type=int, default=32, help="lines a step (default: 32)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
+    parser.add_argument(
+        "--begin-with", type=Path, help="folder of a reader of this shape to train on (default: nothing)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     parser.add_argument("--drawers", type=int, default=1, help="processes that draw lines (default: 1)")
     parser.add_argument("--lines", type=int, default=500, help="lines per figure of `measure` (default: 500)")
@@ -228,6 +231,10 @@ def rate_at(step: int, steps: int) -> float:
 def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
     torch.manual_seed(SEED)
     model = ReaderWithCtc().to(DEVICE)
+    if arguments.begin_with:
+        begun = type(model.reader).from_pretrained(arguments.begin_with, dtype=torch.float32)
+        known = model.reader.state_dict()  # opening a folder adds a pooler, which no TrOCR model uses
+        model.reader.load_state_dict({name: weight for name, weight in begun.state_dict().items() if name in known})
     average = {name: weight.detach().clone() for name, weight in model.reader.state_dict().items()}
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     others = [weight for weight in model.parameters() if weight.dim() <= 1]
