@@ -460,6 +460,14 @@ def _look_at_lock() -> Iterator[Finding]:
         except InstallError as err:
             yield Finding("warning", f"{name}: {err.problem}", err.hint, name)
             continue
+        if report.unproved:
+            yield Finding(
+                "warning",
+                f"{name}: {', '.join(report.unproved)} was installed and not yet seen to work.",
+                f"Run: fastsd install {name} (it tries to import it again)",
+                name,
+            )
+            continue
         if not report.changes:
             yield Finding("ok", f"{name}: all {report.kept} packages are here and fit.", workflow=name)
             continue

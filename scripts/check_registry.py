@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fastsd_helpers.controlnet import controlnets  # noqa: E402
+from fastsd_helpers.downloads.hub import network_errors  # noqa: E402
 from fastsd_helpers.registry import models  # noqa: E402
 from fastsd_helpers.runtime import redact, secret  # noqa: E402
 
@@ -38,15 +39,24 @@ def files_to_check() -> list[tuple[str, str, str, str, str | None, int | None, s
     return found
 
 
+def no_answer(err: Exception) -> str:
+    """What the Hub refused, in words; without a connection this ends, since no row can be judged."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    why = redact(" ".join(str(err).split()))[:160]
+    if not isinstance(err, HfHubHTTPError):
+        sys.exit(f"The Hub cannot be reached ({why}): check the network and HF_ENDPOINT. Nothing was written.")
+    return f"no answer: {why}"
+
+
 def compare(repo: str, file: str, revision: str | None, size: int | None, sha256: str | None) -> tuple[list[str], dict]:
     """What differs, in words, and what the Hub said."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         said = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), token=secret("HF_TOKEN"))
-    except (HfHubHTTPError, OSError) as err:
-        return [f"no answer: {redact(' '.join(str(err).split()))[:160]}"], {}
+    except (OSError, *network_errors()) as err:
+        return [no_answer(err)], {}
     found = {"bytes": said.size, "sha256": said.etag if said.etag and len(said.etag) == 64 else None}
     problems = []
     if size is not None and said.size is not None and size != said.size:
@@ -59,15 +69,14 @@ def compare(repo: str, file: str, revision: str | None, size: int | None, sha256
 def check_repositories() -> list[str]:
     """Whether every repository of the sources is there, at its commit."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api, problems = HfApi(token=secret("HF_TOKEN")), []
     for spec in models(None):
         for source in spec.sources:
             try:
                 api.model_info(source.repo, revision=source.revision)
-            except (HfHubHTTPError, OSError) as err:
-                problems.append(f"{spec.key}: {source.repo}: {redact(' '.join(str(err).split()))[:160]}")
+            except (OSError, *network_errors()) as err:
+                problems.append(f"{spec.key}: {source.repo}: {no_answer(err)}")
     return problems
 
 

@@ -1,6 +1,7 @@
 """Make wheels.lock anew with uv and say in words what changed.
 
     python scripts/make_lock.py                     # `make lock`; needs the network and uv
+    python scripts/make_lock.py --only comfyui      # resolve the sets of that name alone; the others stay as they are
     python scripts/make_lock.py --images DIR        # no new lock: check it against package lists of Colab images
                                                     # (<release>-gpu.txt, -cpu.txt) and write docs/colab-packages.md
 
@@ -30,7 +31,8 @@ from fastsd_helpers.wheels.lockfile import canonical, digest_of  # noqa: E402
 
 LOCK = ROOT / "wheels.lock"
 PYTHONS = ("3.11", "3.12", "3.13")
-OWN = {"a1111": ("3.11", ROOT / "fastsd_helpers" / "webui" / "a1111.txt")}
+_WEBUI = ROOT / "fastsd_helpers" / "webui"
+OWN = {"a1111": ("3.11", _WEBUI / "a1111.txt"), "comfyui": ("3.12", _WEBUI / "comfyui.txt")}
 # Colab's Ubuntu 22.04 has glibc 2.35; Kaggle's images are of the same kind.
 UV_PLATFORM, PLATFORM = "x86_64-manylinux_2_35", "linux x86_64"
 # The platform's own packages leave every resolution for its Python; opencv-python is another build of the headless one.
@@ -137,17 +139,41 @@ def needs_of(lines: list[str], python: str, work: Path) -> dict[str, list[str]]:
     return found
 
 
-def make_lock() -> str:
-    """The text of a new wheels.lock."""
+def make_lock(only: str | None = None) -> str:
+    """The text of a new wheels.lock; with `only`, every other set is taken from the one that is there."""
+    old = tomllib.loads(LOCK.read_text(encoding="utf-8")) if only else {}
     files: dict[str, tuple[str, int]] = {}
     needs: dict[str, dict[str, list[str]]] = {python: {} for python in PYTHONS}
     archives: dict[str, str] = {}
     sets = []
+
+    def keep(name: str, python: str) -> None:
+        row = old["sets"].get(f"{name}-{python}")
+        if row is None:
+            sys.exit(f"wheels.lock has no set {name} for Python {python} yet: run this without --only.")
+        locked = row["requirements"].splitlines()
+        for line in locked:
+            for sha256 in re.findall(r"sha256:(\w+)", line):
+                size, _, file = old["files"][sha256].partition(" ")
+                files[sha256] = (file, int(size))
+            package = re.match(r"\S+", line)[0]
+            if not row["own_environment"]:
+                needs[python][package] = old["needs"][python].get(package, [])
+            elif package in old["archives"]:
+                archives[package] = old["archives"][package]
+        sets.append((name, python, row["own_environment"], row["wanted"], locked))
+
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        build = [line_of(package) for package in resolve(list(BUILD_TOOLS), "3.11", work, own=True)]
+        if only:
+            build = old["build"]["requirements"].splitlines()
+        else:
+            build = [line_of(package) for package in resolve(list(BUILD_TOOLS), "3.11", work, own=True)]
         for name, lines in sections().items():
             for python in PYTHONS:
+                if only not in (None, name):
+                    keep(name, python)
+                    continue
                 print(f"  {name}, Python {python}", flush=True)
                 packages = resolve(lines, python, work, own=False)
                 locked = [line_of(package) for package in packages]
@@ -156,6 +182,9 @@ def make_lock() -> str:
                 wanted = [str(Requirement(line.partition(";")[0])) for line in lines]
                 sets.append((name, python, False, wanted, locked))
         for name, (python, path) in OWN.items():
+            if only not in (None, name):
+                keep(name, python)
+                continue
             print(f"  {name}, Python {python}", flush=True)
             texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
             fixed = [match for line in texts if (match := _ARCHIVE.fullmatch(line))]
@@ -167,16 +196,17 @@ def make_lock() -> str:
                 files[match["sha256"]] = (match["url"].rsplit("/", 1)[1], int(match["bytes"]))
             locked = sorted([*(line_of(package) for package in packages), *(match["line"] for match in fixed)])
             sets.append((name, python, True, [], locked))
-    return write_lock(sets, build, needs, archives, files)
+    made = old["made"] if only else datetime.date.today().isoformat()
+    return write_lock(sets, build, needs, archives, files, made)
 
 
-def write_lock(sets: list, build: list[str], needs: dict, archives: dict, files: dict) -> str:
+def write_lock(sets: list, build: list[str], needs: dict, archives: dict, files: dict, made: str) -> str:
     """The lock as text, in an order that keeps differences small."""
     text = [
         "# wheels.lock: the exact versions and file hashes that `fastsd install` uses. `make lock` writes it.",
         "# A set's requirements are ordinary requirement lines: pip install --require-hashes -r reads them too.",
         "schema = 1",
-        f'made = "{datetime.date.today().isoformat()}"',
+        f'made = "{made}"',
         "",
         "# tools for the few packages that come as source only; they are built once, then kept as wheels in the cache",
         "[build]",
@@ -299,6 +329,8 @@ def check_images(folder: Path) -> str:
 def main() -> int:
     """Run one of the two jobs; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*sections(), *OWN]
+    parser.add_argument("--only", choices=names, metavar="NAME", help=f"resolve this set alone: {', '.join(names)}")
     parser.add_argument("--images", type=Path, metavar="DIR", help="check the lock against Colab's package lists")
     chosen = parser.parse_args()
     if chosen.images:
@@ -312,7 +344,7 @@ def main() -> int:
     except InstallError as err:
         print(f"The old lock is of no use for comparing: {err.problem}")
         old = None
-    text = make_lock()
+    text = make_lock(chosen.only)
     candidate = LOCK.with_suffix(".new")
     candidate.write_text(text, encoding="utf-8")
     new = read_lock(candidate)  # its digests and rows are checked before it replaces the old one

@@ -582,3 +582,13 @@ def test_python_dash_m_is_the_same_command():
         [sys.executable, "-m", "fastsd_helpers", "--version"], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == f"fastsd {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"]])
+def test_a_python_that_is_too_old_is_named(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "needs Python 3.11 or newer, and this is Python 3.10.13" in said.err + said.out

@@ -171,6 +171,23 @@ def test_a_constraint_file_that_is_not_there_is_a_problem(monkeypatch, tmp_path)
     assert "os.environ.pop('UV_CONSTRAINT')" in said
 
 
+def test_a_package_that_was_not_seen_to_work_is_a_warning_of_its_workflow(monkeypatch):
+    from pathlib import Path
+
+    from fastsd_helpers.wheels import InstallReport
+
+    def report(name, *, dry_run):
+        notes = ("bitsandbytes",) if name == "dreambooth" else ()
+        return InstallReport(name, "3.13", Path("p"), (), 9, 0, 0.1, "none", (), (), dry_run, notes)
+
+    monkeypatch.setattr(doctor, "install", report)
+    first, *others = doctor._look_at_lock()
+    assert (first.level, first.workflow) == ("warning", "dreambooth")
+    assert "bitsandbytes was installed and not yet seen to work" in first.what
+    assert "fastsd install dreambooth" in first.todo
+    assert {item.level for item in others} == {"ok"}
+
+
 def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
     module = type(sys)("peft")
     module.__version__ = "0.1.0"

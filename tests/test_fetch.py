@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import time
 import traceback
+import zipfile
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from fakes import full_disk
+from fakes import full_disk, small_disk
 from file_server import Behaviour, FileServer
 from hub_server import Fault, HubServer
 
-from fastsd_helpers.downloads import HubFile, Wanted, describe_content, fetch, fetch_all, links
+from fastsd_helpers.downloads import HubFile, Wanted, describe_content, fetch, fetch_all, fetch_model, links
 from fastsd_helpers.downloads.links import find_link, safe_name, show_url
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
 
@@ -31,6 +33,14 @@ def safetensors(size: int = 4000, seed: int = 0) -> bytes:
     """A real safetensors file with one uint8 tensor of `size` bytes."""
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size)
+
+
+def checkpoint() -> bytes:
+    """What a .ckpt file is: a zip archive with a pickle in it."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 500)
+    return made.getvalue()
 
 
 MODEL = safetensors(300_000)
@@ -228,6 +238,13 @@ def test_after_a_kill_the_next_process_goes_on(site, folder):
         (b"\x7fELF" + b"x" * 500, "is a program, not a model"),
         (MODEL[:-1], "not a whole safetensors file"),
         (b"PK\x03\x04" + b"x" * 100, "not a whole checkpoint file"),
+        (checkpoint()[:-1], "not a whole checkpoint file"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 500, "is a picture, not a model"),
+        (b"RIFF\x00\x01\x00\x00WEBP" + b"x" * 500, "is a picture, not a model"),
+        (b"%PDF-1.7\n\xe2\xe3" + b"x" * 500, "is a PDF document, not a model"),
+        (b"\x1f\x8b\x08\x00" + b"x" * 500, "is a compressed archive, not a model"),
+        (b"7z\xbc\xaf\x27\x1c" + b"x" * 500, "is a compressed archive, not a model"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"x" * 500, "is a document or installer, not a model"),
         (b"not found", "is plain text, not a model"),
         (b"", "empty file"),
     ],
@@ -264,8 +281,6 @@ def test_bytes_changed_on_the_way_are_fetched_again_once_then_refused(site, fold
 
 
 def test_kinds_are_told_by_bytes(tmp_path):
-    import zipfile
-
     def kind(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
         return describe_content(tmp_path / name)
@@ -450,7 +465,12 @@ def test_a_token_with_a_blank_inside_is_refused_before_it_is_sent(civitai, monke
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/models/404", "no such model"), ("/user/somebody", "no page of a model"), ("/models/6", "has no version")],
+    [
+        ("/models/404", "no such model"),
+        ("/user/somebody", "no page of a model"),
+        ("/models/6", "has no version"),
+        ("/models/5?modelVersionId=abc", "no page of a model"),
+    ],
 )
 def test_a_civitai_link_that_leads_nowhere_is_told(civitai, path, said):
     civitai.files["/api/v1/models/6"] = b'{"modelVersions": []}'
@@ -458,11 +478,66 @@ def test_a_civitai_link_that_leads_nowhere_is_told(civitai, path, said):
         find_link(civitai.url(path))
 
 
-def test_a_password_in_an_address_is_not_shown(folder, caplog):
-    with pytest.raises(DownloadError) as caught:
-        fetch("http://me:secretword@127.0.0.1:9/x.safetensors?key=hidden", folder)
-    assert "secretword" not in told(caught.value, caplog).replace("fetch(", "")[-600:]
+def test_a_password_in_an_address_is_refused_and_not_shown(site, folder, caplog):
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    password = "".join(("secret", "word"))  # so that no line of the traceback holds it
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 has a user and a password in it") as caught:
+        fetch(f"http://me:{password}@127.0.0.1:{site.port}/model.safetensors?key=hidden", folder)
+    assert password not in told(caught.value, caplog)
+    assert "leave them out" in caught.value.hint.lower()
+    assert site.seen == []
     assert show_url("https://me:pw@example.org/a?token=1") == "https://example.org/a?…"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "https://civitai.com/models/5?token={} {}",
+        "civitai.com/models/5?token={}",
+        "ftp://me:{}@127.0.0.1/x.safetensors",
+        "https://me:{} {}@127.0.0.1/x.safetensors",
+        "https://127.0.0.1:9/x.safetensors?token={}",
+    ],
+)
+def test_what_was_typed_wrongly_is_named_without_the_secret_in_it(folder, caplog, typed):
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    secret = "".join(("word", "ofnobody"))
+    for ask in (lambda text: fetch(text, folder), fetch_model):
+        with pytest.raises(FastSDError) as caught:
+            ask(typed.format(secret, secret))
+        assert caught.value.hint
+        assert secret not in told(caught.value, caplog)
+
+
+def test_a_key_in_the_query_of_any_link_is_in_no_message(site, folder, caplog):
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    secret = "".join(("key", "ofsomebody"))
+    site.queue = [Behaviour(status=503, headers={"Retry-After": "0"}), Behaviour(cut_after=10), Behaviour(status=404)]
+    with pytest.raises(DownloadError, match=r"model\.safetensors\?… is not there") as caught:
+        fetch(site.url(f"/model.safetensors?signature={secret}"), folder)
+    assert secret not in told(caught.value, caplog)
+
+
+@pytest.mark.parametrize("typed", ["two%20words0123456789", "line%0Abreak0123456789", "gr%C3%BCn0123456789"])
+def test_a_token_with_a_blank_in_the_link_is_refused_before_it_is_sent(civitai, folder, caplog, typed):
+    with pytest.raises(DownloadError, match="The token in the link has a blank or an unusual character") as caught:
+        fetch(civitai.url(f"/models/5?modelVersionId=77&token={typed}"), folder)
+    assert "0123456789" not in str(caught.value) + caplog.text
+    assert civitai.seen == []
+
+
+def test_blanks_around_a_token_in_the_link_are_left_out(civitai, folder):
+    fetch(civitai.url(f"/models/5?modelVersionId=77&token=%20{TOKEN}%20"), folder)
+    assert {seen.headers.get("Authorization") for seen in civitai.seen} == {f"Bearer {TOKEN}"}
+
+
+def test_the_token_is_not_sent_where_civitai_says_the_file_is_elsewhere(civitai, folder, monkeypatch):
+    monkeypatch.setenv("CIVITAI_TOKEN", TOKEN)
+    elsewhere = civitai.about(downloadUrl=civitai.url("/model.safetensors", host="localhost"))
+    civitai.files["/api/v1/model-versions/77"] = json.dumps(elsewhere).encode()
+    fetch(civitai.url("/models/5?modelVersionId=77"), folder)
+    sent = {(seen.host, seen.headers.get("Authorization")) for seen in civitai.seen}
+    assert sent == {("127.0.0.1", f"Bearer {TOKEN}"), ("localhost", None)}
 
 
 # ----------------------------------------------------------------------------------------------- Google Drive
@@ -549,6 +624,66 @@ def test_a_redirect_to_something_that_is_no_web_address_is_not_followed(site, fo
     assert names_in(folder) == []
 
 
+@pytest.mark.parametrize("where", ["http://[bad/x", "http://nobody.invalid:99999999/x", "http://nobody.invalid:x/"])
+def test_a_redirect_to_an_address_that_makes_no_sense_is_one_sentence(site, folder, where):
+    site.default = Behaviour(redirect=where)
+    with pytest.raises(DownloadError, match=r"no web address|no connection"):
+        fetch(site.url("/model.safetensors"), folder)
+    assert names_in(folder) == []
+
+
+def test_a_redirect_to_itself_ends(site, folder):
+    site.default = Behaviour(redirect=site.url("/model.safetensors"))
+    with pytest.raises(DownloadError, match="answered 302"):
+        fetch(site.url("/model.safetensors"), folder)
+
+
+def test_an_address_with_letters_beyond_ascii_works(site, folder):
+    site.files["/gr%C3%BCn%20er.safetensors"] = MODEL
+    for address in ("/grün%20er.safetensors", "/gr%C3%BCn%20er.safetensors?für=mich"):
+        assert fetch(site.url(address), folder).name == "grün er.safetensors"
+
+
+def test_a_sha256_is_taken_in_capitals_and_nonsense_is_refused_before_anything_is_fetched(site, folder):
+    assert fetch(site.url("/model.safetensors"), folder, sha256=f" {SHA256.upper()}").read_bytes() == MODEL
+    site.seen.clear()
+    with pytest.raises(DownloadError, match="'1234' is no sha256"):
+        fetch(site.url("/model.safetensors"), folder, sha256="1234")
+    assert site.seen == []
+
+
+# What a server can do to `fastsd models get LINK`, and what is said then.
+_BAD_LINKS = {
+    "login page": (Behaviour(headers={"Content-Type": "text/html"}, body=b"<html>"), "gave a web page instead"),
+    "to a login page": (Behaviour(redirect="/login"), "gave a web page instead"),
+    "not there": (Behaviour(status=404), "is not there (answer 404)"),
+    "refused": (Behaviour(status=401), "refuses access (answer 401)"),
+    "proxy": (Behaviour(status=407), "A proxy on the way asks for a login"),
+    "busy for hours": (Behaviour(status=429, headers={"Retry-After": "9999"}), "asks to wait for 167 minutes"),
+    "a byte short": (Behaviour(body=MODEL[:-1]), "is not a whole safetensors file"),
+    "exe": (Behaviour(body=b"MZ" + b"x" * 900), "is a program, not a model"),
+    "name": (Behaviour(headers={"Content-Disposition": "attachment; filename=../x.ckpt"}), "leads out of its folder"),
+}
+
+
+@pytest.mark.parametrize("case", _BAD_LINKS)
+def test_the_command_line_says_one_sentence_and_what_to_do_and_ends_with_2(site, folder, case, capsys):
+    from fastsd_helpers.cli import main
+
+    site.default, said = _BAD_LINKS[case]
+    site.files["/login"] = b"<!DOCTYPE html>"
+    if case == "to a login page":
+        site.queue, site.default = [site.default], Behaviour(headers={"Content-Type": "text/html"})
+    assert main(["models", "get", site.url("/model.safetensors"), "--to", str(folder)]) == 2
+    shown = capsys.readouterr()
+    last = shown.err.rstrip().splitlines()[-2:]
+    assert last[0].startswith("✋ ")
+    assert said in last[0]
+    assert last[1].startswith("   → ")
+    assert "Traceback" not in shown.err + shown.out
+    assert names_in(folder) == []
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
@@ -590,6 +725,95 @@ def test_a_missing_file_repository_and_gate_of_the_hub_are_told_apart(hub, folde
     with pytest.raises(DownloadError, match="is gated") as caught:
         fetch(HubFile("a/b", "net.safetensors"), folder)
     assert "HF_TOKEN" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (None, "no token with access was given"),
+        ("hf_stranger0123456789", "this token has no access to it"),
+        ("hf_expired0123456789", "refused the Hugging Face token"),
+        ("hf_two words0123456789", "has a blank or an unusual character"),
+        ("  hf_MemberOfTheTests0123456789\n", ""),
+    ],
+)
+def test_a_gated_file_is_had_with_a_members_token_only_and_no_token_is_shown(
+    hub, folder, monkeypatch, caplog, token, said
+):
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    hub.gated, hub.strangers = {"a/b"}, {"hf_stranger0123456789"}
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    if not said:
+        assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
+        return
+    with pytest.raises(FastSDError, match=said) as caught:
+        fetch(HubFile("a/b", "net.safetensors"), folder)
+    assert caught.value.exit_code == 2
+    assert "settings/tokens" in caught.value.hint
+    assert "0123456789" not in str(caught.value) + caplog.text
+    assert names_in(folder) == []
+
+
+def test_two_hub_files_of_one_name_are_not_taken_for_each_other(hub, folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "net.safetensors").write_bytes(MODEL[:-1] + bytes([MODEL[-1] ^ 1]))
+    hub.repos["c/d"] = other
+    assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
+    with pytest.raises(DownloadError, match="is here already, with other content"):
+        fetch(HubFile("c/d", "net.safetensors"), folder)
+    assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
+    assert fetch(HubFile("c/d", "net.safetensors"), folder, overwrite=True).read_bytes() != MODEL
+    assert names_in(folder) == ["net.safetensors"]
+
+
+def test_without_the_hub_a_file_that_is_here_is_kept_and_that_is_said(hub, folder, caplog):
+    path = fetch(HubFile("a/b", "net.safetensors"), folder)
+    hub.stop()
+    assert fetch(HubFile("a/b", "net.safetensors"), folder) == path
+    assert "is kept as it is, not compared" in caplog.text
+
+
+def test_what_is_to_be_replaced_stays_when_the_new_file_cannot_be_kept(hub, folder, monkeypatch):
+    folder.mkdir()
+    (folder / "net.safetensors").write_bytes(b"mine")
+
+    def no_links(*args):
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with full_disk(folder, after_bytes=1000), pytest.raises(DiskFull):
+        fetch(HubFile("a/b", "net.safetensors"), folder, overwrite=True, sha256=SHA256)
+    assert (folder / "net.safetensors").read_bytes() == b"mine"
+    assert names_in(folder) == ["net.safetensors"]
+    assert fetch(HubFile("a/b", "net.safetensors"), folder, overwrite=True, sha256=SHA256).read_bytes() == MODEL
+
+
+def test_a_real_disk_that_fills_up_under_the_hubs_cache_is_told_and_holds_no_half_file(
+    hub, folder, tmp_path, monkeypatch
+):
+    big = safetensors(1_200_000)
+    hub.repos["a/b"].joinpath("net.safetensors").write_bytes(big)
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(disk))
+        monkeypatch.setattr("fastsd_helpers.downloads.hub_files.free_bytes", lambda folder: 10**12)
+        with (
+            pytest.warns(UserWarning, match="Not enough free disk space"),  # the client's own
+            pytest.raises(DiskFull, match="filled up while a/b was downloaded"),
+        ):
+            fetch(HubFile("a/b", "net.safetensors"), folder)
+        assert names_in(folder) == []
+        assert not list(disk.rglob("net.safetensors"))
+
+
+def test_a_real_disk_that_fills_up_under_a_link_is_told(site, tmp_path, monkeypatch):
+    site.files["/model.safetensors"] = safetensors(1_200_000)
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        monkeypatch.setattr("fastsd_helpers.downloads.transfer.free_bytes", lambda folder: 10**12)
+        with pytest.raises(DiskFull):
+            fetch(site.url("/model.safetensors"), disk)
+        assert "model.safetensors" not in names_in(disk)
 
 
 def test_a_hub_file_damaged_on_the_way_is_fetched_again(hub, folder):

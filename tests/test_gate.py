@@ -338,6 +338,36 @@ def test_an_upload_arrives_whole(gate: Gate) -> None:
     assert _upload(gate.port, total) == {"bytes": total, "sha256": _hash_of(total)}
 
 
+def test_bodies_whose_length_nobody_knows_arrive_whole() -> None:
+    async def mirror(request: Any) -> Any:
+        from aiohttp import web
+
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        async for part in request.content.iter_any():
+            await response.write(part)
+        await response.write_eof()
+        return response
+
+    sent = bytes(range(256)) * 12345
+
+    async def talk(gate: Gate) -> bytes:
+        async def parts() -> Any:
+            for start in range(0, len(sent), 100_001):
+                yield sent[start : start + 100_001]
+
+        async with (
+            aiohttp.ClientSession(headers=BASIC) as session,
+            session.post(f"{gate.url}/mirror", data=parts()) as answer,
+        ):
+            assert "Content-Length" not in answer.headers
+            return await answer.read()
+
+    with serve(mirror) as port, open_gate(port, LOGIN) as gate:
+        assert asyncio.run(talk(gate)) == sent
+
+
 @pytest.mark.slow
 def test_an_upload_of_a_gigabyte_is_held_nowhere(gate: Gate) -> None:
     from fastsd_helpers.runtime import peak_memory_bytes

@@ -139,6 +139,36 @@ def test_the_release_check_notes_the_date_and_what_was_not_known():
     assert len(files_to_check()) > 90
 
 
+def test_the_release_check_compares_with_the_hub_and_ends_in_words_without_it(tmp_path):
+    import hashlib
+    import os
+    import subprocess
+    import sys
+
+    pytest.importorskip("huggingface_hub")
+    from hub_server import HubServer
+
+    scripts = Path(__file__).resolve().parents[1] / "scripts"
+    code = "import sys; from check_registry import compare; print(compare('a/b', sys.argv[1], None, 3, sys.argv[2])[0])"
+
+    def compared(endpoint: str, file: str, content: bytes) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-c", code, file, hashlib.sha256(content).hexdigest()]
+        environ = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        environ["PYTHONPATH"] = f"{scripts}{os.pathsep}{environ['PYTHONPATH']}"
+        return subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "f.safetensors").write_bytes(b"abc")
+    with HubServer({"a/b": tmp_path / "served"}) as hub:
+        assert compared(hub.url, "f.safetensors", b"abc").stdout == "[]\n"
+        assert "sha256 ba7816bf8f01… there" in compared(hub.url, "f.safetensors", b"abd").stdout
+        assert "no answer: 404" in compared(hub.url, "g.safetensors", b"abc").stdout
+    done = compared("http://127.0.0.1:9", "f.safetensors", b"abc")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("The Hub cannot be reached (")
+    assert done.stderr.count("\n") == 1
+
+
 def test_sd15_has_the_defaults_of_the_notebook_it_replaces():
     spec = find_model("sd15")
     expected = {"unet_steps": 1500, "unet_lr": 2e-6, "text_encoder_steps": 350, "text_encoder_lr": 1e-6}

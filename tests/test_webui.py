@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunnel_doubles import free_port, processes_of
+from tunnel_doubles import free_port, make_program, processes_of
 
 from fastsd_helpers.errors import (
+    DependencyMissing,
+    InstallError,
     ModelError,
     ModelNotFound,
     SettingsError,
@@ -40,6 +42,8 @@ from fastsd_helpers.webui import (
 )
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
+from fastsd_helpers.webui.models import ModelsConfig, place_models
+from fastsd_helpers.webui.places import prepare_places
 from fastsd_helpers.webui.process import LogTail
 
 A1111 = find_ui("a1111")
@@ -128,6 +132,7 @@ def test_forge_neo_gets_only_flags_that_it_has(where: dict[str, str]) -> None:
     # Source: its modules/cmd_args.py and backend/args.py of 2026, which have none of the four below.
     made = plan(LaunchConfig(ui="forge-neo", vram="low", **where), machine=GPUS["T4"], family="flux")
     assert "--lowvram" in made.command
+    assert "--skip-version-check" in made.command
     assert made.command[made.command.index("--ckpt-dirs") + 1].endswith("/models/Stable-diffusion")
     assert not {"--ckpt", "--models-dir", "--no-download-sd-model", "--do-not-download-clip"} & set(made.command)
     assert made.environment["IGNORE_CMD_ARGS_ERRORS"] == "1"
@@ -135,14 +140,16 @@ def test_forge_neo_gets_only_flags_that_it_has(where: dict[str, str]) -> None:
 
 
 def test_comfyui_finds_the_folders_that_it_asks_for(where: dict[str, str]) -> None:
-    from fastsd_helpers.webui.places import prepare_places
-
     ui = find_ui("comfyui")
     places = find_places(ui, **where)
     prepare_places(places, ui)
     assert (places.data / "custom_nodes").is_dir(), "it ends without it"
     assert (places.data / "user").resolve() == Path(where["store"]) / "comfyui" / "user", "settings are kept"
     assert (places.models / "checkpoints" / "store").is_dir()
+    words = plan(LaunchConfig(ui="comfyui", **where), machine=CPU).command
+    assert "--cpu" in words
+    assert words[words.index("--listen") + 1] == "127.0.0.1"
+    assert words[words.index("--database-url") + 1] == f"sqlite:///{places.data}/comfyui.db", "no database on Drive"
 
 
 @pytest.mark.parametrize("words", ["--share", "--listen --x", "--gradio-auth=a:b", "--port 1", "'open"])
@@ -307,6 +314,103 @@ def test_without_git_or_room_nothing_is_begun(
         install.install_webui(InstallConfig(**where))
 
 
+UV = """
+import os, sys
+words = sys.argv[1:]
+folder = os.path.dirname(os.path.abspath(__file__))
+open(os.path.join(folder, "asked"), "w").write("\\n".join(words))
+open(os.path.join(folder, "overrides"), "w").write(open(words[words.index("--override") + 1]).read())
+said = os.path.join(folder, "says")
+if os.path.exists(said):
+    sys.exit(open(said).read())
+sys.stderr.write("Installed 3 packages")
+"""
+
+
+@pytest.fixture
+def unlocked(small_ui: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A web UI whose packages its authors list; gives the folder of an uv that writes down what it was asked."""
+    import dataclasses
+
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    (listed / "requirements.txt").write_text("# theirs\ntorch\nPillow==12.2.0\ntokenizers>=0.13\nnumpy == 2.3.5\n")
+    subprocess.run(["git", "init", "-q"], cwd=listed, check=True)
+    subprocess.run(["git", "add", "."], cwd=listed, check=True)
+    names = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    subprocess.run(["git", *names, "commit", "-q", "-m", "one"], cwd=listed, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=listed, check=True, capture_output=True, text=True)
+    real = find_ui("forge-neo")
+    code = dataclasses.replace(real.repositories[0], urls=(str(listed),), revision=head.stdout.strip())
+    ui = dataclasses.replace(real, repositories=(code,))
+    module = sys.modules["fastsd_helpers.webui.install"]
+    monkeypatch.setattr(module, "find_ui", lambda key: ui)
+    uv = make_program(tmp_path / "uv", "uv", UV)
+    monkeypatch.setattr(module, "find_uv", lambda: uv)
+    return uv.parent
+
+
+def test_a_ui_without_a_lock_gets_its_authors_list_and_one_torch_for_every_gpu(
+    unlocked: Path, where: dict[str, str]
+) -> None:
+    result = install.install_webui(InstallConfig(ui="forge-neo", **where))
+    asked = (unlocked / "asked").read_text().split("\n")
+    assert asked[asked.index("--requirement") + 1] == str(result.path / "requirements.txt")
+    assert {"torch==2.8.0", "torchvision==0.23.0", "gradio==4.40.0"} <= set(asked)
+    # Exact versions alone: a bound that another package has on its own needs must stand.
+    assert (unlocked / "overrides").read_text() == "Pillow==12.2.0\nnumpy == 2.3.5\n"
+
+
+def test_packages_that_a_user_brings_along_are_left_out_of_a_list_too(unlocked: Path, where: dict[str, str]) -> None:
+    install.install_webui(InstallConfig(ui="forge-neo", skip_packages="torch, NumPy", **where))
+    lines = (unlocked / "overrides").read_text().splitlines()
+    assert lines == ["Pillow==12.2.0", "numpy ; sys_platform == 'never'", "torch ; sys_platform == 'never'"]
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        (
+            "Using Python 3.12.1\nerror: Failed to fetch: https://x/simple/torch/\n  cause: dns error\n"
+            "  cause: failed to lookup address information\n\nhint: Packages were unavailable",
+            "could not be installed: failed to lookup address information.",
+        ),
+        (
+            "  × No solution found when resolving dependencies:\n"
+            "  ╰─▶ Because torch was not found in the\n      cache, x.\n",
+            "could not be installed: Because torch was not found in the cache, x.",
+        ),
+    ],
+    ids=["new uv", "older uv"],
+)
+def test_without_a_network_the_packages_say_what_was_wrong(
+    unlocked: Path, where: dict[str, str], says: str, sentence: str
+) -> None:
+    (unlocked / "says").write_text(says)
+    with pytest.raises(InstallError) as caught:
+        install.install_webui(InstallConfig(ui="forge-neo", **where))
+    assert caught.value.problem.endswith(sentence)
+    assert "run this again" in caught.value.hint
+    places = find_places(find_ui("forge-neo"), **where)
+    assert not places.installed.exists(), "what is not whole is not called installed"
+
+
+@pytest.mark.parametrize("missing", ["for the environment", "for the packages"])
+def test_without_uv_it_says_how_to_get_it(
+    unlocked: Path, where: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["fastsd_helpers.webui.install"]
+    monkeypatch.setattr(module, "find_uv", lambda: None)
+    if missing == "for the environment":
+        from fastsd_helpers.wheels import environment
+
+        monkeypatch.setattr(module, "make_environment", environment.make_environment)
+        monkeypatch.setattr(environment, "find_uv", lambda: None)
+    with pytest.raises(DependencyMissing, match="uv is not installed") as caught:
+        install.install_webui(InstallConfig(ui="forge-neo", **where))
+    assert caught.value.hint == "Run: pip install uv"
+
+
 def test_the_previous_notebooks_folder_is_used_as_it_is(small_ui: Any, where: dict[str, str]) -> None:
     old = Path(where["store"]) / "models" / "Stable-diffusion" / "old.safetensors"
     old.parent.mkdir(parents=True)
@@ -377,7 +481,40 @@ def test_controlnets_that_do_not_fit_are_refused_with_what_does(where: dict[str,
     with pytest.raises(ModelError) as caught:
         place_controlnet("flux-dev", "canny", A1111, places)
     assert "ComfyUI" in f"{caught.value.problem} {caught.value.hint}"
+    with pytest.raises(ModelError, match="is for sd15, and sdxl is sdxl") as caught:
+        place_controlnet("sdxl", "sd15-canny", A1111, places)
+    assert "Take 'sdxl" in caught.value.hint
     assert models.family_of("sdxl") == "sdxl"
+
+
+@pytest.mark.parametrize("action", ["look", "place"])
+def test_a_drive_that_goes_in_the_middle_is_one_sentence(
+    where: dict[str, str], action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from fastsd_helpers.errors import DriveError
+
+    places = find_places(A1111, **where)
+    prepare_places(places, A1111)
+    lost = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(places.store / "models"))
+
+    def gone(*_words: Any) -> Any:
+        raise lost
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    monkeypatch.setattr(models, "_link_with_config", gone)
+    monkeypatch.setattr(models, "_bring", lambda *_words: (Path("x.safetensors"), "linked"))
+    actions = {
+        "look": lambda: place_models(ModelsConfig(), A1111, places),
+        "place": lambda: place_model("x", A1111, places, kind="vae"),
+    }
+    with pytest.raises(DriveError) as caught:
+        actions[action]()
+    assert str(places.store / "models") in caught.value.problem
+    assert "run the cell that connects Drive again" in caught.value.hint
+    with pytest.raises(DriveError, match="Could not read"):
+        sys.modules["fastsd_helpers.webui.launch"]._family_in_store(A1111, places)
 
 
 # ---------------------------------------------------------------------------------------------------------- running
@@ -544,6 +681,45 @@ def test_sharing_asks_for_one_login_and_closes_what_the_ui_leaves_open(
                 urllib.request.urlopen(f"{tunnel.url}{path}", timeout=10)
             assert caught.value.code == 401
     assert tunnel.closed
+
+
+OTHER_UI = """
+import http.server, sys, threading, time
+words = sys.argv[1:]
+class Site(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == ALIVE else 500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Site)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(SAYS, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ui", "entry", "alive", "says"),
+    [
+        ("comfyui", "main.py", "/system_stats", "Starting server\n\nTo see the GUI go to: http://127.0.0.1:8188"),
+        ("forge-neo", "launch.py", "/internal/ping", "Startup time: 29.4s (prepare environment: 0.4s)."),
+    ],
+)
+def test_the_others_are_ready_by_their_own_words_and_no_model_is_waited_for(
+    where: dict[str, str], ui: str, entry: str, alive: str, says: str
+) -> None:
+    # As seen with the real ones: both load a model with the first picture.
+    places = find_places(find_ui(ui), **where)
+    places.python.parent.mkdir(parents=True)
+    places.python.symlink_to(sys.executable)
+    places.code.mkdir(parents=True)
+    (places.code / entry).write_text(OTHER_UI.replace("SAYS", repr(says)).replace("ALIVE", repr(alive)))
+    started = time.monotonic()
+    with launch(LaunchConfig(ui=ui, port=free_port(), wait_s=60, **where), machine=CPU) as running:
+        assert running.alive()
+        assert running.model_loaded is None
+        assert time.monotonic() - started < 60, "waiting for the model would take two minutes"
 
 
 # ----------------------------------------------------------------------------------------------- crashes and logs

@@ -1,21 +1,25 @@
 """Tests of wheels.lock and of installing from it: real wheels made here, real environments made by uv, no network."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
+import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import zipfile
 from pathlib import Path
 
 import pytest
-from fakes import read_only
+from fakes import read_only, small_disk
 
 from fastsd_helpers import wheels
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
-from fastsd_helpers.wheels import difference, installer
+from fastsd_helpers.wheels import difference, installer, unproved
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.lockfile import canonical, digest_of
 
@@ -117,12 +121,13 @@ def install(shelf, python: Path, **more):
 # -------------------------------------------------------------------------------------------------- the lock
 
 
-def test_the_lock_has_a_set_for_every_workflow_and_python_and_one_for_a1111():
+def test_the_lock_has_a_set_for_every_workflow_and_python_and_one_for_each_locked_web_ui():
     lock = wheels.read_lock()
-    assert lock.names() == [*WORKFLOWS, "a1111"]
+    assert lock.names() == [*WORKFLOWS, "a1111", "comfyui"]
     for name in WORKFLOWS:
         assert [item.python for item in lock.sets if item.name == name] == ["3.11", "3.12", "3.13"]
-    assert [(item.python, item.own_environment) for item in lock.sets if item.name == "a1111"] == [("3.11", True)]
+    own = [(item.name, item.python) for item in lock.sets if item.own_environment]
+    assert own == [("a1111", "3.11"), ("comfyui", "3.12")]
     assert all(file.bytes > 0 and file.name for item in lock.sets for row in item.rows for file in row.files)
 
 
@@ -162,6 +167,45 @@ def test_the_sections_of_the_requirements_are_the_sets_and_their_ranges():
     assert asked == locked, "run `make lock`"
 
 
+@pytest.mark.parametrize(("name", "python"), [("a1111", "3.11"), ("comfyui", "3.12")])
+def test_a_web_uis_set_has_what_the_list_beside_its_code_asks_for(name, python):
+    from packaging.requirements import Requirement
+
+    found = wheels.read_lock().find(name, python)
+    lines = (ROOT / "fastsd_helpers" / "webui" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    asked = [Requirement(line.partition(" # ")[0].partition(" --hash")[0]) for line in lines if line and line[0] != "#"]
+    assert len(asked) > 25
+    for item in asked:
+        row = found.row(item.name)
+        assert row is not None, f"run `make lock`: {item.name}"
+        assert item.url == row.url
+        assert item.specifier.contains(row.version, prereleases=True), f"run `make lock`: {item}, {row.version}"
+
+
+def test_resolving_one_set_anew_leaves_the_others_as_they_are(monkeypatch):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("make_lock_under_test", ROOT / "scripts" / "make_lock.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    before = wheels.read_lock()
+
+    def resolved(lines, python, work, **more):
+        rows = before.find("comfyui", python).rows
+        return [
+            {
+                "name": row.name,
+                "version": row.version,
+                "wheels": [{"name": f.name, "size": f.bytes, "hashes": {"sha256": f.sha256}} for f in row.files],
+            }
+            for row in rows
+        ]
+
+    monkeypatch.setattr(script, "resolve", resolved)
+    assert script.make_lock("comfyui") == (ROOT / "wheels.lock").read_text(encoding="utf-8")
+    assert script.changes(before, before) == ["Nothing changed: every version is the same as before."]
+
+
 def test_the_a1111_set_holds_its_repairs():
     found = wheels.read_lock().find("a1111", "3.11")
     versions = {row.name: row.version for row in found.rows}
@@ -194,7 +238,9 @@ def test_a_python_without_a_set_is_told_which_have_one(version):
         InstallError, match=rf"locked for Python 3\.11, 3\.12, 3\.13, and this is Python {version}"
     ) as caught:
         wheels.read_lock().find("dreambooth", version)
-    assert 'pip install "fastsd_helpers[dreambooth]"' in caught.value.hint
+    assert "Use Python 3.11, 3.12, 3.13" in caught.value.hint
+    # Of an older Python pip would say that there is no such package for it.
+    assert ('pip install "fastsd_helpers[dreambooth]"' in caught.value.hint) is (version == "3.14")
     with pytest.raises(InstallError, match="no set 'paint'"):
         wheels.read_lock().find("paint", "3.11")
 
@@ -361,6 +407,78 @@ def test_a_package_that_does_not_import_is_named_with_its_line(tmp_path, python)
 
 
 @needs_uv
+def test_a_failed_proof_is_remembered_and_repeated(tmp_path, python):
+    folder, flag = tmp_path / "wheels", tmp_path / "driver"
+    picky = make_wheel(folder, "picky", "1.0", code=f"import os\nassert os.path.exists({str(flag)!r}), 'no driver'\n")
+    good = make_wheel(folder, "good", "1.0")
+    lock = make_lock(tmp_path / "little.lock", {picky: [], good: []}, ["picky", "good"])
+    shelf = folder, lock, {}
+    for _again in range(2):
+        with pytest.raises(InstallError, match=r"one does not work: picky: import picky.*no driver") as caught:
+            install(shelf, python, check_imports=True)
+        assert "run this again" in caught.value.hint
+    told = install(shelf, python, dry_run=True, check_imports=True)
+    assert (told.changes, told.unproved) == ((), ("picky",))
+    assert told.lines()[-1] == "Not yet seen to work: picky. `fastsd install little` tries again."
+    assert install(shelf, python, check_imports=True, skip=("pick*",)).modules == ()
+    flag.touch()
+    report = install(shelf, python, check_imports=True)
+    assert (report.changes, report.tool, report.modules, report.unproved) == ((), "none", ("picky",), ())
+    assert "works: picky" in report.lines()[-1]
+    again = install(shelf, python, check_imports=True)
+    assert (again.modules, len(again.lines())) == ((), 1)
+    assert not list(site_folder(python).glob("*unproved*"))
+
+
+@needs_uv
+@pytest.mark.parametrize(
+    ("tool", "lost"),
+    [
+        ("uv", "gamma/__init__.py"),
+        ("uv", "gamma-0.3.dist-info/RECORD"),
+        pytest.param("pip", "gamma/__init__.py", marks=pytest.mark.slow),
+    ],
+)
+def test_what_an_installation_was_cut_short_with_is_installed_anew(shelf, python, monkeypatch, tool, lost):
+    call = installer._call
+
+    def stopped(*args):
+        call(*args)
+        (site_folder(python) / lost).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(installer, "_call", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        install(shelf, python)
+    monkeypatch.setattr(installer, "_call", call)
+    if tool == "pip":
+        monkeypatch.setattr(installer, "find_uv", lambda: None)
+    report = install(shelf, python, check_imports=True)
+    assert {change.name for change in report.changes} >= {"gamma"}
+    assert (report.tool, "gamma" in report.modules) == (tool, True)
+    assert (site_folder(python) / lost).is_file()
+    assert not list(site_folder(python).glob("*unproved*"))
+    assert install(shelf, python, check_imports=True).changes == ()
+
+
+def test_notes_that_cannot_be_read_or_written_stop_nothing(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    note = unproved.Unproved("1.0", whole=True)
+    unproved.write_unproved(site, {"a": note})
+    assert unproved.read_unproved(site) == {"a": note}
+    before = [path.read_bytes() for path in site.iterdir()]
+    with read_only(site):
+        unproved.write_unproved(site, {})
+    assert [path.read_bytes() for path in site.iterdir()] == before
+    for text in ("", "[]", '{"a": {}}', '{"a": 1}', "\x00"):
+        (site / "fastsd-unproved.json").write_text(text)
+        assert unproved.read_unproved(site) == {}
+    unproved.write_unproved(site, {})
+    assert list(site.iterdir()) == []
+
+
+@needs_uv
 def test_a_package_upgraded_by_hand_is_put_back_where_versions_are_exact(tmp_path, shelf, python):
     folder, _lock, rows = shelf
     exact = make_lock(tmp_path / "exact.lock", rows, own=True)
@@ -371,6 +489,10 @@ def test_a_package_upgraded_by_hand_is_put_back_where_versions_are_exact(tmp_pat
     assert install(shelf, python).changes == ()  # 9.9 is within >=0.1
     report = install((folder, exact, rows), python)
     assert [(change.name, change.before, change.after) for change in report.changes] == [("gamma", "9.9", "0.3")]
+    wheels.install("little", python=python, lock=newer_lock, wheel_folder=newer.parent)
+    narrow = make_lock(tmp_path / "narrow.lock", rows, ["gamma>=0.1,<1"])
+    report = install((folder, narrow, rows), python)  # in the platform's Python only what is outside the range
+    assert [change.reason for change in report.changes] == ["fastsd needs gamma<1,>=0.1, 9.9 is here"]
 
 
 @needs_uv
@@ -428,6 +550,26 @@ def test_too_little_room_and_a_managed_python_are_told(shelf, python, monkeypatc
 
 
 @needs_uv
+def test_a_real_disk_that_fills_up_halfway_is_told_and_the_next_run_makes_it_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "wheels"
+    large = make_wheel(folder, "large", "1.0", code=f"x = '{'y' * 900_000}'\n")
+    lock = make_lock(tmp_path / "little.lock", {large: []}, ["large"])
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        python = wheels.make_environment(disk / "environment", python=sys.executable)
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 500_000))
+        with pytest.raises(DiskFull, match="'little' needs"):
+            install((folder, lock, {}), python)
+        monkeypatch.setattr(installer, "free_bytes", lambda folder: 10**12)
+        with pytest.raises(InstallError, match=r"large 1\.0 was not installed from .*: the disk is full"):
+            install((folder, lock, {}), python)
+        ballast.unlink()
+        report = install((folder, lock, {}), python, check_imports=True)
+        assert (len(report.changes), report.modules) == (1, ("large",))
+        assert not list(site_folder(python).glob("*unproved*"))
+
+
+@needs_uv
 def test_two_installations_into_one_python_wait_for_each_other(shelf, python, monkeypatch):
     prefix = python.parent.parent
     monkeypatch.setattr(installer, "_WAIT_S", 0.3)
@@ -451,6 +593,38 @@ def test_without_uv_and_pip_there_is_one_sentence(monkeypatch):
     assert caught.value.hint == "Run: pip install uv"
     monkeypatch.setattr(shutil, "which", lambda name: "/elsewhere/pip")
     assert installer._pip(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
+
+
+@needs_uv
+def test_a_uv_that_cannot_be_started_is_told_and_nothing_is_changed(shelf, python, tmp_path, monkeypatch):
+    (tmp_path / "uv").write_bytes(b"\x7fELF, cut short")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setattr(installer, "find_uv", lambda: tmp_path / "uv")
+    before = site_of(python)
+    with pytest.raises(DependencyMissing, match="uv cannot be started: Exec format error") as caught:
+        install(shelf, python)
+    assert "pip install --force-reinstall uv" in caught.value.hint
+    assert site_of(python) == before
+
+
+@needs_uv
+def test_the_command_line_without_uv_and_pip_ends_with_2(python, tmp_path):
+    """In a real Python that has neither, with nothing but a shell on the path."""
+    import packaging
+
+    shutil.copytree(Path(packaging.__file__).parent, site_folder(python) / "packaging")
+    numpy = site_folder(python) / "numpy-2.1.3.dist-info"  # the platform's own, or so it says
+    numpy.mkdir()
+    (numpy / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.1.3\n")
+    code = "import sys; from fastsd_helpers.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [python, "-c", code, "install", "webui", "--json"]
+    environ = {"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, cwd=tmp_path, check=False)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, said["exit_code"]) == (2, 2), done.stderr
+    assert said["error"] == "Neither uv nor pip is installed, so nothing can be installed."
+    assert said["hint"] == "Run: pip install uv"
+    assert "Traceback" not in done.stderr
 
 
 @needs_uv
@@ -500,27 +674,34 @@ class _Index(http.server.BaseHTTPRequestHandler):
         """Stay silent."""
 
     def do_GET(self):
-        name = self.path.strip("/").split("/")[-1]
-        if self.mode == "html" or (self.mode == "cut" and name.endswith(".whl")):
-            body = b"<!DOCTYPE html><title>Hotel: log in</title>"
-            if self.mode == "cut":
-                body = (self.folder / name).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html" if self.mode == "html" else "application/zip")
+        name, mode = self.path.strip("/").split("/")[-1], self.mode
+        is_wheel = name.endswith(".whl")
+        body = (self.folder / name).read_bytes() if is_wheel else self._links_to(name, yanked=mode == "yanked")
+        if mode == "html" or (mode == "html wheels" and is_wheel):
+            self._send(200, b"<!DOCTYPE html><title>Hotel: log in</title>", "text/html")
+        elif mode in ("401", "407", "502"):
+            self._send(int(mode), b"<html>", "text/html")
+        elif mode == "gone":
+            self._send(404, b"", "text/html")
+        elif mode == "altered" and is_wheel:
+            self._send(200, body[:11] + bytes([body[11] ^ 1]) + body[12:], "application/zip")
+        elif mode == "cut" and is_wheel:
+            self._send(200, body, "application/zip", upto=100)
+        else:
+            self._send(200, body, "application/octet-stream" if is_wheel else "text/html")
+
+    def _links_to(self, name, *, yanked):
+        found = [path.name for path in self.folder.iterdir() if canonical(path.name.split("-")[0]) == name]
+        mark = ' data-yanked="it was broken"' if yanked else ""
+        return "".join(f'<a href="/files/{item}"{mark}>{item}</a>' for item in found).encode()
+
+    def _send(self, status, body, kind, upto=None):
+        with contextlib.suppress(ConnectionError):  # a client that has read enough hangs up
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body if self.mode == "html" else body[:100])
-            return
-        if name.endswith(".whl"):
-            body = (self.folder / name).read_bytes()
-        else:
-            found = [path.name for path in self.folder.iterdir() if canonical(path.name.split("-")[0]) == name]
-            body = "".join(f'<a href="/files/{item}">{item}</a>' for item in found).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream" if name.endswith(".whl") else "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+            self.wfile.write(body[:upto])
 
 
 @pytest.fixture
@@ -545,17 +726,71 @@ def test_from_an_index_it_installs(shelf, index, python):
     assert len(wheels.install("little", python=python, lock=lock).changes) == 3
 
 
+_WRONG = {
+    "cut": "the network or the package index did not answer",
+    "html": "no index answers there but a login page",
+    "html wheels": "a web page or a broken file instead of a package",
+    "altered": "its sha256 differs",
+    "gone": "withdrawn",
+    "401": "asks for a login or refuses it",
+    "407": "asks for a login or refuses it",
+    "502": "the network or the package index did not answer",
+    "nobody": "the network or the package index did not answer",
+}
+# pip says less: of an index without an answer only that it gave no version.
+_WRONG_WITH_PIP = dict.fromkeys(
+    ("html", "gone", "401", "407", "502", "nobody"), "the package index gave no version of it"
+)
+_WRONG_WITH_PIP |= dict.fromkeys(("cut", "altered", "html wheels"), "its sha256 differs")
+
+
 @needs_uv
-@pytest.mark.parametrize("mode", ["cut", "html"])
-def test_a_dropped_connection_and_a_login_page_change_nothing(shelf, index, python, mode):
+@pytest.mark.parametrize(
+    ("tool", "mode", "said"),
+    [
+        *(("uv", mode, said) for mode, said in _WRONG.items()),
+        *(pytest.param("pip", mode, said, marks=pytest.mark.slow) for mode, said in _WRONG_WITH_PIP.items()),
+    ],
+)
+def test_an_index_that_answers_wrongly_changes_nothing_and_is_told_with_what_to_do(
+    shelf, index, python, monkeypatch, caplog, tool, mode, said
+):
+    caplog.set_level("DEBUG", logger="fastsd_helpers")
     _folder, lock, _rows = shelf
     index.mode = mode
+    if mode == "nobody":
+        monkeypatch.setenv("UV_DEFAULT_INDEX", "http://user:indexpassword@127.0.0.1:9/simple/")
+    if tool == "pip":
+        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
+        monkeypatch.setenv("PIP_RETRIES", "0")
     before = site_of(python)
-    with pytest.raises(InstallError, match="was not installed") as caught:
+    with pytest.raises(InstallError, match=rf"was not installed: .*{re.escape(said)}.*\. {tool} said: ") as caught:
         wheels.install("little", python=python, lock=lock)
-    assert caught.value.hint
-    assert "indexpassword" not in str(caught.value)
+    assert "un this again" in caught.value.hint
+    assert caught.value.exit_code == 2
+    assert "indexpassword" not in str(caught.value) + caplog.text
     assert site_of(python) == before
+
+
+@needs_uv
+@pytest.mark.parametrize("tool", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_a_yanked_version_is_still_the_locked_one(shelf, index, python, monkeypatch, tool):
+    _folder, lock, _rows = shelf
+    index.mode = "yanked"
+    if tool == "pip":
+        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
+    report = wheels.install("little", python=python, lock=lock, check_imports=False)
+    assert (report.tool, len(report.changes)) == (tool, 3)
+
+
+def test_a_temporary_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(installer.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(InstallError, match="keeps two installations apart, cannot be opened") as caught:
+        installer._one_at_a_time(tmp_path).__enter__()
+    assert "TMPDIR" in caught.value.hint
 
 
 # -------------------------------------------------------------------------------------------- the archive of wheels
@@ -564,8 +799,6 @@ def test_a_dropped_connection_and_a_login_page_change_nothing(shelf, index, pyth
 @pytest.fixture
 def cached(shelf, index, python, tmp_path, monkeypatch):
     """`install` with a cache on "Drive"; the index is reached by pip, which fetches, and by uv, which installs."""
-    import os
-
     _folder, lock, _rows = shelf
     monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
     monkeypatch.setenv("PIP_RETRIES", "0")

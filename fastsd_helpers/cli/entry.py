@@ -17,6 +17,7 @@ from fastsd_helpers.runtime import redact, show_log
 
 __all__ = ["main"]
 
+_OLDEST_PYTHON = (3, 11)
 ISSUES = "https://github.com/fastsd/fastsd_helpers/issues"
 
 
@@ -27,6 +28,10 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command line after `fastsd`; the process's own when None.
     """
     as_json = "--json" in (sys.argv[1:] if words is None else words)
+    if sys.version_info < _OLDEST_PYTHON:
+        here = ".".join(map(str, sys.version_info[:3]))
+        problem = f"fastsd needs Python {'.'.join(map(str, _OLDEST_PYTHON))} or newer, and this is Python {here}."
+        return _report(problem, "Run it with a newer one (in Colab: Runtime > Change runtime type).", 2, as_json)
     # A name with an accent must not end a command on a terminal that cannot show it.
     sys.stdout.reconfigure(errors="backslashreplace")
     with _sigterm_as_ctrl_c(), show_log(sys.stderr), _what_is_logged() as logged:

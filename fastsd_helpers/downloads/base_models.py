@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastsd_helpers.downloads.files import fetch, models_folder
 from fastsd_helpers.downloads.hub import fetch_repo
-from fastsd_helpers.downloads.links import is_link
+from fastsd_helpers.downloads.links import is_link, show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT, require_pipeline
 from fastsd_helpers.downloads.table import base_keys, models_table
 from fastsd_helpers.drive import drive_errors, sha256_of
@@ -99,12 +99,12 @@ def _nothing_called(text: str) -> FastSDError:
         )
     if re.match(r"https?://", text):
         return ModelError(
-            f"'{text}' is a link that cannot be used as a base model.",
+            f"'{show_typed(text)}' is a link that cannot be used as a base model.",
             f"Give the Hub id of a Diffusers model (owner/name), a folder, or one of {keys}.",
         )
     return ModelNotFound(
-        f"No base model '{text}': there is no folder of that name, it is no registry key, and it is no Hub id "
-        "(owner/name).",
+        f"No base model '{show_typed(text)}': there is no folder of that name, it is no registry key, and it is no Hub "
+        "id (owner/name).",
         f"Check the spelling, or choose one of {keys}.",
     )
 

@@ -4,6 +4,8 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import re
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,16 @@ from urllib.parse import unquote, urlsplit
 
 from fastsd_helpers.downloads.content import SUFFIXES, require_model
 from fastsd_helpers.downloads.hub_files import fetch_hub_file
-from fastsd_helpers.downloads.links import HubFile, Link, confirm_drive, find_link, is_link, safe_name, show_url
+from fastsd_helpers.downloads.links import (
+    HubFile,
+    Link,
+    confirm_drive,
+    find_link,
+    is_link,
+    safe_name,
+    show_typed,
+    show_url,
+)
 from fastsd_helpers.downloads.table import models_table
 from fastsd_helpers.downloads.transfer import Answer, Remote, part_name, transfer
 from fastsd_helpers.drive import copy_verified, drive_errors, free_bytes, sha256_of
@@ -69,7 +80,7 @@ def fetch(
             GitHub, any other), a HubFile, or a file that is here already.
         folder: where it goes; `models_folder()` when left alone.
         name: its name there; the site's own when left alone.
-        size: expected bytes. sha256: expected hash, lower-case hex.
+        size: expected bytes. sha256: expected hash, in hex.
         mirrors: further sources of the same file, tried in order.
         overwrite: replace a file of that name with other content.
         models_only: refuse what is no model file (a web page, a program, text).
@@ -78,6 +89,13 @@ def fetch(
         DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
         DiskFull, DriveReadOnly, DriveError: the disk.
     """
+    if sha256 is not None:
+        sha256 = sha256.strip().lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise DownloadError(
+                f"'{sha256[:80]}' is no sha256: that has 64 digits from 0 to 9 and a to f.",
+                "Copy it again, whole; or leave it out.",
+            )
     if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):
         found = _not_a_link(str(source).strip())
         if isinstance(found, Path):
@@ -150,7 +168,7 @@ def _not_a_link(text: str) -> Path | tuple[HubFile, int | None, str | None]:
         )
     keys = ", ".join(key for key, row in models_table().items() if "checkpoint" in row)
     raise ModelNotFound(
-        f"'{text}' is no file here, no link and no key of a single-file model.",
+        f"'{show_typed(text)}' is no file here, no link and no key of a single-file model.",
         f"Paste a link, or choose one of {keys}.",
     )
 
@@ -167,9 +185,20 @@ def _fetch_one(
     found = source if isinstance(source, HubFile) else find_link(str(source))
     if isinstance(found, HubFile):
         target = folder / safe_name(name or found.file.rsplit("/", 1)[-1])
-        if _is_here(target, size, sha256, overwrite):
+        if (size or sha256) is not None and _is_here(target, size, sha256, overwrite):
             return target
-        kept = fetch_hub_file(found, size=size, sha256=sha256)
+        try:
+            kept = fetch_hub_file(found, size=size, sha256=sha256)
+        except DownloadError as err:
+            if size is None and sha256 is None and target.is_file():
+                logger.warning("%s is kept as it is, not compared: %s", target, err.problem)
+                return target
+            raise
+        # Many files of the Hub have one name: without a size or a hash, only the Hub's own tells which one is here.
+        if target.exists() and (
+            target.samefile(kept) or _is_here(target, kept.stat().st_size, sha256_of(kept), overwrite)
+        ):
+            return target
         if models_only:
             require_model(kept, f"{found.file} of {found.repo}")
         return _place(kept, target, overwrite)
@@ -186,11 +215,16 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
     if not target.is_file():
         raise DownloadError(f"{target} is a folder.", "Choose another name.")
     if (size is None or target.stat().st_size == size) and (sha256 is None or sha256_of(target) == sha256):
-        logger.info("%s is here already.", target)
+        how = "" if sha256 else " (only its length was compared)" if size is not None else " (not compared)"
+        logger.info("%s is here already%s.", target, how)
         return True
     if overwrite:
         return False
-    raise DownloadError(
+    raise _other_content(target)
+
+
+def _other_content(target: Path) -> DownloadError:
+    return DownloadError(
         f"{target} is here already, with other content than the source has.",
         "Move it away, choose another name, or allow it to be replaced (--overwrite).",
     )
@@ -278,6 +312,11 @@ def _refusal(link: Link, remote: Remote) -> DownloadError:
             f"{shown} refuses access (answer {remote.status}).",
             "It wants a login: download it in a browser, put it on your Drive and give the path.",
         )
+    if remote.status == 407:
+        return DownloadError(
+            "A proxy on the way asks for a login (answer 407).",
+            "Put its user and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
+        )
     if remote.status in (404, 410):
         return DownloadError(f"{shown} is not there (answer {remote.status}).", "Check the link in a browser.")
     if remote.is_page:
@@ -332,21 +371,27 @@ def _only_one(part: Path) -> Iterator[None]:
 def _place(kept: Path, target: Path, overwrite: bool) -> Path:
     """Give a file of the Hub's cache its name in a folder: a hard link where the disk allows, else a copy."""
     kept = kept.resolve()
-    with drive_errors(target, "write"):
-        if overwrite:
-            target.unlink(missing_ok=True)
+    # Under another name first: what is to be replaced stays until the new file is whole.
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
         try:
-            os.link(kept, target)
-            return target
-        except FileExistsError:
-            return target
+            os.link(kept, unfinished)
         except OSError as err:
             logger.debug("%s cannot be linked to %s (%s): it is copied.", kept, target, err)
-    if kept.stat().st_size > free_bytes(target.parent):
+            _check_room(kept, target)
+            copy_verified(kept, unfinished, sha256=sha256_of(kept), point=None)
+        with drive_errors(target, "write"):
+            if overwrite or not target.exists():
+                os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _check_room(kept: Path, target: Path) -> None:
+    size, free = kept.stat().st_size, free_bytes(target.parent)
+    if size > free:
         raise DiskFull(
-            f"{target.name} takes {kept.stat().st_size / 1e9:.1f} GB, and {target.parent} has "
-            f"{free_bytes(target.parent) / 1e9:.1f} GB left.",
+            f"{target.name} takes {size / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB left.",
             "Free some space, or choose a folder on a larger disk.",
         )
-    copy_verified(kept, target, sha256=sha256_of(kept), point=None)
-    return target

@@ -4,16 +4,27 @@ import html.parser
 import json
 import os
 import re
+import string
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 from fastsd_helpers.downloads.transfer import Answer, ask
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.runtime import redact, remember_secret, secret
 
-__all__ = ["HubFile", "Link", "confirm_drive", "find_link", "holds_secret", "is_link", "safe_name", "show_url"]
+__all__ = [
+    "HubFile",
+    "Link",
+    "confirm_drive",
+    "find_link",
+    "holds_secret",
+    "is_link",
+    "safe_name",
+    "show_typed",
+    "show_url",
+]
 
 # Kept apart, so that tests can lead them to a server of their own.
 _CIVITAI = "https://civitai.com"
@@ -22,6 +33,7 @@ _CIVITAI_HOSTS = ("civitai.com", "civitai.green", "civitai.red")
 _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 _HUB_FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
 _SECRET_NAMES = {"access_token", "api-key", "api_key", "apikey", "auth", "key", "password", "token"}
+_ASCII = string.punctuation
 _CIVITAI_TOKEN_HINT = (
     "Make an API key at civitai.com (account settings) and set it as CIVITAI_TOKEN "
     "(environment variable, or a Colab or Kaggle secret)."
@@ -71,6 +83,11 @@ def show_url(url: str) -> str:
     return redact(urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", "")))
 
 
+def show_typed(text: str) -> str:
+    """What a user typed where a link was expected, as it may be shown: whatever could be a secret is left out."""
+    return redact(re.sub(r"//[^/@]*@", "//", re.sub(r"[?#].*", "?…", text, flags=re.DOTALL)))[:120]
+
+
 def safe_name(name: str) -> str:
     """A file name that stays in its folder.
 
@@ -98,7 +115,9 @@ def find_link(text: str) -> Link | HubFile:
     """
     text = text.strip()
     if not is_link(text) or re.search(r"\s", text):
-        raise DownloadError(f"'{text[:120]}' is no web address.", "Paste the whole link, beginning with https://.")
+        raise DownloadError(
+            f"'{show_typed(text)}' is no web address.", "Paste the whole link, beginning with https://."
+        )
     try:
         parts = urlsplit(text)
         host = (parts.hostname or "").removeprefix("www.").lower()
@@ -107,6 +126,14 @@ def find_link(text: str) -> Link | HubFile:
         raise DownloadError("That is no web address: its host makes no sense.", "Paste the whole link.") from err
     if not host:
         raise DownloadError(f"'{show_url(text)}' names no host.", "Paste the whole link.")
+    if parts.username is not None or parts.password is not None:
+        if parts.password:
+            remember_secret(parts.password)
+        raise DownloadError(
+            f"The link to {host} has a user and a password in it, which are never sent.",
+            "Leave them out of the link; where the site wants a login, download the file in a browser and give its "
+            "path.",
+        )
     if host in ("huggingface.co", "hf.co") or host == urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname:
         if match := _HUB_FILE.fullmatch(parts.path):
             return HubFile(match["repo"], unquote(match["file"]), unquote(match["revision"]))
@@ -121,8 +148,14 @@ def find_link(text: str) -> Link | HubFile:
         return _drive(parts)
     if host == "github.com":
         path = re.sub(r"^(/[^/]+/[^/]+)/blob/", r"\1/raw/", parts.path)
-        return Link(urlunsplit(parts._replace(path=path)), site="github")
-    return Link(text)
+        return Link(_plain(urlunsplit(parts._replace(path=path))), site="github")
+    return Link(_plain(text))
+
+
+def _plain(url: str) -> str:
+    """An address as it is sent: what is not ASCII in its path or query goes as %XX."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=quote(parts.path, safe=_ASCII), query=quote(parts.query, safe=_ASCII)))
 
 
 # ------------------------------------------------------------------------------------------------- CivitAI
@@ -130,23 +163,28 @@ def find_link(text: str) -> Link | HubFile:
 
 def _token(name: str, hint: str) -> str | None:
     token = secret(name)
-    if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise DownloadError(f"The token in {name} has a blank or an unusual character in it.", hint)
+    return None if token is None else _checked(token, name, hint)
+
+
+def _checked(token: str, place: str, hint: str) -> str:
+    if not re.fullmatch(r"[!-~]+", token):
+        raise DownloadError(f"The token in {place} has a blank or an unusual character in it.", hint)
     return token
 
 
 def _civitai(parts: Any) -> Link:
     """Ask CivitAI's API which file a page or a download link means. Source: CivitAI's public REST API, v1."""
     query = dict(parse_qsl(parts.query))
-    typed = query.pop("token", None)
+    typed = query.pop("token", "").strip()
     if typed:  # pasted into the link: it moves to a header, and out of every message
         remember_secret(typed)
+        typed = _checked(typed, "the link", "Copy the token again, without blanks.")
     token = typed or _token("CIVITAI_TOKEN", _CIVITAI_TOKEN_HINT)
     model = re.match(r"/models/(\d+)", parts.path)
     version = query.get("modelVersionId")
     if match := re.match(r"/api/download/models/(\d+)|/model-versions/(\d+)|/api/v1/model-versions/(\d+)", parts.path):
         version = next(item for item in match.groups() if item)
-    if version is None and model is None:
+    if (version is None and model is None) or (version is not None and not re.fullmatch(r"[0-9]+", version)):
         raise DownloadError(
             f"{show_url(parts.geturl())} is no page of a model on CivitAI.",
             "Paste the model's page (civitai.com/models/...) or the address of its Download button.",
@@ -158,7 +196,7 @@ def _civitai(parts: Any) -> Link:
             raise DownloadError("That model has no version to download on CivitAI.", "Choose another model.")
         about = versions[0]  # the newest is listed first
     else:
-        about = _ask_json(f"{_CIVITAI}/api/v1/model-versions/{int(version)}", token)
+        about = _ask_json(f"{_CIVITAI}/api/v1/model-versions/{version}", token)
     return _civitai_file(about, query, token)
 
 
@@ -178,9 +216,11 @@ def _civitai_file(about: dict[str, Any], query: dict[str, str], token: str | Non
         )
     file = max(files, key=fits)
     sha256 = str((file.get("hashes") or {}).get("SHA256") or "").lower()
+    url = urljoin(_CIVITAI, str(file["downloadUrl"]))
+    host = (urlsplit(url).hostname or "").removeprefix("www.")
     return Link(
-        url=urljoin(_CIVITAI, file["downloadUrl"]) if _CIVITAI in file["downloadUrl"] else file["downloadUrl"],
-        token=token,
+        url=url,
+        token=token if host in (*_CIVITAI_HOSTS, urlsplit(_CIVITAI).hostname) else None,
         name=Path(str(file["name"])).name if file.get("name") else None,
         sha256=sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else None,
         site="civitai",

@@ -37,7 +37,8 @@ def main(words: list[str]) -> int:
 
 
 def _say(**what: Any) -> None:
-    sys.stdout.write(f"{MARK}{json.dumps(what)}\n")
+    # On a line of its own: pyngrok leaves the one of its download unfinished.
+    sys.stdout.write(f"\n{MARK}{json.dumps(what)}\n")
     sys.stdout.flush()
 
 

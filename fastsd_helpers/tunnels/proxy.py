@@ -13,6 +13,9 @@ __all__ = ["Proxy"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+# What may wait to be sent on a connection before reading stops: enough that both ends work at the same time.
+_HELD_BYTES = 2**20
+
 # Source: RFC 9110, 7.6.1; these concern one connection, not the message.
 _HOP_BY_HOP = {
     "connection",
@@ -100,7 +103,7 @@ class Proxy:
     # ---------------------------------------------------------------------------------------------- requests
 
     async def _pass_request(self, request: Any) -> Any:
-        body = request.content if request.can_read_body else None
+        body = _parts(request.content) if request.can_read_body else None
         answer = await self._ask(request, body)
         if answer.status == 401 and self._upstream_login and body is None and self._cookies is not None:
             answer.release()
@@ -128,9 +131,11 @@ class Proxy:
             if name.lower() not in dropped:
                 response.headers.add(name, value)
         await response.prepare(request)
+        if request.transport is not None:
+            request.transport.set_write_buffer_limits(high=_HELD_BYTES)
         try:
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
+            async for part in _parts(answer.content):
+                await response.write(part)
             await response.write_eof()
         except (aiohttp.ClientError, TimeoutError):
             # Half an answer must not look like a whole one.
@@ -211,6 +216,12 @@ class Proxy:
             with contextlib.suppress(ConnectionError, RuntimeError):
                 await visitor.close(code=code if code not in (1005, 1006) else 1000)
         return visitor
+
+
+async def _parts(stream: Any) -> Any:
+    """A body as it comes. As views: what cannot be sent at once would otherwise be copied once more."""
+    async for part in stream.iter_any():
+        yield memoryview(part)
 
 
 async def _pump(source: Any, target: Any) -> None:

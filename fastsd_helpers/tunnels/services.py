@@ -107,8 +107,14 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
     text, code = said.get("text", ""), said.get("code", "")
     found = re.search(r"ERR_NGROK_(\d+)", f"{code} {text}")
     number = int(found[1]) if found else 0
-    # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token.
-    if number in (105, 106, 107, 120, 4018) or ("authentication failed" in text.lower() and number not in (108, 6022)):
+    # It says "authentication failed" of this too.
+    if number in (121, 6024) or ("version" in text and "too old" in text):
+        return TunnelToolMissing(
+            f"ngrok's agent here is too old for its service{_code(number)}.", "Run: pip install -U pyngrok"
+        )
+    # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
+    # pages are for accounts only.
+    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and number != 108):
         return TunnelTokenRefused(
             f"ngrok does not take this token{_code(number)}.",
             "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
@@ -118,10 +124,6 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
             f"ngrok's plan for this account allows no further link at once{_code(number)}.",
             "Stop the other notebook or program that uses this token (dashboard.ngrok.com/agents), or choose another "
             "service.",
-        )
-    if number in (121, 6024) or ("version" in text and "too old" in text):
-        return TunnelToolMissing(
-            f"ngrok's agent here is too old for its service{_code(number)}.", "Run: pip install -U pyngrok"
         )
     if number in (725, 727, 728, 734):
         return TunnelLimited(

@@ -42,6 +42,8 @@ class WebUI:
 
 
 _SD = "https://github.com/"
+# Of the lock of AUTOMATIC1111 too: with CUDA 12.8 it has code for everything from T4 to Blackwell.
+_TORCH = ("torch==2.8.0", "torchvision==0.23.0")
 
 _A1111 = WebUI(
     key="a1111",
@@ -129,14 +131,15 @@ _FORGE_NEO = WebUI(
     python="3.13",
     lock_set=None,
     requirements=("requirements.txt",),
+    # Its launch.py installs these by itself, with a pip that an environment of uv has not.
+    packages=(*_TORCH, "gradio==4.40.0", "gradio_rangeslider==0.0.8", "packaging"),
     repositories=(Repository("forge-neo", "", (f"{_SD}Haoming02/sd-webui-forge-classic.git",), "neo"),),
     families=("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
     entry="launch.py",
     port=7860,
     ready=r"Startup time: ",
     alive_path="/internal/ping",
-    loaded=r"Model loaded in ",
-    refused=r"Failed to load|No checkpoints found",
+    # It loads a model with the first picture, so nothing of that is waited for.
     has_login=True,
     folders=(
         ("checkpoint", "Stable-diffusion"),
@@ -146,17 +149,15 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
-    tried="never",
+    tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
 
 _COMFYUI = WebUI(
     key="comfyui",
     title="ComfyUI",
     python="3.12",
-    lock_set=None,
-    requirements=("requirements.txt",),
-    # It imports requests, which came with every transformers of that time, and which version 5 no longer brings.
-    packages=("requests", "transformers<5"),
+    lock_set="comfyui",
+    requirements=(),
     # The commit of October 2025 whose own version file says 0.3.64.
     repositories=(
         Repository(
@@ -180,7 +181,7 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
-    tried="its installation on a CPU (2026-11); no picture was drawn with it yet",
+    tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 
 

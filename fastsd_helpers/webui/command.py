@@ -87,6 +87,8 @@ def _words_of_ui(
         # It has no login of its own: it listens on this machine alone, and the gate stands in front of every link.
         words = ["--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(places.data)]
         words += ["--output-directory", str(places.data / "outputs"), "--disable-auto-launch"]
+        # A database does not belong on Drive, where its settings are kept; by itself it looks for it among its code.
+        words += ["--database-url", f"sqlite:///{places.data / 'comfyui.db'}"]
         return words, None, []
     store = places.store
     login_file = places.run / "login"
@@ -100,6 +102,8 @@ def _words_of_ui(
         words += ["--models-dir", str(places.models), "--no-download-sd-model", "--do-not-download-clip"]
         words += ["--ckpt", str(model)] if model is not None else []
     else:
+        # It asks for the newest torch, which drivers of rented machines need not know.
+        words.append("--skip-version-check")
         # Forge Neo starts with the model that was used last, and has one flag for each kind of folder.
         kinds = {"checkpoint": "--ckpt-dirs", "lora": "--lora-dirs", "vae": "--vae-dirs"}
         kinds |= {"text-encoder": "--text-encoder-dirs", "embedding": "--embeddings-dir"}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_helpers.drive import check_health
+from fastsd_helpers.drive import check_health, drive_errors
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, make_login, open_tunnel
 from fastsd_helpers.tunnels.probe import ask
@@ -114,8 +114,9 @@ def launch(
 def _family_in_store(ui: WebUI, places: Places) -> str:
     # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
     folder = places.store / "models" / dict(ui.folders)["checkpoint"]
-    files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
-    return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
+    with drive_errors(folder, "read"):
+        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
+        return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -1,13 +1,16 @@
 """Models where a web UI looks for them: found, checked, converted when needed, and linked, not copied."""
 
+import contextlib
 import logging
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet, tasks
 from fastsd_helpers.downloads import HubFile, fetch, fetch_model, is_link
+from fastsd_helpers.drive import drive_errors
 from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, SessionError, WebUIError
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family, find_model, models
@@ -80,7 +83,8 @@ def place_models(config: ModelsConfig, ui: WebUI, places: Places) -> list[Placed
     prepare_places(places, ui)
     ref = config.model.strip()
     if ref == "auto":
-        there = sorted(path.name for path in store_folder(places, ui, "checkpoint").rglob("*") if _is_model(path))
+        with _file_errors(places):
+            there = sorted(path.name for path in store_folder(places, ui, "checkpoint").rglob("*") if _is_model(path))
         ref = "" if there else "sd15"
         why = (
             f"{len(there)} in {places.store}: {', '.join(there[:5])}"
@@ -115,6 +119,16 @@ def place_controlnets(
     for model in placed:
         logger.info("%s (for %s): %s", model.path.name, base, model.how)
     return placed
+
+
+@contextlib.contextmanager
+def _file_errors(places: Places) -> Iterator[None]:
+    """Drive can go at any moment: what the system says of a file becomes a sentence that names it."""
+    try:
+        yield
+    except OSError as err:
+        with drive_errors(err.filename or places.store, "use"):
+            raise
 
 
 def _listed(text: str) -> list[str]:
@@ -154,6 +168,11 @@ def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint"
         DownloadError, DriveError, CheckpointError: it could not be brought or converted.
     """
     prepare_places(places, ui)
+    with _file_errors(places):
+        return _place(ref, ui, places, kind)
+
+
+def _place(ref: str, ui: WebUI, places: Places, kind: str) -> PlacedModel:
     source, how = _bring(ref, ui, places, kind)
     family = _family_of_file(source) if kind == "checkpoint" else None
     if family is not None:

@@ -1,8 +1,9 @@
 """Ready in seconds: install only what is missing here, at locked versions, checked by hash, then prove it imports.
 
 `wheels.lock` (made by `make lock`) holds one set per workflow and Python for the platform's own Python (`dreambooth`,
-`webui`, `trocr`, `trocr-int8`), and one per web UI, which gets an environment of its own (`a1111`). torch, torchvision,
-numpy, ipywidgets and the CUDA packages belong to the platform: a set for its own Python holds none of them.
+`webui`, `trocr`, `trocr-int8`), and one per web UI, which gets an environment of its own (`a1111`, `comfyui`). torch,
+torchvision, numpy, ipywidgets and the CUDA packages belong to the platform: a set for its own Python holds none of
+them.
 
     install("dreambooth")                                      # into this Python: only the difference
     python = make_environment(Path("/content/a1111"), python="3.11")

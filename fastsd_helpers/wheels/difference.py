@@ -10,7 +10,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.wheels.environment import Environment
 from fastsd_helpers.wheels.lockfile import LockedRow, LockSet, canonical
 
-__all__ = ["PROTECTED", "Change", "Plan", "has_all", "is_protected", "make_plan", "names_to_ask"]
+__all__ = ["PROTECTED", "Change", "Plan", "has_all", "is_protected", "make_plan", "matches", "names_to_ask"]
 
 # The platform's own: never installed, replaced or removed in its Python. A notebook's kernel, its widgets and the
 # build of torch for its driver belong together.
@@ -56,6 +56,7 @@ class Plan:
     changes: tuple[Change, ...]
     rows: tuple[LockedRow, ...]  # of the changes, in the same order
     kept: int  # packages of the set that are there already and fit
+    in_part: tuple[str, ...] = ()  # of the rows: at their version already, by an installation that was cut short
 
     @property
     def bytes(self) -> int:
@@ -65,10 +66,11 @@ class Plan:
 
 def is_protected(name: str) -> bool:
     """Whether a package belongs to the platform."""
-    return _matches(name, PROTECTED)
+    return matches(name, PROTECTED)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a package is meant by one of several names or patterns, such as `nvidia-*`."""
     return any(fnmatch.fnmatchcase(canonical(name), pattern) for pattern in patterns)
 
 
@@ -118,7 +120,7 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
     found = [
         (row, before, reason)
         for row, before, reason in find(lock_set, environment.installed)
-        if not _matches(row.name, skip)
+        if not matches(row.name, skip)
     ]
     return Plan(
         lock_set=lock_set,
@@ -134,7 +136,7 @@ def has_all(lock_set: LockSet, environment: Environment, *, skip: Iterable[str] 
     wanted = [requirements_module().Requirement(text) for text in lock_set.wanted]
     skip = tuple(skip)
     return not lock_set.own_environment and all(
-        _matches(item.name, skip) or _fits(item, environment.installed) for item in wanted
+        matches(item.name, skip) or _fits(item, environment.installed) for item in wanted
     )
 
 

@@ -12,17 +12,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastsd_helpers.drive import free_bytes
-from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.errors import DependencyMissing, DiskFull, FastSDError, InstallError
 from fastsd_helpers.wheels.cache import WheelCache
-from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, names_to_ask
+from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
+from fastsd_helpers.wheels.failures import explain
 from fastsd_helpers.wheels.lockfile import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.proof import prove
+from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
 __all__ = ["InstallReport", "install"]
 
@@ -47,13 +48,20 @@ class InstallReport:
     restart: tuple[str, ...]  # packages this process has imported at another version: restart it
     modules: tuple[str, ...]  # imported in a fresh interpreter as proof
     dry_run: bool = False
+    unproved: tuple[str, ...] = ()  # installed earlier and not yet seen to import: the next real run looks again
 
     def lines(self) -> list[str]:
         """The report for people."""
         if not self.changes:
-            return [
+            lines = [
                 f"Everything '{self.name}' needs is here already: {self.kept} packages checked in {self.seconds:.1f} s."
             ]
+            if self.modules:
+                lines.append(f"What had not been proved before works: {', '.join(self.modules)}.")
+            if self.unproved:
+                listed = ", ".join(self.unproved)
+                lines.append(f"Not yet seen to work: {listed}. `fastsd install {self.name}` tries again.")
+            return lines
         verb = "Would install" if self.dry_run else "Installed"
         size = f"{self.bytes / 1e6:.1f} MB"
         lines = [f"{verb} {len(self.changes)} of {len(self.changes) + self.kept} packages ({size}) for '{self.name}':"]
@@ -113,47 +121,99 @@ def install(
     found = read_lock(lock)
     skip = tuple(skip)
     plan = _plan(found, name, python, skip)
-    if dry_run or not plan.changes:
-        return _report(plan, started, tool="none", dry_run=dry_run)
+    waiting = _waiting_for_proof(plan, skip) if check_imports else {}
+    if dry_run or not (plan.changes or waiting):
+        return _report(plan, started, tool="none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
     environment = plan.environment
-    _check_place(plan)
+    if plan.changes:
+        _check_place(plan)
+    tool, imported, modules = "none", {}, ()
     with _one_at_a_time(environment.prefix):
         plan = _plan(found, name, python, skip)  # another installation may have done it meanwhile
-        if not plan.changes:
-            return _report(plan, started, tool="none")
-        logger.info(
-            "Installing %d packages (%.0f MB) for '%s' into %s.",
-            len(plan.changes),
-            plan.bytes / 1e6,
-            name,
-            environment.prefix,
-        )
-        imported = _imported_versions(plan) if environment.is_this else {}
-        if cache is not None and wheel_folder is None:
-            tool = _run_from_cache(plan, WheelCache(cache, plan.lock_set), bool(offline), timeout_s)
-        else:
-            offline = wheel_folder is not None if offline is None else offline
-            tool = _run(plan, wheel_folder, offline, timeout_s)
-        after = read_environment(python, [row.name for row in plan.rows])
-        wrong = [row.name for row in plan.rows if after.installed.get(row.name, "").partition("+")[0] != row.version]
-        if wrong:
-            raise InstallError(
-                f"{tool} said it was done, but {', '.join(wrong)} is not installed as locked.",
-                "Run this again; if it stays so, restart the runtime first.",
+        waiting = _waiting_for_proof(plan, skip) if check_imports else {}
+        if plan.changes:
+            logger.info(
+                "Installing %d packages (%.0f MB) for '%s' into %s.",
+                len(plan.changes),
+                plan.bytes / 1e6,
+                name,
+                environment.prefix,
             )
-        modules: tuple[str, ...] = ()
-        if check_imports:
-            proof = prove(environment, [row.name for row in plan.rows])
-            if proof.problems:
-                more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
-                raise InstallError(
-                    f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
-                    "Restart the runtime and run this again; if it stays so, report it with `fastsd doctor`.",
-                )
-            modules = proof.modules
+            imported = _imported_versions(plan) if environment.is_this else {}
+            tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
+        names = list(dict.fromkeys([*(row.name for row in plan.rows), *waiting]))
+        if names and check_imports:
+            modules = _prove(environment, names)
+        _forget(environment.site, names)
     now = {row.name: row.version for row in plan.rows}
     restart = tuple(sorted(package for package, version in imported.items() if now.get(package) != version))
     return _report(plan, started, tool=tool, restart=restart, modules=modules)
+
+
+def _waiting_for_proof(plan: Plan, skip: tuple[str, ...]) -> dict[str, Unproved]:
+    """Packages of the set that an earlier run installed and did not see work, as long as they are what it installed."""
+    installed = plan.environment.installed
+    return {
+        name: note
+        for name, note in read_unproved(plan.environment.site).items()
+        if plan.lock_set.row(name) and installed.get(name) == note.version and not matches(name, skip)
+    }
+
+
+def _change(
+    plan: Plan,
+    python: Path | str | None,
+    wheel_folder: Path | None,
+    cache: Path | None,
+    offline: bool | None,
+    timeout_s: float,
+) -> str:
+    """Install the plan's rows, with a note of them until each is proved; returns the tool's name."""
+    environment = plan.environment
+    site, names = environment.site, [row.name for row in plan.rows]
+    earlier = read_unproved(site)
+    # Written first: whatever ends this process, the next one knows which packages may be there in part.
+    write_unproved(site, earlier | {row.name: Unproved(row.version, whole=False) for row in plan.rows})
+    try:
+        if cache is not None and wheel_folder is None:
+            tool = _run_from_cache(plan, WheelCache(cache, plan.lock_set), bool(offline), timeout_s)
+        else:
+            tool = _run(plan, wheel_folder, wheel_folder is not None if offline is None else offline, timeout_s)
+    except FastSDError:
+        after = read_environment(python, names).installed
+        before = environment.installed
+        kept = {name: note for name, note in read_unproved(site).items() if before.get(name) != after.get(name)}
+        write_unproved(site, earlier | kept)
+        raise
+    after = read_environment(python, names).installed
+    wrong = [row.name for row in plan.rows if after.get(row.name, "").partition("+")[0] != row.version]
+    if wrong:
+        raise InstallError(
+            f"{tool} said it was done, but {', '.join(wrong)} is not installed as locked.",
+            "Run this again; if it stays so, restart the runtime first.",
+        )
+    write_unproved(site, earlier | {name: Unproved(after[name], whole=True) for name in names})
+    return tool
+
+
+def _prove(environment: Environment, names: list[str]) -> tuple[str, ...]:
+    """Import the packages in a fresh interpreter; what does not work stays noted. Returns the modules."""
+    proof = prove(environment, names)
+    if proof.problems:
+        bad = {problem.partition(":")[0] for problem in proof.problems}
+        _forget(environment.site, [name for name in names if name not in bad])
+        more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
+        raise InstallError(
+            f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
+            "Restart the runtime and run this again: it is tried anew. If it stays so, report it with `fastsd doctor`.",
+        )
+    return proof.modules
+
+
+def _forget(site: Path, names: Iterable[str]) -> None:
+    notes = read_unproved(site)
+    if notes:
+        write_unproved(site, {name: note for name, note in notes.items() if name not in set(names)})
 
 
 def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...]) -> Plan:
@@ -175,7 +235,17 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
             f"wheels.lock was made for {lock_set.platform}, and this is {environment.platform}.",
             f'Install without the lock: pip install "fastsd_helpers[{name}]".',
         )
-    return make_plan(lock_set, environment, skip=skip)
+    # What an earlier run was cut short with may be there in part only: it counts as missing, and is written anew.
+    cut_short = {
+        name
+        for name, note in read_unproved(environment.site).items()
+        if not note.whole and lock_set.row(name) and environment.installed.get(name) == note.version
+    }
+    if cut_short:
+        rest = {name: version for name, version in environment.installed.items() if name not in cut_short}
+        environment = replace(environment, installed=rest)
+    plan = make_plan(lock_set, environment, skip=skip)
+    return replace(plan, in_part=tuple(row.name for row in plan.rows if row.name in cut_short))
 
 
 def _is_for(environment: Environment, lock_set: LockSet) -> bool:
@@ -190,6 +260,7 @@ def _report(
     dry_run: bool = False,
     restart: tuple[str, ...] = (),
     modules: tuple[str, ...] = (),
+    unproved: tuple[str, ...] = (),
 ) -> InstallReport:
     return InstallReport(
         name=plan.lock_set.name,
@@ -203,6 +274,7 @@ def _report(
         restart=restart,
         modules=modules,
         dry_run=dry_run,
+        unproved=unproved,
     )
 
 
@@ -251,7 +323,13 @@ def _one_at_a_time(prefix: Path) -> Iterator[None]:
 
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"fastsd-install-{os.getuid()}-{name}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except OSError as err:
+        raise InstallError(
+            f"The file {path}, which keeps two installations apart, cannot be opened: {err.strerror}.",
+            "Delete it, or set TMPDIR to a folder of your own, then run this again.",
+        ) from err
     try:
         deadline, waited = time.monotonic() + _WAIT_S, False
         while True:
@@ -260,7 +338,8 @@ def _one_at_a_time(prefix: Path) -> Iterator[None]:
                 break
             except OSError as err:
                 if err.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
+                    logger.debug("%s cannot be locked: %s.", path, err)  # some file systems know no locks
+                    break
             if time.monotonic() > deadline:
                 raise InstallError(
                     f"Another installation into {prefix} has been running for {_WAIT_S / 60:.0f} minutes.",
@@ -330,11 +409,13 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
             command = [str(uv), "pip", "install", "--no-config", "--no-progress", "--python", str(environment.python)]
             command += ["--no-deps", "--require-hashes", "--build-constraints", str(build), "-r", str(rows)]
             command += ["--offline", "--no-index"] if offline else []
+            command += [word for name in plan.in_part for word in ("--reinstall-package", name)]
         else:
             tool = "pip"
             command = [*_pip(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
             command += ["--require-hashes", "--no-color", "-r", str(rows)]
             command += ["--no-index"] if offline else []
+            command += ["--force-reinstall"] if plan.in_part else []
             environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
         command += ["--find-links", str(folder)] if folder else []
         _call(tool, command, Path(work), environ, plan, wheel_folder, timeout_s)
@@ -365,13 +446,17 @@ def _call(
             timeout=timeout_s,
             check=False,
         )
+    except OSError as err:
+        raise DependencyMissing(
+            f"{command[0]} cannot be started: {err.strerror}.", "Install it again: pip install --force-reinstall uv"
+        ) from err
     except subprocess.TimeoutExpired as err:
         raise InstallError(
             f"{tool} did not finish within {timeout_s / 60:.0f} minutes.",
             "Check the network and run this again: what was downloaded is kept.",
         ) from err
     if done.returncode != 0:
-        raise _explain(tool, done.stdout, plan, wheel_folder)
+        raise explain(tool, done.stdout, plan, wheel_folder, offline="--no-index" in command)
 
 
 def _line(row: LockedRow, folder: Path | None) -> str:
@@ -395,84 +480,3 @@ def _has_pip() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("pip") is not None
-
-
-# What uv and pip say, and what it means for the user. The first that fits wins.
-_MEANINGS = (
-    (
-        r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
-        "what arrived is not the file the lock names (its sha256 differs)",
-        "Something between this machine and the package index changes files, or the lock is damaged: try another "
-        "network, or install fastsd_helpers again.",
-    ),
-    (
-        r"No space left on device|os error 28|ENOSPC",
-        "the disk is full",
-        "Free some space on this machine (not on Drive), then run this again.",
-    ),
-    (
-        r"Read-only file system|os error 30|Permission denied|os error 13",
-        "its files cannot be written here",
-        "Make an environment (python3 -m venv .venv) and run this with its Python.",
-    ),
-    (
-        r"no version of|No matching distribution|was not found in the package registry|not found in the provided|"
-        r"no wheels? with a matching|Network connectivity is disabled",
-        "this version is not where it is looked for (withdrawn, or not in the folder of wheels)",
-        "Install the newest fastsd_helpers, whose lock names another version; offline, add the file to the folder.",
-    ),
-    (
-        r"Failed to build|build_wheel|Building wheel|metadata-generation-failed|subprocess-exited-with-error",
-        "building it from source failed",
-        "Run this again with FASTSD_DEBUG=1 and report the output of `fastsd doctor`.",
-    ),
-    (
-        r"(?i)<!doctype html|text/html|expected value at line|Failed to parse|invalid wheel|not a zip|crc|"
-        r"Failed to extract|Failed to read zip|Failed to unzip",
-        "the answer was a web page or a broken file instead of a package",
-        "A login page or a proxy answers for the package index: log in to the network, then run this again.",
-    ),
-    (
-        r"(?i)client error|dns|connection|timed? ?out|Failed to fetch|Failed to download|error sending request|"
-        r"incomplete|unexpected eof|network|reset by peer|end of file",
-        "the network or the package index did not answer",
-        "Check the network and run this again: what was downloaded is kept.",
-    ),
-    (
-        r"(?i)distutils installed project|Cannot uninstall|RECORD file",
-        "the version that is here cannot be removed",
-        "Uninstall it by hand as it was installed, then run this again.",
-    ),
-)
-
-
-def _explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None) -> InstallError:
-    """Name the package and the line that failed, in the reader's words."""
-    output = re.sub(r"//[^/\s@]*@", "//", redact(re.sub(r"\x1b\[[0-9;]*m", "", output)))
-    logger.debug("%s said:\n%s", tool, output)
-    lines = [line.strip(" ×╰─▶│├\t") for line in output.splitlines()]
-    lines = [
-        line for line in lines if line and not line.startswith(("Using Python", "Resolved", "warning:", "WARNING"))
-    ]
-    pattern, meaning, hint = next(
-        (item for item in _MEANINGS if re.search(item[0], output)),
-        ("(?i)error|failed", "it could not be installed", "Run this again; if it stays so, report it."),
-    )
-    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no further text")
-    row = _row_named_in(output, lines, line, plan)
-    what = f"{row.name} {row.version}" if row else f"'{plan.lock_set.name}'"
-    where = f" from {wheel_folder}" if wheel_folder else ""
-    return InstallError(f"{what} was not installed{where}: {meaning}. {tool} said: {line[:300]}", hint)
-
-
-def _row_named_in(output: str, lines: list[str], line: str, plan: Plan) -> LockedRow | None:
-    """The row a failure is about: named in its line, else on a line of its own kind anywhere."""
-    # pip heads its list of files with other hashes by a line without names.
-    rest = "\n".join(lines[lines.index(line) :]) if line in lines else ""
-    texts = [line, rest, *(item for item in lines if re.search(r"(?i)error|failed|mismatch|because", item)), output]
-    for text in texts:
-        plain = re.sub(r"[-_.]+", "-", text).lower()
-        for row in sorted(plan.rows, key=lambda item: -len(item.name)):
-            if re.search(rf"(?<![a-z0-9-]){re.escape(row.name)}(?![a-z0-9])", plain):
-                return row
-    return None

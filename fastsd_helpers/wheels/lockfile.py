@@ -102,11 +102,14 @@ class Lock:
         if same[0].own_environment:
             hint = f"Make its environment with Python {same[0].python}: `uv venv --python {same[0].python} FOLDER`."
         else:
-            hint = (
-                f"Use Python {there} (in Colab: Runtime > Change runtime type), or install without the lock: "
-                f'pip install "fastsd_helpers[{name}]".'
-            )
+            hint = f"Use Python {there} (in Colab: Runtime > Change runtime type)"
+            too_old = _minor(python) < min(_minor(item.python) for item in same)
+            hint += "." if too_old else f', or install without the lock: pip install "fastsd_helpers[{name}]".'
         raise InstallError(f"The set '{name}' is locked for Python {there}, and this is Python {python}.", hint)
+
+
+def _minor(python: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in python.split("."))
 
 
 def digest_of(python: str, wanted: Iterable[str], lines: str, needs: Iterable[str]) -> str:

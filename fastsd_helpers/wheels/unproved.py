@@ -1,0 +1,53 @@
+"""What was installed and not yet seen to work: noted beside the packages, so that the next run looks again."""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Unproved", "read_unproved", "write_unproved"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_NAME = "fastsd-unproved.json"
+
+
+@dataclass(frozen=True)
+class Unproved:
+    """One package that an installation was about."""
+
+    version: str
+    whole: bool  # False: the installation was cut short, so files of it may be missing
+
+
+def read_unproved(site: Path) -> dict[str, Unproved]:
+    """The notes of the packages folder `site`, by canonical name; none where there are none that can be read."""
+    try:
+        said = json.loads((site / _NAME).read_text(encoding="utf-8"))
+        return {str(name): Unproved(str(row["version"]), bool(row["whole"])) for name, row in said.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        logger.debug("The notes in %s cannot be read: %s.", site, err)
+        return {}
+
+
+def write_unproved(site: Path, notes: Mapping[str, Unproved]) -> None:
+    """Replace the notes of `site`; where that fails the installation itself is none the worse."""
+    path = site / _NAME
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        if not notes:
+            path.unlink(missing_ok=True)
+            return
+        table = {name: {"version": row.version, "whole": row.whole} for name, row in sorted(notes.items())}
+        unfinished.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as err:
+        logger.debug("The notes in %s cannot be written: %s.", site, err)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
