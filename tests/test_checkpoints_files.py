@@ -1,6 +1,7 @@
 """Files of every kind as input, broken and hostile ones too; inspection; number formats without torch; the command."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -26,9 +27,13 @@ from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints import converter, placing
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.number_formats import cast, count_not_finite
+from fastsd_helpers.checkpoints.pump import pump
+from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.recognise import recognise
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.single_file import averaged_names
+from fastsd_helpers.checkpoints.sources import BytesSource
 from fastsd_helpers.cli import main
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, FastSDError, ModelError, VerificationFailed
 
@@ -190,10 +195,16 @@ def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     fits = np.isinf(bits.view("<f4")) | ~np.isin(expected.view("<u2") & 0x7FFF, (0x7F80, 0x7C00))
     fits &= (expected.view("<u2") & 0x7FFF) != (0x7F80 if wanted == "BF16" else 0x7C00)
     fits |= np.isinf(bits.view("<f4"))
-    ours = np.asarray(cast(bits[fits].tobytes(), "F32", wanted, owner=str))
-    assert np.array_equal(ours, expected.view("<u2")[fits])
-    assert np.isnan(bits[fits].view("<f4")).any()
-    assert fits.sum() > 500_000
+    ordinary = fits & np.isfinite(bits.view("<f4"))  # without the others these are rounded in another way
+    for chosen in (fits, ordinary):
+        ours = np.asarray(cast(bits[chosen].tobytes(), "F32", wanted, owner=str))
+        assert np.array_equal(ours, expected.view("<u2")[chosen])
+        assert chosen.sum() > 500_000
+    assert not ordinary[fits].all()
+    out = bytearray(2 * ordinary.sum() + 100)
+    cast(bits[ordinary].tobytes(), "F32", wanted, owner=str, out=out)
+    assert out[:-100] == expected.view("<u2")[ordinary].tobytes()
+    assert out[-100:] == bytes(100)
 
 
 @pytest.mark.parametrize(("stored", "theirs"), [("F16", "float16"), ("BF16", "bfloat16")])
@@ -224,6 +235,52 @@ def test_a_value_that_would_become_infinite_stops_with_its_size(wanted, limit, b
         cast(np.array([1, -beyond, np.nan], "<f4").tobytes(), "F32", wanted, owner=lambda: "The tensor 'a'")
     with pytest.raises(CheckpointError, match="reaches"):
         cast(np.array([1e300], "<f8").tobytes(), "F64", wanted, owner=str)
+
+
+# ------------------------------------------------------------------------------------------------ in pieces
+
+
+@pytest.fixture
+def large():
+    """Two tensors of many pieces and one that is small, between them."""
+    values = np.random.default_rng(2).standard_normal(12_000_000).astype("<f4")
+    cut = {"a": values[:5_000_001], "b": values[5_000_001:5_000_100], "c": values[5_000_100:]}
+    return BytesSource({name: (TensorFact("F32", part.shape), part.tobytes()) for name, part in cut.items()}), values
+
+
+@pytest.mark.parametrize(("dtype", "layout"), [("keep", "<f4"), ("fp16", "<f2")])
+def test_pieces_come_in_order_and_are_stored_at_their_place(large, dtype, layout):
+    source, values = large
+    stored, given, ends = bytearray(len(values) * np.dtype(layout).itemsize), bytearray(), []
+
+    def store(place, buffer):
+        stored[place : place + len(buffer)] = buffer
+
+    for name, buffer, last in pump(((name, copied(source, name, dtype)) for name in source.tensors), store=store):
+        given += buffer
+        ends += [name] if last else []
+    assert ends == ["a", "b", "c"]
+    assert given == stored == values.astype(layout).tobytes()
+
+
+def test_a_large_file_has_the_hash_that_is_told(large, place):
+    source, _values = large
+    recipes = {name: copied(source, name, "fp16") for name in source.tensors}
+    sha256, size = write_safetensors(place / "a.safetensors", recipes, metadata={}, read_back=False)
+    content = (place / "a.safetensors").read_bytes()
+    assert (hashlib.sha256(content).hexdigest(), len(content)) == (sha256, size)
+
+
+def test_a_disk_that_fills_up_within_a_large_tensor_leaves_nothing(large, place):
+    source, _values = large
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, limits[1]))
+    try:
+        with pytest.raises(DiskFull):
+            write_safetensors(place / "a.safetensors", {"a": copied(source, "a")}, metadata={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(place.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -639,8 +696,6 @@ SD15_TEXT = "cond_stage_model.transformer.text_model."
 
 
 def test_inspect_says_what_a_file_is(sd15):
-    import hashlib
-
     found = checkpoints.inspect(sd15, scan=True)
     sha256 = hashlib.sha256(sd15.read_bytes()).hexdigest()
     assert (found.sha256, found.short_hash) == (sha256, sha256[:10])

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-import queue
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.checkpoints.placing import check_room, new_file
@@ -18,11 +19,12 @@ from fastsd_helpers.checkpoints.safetensors_file import forget_cached
 from fastsd_helpers.errors import VerificationFailed
 from fastsd_helpers.runtime import fault_point
 
-__all__ = ["HASH_KEY", "Hasher", "write_all", "write_safetensors"]
+__all__ = ["HASH_KEY", "write_safetensors"]
 
 HASH_KEY = "modelspec.hash_sha256"
 _HASH_TO_COME = "0x" + "0" * 64
 _CHUNK_BYTES = 1 << 22
+_WINDOW_BYTES = 32 << 20
 
 
 def write_safetensors(
@@ -58,70 +60,36 @@ def write_safetensors(
     size = len(header) + sum(recipe.fact.bytes for recipe in recipes.values())
     with new_file(path) as (file, temporary):
         check_room(path.parent, size)
-        write_all(file, header)
-        with Hasher(b"" if read_back else header) as hasher:
-            for _name, buffer, last in pump(((name, recipes[name]) for name in names), finite=finite):
-                write_all(file, buffer)
-                hasher.update(buffer)
+        store = partial(_store, file.fileno(), threading.Lock(), len(header))
+        store(-len(header), header)
+        digest = hashlib.sha256(b"" if read_back else header)
+        # Closed by the end of the block in any case: until then threads write to the file.
+        with closing(pump(((name, recipes[name]) for name in names), finite=finite, store=store)) as pieces:
+            for _name, buffer, last in pieces:
+                digest.update(buffer)
                 if last:
                     fault_point("export.tensor")
-        sha256 = hasher.hexdigest()
+        sha256 = digest.hexdigest()
         if read_back:
             header = _build_header(names, recipes, {**metadata, HASH_KEY: "0x" + sha256})
-            file.seek(0)
-            write_all(file, header)
+            store(-len(header), header)
             os.fsync(file.fileno())
             sha256 = _read_back(temporary, len(header), sha256)
     return sha256, size
 
 
-class Hasher:
-    """SHA-256 in a thread of its own, so that it costs no time where a processor is free."""
-
-    def __init__(self, first: bytes = b"") -> None:
-        self._hash = hashlib.sha256(first)
-        self._waiting: queue.Queue[list[Any] | None] = queue.Queue(maxsize=8)
-        self._small: list[Any] = []  # what is not worth waking the thread for yet
-        self._small_bytes = 0
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "Hasher":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join()
-        for buffer in self._small:
-            self._hash.update(buffer)
-
-    def update(self, buffer: Any) -> None:
-        """Take the next bytes; the buffer must not change any more."""
-        self._small.append(buffer)
-        self._small_bytes += len(memoryview(buffer).cast("B"))
-        if self._small_bytes < 1 << 20:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="sha256", daemon=True)
-            self._thread.start()
-        self._waiting.put(self._small)
-        self._small, self._small_bytes = [], 0
-
-    def hexdigest(self) -> str:
-        """The hash of everything, once the `with` block has ended."""
-        return self._hash.hexdigest()
-
-    def _work(self) -> None:
-        while (buffers := self._waiting.get()) is not None:
-            for buffer in buffers:
-                self._hash.update(buffer)
-
-
-def write_all(file: BinaryIO, buffer: Any) -> None:
-    """Write every byte of a buffer to an unbuffered file, which may take fewer at a time."""
-    view = memoryview(buffer).cast("B")
-    while view:
-        view = view[file.write(view) :]
+def _store(descriptor: int, alone: threading.Lock, start: int, place: int, buffer: Any) -> None:
+    """Write every byte of a buffer to its place after `start`, and set the disk to work early."""
+    view, place = memoryview(buffer), start + place
+    window = place // _WINDOW_BYTES
+    with alone:  # the system lets in one at a time, and those that wait for it there burn a processor
+        while view:
+            written = os.pwrite(descriptor, view, place)
+            view, place = view[written:], place + written
+    if place // _WINDOW_BYTES > window and hasattr(os, "posix_fadvise"):
+        # On Linux this starts writing what lies in memory, which would otherwise begin with the sync at the end.
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, window * _WINDOW_BYTES, _WINDOW_BYTES, os.POSIX_FADV_DONTNEED)
 
 
 def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata: Mapping[str, str]) -> bytes:
