@@ -377,6 +377,7 @@ def package(arguments, seen: list[Path], held_out: list[Path]) -> None:
     root = Path(fastsd_helpers.demo.__file__).parent
     model = load_weights(arguments.work)
     write_folder(model, root / "reader_model", torch.float16)
+    (root / "reader_model" / "model.safetensors").chmod(0o644)  # transformers leaves it to its owner alone
     figures = measure(load_weights(arguments.work), seen, held_out, arguments.lines)
     (root / "reader_model" / "measured.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     samples = root / "reader_samples"
