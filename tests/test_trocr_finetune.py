@@ -94,7 +94,7 @@ def test_what_shall_stay_stays_and_the_rest_learns(data, base, tmp_path, method)
 
 def test_what_was_left_alone_is_chosen_by_lines_and_size_and_said():
     few = choose_schedule(FineTuneConfig(), 40, 3_600_000)
-    assert (few.epochs, few.lr) == (40, 5e-4)
+    assert (few.epochs, few.lr) == (40, 1e-4)
     assert "40 lines are 5 steps each" in few.reason
     many = choose_schedule(FineTuneConfig(method="lora"), 5000, 334_000_000)
     assert (many.epochs, many.lr) == (10, 4e-4)

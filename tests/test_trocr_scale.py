@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -130,7 +129,8 @@ def weights_after(world, data, name, launch=(sys.executable,), **changes):
     settings |= changes
     done = run(world / "teach.py", data, world / "reader", world / name, json.dumps(settings), launch=launch)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(re.findall(r"^\{.*\}$", done.stdout, flags=re.MULTILINE)[-1])
+    # Two processes may write theirs onto one line.
+    said, _end = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index('{"steps"') :])
     assert said["steps"] == 6
     return load_file(world / name / "model" / "model.safetensors"), said
 

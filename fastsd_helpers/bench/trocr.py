@@ -23,9 +23,11 @@ from fastsd_helpers.drive import bytes_in
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 
-__all__ = ["GEOMETRY", "Settings", "measure", "write_random_reader"]
+__all__ = ["GEOMETRY", "INT8", "Settings", "measure", "write_random_reader"]
 
 _THEIR_BEAMS, _OUR_BEAMS = "(d) transformers, beam 4", "(d) ours, beam 4, fp32"
+# Ways to int8, see quantize: the weights alone, or the encoder's sums too.
+INT8 = ("dynamic", "static")
 # (encoder width, layers, heads, inner), (decoder width, layers, heads, inner), words, side in pixels
 GEOMETRY = {
     "base": ((768, 12, 12, 3072), (1024, 12, 16, 4096), 50265, 384),
@@ -98,7 +100,8 @@ def measure(settings: Settings) -> Report:
                 write_random_reader(folder, settings.geometry)
             sizes = {"fp32 folder": bytes_in(folder)}
             if settings.int8:
-                sizes["int8 folder"] = bytes_in(_int8_folder(folder))
+                for method in INT8:
+                    sizes[f"int8 folder, {method}"] = bytes_in(_int8_folder(folder, method))
             # Before the models are loaded here: a machine may not have room for them twice.
             names = list(_makers(folder, settings)) if settings.memory else []
             peaks = {name: _peak_apart(name, str(folder), settings) for name in names}
@@ -178,23 +181,30 @@ def _peak_here(name: str, folder: str, settings: Settings) -> int:
     return peak_memory_bytes("cuda" if describe_device().kind == "cuda" and "CPU" not in name else "host")
 
 
-def _int8_folder(folder: Path) -> Path:
+def _int8_folder(folder: Path, method: str) -> Path:
     from fastsd_helpers.trocr.checkpoint import open_checkpoint
     from fastsd_helpers.trocr.graphs import write_graphs
 
-    int8 = folder.with_name(f"{folder.name}-int8")
+    int8 = folder.with_name(f"{folder.name}-int8-{method}")
     if not int8.is_dir():
-        write_graphs(open_checkpoint(folder, precision="fp32", device="cpu"), int8, method="dynamic")
+        checkpoint = open_checkpoint(folder, precision="fp32", device="cpu")
+        # Ranges of noise say nothing about accuracy, and neither do random weights: the speed is that of any ranges.
+        lines = [checkpoint.pixels.batch([checkpoint.pixels.resize(picture)]) for picture in _noise(4)]
+        write_graphs(checkpoint, int8, method=method, batches=lines if method == "static" else None)
     return int8
 
 
-def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callable[[int], Any]]]":
-    """For each variant what loads it and gives what reads so many lines."""
+def _noise(count: int) -> list[Any]:
     import numpy as np
     from PIL import Image
 
     chance = np.random.default_rng(0)
-    pictures = [Image.fromarray(chance.integers(0, 256, (48, 400, 3), dtype=np.uint8)) for _ in range(settings.lines)]
+    return [Image.fromarray(chance.integers(0, 256, (48, 400, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callable[[int], Any]]]":
+    """For each variant what loads it and gives what reads so many lines."""
+    pictures = _noise(settings.lines)
     device = describe_device()
     forced = {"min_new_tokens": settings.tokens, "max_new_tokens": settings.tokens}
 
@@ -226,10 +236,10 @@ def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callabl
         def make() -> "Callable[[int], Any]":
             from fastsd_helpers.trocr import Reader
 
-            source = _int8_folder(folder) if precision == "int8" else folder
-            reader = Reader(
-                source, beams, precision, settings.tokens, settings.tokens, False, batch_size=settings.batch
-            )
+            method = precision.removeprefix("int8 ")
+            source = folder if method == precision else _int8_folder(folder, method)
+            kind, tokens = precision.partition(" ")[0], settings.tokens
+            reader = Reader(source, beams, kind, tokens, tokens, False, batch_size=settings.batch)
             return lambda count: reader.read(pictures[:count])
 
         return make
@@ -242,7 +252,7 @@ def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callabl
         f"(c) ours, {short}": ours(short),
     }
     if settings.int8:
-        made["(c) ours, int8 (CPU)"] = ours("int8")
+        made |= {f"(c) ours, int8 {method} (CPU)": ours(f"int8 {method}") for method in INT8}
     if settings.beams:
         made[_THEIR_BEAMS] = theirs(settings.batch, use_cache=True, num_beams=4)
         made[_OUR_BEAMS] = ours("fp32", 4)

@@ -113,7 +113,7 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
         told.append(f"{epochs:g} epochs, for {lines} lines are {steps} steps each")
     if lr is None:
         small = parameters < _FEW_PARAMETERS
-        lr = (10 if config.method == "lora" else 1) * (5e-4 if small else 4e-5)
+        lr = (10 if config.method == "lora" else 1) * (1e-4 if small else 4e-5)
         why = "a small reader" if small else "a reader of this size"
         told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
     return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "")
