@@ -33,7 +33,7 @@ _CIVITAI_HOSTS = ("civitai.com", "civitai.green", "civitai.red")
 _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 _HUB_FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
 _SECRET_NAMES = {"access_token", "api-key", "api_key", "apikey", "auth", "key", "password", "token"}
-_ASCII = string.punctuation
+_AS_TYPED = string.punctuation  # stays in an address as it is; "%" too, or %20 would become %2520
 _CIVITAI_TOKEN_HINT = (
     "Make an API key at civitai.com (account settings) and set it as CIVITAI_TOKEN "
     "(environment variable, or a Colab or Kaggle secret)."
@@ -155,7 +155,7 @@ def find_link(text: str) -> Link | HubFile:
 def _plain(url: str) -> str:
     """An address as it is sent: what is not ASCII in its path or query goes as %XX."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=quote(parts.path, safe=_ASCII), query=quote(parts.query, safe=_ASCII)))
+    return urlunsplit(parts._replace(path=quote(parts.path, safe=_AS_TYPED), query=quote(parts.query, safe=_AS_TYPED)))
 
 
 # ------------------------------------------------------------------------------------------------- CivitAI

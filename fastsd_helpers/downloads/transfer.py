@@ -87,9 +87,8 @@ def _open(url: str, token: str | None, headers: dict[str, str], cookies: str | N
     # No cookie jar: a cookie goes where it came from, and only where it is needed.
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT_S)
-    except (
-        ValueError
-    ):  # a host, a port or a character that makes no sense, mostly in a redirect; it names what was sent
+    except ValueError:
+        # A host, a port or a character that makes no sense, mostly in a redirect; its own text holds what was sent.
         raise DownloadError(
             f"The link to {urlsplit(url).hostname} leads to something that is no web address.", "Use another link."
         ) from None

@@ -83,8 +83,6 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
     session.save(taught={"model": model, "path": str(result.path.relative_to(session.folder.absolute()))})
     logger.info("CER on %d lines that were not learned from: %.1f %% before, %.1f %% after. Reader: %s",
                 result.held_out_lines, 100 * result.cer_before, 100 * result.cer_after, result.path)  # fmt: skip
-    if result.cer_after > result.cer_before:
-        logger.warning("It reads worse than before: correct more lines, or choose a lower learning rate.")
     return result
 
 

@@ -208,6 +208,8 @@ def finetune(
         "".join(added),
         tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
     )
+    if made.cer_after > made.cer_before:
+        logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
     if trainer.is_world_process_zero():
         _write_card(target, config, str(model), before, after, train_set, held_set)
         kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
