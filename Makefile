@@ -38,8 +38,10 @@ $(READY): pyproject.toml requirements-dev.txt Makefile
 demo: setup
 	$(BIN)/fastsd demo
 
-# One thread for each of a few workers: two workers of two threads each would stand in each other's way.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# One thread for each of a few workers: two workers of two threads each would stand in each other's way. A worker that
+# dies ends the run with the name of its test: with a new one in its place, the rest would wait for ever.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+	--dist loadfile --max-worker-restart 0
 
 test: setup
 	$(PYTEST) -m "not slow and not network and not gpu"

@@ -228,6 +228,25 @@ def rate_at(step: int, steps: int) -> float:
     return PEAK_RATE * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1, part))))
 
 
+def make_optimizers(model: ReaderWithCtc) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for everything else, at one learning rate.
+
+    From the same checkpoint, at 5e-4 and after 250 steps of the same lines: loss 0.97, with AdamW alone 1.11; a step
+    takes a tenth longer (2 cores). Muon: Jordan et al. 2024; its steps are scaled to the size of AdamW's.
+    """
+    inside = [
+        weight
+        for name, weight in model.reader.named_parameters()
+        if weight.dim() == 2 and "embed" not in name and "output_projection" not in name
+    ]
+    known = {id(weight) for weight in inside}
+    others = [weight for weight in model.parameters() if id(weight) not in known]
+    return [
+        torch.optim.Muon(inside, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
 def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
     torch.manual_seed(SEED)
     model = ReaderWithCtc().to(DEVICE)
@@ -236,17 +255,14 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
         known = model.reader.state_dict()  # opening a folder adds a pooler, which no TrOCR model uses
         model.reader.load_state_dict({name: weight for name, weight in begun.state_dict().items() if name in known})
     average = {name: weight.detach().clone() for name, weight in model.reader.state_dict().items()}
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    optimizers = make_optimizers(model)
     path = arguments.work / "reader.pt"
     first = 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=DEVICE)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         average, first = state["average"], state["step"]
         print(f"going on from step {first}")
     tokenizer = load_tokenizer(arguments.work)
@@ -260,15 +276,16 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
         for step in range(first, arguments.steps):
             pictures, texts = next(drawn)
             noise = torch.Generator().manual_seed(SEED * 1_000_003 + step)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate_at(step, arguments.steps)
             with torch.autocast(DEVICE, torch.bfloat16):
                 loss, own = model(to_pixels(pictures), to_ids(texts, tokenizer), noise)
             weight = CTC_WEIGHT * (1 - step / arguments.steps)
             (loss + weight * own).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
             keep = min(EMA, (step + 1) / (step + 10))
             with torch.no_grad():
                 for name, value in model.reader.state_dict().items():
@@ -283,8 +300,8 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
                 told, losses = now, []
             stop = now - began > arguments.minutes * 60
             if now - saved >= SAVE_EVERY_S or stop or done == arguments.steps:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-                save(path, {**state, "step": done})
+                kept = [optimizer.state_dict() for optimizer in optimizers]
+                save(path, {"model": model.state_dict(), "optimizers": kept, "average": average, "step": done})
                 saved = time.monotonic()
             if done % 2000 == 0 or done == arguments.steps:
                 figures = measure(weights_of(average), seen, held_out, 100, brief=True)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny_readers import noise_pictures, write_reader
 
-from fastsd_helpers.errors import DatasetError, DependencyMissing, SettingsError
+from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError, SettingsError
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.checkpoint import open_checkpoint
 from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
@@ -35,6 +35,37 @@ def test_graphs_without_int8_give_the_tokens_of_pytorch(tmp_path, kind):
     assert Reader(folder).embed(pictures, "columns") == pytest.approx(
         Reader(tmp_path / kind, precision="fp32").embed(pictures, "columns"), abs=1e-4
     )
+
+
+def test_ctrl_c_still_works_when_another_thread_has_thrown_the_graphs_away(tmp_path):
+    pytest.importorskip("openvino")
+    write_reader(tmp_path / "reader", "base", seed=1)
+    folder = write_graphs(open_checkpoint(tmp_path / "reader", precision="fp32"), tmp_path / "graphs", method="none")
+    script = """
+import faulthandler, os, signal, sys, threading
+from pathlib import Path
+from fastsd_helpers.trocr.graphs import GraphEngine
+faulthandler.enable()  # as Jupyter's kernel does; it gives the thread a signal stack
+signal.signal(signal.SIGTERM, lambda *_: print("asked to stop"))
+held = [GraphEngine(Path(sys.argv[1]))]
+away = threading.Thread(target=held.clear)
+away.start()
+away.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "asked to stop\n"), done.stderr
+
+
+def test_graphs_of_another_version_are_refused_with_what_to_do(tmp_path):
+    pytest.importorskip("openvino")
+    write_reader(tmp_path / "reader", "base", seed=1)
+    folder = write_graphs(open_checkpoint(tmp_path / "reader", precision="fp32"), tmp_path / "graphs", method="none")
+    about = folder / "openvino" / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "version": 1}))
+    with pytest.raises(ModelError, match="another version") as caught:
+        Reader(folder)
+    assert "Quantise the reader again" in caught.value.hint
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])

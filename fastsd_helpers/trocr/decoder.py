@@ -5,6 +5,7 @@ them at every step. All beams of one line look at the same picture, so here they
 folded into the query: q [lines, heads, beams, d] against k [lines, heads, places, d].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ def decoder_step(
     own: list[tuple["torch.Tensor", "torch.Tensor"]] | None,
     cross: list[tuple["torch.Tensor", "torch.Tensor"]],
     weights: list["torch.Tensor"] | None = None,
+    look_up: "Callable[..., torch.Tensor] | None" = None,
 ) -> tuple["torch.Tensor", list[tuple["torch.Tensor", "torch.Tensor"]]]:
     """One token further for every beam of every line.
 
@@ -80,6 +82,8 @@ def decoder_step(
         own, cross: as in DecoderState.
         weights: filled, when a list is given, with each layer's attention over the picture, [lines, heads, beams,
             places].
+        look_up: instead of PyTorch's attention over the picture: called with the query [lines, heads, beams, d], the
+            layer's two entries of `cross`, whatever shape they have, and the scaling.
 
     Returns:
         The scores before softmax, [lines, beams, vocabulary], and `own` one step longer.
@@ -112,7 +116,11 @@ def decoder_step(
         if weights is not None:
             scores = (query * attention.scaling) @ keys.transpose(2, 3)
             weights.append(scores.softmax(dim=-1))
-        mixed = scaled_dot_product_attention(query, keys, values).transpose(1, 2)
+        if look_up is not None:
+            mixed = look_up(query, keys, values, attention.scaling)
+        else:
+            mixed = scaled_dot_product_attention(query, keys, values)
+        mixed = mixed.transpose(1, 2)
         x = layer.encoder_attn_layer_norm(x + attention.out_proj(mixed.reshape(lines, beams, -1)))
         x = layer.final_layer_norm(x + layer.fc2(layer.activation_fn(layer.fc1(x))))
     return head(x), longer

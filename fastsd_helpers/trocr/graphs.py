@@ -1,7 +1,9 @@
 """int8 on the CPU: the encoder and one decoder step as OpenVINO graphs, made here and run here.
 
 Two graphs: `encoder` gives what the picture looks like and, per decoder layer, the keys and values that every step
-looks up; `decoder` is one step. Keys and values of the picture go into the second graph once per batch, without a copy.
+looks up; `decoder` is one step. Keys and values of the picture go into the second graph once per batch, without a copy,
+the keys transposed as the product wants them: left as PyTorch has them, every step transposed all of them again, which
+at base size was half of its time. Where bf16 is used they also lie in memory as bf16.
 Neither package sends anything: the reporting of usage that both bring is left out (see `_without_reports`).
 """
 
@@ -23,6 +25,7 @@ from fastsd_helpers.errors import DependencyMissing, ModelError
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.trocr.checkpoint import Checkpoint
 from fastsd_helpers.trocr.decoder import TorchEngine, cross_keys, decoder_step, position_rows
+from fastsd_helpers.trocr.signal_stack import signal_stack_kept
 from fastsd_helpers.trocr.source import GRAPHS
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+_VERSION = 2  # of the two graphs' inputs and outputs
 _COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
            "sentencepiece.bpe.model", "added_tokens.json")  # fmt: skip
@@ -114,17 +118,27 @@ def write_graphs(
     openvino, *rest = _require("openvino", *(() if method == "none" else ("nncf",)))
     encoder_module, decoder_module, examples = _modules(checkpoint)
     config = checkpoint.model.config
-    with _without_reports(), _quiet_conversion(rest), torch.inference_mode(False), torch.no_grad():
+    with (
+        signal_stack_kept(),
+        _without_reports(),
+        _quiet_conversion(rest),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         height, width = checkpoint.pixels.height, checkpoint.pixels.width
         encoder = openvino.convert_model(encoder_module, example_input=examples[0])
         encoder.reshape({0: openvino.PartialShape([-1, 3, height, width])})
         decoder = openvino.convert_model(decoder_module, example_input=examples[1])
         layers = config.decoder.decoder_layers
         names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
-        for place, name in enumerate(["pixels"]):
-            encoder.inputs[place].get_tensor().set_names({name})
-        for place, name in enumerate(["tokens", "step", *names]):
-            decoder.inputs[place].get_tensor().set_names({name})
+        crossing = names[2 * layers :]
+        for ends, called in (
+            (encoder.inputs, ["pixels"]),
+            (encoder.outputs, ["hidden", *crossing]),
+            (decoder.inputs, ["tokens", "step", *names]),
+        ):
+            for end, name in zip(ends, called, strict=True):
+                end.get_tensor().set_names({name})
         if rest:
             nncf = rest[0]
             if method == "static":
@@ -146,7 +160,7 @@ def write_graphs(
     for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, fresh / name)
-    about = {"version": 1, "method": method, "from": checkpoint.folder.name, "layers": layers}
+    about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
     about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
     write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +185,10 @@ def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
             hidden = self.model.encoder(pixels).last_hidden_state
             inner = self.model.enc_to_dec_proj(hidden) if hasattr(self.model, "enc_to_dec_proj") else hidden
-            return (hidden, *(part for pair in cross_keys(decoder, inner) for part in pair))
+            return (
+                hidden,
+                *(part for keys, values in cross_keys(decoder, inner) for part in (keys.transpose(2, 3), values)),
+            )
 
     class Step(torch.nn.Module):
         def __init__(self) -> None:
@@ -186,7 +203,8 @@ def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
             position = self.positions.index_select(0, step)[None]
             if self.padding is not None:
                 position = position * (tokens != self.padding)[..., None]
-            scores, own = decoder_step(self.decoder, self.head, tokens, position, pairs[:layers], pairs[layers:])
+            own, cross = pairs[:layers], pairs[layers:]
+            scores, own = decoder_step(self.decoder, self.head, tokens, position, own, cross, look_up=_look_up)
             return (scores, *(part for pair in own for part in pair))
 
     pixels = torch.zeros(2, 3, checkpoint.pixels.height, checkpoint.pixels.width)
@@ -194,9 +212,13 @@ def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
         places = model.encoder(pixels[:1]).last_hidden_state.shape[1]
     size = config.hidden_size // heads
     own = [torch.zeros(6, heads, 2, size) for _ in range(2 * layers)]
-    cross = [torch.zeros(2, heads, places, size) for _ in range(2 * layers)]
+    cross = [torch.zeros(2, heads, *shape) for _ in range(layers) for shape in ((size, places), (places, size))]
     step = (torch.full((2, 3), 2), torch.tensor([2]), *own, *cross)
     return Encoder().eval(), Step().eval(), (pixels, step)
+
+
+def _look_up(query: "torch.Tensor", keys: "torch.Tensor", values: "torch.Tensor", scaling: float) -> "torch.Tensor":
+    return ((query * scaling) @ keys).softmax(dim=-1) @ values
 
 
 @dataclass
@@ -204,19 +226,22 @@ class Encoded:
     """What the encoder graph gave for some lines: `hidden` [n, places, width] (torch) and the keys and values."""
 
     hidden: "torch.Tensor"
-    cross: list[Any]  # numpy, [n, heads, places, d] each: k and v of layer 0, of layer 1, ...
+    # numpy, k [n, heads, d, places] and v [n, heads, places, d] of layer 0, of layer 1, ...; bf16 in float16's clothes,
+    # since numpy has no bf16: to be moved, not to be computed with.
+    cross: list[Any]
+    owner: Any = None  # of the memory
 
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def __getitem__(self, lines: list[int]) -> "Encoded":
+    def __getitem__(self, lines: Any) -> "Encoded":
         return Encoded(self.hidden[lines], [array[lines] for array in self.cross])
 
 
 @dataclass
 class _State:
     request: Any
-    cross: list[Any]
+    encoded: Encoded
     own: list[Any]
     lines: int
     beams: int
@@ -230,6 +255,10 @@ class GraphEngine:
         (openvino,) = _require("openvino")
         self._openvino = openvino
         about = json.loads((folder / GRAPHS / "about.json").read_text(encoding="utf-8"))
+        if about["version"] != _VERSION:
+            raise ModelError(
+                f"The graphs in {folder} were made by another version of fastsd_helpers.", "Quantise the reader again."
+            )
         self.most_steps, self._layers = int(about["most_steps"]), int(about["layers"])
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -238,44 +267,52 @@ class GraphEngine:
         # fp32 graphs stay fp32; beside int8 a shorter format costs nothing in accuracy that int8 has not cost.
         short = about["method"] != "none" and describe_device().has_bf16
         settings["INFERENCE_PRECISION_HINT"] = "bf16" if short else "f32"
-        core = openvino.Core()
+        self._held = openvino.Type.bf16 if short else openvino.Type.f32
         try:
-            self._encoder, self._decoder = (
-                core.compile_model(str(folder / GRAPHS / f"{name}.xml"), "CPU", settings)
-                for name in ("encoder", "decoder")
-            )
+            with signal_stack_kept():
+                core = openvino.Core()
+                encoder, decoder = (core.read_model(folder / GRAPHS / f"{name}.xml") for name in ("encoder", "decoder"))
+                self._encoder = core.compile_model(self._holding(encoder, encoder.outputs), "CPU", settings)
+                self._decoder = core.compile_model(self._holding(decoder, decoder.inputs), "CPU", settings)
         except RuntimeError as err:
             raise ModelError(
                 f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantise the reader again."
             ) from err
 
+    def _holding(self, model: Any, ends: list[Any]) -> Any:
+        """The graph with the picture's keys and values among these inputs or outputs in the type they are held in."""
+        from openvino.preprocess import PrePostProcessor
+
+        process = PrePostProcessor(model)
+        for end in ends:
+            if any(name.startswith("cross_") for name in end.get_names()):
+                side = process.input if end in model.inputs else process.output
+                side(end.get_any_name()).tensor().set_element_type(self._held)
+        return process.build()
+
     def encode(self, pixels: "torch.Tensor") -> Encoded:
         """float32 [lines, 3, h, w] -> the lines as the decoder graph takes them."""
-        import numpy as np
         import torch
 
         request = self._encoder.create_infer_request()
         request.infer([pixels.numpy()])
-        arrays = [np.array(request.get_output_tensor(place).data, dtype=np.float32)
-                  for place in range(len(self._encoder.outputs))]  # fmt: skip
-        return Encoded(torch.from_numpy(arrays[0]), arrays[1:])
+        hidden, *cross = (request.get_output_tensor(place).data for place in range(len(self._encoder.outputs)))
+        return Encoded(torch.from_numpy(hidden), cross, request)
 
     def begin(self, hidden: Encoded, beams: int, steps: int) -> _State:
         """Prepare the search over encoded lines."""
         import numpy as np
 
-        lines, heads, _places, size = hidden.cross[0].shape
+        lines, heads, _places, size = hidden.cross[1].shape
         own = [np.zeros((lines * beams, heads, 0, size), np.float32) for _ in hidden.cross]
-        state = _State(self._decoder.create_infer_request(), hidden.cross, own, lines, beams)
+        state = _State(self._decoder.create_infer_request(), hidden, own, lines, beams)
         self._set_cross(state)
         return state
 
     def _set_cross(self, state: _State) -> None:
-        import numpy as np
-
-        state.cross = [np.ascontiguousarray(array) for array in state.cross]
-        for place, array in enumerate(state.cross):
-            state.request.set_input_tensor(2 + len(state.own) + place, self._openvino.Tensor(array, shared_memory=True))
+        for place, array in enumerate(state.encoded.cross):
+            tensor = self._openvino.Tensor(array, array.shape, self._held)  # the same memory
+            state.request.set_input_tensor(2 + len(state.own) + place, tensor)
 
     def step(self, state: _State, tokens: "torch.Tensor") -> "torch.Tensor":
         """tokens [lines, beams] -> float32 scores before softmax, [lines, beams, vocabulary]."""
@@ -300,7 +337,7 @@ class GraphEngine:
         lines = lines.numpy()
         rows = (lines[:, None] * state.beams + np.arange(state.beams)).ravel()
         state.own = [array[rows] for array in state.own]
-        state.cross = [array[lines] for array in state.cross]
+        state.encoded = state.encoded[lines]
         state.lines = len(lines)
         self._set_cross(state)
 
@@ -344,7 +381,7 @@ def _kept_folder(checkpoint: Checkpoint) -> Path:
         if path.is_file():
             about = path.resolve().stat()
             state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{state.hexdigest()[:16]}"
+    return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{_VERSION}-{state.hexdigest()[:16]}"
 
 
 def _in_torch(model: Any) -> Any:
