@@ -72,7 +72,7 @@ def learn(
     def work() -> dict[str, Any]:
         batches = -(-len(lines) // 16)
         config = FineTuneConfig(
-            epochs=steps / batches, batch_size=16, precision="fp32", patience=0, measure_every=max(1, steps // 10),
+            epochs=steps / batches, batch_size=16, patience=0, measure_every=max(1, steps // 10),
             seed=SEED, **settings,
         )  # fmt: skip
         result = finetune(

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
 from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.augment import KINDS, change_line
 from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
-from fastsd_helpers.trocr.trainer import label_ids
+from fastsd_helpers.trocr.trainer import _choose_precision, label_ids
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
 torch = pytest.importorskip("torch")
@@ -216,3 +217,17 @@ def test_each_change_changes_the_picture_a_little_and_can_be_repeated(kind):
     same = one.size == picture.size and np.array_equal(np.asarray(one), np.asarray(picture))
     assert same == (kind == "none")
     assert abs(np.asarray(one).mean() - np.asarray(picture).mean()) < 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_bf16", "expected"),
+    [
+        ("cpu", True, "bf16"),
+        ("cpu", False, "fp32"),
+        ("cuda", True, "bf16"),
+        ("cuda", False, "fp16"),
+        ("mps", True, "fp32"),
+    ],
+)
+def test_the_format_of_the_sums_is_what_the_device_computes_fast(kind, has_bf16, expected):
+    assert _choose_precision(Device(kind, kind, 2**33, has_bf16)) == expected
