@@ -34,12 +34,13 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be given twice")
     parser.add_argument("--steps", type=int, default=400, help="steps for a hand and for digits (default: 400)")
     parser.add_argument("--script-steps", type=int, default=1500, help="steps for the script (default: 1500)")
+    parser.add_argument("--lr", type=float, help="learning rate of all runs (default: what fastsd chooses)")
     parser.add_argument("--test-lines", type=int, default=200, help="lines measured on (default: 200)")
     parser.add_argument("--few", type=float, default=1.0, help="part of the lines learned from, for a try (default: 1)")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long, to go on another time")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/reader_learning.md")
     arguments = parser.parse_args()
-    about = {name: getattr(arguments, name) for name in ("model", "steps", "script_steps", "test_lines", "few")}
+    about = {name: getattr(arguments, name) for name in ("model", "steps", "script_steps", "test_lines", "few", "lr")}
     pieces = Pieces(arguments.work, about, arguments.minutes)
     parts = {"hand": learn_hands, "digits": learn_digits, "script": learn_script}
     rows = [f"# What the reader {arguments.model} learns", "", machine(), "",
@@ -73,7 +74,7 @@ def learn(
         batches = -(-len(lines) // 16)
         config = FineTuneConfig(
             epochs=steps / batches, batch_size=16, patience=0, measure_every=max(1, steps // 10),
-            seed=SEED, **settings,
+            seed=SEED, lr=arguments.lr, **settings,
         )  # fmt: skip
         result = finetune(
             config, read_lines(lines), arguments.work / name.replace(" ", "-").replace(",", ""),

@@ -16,7 +16,8 @@ from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.augment import KINDS, change_line
 from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
-from fastsd_helpers.trocr.trainer import _choose_precision, label_ids
+from fastsd_helpers.trocr.labels import read_lines
+from fastsd_helpers.trocr.trainer import TrainingLines, _choose_precision, label_ids
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
 torch = pytest.importorskip("torch")
@@ -95,11 +96,11 @@ def test_what_shall_stay_stays_and_the_rest_learns(data, base, tmp_path, method)
 
 def test_what_was_left_alone_is_chosen_by_lines_and_size_and_said():
     few = choose_schedule(FineTuneConfig(), 40, 3_600_000)
-    assert (few.epochs, few.lr) == (40, 1e-4)
+    assert (few.epochs, few.lr, few.token_noise) == (40, 2e-4, 0.3)
     assert "40 lines are 5 steps each" in few.reason
     many = choose_schedule(FineTuneConfig(method="lora"), 5000, 334_000_000)
     assert (many.epochs, many.lr) == (10, 4e-4)
-    assert choose_schedule(FineTuneConfig(epochs=3, lr=1e-5), 40, 3) == Schedule(3, 1e-5, "")
+    assert choose_schedule(FineTuneConfig(epochs=3, lr=1e-5, token_noise=0.0), 40, 3) == Schedule(3, 1e-5, "")
 
 
 def test_labels_have_no_start_token_and_end_with_the_end(base):
@@ -217,6 +218,29 @@ def test_each_change_changes_the_picture_a_little_and_can_be_repeated(kind):
     same = one.size == picture.size and np.array_equal(np.asarray(one), np.asarray(picture))
     assert same == (kind == "none")
     assert abs(np.asarray(one).mean() - np.asarray(picture).mean()) < 40
+
+
+def test_noise_exchanges_letters_before_and_never_what_is_to_be_written(base):
+    checkpoint = Reader(base, precision="fp32").checkpoint
+    lines = read_lines([(draw("1"), "the fox and the hen", "one"), (draw("2"), "the hen", "two")])
+    end = checkpoint.limits.eos[0]
+
+    def rows(noise, epoch=0):
+        config = FineTuneConfig(token_noise=noise, augment=False)
+        found = TrainingLines(lines, checkpoint, checkpoint.tokenizer, checkpoint.limits.start, end, 64, config)
+        found.epoch = epoch
+        return [found[place] for place in range(len(found))]
+
+    plain, noisy = rows(0.0), rows(0.5)
+    known = {token for row in plain for token in row["labels"]}
+    assert [row["labels"] for row in noisy] == [row["labels"] for row in plain]
+    assert [row["before"] for row in rows(0.5)] == [row["before"] for row in noisy]  # a function of (seed, epoch, line)
+    assert [row["before"] for row in rows(0.5, epoch=1)] != [row["before"] for row in noisy]
+    for row, exact in zip(noisy, plain, strict=True):
+        assert exact["before"] == [checkpoint.limits.start, *exact["labels"][:-1]]
+        assert row["before"][0] == checkpoint.limits.start
+        assert set(row["before"][1:]) <= known
+    assert noisy[0]["before"] != plain[0]["before"]
 
 
 @pytest.mark.parametrize(

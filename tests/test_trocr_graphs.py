@@ -10,6 +10,7 @@ from tiny_readers import noise_pictures, write_reader
 from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError, SettingsError
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.checkpoint import open_checkpoint
+from fastsd_helpers.trocr.decoder import TorchEngine
 from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
 from fastsd_helpers.trocr.quantize import quantize
 
@@ -37,6 +38,29 @@ def test_graphs_without_int8_give_the_tokens_of_pytorch(tmp_path, kind):
     )
 
 
+def test_a_line_may_be_long(tmp_path):
+    """OpenVINO's fused attention over keys that grow was wrong from the sixteenth step on."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("openvino")
+    write_reader(tmp_path / "reader", "base", seed=1)
+    checkpoint = open_checkpoint(tmp_path / "reader", precision="fp32")
+    graphs = GraphEngine(write_graphs(checkpoint, tmp_path / "graphs", method="none"))
+    expected = TorchEngine(checkpoint.model, device="cpu")
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 3, checkpoint.pixels.height, checkpoint.pixels.width, generator=chance)
+    steps = min(48, expected.most_steps)
+    assert steps > 40
+    with torch.inference_mode():
+        states = [(engine, engine.begin(engine.encode(pixels), 1, steps)) for engine in (expected, graphs)]
+        for step in range(steps):
+            tokens = torch.randint(4, 50, (len(pixels) if step < 20 else 2, 1), generator=chance)
+            if step == 20:
+                for engine, state in states:
+                    engine.keep(state, torch.tensor([0, 2]))
+            one, other = (engine.step(state, tokens) for engine, state in states)
+            assert torch.allclose(one, other, atol=1e-3), step  # scores reach 6; sums in another order
+
+
 def test_ctrl_c_still_works_when_another_thread_has_thrown_the_graphs_away(tmp_path):
     pytest.importorskip("openvino")
     write_reader(tmp_path / "reader", "base", seed=1)
@@ -44,6 +68,7 @@ def test_ctrl_c_still_works_when_another_thread_has_thrown_the_graphs_away(tmp_p
     script = """
 import faulthandler, os, signal, sys, threading
 from pathlib import Path
+from fastsd_helpers.trocr.decoder import TorchEngine
 from fastsd_helpers.trocr.graphs import GraphEngine
 faulthandler.enable()  # as Jupyter's kernel does; it gives the thread a signal stack
 signal.signal(signal.SIGTERM, lambda *_: print("asked to stop"))

