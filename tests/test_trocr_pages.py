@@ -84,3 +84,13 @@ def test_attention_is_a_map_per_token_and_can_be_drawn(tmp_path):
     assert (found.weights >= 0).all()
     assert (found.weights.sum((1, 2)) <= 1.0001).all()
     assert draw_attention(picture, found).width == 600
+
+
+def test_a_short_heading_is_read_before_the_columns_below_it():
+    heading = (250.0, 50.0, 366.0, 80.0)
+    left = [(72.0, 157.0 + 80 * row, (198.0, 241.0, 400.0)[row], 187.0 + 80 * row) for row in range(3)]
+    right = [(633.0, 160.0 + 80 * row, 985.0, 190.0 + 80 * row) for row in range(3)]
+    assert order_boxes([*right, *left, heading]) == [heading, *left, *right]
+    # Columns whose lines stand between each other's are columns all the same.
+    lower = [(x, y + 40, r, b + 40) for x, y, r, b in right]
+    assert order_boxes([*lower, *left]) == [*left, *lower]
