@@ -238,7 +238,6 @@ def test_trocr_runs_twice_with_the_same_session(tmp_path: Path, widgets: str) ->
 @pytest.mark.slow
 @pytest.mark.notebook
 @pytest.mark.timeout(1800)
-@pytest.mark.timeout(900)
 def test_trocr_run_all_untouched_teaches_the_demo_reader_a_hand(tmp_path: Path) -> None:
     for package in ("nbclient", "openvino", "nncf", "jiwer"):
         pytest.importorskip(package)
