@@ -63,6 +63,13 @@ def cross_keys(decoder: Any, hidden: "torch.Tensor") -> list[tuple["torch.Tensor
     return found
 
 
+def _attend(query: Any, keys: Any, values: Any, scaling: float, of_picture: bool) -> "torch.Tensor":
+    """PyTorch's attention, which scales by itself."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return scaled_dot_product_attention(query, keys, values)
+
+
 def decoder_step(
     decoder: Any,
     head: Any,
@@ -71,7 +78,7 @@ def decoder_step(
     own: list[tuple["torch.Tensor", "torch.Tensor"]] | None,
     cross: list[tuple["torch.Tensor", "torch.Tensor"]],
     weights: list["torch.Tensor"] | None = None,
-    attend: "Callable[..., torch.Tensor] | None" = None,
+    attend: "Callable[..., torch.Tensor]" = _attend,
 ) -> tuple["torch.Tensor", list[tuple["torch.Tensor", "torch.Tensor"]]]:
     """One token further for every beam of every line.
 
@@ -82,14 +89,12 @@ def decoder_step(
         own, cross: as in DecoderState.
         weights: filled, when a list is given, with each layer's attention over the picture, [lines, heads, beams,
             places].
-        attend: instead of PyTorch's attention: called with the query [rows, heads, n, d], keys and values as `own` and
-            `cross` have them, the scaling, and whether they are the picture's.
+        attend: the attention, PyTorch's or another: called with the query [rows, heads, n, d], keys and values as
+            `own` and `cross` have them, the scaling, and whether they are the picture's.
 
     Returns:
         The scores before softmax, [lines, beams, vocabulary], and `own` one step longer.
     """
-    from torch.nn.functional import scaled_dot_product_attention
-
     lines, beams = tokens.shape
     x = decoder.embed_tokens(tokens) + position
     if decoder.layernorm_embedding is not None:
@@ -107,10 +112,7 @@ def decoder_step(
             keys = torch.cat((own[index][0], keys), dim=2)
             values = torch.cat((own[index][1], values), dim=2)
         longer.append((keys, values))
-        if attend is not None:
-            mixed = attend(query, keys, values, attention.scaling, False)
-        else:
-            mixed = scaled_dot_product_attention(query, keys, values)  # [lines * beams, heads, 1, d]
+        mixed = attend(query, keys, values, attention.scaling, False)  # [lines * beams, heads, 1, d]
         x = layer.self_attn_layer_norm(x + attention.out_proj(mixed.reshape(lines, beams, -1)))
 
         attention = layer.encoder_attn
@@ -119,11 +121,7 @@ def decoder_step(
         if weights is not None:
             scores = (query * attention.scaling) @ keys.transpose(2, 3)
             weights.append(scores.softmax(dim=-1))
-        if attend is not None:
-            mixed = attend(query, keys, values, attention.scaling, True)
-        else:
-            mixed = scaled_dot_product_attention(query, keys, values)
-        mixed = mixed.transpose(1, 2)
+        mixed = attend(query, keys, values, attention.scaling, True).transpose(1, 2)
         x = layer.encoder_attn_layer_norm(x + attention.out_proj(mixed.reshape(lines, beams, -1)))
         x = layer.final_layer_norm(x + layer.fc2(layer.activation_fn(layer.fc1(x))))
     return head(x), longer

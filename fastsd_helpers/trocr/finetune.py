@@ -32,6 +32,7 @@ __all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "f
 logger = logging.getLogger("fastsd_helpers")
 
 _FEW_PARAMETERS = 20_000_000
+_NOISE_OF_SMALL = 0.3
 _LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
 _RESULT = "result.json"
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
@@ -69,7 +70,7 @@ class FineTuneConfig:
     token_noise: float | None = option(
         None,
         help="part of the letters before that are exchanged while it learns, so that it keeps looking at the picture; "
-        "empty: 0.3 for small readers, else 0",
+        f"empty: {_NOISE_OF_SMALL} for small readers, else 0",
         low=0,
         high=0.9,
         advanced=True,
@@ -110,7 +111,7 @@ class FineTuneResult:
 
 
 def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Schedule:
-    """Fill in the epochs and the learning rate that were left alone.
+    """Fill in the epochs, the learning rate and the noise that were left alone.
 
     Few lines are seen more often, for a reader needs some hundred steps to change its ways; measuring and early
     stopping keep that from doing harm. Small readers and adapters take larger steps, and small readers soon know few
@@ -128,8 +129,9 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
         why = "a small reader" if small else "a reader of this size"
         told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
     if noise is None:
-        noise = 0.3 if small else 0.0
-        told += ["three in ten of the letters before are exchanged, so that it keeps looking"] if small else []
+        noise = _NOISE_OF_SMALL if small else 0.0
+        if small:
+            told.append(f"{noise:.0%} of the letters before are exchanged, so that it keeps looking")
     return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "", noise)
 
 

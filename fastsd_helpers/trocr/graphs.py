@@ -1,7 +1,7 @@
 """int8 on the CPU: the encoder and one decoder step as OpenVINO graphs, made here and run here.
 
 Two graphs: `encoder` gives what the picture looks like and, per decoder layer, the keys and values that every step
-looks up; `decoder` is one step. Keys and values of the picture go into the second graph once per batch, without a copy,
+looks up; `decoder` is one step. Keys and values of the picture are handed to the second graph once, not at every step,
 the keys transposed as the product wants them: left as PyTorch has them, every step transposed all of them again, which
 at base size was half of its time. Where bf16 is used they also lie in memory as bf16.
 Neither package sends anything: the reporting of usage that both bring is left out (see `_without_reports`).
@@ -307,7 +307,7 @@ class GraphEngine:
 
         request = self._encoder.create_infer_request()
         request.infer([pixels.numpy()])
-        # Copied: other lines that are encoded before these are read come into the same memory, another request's too.
+        # Copied: the memory is the request's, which ends here.
         hidden, *cross = (np.array(request.get_output_tensor(at).data) for at in range(len(self._encoder.outputs)))
         return Encoded(torch.from_numpy(hidden), cross)
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 _SAMPLE = 8  # lines looked at to tell which way up a page is
+_AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
 _CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the reader's confidence
 _SLOPE_FROM = 0.3  # degrees; below, turning the picture costs more sharpness than it gains
 
@@ -156,8 +157,7 @@ def _stand_up(reader: Any, picture: "Image.Image", detector: Any) -> tuple["Imag
     if abs(first - other) < _CLEAR:
         read = [reader.read([Item("sample", crop) for crop in crops]) for crops in samples]
         sure = [sum(line.confidence for line in lines) / max(1, len(lines)) for lines in read]
-        # Ten per cent in favour of the page as it is: most are upright.
-        first, other = 1.1 * (sure[0] + _VOTE * first), sure[1] + _VOTE * other
+        first, other = sure[0] + _VOTE * first + _AS_IS, sure[1] + _VOTE * other
     best = choices[0] if first >= other else choices[1]
     return (picture.rotate(best, expand=True) if best else picture), best
 
