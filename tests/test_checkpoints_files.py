@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import types
 import zipfile
 from pathlib import Path
 
@@ -24,8 +25,9 @@ import table_models
 from table_models import folder, original, read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import converter, placing
+from fastsd_helpers.checkpoints import converter, number_formats, placing
 from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.half_floats import half_floats
 from fastsd_helpers.checkpoints.number_formats import cast, count_not_finite
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import copied
@@ -184,6 +186,16 @@ def _fp16_steps():
     return np.arange(0, 0x10000, dtype="<u2").view("<f2").astype("<f4").view("<u4")
 
 
+@pytest.fixture(params=["OpenCV's instructions", "ours"])
+def with_and_without_opencv(request, monkeypatch):
+    if request.param == "ours":
+        monkeypatch.setattr(number_formats, "half_floats", lambda: None)
+    else:
+        pytest.importorskip("cv2")
+        assert half_floats() is not None
+
+
+@pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("wanted", "theirs"), [("BF16", "bfloat16"), ("F16", "float16")])
 def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     torch = pytest.importorskip("torch")
@@ -207,6 +219,7 @@ def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     assert out[-100:] == bytes(100)
 
 
+@pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("stored", "theirs"), [("F16", "float16"), ("BF16", "bfloat16")])
 def test_widening_is_torchs_bit_for_bit(stored, theirs):
     torch = pytest.importorskip("torch")
@@ -216,6 +229,27 @@ def test_widening_is_torchs_bit_for_bit(stored, theirs):
     known = ~np.isnan(wide)
     assert np.array_equal(ours.view("<u4")[known], wide.view("<u4")[known])
     assert np.array_equal(np.isnan(ours), np.isnan(wide))
+    ours = np.asarray(cast(bits[known].tobytes() * 2, stored, "F32", owner=str))  # without the others: another way
+    assert np.array_equal(ours.view("<u4"), np.tile(wide.view("<u4")[known], 2))
+
+
+def test_an_opencv_that_is_missing_or_rounds_differently_is_not_taken(monkeypatch):
+    def as_numpy(wide, dst):
+        dst[:] = wide.astype("<f2").view("<i2") if dst.dtype == "<i2" else wide.view("<f2").astype("<f4")
+
+    def rounded_down(wide, dst):
+        as_numpy(np.nextafter(wide, np.float32(0)) if dst.dtype == "<i2" else wide, dst)
+
+    found = {}
+    for name, opencv in {
+        "missing": None,
+        "without either": types.SimpleNamespace(),
+        "rounds down": types.SimpleNamespace(convertFp16=rounded_down),
+        "right": types.SimpleNamespace(convertFp16=as_numpy),
+    }.items():
+        monkeypatch.setitem(sys.modules, "cv2", opencv)
+        found[name] = half_floats.__wrapped__() is not None
+    assert found == {"missing": False, "without either": False, "rounds down": False, "right": True}
 
 
 @pytest.mark.parametrize(("stored", "theirs"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
@@ -228,11 +262,12 @@ def test_eight_bit_values_are_torchs(stored, theirs):
     assert count_not_finite(codes.tobytes(), stored) == (~np.isfinite(wide)).sum()
 
 
+@pytest.mark.parametrize("count", [1, 1 << 17])
 @pytest.mark.parametrize(("wanted", "limit", "beyond"), [("F16", 65519.0, 65520.0), ("BF16", 3.38e38, 3.4e38)])
-def test_a_value_that_would_become_infinite_stops_with_its_size(wanted, limit, beyond):
-    cast(np.array([limit, -np.inf, np.nan], "<f4").tobytes(), "F32", wanted, owner=str)
+def test_a_value_that_would_become_infinite_stops_with_its_size(wanted, limit, beyond, count):
+    cast(np.array([limit, -np.inf, np.nan] * count, "<f4").tobytes(), "F32", wanted, owner=str)
     with pytest.raises(CheckpointError, match=r"The tensor 'a' reaches (6\.55e\+04|3\.4e\+38)"):
-        cast(np.array([1, -beyond, np.nan], "<f4").tobytes(), "F32", wanted, owner=lambda: "The tensor 'a'")
+        cast(np.array([1, -beyond, np.nan] * count, "<f4").tobytes(), "F32", wanted, owner=lambda: "The tensor 'a'")
     with pytest.raises(CheckpointError, match="reaches"):
         cast(np.array([1e300], "<f8").tobytes(), "F64", wanted, owner=str)
 
@@ -793,6 +828,21 @@ def test_the_commands_answer_in_json(sd15, place, capsys):
     assert main(["convert", str(sd15), str(place / "b"), "--dtype", "int4"]) == 2
 
 
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_without_hashes_the_file_is_the_same_and_verifying_hashes_all_the_same(sd15, place, ending, capsys):
+    hashed = checkpoints.convert(sd15, place / f"a{ending}", dtype="fp16")
+    assert hashed.sha256 == hashlib.sha256(hashed.path.read_bytes()).hexdigest()
+    assert main(["convert", str(sd15), str(place / f"b{ending}"), "--dtype", "fp16", "--no-hashes"]) == 0
+    assert "  sha256     -\n" in capsys.readouterr().out
+    files = [(place / f"{name}{ending}").read_bytes() for name in "ab"]
+    start = -sum(fact.bytes for fact in SafetensorsFile(sd15).tensors.values()) // 2 if ending != ".ckpt" else 0
+    assert files[0][start:] == files[1][start:]  # headers name the file and the second
+    again = checkpoints.convert(sd15, place / f"c{ending}", dtype="fp16", hashes=False)
+    assert (again.sha256, again.bytes) == ("", (place / f"c{ending}").stat().st_size)
+    verified = checkpoints.convert(sd15, place / f"d{ending}", verify=True, hashes=False)
+    assert verified.sha256 == hashlib.sha256(verified.path.read_bytes()).hexdigest()
+
+
 def test_the_benchmark_measures_a_small_model(place, capsys):
     script = place / "theirs.py"  # takes the arguments of diffusers' script
     script.write_text("import sys; open(sys.argv[4], 'wb').write(bytes(9)); print(sys.argv[1::2])")
@@ -800,7 +850,7 @@ def test_the_benchmark_measures_a_small_model(place, capsys):
     assert main(["bench", "convert", *given, "--json"]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert data["torch_imported"] is False
-    assert set(data["seconds"]) == {"copy", "same", "copy_half", "fp16", "theirs"}
-    assert set(data["seconds_without_pythons_start"]) == {"same", "fp16", "theirs"}
+    assert set(data["seconds"]) == {"copy", "same", "same_unhashed", "copy_half", "fp16", "fp16_unhashed", "theirs"}
+    assert set(data["seconds_without_pythons_start"]) == {"same", "same_unhashed", "fp16", "fp16_unhashed", "theirs"}
     assert sorted(path.name for path in place.iterdir()) == ["model-16", "theirs.py"]
     assert checkpoints.convert(place / "model-16", place / "a.safetensors", verify=True).tensors == 1130

@@ -39,8 +39,12 @@ _ALIGNMENT = 64  # torch's own; a mapped file is read in place
 _CHUNK_BYTES = 1 << 22
 
 
-def write_ckpt(path: Path, recipes: Mapping[str, Recipe], *, finite: bool = False) -> tuple[str, int]:
+def write_ckpt(
+    path: Path, recipes: Mapping[str, Recipe], *, finite: bool = False, hashes: bool = True
+) -> tuple[str, int]:
     """Write `{"state_dict": {name: tensor}}` front to back; returns SHA-256 (hex) and size of what was read back.
+
+    Without `hashes` nothing is read back, and the SHA-256 is empty.
 
     Raises:
         CheckpointError: a tensor is of a format that .ckpt files do not have (8-bit floats), or cannot be read.
@@ -69,7 +73,7 @@ def write_ckpt(path: Path, recipes: Mapping[str, Recipe], *, finite: bool = Fals
                     fault_point("export.tensor")
             _add(archive, file, "version", [b"3\n"])
         os.fsync(file.fileno())
-        return _hash(temporary)
+        return _hash(temporary) if hashes else ("", os.fstat(file.fileno()).st_size)
 
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, contents: Sequence[bytes]) -> None:

@@ -48,6 +48,7 @@ class ConvertConfig:
     base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
     family: str = option("", help="refuse a source that is of another family", advanced=True)
     ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
+    hashes: bool = option(True, help="compute the SHA-256 of a file, which a fast disk has to wait for")
     all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ def convert(
     base: Path | str | None = None,
     family: str | None = None,
     ema: bool = True,
+    hashes: bool = True,
     all_in_one: bool = False,
 ) -> CheckpointFile:
     """Convert a model, a VAE, a text encoder or a LoRA, streamed; what is converted into what follows from `dst`.
@@ -94,6 +96,7 @@ def convert(
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family.
         ema: take the averaged weights of an old training checkpoint where it has them.
+        hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
 
     Raises:
@@ -125,7 +128,7 @@ def convert(
         if dst.is_file():
             raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
         refuse_existing(dst, overwrite=overwrite)
-    options = _Options(dtype, verify, overwrite, base, ema)
+    options = _Options(dtype, verify, overwrite, base, ema, hashes)
     if src.is_file():
         return _convert_file(src, dst, to_file, family, options)
     part = _component_of(src)
@@ -158,6 +161,7 @@ class _Options:
     overwrite: bool
     base: Path | None
     ema: bool
+    hashes: bool
 
 
 # ------------------------------------------------------------------------------------------------ from a folder
@@ -265,7 +269,7 @@ def _write(
     dst: Path, key: str, recipes: Mapping[str, Recipe], metadata: Mapping[str, str], options: _Options
 ) -> CheckpointFile:
     _refuse_ckpt(dst, key)
-    sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify)
+    sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify, hashes=options.hashes)
     if options.verify:
         compare(dst, recipes)
         _log.info("Read %s back and found every tensor right.", dst)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.checkpoints.half_floats import half_floats
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _TOO_LARGE = {"F16": 0x477FF000, "BF16": 0x7F7F8000}
 _INFINITE = 0x7F800000
 # Values rounded at a time: what that takes stays in a processor's own cache, and is not asked of the system anew.
 _BLOCK = 1 << 18
+_MANY = 1 << 16  # values from which a piece is of a model large enough to import OpenCV for
 _scratch = threading.local()
 
 
@@ -115,7 +117,7 @@ def _to_fp32(values: Any, stored: str, wanted: str, owner: Callable[[], str]) ->
     if stored == "F32":
         return np.frombuffer(values, "<f4")
     if stored == "F16":
-        return np.frombuffer(values, "<f2").astype("<f4")
+        return _from_fp16(np.frombuffer(values, "<u2"))
     if stored == "BF16":
         bits = np.frombuffer(values, "<u2").astype("<u4")
         bits <<= 16
@@ -128,6 +130,16 @@ def _to_fp32(values: Any, stored: str, wanted: str, owner: Callable[[], str]) ->
     if (np.isinf(narrow) & np.isfinite(wide)).any():
         raise _too_large(wide[np.isfinite(wide)], wanted, owner)
     return narrow
+
+
+def _from_fp16(bits: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    if bits.size >= _MANY and (bits & 0x7FFF).max() < 0x7C00 and (faster := half_floats()) is not None:
+        wide = np.empty(bits.size, "<f4")
+        faster.widen(bits, wide)
+        return wide
+    return bits.view("<f2").astype("<f4")
 
 
 def _small_floats(stored: str) -> "np.ndarray":
@@ -152,6 +164,10 @@ def _to_16_bits(wide: "np.ndarray", wanted: str, owner: Callable[[], str], out: 
     import numpy as np
 
     narrow = np.empty(wide.size, "<u2") if out is None else np.frombuffer(out, "<u2", wide.size)
+    if wanted == "F16" and wide.size >= _MANY and (faster := half_floats()) is not None:
+        faster.narrow(wide, narrow)
+        if (narrow & 0x7FFF).max() < 0x7C00:  # neither infinite nor not-a-number, before or afterwards
+            return narrow
     if not hasattr(_scratch, "arrays"):
         _scratch.arrays = np.empty((3, _BLOCK), "<u4")
     for first in range(0, wide.size, _BLOCK):

@@ -34,6 +34,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     read_back: bool = True,
     finite: bool = False,
+    hashes: bool = True,
 ) -> tuple[str, int]:
     """Write a file front to back: the whole header first, then one tensor after the other.
 
@@ -45,9 +46,10 @@ def write_safetensors(
         read_back: read the file from the disk before it gets its name, and note the SHA-256 of the data in the
             metadata (`modelspec.hash_sha256`), which is known only when all of it was written.
         finite: refuse weights that are infinite or not a number.
+        hashes: compute the SHA-256, as reading back always does.
 
     Returns:
-        SHA-256 (hex) and size of the file.
+        SHA-256 (hex; empty without `hashes`) and size of the file.
 
     Raises:
         CheckpointError: a source cannot be read, or a value does not fit its new format.
@@ -62,14 +64,15 @@ def write_safetensors(
         check_room(path.parent, size)
         store = partial(_store, file.fileno(), threading.Lock(), len(header))
         store(-len(header), header)
-        digest = hashlib.sha256(b"" if read_back else header)
+        digest: Any = hashlib.sha256(b"" if read_back else header) if hashes or read_back else None
         # Closed by the end of the block in any case: until then threads write to the file.
         with closing(pump(((name, recipes[name]) for name in names), finite=finite, store=store)) as pieces:
             for _name, buffer, last in pieces:
-                digest.update(buffer)
+                if digest is not None:
+                    digest.update(buffer)
                 if last:
                     fault_point("export.tensor")
-        sha256 = digest.hexdigest()
+        sha256 = digest.hexdigest() if digest is not None else ""
         if read_back:
             header = _build_header(names, recipes, {**metadata, HASH_KEY: "0x" + sha256})
             store(-len(header), header)

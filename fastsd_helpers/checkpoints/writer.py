@@ -29,7 +29,7 @@ _log = logging.getLogger("fastsd_helpers")
 class CheckpointFile:
     """A checkpoint as it was written: one file, or a Diffusers folder.
 
-    sha256: of the whole file, hex; empty for a folder.
+    sha256: of the whole file, hex; empty for a folder, and where none was asked for.
     bytes, tensors: of everything that was written.
     notes: what a reader should know, one sentence each: what was left out, what lies beside the file.
     beside: files that belong to it: a .yaml with the prediction type, the VAE of Flux.
@@ -92,12 +92,16 @@ def write_recipes(
     metadata: Mapping[str, str],
     read_back: bool = True,
     finite: bool = False,
+    hashes: bool = True,
 ) -> tuple[str, int]:
-    """Write tensors in the format that the name asks for; returns SHA-256 and size. Raises as `write_checkpoint`."""
+    """Write tensors in the format that the name asks for; arguments and result as those of `write_safetensors`.
+
+    Raises as `write_checkpoint`.
+    """
     _log.info("Writing %d tensors to %s ...", len(recipes), dst)
     if dst.suffix.lower() == ".ckpt":
-        return write_ckpt(dst, recipes, finite=finite)
-    return write_safetensors(dst, recipes, metadata=metadata, read_back=read_back, finite=finite)
+        return write_ckpt(dst, recipes, finite=finite, hashes=hashes or read_back)
+    return write_safetensors(dst, recipes, metadata=metadata, read_back=read_back, finite=finite, hashes=hashes)
 
 
 def check_destination(dst: Path, *, overwrite: bool) -> None:
