@@ -9,6 +9,7 @@ size and sha256. Rows never compared say `checked = "never"`.
 
 import argparse
 import datetime
+import logging
 import re
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def compare(repo: str, file: str, revision: str | None, size: int | None, sha256
     """What differs, in words, and what the Hub said."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # versions before 1 also warn of every try
     try:
         said = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), token=secret("HF_TOKEN"))
     except (OSError, *network_errors()) as err:

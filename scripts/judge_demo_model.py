@@ -2,8 +2,10 @@
 
     python scripts/judge_demo_model.py [--model FOLDER] [--pictures 160] [--grid grid.png] [--write]
 
-A small classifier learns object and colour from drawn pictures, and is itself checked on drawn held-out ones. Then it
-reads pictures that the model makes from held-out captions. --write records the figures in benchmarks/results/.
+A small classifier learns object, colour, place, background and style from drawn pictures, and is itself checked on
+drawn held-out ones. Then it reads pictures that the model makes from held-out captions.
+
+--write records the figures in benchmarks/results/.
 """
 
 import argparse
@@ -23,7 +25,13 @@ from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "demo_model.md"
-OBJECTS, COLOURS = list(pictures.OBJECTS), list(pictures.COLOURS)
+WORDS = {
+    "object": list(pictures.OBJECTS),
+    "colour": list(pictures.COLOURS),
+    "place": list(pictures.PLACES),
+    "background": list(pictures.BACKGROUNDS),
+    "style": list(pictures.STYLES),
+}
 
 
 def main() -> None:
@@ -43,8 +51,8 @@ def main() -> None:
     made = make(arguments.model, [scene.caption for scene in chosen])
     judged = read(reader, made, chosen)
     lines = [
-        "| pictures | object right | colour right | both right |",
-        "| --- | --- | --- | --- |",
+        f"| pictures, % read right | {' | '.join(WORDS)} | object and colour | all five |",
+        f"|---|{'---:|' * (len(WORDS) + 2)}",
         row(f"{len(held_out)} drawn by the code, held out (the classifier's own limit)", drawn),
         row(f"{len(chosen)} made by the model from held-out captions", judged),
     ]
@@ -71,7 +79,8 @@ def main() -> None:
 
 
 def row(what: str, right: np.ndarray) -> str:
-    return f"| {what} | {right[0].mean():.1%} | {right[1].mean():.1%} | {(right[0] & right[1]).mean():.1%} |"
+    figures = [*right, right[:2].all(0), right.all(0)]
+    return f"| {what} | {' | '.join(f'{100 * figure.mean():.1f}' for figure in figures)} |"
 
 
 def to_tensor(images: list[Image.Image]) -> torch.Tensor:
@@ -80,12 +89,15 @@ def to_tensor(images: list[Image.Image]) -> torch.Tensor:
 
 
 def train_reader(scenes: list[pictures.Scene], steps: int = 500) -> nn.Module:
-    """Four strided convolutions and two answers; slightly blurred and noisy pictures, as a model would make them."""
+    """Four strided convolutions, and an answer for each kind of word.
+
+    It sees slightly blurred and noisy pictures, as a model would make them.
+    """
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 64), (64, 96), (96, 128)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
-    reader = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, len(OBJECTS) + len(COLOURS)))
+    reader = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * 16, sum(map(len, WORDS.values()))))
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3)
     generator = np.random.default_rng(0)
     for step in range(steps):
@@ -95,11 +107,7 @@ def train_reader(scenes: list[pictures.Scene], steps: int = 500) -> nn.Module:
         pixels = to_tensor([pictures.draw_scene(scene, generator) for scene in picked])
         blurred = nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)
         pixels = torch.lerp(pixels, blurred, torch.rand(64, 1, 1, 1)) + 0.08 * torch.randn_like(pixels)
-        answer = reader(pixels)
-        objects = torch.tensor([OBJECTS.index(scene.object) for scene in picked])
-        colours = torch.tensor([COLOURS.index(scene.colour) for scene in picked])
-        loss = nn.functional.cross_entropy(answer[:, : len(OBJECTS)], objects)
-        loss = loss + nn.functional.cross_entropy(answer[:, len(OBJECTS) :], colours)
+        loss = sum(map(nn.functional.cross_entropy, answers(reader, pixels), right_answers(picked)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -108,15 +116,20 @@ def train_reader(scenes: list[pictures.Scene], steps: int = 500) -> nn.Module:
 
 @torch.no_grad()
 def read(reader: nn.Module, images: list[Image.Image], scenes: list[pictures.Scene]) -> np.ndarray:
-    """bool [2, n]: whether the object and the colour of each picture are read as its caption says."""
-    answer = torch.cat([reader(to_tensor(images[start : start + 64])) for start in range(0, len(images), 64)])
-    objects, colours = answer[:, : len(OBJECTS)].argmax(1), answer[:, len(OBJECTS) :].argmax(1)
-    return np.array(
-        [
-            [OBJECTS[index] == scene.object for index, scene in zip(objects, scenes, strict=True)],
-            [COLOURS[index] == scene.colour for index, scene in zip(colours, scenes, strict=True)],
-        ]
-    )
+    """bool [5, n]: whether each picture's object, colour, place, background and style are read as its caption says."""
+    batches = [to_tensor(images[start : start + 64]) for start in range(0, len(images), 64)]
+    found = torch.cat([torch.stack([part.argmax(1) for part in answers(reader, batch)]) for batch in batches], 1)
+    return (found == torch.stack(right_answers(scenes))).numpy()
+
+
+def answers(reader: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of each kind of word, logits [n, words]."""
+    return reader(pixels).split([len(words) for words in WORDS.values()], 1)
+
+
+def right_answers(scenes: list[pictures.Scene]) -> list[torch.Tensor]:
+    """Of each kind of word, the place of every scene's own in the list: int64 [n]."""
+    return [torch.tensor([words.index(getattr(scene, kind)) for scene in scenes]) for kind, words in WORDS.items()]
 
 
 def make(model: str, captions: list[str], batch_size: int = 16) -> list[Image.Image]:

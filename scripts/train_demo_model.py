@@ -4,11 +4,14 @@
     python scripts/train_demo_model.py --work demo-training unet
     python scripts/train_demo_model.py --work demo-training vae
     python scripts/train_demo_model.py --work demo-training package
+    python scripts/train_demo_model.py --work demo-more unet --start fastsd_helpers/demo/model
+    python scripts/train_demo_model.py --work demo-more package --start fastsd_helpers/demo/model
 
 Each stage writes a checkpoint every minute and goes on from it when started again. `package` writes the float16
-weights to fastsd_helpers/demo/model. A GPU is used when there is one. On two CPU cores (AVX-512 with bf16) a VAE step
-takes about 0.65 s and a U-Net step 1.4 s, an hour and a half in all, when glibc is told to keep the memory it has; it
-spends a third of the time on giving blocks back to the kernel otherwise:
+weights to fastsd_helpers/demo/model. With `--start` the U-Net and the text encoder of a packaged model are trained on,
+on its VAE, which stays as it is. A GPU is used when there is one. On two CPU cores (AVX-512 with bf16) a VAE step
+takes about 0.65 s and a U-Net step 1.2 s, two hours in all, when glibc is told to keep the memory it has; it spends a
+third of the time on giving blocks back to the kernel otherwise:
 
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 """
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 1500 for the VAE, 1800 for the U-Net)")
     parser.add_argument("--until", type=int, help="stop after this step, to go on later with the same --steps")
+    parser.add_argument("--start", type=Path, help="go on with the U-Net and text encoder of this packaged model")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -49,9 +53,9 @@ def main() -> None:
     if arguments.stage == "vae":
         train_vae(arguments.work, arguments.steps or 1500, until=arguments.until)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, arguments.steps or 1800, until=arguments.until)
+        train_unet(arguments.work, arguments.steps or 1800, until=arguments.until, start=arguments.start)
     else:
-        package(arguments.work)
+        package(arguments.work, start=arguments.start)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -285,25 +289,35 @@ def encode_scenes(work: Path, vae: torch.nn.Module, rounds: int = 2) -> tuple[to
     return torch.cat(means), torch.cat(stds)
 
 
-def train_unet(work: Path, steps: int, batch_size: int = 64, *, until: int | None = None) -> None:
+def train_unet(
+    work: Path, steps: int, batch_size: int = 64, *, until: int | None = None, start: Path | None = None
+) -> None:
     """Noise prediction with captions dropped one time in ten, for classifier-free guidance; EMA of all weights.
 
-    Errors at noisy steps, where object, colour and place are decided, count up to 8 times as much: the weight 1 / alpha
-    makes the loss that of v-prediction (Salimans & Ho 2022, "Progressive Distillation", section 4), here cut off at 8.
+    Errors at noisy steps, where object, colour and place are decided, count more: the weight 1 / alpha makes the loss
+    that of v-prediction (Salimans & Ho 2022, "Progressive Distillation", section 4), here cut off at 32, and a third of
+    the pictures are very noisy ones. The first steps after `start` see nothing else (half of a batch): 1,800 steps with
+    a limit of 8 and all noise levels alike taught object, colour, background and style, but nothing of the place,
+    which is decided where the picture is a few hundredths of what the network sees; 200 such steps begin with it.
     """
     from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
     vocabulary = networks.build_tokenizer_files(work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    vae = load_vae(work)
-    whiten(vae)
+    if start is None:
+        vae = load_vae(work)
+        whiten(vae)
+        text_encoder, unet = networks.build_text_encoder(vocabulary), networks.build_unet()
+        start_with_words(text_encoder)
+    else:
+        vae, text_encoder, unet = load_packaged(start)
     means, stds = encode_scenes(work, vae)
-    text_encoder = networks.build_text_encoder(vocabulary).to(DEVICE)
+    place_steps = PLACE_STEPS if start else 0
+    text_encoder.to(DEVICE)
     if DEVICE == "cpu":  # the fused attention has a slow backward pass in bf16
         text_encoder.config._attn_implementation = "eager"
-    start_with_words(text_encoder)
-    unet = networks.build_unet().to(DEVICE)
+    unet.to(DEVICE)
     unet.set_attn_processor(AttnProcessor())
     parameters = [*unet.parameters(), *text_encoder.parameters()]
     averages = [parameter.detach().clone() for parameter in parameters]
@@ -325,7 +339,8 @@ def train_unet(work: Path, steps: int, batch_size: int = 64, *, until: int | Non
     for step in range(first, last):
         draw = np.random.default_rng([4, step])
         noise_source = torch.Generator().manual_seed(1_000_000 + step)
-        picks = draw.integers(0, len(means), batch_size)
+        size = batch_size if step >= place_steps else batch_size // 2
+        picks = draw.integers(0, len(means), size)
         captions = [
             "" if draw.random() < 0.1 else pictures.shorten_caption(TRAIN_SCENES[pick % len(TRAIN_SCENES)], draw)
             for pick in picks
@@ -334,23 +349,25 @@ def train_unet(work: Path, steps: int, batch_size: int = 64, *, until: int | Non
         index = torch.from_numpy(picks)
         latents = means[index].float() + stds[index].float() * torch.randn(means[index].shape, generator=noise_source)
         noise = torch.randn(latents.shape, generator=noise_source)
-        times = torch.randint(0, 1000, (batch_size,), generator=noise_source)
+        times = torch.randint(0, 1000, (size,), generator=noise_source)
+        noisy_part = size if step < place_steps else size // 3
+        times[:noisy_part] = NOISY + times[:noisy_part] * (1000 - NOISY) // 1000
         latents, noise, times = latents.to(DEVICE), noise.to(DEVICE), times.to(DEVICE)
         signal = alphas[times].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-        rate = cosine(step, steps, 200, 1e-3)
+        rate = 1e-3 * min(1, (step + 1) / 50) if step < place_steps else cosine(step, steps, 200, 1e-3)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with mixed_precision():
             context = text_encoder(tokens.to(DEVICE)).last_hidden_state
             predicted = unet(noisy, times, context).sample
-        weight = (1 / signal).clamp(max=8.0)
-        loss = (weight * (predicted.float() - noise).pow(2)).mean() / MEAN_WEIGHT
+        weight = (1 / signal).clamp(max=200.0 if step < place_steps else 32.0)
+        loss = (weight * (predicted.float() - noise).pow(2)).mean() / weight.mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        decay = min(0.999, (step + 1) / (step + 10))
+        decay = min(0.999, (step + 1 - place_steps) / (step + 10 - place_steps)) if step >= place_steps else 0.0
         torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - decay)
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 25 == 0:
@@ -367,7 +384,20 @@ def train_unet(work: Path, steps: int, batch_size: int = 64, *, until: int | Non
             saved = time.time()
 
 
-MEAN_WEIGHT = 4.5  # of the weights above, over all noise levels
+NOISY = 880  # from this noise level on, of 1000
+PLACE_STEPS = 450
+
+
+def load_packaged(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+    """VAE, text encoder and U-Net of a packaged model, in fp32."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae.set_attn_processor(AttnProcessor())
+    text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    return vae.to(DEVICE).eval(), text_encoder.train(), unet.train()
 
 
 @torch.no_grad()
@@ -381,15 +411,18 @@ def start_with_words(text_encoder: torch.nn.Module) -> None:
             parameter.mul_(0.5)
 
 
-def package(work: Path, folder: Path = MODEL_FOLDER) -> None:
-    """Write the Diffusers folder: EMA weights in float16, the largest file under 10 MB."""
+def package(work: Path, folder: Path = MODEL_FOLDER, *, start: Path | None = None) -> None:
+    """Write the Diffusers folder: EMA weights in float16, the largest file under 10 MB. With `start`, its VAE."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     vocabulary = networks.build_tokenizer_files(folder / "tokenizer")
-    vae = load_vae(work)
-    whiten(vae)
-    text_encoder, unet = networks.build_text_encoder(vocabulary), networks.build_unet()
+    if start is None:
+        vae = load_vae(work)
+        whiten(vae)
+        text_encoder, unet = networks.build_text_encoder(vocabulary), networks.build_unet()
+    else:
+        vae, text_encoder, unet = load_packaged(start)
     averages = torch.load(work / "unet.pt", weights_only=True, map_location="cpu")["averages"]
     for parameter, average in zip([*unet.parameters(), *text_encoder.parameters()], averages, strict=True):
         parameter.data.copy_(average)
