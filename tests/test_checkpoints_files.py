@@ -839,6 +839,8 @@ def test_without_hashes_the_file_is_the_same_and_verifying_hashes_all_the_same(s
     assert files[0][start:] == files[1][start:]  # headers name the file and the second
     again = checkpoints.convert(sd15, place / f"c{ending}", dtype="fp16", hashes=False)
     assert (again.sha256, again.bytes) == ("", (place / f"c{ending}").stat().st_size)
+    if ending == ".ckpt":
+        pytest.importorskip("torch")  # which reads it back
     verified = checkpoints.convert(sd15, place / f"d{ending}", verify=True, hashes=False)
     assert verified.sha256 == hashlib.sha256(verified.path.read_bytes()).hexdigest()
 
