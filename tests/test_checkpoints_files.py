@@ -832,8 +832,12 @@ def test_the_commands_answer_in_json(sd15, place, capsys):
 def test_without_hashes_the_file_is_the_same_and_verifying_hashes_all_the_same(sd15, place, ending, capsys):
     hashed = checkpoints.convert(sd15, place / f"a{ending}", dtype="fp16")
     assert hashed.sha256 == hashlib.sha256(hashed.path.read_bytes()).hexdigest()
-    assert main(["convert", str(sd15), str(place / f"b{ending}"), "--dtype", "fp16", "--no-hashes"]) == 0
-    assert "  sha256     -\n" in capsys.readouterr().out
+    assert main(["convert", str(sd15), str(place / f"b{ending}"), "--dtype", "fp16"]) == 0
+    assert "  sha256" not in capsys.readouterr().out
+    assert main(["convert", str(sd15), str(place / f"e{ending}"), "--hashes"]) == 0
+    assert (
+        f"  sha256     {hashlib.sha256((place / f'e{ending}').read_bytes()).hexdigest()}\n" in capsys.readouterr().out
+    )
     files = [(place / f"{name}{ending}").read_bytes() for name in "ab"]
     start = -sum(fact.bytes for fact in SafetensorsFile(sd15).tensors.values()) // 2 if ending != ".ckpt" else 0
     assert files[0][start:] == files[1][start:]  # headers name the file and the second
@@ -852,7 +856,7 @@ def test_the_benchmark_measures_a_small_model(place, capsys):
     assert main(["bench", "convert", *given, "--json"]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert data["torch_imported"] is False
-    assert set(data["seconds"]) == {"copy", "same", "same_unhashed", "copy_half", "fp16", "fp16_unhashed", "theirs"}
-    assert set(data["seconds_without_pythons_start"]) == {"same", "same_unhashed", "fp16", "fp16_unhashed", "theirs"}
+    assert set(data["seconds"]) == {"copy", "same", "same_hashed", "copy_half", "fp16", "fp16_hashed", "theirs"}
+    assert set(data["seconds_without_pythons_start"]) == {"same", "same_hashed", "fp16", "fp16_hashed", "theirs"}
     assert sorted(path.name for path in place.iterdir()) == ["model-16", "theirs.py"]
     assert checkpoints.convert(place / "model-16", place / "a.safetensors", verify=True).tensors == 1130

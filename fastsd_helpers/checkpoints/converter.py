@@ -48,7 +48,9 @@ class ConvertConfig:
     base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
     family: str = option("", help="refuse a source that is of another family", advanced=True)
     ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
-    hashes: bool = option(True, help="compute the SHA-256 of a file, which a fast disk has to wait for")
+    hashes: bool = option(
+        False, help="compute the SHA-256 of a file, which a fast disk waits for; --json and --verify do"
+    )
     all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
 
     def __post_init__(self) -> None:

@@ -49,13 +49,14 @@ def convert(chosen: argparse.Namespace) -> Answer:
 
     config = ConvertConfig(**given_values(chosen, ConvertConfig))
     values = {name: value if value != "" else None for name, value in to_values(config).items()}
+    values["hashes"] = config.hashes or chosen.json
     written = convert(chosen.src, chosen.dst, **values)
     facts = {
         "size": size_in_words(written.bytes),
         "tensors": written.tensors,
         "family": written.family,
         "format": written.dtype,
-        "sha256": written.sha256,
+        **({"sha256": written.sha256} if written.sha256 else {}),
         "beside it": [path.name for path in written.beside],
     }
     head = "Written and read back" if config.verify else "Written"

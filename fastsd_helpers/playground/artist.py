@@ -17,7 +17,7 @@ from fastsd_helpers.sessions import Session
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Artist", "open_artist"]
+__all__ = ["Artist", "load_lora", "open_artist"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -240,15 +240,55 @@ def _weights_bytes(pipe: Any) -> int:
     return sum(value.numel() * value.element_size() for part in parts for value in part.parameters())
 
 
+def load_lora(pipe: Any, where: str, **options: Any) -> None:
+    """`pipe.load_lora_weights`, also where transformers (from 5.6 on) knows a text encoder's layers by shorter names.
+
+    diffusers before 0.40 looks for the longer ones and ends with an IndexError; Colab's image of August 2026 has such a
+    pair. Raises what `load_lora_weights` raises.
+    """
+    shorter = [part for part in _TEXT_ENCODERS if "text_model" not in dict(_children(pipe, part))]
+    read = pipe.lora_state_dict
+
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        found = read(*args, **kwargs)
+        weights, *rest = found if isinstance(found, tuple) else (found,)
+        tables = [_with_shorter_names(table, shorter) for table in (weights, *rest)]
+        return tuple(tables) if isinstance(found, tuple) else tables[0]
+
+    pipe.lora_state_dict = renamed
+    try:
+        pipe.load_lora_weights(where, **options)
+    finally:
+        del pipe.lora_state_dict
+
+
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+def _children(pipe: Any, part: str) -> Any:
+    encoder = getattr(pipe, part, None)
+    return encoder.named_children() if encoder is not None else ()
+
+
+def _with_shorter_names(table: Any, parts: list[str]) -> Any:
+    if not isinstance(table, dict):
+        return table
+    longer = tuple(f"{part}.text_model." for part in parts)
+    return {
+        name.replace(".text_model.", ".", 1) if name.startswith(longer) else name: value
+        for name, value in table.items()
+    }
+
+
 def _add_lora(pipe: Any, ref: str, strength: float) -> None:
     path = Path(ref).expanduser()
     try:
         if path.is_file():
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+            load_lora(pipe, str(path.parent), weight_name=path.name)
         else:
-            pipe.load_lora_weights(ref)
+            load_lora(pipe, ref)
         pipe.fuse_lora(lora_scale=float(strength))
-    except (OSError, ValueError, RuntimeError, KeyError) as err:
+    except (OSError, ValueError, RuntimeError, LookupError) as err:
         raise ModelNotFound(
             f"The LoRA {ref} cannot be added to this model: {str(err).splitlines()[0]}",
             "Give a file or Hub id of a LoRA for the same family.",
