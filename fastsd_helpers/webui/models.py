@@ -269,7 +269,7 @@ def _converted(folder: Path, name: str, ui: WebUI, store: Path) -> Path:
     if target.is_file() and target.stat().st_mtime >= newest:
         return target
     logger.info("%s is converted to one file for %s.", name, ui.title)
-    convert(folder, target, overwrite=True)
+    convert(folder, target, overwrite=True, hashes=False)
     return target
 
 
