@@ -4,7 +4,7 @@
     python scripts/train_demo_model.py --work demo-training unet
     python scripts/train_demo_model.py --work demo-training vae
     python scripts/train_demo_model.py --work demo-training package
-    python scripts/train_demo_model.py --work demo-more unet --start fastsd_helpers/demo/model
+    python scripts/train_demo_model.py --work demo-more unet --start fastsd_helpers/demo/model --steps 1400
     python scripts/train_demo_model.py --work demo-more package --start fastsd_helpers/demo/model
 
 Each stage writes a checkpoint every minute and goes on from it when started again. `package` writes the float16
@@ -299,6 +299,7 @@ def train_unet(
     the pictures are very noisy ones. The first steps after `start` see nothing else (half of a batch): 1,800 steps with
     a limit of 8 and all noise levels alike taught object, colour, background and style, but nothing of the place,
     which is decided where the picture is a few hundredths of what the network sees; 200 such steps begin with it.
+    Only the steps after `start` were made this way: from nothing, these limits have not been tried.
     """
     from transformers import CLIPTokenizer
 

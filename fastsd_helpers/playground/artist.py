@@ -246,7 +246,12 @@ def load_lora(pipe: Any, where: str, **options: Any) -> None:
     diffusers before 0.40 looks for the longer ones and ends with an IndexError; Colab's image of August 2026 has such a
     pair. Raises what `load_lora_weights` raises.
     """
-    shorter = [part for part in _TEXT_ENCODERS if "text_model" not in dict(_children(pipe, part))]
+    encoders = {part: getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2")}
+    shorter = [
+        part
+        for part, encoder in encoders.items()
+        if encoder is not None and "text_model" not in dict(encoder.named_children())
+    ]
     read = pipe.lora_state_dict
 
     def renamed(*args: Any, **kwargs: Any) -> Any:
@@ -260,14 +265,6 @@ def load_lora(pipe: Any, where: str, **options: Any) -> None:
         pipe.load_lora_weights(where, **options)
     finally:
         del pipe.lora_state_dict
-
-
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-
-
-def _children(pipe: Any, part: str) -> Any:
-    encoder = getattr(pipe, part, None)
-    return encoder.named_children() if encoder is not None else ()
 
 
 def _with_shorter_names(table: Any, parts: list[str]) -> Any:
