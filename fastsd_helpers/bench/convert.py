@@ -238,6 +238,9 @@ class _Noise:
         place = (start + 4 * len(name)) % len(self._block) // 4 * 4
         view[:] = np.resize(np.roll(self._block, -place), len(view))
 
+    def locate(self, name: str) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -25,6 +25,7 @@ def pump(
     *,
     finite: bool = False,
     store: Callable[[int, Any], None] = lambda _place, _buffer: None,
+    move: Callable[[int, Piece, Any], bool] = lambda _place, _piece, _buffer: False,
 ) -> Iterator[tuple[str, Any, bool]]:
     """Give every recipe's values as (name, buffer, whether the tensor ends with it), one tensor after the other.
 
@@ -34,6 +35,8 @@ def pump(
         finite: refuse values that are infinite or not a number.
         store: called with each buffer and how many bytes come before it, by the threads, in whatever order; a buffer
             that is given was stored.
+        move: asked first for values that are taken over as they are and not looked at, with how many bytes come
+            before and a buffer of their size: whether it has put them there itself. The buffer is what will be given.
 
     Raises:
         CheckpointError: a source cannot be read, or a value does not fit the new number format.
@@ -45,7 +48,7 @@ def pump(
         pool: ThreadPoolExecutor | None = None
         while True:
             while ahead < _AHEAD_BYTES and (job := next(jobs, None)) is not None:
-                work = partial(_make, job, finite, store, spare)
+                work = partial(_make, job, finite, store, move, spare)
                 if job.bytes >= _SMALL_BYTES:
                     if pool is None:
                         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="tensors")
@@ -116,13 +119,24 @@ def _cut(recipe: Recipe, size: int) -> Iterator[Piece]:
             yield Piece(piece.source, piece.name, piece.first + first, min(step, piece.count - first))
 
 
-def _make(job: _Job, finite: bool, store: Callable[[int, Any], None], spare: _Spare) -> tuple[Any, list[Any]]:
+def _make(
+    job: _Job,
+    finite: bool,
+    store: Callable[[int, Any], None],
+    move: Callable[[int, Piece, Any], bool],
+    spare: _Spare,
+) -> tuple[Any, list[Any]]:
     """The values of a job, stored, and the arrays to give back once they are done with."""
     import numpy as np
 
     recipe, piece = job.recipe, job.piece
     if piece is None:
         return b"", []
+    if piece.stored == recipe.fact.dtype and recipe.turned is None and not finite:
+        lent = [spare.take()]
+        if move(job.place, piece, values := memoryview(lent[0])[: job.bytes]):
+            return values, lent
+        spare.arrays += lent
     lent = [spare.take(), spare.take()] if recipe.turned is None else [np.empty(job.bytes, np.uint8), None]
     values, out = lent[0][: job.bytes], lent[1]
     piece.source.read_into(piece.name, piece.first * DTYPE_BYTES[piece.stored], values)

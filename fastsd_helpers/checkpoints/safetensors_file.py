@@ -143,6 +143,10 @@ class SafetensorsFile:
         except OSError as err:
             raise self._unreadable(f"the tensor {name!r}", err) from err
 
+    def locate(self, name: str) -> tuple[int, int]:
+        """The descriptor of the open file, and where in it a tensor's bytes begin."""
+        return self._file.fileno(), self._starts[name]
+
     def read_bytes(self, name: str) -> bytearray:
         """Read one tensor's values as they lie in the file (little endian)."""
         values = bytearray(self.tensors[name].bytes)

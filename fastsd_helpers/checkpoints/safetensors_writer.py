@@ -6,16 +6,16 @@ import os
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.checkpoints.placing import check_room, new_file
 from fastsd_helpers.checkpoints.pump import pump
-from fastsd_helpers.checkpoints.recipes import Recipe
+from fastsd_helpers.checkpoints.recipes import Piece, Recipe
 from fastsd_helpers.checkpoints.safetensors_file import forget_cached
+from fastsd_helpers.checkpoints.writeback import start_writeback
 from fastsd_helpers.errors import VerificationFailed
 from fastsd_helpers.runtime import fault_point
 
@@ -62,11 +62,14 @@ def write_safetensors(
     size = len(header) + sum(recipe.fact.bytes for recipe in recipes.values())
     with new_file(path) as (file, temporary):
         check_room(path.parent, size)
-        store = partial(_store, file.fileno(), threading.Lock(), len(header))
-        store(-len(header), header)
+        output = _Output(file.fileno(), len(header), hashed=hashes)
+        output.store(-len(header), header)
         digest: Any = hashlib.sha256(b"" if read_back else header) if hashes or read_back else None
+        # What was read back is compared with what this process had in its hands; else the system may copy.
+        moves = {} if read_back else {"move": output.move}
+        ordered = ((name, recipes[name]) for name in names)
         # Closed by the end of the block in any case: until then threads write to the file.
-        with closing(pump(((name, recipes[name]) for name in names), finite=finite, store=store)) as pieces:
+        with closing(pump(ordered, finite=finite, store=output.store, **moves)) as pieces:
             for _name, buffer, last in pieces:
                 if digest is not None:
                     digest.update(buffer)
@@ -75,24 +78,64 @@ def write_safetensors(
         sha256 = digest.hexdigest() if digest is not None else ""
         if read_back:
             header = _build_header(names, recipes, {**metadata, HASH_KEY: "0x" + sha256})
-            store(-len(header), header)
+            output.store(-len(header), header)
             os.fsync(file.fileno())
             sha256 = _read_back(temporary, len(header), sha256)
     return sha256, size
 
 
-def _store(descriptor: int, alone: threading.Lock, start: int, place: int, buffer: Any) -> None:
-    """Write every byte of a buffer to its place after `start`, and set the disk to work early."""
-    view, place = memoryview(buffer), start + place
-    window = place // _WINDOW_BYTES
-    with alone:  # the system lets in one at a time, and those that wait for it there burn a processor
-        while view:
-            written = os.pwrite(descriptor, view, place)
-            view, place = view[written:], place + written
-    if place // _WINDOW_BYTES > window and hasattr(os, "posix_fadvise"):
-        # On Linux this starts writing what lies in memory, which would otherwise begin with the sync at the end.
-        with suppress(OSError):
-            os.posix_fadvise(descriptor, window * _WINDOW_BYTES, _WINDOW_BYTES, os.POSIX_FADV_DONTNEED)
+class _Output:
+    """A file that threads write to; places count from `start`."""
+
+    def __init__(self, descriptor: int, start: int, *, hashed: bool) -> None:
+        self._descriptor, self._start, self._hashed = descriptor, start, hashed
+        # The system lets in one at a time, and those that wait for it there burn a processor.
+        self._alone = threading.Lock()
+        self._can_move = hasattr(os, "copy_file_range")
+
+    def store(self, place: int, buffer: Any) -> None:
+        """Write every byte of a buffer to its place, and set the disk to work early."""
+        view, at = memoryview(buffer), self._start + place
+        with self._alone:
+            while view:
+                written = os.pwrite(self._descriptor, view, at)
+                view, at = view[written:], at + written
+        self._write_back(self._start + place, at)
+
+    def move(self, place: int, piece: Piece, buffer: memoryview) -> bool:
+        """Have the system copy values from their file to this one; the buffer is filled from here where it is hashed.
+
+        Some file systems then share the blocks instead. What cannot be copied so is left to `store`, and so is what
+        went wrong: reading and writing name the file that is to blame. Source: copy_file_range(2).
+        """
+        if not self._can_move or (found := piece.source.locate(piece.name)) is None:
+            return False
+        size = DTYPE_BYTES[piece.stored]
+        source, first = found[0], found[1] + piece.first * size
+        at, end = self._start + place, self._start + place + piece.count * size
+        try:
+            with self._alone:
+                while at < end and (count := os.copy_file_range(source, self._descriptor, end - at, first, at)):
+                    first, at = first + count, at + count
+            if self._hashed:
+                _fill(self._descriptor, buffer, self._start + place)
+        except OSError:
+            self._can_move = False
+            return False
+        self._write_back(self._start + place, at)
+        return at == end
+
+    def _write_back(self, begun: int, ended: int) -> None:
+        window = begun // _WINDOW_BYTES
+        if ended // _WINDOW_BYTES > window:
+            start_writeback(self._descriptor, window * _WINDOW_BYTES, _WINDOW_BYTES)
+
+
+def _fill(descriptor: int, buffer: memoryview, place: int) -> None:
+    while buffer:
+        if not (got := os.preadv(descriptor, [buffer], place)):
+            raise OSError("the file ends too early")
+        buffer, place = buffer[got:], place + got
 
 
 def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata: Mapping[str, str]) -> bytes:

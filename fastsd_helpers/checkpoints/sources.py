@@ -40,6 +40,9 @@ class Source(Protocol):
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
 
+    def locate(self, name: str) -> tuple[int, int] | None:
+        """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
+
     def close(self) -> None:
         """Let go of files and tensors."""
 
@@ -87,6 +90,7 @@ class _SafetensorsSource:
         self.metadata = self._file.metadata
         self.files = (path,)
         self.read_into = self._file.read_into
+        self.locate = self._file.locate
 
     def close(self) -> None:
         self._file.close()
@@ -105,6 +109,9 @@ class BytesSource:
         """Fill a buffer with a tensor's bytes from `start` on."""
         view = memoryview(buffer).cast("B")
         view[:] = self._values[name][start : start + len(view)]
+
+    def locate(self, name: str) -> None:
+        """Nothing of it is in a file."""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -131,6 +138,9 @@ class _Memory:
         view = memoryview(buffer).cast("B")
         if view:
             view[:] = self._bytes_of(name)[start : start + len(view)]
+
+    def locate(self, name: str) -> None:
+        pass
 
     def _bytes_of(self, name: str) -> memoryview:
         import torch
@@ -181,6 +191,9 @@ class _Shards:
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         self._home[name].read_into(name, start, buffer)
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        return self._home[name].locate(name)
 
     def close(self) -> None:
         for shard in self._shards:
