@@ -42,7 +42,7 @@ def find_attention(reader: Any, image: Any) -> Attention:
     line = reader.read([item.picture])[0]
     rows, columns = reader.grid
     maps = []
-    with torch.inference_mode():
+    with reader.alone, torch.inference_mode():
         hidden = reader.engine.encode(reader.checkpoint.pixels.batch([reader.checkpoint.pixels.resize(item.picture)]))
         state = reader.engine.begin(hidden, 1, reader.limits.max_new_tokens)
         before = reader.limits.start

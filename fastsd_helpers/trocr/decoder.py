@@ -70,6 +70,13 @@ def _attend(query: Any, keys: Any, values: Any, scaling: float, of_picture: bool
     return scaled_dot_product_attention(query, keys, values)
 
 
+def _append(own: Any, keys: Any, values: Any) -> tuple[Any, Any]:
+    """The keys and values of all steps so far: those of a layer's `own` (None at first) and this step's."""
+    import torch
+
+    return (keys, values) if own is None else (torch.cat((own[0], keys), dim=2), torch.cat((own[1], values), dim=2))
+
+
 def decoder_step(
     decoder: Any,
     head: Any,
@@ -79,6 +86,7 @@ def decoder_step(
     cross: list[tuple["torch.Tensor", "torch.Tensor"]],
     weights: list["torch.Tensor"] | None = None,
     attend: "Callable[..., torch.Tensor]" = _attend,
+    append: Callable[[Any, Any, Any], tuple[Any, Any]] = _append,
 ) -> tuple["torch.Tensor", list[tuple["torch.Tensor", "torch.Tensor"]]]:
     """One token further for every beam of every line.
 
@@ -91,6 +99,7 @@ def decoder_step(
             places].
         attend: the attention, PyTorch's or another: called with the query [rows, heads, n, d], keys and values as
             `own` and `cross` have them, the scaling, and whether they are the picture's.
+        append: how a step's keys and values, each [lines * beams, heads, 1, d], join a layer's `own`.
 
     Returns:
         The scores before softmax, [lines, beams, vocabulary], and `own` one step longer.
@@ -106,11 +115,7 @@ def decoder_step(
         query = _heads(attention.q_proj(flat), attention.num_heads)
         keys = _heads(attention.k_proj(flat), attention.num_heads)
         values = _heads(attention.v_proj(flat), attention.num_heads)
-        if own is not None:
-            import torch
-
-            keys = torch.cat((own[index][0], keys), dim=2)
-            values = torch.cat((own[index][1], values), dim=2)
+        keys, values = append(own[index] if own is not None else None, keys, values)
         longer.append((keys, values))
         mixed = attend(query, keys, values, attention.scaling, False)  # [lines * beams, heads, 1, d]
         x = layer.self_attn_layer_norm(x + attention.out_proj(mixed.reshape(lines, beams, -1)))
@@ -147,23 +152,31 @@ class TorchEngine:
 
     def begin(self, hidden: "torch.Tensor", beams: int, steps: int) -> DecoderState:
         """Prepare the search over the lines of `hidden`; `steps` is the most there will be."""
+        return DecoderState(self._cross_keys(hidden), None, hidden.shape[0], beams)
+
+    def _cross_keys(self, hidden: "torch.Tensor") -> list[tuple["torch.Tensor", "torch.Tensor"]]:
         # A reader whose two halves differ in width has a projection between them, unless its keys take the width.
         if hasattr(self.model, "enc_to_dec_proj"):
             hidden = self.model.enc_to_dec_proj(hidden)
-        return DecoderState(cross_keys(self.decoder, hidden), None, hidden.shape[0], beams)
+        return cross_keys(self.decoder, hidden)
 
     def step(self, state: DecoderState, tokens: "torch.Tensor", weights: list | None = None) -> "torch.Tensor":
         """tokens [lines, beams] -> float32 scores before softmax, [lines, beams, vocabulary]; `state` moves on."""
-        position = self._positions[state.steps]
-        if self._padding is not None and bool((tokens == self._padding).any()):
-            # Sinusoidal positions do not count padding, which a model may also write: its row is all zeros.
-            position = position.expand(*tokens.shape, -1).clone()
-            position[tokens == self._padding] = 0
+        position = self._position(state.steps, tokens)
         scores, state.own = decoder_step(
             self.decoder, self.head, tokens.to(self.device), position, state.own, state.cross, weights
         )
         state.steps += 1
         return scores.float()
+
+    def _position(self, step: int, tokens: "torch.Tensor") -> "torch.Tensor":
+        """What is added to the tokens' vectors: [width], or [lines, beams, width] where rows differ."""
+        position = self._positions[step]
+        if self._padding is not None and bool((tokens == self._padding).any()):
+            # Sinusoidal positions do not count padding, which a model may also write: its row is all zeros.
+            position = position.expand(*tokens.shape, -1).clone()
+            position[tokens == self._padding] = 0
+        return position
 
     def keep(self, state: DecoderState, lines: "torch.Tensor") -> None:
         """Go on with these lines alone (int64 indices); the others are finished."""

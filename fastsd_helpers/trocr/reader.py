@@ -1,6 +1,7 @@
 """Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.decoder import TorchEngine
 from fastsd_helpers.trocr.line import Line, Token
 from fastsd_helpers.trocr.pictures import Item, gather
+from fastsd_helpers.trocr.recorded import RecordedEngine
 from fastsd_helpers.trocr.search import Found, beam_search, find_loop, greedy_search, unlooped
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ class Reader:
         )
         self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
         self.engine = _make_engine(self.checkpoint)
+        # A shared page reads in several threads, and an engine may have one set of buffers.
+        self.alone = threading.Lock()
         limits = self.checkpoint.limits
         self.limits = replace(
             limits,
@@ -155,7 +159,7 @@ class Reader:
         import torch
 
         try:
-            with torch.inference_mode():
+            with self.alone, torch.inference_mode():
                 hidden = self.engine.encode(self.checkpoint.pixels.batch(resized))
                 return self._search(hidden)
         except torch.cuda.OutOfMemoryError:
@@ -290,6 +294,8 @@ def _make_engine(checkpoint: Checkpoint) -> Any:
         from fastsd_helpers.trocr.graphs import int8_engine
 
         return int8_engine(checkpoint)
+    if checkpoint.device == "cuda":
+        return RecordedEngine(checkpoint.model, device="cuda")
     return TorchEngine(checkpoint.model, device=checkpoint.device)
 
 
