@@ -133,15 +133,12 @@ class SafetensorsFile:
         Raises:
             CheckpointError: the file ends there or cannot be read.
         """
-        view, place = memoryview(buffer).cast("B"), self._starts[name] + start
         try:
-            while view:
-                got = os.preadv(self._file.fileno(), [view], place)
-                if not got:
-                    raise self._damaged(f"it ends inside the tensor {name!r}")
-                view, place = view[got:], place + got
+            whole = fill(self._file.fileno(), memoryview(buffer).cast("B"), self._starts[name] + start)
         except OSError as err:
             raise self._unreadable(f"the tensor {name!r}", err) from err
+        if not whole:
+            raise self._damaged(f"it ends inside the tensor {name!r}")
 
     def locate(self, name: str) -> tuple[int, int]:
         """The descriptor of the open file, and where in it a tensor's bytes begin."""
@@ -229,6 +226,13 @@ def _whole(number: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < _LARGEST_SIZE:
         raise ValueError(number)
     return number
+
+
+def fill(descriptor: int, buffer: memoryview, place: int) -> bool:
+    """Fill a buffer with an open file's bytes from `place` on: whether the file has so many."""
+    while buffer and (count := os.preadv(descriptor, [buffer], place)):
+        buffer, place = buffer[count:], place + count
+    return not buffer
 
 
 def forget_cached(descriptor: int) -> None:

@@ -14,7 +14,7 @@ from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.checkpoints.placing import check_room, new_file
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import Piece, Recipe
-from fastsd_helpers.checkpoints.safetensors_file import forget_cached
+from fastsd_helpers.checkpoints.safetensors_file import fill, forget_cached
 from fastsd_helpers.checkpoints.writeback import start_writeback
 from fastsd_helpers.errors import VerificationFailed
 from fastsd_helpers.runtime import fault_point
@@ -62,14 +62,13 @@ def write_safetensors(
     size = len(header) + sum(recipe.fact.bytes for recipe in recipes.values())
     with new_file(path) as (file, temporary):
         check_room(path.parent, size)
-        output = _Output(file.fileno(), len(header), hashed=hashes)
+        # What is read back is compared with what this process had in its hands; else the system may copy.
+        output = _Output(file.fileno(), len(header), may_move=not read_back, hashed=hashes)
         output.store(-len(header), header)
         digest: Any = hashlib.sha256(b"" if read_back else header) if hashes or read_back else None
-        # What was read back is compared with what this process had in its hands; else the system may copy.
-        moves = {} if read_back else {"move": output.move}
         ordered = ((name, recipes[name]) for name in names)
         # Closed by the end of the block in any case: until then threads write to the file.
-        with closing(pump(ordered, finite=finite, store=output.store, **moves)) as pieces:
+        with closing(pump(ordered, finite=finite, store=output.store, move=output.move)) as pieces:
             for _name, buffer, last in pieces:
                 if digest is not None:
                     digest.update(buffer)
@@ -87,11 +86,11 @@ def write_safetensors(
 class _Output:
     """A file that threads write to; places count from `start`."""
 
-    def __init__(self, descriptor: int, start: int, *, hashed: bool) -> None:
+    def __init__(self, descriptor: int, start: int, *, may_move: bool, hashed: bool) -> None:
         self._descriptor, self._start, self._hashed = descriptor, start, hashed
         # The system lets in one at a time, and those that wait for it there burn a processor.
         self._alone = threading.Lock()
-        self._can_move = hasattr(os, "copy_file_range")
+        self._can_move = may_move and hasattr(os, "copy_file_range")
 
     def store(self, place: int, buffer: Any) -> None:
         """Write every byte of a buffer to its place, and set the disk to work early."""
@@ -110,32 +109,24 @@ class _Output:
         """
         if not self._can_move or (found := piece.source.locate(piece.name)) is None:
             return False
-        size = DTYPE_BYTES[piece.stored]
-        source, first = found[0], found[1] + piece.first * size
-        at, end = self._start + place, self._start + place + piece.count * size
+        source, first = found
+        first += piece.first * DTYPE_BYTES[piece.stored]
+        begun, at, end = self._start + place, self._start + place, self._start + place + len(buffer)
         try:
             with self._alone:
                 while at < end and (count := os.copy_file_range(source, self._descriptor, end - at, first, at)):
                     first, at = first + count, at + count
-            if self._hashed:
-                _fill(self._descriptor, buffer, self._start + place)
+            whole = at == end and (not self._hashed or fill(self._descriptor, buffer, begun))
         except OSError:
             self._can_move = False
             return False
-        self._write_back(self._start + place, at)
-        return at == end
+        self._write_back(begun, at)
+        return whole
 
     def _write_back(self, begun: int, ended: int) -> None:
         window = begun // _WINDOW_BYTES
         if ended // _WINDOW_BYTES > window:
             start_writeback(self._descriptor, window * _WINDOW_BYTES, _WINDOW_BYTES)
-
-
-def _fill(descriptor: int, buffer: memoryview, place: int) -> None:
-    while buffer:
-        if not (got := os.preadv(descriptor, [buffer], place)):
-            raise OSError("the file ends too early")
-        buffer, place = buffer[got:], place + got
 
 
 def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata: Mapping[str, str]) -> bytes:

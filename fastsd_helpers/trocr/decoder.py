@@ -184,9 +184,8 @@ class TorchEngine:
 
         lines = lines.to(self.device)
         rows = (lines[:, None] * state.beams + torch.arange(state.beams, device=self.device)).flatten()
-        state.cross = [(k.index_select(0, lines), v.index_select(0, lines)) for k, v in state.cross]
-        if state.own is not None:
-            state.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in state.own]
+        state.cross = self._select(state.cross, lines)
+        state.own = self._select(state.own or [], rows) or None
         state.lines = len(lines)
 
     def reorder(self, state: DecoderState, beams: "torch.Tensor") -> None:
@@ -195,4 +194,8 @@ class TorchEngine:
 
         first = torch.arange(state.lines, device=self.device)[:, None] * state.beams
         rows = (first + beams.to(self.device)).flatten()
-        state.own = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in state.own or []]
+        state.own = self._select(state.own or [], rows)
+
+    def _select(self, pairs: list[tuple[Any, Any]], rows: "torch.Tensor") -> list[tuple[Any, Any]]:
+        """These rows of keys and values, in that order."""
+        return [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in pairs]

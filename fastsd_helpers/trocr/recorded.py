@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordedEngine"]
 
-logger = logging.getLogger("fastsd_helpers.trocr")
+logger = logging.getLogger("fastsd_helpers")
 
 _STEPS_UNIT = 32  # buffers are made for so many steps, or twice, three times as many
 _WARM_UP = 3  # runs before the recording, in which libraries choose their kernels; as PyTorch's documentation has it
@@ -54,15 +54,11 @@ class _Buffers:
 
 
 class RecordedEngine(TorchEngine):
-    """A TorchEngine whose steps are recorded.
+    """A TorchEngine whose steps are recorded, while `record` holds: until one could not be."""
 
-    Args:
-        record: whether to record; without, the same steps run one kernel after the other.
-    """
-
-    def __init__(self, model: Any, *, device: str, record: bool = True) -> None:
+    def __init__(self, model: Any, *, device: str) -> None:
         super().__init__(model, device=device)
-        self.record = record
+        self.record = True
         self._buffers: _Buffers | None = None
 
     def begin(self, hidden: "torch.Tensor", beams: int, steps: int) -> DecoderState:
@@ -86,33 +82,21 @@ class RecordedEngine(TorchEngine):
         buffers.place.fill_(state.steps)
         buffers.mask[..., state.steps] = 0
         state.steps += 1
+        size = self._size(lines)
+        if self.record and size not in buffers.recorded:
+            self._record(size)
         if weights is not None or not self.record:
             return self._step(lines, weights).float()
-        size = self._size(lines)
-        if size not in buffers.recorded:
-            self._record(size)
-        if size not in buffers.recorded:  # it could not be recorded
-            return self._step(lines, None).float()
         graph, scores = buffers.recorded[size]
         graph.replay()
         return scores[:lines].float()
 
-    def keep(self, state: DecoderState, lines: "torch.Tensor") -> None:
-        """Go on with these lines alone: they move to the front of the buffers."""
-        import torch
-
-        lines = lines.to(self.device)
-        rows = (lines[:, None] * state.beams + torch.arange(state.beams, device=self.device)).flatten()
-        for pairs, index in ((state.cross, lines), (state.own, rows)):
-            _move(pairs, index)
-        state.lines = len(lines)
-
-    def reorder(self, state: DecoderState, beams: "torch.Tensor") -> None:
-        """Let beam j of line i go on from what was beam `beams[i, j]`."""
-        import torch
-
-        first = torch.arange(state.lines, device=self.device)[:, None] * state.beams
-        _move(state.own, (first + beams.to(self.device)).flatten())
+    def _select(self, pairs: list[tuple[Any, Any]], rows: "torch.Tensor") -> list[tuple[Any, Any]]:
+        """As TorchEngine's, but they move to the front of the buffers: recordings know no other place."""
+        for pair in pairs:
+            for values in pair:
+                values[: len(rows)] = values.index_select(0, rows)
+        return pairs
 
     def _make_buffers(self, cross: list[tuple[Any, Any]], lines: int, beams: int, steps: int) -> _Buffers:
         import torch
@@ -192,10 +176,3 @@ class RecordedEngine(TorchEngine):
     def _give_up(self, reason: str) -> None:
         self.record = False
         logger.warning("Reading without CUDA graphs, which is slower: %s.", reason)
-
-
-def _move(pairs: list[tuple[Any, Any]], index: "torch.Tensor") -> None:
-    """Put rows `index` first, in that order."""
-    for pair in pairs:
-        for values in pair:
-            values[: len(index)] = values.index_select(0, index)
