@@ -104,7 +104,7 @@ def fonts_of(folder: Path | None) -> tuple[list[Path], list[Path]]:
 
     from fastsd_helpers.demo import lines as demo_lines
 
-    folders = [folder] if folder else demo_lines._FONT_FOLDERS
+    folders = [*demo_lines._FONT_FOLDERS, *([folder] if folder else [])]
     seen = training.usable_fonts([*training.SEEN, *training.CAPITALS], folders)
     held_out = training.usable_fonts(training.HELD_OUT, folders)
     if not seen or not held_out:

@@ -1,14 +1,16 @@
 """Train the embedded demo reader from nothing on lines drawn with free fonts, measure it, and put it into the package.
 
+    python scripts/train_demo_reader.py --work reader-training --fonts FOLDER fonts
     python scripts/train_demo_reader.py --work reader-training --fonts FOLDER train
     python scripts/train_demo_reader.py --work reader-training --fonts FOLDER measure
     python scripts/train_demo_reader.py --work reader-training --fonts FOLDER package
 
-The fonts come from Debian: apt-get install fonts-breip fonts-bwht fonts-comfortaa fonts-comic-neue fonts-cwtex-kai
+Fonts come from Debian: apt-get install fonts-breip fonts-bwht fonts-comfortaa fonts-comic-neue fonts-cwtex-kai
 fonts-dancingscript fonts-dkg-handwriting fonts-dustin fonts-ecolier-court fonts-femkeklaver fonts-gfs-neohellenic
 fonts-havana fonts-hosny-amiri fonts-humor-sans fonts-joscelyn fonts-jura fonts-kaushanscript fonts-kiloji fonts-klee
 fonts-kristi fonts-leckerli-one fonts-lindenhill fonts-lobster fonts-lobstertwo fonts-okolaks fonts-play
-fonts-rufscript fonts-seto fonts-sjfonts. FOLDER is where they lie (left alone: the system's font folders).
+fonts-rufscript fonts-seto fonts-sjfonts. `fonts` fetches those of scripts/handwriting_fonts.txt into FOLDER with
+`npm pack` (all under the SIL Open Font License or the Apache License).
 
 `train` writes a checkpoint every minute and goes on from it when started again; every line that is drawn is a function
 of (seed, step, place), so a run that was stopped sees the same lines. It uses a GPU when there is one, else the CPU
@@ -17,11 +19,15 @@ in bf16. `measure` reads lines of held-out words in seen and in held-out fonts.
 
 import argparse
 import functools
+import itertools
 import json
 import logging
 import math
 import multiprocessing
 import os
+import subprocess
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -98,20 +104,35 @@ SEEN = [
     "setofont.ttf",
 ]
 HELD_OUT = ("Delphine.ttf", "Domestic_Manners.ttf", "Rufscript010.ttf")
+# More of all three, from npm.
+LISTED = [line.split() for line in Path(__file__).with_name("handwriting_fonts.txt").read_text().splitlines()[2:]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def file_of(name: str, weight: str, style: str, *_kind: str) -> str:
+    """The file of a listed font inside its package."""
+    return f"{name.split('@')[0]}-latin-{weight}-{style}.woff"
+
+
+ONLY_CAPITALS = {*CAPITALS, *(file_of(*font) for font in LISTED if font[3:] == ["capitals"])}
+MORE = [file_of(*font) for font in LISTED if font[3:] != ["held-out"]]
+MORE_HELD_OUT = [file_of(*font) for font in LISTED if font[3:] == ["held-out"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["train", "measure", "package"])
+    parser.add_argument("stage", choices=["fonts", "train", "measure", "package"])
     parser.add_argument("--work", type=Path, required=True, help="folder for the checkpoint and the log")
-    parser.add_argument("--fonts", type=Path, help="folder with the fonts")
+    parser.add_argument("--fonts", type=Path, help="folder with more fonts than the system's")
     parser.add_argument("--steps", type=int, default=12000, help="optimizer steps of the whole run (default: 12000)")
     parser.add_argument("--batch", type=int, default=32, help="lines a step (default: 32)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
     parser.add_argument(
-        "--begin-with", type=Path, help="folder of a reader of this shape to train on (default: nothing)"
+        "--begin-with",
+        type=Path,
+        help="reader.pt of an earlier run, or a reader's folder, to go on from (default: nothing)",
     )
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help=f"highest learning rate (default: {PEAK_RATE:g})")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     parser.add_argument("--drawers", type=int, default=1, help="processes that draw lines (default: 1)")
     parser.add_argument("--lines", type=int, default=500, help="lines per figure of `measure` (default: 500)")
@@ -119,15 +140,35 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    folders = [arguments.fonts] if arguments.fonts else demo_lines._FONT_FOLDERS
+    if arguments.stage == "fonts":
+        fetch_fonts(arguments)
+        return
+    folders = [*demo_lines._FONT_FOLDERS, *([arguments.fonts] if arguments.fonts else [])]
     seen, held_out = usable_fonts([*SEEN, *CAPITALS], folders), usable_fonts(HELD_OUT, folders)
-    print(f"{len(seen)} fonts to learn from, {len(held_out)} held out, on {DEVICE}")
+    more = usable_fonts(MORE, folders)
+    print(f"{len(seen)} and {len(more)} fonts to learn from, {len(held_out)} held out, on {DEVICE}")
     if arguments.stage == "train":
-        train(arguments, seen, held_out)
+        train(arguments, seen, more, held_out)
     elif arguments.stage == "measure":
         print(json.dumps(measure(load_weights(arguments.work), seen, held_out, arguments.lines), indent=1))
     else:
         package(arguments, seen, held_out)
+
+
+def fetch_fonts(arguments) -> None:
+    """Fetch the listed fonts, those that are not there yet, with `npm pack`."""
+    if not arguments.fonts:
+        raise SystemExit("--fonts FOLDER: where to put them.")
+    arguments.fonts.mkdir(parents=True, exist_ok=True)
+    for font in LISTED:
+        path = arguments.fonts / file_of(*font)
+        if path.exists():
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["npm", "pack", "--silent", f"@fontsource/{font[0]}"], cwd=folder, check=True)
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as package:
+                path.write_bytes(package.extractfile(f"package/files/{path.name}").read())
+    print(f"{len(LISTED)} fonts in {arguments.fonts}")
 
 
 def usable_fonts(names, folders) -> list[Path]:
@@ -135,7 +176,7 @@ def usable_fonts(names, folders) -> list[Path]:
     fonts = []
     needed = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
     for name, path in demo_lines.find_fonts(names, folders).items():
-        if needed | (set() if name in CAPITALS else {letter.lower() for letter in needed}) <= letters_of(path):
+        if needed | (set() if name in ONLY_CAPITALS else {letter.lower() for letter in needed}) <= letters_of(path):
             fonts.append(path)
     missing = sorted({str(name) for name in names} - {path.name for path in fonts})
     if missing:
@@ -151,13 +192,16 @@ def letters_of(path: Path) -> frozenset[str]:
 
 # ------------------------------------------------------------------------------------------------------- data
 
-_sources: dict[bool, demo_lines.TextSource] = {}
+
+@functools.cache
+def text_source(held_out: bool) -> demo_lines.TextSource:
+    return demo_lines.TextSource(held_out=held_out)
 
 
 def draw_batch(job) -> tuple[np.ndarray, list[str]]:
     """(seed, step, count, fonts, held-out words?, style) -> uint8 [count, h, w] and the texts."""
     seed, step, count, fonts, held_out, style = job
-    source = _sources.setdefault(held_out, demo_lines.TextSource(held_out=held_out))
+    source = text_source(held_out)
     pictures, texts = [], []
     for place in range(count):
         chance = np.random.default_rng((seed, step, place))
@@ -173,7 +217,7 @@ def texts_for(font: Path, source: demo_lines.TextSource, chance):
     """Texts without end; a font that lacks a letter of one takes the next."""
     while True:
         text = source.draw(chance, LONGEST)
-        yield text.upper() if font.name in CAPITALS else text
+        yield text.upper() if font.name in ONLY_CAPITALS else text
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
@@ -221,11 +265,11 @@ class ReaderWithCtc(torch.nn.Module):
         return loss, own
 
 
-def rate_at(step: int, steps: int) -> float:
+def rate_at(step: int, steps: int, peak: float) -> float:
     if step < WARMUP:
-        return PEAK_RATE * (step + 1) / WARMUP
+        return peak * (step + 1) / WARMUP
     part = (step - WARMUP) / max(1, steps - WARMUP)
-    return PEAK_RATE * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1, part))))
+    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1, part))))
 
 
 def make_optimizers(model: ReaderWithCtc) -> list[torch.optim.Optimizer]:
@@ -247,13 +291,19 @@ def make_optimizers(model: ReaderWithCtc) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
+def train(arguments, seen: list[Path], more: list[Path], held_out: list[Path]) -> None:
     torch.manual_seed(SEED)
     model = ReaderWithCtc().to(DEVICE)
-    if arguments.begin_with:
+    ctc_weight = CTC_WEIGHT
+    if arguments.begin_with and arguments.begin_with.is_dir():
         begun = type(model.reader).from_pretrained(arguments.begin_with, dtype=torch.float32)
         known = model.reader.state_dict()  # opening a folder adds a pooler, which no TrOCR model uses
         model.reader.load_state_dict({name: weight for name, weight in begun.state_dict().items() if name in known})
+        ctc_weight = 0.0  # a new head would be wrong by so much that nothing else was learned
+    elif arguments.begin_with:
+        begun = torch.load(arguments.begin_with, weights_only=True, map_location=DEVICE)
+        model.load_state_dict(begun["model"])
+        model.reader.load_state_dict(begun["average"])
     average = {name: weight.detach().clone() for name, weight in model.reader.state_dict().items()}
     optimizers = make_optimizers(model)
     path = arguments.work / "reader.pt"
@@ -267,20 +317,20 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
         print(f"going on from step {first}")
     tokenizer = load_tokenizer(arguments.work)
     style = demo_lines.LineStyle()
-    jobs = ((SEED, step, arguments.batch, seen, False, style) for step in range(first, arguments.steps))
+    jobs = ((SEED, step, arguments.batch, [*seen, *more], False, style) for step in range(first, arguments.steps))
     began = saved = told = time.monotonic()
     losses: list[tuple[float, float]] = []
     # Fork would copy the threads of torch, which then wait for ever.
     with multiprocessing.get_context("spawn").Pool(arguments.drawers) as pool:
-        drawn = ahead(pool, jobs, 2 * arguments.drawers)
+        drawn = drawn_batches(pool, jobs, 4 * arguments.drawers)
         for step in range(first, arguments.steps):
             pictures, texts = next(drawn)
             noise = torch.Generator().manual_seed(SEED * 1_000_003 + step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = rate_at(step, arguments.steps)
+                group["lr"] = rate_at(step, arguments.steps, arguments.rate)
             with torch.autocast(DEVICE, torch.bfloat16):
                 loss, own = model(to_pixels(pictures), to_ids(texts, tokenizer), noise)
-            weight = CTC_WEIGHT * (1 - step / arguments.steps)
+            weight = ctc_weight * (1 - step / arguments.steps)
             (loss + weight * own).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
@@ -313,8 +363,16 @@ def train(arguments, seen: list[Path], held_out: list[Path]) -> None:
                 return
 
 
-def ahead(pool, jobs, count: int):
-    """Results of the jobs in order, with `count` of them under way: imap alone would draw all of them at once."""
+def drawn_batches(pool, jobs, count: int):
+    """Results of the jobs in order, at most `count` drawn and not yet taken: imap alone would draw all of them at once.
+
+    On a CPU drawing and learning take turns: side by side, the threads of one wait for a core that the other has
+    (2 cores: 0.40 s a step, 0.47 s side by side).
+    """
+    if DEVICE == "cpu":
+        while chunk := list(itertools.islice(jobs, count)):
+            yield from pool.map(draw_batch, chunk)
+        return
     waiting = []
     for job in jobs:
         waiting.append(pool.apply_async(draw_batch, (job,)))
@@ -357,8 +415,6 @@ def write_folder(model, folder: Path, dtype: torch.dtype) -> None:
 
 def measure(model, seen: list[Path], held_out: list[Path], count: int, *, brief: bool = False) -> dict:
     """Character error rates on lines of held-out words: seen and held-out fonts, greedy and beam 4, plain and rough."""
-    import tempfile
-
     from PIL import Image
 
     from fastsd_helpers.trocr import Reader

@@ -11,7 +11,7 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.trocr.bulk import parse_shard, rows_to_bytes
-from fastsd_helpers.trocr.labels import read_lines
+from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.scores import line_errors, normalise, score_lines
 
@@ -106,6 +106,56 @@ def test_a_split_never_divides_a_group(folder):
     assert (report["lines"], report["groups"]) == (4, 2)
 
 
+@pytest.mark.parametrize("sizes", [(900, 100), (400, 60, 50, 40, 30, 20)])
+def test_a_large_group_is_not_held_out_whatever_the_seed(sizes):
+    lines = LineSet([
+        LabelledLine(f"{writer}-{place}", None, "x", f"w{writer}")
+        for writer, size in enumerate(sizes) for place in range(size)
+    ])  # fmt: skip
+    for seed in range(20):
+        rest, held = lines.split(0.1, seed=seed)
+        assert 0 < len(held.lines) <= 0.2 * len(lines.lines)
+        assert len(rest.lines) + len(held.lines) == len(lines.lines)
+
+
+def test_a_split_that_cannot_be_small_is_said(caplog):
+    lines = LineSet([LabelledLine(f"{n}", None, "x", "ab"[n % 2]) for n in range(10)])
+    _rest, held = lines.split(0.1)
+    assert len(held.lines) == 5
+    assert "5 of 10 lines are held out, more than was asked for" in caplog.text
+
+
+def test_a_quote_that_is_not_closed_swallows_no_line_in_silence(folder):
+    rows = [f"{name}\t{text}" for name, text in zip(NAMES, ['"Hello, he said', *TEXTS[1:]], strict=True)]
+    (folder / "labels.tsv").write_text("\n".join(["file_name\ttext", *rows]))
+    assert [line.text for line in read_lines(folder).lines] == ['"Hello, he said', *TEXTS[1:]]
+    (folder / "labels.tsv").unlink()
+    rows = [f"{NAMES[0]},fox", f'{NAMES[1]},"Hello', f"{NAMES[2]},he", f"{NAMES[3]},said"]
+    (folder / "labels.csv").write_text("\n".join(["file_name,text", *rows]))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["fox"]
+    assert f"the text of {NAMES[1]} goes on over 2 more lines" in found.problems[0]
+    (folder / "labels.csv").write_text("\n".join(["file_name,text", f'{NAMES[1]},"Hello', "x" * 200_000]))
+    with pytest.raises(DatasetError, match=r"labels\.csv, after line 1: field larger than field limit"):
+        read_lines(folder)
+
+
+def test_odd_files_and_names_are_reported_and_the_rest_is_used(folder):
+    (folder / "labels.csv").write_text("\n".join([csv_of(","), "x" * 300 + ".png,text", "a\0b.png,text"]))
+    found = read_lines(folder)
+    assert len(found.lines) == len(TEXTS)
+    assert len(found.problems) == 2
+    (folder / "labels.csv").write_bytes(b"\xff\xfef\x00i\x00l")
+    with pytest.raises(DatasetError, match="not UTF-16"):
+        read_lines(folder)
+    (folder / "labels.csv").unlink()
+    for name, text in zip(NAMES, [b"the fox", b"caf\xe9", b"3,14", b"ok"], strict=True):
+        (folder / name).with_suffix(".txt").write_bytes(text)
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["the fox", "3,14", "ok"]
+    assert found.problems == [f"{NAMES[1]}: {NAMES[1][:-4]}.txt is not UTF-8: byte 3 cannot be read."]
+
+
 # ------------------------------------------------------------------------------------------------------ scores
 
 
@@ -196,6 +246,23 @@ def test_a_run_that_was_stopped_goes_on_and_shards_give_the_whole(tmp_path, monk
         bulk.read_folder(reader, tmp_path / "lines", tmp_path / "whole")
 
 
+def test_another_reader_and_other_pictures_of_the_same_names_are_another_run(tmp_path):
+    from fastsd_helpers.trocr import Reader, bulk
+
+    for name, seed in (("one", 1), ("two", 2)):
+        write_reader(tmp_path / name / "model", seed=seed, end=4.0)  # where fine-tuning puts every reader
+        (tmp_path / name / "lines").mkdir()
+        for place, picture in enumerate(noise_pictures(2, seed=seed)):
+            picture.save(tmp_path / name / "lines" / f"{place}.png")
+    one, two = (Reader(tmp_path / name / "model", precision="fp32", max_new_tokens=4) for name in ("one", "two"))
+    bulk.read_folder(one, tmp_path / "one" / "lines", tmp_path / "out")
+    assert bulk.read_folder(one, tmp_path / "one" / "lines", tmp_path / "out").read_before == 2
+    with pytest.raises(SettingsError, match="another run: weights_sha256 was"):
+        bulk.read_folder(two, tmp_path / "one" / "lines", tmp_path / "out")
+    with pytest.raises(SettingsError, match="another run: pictures_sha256 was"):
+        bulk.read_folder(one, tmp_path / "two" / "lines", tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
     write_reader(tmp_path / "reader", seed=1, end=4.0)
@@ -226,7 +293,7 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
     # Other pictures, or another reader, do not go into the same folder.
     (tmp_path / "lines" / "99.png").write_bytes(b"x")
     other = run("whole")
-    assert "holds the results of another run: names_sha256" in other.stderr
+    assert "holds the results of another run: pictures was 11 and is 12" in other.stderr
 
 
 def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):

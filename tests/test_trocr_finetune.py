@@ -1,21 +1,25 @@
 """Fine-tuning on real files with tiny models: it learns, goes on after a kill, and what it writes is a reader."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
-from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.errors import DatasetError, DiskFull, SettingsError, TrainingFailed
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.augment import KINDS, change_line
-from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
+from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, _named_failures, choose_schedule, finetune
 from fastsd_helpers.trocr.labels import read_lines
 from fastsd_helpers.trocr.trainer import TrainingLines, _choose_precision, label_ids
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
@@ -78,6 +82,39 @@ def test_it_learns_and_what_it_writes_is_a_reader(data, base, tmp_path):
         finetune(FineTuneConfig(**{**QUICK, "lr": 0.1}, patience=0), data, tmp_path / "run", model=base)
 
 
+def test_a_run_never_deletes_the_reader_it_begins_with(base, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(base, run / "model")
+    for restart in (False, True):
+        with pytest.raises(SettingsError, match="lies in the folder of the run"):
+            finetune(FineTuneConfig(**QUICK), data, run, model=run / "model", restart=restart)
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_weights_that_are_no_numbers_end_a_run_by_name(data, base, tmp_path):
+    config = FineTuneConfig(**{**QUICK, "epochs": 4, "lr": 1.0, "measure_every": 2}, warmup=0)
+    spoiled = mock.patch.object(torch.optim.AdamW, "step", autospec=True, side_effect=spoil)
+    with spoiled, pytest.raises(TrainingFailed, match="no numbers any more"):
+        finetune(config, data, tmp_path / "run", model=base)
+
+
+def spoil(optimizer, *_args, **_kwargs):
+    with torch.no_grad():
+        optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+
+
+def test_a_full_disk_and_a_full_gpu_are_named(tmp_path, monkeypatch):
+    with pytest.raises(TrainingFailed, match="The GPU's memory is too small"), _named_failures(tmp_path):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(DiskFull), _named_failures(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RuntimeError, match="shapes"), _named_failures(tmp_path):
+        raise RuntimeError("shapes do not fit")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(DiskFull), _named_failures(tmp_path):
+        raise RuntimeError("PytorchStreamWriter failed writing file")  # what torch.save makes of it
+
+
 @pytest.mark.parametrize("method", ["freeze", "decoder", "lora"])
 def test_what_shall_stay_stays_and_the_rest_learns(data, base, tmp_path, method):
     if method == "lora":
@@ -120,6 +157,32 @@ settings = json.loads(sys.argv[4])
 result = finetune(FineTuneConfig(**settings), data, __import__("pathlib").Path(out), model=base)
 print(json.dumps({"first": result.first_step, "steps": result.steps, "cer": result.cer_after}))
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "method"), [(2, "full"), (3, "full"), (3, "lora")])
+def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path, fault, method):
+    if method == "lora":
+        pytest.importorskip("peft")
+    # At this rate nothing is ever learned: the first measurement stays the best, and the third is the last.
+    settings = {**QUICK, "epochs": 40, "lr": 1e-8, "patience": 2, "measure_every": 2, "method": method}
+
+    def run(out, fault=None):
+        environment = os.environ | ({"FASTSD_FAULT": fault} if fault else {})
+        command = [sys.executable, "-c", SCRIPT, str(data), str(base), str(out), json.dumps(settings)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    whole = run(tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert run(tmp_path / "cut", f"trocr.checkpoint:{fault}").returncode == -signal.SIGKILL
+    os.rename(tmp_path / "cut", tmp_path / "moved")
+    again = run(tmp_path / "moved")
+    assert again.returncode == 0, again.stderr
+    before, after = (json.loads(done.stdout.splitlines()[-1]) for done in (whole, again))
+    assert before["steps"] == after["steps"] == 6
+    assert before["cer"] == after["cer"]
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "moved"))
+    assert one == other
 
 
 @pytest.mark.slow
@@ -205,6 +268,17 @@ def test_a_reader_with_new_letters_is_written_and_opened_again(data, base, tmp_p
         assert set(texts) <= {"α", "β"}, "whether it tells them apart is another test's question"
         assert result.cer_after <= 0.5
         assert set(result.added_letters) == {"α", "β"}
+
+
+@pytest.mark.parametrize("text", ["Łódź, gęś", "žluťoučký kůň", "ÄÖÜ ß É þ"])
+def test_letters_that_a_byte_level_tokenizer_writes_bytes_with_still_come_back(tmp_path, text):
+    write_reader(tmp_path / "reader", "base")
+    checkpoint = Reader(tmp_path / "reader", precision="fp32").checkpoint
+    lost = measure_coverage(checkpoint.tokenizer, [text]).lost_letters
+    tokenizer, _added = prepare_vocabulary(checkpoint.model, checkpoint.tokenizer, [text, "α"], "extend")
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    assert measure_coverage(tokenizer, [text]).lost_letters == lost == ""
+    assert "α" in tokenizer.get_vocab()
 
 
 # ------------------------------------------------------------------------------------------------ augmentation

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError, SettingsError
-from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr import Reader, graphs
 from fastsd_helpers.trocr.checkpoint import open_checkpoint
 from fastsd_helpers.trocr.decoder import TorchEngine
 from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
@@ -144,6 +146,43 @@ def test_quantising_measures_both_methods_and_writes_a_reader(tmp_path):
         quantize(tmp_path / "base", tmp_path / "out", evaluate_on=labelled)
     with pytest.raises(SettingsError, match="is int8 already"):
         quantize(result.path, tmp_path / "again", evaluate_on=labelled)
+    again = quantize(tmp_path / "base", tmp_path / "out", evaluate_on=labelled, overwrite=True)
+    assert [trial.method for trial in again.trials] == ["fp32", "dynamic"]
+    assert not list(tmp_path.glob(".*")), "the reader that was there, and the trials, are gone"
+
+
+def test_quantising_replaces_an_int8_reader_and_nothing_else(tmp_path):
+    write_reader(tmp_path / "run" / "model")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    labelled = [(picture, "x") for picture in noise_pictures(2)]
+    for out in (tmp_path, tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "notes.txt"):
+        with pytest.raises(SettingsError, match="is no int8 reader, so it is not replaced"):
+            quantize(tmp_path / "run" / "model", out, evaluate_on=labelled, overwrite=True)
+    (tmp_path / "run" / "openvino").mkdir()
+    with pytest.raises(SettingsError, match="holds the model itself"):
+        quantize(tmp_path / "run" / "model", tmp_path / "run", evaluate_on=labelled, overwrite=True)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_readers_that_begin_together_make_the_int8_graphs_once(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    write_reader(tmp_path / "base")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = []
+
+    def slowly(checkpoint, out, **_settings):
+        made.append(out)
+        time.sleep(0.5)
+        out.mkdir(parents=True)
+
+    monkeypatch.setattr(graphs, "write_graphs", slowly)
+    monkeypatch.setattr(graphs, "GraphEngine", lambda folder: folder.is_dir())
+    checkpoints = [open_checkpoint(tmp_path / "base", precision="int8", device="cpu") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(graphs.int8_engine, checkpoints)) == [True] * 3
+    assert len(made) == 1
 
 
 def test_int8_without_its_package_falls_back_to_pytorch_and_an_int8_folder_says_what_is_missing(

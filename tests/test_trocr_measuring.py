@@ -1,8 +1,10 @@
 """The scripts that measure readers: figures are kept one by one, and what they measure is drawn as they say."""
 
 import importlib
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,3 +106,32 @@ def test_a_turned_line_keeps_its_paper_and_its_ink(script):
     assert turned.shape[0] > 50
     assert turned[0, 0] == turned[-1, -1] == 180
     assert turned.min() < 40
+
+
+def test_fonts_that_are_held_out_are_not_learned_from(script):
+    training = script("train_demo_reader")
+    learned = {*training.SEEN, *training.CAPITALS, *training.MORE}
+    held_out = {*training.HELD_OUT, *training.MORE_HELD_OUT}
+    assert len(training.MORE_HELD_OUT) == 3
+    assert not learned & held_out
+    assert len(training.LISTED) == len(training.MORE) + 3
+    assert all(len(name.split("@")[1].split(".")) == 3 for name, *_rest in training.LISTED)  # one version, no range
+
+
+def test_listed_fonts_are_fetched_once(tmp_path, script, monkeypatch):
+    training = script("train_demo_reader")
+    asked = []
+
+    def pack(command, cwd, check):
+        asked.append(command[-1])
+        with tarfile.open(Path(cwd) / "some.tgz", "w:gz") as package:
+            held = tarfile.TarInfo("package/files/caveat-latin-400-normal.woff")
+            held.size = 4
+            package.addfile(held, io.BytesIO(b"wOFF"))
+
+    monkeypatch.setattr(training, "LISTED", [["caveat@5.3.0", "400", "normal", "capitals"]])
+    monkeypatch.setattr(training.subprocess, "run", pack)
+    for _ in range(2):
+        training.fetch_fonts(SimpleNamespace(fonts=tmp_path / "fonts"))
+    assert asked == ["@fontsource/caveat@5.3.0"]
+    assert (tmp_path / "fonts" / "caveat-latin-400-normal.woff").read_bytes() == b"wOFF"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -58,6 +59,47 @@ def test_lines_are_read_kept_and_found_again(tmp_path, reader, pictures):
     assert [line.read.confidence for line in again.lines()] == pytest.approx(
         [line.read.confidence for line in lines], abs=1e-6
     )
+
+
+def test_two_notebooks_with_one_session_keep_each_others_corrections(tmp_path, reader, pictures):
+    lines = [line for line in ReadingSession(tmp_path / "mine").read(reader, str(pictures), pages="lines") if line.key]
+    one, other = ReadingSession(tmp_path / "mine"), ReadingSession(tmp_path / "mine")
+    one.correct(lines[0].key, "one")
+    other.correct(lines[1].key, "two")
+    one.correct(lines[0].key, None)
+    one.correct(lines[2].key, "three")
+    right = {line.key: line.right for line in ReadingSession(tmp_path / "mine").lines()}
+    assert [right[line.key] for line in lines[:3]] == [None, "two", "three"]
+
+
+def test_a_second_stop_loses_nothing_of_the_first(tmp_path, reader, monkeypatch):
+    monkeypatch.setattr(reading_session, "_CHUNK", 2)
+    folder, others = tmp_path / "pictures", tmp_path / "others"
+    for place, picture in enumerate(noise_pictures(14)):
+        target = folder if place < 10 else others
+        target.mkdir(exist_ok=True)
+        picture.save(target / f"{place:02d}.png")
+
+    def stop_after(count):
+        def stop(done):
+            if done >= count:
+                raise KeyboardInterrupt
+
+        return stop
+
+    session = ReadingSession(tmp_path / "mine")
+    for images, count in ((folder, 6), (folder, 2), (others, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            session.read(reader, str(images), pages="lines", progress=stop_after(count))
+    session.read(reader, str(others), pages="lines")
+    read = []
+    counting = mock.Mock(wraps=reader)
+    counting.checkpoint, counting.settings, counting.limits = reader.checkpoint, reader.settings, reader.limits
+    counting.read = lambda items, **rest: read.extend(items) or reader.read(items, **rest)
+    lines = session.read(counting, str(folder), pages="lines")
+    assert len(lines) == 10
+    assert len(read) == 4, "six were read before the first stop"
+    assert not (tmp_path / "mine" / "reading.jsonl").exists()
 
 
 def test_corrections_stay_with_their_lines_when_they_are_read_again(tmp_path, reader, pictures):

@@ -97,7 +97,7 @@ def _progress() -> Callable[..., None]:
 
 def read(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr read IMAGE ...`."""
-    from fastsd_helpers.drive import sha256_of, write_atomic
+    from fastsd_helpers.drive import check_writable, sha256_of, write_atomic
     from fastsd_helpers.errors import SettingsError
     from fastsd_helpers.trocr.bulk import FORMATS, parse_shard, read_folder, rows_to_bytes
 
@@ -111,6 +111,10 @@ def read(chosen: argparse.Namespace) -> Answer:
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
     if format not in FORMATS:
         raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
+    if chosen.out and not whole_folder:
+        if chosen.out.is_dir():
+            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(FORMATS)}.")
+        check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
     if whole_folder:

@@ -4,6 +4,7 @@ Part p holds pictures p * 256 to p * 256 + 255 of the sorted list, whoever reads
 shared out among several processes, ends with the same bytes as one that was not.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import check_writable, write_atomic
+from fastsd_helpers.drive import check_writable, sha256_of, write_atomic
 from fastsd_helpers.errors import DatasetError, FastSDError, SettingsError
 from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.trocr.line import Line
@@ -28,6 +29,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 FORMATS = ("txt", "json", "csv", "jsonl")
 _PART = 256
+_SIZES = 1000  # pictures whose size is compared when a run goes on
 _MANIFEST = "manifest.json"
 
 
@@ -135,19 +137,31 @@ def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    # Other pictures under the same names have other sizes; asking for a million of them takes minutes on Drive.
+    for name in names[:: max(1, len(names) // _SIZES)]:
+        with contextlib.suppress(OSError):  # a link to nowhere is reported when its turn comes
+            digest.update(f"{(folder / name).stat().st_size}".encode())
+        digest.update(b"\0")
     return {
-        "version": 1,
+        "version": 2,
         "folder": folder.name,
         "pictures": len(names),
-        "names_sha256": digest.hexdigest(),
+        "pictures_sha256": digest.hexdigest(),
         "part": _PART,
         "reader": reader.checkpoint.folder.name,
+        "weights_sha256": _weights_sha256(reader.checkpoint.folder),
         "precision": reader.checkpoint.precision,
         "beams": reader.settings.beams,
         "limits": [reader.limits.min_new_tokens, reader.limits.max_new_tokens],
         "loop_guard": reader.settings.loop_guard,
         "batch_size": reader.batch_size,
     }
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Of the reader's weights, wherever they lie: every fine-tuned reader's folder is called `model`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".bin")]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def _check_manifest(out: Path, wanted: dict[str, Any]) -> None:

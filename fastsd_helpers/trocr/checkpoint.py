@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.downloads import read_json
-from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.errors import DependencyMissing, ModelError, SettingsError
 from fastsd_helpers.runtime import Device, describe_device
 from fastsd_helpers.trocr.pixels import Pixels
 from fastsd_helpers.trocr.search import Limits
@@ -70,7 +70,7 @@ def open_checkpoint(
         precision: one of PRECISIONS; int8 here loads fp32 weights, for the caller to turn into graphs.
 
     Raises:
-        ModelError and its kin: see `source.find_reader`; SettingsError never.
+        ModelError and its kin: see `source.find_reader`; SettingsError: there is no such device here.
     """
     folder = find_reader(ref, cache_dir=cache_dir)
     config = require_reader(folder)
@@ -92,6 +92,8 @@ def open_checkpoint(
             config,
         )
     chosen = describe_device()
+    if device not in ("auto", "cpu", chosen.kind):
+        raise SettingsError(f"There is no {device} device here.", f"Leave --device out: {chosen.kind} is used then.")
     if device != "auto" and device != chosen.kind:
         chosen = Device(device, device, chosen.memory_bytes, chosen.has_bf16 and device == "cpu", reason="as asked")
     model = _load_model(folder, repairs)
@@ -238,13 +240,8 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as err:  # whatever type this version raises: there is a second way
         first = err
-    special = {}
-    if (folder / "special_tokens_map.json").is_file():
-        raw = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
-        special = {name: value["content"] if isinstance(value, dict) else value for name, value in raw.items()}
-        special.pop("additional_special_tokens", None)
     try:
-        tokenizer = _build_tokenizer(folder, special)
+        tokenizer = _build_tokenizer(folder, _special_words(folder))
     except Exception as err:
         raise ModelError(
             f"The tokenizer in {folder} cannot be read: {str(err).splitlines()[0] if str(err) else first}.",
@@ -254,6 +251,14 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
     if repairs is not None:
         repairs.append("transformers could not build its tokenizer, so it was built from its vocabulary.")
     return tokenizer
+
+
+def _special_words(folder: Path) -> dict[str, str]:
+    if not (folder / "special_tokens_map.json").is_file():
+        return {}
+    raw = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+    raw.pop("additional_special_tokens", None)
+    return {name: value["content"] if isinstance(value, dict) else value for name, value in raw.items()}
 
 
 def _build_tokenizer(folder: Path, special: dict[str, str]) -> Any:

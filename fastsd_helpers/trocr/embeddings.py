@@ -35,6 +35,7 @@ def write_embeddings(reader: Any, images: Any, out: Path, *, pool: str = "mean")
     import numpy as np
     from safetensors.numpy import save
 
+    check_writable(out)
     names, rows, left_out = [], [], []
     for item, values in reader.embed_stream(images, pool):
         if values is None:
@@ -44,7 +45,6 @@ def write_embeddings(reader: Any, images: Any, out: Path, *, pool: str = "mean")
             rows.append(values)
     if not rows:
         raise DatasetError("None of the pictures can be used.", left_out[0] if left_out else "Give some pictures.")
-    check_writable(out)
     stacked = np.ascontiguousarray(np.stack(rows), dtype=np.float32)
     path, index = out / "embeddings.safetensors", out / "index.csv"
     about = {"pool": pool, "reader": reader.checkpoint.folder.name}

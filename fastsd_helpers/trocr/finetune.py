@@ -5,6 +5,7 @@ padded to the longest of their batch, no rule forbids repeated words, the best m
 characters, and lines of one writer or page are never on both sides of the split.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,12 +13,13 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.drive import check_writable, write_atomic
-from fastsd_helpers.errors import DependencyMissing, SettingsError, TrainingFailed
+from fastsd_helpers.drive import check_writable, drive_errors, write_atomic
+from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
@@ -35,6 +37,7 @@ _FEW_PARAMETERS = 20_000_000
 _NOISE_OF_SMALL = 0.3
 _LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
 _RESULT = "result.json"
+_LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
 
 
@@ -168,6 +171,7 @@ def finetune(
         raise SettingsError(
             f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
         )
+    _keep_apart(checkpoint.folder, out)
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
     finished = _finished_result(out)
@@ -201,13 +205,10 @@ def finetune(
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
         logger.info("Going on from step %d.", first_step)
-    with quiet_transformers():
-        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if not math.isfinite(result.training_loss):
-        raise TrainingFailed("The loss is no number any more.", "Lower --lr, or train in fp32.")
-    target = out / "model"
-    if trainer.is_world_process_zero():
-        with quiet_transformers():
+    with quiet_transformers(), _named_failures(out):
+        trainer.learn(resume)
+        target = out / "model"
+        if trainer.is_world_process_zero():
             _write_model(trainer.model, tokenizer, checkpoint, target, config)
     trainer.accelerator.wait_for_everyone()
     after = _evaluate(target, held_set, config)
@@ -234,6 +235,17 @@ def finetune(
         # Three times the size of the model, and of no use any more.
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return made
+
+
+def _keep_apart(model: Path, out: Path) -> None:
+    """Refuse a run that would delete the reader it begins with: model/ and checkpoints/ are its own to write."""
+    model = model.resolve()
+    for name in ("model", "checkpoints"):
+        if model.is_relative_to((out / name).resolve()):
+            raise SettingsError(
+                f"The reader to begin with, {model}, lies in the folder of the run, where it would be overwritten.",
+                "Name another folder for the run.",
+            )
 
 
 def _finished_result(out: Path) -> FineTuneResult | None:
@@ -346,6 +358,27 @@ def _drop_unreadable(lines: LineSet) -> LineSet:
         else:
             kept.append(line)
     return LineSet(kept, lines.problems, lines.source)
+
+
+@contextlib.contextmanager
+def _named_failures(out: Path) -> Iterator[None]:
+    """Say what a full disk and a full GPU are; both come out of other packages in types of their own."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        with drive_errors(out, "write to"):
+            yield
+    except torch.cuda.OutOfMemoryError as err:
+        raise TrainingFailed(
+            "The GPU's memory is too small for this training.",
+            "Halve --batch-size and double --accumulation, or add --gradient-checkpointing; the run goes on from its "
+            "last checkpoint only with the same settings, so add --restart.",
+        ) from err
+    except (RuntimeError, SafetensorError) as err:
+        if shutil.disk_usage(out).free < _LEAST_FREE_BYTES:
+            raise DiskFull(f"{out} could not be written: the disk is full.", "Make room, and run it again.") from err
+        raise
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:

@@ -3,6 +3,7 @@
 A row that cannot be used is reported with its name and left out; the rest is used.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -80,13 +81,23 @@ class LineSet:
                 "Give the held-out lines as a folder of their own, or add a column 'group' to the table.",
             )
         order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+        wanted = part * len(self.lines)
         chosen: set[str] = set()
         count = 0
         for group in order[:-1]:
-            if count >= part * len(self.lines):
+            if count >= wanted:
                 break
-            chosen.add(group)
-            count += groups[group]
+            if count + groups[group] <= 2 * wanted:  # one long book must not take most of what is to be learned
+                chosen.add(group)
+                count += groups[group]
+        if not chosen:
+            smallest = min(order, key=lambda group: groups[group])
+            chosen, count = {smallest}, groups[smallest]
+        if count > 2 * wanted:
+            logger.warning(
+                "%d of %d lines are held out, more than was asked for: the smallest writer or page has so many. Give "
+                "held-out lines of their own, or finer groups.", count, len(self.lines),
+            )  # fmt: skip
         rest = [line for line in self.lines if line.group not in chosen]
         held = [line for line in self.lines if line.group in chosen]
         return LineSet(rest, source=self.source), LineSet(held, source=self.source)
@@ -175,7 +186,10 @@ def _from_pairs(folder: Path) -> LineSet:
         if text is None:
             found.problems.append(f"{name} has no {path.stem}.txt beside it.")
             continue
-        _add(found, name, path, _decode(text), group_of(name))
+        try:
+            _add(found, name, path, _decode(text), group_of(name))
+        except DatasetError as err:
+            found.problems.append(f"{name}: {err.problem}")
     return found
 
 
@@ -189,13 +203,13 @@ def group_of(name: str) -> str:
 
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return raw.decode("utf-16")
+    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return raw.decode("utf-8-sig")  # Excel and Notepad put a mark in front
+        return raw.decode("utf-16" if wide else "utf-8-sig")  # Excel and Notepad put a mark in front
     except UnicodeDecodeError as err:
         raise DatasetError(
-            f"{path.name} is not UTF-8: byte {err.start} cannot be read.", "Save it again as UTF-8."
+            f"{path.name} is not {'UTF-16' if wide else 'UTF-8'}: byte {err.start} cannot be read.",
+            "Save it again as UTF-8.",
         ) from err
 
 
@@ -246,12 +260,11 @@ def _from_table(path: Path) -> LineSet:
 def _find_picture(folder: Path, name: str) -> Path | None:
     """The file a table means; many name it without its folder (images/) or its ending."""
     for base in (folder, folder / "images", folder / "image", folder / "lines"):
-        path = base / name
-        if path.is_file():
-            return path
-        for suffix in (".png", ".jpg", ".jpeg", ".tif"):
-            if (base / f"{name}{suffix}").is_file():
-                return base / f"{name}{suffix}"
+        for suffix in ("", ".png", ".jpg", ".jpeg", ".tif"):
+            # A text in the name's place may be longer than names can be, or hold what they cannot.
+            with contextlib.suppress(OSError, ValueError):
+                if (base / f"{name}{suffix}").is_file():
+                    return base / f"{name}{suffix}"
     return None
 
 
@@ -287,16 +300,38 @@ def _rows_of_csv(path: Path, text: str) -> Iterable[tuple[int, Any]]:
     head = next((line for line in text.splitlines() if line.strip()), "")
     # Tabs in a .csv and semicolons (Excel in half of Europe) are common; the head tells, texts may hold any of them.
     delimiter = max("\t;,|", key=head.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = reader.fieldnames or []
+    try:
+        columns, rows = _parse_csv(path, text, delimiter, csv.QUOTE_MINIMAL)
+        run_on = any("\n" in field for _number, row in rows for field in row.values() if isinstance(field, str))
+    except DatasetError:
+        run_on = True
+        if delimiter != "\t":
+            raise
+    if run_on and delimiter == "\t":
+        # Programs that write tabs often do not quote: a text that begins with " has run on to the next one.
+        columns, rows = _parse_csv(path, text, delimiter, csv.QUOTE_NONE)
     picture, label = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
     if not picture or not label:
         raise _no_columns(path.name, columns, picture, label)
     group = _column(columns, _GROUP_COLUMNS)
-    for row in reader:
+    for number, row in rows:
         if row.get(None):
-            yield reader.line_num, f"more fields than the head has ({row[picture]}); put quotes around the text."
+            yield number, f"more fields than the head has ({row[picture]}); put quotes around the text."
         elif row[picture] is None or row[label] is None:
-            yield reader.line_num, "fewer fields than the head has."
+            yield number, "fewer fields than the head has."
+        elif "\n" in row[label].strip():
+            lost = row[label].strip().count("\n")
+            yield number, f"the text of {row[picture]} goes on over {lost} more lines; a quote in it is not closed?"
         else:
-            yield reader.line_num, (row[picture].strip(), row[label], row[group] if group else None)
+            yield number, (row[picture].strip(), row[label], row[group] if group else None)
+
+
+def _parse_csv(path: Path, text: str, delimiter: str, quoting: int) -> tuple[list[str], list[tuple[int, dict]]]:
+    """The head and the rows of a table, each row with the number of its last line."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    try:
+        return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+    except csv.Error as err:
+        raise DatasetError(
+            f"{path.name}, after line {reader.line_num}: {err}.", "Look for a quote that is not closed there."
+        ) from err

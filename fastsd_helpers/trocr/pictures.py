@@ -25,6 +25,7 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", "
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
 _PDF_DPI = 300
+_LINK = re.compile(r"https?://")
 _UNSAFE = re.compile(r"[^\w.-]+")
 
 
@@ -48,7 +49,11 @@ def gather(sources: Any, *, recursive: bool = False) -> Iterator[Item]:
     Raises:
         DatasetError: a path that does not exist, or a folder with no picture in it.
     """
-    for place, source in enumerate(_as_list(sources)):
+    sources = _as_list(sources)
+    if isinstance(sources, (list, tuple)):  # a slip in the last name is told before the first picture is read
+        for source in sources:
+            _check_there(source)
+    for place, source in enumerate(sources):
         yield from _open_source(source, f"picture {place + 1}", recursive)
 
 
@@ -58,19 +63,25 @@ def _as_list(sources: Any) -> Iterable[Any]:
     return sources
 
 
+def _check_there(source: Any) -> None:
+    if isinstance(source, (str, Path)) and not _LINK.match(str(source)):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
+
+
 def _open_source(source: Any, name: str, recursive: bool) -> Iterator[Item]:
     if isinstance(source, Item):
         yield source
     elif isinstance(source, (str, Path)):
         text = str(source)
-        if re.match(r"https?://", text):
+        if _LINK.match(text):
             yield from _open_link(text)
             return
+        _check_there(source)
         path = Path(text).expanduser()
         if path.is_dir():
             yield from _open_folder(path, recursive)
-        elif not path.exists():
-            raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
         else:
             yield from _open_file(path, path.name)
     else:

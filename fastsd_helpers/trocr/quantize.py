@@ -18,6 +18,7 @@ from fastsd_helpers.trocr.graphs import write_graphs
 from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
 from fastsd_helpers.trocr.reader import Reader
+from fastsd_helpers.trocr.source import GRAPHS
 
 __all__ = ["QuantizeResult", "Trial", "quantize"]
 
@@ -66,16 +67,21 @@ def quantize(
         overwrite: replace `out`.
 
     Raises:
-        SettingsError: `out` is there already. DatasetError: a picture is in both sets. DependencyMissing: openvino or
+        SettingsError: `out` is there already, and not to be replaced or no int8 reader, or holds the model itself.
+        DatasetError: a picture is in both sets. DependencyMissing: openvino or
         nncf is not installed.
     """
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
+    if out.exists() and not (out.is_dir() and ((out / GRAPHS).is_dir() or not any(out.iterdir()))):
+        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
     measured = read_lines(evaluate_on)
     calibration = _calibration_pictures(calibrate_on, measured) if calibrate_on is not None else []
     checkpoint = open_checkpoint(model, precision="fp32", device="cpu")
     if checkpoint.model is None:
         raise SettingsError(f"{checkpoint.folder.name} is int8 already.", "Name the model it was made from.")
+    if checkpoint.folder.resolve().is_relative_to(out.resolve()):
+        raise SettingsError(f"{out} holds the model itself.", "Name another folder.")
     work = out.with_name(f".{out.name}.trials")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -90,10 +96,10 @@ def quantize(
             write_graphs(checkpoint, work / method, method=method, batches=batches)
             trials.append(_try(work / method, method, measured, texts)[1])
         chosen = _better(trials[1:])
-        if out.exists():
-            shutil.rmtree(out)
         folder = work / chosen.method
         _write_report(folder, trials, chosen, len(calibration), measured, checkpoint.folder.name)
+        if out.exists():
+            out.rename(work / "before")
         folder.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -111,6 +111,11 @@ class Reader:
             min_new_tokens=min_new_tokens or 0,
             max_new_tokens=min(max_new_tokens or limits.max_new_tokens, self.engine.most_steps),
         )
+        if self.limits.min_new_tokens > self.limits.max_new_tokens:
+            raise SettingsError(
+                f"min_new_tokens is {min_new_tokens}, and this reader writes {self.limits.max_new_tokens} at most.",
+                "Lower it, or raise max_new_tokens too.",
+            )
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
@@ -133,26 +138,33 @@ class Reader:
     def stream(self, images: Any, *, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
         """Read as `read` does, and give each line as soon as it and those before it are done.
 
-        Memory stays bounded whatever the number of pictures: 8 batches of them are open at a time.
+        Memory stays bounded whatever the number of pictures, and their size: each is made small as soon as it is open,
+        and 8 batches of small ones are held at a time.
         """
         done = 0
         with ThreadPoolExecutor(_OPENERS, thread_name_prefix="fastsd-pictures") as pool:
             items = iter(gather(images))
-            while window := list(islice(items, self.batch_size * _WINDOW)):
-                results: list[Line | None] = [_refused(item) for item in window]
+            while window := [
+                (item.name, _refused(item), _expected_length(item), self._made_small(pool, item))
+                for item in islice(items, self.batch_size * _WINDOW)
+            ]:
+                results: list[Line | None] = [refused for _name, refused, _length, _small in window]
                 places = [place for place, line in enumerate(results) if line is None]
                 # Long lines first: lines of one batch then end at about the same step.
-                places.sort(key=lambda place: -_expected_length(window[place]))
-                resized = list(pool.map(lambda place: self.checkpoint.pixels.resize(window[place].picture), places))
+                places.sort(key=lambda place: -window[place][2])
                 for first in range(0, len(places), self.batch_size):
                     batch = places[first : first + self.batch_size]
-                    found = self._find(resized[first : first + self.batch_size])
+                    found = self._find([window[place][3].result() for place in batch])
                     for place, line in zip(batch, found, strict=True):
-                        results[place] = self._to_line(window[place].name, line)
+                        results[place] = self._to_line(window[place][0], line)
                     done += len(batch)
                     if progress:
                         progress(done)
                 yield from (line for line in results if line is not None)
+
+    def _made_small(self, pool: ThreadPoolExecutor, item: Item) -> "Future[Any] | None":
+        """The picture as the model takes it, soon; the large one is held no longer than that takes."""
+        return None if item.picture is None else pool.submit(self.checkpoint.pixels.resize, item.picture)
 
     def _find(self, resized: list[Any]) -> list[Found]:
         """Search one batch; on a GPU that is too small for it, in halves."""
@@ -215,7 +227,7 @@ class Reader:
 
         Returns:
             float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. A picture that cannot be
-            used gives a row of not-a-number and a warning.
+            used gives a row of not-a-number and a warning; without any picture, [0, 0, 0].
 
         The encoder's own `pooler_output` is not used: published TrOCR models never trained it.
         """
@@ -223,6 +235,8 @@ class Reader:
 
         rows = [values for _item, values in self.embed_stream(images, pool)]
         shape = next((row.shape for row in rows if row is not None), (0, 0))
+        if not rows:
+            return np.empty((0, 0, 0), np.float32)
         return np.stack([np.full(shape, np.nan, np.float32) if row is None else row for row in rows])
 
     def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
@@ -307,7 +321,7 @@ def _refused(item: Item) -> Line | None:
 
 
 def _expected_length(item: Item) -> float:
-    return item.picture.width / max(1, item.picture.height)
+    return 0.0 if item.picture is None else item.picture.width / max(1, item.picture.height)
 
 
 def _pool(places: Any, grid: tuple[int, int], pool: str) -> "np.ndarray":

@@ -202,7 +202,8 @@ class ReadingSession:
         by = _fingerprint(reader, pages)
         lines: dict[str, dict[str, Any]] = {}
         known: dict[str, list[dict[str, Any]]] = {}
-        for before in (self._rows, self._load_rows(_JOURNAL)):
+        journal = self._load_rows(_JOURNAL)
+        for before in (self._rows, journal):
             same = [row for row in before if row.get("by") == by]
             lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
             known |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
@@ -221,11 +222,14 @@ class ReadingSession:
                         detector = detector or open_detector()
                         known[page] = self._page_rows(reader, chunk[0], page, detector, by)
                     rows += known[page]
-                write_atomic(self.folder / _JOURNAL, _as_jsonl(rows))
+                write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
         write_atomic(self.folder / _LINES, _as_jsonl(rows))
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        if left := _not_among(journal, rows):  # of another reading that was cut short, and may go on
+            write_atomic(self.folder / _JOURNAL, _as_jsonl(left))
+        else:
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
         self._rows = rows
         self._write_text()
         return self.lines()
@@ -273,6 +277,7 @@ class ReadingSession:
             raise DatasetError("This installation has no sample lines.", "Name pictures of your own in `images`.")
         known = read_lines(SAMPLES_FOLDER)
         lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines")
+        self._right = self._load("corrections.json", {})
         for line, truth in zip(lines, known.lines, strict=True):
             if line.right is None and line.key:
                 self._right[line.key] = {"text": truth.text, "source": f"writer {truth.group}", "sample": "yes"}
@@ -303,6 +308,7 @@ class ReadingSession:
         row = next((row for row in self._rows if key and row["key"] == key), None)
         if row is None:
             raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the pictures first.")
+        self._right = self._load("corrections.json", {})  # another notebook may have the session open too
         if text is None:
             self._right.pop(key, None)
         elif not text.strip():
@@ -373,6 +379,12 @@ def _fingerprint(reader: Any, pages: str) -> str:
     weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     settings = [checkpoint.precision, reader.settings.beams, str(reader.limits), reader.settings.loop_guard, pages]
     return hashlib.sha256(repr([str(checkpoint.folder), weights, settings]).encode()).hexdigest()[:16]
+
+
+def _not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows whose line, or page, the others do not have from the same reader."""
+    known = {(row["by"], row["page"] or row["key"]) for row in others}
+    return [row for row in rows if (row["by"], row["page"] or row["key"]) not in known]
 
 
 def _as_jsonl(rows: list[dict[str, Any]]) -> bytes:

@@ -119,7 +119,7 @@ def make_trainer(
     """
     import torch
     import transformers
-    from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
 
     from fastsd_helpers.trocr.scores import line_errors
 
@@ -208,13 +208,37 @@ def make_trainer(
         def on_save(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             fault_point("trocr.checkpoint")
 
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_rest: Any) -> None:
+        def on_evaluate(
+            self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_rest: Any
+        ) -> None:
             logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
+            # transformers takes a loss that is no number for the mean of the others; the weights tell.
+            if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+                raise TrainingFailed(
+                    "The weights are no numbers any more.",
+                    "Lower --lr, or train with --precision fp32, and begin again with --restart.",
+                )
+            if config.patience and _without_a_better(state) >= config.patience:
+                control.should_training_stop = True
 
     class Trainer(Seq2SeqTrainer):
         """transformers 5 writes a ViT's weights under their old names, and its trainer reads them back by the new ones,
         without a word where none fits: the encoder stays as it was, at a resume and when the best model is taken.
         """
+
+        def learn(self, resume: Path | None) -> None:
+            """Train, from a checkpoint where there is one, and take the best weights.
+
+            A run that was stopped after it had ended, for want of anything better, has only the best left to take:
+            `train` would go on from there.
+            """
+            if resume is not None and config.patience:
+                state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+                if _without_a_better(state) >= config.patience:
+                    self.state = state
+                    self._load_best_model()
+                    return
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             if config.method == "lora":
@@ -223,12 +247,16 @@ def make_trainer(
                 _copy_weights(resume_from_checkpoint, model or self.model)
 
         def _load_best_model(self) -> None:
+            if not self.state.best_model_checkpoint:
+                return
+            # What is written down is where it lay, and a run may have been moved since.
+            best = out / "checkpoints" / Path(self.state.best_model_checkpoint).name
+            self.state.best_model_checkpoint = str(best)
             if config.method == "lora":
                 super()._load_best_model()
-            elif self.state.best_model_checkpoint:
-                _copy_weights(self.state.best_model_checkpoint, self.model)
+            else:
+                _copy_weights(str(best), self.model)
 
-    callbacks = [Epochs(), *([EarlyStoppingCallback(config.patience)] if config.patience else [])]
     trainer = Trainer(
         model=network,
         args=arguments,
@@ -237,10 +265,20 @@ def make_trainer(
         data_collator=train.collate,
         compute_loss_func=loss_of,
         compute_metrics=measure,
-        callbacks=callbacks,
+        callbacks=[Epochs()],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     return trainer
+
+
+def _without_a_better(state: Any) -> int:
+    """How many measurements there have been since the best one.
+
+    Counted from the log, which is part of a checkpoint: transformers' own EarlyStoppingCallback begins at 0 again with
+    every resume.
+    """
+    rates = [row["eval_cer"] for row in state.log_history if "eval_cer" in row]
+    return len(rates) - 1 - rates.index(min(rates)) if rates else 0
 
 
 def _copy_weights(folder: str, model: Any) -> None:

@@ -1,5 +1,6 @@
 """What a reader's tokenizer makes of a text, and how to teach it letters it does not have."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -63,8 +64,9 @@ def prepare_vocabulary(
     Args:
         model: a VisionEncoderDecoderModel with a TrOCR decoder.
         mode: keep = nothing; extend = a token for every letter that is lost or costly, its vector the mean of those
-            of its bytes; replace = a new tokenizer of the texts' letters alone, vectors taken over for letters that
-            the old one had.
+            of its bytes (not for letters that a byte-level tokenizer writes bytes with, such as ą or Ö: these stay
+            bytes); replace = a new tokenizer of the texts' letters alone, vectors taken over for letters that the
+            old one had.
 
     Returns:
         The tokenizer to use from now on, and the letters that were added.
@@ -88,6 +90,10 @@ def prepare_vocabulary(
     if mode == "extend":
         coverage = measure_coverage(tokenizer, texts)
         added = [*coverage.lost_letters, *coverage.costly_letters]
+        taken = _byte_letters(tokenizer)
+        if refused := "".join(letter for letter in added if letter in taken):
+            logger.info("%s: written as bytes, as before; this tokenizer has other uses for these letters.", refused)
+            added = [letter for letter in added if letter not in taken]
         sources = {letter: pieces(letter) for letter in added}
         first = len(tokenizer)
         tokenizer.add_tokens(added)
@@ -113,6 +119,15 @@ def prepare_vocabulary(
                 known = [token for token in sources[letter] if token is not None]
                 weight[place] = old[known].mean(0) if known else old.mean(0)
     return new_tokenizer, added
+
+
+def _byte_letters(tokenizer: Any) -> frozenset[str]:
+    """The letters a byte-level tokenizer writes single bytes with: a token that is one of them reads as that byte."""
+    from tokenizers import pre_tokenizers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
+    return frozenset(pre_tokenizers.ByteLevel.alphabet() if "ByteLevel" in json.dumps(decoder) else ())
 
 
 def _resize(model: Any, size: int) -> None:
