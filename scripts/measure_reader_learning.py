@@ -192,7 +192,7 @@ def learn_script(pieces: Pieces, arguments: argparse.Namespace) -> list[str]:
 
     from fastsd_helpers.demo import lines as demo_lines
 
-    folders = [arguments.fonts] if arguments.fonts else demo_lines._FONT_FOLDERS
+    folders = [*demo_lines._FONT_FOLDERS, *([arguments.fonts] if arguments.fonts else [])]
     fonts = [path for path in demo_lines.find_fonts(SCRIPT_FONTS, folders).values()
              if set(HIRAGANA) <= training.letters_of(path)]  # fmt: skip
     if not fonts:
