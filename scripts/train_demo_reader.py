@@ -105,7 +105,8 @@ SEEN = [
 ]
 HELD_OUT = ("Delphine.ttf", "Domestic_Manners.ttf", "Rufscript010.ttf")
 # More of all three, from npm.
-LISTED = [line.split() for line in Path(__file__).with_name("handwriting_fonts.txt").read_text().splitlines()[2:]]
+_LIST = Path(__file__).with_name("handwriting_fonts.txt").read_text(encoding="utf-8").splitlines()
+LISTED = [line.split() for line in _LIST if not line.startswith("#")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
