@@ -1,7 +1,9 @@
 """Reading: the same tokens as transformers' own loop, in order, with bounded memory, whatever is in the list."""
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 from tiny_readers import noise_pictures, write_reader
@@ -128,6 +130,24 @@ def test_the_pictures_are_opened_as_they_are_needed(checkpoints):
     assert len(opened) <= 17, "eight batches of two, and the one that is looked at next"
 
 
+def test_pictures_are_let_go_of_as_soon_as_they_are_small(checkpoints):
+    alive = []
+
+    def opened():
+        pictures = noise_pictures(16)
+        while pictures:
+            alive.append(weakref.ref(pictures[0]))
+            yield pictures.pop(0)
+
+    reader = Reader(checkpoints("base"), precision="fp32", max_new_tokens=3, batch_size=2)
+    lines = reader.stream(opened())
+    next(lines)  # the first line comes when its whole window of 8 batches is read
+    gc.collect()
+    assert len(alive) == 16
+    assert sum(ref() is not None for ref in alive) <= 1
+    assert reader.embed([]).shape == (0, 0, 0)
+
+
 def test_the_text_is_what_the_processor_makes_of_the_same_tokens(checkpoints):
     folder = checkpoints("base", 1)
     reader = Reader(folder, precision="fp32", max_new_tokens=20, loop_guard=False)
@@ -227,6 +247,7 @@ def test_a_tokenizer_that_transformers_cannot_build_is_built_from_its_vocabulary
         (lambda f: (f / "config.json").unlink(), ModelError, "it has no config.json"),
         (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), WrongFamily, "no TrOCR model but a bert"),
         (lambda f: [(f / n).unlink() for n in ("vocab.json", "merges.txt")], ModelError, "has no tokenizer"),
+        (lambda f: (f / "special_tokens_map.json").write_text("{"), ModelError, "tokenizer in .* cannot be read"),
         (lambda f: (f / "preprocessor_config.json").unlink(), ModelError, "no preprocessor_config.json"),
         (lambda f: (f / "model.safetensors").unlink(), ModelError, "has no weights"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), ModelError, "cannot be opened"),
