@@ -102,9 +102,7 @@ def fonts_of(folder: Path | None) -> tuple[list[Path], list[Path]]:
     """The fonts the demo reader has seen, and those held out, as far as they are there."""
     import train_demo_reader as training
 
-    from fastsd_helpers.demo import lines as demo_lines
-
-    folders = [*demo_lines._FONT_FOLDERS, *([folder] if folder else [])]
+    folders = training.font_folders(folder)
     seen = training.usable_fonts([*training.SEEN, *training.CAPITALS], folders)
     held_out = training.usable_fonts(training.HELD_OUT, folders)
     if not seen or not held_out:

@@ -125,7 +125,7 @@ def learn_hands(pieces: Pieces, arguments: argparse.Namespace) -> list[str]:
     rows = ["## A hand it has not seen", "", "Lines in a held-out font, of other words than are measured.", "", *HEAD]
     told = []
     held_out = fonts_of(arguments.fonts)[1]
-    more = training.usable_fonts(training.MORE_HELD_OUT, [arguments.fonts] if arguments.fonts else [])
+    more = training.usable_fonts(training.MORE_HELD_OUT, training.font_folders(arguments.fonts))
     for font in [*held_out, *more]:
         lines = named(*draw_lines([font], max(8, int(200 * arguments.few)), SEED, held_out=False), "learned")
         test = named(*draw_lines([font], arguments.test_lines, SEED + 1), "measured")
@@ -192,7 +192,7 @@ def learn_script(pieces: Pieces, arguments: argparse.Namespace) -> list[str]:
 
     from fastsd_helpers.demo import lines as demo_lines
 
-    folders = [*demo_lines._FONT_FOLDERS, *([arguments.fonts] if arguments.fonts else [])]
+    folders = training.font_folders(arguments.fonts)
     fonts = [path for path in demo_lines.find_fonts(SCRIPT_FONTS, folders).values()
              if set(HIRAGANA) <= training.letters_of(path)]  # fmt: skip
     if not fonts:

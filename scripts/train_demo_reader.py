@@ -144,7 +144,7 @@ def main() -> None:
     if arguments.stage == "fonts":
         fetch_fonts(arguments)
         return
-    folders = [*demo_lines._FONT_FOLDERS, *([arguments.fonts] if arguments.fonts else [])]
+    folders = font_folders(arguments.fonts)
     seen, held_out = usable_fonts([*SEEN, *CAPITALS], folders), usable_fonts(HELD_OUT, folders)
     more = usable_fonts(MORE, folders)
     print(f"{len(seen)} and {len(more)} fonts to learn from, {len(held_out)} held out, on {DEVICE}")
@@ -154,6 +154,11 @@ def main() -> None:
         print(json.dumps(measure(load_weights(arguments.work), seen, held_out, arguments.lines), indent=1))
     else:
         package(arguments, seen, held_out)
+
+
+def font_folders(more: Path | None) -> list:
+    """The system's folders, and one with more fonts."""
+    return [*demo_lines._FONT_FOLDERS, *([more] if more else [])]
 
 
 def fetch_fonts(arguments) -> None:

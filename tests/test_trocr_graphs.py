@@ -159,6 +159,7 @@ def test_quantising_replaces_an_int8_reader_and_nothing_else(tmp_path):
         with pytest.raises(SettingsError, match="is no int8 reader, so it is not replaced"):
             quantize(tmp_path / "run" / "model", out, evaluate_on=labelled, overwrite=True)
     (tmp_path / "run" / "openvino").mkdir()
+    (tmp_path / "run" / "openvino" / "about.json").write_text("{}")
     with pytest.raises(SettingsError, match="holds the model itself"):
         quantize(tmp_path / "run" / "model", tmp_path / "run", evaluate_on=labelled, overwrite=True)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

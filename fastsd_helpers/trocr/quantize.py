@@ -73,7 +73,7 @@ def quantize(
     """
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
-    if out.exists() and not (out.is_dir() and ((out / GRAPHS).is_dir() or not any(out.iterdir()))):
+    if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
         raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
     measured = read_lines(evaluate_on)
     calibration = _calibration_pictures(calibrate_on, measured) if calibrate_on is not None else []
@@ -82,7 +82,7 @@ def quantize(
         raise SettingsError(f"{checkpoint.folder.name} is int8 already.", "Name the model it was made from.")
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise SettingsError(f"{out} holds the model itself.", "Name another folder.")
-    work = out.with_name(f".{out.name}.trials")
+    work, aside = (out.with_name(f".{out.name}.{what}") for what in ("trials", "before"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
@@ -98,9 +98,11 @@ def quantize(
         chosen = _better(trials[1:])
         folder = work / chosen.method
         _write_report(folder, trials, chosen, len(calibration), measured, checkpoint.folder.name)
-        if out.exists():
-            out.rename(work / "before")
+        if out.exists():  # a kill between the two renames leaves the old one aside
+            shutil.rmtree(aside, ignore_errors=True)
+            out.rename(aside)
         folder.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return QuantizeResult(

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option
@@ -66,6 +66,15 @@ class SelfTest:
     same_as_transformers: bool | None  # None where there are no PyTorch weights to compare with
     finite: bool
     seconds: float
+
+
+class _Taken(NamedTuple):
+    """A picture on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
+
+    name: str
+    refused: Line | None = None
+    length: float = 0.0
+    small: "Future[Any] | None" = None
 
 
 class Reader:
@@ -144,27 +153,28 @@ class Reader:
         done = 0
         with ThreadPoolExecutor(_OPENERS, thread_name_prefix="fastsd-pictures") as pool:
             items = iter(gather(images))
-            while window := [
-                (item.name, _refused(item), _expected_length(item), self._made_small(pool, item))
-                for item in islice(items, self.batch_size * _WINDOW)
-            ]:
-                results: list[Line | None] = [refused for _name, refused, _length, _small in window]
+            while window := [self._take(pool, item) for item in islice(items, self.batch_size * _WINDOW)]:
+                results: list[Line | None] = [taken.refused for taken in window]
                 places = [place for place, line in enumerate(results) if line is None]
                 # Long lines first: lines of one batch then end at about the same step.
-                places.sort(key=lambda place: -window[place][2])
+                places.sort(key=lambda place: -window[place].length)
                 for first in range(0, len(places), self.batch_size):
                     batch = places[first : first + self.batch_size]
-                    found = self._find([window[place][3].result() for place in batch])
+                    found = self._find([window[place].small.result() for place in batch])
                     for place, line in zip(batch, found, strict=True):
-                        results[place] = self._to_line(window[place][0], line)
+                        results[place] = self._to_line(window[place].name, line)
                     done += len(batch)
                     if progress:
                         progress(done)
                 yield from (line for line in results if line is not None)
 
-    def _made_small(self, pool: ThreadPoolExecutor, item: Item) -> "Future[Any] | None":
-        """The picture as the model takes it, soon; the large one is held no longer than that takes."""
-        return None if item.picture is None else pool.submit(self.checkpoint.pixels.resize, item.picture)
+    def _take(self, pool: ThreadPoolExecutor, item: Item) -> "_Taken":
+        """What is needed of a picture, with the large one held no longer than it takes to make it small."""
+        if item.picture is None:
+            logger.warning("%s", item.problem)
+            return _Taken(item.name, refused=Line("", 0.0, name=item.name, problem=item.problem))
+        small = pool.submit(self.checkpoint.pixels.resize, item.picture)
+        return _Taken(item.name, length=item.picture.width / max(1, item.picture.height), small=small)
 
     def _find(self, resized: list[Any]) -> list[Found]:
         """Search one batch; on a GPU that is too small for it, in halves."""
@@ -311,17 +321,6 @@ def _make_engine(checkpoint: Checkpoint) -> Any:
     if checkpoint.device == "cuda":
         return RecordedEngine(checkpoint.model, device="cuda")
     return TorchEngine(checkpoint.model, device=checkpoint.device)
-
-
-def _refused(item: Item) -> Line | None:
-    if item.picture is not None:
-        return None
-    logger.warning("%s", item.problem)
-    return Line("", 0.0, name=item.name, problem=item.problem)
-
-
-def _expected_length(item: Item) -> float:
-    return 0.0 if item.picture is None else item.picture.width / max(1, item.picture.height)
 
 
 def _pool(places: Any, grid: tuple[int, int], pool: str) -> "np.ndarray":
