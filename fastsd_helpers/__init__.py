@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastsd_helpers.captions import resolve_prompt
     from fastsd_helpers.checkpoints import convert, verify_checkpoint, write_checkpoint
     from fastsd_helpers.doctor import examine
-    from fastsd_helpers.downloads import fetch, fetch_model
+    from fastsd_helpers.downloads import fetch
     from fastsd_helpers.dreambooth.engine import train
     from fastsd_helpers.dreambooth.learned import ExportConfig
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         teach_reader,
         upload_model,
     )
+    from fastsd_helpers.model_lookup import fetch_model
     from fastsd_helpers.playground import PlaygroundConfig
     from fastsd_helpers.registry import ModelSpec, find_model, models
     from fastsd_helpers.runtime import describe_device, start_log, where
@@ -141,7 +142,7 @@ _HOMES = {
     "examine": "doctor",
     "export_model": "forms",
     "fetch": "downloads",
-    "fetch_model": "downloads",
+    "fetch_model": "model_lookup",
     "find_model": "registry",
     "import_session": "sessions",
     "install": "wheels",

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import drive_errors, write_atomic
-from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelNotFound, WrongFamily
+from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError
+from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.model_lookup import CAPTIONER, find_folder
 
 __all__ = [
     "DEFAULT_CAPTIONER",
@@ -135,7 +136,7 @@ def read_caption(path: Path) -> str | None:
         DatasetError: the file is no caption.
         DriveError: it cannot be read.
     """
-    with drive_errors(path, "read"):
+    with file_errors(path, "read"):
         try:
             size = path.stat().st_size
             data = path.read_bytes() if size <= _MOST_BYTES else b"\0" * (_MOST_BYTES + 1)
@@ -157,7 +158,7 @@ def write_caption(path: Path, caption: str | None) -> None:
     if words:
         write_atomic(path, f"{words}\n".encode())
         return
-    with drive_errors(path, "remove"):
+    with file_errors(path, "remove"):
         path.unlink(missing_ok=True)
 
 
@@ -204,18 +205,20 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
         raise DependencyMissing(
             "transformers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
         ) from err
-    hint = f"Give a folder or a Hub id of a BLIP model, such as {DEFAULT_CAPTIONER}, or write the captions by hand."
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
+    folder = find_folder(model, CAPTIONER)
+    own = {"local_files_only": True}
     try:
-        kind = transformers.AutoConfig.from_pretrained(model).model_type
-        if kind != "blip":
-            raise WrongFamily(f"{model} is a {kind} model, not a BLIP captioning model.", hint)
-        network = transformers.BlipForConditionalGeneration.from_pretrained(model, use_safetensors=True)
-        return network.eval(), transformers.AutoTokenizer.from_pretrained(model), images.from_pretrained(model)
+        network = transformers.BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, **own)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+        return network.eval(), tokenizer, images.from_pretrained(folder, **own)
     except (OSError, ValueError) as err:
         first = (str(err).splitlines() or [type(err).__name__])[0]
-        raise ModelNotFound(f"The captioning model {model} cannot be loaded: {first}", hint) from err
+        raise ModelError(
+            f"The captioning model {model} cannot be loaded: {first}",
+            f"Give {CAPTIONER.examples}; or write the captions by hand.",
+        ) from err
 
 
 def name_subject(description: str, subject: str) -> str:

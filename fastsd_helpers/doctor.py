@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.drive import check_health, free_bytes, sessions_root
+from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import FastSDError, InstallError
+from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device, describe_device, redact, secret, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock

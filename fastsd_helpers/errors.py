@@ -6,7 +6,8 @@
     │   ├── SessionNotFound
     │   ├── SessionExists
     │   ├── SessionBusy          another run holds its lock
-    │   └── SessionDamaged       session.json or every checkpoint is unreadable
+    │   ├── SessionDamaged       session.json or every checkpoint is unreadable
+    │   └── SessionUnfinished    it has no finished model yet (a ModelNotFound too)
     ├── DatasetError             the pictures given cannot be trained on
     ├── DriveError               the folder or mounted Drive cannot be used
     │   ├── DriveReadOnly
@@ -52,6 +53,7 @@ __all__ = [
     "SessionError",
     "SessionExists",
     "SessionNotFound",
+    "SessionUnfinished",
     "SettingsError",
     "TrainingFailed",
     "TunnelError",
@@ -133,6 +135,10 @@ class ModelError(FastSDError):
 
 class ModelNotFound(ModelError):
     """A base model is neither a key, nor a folder, nor a Hub id that answers."""
+
+
+class SessionUnfinished(SessionError, ModelNotFound):
+    """A session was named where a model is wanted, and it has no finished one yet."""
 
 
 class WrongFamily(ModelError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.downloads import models_table, read_json, require_pipeline
+from fastsd_helpers.downloads import Listing, models_table, read_json, require_pipeline
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "Source",
     "check_resolution",
     "detect_family",
+    "family_of",
     "find_model",
     "models",
     "require_trainable",
+    "require_trainable_key",
     "spec_of",
 ]
 
@@ -126,39 +128,45 @@ def detect_family(folder: Path) -> str:
         raise ModelError(f"{folder} is a single file.", "Give the Diffusers folder, not a file.")
     if not folder.is_dir():
         raise ModelNotFound(f"There is no folder {folder}.", "Check the path, or choose a key such as 'sd15'.")
-    index = require_pipeline(folder)
+    require_pipeline(folder)
+    return family_of(Listing.of_folder(folder))
+
+
+def family_of(listing: Listing) -> str:
+    """Tell the family of a whole Diffusers pipeline, here or on the Hub, from its small files; as `detect_family`."""
+    index = listing.read("model_index.json")
     if _has(index, "transformer"):
-        return _family_of_transformer(folder, index)
-    return _family_of_unet(folder, index)
+        return _family_of_transformer(listing, index)
+    return _family_of_unet(listing, index)
 
 
-def _family_of_transformer(folder: Path, index: dict[str, Any]) -> str:
-    kind = str(_config(folder, "transformer").get("_class_name") or index["transformer"][1])
+def _family_of_transformer(listing: Listing, index: dict[str, Any]) -> str:
+    kind = str(listing.read("transformer/config.json").get("_class_name") or index["transformer"][1])
     if kind == "FluxTransformer2DModel" and _has(index, "text_encoder_2"):
         return "flux"
-    raise _unknown_kind(folder, f"its transformer is a {kind}")
+    raise _unknown_kind(listing.where, f"its transformer is a {kind}")
 
 
-def _family_of_unet(folder: Path, index: dict[str, Any]) -> str:
-    config = _config(folder, "unet")
+def _family_of_unet(listing: Listing, index: dict[str, Any]) -> str:
+    config = listing.read("unet/config.json")
     kind = str(config.get("_class_name") or index["unet"][1])
     if kind != "UNet2DConditionModel":
-        raise _unknown_kind(folder, f"its U-Net is a {kind}")
+        raise _unknown_kind(listing.where, f"its U-Net is a {kind}")
     for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type"):
         if config.get(name) is not None:
-            raise _unknown_kind(folder, f"its U-Net has {name} = {config[name]!r}")
+            raise _unknown_kind(listing.where, f"its U-Net has {name} = {config[name]!r}")
     task = {4: "", 9: "-inpaint"}.get(config.get("in_channels", 4))
     if task is None:
-        raise _unknown_kind(folder, f"its U-Net takes {config['in_channels']} channels, not 4 or 9")
+        raise _unknown_kind(listing.where, f"its U-Net takes {config['in_channels']} channels, not 4 or 9")
     addition = config.get("addition_embed_type")
     if addition == "text_time" and _has(index, "text_encoder_2"):
         return "sdxl" + task if _has(index, "text_encoder") else "sdxl-refiner"
     if addition is not None:
-        raise _unknown_kind(folder, f"its U-Net has addition_embed_type = {addition!r}")
+        raise _unknown_kind(listing.where, f"its U-Net has addition_embed_type = {addition!r}")
     if not _has(index, "text_encoder") or _has(index, "text_encoder_2"):
-        raise _unknown_kind(folder, "it does not have exactly one text encoder")
+        raise _unknown_kind(listing.where, "it does not have exactly one text encoder")
     if config.get("cross_attention_dim") is None:
-        raise _unknown_kind(folder, "its U-Net has no cross-attention")
+        raise _unknown_kind(listing.where, "its U-Net has no cross-attention")
     return ("sd21" if config.get("use_linear_projection") else "sd15") + task
 
 
@@ -170,31 +178,45 @@ def _config(folder: Path, part: str, name: str = "config.json") -> dict[str, Any
     return read_json(folder, f"{part}/{name}")
 
 
-def _unknown_kind(folder: Path, reason: str) -> WrongFamily:
+def _unknown_kind(where: Path | str, reason: str) -> WrongFamily:
     families = ", ".join(sorted({spec.family for spec in models()}))
     return WrongFamily(
-        f"{folder} is a kind of model this project does not know: {reason}.", f"Known families: {families}."
+        f"{where} is a kind of model this project does not know: {reason}.", f"Known families: {families}."
     )
 
 
-def require_trainable(folder: Path) -> str:
-    """Return the family of a folder that DreamBooth can train and export, or raise WrongFamily with what works."""
-    family = detect_family(folder)
-    keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
-    hint = f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 or 2.1 as a Hub id or folder."
+def require_trainable(model: Path | Listing) -> str:
+    """Return the family of a folder or listing that DreamBooth can train, or raise WrongFamily with what works."""
+    family = family_of(model) if isinstance(model, Listing) else detect_family(model)
+    listing = model if isinstance(model, Listing) else Listing.of_folder(model)
+    where = listing.where
+    hint = _trainable_hint()
     if family not in TRAINABLE_FAMILIES:
-        raise WrongFamily(f"{folder} is a {family} model, which DreamBooth here cannot train yet.", hint)
-    unet, vae = _config(folder, "unet"), _config(folder, "vae")
+        raise WrongFamily(f"{where} is a {family} model, which DreamBooth here cannot train yet.", hint)
+    unet, vae = listing.read("unet/config.json"), listing.read("vae/config.json")
     down, up = tuple(unet.get("down_block_types", ())), tuple(unet.get("up_block_types", ()))
     if (down, up, unet.get("layers_per_block", 2)) != (_SD_DOWN, _SD_UP, 2):
         raise WrongFamily(
-            f"{folder} has a shortened U-Net ({len(down)} down blocks, {unet.get('layers_per_block', 2)} layers each): "
+            f"{where} has a shortened U-Net ({len(down)} down blocks, {unet.get('layers_per_block', 2)} layers each): "
             "no single-file layout exists for it.",
             hint,
         )
     if len(vae.get("block_out_channels", ())) != 4 or vae.get("latent_channels", 4) != 4:
-        raise WrongFamily(f"{folder} has a VAE of another shape than Stable Diffusion's.", hint)
+        raise WrongFamily(f"{where} has a VAE of another shape than Stable Diffusion's.", hint)
     return family
+
+
+def require_trainable_key(spec: ModelSpec) -> None:
+    """Raise WrongFamily for a known model that DreamBooth cannot train, as `require_trainable` does for its folder."""
+    if not spec.trainable:
+        raise WrongFamily(
+            f"'{spec.key}' is a {spec.family} model, which DreamBooth here cannot train yet.", _trainable_hint()
+        )
+
+
+def _trainable_hint() -> str:
+    keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
+    return f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 or 2.1 as a Hub id or folder."
 
 
 def spec_of(ref: str, folder: Path) -> ModelSpec:

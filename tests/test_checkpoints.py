@@ -14,7 +14,6 @@ import tiny_models
 from tiny_models import PARTS, SMALL, build_parts, load_file, same_bits
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import placing
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, ModelError, VerificationFailed
@@ -476,7 +475,7 @@ def test_the_file_may_be_read_by_whom_the_umask_allows(tensors, place):
 
 
 def test_too_little_room_is_noticed_before_anything_is_written(tensors, place, monkeypatch):
-    monkeypatch.setattr(placing, "free_bytes", lambda folder: 1_000)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 1_000)
     with pytest.raises(DiskFull, match=r"needs \d+\.\d MB"):
         checkpoints.write_checkpoint(tensors, place / "a.safetensors")
     assert list(place.iterdir()) == []

@@ -25,7 +25,7 @@ import table_models
 from table_models import folder, original, read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import converter, number_formats, placing
+from fastsd_helpers.checkpoints import converter, number_formats
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.half_floats import half_floats
 from fastsd_helpers.checkpoints.number_formats import cast, count_not_finite
@@ -462,7 +462,7 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(sd15, place):
 
 
 def test_a_full_disk_leaves_no_half_folder(sd15, place, monkeypatch):
-    monkeypatch.setattr(placing, "free_bytes", lambda _folder: 1000)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda _folder: 1000)
     with pytest.raises(DiskFull, match=r"needs \d"):
         checkpoints.convert(sd15, place / "out")
     with pytest.raises(DiskFull):

@@ -23,8 +23,8 @@ from fastsd_helpers.cli.parser import build_parser
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.drive import size_in_words
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
+from fastsd_helpers.files import size_in_words
 from fastsd_helpers.options import options_of
 from fastsd_helpers.sessions import Session
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from hub_server import Fault, HubServer
 
-from fastsd_helpers.downloads import fetch_model, model_hash, pick_weights, variant_of
+from fastsd_helpers.downloads import model_hash, pick_weights, variant_of
 from fastsd_helpers.errors import DiskFull, DriveReadOnly, FastSDError, ModelError, ModelNotFound
+from fastsd_helpers.model_lookup import fetch_model
 
 TOKEN = "hf_MemberOfTheTests0123456789"
 REPO = "somebody/tiny"
@@ -240,7 +241,7 @@ def test_the_fingerprint_follows_the_weights_that_are_loaded_and_nothing_else(mo
 
 def test_the_fingerprint_reads_a_file_once_per_process(model, monkeypatch):
     first = model_hash(model)
-    monkeypatch.setattr("fastsd_helpers.downloads.pipeline.sha256_of", lambda path: pytest.fail(f"read {path} again"))
+    monkeypatch.setattr("fastsd_helpers.files.sha256_of", lambda path: pytest.fail(f"read {path} again"))
     assert model_hash(model) == first
 
 
@@ -578,7 +579,7 @@ def test_a_repository_that_lacks_a_part_is_refused_before_anything_large_is_down
 
 
 def test_too_little_room_is_told_before_anything_large_is_downloaded(hub, cache, monkeypatch):
-    monkeypatch.setattr("fastsd_helpers.downloads.hub.free_bytes", lambda folder: 1_000_000)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 1_000_000)
     with pytest.raises(DiskFull, match=r"has 1\.0 MB left") as caught:
         fetch_model(REPO, cache_dir=cache)
     assert "HF_HOME" in caught.value.hint
@@ -602,19 +603,19 @@ def test_another_mirror_is_not_tried_when_the_disk_is_full(start_hub, model, cac
     hub = start_hub(
         {"stable-diffusion-v1-5/stable-diffusion-v1-5": model, "benjamin-paine/stable-diffusion-v1-5": model}
     )
-    monkeypatch.setattr("fastsd_helpers.downloads.hub.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 1000)
     with pytest.raises(DiskFull):
         fetch_model("sd15", cache_dir=cache)
     assert not [request for request in hub.requests if "benjamin-paine" in request.path]
 
 
 def test_a_mistake_in_our_own_code_is_not_dressed_up_as_a_network_problem(hub, cache, monkeypatch):
-    monkeypatch.setattr("fastsd_helpers.downloads.hub.wanted_files", lambda names, index: 1 / 0)
+    monkeypatch.setattr("fastsd_helpers.downloads.pipeline.wanted_files", lambda names, index: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fetch_model(REPO, cache_dir=cache)
 
 
-FETCH = "import sys; from fastsd_helpers.downloads import fetch_model; print(fetch_model(sys.argv[1]))"
+FETCH = "import sys; from fastsd_helpers.model_lookup import fetch_model; print(fetch_model(sys.argv[1]))"
 
 
 def fetch_in_a_new_process(hub: HubServer, home: Path) -> subprocess.Popen:

@@ -22,9 +22,10 @@ from fakes import full_disk, small_disk
 from file_server import Behaviour, FileServer
 from hub_server import Fault, HubServer
 
-from fastsd_helpers.downloads import HubFile, Wanted, describe_content, fetch, fetch_all, fetch_model, links
+from fastsd_helpers.downloads import HubFile, Wanted, describe_content, fetch, fetch_all, links
 from fastsd_helpers.downloads.links import find_link, safe_name, show_url
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
+from fastsd_helpers.model_lookup import fetch_model
 
 TOKEN = "civitaiKeyOfTheTests0123456789abcdef"
 
@@ -318,7 +319,7 @@ def test_a_name_that_a_server_sends_cannot_leave_the_folder_either(site, folder)
 
 
 def test_too_little_room_is_told_before_it_begins(site, folder, monkeypatch):
-    monkeypatch.setattr("fastsd_helpers.downloads.transfer.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 1000)
     with pytest.raises(DiskFull, match="still to come"):
         fetch(site.url("/model.safetensors"), folder)
     assert names_in(folder) == []
@@ -365,7 +366,7 @@ def test_several_files_come_at_once_and_one_failure_stops_no_other(site, folder)
 
 
 def test_the_sizes_of_several_are_added_up_before_the_first_begins(site, folder, monkeypatch):
-    monkeypatch.setattr("fastsd_helpers.downloads.files.free_bytes", lambda folder: 10**9)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10**9)
     with pytest.raises(DiskFull, match=r"These 2 files take 1\.6 GB"):
         fetch_all([Wanted(site.url("/a"), folder, size=8 * 10**8), Wanted(site.url("/b"), folder, size=8 * 10**8)])
     assert site.seen == []
@@ -797,7 +798,7 @@ def test_a_real_disk_that_fills_up_under_the_hubs_cache_is_told_and_holds_no_hal
     hub.repos["a/b"].joinpath("net.safetensors").write_bytes(big)
     with small_disk(tmp_path / "disk", "1m") as disk:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(disk))
-        monkeypatch.setattr("fastsd_helpers.downloads.hub_files.free_bytes", lambda folder: 10**12)
+        monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10**12)
         with (
             pytest.warns(UserWarning, match="Not enough free disk space"),  # the client's own
             pytest.raises(DiskFull, match="filled up while a/b was downloaded"),
@@ -810,7 +811,7 @@ def test_a_real_disk_that_fills_up_under_the_hubs_cache_is_told_and_holds_no_hal
 def test_a_real_disk_that_fills_up_under_a_link_is_told(site, tmp_path, monkeypatch):
     site.files["/model.safetensors"] = safetensors(1_200_000)
     with small_disk(tmp_path / "disk", "1m") as disk:
-        monkeypatch.setattr("fastsd_helpers.downloads.transfer.free_bytes", lambda folder: 10**12)
+        monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10**12)
         with pytest.raises(DiskFull):
             fetch(site.url("/model.safetensors"), disk)
         assert "model.safetensors" not in names_in(disk)

@@ -74,9 +74,9 @@ def test_without_a_network_the_playground_is_offered_and_the_reason_said(tmp_pat
     }
     notebook = run_notebook(NOTEBOOK, tmp_path, changes=changes)
     said = output_of(notebook)
-    assert "The code of a1111 could not be had" in said or "GB free" in said
+    assert "The code of a1111 could not be had" in said or "GB left" in said
     assert "The cells below offer the playground instead" in said
-    assert "No web UI is started. The code of a1111 could not be had" in said or "GB free" in said
+    assert "No web UI is started. The code of a1111 could not be had" in said or "GB left" in said
     assert said.count("Nothing is done here: ") == 3, "models, ControlNets, link"
     buttons = [state["state"].get("description") for state in _states(notebook)]
     assert "Open the playground" in buttons

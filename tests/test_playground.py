@@ -138,7 +138,7 @@ def test_the_embedded_model_draws_and_starts_from_a_picture() -> None:
 def test_a_session_draws_with_its_base_and_with_what_it_learned(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     from fastsd_helpers.checkpoints import convert
-    from fastsd_helpers.downloads import fetch_model
+    from fastsd_helpers.model_lookup import fetch_model
 
     session = Session.create("rex", root=tmp_path)
     session.save(base_model={"ref": "demo"})
@@ -179,7 +179,7 @@ def test_two_visitors_draw_one_after_the_other(artist: Artist) -> None:
 @pytest.mark.slow
 def test_a_damaged_folder_is_said_so(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    from fastsd_helpers.downloads import fetch_model
+    from fastsd_helpers.model_lookup import fetch_model
 
     folder = tmp_path / "model"
     shutil.copytree(fetch_model("demo"), folder)
@@ -200,7 +200,7 @@ def demo_pipe() -> Any:
 
 
 def find_demo() -> Path:
-    from fastsd_helpers.downloads import fetch_model
+    from fastsd_helpers.model_lookup import fetch_model
 
     return fetch_model("demo")
 

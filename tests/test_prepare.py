@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
-from fastsd_helpers import drive
+from fastsd_helpers import files
 from fastsd_helpers.dreambooth import photos as photos_module
 from fastsd_helpers.dreambooth.photos import decode_photo, measure_sharpness, open_photos, perceptual_hash
 from fastsd_helpers.dreambooth.picture_names import number_series, printable, safe_stem, unique_stem
@@ -89,7 +89,7 @@ def test_a_folder_becomes_square_png_files_with_hashes_and_a_record(session: Ses
     for image in dataset.train:
         with Image.open(image.path) as opened:
             assert (opened.format, opened.mode, opened.size, opened.info) == ("PNG", "RGB", (128, 128), {})
-        assert drive.sha256_of(image.path) == image.sha256
+        assert files.sha256_of(image.path) == image.sha256
         assert image.prompt == "sks dog"
     recorded = Session.open("my_dog", root=session.folder.parent).record["dataset"]
     assert (recorded["size"], recorded["crop"], recorded["skipped"]) == (128, "smart", [])

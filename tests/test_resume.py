@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fakes import WriteBackMount, full_disk, read_only, small_disk
 
-from fastsd_helpers import drive, runtime
+from fastsd_helpers import drive, files, runtime
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, generation, shelf, store
 from fastsd_helpers.errors import CheckpointError, FastSDError
 
@@ -574,7 +574,7 @@ class Run:
         step = found.step if found else 0
         # Deliveries fall in the middle of copies, manifests and deletions too.
         with self.monkeypatch.context() as patch:
-            for module in (drive, shelf):
+            for module in (drive, files, shelf):
                 patch.setattr(module, "fault_point", lambda name: self.random.random() < 0.3 and mount.step())
             for _ in range(self.random.randint(1, 4)):
                 step += 1

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastsd_helpers import sessions
 from fastsd_helpers.errors import DiskFull, DriveReadOnly, SessionBusy, SessionError, SessionExists, SessionNotFound
+from fastsd_helpers.processes import LocalProcess, machine_id
 from fastsd_helpers.sessions import Session, SessionLock, check_name, clean_name
 from fastsd_helpers.sessions import lock as lock_module
 from fastsd_helpers.sessions import record as record_module
@@ -468,12 +469,10 @@ def test_a_killed_run_on_this_machine_is_replaced_at_once(dog, root):
 
 
 def test_a_process_number_that_was_given_out_again_is_not_taken_for_the_holder(dog):
-    another_machine(dog, age_s=0, machine=lock_module._machine(), pid=os.getpid(), start="1")
+    another_machine(dog, age_s=0, machine=machine_id(), pid=os.getpid(), start="1")
     with dog.lock():
         pass
-    another_machine(
-        dog, age_s=10**6, machine=lock_module._machine(), pid=os.getpid(), start=lock_module._start_of(os.getpid())
-    )
+    another_machine(dog, age_s=10**6, machine=machine_id(), pid=os.getpid(), start=LocalProcess.me().start)
     with pytest.raises(SessionBusy):  # alive, whatever the clock says about its heartbeat
         dog.lock().acquire()
 
@@ -490,7 +489,7 @@ def test_a_zombie_does_not_hold_a_session(dog):
         if fields[0] == "Z":
             break
         time.sleep(0.01)
-    another_machine(dog, age_s=0, machine=lock_module._machine(), pid=child, start=start)
+    another_machine(dog, age_s=0, machine=machine_id(), pid=child, start=start)
     with dog.lock():
         pass
     os.waitpid(child, 0)
@@ -613,7 +612,7 @@ except SessionBusy:
 @pytest.mark.parametrize("left_over", [False, True], ids=["no lock", "a dead run's lock"])
 def test_of_eight_processes_at_the_same_moment_one_wins(dog, root, tmp_path, left_over):
     if left_over:
-        another_machine(dog, age_s=0, machine=lock_module._machine(), pid=2**22 - 1)
+        another_machine(dog, age_s=0, machine=machine_id(), pid=2**22 - 1)
     command = [sys.executable, "-c", RACER, str(root), str(tmp_path / "go")]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
     try:

@@ -16,11 +16,12 @@ from hub_server import HubServer
 from tiny_models import TINY, build_pipeline, make_tokenizer
 
 from fastsd_helpers.checkpoints import convert
-from fastsd_helpers.downloads import fetch_model, holds_secret
+from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth import train
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import CheckpointError, ModelError, SettingsError, WrongFamily
+from fastsd_helpers.model_lookup import fetch_model
 
 WORDS = TINY["text"]["vocab_size"]  # what the model's text encoder knows, and the published one's too
 MIRROR = "benjamin-paine/stable-diffusion-v1-5"

@@ -38,8 +38,8 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
     TunnelToolMissing,
 )
+from fastsd_helpers.processes import Child, ChildEnded, ChildMute
 from fastsd_helpers.tunnels import TunnelConfig, open_tunnel, probe, services
-from fastsd_helpers.tunnels.child import Child, ChildEnded, ChildMute
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "2abcDEFghiJKL345mnoPQR_7stuVWXyz"
@@ -157,7 +157,7 @@ def _gone(marker: str, within_s: float = 10) -> bool:
 def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     marker = f"orphan-{os.getpid()}-{time.monotonic_ns()}"
     code = (
-        "import sys, time\nfrom fastsd_helpers.tunnels.child import Child\n"
+        "import sys, time\nfrom fastsd_helpers.processes import Child\n"
         f"Child([sys.executable, '-c', 'import time; time.sleep(600)', {marker!r}])\n"
         "print('up', flush=True)\ntime.sleep(600)"
     )

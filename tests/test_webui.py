@@ -24,6 +24,7 @@ from fastsd_helpers.errors import (
     WebUIError,
     WebUINotInstalled,
 )
+from fastsd_helpers.processes import LogTail
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.webui import (
     InstallConfig,
@@ -44,7 +45,6 @@ from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.models import ModelsConfig, place_models
 from fastsd_helpers.webui.places import prepare_places
-from fastsd_helpers.webui.process import LogTail
 
 A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
@@ -231,7 +231,7 @@ def small_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "find_ui", lambda key: ui)
     monkeypatch.setattr(module, "make_environment", make_environment)
     monkeypatch.setattr(module, "install", lambda name, **more: asked.append((name, more)) or Report())
-    monkeypatch.setattr(module, "free_bytes", lambda path: 10**12)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 10**12)
     return type("Small", (), {"ui": ui, "asked": asked, "commit": commit, "upstream": code, "other": other})
 
 
@@ -305,10 +305,10 @@ def test_code_that_nobody_has_names_every_place_and_leaves_nothing(small_ui: Any
 def test_without_git_or_room_nothing_is_begun(
     small_ui: Any, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.install"], "free_bytes", lambda path: 10**9)
-    with pytest.raises(Exception, match=r"has 1\.0 GB free"):
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 10**9)
+    with pytest.raises(Exception, match=r"has 1\.00 GB left"):
         install.install_webui(InstallConfig(**where))
-    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.install"], "free_bytes", lambda path: 10**12)
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 10**12)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(WebUIError, match="git is not installed"):
         install.install_webui(InstallConfig(**where))
@@ -428,7 +428,7 @@ def test_the_previous_notebooks_folder_is_used_as_it_is(small_ui: Any, where: di
 def checkpoint(tmp_path: Path) -> Path:
     """The embedded model as one file: a real checkpoint of the SD 1.5 layout."""
     from fastsd_helpers.checkpoints import convert
-    from fastsd_helpers.downloads import fetch_model
+    from fastsd_helpers.model_lookup import fetch_model
 
     convert(fetch_model("demo"), tmp_path / "tiny.safetensors")
     return tmp_path / "tiny.safetensors"
@@ -484,7 +484,7 @@ def test_controlnets_that_do_not_fit_are_refused_with_what_does(where: dict[str,
     with pytest.raises(ModelError, match="is for sd15, and sdxl is sdxl") as caught:
         place_controlnet("sdxl", "sd15-canny", A1111, places)
     assert "Take 'sdxl" in caught.value.hint
-    assert models.family_of("sdxl") == "sdxl"
+    assert models.family_named("sdxl") == "sdxl"
 
 
 @pytest.mark.parametrize("action", ["look", "place"])
@@ -497,6 +497,8 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
 
     places = find_places(A1111, **where)
     prepare_places(places, A1111)
+    file = places.store / "x.safetensors"
+    file.write_bytes(b"x")
     lost = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(places.store / "models"))
 
     def gone(*_words: Any) -> Any:
@@ -504,7 +506,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
 
     monkeypatch.setattr(Path, "rglob", gone)
     monkeypatch.setattr(models, "_link_with_config", gone)
-    monkeypatch.setattr(models, "_bring", lambda *_words: (Path("x.safetensors"), "linked"))
+    monkeypatch.setattr(models, "_bring", lambda *_words: (file, "linked"))
     actions = {
         "look": lambda: place_models(ModelsConfig(), A1111, places),
         "place": lambda: place_model("x", A1111, places, kind="vae"),
@@ -664,8 +666,8 @@ def test_sharing_asks_for_one_login_and_closes_what_the_ui_leaves_open(
     import urllib.error
     import urllib.request
 
+    from fastsd_helpers.processes import Child
     from fastsd_helpers.tunnels import TunnelConfig, services
-    from fastsd_helpers.tunnels.child import Child
     from fastsd_helpers.webui import share
 
     def direct(port: int, config: TunnelConfig) -> Any:
@@ -794,8 +796,8 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
         pytest.skip("gradio and aiohttp are needed")
     import dataclasses
 
+    from fastsd_helpers.processes import Child
     from fastsd_helpers.tunnels import TunnelConfig, services
-    from fastsd_helpers.tunnels.child import Child
     from fastsd_helpers.webui import share
 
     def direct(port: int, config: TunnelConfig) -> Any:

@@ -26,8 +26,8 @@ from fastsd_helpers.checkpoints.prediction import Prediction
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.drive import free_bytes
-from fastsd_helpers.errors import DiskFull, TrainingFailed
+from fastsd_helpers.errors import TrainingFailed
+from fastsd_helpers.files import check_room
 from fastsd_helpers.options import check, option
 
 __all__ = ["Settings", "make_folder", "measure"]
@@ -104,11 +104,8 @@ def _measure(work: Path, settings: Settings) -> Report:
     whole = _bytes_of_model(settings.divide)
     # Never more than the model, the half file and one whole one.
     needed = (1.5 if (folder / "model_index.json").exists() else 2.5) * whole
-    if free_bytes(work) < needed + 100_000_000:
-        raise DiskFull(
-            f"The benchmark needs {needed / 1e9:.1f} GB; {work} has {free_bytes(work) / 1e9:.1f} GB free.",
-            "Give another folder with --work, or a smaller model with --divide 4.",
-        )
+    hint = "Give another folder with --work, or a smaller model with --divide 4."
+    check_room(work, int(needed), "The benchmark", spare=100_000_000, hint=hint)
     if not (folder / "model_index.json").exists():
         make_folder(folder, settings.divide)
     weights = sorted(folder.glob("*/*.safetensors"))

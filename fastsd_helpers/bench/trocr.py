@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
-from fastsd_helpers.drive import bytes_in
+from fastsd_helpers.files import bytes_in
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 

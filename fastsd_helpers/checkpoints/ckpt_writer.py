@@ -6,19 +6,18 @@ torch adds members that AUTOMATIC1111's modules/safe.py refuses ("bad file insid
 Source: torch's docs/source/notes/serialization.rst, and the list of allowed names in modules/safe.py.
 """
 
-import hashlib
 import os
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from fastsd_helpers.checkpoints.placing import check_room, new_file
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_file import Shape
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import check_room, new_file, sha256_of
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["write_ckpt"]
@@ -36,7 +35,6 @@ _STORAGES = {
     "BOOL": "BoolStorage",
 }
 _ALIGNMENT = 64  # torch's own; a mapped file is read in place
-_CHUNK_BYTES = 1 << 22
 
 
 def write_ckpt(
@@ -73,7 +71,7 @@ def write_ckpt(
                     fault_point("export.tensor")
             _add(archive, file, "version", [b"3\n"])
         os.fsync(file.fileno())
-        return _hash(temporary) if hashes else ("", os.fstat(file.fileno()).st_size)
+        return sha256_of(temporary) if hashes else "", os.fstat(file.fileno()).st_size
 
 
 def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, contents: Sequence[bytes]) -> None:
@@ -130,13 +128,3 @@ def _number(number: int) -> bytes:
 
 def _numbers(numbers: Shape) -> bytes:
     return b"(" + b"".join(map(_number, numbers)) + b"t"
-
-
-def _hash(path: Path) -> tuple[str, int]:
-    digest: Any = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

@@ -12,7 +12,6 @@ from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.lora import convert_lora, is_lora_folder
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
-from fastsd_helpers.checkpoints.placing import refuse_existing, refuse_sources
 from fastsd_helpers.checkpoints.prediction import (
     Prediction,
     marks,
@@ -27,9 +26,16 @@ from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_conver
 from fastsd_helpers.checkpoints.single_file import open_single, refuse_small_floats
 from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, open_source
 from fastsd_helpers.checkpoints.verifier import compare
-from fastsd_helpers.checkpoints.writer import CheckpointFile, check_destination, describe, write_recipes
-from fastsd_helpers.drive import write_atomic
+from fastsd_helpers.checkpoints.writer import (
+    CheckpointFile,
+    check_destination,
+    describe,
+    refuse_existing,
+    refuse_sources,
+    write_recipes,
+)
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import write_atomic
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
 

@@ -15,7 +15,6 @@ from fastsd_helpers.checkpoints.configs import (
     scheduler_config,
 )
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
-from fastsd_helpers.checkpoints.placing import check_room, new_folder
 from fastsd_helpers.checkpoints.prediction import Prediction, read_config
 from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
@@ -23,6 +22,7 @@ from fastsd_helpers.checkpoints.single_file import SingleFile
 from fastsd_helpers.checkpoints.verifier import compare
 from fastsd_helpers.checkpoints.writer import CheckpointFile
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import check_room, new_folder
 
 __all__ = ["copy_folder", "write_component", "write_folder"]
 

@@ -1,13 +1,11 @@
 """Say what a model file is without loading it: family, number formats, prediction type, hashes, problems, advice."""
 
-import hashlib
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
 from fastsd_helpers.checkpoints.layout import (
@@ -25,13 +23,12 @@ from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.recognise import Kind, recognise
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import sha256_of
 from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
 _log = logging.getLogger("fastsd_helpers")
-
-_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _look(
                 "AUTOMATIC1111 runs the U-Net once to find out, ComfyUI looks at one weight, Forge takes noise",
             )
         )
-    sha256 = _sha256(path) if hashes else None
+    sha256 = sha256_of(path) if hashes else None
     facts = source.tensors.values()
     dtypes: Counter[str] = Counter()
     for fact in facts:
@@ -326,11 +323,3 @@ def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[s
         if progress is not None:
             progress(done, whole)
     return found
-
-
-def _sha256(path: Path) -> str:
-    digest: Any = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

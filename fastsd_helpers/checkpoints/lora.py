@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.lora_names import Module, kohya_modules, lora_modules
 from fastsd_helpers.checkpoints.number_formats import cast, cast_dtype
-from fastsd_helpers.checkpoints.placing import new_folder, refuse_existing, refuse_sources
 from fastsd_helpers.checkpoints.prediction import read_config
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.recognise import recognise
@@ -25,9 +24,9 @@ from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
 from fastsd_helpers.checkpoints.verifier import compare
-from fastsd_helpers.checkpoints.writer import CheckpointFile
-from fastsd_helpers.drive import sha256_of
+from fastsd_helpers.checkpoints.writer import CheckpointFile, refuse_existing, refuse_sources
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import new_folder, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np

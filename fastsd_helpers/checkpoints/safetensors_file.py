@@ -3,7 +3,6 @@
 Source: the format description in the README of huggingface/safetensors (8 bytes of length, a JSON header, the data).
 """
 
-import contextlib
 import json
 import os
 import struct
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.checkpoints.layout import Shape
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.files import forget_cached
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SafetensorsFile", "TensorFact", "dtype_name", "forget_cached", "to_torch_dtype"]
+__all__ = ["SafetensorsFile", "TensorFact", "dtype_name", "to_torch_dtype"]
 
 # The reference implementation takes headers of up to 100 MB; the largest real ones (Flux with all its parts) have
 # 300 kB. Parsing makes about ten times the text, so this is what a hostile file can make us allocate.
@@ -233,10 +233,3 @@ def fill(descriptor: int, buffer: memoryview, place: int) -> bool:
     while buffer and (count := os.preadv(descriptor, [buffer], place)):
         buffer, place = buffer[count:], place + count
     return not buffer
-
-
-def forget_cached(descriptor: int) -> None:
-    """Let the next reads of an open file ask the disk, not the memory its bytes were just written from."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
-from fastsd_helpers.checkpoints.placing import check_room, new_file
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import Piece, Recipe
-from fastsd_helpers.checkpoints.safetensors_file import fill, forget_cached
+from fastsd_helpers.checkpoints.safetensors_file import fill
 from fastsd_helpers.checkpoints.writeback import start_writeback
 from fastsd_helpers.errors import VerificationFailed
+from fastsd_helpers.files import check_room, hashes_from, new_file
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["HASH_KEY", "write_safetensors"]
 
 HASH_KEY = "modelspec.hash_sha256"
 _HASH_TO_COME = "0x" + "0" * 64
-_CHUNK_BYTES = 1 << 22
 _WINDOW_BYTES = 32 << 20
 
 
@@ -146,15 +145,9 @@ def _build_header(names: Sequence[str], recipes: Mapping[str, Recipe], metadata:
 
 
 def _read_back(path: Path, header_bytes: int, data_hash: str) -> str:
-    whole, data = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as file:
-        forget_cached(file.fileno())
-        whole.update(file.read(header_bytes))
-        while chunk := file.read(_CHUNK_BYTES):
-            whole.update(chunk)
-            data.update(chunk)
-    if data.hexdigest() != data_hash:
+    whole, data = hashes_from(path, (0, header_bytes))
+    if data != data_hash:
         raise VerificationFailed(
             f"{path.parent} gave back other bytes than were written.", "Check the disk, or choose another folder."
         )
-    return whole.hexdigest()
+    return whole

@@ -14,6 +14,7 @@ from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorF
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.checkpoints.writer import CheckpointFile
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
+from fastsd_helpers.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
         _compare_values(path, stored, wanted, sha256)
     finally:
         stored.close()
-    return sha256.hexdigest() if isinstance(stored, SafetensorsFile) else _sha256_of(path)
+    return sha256.hexdigest() if isinstance(stored, SafetensorsFile) else sha256_of(path)
 
 
 def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping[str, Recipe]) -> None:
@@ -122,9 +123,3 @@ def _difference(path: Path, name: str, recipe: Recipe, found: bytearray, meant: 
         f"{path}: the tensor {name!r} differs from {sources}, first at value {(start + first) // size}: "
         f"bytes {found[first : first + size].hex()} instead of {bytes(meant[first : first + size]).hex()}."
     )
-
-
-def _sha256_of(path: Path) -> str:
-    from fastsd_helpers.drive import sha256_of
-
-    return sha256_of(path)

@@ -12,7 +12,6 @@ from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
 from fastsd_helpers.checkpoints.parts import open_parts
-from fastsd_helpers.checkpoints.placing import refuse_existing, refuse_sources
 from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.errors import CheckpointError
@@ -20,7 +19,15 @@ from fastsd_helpers.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointFile", "check_destination", "describe", "write_checkpoint", "write_recipes"]
+__all__ = [
+    "CheckpointFile",
+    "check_destination",
+    "describe",
+    "refuse_existing",
+    "refuse_sources",
+    "write_checkpoint",
+    "write_recipes",
+]
 
 _log = logging.getLogger("fastsd_helpers")
 
@@ -118,6 +125,34 @@ def check_destination(dst: Path, *, overwrite: bool) -> None:
     if dst.is_dir():
         raise CheckpointError(f"{dst} is a folder.", "Give the name of a file.")
     refuse_existing(dst, overwrite=overwrite)
+
+
+def refuse_existing(dst: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that is there, unless it may be replaced.
+
+    Raises:
+        CheckpointError: it exists; or it is a folder that holds something else than a model.
+    """
+    if dst.is_dir() and overwrite and any(dst.iterdir()) and not _is_model(dst):
+        raise CheckpointError(
+            f"{dst} holds something else than a model, and is not replaced.", "Choose another name for the new folder."
+        )
+    if (dst.exists() or dst.is_symlink()) and not overwrite:
+        raise CheckpointError(f"{dst} exists already.", "Choose another name, or replace it with --overwrite.")
+
+
+def refuse_sources(dst: Path, files: tuple[Path, ...]) -> None:
+    """Refuse a destination that is one of the files a model is read from, or a folder that holds one."""
+    for file in files:
+        if dst.exists() and dst.samefile(file):
+            raise CheckpointError(f"{dst} is one of the files the model is read from.", "Choose another name.")
+        if dst.resolve() in file.resolve().parents and dst.is_dir():
+            raise CheckpointError(f"{dst} holds the model that is read.", "Choose another name for the new one.")
+
+
+def _is_model(folder: Path) -> bool:
+    alone = (folder / "config.json").is_file() or (folder / "pytorch_lora_weights.safetensors").is_file()
+    return (folder / "model_index.json").is_file() or (alone and any(folder.glob("*.safetensors")))
 
 
 def describe(family: Family, dst: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, given_values
-from fastsd_helpers.drive import size_in_words
+from fastsd_helpers.files import size_in_words
 
 __all__ = ["add_checkpoints", "bench", "convert", "inspect"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section, table
 from fastsd_helpers.cli.flags import given_values
-from fastsd_helpers.drive import bytes_in, size_in_words
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.files import bytes_in, size_in_words
 
 __all__ = [
     "delete",
@@ -180,7 +180,7 @@ def train(chosen: argparse.Namespace) -> Answer:
 def sample(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth sample SESSION [--prompt TEXT]`."""
     from fastsd_helpers.dreambooth.learned import SampleConfig, sample
-    from fastsd_helpers.drive import sha256_of
+    from fastsd_helpers.files import sha256_of
     from fastsd_helpers.sessions import Session
 
     config = SampleConfig(**given_values(chosen, SampleConfig))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
-from fastsd_helpers.drive import size_in_words
 from fastsd_helpers.errors import FastSDError, ModelError
+from fastsd_helpers.files import size_in_words
 
 __all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "list_models", "show_model"]
 
@@ -79,18 +79,15 @@ def show_model(chosen: argparse.Namespace) -> Answer:
 
 def get_model(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd models get KEY|REPO|URL|PATH`."""
-    from fastsd_helpers.downloads import describe_content, fetch, fetch_model, is_link, model_hash
-    from fastsd_helpers.drive import sha256_of
-    from fastsd_helpers.registry import models
+    from fastsd_helpers.downloads import describe_content, fetch
+    from fastsd_helpers.files import sha256_of
+    from fastsd_helpers.model_lookup import READER, fetch_model, find_folder, model_hash, understand
 
-    kinds = {spec.key: spec.kind for spec in models(None)}
-    kind, ref = kinds.get(chosen.ref), chosen.ref
-    as_file = is_link(ref) or Path(ref).expanduser().is_file() or kind in ("checkpoint", "vae", "text-encoder")
+    ref, name = chosen.ref, understand(chosen.ref)
+    kind = name.spec.kind if name.spec else ""
     if kind == "reader":
-        from fastsd_helpers.trocr.source import find_reader
-
-        return _folder_answer(find_reader(ref), None)
-    if not as_file and not chosen.file:
+        return _folder_answer(find_folder(ref, READER), None)
+    if name.what not in ("link", "file") and kind not in ("checkpoint", "vae", "text-encoder") and not chosen.file:
         folder = fetch_model(ref)
         return _folder_answer(folder, model_hash(folder))
     path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, given_values
-from fastsd_helpers.drive import size_in_words
+from fastsd_helpers.files import size_in_words
 
 __all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
 
@@ -97,8 +97,8 @@ def _progress() -> Callable[..., None]:
 
 def read(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr read IMAGE ...`."""
-    from fastsd_helpers.drive import check_writable, sha256_of, write_atomic
     from fastsd_helpers.errors import SettingsError
+    from fastsd_helpers.files import check_writable, sha256_of, write_atomic
     from fastsd_helpers.trocr.bulk import FORMATS, parse_shard, read_folder, rows_to_bytes
 
     shard = parse_shard(chosen.shard)
@@ -185,7 +185,7 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 def finetune(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr finetune DATA --out DIR`."""
-    from fastsd_helpers.drive import sha256_of
+    from fastsd_helpers.files import sha256_of
     from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
 
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))

@@ -1,33 +1,46 @@
-"""Bring models onto this machine: `fetch_model` a whole, checked Diffusers folder, `fetch` one checked file.
+"""Bring models onto this machine: `fetch_repo` a whole, checked repository of the Hub, `fetch` one checked file.
 
-A folder comes from a registry key, a Hub id or a path: only the files that training needs are fetched, every byte is
-compared with the Hub's own hashes, and a copy fetched before is used (and named) when the Hub cannot be asked. A file
-comes from the Hub, CivitAI, Google Drive, GitHub or any address, and goes on where it was stopped.
+Of a repository only the wanted files are fetched, every byte is compared with the Hub's own hashes, and a copy fetched
+before is used (and named) when the Hub cannot be asked. A file comes from the Hub, CivitAI, Google Drive, GitHub or any
+address, and goes on where it was stopped.
 """
 
-from fastsd_helpers.downloads.base_models import fetch_model
 from fastsd_helpers.downloads.content import describe_content
 from fastsd_helpers.downloads.files import Wanted, fetch, fetch_all, models_folder
 from fastsd_helpers.downloads.hub import fetch_repo
-from fastsd_helpers.downloads.links import HubFile, holds_secret, is_link
-from fastsd_helpers.downloads.pipeline import model_hash, pick_weights, read_json, require_pipeline, variant_of
+from fastsd_helpers.downloads.links import HubFile, find_repo, holds_secret, is_link, is_repo_name, show_typed
+from fastsd_helpers.downloads.pipeline import (
+    PIPELINE,
+    Contents,
+    Listing,
+    model_hash,
+    pick_weights,
+    read_json,
+    require_pipeline,
+    variant_of,
+)
 from fastsd_helpers.downloads.table import models_table
 
 __all__ = [
+    "PIPELINE",
+    "Contents",
     "HubFile",
+    "Listing",
     "Wanted",
     "describe_content",
     "fetch",
     "fetch_all",
-    "fetch_model",
     "fetch_repo",
+    "find_repo",
     "holds_secret",
     "is_link",
+    "is_repo_name",
     "model_hash",
     "models_folder",
     "models_table",
     "pick_weights",
     "read_json",
     "require_pipeline",
+    "show_typed",
     "variant_of",
 ]

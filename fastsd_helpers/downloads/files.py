@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,10 @@ from fastsd_helpers.downloads.links import (
 )
 from fastsd_helpers.downloads.table import models_table
 from fastsd_helpers.downloads.transfer import Answer, Remote, part_name, transfer
-from fastsd_helpers.drive import copy_verified, drive_errors, free_bytes, sha256_of
+from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
+from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
+from fastsd_helpers.processes import LockHeld, file_lock
 
 __all__ = ["Wanted", "fetch", "fetch_all", "models_folder"]
 
@@ -104,7 +105,7 @@ def fetch(
     folder = Path(folder).expanduser() if folder is not None else models_folder()
     if name is not None:
         safe_name(name)
-    with drive_errors(folder, "write to"):
+    with file_errors(folder, "write to"):
         folder.mkdir(parents=True, exist_ok=True)
     failures: list[FastSDError] = []
     for item in (source, *mirrors):
@@ -128,12 +129,7 @@ def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | Fast
     """
     known = sum(item.size or 0 for item in wanted)
     place = next((item.folder for item in wanted if item.folder), None) or models_folder()
-    free = free_bytes(place)
-    if known > free:
-        raise DiskFull(
-            f"These {len(wanted)} files take {known / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left.",
-            "Choose fewer, or a folder on a larger disk.",
-        )
+    check_room(place, known, f"These {len(wanted)} files", hint="Choose fewer, or a folder on a larger disk.")
     stopped = threading.Event()
 
     def one(item: Wanted) -> Path | FastSDError:
@@ -274,7 +270,7 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
             if _is_here(target, part.stat().st_size, sha256_of(part), overwrite):
                 _remove_part(part)
             return target
-        with drive_errors(target, "write"):
+        with file_errors(target, "write"):
             os.replace(part, target)
         part.with_name(part.name + ".json").unlink(missing_ok=True)
         return target
@@ -347,51 +343,32 @@ def _remove_part(part: Path) -> None:
 @contextlib.contextmanager
 def _only_one(part: Path) -> Iterator[None]:
     """Refuse a second download of the same file into the same folder at the same time."""
-    import fcntl
-
-    with drive_errors(part, "write"):
-        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with contextlib.ExitStack() as held:
+        with file_errors(part, "write"):
+            try:
+                held.enter_context(file_lock(part, wait_s=0))
+            except LockHeld as err:
+                raise DownloadError(
+                    "The same file is being downloaded to the same folder right now.",
+                    "Wait for it, then run this again.",
+                ) from err
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            raise DownloadError(
-                "The same file is being downloaded to the same folder right now.", "Wait for it, then run this again."
-            ) from err
-        except OSError as err:  # some mounts know no locks
-            logger.debug("%s cannot be locked: %s.", part, err)
-        yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            if part.stat().st_size == 0:
-                _remove_part(part)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if part.stat().st_size == 0:
+                    _remove_part(part)
 
 
 def _place(kept: Path, target: Path, overwrite: bool) -> Path:
     """Give a file of the Hub's cache its name in a folder: a hard link where the disk allows, else a copy."""
     kept = kept.resolve()
     # Under another name first: what is to be replaced stays until the new file is whole.
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
+    with placed(target) as unfinished:
         try:
             os.link(kept, unfinished)
         except OSError as err:
             logger.debug("%s cannot be linked to %s (%s): it is copied.", kept, target, err)
-            _check_room(kept, target)
+            check_room(target.parent, kept.stat().st_size, target.name)
             copy_verified(kept, unfinished, sha256=sha256_of(kept), point=None)
-        with drive_errors(target, "write"):
-            if overwrite or not target.exists():
-                os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return target
-
-
-def _check_room(kept: Path, target: Path) -> None:
-    size, free = kept.stat().st_size, free_bytes(target.parent)
-    if size > free:
-        raise DiskFull(
-            f"{target.name} takes {size / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB left.",
-            "Free some space, or choose a folder on a larger disk.",
-        )

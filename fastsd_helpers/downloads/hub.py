@@ -1,5 +1,6 @@
-"""Fetch a model repository from the Hugging Face Hub: only what training needs, checked against the Hub's hashes."""
+"""Fetch a model repository from the Hugging Face Hub: only what is wanted of it, checked against the Hub's hashes."""
 
+import contextlib
 import errno
 import functools
 import glob
@@ -15,18 +16,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.downloads.pipeline import (
-    file_hash,
-    list_files,
-    missing_parts,
-    not_a_pipeline,
-    read_json,
-    require_pipeline,
-    wanted_files,
-)
+from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing, read_json
 from fastsd_helpers.downloads.table import base_keys
-from fastsd_helpers.drive import free_bytes
-from fastsd_helpers.errors import DependencyMissing, DiskFull, DriveReadOnly, FastSDError, ModelError, ModelNotFound
+from fastsd_helpers.errors import (
+    DependencyMissing,
+    DiskFull,
+    DriveReadOnly,
+    FastSDError,
+    ModelError,
+    ModelNotFound,
+    WrongFamily,
+)
+from fastsd_helpers.files import check_room, remembered_sha256
 from fastsd_helpers.runtime import redact, secret
 
 __all__ = ["HubRepo", "fetch_repo", "network_errors", "with_retries"]
@@ -42,21 +43,27 @@ _TOKEN_HINT = (
 
 
 def fetch_repo(
-    repo: str, *, revision: str | None = None, cache_dir: Path | None = None, pinned_by_us: bool = False
+    repo: str,
+    *,
+    contents: Contents = PIPELINE,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    pinned_by_us: bool = False,
 ) -> Path:
-    """Download what training needs of a Hub repository and check every file against the Hub's hashes.
+    """Download what is wanted of a Hub repository and check every file against the Hub's hashes.
 
     `HF_ENDPOINT` and `HF_HUB_OFFLINE` are read now, `HF_TOKEN` through `runtime.secret`. A connection that breaks is
     taken up again where it broke; after a stop, whole files are kept and only the one under way starts again.
 
     Args:
         repo: `owner/name`.
+        contents: the kind of model it is; one of another kind is refused before a large file is fetched.
         revision: branch, tag or commit; left alone, `main`.
         cache_dir: where downloads are kept; left alone, the Hugging Face cache.
         pinned_by_us: the revision comes from our table: a mirror without it gives its `main`, with a warning.
     """
-    hub = HubRepo(repo, revision, cache_dir)
-    wanted = [hub, HubRepo(repo, None, cache_dir)] if pinned_by_us and revision else [hub]
+    hub = HubRepo(repo, revision, cache_dir, contents)
+    wanted = [hub, HubRepo(repo, None, cache_dir, contents)] if pinned_by_us and revision else [hub]
     if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
         folder = _first_cached(wanted)
         if folder is None:
@@ -65,7 +72,7 @@ def fetch_repo(
         return folder
     try:
         return hub.download()
-    except _Damaged:
+    except (_Damaged, WrongFamily):
         raise
     except ModelError as err:
         gone = isinstance(err, _RevisionMissing)
@@ -75,7 +82,7 @@ def fetch_repo(
             return folder
         if gone and pinned_by_us:
             logger.warning("%s Its newest version is used instead.", err.problem)
-            return fetch_repo(repo, cache_dir=cache_dir)
+            return fetch_repo(repo, contents=contents, cache_dir=cache_dir)
         raise
 
 
@@ -94,14 +101,15 @@ class _Damaged(ModelError):
 class HubRepo:
     """One repository at one revision, asked for through huggingface_hub."""
 
-    def __init__(self, repo: str, revision: str | None, cache_dir: Path | None) -> None:
+    def __init__(self, repo: str, revision: str | None, cache_dir: Path | None, contents: Contents = PIPELINE) -> None:
         if importlib.util.find_spec("huggingface_hub") is None:
             raise DependencyMissing(
-                f"The base model {repo} is on the Hub, and the package huggingface_hub is not installed.",
+                f"The {contents.noun} {repo} is on the Hub, and the package huggingface_hub is not installed.",
                 "Install it (pip install huggingface_hub), or give a folder that is already here.",
             )
         self.repo = repo
         self.revision = revision
+        self.contents = contents
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
         if not re.match(r"https?://[^\s/]+", self.endpoint):
             raise ModelError(
@@ -122,25 +130,35 @@ class HubRepo:
 
     def cached_folder(self) -> Path | None:
         """Find a whole copy downloaded before, without the network; None when there is none."""
-        from huggingface_hub import try_to_load_from_cache
+        # Where the client keeps a snapshot. Source: huggingface.co/docs/huggingface_hub/guides/manage-cache
+        kept = self.cache_dir / f"models--{self.repo.replace('/', '--')}"
+        with contextlib.suppress(OSError):
+            commit = (kept / "refs" / (self.revision or "main")).read_text(encoding="utf-8").strip()
+            return self._if_whole(kept / "snapshots" / commit)
+        return self._if_whole(kept / "snapshots" / (self.revision or "main"))
 
-        found = try_to_load_from_cache(self.repo, "model_index.json", cache_dir=self.cache_dir, revision=self.revision)
-        if not isinstance(found, str):
+    def _if_whole(self, folder: Path) -> Path | None:
+        if not folder.is_dir():
             return None
-        folder = Path(found).parent
+        here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        read = functools.partial(read_json, folder)
         try:
-            index = require_pipeline(folder)
+            self.contents.require(folder)
+            listed = dict.fromkeys(self._cached_listing(folder.name) or here)
+            wanted = self.contents.wanted(Listing(str(folder), listed, read))
+        except WrongFamily:
+            raise
         except ModelError as err:
             logger.warning("The copy of %s in the cache is no help: %s", self.repo, err.problem)
             return None
-        missing = set(wanted_files(self._cached_listing(folder.name), index)) - set(list_files(folder))
+        missing = set(wanted) - here
         if missing:
             logger.warning("The copy of %s in the cache is no help: %s missing.", self.repo, ", ".join(sorted(missing)))
             return None
         # In the Hub's cache a large file is stored under its sha256, so a copy can be checked with no network.
-        for name in wanted_files(list_files(folder), index):
+        for name in wanted:
             sha256 = _blob_of(folder / name).name
-            if re.fullmatch(r"[0-9a-f]{64}", sha256) and file_hash(folder / name) != sha256:
+            if re.fullmatch(r"[0-9a-f]{64}", sha256) and remembered_sha256(folder / name) != sha256:
                 logger.warning("The copy of %s in the cache is no help: %s is damaged.", self.repo, name)
                 return None
         return folder
@@ -170,16 +188,9 @@ class HubRepo:
         api = HfApi(endpoint=self.endpoint, token=self.token)
         info = with_retries(lambda: api.model_info(self.repo, revision=self.revision, files_metadata=True))
         listed = {file.rfilename: file for file in info.siblings or []}
-        if "model_index.json" not in listed:
-            raise not_a_pipeline(f"The Hub's {self.repo}", listed, lambda name: self._small_json(name, self.revision))
-        index = self._small_json("model_index.json", self.revision)
-        missing = missing_parts(listed, index)
-        if missing:
-            raise ModelError(
-                f"The Hub's {self.repo} is not a whole Diffusers model: {', '.join(missing)} missing.",
-                "Choose another repository, or a key such as 'sd15'.",
-            )
-        wanted = {name: listed[name] for name in wanted_files(listed, index)}
+        sizes = {name: file.size for name, file in listed.items()}
+        listing = Listing(f"The Hub's {self.repo}", sizes, self._small_json)
+        wanted = {name: listed[name] for name in self.contents.wanted(listing)}
         self._check_room(wanted, info.sha)
         for last_try in (False, True):
             folder = with_retries(functools.partial(self._snapshot, info.sha, wanted), also=network_errors())
@@ -196,13 +207,13 @@ class HubRepo:
             "Something between this machine and the Hub changes downloads (a proxy, a mirror): check HF_ENDPOINT.",
         )
 
-    def _small_json(self, name: str, revision: str | None) -> dict[str, Any]:
+    def _small_json(self, name: str) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         path = hf_hub_download(
-            self.repo, name, revision=revision, cache_dir=self.cache_dir, endpoint=self.endpoint, token=self.token
+            self.repo, name, revision=self.revision, cache_dir=self.cache_dir, endpoint=self.endpoint, token=self.token
         )
-        return read_json(Path(path).parent, name)
+        return read_json(Path(path).parent, Path(name).name)
 
     def _snapshot(self, commit: str, wanted: Iterable[str]) -> Path:
         from huggingface_hub import snapshot_download
@@ -226,12 +237,8 @@ class HubRepo:
             needed += 0 if isinstance(here, str) else file.size or 0
         if not needed:
             return
-        free = free_bytes(self.cache_dir)
-        if needed + _SPARE_BYTES > free:
-            raise DiskFull(
-                f"{self.repo} needs {_gb(needed)} and {self.cache_dir} has {_gb(free)} left.",
-                "Free some space, or set HF_HOME to a folder on a larger disk.",
-            )
+        hint = "Free some space, or set HF_HOME to a folder on a larger disk."
+        check_room(self.cache_dir, needed, self.repo, spare=_SPARE_BYTES, hint=hint)
         logger.info("Downloading %s: %s to %s.", self.repo, _gb(needed), self.cache_dir)
 
     def translate(self, err: Exception) -> FastSDError:
@@ -352,7 +359,7 @@ def _is_as_listed(path: Path, listed: Any) -> bool:
         return False
     sha256 = getattr(listed.lfs, "sha256", None)
     if sha256:
-        return file_hash(path) == sha256
+        return remembered_sha256(path) == sha256
     if listed.blob_id:
         content = path.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == listed.blob_id

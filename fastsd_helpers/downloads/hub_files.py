@@ -3,13 +3,11 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.downloads.hub import HubRepo, network_errors, with_retries
 from fastsd_helpers.downloads.links import HubFile
-from fastsd_helpers.downloads.pipeline import file_hash
-from fastsd_helpers.drive import free_bytes
-from fastsd_helpers.errors import DiskFull, DownloadError, ModelError, ModelNotFound
+from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound
+from fastsd_helpers.files import check_room, remembered_sha256
 
 __all__ = ["fetch_hub_file"]
 
@@ -40,7 +38,7 @@ def fetch_hub_file(
         for last_try in (False, True):
             path, announced = _download(hub, wanted, size, sha256)
             expected = sha256 or announced
-            if expected is None or file_hash(path) == expected:
+            if expected is None or remembered_sha256(path) == expected:
                 return path
             for damaged in {path, path.resolve()}:
                 damaged.unlink(missing_ok=True)
@@ -70,7 +68,9 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
             "The repository has changed; report it, or use another source.",
         )
     if _cached(hub, wanted) is None:
-        _check_room(hub, wanted, about)
+        hint = "Free some space, or set HF_HOME to a folder on a larger disk."
+        check_room(hub.cache_dir, about.size or 0, f"{wanted.file} of {wanted.repo}", spare=_SPARE_BYTES, hint=hint)
+        logger.info("Downloading %s of %s (%.2f GB).", wanted.file, wanted.repo, (about.size or 0) / 1e9)
 
     def download() -> str:
         return hf_hub_download(
@@ -85,16 +85,6 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
     return Path(with_retries(download, also=network_errors())), announced
 
 
-def _check_room(hub: HubRepo, wanted: HubFile, about: Any) -> None:
-    free = free_bytes(hub.cache_dir)
-    if (about.size or 0) + _SPARE_BYTES > free:
-        raise DiskFull(
-            f"{wanted.file} takes {(about.size or 0) / 1e9:.1f} GB, and {hub.cache_dir} has {free / 1e9:.1f} GB left.",
-            "Free some space, or set HF_HOME to a folder on a larger disk.",
-        )
-    logger.info("Downloading %s of %s (%.2f GB).", wanted.file, wanted.repo, (about.size or 0) / 1e9)
-
-
 def _cached(hub: HubRepo, wanted: HubFile) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
@@ -103,7 +93,7 @@ def _cached(hub: HubRepo, wanted: HubFile) -> Path | None:
 
 
 def _require(path: Path, wanted: HubFile, size: int | None, sha256: str | None) -> None:
-    if (size is not None and path.stat().st_size != size) or (sha256 is not None and file_hash(path) != sha256):
+    if (size is not None and path.stat().st_size != size) or (sha256 is not None and remembered_sha256(path) != sha256):
         raise DownloadError(
             f"The copy of {wanted.file} in the cache is damaged.", "Unset HF_HUB_OFFLINE to fetch it again."
         )

@@ -19,8 +19,10 @@ __all__ = [
     "Link",
     "confirm_drive",
     "find_link",
+    "find_repo",
     "holds_secret",
     "is_link",
+    "is_repo_name",
     "safe_name",
     "show_typed",
     "show_url",
@@ -31,7 +33,12 @@ _CIVITAI = "https://civitai.com"
 _DRIVE = "https://drive.usercontent.google.com"
 _CIVITAI_HOSTS = ("civitai.com", "civitai.green", "civitai.red")
 _DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
-_HUB_FILE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
+_HUB_NAME = r"[A-Za-z0-9][\w.-]{0,95}"  # of an account or a repository
+_HUB_ID = re.compile(rf"(?P<repo>{_HUB_NAME}/{_HUB_NAME})(@(?P<revision>[\w./-]+))?")
+_HUB_PAGE = re.compile(
+    rf"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<repo>{_HUB_NAME}/{_HUB_NAME})(/tree/(?P<revision>[^/?#]+))?/?"
+)
+_HUB_FILE = re.compile(rf"/(?P<repo>{_HUB_NAME}/{_HUB_NAME})/(blob|resolve|raw)/(?P<revision>[^/]+)/(?P<file>.+)")
 _SECRET_NAMES = {"access_token", "api-key", "api_key", "apikey", "auth", "key", "password", "token"}
 _AS_TYPED = string.punctuation  # stays in an address as it is; "%" too, or %20 would become %2520
 _CIVITAI_TOKEN_HINT = (
@@ -60,6 +67,17 @@ class Link:
     sha256: str | None = None
     site: str = "web"  # web, civitai, drive, github
     cookies: str | None = None
+
+
+def find_repo(text: str) -> tuple[str, str | None] | None:
+    """The repository of the Hub, and its revision if named, of `owner/name`, `owner/name@revision` or its page."""
+    match = _HUB_ID.fullmatch(text) or _HUB_PAGE.fullmatch(text)
+    return (match["repo"], match["revision"]) if match else None
+
+
+def is_repo_name(text: str) -> bool:
+    """Whether the Hub takes a text as the name of a repository, with or without its owner before it."""
+    return bool(re.fullmatch(rf"({_HUB_NAME}/)?{_HUB_NAME}", text))
 
 
 def is_link(text: str) -> bool:
@@ -137,7 +155,7 @@ def find_link(text: str) -> Link | HubFile:
     if host in ("huggingface.co", "hf.co") or host == urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname:
         if match := _HUB_FILE.fullmatch(parts.path):
             return HubFile(match["repo"], unquote(match["file"]), unquote(match["revision"]))
-        if re.fullmatch(r"/[\w.-]+/[\w.-]+(/tree/.*)?/?", parts.path):
+        if re.fullmatch(rf"/{_HUB_NAME}/{_HUB_NAME}(/tree/.*)?/?", parts.path):
             raise DownloadError(
                 f"{show_url(text)} is the page of a repository, not of a file.",
                 "Open its tab 'Files', click the file and paste that link; or give owner/name as a model.",

@@ -4,23 +4,27 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import sha256_of
 from fastsd_helpers.errors import ModelError
+from fastsd_helpers.files import remembered_sha256
 
 __all__ = [
     "CONVERT_HINT",
     "PARTS",
+    "PIPELINE",
     "WEIGHT_PARTS",
-    "file_hash",
+    "Contents",
+    "Listing",
     "list_files",
     "missing_parts",
     "model_hash",
     "not_a_pipeline",
     "pick_weights",
+    "pipeline_files",
     "read_json",
     "require_pipeline",
     "variant_of",
@@ -55,6 +59,37 @@ CONVERT_HINT = (
     "A base model is a Diffusers folder. Make one of a single file with `fastsd convert FILE FOLDER` and give that "
     "folder; or give a Hub id or a key such as 'sd15'."
 )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a model, in a folder or on the Hub, before any large one of them is opened or fetched.
+
+    where: names it at the start of a sentence. names: file -> bytes, 'unet/config.json' for one in a subfolder; the
+    bytes are None where the Hub does not say. read: the JSON object in one of the small files.
+    """
+
+    where: str
+    names: Mapping[str, int | None]
+    read: Callable[[str], dict[str, Any]]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Listing":
+        """The listing of a Diffusers folder."""
+        return cls(str(folder), list_files(folder), functools.partial(read_json, folder))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is wanted of a repository of one kind, and when a folder with that in it is whole.
+
+    noun: the kind, for sentences. wanted: the names to fetch, or an error when the listing is that of something else;
+    it is asked before anything large is fetched. require: raises ModelError when a folder is not whole.
+    """
+
+    noun: str
+    wanted: Callable[[Listing], list[str]]
+    require: Callable[[Path], object]
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -155,6 +190,24 @@ def missing_parts(names: Iterable[str], index: dict[str, Any]) -> list[str]:
     return missing
 
 
+def pipeline_files(listing: Listing) -> list[str]:
+    """Of the files of a Diffusers pipeline, those that training needs.
+
+    Raises:
+        ModelError: it is something else, or a part of it is missing; the sentence says which.
+    """
+    if "model_index.json" not in listing.names:
+        raise not_a_pipeline(listing.where, listing.names, listing.read)
+    index = listing.read("model_index.json")
+    missing = missing_parts(listing.names, index)
+    if missing:
+        raise ModelError(
+            f"{listing.where} is not a whole Diffusers model: {', '.join(missing)} missing.",
+            "Choose another repository, or a key such as 'sd15'.",
+        )
+    return wanted_files(listing.names, index)
+
+
 def require_pipeline(folder: Path) -> dict[str, Any]:
     """Check that a folder is a whole Diffusers pipeline and return its model_index.json.
 
@@ -233,8 +286,6 @@ def not_a_pipeline(where: str, names: Iterable[str], read: Callable[[str], dict[
 
 # ----------------------------------------------------------------------------------------------------- hashes
 
-_digests: dict[tuple[str, int, int], str] = {}  # (path, bytes, mtime in ns) -> sha256, for this process only
-
 
 def model_hash(folder: Path) -> str:
     """Fingerprint a Diffusers folder: sha256 over the names and sha256 of the weights that are loaded.
@@ -243,15 +294,8 @@ def model_hash(folder: Path) -> str:
     """
     index = require_pipeline(folder)
     names = [name for name in wanted_files(list_files(folder), index) if name.endswith((".safetensors", ".bin"))]
-    lines = [f"{name} {file_hash(folder / name)}\n" for name in sorted(names)]
+    lines = [f"{name} {remembered_sha256(folder / name)}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, read once per process as long as its size and time stay the same."""
-    path = path.resolve()  # the Hub's cache shows each file through a link
-    state = path.stat()
-    key = (str(path), state.st_size, state.st_mtime_ns)
-    if key not in _digests:
-        _digests[key] = sha256_of(path)
-    return _digests[key]
+PIPELINE = Contents("base model", pipeline_files, require_pipeline)

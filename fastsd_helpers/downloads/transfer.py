@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fastsd_helpers.drive import drive_errors, free_bytes
-from fastsd_helpers.errors import DiskFull, DownloadError
+from fastsd_helpers.errors import DownloadError
+from fastsd_helpers.files import check_room, file_errors
 from fastsd_helpers.runtime import redact
 
 __all__ = ["Answer", "Remote", "ask", "part_name", "transfer"]
@@ -242,7 +242,7 @@ def transfer(
                 if begun and not told:
                     begun(remote)
                     told = True
-                _check_room(part, (remote.total or 0) - start)
+                check_room(part.parent, (remote.total or 0) - start, "What is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
                 whole = _append(answer, part, start, remote.total, failures)
             if whole:
@@ -285,7 +285,7 @@ class _Note:
 
     def write(self, part: Path) -> None:
         """Put the note beside the part file."""
-        with drive_errors(part, "write"):
+        with file_errors(part, "write"):
             _note_path(part).write_text(json.dumps({"etag": self.etag, "sha256": self.sha256}), encoding="utf-8")
 
 
@@ -330,22 +330,13 @@ def _name_in(headers: Any) -> str | None:
     return (match["quoted"] if match["quoted"] is not None else match["plain"].strip()) if match else None
 
 
-def _check_room(part: Path, missing: int) -> None:
-    free = free_bytes(part.parent)
-    if missing + _SPARE_BYTES > free:
-        raise DiskFull(
-            f"{missing / 1e9:.1f} GB are still to come, and {part.parent} has {free / 1e9:.1f} GB left.",
-            "Free some space, or choose a folder on a larger disk.",
-        )
-
-
 def _append(answer: Any, part: Path, start: int, total: int | None, failures: _Failures) -> bool:
     """Write what arrives; False when the connection broke before the end."""
-    with drive_errors(part, "write"):
+    with file_errors(part, "write"):
         out = os.open(part, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     done = start
     try:
-        with drive_errors(part, "write"):
+        with file_errors(part, "write"):
             os.ftruncate(out, start)
             os.lseek(out, start, os.SEEK_SET)
         with _reporting(part, start, total) as report:
@@ -360,7 +351,7 @@ def _append(answer: Any, part: Path, start: int, total: int | None, failures: _F
                     return False
                 if not chunk:
                     break
-                with drive_errors(part, "write"):
+                with file_errors(part, "write"):
                     rest = memoryview(chunk)
                     while rest:
                         rest = rest[os.write(out, rest) :]
@@ -369,7 +360,7 @@ def _append(answer: Any, part: Path, start: int, total: int | None, failures: _F
                 report(done)
                 if total is not None and done > total:
                     break
-        with drive_errors(part, "write"):
+        with file_errors(part, "write"):
             os.fsync(out)
     finally:
         os.close(out)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.downloads import fetch_model, model_hash, variant_of
+from fastsd_helpers.downloads import model_hash, variant_of
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import DependencyMissing, ModelError
-from fastsd_helpers.registry import ModelSpec, require_trainable, spec_of
+from fastsd_helpers.model_lookup import base_model, find_folder
+from fastsd_helpers.registry import ModelSpec, require_trainable, require_trainable_key, spec_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +41,13 @@ class BaseModel:
         """Find or download the model; of a single file or a link to one a Diffusers folder is made, once.
 
         Raises:
-            ModelNotFound, ModelError, WrongFamily: it is not there, not whole, or cannot be trained. DownloadError: the
-            link gave no model. CheckpointError: the file cannot be read safely.
+            WrongFamily: it cannot be trained; nothing large was fetched.
+            ModelNotFound: it is not there.
+            ModelError: it is not whole.
+            DownloadError: the link gave no model.
+            CheckpointError: the file cannot be read safely.
         """
-        folder = fetch_model(ref, convert=make_base)
-        require_trainable(folder)
+        folder = find_folder(ref, base_model(require_trainable_key, require_trainable), convert=make_base)
         return cls(ref, folder, spec_of(ref, folder))
 
     def sha256(self) -> str:

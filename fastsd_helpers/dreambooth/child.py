@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 import typing
@@ -24,11 +23,12 @@ from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.live import JournalReader, Live, live_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.shortage import shortage
-from fastsd_helpers.drive import drive_errors, write_atomic
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.options import options_of
+from fastsd_helpers.processes import Child, LocalProcess
 from fastsd_helpers.runtime import in_notebook, redact, secret
-from fastsd_helpers.sessions import LocalProcess, Session, local_holder
+from fastsd_helpers.sessions import Session, local_holder
 from fastsd_helpers.sessions.record import read_record
 
 __all__ = ["TrainingChild", "find_training", "start_training", "train_command"]
@@ -71,24 +71,17 @@ def start_training(
     """
     folder = live_folder(session)
     name = secrets.token_hex(4)
-    with drive_errors(folder, "write to"):
+    with file_errors(folder, "write to"):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in [*folder.glob("*.out"), *folder.glob("*.log")]:
             old.unlink()
         out, log = folder / f"{name}.out", folder / f"{name}.log"
-        with open(out, "wb") as out_file, open(log, "wb") as log_file:
-            process = subprocess.Popen(
-                train_command(config, session, restart=restart, take_over=take_over),
-                stdin=subprocess.DEVNULL,
-                stdout=out_file,
-                stderr=log_file,
-                env=_environment(),
-                start_new_session=True,
-            )
-    own = LocalProcess.of(process.pid)
+        command = train_command(config, session, restart=restart, take_over=take_over)
+        child = Child(command, log=log, out=out, env=_environment(), outlives=True)
+    own = child.process
     pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
     write_atomic(folder / _POINTER, json.dumps(pointer).encode())
-    return TrainingChild(session, own, out=out, log=log, handle=process)
+    return TrainingChild(session, own, out=out, log=log, child=child)
 
 
 def _environment() -> dict[str, str]:
@@ -135,18 +128,16 @@ class TrainingChild:
         *,
         out: Path | None = None,
         log: Path | None = None,
-        handle: "subprocess.Popen[bytes] | None" = None,
+        child: Child | None = None,
     ) -> None:
         self.session = session
         self.process = process
-        self._out, self._log, self._handle = out, log, handle
+        self._out, self._log, self._child = out, log, child
         self._journal = JournalReader(session)
 
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
-        if self._handle is not None:
-            return self._handle.poll() is None
-        return self.process.is_alive()
+        return self._child.alive() if self._child is not None else self.process.is_alive()
 
     def live(self) -> Live:
         """What it says about itself; empty until it has said anything."""
@@ -218,7 +209,7 @@ class TrainingChild:
         return sum(settings.get(name) or 0 for name in ("text_encoder_steps", "unet_steps"))
 
     def _death(self) -> FastSDError:
-        live, code = self.live(), self._handle.returncode if self._handle is not None else None
+        live, code = self.live(), self._child.returncode if self._child is not None else None
         where = (
             f"after {live.stage.replace('_', ' ')} step {live.step} of {live.steps}" if live.stage else "at its start"
         )

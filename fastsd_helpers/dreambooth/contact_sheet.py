@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.drive import write_atomic
+from fastsd_helpers.files import write_atomic
 from fastsd_helpers.smart_crop import CropBox
 
 if TYPE_CHECKING:

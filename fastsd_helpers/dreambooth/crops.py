@@ -11,8 +11,8 @@ from fastsd_helpers.dreambooth.dataset import recorded_images
 from fastsd_helpers.dreambooth.photos import decode_photo, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
-from fastsd_helpers.drive import drive_errors, write_atomic
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.options import options_of
 from fastsd_helpers.sessions import Session
 
@@ -110,6 +110,6 @@ def prepare_with_boxes(session: Session, boxes: Mapping[str, tuple[int, int, int
     if demo is not None:
         session.save(dataset=session.record["dataset"] | {"demo": demo})
     if not boxes:
-        with drive_errors(path, "remove"):
+        with file_errors(path, "remove"):
             path.unlink(missing_ok=True)
     return result

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsd_helpers.drive import write_atomic
+from fastsd_helpers.files import placed, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,6 @@ class BoardLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         for events in sorted(self._local.glob("events.*")):
             target = self._folder / events.name
-            shutil.copyfile(events, target.with_name(target.name + ".part"))
-            target.with_name(target.name + ".part").replace(target)
+            with placed(target) as unfinished:
+                shutil.copyfile(events, unfinished)
             events.unlink()

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastsd_helpers.captions import read_caption, resolve_prompt
-from fastsd_helpers.drive import drive_errors, sha256_of, write_atomic
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import file_errors, sha256_of, write_atomic
 from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
@@ -80,7 +80,7 @@ def start_exchange(session: Session) -> Path:
     """Tidy up after an exchange that was cut off, and make the empty folder for a new set of pictures."""
     finish_exchange(session)
     new = session.folder / _NEW
-    with drive_errors(new, "create"):
+    with file_errors(new, "create"):
         for name in PICTURE_FOLDERS:
             (new / name).mkdir(parents=True)
     return new
@@ -100,7 +100,7 @@ def exchange_pictures(session: Session, new: Path, dataset: dict[str, Any]) -> N
     old, before = session.folder / _OLD, session.record.get("dataset", {})
     token = secrets.token_hex(8)
     try:
-        with drive_errors(session.folder, "write to"):
+        with file_errors(session.folder, "write to"):
             old.mkdir()
             write_atomic(old / _REPLACED_BY, token.encode())
             for name in PICTURE_FOLDERS:
@@ -123,7 +123,7 @@ def finish_exchange(session: Session) -> None:
     """Bring an exchange that was cut off to its end, or back to its beginning when session.json does not know it."""
     old = session.folder / _OLD
     if not _was_recorded(session):
-        with drive_errors(session.folder, "write to"):
+        with file_errors(session.folder, "write to"):
             for name in PICTURE_FOLDERS:
                 if (old / name).is_dir():
                     _remove(session.folder / name)
@@ -134,7 +134,7 @@ def finish_exchange(session: Session) -> None:
 
 def _was_recorded(session: Session) -> bool:
     marker = session.folder / _OLD / _REPLACED_BY
-    with drive_errors(marker, "read"):
+    with file_errors(marker, "read"):
         if not marker.is_file():
             return False
         token = marker.read_text()
@@ -150,7 +150,7 @@ def _home_of(session: Session, name: str) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    with drive_errors(folder, "remove"):
+    with file_errors(folder, "remove"):
         if folder.exists():
             shutil.rmtree(folder)
 

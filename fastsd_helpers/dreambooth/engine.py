@@ -27,8 +27,8 @@ from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
 from fastsd_helpers.dreambooth.stopping import stop_signals
-from fastsd_helpers.drive import check_writable
 from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
+from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution
 from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, versions

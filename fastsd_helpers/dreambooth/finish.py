@@ -17,8 +17,8 @@ from fastsd_helpers.dreambooth.lora import kohya_metadata, kohya_tensors, write_
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import Job, Studio
-from fastsd_helpers.drive import sha256_of, write_atomic
 from fastsd_helpers.errors import CheckpointError, SettingsError
+from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import to_values
 from fastsd_helpers.runtime import fault_point, versions
 from fastsd_helpers.sessions import Session

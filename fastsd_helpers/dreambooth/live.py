@@ -14,8 +14,9 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.progress import Progress, log_progress
 from fastsd_helpers.dreambooth.scratch import scratch_folder
+from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
-from fastsd_helpers.sessions import LocalProcess, Session
+from fastsd_helpers.sessions import Session
 
 __all__ = ["Journal", "JournalReader", "Live", "live_folder"]
 
@@ -86,7 +87,7 @@ class Journal:
         path = self._folder / _FILE
         temporary = path.with_name(f"{_FILE}.{os.getpid()}.part")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        own = LocalProcess.of(os.getpid())
+        own = LocalProcess.me()
         os.write(file, json.dumps({"pid": own.pid, "start": own.start, "began": time.time()}).encode() + b"\n")
         os.replace(temporary, path)  # a new file, so that a reader notices a new run
         return file

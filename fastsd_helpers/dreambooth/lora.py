@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.dreambooth.chance import generator_for
-from fastsd_helpers.drive import sha256_of, write_atomic
 from fastsd_helpers.errors import CheckpointError, DependencyMissing, VerificationFailed
+from fastsd_helpers.files import sha256_of, write_atomic
 
 if TYPE_CHECKING:
     import torch

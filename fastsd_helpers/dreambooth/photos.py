@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.captions import decode_caption, read_caption
-from fastsd_helpers.drive import drive_errors
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import file_errors, natural_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,6 @@ __all__ = [
     "Photos",
     "decode_photo",
     "measure_sharpness",
-    "natural_order",
     "open_photos",
     "perceptual_hash",
 ]
@@ -111,7 +110,7 @@ class Photos:
         except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
             raise DatasetError(f"cannot be read: {err.strerror}") from err
         except OSError as err:
-            with drive_errors(source, "read"):
+            with file_errors(source, "read"):
                 raise err
 
 
@@ -137,7 +136,7 @@ def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos
     Raises:
         DatasetError: nothing is there, the archive is damaged, unsafe or of another kind, or there are too many files.
     """
-    with drive_errors(path, "read"):
+    with file_errors(path, "read"):
         is_folder, is_file = path.is_dir(), path.is_file()
     if is_folder:
         yield _list_folder(path, leave_out)
@@ -163,7 +162,7 @@ def _list_folder(folder: Path, leave_out: Path | None) -> Photos:
     def stop(err: OSError) -> None:
         raise err
 
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         for parent, folders, names in os.walk(folder, onerror=stop):
             here = Path(parent)
             folders[:] = sorted(d for d in folders if not _is_ignored(d) and (here / d).resolve() != left_out)
@@ -183,7 +182,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path.name} is damaged or no zip: {_one_line(err)}.", "Make the zip again, or give the folder of photos."
         ) from err
     except OSError as err:
-        with drive_errors(path, "read"):
+        with file_errors(path, "read"):
             raise err
     with archive:
         yield archive
@@ -266,12 +265,6 @@ def _sort_out(files: dict[str, "Path | zipfile.ZipInfo"]) -> Photos:
         if not _looks_like_picture(name) and PurePosixPath(name).suffix.lower() not in _QUIET_SUFFIXES
     ]
     return Photos(names, skipped, {name: files[name] for name in names}, captions)
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts "dog (2)" before "dog (10)"."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(p), "") if p.isdecimal() and p.isascii() else (1, 0, p) for p in parts]
 
 
 # ----------------------------------------------------------------------------------------------- decoding

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.drive import delivers_late, free_bytes
+from fastsd_helpers.drive import delivers_late
 from fastsd_helpers.errors import DiskFull
+from fastsd_helpers.files import free_bytes
 
 __all__ = ["Plan", "plan_run"]
 

@@ -25,8 +25,8 @@ from fastsd_helpers.dreambooth.dataset import (
 )
 from fastsd_helpers.dreambooth.photos import Photos, decode_photo, measure_sharpness, open_photos, perceptual_hash
 from fastsd_helpers.dreambooth.picture_names import number_series, printable, safe_stem, unique_stem
-from fastsd_helpers.drive import drive_errors, free_bytes, write_atomic
-from fastsd_helpers.errors import DatasetError, DiskFull
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.smart_crop import CropBox, crop_box, square_box
@@ -149,7 +149,7 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             notes = _notes(work, session)
             draw_contact_sheet(new / _SHEET, work.cells, title=session.name, size=config.size, total=len(work.images))
             sheet = session.logs / _SHEET
-            with drive_errors(sheet, "write"):
+            with file_errors(sheet, "write"):
                 session.logs.mkdir(exist_ok=True)
                 os.replace(new / _SHEET, sheet)
             exchange_pictures(session, new, _record_of(work))
@@ -244,12 +244,9 @@ def _read_all(work: _Work, path: Path, session: Session, *, held_out: bool, leav
         if not photos.names and not photos.skipped:
             return
         # A photograph as PNG takes about 1.5 bytes a pixel.
-        needed = 2 * size * size * len(photos.names)
-        if needed > free_bytes(session.folder):
-            raise DiskFull(
-                f"{len(photos.names)} pictures need about {needed / 2**20:.0f} MiB in {session.folder}.",
-                "Make room there, choose a smaller --size, or another folder with --root.",
-            )
+        what = f"{len(photos.names)} pictures"
+        hint = "Make room there, choose a smaller --size, or another folder with --root."
+        check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
         for name, reason in photos.skipped:
             work.skipped.append({"source": printable(name), "reason": reason})
         stems = number_series([PurePosixPath(name).stem for name in photos.names])
@@ -367,7 +364,7 @@ def _caption_of(
 def _hold_some_out(work: _Work) -> None:
     for item in work.images[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
         name = PurePosixPath(item["file"]).name
-        with drive_errors(work.folder, "write to"):
+        with file_errors(work.folder, "write to"):
             os.replace(work.folder / item["file"], work.folder / "held_out_images" / name)
         item.update(file=f"held_out_images/{name}", held_out=True)
 

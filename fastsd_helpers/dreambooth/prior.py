@@ -18,8 +18,8 @@ from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.sampling import draw_pictures
-from fastsd_helpers.drive import drive_errors, write_atomic
 from fastsd_helpers.errors import Interrupted
+from fastsd_helpers.files import file_errors, write_atomic
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,7 +35,7 @@ _STEPS = 25
 def find_class_images(folder: Path) -> dict[int, Path]:
     """Number -> file of every whole class picture in one drawing's folder."""
     found = {}
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         for path in sorted(folder.glob("*.png")):
             match = _NAME.match(path.name)
             if match and hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[2]):
@@ -98,7 +98,7 @@ class ClassDrawing:
         missing = [number for number in range(self.count) if number not in found]
         if missing:
             say(f"Drawing {len(missing)} of {self.count} class pictures ({' | '.join(self.prompts)}) ...")
-            with drive_errors(self.folder, "create"):
+            with file_errors(self.folder, "create"):
                 self.folder.mkdir(parents=True, exist_ok=True)
             networks = self._load(device, prepare)
             for first in sorted({number - number % _GROUP for number in missing}):

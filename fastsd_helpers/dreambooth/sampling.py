@@ -100,7 +100,7 @@ def save_picture(picture: "Image.Image", path: Path) -> None:
     """Write a PNG so that it is whole or not there."""
     import io
 
-    from fastsd_helpers.drive import write_atomic
+    from fastsd_helpers.files import write_atomic
 
     data = io.BytesIO()
     picture.save(data, "PNG")

@@ -8,9 +8,10 @@ from pathlib import Path
 from fastsd_helpers.checkpoints import convert
 from fastsd_helpers.checkpoints.recognise import recognise
 from fastsd_helpers.checkpoints.sources import open_file
-from fastsd_helpers.downloads import HubFile, fetch_model
+from fastsd_helpers.downloads import HubFile
 from fastsd_helpers.downloads.hub_files import fetch_hub_file
 from fastsd_helpers.errors import DownloadError, ModelError, WrongFamily
+from fastsd_helpers.model_lookup import fetch_model
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, ModelSpec, models
 
 __all__ = ["make_base"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.downloads import find_repo, is_repo_name
 from fastsd_helpers.downloads.hub import network_errors
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.errors import (
@@ -30,7 +31,6 @@ _WRITE_HINT = (
     "Make a token with write access at https://huggingface.co/settings/tokens and set it as HF_TOKEN "
     "(environment variable, Colab or Kaggle secret, or the field of the form)."
 )
-_REPO = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 # The licences of our models in the Hub's own words; it refuses any other.
 # Source: huggingface.co/docs/hub/repositories-licenses
 _LICENCES = {
@@ -51,7 +51,7 @@ class UploadConfig:
     hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
 
     def __post_init__(self) -> None:
-        bad = isinstance(self.repo, str) and self.repo and not _REPO.fullmatch(self.repo)
+        bad = isinstance(self.repo, str) and self.repo and not is_repo_name(self.repo)
         words = "letters, digits, - _ . and at most one /"
         check(self, [f"repo (--repo) is {self.repo!r}; a name has {words}"] if bad else [])
 
@@ -119,7 +119,7 @@ def _card_for_the_hub(card: str) -> str:
         value = value.strip().strip('"')
         if name == "base_model":
             repo = repos.get(value, value)
-            if repo and re.fullmatch(r"[\w.-]+/[\w.-]+", repo) and not Path(value).exists():
+            if repo and find_repo(repo) and not Path(value).exists():
                 head.append(f'base_model: "{repo}"')
         elif name == "license":
             known = _LICENCES.get(value.lower())

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.dreambooth.photos import Photos, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
-from fastsd_helpers.drive import drive_errors, write_atomic
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.sessions import Session
 
 __all__ = ["UploadReport", "list_uploads", "remove_uploads", "save_uploads", "uploads_folder"]
@@ -46,7 +46,7 @@ def list_uploads(session: Session) -> list[Path]:
         DriveError: the folder cannot be read.
     """
     folder = uploads_folder(session)
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
@@ -63,7 +63,7 @@ def save_uploads(session: Session, files: Iterable[tuple[str, bytes]]) -> Upload
         DriveError, DiskFull: the session cannot be written; what was saved before stays.
     """
     folder = uploads_folder(session)
-    with drive_errors(folder, "create"):
+    with file_errors(folder, "create"):
         folder.mkdir(exist_ok=True)
     there = {_digest(path.read_bytes()): path.name for path in list_uploads(session)}
     taken = {path.stem.casefold() for path in list_uploads(session) if path.suffix.lower() != ".txt"}
@@ -128,6 +128,6 @@ def remove_uploads(session: Session) -> int:
     """
     files = list_uploads(session)
     for path in files:
-        with drive_errors(path, "remove"):
+        with file_errors(path, "remove"):
             path.unlink(missing_ok=True)
     return len(files)

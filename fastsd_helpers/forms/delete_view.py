@@ -4,8 +4,9 @@ import html
 from abc import ABC, abstractmethod
 from typing import Any
 
-from fastsd_helpers.drive import TRASH_NOTE, size_in_words
+from fastsd_helpers.drive import TRASH_NOTE
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.view import View
 

@@ -1,12 +1,10 @@
 """Choosing a model in a notebook: a known one, a Hub id, a path or a link, with what it is and whether it fits here."""
 
 import html
-import re
 from collections.abc import Callable
-from pathlib import Path
 
-from fastsd_helpers.downloads import is_link
 from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.registry import ModelSpec, models
 from fastsd_helpers.runtime import Device, describe_device
 
@@ -138,10 +136,11 @@ class ModelChoice:
 def _kind_of_text(text: str) -> str:
     if not text:
         return "Type a Hub id, paste a link, or give a path."
-    if is_link(text):
-        return "A link: the file is downloaded, checked, and its kind told by its content."
-    if Path(text).expanduser().exists():
-        return "A path on this machine."
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text):
-        return "A model of the Hugging Face Hub."
-    return "⚠ Neither a path that is here, nor a Hub id (owner/name), nor a link."
+    said = {
+        "link": "A link: the file is downloaded, checked, and its kind told by its content.",
+        "folder": "A path on this machine.",
+        "file": "A path on this machine.",
+        "hub": "A model of the Hugging Face Hub.",
+        "key": "A model with a key, of another kind than those above.",
+    }
+    return said.get(understand(text).what, "⚠ Neither a path that is here, nor a Hub id (owner/name), nor a link.")

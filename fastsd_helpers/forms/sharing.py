@@ -6,8 +6,9 @@ from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.dreambooth.learned import ExportConfig, ExportResult, export
 from fastsd_helpers.dreambooth.upload import UploadConfig, UploadResult, upload
-from fastsd_helpers.drive import flush_drive, sha256_of
+from fastsd_helpers.drive import flush_drive
 from fastsd_helpers.errors import VerificationFailed
+from fastsd_helpers.files import sha256_of
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.runtime import end_runtime
 from fastsd_helpers.sessions import Session

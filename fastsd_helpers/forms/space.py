@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from fastsd_helpers.drive import bytes_in, free_bytes, size_in_words
+from fastsd_helpers.files import bytes_in, free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
 from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions
 

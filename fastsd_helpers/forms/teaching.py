@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import check_writable, write_atomic
 from fastsd_helpers.errors import DatasetError, Interrupted
+from fastsd_helpers.files import check_writable, write_atomic
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.forms.reading_view import picture_tag
 from fastsd_helpers.options import check, from_values, option, to_values

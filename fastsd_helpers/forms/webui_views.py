@@ -5,8 +5,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.drive import free_bytes, size_in_words
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.files import free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
 from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.view import View

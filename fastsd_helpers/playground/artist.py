@@ -6,13 +6,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.downloads import fetch_model
+from fastsd_helpers.downloads import fetch
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import DependencyMissing, ModelError, ModelNotFound, SessionError, SettingsError
+from fastsd_helpers.model_lookup import LORA, fetch_model, find_folder, lora_file, require_inert, understand
 from fastsd_helpers.playground.steering import load_controlnet
 from fastsd_helpers.registry import spec_of
 from fastsd_helpers.runtime import describe_device
-from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions import find_session
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,9 +170,9 @@ def open_artist(
     Raises:
         ModelNotFound, ModelError: there is none, or it does not load. SessionError: the session has no finished model.
     """
-    if lora and _session_of(ref, root):
+    session = find_session(ref, root=root)
+    if lora and session is not None:
         raise SettingsError("A LoRA is added to a model, and this is a session.", "Name a model, or leave lora empty.")
-    session = _session_of(ref, root)
     if session is None:
         folder = fetch_model(ref or "demo", convert=make_base)
         pipe = _pipeline(folder)
@@ -180,11 +181,11 @@ def open_artist(
         spec = spec_of(ref or "demo", folder)
         return Artist(ref or "the demo model", spec, pipe, **_steering(pipe, controlnet, spec.family))
     base = session.record["base_model"].get("ref")
-    made = sorted(session.exports.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not base or not made:
+    made = session.finished_model()
+    if not base:
         raise SessionError(
-            f"The session {session.name} has no finished model yet.",
-            f"Train it to the end, or write what it has learned: fastsd dreambooth export {session.name}",
+            f"The session {session.name} does not say which base model it was trained from.",
+            "Name its finished model instead: " + str(made),
         )
     from fastsd_helpers.checkpoints import convert
 
@@ -192,23 +193,11 @@ def open_artist(
     with tempfile.TemporaryDirectory() as scratch:
         # A finished model is one file; the base lends it the tokenizer and the exact shape.
         learned = Path(scratch) / "learned"
-        convert(made[-1], learned, base=folder)
+        convert(made, learned, base=folder)
         after = _pipeline(learned)
     spec = spec_of(base, folder)
     steering = _steering(after, controlnet, spec.family)
     return Artist(f"session {session.name}", spec, after, _pipeline(folder), **steering)
-
-
-def _session_of(ref: str, root: Path | None) -> Session | None:
-    if not ref:
-        return None
-    path = Path(ref).expanduser()
-    try:
-        if (path / "session.json").is_file():
-            return Session.open(path.name, root=path.parent)
-        return Session.open(ref, root=root)
-    except SessionError:
-        return None
 
 
 def _pipeline(folder: Path) -> Any:
@@ -278,12 +267,14 @@ def _with_shorter_names(table: Any, parts: list[str]) -> Any:
 
 
 def _add_lora(pipe: Any, ref: str, strength: float) -> None:
-    path = Path(ref).expanduser()
+    name = understand(ref)
+    if name.what == "link":
+        file = fetch(ref)
+    else:
+        file = name.path if name.what == "file" else lora_file(find_folder(ref, LORA))
+    require_inert([file])
     try:
-        if path.is_file():
-            load_lora(pipe, str(path.parent), weight_name=path.name)
-        else:
-            load_lora(pipe, ref)
+        load_lora(pipe, str(file.parent), weight_name=file.name, local_files_only=True)
         pipe.fuse_lora(lora_scale=float(strength))
     except (OSError, ValueError, RuntimeError, LookupError) as err:
         raise ModelNotFound(

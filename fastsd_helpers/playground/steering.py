@@ -7,6 +7,7 @@ from fastsd_helpers.controlnet import ControlNet, fetch_controlnet, find_control
 from fastsd_helpers.downloads import HubFile, fetch
 from fastsd_helpers.downloads.files import models_folder
 from fastsd_helpers.errors import ModelError
+from fastsd_helpers.model_lookup import CONTROLNET, find_folder, require_inert, understand
 
 __all__ = ["load_controlnet"]
 
@@ -30,14 +31,16 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> tuple[Any, str]:
     Raises:
         ModelError: it does not go together with this model; the hint says what does. DownloadError.
     """
-    path = Path(ref).expanduser()
+    named = understand(ref)
+    # Outside of the block below: what is wrong with a name or a download is said already.
+    folder = find_folder(ref, CONTROLNET) if named.what in ("folder", "hub") else None
+    if named.what == "file":
+        require_inert([named.path])
     try:
-        if path.is_file():
-            made, name = _of_file(pipe, path), path.name
-        elif path.is_dir():
-            made, name = _of_folder(pipe, path), path.name
-        elif ref.count("/") == 1:
-            made, name = _of_folder(pipe, _fetch_folder(ref, None)), ref
+        if named.what == "file":
+            made, name = _of_file(pipe, named.path), named.path.name
+        elif folder is not None:
+            made, name = _of_folder(pipe, folder), named.path.name if named.path else ref
         else:
             row = find_controlnet(family, ref, ui="playground")
             made, name = _of_row(pipe, row), ref if ref in row.tasks else row.tasks[0]
@@ -56,16 +59,15 @@ def _main_part(pipe: Any) -> Any:
 
 def _of_row(pipe: Any, row: ControlNet) -> Any:
     if row.file.rpartition("/")[2] == _WEIGHTS:  # a Diffusers repository, whose description lies beside the weights
-        return _of_folder(pipe, _fetch_folder(row.repo, row))
+        return _of_folder(pipe, _fetch_folder(row))
     return _of_file(pipe, fetch_controlnet(row, models_folder() / "controlnet"))
 
 
-def _fetch_folder(repo: str, row: ControlNet | None) -> Path:
-    folder = models_folder() / "controlnet" / repo.replace("/", "--")
-    weights, revision = (row.file, row.revision) if row else (_WEIGHTS, None)
-    fetch(HubFile(repo, weights.replace(_WEIGHTS, _CONFIG), revision), folder, name=_CONFIG)
-    size = row.bytes if row and row.bytes_exact else None
-    fetch(HubFile(repo, weights, revision), folder, name=_WEIGHTS, size=size, sha256=row.sha256 if row else None)
+def _fetch_folder(row: ControlNet) -> Path:
+    folder = models_folder() / "controlnet" / row.repo.replace("/", "--")
+    fetch(HubFile(row.repo, row.file.replace(_WEIGHTS, _CONFIG), row.revision), folder, name=_CONFIG)
+    size = row.bytes if row.bytes_exact else None
+    fetch(HubFile(row.repo, row.file, row.revision), folder, name=_WEIGHTS, size=size, sha256=row.sha256)
     return folder
 
 

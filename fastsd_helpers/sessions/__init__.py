@@ -1,19 +1,19 @@
 """Sessions: the folder and session.json of one subject; create, open, list, delete, and the lock of a run."""
 
 from fastsd_helpers.sessions.importing import ImportResult, import_session, is_old_session
-from fastsd_helpers.sessions.lock import LocalProcess, SessionLock, local_holder
+from fastsd_helpers.sessions.lock import SessionLock, local_holder
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.sessions.session import (
     Session,
     SessionSummary,
     delete_checkpoint,
     delete_session,
+    find_session,
     list_sessions,
 )
 
 __all__ = [
     "ImportResult",
-    "LocalProcess",
     "Session",
     "SessionLock",
     "SessionSummary",
@@ -21,6 +21,7 @@ __all__ = [
     "clean_name",
     "delete_checkpoint",
     "delete_session",
+    "find_session",
     "import_session",
     "is_old_session",
     "list_sessions",

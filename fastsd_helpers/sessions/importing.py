@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.captions import decode_caption, read_caption, words_of, write_caption
-from fastsd_helpers.drive import copy_verified, drive_errors, free_bytes, sessions_root, sha256_of, write_atomic
-from fastsd_helpers.errors import DatasetError, DiskFull, SessionError, SessionExists
+from fastsd_helpers.drive import copy_verified, sessions_root
+from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
+from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import Session
@@ -68,14 +69,14 @@ def is_old_session(folder: Path) -> bool:
     Raises:
         DriveError: it cannot be read.
     """
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         names = set(os.listdir(folder)) if folder.is_dir() else set()
     # Ours, whole or damaged: the old notebook made none of these.
     if names & {RECORD, TWINS, "checkpoints", "exports", "samples", "held_out_images"}:
         return False
     if names & {"instance_images.zip", "captions.zip"} or any(name.endswith(".ckpt") for name in names):
         return True
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         return next(_pictures_in(folder / "instance_images"), None) is not None
 
 
@@ -98,7 +99,7 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
             f"There is already a session named {folder.name!r} in {folder.parent}.",
             "Choose another name for the import.",
         )
-    with drive_errors(origin, "read"):
+    with file_errors(origin, "read"):
         ours = (origin / RECORD).is_file() or (origin / TWINS).is_dir()
     if ours and source is not None:
         result = _copy_own(origin, folder)
@@ -126,7 +127,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     )
     target = folder if in_place else folder.with_name(f".import-{folder.name}")
     notes: list[str] = []
-    with drive_errors(target, "write to"):
+    with file_errors(target, "write to"):
         if not in_place:
             shutil.rmtree(target, ignore_errors=True)  # of an import that was cut
         for sub_folder in _OWN_FOLDERS:
@@ -164,7 +165,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     session = Session(target, {**new_record(folder.name)})
     session.save(imported=about)
     if not in_place:
-        with drive_errors(folder, "write to"):
+        with file_errors(folder, "write to"):
             os.rename(target, folder)
         session = Session.open(folder.name, root=folder.parent)
     return ImportResult(session, count, captions, folder / kept.relative_to(target) if kept else None, tuple(notes))
@@ -191,11 +192,9 @@ def _trained_in(origin: Path) -> tuple[Path | None, list[Path]]:
 
 def _check_room(folder: Path, files: list[Path]) -> None:
     needed = sum(path.stat().st_size for path in files)
-    if needed * 1.05 > free_bytes(folder.parent):
-        raise DiskFull(
-            f"The import needs about {needed / 2**20:.0f} MiB in {folder.parent}.",
-            "Make room there, or choose another --root.",
-        )
+    check_room(
+        folder.parent, needed, "The import", spare=needed // 20, hint="Make room there, or choose another --root."
+    )
 
 
 def _bring_weights(weights: Path | None, target: Path, *, in_place: bool) -> Path | None:
@@ -274,7 +273,7 @@ def _copy_own(origin: Path, folder: Path) -> ImportResult:
     files = [path for path in files if not path.name.startswith(".")]
     _check_room(folder, files)
     target = folder.with_name(f".import-{folder.name}")
-    with drive_errors(target, "write to"):
+    with file_errors(target, "write to"):
         shutil.rmtree(target, ignore_errors=True)
         for path in files:
             copy = target / path.relative_to(origin)
@@ -283,7 +282,7 @@ def _copy_own(origin: Path, folder: Path) -> ImportResult:
     session = Session(target, {**new_record(folder.name)})
     known = {key: value for key, value in theirs.items() if key not in _NOT_COPIED}
     session.save(**known, imported={"from": str(origin), "by": "fastsd_helpers", "notes": []})
-    with drive_errors(folder, "write to"):
+    with file_errors(folder, "write to"):
         os.rename(target, folder)
     session = Session.open(folder.name, root=folder.parent)
     pictures = len(list(_pictures_in(session.instance_images)))

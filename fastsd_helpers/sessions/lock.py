@@ -23,17 +23,16 @@ import secrets
 import socket
 import threading
 import time
-import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import drive_errors, write_atomic, write_new
 from fastsd_helpers.errors import DriveError, SessionBusy
+from fastsd_helpers.files import file_errors, write_atomic, write_new
+from fastsd_helpers.processes import LocalProcess, LockHeld, file_lock, machine_id
 
-__all__ = ["LOCK", "LocalProcess", "SessionLock", "describe_holder", "guarded", "local_holder"]
+__all__ = ["LOCK", "SessionLock", "describe_holder", "guarded", "local_holder"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -43,7 +42,7 @@ _BEAT_S = 20.0
 _STALE_S = 120.0
 _GUARD_S = 5.0
 _WATCH_S = 45.0  # more than two heartbeats
-_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOLCK, errno.EINVAL}
+_NO_LINKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
 
 
 class SessionLock:
@@ -85,18 +84,19 @@ class SessionLock:
             SessionBusy: a live run holds it.
             DriveError: the folder cannot be written to.
         """
+        me = LocalProcess.me()
         mine = {
             "token": secrets.token_hex(8),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "start": _start_of(os.getpid()),
+            "machine": machine_id(),
+            "pid": me.pid,
+            "start": me.start,
             "host": socket.gethostname(),
             "heartbeat": 0,
             "time": time.time(),
             "replaces": None,
         }
         while True:
-            with drive_errors(self._path, "lock"), guarded(self.folder):
+            with file_errors(self._path, "lock"), guarded(self.folder):
                 data = _read_bytes(self._path)
                 if data is None and self._create(mine):
                     break
@@ -105,14 +105,14 @@ class SessionLock:
             holder = _parse(data)
             if not self._take_over and self._is_alive(data, holder):
                 raise self._busy(holder)
-            with drive_errors(self._path, "lock"), guarded(self.folder):
+            with file_errors(self._path, "lock"), guarded(self.folder):
                 # Judged outside the guard: go on only if it is still the very lock that was judged.
                 if _read_bytes(self._path) == data or self._take_over:
                     self._path.unlink(missing_ok=True)
                     mine["replaces"] = holder.get("token")
                     if self._create(mine):
                         break
-        with drive_errors(self._path, "lock"):
+        with file_errors(self._path, "lock"):
             found = _parse(_read_bytes(self._path) or b"")
         if found.get("token") != mine["token"]:  # possible only where the guard does not work
             raise self._busy(found)
@@ -148,7 +148,7 @@ class SessionLock:
         except FileExistsError:
             return False
         except OSError as err:
-            if err.errno not in _UNSUPPORTED:
+            if err.errno not in _NO_LINKS:
                 raise
         finally:
             temporary.unlink(missing_ok=True)
@@ -159,8 +159,8 @@ class SessionLock:
         return True
 
     def _is_alive(self, data: bytes, holder: dict[str, Any]) -> bool:
-        if holder.get("machine") == _machine():
-            return _is_running(holder.get("pid"), holder.get("start"))
+        if holder.get("machine") == machine_id():
+            return LocalProcess(holder.get("pid"), holder.get("start")).is_alive()
         now = time.time()
         written = holder.get("time")
         try:
@@ -176,7 +176,7 @@ class SessionLock:
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(min(1.0, self._watch_s / 10))
-            with drive_errors(self._path, "read"):
+            with file_errors(self._path, "read"):
                 if _read_bytes(self._path) != data:
                     return _read_bytes(self._path) is not None
         return False
@@ -220,41 +220,23 @@ class SessionLock:
         write_atomic(self._path, _to_bytes(mine))
 
 
-@dataclass(frozen=True)
-class LocalProcess:
-    """A process of this machine; when it started tells it apart from a later one that was given the same number."""
-
-    pid: int
-    start: str | None
-
-    @classmethod
-    def of(cls, pid: int) -> "LocalProcess":
-        """Name a process that is running now."""
-        return cls(pid, _start_of(pid))
-
-    def is_alive(self) -> bool:
-        """Whether it is still running."""
-        return _is_running(self.pid, self.start)
-
-
 def local_holder(folder: Path) -> LocalProcess | None:
     """Find the process of this machine that holds a session's lock and is still running; None when there is none.
 
     Raises:
         DriveError: the session's folder cannot be read.
     """
-    with drive_errors(folder / LOCK, "read"):
+    with file_errors(folder / LOCK, "read"):
         holder = _parse(_read_bytes(folder / LOCK) or b"")
-    if holder.get("machine") != _machine() or not _is_running(holder.get("pid"), holder.get("start")):
-        return None
-    return LocalProcess(holder["pid"], holder.get("start"))
+    process = LocalProcess(holder.get("pid"), holder.get("start"))
+    return process if holder.get("machine") == machine_id() and process.is_alive() else None
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
     """Describe who holds a lock, for a message."""
     if not holder:
         return "another run (its lock cannot be read)"
-    where = "this machine" if holder.get("machine") == _machine() else f"machine {holder.get('host', '?')}"
+    where = "this machine" if holder.get("machine") == machine_id() else f"machine {holder.get('host', '?')}"
     return f"process {holder.get('pid', '?')} on {where}"
 
 
@@ -291,63 +273,7 @@ def guarded(folder: Path) -> Iterator[None]:
 
     Only a courtesy: where the mount cannot lock files, or a stopped process does not let go, it goes on after 5 s.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: creating the file exclusively has to do
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(LockHeld):
+            held.enter_context(file_lock(folder / _GUARD, wait_s=_GUARD_S))
         yield
-        return
-    handle = os.open(folder / _GUARD, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        end = time.monotonic() + _GUARD_S
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.005)
-            except OSError as err:
-                if err.errno not in _UNSUPPORTED:
-                    raise
-                break
-        yield
-    finally:
-        os.close(handle)
-
-
-def _machine() -> str:
-    """Name this start of this machine, and the process namespace: a container cannot see another one's processes."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{uuid.getnode():012x}"
-
-
-def _start_of(pid: int) -> str | None:
-    """When a process started, in clock ticks since the machine's start, or None where /proc does not tell.
-
-    Source: proc(5), field 22 of /proc/pid/stat; the name in field 2 may hold blanks and brackets.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_running(pid: object, start: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    if os.path.isdir("/proc/self"):
-        return _start_of(pid) is not None and _start_of(pid) == start
-    if os.name == "nt":
-        return True  # os.kill would end the process there; --take-over is the way
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import drive_errors, write_atomic
 from fastsd_helpers.errors import SessionError
+from fastsd_helpers.files import file_errors, natural_order, write_atomic
 
 __all__ = ["RECORD", "SCHEMA", "TWINS", "ReadResult", "new_record", "read_record", "write_record"]
 
@@ -80,7 +80,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     """
     data = _to_bytes(record)
     twins = folder / TWINS
-    with drive_errors(twins, "create"):
+    with file_errors(twins, "create"):
         twins.mkdir(exist_ok=True)
     write_atomic(twins / f"{record['sequence']:06d}-{secrets.token_hex(4)}.json", data)
     _set_damaged_aside(folder)
@@ -105,7 +105,7 @@ def _set_damaged_aside(folder: Path) -> None:
     path = folder / RECORD
     if not path.exists():
         return
-    with drive_errors(path, "read"):
+    with file_errors(path, "read"):
         if _parse(path.read_bytes())[0] is None:
             aside = path.with_name(f"session.damaged-{secrets.token_hex(4)}.json")
             path.rename(aside)
@@ -171,7 +171,7 @@ def _too_new(path: Path, schema: int) -> SessionError:
 
 def _twin_paths(folder: Path) -> list[Path]:
     twins = folder / TWINS
-    with drive_errors(twins, "read"):
+    with file_errors(twins, "read"):
         return sorted(path for path in twins.iterdir() if _TWIN_NAME.match(path.name)) if twins.is_dir() else []
 
 
@@ -271,7 +271,7 @@ def _list_images(folder: Path) -> list[dict[str, Any]]:
     for name, held_out in (("instance_images", False), ("held_out_images", True)):
         try:
             paths = [path for path in (folder / name).iterdir() if path.suffix.lower() == ".png"]
-            for path in sorted(paths, key=_as_people_count):
+            for path in sorted(paths, key=lambda path: natural_order(path.stem)):
                 data = path.read_bytes()
                 if data.startswith(_PNG_START) and data.endswith(_PNG_END):
                     sha256 = hashlib.sha256(data).hexdigest()
@@ -279,11 +279,6 @@ def _list_images(folder: Path) -> list[dict[str, Any]]:
         except OSError as err:
             logger.debug("%s could not be read: %s.", folder / name, err)
     return found
-
-
-def _as_people_count(path: Path) -> list[tuple[int, str]]:
-    """Sort `a2` before `a10`, the order in which prepare records pictures: which one a step draws depends on it."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.stem.lower())]
 
 
 def _read_manifests(folder: Path) -> list[dict[str, Any]]:

@@ -13,13 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import bytes_in, drive_errors, sessions_root
-from fastsd_helpers.errors import DriveError, FastSDError, SessionError, SessionExists, SessionNotFound
+from fastsd_helpers.drive import sessions_root
+from fastsd_helpers.errors import (
+    DriveError,
+    FastSDError,
+    SessionError,
+    SessionExists,
+    SessionNotFound,
+    SessionUnfinished,
+)
+from fastsd_helpers.files import bytes_in, file_errors
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
-__all__ = ["Session", "SessionSummary", "delete_checkpoint", "delete_session", "list_sessions"]
+__all__ = ["Session", "SessionSummary", "delete_checkpoint", "delete_session", "find_session", "list_sessions"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -67,7 +75,7 @@ class Session:
             DriveError: the folder cannot be written to.
         """
         folder = sessions_root(root) / check_name(name)
-        with drive_errors(folder, "create"):
+        with file_errors(folder, "create"):
             # Folders alone are what a creation leaves that was cut before its session.json: nothing to lose there.
             if os.path.lexists(folder) and (not folder.is_dir() or _holds_files(folder)):
                 raise SessionExists(
@@ -117,7 +125,7 @@ class Session:
             if fixed:
                 raise SessionError(f"{', '.join(fixed)} of a session cannot be changed.", "Save other keys.")
             self.record.update(copy.deepcopy(changes))
-            with drive_errors(self.folder, "write to"), guarded(self.folder):
+            with file_errors(self.folder, "write to"), guarded(self.folder):
                 merged = self._merge_with_disk()
                 write_record(self.folder, merged)
             self.record.clear()
@@ -193,6 +201,42 @@ class Session:
         """Folder of the finished models."""
         return self.folder / "exports"
 
+    def finished_model(self) -> Path:
+        """The newest of its finished models.
+
+        Raises:
+            SessionUnfinished: it has none yet.
+        """
+        made = [path for path in self.exports.glob("*.safetensors") if not path.name.startswith(".")]
+        if not made:
+            raise SessionUnfinished(
+                f"The session {self.name} has no finished model yet.",
+                f"Train it to the end, or write what it has learned: fastsd dreambooth export {self.name}",
+            )
+        return max(made, key=lambda path: path.stat().st_mtime).absolute()
+
+
+def find_session(ref: str | Path, *, root: Path | str | None = None) -> Session | None:
+    """Open the session that a text names: its folder, wherever it lies, or its name under the sessions root.
+
+    Returns:
+        None when the text names no session.
+
+    Raises:
+        SessionError: a newer version of this library wrote it.
+        DriveError: the folder cannot be read.
+    """
+    text = str(ref).strip()
+    path = os.path.expanduser(text)
+    if text and os.path.isfile(os.path.join(path, RECORD)):
+        folder = Path(path).absolute()
+        return Session.open(folder.name, root=folder.parent)
+    if not text or os.sep in text or os.path.exists(path):
+        return None
+    with contextlib.suppress(SessionNotFound):
+        return Session.open(text, root=root)
+    return None
+
 
 @dataclass(frozen=True)
 class SessionSummary:
@@ -218,7 +262,7 @@ def list_sessions(root: Path | str | None = None) -> list[SessionSummary]:
         DriveError: the root itself cannot be read; a root that does not exist yet has no sessions.
     """
     folder = sessions_root(root)
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         if not folder.is_dir():
             return []
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
@@ -232,7 +276,7 @@ def _summarise(folder: Path) -> SessionSummary:
     try:
         result = read_record(folder)
         record, problem = result.record, " ".join(result.notices) or None
-        with drive_errors(folder, "read"):
+        with file_errors(folder, "read"):
             size = bytes_in(folder)
             images = _count(folder / "instance_images")
             checkpoints = sum((path / "manifest.json").is_file() for path in _children(folder / "checkpoints"))
@@ -267,7 +311,7 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
     """
     sessions = sessions_root(root)
     folder = _find(name, sessions)
-    with drive_errors(folder, "delete"):
+    with file_errors(folder, "delete"):
         if folder.is_symlink():
             folder.unlink()
             return 0
@@ -297,7 +341,7 @@ def delete_checkpoint(session: Session, name: str) -> int:
         )
     folder = session.checkpoints / name
     freed = 0
-    with session.lock(), drive_errors(folder, "delete"):
+    with session.lock(), file_errors(folder, "delete"):
         shared = _files_shared_with_others(session.checkpoints, name)
         files = sorted(folder.iterdir(), key=lambda path: path.name != "manifest.json")
         for path in files:  # the manifest first: without it nothing takes the rest for a whole checkpoint
@@ -328,7 +372,7 @@ def _files_shared_with_others(checkpoints: Path, name: str) -> set[str]:
 
 
 def _find(name: str, root: Path) -> Path:
-    with drive_errors(root, "read"):
+    with file_errors(root, "read"):
         there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
     there = [found for found in there if not found.startswith(".")]
     # Looked up in the listing, never joined: a name such as `../x` cannot leave the root, while folders of the old

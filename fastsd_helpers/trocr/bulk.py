@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import check_writable, sha256_of, write_atomic
 from fastsd_helpers.errors import DatasetError, FastSDError, SettingsError
+from fastsd_helpers.files import check_writable, new_file, sha256_of, write_atomic
 from fastsd_helpers.runtime import fault_point
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES, Item, open_picture
@@ -184,8 +184,7 @@ def _join(folder: Path, parts: list[int], target: Path, format: str) -> Path | N
     """Put all parts into one file, when all are there; rows are streamed, for a million of them fit no memory."""
     if not all(_part_path(folder, part).is_file() for part in parts):
         return None
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
+    with new_file(target) as (file, _temporary):
         for index, part in enumerate(parts):
             # Not splitlines: JSON may hold U+2028 and its like as they are, which end a line for Python.
             text = _part_path(folder, part).read_text(encoding="utf-8")
@@ -197,9 +196,6 @@ def _join(folder: Path, parts: list[int], target: Path, format: str) -> Path | N
                 file.write(rows_to_bytes(rows, format, head=index == 0))
         if format == "json":
             file.write(b"\n]\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
     return target
 
 

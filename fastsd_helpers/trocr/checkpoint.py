@@ -11,10 +11,10 @@ from typing import Any
 
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import DependencyMissing, ModelError, SettingsError
+from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
 from fastsd_helpers.runtime import Device, describe_device
 from fastsd_helpers.trocr.pixels import Pixels
 from fastsd_helpers.trocr.search import Limits
-from fastsd_helpers.trocr.source import GRAPHS, find_reader, require_reader
 
 __all__ = [
     "PRECISIONS",
@@ -70,9 +70,9 @@ def open_checkpoint(
         precision: one of PRECISIONS; int8 here loads fp32 weights, for the caller to turn into graphs.
 
     Raises:
-        ModelError and its kin: see `source.find_reader`; SettingsError: there is no such device here.
+        ModelError and its kin: see `model_lookup.find_folder`; SettingsError: there is no such device here.
     """
-    folder = find_reader(ref, cache_dir=cache_dir)
+    folder = find_folder(ref, READER, cache_dir=cache_dir)
     config = require_reader(folder)
     repairs: list[str] = []
     tokenizer = load_tokenizer(folder, repairs)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import check_writable, sha256_of, write_atomic
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import check_writable, sha256_of, write_atomic
 
 __all__ = ["EmbedResult", "write_embeddings"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.drive import check_writable, drive_errors, write_atomic
 from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
+from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
@@ -367,7 +367,7 @@ def _named_failures(out: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        with drive_errors(out, "write to"):
+        with file_errors(out, "write to"):
             yield
     except torch.cuda.OutOfMemoryError as err:
         raise TrainingFailed(
@@ -376,7 +376,7 @@ def _named_failures(out: Path) -> Iterator[None]:
             "last checkpoint only with the same settings, so add --restart.",
         ) from err
     except (RuntimeError, SafetensorError) as err:
-        if shutil.disk_usage(out).free < _LEAST_FREE_BYTES:
+        if free_bytes(out) < _LEAST_FREE_BYTES:
             raise DiskFull(f"{out} could not be written: the disk is full.", "Make room, and run it again.") from err
         raise
 
@@ -412,23 +412,20 @@ def _opens(path: Path, weights: list[Path]) -> bool:
 
 def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: Path, config: FineTuneConfig) -> None:
     """Write the finished reader beside its place, then move it there: a folder is whole or it is not there."""
-    fresh = target.with_name(".model.part")
-    shutil.rmtree(fresh, ignore_errors=True)
     if config.method == "lora":
         network = network.merge_and_unload()
-    network.save_pretrained(fresh)
-    if config.vocabulary == "keep":
-        for name in ("tokenizer.json", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "tokenizer_config.json",
-                     "special_tokens_map.json", "added_tokens.json"):  # fmt: skip
+    with new_folder(target) as fresh:
+        network.save_pretrained(fresh)
+        if config.vocabulary == "keep":
+            for name in ("tokenizer.json", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
+                         "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):  # fmt: skip
+                if (checkpoint.folder / name).is_file():
+                    shutil.copyfile(checkpoint.folder / name, fresh / name)
+        else:
+            tokenizer.save_pretrained(fresh)
+        for name in ("preprocessor_config.json", "processor_config.json"):
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, fresh / name)
-    else:
-        tokenizer.save_pretrained(fresh)
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, fresh / name)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
 
 
 def _write_card(

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.drive import write_atomic
 from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.files import new_folder, write_atomic
+from fastsd_helpers.model_lookup import GRAPHS
+from fastsd_helpers.processes import file_lock
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.trocr.checkpoint import Checkpoint
 from fastsd_helpers.trocr.decoder import TorchEngine, cross_keys, decoder_step, position_rows
 from fastsd_helpers.trocr.signal_stack import signal_stack_kept
-from fastsd_helpers.trocr.source import GRAPHS
 
 if TYPE_CHECKING:
     import torch
@@ -152,19 +153,16 @@ def write_graphs(
             else:
                 encoder = nncf.compress_weights(encoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
             decoder = nncf.compress_weights(decoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    fresh = out.with_name(f".{out.name}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / GRAPHS).mkdir(parents=True)
-    openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
-    openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
-    for name in _COPIED:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, fresh / name)
-    about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
-    about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
-    write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh.rename(out)
+    with new_folder(out) as fresh:
+        (fresh / GRAPHS).mkdir()
+        openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
+        openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
+        for name in _COPIED:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, fresh / name)
+        about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
+        about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
+        write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
     return out
 
 
@@ -390,12 +388,8 @@ def int8_engine(checkpoint: Checkpoint) -> Any:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process makes this folder: several that begin together would make it over each other."""
-    import fcntl
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "wb") as handle:
-        with contextlib.suppress(OSError):  # some mounts know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
         yield
 
 

@@ -10,15 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import sha256_of, write_atomic
 from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.files import sha256_of, write_atomic
+from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.trocr.checkpoint import open_checkpoint
 from fastsd_helpers.trocr.evaluate import evaluate
 from fastsd_helpers.trocr.graphs import write_graphs
 from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
 from fastsd_helpers.trocr.reader import Reader
-from fastsd_helpers.trocr.source import GRAPHS
 
 __all__ = ["QuantizeResult", "Trial", "quantize"]
 

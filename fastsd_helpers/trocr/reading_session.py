@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers import demo
-from fastsd_helpers.drive import check_writable, drive_errors, write_atomic
 from fastsd_helpers.errors import DatasetError, FastSDError, SessionDamaged
+from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.bulk import rows_to_bytes
@@ -133,7 +133,7 @@ class ReadingSession:
 
     def _load(self, name: str, otherwise: Any) -> Any:
         path = self.folder / name
-        with drive_errors(path, "read"):
+        with file_errors(path, "read"):
             if not path.is_file():
                 return otherwise
             text = path.read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ class ReadingSession:
 
     def _load_rows(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
-        with drive_errors(path, "read"):
+        with file_errors(path, "read"):
             text = path.read_text(encoding="utf-8") if path.is_file() else ""
         try:
             return [json.loads(row) for row in text.split("\n") if row]
@@ -162,7 +162,7 @@ class ReadingSession:
         """Keep an uploaded file under a safe name; the same file is kept once, another of the same name beside it."""
         base = Path(name.replace("\\", "/")).name
         stem, suffix = clean_name(Path(base).stem), Path(base).suffix.lower()
-        with drive_errors(self.uploads, "create"):
+        with file_errors(self.uploads, "create"):
             self.uploads.mkdir(exist_ok=True)
         path, number = self.uploads / f"{stem}{suffix}", 1
         while path.exists() and path.read_bytes() != data:
@@ -174,7 +174,7 @@ class ReadingSession:
 
     def list_uploads(self) -> list[Path]:
         """The uploaded files, by name."""
-        with drive_errors(self.uploads, "read"):
+        with file_errors(self.uploads, "read"):
             return sorted(path for path in self.uploads.iterdir() if path.is_file()) if self.uploads.is_dir() else []
 
     # ------------------------------------------------------------------------------------------------- reading

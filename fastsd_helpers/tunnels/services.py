@@ -23,8 +23,8 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
     TunnelToolMissing,
 )
+from fastsd_helpers.processes import Child, ChildEnded, ChildMute
 from fastsd_helpers.runtime import secret
-from fastsd_helpers.tunnels.child import Child, ChildEnded, ChildMute
 from fastsd_helpers.tunnels.holder import MARK
 from fastsd_helpers.tunnels.probe import ask, read_json
 from fastsd_helpers.tunnels.settings import TunnelConfig

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import free_bytes, write_atomic
-from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
+from fastsd_helpers.errors import DependencyMissing, InstallError
+from fastsd_helpers.files import check_room, write_atomic
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.repositories import clone, commit_of, read_mirrors
@@ -54,12 +54,7 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     mirrors = read_mirrors(config.mirrors, [item.name for item in ui.repositories])
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
-    free = free_bytes(places.root)
-    if free < needed:
-        raise DiskFull(
-            f"{places.root} has {free / 1e9:.1f} GB free, and {ui.title} needs about {needed / 1e9:.0f} GB.",
-            "Make room, or choose another folder with --folder.",
-        )
+    check_room(places.root, needed, ui.title, hint="Make room, or choose another folder with --folder.")
     prepare_places(places, ui)
     log = places.logs / "install.log"
     handler = logging.FileHandler(log, encoding="utf-8")

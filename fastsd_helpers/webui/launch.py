@@ -3,24 +3,24 @@
 import contextlib
 import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_helpers.drive import check_health, drive_errors
+from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
+from fastsd_helpers.files import file_errors
+from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, make_login, open_tunnel
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import Machine, describe_machine
-from fastsd_helpers.webui.models import PlacedModel, family_of, place_model
+from fastsd_helpers.webui.models import PlacedModel, family_named, place_model
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
-    LogTail,
     RunState,
     end_process,
     is_running,
@@ -36,6 +36,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
+_GRACE_S = 10  # what it gets to end by itself
 
 
 def plan(
@@ -51,7 +52,7 @@ def plan(
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     login = Login(config.user, config.password or "made-at-the-start")
-    family = family or family_of(config.model) or "sd15"
+    family = family or family_named(config.model) or "sd15"
     return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
 
 
@@ -114,7 +115,7 @@ def launch(
 def _family_in_store(ui: WebUI, places: Places) -> str:
     # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
     folder = places.store / "models" / dict(ui.folders)["checkpoint"]
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
         return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
 
@@ -153,7 +154,7 @@ class RunningUI:
         self.restarts = 0
         self.tunnel: Tunnel | None = None
         self._config, self._plan, self._show = config, plan, show or (lambda line: None)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
 
@@ -172,7 +173,7 @@ class RunningUI:
         begun = time.monotonic()
         plan = self._plan
         logger.info("%s is starting.", self.ui.title)
-        self._process, self.state = start_process(
+        self._child, self.state = start_process(
             plan.command,
             env=environment_of(plan),
             cwd=plan.cwd,
@@ -185,7 +186,7 @@ class RunningUI:
         try:
             self._wait_until_ready(tail, begun + self._config.wait_s)
         except BaseException:
-            end_process(self.state, process=self._process)
+            self._child.close(_GRACE_S)
             raise
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
@@ -201,7 +202,7 @@ class RunningUI:
                 # One more look: its last words may have come between the two.
                 time.sleep(0.3)
                 self._look(tail, {})
-                raise explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+                raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
             if found is None and time.monotonic() >= until:
                 last = tail.last[-1] if tail.last else "nothing"
                 raise WebUIError(
@@ -216,7 +217,7 @@ class RunningUI:
             if not self.alive():
                 time.sleep(0.3)
                 self._look(tail, {})
-                raise explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+                raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
             if time.monotonic() >= until:
                 raise WebUIError(
                     f"{self.ui.title} says it is ready, but port {self.port} does not answer ({reason or status}).",
@@ -255,29 +256,27 @@ class RunningUI:
 
     def alive(self) -> bool:
         """Whether its process still runs."""
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.alive()
 
     def problem(self) -> WebUICrashed | None:
         """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
-        if self.alive() or self._stopping.is_set() or self._process is None:
+        if self.alive() or self._stopping.is_set() or self._child is None:
             return None
         tail = LogTail(self.state.log)
         tail.read()
-        return explain_crash(self.ui.title, self._process.returncode, list(tail.last))
+        return explain_crash(self.ui.title, self._child.returncode, list(tail.last))
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout_s)
-        return None
+        return self._child.wait(timeout_s)
 
     def stop(self) -> None:
         """End the link, then the web UI with all it started; calling it twice is harmless."""
         self._stopping.set()
         if self.tunnel is not None:
             self.tunnel.close()
-        if self.state is not None:
-            end_process(self.state, process=self._process)
+        if self._child is not None:
+            self._child.close(_GRACE_S)
         _forget(self.places)
 
     def __enter__(self) -> "RunningUI":
@@ -287,8 +286,7 @@ class RunningUI:
         self.stop()
 
     def _keep_alive(self) -> None:
-        process = self._process
-        process.wait()
+        self._child.wait()
         if self._stopping.is_set():
             return
         problem = self.problem()

@@ -2,19 +2,18 @@
 
 import contextlib
 import logging
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet, tasks
-from fastsd_helpers.downloads import HubFile, fetch, fetch_model, is_link
-from fastsd_helpers.drive import drive_errors
-from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, SessionError, WebUIError
+from fastsd_helpers.downloads import HubFile, Listing, fetch
+from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, WebUIError
+from fastsd_helpers.files import file_errors, new_link
+from fastsd_helpers.model_lookup import base_model, find_folder, require_inert, understand
 from fastsd_helpers.options import check, option
-from fastsd_helpers.registry import detect_family, find_model, models
-from fastsd_helpers.sessions import Session
+from fastsd_helpers.registry import ModelSpec, detect_family, family_of, models
+from fastsd_helpers.sessions import find_session
 from fastsd_helpers.webui.catalog import WebUI, uis
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 
@@ -22,7 +21,7 @@ __all__ = [
     "ControlNetConfig",
     "ModelsConfig",
     "PlacedModel",
-    "family_of",
+    "family_named",
     "place_controlnet",
     "place_controlnets",
     "place_model",
@@ -127,7 +126,7 @@ def _file_errors(places: Places) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        with drive_errors(err.filename or places.store, "use"):
+        with file_errors(err.filename or places.store, "use"):
             raise
 
 
@@ -139,16 +138,14 @@ def _is_model(path: Path) -> bool:
     return path.suffix in (".safetensors", ".ckpt") and path.is_file()
 
 
-def family_of(ref: str) -> str | None:
+def family_named(ref: str) -> str | None:
     """The family of a model as far as it can be told without fetching it; None when it cannot."""
-    if not ref:
-        return None
-    if any(spec.key == ref for spec in models()):
-        return find_model(ref).family
-    path = Path(ref).expanduser()
-    if path.is_dir() and (path / "model_index.json").is_file():
-        return detect_family(path)
-    return _family_of_file(path) if path.is_file() else None
+    name = understand(ref)
+    if name.spec is not None:
+        return name.spec.family
+    if name.what == "folder" and (name.path / "model_index.json").is_file():
+        return detect_family(name.path)
+    return _family_of_file(name.path) if name.what == "file" else None
 
 
 def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint") -> PlacedModel:
@@ -174,6 +171,7 @@ def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint"
 
 def _place(ref: str, ui: WebUI, places: Places, kind: str) -> PlacedModel:
     source, how = _bring(ref, ui, places, kind)
+    require_inert([source])
     family = _family_of_file(source) if kind == "checkpoint" else None
     if family is not None:
         _require_family(ui, family, ref)
@@ -206,64 +204,50 @@ def place_controlnet(base: str, task: str, ui: WebUI, places: Places) -> PlacedM
 
 def _bring(ref: str, ui: WebUI, places: Places, kind: str) -> tuple[Path, str]:
     store = store_folder(places, ui, kind)
-    if is_link(ref):
+    name = understand(ref)
+    if name.what == "link":
         return fetch(ref, store), "downloaded"
-    path = Path(ref).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in _FILES:
-            raise ModelError(f"{path} is no model file.", f"Give a file that ends in {', '.join(_FILES)}.")
-        return path.absolute(), "linked"
+    if name.what == "file":
+        if name.path.suffix.lower() not in _FILES:
+            raise ModelError(f"{name.path} is no model file.", f"Give a file that ends in {', '.join(_FILES)}.")
+        return name.path, "linked"
     there = store / ref
     if there.is_file():
         return there, "there already"
     if kind == "checkpoint":
-        spec = next((spec for spec in models() if spec.key == ref), None)
-        if spec is not None:
-            _require_family(ui, spec.family, ref)
-            if spec.checkpoint:
-                about = spec.checkpoint
-                wanted = HubFile(about["repo"], about["file"], about.get("revision"))
-                file = fetch(wanted, store, size=about.get("bytes"), sha256=about.get("sha256"))
-                return file, "downloaded"
-            return _converted(fetch_model(ref), ref, ui, store), "converted"
-        exported = _export_of_session(ref)
-        if exported is not None:
-            return exported, "linked"
-        if path.is_dir() or ref.count("/") == 1:
-            folder = fetch_model(ref)
-            return _converted(folder, Path(ref).name, ui, store), "converted"
+        if name.spec is not None:
+            return _bring_key(name.spec, ui, store)
+        session = find_session(ref)
+        if session is not None:
+            return session.finished_model(), "linked"
+        if name.what in ("folder", "hub"):
+            return _converted(ref, Path(ref).name, ui, store), "converted"
     raise ModelNotFound(
         f"There is no model '{ref}' for {ui.title}.",
         "Give a file, a link, a Hub id, a session, or a key: " + ", ".join(spec.key for spec in models()) + ".",
     )
 
 
-def _export_of_session(ref: str) -> Path | None:
-    """The newest finished model of a DreamBooth session, named or given as its folder."""
-    path = Path(ref).expanduser()
-    try:
-        if (path / "session.json").is_file():
-            session = Session.open(path.name, root=path.parent)
-        elif os.sep in ref or path.exists():
-            return None
-        else:
-            session = Session.open(ref)
-    except SessionError:
-        return None
-    made = sorted(session.exports.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not made:
-        raise ModelNotFound(
-            f"The session {session.name} has no finished model yet.",
-            f"Train it to the end, or write what it has learned: fastsd dreambooth export {session.name}",
-        )
-    return made[-1].absolute()
+def _bring_key(spec: ModelSpec, ui: WebUI, store: Path) -> tuple[Path, str]:
+    _require_family(ui, spec.family, spec.key)
+    if not spec.checkpoint:
+        return _converted(spec.key, spec.key, ui, store), "converted"
+    about = spec.checkpoint
+    wanted = HubFile(about["repo"], about["file"], about.get("revision"))
+    return fetch(wanted, store, size=about.get("bytes"), sha256=about.get("sha256")), "downloaded"
 
 
-def _converted(folder: Path, name: str, ui: WebUI, store: Path) -> Path:
-    """One file of a Diffusers folder; one that is newer than the folder is kept."""
+def _converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
+    """One file of a Diffusers folder or repository; one that is newer than the folder is kept."""
     from fastsd_helpers.checkpoints import convert
 
-    _require_family(ui, detect_family(folder), name)
+    def accept(spec: ModelSpec) -> None:
+        _require_family(ui, spec.family, ref)
+
+    def check(listing: Listing) -> None:
+        _require_family(ui, family_of(listing), ref)
+
+    folder = find_folder(ref, base_model(accept, check))
     target = store / f"{name}.safetensors"
     newest = max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0)
     if target.is_file() and target.stat().st_mtime >= newest:
@@ -329,7 +313,4 @@ def _link_with_config(source: Path, target: Path) -> None:
     if source.with_suffix(".yaml").is_file():
         pairs.append((source.with_suffix(".yaml"), target.with_suffix(".yaml")))
     for file, place in pairs:
-        # Under a new name first: a link is replaced at once or not at all.
-        temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-        temporary.symlink_to(file)
-        os.replace(temporary, place)
+        new_link(place, file)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.drive import delivers_late, drive_errors, sessions_root
+from fastsd_helpers.drive import delivers_late, sessions_root
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.files import file_errors
 from fastsd_helpers.runtime import where
 from fastsd_helpers.webui.catalog import WebUI
 
@@ -96,14 +97,14 @@ def prepare_places(places: Places, ui: WebUI) -> None:
     Raises:
         DriveError: a folder cannot be made.
     """
-    with drive_errors(places.root, "write to"):
+    with file_errors(places.root, "write to"):
         for folder in (places.code.parent, places.data, places.logs, places.models):
             folder.mkdir(parents=True, exist_ok=True)
         if ui.key == "comfyui":
             (places.data / "custom_nodes").mkdir(exist_ok=True)  # it ends when this folder is missing
         places.run.mkdir(mode=0o700, exist_ok=True)
         places.run.chmod(0o700)
-    with drive_errors(places.store, "write to"):
+    with file_errors(places.store, "write to"):
         (places.store / "outputs").mkdir(parents=True, exist_ok=True)
         link(places.data / "outputs", places.store / "outputs")
         for name in ("input", "user") if ui.key == "comfyui" else ():

@@ -4,14 +4,13 @@ import contextlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastsd_helpers.drive import drive_errors
 from fastsd_helpers.errors import SettingsError, WebUIError
+from fastsd_helpers.files import file_errors, unfinished_name
 from fastsd_helpers.webui.catalog import Repository
 
 __all__ = ["clone", "commit_of", "read_mirrors"]
@@ -63,8 +62,8 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
         return _update(repository, folder, places)
     problems = []
     for place in places:
-        temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        with drive_errors(folder, "write to"):
+        temporary = unfinished_name(folder)
+        with file_errors(folder, "write to"):
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
         try:

@@ -4,8 +4,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.drive import bytes_in, drive_errors
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.files import bytes_in, file_errors
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, store_folder
 from fastsd_helpers.webui.process import is_running, read_state
@@ -33,7 +33,7 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
         DriveError: the store does not answer.
     """
     found = []
-    with drive_errors(places.store, "read"):
+    with file_errors(places.store, "read"):
         for kind, _name in ui.folders:
             folder = store_folder(places, ui, kind)
             for path in sorted(folder.rglob("*")):
@@ -42,7 +42,7 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
                     found.append(Kept(kind, str(path.relative_to(folder)), path, path.stat().st_size))
         pictures = places.store / "outputs"
         found.append(Kept(_PICTURES, "all pictures that were drawn", pictures, bytes_in(pictures)))
-    with drive_errors(places.root, "read"):
+    with file_errors(places.root, "read"):
         found.append(Kept(_PROGRAM, f"{ui.title} itself, with its environment", places.root, bytes_in(places.root)))
     return sorted((item for item in found if item.bytes), key=lambda item: -item.bytes)
 
@@ -56,7 +56,7 @@ def delete_kept(item: Kept, places: Places) -> int:
     state = read_state(places)
     if item.kind == _PROGRAM and state is not None and is_running(state):
         raise WebUIError(f"{state.title} is running, so it was not deleted.", "Stop it first.")
-    with drive_errors(item.path, "delete"):
+    with file_errors(item.path, "delete"):
         if item.kind == _PROGRAM:
             shutil.rmtree(item.path)  # links to the store are removed, not followed
         elif item.kind == _PICTURES:

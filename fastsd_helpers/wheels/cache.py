@@ -5,18 +5,16 @@ before its sha256 is that of the lock.
 """
 
 import contextlib
-import hashlib
 import logging
-import os
-import secrets
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fastsd_helpers.drive import copy_verified, drive_errors, sha256_of
+from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.files import file_errors, placed, sha256_of
 from fastsd_helpers.wheels.lockfile import LockedFile, LockedRow, LockSet
 
 __all__ = ["WheelCache"]
@@ -65,21 +63,16 @@ class WheelCache:
                 if not (folder / name).exists():
                     _extract(archive, wanted[name], folder)
         made = folder / self.path.name
-        with drive_errors(made, "write"), zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
+        with file_errors(made, "write"), zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = _MARK
             for name in sorted(path.name for path in folder.iterdir() if path.name in wanted):
                 # With no date, so that the same wheels make the same archive.
                 with open(folder / name, "rb") as wheel, archive.open(zipfile.ZipInfo(name), "w") as out:
                     shutil.copyfileobj(wheel, out, _CHUNK_BYTES)
-        with drive_errors(self.path.parent, "write to"):
+        with file_errors(self.path.parent, "write to"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
-        copy_verified(made, unfinished, sha256=sha256_of(made), point=None)
-        try:
-            with drive_errors(self.path, "write"):
-                os.replace(unfinished, self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with placed(self.path) as unfinished:
+            copy_verified(made, unfinished, sha256=sha256_of(made), point=None)
         return self.path.stat().st_size
 
     def keep(self, folder: Path) -> int:
@@ -121,17 +114,15 @@ def _extract(archive: zipfile.ZipFile | None, file: LockedFile, into: Path) -> b
     """Write one file of the archive if its bytes are those of the lock. Its name is the lock's, never the archive's."""
     if archive is None or file.name not in _names(archive):
         return False
-    target, digest = into / file.name, hashlib.sha256()
-    with drive_errors(target, "write"), open(target, "wb") as out:
+    target = into / file.name
+    with file_errors(target, "write"), open(target, "wb") as out:
         try:
             with archive.open(file.name) as packed:
-                while chunk := packed.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-                    out.write(chunk)
+                shutil.copyfileobj(packed, out, _CHUNK_BYTES)
             reason = "its sha256 differs from the lock's"
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as err:
             reason = str(err)
-    if digest.hexdigest() == file.sha256:
+    if sha256_of(target) == file.sha256:
         return True
     target.unlink()
     logger.warning("%s in %s is damaged (%s): it is fetched again.", file.name, archive.filename, reason)

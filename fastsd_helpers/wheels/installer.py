@@ -1,7 +1,6 @@
 """Install a set of wheels.lock: the difference only, with uv (or pip), hash-checked, then proved by importing it."""
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -15,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastsd_helpers.drive import free_bytes
-from fastsd_helpers.errors import DependencyMissing, DiskFull, FastSDError, InstallError
+from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
+from fastsd_helpers.files import check_room
+from fastsd_helpers.processes import LockHeld, file_lock
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
@@ -307,51 +307,33 @@ def _check_place(plan: Plan) -> None:
             f"Packages cannot be written to {environment.site}: {err.strerror}.",
             "Make an environment (python3 -m venv .venv) and run this with its Python.",
         ) from err
-    needed, free = plan.bytes * _UNPACKED, free_bytes(environment.site)
-    if needed > free:
-        raise DiskFull(
-            f"'{plan.lock_set.name}' needs {needed / 1e9:.1f} GB while it is installed, and {environment.prefix} has "
-            f"{free / 1e9:.1f} GB left.",
-            "Free some space on this machine (not on Drive), then run this again.",
-        )
+    what, hint = f"'{plan.lock_set.name}'", "Free some space on this machine (not on Drive), then run this again."
+    check_room(environment.site, plan.bytes * _UNPACKED, what, hint=hint)
 
 
 @contextlib.contextmanager
 def _one_at_a_time(prefix: Path) -> Iterator[None]:
     """Hold a lock for one Python, which goes with this process however that ends."""
-    import fcntl
-
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"fastsd-install-{os.getuid()}-{name}.lock"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    except OSError as err:
-        raise InstallError(
-            f"The file {path}, which keeps two installations apart, cannot be opened: {err.strerror}.",
-            "Delete it, or set TMPDIR to a folder of your own, then run this again.",
-        ) from err
-    try:
-        deadline, waited = time.monotonic() + _WAIT_S, False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as err:
-                if err.errno not in (errno.EAGAIN, errno.EACCES):
-                    logger.debug("%s cannot be locked: %s.", path, err)  # some file systems know no locks
-                    break
-            if time.monotonic() > deadline:
-                raise InstallError(
-                    f"Another installation into {prefix} has been running for {_WAIT_S / 60:.0f} minutes.",
-                    "Wait for it, or stop it, then run this again.",
-                )
-            if not waited:
-                logger.info("Another installation into %s is running; waiting for it.", prefix)
-                waited = True
-            time.sleep(0.2)
+
+    def waiting() -> None:
+        logger.info("Another installation into %s is running; waiting for it.", prefix)
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(path, wait_s=_WAIT_S, waiting=waiting, mode=0o600))
+        except LockHeld as err:
+            raise InstallError(
+                f"Another installation into {prefix} has been running for {_WAIT_S / 60:.0f} minutes.",
+                "Wait for it, or stop it, then run this again.",
+            ) from err
+        except OSError as err:
+            raise InstallError(
+                f"The file {path}, which keeps two installations apart, cannot be opened: {err.strerror}.",
+                "Delete it, or set TMPDIR to a folder of your own, then run this again.",
+            ) from err
         yield
-    finally:
-        os.close(handle)
 
 
 def _run_from_cache(plan: Plan, cache: WheelCache, offline: bool, timeout_s: float) -> str:

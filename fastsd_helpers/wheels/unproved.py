@@ -1,13 +1,13 @@
 """What was installed and not yet seen to work: noted beside the packages, so that the next run looks again."""
 
-import contextlib
 import json
 import logging
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastsd_helpers.errors import DriveError
+from fastsd_helpers.files import write_atomic
 
 __all__ = ["Unproved", "read_unproved", "write_unproved"]
 
@@ -39,15 +39,11 @@ def read_unproved(site: Path) -> dict[str, Unproved]:
 def write_unproved(site: Path, notes: Mapping[str, Unproved]) -> None:
     """Replace the notes of `site`; where that fails the installation itself is none the worse."""
     path = site / _NAME
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         if not notes:
             path.unlink(missing_ok=True)
             return
         table = {name: {"version": row.version, "whole": row.whole} for name, row in sorted(notes.items())}
-        unfinished.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as err:
+        write_atomic(path, (json.dumps(table, indent=1) + "\n").encode())
+    except (DriveError, OSError) as err:
         logger.debug("The notes in %s cannot be written: %s.", site, err)
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)

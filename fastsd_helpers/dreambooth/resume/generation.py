@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.drive import copy_verified, drive_errors, sha256_of
+from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import CheckpointError, DriveError
+from fastsd_helpers.files import file_errors, sha256_of
 from fastsd_helpers.runtime import fault_point
 
 if TYPE_CHECKING:
@@ -141,12 +142,12 @@ class Generation:
         if self._scratch is None or path.is_relative_to(self._scratch):
             return load_tensors(path)
         local = self._scratch / "loaded" / f"{role}-{entry.sha256[:16]}-{secrets.token_hex(4)}.safetensors"
-        with drive_errors(local.parent, "create"):
+        with file_errors(local.parent, "create"):
             local.parent.mkdir(parents=True, exist_ok=True)
         copy_verified(path, local, sha256=entry.sha256, point=None)
         tensors = load_tensors(local)
         if os.name != "nt":  # Windows cannot remove a file that is mapped; the store clears it at the next start
-            with drive_errors(local, "remove"):
+            with file_errors(local, "remove"):
                 local.unlink()
         return tensors
 
@@ -166,12 +167,12 @@ def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        with drive_errors(path, "write"):
+        with file_errors(path, "write"):
             save_file(_detached(tensors), path, metadata={"order": json.dumps(list(tensors))})
     except SafetensorError as err:  # its one class for whatever the operating system said
         raise DriveError(f"Could not write {path}: {err}.", "Make room on this machine's own disk.") from err
     fault_point("checkpoint.write")
-    with drive_errors(path, "write"), open(path, "rb+") as file:
+    with file_errors(path, "write"), open(path, "rb+") as file:
         os.fsync(file.fileno())
     fault_point("checkpoint.fsync")
 
@@ -196,7 +197,7 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError, safe_open
 
     try:
-        with drive_errors(path, "read"), safe_open(path, framework="pt", device="cpu") as file:
+        with file_errors(path, "read"), safe_open(path, framework="pt", device="cpu") as file:
             order = json.loads((file.metadata() or {}).get("order", "null")) or list(file.keys())
             return {name: file.get_tensor(name) for name in order}
     except SafetensorError as err:
@@ -229,7 +230,7 @@ def list_generations(folder: Path) -> list[str]:
     Raises:
         DriveError: the folder cannot be read.
     """
-    with drive_errors(folder, "read"):
+    with file_errors(folder, "read"):
         names = [name for name in os.listdir(folder) if parse_name(name)] if folder.is_dir() else []
     return sorted(names, key=lambda name: (int(name.split("-")[0]), name), reverse=True)
 

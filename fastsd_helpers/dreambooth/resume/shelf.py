@@ -25,8 +25,9 @@ from fastsd_helpers.dreambooth.resume.generation import (
     read_generation,
     verify_files,
 )
-from fastsd_helpers.drive import copy_verified, drive_errors, write_atomic
+from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["Shelf"]
@@ -108,7 +109,7 @@ class Shelf:
             CheckpointError: a file is neither in the folder nor local.
         """
         target = self.folder / name
-        with drive_errors(target, "create"):
+        with file_errors(target, "create"):
             target.mkdir(parents=True, exist_ok=True)
         placed = tuple(self._place(name, entry, local(entry)) for entry in files)
         fault_point("copy.before_manifest")
@@ -215,7 +216,7 @@ class Shelf:
 
     def _remove(self, name: str, needed: set[str]) -> None:
         folder = self.folder / name
-        with drive_errors(folder, "remove"):
+        with file_errors(folder, "remove"):
             # The manifest first: a deletion that is cut must not leave what looks whole.
             for file in sorted(os.listdir(folder), key=lambda file: file != MANIFEST):
                 if f"{name}/{file}" not in needed:

@@ -34,8 +34,9 @@ from fastsd_helpers.dreambooth.resume.generation import (
     verify_files,
 )
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
-from fastsd_helpers.drive import delivers_late, drive_errors, free_bytes, sha256_of, write_atomic
-from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.drive import delivers_late
+from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["CheckpointStore"]
@@ -110,7 +111,7 @@ class CheckpointStore:
         self._local_problem: str | None = None
 
         for used in (self.folder, self.scratch):
-            with drive_errors(used, "create"):
+            with file_errors(used, "create"):
                 used.mkdir(parents=True, exist_ok=True)
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
@@ -340,13 +341,8 @@ class CheckpointStore:
         target = self.scratch / name
         roles = snapshot.tensors.items()
         needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
-        free = free_bytes(self.scratch)
-        if free < needed:
-            raise DiskFull(
-                f"{self.scratch} has {free / 1e9:.2f} GB free, and {needed / 1e9:.2f} GB are needed.",
-                "Make room on this machine's own disk.",
-            )
-        with drive_errors(target, "create"):
+        check_room(self.scratch, needed, "A checkpoint", hint="Make room on this machine's own disk.")
+        with file_errors(target, "create"):
             target.mkdir()
         written = []
         for role, tensors in roles:

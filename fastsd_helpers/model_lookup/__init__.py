@@ -1,0 +1,32 @@
+"""One way from what a user names to local files: a key, a path, a link, a Hub id, a LoRA, a reader, a captioner.
+
+`understand` tells which of these a text is, without asking anybody. `find_folder` brings a model of a kind here: a key
+or repository of another kind is refused before anything large is fetched, what arrives is compared with the Hub's
+hashes, and a copy fetched before serves when the Hub cannot be asked. Everything passes `require_inert` on its way out.
+"""
+
+from fastsd_helpers.model_lookup.finding import fetch_model, find_folder, model_hash
+from fastsd_helpers.model_lookup.inert import require_inert
+from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
+from fastsd_helpers.model_lookup.names import Name, understand
+from fastsd_helpers.model_lookup.readers import GRAPHS, READER, reader_keys, require_reader
+
+__all__ = [
+    "BASE_MODEL",
+    "CAPTIONER",
+    "CONTROLNET",
+    "GRAPHS",
+    "LORA",
+    "READER",
+    "ModelKind",
+    "Name",
+    "base_model",
+    "fetch_model",
+    "find_folder",
+    "lora_file",
+    "model_hash",
+    "reader_keys",
+    "require_inert",
+    "require_reader",
+    "understand",
+]

@@ -1,0 +1,166 @@
+"""A model of a kind brought here: from a key, folder, file, link or repository of the Hub to a local folder."""
+
+import difflib
+import importlib.resources
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from fastsd_helpers.downloads import fetch, fetch_repo, models_folder, show_typed
+from fastsd_helpers.downloads.pipeline import CONVERT_HINT, model_hash
+from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
+from fastsd_helpers.files import file_errors, placed, sha256_of
+from fastsd_helpers.model_lookup.inert import require_inert
+from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
+from fastsd_helpers.model_lookup.names import Name, understand
+from fastsd_helpers.registry import ModelSpec, models
+
+__all__ = ["fetch_model", "find_folder", "model_hash"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+def fetch_model(
+    ref: str | Path, *, cache_dir: Path | None = None, convert: Callable[[Path, Path], object] | None = None
+) -> Path:
+    """Turn what a user typed as base model into a local Diffusers folder, downloading it when needed.
+
+    Args:
+        ref: a registry key (`sd15`), a folder, a Hub id (`owner/name`, `owner/name@revision`) or its page's address;
+            with `convert` also a single file or a link to one.
+        cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
+        convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
+            `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
+
+    Raises:
+        ModelNotFound: nothing of that name.
+        ModelError: it is there but cannot be had or is not a Diffusers pipeline.
+        DiskFull: it does not fit.
+        DriveReadOnly: it may not be written.
+    """
+    return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
+
+
+def find_folder(
+    ref: str | Path,
+    kind: ModelKind,
+    *,
+    cache_dir: Path | None = None,
+    convert: Callable[[Path, Path], object] | None = None,
+) -> Path:
+    """Turn what a user typed into a local folder with a whole model of a kind, downloading it when needed.
+
+    Args:
+        ref: a key, a folder, a Hub id or its page's address; with `convert` also a single file or a link to one.
+        kind: what it shall be; something else is refused, a key without any request.
+        cache_dir, convert: see `fetch_model`.
+
+    Raises:
+        WrongFamily: a model of another kind or family.
+        ModelNotFound: nothing of that name.
+        ModelError: it cannot be had, or is not whole.
+        DiskFull: it does not fit.
+        DriveReadOnly: it may not be written.
+    """
+    name = understand(ref)
+    folder = _find(name, kind, cache_dir, convert)
+    require_inert([folder])
+    return folder
+
+
+def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable[[Path, Path], object] | None) -> Path:
+    if name.spec is not None:
+        return _of_key(name.spec, kind, cache_dir)
+    if name.what == "folder":
+        with file_errors(name.path, "read"):
+            kind.contents.require(name.path)
+            return name.path.resolve()
+    if name.what == "file":
+        require_inert([name.path])
+        if convert is None:
+            hint = CONVERT_HINT if kind.registry == "base" else "Give the folder of the model, with config.json in it."
+            raise ModelError(f"'{name.text}' is a single file.", hint)
+        return _converted(name.path, kind, convert)
+    if name.what == "link" and convert is not None:
+        return _converted(fetch(name.text), kind, convert)
+    if name.what == "hub":
+        return _of_hub(name, kind, cache_dir)
+    raise _nothing_called(name, kind)
+
+
+def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
+    for spec in models(kind.registry) if kind.registry else ():
+        if name.repo in spec.former:
+            logger.warning("%s is gone from the Hub; its living copy is used instead (key '%s').", name.repo, spec.key)
+            return _of_key(spec, kind, cache_dir)
+    return fetch_repo(name.repo, contents=kind.contents, revision=name.revision, cache_dir=cache_dir)
+
+
+def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
+    if spec.kind != kind.registry:
+        does = "reads handwriting" if spec.kind == "reader" else "draws pictures" if spec.kind == "base" else ""
+        raise WrongFamily(
+            f"'{spec.key}' ({spec.title}) is no {kind.noun}{f': it {does}' if does else ''}.",
+            f"Choose {kind.choices()}.",
+        )
+    kind.accept(spec)
+    if spec.folder is not None:
+        return _packaged_folder(spec, kind)
+    failures: list[FastSDError] = []
+    for source in spec.sources:
+        try:
+            return fetch_repo(
+                source.repo, contents=kind.contents, revision=source.revision, cache_dir=cache_dir, pinned_by_us=True
+            )
+        except ModelError as err:  # a full disk is a DriveError: another mirror would not help
+            failures.append(err)
+            logger.warning("'%s' could not be fetched from %s: %s", spec.key, source.repo, err.problem)
+    if len(failures) == 1:
+        raise failures[0]
+    error = ModelNotFound if all(isinstance(err, ModelNotFound) for err in failures) else ModelError
+    sentences = " ".join(err.problem for err in failures)
+    problem = f"None of the {len(failures)} sources of '{spec.key}' worked. {sentences}"
+    raise error(problem, failures[0].hint) from failures[-1]
+
+
+def _packaged_folder(spec: ModelSpec, kind: ModelKind) -> Path:
+    folder = Path(str(importlib.resources.files("fastsd_helpers"))).joinpath(*spec.folder.split("/"))
+    if not folder.is_dir():
+        raise ModelNotFound(
+            f"The {kind.noun} '{spec.key}' is not in this installation: {folder} does not exist.",
+            f"Install fastsd_helpers again from its repository, whole; or choose another {kind.noun}.",
+        )
+    kind.contents.require(folder)
+    return folder
+
+
+def _converted(file: Path, kind: ModelKind, convert: Callable[[Path, Path], object]) -> Path:
+    """The folder of a single file, made once."""
+    require_inert([file])
+    folder = models_folder() / "converted" / f"{file.stem[:60]}-{sha256_of(file)[:12]}"
+    if folder.is_dir():
+        kind.contents.require(folder)
+        return folder
+    logger.info("Making a Diffusers folder of %s (once).", file.name)
+    with file_errors(folder.parent, "write to"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with placed(folder) as unfinished:
+        convert(file, unfinished)
+        kind.contents.require(unfinished)
+    return folder
+
+
+def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
+    if not name.text:
+        return ModelNotFound(f"No {kind.noun} was named.", f"Choose {kind.choices()}.")
+    shown = show_typed(name.text)
+    if name.what == "link":
+        return ModelError(f"'{shown}' is a link that cannot be used as a {kind.noun}.", f"Give {kind.choices()}.")
+    keys = [spec.key for spec in models(kind.registry)] if kind.registry else []
+    close = difflib.get_close_matches(name.text.lower()[:100], keys, n=1)
+    guess = f"Did you mean '{close[0]}'? " if close else ""
+    return ModelNotFound(
+        f"No {kind.noun} '{shown}': there is no folder of that name, it is no registry key, and it is no Hub id "
+        "(owner/name).",
+        f"{guess}Check the spelling, or choose {kind.choices()}.",
+    )

@@ -1,0 +1,46 @@
+"""What a user named: a key, folder, file, link or repository of the Hub; nobody is asked and nothing fetched."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastsd_helpers.downloads import find_repo, is_link
+from fastsd_helpers.registry import ModelSpec, models
+
+__all__ = ["Name", "understand"]
+
+_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a text names.
+
+    text: as typed, without blanks around it. spec: of a key. path: of a folder or file, absolute. repo, revision: of
+    a repository of the Hub.
+    """
+
+    text: str
+    what: Literal["key", "folder", "file", "link", "hub", "nothing"]
+    spec: ModelSpec | None = None
+    path: Path | None = None
+    repo: str = ""
+    revision: str | None = None
+
+
+def understand(ref: str | Path) -> Name:
+    """Tell what a text names: a key before a path of that name, a path before a repository of the Hub."""
+    text = str(ref).strip()
+    spec = next((spec for spec in models(None) if spec.key == text), None)
+    if spec is not None:
+        return Name(text, "key", spec=spec)
+    path = Path(os.path.expanduser(text)) if text else None
+    for what, is_it in (("folder", os.path.isdir), ("file", os.path.isfile)):
+        if path is not None and is_it(path):
+            return Name(text, what, path=path.absolute())
+    repo = find_repo(text)
+    # A path to a file that is not there has the shape of a Hub id too; no repository is called like that.
+    if repo is not None and (is_link(text) or not text.lower().endswith(_FILE_ENDINGS)):
+        return Name(text, "hub", repo=repo[0], revision=repo[1])
+    return Name(text, "link" if is_link(text) else "nothing")

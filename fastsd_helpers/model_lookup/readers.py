@@ -1,0 +1,74 @@
+"""TrOCR readers: which files of a repository or folder make one, and when it is whole."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.downloads import Contents, Listing, pick_weights, read_json
+from fastsd_helpers.errors import ModelError, WrongFamily
+from fastsd_helpers.model_lookup.kinds import ModelKind
+from fastsd_helpers.registry import models
+
+__all__ = ["GRAPHS", "READER", "reader_keys", "require_reader"]
+
+GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
+
+
+def reader_keys() -> list[str]:
+    """The keys of models.toml that are readers."""
+    return [spec.key for spec in models("reader")]
+
+
+def require_reader(folder: Path) -> dict[str, Any]:
+    """Check that a folder holds a TrOCR model with its tokenizer and picture settings; return its config.json.
+
+    Raises:
+        WrongFamily: it is another kind of model. ModelError: a part of it is missing.
+    """
+    found = [*folder.iterdir(), *(folder / GRAPHS).glob("*")]
+    names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
+    _reader_files(Listing(str(folder), names, functools.partial(read_json, folder)))
+    return read_json(folder, "config.json")
+
+
+def _reader_files(listing: Listing) -> list[str]:
+    """The files of a reader: its small ones and one kind of weights, for both kinds hold the same."""
+    where, names = listing.where, set(listing.names)
+    hint = f"Choose {READER.choices()}."
+    if "adapter_config.json" in names and "config.json" not in names:
+        raise ModelError(
+            f"{where} is a LoRA adapter, not a whole reader.", "Merge it into its base model and save that."
+        )
+    if "config.json" not in names:
+        raise ModelError(f"{where} is no model: it has no config.json.", hint)
+    config = listing.read("config.json")
+    kind = str(config.get("model_type") or (config.get("architectures") or ["unknown"])[0])
+    decoder = str(config.get("decoder", {}).get("model_type", "none"))
+    if kind != "vision-encoder-decoder" or decoder != "trocr":
+        what = kind if kind != "vision-encoder-decoder" else f"reader with a {decoder} decoder"
+        raise WrongFamily(f"{where} is no TrOCR model but a {what}.", hint)
+    flat = [name for name in listing.names if "/" not in name]
+    graphs = [name for name in listing.names if name.startswith(f"{GRAPHS}/")]
+    weights = pick_weights(flat)[0] or [name for name in flat if name.endswith((".safetensors", ".bin"))]
+    if not weights and f"{GRAPHS}/decoder.xml" not in graphs:
+        raise ModelError(f"{where} has no weights.", "Copy or download it again, whole.")
+    if not names & {"tokenizer.json", "vocab.json", "sentencepiece.bpe.model"}:
+        raise ModelError(
+            f"{where} has no tokenizer: without it token numbers cannot be turned into text.",
+            "Copy tokenizer.json (or vocab.json and merges.txt, or sentencepiece.bpe.model) of the model it was "
+            "trained from into the folder.",
+        )
+    if not names & {"preprocessor_config.json", "processor_config.json"}:
+        raise ModelError(
+            f"{where} has no preprocessor_config.json: the size and scaling of its pictures are unknown.",
+            "Copy preprocessor_config.json of the model it was trained from into the folder.",
+        )
+    small = [name for name in flat if name.endswith((".json", ".txt", ".model")) and ".index." not in name]
+    return [*small, *weights, *graphs]
+
+
+READER = ModelKind(
+    Contents("reader", _reader_files, require_reader),
+    "reader",
+    "a folder with a TrOCR model, or a Hub id such as microsoft/trocr-base-handwritten",
+)

@@ -1,0 +1,18 @@
+"""Processes of this machine: who one is and whether it lives, one lock between them, children watched and ended."""
+
+from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
+from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
+from fastsd_helpers.processes.lock import LockHeld, file_lock
+
+__all__ = [
+    "Child",
+    "ChildEnded",
+    "ChildMute",
+    "LocalProcess",
+    "LockHeld",
+    "LogTail",
+    "boot_id",
+    "end_group",
+    "file_lock",
+    "machine_id",
+]
