@@ -202,7 +202,7 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
         import transformers
     except ImportError as err:
         raise DependencyMissing(
-            "transformers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
+            "transformers is not installed.", "Install the training packages: fastsd install dreambooth"
         ) from err
     hint = f"Give a folder or a Hub id of a BLIP model, such as {DEFAULT_CAPTIONER}, or write the captions by hand."
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.

@@ -89,7 +89,7 @@ def _from_hub(repo: str, revision: str | None, cache_dir: Path | None) -> Path:
     except ImportError as err:
         raise DependencyMissing(
             f"The reader {repo} is on the Hub, and the package huggingface_hub is not installed.",
-            "Run: pip install 'fastsd_helpers[trocr]', or give a folder that is already here.",
+            "Run: fastsd install trocr, or give a folder that is already here.",
         ) from err
     token = secret("HF_TOKEN")
     settings: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
