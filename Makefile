@@ -1,5 +1,5 @@
 # make demo       teach the embedded demo model a new subject, with pictures (the first time it also sets everything up)
-# make test       the quick tests                make test-all   every test, as CI runs them
+# make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make style      format and lint                make setup      only prepare .venv
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #

@@ -203,7 +203,7 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
         import transformers
     except ImportError as err:
         raise DependencyMissing(
-            "transformers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
+            "transformers is not installed.", "Install the training packages: fastsd install dreambooth"
         ) from err
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor

@@ -19,7 +19,7 @@ from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import Device, describe_device, redact, secret, versions, where
+from fastsd_helpers.runtime import Device, describe_device, install_command, redact, secret, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
 
@@ -263,7 +263,7 @@ def _look_at_python() -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"Python {minor} has no locked packages (there are some for {', '.join(locked)}).",
-            "Use one of those, or install by hand: pip install 'fastsd_helpers[dreambooth]'.",
+            f"Use one of those, or install by hand: {install_command('dreambooth')}",
         )
 
 

@@ -21,12 +21,14 @@ from typing import Literal, TextIO
 from fastsd_helpers.errors import FastSDError
 
 __all__ = [
+    "REPOSITORY",
     "Device",
     "colab_link",
     "describe_device",
     "end_runtime",
     "fault_point",
     "in_notebook",
+    "install_command",
     "make_cpu_sums_repeatable",
     "peak_memory_bytes",
     "redact",
@@ -41,6 +43,7 @@ __all__ = [
 
 logger = logging.getLogger("fastsd_helpers")
 
+REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
 # What a bug report needs to name: the packages whose versions change results or file formats.
 _PACKAGES = (
     "fastsd_helpers",
@@ -105,6 +108,15 @@ def end_runtime() -> bool:
 
     colab_runtime.unassign()
     return True
+
+
+def install_command(extra: str = "", *, again: bool = False) -> str:
+    """The pip command that installs this project, with what an extra of it brings; `again` writes its files anew.
+
+    By its address: the public package index has no project of this name, and would give whatever is put there under it.
+    """
+    name = f"fastsd_helpers[{extra}]" if extra else "fastsd_helpers"
+    return f'pip install {"--force-reinstall " if again else ""}"{name} @ git+{REPOSITORY}"'
 
 
 def make_cpu_sums_repeatable() -> None:

@@ -2,6 +2,7 @@
 
     python scripts/make_lock.py                     # `make lock`; needs the network and uv
     python scripts/make_lock.py --only comfyui      # resolve the sets of that name alone; the others stay as they are
+    python scripts/make_lock.py --only trocr --change gradio pillow    # and in it these alone, with what they bring
     python scripts/make_lock.py --images DIR        # no new lock: check it against package lists of Colab images
                                                     # (<release>-gpu.txt, -cpu.txt) and write docs/colab-packages.md
 
@@ -139,8 +140,11 @@ def needs_of(lines: list[str], python: str, work: Path) -> dict[str, list[str]]:
     return found
 
 
-def make_lock(only: str | None = None) -> str:
-    """The text of a new wheels.lock; with `only`, every other set is taken from the one that is there."""
+def make_lock(only: str | None = None, change: list[str] | None = None) -> str:
+    """The text of a new wheels.lock; with `only`, every other set is taken from the one that is there.
+
+    With `change` as well, whatever that set has already stays at its version, but for the packages named.
+    """
     old = tomllib.loads(LOCK.read_text(encoding="utf-8")) if only else {}
     files: dict[str, tuple[str, int]] = {}
     needs: dict[str, dict[str, list[str]]] = {python: {} for python in PYTHONS}
@@ -175,7 +179,10 @@ def make_lock(only: str | None = None) -> str:
                     keep(name, python)
                     continue
                 print(f"  {name}, Python {python}", flush=True)
-                packages = resolve(lines, python, work, own=False)
+                before = old["sets"].get(f"{name}-{python}") if change else None
+                held = [line.partition(" ")[0] for line in before["requirements"].splitlines()] if before else []
+                held = [pin for pin in held if pin.partition("==")[0] not in map(canonical, change or ())]
+                packages = resolve(lines, python, work, own=False, constraints=held)
                 locked = [line_of(package) for package in packages]
                 files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
                 needs[python] |= needs_of(locked, python, work)
@@ -331,8 +338,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*sections(), *OWN]
     parser.add_argument("--only", choices=names, metavar="NAME", help=f"resolve this set alone: {', '.join(names)}")
+    parser.add_argument(
+        "--change", nargs="+", metavar="PACKAGE", help="with --only: what else is locked in it already stays as it is"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="check the lock against Colab's package lists")
     chosen = parser.parse_args()
+    if chosen.change and chosen.only not in sections():
+        parser.error(f"--change goes together with --only and one of: {', '.join(sections())}")
     if chosen.images:
         text = check_images(chosen.images)
         if not text:
@@ -344,7 +356,7 @@ def main() -> int:
     except InstallError as err:
         print(f"The old lock is of no use for comparing: {err.problem}")
         old = None
-    text = make_lock(chosen.only)
+    text = make_lock(chosen.only, chosen.change)
     candidate = LOCK.with_suffix(".new")
     candidate.write_text(text, encoding="utf-8")
     new = read_lock(candidate)  # its digests and rows are checked before it replaces the old one

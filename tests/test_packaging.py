@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import fastsd_helpers
+from fastsd_helpers.runtime import REPOSITORY, install_command
+from fastsd_helpers.wheels import read_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -63,6 +66,24 @@ def test_the_pinned_versions_are_within_what_the_extras_allow() -> None:
         if (pin := pins.get(item.name.lower().replace("_", "-"))) and not item.specifier.contains(pin)
     ]
     assert wrong == []
+
+
+def test_the_pinned_versions_are_within_what_fastsd_install_asks_for() -> None:
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line and line[0] != "#")
+    asked = [Requirement(text) for item in read_lock().sets if not item.own_environment for text in item.wanted]
+    wrong = {str(item) for item in asked if item.name in pins and not item.specifier.contains(pins[item.name])}
+    assert wrong == set(), "a notebook's first cell would replace what `make setup` has installed"
+
+
+@pytest.mark.parametrize("name", ["dreambooth", "webui", "trocr", "trocr-int8"])
+def test_a_locked_set_asks_for_all_that_the_extra_of_its_name_asks_for(name: str) -> None:
+    extra = names_in(PROJECT["project"]["optional-dependencies"][name])
+    for item in read_lock().sets:
+        if item.name == name:
+            assert extra <= names_in(list(item.wanted)), item.python
 
 
 def test_the_pinned_versions_take_the_oldest_python_that_is_promised() -> None:
@@ -171,3 +192,45 @@ def test_the_readme_lists_the_package_as_it_is() -> None:
     listed = set(re.findall(r"^  ([\w]+)(?:\.py|/) ", README.split("fastsd_helpers/\n", 1)[1], flags=re.MULTILINE))
     there = {path.stem for path in (ROOT / "fastsd_helpers").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert listed == there - {"__init__", "__pycache__"}
+
+
+# ------------------------------------------------------------------------------------------- how it is installed
+
+
+def test_the_command_that_installs_the_project_names_its_own_address() -> None:
+    from packaging.requirements import Requirement
+
+    assert PROJECT["tool"]["fastsd"]["repository"] == PROJECT["project"]["urls"]["Repository"] == REPOSITORY
+    *command, asked = shlex.split(install_command("trocr", again=True))
+    assert command == ["pip", "install", "--force-reinstall"]
+    assert (Requirement(asked).name, Requirement(asked).extras) == ("fastsd_helpers", {"trocr"})
+    assert Requirement(asked).url == f"git+{REPOSITORY}"
+    assert shlex.split(install_command()) == ["pip", "install", f"fastsd_helpers @ git+{REPOSITORY}"]
+
+
+def texts_for_users() -> dict[str, str]:
+    files = [*(ROOT / "fastsd_helpers").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    files += [ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile", "requirements-colab.txt")]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+
+
+def test_nobody_is_sent_to_a_package_index_for_this_project() -> None:
+    found = [
+        f"{name}: {line.strip()}"
+        for name, text in texts_for_users().items()
+        for line in text.splitlines()
+        if re.search(r"\binstall\b.*\bfastsd_helpers\b(?!/)", line) and "@ git+" not in line
+    ]
+    assert found == []
+    extras = [name for name, text in texts_for_users().items() if "fastsd_helpers[" in text]
+    assert extras == ["fastsd_helpers/runtime.py", "README.md"], "the command is made in one place"
+
+
+def test_every_hint_that_names_fastsd_install_names_a_set_that_is_locked() -> None:
+    named = {word for text in texts_for_users().values() for word in re.findall(r"fastsd install ([a-z][\w-]*)", text)}
+    assert {"dreambooth", "trocr", "trocr-int8"} <= named <= set(read_lock().names())
+
+
+def test_the_readme_starts_with_commands_that_work() -> None:
+    assert f"git clone {REPOSITORY}\n" in README
+    assert install_command("dreambooth") in README

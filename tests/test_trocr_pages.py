@@ -1,11 +1,13 @@
 """Pages: reading order, joining, turning; and the real detector on a page drawn here."""
 
 import math
+import sys
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import write_reader
 
+from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.attention import draw_attention, find_attention
 from fastsd_helpers.trocr.pages import _join_pieces, _turn_back, find_lines, order_boxes, read_page
@@ -94,3 +96,13 @@ def test_a_short_heading_is_read_before_the_columns_below_it():
     # Columns whose lines stand between each other's are columns all the same.
     lower = [(x, y + 40, r, b + 40) for x, y, r, b in right]
     assert order_boxes([*lower, *left]) == [*left, *lower]
+
+
+@pytest.mark.parametrize("package", ["rapidocr", "onnxruntime"])
+def test_what_finds_lines_is_missed_before_a_page_is_looked_at(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    if package == "onnxruntime":
+        pytest.importorskip("rapidocr")
+    monkeypatch.setitem(sys.modules, package, None)  # makes its import an ImportError
+    with pytest.raises(DependencyMissing, match=f"needs the package {package}") as caught:
+        find_lines(Image.new("RGB", (64, 64), "white"))
+    assert "fastsd install trocr" in caught.value.hint

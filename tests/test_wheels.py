@@ -19,6 +19,7 @@ from fakes import read_only, small_disk
 
 from fastsd_helpers import wheels
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
+from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels import difference, installer, unproved
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.lockfile import canonical, digest_of
@@ -240,7 +241,7 @@ def test_a_python_without_a_set_is_told_which_have_one(version):
         wheels.read_lock().find("dreambooth", version)
     assert "Use Python 3.11, 3.12, 3.13" in caught.value.hint
     # Of an older Python pip would say that there is no such package for it.
-    assert ('pip install "fastsd_helpers[dreambooth]"' in caught.value.hint) is (version == "3.14")
+    assert (install_command("dreambooth") in caught.value.hint) is (version == "3.14")
     with pytest.raises(InstallError, match="no set 'paint'"):
         wheels.read_lock().find("paint", "3.11")
 
@@ -306,7 +307,7 @@ def test_where_no_set_fits_what_was_installed_by_hand_is_enough(monkeypatch, pyt
     here.installed["diffusers"] = "0.30.0"
     with pytest.raises(InstallError, match=r"is locked for Python|wheels\.lock was made for") as caught:
         wheels.install("dreambooth")
-    assert 'pip install "fastsd_helpers[dreambooth]"' in caught.value.hint
+    assert install_command("dreambooth") in caught.value.hint
     del here.installed["bitsandbytes"], here.installed["diffusers"]
     assert wheels.install("dreambooth", skip=("bitsandbytes", "diffusers")).changes == ()
 

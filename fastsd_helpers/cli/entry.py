@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 from fastsd_helpers.cli.answers import plain
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import DependencyMissing, FastSDError
-from fastsd_helpers.runtime import redact, show_log
+from fastsd_helpers.runtime import REPOSITORY, redact, show_log
 
 __all__ = ["main"]
 
 _OLDEST_PYTHON = (3, 11)
-ISSUES = "https://github.com/fastsd/fastsd_helpers/issues"
+ISSUES = f"{REPOSITORY}/issues"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -54,9 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if (err.name or "").startswith("fastsd_helpers"):
                 return _report_failure_of_ours(err, as_json)
             _show_traceback_if_asked()
-            missing = DependencyMissing(
-                f"The package {err.name!r} is not installed.", "Run: pip install 'fastsd_helpers[dreambooth]'"
-            )
+            missing = DependencyMissing(f"The package {err.name!r} is not installed.", "Run: fastsd install dreambooth")
             return _report(missing.problem, missing.hint, missing.exit_code, as_json)
         except Exception as err:
             return _report_failure_of_ours(err, as_json)

@@ -127,6 +127,6 @@ def _diffusers() -> Any:
         import diffusers
     except ImportError as err:
         raise DependencyMissing(
-            "diffusers is not installed.", 'Install the training packages: pip install "fastsd_helpers[dreambooth]".'
+            "diffusers is not installed.", "Install the training packages: fastsd install dreambooth"
         ) from err
     return diffusers

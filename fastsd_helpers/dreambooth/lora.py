@@ -62,7 +62,7 @@ def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> N
     except ImportError as err:
         raise DependencyMissing(
             "peft is not installed, and method lora needs it.",
-            'Install the training packages: pip install "fastsd_helpers[dreambooth]".',
+            "Install the training packages: fastsd install dreambooth",
         ) from err
     import torch
 

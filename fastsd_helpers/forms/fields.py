@@ -25,7 +25,7 @@ def load_widgets() -> Any:
     except ImportError as err:
         raise DependencyMissing(
             "Forms need the package 'ipywidgets', which is not installed.",
-            "Run: pip install 'fastsd_helpers[notebook]' and restart the notebook, or use `fastsd --help`.",
+            "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`.",
         ) from err
     return ipywidgets
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from fastsd_helpers.errors import SessionError
 from fastsd_helpers.files import file_errors, natural_order, write_atomic
+from fastsd_helpers.runtime import install_command
 
 __all__ = ["RECORD", "SCHEMA", "TWINS", "ReadResult", "new_record", "read_record", "write_record"]
 
@@ -165,7 +166,7 @@ def read_record(folder: Path) -> ReadResult:
 def _too_new(path: Path, schema: int) -> SessionError:
     return SessionError(
         f"{path} was written by a newer fastsd_helpers (schema {schema}; this one knows {SCHEMA}).",
-        "Update fastsd_helpers (run the notebook's first cell, or pip install --upgrade), then open the session again.",
+        f"Update fastsd_helpers, then open the session again: {install_command(again=True)}",
     )
 
 

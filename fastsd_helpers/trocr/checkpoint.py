@@ -142,7 +142,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
     except ImportError as err:
         raise DependencyMissing(
             f"Reading needs the package {err.name}.",
-            "Run: pip install 'fastsd_helpers[trocr]' (PyTorch itself comes from pytorch.org or your platform).",
+            "Run: fastsd install trocr (PyTorch itself comes from pytorch.org or your platform).",
         ) from err
     try:
         model, missing = load_weights(folder)

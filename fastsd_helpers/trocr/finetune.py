@@ -2,7 +2,7 @@
 
 What the well-known recipes get wrong is put right here: labels begin without a start token (TrOCR was trained so), are
 padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the fewest wrong
-characters, and lines of one writer or page are never on both sides of the split.
+characters, and lines of one group (a writer, a page, neighbours on a single page) are never on both sides of the split.
 """
 
 import contextlib
@@ -265,9 +265,7 @@ def _require_packages(config: FineTuneConfig) -> None:
     needed = ["transformers", "accelerate", "jiwer", *(["peft"] if config.method == "lora" else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise DependencyMissing(
-            f"Fine-tuning needs {' and '.join(missing)}.", "Run: pip install 'fastsd_helpers[trocr]'"
-        )
+        raise DependencyMissing(f"Fine-tuning needs {' and '.join(missing)}.", "Run: fastsd install trocr")
 
 
 def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
@@ -280,7 +278,11 @@ def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tupl
     if held_out is not None:
         return lines, read_lines(held_out)
     rest, held = lines.split(config.held_out, seed=config.seed)
-    logger.info("%d lines to learn from, %d of other writers or pages to measure on.", len(rest.lines), len(held.lines))
+    logger.info(
+        "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
+        len(rest.lines),
+        len(held.lines),
+    )
     return rest, held
 
 

@@ -95,7 +95,7 @@ def _require(*names: str) -> list[Any]:
         except ImportError as err:
             raise DependencyMissing(
                 f"int8 on a CPU needs the package {err.name}.",
-                "Run: pip install 'fastsd_helpers[trocr-int8]', or choose --precision bf16 or fp32.",
+                "Run: fastsd install trocr-int8, or choose --precision bf16 or fp32.",
             ) from err
 
 

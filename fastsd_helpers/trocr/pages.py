@@ -96,14 +96,15 @@ def open_detector() -> Any:
     """Load the line detector; once for many pages.
 
     Raises:
-        DependencyMissing: rapidocr is not installed.
+        DependencyMissing: rapidocr or onnxruntime is not installed.
     """
     try:
+        import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
     except ImportError as err:
         raise DependencyMissing(
             f"Finding the lines of a page needs the package {err.name}.",
-            "Run: pip install 'fastsd_helpers[trocr]', or give pictures of single lines.",
+            "Run: fastsd install trocr, or give pictures of single lines.",
         ) from err
     return RapidOCR(params={"Global.log_level": "critical"})
 

@@ -228,7 +228,7 @@ def _open_pdf(path: Path, name: str) -> Iterator[Item]:
     except ImportError as err:
         raise DependencyMissing(
             f"{name} is a PDF, and the package pypdfium2 is not installed.",
-            "Run: pip install 'fastsd_helpers[trocr]', or save its pages as pictures.",
+            "Run: fastsd install trocr, or save its pages as pictures.",
         ) from err
     try:
         document = pypdfium2.PdfDocument(path)

@@ -53,9 +53,7 @@ def line_errors(truth: str, read: str, *, words: bool = False) -> tuple[int, int
     try:
         import jiwer
     except ImportError as err:
-        raise DependencyMissing(
-            "Error rates need the package jiwer.", "Run: pip install 'fastsd_helpers[trocr]'"
-        ) from err
+        raise DependencyMissing("Error rates need the package jiwer.", "Run: fastsd install trocr") from err
     truth, read = (" ".join(text.split()) if words else text.strip() for text in (truth, read))
     if not truth:
         return len(read.split() if words else read), 0

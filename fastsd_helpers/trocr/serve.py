@@ -74,9 +74,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as err:
-        raise DependencyMissing(
-            "The page needs the package gradio.", "Run: pip install 'fastsd_helpers[trocr]'"
-        ) from err
+        raise DependencyMissing("The page needs the package gradio.", "Run: fastsd install trocr") from err
     return gradio
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from fastsd_helpers.errors import InstallError
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.runtime import install_command, redact
 from fastsd_helpers.wheels.difference import Plan
 from fastsd_helpers.wheels.lockfile import LockedRow
 
@@ -19,7 +19,7 @@ _MEANINGS = (
         r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
         "what arrived is not the file the lock names (its sha256 differs)",
         "Run this again: the connection may have broken. If it stays so, something between this machine and the "
-        "package index changes files, or the lock is damaged: try another network, or install fastsd_helpers again.",
+        f"package index changes files, or the lock is damaged: try another network, or {install_command(again=True)}",
     ),
     (
         r"No space left on device|os error 28|ENOSPC",

@@ -17,6 +17,7 @@ from pathlib import Path
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import check_room
 from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
@@ -233,7 +234,7 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
     if lock_set.platform != environment.platform:
         raise InstallError(
             f"wheels.lock was made for {lock_set.platform}, and this is {environment.platform}.",
-            f'Install without the lock: pip install "fastsd_helpers[{name}]".',
+            f"Install without the lock: {install_command(name)}",
         )
     # What an earlier run was cut short with may be there in part only: it counts as missing, and is written anew.
     cut_short = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import InstallError
+from fastsd_helpers.runtime import install_command
 
 __all__ = ["Lock", "LockSet", "LockedFile", "LockedRow", "canonical", "digest_of", "read_lock"]
 
@@ -18,7 +19,7 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*)(==(?P<version>[^\s;]+)| @ (?P<url>https://\S+))"
     r"(?P<hashes>( --hash=sha256:[0-9a-f]{64})+)"
 )
-_REPAIR = "Install fastsd_helpers again, or make the lock anew with `make lock`."
+_REPAIR = f"Install fastsd_helpers again ({install_command(again=True)}), or make the lock anew with `make lock`."
 
 
 def canonical(name: str) -> str:
@@ -104,7 +105,7 @@ class Lock:
         else:
             hint = f"Use Python {there} (in Colab: Runtime > Change runtime type)"
             too_old = _minor(python) < min(_minor(item.python) for item in same)
-            hint += "." if too_old else f', or install without the lock: pip install "fastsd_helpers[{name}]".'
+            hint += "." if too_old else f", or install without the lock: {install_command(name)}"
         raise InstallError(f"The set '{name}' is locked for Python {there}, and this is Python {python}.", hint)
 
 
