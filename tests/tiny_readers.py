@@ -83,7 +83,9 @@ def write_tokenizer(folder, kind):
     return tokenizer.get_vocab_size()
 
 
-def write_reader(folder, kind="base", *, seed=0, use_cache=False, spread=0.25, end=1.0, **decoder_changes):
+def write_reader(
+    folder, kind="base", *, seed=0, use_cache=False, spread=0.25, end=1.0, encoder_changes=None, **decoder_changes
+):
     """Write a checkpoint as the published ones are: generation_config.json says use_cache=false and no length.
 
     spread: deviation of the random weights; transformers' own 0.02 (spread 0), good to learn from, makes every token
@@ -94,15 +96,16 @@ def write_reader(folder, kind="base", *, seed=0, use_cache=False, spread=0.25, e
     import transformers
 
     words = write_tokenizer(folder, "unigram" if kind == "small" else "bpe")
-    encoder = transformers.ViTConfig(
-        image_size=SIDE_PX,
-        patch_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        qkv_bias=False,
-    )
+    encoder = {
+        "image_size": SIDE_PX,
+        "patch_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "qkv_bias": False,
+    }
+    encoder = transformers.ViTConfig(**(encoder | (encoder_changes or {})))
     decoder = {
         "vocab_size": words,
         "d_model": 32,
