@@ -555,9 +555,9 @@ def test_a_file_that_shrinks_while_it_is_read_leaves_nothing_behind(place, monke
 @pytest.mark.parametrize("name", ["out.safetensors", "out.ckpt", "folder"])
 def test_a_disk_that_fails_while_a_tensor_is_read_is_named_and_nothing_is_left(place, name, code):
     source = write(place / "in.safetensors", original("sd15"))
-    with broken_reads(source, after_bytes=source.stat().st_size // 2, code=code):
-        with pytest.raises(CheckpointError, match=r"^in\.safetensors cannot be read at the tensor '.+': ") as caught:
-            checkpoints.convert(source, place / name, dtype="fp16")
+    told = pytest.raises(CheckpointError, match=r"^in\.safetensors cannot be read at the tensor '.+': ")
+    with broken_reads(source, after_bytes=source.stat().st_size // 2, code=code), told as caught:
+        checkpoints.convert(source, place / name, dtype="fp16")
     assert os.strerror(code) in caught.value.problem
     assert [path.name for path in place.iterdir()] == ["in.safetensors"]
 
