@@ -140,6 +140,53 @@ def test_a_quote_that_is_not_closed_swallows_no_line_in_silence(folder):
         read_lines(folder)
 
 
+@pytest.mark.parametrize("name", ["labels.tsv", "labels.csv"])
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("length", [10, 50_000])
+def test_tabs_without_quoting_are_read_however_much_comes_after_an_open_quote(folder, name, place, length):
+    """Past 131,072 characters the parser gives up on a field, which must not end the reading."""
+    texts = [text + "x" * length for text in TEXTS]
+    texts[place] = '"' + texts[place]
+    rows = [f"{name}\t{text}" for name, text in zip(NAMES, texts, strict=True)]
+    (folder / name).write_text("\n".join(["file_name\ttext", *rows]))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == texts
+    assert found.problems == []
+
+
+def test_a_field_beyond_the_parsers_limit_is_told_in_every_kind_of_table(folder):
+    for name, separator in (("labels.csv", ","), ("labels.csv", ";"), ("labels.tsv", "\t")):
+        row = f"{NAMES[0]}{separator}{'x' * 140_000}"
+        (folder / name).write_text("\n".join([f"file_name{separator}text", row]))
+        with pytest.raises(DatasetError, match=r"field larger than field limit"):
+            read_lines(folder / name)
+
+
+def test_the_report_counts_what_it_says(folder):
+    texts = ["abba", "abba", "abba", "cab", "cab", "zoé"]
+    lines = [LabelledLine(f"{place}", None, text, "gh"[place % 2]) for place, text in enumerate(texts)]
+    assert LineSet(lines, ["one is broken", "another too"], "here").report() == {
+        "source": "here",
+        "lines": 6,
+        "groups": 2,
+        "characters": 4 + 4 + 4 + 3 + 3 + 3,
+        "length_median": 4,
+        "length_max": 4,
+        "different_letters": 6,  # a b c z o é
+        "rare_letters": "cozé",  # a and b come eight times each
+        "repeated_texts": 2 + 1,
+        "left_out": 2,
+    }
+    empty = LineSet([]).report()
+    assert {empty[name] for name in ("lines", "characters", "length_median", "length_max", "repeated_texts")} == {0}
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6])
+def test_letters_are_rare_below_five(count):
+    found = LineSet([LabelledLine("1", None, "a" * count + "b" * 5, "g")]).report()
+    assert found["rare_letters"] == ("a" if count < 5 else "")
+
+
 def test_odd_files_and_names_are_reported_and_the_rest_is_used(folder):
     (folder / "labels.csv").write_text("\n".join([csv_of(","), "x" * 300 + ".png,text", "a\0b.png,text"]))
     found = read_lines(folder)
