@@ -150,13 +150,13 @@ def free_bytes(folder: Path | str) -> int:
         return shutil.disk_usage(there).free
 
 
-def check_room(folder: Path | str, needed: int, what: str = "The file", *, spare: int = 0, hint: str = "") -> None:
+def check_room(folder: Path | str, needed: int, what: str = "the file", *, spare: int = 0, hint: str = "") -> None:
     """Look before anything is written whether there is room for it.
 
     Args:
         folder: where it goes; it need not exist yet.
         needed: bytes.
-        what: names it at the start of the sentence.
+        what: names it at the end of the sentence.
         spare: further bytes that must be free, for what cannot be foreseen.
         hint: what to do; left alone, what always helps.
 
@@ -166,7 +166,7 @@ def check_room(folder: Path | str, needed: int, what: str = "The file", *, spare
     free = free_bytes(folder)
     if needed + spare > free:
         raise DiskFull(
-            f"{what} needs {size_in_words(needed + spare)}, and {folder} has {size_in_words(free)} left.",
+            f"{folder} has {size_in_words(free)} left, and {size_in_words(needed + spare)} are needed for {what}.",
             hint or "Free some space (on Google Drive, empty the trash too), or choose a folder on a larger disk.",
         )
 

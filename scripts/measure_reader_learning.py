@@ -224,11 +224,11 @@ def random_reader(arguments: argparse.Namespace) -> Path:
     import torch
     import transformers
 
-    from fastsd_helpers.trocr.source import find_reader
+    from fastsd_helpers.model_lookup import READER, find_folder
 
     folder = arguments.work / "random-reader"
     if not (folder / "config.json").is_file():
-        own = find_reader(arguments.model)
+        own = find_folder(arguments.model, READER)
         torch.manual_seed(SEED)
         config = transformers.VisionEncoderDecoderConfig.from_pretrained(own)
         fresh = folder.with_name("random-reader.part")

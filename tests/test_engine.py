@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -15,7 +16,14 @@ torch = pytest.importorskip("torch")
 from fastsd_helpers.demo import networks, pictures  # noqa: E402
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, export, plan, prepare, sample, train  # noqa: E402
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig  # noqa: E402
-from fastsd_helpers.errors import Interrupted, ModelError, SessionError, SettingsError, TrainingFailed  # noqa: E402
+from fastsd_helpers.errors import (  # noqa: E402
+    Interrupted,
+    ModelError,
+    ModelNotFound,
+    SessionError,
+    SettingsError,
+    TrainingFailed,
+)
 from fastsd_helpers.sessions import Session  # noqa: E402
 
 
@@ -157,6 +165,27 @@ def test_changed_settings_are_listed_and_refused(base_model, session) -> None:
     with pytest.raises(SettingsError, match=r"unet_lr was 0.0001 and is now 0.001; seed was 42 and is now 7") as caught:
         train(config_for(base_model, seed=7, unet_lr=1e-3), session)
     assert "--restart" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_base_model_that_was_moved_is_the_same_model_and_another_one_is_not(base_model, session, tmp_path) -> None:
+    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
+    shutil.copytree(base_model, first)
+    train(config_for(first), session)
+    first.rename(second)
+    with pytest.raises(ModelNotFound) as caught:
+        train(DreamBoothConfig(), session)
+    assert "--base-model" in caught.value.hint
+    assert train(config_for(second), session).seconds == 0, "a finished run stays finished"
+    result = export(ExportConfig(), session)
+    assert result.path.is_file()
+    assert train(config_for(second), session, more_steps=1).first_step == 4
+    assert session.record["base_model"]["ref"] == str(second)
+    shutil.copytree(base_model, other)
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(SettingsError, match=r"base_model was .*second.* and is now .*other"):
+        train(config_for(other), session)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(base_model, session, monkeypatch) -> None:

@@ -369,7 +369,7 @@ def test_several_files_come_at_once_and_one_failure_stops_no_other(site, folder)
 
 def test_the_sizes_of_several_are_added_up_before_the_first_begins(site, folder, monkeypatch):
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10**9)
-    with pytest.raises(DiskFull, match=r"These 2 files take 1\.6 GB"):
+    with pytest.raises(DiskFull, match=r"1\.60 GB are needed for these 2 files"):
         fetch_all([Wanted(site.url("/a"), folder, size=8 * 10**8), Wanted(site.url("/b"), folder, size=8 * 10**8)])
     assert site.seen == []
 

@@ -280,7 +280,7 @@ def test_a_damaged_zip_is_a_sentence(tmp_path: Path) -> None:
 def test_room_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = old_session(tmp_path / "old" / "my_dog")
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10)
-    with pytest.raises(DiskFull, match="needs"):
+    with pytest.raises(DiskFull, match="needed for the import"):
         import_session("rex", source=origin, root=tmp_path / "sessions")
 
 

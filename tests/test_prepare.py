@@ -885,8 +885,8 @@ def test_too_little_room_is_said_before_any_work(
     session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(folder, 2)
-    monkeypatch.setattr(sys.modules[prepare.__module__], "free_bytes", lambda path: 1000)
-    with pytest.raises(DiskFull, match="2 pictures need about"):
+    monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 1000)
+    with pytest.raises(DiskFull, match="needed for 2 pictures"):
         run(session, folder, size=1024)
 
 

@@ -492,7 +492,7 @@ def test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags(
     path = write(tmp_path / "home" / "some name.safetensors", original(family))
     (tmp_path / "link.safetensors").symlink_to(path)
     ref = {"file": str(path), "link to the file": str(tmp_path / "link.safetensors"), "with ~": f"~/{path.name}"}[named]
-    assert models.family_of(ref) == family
+    assert models.family_named(ref) == family
     made = plan(LaunchConfig(model=ref, **where), machine=GPUS["T4"])
     for flag in choose_flags(A1111, family, GPUS["T4"])[0]:
         assert flag in made.command
@@ -501,11 +501,16 @@ def test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags(
 
 def test_the_family_of_what_cannot_be_told_without_fetching_it_is_left_open(tmp_path: Path) -> None:
     for ref in ("", "somebody/a-model", "https://example.org/model.safetensors", str(tmp_path / "gone.safetensors")):
-        assert models.family_of(ref) is None, ref
+        assert models.family_named(ref) is None, ref
     (tmp_path / "flux.gguf").write_bytes(b"GGUF")
-    assert models.family_of(str(tmp_path / "flux.gguf")) == "flux"
-    assert [models.family_of(key) for key in ("demo", "sd15", "sdxl", "flux-dev")] == ["sd15", "sd15", "sdxl", "flux"]
-    assert models.family_of(str(folder(tmp_path / "folder", "sdxl"))) == "sdxl"
+    assert models.family_named(str(tmp_path / "flux.gguf")) == "flux"
+    assert [models.family_named(key) for key in ("demo", "sd15", "sdxl", "flux-dev")] == [
+        "sd15",
+        "sd15",
+        "sdxl",
+        "flux",
+    ]
+    assert models.family_named(str(folder(tmp_path / "folder", "sdxl"))) == "sdxl"
 
 
 def test_what_is_no_model_or_not_for_this_ui_is_refused(where: dict[str, str], tmp_path: Path) -> None:

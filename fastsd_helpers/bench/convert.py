@@ -105,7 +105,7 @@ def _measure(work: Path, settings: Settings) -> Report:
     # Never more than the model, the half file and one whole one.
     needed = (1.5 if (folder / "model_index.json").exists() else 2.5) * whole
     hint = "Give another folder with --work, or a smaller model with --divide 4."
-    check_room(work, int(needed), "The benchmark", spare=100_000_000, hint=hint)
+    check_room(work, int(needed), "the benchmark", spare=100_000_000, hint=hint)
     if not (folder / "model_index.json").exists():
         make_folder(folder, settings.divide)
     weights = sorted(folder.glob("*/*.safetensors"))

@@ -129,7 +129,7 @@ def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | Fast
     """
     known = sum(item.size or 0 for item in wanted)
     place = next((item.folder for item in wanted if item.folder), None) or models_folder()
-    check_room(place, known, f"These {len(wanted)} files", hint="Choose fewer, or a folder on a larger disk.")
+    check_room(place, known, f"these {len(wanted)} files", hint="Choose fewer, or a folder on a larger disk.")
     stopped = threading.Event()
 
     def one(item: Wanted) -> Path | FastSDError:

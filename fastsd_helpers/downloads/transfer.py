@@ -242,7 +242,7 @@ def transfer(
                 if begun and not told:
                     begun(remote)
                     told = True
-                check_room(part.parent, (remote.total or 0) - start, "What is still to come", spare=_SPARE_BYTES)
+                check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
                 whole = _append(answer, part, start, remote.total, failures)
             if whole:

@@ -27,7 +27,7 @@ from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
 from fastsd_helpers.dreambooth.stopping import stop_signals
-from fastsd_helpers.errors import Interrupted, SessionBusy, SettingsError, TrainingFailed
+from fastsd_helpers.errors import Interrupted, ModelNotFound, SessionBusy, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution
@@ -153,9 +153,11 @@ class _Run:
         ref = given.get("base_model") or (saved or {}).get("base_model") or "auto"
         self.device = describe_device()
         ref, reason = choose_base_model(ref, self.device, demo_pictures=bool(record["dataset"].get("demo")))
-        self.base = BaseModel.fetch(ref)
+        self.base = self._fetch_base(ref, moved=bool(saved) and "base_model" not in given)
         finish.require_exportable(self.base)
         config = replace(config, base_model=ref)
+        if self.generation and self.base.sha256() == self.generation.record["base_model"]["sha256"]:
+            saved = {**saved, "base_model": ref}  # the same weights in another place are the same model
         photos = sum(not item["held_out"] for item in recorded_images(session))
         self.config, reasons = resolve_settings(config, self.base.spec, self.device, saved=saved, photos=photos)
         reasons = [reason, *reasons, *check_resolution(self.base.spec, self.config.resolution)]
@@ -182,6 +184,16 @@ class _Run:
         self.history: dict[str, Any] = {}
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
+
+    @staticmethod
+    def _fetch_base(ref: str, *, moved: bool) -> BaseModel:
+        try:
+            return BaseModel.fetch(ref)
+        except ModelNotFound as err:
+            if not moved:
+                raise
+            hint = "If it lies elsewhere now, say where with --base-model: the same weights are the same model."
+            raise ModelNotFound(err.problem, f"{hint} {err.hint}") from err
 
     def say(self, message: str) -> None:
         """Tell the user one sentence."""
@@ -221,12 +233,16 @@ class _Run:
         }
         if self.generation is None:
             return
-        for what, name in (("base_model", "base model"), ("pictures", "pictures or captions")):
-            if self.generation.record[what] != self.start[what]:
-                raise SettingsError(
-                    f"The {name} changed since this session's run was begun.",
-                    "Put them back to go on with it, or start from step 0 with --restart; nothing saved is lost.",
-                )
+        begun = self.generation.record
+        same = {
+            "base model": begun["base_model"]["sha256"] == self.start["base_model"]["sha256"],
+            "pictures or captions": begun["pictures"] == self.start["pictures"],
+        }
+        for name in (name for name, is_same in same.items() if not is_same):
+            raise SettingsError(
+                f"The {name} changed since this session's run was begun.",
+                "Put them back to go on with it, or start from step 0 with --restart; nothing saved is lost.",
+            )
 
     # ------------------------------------------------------------------------------------------- the order of events
 
@@ -236,6 +252,7 @@ class _Run:
         if first_step == self.plan.steps:
             done = finish.finished_result(self.session, self.number, more=len(self.more))
             if done is not None:
+                self.session.save(base_model=self.start["base_model"])  # which may have moved
                 self.say(
                     "This run is finished already; --more-steps N goes on with it, --restart trains again from step 0."
                 )

@@ -9,7 +9,7 @@ from fastsd_helpers.dreambooth import finish
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.best import choose_checkpoint
 from fastsd_helpers.dreambooth.cache import encode_prompts
-from fastsd_helpers.dreambooth.resume import CheckpointStore
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import STAGES, Studio
@@ -99,7 +99,7 @@ def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
         config = from_values(DreamBoothConfig, generation.record["settings"])
-        studio = Studio(BaseModel.fetch(config.base_model), config, describe_device())
+        studio = Studio(BaseModel.fetch(_base_of(generation, session)), config, describe_device())
         for stage in STAGES:
             role = choice.role if stage.name == choice.stage else stage.name
             if role in generation.roles:
@@ -107,6 +107,12 @@ def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[
         studio.prompts = list(generation.record["prompts"])
         studio.prompt_of = list(range(len(studio.prompts)))
     return studio, choice.stage, choice.step
+
+
+def _base_of(generation: Generation, session: Session) -> str:
+    """Where a checkpoint's base model is: the session knows it when the same weights were moved meanwhile."""
+    begun, now = generation.record["base_model"], session.record.get("base_model") or {}
+    return now["ref"] if now.get("sha256") == begun["sha256"] else begun["ref"]
 
 
 def sample(config: SampleConfig, session: Session) -> SampleResult:

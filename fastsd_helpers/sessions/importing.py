@@ -204,7 +204,7 @@ def _trained_in(origin: Path) -> tuple[Path | None, list[Path]]:
 def _check_room(folder: Path, files: list[Path]) -> None:
     needed = sum(path.stat().st_size for path in files)
     check_room(
-        folder.parent, needed, "The import", spare=needed // 20, hint="Make room there, or choose another --root."
+        folder.parent, needed, "the import", spare=needed // 20, hint="Make room there, or choose another --root."
     )
 
 

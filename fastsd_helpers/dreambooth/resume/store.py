@@ -341,7 +341,7 @@ class CheckpointStore:
         target = self.scratch / name
         roles = snapshot.tensors.items()
         needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
-        check_room(self.scratch, needed, "A checkpoint", hint="Make room on this machine's own disk.")
+        check_room(self.scratch, needed, "a checkpoint", hint="Make room on this machine's own disk.")
         with file_errors(target, "create"):
             target.mkdir()
         written = []
