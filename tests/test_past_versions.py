@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 import re
-import socket
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,21 +99,45 @@ def test_every_session_is_shown_by_the_command_line(sessions: Path, capsys: pyte
     assert steps == {"full-cut": 4, "full-done": 6, "lora-cut": 3, "lora-done": 6}
 
 
+def change_lock(lock: Path, **changes: Any) -> dict[str, Any]:
+    """Write the lock that version left with other values, as it would have; its file stays as old as it is."""
+    holder = json.loads(lock.read_text(encoding="utf-8")) | changes
+    del holder["sum"]
+    times = lock.stat().st_mtime_ns
+    lock.write_text(json.dumps({**holder, "sum": zlib.crc32(json.dumps(holder, sort_keys=True).encode())}))
+    os.utime(lock, ns=(times, times))
+    return holder
+
+
+def own_holder(session: Any) -> dict[str, Any]:
+    """Who this process is in a lock."""
+    with session.lock():
+        found = json.loads((session.folder / ".lock").read_text(encoding="utf-8"))
+    return {name: found[name] for name in ("machine", "pid", "start")}
+
+
+@pytest.mark.parametrize("where", ["as it is", "of this machine, its number in use again", "of another machine"])
 def test_the_lock_of_a_dead_run_is_taken_over_and_its_child_is_not_found(
-    sessions: Path, monkeypatch: pytest.MonkeyPatch
+    sessions: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     from fastsd_helpers import Session
     from fastsd_helpers.dreambooth.child import find_training
     from fastsd_helpers.sessions import local_holder
 
     session = Session.open("full-cut")
-    lock = session.folder / ".lock"
-    holder = json.loads(lock.read_text(encoding="utf-8"))
-    assert (Path("scratch") / f"{session.record['id']}-live" / "child.json").is_file()
-    # Now and for ever after the fixture was made, whatever this machine's clock says.
+    lock, child = session.folder / ".lock", Path("scratch", f"{session.record['id']}-live", "child.json")
+    changes: dict[str, Any] = {}
+    if where.startswith("of this machine"):
+        changes = own_holder(Session.open("full-done")) | {"start": "1"}
+        child.write_text(json.dumps(json.loads(child.read_text()) | {"pid": os.getpid()}))
+    elif where == "of another machine":
+        changes = {"machine": "another/pid:[1]"}
+    holder = change_lock(lock, **changes)
+    # Now and for ever after that lock was made, whatever this machine's clock says.
     later = max(time.time(), holder["time"] + 3600)
     monkeypatch.setattr(time, "time", lambda: later)
     assert local_holder(session.folder) is None
+    assert child.is_file()
     assert find_training(session) is None
     began = time.monotonic()
     with session.lock() as held:
@@ -124,21 +148,12 @@ def test_the_lock_of_a_dead_run_is_taken_over_and_its_child_is_not_found(
     assert not lock.exists()
 
 
-def test_a_lock_of_the_version_before_is_respected_while_its_process_lives(sessions: Path) -> None:
-    """The same file as that version writes for a run on this machine that is still going on."""
-    import zlib
-
+def test_a_lock_as_that_version_writes_it_is_respected_while_its_process_lives(sessions: Path) -> None:
     from fastsd_helpers import Session
     from fastsd_helpers.errors import SessionBusy
 
-    session = Session.open("lora-cut")
-    lock = session.folder / ".lock"
-    with session.lock():
-        own = json.loads(lock.read_text(encoding="utf-8"))
-    past = json.loads((session.folder.parent / "full-cut" / ".lock").read_text(encoding="utf-8"))
-    alive = {key: own[key] if key in ("machine", "pid", "start") else past[key] for key in past if key != "sum"}
-    alive |= {"host": socket.gethostname()}
-    lock.write_text(json.dumps({**alive, "sum": zlib.crc32(json.dumps(alive, sort_keys=True).encode())}))
+    session = Session.open("full-cut")
+    change_lock(session.folder / ".lock", **own_holder(Session.open("full-done")))
     with pytest.raises(SessionBusy, match=f"process {os.getpid()} on this machine"):
         session.lock().acquire()
 
