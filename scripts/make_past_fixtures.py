@@ -23,6 +23,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,7 @@ class Then:
     """The version of that commit, and an empty place to work in."""
 
     def __init__(self, work: Path) -> None:
-        self.package, self.work = work / "then", work / "work"
+        self.package, self.work = work / "then", work / "place"
         for folder in (self.package, self.work, work / "home"):
             folder.mkdir()
         archive = subprocess.run(
@@ -174,16 +175,16 @@ def make_base(then: Then) -> dict[str, str]:
     pipe = build_pipeline(SIZES, Path("words"), seed=7).to(torch.float16).to(torch.float32)
     pipe.save_pretrained("base")
     then.fastsd("convert", "base", "single.safetensors")
-    hashes = {"single.safetensors": sha256_of("single.safetensors")}
+    hashes = {"single.safetensors": sha256_without_date("single.safetensors")}
     for name, *words in (
         ("half.safetensors", "--dtype=fp16"),
         ("brain.safetensors", "--dtype=bf16"),
         ("single.ckpt",),
     ):
         then.fastsd("convert", "base", name, *words)
-        hashes[name] = sha256_of(name)
+        hashes[name] = sha256_without_date(name)
     # Where a session that begins with this file finds the folder of it: made there, as its tokenizer is in no file.
-    folder = Path("models", "converted", f"single-{hashes['single.safetensors'][:12]}")
+    folder = Path("models", "converted", f"single-{sha256_of('single.safetensors')[:12]}")
     then.fastsd("convert", "single.safetensors", str(folder), "--base=base")
     hashes |= {f"folder/{path.relative_to(folder)}": sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))}
     return hashes
@@ -453,6 +454,12 @@ def files_in(path: Path) -> Iterator[Path]:
 
 def sha256_of(path: Path | str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def sha256_without_date(path: Path | str) -> str:
+    """The sha256 of a file as if it had been made at the beginning of time: only the date in its header may differ."""
+    content = re.sub(rb'("modelspec\.date": ?")[^"]*"', rb'\1"', Path(path).read_bytes(), count=1)
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_about(facts: dict[str, Any]) -> None:
