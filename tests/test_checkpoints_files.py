@@ -195,6 +195,7 @@ def with_and_without_opencv(request, monkeypatch):
         assert half_floats() is not None
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("wanted", "theirs"), [("BF16", "bfloat16"), ("F16", "float16")])
 def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
@@ -219,6 +220,7 @@ def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     assert out[-100:] == bytes(100)
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("stored", "theirs"), [("F16", "float16"), ("BF16", "bfloat16")])
 def test_widening_is_torchs_bit_for_bit(stored, theirs):
@@ -252,6 +254,7 @@ def test_an_opencv_that_is_missing_or_rounds_differently_is_not_taken(monkeypatc
     assert found == {"missing": False, "without either": False, "rounds down": False, "right": True}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("stored", "theirs"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
 def test_eight_bit_values_are_torchs(stored, theirs):
     torch = pytest.importorskip("torch")

@@ -99,6 +99,7 @@ def base_file(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.mark.numeric
 def test_each_stage_changes_its_own_network_and_nothing_else(base_model, base_file, session, tmp_path) -> None:
     first, second = tmp_path / "stage1.safetensors", tmp_path / "stage2.safetensors"
     train(config_for(base_model, unet_steps=0, text_encoder_steps=2), session)
@@ -128,6 +129,7 @@ def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(base_model,
     assert drawn.path.is_file()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["text_encoder", "unet"])
 def test_a_stopped_run_goes_on_to_the_same_bits(base_model, session, tmp_path, stage) -> None:
     settings = config_for(base_model, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True)
