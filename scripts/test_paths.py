@@ -31,8 +31,8 @@ from fastsd_helpers.runtime import describe_device, versions  # noqa: E402
 SWITCHES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OPENBLAS_CORETYPE", "OPENCV_CPU_DISABLE")
 PATHS = {
     "plain": ("default", "SSE41", "COMPATIBLE", "Prescott", "AVX2,AVX512-SKX"),
-    "avx2": ("avx2", "AVX2", "AVX2", "Haswell", "AVX512-SKX"),
-    "avx512": ("avx512", "AVX512_CORE", "AVX512", "SkylakeX", ""),
+    "avx2": ("avx2", "AVX2", "AVX2,STRICT", "Haswell", "AVX512-SKX"),
+    "avx512": ("avx512", "AVX512_CORE", "AVX512,STRICT", "SkylakeX", ""),
     "own": ("", "", "", "", ""),  # as a user has it
 }
 NEEDS = {"avx2": "avx2", "avx512": "avx512bw"}  # flags in /proc/cpuinfo
