@@ -30,10 +30,11 @@ def assert_close_to(found: Any, reference: Any, *, of_largest: float, about: Any
         about: what is compared, for the message.
     """
     found, reference = _array(found), _array(reference)
+    about = about or "it is"
     assert found.shape == reference.shape, f"{about} shapes differ: {found.shape} for {reference.shape}"
     known = np.isfinite(reference)
     assert np.array_equal(found[~known], reference[~known], equal_nan=True), f"{about} other infinities or NaN"
-    away = np.abs(found - reference)[known]
+    away = np.abs(found[known] - reference[known])
     largest = np.abs(reference[known]).max(initial=0.0)
     assert largest > 0, f"{about} the reference is 0 everywhere: no share of it says anything"
     share = float(away.max() / largest)

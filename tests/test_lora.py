@@ -69,6 +69,7 @@ def test_the_file_gives_diffusers_the_model_that_was_trained(small_base, small_s
     loaded = open_pipe()
     load_lora(loaded, str(path.parent), weight_name=path.name)
     for ours, theirs, before in zip(outputs(loaded), outputs(trained), untouched, strict=True):
+        # The same sums on the same numbers: nothing was seen to differ, and a LoRA alone moves the outputs by 1e-4.
         assert_close_to(ours, theirs, of_largest=1e-6)
         assert (before - theirs).abs().max() > 1e-4 * theirs.abs().max(), "the training changed it"
 
@@ -102,6 +103,7 @@ def test_the_whole_model_has_the_lora_merged_in(small_base, small_session, tmp_p
 
     before = UNet2DConditionModel.from_pretrained(small_base, subfolder="unet").get_submodule(layer).weight
     change = weights[f"unet/{layer}.lora_B.weight"] @ weights[f"unet/{layer}.lora_A.weight"] * (6.0 / 4)
+    # Four products and a sum, in fp32.
     assert_close_to(whole[name], before + change, of_largest=1e-6)
     assert change.abs().max() > 1e-4
 

@@ -154,6 +154,7 @@ def test_the_text_is_what_the_processor_makes_of_the_same_tokens(checkpoints):
     )
     pixels = processor(pictures, return_tensors="pt").pixel_values
     ours = reader.checkpoint.pixels.batch([reader.checkpoint.pixels.resize(picture) for picture in pictures])
+    # The same bytes, shifted and scaled in fp32 in another order: the last digit or two.
     assert_close_to(ours, pixels, of_largest=1e-6)
     ids = reader.checkpoint.model.generate(pixels, max_new_tokens=20, use_cache=True)
     assert [line.text for line in reader.read(pictures)] == processor.batch_decode(ids, skip_special_tokens=True)
@@ -171,7 +172,8 @@ def test_embeddings_are_the_encoders_and_never_the_untrained_pooler(checkpoints)
         values = reader.embed(pictures, pool)
         assert values.dtype.name == "float32"
         assert values.shape == tuple(expected.shape)
-        assert_close_to(values, expected, of_largest=1e-5)
+        # The same encoder on the same batch; the means are of 4 and 16 values, in whichever order.
+        assert_close_to(values, expected, of_largest=1e-6)
     with pytest.raises(SettingsError, match="choose none, mean or columns"):
         reader.embed(pictures, "max")
 
