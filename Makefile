@@ -1,5 +1,6 @@
 # make demo       teach the embedded demo model a new subject, with pictures (the first time it also sets everything up)
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
+# make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
@@ -17,7 +18,7 @@ READY := .venv/.ready
 # Colab still has ipywidgets 7 and ipykernel 6: notebooks are tested with them from a folder of its own, beside .venv.
 WIDGETS7 := .venv-ipywidgets7
 
-.PHONY: lock setup demo test test-all check style
+.PHONY: lock setup demo test test-all test-paths check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -48,6 +49,9 @@ test: setup
 
 test-all: setup check
 	$(PYTEST) -m "not network and not gpu"
+
+test-paths: setup
+	$(BIN)/python scripts/test_paths.py $(ARGS)
 
 lock: setup
 	$(BIN)/python scripts/make_lock.py

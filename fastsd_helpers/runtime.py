@@ -30,6 +30,7 @@ __all__ = [
     "in_notebook",
     "install_command",
     "make_cpu_sums_repeatable",
+    "name_arithmetic",
     "peak_memory_bytes",
     "redact",
     "remember_secret",
@@ -122,10 +123,29 @@ def install_command(extra: str = "", *, again: bool = False) -> str:
 def make_cpu_sums_repeatable() -> None:
     """Ask MKL for sums that do not depend on where in memory a matrix lies: with two threads they otherwise differ.
 
-    MKL reads this once, at its first multiplication in a process; call it before. A user's own setting stays.
+    MKL reads this once, at its first multiplication in a process; call it before. The branch that a user chose stays,
+    and is made strict too where MKL can do that. Another kind of processor or number of threads still gives other sums.
     Source: Intel oneMKL developer guide, "Conditional Numerical Reproducibility".
     """
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    chosen = os.environ.get("MKL_CBWR") or "AUTO"
+    if chosen.startswith(("AUTO", "AVX2", "AVX512")) and "STRICT" not in chosen:
+        chosen += ",STRICT"
+    os.environ["MKL_CBWR"] = chosen
+
+
+def name_arithmetic(device: "Device") -> str:
+    """Name what decides how sums are rounded here: only runs with one name can agree bit for bit. Needs torch."""
+    import torch
+
+    torch_version = f"torch {torch.__version__}"
+    if device.kind != "cpu":
+        return f"{device.name}, {torch_version}"
+    threads = torch.get_num_threads()
+    maker = _cpu_fields().get("vendor_id", platform.machine())
+    branch = os.environ.get("MKL_CBWR", "AUTO,STRICT")
+    chosen = [] if branch == "AUTO,STRICT" else [f"MKL_CBWR={branch}"]
+    words = [f"{maker} {torch.backends.cpu.get_cpu_capability()}", f"{threads} thread{'s' * (threads != 1)}"]
+    return ", ".join([*words, torch_version, *chosen])
 
 
 def reuse_freed_memory() -> None:

@@ -16,8 +16,20 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
 
+from fastsd_helpers.runtime import make_cpu_sums_repeatable  # noqa: E402
+
 # MKL reads this at its first multiplication, which may be in a test that trains nothing.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+make_cpu_sums_repeatable()
+
+# OpenVINO's oneDNN reads this too, while its other kernels ask the processor itself: what the two then compute together
+# crashes or is empty. PyTorch's keeps what it reads at its first convolution; the second name is for xdist's workers.
+_isa = os.environ.setdefault("FASTSD_ONEDNN_ISA", os.environ.get("ONEDNN_MAX_CPU_ISA", ""))
+if _isa:
+    import torch
+
+    os.environ["ONEDNN_MAX_CPU_ISA"] = _isa
+    torch.nn.functional.conv2d(torch.zeros(4, 64, 64, 64), torch.zeros(64, 64, 3, 3))
+    del os.environ["ONEDNN_MAX_CPU_ISA"]
 
 # The client reads its settings when it is first imported: done here, before a test that sets them for a while.
 with contextlib.suppress(ImportError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_families
+from closeness import assert_close_to
 from tiny_families import FAMILIES, build_parts, make_folder, reference
 from tiny_models import load_file, same_bits
 
@@ -210,6 +211,7 @@ def test_every_form_of_a_folder_gives_the_same_tensors(form, family, models, pla
     assert all(same_bits(one[name], two[name]) for name in one)
 
 
+@pytest.mark.numeric
 def test_stacked_and_turned_tensors_are_what_the_original_computes(models, place):
     folder, tensors = models("sdxl")
     stored = load_file(checkpoints.convert(folder, place / "a.safetensors").path)
@@ -222,7 +224,9 @@ def test_stacked_and_turned_tensors_are_what_the_original_computes(models, place
     projection = stored["conditioner.embedders.1.model.text_projection"]
     x = torch.randn(2, projection.shape[0])
     assert torch.equal(projection, second["text_projection.weight"].T)
-    assert torch.allclose(x @ projection, torch.nn.functional.linear(x, second["text_projection.weight"]), atol=1e-5)
+    theirs = torch.nn.functional.linear(x, second["text_projection.weight"])
+    # The same sums of fp32 products in another order: up to 1.2e-7.
+    assert_close_to(x @ projection, theirs, of_largest=2e-6)
 
 
 def test_the_halves_of_fluxs_last_norm_are_swapped(models, place):

@@ -222,6 +222,7 @@ def with_and_without_opencv(request, monkeypatch):
         assert half_floats() is not None
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("wanted", "theirs"), [("BF16", "bfloat16"), ("F16", "float16")])
 def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
@@ -230,14 +231,19 @@ def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     random_bits = np.random.default_rng(1).integers(0, 1 << 32, 200_000, dtype=np.uint64).astype("<u4")
     bits = np.concatenate([bits, random_bits, np.array([0x7F800001, 0xFFC12345, 0x7FFFFFFF, 1, 0x80000001], "<u4")])
     expected = torch.from_numpy(bits.view("<f4").copy()).to(getattr(torch, theirs)).view(torch.int16).numpy()
+    infinite = 0x7F80 if wanted == "BF16" else 0x7C00
     # What overflows is refused by us, and infinite for torch.
     fits = np.isinf(bits.view("<f4")) | ~np.isin(expected.view("<u2") & 0x7FFF, (0x7F80, 0x7C00))
-    fits &= (expected.view("<u2") & 0x7FFF) != (0x7F80 if wanted == "BF16" else 0x7C00)
+    fits &= (expected.view("<u2") & 0x7FFF) != infinite
     fits |= np.isinf(bits.view("<f4"))
     ordinary = fits & np.isfinite(bits.view("<f4"))  # without the others these are rounded in another way
     for chosen in (fits, ordinary):
         ours = np.asarray(cast(bits[chosen].tobytes(), "F32", wanted, owner=str))
-        assert np.array_equal(ours, expected.view("<u2")[chosen])
+        theirs_there = expected.view("<u2")[chosen]
+        # torch's bits of a bf16 that is no number are 0xFFFF where it has AVX2, and 0x7FC0 elsewhere.
+        no_number = ((ours & 0x7FFF) > infinite) & ((theirs_there & 0x7FFF) > infinite)
+        assert np.array_equal(ours[~no_number], theirs_there[~no_number])
+        assert np.array_equal(no_number, np.isnan(bits[chosen].view("<f4")))
         assert chosen.sum() > 500_000
     assert not ordinary[fits].all()
     out = bytearray(2 * ordinary.sum() + 100)
@@ -246,6 +252,7 @@ def test_rounding_is_torchs_bit_for_bit(wanted, theirs):
     assert out[-100:] == bytes(100)
 
 
+@pytest.mark.numeric
 @pytest.mark.usefixtures("with_and_without_opencv")
 @pytest.mark.parametrize(("stored", "theirs"), [("F16", "float16"), ("BF16", "bfloat16")])
 def test_widening_is_torchs_bit_for_bit(stored, theirs):
@@ -279,6 +286,7 @@ def test_an_opencv_that_is_missing_or_rounds_differently_is_not_taken(monkeypatc
     assert found == {"missing": False, "without either": False, "rounds down": False, "right": True}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("stored", "theirs"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
 def test_eight_bit_values_are_torchs(stored, theirs):
     torch = pytest.importorskip("torch")

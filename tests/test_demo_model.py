@@ -13,6 +13,7 @@ from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.sampling import draw_pictures
 
 
+@pytest.mark.numeric
 def test_it_draws_the_object_where_the_caption_says():
     captions = [f"a flat black ball {place}, sky background" for place in pictures.PLACES]
     base = BaseModel.fetch("demo")

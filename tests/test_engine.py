@@ -1,5 +1,6 @@
 """The training run, on a real model of Stable Diffusion 1.5's layout with random weights and 64-pixel pictures."""
 
+import contextlib
 import json
 import logging
 import os
@@ -107,6 +108,7 @@ def base_file(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.mark.numeric
 def test_each_stage_changes_its_own_network_and_nothing_else(base_model, base_file, session, tmp_path) -> None:
     first, second = tmp_path / "stage1.safetensors", tmp_path / "stage2.safetensors"
     train(config_for(base_model, unet_steps=0, text_encoder_steps=2), session)
@@ -136,6 +138,7 @@ def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(base_model,
     assert drawn.path.is_file()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["text_encoder", "unet"])
 def test_a_stopped_run_goes_on_to_the_same_bits(base_model, session, tmp_path, stage) -> None:
     settings = config_for(base_model, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True)
@@ -153,6 +156,37 @@ def test_a_stopped_run_goes_on_to_the_same_bits(base_model, session, tmp_path, s
     assert resumed.path != whole.path
     assert changed(whole.path, resumed.path) == set()
     assert (resumed.loss_before, resumed.loss_after) == (whole.loss_before, whole.loss_after)
+
+
+def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small_session) -> None:
+    from dreambooth_runs import config_for, stop_at
+
+    threads, said = torch.get_num_threads(), []
+
+    def go_on(step: int | None = None) -> list[str]:
+        """Train until that step of the U-Net; the sentences about other arithmetic."""
+        said.clear()
+
+        def report(progress) -> None:
+            said.append(progress.message)
+            if step is not None:
+                stop_at("unet", step)(progress)
+
+        with contextlib.suppress(Interrupted):
+            train(config_for(small_base, text_encoder_steps=0, unet_steps=4), small_session, report=report)
+        return [line for line in said if "bit for bit" in line]
+
+    assert go_on(1) == go_on(2) == []
+    try:
+        torch.set_num_threads(threads + 1)
+        (line,) = go_on(3)
+        first, second = (f"{count} thread{'s' * (count != 1)}, torch" for count in (threads, threads + 1))
+        assert line.startswith("Begun on ")
+        assert line.index(first) < line.index(", now on ") < line.index(second)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(go_on()) == 1, "that other threads took part stays so"
+    assert go_on() == [], "nothing is left to train"
 
 
 def test_changed_settings_are_listed_and_refused(base_model, session) -> None:

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
+from closeness import assert_close_to  # noqa: E402
 from dreambooth_runs import (  # noqa: E402
     config_for,
     learned,
@@ -30,6 +31,7 @@ def read_header(path: Path) -> dict:
     return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
 
 
+@pytest.mark.numeric
 def test_the_file_gives_diffusers_the_model_that_was_trained(small_base, small_session, tmp_path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
@@ -67,7 +69,8 @@ def test_the_file_gives_diffusers_the_model_that_was_trained(small_base, small_s
     loaded = open_pipe()
     load_lora(loaded, str(path.parent), weight_name=path.name)
     for ours, theirs, before in zip(outputs(loaded), outputs(trained), untouched, strict=True):
-        assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+        # The same sums on the same numbers: nothing was seen to differ, and a LoRA alone moves the outputs by 1e-4.
+        assert_close_to(ours, theirs, of_largest=1e-6)
         assert (before - theirs).abs().max() > 1e-4 * theirs.abs().max(), "the training changed it"
 
 
@@ -87,6 +90,7 @@ def test_the_finished_file_is_small_and_says_rank_and_alpha(small_base, small_se
         export(ExportConfig(format="lora", out=str(result.path)), small_session)
 
 
+@pytest.mark.numeric
 def test_the_whole_model_has_the_lora_merged_in(small_base, small_session, tmp_path) -> None:
     from safetensors.torch import load_file
 
@@ -99,13 +103,15 @@ def test_the_whole_model_has_the_lora_merged_in(small_base, small_session, tmp_p
 
     before = UNet2DConditionModel.from_pretrained(small_base, subfolder="unet").get_submodule(layer).weight
     change = weights[f"unet/{layer}.lora_B.weight"] @ weights[f"unet/{layer}.lora_A.weight"] * (6.0 / 4)
-    assert torch.allclose(whole[name], before + change, atol=1e-7)
+    # Four products and a sum, in fp32.
+    assert_close_to(whole[name], before + change, of_largest=1e-6)
     assert change.abs().max() > 1e-4
 
 
 MOMENTS = [("text_encoder", 1), ("text_encoder", 2), ("unet", 1), ("unet", 2)]
 
 
+@pytest.mark.numeric
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(small_base, small_session) -> None:
     settings = config_for(small_base, **LORA, ema=0.9, gradient_checkpointing=True)
     whole = train(settings, small_session)

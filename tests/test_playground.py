@@ -138,6 +138,7 @@ def test_a_page_that_cannot_be_shared_is_closed_again(artist: Artist, monkeypatc
     closed[0].close()
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_the_embedded_model_draws_and_starts_from_a_picture() -> None:
     pytest.importorskip("diffusers")
@@ -152,6 +153,7 @@ def test_the_embedded_model_draws_and_starts_from_a_picture() -> None:
     assert other.tobytes() != picture.tobytes()
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_session_draws_with_its_base_and_with_what_it_learned(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
@@ -236,6 +238,7 @@ def a_controlnet(pipe: Any) -> Any:
     return made
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_controlnet_steers_with_and_without_a_picture_to_begin_with(demo_pipe: Any, tmp_path: Path) -> None:
     from PIL import Image, ImageDraw
@@ -280,6 +283,7 @@ def test_a_controlnet_of_another_shape_is_said_so(tmp_path: Path) -> None:
     assert "Did you mean 'canny'?" in caught.value.hint
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_lora_changes_the_picture_as_strongly_as_it_is_asked_to(demo_pipe: Any, tmp_path: Path) -> None:
     pytest.importorskip("peft")

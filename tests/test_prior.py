@@ -27,6 +27,7 @@ def class_files(session) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(session.class_images.glob("*/*.png"))}
 
 
+@pytest.mark.numeric
 def test_a_run_with_a_prior_stopped_at_every_step_ends_with_the_same_bits(small_base, small_session) -> None:
     values = {**PRIOR, "min_snr": 5.0, "offset_noise": 0.1, "ema": 0.5, "accumulation": 2, "flip": True}
     settings = config_for(small_base, unet_steps=2, text_encoder_steps=2, **values)
@@ -81,6 +82,7 @@ def test_a_stop_while_class_pictures_are_drawn_keeps_those_that_are_there(
     assert len(class_files(small_session)) == 4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("key", ["sd21-512", "sd21-768"])
 def test_sd21_trains_stops_goes_on_and_is_exported(key, small_session, tmp_path) -> None:
     base = build_base(tmp_path / "sd21", key)
@@ -134,6 +136,7 @@ def test_sample_prompts_are_spread_over_all_subjects() -> None:
 # ------------------------------------------------------------------------------------- more steps, best
 
 
+@pytest.mark.numeric
 def test_more_steps_go_on_after_the_end_with_a_file_of_their_own(small_base, small_session) -> None:
     settings = config_for(small_base, unet_steps=2, text_encoder_steps=0)
     with pytest.raises(SettingsError, match="step 0 of 2"):
@@ -161,6 +164,7 @@ def test_more_steps_go_on_after_the_end_with_a_file_of_their_own(small_base, sma
     assert same(learned(small_session), tensors)
 
 
+@pytest.mark.numeric
 def test_the_best_checkpoint_is_kept_offered_and_exported(small_base, small_session, tmp_path, monkeypatch) -> None:
     from fastsd_helpers.dreambooth.stages import Job
 

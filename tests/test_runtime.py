@@ -156,6 +156,40 @@ def test_cpu_bfloat16_is_read_from_the_processors_own_flags(
     assert runtime._cpu_has_bf16() is has_bf16
 
 
+@pytest.mark.parametrize(
+    ("chosen", "asked"),
+    [
+        (None, "AUTO,STRICT"),
+        ("", "AUTO,STRICT"),
+        ("AVX2", "AVX2,STRICT"),
+        ("AVX512,STRICT", "AVX512,STRICT"),
+        ("COMPATIBLE", "COMPATIBLE"),  # MKL has no strict form of it
+        ("OFF", "OFF"),
+    ],
+)
+def test_mkl_is_asked_for_repeatable_sums_in_the_branch_that_a_user_chose(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, asked: str
+) -> None:
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("MKL_CBWR", chosen)
+    runtime.make_cpu_sums_repeatable()
+    assert os.environ["MKL_CBWR"] == asked
+
+
+def test_arithmetic_is_named_by_processor_threads_torch_and_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("MKL_CBWR", "AUTO,STRICT")
+    cpu = runtime.Device("cpu", "a processor", 0, has_bf16=False)
+    named = runtime.name_arithmetic(cpu)
+    assert f"{torch.backends.cpu.get_cpu_capability()}, " in named
+    assert f"{torch.get_num_threads()} thread" in named
+    assert named.endswith(f"torch {torch.__version__}")
+    monkeypatch.setenv("MKL_CBWR", "AVX2,STRICT")
+    assert runtime.name_arithmetic(cpu) == f"{named}, MKL_CBWR=AVX2,STRICT"
+    assert runtime.name_arithmetic(runtime.Device("cuda", "T4", 0, has_bf16=False)).startswith("T4, torch ")
+
+
 def test_peak_memory_rises_with_what_is_held_and_is_this_process_own() -> None:
     # In a fresh process: the peak must be neither this test run's nor rise with nothing held.
     code = (

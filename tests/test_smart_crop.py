@@ -15,6 +15,7 @@ from fastsd_helpers.smart_crop import CropBox, crop_box, find_faces, find_salien
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
+pytestmark = pytest.mark.numeric  # of OpenCV
 
 
 def draw_scene(width: int, height: int, subject: tuple[int, int, int, int], *, seed: int = 0) -> Image.Image:

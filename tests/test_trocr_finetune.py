@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from closeness import assert_close_to
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
@@ -64,6 +65,7 @@ QUICK = {"epochs": 220, "lr": 2e-3, "batch_size": 8, "augment": False, "precisio
 QUICK |= {"measure_every": 110}
 
 
+@pytest.mark.numeric
 def test_it_learns_and_what_it_writes_is_a_reader(data, base, tmp_path):
     result = finetune(FineTuneConfig(**QUICK, patience=0), data, tmp_path / "run", model=base)
     assert result.cer_before > 0.9
@@ -159,6 +161,7 @@ print(json.dumps({"first": result.first_step, "steps": result.steps, "cer": resu
 """
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "method"), [(2, "full"), (3, "full"), (3, "lora")])
 def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path, fault, method):
@@ -185,6 +188,7 @@ def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path,
     assert one == other
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(data, base, tmp_path):
     settings = json.dumps({**QUICK, "epochs": 4, "batch_size": 4, "augment": True, "patience": 0, "measure_every": 2})
@@ -220,6 +224,7 @@ def test_unreadable_pictures_are_left_out_and_one_group_cannot_be_split(data, ba
 # ------------------------------------------------------------------------------------------------- vocabulary
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", ["base", "stage1", "small"])
 @pytest.mark.parametrize("mode", ["extend", "replace"])
 def test_new_letters_get_tokens_whose_vectors_are_those_of_their_bytes(tmp_path, kind, mode):
@@ -243,7 +248,7 @@ def test_new_letters_get_tokens_whose_vectors_are_those_of_their_bytes(tmp_path,
     table = model.decoder.get_input_embeddings()
     known = [piece for piece in pieces if piece != 3]
     expected = words[known].mean(0) if known else words.mean(0)
-    assert torch.allclose(table.weight[place], expected, atol=1e-6)
+    assert_close_to(table.weight[place], expected, of_largest=1e-6)  # means of a few fp32 vectors, in any order
     assert getattr(table, "embed_scale", 1.0) == scale
     assert model.decoder.get_output_embeddings().weight.shape[0] == len(tokenizer)
     assert (kind != "stage1") == (model.decoder.get_output_embeddings().weight.data_ptr() == table.weight.data_ptr()), (
@@ -251,6 +256,7 @@ def test_new_letters_get_tokens_whose_vectors_are_those_of_their_bytes(tmp_path,
     )
 
 
+@pytest.mark.numeric
 def test_a_reader_with_new_letters_is_written_and_opened_again(data, base, tmp_path):
     folder = tmp_path / "greek"
     folder.mkdir()

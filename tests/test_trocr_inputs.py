@@ -24,6 +24,7 @@ def ink(width=120, height=32):
     return Image.fromarray(values)
 
 
+@pytest.mark.numeric
 def test_every_kind_of_bad_file_is_named_and_the_good_ones_are_read(reader, tmp_path):
     folder = tmp_path / "lines"
     folder.mkdir()

@@ -59,6 +59,7 @@ def draw_page():
     return page
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize("angle", [0, 4])
 def test_the_lines_of_a_drawn_page_are_found_in_order(tmp_path, angle):

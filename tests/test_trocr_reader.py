@@ -2,11 +2,11 @@
 
 import gc
 import json
-import math
 import weakref
 
 import pytest
-from tiny_readers import noise_pictures, write_reader
+from closeness import Written, assert_close_to, assert_same_lines, written
+from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
 from fastsd_helpers.trocr import Reader
@@ -38,7 +38,7 @@ def checkpoints(tmp_path_factory):
 
 
 def theirs(reader, pictures, beams, limit, minimum=None):
-    """transformers' generate on the same pixels: (ids without start and end, log-probabilities, best score)."""
+    """transformers' generate on the same pixels."""
     model, pixels = reader.checkpoint.model, reader.checkpoint.pixels
     settings = transformers.GenerationConfig(
         max_new_tokens=limit,
@@ -59,15 +59,12 @@ def theirs(reader, pictures, beams, limit, minimum=None):
     found = []
     for row, sequence in enumerate(out.sequences[:, 1:].tolist()):
         ids = sequence[: sequence.index(2)] if 2 in sequence else sequence
-        count = min(len(ids) + 1, logs.shape[1])
-        best_two = None
-        if beams == 1:
-            gaps = [step[row].log_softmax(-1).topk(2).values for step in out.scores[:count]]
-            best_two = min(float(pair[0] - pair[1]) for pair in gaps)
-        found.append((ids, logs[row, :count].tolist(), best_two))
+        line = logs[row, : len(ids) + 1].tolist()
+        found.append(Written(ids, line[: len(ids)], sum(line) / len(line)))
     return found
 
 
+@pytest.mark.numeric
 @parity_with_5
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("beams", [1, 4])
@@ -77,21 +74,18 @@ def test_tokens_and_scores_are_those_of_transformers(checkpoints, kind, beams, s
                     batch_size=5)  # fmt: skip
     pictures = noise_pictures(17, seed=seed)
     lines = reader.read(pictures)
-    expected = theirs(reader, pictures, beams, 30)
-    ties = 0
-    for line, (ids, logs, gap) in zip(lines, expected, strict=True):
-        if gap is not None and gap < 1e-5:
-            ties += 1
-            continue
-        assert [token.id for token in line.tokens] == ids
-        ours = [math.log(token.confidence) for token in line.tokens]
-        assert ours == pytest.approx(logs[: len(ours)], abs=1e-4)
-        assert math.log(line.confidence) == pytest.approx(sum(logs) / len(logs), abs=1e-4)
-    assert ties <= 1
+    assert_same_lines(
+        written(lines),
+        theirs(reader, pictures, beams, 30),
+        of_largest=STEPS,
+        judge=judge_by(reader, pictures),
+        beams=beams,
+    )
     lengths = {len(line.tokens) for line in lines}
     assert len(lengths) > 2, "lines of one length would not show that finished ones are dropped rightly"
 
 
+@pytest.mark.numeric
 @parity_with_5
 def test_a_smallest_length_keeps_a_line_from_ending(checkpoints):
     folder = checkpoints("base", 1)
@@ -100,19 +94,18 @@ def test_a_smallest_length_keeps_a_line_from_ending(checkpoints):
         reader = Reader(folder, beams, "fp32", min_new_tokens=12, max_new_tokens=20, loop_guard=False)
         lines = reader.read(pictures)
         expected = theirs(reader, pictures, beams, 20, minimum=12)
-        assert [[token.id for token in line.tokens] for line in lines] == [ids for ids, _logs, _gap in expected]
+        assert_same_lines(written(lines), expected, of_largest=STEPS, judge=judge_by(reader, pictures), beams=beams)
         assert min(len(line.tokens) for line in lines) >= 12
 
 
+@pytest.mark.numeric
 def test_lines_come_in_order_whatever_the_batch(checkpoints):
     folder, pictures = checkpoints("base", 1), noise_pictures(23, seed=3)
     alone = Reader(folder, precision="fp32", max_new_tokens=25, batch_size=1)
-    apart = [line.tokens for picture in pictures for line in alone.read(picture)]
+    apart = written([line for picture in pictures for line in alone.read(picture)])
     for size in (2, 7):
         together = Reader(folder, precision="fp32", max_new_tokens=25, batch_size=size).read(pictures)
-        assert [[token.id for token in line.tokens] for line in together] == [
-            [token.id for token in line] for line in apart
-        ]
+        assert_same_lines(written(together), apart, of_largest=STEPS, judge=judge_by(alone, pictures))
         assert [line.name for line in together] == [f"picture {place + 1}" for place in range(23)]
 
 
@@ -148,6 +141,7 @@ def test_pictures_are_let_go_of_as_soon_as_they_are_small(checkpoints):
     assert reader.embed([]).shape == (0, 0, 0)
 
 
+@pytest.mark.numeric
 def test_the_text_is_what_the_processor_makes_of_the_same_tokens(checkpoints):
     folder = checkpoints("base", 1)
     reader = Reader(folder, precision="fp32", max_new_tokens=20, loop_guard=False)
@@ -160,11 +154,13 @@ def test_the_text_is_what_the_processor_makes_of_the_same_tokens(checkpoints):
     )
     pixels = processor(pictures, return_tensors="pt").pixel_values
     ours = reader.checkpoint.pixels.batch([reader.checkpoint.pixels.resize(picture) for picture in pictures])
-    assert torch.allclose(ours, pixels, atol=1e-6)
+    # The same bytes, shifted and scaled in fp32 in another order: the last digit or two.
+    assert_close_to(ours, pixels, of_largest=1e-6)
     ids = reader.checkpoint.model.generate(pixels, max_new_tokens=20, use_cache=True)
     assert [line.text for line in reader.read(pictures)] == processor.batch_decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.numeric
 def test_embeddings_are_the_encoders_and_never_the_untrained_pooler(checkpoints):
     reader = Reader(checkpoints("base"), precision="fp32")
     pictures = noise_pictures(5)
@@ -176,11 +172,13 @@ def test_embeddings_are_the_encoders_and_never_the_untrained_pooler(checkpoints)
         values = reader.embed(pictures, pool)
         assert values.dtype.name == "float32"
         assert values.shape == tuple(expected.shape)
-        assert torch.allclose(torch.from_numpy(values), expected, atol=1e-5)
+        # The same encoder on the same batch; the means are of 4 and 16 values, in whichever order.
+        assert_close_to(values, expected, of_largest=1e-6)
     with pytest.raises(SettingsError, match="choose none, mean or columns"):
         reader.embed(pictures, "max")
 
 
+@pytest.mark.numeric
 def test_the_self_test_reads_a_line_and_agrees_with_transformers(checkpoints):
     for kind in KINDS:
         result = Reader(checkpoints(kind, 1), precision="fp32", max_new_tokens=12).self_test()
@@ -188,6 +186,7 @@ def test_the_self_test_reads_a_line_and_agrees_with_transformers(checkpoints):
         assert result.finite
 
 
+@pytest.mark.numeric
 def test_half_precision_reads_and_says_why_it_was_chosen(checkpoints):
     reader = Reader(checkpoints("stage1"), precision="bf16", max_new_tokens=8)
     assert reader.engine.dtype is torch.bfloat16
@@ -303,17 +302,25 @@ def test_of_a_line_that_looped_the_better_part_is_kept():
     assert unlooped(first, endless).ids == [1, 2, 8, 9, 10, 11]
 
 
+@pytest.mark.numeric
 @parity_with_5
 def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     folder, pictures = checkpoints("small", 0, 1.0), noise_pictures(16)
-    plain = Reader(folder, precision="fp32", loop_guard=False).read(pictures)
+    plain_reader = Reader(folder, precision="fp32", loop_guard=False)
+    plain = plain_reader.read(pictures)
     guarded = Reader(folder, precision="fp32").read(pictures)
     looped = [line for line in guarded if "looped" in line.notes]
     assert looped, "random weights loop all the time; if these do not, choose others"
     assert all(find_loop([token.id for token in line.tokens]) is None for line in looped)
-    for before, after in zip(plain, guarded, strict=True):
-        if "looped" not in after.notes:
-            assert before == after
+    others = [place for place, line in enumerate(guarded) if "looped" not in line.notes]
+    assert others
+    # Not the same bits: lines that looped leave the batch earlier, and the sums of a smaller one round differently.
+    assert_same_lines(
+        written([guarded[place] for place in others]),
+        written([plain[place] for place in others]),
+        of_largest=STEPS,
+        judge=judge_by(plain_reader, [pictures[place] for place in others]),
+    )
 
 
 @pytest.mark.parametrize(

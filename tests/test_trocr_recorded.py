@@ -4,7 +4,8 @@ import contextlib
 import types
 
 import pytest
-from tiny_readers import noise_pictures, write_reader
+from closeness import assert_close_to, assert_same_lines, written
+from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.attention import find_attention
@@ -14,6 +15,7 @@ from fastsd_helpers.trocr.recorded import RecordedEngine
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 KINDS = ("base", "stage1", "small")
+pytestmark = pytest.mark.numeric
 
 
 class Replayed(RecordedEngine):
@@ -41,11 +43,14 @@ def readers(folder, beams, **settings):
     return [Reader(folder, beams=beams, **settings) for _ in range(2)]
 
 
-def check_same(found, expected):
-    assert [[token.id for token in line.tokens] for line in found] == [
-        [token.id for token in line.tokens] for line in expected
-    ]
-    assert [line.confidence for line in found] == pytest.approx([line.confidence for line in expected], abs=1e-5)
+def check_same(found, plain, pictures):
+    assert_same_lines(
+        written(found),
+        written(plain.read(pictures)),
+        of_largest=STEPS,
+        judge=judge_by(plain, pictures),
+        beams=plain.settings.beams,
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -55,14 +60,14 @@ def test_lines_are_read_as_without_recordings(tmp_path, kind, beams):
     plain, other = readers(tmp_path, beams)
     other.engine = Replayed(other.checkpoint.model)
     pictures = noise_pictures(17, seed=3)
-    expected = plain.read(pictures)
-    assert len({len(line.tokens) for line in expected}) > 2, "no line would leave the batch before the others"
-    check_same(other.read(pictures), expected)
+    found = other.read(pictures)
+    assert len({len(line.tokens) for line in found}) > 2, "no line would leave the batch before the others"
+    check_same(found, plain, pictures)
     # Buffers and recordings of the first batch serve all others, and whatever is read later.
     assert other.engine.recordings[0] == 6
     assert set(other.engine.recordings) <= {6, 3}
     count = len(other.engine.recordings)
-    check_same(other.read(pictures[:5]), plain.read(pictures[:5]))
+    check_same(other.read(pictures[:5]), plain, pictures[:5])
     assert len(other.engine.recordings) == count == len(set(other.engine.recordings))
     assert other.engine.replays > 20
 
@@ -84,7 +89,7 @@ def test_a_longer_or_larger_search_gets_new_buffers(tmp_path):
                         engine.keep(state, kept)
                 tokens = torch.randint(4, 50, (left, beams), generator=chance)
                 one, two = (engine.step(state, tokens) for engine, state in states)
-                assert torch.allclose(one, two, atol=1e-4), (lines, beams, step)
+                assert_close_to(two, one, of_largest=STEPS, about=(lines, beams, step))
                 came_from = torch.randint(0, beams, (left, beams), generator=chance)
                 for engine, state in states:
                     engine.reorder(state, came_from)
@@ -100,7 +105,7 @@ def test_padding_that_a_model_writes_counts_as_without_recordings(tmp_path):
         states = [(engine, engine.begin(hidden, 1, 4)) for engine in (plain, other)]
         for tokens in ([[2], [2]], [[1], [5]], [[7], [1]]):
             one, two = (engine.step(state, torch.tensor(tokens)) for engine, state in states)
-            assert torch.allclose(one, two, atol=1e-5)
+            assert_close_to(two, one, of_largest=STEPS)
 
 
 def test_where_nothing_can_be_recorded_it_reads_all_the_same_and_says_so(tmp_path, caplog):
@@ -110,7 +115,7 @@ def test_where_nothing_can_be_recorded_it_reads_all_the_same_and_says_so(tmp_pat
     other.engine = RecordedEngine(other.checkpoint.model, device="cpu")
     pictures = noise_pictures(8, seed=3)
     with caplog.at_level("WARNING"):
-        check_same(other.read(pictures), plain.read(pictures))
+        check_same(other.read(pictures), plain, pictures)
     assert [record.message[:32] for record in caplog.records].count("Reading without CUDA graphs, whi") == 1
 
 
@@ -143,7 +148,7 @@ def test_a_recording_that_gives_other_scores_is_not_taken(tmp_path, monkeypatch,
         found = other.read(pictures)
     assert "off by" in caplog.text
     assert not other.engine.record
-    check_same(found, plain.read(pictures))
+    check_same(found, plain, pictures)
 
 
 def test_attention_is_shown_with_fixed_buffers_too(tmp_path):
@@ -151,4 +156,4 @@ def test_attention_is_shown_with_fixed_buffers_too(tmp_path):
     plain, other = readers(tmp_path, 1)
     other.engine = Replayed(other.checkpoint.model)
     picture = noise_pictures(1, seed=3)[0]
-    assert find_attention(other, picture).weights == pytest.approx(find_attention(plain, picture).weights, abs=1e-5)
+    assert_close_to(find_attention(other, picture).weights, find_attention(plain, picture).weights, of_largest=STEPS)

@@ -61,6 +61,7 @@ def whole(world):
     return (world / "whole" / "lines.jsonl").read_bytes()
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_between_and_within_parts_a_reading_ends_with_the_same_bytes(world, whole):
@@ -88,6 +89,7 @@ def test_killed_between_and_within_parts_a_reading_ends_with_the_same_bytes(worl
     assert (out / "lines.jsonl").read_bytes() == whole
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_through_accelerate_read_what_one_reads(world, whole):
@@ -141,6 +143,7 @@ def apart(one, other, start):
     return float((sum(differences) / sum(moves)).sqrt())
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("way", ["accumulation", "two processes"])

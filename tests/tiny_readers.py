@@ -10,6 +10,11 @@ import json
 import pytest
 
 SIDE_PX = 64
+# How far two ways through the decoder may come apart, of the largest score or log-probability. fp32 keeps a sum of 24
+# to 64 products to some 1e-6; three layers of six such sums, whose norms stretch small differences, and the keys that
+# all later steps read make up to 4e-5 of it, on any processor and with any number of threads. A wrong position, scale
+# or order of layers makes more than 1e-2.
+STEPS = 4e-4
 WORDS = [
     "the",
     "quick",
@@ -171,3 +176,22 @@ def noise_pictures(count, *, seed=0):
         Image.fromarray(chance.integers(0, 256, (h // 8 + 2, w // 8 + 2, 3), dtype=np.uint8)).resize((w, h))
         for w, h in sizes
     ]
+
+
+def judge_by(reader, pictures):
+    """transformers' own forward pass over a whole line, without a cache or a search, for `closeness.assert_same_lines`.
+
+    Called with a picture's place and token ids it gives the log-probabilities of every next token,
+    [tokens + 1, vocabulary].
+    """
+    import torch
+
+    model, pixels = reader.checkpoint.model, reader.checkpoint.pixels
+
+    def judge(place, ids):
+        batch = pixels.batch([pixels.resize(pictures[place])])
+        with torch.inference_mode():
+            scores = model(pixel_values=batch, decoder_input_ids=torch.tensor([[2, *ids]]), use_cache=False).logits
+        return scores[0].float().log_softmax(-1)
+
+    return judge

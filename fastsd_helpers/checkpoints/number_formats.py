@@ -1,7 +1,8 @@
 """Number formats of tensors: which there are, and changing one into another without torch.
 
-Rounding is to the nearest, ties to even, as torch rounds: bit for bit, subnormals and not-a-numbers included. It works
-on pieces of a tensor, so that memory never holds more than one piece.
+Rounding is to the nearest, ties to even, as torch rounds: bit for bit, subnormals included. A not-a-number stays one;
+which of them depends, in torch, on the processor. It works on pieces of a tensor, so that memory never holds more than
+one piece.
 """
 
 import threading

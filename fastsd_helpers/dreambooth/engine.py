@@ -31,7 +31,7 @@ from fastsd_helpers.errors import Interrupted, ModelNotFound, SessionBusy, Setti
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import from_values, to_values
 from fastsd_helpers.registry import check_resolution
-from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, versions
+from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, name_arithmetic, versions
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
@@ -184,6 +184,7 @@ class _Run:
         self.history: dict[str, Any] = {}
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
+        self.arithmetics = [name_arithmetic(self.device)]
 
     @staticmethod
     def _fetch_base(ref: str, *, moved: bool) -> BaseModel:
@@ -352,6 +353,12 @@ class _Run:
                 if self._finished_steps(stage) == self._steps_of(stage):
                     self.studio.trained[stage.name] = self.generation.load(stage.name)
             self.say(f"Going on after step {steps} of {self.plan.steps}.")
+            before = self.generation.record.get("arithmetics", [])
+            self.arithmetics = list(dict.fromkeys([*before, *self.arithmetics]))
+            promised = self.device.kind == "cpu" or self.config.deterministic
+            if promised and len(self.arithmetics) > 1 and steps < self.plan.steps:
+                was, now = "; ".join(self.arithmetics[:-1]), self.arithmetics[-1]
+                self.say(f"Begun on {was}, now on {now}: close to a run without a stop, but not bit for bit.")
         return steps
 
     def _train_stage(self, stage: Stage, done: int, stop: threading.Event, lock: Any) -> None:
@@ -420,6 +427,7 @@ class _Run:
             "prompts": self.studio.prompts,
             "dataset": self.session.record["dataset"],
             "versions": versions(),
+            "arithmetics": self.arithmetics,
             "steps": self._steps_of(stage),
             "run": self.number,
             "more_steps": self.more,

@@ -163,7 +163,7 @@ class DreamBoothConfig:
         high=200_000,
     )
     deterministic: bool = option(
-        False, help="on a GPU: a resumed run gives the same bits, at some cost in speed", advanced=True
+        False, help="on a GPU: a run resumed on the same kind gives the same bits, at some cost in speed", advanced=True
     )
 
     def __post_init__(self) -> None:

@@ -27,7 +27,10 @@ from faults.kill_resume import (
     train_in_new_interpreter,
 )
 
-pytestmark = pytest.mark.timeout(900)  # about 10 s each on a core of their own; a busy machine needs far longer
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.timeout(900),  # about 10 s each on a core of their own; a busy machine needs far longer
+]
 STOPPED_AT, SAVED_BEFORE = 11, 9  # steps of the U-Net's stage
 
 

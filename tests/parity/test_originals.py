@@ -19,6 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "parity_originals.py"
 ORIGINALS = os.environ.get("FASTSD_ORIGINALS")
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.skipif(not ORIGINALS, reason="FASTSD_ORIGINALS names no folder of original code (see README.md)")
 @pytest.mark.parametrize(

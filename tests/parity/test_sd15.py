@@ -89,6 +89,7 @@ def test_diffusers_own_inverse_gives_back_every_bit(exported, tensors, folder):
             assert same_bits(read[name], tensor), f"{part} {name}"
 
 
+@pytest.mark.numeric
 def test_the_single_file_draws_the_same_picture_as_the_folder_bit_for_bit(exported, folder):
     import numpy as np
 
@@ -125,11 +126,13 @@ needs_original = pytest.mark.skipif(
 )
 
 
+@pytest.mark.numeric
 @needs_original
 def test_the_original_code_loads_the_file_strictly_and_computes_the_same(exported, folder):
     assert compared(exported, folder) == [686, 248, 248, 196] * 2
 
 
+@pytest.mark.numeric
 @needs_original
 def test_the_original_code_computes_the_same_for_an_inpainting_model(tmp_path):
     tiny_families.make_folder(tmp_path / "model", "sd15-inpaint", seed=11)

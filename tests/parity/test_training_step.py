@@ -12,8 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from closeness import assert_close_to  # noqa: E402
 from dreambooth_runs import FAMILIES, build_base, config_for  # noqa: E402
 
+pytestmark = pytest.mark.numeric
 STEPS = 2
 LR = 1e-3
 
@@ -127,7 +129,9 @@ def test_steps_have_the_losses_of_diffusers_own(bases, key, stage, method, prior
     job = open_job(studio, stage)
     ours = [job.take_step(step, LR * (1 - step / STEPS)) for step in range(STEPS)]
     theirs = reference_losses(studio, stage, prior_weight=prior, gamma=gamma, lora=method == "lora")
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    # fp32 through a whole U-Net leaves 3e-7 of a mean over a batch. There is room for Adam, whose first step is as long
+    # for a gradient that is only noise, so that on another processor such weights may go the other way.
+    assert_close_to(ours, theirs, of_largest=1e-5)
     assert len(set(ours)) == STEPS
 
 
@@ -147,7 +151,9 @@ def test_min_snr_weights_are_the_papers_at_every_timestep(kind) -> None:
     alpha_bar = schedule.alphas_cumprod.double()
     snr = alpha_bar / (1 - alpha_bar)
     paper = torch.minimum(snr, torch.tensor(5.0)) / (snr if kind == "epsilon" else snr + 1)
-    assert torch.allclose(min_snr_weights(schedule, timesteps, 5.0).double(), paper, rtol=1e-5, atol=0)
+    ours = min_snr_weights(schedule, timesteps, 5.0).double()
+    # Of every weight, not of the largest: 1 - alpha_bar, near 0 at the first steps, has lost a digit of fp32.
+    assert_close_to(ours / paper, torch.ones(1000), of_largest=1e-5)
     ended = DDPMScheduler(
         beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
