@@ -153,11 +153,11 @@ def _from_objects(source: Iterable[Any]) -> LineSet:
     found = LineSet([], source=type(source).__name__)
     columns = getattr(source, "column_names", None)
     if columns is not None:
-        picture, text = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
-        if not picture or not text:
-            raise _no_columns("The dataset", columns, picture, text)
-        group = _column(columns, _GROUP_COLUMNS)
-        rows = ((row[picture], row[text], str(row[group]) if group else None) for row in source)
+        of_picture, of_text = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
+        if not of_picture or not of_text:
+            raise _no_columns("The dataset", columns, of_picture, of_text)
+        of_group = _column(columns, _GROUP_COLUMNS)
+        rows = ((row[of_picture], row[of_text], str(row[of_group]) if of_group else None) for row in source)
     else:
         rows = ((*row, None) if len(row) == 2 else row for row in source)
     for place, (picture, text, group) in enumerate(rows):
