@@ -328,10 +328,12 @@ def _rows_of_csv(path: Path, text: str) -> Iterable[tuple[int, Any]]:
 
 def _parse_csv(path: Path, text: str, delimiter: str, quoting: int) -> tuple[list[str], list[tuple[int, dict]]]:
     """The head and the rows of a table, each row with the number of its last line."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    blank = re.match(r"(?:[^\S\n]*\n)*", text)[0]  # lines before the head, which would be taken for it
+    above = blank.count("\n")
+    reader = csv.DictReader(io.StringIO(text[len(blank) :], newline=""), delimiter=delimiter, quoting=quoting)
     try:
-        return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+        return list(reader.fieldnames or []), [(above + reader.line_num, row) for row in reader]
     except csv.Error as err:
         raise DatasetError(
-            f"{path.name}, after line {reader.line_num}: {err}.", "Look for a quote that is not closed there."
+            f"{path.name}, after line {above + reader.line_num}: {err}.", "Look for a quote that is not closed there."
         ) from err
