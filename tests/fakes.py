@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["FakeColab", "WriteBackMount", "full_disk", "read_only", "small_disk"]
+__all__ = ["FakeColab", "WriteBackMount", "broken_reads", "full_disk", "read_only", "small_disk"]
 
 
 class WriteBackMount:
@@ -178,6 +178,32 @@ def full_disk(folder: Path, *, after_bytes: int = 0, code: int = errno.ENOSPC) -
         yield
     finally:
         os.write = write
+
+
+@contextlib.contextmanager
+def broken_reads(path: Path, *, after_bytes: int = 0, code: int = errno.EIO) -> Iterator[None]:
+    """Let reading a model file's tensors fail once so many bytes of it were read; its header can still be read.
+
+    It suffices because tensors are read with `os.preadv` and with nothing else, which the tests that use it notice:
+    without a failure they would fail.
+    """
+    read, left = os.preadv, after_bytes
+
+    def limited(handle: int, buffers: object, place: int, *flags: int) -> int:
+        nonlocal left
+        if _path_of(handle) != path.absolute():
+            return read(handle, buffers, place, *flags)
+        if left <= 0:
+            raise OSError(code, os.strerror(code))
+        count = read(handle, buffers, place, *flags)
+        left -= count
+        return count
+
+    os.preadv = limited
+    try:
+        yield
+    finally:
+        os.preadv = read
 
 
 @contextlib.contextmanager

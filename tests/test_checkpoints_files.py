@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("numpy")
 import numpy as np
 import table_models
+from fakes import broken_reads
 from table_models import folder, original, read, write
 
 from fastsd_helpers import checkpoints
@@ -272,6 +273,54 @@ def test_a_value_that_would_become_infinite_stops_with_its_size(wanted, limit, b
         cast(np.array([1e300], "<f8").tobytes(), "F64", wanted, owner=str)
 
 
+# Below and from the size at which a piece is handed to OpenCV, and of more than one block of ours.
+SIZES = (1, 1000, (1 << 16) - 1, 1 << 16, (1 << 18) + 1)
+
+
+@pytest.mark.usefixtures("with_and_without_opencv")
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("stored", ["F32", "F64"])
+@pytest.mark.parametrize(("wanted", "beyond"), [("F16", 65520.0), ("BF16", 3.4e38)])
+def test_one_value_too_large_among_ordinary_ones_is_refused_wherever_it_stands(wanted, beyond, stored, count):
+    ordinary = np.linspace(-2, 2, count).astype("<f4" if stored == "F32" else "<f8")
+    cast(ordinary.tobytes(), stored, wanted, owner=str)
+    for place in {0, count // 2, count - 1}:
+        for value in (beyond, -beyond):
+            values = ordinary.copy()
+            values[place] = value
+            with pytest.raises(CheckpointError, match=r"The tensor 'a' reaches "):
+                cast(values.tobytes(), stored, wanted, owner=lambda: "The tensor 'a'")
+
+
+@pytest.mark.usefixtures("with_and_without_opencv")
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize("stored", ["F64", "F32", "F16"])
+def test_what_was_infinite_or_no_number_before_stays_so_and_changes_nothing_else(stored, count):
+    torch = pytest.importorskip("torch")
+    for strange in (np.inf, -np.inf, np.nan):
+        values = np.linspace(-2, 2, count).astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[stored])
+        values[count // 2] = strange
+        assert count_not_finite(values.tobytes(), stored) == 1
+        for wanted, theirs in (("F16", "float16"), ("BF16", "bfloat16"), ("F32", "float32")):
+            expected = torch.from_numpy(values).to(getattr(torch, theirs))
+            made = bytearray(memoryview(cast(values.tobytes(), stored, wanted, owner=str)))
+            found = torch.frombuffer(made, dtype=expected.dtype)
+            assert torch.equal(found.isnan(), expected.isnan())
+            assert torch.equal(found.nan_to_num(nan=0.5), expected.nan_to_num(nan=0.5)), (wanted, strange)
+
+
+@pytest.mark.usefixtures("with_and_without_opencv")
+@pytest.mark.parametrize("count", SIZES)
+@pytest.mark.parametrize(("wanted", "theirs"), [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")])
+def test_values_of_64_bits_become_torchs(wanted, theirs, count):
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(5).standard_normal(count) * np.logspace(-6, 3, count)
+    values[0] = 1 + 2.0**-11 + 2.0**-40  # beside a tie of fp16, which its rounding to fp32 makes one
+    made = bytearray(memoryview(cast(values.tobytes(), "F64", wanted, owner=str)))
+    expected = torch.from_numpy(values).to(torch.float32).to(getattr(torch, theirs))
+    assert torch.equal(torch.frombuffer(made, dtype=expected.dtype), expected)
+
+
 # ------------------------------------------------------------------------------------------------ in pieces
 
 
@@ -500,6 +549,25 @@ def test_a_file_that_shrinks_while_it_is_read_leaves_nothing_behind(place, monke
     with pytest.raises(CheckpointError, match="it ends inside the tensor"):
         checkpoints.convert(source, place / "out.safetensors")
     assert [path.name for path in place.iterdir()] == ["in.safetensors"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+@pytest.mark.parametrize("name", ["out.safetensors", "out.ckpt", "folder"])
+def test_a_disk_that_fails_while_a_tensor_is_read_is_named_and_nothing_is_left(place, name, code):
+    source = write(place / "in.safetensors", original("sd15"))
+    told = pytest.raises(CheckpointError, match=r"^in\.safetensors cannot be read at the tensor '.+': ")
+    with broken_reads(source, after_bytes=source.stat().st_size // 2, code=code), told as caught:
+        checkpoints.convert(source, place / name, dtype="fp16")
+    assert os.strerror(code) in caught.value.problem
+    assert [path.name for path in place.iterdir()] == ["in.safetensors"]
+
+
+def test_a_part_of_a_folder_that_cannot_be_read_is_named(place):
+    source = folder(place / "model", "sd15")
+    broken = source / "vae" / "diffusion_pytorch_model.safetensors"
+    with broken_reads(broken), pytest.raises(CheckpointError, match="cannot be read at the tensor 'decoder"):
+        checkpoints.convert(source, place / "out.safetensors", dtype="fp16")
+    assert [path.name for path in place.iterdir()] == ["model"]
 
 
 SLOW = """

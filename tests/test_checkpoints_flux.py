@@ -4,6 +4,7 @@ import json
 import types
 
 import pytest
+from fakes import broken_reads
 from table_models import folder, original, read, values, widths_of, write
 
 from fastsd_helpers import checkpoints
@@ -70,6 +71,19 @@ def test_flux_is_not_written_as_ckpt_by_any_way(transformer, tmp_path):
             checkpoints.convert(source, tmp_path / "out.ckpt", **options)
         assert caught.value.hint == "Give a name that ends in .safetensors."
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("failing", ["transformer", "vae"])
+def test_of_two_files_neither_stays_when_one_of_them_fails_and_the_reason_is_told(failing, tmp_path):
+    source = folder(tmp_path / "source", "flux-all-in-one")
+    (tmp_path / "out").mkdir()
+    weights = source / failing / "diffusion_pytorch_model.safetensors"
+    with broken_reads(weights), pytest.raises(CheckpointError, match=r"read at the tensor '.+': Input/output"):
+        checkpoints.convert(source, tmp_path / "out" / "flux.safetensors", dtype="fp16")
+    assert list((tmp_path / "out").iterdir()) == []
+    made = checkpoints.convert(source, tmp_path / "out" / "flux.safetensors", dtype="fp16")
+    assert sorted(path.name for path in made.path.parent.iterdir()) == ["ae.safetensors", "flux.safetensors"]
+    assert [path.name for path in made.beside] == ["ae.safetensors"]
 
 
 @pytest.mark.parametrize("key", ["flux", "flux-all-in-one"])

@@ -152,6 +152,41 @@ def test_another_kernel_finds_the_training_and_gets_its_result(session: Session,
         started.wait(every_s=0.02)
 
 
+@pytest.mark.parametrize("before", ["nothing", "a training of a notebook that has ended"])
+def test_a_training_begun_in_a_terminal_is_found_watched_and_stopped(
+    session: Session, pretend: Any, before: str
+) -> None:
+    if before != "nothing":
+        pretend("finish")
+        start_training(DreamBoothConfig(), session).wait(every_s=0.02)
+    assert find_training(session) is None
+    command = [sys.executable, "-c", PRETENDER, str(session.folder.parent), session.name, "wait"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as terminal:
+        try:
+            wait_for(lambda: find_training(session) is not None, "the training to be found")
+            found = find_training(Session.open("rex", root=session.folder.parent))
+            assert found.process.pid == terminal.pid
+            assert found.is_running()
+            wait_for(lambda: found.live().step > 2, "the first steps")
+            found.stop()
+            with pytest.raises(Interrupted):
+                found.wait(every_s=0.02)
+            assert terminal.wait(60) == 130
+        finally:
+            terminal.kill()
+    assert find_training(session) is None
+
+
+def test_whoever_else_holds_the_session_is_not_taken_for_a_training(session: Session, pretend: Any) -> None:
+    """Preparing photos locks it too; and the news of an earlier training still lie there."""
+    with session.lock():
+        assert find_training(session) is None
+    pretend("finish")
+    start_training(DreamBoothConfig(), session).wait(every_s=0.02)
+    with session.lock():
+        assert find_training(session) is None
+
+
 def test_the_childs_life_does_not_hang_on_the_kernels(session: Session, pretend: Any) -> None:
     pretend("wait")
     training = start_training(DreamBoothConfig(), session)

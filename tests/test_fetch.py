@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+import urllib.parse
 import zipfile
 from email.utils import formatdate
 from pathlib import Path
@@ -22,6 +23,7 @@ from fakes import full_disk, small_disk
 from file_server import Behaviour, FileServer
 from hub_server import Fault, HubServer
 
+from fastsd_helpers import runtime
 from fastsd_helpers.downloads import HubFile, Wanted, describe_content, fetch, fetch_all, fetch_model, links
 from fastsd_helpers.downloads.links import find_link, safe_name, show_url
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
@@ -487,6 +489,31 @@ def test_a_password_in_an_address_is_refused_and_not_shown(site, folder, caplog)
     assert "leave them out" in caught.value.hint.lower()
     assert site.seen == []
     assert show_url("https://me:pw@example.org/a?token=1") == "https://example.org/a?…"
+
+
+@pytest.mark.parametrize("word", ["somebodys-word", "two words!", "gr\u00fcn&bunt=1", "100%25"])
+@pytest.mark.parametrize(
+    "typed",
+    ["http://me:{}@127.0.0.1:9/x.safetensors", "https://me:{}@huggingface.co/a/b/resolve/main/c", "civitai?token={}"],
+    ids=["a password", "a password to the Hub", "a token of CivitAI"],
+)
+def test_a_secret_in_a_pasted_link_is_hidden_in_whatever_is_logged_later(civitai, caplog, monkeypatch, typed, word):
+    """As it was pasted, and as the program that got it would show it: a link has %XX where the word has a blank."""
+    caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
+    monkeypatch.setattr(runtime, "_handed_out", set())
+    pasted = urllib.parse.quote(word, safe="")
+    log = logging.getLogger("fastsd_helpers")
+    log.info("before: %s", word)
+    assert f"before: {word}" in caplog.text
+    with pytest.raises(DownloadError):
+        find_link(typed.format(pasted).replace("civitai", civitai.url("/models/404")))
+    caplog.clear()
+    log.info("afterwards: %s", word)
+    log.info("afterwards: %s", pasted)
+    assert word not in caplog.text
+    if "token=" not in typed:  # no site is sent a token in this form, so nothing could show it
+        assert pasted not in caplog.text
+    assert caplog.text.count("afterwards: ") == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """A settings class becomes a form, on ipywidgets 8 and on the 7.7.1 that Colab has."""
 
+import ast
+import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -23,7 +27,7 @@ from fastsd_helpers.forms import (
     readiness,
     show_form,
 )
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
@@ -184,6 +188,60 @@ def test_advanced_settings_are_folded_away() -> None:
     assert accordion.selected_index is None
     assert "strokes" in text_of(accordion)
     assert "strokes" not in text_of(box.children[0])
+
+
+PLAIN_OF_PAINT = ("base_model", "finish", "sheen", "ladder", "primer", "coats", "speed", "shed_key")
+
+
+def forms_of_the_notebooks() -> list[type]:
+    """Every settings class that a cell of a notebook shows as a form."""
+    imported: dict[str, str] = {}
+    shown: set[str] = set()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] != "code":
+                continue
+            source = re.sub(r"(?m)^(\s*)%.*", r"\1pass", "".join(cell["source"]))  # Jupyter's own commands
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.ImportFrom):
+                    imported |= {alias.name: node.module for alias in node.names}
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_form":
+                    shown.add(node.args[0].id)
+    return [getattr(importlib.import_module(imported[name]), name) for name in sorted(shown)]
+
+
+def test_the_forms_of_the_notebooks_are_found() -> None:
+    assert {"DreamBoothConfig", "SessionConfig", "LaunchConfig"} <= {made.__name__ for made in forms_of_the_notebooks()}
+
+
+def parts_of(form: Form[Any]) -> tuple[set[str], set[str]]:
+    """The names of the settings whose widget lies in the plain part, and in what is folded away."""
+
+    def inside(box: Any) -> list[Any]:
+        return [box, *(found for child in getattr(box, "children", ()) for found in inside(child))]
+
+    folded = {id(each) for box in inside(form._box) if type(box).__name__ == "Accordion" for each in inside(box)}
+    shown = {id(each) for each in inside(form._box)} - folded
+    places = {name: id(field.widget) for name, field in form._fields.items()}
+    return (
+        {name for name, place in places.items() if place in shown},
+        {name for name, place in places.items() if place in folded},
+    )
+
+
+def test_plain_settings_are_in_plain_sight() -> None:
+    plain, folded = parts_of(show_form(PaintConfig))
+    assert plain == set(PLAIN_OF_PAINT)
+    assert folded == {"unet_steps"}
+
+
+@pytest.mark.parametrize("settings", forms_of_the_notebooks(), ids=lambda settings: settings.__name__)
+def test_every_form_of_a_notebook_shows_something_and_folds_away_what_says_so(settings: type) -> None:
+    plain, folded = parts_of(show_form(settings))
+    assert plain, "a form that is folded away whole"
+    assert folded == {spec.name for spec in options_of(settings) if spec.advanced}
+    assert plain | folded == {spec.name for spec in options_of(settings)}
+    assert not plain & folded
 
 
 def test_a_form_displays_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import socket
@@ -174,6 +175,26 @@ def test_wrong_tries_are_forgiven_after_a_minute_or_by_the_right_password() -> N
     assert limiter.wait_s("a") == limiter.wait_s("c") == 0
 
 
+@pytest.mark.parametrize(("per_address", "overall"), [(2, 30), (7, 30), (5, 1)])
+def test_the_bounds_that_were_given_are_those_of_the_gate(site: int, per_address: int, overall: int) -> None:
+    clock = [0.0]
+    limiter = LoginLimiter(per_address, overall, 60, now=lambda: clock[0])
+    with open_gate(site, LOGIN, limiter=limiter) as gate:
+        allowed = min(per_address, overall)
+        statuses = [log_in(gate, f"guess-{number}")[0] for number in range(allowed + 2)]
+        assert statuses == [401] * allowed + [429] * 2
+        assert log_in(gate)[0] == 429
+        assert limiter.wait_s("127.0.0.1") == 60
+        clock[0] = 61
+        assert log_in(gate)[0] == 303, "its clock is the one that counts"
+
+
+def test_two_gates_may_share_one_count(site: int) -> None:
+    limiter = LoginLimiter(3, 30, 60)
+    with open_gate(site, LOGIN, limiter=limiter) as one, open_gate(site, LOGIN, limiter=limiter) as other:
+        assert [log_in(gate, "guess")[0] for gate in (one, other, one, other)] == [401, 401, 401, 429]
+
+
 @pytest.mark.parametrize(
     "place", ["//evil.example", "/\\evil.example", "https://evil.example", "", "/a\r\nSet-Cookie: b"]
 )
@@ -259,6 +280,34 @@ def test_half_an_answer_does_not_look_like_a_whole_one(gate: Gate) -> None:
 
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         ask(f"{gate.url}/half", **BASIC)
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "text/event-stream"])
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_half_an_answer_of_unknown_length_does_not_look_like_a_whole_one_either(
+    gate: Gate, kind: str, parts: int
+) -> None:
+    """As the downloads and event streams of Gradio are sent: only the last chunk says that nothing is missing."""
+    import http.client
+
+    path = f"/chunks?parts={parts}&kind={kind}"
+    status, headers, whole = ask(f"{gate.url}{path}", **BASIC)
+    assert (status, headers["Content-Length"], headers["Transfer-Encoding"]) == (200, None, "chunked")
+    assert whole == b"part" * parts
+    with pytest.raises((http.client.HTTPException, ConnectionError)):
+        ask(f"{gate.url}{path}&cut=1", **BASIC)
+
+    # Byte for byte, for a visitor with a parser of its own: the last chunk must not come.
+    with socket.create_connection(("127.0.0.1", gate.port), timeout=20) as visitor:
+        visitor.sendall(
+            f"GET {path}&cut=1 HTTP/1.1\r\nHost: a\r\nAuthorization: {BASIC['Authorization']}\r\n\r\n".encode()
+        )
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while more := visitor.recv(65536):
+                received += more
+    assert not received.endswith(b"0\r\n\r\n")
+    assert received.count(b"part\r\n") <= parts
 
 
 def test_a_server_that_does_not_answer_is_said_so() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fakes import full_disk
 
+from fastsd_helpers.cli import main
 from fastsd_helpers.drive import shared_folder
 from fastsd_helpers.errors import DatasetError, DiskFull, DriveError, SessionError, SessionExists
 from fastsd_helpers.sessions import Session, import_session, importing, is_old_session, list_sessions
@@ -180,6 +181,82 @@ def test_a_name_that_is_taken_is_refused_and_what_is_there_stays(tmp_path: Path)
     with pytest.raises(SessionExists):
         import_session("rex", source=old_session(tmp_path / "old" / "my_dog"), root=tmp_path / "sessions")
     assert Session.open("rex", root=tmp_path / "sessions").record["seed"] == 5
+
+
+LEADS_OUT = ["../rex", "..", ".", "", "a/../../rex", "sub/rex", "rex/", "/", "{outside}/rex"]
+NOT_ALLOWED = [
+    *LEADS_OUT,
+    "   ",
+    "a\\b",
+    ".hidden",
+    "-rf",
+    "rex.",
+    "CON",
+    "nul.txt",
+    "what?",
+    "a\0b",
+    "x" * 300,
+    "\u202erex",
+]
+
+
+@pytest.mark.parametrize("name", NOT_ALLOWED)
+def test_a_name_that_cannot_be_a_sessions_is_refused_at_every_way_in(
+    tmp_path: Path, name: str, no_fsync: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever makes a session: created, copied from the old notebook's or from one of ours, in Python and typed."""
+    root = tmp_path / "ours" / "sessions"
+    Session.create("bello", root=root)
+    theirs = Session.create("theirs", root=tmp_path / "account")
+    (theirs.instance_images / "a (1).jpg").write_bytes(picture(1))
+    old = old_session(tmp_path / "old" / "my_dog")
+    name = name.format(outside=tmp_path / "outside")
+    before = {path: content_of(path) for path in (tmp_path / "ours", tmp_path / "account", tmp_path / "old")}
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(SessionError, match=r"^The session name "):
+        Session.create(name, root=root)
+    for origin in (old, theirs.folder):
+        with pytest.raises(SessionError, match=r"^The session name ") as caught:
+            import_session(name, source=origin, root=root)
+        assert "Use for example" in caught.value.hint
+    for words in (["new", name], ["import", name, "--from", str(old)]):
+        if not name.startswith("-"):  # that is a flag
+            assert main(["dreambooth", *words, "--root", str(root)]) == 2
+            assert "The session name" in capsys.readouterr().err
+    assert {path: content_of(path) for path in before} == before
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize("name", LEADS_OUT)
+def test_a_session_in_place_is_one_of_the_folders_there_and_no_other(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "ours" / "sessions"
+    for folder in (root / "rex", root / "sub" / "rex", tmp_path / "ours" / "rex", tmp_path / "outside" / "rex"):
+        old_session(folder)
+    (tmp_path / "ours" / "loose.ckpt").write_bytes(b"makes the parent look like a session")
+    (root / "loose.ckpt").write_bytes(b"and the folder itself")
+    before = content_of(tmp_path)
+    with pytest.raises(SessionError, match="is not the name of a folder in"):
+        import_session(name.format(outside=tmp_path / "outside"), root=root)
+    assert content_of(tmp_path) == before
+    with pytest.raises(SessionError):
+        Session.open(name.format(outside=tmp_path / "outside"), root=root)
+
+
+@pytest.mark.parametrize("name", ["My dog (2)!", "rex.", "CON", "what;", "zib's dog", "x" * 200])
+def test_an_old_session_in_place_keeps_a_name_that_would_be_refused_today(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "sessions"
+    old_session(root / name)
+    result = import_session(name, root=root)
+    assert result.session.folder == root / name
+    assert Session.open(name, root=root).record["name"] == name
+    with pytest.raises(SessionError):
+        Session.create(name, root=tmp_path / "elsewhere")
+
+
+def test_an_imported_sessions_name_is_made_a_folders_as_a_new_ones_is(tmp_path: Path) -> None:
+    result = import_session(" my old  dog ", source=old_session(tmp_path / "old" / "x"), root=tmp_path / "sessions")
+    assert result.session.name == result.session.folder.name == "my_old_dog"
+    assert Session.create(" my old  cat ", root=tmp_path / "sessions").name == "my_old_cat"
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "/etc/evil.jpg", "a/../../evil.jpg", "..\\evil.jpg"])

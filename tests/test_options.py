@@ -44,6 +44,25 @@ def test_the_annotation_gives_kind_choices_and_whether_it_may_be_left_alone() ->
     assert found["coats"].flag == "--coats"
 
 
+def test_what_an_option_does_not_say_is_off() -> None:
+    """Neither folded away, secret, bounded, nor allowed to be None: whoever declares a setting says what it is."""
+    for name, said in {
+        "colour": set(),
+        "coats": {"low", "high"},
+        "speed": {"low", "step"},
+        "finish": {"choices"},
+        "ladder": {"advanced"},
+        "brush": {"low", "optional"},
+        "key": {"secret", "optional"},
+    }.items():
+        found = options()[name]
+        usual = {"low": None, "high": None, "step": None, "choices": None}
+        usual |= {"secret": False, "advanced": False, "optional": False}
+        for aspect, off in usual.items():
+            value = getattr(found, aspect)
+            assert (value != off) == (aspect in said), (name, aspect)
+
+
 def test_a_flag_has_hyphens() -> None:
     @dataclass(frozen=True)
     class C:

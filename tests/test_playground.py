@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.errors import FastSDError, ModelError, SessionError, SettingsError
+from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError, SessionError, SettingsError
 from fastsd_helpers.playground import Artist, PlaygroundConfig, open_artist, open_playground
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.sessions import Session
@@ -70,6 +71,23 @@ def test_a_session_without_a_finished_model_says_what_to_do(tmp_path: Path) -> N
     with pytest.raises(SessionError) as caught:
         open_artist("rex", root=tmp_path)
     assert "fastsd dreambooth export rex" in caught.value.hint
+
+
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")])
+def test_of_several_finished_models_of_a_session_the_newest_is_drawn_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    """The converting of the file that was chosen is where this ends: loading it is in a slow test."""
+    pytest.importorskip("torch")
+    session = Session.create("rex", root=tmp_path)
+    session.save(base_model={"ref": "demo"})
+    session.exports.mkdir(exist_ok=True)
+    for age, name in enumerate(order):
+        path = session.exports / f"{name}.safetensors"
+        path.write_bytes(b"no model at all, which is said of the file that was taken")
+        os.utime(path, (1e9 + 60 * age, 1e9 + 60 * age))
+        with pytest.raises(CheckpointError, match=rf"{name}\.safetensors"):
+            open_artist("rex", root=tmp_path)
 
 
 def test_a_model_that_does_not_exist_is_said_so() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -218,6 +219,88 @@ def test_a_mount_that_hangs_does_not_hold_the_training_for_ever(places, monkeypa
     assert [row["step"] for row in store.generations()] == [0, 2]
 
 
+class Turnstile:
+    """A mount that takes nothing of a checkpoint until it is told to let it in, or to refuse it as a full one does."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._write = folder, os.write
+        self._change = threading.Condition()
+        self._open: dict[str, bool] = {}  # checkpoint -> whether it may come in
+        self._all = False
+        monkeypatch.setattr(os, "write", self._pass)
+
+    def let_in(self, name: str, *, refuse: bool = False) -> None:
+        with self._change:
+            self._open[name] = not refuse
+            self._change.notify_all()
+
+    def let_all_in(self) -> None:
+        with self._change:
+            self._all = True
+            self._change.notify_all()
+
+    def _pass(self, handle: int, data: bytes) -> int:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        if path.is_relative_to(self._folder):
+            name = path.relative_to(self._folder).parts[0]
+            with self._change:
+                assert self._change.wait_for(lambda: self._all or name in self._open, timeout=60), name
+                if not (self._all or self._open[name]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._write(handle, data)
+
+
+def test_a_role_is_carried_as_it_was_last_saved_while_older_copies_are_still_on_their_way(
+    places, tmp_path, monkeypatch
+):
+    mount = Turnstile(places[0], monkeypatch)
+    with open_store(*places, keep_last=9) as store:
+        first, second = (store.save(Snapshot("unet", step, {"unet": made_up("unet", step)})) for step in (1, 2))
+        mount.let_in(first)
+        wait_for(lambda: store.generations()[0]["state"] == "whole")
+        third = store.save(Snapshot("unet", 3, {"optimizer": made_up("optimizer", 3)}, carried=("unet",)))
+        mount.let_all_in()
+        assert store.flush() == []
+    found, passed_over = open_store(places[0], tmp_path / "elsewhere").newest()
+    assert (found.name, passed_over) == (third, [])
+    assert_same(found.load("unet"), made_up("unet", 2))
+    assert [entry.path.partition("/")[0] for entry in found.files if entry.carried] == [second]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_generation_holds_what_was_saved_last_whatever_waits_fails_and_is_carried(
+    places, tmp_path, monkeypatch, seed
+):
+    """Roles change, are carried, are left out and come again, while the mount is late and refuses some."""
+    chance, mount = random.Random(seed), Turnstile(places[0], monkeypatch)
+    roles = ("text_encoder", "unet", "optimizer", "raw")
+    held: dict[str, int] = {}  # role -> the step at which it was saved
+    wanted: dict[str, dict[str, int]] = {}
+    waiting: list[str] = []
+    with open_store(*places, keep_last=99, retry_s=3600) as store:
+        for step in range(1, 13):
+            new = {role for role in roles if step == 1 or chance.random() < 0.4}
+            carried = {role for role in held if role not in new and chance.random() < 0.9}
+            held = {**{role: held[role] for role in carried}, **dict.fromkeys(new, step)}
+            while len(waiting) > chance.randrange(2):  # at most two may wait
+                mount.let_in(waiting.pop(0), refuse=chance.random() < 0.3)
+            tensors = {role: made_up(role, step) for role in sorted(new)}
+            name = store.save(Snapshot("unet", step, tensors, carried=tuple(sorted(carried))))
+            waiting.append(name)
+            wanted[name] = dict(held)
+        mount.let_all_in()
+        assert store.flush() == []
+        rows = store.generations(verify=True)
+    assert rows[-1]["name"] == name
+    assert all(row["whole"] for row in rows)
+    assert len(rows) > 3
+    for row in rows:
+        found = generation.read_generation(places[0], row["name"])
+        assert set(found.roles) == set(wanted[row["name"]])
+        for role, step in wanted[row["name"]].items():
+            assert_same(found.load(role), made_up(role, step))
+
+
 def test_names_never_repeat_whatever_was_seen_of_earlier_runs(places, tmp_path):
     (places[0] / "000041-unet-000400-0123abcd").mkdir(parents=True)  # never finished
     (places[0] / "000099-notes").mkdir()  # not ours
@@ -341,6 +424,46 @@ def test_a_manifest_cannot_lead_out_of_the_checkpoints(places, tmp_path, path):
     found, passed_over = open_store(*places).newest()
     assert found is None
     assert "names a file outside of the checkpoints" in passed_over[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b'"text"',
+        b"{}",
+        b'{"schema": 1}',
+        b'{"sha256": null}',
+        b"\xff\xfe",
+        b"[" * 9999,
+    ],
+    ids=["empty", "cut", "null", "list", "number", "text", "no fields", "no sum", "sum alone", "no text", "deep"],
+)
+def test_a_manifest_that_is_something_else_is_passed_over(places, tmp_path, content):
+    older, newer = two_generations(places)
+    (newer / "manifest.json").write_bytes(content)
+    found, passed_over = open_store(places[0], tmp_path / "elsewhere").newest()
+    assert found.name == older.name
+    assert len(passed_over) == 1
+    assert "is damaged: its manifest.json" in passed_over[0]
+    states = [row["state"] for row in open_store(places[0], tmp_path / "elsewhere").generations()]
+    assert states[0] == "whole"
+    assert "is damaged" in states[1]
+
+
+@pytest.mark.parametrize("field", ["schema", "seq", "stage", "step", "keep", "timeline", "record", "files", "sha256"])
+def test_a_manifest_that_lacks_any_field_is_passed_over(places, tmp_path, field):
+    older, newer = two_generations(places)
+    body = json.loads((newer / "manifest.json").read_bytes())
+    del body[field]
+    (newer / "manifest.json").write_text(json.dumps(body))
+    found, passed_over = open_store(places[0], tmp_path / "elsewhere").newest()
+    assert found.name == older.name
+    assert "is damaged: its manifest.json" in passed_over[0]
 
 
 def test_a_manifest_of_a_newer_version_is_passed_over(places, tmp_path):
@@ -501,6 +624,52 @@ def test_a_full_local_disk_is_reported_and_the_training_goes_on(places, monkeypa
         monkeypatch.undo()
         assert store.save(snapshot("unet", 2, first=True)).startswith("000002-")
         assert store.flush() == []
+
+
+@pytest.mark.parametrize("failing", ["text_encoder", "unet", "optimizer"])
+def test_a_file_that_the_system_does_not_let_grow_is_reported_and_never_taken_for_whole(places, tmp_path, failing):
+    """The free room is enough, and it is the writing of one file, inside safetensors, that fails."""
+    said: list[str] = []
+    widths = {role: 40_000 if role == failing else 10 for role in ("text_encoder", "unet", "optimizer")}
+    tensors = {role: {"w": torch.randn(width)} for role, width in widths.items()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_store(*places, said=said) as store:
+        before = store.save(Snapshot("unet", 1, {"unet": {"w": torch.zeros(10)}}))
+        assert store.flush() == []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            assert store.save(Snapshot("unet", 2, tensors)) is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert len(said) == 1
+        assert "(unet, step 2) was not saved: " in said[0]
+        assert "File too large" in said[0]
+        assert "The training goes on." in said[0]
+        assert "was not saved" in store.flush()[0]
+        assert files_of(places[1]) == []
+        assert [row["name"] for row in store.generations(verify=True)] == [before]
+        after = store.save(Snapshot("unet", 3, tensors))
+        assert store.flush() == []
+    found, passed_over = open_store(places[0], tmp_path / "elsewhere").newest()
+    assert (found.name, passed_over) == (after, [])
+    assert torch.equal(found.load(failing)["w"], tensors[failing]["w"])
+
+
+def test_a_disk_with_room_for_the_values_alone_fills_up_inside_the_library(tmp_path):
+    said: list[str] = []
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        store = open_store(tmp_path / "roomy", disk / "scratch", said)
+        values = torch.zeros(100 * 1024 // 4)
+        ballast = drive.free_bytes(disk / "scratch") - values.nbytes
+        (disk / "ballast").write_bytes(b"x" * ballast)
+        assert drive.free_bytes(disk / "scratch") == values.nbytes, "the file's header is what does not fit"
+        assert store.save(Snapshot("unet", 1, {"unet": {"w": values}})) is None
+        assert "No space left on device" in said[0]
+        (disk / "ballast").unlink()
+        assert files_of(disk) == []
+        assert store.save(Snapshot("unet", 2, {"unet": {"w": values}}))
+        store.close()
+    assert open_store(tmp_path / "roomy", tmp_path / "elsewhere").newest()[0].step == 2
 
 
 def test_a_really_full_disk_under_the_local_writes_and_under_the_mount(tmp_path):

@@ -496,6 +496,50 @@ def test_a_zombie_does_not_hold_a_session(dog):
     os.waitpid(child, 0)
 
 
+def test_who_holds_a_session_on_this_machine_is_found_while_it_lives(root, dog):
+    assert sessions.local_holder(dog.folder) is None
+    with dog.lock():
+        assert sessions.local_holder(dog.folder) == sessions.LocalProcess.of(os.getpid())
+    assert sessions.local_holder(dog.folder) is None
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            found = sessions.local_holder(dog.folder)
+            assert found.pid == other.pid
+            assert found == sessions.LocalProcess.of(other.pid)
+            assert found.is_alive()
+        finally:
+            other.kill()
+    assert (dog.folder / ".lock").exists(), "it had no time to give it back"
+    assert not found.is_alive()
+    assert sessions.local_holder(dog.folder) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": "another"},
+        {"start": "1"},  # the number was given out again
+        {"pid": 2**22 - 1},
+        {"pid": "many"},
+        {"pid": None},
+        {"token": "changed, so that the sum is wrong", "sum": 1},
+        None,
+    ],
+    ids=["another machine", "number in use again", "dead", "no number", "no process", "changed", "cut"],
+)
+def test_whoever_is_not_a_living_process_of_this_machine_holds_nothing_here(dog, change):
+    with dog.lock():
+        holder = json.loads((dog.folder / ".lock").read_bytes())
+        assert sessions.local_holder(dog.folder) is not None
+    del holder["sum"]
+    (dog.folder / ".lock").write_text(json.dumps(holder))
+    assert sessions.local_holder(dog.folder) is not None, "as locks of an earlier version are, without a sum"
+    text = json.dumps(holder)[:-9] if change is None else json.dumps({**holder, **change})
+    (dog.folder / ".lock").write_text(text)
+    assert sessions.local_holder(dog.folder) is None
+
+
 def test_another_machine_holds_it_until_its_heartbeat_is_two_minutes_old(dog):
     another_machine(dog, age_s=100)
     with pytest.raises(SessionBusy, match="process 17 on machine colab"):

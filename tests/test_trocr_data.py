@@ -140,6 +140,53 @@ def test_a_quote_that_is_not_closed_swallows_no_line_in_silence(folder):
         read_lines(folder)
 
 
+@pytest.mark.parametrize("name", ["labels.tsv", "labels.csv"])
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("length", [10, 50_000])
+def test_tabs_without_quoting_are_read_however_much_comes_after_an_open_quote(folder, name, place, length):
+    """Past 131,072 characters the parser gives up on a field, which must not end the reading."""
+    texts = [text + "x" * length for text in TEXTS]
+    texts[place] = '"' + texts[place]
+    rows = [f"{name}\t{text}" for name, text in zip(NAMES, texts, strict=True)]
+    (folder / name).write_text("\n".join(["file_name\ttext", *rows]))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == texts
+    assert found.problems == []
+
+
+def test_a_field_beyond_the_parsers_limit_is_told_in_every_kind_of_table(folder):
+    for name, separator in (("labels.csv", ","), ("labels.csv", ";"), ("labels.tsv", "\t")):
+        row = f"{NAMES[0]}{separator}{'x' * 140_000}"
+        (folder / name).write_text("\n".join([f"file_name{separator}text", row]))
+        with pytest.raises(DatasetError, match=r"field larger than field limit"):
+            read_lines(folder / name)
+
+
+def test_the_report_counts_what_it_says(folder):
+    texts = ["abba", "abba", "abba", "cab", "cab", "zoé"]
+    lines = [LabelledLine(f"{place}", None, text, "gh"[place % 2]) for place, text in enumerate(texts)]
+    assert LineSet(lines, ["one is broken", "another too"], "here").report() == {
+        "source": "here",
+        "lines": 6,
+        "groups": 2,
+        "characters": 4 + 4 + 4 + 3 + 3 + 3,
+        "length_median": 4,
+        "length_max": 4,
+        "different_letters": 6,  # a b c z o é
+        "rare_letters": "cozé",  # a and b come eight times each
+        "repeated_texts": 2 + 1,
+        "left_out": 2,
+    }
+    empty = LineSet([]).report()
+    assert {empty[name] for name in ("lines", "characters", "length_median", "length_max", "repeated_texts")} == {0}
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6])
+def test_letters_are_rare_below_five(count):
+    found = LineSet([LabelledLine("1", None, "a" * count + "b" * 5, "g")]).report()
+    assert found["rare_letters"] == ("a" if count < 5 else "")
+
+
 def test_odd_files_and_names_are_reported_and_the_rest_is_used(folder):
     (folder / "labels.csv").write_text("\n".join([csv_of(","), "x" * 300 + ".png,text", "a\0b.png,text"]))
     found = read_lines(folder)
@@ -168,6 +215,56 @@ def test_error_rates_are_counted_over_all_characters():
     assert scores.exact == 0.5
     assert scores.cer.low <= scores.cer.rate <= scores.cer.high
     assert score_lines(["a"], ["a"]).cer.high == 0
+
+
+@pytest.mark.parametrize(
+    ("truth", "read", "characters", "words"),
+    [
+        # (edits, symbols) counted by hand
+        ("quick brown", "qwick brown", (1, 11), (1, 2)),
+        ("quick brown", "qwicc brown", (2, 11), (1, 2)),  # two in one word
+        ("quick brown", "qwick bruwn", (2, 11), (2, 2)),  # one in each of two
+        ("quick brown", "quick", (6, 11), (1, 2)),  # a word and the blank before it are missing
+        ("quick", "quick brown", (6, 5), (1, 1)),  # and are too much
+        ("quick brown", "quickbrown", (1, 11), (2, 2)),  # only the blank
+        ("quick  brown", "quick brown", (1, 12), (0, 2)),  # runs of blanks separate words as one does
+        ("a b c d", "d c b a", (4, 7), (4, 4)),
+        ("abcd", "wxyz", (4, 4), (1, 1)),
+        ("abcd", "bcde", (2, 4), (1, 1)),  # one left out, one too much
+        ("abc", "", (3, 3), (1, 1)),
+        ("", "abc de", (6, 0), (2, 0)),
+        ("  abc ", "abc", (0, 3), (0, 1)),
+    ],
+)
+def test_characters_and_words_are_counted_each_by_its_own_rule(truth, read, characters, words):
+    pytest.importorskip("jiwer")
+    assert line_errors(truth, read) == characters
+    assert line_errors(truth, read, words=True) == words
+    scores = score_lines([truth, "same"], [read, "same"])
+    assert (scores.cer.edits, scores.cer.symbols) == (characters[0], characters[1] + 4)
+    assert (scores.wer.edits, scores.wer.symbols) == (words[0], words[1] + 1)
+    assert scores.cer.rate == pytest.approx(characters[0] / (characters[1] + 4))
+    assert scores.wer.rate == pytest.approx(words[0] / (words[1] + 1))
+
+
+def test_the_normalised_rates_are_those_of_the_normalised_texts():
+    pytest.importorskip("jiwer")
+    truths, readings = ["The Quick, brown", "Fox."], ["the qwicc brown", "fax"]
+    scores, plain = score_lines(truths, readings), score_lines(["the quick brown", "fox"], readings)
+    assert (scores.cer_normalised, scores.wer_normalised) == (plain.cer, plain.wer)
+    assert (plain.cer.edits, plain.wer.edits) == (3, 2)
+    assert scores.cer.edits == 3 + 5  # T, Q, the comma, F, the point
+
+
+def test_the_interval_holds_95_of_100_resamples_and_is_a_point_where_all_lines_are_alike():
+    pytest.importorskip("jiwer")
+    alike = score_lines(["abcd"] * 9, ["abcx"] * 9)
+    assert (alike.cer.low, alike.cer.rate, alike.cer.high) == (0.25, 0.25, 0.25)
+    # One line of 40 is wrong: 36 % of the resamples do not have it, 98 % have it three times at most.
+    rare = score_lines(["abcd"] * 40, ["wxyz", *["abcd"] * 39])
+    assert rare.cer.low == 0
+    assert rare.cer.high == pytest.approx(3 / 40)
+    assert score_lines(["abcd"] * 40, ["wxyz", *["abcd"] * 39]) == rare, "the same for the same lines and seed"
 
 
 def test_normalised_text_forgives_case_points_and_blanks():

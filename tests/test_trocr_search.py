@@ -1,257 +1,199 @@
-"""The searches over a table of scores, each against the plain rule written out here, and the guard against loops."""
+"""What is written of a line, and what is not: no loop in a second reading, and no legal line taken for one."""
 
-import math
-import random
+import itertools
 
 import pytest
 
-from fastsd_helpers.trocr.search import Found, Limits, beam_search, find_loop, greedy_search, unlooped
-
 torch = pytest.importorskip("torch")
 
-END = 0
-START = 1
+from fastsd_helpers.trocr.search import Limits, find_loop, greedy_search, unlooped  # noqa: E402
+
+END, START, VOCABULARY = 1, 0, 9
 
 
-class Table:
-    """An engine whose scores follow from the line, the step and the last token; it notes what it is asked."""
+class TableEngine:
+    """An engine whose scores depend on the last tokens alone, by a table: it runs into loops all the time."""
 
-    def __init__(self, vocabulary=7, *, seed=0, most_steps=100, end=0.0, wanted=None):
-        self.vocabulary, self.seed, self.most_steps, self.end, self.wanted = vocabulary, seed, most_steps, end, wanted
-        self.rows, self.steps, self.kept = [], 0, []
+    most_steps = 200
 
-    def scores(self, line, step, last):
-        chance = random.Random(f"{self.seed}/{line}/{step}/{last}")
-        found = [chance.gauss(0, 2) for _ in range(self.vocabulary)]
-        found[END] += self.end
-        if self.wanted is not None and step < len(self.wanted[line]):
-            found[self.wanted[line][step]] += 100
-        return found
+    def __init__(self, seed: int, *, memory: int = 2, end: float = -1.0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.memory = memory
+        self.table = torch.randn((VOCABULARY,) * (memory + 1), generator=generator) * 2
+        self.table[..., START] = -50.0
+        self.table[..., END] += end
+
+    def scores(self, ids: "list[int]") -> "torch.Tensor":
+        """After the last tokens; START fills up."""
+        place = ([START] * self.memory + ids)[-self.memory :]
+        return self.table[tuple(place)].clone()
 
     def begin(self, hidden, beams, steps):
-        self.rows, self.steps, self.beams, self.asked = list(hidden), 0, beams, steps
-        return self
+        self.written = [[] for _ in range(len(hidden))]
+        self.first = True
+        return self.written
 
     def step(self, state, tokens):
-        assert tokens.shape == (len(self.rows), self.beams)
-        found = [[self.scores(line, self.steps, last) for last in row] for line, row in zip(self.rows, tokens.tolist())]  # noqa: B905
-        self.steps += 1
-        return torch.tensor(found)
+        if not self.first:
+            for ids, token in zip(self.written, tokens[:, 0].tolist(), strict=True):
+                ids.append(token)
+        self.first = False
+        return torch.stack([self.scores(ids) for ids in self.written])[:, None]
 
     def keep(self, state, lines):
-        self.rows = [self.rows[place] for place in lines.tolist()]
-        self.kept.append(len(self.rows))
+        self.written = [self.written[line] for line in lines.tolist()]
 
     def reorder(self, state, beams):
-        assert beams.shape == (len(self.rows), self.beams)
+        raise AssertionError("one beam only")
 
 
-def log_softmax(scores):
-    largest = max(scores)
-    total = largest + math.log(sum(math.exp(score - largest) for score in scores))
-    return [score - total for score in scores]
+def read(engine, *, lines=1, most=60, **options):
+    return greedy_search(engine, torch.zeros(lines, 1, 1), Limits(START, (END,), 0, most), **options)
 
 
-# ------------------------------------------------------------------------------------------------------- greedy
+def written_thrice(ids: "list[int]") -> "tuple[int, ...] | None":
+    """A piece of 2 to 12 tokens that comes three times in a row, or one token that comes five times; else None."""
+    for unit in range(1, 13):
+        times = 3 if unit > 1 else 5
+        for start in range(len(ids) - times * unit + 1):
+            piece = ids[start : start + unit]
+            if ids[start : start + times * unit] == piece * times:
+                return tuple(piece)
+    return None
 
 
-def plain_greedy(table, line, limits):
-    ids, logs, last = [], [], limits.start
-    for step in range(min(limits.max_new_tokens, table.most_steps)):
-        scores = table.scores(line, step, last)
-        if step < limits.min_new_tokens:
-            for token in limits.eos:
-                scores[token] = float("-inf")
-        last = max(range(len(scores)), key=scores.__getitem__)
-        ids.append(last)
-        logs.append(log_softmax(scores)[last])
-        if last in limits.eos:
-            return ids, logs, True
-    return ids, logs, False
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    "limits",
-    [Limits(START, (END,), 0, 12), Limits(START, (END, 5), 3, 12), Limits(START, (END,), 12, 12), Limits(1, (0,))],
-)
-def test_greedy_search_takes_the_likeliest_token_of_every_line_until_it_ends(seed, limits):
-    table, lines = Table(seed=seed, most_steps=40), list(range(9))
-    found = greedy_search(table, lines, limits)
-    for line in lines:
-        ids, logs, ended = plain_greedy(table, line, limits)
-        assert (found[line].ids, found[line].ended, found[line].looped) == (ids, ended, False)
-        assert found[line].log_probs == pytest.approx(logs, abs=1e-5)
-        assert found[line].mean_log_prob == pytest.approx(sum(logs) / len(logs), abs=1e-5)
-
-
-def test_an_empty_result_has_no_log_probability():
-    assert Found([], [], False).mean_log_prob == 0
-
-
-@pytest.mark.parametrize(("limit", "most", "steps"), [(5, 9, 5), (9, 5, 5), (1, 9, 1), (5, 5, 5)])
-def test_no_line_is_longer_than_both_limits_allow(limit, most, steps):
-    for search in (greedy_search, lambda *all_of_it: beam_search(*all_of_it, 2)):
-        table = Table(most_steps=most, end=-100)
-        found = search(table, [0, 1], Limits(START, (END,), 0, limit))
-        assert [len(line.ids) for line in found] == [steps, steps]
-        assert [line.ended for line in found] == [False, False]
-        assert (table.steps, table.asked) == (steps, steps)
-
-
-def test_lines_that_have_ended_leave_once_a_quarter_of_them_has():
-    # Eight lines end one after another, at steps 1 to 8.
-    wanted = [[2, 3] * 4 for _ in range(8)]
-    for line, tokens in enumerate(wanted):
-        tokens[line] = END
-    table = Table(wanted=wanted)
-    found = greedy_search(table, list(range(8)), Limits(START, (END,), 0, 20))
-    assert [len(line.ids) for line in found] == list(range(1, 9))
-    assert table.steps == 8, "nothing is computed after the last line has ended"
-    assert table.kept == [6, 4, 3, 2, 1], "two of eight, two of six, then one of four, of three, of two"
-
-
-def repeated(pieces, count):
-    return (pieces * count)[:count]
-
-
-def test_a_loop_ends_its_line_at_the_next_look_and_no_other():
-    wanted = [repeated([2, 3, 4, 5], 60), [2, 3, 4, 5, 6, *repeated([2, 3, 4], 14), END], list(range(2, 7)) * 2 + [END]]
-    table = Table(wanted=wanted)
-    limits = Limits(START, (END,), 0, 60)
-    found = greedy_search(table, [0, 1, 2], limits, stop_loops=True)
-    assert [(len(line.ids), line.ended, line.looped) for line in found] == [
-        (16, False, True),
-        (20, True, False),
-        (11, True, False),
-    ]
-    without = greedy_search(Table(wanted=wanted), [0, 1, 2], limits)
-    assert [(len(line.ids), line.looped) for line in without] == [(60, False), (20, False), (11, False)]
-
-
-def test_a_loop_at_the_limit_is_found_between_two_looks():
-    wanted = [repeated([2, 3, 4, 5], 60), [END]]
-    for limit, looped in [(15, False), (16, True), (17, True), (23, True)]:
-        longest = Table(wanted=[[6, *wanted[0]], [END]])
-        found = greedy_search(longest, [0, 1], Limits(START, (END,), 0, limit + 1), stop_loops=True)
-        assert (found[0].looped, found[1].looped) == (looped, False), limit
-        assert not found[0].ended
-
-
-def would_be_third(ids, token):
-    """Whether a token completes three times the same piece of 2 to 12 tokens, or five times the same token."""
-    line = [*ids, token]
-    for unit in range(2, 13):
-        if len(line) >= 3 * unit and line[-unit:] == line[-2 * unit : -unit] == line[-3 * unit : -2 * unit]:
-            return True
-    return len(line) >= 5 and len(set(line[-5:])) == 1
-
-
-@pytest.mark.parametrize("unit", [1, 2, 3, 5, 11, 12, 13])
-def test_a_second_reading_never_writes_a_piece_a_third_time(unit):
-    tokens = list(range(2, 2 + unit))
-    wanted = [repeated(tokens, 70), repeated([3, 2], 70)]
-    table = Table(vocabulary=20, wanted=wanted, end=-200)
-    found = greedy_search(table, [0, 1], Limits(START, (END,), 0, 60), ban_loops=True)
-    for line, wishes in zip(found, wanted, strict=True):
-        banned = [place for place in range(60) if would_be_third(line.ids[:place], wishes[place])]
-        for place, token in enumerate(line.ids):
-            assert not would_be_third(line.ids[:place], token)
-            if line.ids[:place] == wishes[:place] and place not in banned:
-                assert token == wishes[place], "what is no third time stays as it was"
-    first = next((place for place in range(60) if would_be_third(wanted[0][:place], wanted[0][place])), None)
-    assert first == {1: 4, 13: None}.get(unit, 3 * unit - 1)
-    assert found[0].ids[:first] == wanted[0][: 60 if first is None else first]
-    assert all(value > float("-inf") for line in found for value in line.log_probs)
-
-
-# --------------------------------------------------------------------------------------------------------- beams
-
-
-def plain_beams(table, line, limits, beams):
-    """transformers' beam search for one line with length_penalty 1 and early_stopping False, written out."""
-    running, finished = [([], [], 0.0)], []
-    steps = min(limits.max_new_tokens, table.most_steps)
-    for step in range(steps):
-        candidates = []
-        for place, (ids, logs, total) in enumerate(running):
-            found = log_softmax(table.scores(line, step, ids[-1] if ids else limits.start))
-            for token, log in enumerate(found):
-                if not (token in limits.eos and step < limits.min_new_tokens):
-                    candidates.append((total + log, place, token, [*ids, token], [*logs, log]))
-        candidates.sort(key=lambda item: -item[0])
-        candidates = candidates[: max(2, 1 + len(limits.eos)) * beams]
-        for total, _place, token, ids, logs in candidates[:beams]:
-            if token in limits.eos or step + 1 == steps:
-                finished.append((total / (step + 1), ids, logs, token in limits.eos))
-        finished = sorted(finished, key=lambda item: -item[0])[:beams]
-        running = [(ids, logs, total) for total, _place, token, ids, logs in candidates if token not in limits.eos][
-            :beams
-        ]
-        if len(finished) == beams and running[0][2] / (step + 1) <= finished[-1][0]:
+def expected(engine, most):
+    """The likeliest allowed token at each step, found by trying every one of them."""
+    ids = []
+    while len(ids) < most:
+        for token in engine.scores(ids).argsort(descending=True).tolist():
+            if written_thrice([*ids, token]) is None:
+                break
+        ids.append(token)
+        if token == END:
             break
-    return finished[0]
+    return ids
 
 
-@pytest.mark.parametrize("beams", [1, 2, 3, 5])
-@pytest.mark.parametrize("end", [-2.0, 0.0, 3.0])
-@pytest.mark.parametrize(("eos", "least"), [((END,), 0), ((END, 5), 0), ((END,), 4), ((END, 5, 6), 2)])
-def test_beam_search_finds_the_line_of_the_rule(beams, end, eos, least):
-    limits = Limits(START, eos, least, 9)
-    for seed in range(3):
-        table = Table(vocabulary=9, seed=seed, end=end)
-        found = beam_search(table, list(range(6)), limits, beams)
-        for line in range(6):
-            _mean, ids, logs, ended = plain_beams(table, line, limits, beams)
-            assert (found[line].ids, found[line].ended) == (ids, ended), (seed, line)
-            assert found[line].log_probs == pytest.approx(logs, abs=1e-4)
-            assert not found[line].looped
+# ------------------------------------------------------------------------------------------------ the second reading
 
 
-def test_a_line_that_nothing_can_beat_any_more_leaves_at_once():
-    table = Table(vocabulary=9, wanted=[[END], [2] * 8], seed=3)
-    found = beam_search(table, [0, 1], Limits(START, (END,), 0, 8), 1)
-    assert found[0].ids == [END]
-    assert found[1].ids == [2] * 8
-    assert table.kept == [1]
-    table = Table(vocabulary=9, wanted=[[END], [END]], seed=3)
-    beam_search(table, [0, 1], Limits(START, (END,), 0, 8), 1)
-    assert table.steps == 1
+def test_such_engines_loop_unless_they_are_kept_from_it():
+    looped = [read(TableEngine(seed))[0].ids for seed in range(20)]
+    assert sum(written_thrice(ids) is not None for ids in looped) > 10
 
 
-# --------------------------------------------------------------------------------------------------------- loops
+@pytest.mark.parametrize("memory", [1, 2, 3])
+def test_a_reading_that_bans_loops_writes_no_piece_a_third_time_and_else_the_likeliest_token(memory):
+    for seed in range(20):
+        engine = TableEngine(seed, memory=memory)
+        (found,) = read(engine, ban_loops=True)
+        assert written_thrice(found.ids) is None, (seed, found.ids)
+        assert found.ids == expected(engine, 60), seed
 
 
+def test_a_ban_is_for_its_own_line_and_changes_no_line_that_has_no_loop():
+    """Several lines at once, of which some end early: a row of the scores must stay with its line."""
+
+    class PerLine(TableEngine):
+        """Each line has a first token of its own, from which it goes its own way."""
+
+        def step(self, state, tokens):
+            begins = self.first
+            scores = super().step(state, tokens)
+            if begins:
+                for line in range(len(scores)):
+                    scores[line] = -20.0
+                    scores[line, 0, 2 + line] = 20.0
+            return scores
+
+    for seed in range(10):
+        engine = PerLine(seed)
+        together = read(engine, lines=7, ban_loops=True)
+        plain = read(engine, lines=7)
+        for line, (banned, free) in enumerate(zip(together, plain, strict=True)):
+            assert banned.ids[0] == 2 + line
+            assert written_thrice(banned.ids) is None
+            if written_thrice(free.ids) is None:
+                assert banned.ids == free.ids
+                assert banned.log_probs == pytest.approx(free.log_probs, rel=1e-5)
+
+
+def test_a_looped_line_that_ends_in_its_second_reading_is_kept_whole():
+    """By cutting alone nothing of what comes after the loop would be left."""
+    table = {
+        (): [5],
+        (5,): [6],
+        (5, 6): [7, 8],  # round again; and behind it the way out
+        (6, 7): [5],
+        (7, 5): [6],
+        (6, 8): [3],
+        (8, 3): [4],
+        (3, 4): [END],
+    }
+
+    class Looping(TableEngine):
+        def scores(self, ids):
+            found = torch.full((VOCABULARY,), -30.0)
+            for rank, token in enumerate(table.get(tuple(ids[-2:]), [2])):
+                found[token] = 10.0 - rank
+            return found
+
+    engine = Looping(0)
+    (first,) = read(engine, stop_loops=True)
+    assert first.looped
+    assert not first.ended
+    (second,) = read(engine, ban_loops=True)
+    assert second.ids == [5, 6, 7, 5, 6, 7, 5, 6, 8, 3, 4, END]
+    kept = unlooped(first, second)
+    assert (kept.ids, kept.ended, kept.looped) == (second.ids, True, True)
+    assert kept.log_probs == second.log_probs
+
+
+# ----------------------------------------------------------------------------------------------------- what a loop is
+
+
+@pytest.mark.parametrize("before", [[], [8, 9, 8, 9, 4], list(range(50, 90))], ids=["nothing", "a few", "a text"])
 @pytest.mark.parametrize(
     ("piece", "least"),
-    # So many tokens of a piece over and over are a loop: 32 where it is of one or two kinds, else 16, and four times.
-    [([7], 32), ([7, 8], 32), ([7, 7, 8], 32), ([7, 8, 9], 16), ([1, 2, 3, 4], 16), ([1, 2, 3, 4, 5], 20),
-     (list(range(11)), 44), (list(range(12)), 48), (list(range(13)), None)],
-)  # fmt: skip
-def test_a_loop_is_one_from_so_many_tokens_on(piece, least):
-    for count in range(61):
-        line = [100, 101, *repeated(piece, count)]
-        expected = (2, len(piece)) if least is not None and count >= least else None
-        assert find_loop(line) == expected, count
-        assert find_loop([*line, 102]) is None, "its tail is another"
-    assert find_loop([]) is None
-    if least is not None:
-        assert find_loop(repeated(piece, least)) == (0, len(piece))
+    [
+        # From how many tokens on a tail of this piece, over and over, is a loop.
+        ([7], 32),  # a dotted line
+        ([7, 8], 32),  # "- - - -", "11 11 11"
+        ([7, 7, 8], 32),  # also of two kinds, in a longer piece
+        ([7, 8, 8, 7, 8], 32),
+        ([5, 6, 7], 16),
+        ([5, 6, 7, 7], 16),
+        ([1, 2, 3, 4, 5], 20),  # four times
+        ([1, 2, 3, 4, 5, 6, 7], 28),
+        (list(range(10, 22)), 48),
+    ],
+    ids=str,
+)
+def test_a_tail_is_a_loop_from_its_length_on_and_not_one_token_before(before, piece, least):
+    endless = (token for _ in itertools.repeat(0) for token in piece)
+    tail = list(itertools.islice(endless, 2 * least))
+    for length in range(1, 2 * least):
+        found = find_loop([*before, *tail[:length]])
+        assert found == (None if length < least else (len(before), len(piece))), length
 
 
-def test_a_loop_of_blanks_and_dashes_is_legal_up_to_31():
-    dashes = repeated(["-", " "], 31)
-    assert find_loop(dashes) is None
-    assert find_loop([*dashes, " "]) == (0, 2)
+def test_pieces_that_are_longer_than_twelve_tokens_are_no_loop():
+    assert find_loop(list(range(12)) * 4) == (0, 12)
+    assert find_loop(list(range(13)) * 9) is None
 
 
-def test_the_second_reading_is_kept_when_it_came_to_an_end_else_the_first_up_to_its_loop():
-    first = Found([1, 2, *[3, 4, 5] * 6], [-0.25 - place for place in range(20)], False, looped=True)
-    second = Found([1, 2, 3, 0], [-1.0, -2.0, -3.0, -4.0], True)
-    kept = unlooped(first, second)
-    assert (kept.ids, kept.log_probs, kept.ended, kept.looped) == (second.ids, second.log_probs, True, True)
-    kept = unlooped(first, Found([9] * 40, [-1.0] * 40, False))
-    assert (kept.ids, kept.ended, kept.looped) == ([1, 2, 3, 4, 5], False, True)
-    assert kept.log_probs == first.log_probs[:5]
-    plain = Found(list(range(9)), [-1.0] * 9, False, looped=True)
-    assert unlooped(plain, Found([], [], False)).ids == list(range(9)), "without a loop nothing is cut"
+@pytest.mark.parametrize("memory", [1, 2, 3])
+def test_a_line_is_stopped_once_its_tail_is_a_loop_and_never_for_another_reason(memory):
+    stopped = 0
+    for seed in range(30):
+        engine = TableEngine(seed, memory=memory)
+        (whole,), (found,) = read(engine, most=90), read(engine, most=90, stop_loops=True)
+        assert found.ids == whole.ids[: len(found.ids)]
+        assert found.looped == (not found.ended and find_loop(found.ids) is not None)
+        if len(found.ids) < len(whole.ids):
+            assert found.looped
+            stopped += 1
+        elif not whole.ended:
+            assert found.looped == (find_loop(whole.ids) is not None)
+    assert stopped, "none of these lines looped: nothing was tested"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from table_models import folder, original, write
 from tunnel_doubles import free_port, make_program, processes_of
 
 from fastsd_helpers.errors import (
@@ -461,6 +462,50 @@ def test_a_key_a_folder_and_a_session_become_models_too(
     session.exports.mkdir(exist_ok=True)
     shutil.copy(checkpoint, session.exports / "rex.safetensors")
     assert place_model("rex", A1111, places).path.resolve() == session.exports / "rex.safetensors"
+
+
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")])
+@pytest.mark.parametrize("given", ["name", "folder"])
+def test_of_several_finished_models_of_a_session_the_newest_is_taken(
+    checkpoint: Path, where: dict[str, str], tmp_path: Path, order: tuple[str, ...], given: str
+) -> None:
+    """The newest by when it was written, whatever their names: another step, another strength, written again."""
+    session = Session.create("rex", root=tmp_path / "Fast-Dreambooth" / "Sessions")
+    places = find_places(A1111, **where)
+    session.exports.mkdir(exist_ok=True)
+    for age, name in enumerate(order):
+        path = session.exports / f"{name}.safetensors"
+        shutil.copy(checkpoint, path)
+        os.utime(path, (1e9 + 60 * age, 1e9 + 60 * age))
+        (session.exports / "newer.txt").write_text("no model")
+        placed = place_model("rex" if given == "name" else str(session.folder), A1111, places)
+        assert placed.path.resolve() == path
+    os.utime(session.exports / f"{order[0]}.safetensors", (2e9, 2e9))
+    assert place_model("rex", A1111, places).path.resolve().stem == order[0]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sdxl-refiner", "sd15-inpaint"])
+@pytest.mark.parametrize("named", ["file", "link to the file", "with ~"])
+def test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags(
+    where: dict[str, str], tmp_path: Path, family: str, named: str
+) -> None:
+    path = write(tmp_path / "home" / "some name.safetensors", original(family))
+    (tmp_path / "link.safetensors").symlink_to(path)
+    ref = {"file": str(path), "link to the file": str(tmp_path / "link.safetensors"), "with ~": f"~/{path.name}"}[named]
+    assert models.family_of(ref) == family
+    made = plan(LaunchConfig(model=ref, **where), machine=GPUS["T4"])
+    for flag in choose_flags(A1111, family, GPUS["T4"])[0]:
+        assert flag in made.command
+    assert ("--lowram" in made.command) == family.startswith("sdxl")
+
+
+def test_the_family_of_what_cannot_be_told_without_fetching_it_is_left_open(tmp_path: Path) -> None:
+    for ref in ("", "somebody/a-model", "https://example.org/model.safetensors", str(tmp_path / "gone.safetensors")):
+        assert models.family_of(ref) is None, ref
+    (tmp_path / "flux.gguf").write_bytes(b"GGUF")
+    assert models.family_of(str(tmp_path / "flux.gguf")) == "flux"
+    assert [models.family_of(key) for key in ("demo", "sd15", "sdxl", "flux-dev")] == ["sd15", "sd15", "sdxl", "flux"]
+    assert models.family_of(str(folder(tmp_path / "folder", "sdxl"))) == "sdxl"
 
 
 def test_what_is_no_model_or_not_for_this_ui_is_refused(where: dict[str, str], tmp_path: Path) -> None:

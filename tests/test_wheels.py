@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -54,14 +55,23 @@ def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: 
     return path
 
 
-def make_lock(path: Path, rows: dict[Path, list[str]], wanted: list[str] = (), *, own: bool = False) -> Path:
-    """A lock with one set, `little`, of these wheels (wheel -> what it needs)."""
-    lines, files, needs = [], [], []
+def make_lock(
+    path: Path,
+    rows: dict[Path, list[str]],
+    wanted: list[str] = (),
+    *,
+    own: bool = False,
+    addresses: dict[Path, str] | None = None,
+) -> Path:
+    """A lock with one set, `little`, of these wheels (wheel -> what it needs), some with an address of their own."""
+    lines, files, needs, archives = [], [], [], []
     asked: list[str] = []
     for wheel, needed in rows.items():
         name, version = wheel.name.split("-")[:2]
         sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        lines.append(f"{canonical(name)}=={version} --hash=sha256:{sha256}")
+        address = (addresses or {}).get(wheel)
+        lines.append(f"{canonical(name)}{f' @ {address}' if address else f'=={version}'} --hash=sha256:{sha256}")
+        archives += [f'{canonical(name)} = "{version}"'] if address else []
         files.append(f'{sha256} = "{wheel.stat().st_size} {wheel.name}"')
         needs.append(f'"{canonical(name)}=={version}" = [{", ".join(repr(item) for item in needed)}]')
         asked += [] if own else needed
@@ -74,7 +84,9 @@ def make_lock(path: Path, rows: dict[Path, list[str]], wanted: list[str] = (), *
         f'sha256 = "{digest_of(HERE, wanted, chr(10).join(lines), asked)}"',
         f"wanted = [{', '.join(repr(item) for item in wanted)}]",
         "requirements = '''\n" + "\n".join(lines) + "\n'''",
-        f'[archives]\n[needs."{HERE}"]',
+        "[archives]",
+        *archives,
+        f'[needs."{HERE}"]',
         *needs,
         "[files]",
         *files,
@@ -663,6 +675,76 @@ def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
     assert installer._imported_versions(plan) == {"safetensors": "0.4.0"}
     report = installer._report(plan, 0.0, tool="uv", restart=("safetensors",))
     assert "Restart the runtime now: safetensors" in report.lines()[-1]
+
+
+IN_MEMORY = """
+import json, sys
+import beta, gamma                       # as a notebook has them when its first cell installs
+from fastsd_helpers import wheels
+report = wheels.install("little", lock=sys.argv[1], wheel_folder=sys.argv[2], check_imports=False)
+print(json.dumps({"changes": [change.name for change in report.changes], "restart": report.restart,
+                  "said": report.lines()[-1], "tool": report.tool}))
+"""
+
+
+@needs_uv
+@pytest.mark.parametrize("old", ["beta", "gamma", "both", "none"])
+def test_only_what_is_in_memory_at_another_version_asks_for_a_restart(shelf, python, tmp_path, old):
+    """A package that is put right at the version in memory, and one that nobody imported, ask for none."""
+    folder, lock, _rows = shelf
+    packaging = pytest.importorskip("packaging")  # every platform has it, in pip at least
+    shutil.copytree(Path(packaging.__file__).parent, site_folder(python) / "packaging")
+    for name, right in (("beta", "2.5"), ("gamma", "0.3")):
+        version = "0.0.1" if old in (name, "both") else right
+        (tmp_path / name).mkdir()
+        wheel = make_wheel(tmp_path / name, name, version)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site_folder(python))
+    # Noted as put in by an installation that was cut: these are installed anew whatever their version.
+    notes = {name: unproved.Unproved({"beta": "2.5", "gamma": "0.3"}[name], whole=False) for name in ("beta", "gamma")}
+    unproved.write_unproved(site_folder(python), notes)
+    environ = {**os.environ, "PATH": os.pathsep.join([str(wheels.find_uv().parent), os.environ["PATH"]])}
+    done = subprocess.run(
+        [python, "-c", IN_MEMORY, str(lock), str(folder)], env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["tool"] == "uv"
+    assert set(report["changes"]) == {"alpha-one", "beta", "gamma"}
+    expected = [name for name in ("beta", "gamma") if old in (name, "both")]
+    assert report["restart"] == expected
+    assert ("Restart the runtime now: " + ", ".join(expected) in report["said"]) == bool(expected)
+
+
+@needs_uv
+@pytest.mark.parametrize("there", [True, False], ids=["in the folder", "not in the folder"])
+def test_an_archive_with_an_address_is_taken_from_the_folder_else_asked_for_there(shelf, python, monkeypatch, there):
+    """Where only the package index was brought along, an archive of GitHub still comes from GitHub."""
+    folder, lock, rows = shelf
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    gamma = next(wheel for wheel in rows if wheel.name.startswith("gamma"))
+    asked: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as github:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    asked.append("once")
+                    github.accept()[0].close()  # no TLS: it is enough to know that somebody came
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"https://127.0.0.1:{github.getsockname()[1]}/archive/{gamma.name}"
+        lock = make_lock(lock, rows, ["alpha-one>=1", "gamma>=0.1"], addresses={gamma: address})
+        if there:
+            report = install((folder, lock, rows), python, offline=False)
+            assert {change.name for change in report.changes} == {"alpha-one", "beta", "gamma"}
+            assert (site_folder(python) / "gamma-0.3.dist-info").is_dir()
+        else:
+            gamma.unlink()
+            with pytest.raises(InstallError, match="gamma"):
+                install((folder, lock, rows), python, offline=False)
+            assert not list(site_folder(python).glob("gamma*"))
+    assert (len(asked) > 1) == (not there), "the first is before anybody came"
 
 
 class _Index(http.server.BaseHTTPRequestHandler):

@@ -122,6 +122,16 @@ async def site_handler(request: Any) -> Any:
         await response.write(b"x" * 10)
         request.transport.abort()
         return response
+    if request.path == "/chunks":
+        response = web.StreamResponse(headers={"Content-Type": request.query["kind"]})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for _ in range(int(request.query["parts"])):
+            await response.write(b"part")
+        if "cut" in request.query:
+            await asyncio.sleep(0.05)  # what was written must have left before the connection breaks
+            request.transport.abort()
+        return response
     return web.Response(text="hello from behind")
 
 

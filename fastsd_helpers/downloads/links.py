@@ -128,7 +128,8 @@ def find_link(text: str) -> Link | HubFile:
         raise DownloadError(f"'{show_url(text)}' names no host.", "Paste the whole link.")
     if parts.username is not None or parts.password is not None:
         if parts.password:
-            remember_secret(parts.password)
+            for password in (parts.password, unquote(parts.password)):  # as pasted, and as a site would show it
+                remember_secret(password)
         raise DownloadError(
             f"The link to {host} has a user and a password in it, which are never sent.",
             "Leave them out of the link; where the site wants a login, download the file in a browser and give its "

@@ -88,10 +88,11 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         root: folder that holds our sessions.
 
     Raises:
-        SessionError: the folder is no session. SessionExists: there is one of that name here.
+        SessionError: the folder is no session, or the name none. SessionExists: there is one of that name here.
         DatasetError: an unsafe or damaged zip. DiskFull, DriveError: it cannot be read or written.
     """
-    folder = sessions_root(root) / (check_name(name) if source is not None else name)
+    home = sessions_root(root)
+    folder = home / (check_name(name) if source is not None else _name_there(name, home))
     origin = Path(source).expanduser().absolute() if source is not None else folder
     if source is not None and os.path.lexists(folder):
         raise SessionExists(
@@ -111,6 +112,16 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
     for line in result.lines():
         logger.info("%s", line)
     return result
+
+
+def _name_there(name: str, home: Path) -> str:
+    """The name of a folder among ours, odd ones of the old notebook too; nothing that would lead out of there."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise SessionError(
+            f"{name[:80]!r} is not the name of a folder in {home}.",
+            "Give the folder's own name; a session that lies elsewhere is imported with --from.",
+        )
+    return name
 
 
 # ------------------------------------------------------------------------------------- the old notebook's

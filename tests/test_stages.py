@@ -1,0 +1,155 @@
+"""What a stage works on: which pictures are learned, which are judged, what a forward pass gets, what is put back."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import numpy as np  # noqa: E402
+from dreambooth_runs import config_for  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from fastsd_helpers.dreambooth.base_model import BaseModel  # noqa: E402
+from fastsd_helpers.dreambooth.cache import encode_images  # noqa: E402
+from fastsd_helpers.dreambooth.chance import draw_offset, draw_step  # noqa: E402
+from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage  # noqa: E402
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot  # noqa: E402
+from fastsd_helpers.dreambooth.settings import resolve_settings  # noqa: E402
+from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage  # noqa: E402
+from fastsd_helpers.errors import CheckpointError  # noqa: E402
+from fastsd_helpers.runtime import Device  # noqa: E402
+
+CPU = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
+LORA_A = [0.185367, -0.194415, -0.038644, 0.157072]
+
+
+def pictures(folder: Path, kind: str, *prompts: str) -> tuple[PreparedImage, ...]:
+    """One picture of random pixels for each prompt."""
+    made = []
+    for place, prompt in enumerate(prompts):
+        path = folder / f"{kind}-{place}.png"
+        seed = sum(path.name.encode())
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+        made.append(PreparedImage(path, "", prompt))
+    return tuple(made)
+
+
+def open_studio(base: Path, **values) -> Studio:
+    model = BaseModel.fetch(str(base))
+    config, _ = resolve_settings(config_for(base, **values), model.spec, CPU)
+    return Studio(model, config, CPU)
+
+
+# -------------------------------------------------------------------------------------- learned and judged pictures
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("held_out", [(), ("z",), ("b", "z", "b")])
+def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which(small_base, tmp_path, held_out, flip):
+    studio = open_studio(small_base, flip=flip)
+    train, kept = pictures(tmp_path, "train", "b", "a", "b", "c"), pictures(tmp_path, "held-out", *held_out)
+    studio.fill_caches(Dataset(train, kept))
+    vae = studio.base.load_vae()
+
+    assert torch.equal(studio.latents.mean, encode_images(vae, train, 64, device="cpu").mean)
+    assert [studio.prompts[place] for place in studio.prompt_of] == ["b", "a", "b", "c"]
+    assert (studio.latents.mirrored is not None) == flip
+
+    judged = kept or train
+    rows = len(studio.held_out.timesteps)
+    each = rows // len(judged)
+    assert rows == each * len(judged)
+    own = encode_images(vae, judged, 64, device="cpu").mean
+    for row in range(rows):
+        assert torch.equal(studio.held_out.latents[row], own[row // each]), "mirrored, or another picture"
+        assert studio.prompts[studio.held_out.prompts[row]] == judged[row // each].prompt
+    said = "pictures never trained on" if held_out else "training pictures, reserved noise"
+    assert studio.held_out_label == studio.held_out.label == said
+    trained = {latent.flatten()[0].item() for latent in studio.latents.mean}
+    assert trained.isdisjoint(latent.flatten()[0].item() for latent in studio.held_out.latents) == bool(held_out)
+
+
+# ------------------------------------------------------------------------------------------------ a forward pass
+
+
+@pytest.mark.parametrize("stage", ["unet", "text_encoder"])
+@pytest.mark.parametrize("offset_noise", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [False, True])
+def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
+    small_base, tmp_path, stage, offset_noise, classes
+):
+    prior = {"class_prompt": "a robot | a dog", "class_images": 2, "prior_weight": 0.5} if classes else {}
+    studio = open_studio(
+        small_base, batch_size=3, accumulation=2, flip=True, offset_noise=offset_noise, seed=7, **prior
+    )
+    others = pictures(tmp_path, "class", "a dog", "a robot") if classes else ()
+    studio.fill_caches(Dataset(pictures(tmp_path, "train", "b", "a", "b", "c"), ()), others)
+    found = [(step, part, studio.draw_batch(stage, step, part)) for step in range(3) for part in range(2)]
+    for step, part, batch in found:
+        assert batch.class_rows == (3 if classes else 0)
+        assert len(batch.prompts) == len(batch.latents) == len(batch.timesteps) == (6 if classes else 3)
+        halves = [(stage, studio.latents, ["b", "a", "b", "c"], slice(0, 3), True)]
+        if classes:
+            halves.append((f"{stage}/class", studio.class_latents, ["a dog", "a robot"], slice(3, 6), False))
+        for key, latents, prompts, rows, flip in halves:
+            draw = draw_step(
+                7, key, step, part, parts=2, batch_size=3, images=len(prompts), latent_shape=(4, 8, 8), flip=flip
+            )
+            assert [studio.texts[place] for place in batch.prompts[rows]] == [prompts[image] for image in draw.images]
+            expected = latents.draw(draw.images, draw.flips, draw.posterior_noise)
+            assert torch.equal(batch.latents[rows], expected)
+            assert torch.equal(batch.timesteps[rows], draw.timesteps)
+            offset = draw_offset(7, key, step, part, batch_size=3, channels=4)
+            assert torch.allclose(batch.noise[rows], draw.noise + offset_noise * offset, rtol=1e-6)
+    assert len({batch.noise.flatten()[0].item() for _, _, batch in found}) == len(found)
+
+
+# ------------------------------------------------------------------------------------------------- a checkpoint
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tmp_path, no_fsync, stage):
+    studio = open_studio(small_base, method="lora", lora_rank=2)
+    studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
+    job = open_stage(stage, studio, None)
+    before = {name: tensor.clone() for name, tensor in job.weights().items()}
+    state, record = job.state()
+    learned = {name: tensor + 1 for name, tensor in state[stage.name].items()}
+    first = next(iter(learned))
+
+    def saved(number: int, tensors: "dict[str, torch.Tensor]") -> Generation:
+        scratch = tmp_path / f"scratch-{number}"
+        with CheckpointStore(tmp_path / f"checkpoints-{number}", scratch=scratch, report=print) as store:
+            store.save(Snapshot(stage.name, 1, {**state, stage.name: tensors}, record))
+            assert store.flush() == []
+            return store.newest()[0]
+
+    others = (
+        {name: tensor for name, tensor in learned.items() if name != first},
+        {**learned, f"more.{first}": learned[first]},
+        {name if name != first else f"other.{name}": tensor for name, tensor in learned.items()},
+        {},
+    )
+    for number, other in enumerate(others):
+        generation = saved(number, other)
+        with pytest.raises(CheckpointError, match="LoRA has other layers than this model") as caught:
+            job.restore(generation)
+        assert "--restart" in caught.value.hint
+        assert all(torch.equal(tensor, before[name]) for name, tensor in job.weights().items())
+
+    job.restore(saved(len(others), learned))
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in job.weights().items())
+
+
+def test_a_lora_begins_with_the_matrices_that_were_recorded(small_base, tmp_path):
+    """A run that is begun anew, and one that an earlier version began, start from the same ones."""
+    studio = open_studio(small_base, method="lora", lora_rank=2)
+    studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
+    weights = open_stage(STAGES[0], studio, None).weights()
+    name = "encoder.layers.3.self_attn.q_proj.lora_A.weight"
+    assert weights[name][1, :4].tolist() == pytest.approx(LORA_A, abs=1e-6)
+    assert all(not tensor.any() for name, tensor in weights.items() if ".lora_B." in name)
+    firsts = {tensor.flatten()[0].item() for name, tensor in weights.items() if ".lora_A." in name}
+    assert len(firsts) == len(weights) // 2, "each from its own key"
