@@ -108,6 +108,32 @@ def test_a_base_folder_lends_tokenizer_and_configurations(sd15, place):
     assert not (place / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "extras"),
+    [
+        (
+            "sd21",
+            (
+                "cond_stage_model.model.logit_scale",
+                "cond_stage_model.model.text_projection",
+                "cond_stage_model.model.transformer.resblocks.23.ln_1.bias",
+            ),
+        ),
+        ("sdxl", ("conditioner.embedders.1.model.logit_scale",)),
+    ],
+)
+def test_what_folders_lack_is_carried_over_from_a_base_file_and_that_is_said(place, key, extras):
+    source = folder(place / "model", key, "F16")
+    added = {name: (TensorFact("F16", (3,)), bytes([place, 60] * 3)) for place, name in enumerate(extras)}
+    base = write(place / "base.safetensors", {**original(key, "F16", seed=9), **added})
+    plain = checkpoints.convert(source, place / "plain.safetensors")
+    made = checkpoints.convert(source, place / "made.safetensors", base=base)
+    assert not any("carried over" in note for note in plain.notes)
+    assert any(note.startswith(f"{len(extras)} tensors that Diffusers folders lack") for note in made.notes)
+    expected = {**read(plain.path), **{name: ("F16", (3,), values) for name, (_, values) in added.items()}}
+    assert read(made.path) == expected
+
+
 def test_a_rewritten_file_loses_buffers_and_keeps_what_it_says_of_itself(place):
     tensors = original("sd15")
     buffers = {

@@ -106,6 +106,15 @@ def test_a_split_never_divides_a_group(folder):
     assert (report["lines"], report["groups"]) == (4, 2)
 
 
+def test_a_split_is_the_one_that_was_recorded():
+    """Another one would measure readers that were taught with an earlier version on lines they have learned from."""
+    lines = LineSet([LabelledLine(f"{group}-{n}", None, "x", group) for group in "abcdefghij" for n in range(3)])
+    for seed, groups in ((0, "fg"), (1, "dg")):
+        rest, held = lines.split(0.2, seed=seed)
+        assert {line.group for line in held.lines} == set(groups)
+        assert sorted(line.name for line in (*rest.lines, *held.lines)) == sorted(line.name for line in lines.lines)
+
+
 @pytest.mark.parametrize("sizes", [(900, 100), (400, 60, 50, 40, 30, 20)])
 def test_a_large_group_is_not_held_out_whatever_the_seed(sizes):
     lines = LineSet([
