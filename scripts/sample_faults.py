@@ -226,10 +226,8 @@ def record(folder: Path, chosen: argparse.Namespace) -> dict[str, dict]:
         seconds = round(time.monotonic() - started, 1)
         tests = json.loads(answer.read_text()) if answer.exists() else {}
         failing = [test for test, found in tests.items() if not found["passed"]]
-        print(
-            f"recorded {place}/{len(wanted)}: {name}, {len(tests)} tests, {seconds} s; not passed: {failing}",
-            flush=True,
-        )
+        left_out = f"; left out: {', '.join(failing)}" if failing else ""
+        print(f"recorded {place}/{len(wanted)}: {name}, {len(tests)} tests, {seconds} s{left_out}", flush=True)
         if tests or name not in known:
             known[name] = {"sha256": prints[name], "seconds": seconds, "tests": tests}
         chosen.map.parent.mkdir(parents=True, exist_ok=True)

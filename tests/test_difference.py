@@ -1,10 +1,11 @@
 """What a set asks for and a Python lacks, on small sets made here: who is asked, what stays, what is refused."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from fastsd_helpers.errors import InstallError
+from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.wheels.difference import Plan, has_all, is_protected, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment
 from fastsd_helpers.wheels.lockfile import LockedFile, LockedRow, LockSet
@@ -168,3 +169,13 @@ def test_all_that_is_asked_for_by_name_is_enough():
     assert has_all(SET, environment(alpha_one="2"), skip=("gam*",))
     assert has_all(SET, environment(alpha_one="2"), skip=iter(["gamma"]))
     assert not has_all(lock_set([], row("a", "1"), own=True), environment(a="1"))
+
+
+def test_the_copy_that_pip_carries_will_do_and_without_either_it_is_said(monkeypatch):
+    pytest.importorskip("pip")
+    monkeypatch.setitem(sys.modules, "packaging", None)
+    assert changes(make_plan(SET, environment(alpha_one="1.0"))) == [("gamma", None, "0.3", "fastsd needs gamma>=0.1")]
+    monkeypatch.setitem(sys.modules, "pip._vendor.packaging", None)
+    with pytest.raises(DependencyMissing, match="Neither packaging nor pip is installed") as caught:
+        make_plan(SET, environment())
+    assert caught.value.hint == "Run: python -m ensurepip"

@@ -427,9 +427,11 @@ def test_what_an_archive_lacks_is_downloaded_and_kept_and_the_rest_comes_from_it
 def test_without_any_pip_nothing_is_kept_and_that_is_said(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(installer, "_has_pip", lambda: False)
-    monkeypatch.setattr(installer.shutil, "which", lambda name: None)
-    for lacking, said in [(("beta",), True), ((), False)]:
+    ways = [(False, None, ("beta",), True), (False, None, (), False), (True, None, ("beta",), False),
+            (False, "/usr/bin/pip", ("beta",), False)]  # fmt: skip
+    for module, program, lacking, said in ways:
+        monkeypatch.setattr(installer, "_has_pip", lambda module=module: module)
+        monkeypatch.setattr(installer.shutil, "which", lambda name, program=program: program)
         cache = Cache(lacking)
         monkeypatch.setattr(installer, "WheelCache", lambda _folder, _set, cache=cache: cache)
         world.here.installed.clear()
@@ -437,8 +439,10 @@ def test_without_any_pip_nothing_is_kept_and_that_is_said(
         caplog.clear()
         install(cache=tmp_path / "cache")
         assert ("pip is not installed, so the wheels cannot be kept" in caplog.text) is said
-        assert (len(world.commands), cache.kept) == (1, [])
-        assert ("--no-index" in world.commands[0]) is (not said)
+        downloaded = bool(lacking) and not said
+        assert len(world.commands) == (2 if downloaded else 1)
+        assert bool(cache.kept) is downloaded
+        assert ("--no-index" in world.commands[-1]) is (not said)
 
 
 # --------------------------------------------------------------------------------------------------- one at a time

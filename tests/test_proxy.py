@@ -205,6 +205,39 @@ def test_a_server_that_is_away_is_said_so_and_found_again_when_it_is_back() -> N
             assert send(gate.port, "/")[0] == 200
 
 
+def test_visitors_with_open_streams_keep_nobody_out() -> None:
+    """More than a hundred at once, which is what aiohttp's client would hold back by itself."""
+    most, both = 130, asyncio.Event()
+    waiting = []
+
+    async def handler(request: Any) -> Any:
+        from aiohttp import web
+
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x")
+        waiting.append(request)
+        while len(waiting) < most and not both.is_set():
+            await asyncio.sleep(0.01)
+        await response.write_eof()
+        return response
+
+    async def talk(gate: Gate) -> list[bytes]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def one() -> bytes:
+                async with session.get(gate.url, timeout=aiohttp.ClientTimeout(20)) as answer:
+                    return await answer.read()
+
+            return await asyncio.gather(*(one() for _ in range(most)))
+
+    with serve(handler) as port, open_gate(port, None) as gate:
+        try:
+            assert asyncio.run(talk(gate)) == [b"x"] * most
+        finally:
+            both.set()
+
+
 # -------------------------------------------------------------------------------------------- the server's own login
 
 
@@ -321,8 +354,8 @@ async def socket_handler(request: Any) -> Any:
 
     if request.path == "/plain":
         return web.Response(text="no socket")
-    if request.path == "/gone":
-        return web.Response(status=404)
+    if request.path in ("/400", "/404", "/503"):
+        return web.Response(status=int(request.path[1:]))
     ws = web.WebSocketResponse(protocols=("one", "two"), autoping=False)
     await ws.prepare(request)
     await ws.send_json({"headers": {name.lower(): value for name, value in request.headers.items()}})
@@ -413,7 +446,7 @@ def test_a_visitor_who_closes_a_socket_closes_it_behind_too(sockets: Gate) -> No
     assert len(CLOSED) == 1
 
 
-@pytest.mark.parametrize(("path", "status"), [("/plain", 502), ("/gone", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/plain", 502), ("/400", 400), ("/404", 404), ("/503", 503)])
 def test_where_no_socket_is_it_is_said(sockets: Gate, path: str, status: int) -> None:
     async def talk() -> int:
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:

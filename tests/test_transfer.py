@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import http.client
 import json
 import logging
 import socket
@@ -417,3 +418,26 @@ def test_now_and_then_it_is_said_how_far_it_is(
         assert len(lines) <= 1 + clock[0] / 12, "at most one in ten seconds"
     assert part_name("a", "x") == part_name("a", "x") != part_name("a", "y")
     assert part_name("a", "x").startswith(".a.")
+
+
+@pytest.mark.parametrize(("left", "said"), [(29, "29 s"), (89, "89 s"), (91, "2 min"), (600, "10 min")])
+def test_what_is_left_is_said_in_seconds_up_to_a_minute_and_a_half(
+    site: Site, part: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, left: int, said: str
+) -> None:
+    clock = iter([0.0, 100.0, 100.1, 100.2, 100.3])
+    monkeypatch.setattr(f"{MODULE}.time.monotonic", lambda: next(clock, 101.0))
+    monkeypatch.setattr(f"{MODULE}._CHUNK_BYTES", 100_000)
+    body = bytes(1000 * (100 + left))
+    site.answers = [answer(200, body)]
+    real = [100_000]
+    # The first piece is of a hundred seconds, at a thousand bytes a second.
+    read1 = http.client.HTTPResponse.read1
+    monkeypatch.setattr(
+        http.client.HTTPResponse, "read1", lambda self, size: self.read(real.pop(0)) if real else read1(self, size)
+    )
+    with caplog.at_level(logging.INFO, "fastsd_helpers"):
+        transfer(site.url, part)
+    lines = [record.getMessage() for record in caplog.records if "MB/s" in record.getMessage()]
+    assert lines[0].endswith(f"0.00 of 0.00 GB, 0.0 MB/s, {said} left.")
+    assert len(lines) == 1, "not again before ten seconds have passed"
+    assert part.read_bytes() == body

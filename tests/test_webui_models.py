@@ -141,7 +141,23 @@ def test_a_file_in_the_store_is_named_by_its_place_there(one_of: Any, places: Pl
         assert placed.how == ("there already" if ref.startswith("mine") else "linked")
 
 
-def test_a_link_is_fetched_into_the_store_once(one_of: Any, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_looked_into_and_not_hashed(
+    one_of: Any, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of several GB on Drive would be read whole before every start."""
+    from fastsd_helpers.checkpoints import inspector
+
+    class Refused:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name} of a whole file")
+
+    monkeypatch.setattr(inspector, "hashlib", Refused())
+    assert place_model(str(one_of("sd15")), A1111, places).family == "sd15"
+    folder = table.folder(tmp_path / "pipeline", "sd15", "F16")
+    assert place_model(str(folder), A1111, places).how == "converted"
+
+
+def test_a_link_is_fetched_into_the_store_once(one_of: Any, places: Places) -> None:
     site = FileServer({"/tiny.safetensors": one_of("sd15").read_bytes()})
     try:
         for _ in range(2):
