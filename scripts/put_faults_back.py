@@ -169,6 +169,20 @@ FAULTS = (
         ),
     ),
     Fault(
+        "a training's first steps are not shown on a machine that was started a moment ago",
+        "dreambooth/live.py",
+        "self._last = -math.inf",
+        "self._last = 0.0",
+        ("test_child.py::test_the_journal_keeps_the_mean_loss_between_its_lines",),
+    ),
+    Fault(
+        "a password in a pasted link is shown in its plain form, where the link has %XX",
+        "downloads/links.py",
+        "(parts.password, unquote(parts.password))",
+        "(parts.password,)",
+        ("test_fetch.py::test_a_secret_in_a_pasted_link_is_hidden_in_whatever_is_logged_later",),
+    ),
+    Fault(
         "every setting of every form is folded away",
         "options.py",
         "    advanced: bool = False,\n) -> Any:",

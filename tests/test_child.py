@@ -251,7 +251,11 @@ def test_no_secret_reaches_the_command_or_the_kept_log(
 # ------------------------------------------------------------------------------------------------- the journal
 
 
-def test_the_journal_keeps_the_mean_loss_between_its_lines(session: Session) -> None:
+@pytest.mark.parametrize("uptime_s", [0.0, 5.0, 1e6])
+def test_the_journal_keeps_the_mean_loss_between_its_lines(
+    session: Session, monkeypatch: pytest.MonkeyPatch, uptime_s: float
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: uptime_s)  # which is counted from the machine's start
     report = Journal(session, every_s=3600)
     for step, loss in enumerate((9.0, 1.0, 2.0, 3.0), start=1):
         report(Progress("unet", step, 4, loss, 1.0))

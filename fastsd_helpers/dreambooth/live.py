@@ -6,6 +6,7 @@ machine can watch or stop the run. A line that was cut by a kill is passed over;
 
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Journal:
         self._folder = live_folder(session)
         self._every_s = every_s
         self._file: int | None = None
-        self._last = 0.0
+        self._last = -math.inf  # the first step is always noted, however short a time the machine has been on
         self._losses: list[float] = []
 
     def __call__(self, progress: Progress) -> None:
