@@ -984,13 +984,15 @@ def test_a_last_heartbeat_of_the_run_it_replaced_takes_nothing_away(dog):
 def test_whoever_cannot_have_the_guard_goes_on_after_five_seconds(dog, monkeypatch):
     import fcntl
 
-    naps, clock = [], [0.0]
+    naps, tries, clock = [], [], [0.0]
     monkeypatch.setattr(lock_module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(
         lock_module.time, "sleep", lambda seconds: (naps.append(seconds), clock.__setitem__(0, clock[0] + 0.5))
     )
 
     def busy(handle, how):
+        tries.append(handle)
+        assert len(tries) < 50, "it never waits"
         raise BlockingIOError(errno.EAGAIN, "busy")
 
     monkeypatch.setattr(fcntl, "flock", busy)
