@@ -58,35 +58,50 @@ def test_what_a_header_says_is_read_in_the_order_of_the_data(path):
     file.close()
 
 
+def one(dtype, shape, start, stop):
+    return {"a": entry(dtype, shape, start, stop)}
+
+
 @pytest.mark.parametrize(
-    "header",
+    ("header", "count"),
+    # Each has as many bytes as it promises: what is wrong is in the header alone.
     [
-        {"a": entry("F32", [1], 0, 5)},
-        {"a": entry("F32", [1], 0, 3)},
-        {"a": entry("F32", [1], 1, 5)},
-        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 5, 9)},
-        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 3, 7)},
-        {"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)},
-        {"a": entry("F32", 1, 0, 4)},
-        {"a": entry("F32", [1] * 17, 0, 4)},
-        {"a": entry("F32", [True], 0, 4)},
-        {"a": entry("F32", [1.0], 0, 4)},
-        {"a": entry("F32", [-1, -1], 0, 4)},
-        {"a": entry("F32", [1 << 48, 0], 0, 0)},
-        {"a": {"dtype": "F32", "shape": [1]}},
-        {"a": entry("F32", [1], 0, None)},
-        {"__metadata__": {"a": 1}, "b": entry("F32", [1], 0, 4)},
-        {"__metadata__": ["x"], "b": entry("F32", [1], 0, 4)},
-        [1, 2],
-        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
-        b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
-        b"{",
-        b"",
+        (one("F32", [1], 0, 5), 5),
+        (one("F32", [1], 0, 3), 3),
+        (one("F32", [1], 1, 5), 5),
+        ({**one("F32", [1], 0, 4), "b": entry("F32", [1], 5, 9)}, 9),
+        ({**one("F32", [1], 0, 4), "b": entry("F32", [1], 3, 7)}, 7),
+        ({**one("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, 4),
+        (one("F32", 1, 0, 4), 4),
+        (one("F32", "1", 0, 4), 4),
+        (one("F32", [1] * 17, 0, 4), 4),
+        (one("F32", [True], 0, 4), 4),
+        (one("F32", [1.0], 0, 4), 4),
+        (one("F32", [-1, -1], 0, 4), 4),
+        (one("F32", [1 << 48, 0], 0, 0), 0),
+        (one("U8", [4], 0.0, 4.0), 4),
+        (one("U8", [4], 0, None), 4),
+        ({"a": {"dtype": "F32", "shape": [1]}}, 4),
+        ({"__metadata__": {"a": 1}}, 0),
+        ({"__metadata__": ["x"]}, 0),
+        ({"__metadata__": "x"}, 0),
+        ([1, 2], 0),
+        (b'{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
+         b' "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}', 4),
+        (b'{"__metadata__": {"a": "1", "a": "2"}}', 0),
+        (b"{", 0),
+        (b"", 0),
     ],
-)
-def test_a_header_that_contradicts_itself_or_the_data_is_refused(path, header):
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
-        SafetensorsFile(file_of(path, header, bytes(9)))
+)  # fmt: skip
+def test_a_header_that_contradicts_itself_is_refused(path, header, count):
+    with pytest.raises(CheckpointError, match="its header is not that of a safetensors file"):
+        SafetensorsFile(file_of(path, header, bytes(count)))
+
+
+@pytest.mark.parametrize("extra", [-1, 1, 100])
+def test_more_or_fewer_bytes_than_the_header_promises_are_refused(path, extra):
+    with pytest.raises(CheckpointError, match=r"is not a whole safetensors file: it has .* where its header promises"):
+        SafetensorsFile(file_of(path, GOOD, bytes(30 + extra)))
 
 
 def test_shapes_at_the_bounds_are_taken(path):

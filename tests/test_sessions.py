@@ -941,8 +941,9 @@ def test_a_lock_says_who_holds_it_and_what_it_replaced(dog):
     path = dog.folder / ".lock"
     with dog.lock():
         one = json.loads(path.read_bytes())
-    assert one["machine"] == lock_module._machine()
-    assert (one["pid"], one["start"]) == (os.getpid(), lock_module._start_of(os.getpid()))
+    assert "/" in one["machine"]
+    assert one["pid"] == os.getpid()
+    assert one["start"] == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     assert (one["heartbeat"], one["replaces"]) == (0, None)
     assert abs(one["time"] - time.time()) < 60
     with dog.lock():
@@ -951,7 +952,7 @@ def test_a_lock_says_who_holds_it_and_what_it_replaced(dog):
     assert lock_module.describe_holder({}) == "another run (its lock cannot be read)"
     assert lock_module.describe_holder({"machine": "x", "pid": 4, "host": "h"}) == "process 4 on machine h"
     assert lock_module.describe_holder({"machine": "x"}) == "process ? on machine ?"
-    assert lock_module.describe_holder({"machine": lock_module._machine(), "pid": 4}) == "process 4 on this machine"
+    assert lock_module.describe_holder({"machine": one["machine"], "pid": 4}) == "process 4 on this machine"
 
 
 def test_a_lock_that_was_given_back_beats_no_more(dog):
@@ -1017,15 +1018,16 @@ def test_whoever_cannot_have_the_guard_goes_on_after_five_seconds(dog, monkeypat
         pass
 
 
-def test_the_start_of_a_process_tells_it_from_a_later_one_of_its_number():
+def test_the_start_of_a_process_tells_it_from_a_later_one_of_its_number(dog):
     """As the kernel counts it: ticks since the machine's start, the 22nd field of its line in /proc."""
+    with dog.lock():
+        me = sessions.local_holder(dog.folder)
     started = []
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-            started.append(sessions.LocalProcess.of(process.pid).start)
+            started.append(type(me).of(process.pid).start)
             process.stdin.close()
         time.sleep(0.03)
-    own = sessions.LocalProcess.of(os.getpid()).start
-    assert int(own) < int(started[0]) < int(started[1])
+    assert int(me.start) < int(started[0]) < int(started[1])
     up = float(Path("/proc/uptime").read_text().split()[0])
     assert up - 600 < int(started[1]) / os.sysconf("SC_CLK_TCK") < up
