@@ -29,7 +29,7 @@ from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints import converter, number_formats
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.half_floats import half_floats
-from fastsd_helpers.checkpoints.number_formats import cast, count_not_finite
+from fastsd_helpers.checkpoints.number_formats import cast, cast_dtype, count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.recognise import recognise
@@ -341,6 +341,69 @@ def test_what_was_infinite_or_no_number_before_stays_so_and_changes_nothing_else
             found = torch.frombuffer(made, dtype=expected.dtype)
             assert torch.equal(found.isnan(), expected.isnan())
             assert torch.equal(found.nan_to_num(nan=0.5), expected.nan_to_num(nan=0.5)), (wanted, strange)
+
+
+@pytest.mark.parametrize(
+    ("stored", "theirs", "layout"),
+    [("F8_E4M3", "float8_e4m3fn", "u1"), ("F8_E5M2", "float8_e5m2", "u1"), ("F16", "float16", "<u2"),
+     ("BF16", "bfloat16", "<u2")],
+)  # fmt: skip
+def test_of_every_code_of_a_format_those_that_are_no_finite_numbers_are_counted(stored, theirs, layout):
+    torch = pytest.importorskip("torch")
+    codes = np.arange(1 << (8 * np.dtype(layout).itemsize), dtype=layout)
+    finite = torch.frombuffer(bytearray(codes.tobytes()), dtype=getattr(torch, theirs)).float().isfinite()
+    assert count_not_finite(codes.tobytes(), stored) == int((~finite).sum()) > 0
+    assert count_not_finite(codes[finite.numpy()].tobytes(), stored) == 0
+    for code in codes[~finite.numpy()][:: 1 if layout == "u1" else 97]:
+        assert count_not_finite(code.tobytes(), stored) == 1
+    with pytest.raises(CheckpointError, match="not finite"):
+        cast(codes.tobytes(), stored, "F32", owner=str, finite=True)
+    with pytest.raises(CheckpointError, match="not finite"):
+        cast(codes.tobytes(), stored, stored, owner=str, finite=True)
+    ordinary = codes[finite.numpy()].tobytes()
+    assert cast(ordinary, stored, stored, owner=str, finite=True) is ordinary
+    assert cast(codes, stored, stored, owner=str) is codes
+    assert count_not_finite(np.full(9, -1, "<i8").tobytes(), "I64") == 0
+
+
+def test_only_fractions_get_another_format():
+    for stored in ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"):
+        assert [cast_dtype(stored, wanted) for wanted in ("keep", "fp32", "fp16", "bf16")] == [
+            stored,
+            "F32",
+            "F16",
+            "BF16",
+        ]
+        assert is_small_float(stored) is stored.startswith("F8")
+    for stored in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"):
+        assert {cast_dtype(stored, wanted) for wanted in ("keep", "fp32", "fp16", "bf16")} == {stored}
+    with pytest.raises(CheckpointError, match="no number format 'fp8'") as caught:
+        cast_dtype("I64", "fp8")
+    assert caught.value.hint == "Choose keep, fp32, fp16, bf16."
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [("F16", "float16 ends at 6.55e+04"), ("BF16", "bfloat16 ends at 3.39e+38"), ("F32", "float32 ends at 3.4e+38")],
+)
+def test_a_value_too_large_is_told_with_the_largest_there_is_and_what_would_hold_it(wanted, said):
+    values = np.array([1.0, -1e300, np.inf, np.nan], "<f8")
+    with pytest.raises(CheckpointError) as caught:
+        cast(values.tobytes(), "F64", wanted, owner=lambda: "The tensor 'a'")
+    assert caught.value.problem == f"The tensor 'a' reaches 1e+300; {said}."
+    assert caught.value.hint == ("Choose keep." if wanted == "F32" else "Choose fp32.")
+
+
+@pytest.mark.usefixtures("with_and_without_opencv")
+@pytest.mark.parametrize("wanted", ["F16", "BF16"])
+def test_a_buffer_that_is_handed_in_is_filled_and_no_further(wanted):
+    values = np.linspace(-3, 3, (1 << 16) + 7).astype("<f4")
+    fresh = np.asarray(cast(values.tobytes(), "F32", wanted, owner=str)).view("<u2")
+    out = np.full(values.size + 5, 0xABCD, "<u2")
+    made = cast(values.tobytes(), "F32", wanted, owner=str, out=out)
+    assert np.array_equal(np.asarray(made).view("<u2"), fresh)
+    assert np.array_equal(out[: values.size], fresh)
+    assert (out[values.size :] == 0xABCD).all()
 
 
 @pytest.mark.usefixtures("with_and_without_opencv")

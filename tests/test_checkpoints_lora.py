@@ -11,7 +11,7 @@ from closeness import assert_close_to
 from table_models import read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.lora import lora_family
+from fastsd_helpers.checkpoints.lora import is_lora_folder, lora_family
 from fastsd_helpers.checkpoints.lora_names import kohya_modules, lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.errors import CheckpointError
@@ -384,3 +384,215 @@ def test_diffusers_applies_our_kohya_file_as_it_does_the_folder(family, place):
             assert_close_to(ours[part][name], tensor, of_largest=PRODUCTS, about=f"{part} {name}")
             changed += not torch.equal(tensor, plain[part][name])
         assert changed >= 24, part
+
+
+# ------------------------------------------------------------------------------------- more than one rank, alpha, kind
+
+
+OTHER = UNET["sd15"].replace("to_k", "to_v")
+THIRD = UNET["sd15"].replace("to_k", "to_q")
+
+
+def pair(name, rank, seed=0, *, columns=8, rows=6, dtype="F32"):
+    return {
+        f"{name}.lora_A.weight": matrix(rank, columns, seed, dtype=dtype),
+        f"{name}.lora_B.weight": matrix(rows, rank, seed + 1, dtype=dtype),
+    }
+
+
+def kohya_pair(name, rank, seed=0, *, alpha=None):
+    made = {f"{name}.lora_down.weight": matrix(rank, 8, seed), f"{name}.lora_up.weight": matrix(6, rank, seed + 1)}
+    return made | ({} if alpha is None else {f"{name}.alpha": number(alpha)})
+
+
+def described(path):
+    with SafetensorsFile(path) as file:
+        return json.loads(file.metadata["lora_adapter_metadata"])
+
+
+def test_the_most_common_rank_and_alpha_are_said_and_the_others_by_name(place):
+    names = {part: f"lora_unet_{part.replace('.', '_')}" for part in (UNET["sd15"], OTHER, THIRD)}
+    text = f"lora_te_{TEXT.replace('.', '_')}"
+    tensors = {
+        **kohya_pair(names[UNET["sd15"]], 4, alpha=2),
+        **kohya_pair(names[OTHER], 4, 2, alpha=3),
+        **kohya_pair(names[THIRD], 2, 4, alpha=3),
+        **kohya_pair(text, 3, 6),
+    }
+    written = checkpoints.convert(write(place / "kohya.safetensors", tensors), place / "out.safetensors")
+    assert described(written.path) == {
+        "unet.r": 4,
+        "unet.lora_alpha": 3.0,
+        "unet.target_modules": sorted([UNET["sd15"], OTHER, THIRD]),
+        "unet.rank_pattern": {THIRD: 2},
+        "unet.alpha_pattern": {UNET["sd15"]: 2.0},
+        "text_encoder.r": 3,
+        "text_encoder.lora_alpha": 3.0,
+        "text_encoder.target_modules": [TEXT.removeprefix("text_model.")],
+        "text_encoder.rank_pattern": {},
+        "text_encoder.alpha_pattern": {},
+    }
+    assert written.notes == ("1 layers do not say their alpha; it was taken to be the rank.",)
+    back = checkpoints.convert(written.path, place / "back.safetensors")
+    assert {name: value for name, value in read(back.path).items() if not name.startswith(text)} == {
+        name: (fact.dtype, fact.shape, content)
+        for name, (fact, content) in tensors.items()
+        if not name.startswith(text)
+    }
+    assert array(read(back.path)[f"{text}.alpha"]) == 3
+    with SafetensorsFile(back.path) as file:
+        said = file.metadata
+    assert (said["ss_network_dim"], said["ss_network_alpha"], said["modelspec.title"]) == ("4", "3", "back")
+    assert (said["ss_network_module"], said["format"]) == ("networks.lora", "pt")
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("keep", ("F16", "F32")), ("fp16", ("F16", "F16")), ("bf16", ("BF16", "BF16")),
+                          ("fp32", ("F32", "F32"))],
+)  # fmt: skip
+def test_matrices_get_the_format_that_was_asked_for_and_alphas_stay_exact(dtype, stored, place):
+    tensors = {**pair(f"unet.{UNET['sd15']}", 2, dtype="F16"), **pair(f"unet.{OTHER}", 2, 5)}
+    tensors[f"unet.{UNET['sd15']}.alpha"] = number(1.1)
+    written = checkpoints.convert(write(place / "in.safetensors", tensors), place / "out.safetensors", dtype=dtype)
+    found = read(written.path)
+    kinds = [found[f"lora_unet_{name.replace('.', '_')}.lora_up.weight"][0] for name in (UNET["sd15"], OTHER)]
+    assert tuple(kinds) == stored
+    alpha = found[f"lora_unet_{UNET['sd15'].replace('.', '_')}.alpha"]
+    assert (alpha[0], alpha[1], alpha[2]) == ("F32", (), np.float32(1.1).tobytes())
+
+
+def test_numbers_of_other_formats_are_read(place):
+    """As some trainers save them: alpha as a whole number or in fp16, matrices in fp64."""
+    name, other = (f"lora_unet_{part.replace('.', '_')}" for part in (UNET["sd15"], OTHER))
+    wide = {side: np.random.default_rng(1).standard_normal(shape) for side, shape in (("down", (4, 8)), ("up", (6, 4)))}
+    tensors = {
+        **{
+            f"{name}.lora_{side}.weight": (TensorFact("F64", array.shape), array.tobytes())
+            for side, array in wide.items()
+        },
+        f"{name}.alpha": (TensorFact("I64", ()), np.int64(3).tobytes()),
+        **kohya_pair(other, 4),
+        f"{other}.alpha": (TensorFact("F16", (1,)), np.float16(2.5).tobytes()),
+    }
+    written = checkpoints.convert(write(place / "in.safetensors", tensors), place / "out.safetensors")
+    said = described(written.path)
+    assert {said["unet.lora_alpha"], *said["unet.alpha_pattern"].values()} == {3.0, 2.5}
+    dtype, shape, content = read(written.path)[f"unet.{UNET['sd15']}.lora_A.weight"]
+    assert (dtype, shape) == ("F32", (4, 8)), "read as fp32: wider would be a claim"
+    assert content == wide["down"].astype("<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("down", "up"), [((4, 8), (6, 3)), ((4,), (6, 4)), ((4, 8), (6,)), ((0, 8), (6, 0)), ((4, 8), (4, 6))]
+)
+@pytest.mark.parametrize("kohya", [True, False])
+def test_matrices_that_do_not_fit_each_other_are_refused(down, up, kohya, place):
+    name = f"lora_unet_{UNET['sd15'].replace('.', '_')}" if kohya else f"unet.{UNET['sd15']}"
+    ends = ("lora_down.weight", "lora_up.weight") if kohya else ("lora_A.weight", "lora_B.weight")
+    tensors = {
+        f"{name}.{end}": (TensorFact("F32", shape), np.zeros(shape, "<f4").tobytes())
+        for end, shape in zip(ends, (down, up), strict=True)
+    }
+    with pytest.raises(CheckpointError, match="do not fit"):
+        checkpoints.convert(write(place / "in.safetensors", tensors), place / "out.safetensors")
+    lacking = {f"{name}.{ends[1]}": tensors[f"{name}.{ends[1]}"]}
+    with pytest.raises(CheckpointError, match="lacks its down matrix"):
+        checkpoints.convert(write(place / "in.safetensors", lacking), place / "out.safetensors")
+
+
+def test_metadata_that_cannot_be_read_is_refused_and_metadata_of_another_kind_says_nothing(place):
+    tensors = pair(f"unet.{UNET['sd15']}", 4)
+    write(place / "in.safetensors", tensors, {"lora_adapter_metadata": "{"})
+    with pytest.raises(CheckpointError, match="metadata cannot be read"):
+        checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
+    for text in ("[]", "7", "{}", '{"text_encoder.lora_alpha": 9}'):
+        write(place / "in.safetensors", tensors, {"lora_adapter_metadata": text})
+        written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors", overwrite=True)
+        assert array(read(written.path)[f"lora_unet_{UNET['sd15'].replace('.', '_')}.alpha"]) == 4
+        assert len(written.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kohya"),
+    [
+        (UNET["sd15"], f"lora_unet_{UNET['sd15'].replace('.', '_')}"),
+        (TEXT, f"lora_te_{TEXT.replace('.', '_')}"),
+        (f"text_encoder.{TEXT}", f"lora_te_{TEXT.replace('.', '_')}"),
+        ("transformer_blocks.0.attn.to_out.0", "lora_unet_double_blocks_0_img_attn_proj"),
+        ("transformer_blocks.7.attn.to_out.0", "lora_unet_double_blocks_7_img_attn_proj"),
+        ("single_transformer_blocks.12.proj_out", "lora_unet_single_blocks_12_linear2"),
+    ],
+)
+def test_the_part_of_one_adapter_of_peft_is_told_from_its_names(name, kohya, place):
+    tensors = pair(f"base_model.model.{name}", 4)
+    write(place / "in" / "adapter_model.safetensors", tensors)
+    (place / "in" / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 6}')
+    assert is_lora_folder(place / "in")
+    written = checkpoints.convert(place / "in", place / "out.safetensors")
+    assert array(read(written.path)[f"{kohya}.alpha"]) == 6
+
+
+def test_folders_without_a_lora_are_none(place):
+    assert not is_lora_folder(place)
+    (place / "unet").mkdir()
+    assert not is_lora_folder(place)
+    (place / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    assert is_lora_folder(place)
+
+
+@pytest.mark.parametrize(
+    ("ancient", "now"),
+    [("self_attn.to_q_lora", "self_attn_q_proj"), ("self_attn.to_k_lora", "self_attn_k_proj"),
+     ("self_attn.to_v_lora", "self_attn_v_proj"), ("self_attn.to_out_lora", "self_attn_out_proj")],
+)  # fmt: skip
+def test_the_oldest_names_of_text_encoders_and_of_outputs_are_read(ancient, now, place):
+    base = UNET["sd15"].removesuffix(".to_k")
+    names = {
+        f"text_encoder.text_model.encoder.layers.3.{ancient}": f"lora_te_text_model_encoder_layers_3_{now}",
+        f"unet.{base}.processor.to_out_lora": f"lora_unet_{base.replace('.', '_')}_to_out_0",
+    }
+    tensors = {}
+    for name in names:
+        tensors |= {f"{name}.down.weight": matrix(4, 8, 0), f"{name}.up.weight": matrix(8, 4, 1)}
+    written = checkpoints.convert(write(place / "in.safetensors", tensors), place / "out.safetensors")
+    assert {name.split(".")[0] for name in read(written.path)} == set(names.values())
+
+
+def test_fused_layers_that_share_columns_each_keep_the_whole_rank(place):
+    """As trainers of kohya's make them: one pair of matrices for queries, keys and values."""
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{name}.lora_down.weight": matrix(4, 8, 0),
+        f"{name}.lora_up.weight": matrix(24, 4, 1),
+        f"{name}.alpha": number(2),
+    }
+    kohya = write(place / "kohya.safetensors", tensors)
+    written = checkpoints.convert(kohya, place / "out.safetensors", verify=True)
+    found = read(written.path)
+    whole = change(read(kohya), f"{name}.lora_down.weight", f"{name}.lora_up.weight", 2)
+    block = "transformer.transformer_blocks.0.attn"
+    parts = [change(found, f"{block}.to_{x}.lora_A.weight", f"{block}.to_{x}.lora_B.weight", 2) for x in "qkv"]
+    assert np.allclose(np.concatenate(parts), whole, atol=1e-6)
+    assert described(written.path)["transformer.r"] == 4
+    assert described(written.path)["transformer.lora_alpha"] == 2
+
+
+def test_more_names_tell_the_family():
+    def family(name, shape=(4, 768)):
+        return lora_family({"other.alpha": TensorFact("F32", ()), name: TensorFact("F32", shape)})
+
+    assert family("transformer.x.lora_A.weight") == "flux"
+    assert family("base_model.model.transformer_blocks.5.attn.to_q.lora_A.weight") == "flux"
+    assert family("base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight") == "flux"
+    assert family("lora_unet_single_blocks_3_linear1.lora_down.weight") == "flux"
+    assert family("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight") == "sdxl"
+    assert family("unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_k.lora_A.weight") == "sdxl"
+    assert family("base_model.model.down_blocks.2.attentions.0.transformer_blocks.9.ff.lora_A.weight") == "sdxl"
+    assert family("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight") == "sd15"
+    key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    assert family(f"{key}.lora_A.weight", (4, 1024)) == family(f"{key}.lora.down.weight", (4, 1024)) == "sd21"
+    assert family(f"{key}.lora_B.weight", (4, 1024)) == "sd15", "the up matrix has another width"
+    assert family(f"{key}.lora_A.weight", (4, 1024, 1, 1)) == "sd21"
+    assert family(f"{key}.lora_A.weight", (1024,)) == "sd15"
+    assert lora_family({}) == "sd15"

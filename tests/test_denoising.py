@@ -114,9 +114,8 @@ def test_every_held_out_picture_is_judged_at_the_same_noise_levels_with_its_own_
     latents = pictures(3)
     held_out = make_held_out(latents, [1, 0, 1], seed=42, label="these")
     levels = held_out.timesteps[:8].tolist()
-    assert levels == sorted(set(levels))
-    assert levels[0] < 100
-    assert levels[-1] >= 900
+    # As recorded: a session's curve goes on at the levels it began with.
+    assert levels == [60, 180, 300, 420, 540, 660, 780, 900]
     assert held_out.timesteps.tolist() == levels * 3
     assert held_out.prompts == (1,) * 8 + (0,) * 8 + (1,) * 8
     assert held_out.label == "these"

@@ -515,3 +515,137 @@ def test_closing_frees_the_port_and_can_be_done_twice(site: int) -> None:
     gate.close()
     with pytest.raises(ConnectionError):
         socket.create_connection(("127.0.0.1", gate.port), timeout=2)
+
+
+# ------------------------------------------------------------------------------------ wrong tries, forms and cookies
+
+
+def basic(password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"fastsd:{password}".encode()).decode()}
+
+
+def test_wrong_basic_passwords_are_counted_too_and_a_right_one_forgives(gate: Gate) -> None:
+    for _ in range(2):
+        assert [ask(f"{gate.url}/headers", **basic(f"no-{n}"))[0] for n in range(4)] == [401] * 4
+        assert ask(f"{gate.url}/headers", **BASIC)[0] == 200
+    assert [ask(f"{gate.url}/headers", **basic("no"))[0] for _ in range(7)] == [401] * 5 + [429] * 2
+    status, headers, text = ask(f"{gate.url}/headers", **BASIC)
+    assert status == 429
+    wait = int(headers["Retry-After"])
+    assert 1 <= wait <= 61
+    assert f"wait {wait} seconds".encode() in text
+    assert log_in(gate)[0] == 429, "the form is closed to this visitor as well"
+
+
+def test_the_right_password_in_the_form_forgives_wrong_ones(gate: Gate) -> None:
+    for _ in range(2):
+        assert [log_in(gate, f"no-{n}")[0] for n in range(4)] == [401] * 4
+        assert log_in(gate)[0] == 303
+
+
+def test_requests_without_any_password_are_no_wrong_tries(gate: Gate) -> None:
+    for number in range(8):
+        assert ask(f"{gate.url}/headers", **({"Authorization": "Bearer x"} if number % 2 else {}))[0] == 401
+    assert ask(f"{gate.url}/headers", **BASIC)[0] == 200
+
+
+def test_visitors_are_told_apart_by_what_the_tunnel_says(gate: Gate) -> None:
+    def tries(**headers: str) -> list[int]:
+        return [ask(f"{gate.url}/headers", **basic("no"), **headers)[0] for _ in range(6)]
+
+    closed = [401] * 5 + [429]
+    assert tries(X_Forwarded_For="203.0.113.1") == closed
+    assert tries(X_Forwarded_For="made.up, 203.0.113.1") == [429] * 6, "only the last entry is the tunnel's own"
+    assert tries(X_Forwarded_For="203.0.113.1, 203.0.113.2") == closed
+    assert tries(CF_Connecting_IP="203.0.113.3", X_Forwarded_For="203.0.113.1") == closed
+    assert tries(X_Forwarded_For="x" * 64 + "1") == closed
+    assert tries(X_Forwarded_For="x" * 64 + "2") == [429] * 6, "of a long one the beginning counts"
+    assert ask(f"{gate.url}/headers", **BASIC)[0] == 200, "none of them was this connection's own address"
+
+
+def test_only_who_asks_for_a_page_is_led_to_the_form(gate: Gate) -> None:
+    for method, accept, status in [
+        ("GET", "text/html", 303),
+        ("HEAD", "text/html;q=0.9", 303),
+        ("POST", "text/html", 401),
+        ("GET", "application/json", 401),
+    ]:
+        assert ask(f"{gate.url}/headers", method=method, Accept=accept)[0] == status, (method, accept)
+    status, headers, _ = ask(f"{gate.url}/.fastsd/login", method="HEAD")
+    assert (status, headers["Cache-Control"], headers["Content-Type"].split(";")[0]) == (200, "no-store", "text/html")
+    assert ask(f"{gate.url}/.fastsd/login", method="PUT", data=b"x")[1]["Allow"] == "GET, POST"
+
+
+def test_a_form_is_taken_up_to_its_bound_and_blanks_around_its_fields_do_not_count(gate: Gate) -> None:
+    form = urllib.parse.urlencode({"user": " fastsd ", "password": f" {LOGIN.password}\n", "next": "/a"}).encode()
+    largest = form + b"&more=" + b"x" * (4096 - len(form) - len(b"&more="))
+    assert ask(f"{gate.url}/.fastsd/login", data=largest)[0] == 303
+    assert ask(f"{gate.url}/.fastsd/login", data=largest + b"x")[0] == 413
+    assert ask(f"{gate.url}/.fastsd/login", data=b"", method="POST")[0] == 413
+    wrong_user = urllib.parse.urlencode({"user": "other", "password": LOGIN.password}).encode()
+    assert ask(f"{gate.url}/.fastsd/login", data=wrong_user)[0] == 401
+
+
+def test_the_cookie_is_kept_as_long_as_the_session_and_each_visitor_has_one(site: int) -> None:
+    with open_gate(site, LOGIN, session_s=1234.5) as gate:
+        first, second = (log_in(gate)[1]["Set-Cookie"] for _ in range(2))
+        assert "Max-Age=1234;" in first
+        one, two = first.split(";")[0], second.split(";")[0]
+        assert one != two
+        status, headers, _ = ask(f"{gate.url}/.fastsd/logout", Cookie=one)
+        assert (status, headers["Location"]) == (303, "/.fastsd/login")
+        assert "Max-Age=0" in headers["Set-Cookie"]
+        assert ask(f"{gate.url}/headers", Cookie=one)[0] == 401
+        assert ask(f"{gate.url}/headers", Cookie=two)[0] == 200, "the other visitor is still in"
+    with open_gate(site, LOGIN) as gate:
+        assert "Max-Age=604800;" in log_in(gate)[1]["Set-Cookie"], "a week"
+
+
+def test_of_a_thousand_sessions_the_oldest_makes_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsd_helpers.tunnels import gate as module
+
+    monkeypatch.setattr(module, "_MOST_SESSIONS", 3)
+    with open_gate(site, LOGIN) as gate:
+        cookies = [log_in(gate)[1]["Set-Cookie"].split(";")[0] for _ in range(5)]
+        assert [ask(f"{gate.url}/headers", Cookie=cookie)[0] for cookie in cookies] == [401, 401, 200, 200, 200]
+
+
+def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsd_helpers.tunnels import gate as module
+
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda now=time.monotonic: now() + clock[0])
+    with open_gate(site, LOGIN, session_s=60) as gate:
+        over = log_in(gate)[1]["Set-Cookie"].split(";")[0]
+        clock[0] += 61
+        assert ask(f"{gate.url}/headers", Cookie=over)[0] == 401
+        assert log_in(gate)[0] == 303
+        assert len(gate._sessions) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "leads_to"),
+    [
+        ("/a/b?c=d#e", "/a/b?c=d#e"),
+        ("/", "/"),
+        ("/ü", "/ü"),
+        ("a/b", "/"),
+        ("///x", "/"),
+        ("/a\x1fb", "/"),
+        ("/a b", "/a b"),
+    ],
+)
+def test_after_the_login_a_visitor_goes_on_to_a_path_of_this_server(place: str, leads_to: str) -> None:
+    assert _local(place) == leads_to
+
+
+def test_closing_ends_its_thread_at_once_whatever_is_open(site: int) -> None:
+    before = set(threading.enumerate())
+    gate = open_gate(site, LOGIN)
+    with socket.create_connection(("127.0.0.1", gate.port), timeout=10) as raw:
+        raw.sendall(f"GET /events HTTP/1.1\r\nHost: x\r\nAuthorization: {BASIC['Authorization']}\r\n\r\n".encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        gate.close()
+        assert time.monotonic() - started < 5
+    assert not {thread.name for thread in set(threading.enumerate()) - before} & {"fastsd-gate"}

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,246 @@ def test_the_command_shows_and_changes_captions(tmp_path: Path, capsys: pytest.C
     assert main([*words, "--set", "no equals sign"]) == 2
     assert "FILE=WORDS" in capsys.readouterr().err
     assert "in the snow" in "".join(path.read_text() for path in Session.open("rex", root=root).captions.iterdir())
+
+
+# --------------------------------------------------------------------------- zips, captions and models, one by one
+
+
+def zip_of(path: Path, members: dict[str, bytes], *, modes: dict[str, int] | None = None) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (modes or {}).get(name, 0o100644) << 16
+            archive.writestr(info, data)
+
+
+def leave_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**40, 2**40 - count, count))
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    """An old session whose pictures and captions are zips; to be written over."""
+    return old_session(tmp_path / "old" / "my_dog", zipped=True)
+
+
+def test_of_a_zip_only_pictures_are_taken_whatever_folder_they_lie_in(zipped: Path, tmp_path: Path) -> None:
+    members = {
+        "instance_images/deep/a.JPG": picture(1),
+        "b.png": picture(2),
+        "win\\c.webp": picture(3),
+        "notes.txt": b"x",
+        ".hidden.jpg": picture(4),
+        "__MACOSX/._b.png": b"x",
+        "__MACOSX/b2.png": b"x",
+    }
+    zip_of(zipped / "instance_images.zip", members, modes={"b.png": 0})
+    session = import_session("rex", source=zipped, root=tmp_path / "sessions").session
+    assert sorted(path.name for path in session.instance_images.iterdir()) == ["a.JPG", "b.png", "c.webp"]
+    assert (session.instance_images / "a.JPG").read_bytes() == picture(1)
+    assert (session.instance_images / "c.webp").read_bytes() == picture(3)
+
+
+def test_a_link_in_a_zip_is_refused(zipped: Path, tmp_path: Path) -> None:
+    import stat
+
+    members = {"a.jpg": b"/etc/passwd", "b.jpg": picture(1)}
+    zip_of(zipped / "instance_images.zip", members, modes={"a.jpg": stat.S_IFLNK | 0o777})
+    with pytest.raises(DatasetError, match=r"holds an unsafe name: 'a\.jpg'"):
+        import_session("rex", source=zipped, root=tmp_path / "sessions")
+    zip_of(zipped / "instance_images.zip", members, modes={"a.jpg": stat.S_IFREG | 0o644})
+    assert import_session("rex", source=zipped, root=tmp_path / "sessions").pictures == 2
+
+
+def test_zips_of_too_much_are_refused_at_their_bounds(
+    zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.sessions import importing
+
+    pictures = {f"{number}.jpg": picture(number) for number in range(3)}
+    zip_of(zipped / "instance_images.zip", pictures)
+    largest = max(len(data) for data in pictures.values())
+    for most, least_bytes, said in [(2, 10**9, "holds 3 files"), (3, largest - 1, "MiB")]:
+        monkeypatch.setattr(importing, "_MOST_MEMBERS", most)
+        monkeypatch.setattr(importing, "_MOST_BYTES", least_bytes)
+        with pytest.raises(DatasetError, match=said):
+            import_session("rex", source=zipped, root=tmp_path / "sessions")
+    monkeypatch.setattr(importing, "_MOST_BYTES", largest)
+    assert import_session("rex", source=zipped, root=tmp_path / "sessions").pictures == 3
+
+
+def test_captions_come_from_the_zip_the_pictures_folder_and_the_captions_folder_the_last_wins(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", captions=False)
+    zip_of(
+        origin / "captions.zip",
+        {
+            "captions/zib-dog-(1).txt": b"zip one",
+            "zib-dog-(2).txt": b"zip two",
+            "cat.txt": b"nobody",
+            "zib-dog-(3).md": b"x",
+        },
+    )
+    (origin / "instance_images" / "zib-dog-(2).txt").write_text("beside two")
+    (origin / "instance_images" / "zib-dog-(3).txt").write_text("beside three")
+    (origin / "captions").mkdir(exist_ok=True)
+    (origin / "captions" / "zib-dog-(3).txt").write_text("ZIB Dog three")
+    (origin / "captions" / "zib-dog-(1).txt").write_text("  ")
+    result = import_session("rex", source=origin, root=tmp_path / "sessions")
+    texts = {path.name: path.read_text().strip() for path in result.session.captions.iterdir()}
+    assert texts == {
+        "zib-dog-(1).txt": "zib dog zip one",
+        "zib-dog-(2).txt": "zib dog beside two",
+        "zib-dog-(3).txt": "ZIB Dog three",
+    }
+    assert result.captions == 3
+    assert result.lines()[0] == "Imported rex: 3 pictures and 3 captions."
+    assert any("Each caption became the whole prompt" in note for note in result.notes)
+
+
+def test_in_place_a_caption_beside_its_picture_is_made_whole_where_it_lies(tmp_path: Path) -> None:
+    folder = old_session(tmp_path / "sessions" / "my_dog", captions=False, trained=False)
+    (folder / "instance_images" / "zib-dog-(3).txt").write_text("at night")
+    result = import_session("my_dog", root=tmp_path / "sessions")
+    assert (folder / "instance_images" / "zib-dog-(3).txt").read_text() == "zib dog at night\n"
+    assert not (folder / "instance_images" / "zib-dog-(1).txt").exists()
+    assert result.lines()[0] == "Imported my_dog: 3 pictures and 1 captions."
+    assert result.checkpoint is None
+    assert "checkpoint" not in result.session.record["imported"]
+
+
+def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", step=500, captions=False)
+    plain = import_session("plain", source=origin, root=tmp_path / "sessions")
+    assert plain.lines()[0] == "Imported plain: 3 pictures."
+    assert "Left where they are: my_dog_step_500.ckpt." in plain.notes
+    assert not any("concept images" in note or "prompt" in note for note in plain.notes)
+    about = plain.session.record["imported"]
+    assert (about["checkpoint"], about["bytes"]) == ("exports/my_dog.ckpt", len(b"finished weights"))
+    assert about["sha256"] == hashlib.sha256(b"finished weights").hexdigest()
+    assert about["from"] == str(origin)
+    for make in (lambda path: path.mkdir(), lambda path: path.with_suffix(".zip").write_bytes(b"x")):
+        other = old_session(tmp_path / f"old-{make.__code__.co_firstlineno}-{len(list(tmp_path.iterdir()))}" / "my_cat")
+        make(other / "concept_images")
+        result = import_session(other.parent.name, source=other, root=tmp_path / "sessions")
+        assert any("concept images are not used" in note for note in result.notes)
+        assert not any("Left where" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["my_dog_step_5.ckpt", "other_step_40.ckpt"], "other_step_40.ckpt"),
+        (["a.ckpt", "b.ckpt"], "b.ckpt"),
+        (["z.ckpt", "my_dog.ckpt"], "my_dog.ckpt"),
+        (["my_dog_step_0.ckpt"], "my_dog_step_0.ckpt"),
+        (["my_dog_step_7x.ckpt", "my_dog_step_9.ckpt"], "my_dog_step_7x.ckpt"),
+    ],
+)
+def test_of_several_models_the_finished_one_of_its_name_comes_first(
+    tmp_path: Path, names: list[str], expected: str
+) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", trained=False)
+    (origin / "folder.ckpt").mkdir()
+    for name in names:
+        (origin / name).write_bytes(name.encode())
+    result = import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert result.checkpoint is not None
+    assert result.checkpoint.read_bytes() == expected.encode()
+    left = [note for note in result.notes if note.startswith("Left where")]
+    assert len(left) == (len(names) > 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "old"),
+    [
+        (["instance_images.zip"], True),
+        (["captions.zip"], True),
+        (["any.ckpt"], True),
+        (["instance_images/a.JPEG"], True),
+        (["instance_images/a.txt"], False),
+        (["instance_images/.a.jpg"], False),
+        (["any.ckpt", "session.json"], False),
+        (["any.ckpt", ".record/1"], False),
+        (["any.ckpt", "checkpoints/x"], False),
+        (["any.ckpt", "exports/x"], False),
+        (["any.ckpt", "samples/x"], False),
+        (["any.ckpt", "held_out_images/x"], False),
+        (["film.mp4"], False),
+        ([], False),
+    ],
+)
+def test_an_old_session_is_known_by_what_lies_in_it(tmp_path: Path, made: list[str], old: bool) -> None:
+    for name in made:
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(b"x")
+    assert is_old_session(tmp_path / "x") is old
+
+
+def test_room_is_asked_for_all_that_is_copied_and_a_little_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five per cent more: at exactly that much room the import goes through, with a byte less it does not."""
+    origin = old_session(tmp_path / "old" / "my_dog")
+    copied = [*(origin / "instance_images").iterdir(), origin / "instance_images.zip", origin / "my_dog.ckpt"]
+    with open(origin / "my_dog.ckpt", "ab") as model:
+        model.write(bytes(-sum(path.stat().st_size for path in copied) % 400))
+    needed = sum(path.stat().st_size for path in copied)
+    room = needed * 21 // 20
+    assert needed * 1.05 == room
+    leave_free(monkeypatch, room - 1)
+    with pytest.raises(DiskFull, match="import needs"):
+        import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert not (tmp_path / "sessions").exists()
+    leave_free(monkeypatch, room)
+    assert import_session("rex", source=origin, root=tmp_path / "sessions").pictures == 3
+    in_place = old_session(tmp_path / "sessions" / "bello", zipped=True)
+    (in_place / "bello.ckpt").write_bytes(bytes(10 * needed))
+    assert import_session("bello", root=tmp_path / "sessions").pictures == 3, "its model is not copied"
+
+
+@pytest.mark.parametrize("what", ["pictures", "zip", "model"])
+def test_each_kind_of_what_is_copied_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    origin = old_session(tmp_path / "old" / "my_dog", zipped=what == "zip", trained=what == "model")
+    if what == "model":
+        (origin / "my_dog.ckpt").write_bytes(bytes(2_000_000))
+    elif what == "zip":
+        with zipfile.ZipFile(origin / "instance_images.zip", "a") as archive:
+            archive.writestr("notes.bin", bytes(2_000_000))
+    else:
+        (origin / "instance_images" / "large.jpg").write_bytes(bytes(2_000_000))
+    leave_free(monkeypatch, 1_000_000)
+    with pytest.raises(DiskFull, match="import needs"):
+        import_session("rex", source=origin, root=tmp_path / "sessions")
+
+
+def test_of_a_session_of_ours_everything_but_hidden_files_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Session.create("their-dog", root=tmp_path / "shared")
+    theirs.save(settings={"unet_steps": 9}, prompts={"instance_prompt": "zib"})
+    for name in (
+        "instance_images/a.png",
+        "captions/a.txt",
+        "samples/deep/b.png",
+        "logs/c.txt",
+        "exports/.part",
+        "own/d",
+    ):
+        (theirs.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (theirs.folder / name).write_bytes(name.encode() * 100)
+    left_over = tmp_path / "sessions" / ".import-rex"
+    (left_over / "instance_images").mkdir(parents=True)
+    (left_over / "instance_images" / "of a cut import.png").write_bytes(b"x")
+    result = import_session("rex", source=theirs.folder, root=tmp_path / "sessions")
+    there = {name for name in content_of(result.session.folder) if not name.startswith((".", "session.json"))}
+    assert there == {"instance_images/a.png", "captions/a.txt", "samples/deep/b.png", "logs/c.txt"}
+    assert (result.pictures, result.captions, result.checkpoint) == (1, 1, None)
+    assert result.notes[0].startswith("4 files (0 MiB) were copied and compared")
+    record = result.session.record
+    assert (record["settings"], record["prompts"]) == ({"unet_steps": 9}, {"instance_prompt": "zib"})
+    assert record["imported"] == {"from": str(theirs.folder), "by": "fastsd_helpers", "notes": []}
+    assert (record["name"], record["sequence"] >= 1) == ("rex", True)
+    assert record["id"] != theirs.record["id"]
+    leave_free(monkeypatch, 100)
+    with pytest.raises(DiskFull):
+        import_session("max", source=theirs.folder, root=tmp_path / "sessions")

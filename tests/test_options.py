@@ -71,6 +71,44 @@ def test_a_flag_has_hyphens() -> None:
     assert options_of(C)[0].flag == "--unet-steps"
 
 
+def test_what_is_not_said_of_a_setting_is_the_plain_choice() -> None:
+    @dataclass(frozen=True)
+    class Plain:
+        one: int = option(1, help="a number")
+
+    (found,) = options_of(Plain)
+    assert (found.low, found.high, found.step, found.choices) == (None, None, None, None)
+    assert (found.secret, found.advanced, found.optional) == (False, False, False)
+    assert [name for name, item in options().items() if item.advanced] == ["ladder"]
+    assert [name for name, item in options().items() if item.secret] == ["key"]
+    assert [name for name, item in options().items() if item.optional] == ["brush", "key"]
+
+
+def test_limits_steps_and_words_reach_the_form() -> None:
+    found = options()
+    assert (found["coats"].low, found["coats"].high, found["coats"].step) == (1, 9, None)
+    assert (found["speed"].low, found["speed"].high, found["speed"].step) == (0.0, None, 0.1)
+    assert (found["coats"].help, found["coats"].default) == ("layers of paint", 2)
+    assert {name: item.kind for name, item in found.items()} == {
+        "colour": str, "coats": int, "speed": float, "finish": str, "ladder": bool, "brush": int, "key": str,
+    }  # fmt: skip
+
+
+def test_the_older_way_to_say_that_none_is_allowed_is_understood_too() -> None:
+    import typing
+
+    @dataclass(frozen=True)
+    class Old:
+        one: typing.Optional[int] = option(None, help="a number")  # noqa: UP045
+        two: typing.Union[int, str] = option(1, help="first of two")  # noqa: UP007
+        three: Literal["a", "b"] | None = option(None, help="a choice")
+
+    one, two, three = options_of(Old)
+    assert (one.kind, one.optional) == (int, True)
+    assert (two.kind, two.optional) == (int, False)
+    assert (three.kind, three.choices, three.optional) == (str, ("a", "b"), True)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -83,6 +121,15 @@ def test_a_flag_has_hyphens() -> None:
         ({"coats": None}, "is needed"),
         ({"speed": float("nan")}, "is nan; it must be a finite number"),
         ({"speed": float("inf")}, "is inf; it must be a finite number"),
+        ({"speed": float("-inf")}, "is -inf; it must be a finite number"),
+        ({"speed": True}, "is True; it must be a number"),
+        ({"speed": "0.5"}, "is '0.5'; it must be a number"),
+        ({"speed": -1}, "is -1.0; the smallest is 0.0"),
+        ({"colour": 7}, "is 7; it must be text"),
+        ({"colour": None}, "colour (--colour) is needed"),
+        ({"finish": None}, "is needed"),
+        ({"ladder": 1}, "is 1; it must be yes or no"),
+        ({"brush": 1e3}, "is 1000.0; it must be a whole number"),
         ({"speed": -0.1}, "is -0.1; the smallest is 0.0"),
         ({"finish": "silk"}, "is 'silk'; choose matt, gloss"),
         ({"ladder": "yes"}, "is 'yes'; it must be yes or no"),
@@ -105,10 +152,24 @@ def test_all_bad_values_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"coats": 1}, {"coats": 9}, {"speed": 3}, {"speed": 0.0}, {"brush": None}, {"finish": "gloss"}]
+    "values",
+    [
+        {"coats": 1},
+        {"coats": 9},
+        {"speed": 3},
+        {"speed": 0.0},
+        {"speed": 0},
+        {"speed": 1e9},
+        {"brush": None},
+        {"brush": 10},
+        {"finish": "gloss"},
+        {"ladder": True},
+        {"key": None},
+    ],
 )
 def test_values_at_the_limits_are_fine(values: dict[str, Any]) -> None:
-    assert PaintConfig(colour="red", **values)
+    config = PaintConfig(colour="red", **values)
+    assert {name: getattr(config, name) for name in values} == values
 
 
 @pytest.mark.parametrize(
@@ -121,6 +182,14 @@ def test_values_at_the_limits_are_fine(values: dict[str, Any]) -> None:
         ("brush", "12", 12),
         ("ladder", "on", True),
         ("ladder", "No", False),
+        ("ladder", "1", True),
+        ("ladder", "TRUE", True),
+        ("ladder", "yes", True),
+        ("ladder", "off", False),
+        ("ladder", "0", False),
+        ("ladder", "false", False),
+        ("brush", "None", None),
+        ("key", "none", None),
         ("finish", "gloss", "gloss"),
         ("colour", "none", "none"),
     ],
@@ -129,9 +198,12 @@ def test_a_word_becomes_the_value(name: str, text: str, value: Any) -> None:
     assert parse_value(options()[name], text) == value
 
 
-@pytest.mark.parametrize(("name", "text"), [("coats", "three"), ("coats", "1.5"), ("ladder", "maybe"), ("speed", "")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("coats", "three"), ("coats", "1.5"), ("coats", ""), ("ladder", "maybe"), ("ladder", ""), ("speed", "")],
+)
 def test_a_word_that_is_no_value_raises(name: str, text: str) -> None:
-    with pytest.raises(ValueError, match=text or "could not convert"):
+    with pytest.raises(ValueError, match=text or "could not convert|invalid literal|^$"):
         parse_value(options()[name], text)
 
 
@@ -147,3 +219,7 @@ def test_a_saved_name_that_does_not_exist_is_refused_with_those_that_do() -> Non
         from_values(PaintConfig, {"colour": "red", "roller": 1})
     assert "roller" in caught.value.problem
     assert "coats" in caught.value.hint
+    with pytest.raises(SettingsError, match="Unknown setting hue, roller"):
+        from_values(PaintConfig, {"roller": 1, "hue": 2})
+    with pytest.raises(SettingsError, match="the smallest is 1"):
+        from_values(PaintConfig, {"colour": "red", "coats": 0})

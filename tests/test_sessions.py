@@ -768,3 +768,265 @@ def wait_for(condition, *, timeout_s: float = 15.0) -> None:
             pass
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+# ----------------------------------------------------------------------------------------- at the bounds, again
+
+
+def test_only_what_is_a_session_and_its_files_is_counted(root, dog):
+    (root / ".import-x").mkdir()
+    (root / "file").write_text("x")
+    for name in ("instance_images/a.png", "instance_images/.hidden", "exports/m.safetensors", "exports/n.ckpt"):
+        (dog.folder / name).write_bytes(b"x")
+    (dog.instance_images / "folder").mkdir()
+    (dog.checkpoints / ".hidden").mkdir()
+    (dog.checkpoints / "no manifest").mkdir()
+    write_checkpoint(dog, 1, {"a": 1})
+    write_checkpoint(dog, 2, {"a": 1})
+    (line,) = sessions.list_sessions(root)
+    assert (line.name, line.folder, line.images, line.checkpoints, line.exports) == ("dog", dog.folder, 1, 2, 2)
+    assert (line.stage, line.step, line.steps) == (None, 0, 0)
+    assert line.created == dog.record["created"]
+    dog.save(progress=None)
+    (line,) = sessions.list_sessions(root)
+    assert (line.stage, line.step, line.steps) == (None, 0, 0)
+
+
+def test_sessions_are_listed_by_name(root):
+    for name in ("b", "a", "C"):
+        Session.create(name, root=root)
+    assert [line.name for line in sessions.list_sessions(root)] == ["C", "a", "b"]
+
+
+@pytest.mark.parametrize("name", ["my_dog", "my dog", " my dog ", "my  dog"])
+def test_a_session_is_found_under_the_name_it_was_given(root, name):
+    Session.create("my dog", root=root)
+    if name == "my  dog":
+        Session.create("my  dog", root=root / "other")
+    assert Session.open(name, root=root).name == "my_dog"
+
+
+def test_the_nearest_names_are_offered_else_the_first_ten(root):
+    for number in range(12):
+        Session.create(f"dog{number:02}", root=root)
+    (root / ".deleted-dog").mkdir()
+    with pytest.raises(SessionNotFound) as caught:
+        Session.open("dog1", root=root)
+    assert caught.value.hint.count("dog") == 5
+    with pytest.raises(SessionNotFound) as caught:
+        Session.open("zzz", root=root)
+    assert "dog09" in caught.value.hint
+    assert "dog10" not in caught.value.hint
+    assert ".deleted" not in caught.value.hint
+
+
+def test_a_file_or_a_dangling_link_in_its_place_is_no_session_to_go_on_with(root):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "cat").write_text("x")
+    (root / "bird").symlink_to(root / "nowhere")
+    for name in ("cat", "bird"):
+        with pytest.raises(SessionExists):
+            Session.create(name, root=root)
+
+
+def test_keys_saved_meanwhile_are_kept_unless_changed_here_too(root, dog):
+    one, two = Session.open("dog", root=root), Session.open("dog", root=root)
+    one.save(seed=1, settings={"a": 1}, extra="one")
+    two.record["settings"] = {"b": 2}
+    two.save(other=3)
+    assert (two.record["seed"], two.record["settings"], two.record["extra"], two.record["other"]) == (
+        1,
+        {"b": 2},
+        "one",
+        3,
+    )
+    one.save()
+    assert one.record["settings"] == {"b": 2}, "not changed here since it was last saved here"
+    assert one.record["sequence"] == two.record["sequence"] + 1
+    for key in ("schema", "sequence", "name", "id"):
+        with pytest.raises(SessionError, match=f"{key} of a session cannot be changed"):
+            one.save(**{key: 5, "seed": 9})
+    assert Session.open("dog", root=root).record["seed"] == 1
+
+
+def test_what_was_handed_in_can_be_changed_afterwards_without_changing_the_record(root, dog):
+    settings = {"a": [1]}
+    dog.save(settings=settings)
+    settings["a"].append(2)
+    assert dog.record["settings"] == {"a": [1]}
+    dog.record["settings"]["a"].append(3)
+    dog.save()
+    assert Session.open("dog", root=root).record["settings"] == {"a": [1, 3]}
+
+
+def test_a_checkpoint_whose_sharers_cannot_be_read_is_not_deleted(dog):
+    first, second = (write_checkpoint(dog, number, {"unet.safetensors": 10}) for number in (1, 2))
+    for content in (b"{", b"[]", b'{"files": [{}]}', b'{"files": 5}'):
+        (dog.checkpoints / second / "manifest.json").write_bytes(content)
+        with pytest.raises(SessionError, match="whose manifest is damaged"):
+            sessions.delete_checkpoint(dog, first)
+    assert (dog.checkpoints / first / "unet.safetensors").exists()
+    (dog.checkpoints / second / "manifest.json").unlink()
+    manifest = (dog.checkpoints / first / "manifest.json").stat().st_size
+    assert sessions.delete_checkpoint(dog, first) == 10 + manifest
+    assert not (dog.checkpoints / first).exists()
+    with dog.lock(), pytest.raises(SessionBusy):
+        sessions.delete_checkpoint(dog, second)
+
+
+def test_the_manifest_goes_first(dog, monkeypatch):
+    name = write_checkpoint(dog, 1, {"a.safetensors": 10, "z.safetensors": 10})
+    gone, unlink = [], Path.unlink
+
+    def note(path, *args, **named):
+        gone.append(path.name)
+        unlink(path, *args, **named)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    sessions.delete_checkpoint(dog, name)
+    of_it = [item for item in gone if item in ("manifest.json", "a.safetensors", "z.safetensors")]
+    assert of_it == ["manifest.json", "a.safetensors", "z.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "mtime_age_s", "verdict"),
+    [
+        (0, 0, "alive"),
+        (119, 10**6, "alive"),
+        (121, 121, "dead"),
+        (121, 119, "watched"),
+        (-1, 10**6, "watched"),
+        (10**6, 10**6, "dead"),
+    ],
+)
+def test_another_machines_heartbeat_is_judged_by_both_clocks(dog, age_s, mtime_age_s, verdict, monkeypatch):
+    watched = []
+    monkeypatch.setattr(lock_module.time, "sleep", watched.append)
+    another_machine(dog, age_s=age_s, mtime_age_s=mtime_age_s)
+    lock = SessionLock(dog.folder, watch_s=0.05)
+    if verdict == "alive":
+        with pytest.raises(SessionBusy):
+            lock.acquire()
+    else:
+        with lock:
+            pass
+    assert bool(watched) is (verdict == "watched")
+
+
+def test_a_counter_is_watched_often_enough_and_not_without_end(dog, monkeypatch):
+    clock, naps = [0.0], []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(lock_module.time, "sleep", sleep)
+    monkeypatch.setattr(lock_module.time, "monotonic", lambda: clock[0])
+    another_machine(dog, age_s=-3600, mtime_age_s=0)
+    with SessionLock(dog.folder):
+        pass
+    assert sum(naps) == pytest.approx(45, abs=1)
+    assert set(naps) == {1.0}
+
+
+def test_a_lock_that_goes_while_it_is_watched_was_given_back(dog):
+    path = another_machine(dog, age_s=-3600, mtime_age_s=0)
+    threading.Timer(0.1, path.unlink).start()
+    with SessionLock(dog.folder, watch_s=20):
+        assert json.loads(path.read_bytes())["pid"] == os.getpid()
+
+
+def test_a_lock_says_who_holds_it_and_what_it_replaced(dog):
+    path = dog.folder / ".lock"
+    with dog.lock():
+        one = json.loads(path.read_bytes())
+    assert "/" in one["machine"]
+    assert one["pid"] == os.getpid()
+    assert one["start"] == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert (one["heartbeat"], one["replaces"]) == (0, None)
+    assert abs(one["time"] - time.time()) < 60
+    with dog.lock():
+        assert json.loads(path.read_bytes())["token"] != one["token"]
+    path.write_bytes(b"{")
+    assert lock_module.describe_holder({}) == "another run (its lock cannot be read)"
+    assert lock_module.describe_holder({"machine": "x", "pid": 4, "host": "h"}) == "process 4 on machine h"
+    assert lock_module.describe_holder({"machine": "x"}) == "process ? on machine ?"
+    assert lock_module.describe_holder({"machine": one["machine"], "pid": 4}) == "process 4 on this machine"
+
+
+def test_a_lock_that_was_given_back_beats_no_more(dog):
+    path = dog.folder / ".lock"
+    lock = SessionLock(dog.folder, beat_s=0.02)
+    with lock:
+        wait_for(lambda: json.loads(path.read_bytes())["heartbeat"] >= 1)
+    time.sleep(0.1)
+    assert not path.exists()
+    assert not any(thread.name == "session-lock" for thread in threading.enumerate())
+    lock.release()  # twice is harmless
+    with lock:
+        assert path.exists()
+        assert not lock.lost
+    assert not path.exists()
+
+
+def test_a_last_heartbeat_of_the_run_it_replaced_takes_nothing_away(dog):
+    path = another_machine(dog, age_s=500)
+    theirs = path.read_bytes()
+    with SessionLock(dog.folder, beat_s=0.02) as lock:
+        path.write_bytes(theirs)  # delivered late
+        wait_for(lambda: json.loads(path.read_bytes())["pid"] == os.getpid())
+        assert not lock.lost
+        another_machine(dog, age_s=0, token="a third")
+        wait_for(lambda: lock.lost)
+    assert json.loads(path.read_bytes())["token"] == "a third"
+
+
+def test_whoever_cannot_have_the_guard_goes_on_after_five_seconds(dog, monkeypatch):
+    import fcntl
+
+    naps, tries, clock = [], [], [0.0]
+    monkeypatch.setattr(lock_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        lock_module.time, "sleep", lambda seconds: (naps.append(seconds), clock.__setitem__(0, clock[0] + 0.5))
+    )
+
+    def busy(handle, how):
+        tries.append(handle)
+        assert len(tries) < 50, "it never waits"
+        raise BlockingIOError(errno.EAGAIN, "busy")
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    with lock_module.guarded(dog.folder):
+        pass
+    assert len(naps) == 10
+
+    def unsupported(handle, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    naps.clear()
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with lock_module.guarded(dog.folder):
+        pass
+    assert naps == []
+
+    def broken(handle, how):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="broken"), lock_module.guarded(dog.folder):
+        pass
+
+
+def test_the_start_of_a_process_tells_it_from_a_later_one_of_its_number(dog):
+    """As the kernel counts it: ticks since the machine's start, the 22nd field of its line in /proc."""
+    with dog.lock():
+        me = sessions.local_holder(dog.folder)
+    started = []
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+            started.append(type(me).of(process.pid).start)
+            process.stdin.close()
+        time.sleep(0.03)
+    assert int(me.start) < int(started[0]) < int(started[1])
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    assert up - 600 < int(started[1]) / os.sysconf("SC_CLK_TCK") < up

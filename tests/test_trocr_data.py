@@ -11,7 +11,7 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.trocr.bulk import parse_shard, rows_to_bytes
-from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_lines
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.scores import line_errors, normalise, score_lines
 
@@ -407,3 +407,239 @@ def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):
     row = json.dumps({"file_name": NAMES[0], "text": text}, ensure_ascii=False)
     (folder / "metadata.jsonl").write_text(row + "\n", encoding="utf-8")
     assert [line.text for line in read_lines(folder).lines] == [text]
+
+
+# ------------------------------------------------------------------------------------- tables of every kind, again
+
+
+def line_set(*texts, groups=None):
+    groups = groups or [f"g{place}" for place in range(len(texts))]
+    return LineSet(
+        [LabelledLine(f"{n}", None, text, group) for n, (text, group) in enumerate(zip(texts, groups, strict=True))]
+    )
+
+
+def test_a_report_counts_lines_letters_and_lengths():
+    found = line_set("aaaaab", "bbbb", "cc", "cc", "cc", "a", groups=["x", "x", "y", "y", "z", "z"])
+    found.source, found.problems = "here", ["one", "two"]
+    assert found.report() == {
+        "source": "here",
+        "lines": 6,
+        "groups": 3,
+        "characters": 17,
+        "length_median": 2,
+        "length_max": 6,
+        "different_letters": 3,
+        "rare_letters": "",
+        "repeated_texts": 2,
+        "left_out": 2,
+    }
+    assert line_set("aaaa", "bbbbb", "cdc").report()["rare_letters"] == "acd", "fewer than five times, in their order"
+    assert line_set("a", "bbb", "cc", "dddd").report()["length_median"] == 3
+    empty = LineSet([]).report()
+    assert (empty["lines"], empty["length_median"], empty["length_max"], empty["repeated_texts"]) == (0, 0, 0, 0)
+
+
+def test_a_split_holds_out_whole_groups_of_about_the_part_that_was_asked_for():
+    lines = line_set(*["x"] * 100, groups=[f"g{place // 5}" for place in range(100)])
+    lines.source = "here"
+    for part, count in [(0.1, 10), (0.11, 15), (0.5, 50), (0.05, 5), (0.99, 95)]:
+        rest, held = lines.split(part)
+        assert (len(held.lines), len(rest.lines)) == (count, 100 - count), part
+        assert (rest.source, held.source) == ("here", "here")
+    chosen = [{line.group for line in lines.split(0.1, seed=seed)[1].lines} for seed in range(8)]
+    assert len({tuple(sorted(groups)) for groups in chosen}) > 4, "the seed chooses"
+    assert lines.split(0.1, seed=3)[1].lines == lines.split(0.1, seed=3)[1].lines
+    one, two = line_set("a", "b", groups=["x", "y"]).split(0.5)
+    assert len(one.lines) == len(two.lines) == 1
+    with pytest.raises(DatasetError, match="All lines are of one group"):
+        line_set("a", "b", groups=["x", "x"]).split(0.5)
+
+
+def test_where_every_group_is_too_large_the_smallest_is_held_out(caplog):
+    lines = line_set(*["x"] * 60, groups=["a"] * 30 + ["b"] * 11 + ["c"] * 19)
+    for seed in range(5):
+        rest, held = lines.split(0.05, seed=seed)
+        assert {line.group for line in held.lines} == {"b"}
+        assert {line.group for line in rest.lines} == {"a", "c"}
+    assert "11 of 60 lines are held out" in caplog.text
+    caplog.clear()
+    lines.split(0.1)  # 11 is less than twice 6
+    assert "held out" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("a01-122-02.jpg", "a01-122"),
+        ("a01_122_02.png", "a01_122"),
+        ("page.1-07", "page"),
+        ("line7.png", "line7"),
+        ("letters/a01-122-02.jpg", "letters"),
+        ("a/b/c-1.png", "a/b"),
+        ("-1.png", "-1"),
+        ("x", "x"),
+        ("n-x.png", "n-x"),
+    ],
+)
+def test_lines_of_one_page_or_folder_are_one_group(name, group):
+    assert group_of(name) == group
+
+
+def test_pictures_are_found_without_their_folder_or_ending(folder):
+    for place in ("images", "image", "lines"):
+        (folder / place).mkdir()
+        noise_pictures(1)[0].save(folder / place / f"{place}.jpg")
+    noise_pictures(1)[0].save(folder / "scan.jpeg")
+    noise_pictures(1)[0].save(folder / "old.tif")
+    names = ["images", "image.jpg", "lines", "scan", "old", NAMES[0][:-4]]
+    (folder / "labels.csv").write_text("\n".join(["file_name,text", *(f"{name},t" for name in names), "gone,t"]))
+    found = read_lines(folder / "labels.csv")
+    assert [line.picture.relative_to(folder).as_posix() for line in found.lines] == [
+        "images/images.jpg", "image/image.jpg", "lines/lines.jpg", "scan.jpeg", "old.tif", NAMES[0],
+    ]  # fmt: skip
+    assert found.problems == ["labels.csv, line 8: there is no picture gone."]
+
+
+def test_a_second_line_of_one_picture_is_left_out_and_said(folder):
+    rows = [f"{NAMES[0]} one", f"{NAMES[0]} one", f"{NAMES[0]} two", f"{NAMES[1]} three"]
+    (folder / "labels.txt").write_text("\n".join(rows))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["one", "three"]
+    assert [problem.split(", ")[1:] for problem in found.problems] == [
+        [f"line 2: {NAMES[0]} comes a second time", "with the same text; left out."],
+        [f"line 3: {NAMES[0]} comes a second time", "with another text; left out."],
+    ]
+
+
+def test_a_group_column_decides_and_an_empty_field_falls_back_to_the_name(folder):
+    rows = [f"{NAMES[0]},a,anna", f"{NAMES[1]},b,", f"{NAMES[2]},c,anna"]
+    (folder / "labels.csv").write_text("\n".join([" File_Name , TEXT ,Writer", *rows]))
+    assert [line.group for line in read_lines(folder).lines] == ["anna", "a01-000", "anna"]
+    objects = [{"image": NAMES[0], "text": "a", "page": 7}, {"image": NAMES[1], "text": "b"}]
+    (folder / "labels.csv").unlink()
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    assert [line.group for line in read_lines(folder).lines] == ["7", "a01-000"]
+
+
+def test_lines_of_json_that_are_none_are_said_with_their_number(folder):
+    good = json.dumps({"file_name": NAMES[0], "text": "a"})
+    (folder / "labels.jsonl").write_text(
+        "\n".join([good, "", "{", "[1]", json.dumps({"file_name": NAMES[1], "text": 5})])
+    )
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["a"]
+    assert [problem.split(":")[0] for problem in found.problems[:2]] == ["labels.jsonl, line 3", "labels.jsonl, line 4"]
+    assert "no JSON object" in found.problems[1]
+    assert found.problems[2] == f"{NAMES[1]} has no text."
+    (folder / "labels.jsonl").write_text(json.dumps({"file_name": NAMES[0]}))
+    with pytest.raises(
+        DatasetError, match=r"labels\.jsonl, line 1, has no column for its text; its columns are file_name"
+    ):
+        read_lines(folder)
+
+
+def test_names_and_texts_are_told_apart_by_a_tab_first_and_comments_are_none(folder):
+    rows = ["# a comment", "", f"{NAMES[0]}\tone two", f"{NAMES[1]} three four", f"{NAMES[2]}", " \t "]
+    (folder / "labels.txt").write_text("\n".join(rows))
+    found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["one two", "three four"]
+    assert found.problems == ["labels.txt, line 5: a name and no text."]
+
+
+def test_a_folder_with_one_table_of_any_name_is_read_and_with_two_it_is_not(folder):
+    (folder / "mine.TSV").write_text(csv_of("\t"))
+    assert len(read_lines(folder).lines) == 4
+    (folder / "other.csv").write_text(csv_of(","))
+    with pytest.raises(DatasetError, match=r"has no line that can be used: .*has no a01-000-00\.txt beside it"):
+        read_lines(folder)
+    (folder / "labels.csv").write_text(f"file_name,text\n{NAMES[0]},just one")
+    assert [line.text for line in read_lines(folder).lines] == ["just one"], "a well-known name comes first"
+
+
+def test_what_is_no_table_is_refused_with_what_would_be(folder):
+    with pytest.raises(DatasetError, match="is no table of lines") as caught:
+        read_lines(folder / NAMES[0])
+    assert ".csv, .tsv, .jsonl, .txt" in caught.value.hint
+    with pytest.raises(DatasetError, match="There is no file or folder"):
+        read_lines(folder / "nothing")
+    (folder / "sub").mkdir()
+    with pytest.raises(DatasetError, match="holds neither a table of lines nor pictures"):
+        read_lines(folder / "sub")
+    with pytest.raises(DatasetError, match=r"list has no line that can be used\."):
+        read_lines([])
+    again = line_set("a")
+    assert read_lines(again) is again
+
+
+def test_only_the_first_twenty_problems_are_told_one_by_one(folder, caplog):
+    for count, more in [(20, None), (21, "1 more"), (25, "5 more")]:
+        rows = [f"{NAMES[0]},good", *(f"gone-{n}.png,text" for n in range(count))]
+        (folder / "labels.csv").write_text("\n".join(["file_name,text", *rows]))
+        caplog.clear()
+        assert len(read_lines(folder).problems) == count
+        told = [record.getMessage() for record in caplog.records]
+        assert sum("there is no picture" in text for text in told) == 20
+        assert [text for text in told if "more lines left out" in text] == (
+            [f"... and {more} lines left out."] if more else []
+        )
+
+
+def test_pairs_in_folders_keep_their_names_and_both_endings_are_known(folder):
+    (folder / "deep").mkdir()
+    noise_pictures(1)[0].save(folder / "deep" / "one.JPG")
+    (folder / "deep" / "one.gt.txt").write_text(" the text \n")
+    (folder / NAMES[0]).with_suffix(".txt").write_text("first")
+    (folder / NAMES[0]).with_suffix(".gt.txt").write_text("not this one")
+    (folder / NAMES[1]).with_suffix(".txt").write_text("  ")
+    found = read_lines(str(folder))
+    assert [(line.name, line.text, line.group) for line in found.lines] == [
+        (NAMES[0], "first", "a01-000"),
+        ("deep/one.JPG", "the text", "deep"),
+    ]
+    assert found.problems[0] == f"{NAMES[1]} has no text."
+    assert found.source == str(folder)
+
+
+class Rows(list):
+    """What a Hub dataset is to us: rows with names, and the list of those names."""
+
+    column_names = ("image", "sentence", "writer_id")
+
+
+def test_a_dataset_gives_its_columns_and_pairs_may_have_a_third_part():
+    pictures = noise_pictures(3)
+    found = read_lines(Rows([{"image": pictures[0], "sentence": " a ", "writer_id": 3},
+                             {"image": pictures[1], "sentence": None, "writer_id": 3}]))  # fmt: skip
+    assert [(line.name, line.text, line.group) for line in found.lines] == [("line 1", "a", "3")]
+    assert found.lines[0].picture is pictures[0]
+    assert found.problems == ["line 2 has no text."]
+    assert found.source == "Rows"
+    found = read_lines([(pictures[0], "a"), (pictures[1], "b", "me"), (pictures[2], "c", None)])
+    assert [line.group for line in found.lines] == ["line 1", "me", "line 3"]
+    wrong = Rows([{"image": 1}])
+    wrong.column_names = ("image", "number")
+    with pytest.raises(DatasetError, match="The dataset has no column for its text; its columns are image, number"):
+        read_lines(wrong)
+
+
+def test_a_tab_table_whose_quotes_are_texts_is_read_whole(folder):
+    quoted = ['"' + text for text in TEXTS]
+    rows = [f"{name}\t{text}" for name, text in zip(NAMES, quoted, strict=True)]
+    (folder / "labels.tsv").write_text("\n".join(["file_name\ttext", *rows]))
+    assert [line.text for line in read_lines(folder).lines] == quoted
+    rows[0] = f'{NAMES[0]}\t"' + "x" * 140_000  # past what the csv module takes for one field
+    (folder / "labels.tsv").write_text("\n".join(["file_name\ttext", *rows]))
+    with pytest.raises(DatasetError, match="field larger than field limit"):
+        read_lines(folder)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+def test_the_head_tells_what_separates_the_fields(folder, separator):
+    others = ",;|".replace(separator, "")
+    rows = [f"file_name{separator}text", *(f"{name}{separator}a{others}b" for name in NAMES[:2])]
+    for blank in ([], [""], ["", " \t", ""]):
+        (folder / "labels.csv").write_text("\n".join([*blank, *rows, f"gone{separator}x"]))
+        found = read_lines(folder)
+        assert [line.text for line in found.lines] == [f"a{others}b"] * 2
+        assert found.problems == [f"labels.csv, line {len(blank) + 4}: there is no picture gone."]

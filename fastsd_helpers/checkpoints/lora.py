@@ -135,7 +135,7 @@ def lora_family(tensors: Mapping[str, TensorFact]) -> str:
     names = list(tensors)
     if any("double_blocks" in name or "single_blocks" in name or "single_transformer" in name for name in names):
         return "flux"
-    if any(name.startswith("transformer.") for name in names):
+    if any(re.match(r"transformer\.|(base_model\.model\.)?transformer_blocks\.", name) for name in names):
         return "flux"
     second = ("lora_te2_", "text_encoder_2.")
     deep = re.compile(r"(^lora_unet|^unet|^base_model).*transformer_blocks[._][1-9]")
@@ -176,7 +176,7 @@ def _read_diffusers(source: Source, part: str, config: Mapping[str, Any], family
     alphas: dict[tuple[str, str], float] = {}
     for name in sorted(source.tensors):
         if name.endswith(".alpha"):
-            place = _place(name.removesuffix(".alpha"), part)
+            place = _place(name.removesuffix(".alpha"), part, family)
             alphas[place] = float(_values(source, name).reshape(-1)[0])
             continue
         match = _ENDINGS.fullmatch(name)
@@ -192,7 +192,7 @@ def _read_diffusers(source: Source, part: str, config: Mapping[str, Any], family
             text = ".layers." in path
             leaf = _TEXT_PROJECTIONS[match["projection"]] if text else match["projection"]
             path = f"{path}.{leaf}" + (".0" if leaf == "to_out" else "")
-        pairs.setdefault(_place(path, part), {})[side] = name
+        pairs.setdefault(_place(path, part, family), {})[side] = name
     known = {(module.part, path) for module in lora_modules(family) for path in module.paths}
     adapter = _adapter_metadata(source, config)
     layers: Layers = {}
@@ -216,7 +216,7 @@ def _read_diffusers(source: Source, part: str, config: Mapping[str, Any], family
     return layers
 
 
-def _place(path: str, part: str) -> tuple[str, str]:
+def _place(path: str, part: str, family: str) -> tuple[str, str]:
     """(part, module path) of a name; peft's own folders say the part in the folder's name, or not at all."""
     path = path.removeprefix("base_model.model.")
     if not part:
@@ -226,7 +226,7 @@ def _place(path: str, part: str) -> tuple[str, str]:
         elif ".layers." in path:
             part = "text_encoder"
         else:
-            part = "transformer" if "transformer_blocks.0" in path.split(".attn")[0][:24] else "unet"
+            part = "transformer" if family == "flux" else "unet"
     return part, path.removeprefix("text_model.") if part.startswith("text") else path
 
 

@@ -153,11 +153,11 @@ def _from_objects(source: Iterable[Any]) -> LineSet:
     found = LineSet([], source=type(source).__name__)
     columns = getattr(source, "column_names", None)
     if columns is not None:
-        picture, text = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
-        if not picture or not text:
-            raise _no_columns("The dataset", columns, picture, text)
-        group = _column(columns, _GROUP_COLUMNS)
-        rows = ((row[picture], row[text], str(row[group]) if group else None) for row in source)
+        of_picture, of_text = _column(columns, _PICTURE_COLUMNS), _column(columns, _TEXT_COLUMNS)
+        if not of_picture or not of_text:
+            raise _no_columns("The dataset", columns, of_picture, of_text)
+        of_group = _column(columns, _GROUP_COLUMNS)
+        rows = ((row[of_picture], row[of_text], str(row[of_group]) if of_group else None) for row in source)
     else:
         rows = ((*row, None) if len(row) == 2 else row for row in source)
     for place, (picture, text, group) in enumerate(rows):
@@ -328,10 +328,12 @@ def _rows_of_csv(path: Path, text: str) -> Iterable[tuple[int, Any]]:
 
 def _parse_csv(path: Path, text: str, delimiter: str, quoting: int) -> tuple[list[str], list[tuple[int, dict]]]:
     """The head and the rows of a table, each row with the number of its last line."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    blank = re.match(r"(?:[^\S\n]*\n)*", text)[0]  # lines before the head, which would be taken for it
+    above = blank.count("\n")
+    reader = csv.DictReader(io.StringIO(text[len(blank) :], newline=""), delimiter=delimiter, quoting=quoting)
     try:
-        return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
+        return list(reader.fieldnames or []), [(above + reader.line_num, row) for row in reader]
     except csv.Error as err:
         raise DatasetError(
-            f"{path.name}, after line {reader.line_num}: {err}.", "Look for a quote that is not closed there."
+            f"{path.name}, after line {above + reader.line_num}: {err}.", "Look for a quote that is not closed there."
         ) from err
