@@ -120,18 +120,14 @@ FAULTS = (
         ("test_importing.py::test_a_session_in_place_is_one_of_the_folders_there_and_no_other",),
     ),
     Fault(
-        "the web UI gets a session's oldest model",
-        "webui/models.py",
-        "return made[-1].absolute()",
-        "return made[0].absolute()",
-        ("test_webui.py::test_of_several_finished_models_of_a_session_the_newest_is_taken",),
-    ),
-    Fault(
-        "the playground draws with a session's oldest model",
-        "playground/artist.py",
-        "convert(made[-1], learned, base=folder)",
-        "convert(made[0], learned, base=folder)",
-        ("test_playground.py::test_of_several_finished_models_of_a_session_the_newest_is_drawn_with",),
+        "the web UI and the playground get a session's oldest model",
+        "sessions/session.py",
+        "return max(made, key=lambda path: path.stat().st_mtime).absolute()",
+        "return min(made, key=lambda path: path.stat().st_mtime).absolute()",
+        (
+            "test_webui.py::test_of_several_finished_models_of_a_session_the_newest_is_taken",
+            "test_playground.py::test_of_several_finished_models_of_a_session_the_newest_is_drawn_with",
+        ),
     ),
     Fault(
         "every handwritten line with a loop is cut instead of read a second time",
@@ -154,15 +150,15 @@ FAULTS = (
     Fault(
         "a launch with an SDXL file gets Stable Diffusion 1.5's memory flags",
         "webui/models.py",
-        "return _family_of_file(path) if path.is_file() else None",
+        'return _family_of_file(name.path) if name.what == "file" else None',
         "return None",
         ("test_webui.py::test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags",),
     ),
     Fault(
         "a training begun in a terminal is not found by a notebook",
         "sessions/lock.py",
-        'if holder.get("machine") != _machine() or not _is_running(holder.get("pid"), holder.get("start")):',
-        'if not (holder.get("machine") != _machine() or not _is_running(holder.get("pid"), holder.get("start"))):',
+        'return process if holder.get("machine") == machine_id() and process.is_alive() else None',
+        'return None if holder.get("machine") == machine_id() and process.is_alive() else process',
         (
             "test_sessions.py::test_who_holds_a_session_on_this_machine_is_found_while_it_lives",
             "test_child.py::test_a_training_begun_in_a_terminal_is_found_watched_and_stopped",

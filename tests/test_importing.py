@@ -578,7 +578,7 @@ def test_room_is_asked_for_all_that_is_copied_and_a_little_more(
     room = needed * 21 // 20
     assert needed * 1.05 == room
     leave_free(monkeypatch, room - 1)
-    with pytest.raises(DiskFull, match="import needs"):
+    with pytest.raises(DiskFull, match="needed for the import"):
         import_session("rex", source=origin, root=tmp_path / "sessions")
     assert not (tmp_path / "sessions").exists()
     leave_free(monkeypatch, room)
@@ -599,7 +599,7 @@ def test_each_kind_of_what_is_copied_counts(tmp_path: Path, monkeypatch: pytest.
     else:
         (origin / "instance_images" / "large.jpg").write_bytes(bytes(2_000_000))
     leave_free(monkeypatch, 1_000_000)
-    with pytest.raises(DiskFull, match="import needs"):
+    with pytest.raises(DiskFull, match="needed for the import"):
         import_session("rex", source=origin, root=tmp_path / "sessions")
 
 

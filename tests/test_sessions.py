@@ -498,14 +498,14 @@ def test_a_zombie_does_not_hold_a_session(dog):
 def test_who_holds_a_session_on_this_machine_is_found_while_it_lives(root, dog):
     assert sessions.local_holder(dog.folder) is None
     with dog.lock():
-        assert sessions.local_holder(dog.folder) == sessions.LocalProcess.of(os.getpid())
+        assert sessions.local_holder(dog.folder) == LocalProcess.of(os.getpid())
     assert sessions.local_holder(dog.folder) is None
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout.readline() == b"held\n"
             found = sessions.local_holder(dog.folder)
             assert found.pid == other.pid
-            assert found == sessions.LocalProcess.of(other.pid)
+            assert found == LocalProcess.of(other.pid)
             assert found.is_alive()
         finally:
             other.kill()

@@ -19,7 +19,7 @@ from fastsd_helpers.webui import find_places, find_ui, place_model  # noqa: E402
 from fastsd_helpers.webui.models import (  # noqa: E402
     ControlNetConfig,
     ModelsConfig,
-    family_of,
+    family_named,
     place_controlnets,
     place_models,
 )
@@ -184,8 +184,8 @@ def test_a_link_is_fetched_into_the_store_once(one_of: Any, places: Places) -> N
 
 
 @pytest.mark.parametrize(("family", "runs"), [("sd15", True), ("sd21", True), ("sdxl", True), ("flux", False)])
-def test_the_family_of_a_file_decides_where_it_runs(one_of: Any, places: Places, family: str, runs: bool) -> None:
-    assert family_of(str(one_of(family))) == family
+def test_the_family_named_a_file_decides_where_it_runs(one_of: Any, places: Places, family: str, runs: bool) -> None:
+    assert family_named(str(one_of(family))) == family
     if runs:
         assert place_model(str(one_of(family)), A1111, places).family == family
     else:
@@ -203,7 +203,7 @@ def test_what_a_reference_is_can_be_told_without_fetching_it(one_of: Any, tmp_pa
     expected = {"": None, "sd21-768": "sd21", "flux-dev": "flux", str(folder): "sdxl", "no/such": None,
                 str(tmp_path / "model.gguf"): "flux", str(tmp_path / "empty"): None,
                 "https://example.com/a.safetensors": None}  # fmt: skip
-    assert {ref: family_of(ref) for ref in expected} == expected
+    assert {ref: family_named(ref) for ref in expected} == expected
 
 
 def test_a_lora_is_no_base_model_but_a_lora(places: Places, tmp_path: Path) -> None:

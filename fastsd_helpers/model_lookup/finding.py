@@ -103,7 +103,8 @@ def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
             f"'{spec.key}' ({spec.title}) is no {kind.noun}{f': it {does}' if does else ''}.",
             f"Choose {kind.choices()}.",
         )
-    kind.accept(spec)
+    if kind.accept is not None:
+        kind.accept(spec)
     if spec.folder is not None:
         return _packaged_folder(spec, kind)
     failures: list[FastSDError] = []

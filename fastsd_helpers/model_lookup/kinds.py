@@ -24,7 +24,7 @@ class ModelKind:
     contents: Contents
     registry: str | None
     examples: str
-    accept: Callable[[ModelSpec], object] = lambda spec: None
+    accept: Callable[[ModelSpec], object] | None = None
 
     @property
     def noun(self) -> str:
