@@ -276,7 +276,7 @@ def test_a_name_that_is_nothing_and_bad_settings_are_told(checkpoints, tmp_path)
     with pytest.raises(ModelNotFound, match="No reader 'nothing'"):
         Reader("nothing")
     (tmp_path / "file.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="is a single file"):
         Reader(str(tmp_path / "file.bin"))
     with pytest.raises(SettingsError, match=r"beams .* smallest is 1.*min_new_tokens is 9, more than"):
         Reader(checkpoints("base"), beams=0, min_new_tokens=9, max_new_tokens=3)

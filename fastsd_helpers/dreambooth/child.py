@@ -18,7 +18,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import fastsd_helpers
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.live import JournalReader, Live, live_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
@@ -86,7 +85,7 @@ def start_training(
 
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    package = str(Path(fastsd_helpers.__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     # Colab and Kaggle answer a notebook's kernel only, so the child gets the token from here.
     token = secret("HF_TOKEN") if in_notebook() else None

@@ -10,8 +10,7 @@ from fastsd_helpers.captions import read_caption
 from fastsd_helpers.dreambooth.captioning import prompt_rows, set_caption
 from fastsd_helpers.dreambooth.dataset import PromptRow
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 from fastsd_helpers.sessions import Session
 
 __all__ = ["CaptionEditor", "edit_captions"]

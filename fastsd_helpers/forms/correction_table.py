@@ -4,9 +4,8 @@ import html
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.reading_view import picture_tag
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
 __all__ = ["CorrectionTable", "correct_lines"]

@@ -13,8 +13,7 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.crops import Crop, list_crops, open_original, prepare_with_boxes
 from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 from fastsd_helpers.sessions import Session
 
 __all__ = ["CropEditor", "edit_crops"]

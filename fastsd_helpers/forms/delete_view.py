@@ -7,8 +7,7 @@ from typing import Any
 from fastsd_helpers.drive import TRASH_NOTE
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import size_in_words
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 
 __all__ = ["DeleteView"]
 

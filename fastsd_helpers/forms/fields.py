@@ -9,25 +9,14 @@ from collections.abc import Callable
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.forms.view import load_widgets
 from fastsd_helpers.options import Option, parse_value
 
 if TYPE_CHECKING:
     from fastsd_helpers.forms.model_choice import ModelChoice
 
-__all__ = ["Field", "load_widgets"]
-
-
-def load_widgets() -> Any:
-    """Import ipywidgets; raises DependencyMissing where it is not installed."""
-    try:
-        import ipywidgets
-    except ImportError as err:
-        raise DependencyMissing(
-            "Forms need the package 'ipywidgets', which is not installed.",
-            "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`.",
-        ) from err
-    return ipywidgets
+__all__ = ["Field"]
 
 
 def _trait_error() -> type[Exception]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import load_widgets
 
 __all__ = ["FileBridge"]
 

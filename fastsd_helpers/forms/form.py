@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError, SettingsError
-from fastsd_helpers.forms.fields import Field, load_widgets
+from fastsd_helpers.forms.fields import Field
 from fastsd_helpers.forms.model_choice import ModelChoice
+from fastsd_helpers.forms.view import load_widgets
 from fastsd_helpers.options import from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret

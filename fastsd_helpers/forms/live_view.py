@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.live import Live
-from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
+from fastsd_helpers.forms.view import load_widgets
 
 __all__ = ["LiveView", "in_words"]
 

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Callable
 
-from fastsd_helpers.forms.fields import load_widgets
+from fastsd_helpers.forms.view import load_widgets
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.registry import ModelSpec, models
 from fastsd_helpers.runtime import Device, describe_device

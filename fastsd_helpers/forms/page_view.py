@@ -5,8 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 
 __all__ = ["PageView"]
 

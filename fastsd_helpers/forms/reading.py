@@ -8,10 +8,10 @@ from typing import Any
 
 from fastsd_helpers.drive import mount_drive
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.reading_view import ConfidenceView
+from fastsd_helpers.forms.view import load_widgets
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader

@@ -6,8 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.view import View, load_widgets
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 

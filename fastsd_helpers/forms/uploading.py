@@ -6,9 +6,9 @@ from typing import Any
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
 from fastsd_helpers.dreambooth.uploads import list_uploads, remove_uploads, save_uploads, uploads_folder
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.fields import load_widgets
 from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form
+from fastsd_helpers.forms.view import load_widgets
 from fastsd_helpers.sessions import Session
 
 __all__ = ["PhotosForm", "show_photos_form", "uploaded_files"]

@@ -1,9 +1,23 @@
-"""What every view of a notebook can do: be a cell's last line, and say a sentence."""
+"""What every view of a notebook needs: the widgets, to be a cell's last line, and to say a sentence."""
 
 import html
 from typing import Any
 
-__all__ = ["View"]
+from fastsd_helpers.errors import DependencyMissing
+
+__all__ = ["View", "load_widgets"]
+
+
+def load_widgets() -> Any:
+    """Import ipywidgets; raises DependencyMissing where it is not installed."""
+    try:
+        import ipywidgets
+    except ImportError as err:
+        raise DependencyMissing(
+            "Forms need the package 'ipywidgets', which is not installed.",
+            "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`.",
+        ) from err
+    return ipywidgets
 
 
 class View:

@@ -3,18 +3,15 @@
 import html
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
-from fastsd_helpers.forms.fields import load_widgets
-from fastsd_helpers.forms.view import View
+from fastsd_helpers.forms.notebook_ui import NotebookUI
+from fastsd_helpers.forms.view import View, load_widgets
 from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import Kept, delete_kept, list_kept, status, stop
-
-if TYPE_CHECKING:
-    from fastsd_helpers.forms.webui import NotebookUI
 
 __all__ = ["KeptView", "LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 
@@ -68,7 +65,7 @@ class LinkView(View):
         )
 
 
-def show_stop(webui: "NotebookUI") -> "StopView":
+def show_stop(webui: NotebookUI) -> "StopView":
     """Offer a button that closes the link and ends the web UI; running all cells ends nothing."""
     return StopView(webui)
 
@@ -76,7 +73,7 @@ def show_stop(webui: "NotebookUI") -> "StopView":
 class StopView(View):
     """A button that ends the web UI, and one that says how it is."""
 
-    def __init__(self, webui: "NotebookUI") -> None:
+    def __init__(self, webui: NotebookUI) -> None:
         self._webui = webui
         widgets = load_widgets()
         layout = widgets.Layout(width="190px")
@@ -119,7 +116,7 @@ class StopView(View):
         self._say("Stopped. To go on, run the cell that starts it.")
 
 
-def show_kept(webui: "NotebookUI") -> "KeptView":
+def show_kept(webui: NotebookUI) -> "KeptView":
     """Show what models, pictures and the program take, and let them be deleted; a cell's last line displays it."""
     return KeptView(webui)
 
@@ -127,7 +124,7 @@ def show_kept(webui: "NotebookUI") -> "KeptView":
 class KeptView(DeleteView):
     """Models, pictures and the program."""
 
-    def __init__(self, webui: "NotebookUI") -> None:
+    def __init__(self, webui: NotebookUI) -> None:
         self._webui = webui
         super().__init__()
 

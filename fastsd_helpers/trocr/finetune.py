@@ -16,16 +16,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
-from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.options import to_values
 from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
 from fastsd_helpers.trocr.reader import Reader
+from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_schedule
 from fastsd_helpers.trocr.trainer import TrainingLines, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
@@ -33,66 +34,9 @@ __all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "f
 
 logger = logging.getLogger("fastsd_helpers")
 
-_FEW_PARAMETERS = 20_000_000
-_NOISE_OF_SMALL = 0.3
-_LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
 _RESULT = "result.json"
 _LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
-
-
-@dataclass(frozen=True)
-class FineTuneConfig:
-    """Settings for fine-tuning a reader."""
-
-    method: Literal["full", "freeze", "decoder", "lora"] = option(
-        "full", help="what learns: everything, all but the encoder's first layers, the decoder alone, small adapters"
-    )
-    epochs: float | None = option(
-        None, help="times that every line is seen; empty: 10, and more when there are few lines", low=0.01, high=1000
-    )
-    lr: float | None = option(
-        None, help="learning rate at its peak; empty: 4e-5, more for adapters and small readers", low=1e-8, high=1
-    )
-    batch_size: int = option(8, help="lines at once", low=1, high=512)
-    accumulation: int = option(1, help="batches per step", low=1, high=256)
-    augment: bool = option(True, help="change pictures a little: turned, blurred, thicker, thinner, bent")
-    vocabulary: Literal["keep", "extend", "replace"] = option(
-        "keep", help="tokenizer: as it is, with new letters, or of the letters of these lines alone"
-    )
-    held_out: float = option(0.1, help="part of the lines kept for measuring, where none are given", low=0.01, high=0.5)
-    patience: int = option(3, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
-    measure_every: int = option(
-        0, help="steps between measurements; 0 means once an epoch, and at most ten times in all", low=0, high=1_000_000
-    )
-    seed: int = option(0, help="of order, changes and new weights", low=0, high=2**31 - 1)
-    frozen_layers: int = option(3, help="first encoder layers that stay, with freeze", low=0, high=48, advanced=True)
-    lora_rank: int = option(16, help="size of the adapters, with lora", low=1, high=256, advanced=True)
-    warmup: float = option(0.06, help="part of the steps in which the rate rises", low=0, high=0.5, advanced=True)
-    weight_decay: float = option(0.01, help="pull of weights to zero", low=0, high=1, advanced=True)
-    token_noise: float | None = option(
-        None,
-        help="part of the letters before that are exchanged while it learns, so that it keeps looking at the picture; "
-        f"empty: {_NOISE_OF_SMALL} for small readers, else 0",
-        low=0,
-        high=0.9,
-        advanced=True,
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", help="number format of the sums", advanced=True)
-    gradient_checkpointing: bool = option(False, help="half the memory for a third more time", advanced=True)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast and with how much noise to learn; `reason` says what was chosen here and why, if anything."""
-
-    epochs: float
-    lr: float
-    reason: str
-    token_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,31 +55,6 @@ class FineTuneResult:
     held_out_lines: int
     added_letters: str
     curve: tuple[tuple[int, float], ...]  # (step, CER on the held-out lines) of every measurement
-
-
-def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Schedule:
-    """Fill in the epochs, the learning rate and the noise that were left alone.
-
-    Few lines are seen more often, for a reader needs some hundred steps to change its ways; measuring and early
-    stopping keep that from doing harm. Small readers and adapters take larger steps, and small readers soon know few
-    lines by heart: an earlier demo reader, 200 lines of a hand it had not seen, 400 steps, 49.7 % wrong characters
-    before: 36.3 % after without noise (the best; rising since), 32.0 % with 0.3 and twice the rate (still falling).
-    """
-    epochs, lr, noise, told = config.epochs, config.lr, config.token_noise, []
-    small = parameters < _FEW_PARAMETERS
-    if epochs is None:
-        steps = max(1, math.ceil(lines / config.batch_size / config.accumulation))
-        epochs = float(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, math.ceil(_GOOD_STEPS / steps))))
-        told.append(f"{epochs:g} epochs, for {lines} lines are {steps} steps each")
-    if lr is None:
-        lr = (10 if config.method == "lora" else 1) * (2e-4 if small else 4e-5)
-        why = "a small reader" if small else "a reader of this size"
-        told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
-    if noise is None:
-        noise = _NOISE_OF_SMALL if small else 0.0
-        if small:
-            told.append(f"{noise:.0%} of the letters before are exchanged, so that it keeps looking")
-    return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "", noise)
 
 
 def finetune(

@@ -14,7 +14,7 @@ from fastsd_helpers.trocr.labels import LabelledLine, LineSet
 from fastsd_helpers.trocr.pictures import gather
 
 if TYPE_CHECKING:
-    from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule
+    from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule
 
 __all__ = ["TrainingLines", "label_ids", "make_trainer"]
 
