@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError
+from fastsd_helpers.errors import DatasetError, ModelError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.model_lookup import CAPTIONER, find_folder
 
@@ -199,12 +199,8 @@ def describe_pictures(
 
 
 def _open_captioner(model: str) -> tuple[Any, Any, Any]:
-    try:
+    with needs_package("Describing pictures", "Run: fastsd install dreambooth"):
         import transformers
-    except ImportError as err:
-        raise DependencyMissing(
-            "transformers is not installed.", "Install the training packages: fastsd install dreambooth"
-        ) from err
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
     folder = find_folder(model, CAPTIONER)

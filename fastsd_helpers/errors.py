@@ -35,6 +35,9 @@
 `exit_code` is what the command line ends with: 2 for what a user can put right, 1 for a failure of ours.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 __all__ = [
     "CheckpointError",
     "DatasetError",
@@ -67,6 +70,7 @@ __all__ = [
     "WebUIError",
     "WebUINotInstalled",
     "WrongFamily",
+    "needs_package",
 ]
 
 
@@ -213,3 +217,19 @@ class Interrupted(FastSDError):
     """The user stopped the run; everything up to the last finished step is saved."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def needs_package(what: str, hint: str) -> Iterator[None]:
+    """Import optional packages in the block; one that is not there is named.
+
+    Args:
+        what: needs it, at the start of the sentence. hint: how to get it, or how to do without.
+
+    Raises:
+        DependencyMissing: "{what} needs the package NAME, which is not installed."
+    """
+    try:
+        yield
+    except ImportError as err:
+        raise DependencyMissing(f"{what} needs the package {err.name}, which is not installed.", hint) from err

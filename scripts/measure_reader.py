@@ -114,9 +114,8 @@ def draw_lines(
     fonts: list[Path], count: int, seed: int, *, held_out: bool = True, straight: bool = False
 ) -> tuple[list[Any], list[str]]:
     """Draw lines as train_demo_reader does, in their own size: pictures ("L") and texts."""
+    import demo_lines
     import train_demo_reader as training
-
-    from fastsd_helpers.demo import lines as demo_lines
 
     source = demo_lines.TextSource(held_out=held_out)
     style = demo_lines.LineStyle(rotation=0.0) if straight else demo_lines.LineStyle()

@@ -177,7 +177,7 @@ def learn_digits(pieces: Pieces, arguments: argparse.Namespace) -> list[str]:
 
 def script_lines(font: Path, count: int, seed: int) -> list[tuple[Any, str, str]]:
     """Lines of 2 to 10 hiragana in no order, so that nothing can be guessed."""
-    from fastsd_helpers.demo import lines as demo_lines
+    import demo_lines
 
     lines = []
     for place in range(count):
@@ -188,9 +188,8 @@ def script_lines(font: Path, count: int, seed: int) -> list[tuple[Any, str, str]
 
 
 def learn_script(pieces: Pieces, arguments: argparse.Namespace) -> list[str]:
+    import demo_lines
     import train_demo_reader as training
-
-    from fastsd_helpers.demo import lines as demo_lines
 
     folders = training.font_folders(arguments.fonts)
     fonts = [path for path in demo_lines.find_fonts(SCRIPT_FONTS, folders).values()

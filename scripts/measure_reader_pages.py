@@ -73,10 +73,9 @@ def main() -> None:
 
 def draw_page(font: Path, chance: np.random.Generator) -> tuple[Any, list[tuple[Any, str, tuple[int, int, int, int]]]]:
     """A page, and its lines in reading order: picture, text and box on the page before it is turned."""
+    import demo_lines
     import train_demo_reader as training
     from PIL import Image
-
-    from fastsd_helpers.demo import lines as demo_lines
 
     source = demo_lines.TextSource(held_out=True)
     style = demo_lines.LineStyle(rotation=0.0, slant=0.1, wobble=0.02, elastic=0.02, noise=0.0)

@@ -31,12 +31,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import demo_lines
 import numpy as np
 import torch
+from demo_reader_network import HEIGHT_PX, WIDTH_PX, build_reader, write_processor
 from fontTools.ttLib import TTFont
-
-from fastsd_helpers.demo import lines as demo_lines
-from fastsd_helpers.demo.reader_network import HEIGHT_PX, WIDTH_PX, build_reader, write_processor
 
 SEED = 7
 LONGEST = 32

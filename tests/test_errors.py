@@ -7,7 +7,7 @@ import pytest
 from fastsd_helpers import errors
 from fastsd_helpers.errors import FastSDError
 
-CLASSES = [getattr(errors, name) for name in errors.__all__]
+CLASSES = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -47,7 +47,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
     found = {}
     for line in inspect.getdoc(errors).splitlines():
         name = line.lstrip(" │├└─").split(" ")[0]
-        if name in errors.__all__:
+        if name in {kind.__name__ for kind in CLASSES}:
             depth = len(line) - len(line.lstrip(" │├└─"))
             drawn[depth] = name
             found[name] = next((drawn[level] for level in sorted(drawn, reverse=True) if level < depth), "Exception")

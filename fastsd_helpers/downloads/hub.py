@@ -27,7 +27,7 @@ from fastsd_helpers.errors import (
     ModelNotFound,
     WrongFamily,
 )
-from fastsd_helpers.files import check_room, remembered_sha256
+from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.runtime import redact, secret
 
 __all__ = ["HubRepo", "fetch_repo", "network_errors", "with_retries"]
@@ -239,7 +239,7 @@ class HubRepo:
             return
         hint = "Free some space, or set HF_HOME to a folder on a larger disk."
         check_room(self.cache_dir, needed, self.repo, spare=_SPARE_BYTES, hint=hint)
-        logger.info("Downloading %s: %s to %s.", self.repo, _gb(needed), self.cache_dir)
+        logger.info("Downloading %s: %s to %s.", self.repo, size_in_words(needed), self.cache_dir)
 
     def translate(self, err: Exception) -> FastSDError:
         """The sentence and hint for a failure of the client, the Hub, the network or the disk."""
@@ -364,7 +364,3 @@ def _is_as_listed(path: Path, listed: Any) -> bool:
         content = path.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == listed.blob_id
     return True
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

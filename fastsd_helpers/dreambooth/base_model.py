@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.downloads import model_hash, variant_of
 from fastsd_helpers.dreambooth.single_files import make_base
-from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.model_lookup import base_model, find_folder
 from fastsd_helpers.registry import ModelSpec, require_trainable, require_trainable_key, spec_of
 
@@ -123,10 +123,6 @@ def _read_class_name(path: Path) -> str:
 
 
 def _diffusers() -> Any:
-    try:
+    with needs_package("Training", "Run: fastsd install dreambooth"):
         import diffusers
-    except ImportError as err:
-        raise DependencyMissing(
-            "diffusers is not installed.", "Install the training packages: fastsd install dreambooth"
-        ) from err
     return diffusers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.dreambooth.chance import generator_for
-from fastsd_helpers.errors import CheckpointError, DependencyMissing, VerificationFailed
+from fastsd_helpers.errors import CheckpointError, VerificationFailed, needs_package
 from fastsd_helpers.files import sha256_of, write_atomic
 
 if TYPE_CHECKING:
@@ -57,13 +57,8 @@ def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> N
     Raises:
         DependencyMissing: peft is not installed.
     """
-    try:
+    with needs_package("The method lora", "Run: fastsd install dreambooth"):
         import peft
-    except ImportError as err:
-        raise DependencyMissing(
-            "peft is not installed, and method lora needs it.",
-            "Install the training packages: fastsd install dreambooth",
-        ) from err
     import torch
 
     config = peft.LoraConfig(

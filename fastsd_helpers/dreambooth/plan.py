@@ -5,8 +5,7 @@ from pathlib import Path
 
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.drive import delivers_late
-from fastsd_helpers.errors import DiskFull
-from fastsd_helpers.files import free_bytes
+from fastsd_helpers.files import check_room, free_bytes
 
 __all__ = ["Plan", "plan_run"]
 
@@ -85,11 +84,8 @@ def plan_run(
         sizes[last] += 4 * parameters[last]
     free = free_bytes(folder)
     room = free - export_bytes - _MARGIN
-    if free < export_bytes + 2**20:
-        raise DiskFull(
-            f"The finished file needs {_gb(export_bytes)}, but only {_gb(free)} are free in {folder}.",
-            "Free some space (empty the trash too, it counts on Google Drive), or put the session elsewhere (--root).",
-        )
+    hint = "Free some space (empty the trash too, it counts on Google Drive), or put the session elsewhere (--root)."
+    check_room(folder, export_bytes, "the finished file", spare=2**20, hint=hint)
     largest = max(sizes.values(), default=0)
     on_drive = delivers_late(folder)
     reasons = []

@@ -11,12 +11,12 @@ from fastsd_helpers.downloads import find_repo, is_repo_name
 from fastsd_helpers.downloads.hub import network_errors
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.errors import (
-    DependencyMissing,
     DownloadError,
     FastSDError,
     SessionError,
     SettingsError,
     VerificationFailed,
+    needs_package,
 )
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
@@ -133,12 +133,8 @@ class _Hub:
     """The Hub's client with one token; every failure is put into words."""
 
     def __init__(self, token: str) -> None:
-        try:
+        with needs_package("Uploading", "Run: pip install huggingface_hub"):
             from huggingface_hub import HfApi
-        except ImportError as err:
-            raise DependencyMissing(
-                "Uploads need the package huggingface_hub, which is not installed.", "Run: pip install huggingface_hub"
-            ) from err
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
         self._api = HfApi(endpoint=self.endpoint, token=token)
 

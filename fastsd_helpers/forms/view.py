@@ -3,20 +3,15 @@
 import html
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing
+from fastsd_helpers.errors import needs_package
 
 __all__ = ["View", "load_widgets"]
 
 
 def load_widgets() -> Any:
     """Import ipywidgets; raises DependencyMissing where it is not installed."""
-    try:
+    with needs_package("A form", "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`."):
         import ipywidgets
-    except ImportError as err:
-        raise DependencyMissing(
-            "Forms need the package 'ipywidgets', which is not installed.",
-            "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`.",
-        ) from err
     return ipywidgets
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.downloads import fetch
 from fastsd_helpers.dreambooth.single_files import make_base
-from fastsd_helpers.errors import DependencyMissing, ModelError, ModelNotFound, SessionError, SettingsError
+from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import LORA, fetch_model, find_folder, lora_file, require_inert, understand
 from fastsd_helpers.playground.steering import load_controlnet
 from fastsd_helpers.registry import spec_of
@@ -138,12 +138,8 @@ def _takes(pipe: Any, name: str) -> bool:
 
 def _edges_of(picture: "Image.Image") -> "Image.Image":
     """White edges on black, as the canny ControlNets were trained on (thresholds 100 and 200)."""
-    try:
+    with needs_package("Finding edges", "Run: pip install opencv-python-headless"):
         import cv2
-    except ImportError as err:
-        raise DependencyMissing(
-            "Finding edges needs OpenCV, which is not installed.", "Run: pip install opencv-python-headless"
-        ) from err
     import numpy as np
     from PIL import Image
 

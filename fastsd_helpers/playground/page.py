@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError
+from fastsd_helpers.errors import DependencyMissing, SettingsError, needs_package
 from fastsd_helpers.options import check, option
 from fastsd_helpers.playground.artist import Artist, open_artist
 from fastsd_helpers.tunnels import Tunnel, TunnelConfig, open_tunnel
@@ -80,12 +80,8 @@ def open_playground(
         DependencyMissing: gradio is not installed. And what `open_artist` and `tunnels.open_tunnel` raise.
     """
     config = config or PlaygroundConfig()
-    try:
+    with needs_package("The playground", "Run: pip install gradio"):
         import gradio
-    except ImportError as err:
-        raise DependencyMissing(
-            "The playground needs gradio, which is not installed.", "Run: pip install gradio"
-        ) from err
     artist = artist or open_artist(
         ref, lora=config.lora, lora_strength=config.lora_strength, controlnet=config.controlnet
     )

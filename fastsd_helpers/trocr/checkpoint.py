@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.downloads import read_json
-from fastsd_helpers.errors import DependencyMissing, ModelError, SettingsError
+from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
 from fastsd_helpers.runtime import Device, describe_device
 from fastsd_helpers.trocr.pixels import Pixels
@@ -135,15 +135,12 @@ def _to_precision(model: Any, precision: str, device: str) -> None:
 
 
 def _load_model(folder: Path, repairs: list[str]) -> Any:
-    try:
+    with needs_package(
+        "Reading", "Run: fastsd install trocr (PyTorch itself comes from pytorch.org or your platform)."
+    ):
         import safetensors
         import torch  # noqa: F401
         import transformers  # noqa: F401
-    except ImportError as err:
-        raise DependencyMissing(
-            f"Reading needs the package {err.name}.",
-            "Run: fastsd install trocr (PyTorch itself comes from pytorch.org or your platform).",
-        ) from err
     try:
         model, missing = load_weights(folder)
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as err:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DependencyMissing, ModelError
+from fastsd_helpers.errors import DependencyMissing, ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.processes import file_lock
@@ -89,14 +89,9 @@ def _quiet_conversion(packages: list[Any]) -> Iterator[None]:
 
 
 def _require(*names: str) -> list[Any]:
-    with _without_reports():
-        try:
-            return [importlib.import_module(name) for name in names]
-        except ImportError as err:
-            raise DependencyMissing(
-                f"int8 on a CPU needs the package {err.name}.",
-                "Run: fastsd install trocr-int8, or choose --precision bf16 or fp32.",
-            ) from err
+    hint = "Run: fastsd install trocr-int8, or choose --precision bf16 or fp32."
+    with _without_reports(), needs_package("int8 on a CPU", hint):
+        return [importlib.import_module(name) for name in names]
 
 
 def write_graphs(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DependencyMissing
+from fastsd_helpers.errors import needs_package
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.pictures import Item, gather
 
@@ -98,14 +98,9 @@ def open_detector() -> Any:
     Raises:
         DependencyMissing: rapidocr or onnxruntime is not installed.
     """
-    try:
+    with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give pictures of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
-    except ImportError as err:
-        raise DependencyMissing(
-            f"Finding the lines of a page needs the package {err.name}.",
-            "Run: fastsd install trocr, or give pictures of single lines.",
-        ) from err
     return RapidOCR(params={"Global.log_level": "critical"})
 
 

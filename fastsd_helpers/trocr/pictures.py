@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DatasetError, DependencyMissing, FastSDError
+from fastsd_helpers.errors import DatasetError, FastSDError, needs_package
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -223,13 +223,8 @@ def _from_array(values: Any) -> "Image.Image":
 
 
 def _open_pdf(path: Path, name: str) -> Iterator[Item]:
-    try:
+    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as pictures."):
         import pypdfium2
-    except ImportError as err:
-        raise DependencyMissing(
-            f"{name} is a PDF, and the package pypdfium2 is not installed.",
-            "Run: fastsd install trocr, or save its pages as pictures.",
-        ) from err
     try:
         document = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as err:

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastsd_helpers.errors import DependencyMissing
+from fastsd_helpers.errors import needs_package
 
 __all__ = ["Score", "Scores", "line_errors", "normalise", "score_lines"]
 
@@ -50,10 +50,8 @@ def line_errors(truth: str, read: str, *, words: bool = False) -> tuple[int, int
 
     Blanks around the line do not count. A line that should be empty has 0 symbols and one edit per symbol read.
     """
-    try:
+    with needs_package("Measuring errors", "Run: fastsd install trocr"):
         import jiwer
-    except ImportError as err:
-        raise DependencyMissing("Error rates need the package jiwer.", "Run: fastsd install trocr") from err
     truth, read = (" ".join(text.split()) if words else text.strip() for text in (truth, read))
     if not truth:
         return len(read.split() if words else read), 0

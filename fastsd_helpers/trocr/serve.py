@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError
+from fastsd_helpers.errors import SettingsError, needs_package
 from fastsd_helpers.options import check, option
 
 __all__ = ["ServeConfig", "Served", "build_page", "serve"]
@@ -71,10 +71,8 @@ def build_page(reader: Any) -> Any:
 
 
 def _gradio() -> Any:
-    try:
+    with needs_package("The page", "Run: fastsd install trocr"):
         import gradio
-    except ImportError as err:
-        raise DependencyMissing("The page needs the package gradio.", "Run: fastsd install trocr") from err
     return gradio
 
 
