@@ -1,11 +1,12 @@
 """What a command answers: one JSON object for programs, lines and tables for people."""
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "pairs", "plain", "section", "table"]
+__all__ = ["Answer", "open_session", "pairs", "plain", "section", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +15,13 @@ class Answer:
 
     data: dict[str, Any]
     lines: list[str]
+
+
+def open_session(chosen: argparse.Namespace) -> Any:
+    """The session that a command line names."""
+    from fastsd_helpers.sessions import Session
+
+    return Session.open(chosen.session, root=chosen.root)
 
 
 def plain(value: Any) -> Any:

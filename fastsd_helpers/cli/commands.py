@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section, table
+from fastsd_helpers.cli.answers import Answer, open_session, pairs, plain, section, table
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import bytes_in, size_in_words
@@ -75,9 +75,9 @@ def _progress(stage: str | None, step: int, steps: int) -> str:
 
 def show_session(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth show SESSION`."""
-    from fastsd_helpers.sessions import Session, list_sessions
+    from fastsd_helpers.sessions import list_sessions
 
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
     checkpoints = [{"name": path.name, "bytes": bytes_in(path)} for path in _folders_in(session.checkpoints)]
     exports = [{"path": path, "bytes": path.stat().st_size} for path in _models_in(session.exports)]
@@ -124,10 +124,9 @@ def _models_in(folder: Path) -> list[Path]:
 def prepare(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth prepare SESSION --images DIR`."""
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
-    from fastsd_helpers.sessions import Session
 
     config = PrepareConfig(**given_values(chosen, PrepareConfig))
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     result = prepare(config, session)
     data = {"session": session.name, "path": session.folder, **plain(result)}
     return Answer(data, [*result.lines(), f"Next: fastsd dreambooth train {session.name}"])
@@ -138,11 +137,10 @@ def train(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.dreambooth.live import Journal
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.dreambooth.shortage import explain_shortage
-    from fastsd_helpers.sessions import Session
 
     # Made first, so that every bad setting is named before a folder or a model is looked for.
     config = DreamBoothConfig(**given_values(chosen, DreamBoothConfig))
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     from fastsd_helpers.dreambooth import engine
 
     if chosen.dry_run:
@@ -181,10 +179,9 @@ def sample(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth sample SESSION [--prompt TEXT]`."""
     from fastsd_helpers.dreambooth.learned import SampleConfig, sample
     from fastsd_helpers.files import sha256_of
-    from fastsd_helpers.sessions import Session
 
     config = SampleConfig(**given_values(chosen, SampleConfig))
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     result = sample(config, session)
     lines = [f"Drawn after {result.stage} step {result.step}: {result.path}"]
     return Answer({"session": session.name, **plain(result), "sha256": sha256_of(result.path)}, lines)
@@ -193,10 +190,9 @@ def sample(chosen: argparse.Namespace) -> Answer:
 def export(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth export SESSION`."""
     from fastsd_helpers.dreambooth.learned import ExportConfig, export
-    from fastsd_helpers.sessions import Session
 
     config = ExportConfig(**given_values(chosen, ExportConfig))
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     result = export(config, session)
     facts = {"size": size_in_words(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}
     lines = [
@@ -208,9 +204,9 @@ def export(chosen: argparse.Namespace) -> Answer:
 
 def delete(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth delete SESSION [--checkpoint NAME]`; on a terminal it asks first."""
-    from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session
+    from fastsd_helpers.sessions import delete_checkpoint, delete_session
 
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     what, folder = f"the session {session.name}", session.folder
     if chosen.checkpoint:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint

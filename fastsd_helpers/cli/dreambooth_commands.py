@@ -2,7 +2,7 @@
 
 import argparse
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, table
+from fastsd_helpers.cli.answers import Answer, open_session, pairs, plain, table
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.errors import SettingsError
 
@@ -28,9 +28,8 @@ def import_session(chosen: argparse.Namespace) -> Answer:
 def caption(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth caption SESSION [--set FILE=WORDS ...] [--clear FILE ...]`."""
     from fastsd_helpers.dreambooth.captioning import find_picture, prompt_rows, set_caption
-    from fastsd_helpers.sessions import Session
 
-    session = Session.open(chosen.session, root=chosen.root)
+    session = open_session(chosen)
     changes = [_file_and_words(text) for text in chosen.set] + [(name, None) for name in chosen.clear]
     for name, _words in changes:  # all of them are looked up before the first one is written
         find_picture(session, name)
@@ -68,10 +67,9 @@ def _remarks(held_out: bool, truncated: bool) -> str:
 def upload(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth upload SESSION --repo NAME`."""
     from fastsd_helpers.dreambooth.upload import UploadConfig, upload
-    from fastsd_helpers.sessions import Session
 
     config = UploadConfig(**given_values(chosen, UploadConfig))
-    result = upload(config, Session.open(chosen.session, root=chosen.root))
+    result = upload(config, open_session(chosen))
     lines = [
         f"Uploaded and compared: {result.url}",
         *pairs({"private": result.private, "files": result.files, "sha256": result.sha256}),

@@ -79,9 +79,9 @@ def show_model(chosen: argparse.Namespace) -> Answer:
 
 def get_model(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd models get KEY|REPO|URL|PATH`."""
-    from fastsd_helpers.downloads import describe_content, fetch
+    from fastsd_helpers.downloads import describe_content, fetch, model_hash
     from fastsd_helpers.files import sha256_of
-    from fastsd_helpers.model_lookup import READER, fetch_model, find_folder, model_hash, understand
+    from fastsd_helpers.model_lookup import READER, fetch_model, find_folder, understand
 
     ref, name = chosen.ref, understand(chosen.ref)
     kind = name.spec.kind if name.spec else ""

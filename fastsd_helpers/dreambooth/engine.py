@@ -18,12 +18,12 @@ from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.best import BEST, find_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.live import scratch_folder
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.plan import Plan, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot
-from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, given_values, resolve_settings
 from fastsd_helpers.dreambooth.stages import STAGES, Stage, Studio, open_stage
 from fastsd_helpers.dreambooth.stopping import stop_signals

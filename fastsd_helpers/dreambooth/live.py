@@ -8,18 +8,18 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.progress import Progress, log_progress
-from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import Session
 
-__all__ = ["Journal", "JournalReader", "Live", "live_folder"]
+__all__ = ["Journal", "JournalReader", "Live", "live_folder", "scratch_folder"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -27,6 +27,13 @@ _FILE = "progress.jsonl"
 _EVERY_S = 0.5
 _MOST_POINTS = 600  # of a loss curve; neighbours are averaged beyond
 _MOST_MESSAGES = 200
+
+
+def scratch_folder(session: Session, suffix: str = "") -> Path:
+    """A local folder for this session alone; FASTSD_SCRATCH moves it. Nothing is created."""
+    user = getattr(os, "getuid", lambda: 0)()
+    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
+    return Path(root) / f"{session.record['id']}{suffix}"
 
 
 def live_folder(session: Session) -> Path:

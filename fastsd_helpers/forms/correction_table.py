@@ -76,9 +76,9 @@ class CorrectionTable(View):
         right.add_class("fastsd-right")
         undo = widgets.Button(icon="undo", tooltip="Take the correction back", layout=layout(flex="0 0 40px"))
         state = widgets.HTML(self._state(line), layout=layout(flex="1 1 auto", min_width="0"))
-        field.observe(lambda change: self._keep(line, change["new"], state), names="value")
-        right.on_click(lambda _button: self._keep(line, field.value, state))
-        undo.on_click(lambda _button: self._undo(line, field, state))
+        field.observe(lambda change: self._correct(line, change["new"], state), names="value")
+        right.on_click(lambda _button: self._correct(line, field.value, state))
+        undo.on_click(lambda _button: self._correct(line, None, state, field))
         picture = widgets.HTML(picture_tag(line.picture))
         row = widgets.HBox([field, right, undo, state], layout=layout(align_items="center"))
         return widgets.VBox([picture, row], layout=layout(margin="0 0 8px 0"))
@@ -93,18 +93,12 @@ class CorrectionTable(View):
         shown = read if len(read) <= _SHOWN_LETTERS else f"{read[:_SHOWN_LETTERS]}…"
         return f"<span style='overflow-wrap:anywhere'>✓ corrected; read as <i>{html.escape(shown)}</i></span>"
 
-    def _keep(self, line: SavedLine, text: str, state: Any) -> None:
+    def _correct(self, line: SavedLine, text: str | None, state: Any, field: Any = None) -> None:
+        """Keep a correction; without a text undo it, for which the field shows again what was read."""
         try:
+            if field is not None:
+                field.value = line.read.text  # which keeps it as a correction, if it was another text
             self._session.correct(line.key, text)
-        except FastSDError as err:
-            self._tell(f"✋ {err.problem} {err.hint}")
-            return
-        self._refresh(line, state)
-
-    def _undo(self, line: SavedLine, field: Any, state: Any) -> None:
-        try:
-            field.value = line.read.text  # which keeps it as a correction, if it was another text
-            self._session.correct(line.key, None)
         except FastSDError as err:
             self._tell(f"✋ {err.problem} {err.hint}")
             return

@@ -5,11 +5,11 @@ or repository of another kind is refused before anything large is fetched, what 
 hashes, and a copy fetched before serves when the Hub cannot be asked. Everything passes `require_inert` on its way out.
 """
 
-from fastsd_helpers.model_lookup.finding import fetch_model, find_folder, model_hash
+from fastsd_helpers.model_lookup.finding import fetch_model, find_folder
 from fastsd_helpers.model_lookup.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
 from fastsd_helpers.model_lookup.names import Name, understand
-from fastsd_helpers.model_lookup.readers import GRAPHS, READER, reader_keys, require_reader
+from fastsd_helpers.model_lookup.readers import GRAPHS, READER, require_reader
 
 __all__ = [
     "BASE_MODEL",
@@ -24,8 +24,6 @@ __all__ = [
     "fetch_model",
     "find_folder",
     "lora_file",
-    "model_hash",
-    "reader_keys",
     "require_inert",
     "require_reader",
     "understand",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastsd_helpers.downloads import fetch, fetch_repo, models_folder, show_typed
-from fastsd_helpers.downloads.pipeline import CONVERT_HINT, model_hash
+from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
 from fastsd_helpers.files import file_errors, placed, sha256_of
 from fastsd_helpers.model_lookup.inert import require_inert
@@ -15,7 +15,7 @@ from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
 from fastsd_helpers.model_lookup.names import Name, understand
 from fastsd_helpers.registry import ModelSpec, models
 
-__all__ = ["fetch_model", "find_folder", "model_hash"]
+__all__ = ["fetch_model", "find_folder"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -26,17 +26,7 @@ def fetch_model(
     """Turn what a user typed as base model into a local Diffusers folder, downloading it when needed.
 
     Args:
-        ref: a registry key (`sd15`), a folder, a Hub id (`owner/name`, `owner/name@revision`) or its page's address;
-            with `convert` also a single file or a link to one.
-        cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
-        convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
-            `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
-
-    Raises:
-        ModelNotFound: nothing of that name.
-        ModelError: it is there but cannot be had or is not a Diffusers pipeline.
-        DiskFull: it does not fit.
-        DriveReadOnly: it may not be written.
+        ref, cache_dir, convert: as for `find_folder`, which says what is raised too.
     """
     return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
 
@@ -51,9 +41,12 @@ def find_folder(
     """Turn what a user typed into a local folder with a whole model of a kind, downloading it when needed.
 
     Args:
-        ref: a key, a folder, a Hub id or its page's address; with `convert` also a single file or a link to one.
+        ref: a registry key (`sd15`), a folder, a Hub id (`owner/name`, `owner/name@revision`) or its page's address;
+            with `convert` also a single file or a link to one.
         kind: what it shall be; something else is refused, a key without any request.
-        cache_dir, convert: see `fetch_model`.
+        cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
+        convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
+            `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
 
     Raises:
         WrongFamily: a model of another kind or family.

@@ -7,16 +7,10 @@ from typing import Any
 from fastsd_helpers.downloads import Contents, Listing, pick_weights, read_json
 from fastsd_helpers.errors import ModelError, WrongFamily
 from fastsd_helpers.model_lookup.kinds import ModelKind
-from fastsd_helpers.registry import models
 
-__all__ = ["GRAPHS", "READER", "reader_keys", "require_reader"]
+__all__ = ["GRAPHS", "READER", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
-
-
-def reader_keys() -> list[str]:
-    """The keys of models.toml that are readers."""
-    return [spec.key for spec in models("reader")]
 
 
 def require_reader(folder: Path) -> dict[str, Any]:

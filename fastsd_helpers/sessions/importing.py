@@ -22,7 +22,7 @@ from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
 from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
-from fastsd_helpers.sessions.session import Session
+from fastsd_helpers.sessions.session import FOLDERS, Session
 
 __all__ = ["ImportResult", "import_session", "is_old_session"]
 
@@ -33,16 +33,6 @@ _PICTURES |= {".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 _MOST_MEMBERS = 5_000
 _MOST_BYTES = 256 * 2**20  # of one picture
 _STEP = re.compile(r"_step_(\d+)$")
-_OWN_FOLDERS = (
-    "instance_images",
-    "held_out_images",
-    "captions",
-    "class_images",
-    "checkpoints",
-    "samples",
-    "logs",
-    "exports",
-)
 # Belongs to the session it was written for, not to its copy.
 _NOT_COPIED = {"schema", "sequence", "name", "id", "created"}
 
@@ -141,7 +131,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     with file_errors(target, "write to"):
         if not in_place:
             shutil.rmtree(target, ignore_errors=True)  # of an import that was cut
-        for sub_folder in _OWN_FOLDERS:
+        for sub_folder in FOLDERS:
             (target / sub_folder).mkdir(parents=True, exist_ok=True)
         if pictures and not in_place:
             for path in pictures:
@@ -280,7 +270,7 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]") -> Iterator[tupl
 def _copy_own(origin: Path, folder: Path) -> ImportResult:
     """Copy a session of this library, as from a folder that another account shares, so that it can go on here."""
     theirs = read_record(origin).record  # not `open`, which would put right what is not ours
-    files = [path for name in _OWN_FOLDERS for path in sorted((origin / name).rglob("*")) if path.is_file()]
+    files = [path for name in FOLDERS for path in sorted((origin / name).rglob("*")) if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
     _check_room(folder, files)
     target = folder.with_name(f".import-{folder.name}")

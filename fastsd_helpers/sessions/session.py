@@ -31,7 +31,7 @@ __all__ = ["Session", "SessionSummary", "delete_checkpoint", "delete_session", "
 
 logger = logging.getLogger("fastsd_helpers")
 
-_FOLDERS = (
+FOLDERS = (
     "instance_images",
     "captions",
     "held_out_images",
@@ -82,7 +82,7 @@ class Session:
                     f"There is already a session named {folder.name!r} in {folder.parent}.",
                     "Open it to go on with it, or choose another name.",
                 )
-            for sub_folder in _FOLDERS:
+            for sub_folder in FOLDERS:
                 (folder / sub_folder).mkdir(parents=True, exist_ok=True)
         session = cls(folder, new_record(folder.name))
         session.save()
@@ -103,7 +103,7 @@ class Session:
         for notice in result.notices:
             logger.warning("%s", notice)
         with contextlib.suppress(OSError):  # a folder that can only be read can still be looked at
-            for sub_folder in _FOLDERS:  # a mount does not deliver empty folders
+            for sub_folder in FOLDERS:  # a mount does not deliver empty folders
                 (folder / sub_folder).mkdir(exist_ok=True)
         if result.damaged:
             problem = session.save_if_possible()

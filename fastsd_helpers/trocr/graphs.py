@@ -372,20 +372,14 @@ def int8_engine(checkpoint: Checkpoint) -> Any:
         logger.warning("%s PyTorch's own int8 is used: slower, and without int8 vectors.", err.problem)
         return TorchEngine(_in_torch(checkpoint.model), device="cpu")
     folder = _kept_folder(checkpoint)
-    with _alone(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes that begin together would make it over each other.
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
             logger.info("Making the int8 graphs of %s, once; they are kept in %s", checkpoint.folder.name, folder)
             write_graphs(checkpoint, folder, method="dynamic")
     checkpoint.model = None  # 1.3 GB of weights at base size that nobody needs any more
     return GraphEngine(folder)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process makes this folder: several that begin together would make it over each other."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder.with_name(f".{folder.name}.lock")):
-        yield
 
 
 def _kept_folder(checkpoint: Checkpoint) -> Path:

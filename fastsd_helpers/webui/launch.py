@@ -198,11 +198,8 @@ class RunningUI:
         found = None
         while found is None:
             found = self._look(tail, {"ready": self.ui.ready})
-            if found is None and not self.alive():
-                # One more look: its last words may have come between the two.
-                time.sleep(0.3)
-                self._look(tail, {})
-                raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+            if found is None:
+                self._require_alive(tail)
             if found is None and time.monotonic() >= until:
                 last = tail.last[-1] if tail.last else "nothing"
                 raise WebUIError(
@@ -214,16 +211,19 @@ class RunningUI:
         status, reason = 0, ""
         while not 200 <= status < 500:
             status, reason = ask(self.url + self.ui.alive_path, timeout_s=5)
-            if not self.alive():
-                time.sleep(0.3)
-                self._look(tail, {})
-                raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+            self._require_alive(tail)
             if time.monotonic() >= until:
                 raise WebUIError(
                     f"{self.ui.title} says it is ready, but port {self.port} does not answer ({reason or status}).",
                     "Look at its log: fastsd webui log",
                 )
             time.sleep(0.1)
+
+    def _require_alive(self, tail: LogTail) -> None:
+        if not self.alive():
+            time.sleep(0.3)  # its last words may come a moment later
+            self._look(tail, {})
+            raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
 
     def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
         """Read what is new in the log, show it, and remember what it says about the model."""
