@@ -135,7 +135,11 @@ class HubRepo:
         with contextlib.suppress(OSError):
             commit = (kept / "refs" / (self.revision or "main")).read_text(encoding="utf-8").strip()
             return self._if_whole(kept / "snapshots" / commit)
-        return self._if_whole(kept / "snapshots" / (self.revision or "main"))
+        if self.revision is not None:
+            return self._if_whole(kept / "snapshots" / self.revision)
+        # Of a repository without a small file that was asked for by its branch, the client notes no branch.
+        found = sorted((kept / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+        return self._if_whole(found[-1]) if found else None
 
     def _if_whole(self, folder: Path) -> Path | None:
         if not folder.is_dir():

@@ -21,6 +21,8 @@ def require_inert(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         if path.is_dir():
+            if path.is_symlink() and path.resolve() in path.absolute().parents:
+                raise ModelError(f"{path} is a link to a folder that holds it.", "Remove it: it is a circle.")
             require_inert(sorted(path.iterdir()))
             continue
         try:
