@@ -1,6 +1,7 @@
 """What the store of checkpoints leaves, frees and says, step by step; the rest of it is in test_resume.py."""
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,18 @@ def test_a_closed_store_is_closed_once(tmp_path):
     assert list((tmp_path / "scratch").rglob("unet.safetensors")), "it stays where a new process finds it"
     with pytest.raises(CheckpointError, match="store is closed"):
         store.save(snapshot(2))
+
+
+def test_the_one_that_is_being_copied_is_never_given_up_nor_one_to_keep(tmp_path, monkeypatch):
+    said: list[str] = []
+    go, copy = threading.Event(), shelf.copy_verified
+    monkeypatch.setattr(shelf, "copy_verified", lambda *words, **named: (go.wait(20), copy(*words, **named)))
+    with open_store(tmp_path, said, keep_last=9, patience_s=0.05) as store:
+        store.save(snapshot(1))
+        store.save(snapshot(2, keep=True))
+        threading.Timer(0.5, go.set).start()
+        store.save(snapshot(3))
+        assert store.flush() == []
+        assert [row["step"] for row in store.generations(verify=True)] == [1, 2, 3]
+        assert len(said) == 1
+        assert "The training waits: 2 checkpoints are still being copied" in said[0]
