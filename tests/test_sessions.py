@@ -1055,3 +1055,19 @@ def test_where_the_system_has_no_proc_a_process_is_asked_for_by_its_number(dog, 
             pass
     assert asked == [(4711, 0)]
     assert (sessions.local_holder(dog.folder) is not None) is held
+
+
+def test_a_mount_that_shows_an_older_record_takes_nothing_back(root, dog):
+    """Neither the newest session.json nor its twin has arrived where it is read: what is known here is newer."""
+    path = dog.folder / "session.json"
+    twins = {twin.name: twin.read_bytes() for twin in (dog.folder / ".record").iterdir()}
+    older = path.read_bytes()
+    dog.save(seed=7, settings={"a": 1})
+    path.write_bytes(older)
+    for twin in (dog.folder / ".record").iterdir():
+        if twin.name not in twins:
+            twin.unlink()
+    dog.save(extra=2)
+    assert (dog.record["seed"], dog.record["settings"], dog.record["extra"]) == (7, {"a": 1}, 2)
+    again = Session.open("dog", root=root).record
+    assert (again["seed"], again["settings"], again["sequence"]) == (7, {"a": 1}, 3)
