@@ -59,6 +59,7 @@ def test_a_manifest_written_by_the_first_version_is_read(tmp_path):
     assert (found.seq, found.stage, found.step, found.keep, found.timeline) == (7, "unet", 120, False, "t")
     assert found.record == {"z": 1, "a": [0.5]}
     assert found.roles == ("unet",)
+    assert repr(found) == f"Generation({NAME!r})"
     verify_files(found)
     assert json.loads(manifest()) == RECORDED
     shuffled = {key: RECORDED[key] for key in sorted(RECORDED, reverse=True)}

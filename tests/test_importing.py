@@ -549,6 +549,7 @@ def test_of_several_models_the_finished_one_of_its_name_comes_first(
         (["instance_images/a.JPEG"], True),
         (["instance_images/a.txt"], False),
         (["instance_images/.a.jpg"], False),
+        (["instance_images/folder.jpg/a.jpg"], False),
         (["any.ckpt", "session.json"], False),
         (["any.ckpt", ".record/1"], False),
         (["any.ckpt", "checkpoints/x"], False),

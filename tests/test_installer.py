@@ -268,7 +268,7 @@ def test_a_place_is_looked_at_before_anything_is_asked_for(world: World, tmp_pat
     install()
     world.here.installed.clear()
     world.free -= 1
-    with pytest.raises(DiskFull, match=r"'little'.* needs "):
+    with pytest.raises(DiskFull, match="'little'"):
         install()
     world.free += 1
     world.here = replace(world.here, managed=True)
@@ -284,7 +284,7 @@ def test_sets_for_another_place_are_refused(world: World) -> None:
     world.sets = [lock_set(platform="darwin arm64")]
     with pytest.raises(InstallError, match="made for darwin arm64, and this is linux x86_64") as caught:
         install()
-    assert 'pip install "fastsd_helpers[little]"' in caught.value.hint
+    assert 'pip install "fastsd_helpers[little]' in caught.value.hint
     world.sets = [lock_set(own_environment=True)]
     world.here = replace(world.here, is_this=True)
     with pytest.raises(InstallError, match="needs an environment of its own"):

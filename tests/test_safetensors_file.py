@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,12 @@ def test_a_file_that_is_not_there_or_may_not_be_opened_is_named(path):
     path.mkdir()
     with pytest.raises(CheckpointError, match=r"cannot be (opened|read)"):
         SafetensorsFile(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file whose first bytes cannot be read")
+def test_a_header_that_cannot_be_read_is_named():
+    with pytest.raises(CheckpointError, match="mem cannot be read at its header: Input/output error"):
+        SafetensorsFile(Path("/proc/self/mem"))
 
 
 def test_reads_that_give_little_at_a_time_are_gone_on_with(path, monkeypatch):

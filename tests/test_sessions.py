@@ -1030,3 +1030,43 @@ def test_the_start_of_a_process_tells_it_from_a_later_one_of_its_number(dog):
     assert int(me.start) < int(started[0]) < int(started[1])
     up = float(Path("/proc/uptime").read_text().split()[0])
     assert up - 600 < int(started[1]) / os.sysconf("SC_CLK_TCK") < up
+
+
+@pytest.mark.parametrize(("answer", "held"), [(None, True), (ProcessLookupError, False), (PermissionError, True)])
+def test_where_the_system_has_no_proc_a_process_is_asked_for_by_its_number(dog, answer, held, monkeypatch):
+    with dog.lock():
+        machine = json.loads((dog.folder / ".lock").read_bytes())["machine"]
+    is_dir, asked = os.path.isdir, []
+
+    def kill(pid, signal_number):
+        asked.append((pid, signal_number))
+        if answer:
+            raise answer
+
+    monkeypatch.setattr(os.path, "isdir", lambda path: path != "/proc/self" and is_dir(path))
+    monkeypatch.setattr(os, "kill", kill)
+    another_machine(dog, age_s=0, machine=machine, pid=4711)
+    if held:
+        with pytest.raises(SessionBusy):
+            dog.lock().acquire()
+    else:
+        with dog.lock():
+            pass
+    assert asked == [(4711, 0)]
+    assert (sessions.local_holder(dog.folder) is not None) is held
+
+
+def test_a_mount_that_shows_an_older_record_takes_nothing_back(root, dog):
+    """Neither the newest session.json nor its twin has arrived where it is read: what is known here is newer."""
+    path = dog.folder / "session.json"
+    twins = {twin.name: twin.read_bytes() for twin in (dog.folder / ".record").iterdir()}
+    older = path.read_bytes()
+    dog.save(seed=7, settings={"a": 1})
+    path.write_bytes(older)
+    for twin in (dog.folder / ".record").iterdir():
+        if twin.name not in twins:
+            twin.unlink()
+    dog.save(extra=2)
+    assert (dog.record["seed"], dog.record["settings"], dog.record["extra"]) == (7, {"a": 1}, 2)
+    again = Session.open("dog", root=root).record
+    assert (again["seed"], again["settings"], again["sequence"]) == (7, {"a": 1}, 3)

@@ -248,3 +248,11 @@ def test_few_values_are_kept_when_asked_and_never_else(small_base, tmp_path, sta
         ]
         assert found == [asked] * len(found)
         assert job.module.training is asked
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_only_who_asks_for_it_gets_deterministic_algorithms(small_base, monkeypatch, asked):
+    wanted = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", wanted.append)
+    open_studio(small_base, deterministic=asked)
+    assert wanted == ([True] if asked else [])

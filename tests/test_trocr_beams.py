@@ -16,14 +16,16 @@ START = 1
 class Table:
     """An engine whose scores follow from the line, the step and the last token; it notes what it is asked."""
 
-    def __init__(self, vocabulary=7, *, seed=0, most_steps=100, end=0.0, wanted=None):
-        self.vocabulary, self.seed, self.most_steps, self.end, self.wanted = vocabulary, seed, most_steps, end, wanted
+    def __init__(self, vocabulary=7, *, seed=0, most_steps=100, end=0.0, ends=(END,), wanted=None):
+        self.vocabulary, self.seed, self.most_steps, self.wanted = vocabulary, seed, most_steps, wanted
+        self.end, self.ends = end, ends  # how much likelier the tokens that end a line are
         self.rows, self.steps, self.kept = [], 0, []
 
     def scores(self, line, step, last):
         chance = random.Random(f"{self.seed}/{line}/{step}/{last}")
         found = [chance.gauss(0, 2) for _ in range(self.vocabulary)]
-        found[END] += self.end
+        for token in self.ends:
+            found[token] += self.end
         if self.wanted is not None and step < len(self.wanted[line]):
             found[self.wanted[line][step]] += 100
         return found
@@ -167,12 +169,12 @@ def plain_beams(table, line, limits, beams):
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])
-@pytest.mark.parametrize("end", [-2.0, 0.0, 3.0])
+@pytest.mark.parametrize("end", [-2.0, 0.0, 4.0])
 @pytest.mark.parametrize(("eos", "least"), [((END,), 0), ((END, 5), 0), ((END,), 4), ((END, 5, 6), 2)])
 def test_beam_search_finds_the_line_of_the_rule(beams, end, eos, least):
     limits = Limits(START, eos, least, 9)
     for seed in range(3):
-        table = Table(vocabulary=9, seed=seed, end=end)
+        table = Table(vocabulary=9, seed=seed, end=end, ends=eos)
         found = beam_search(table, list(range(6)), limits, beams)
         for line in range(6):
             _mean, ids, logs, ended = plain_beams(table, line, limits, beams)

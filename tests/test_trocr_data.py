@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -643,3 +644,25 @@ def test_the_head_tells_what_separates_the_fields(folder, separator):
         found = read_lines(folder)
         assert [line.text for line in found.lines] == [f"a{others}b"] * 2
         assert found.problems == [f"labels.csv, line {len(blank) + 4}: there is no picture gone."]
+
+
+def test_the_interval_is_that_of_a_thousand_resamples_of_the_lines():
+    """Written out: rates of lines drawn with replacement, of which the 2.5 % at either end are left out."""
+    pytest.importorskip("jiwer")
+    truths = ["a" * length for length in (1, 2, 3, 5, 8, 13, 21)]
+    readings = ["b", "aa", "aab", "aaaaa", "bbbbaaaa", "a" * 13, "b" * 21]
+    edits = [1, 0, 1, 0, 4, 0, 21]
+    for seed in (0, 5):
+        chance = random.Random(seed)
+        rates = []
+        for _ in range(1000):
+            drawn = chance.choices(list(zip(edits, map(len, truths), strict=True)), k=7)
+            rates.append(sum(edit for edit, _ in drawn) / sum(symbols for _, symbols in drawn))
+        rates.sort()
+        found = score_lines(truths, readings, seed=seed).cer
+        assert (found.low, found.high) == (rates[25], rates[974])
+        assert (found.edits, found.symbols) == (27, 53)
+    one = score_lines(["a"], ["b"]).cer
+    assert (one.rate, one.low, one.high) == (1, 1, 1)
+    nothing = score_lines([""], ["ab"]).cer
+    assert (nothing.rate, nothing.low, nothing.high, nothing.symbols) == (2, 2, 2, 0)

@@ -14,6 +14,7 @@ import table_models as table  # noqa: E402
 from file_server import FileServer  # noqa: E402
 
 from fastsd_helpers.errors import ModelError, ModelNotFound, WebUIError  # noqa: E402
+from fastsd_helpers.options import options_of  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
 from fastsd_helpers.webui import find_places, find_ui, place_model  # noqa: E402
 from fastsd_helpers.webui.models import (  # noqa: E402
@@ -58,6 +59,18 @@ def write_lora(path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- settings together
+
+
+def test_what_most_people_need_is_in_plain_sight_and_the_rest_folded_away() -> None:
+    settings = [item for config in (ModelsConfig, ControlNetConfig) for item in options_of(config)]
+    assert [(item.name, item.default, item.advanced) for item in settings] == [
+        ("model", "auto", False),
+        ("lora", "", False),
+        ("vae", "", True),
+        ("embedding", "", True),
+        ("tasks", "", False),
+        ("base", "auto", True),
+    ]
 
 
 def test_every_kind_goes_to_its_own_folder_and_the_base_model_comes_first(
