@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.downloads import Listing, models_table, read_json, require_pipeline
+from fastsd_helpers.downloads import models_table, read_json, require_pipeline
+from fastsd_helpers.downloads.pipeline import Listing
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
 
 __all__ = [

@@ -14,7 +14,15 @@ from test_downloads import at_home, start_hub, write_files
 from fastsd_helpers import captions, registry
 from fastsd_helpers.cli import main
 from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.errors import DiskFull, FastSDError, ModelError, ModelNotFound, SessionUnfinished, WrongFamily
+from fastsd_helpers.errors import (
+    CheckpointError,
+    DiskFull,
+    FastSDError,
+    ModelError,
+    ModelNotFound,
+    SessionUnfinished,
+    WrongFamily,
+)
 from fastsd_helpers.model_lookup import (
     BASE_MODEL,
     CAPTIONER,
@@ -389,6 +397,23 @@ def test_a_reader_of_the_hub_reads(start_hub: Any, tmp_path: Path) -> None:
     settings = {"precision": "fp32", "max_new_tokens": 8}
     texts = [line.text for line in Reader("a/reader", **settings).read(noise_pictures(2))]
     assert texts == [line.text for line in Reader(tmp_path / "reader", **settings).read(noise_pictures(2))]
+
+
+def test_what_convert_and_inspect_are_not_given_here_is_told_how_to_get(tmp_path: Path) -> None:
+    from fastsd_helpers.checkpoints import convert, inspect
+
+    for ref, hint in (
+        ("sd15", "fastsd models get sd15"),
+        ("owner/name", "fastsd models get owner/name"),
+        ("x.ckpt", ""),
+    ):
+        for ask in (lambda ref=ref: convert(Path(ref), tmp_path / "out.safetensors"), lambda ref=ref: inspect(ref)):
+            with pytest.raises(CheckpointError) as caught:
+                ask()
+            assert (hint or "Check the path") in caught.value.hint
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        convert(tmp_path / "pipe.safetensors", tmp_path / "out.safetensors")
 
 
 # ---------------------------------------------------------------------------------------------- the gate

@@ -36,6 +36,7 @@ from fastsd_helpers.checkpoints.writer import (
 )
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.model_lookup import how_to_get, require_inert
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
 
@@ -116,9 +117,10 @@ def convert(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     if not src.exists():
-        raise CheckpointError(f"There is nothing at {src}.", "Check the path.")
+        raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
     if not src.is_dir() and not src.is_file():
         raise CheckpointError(f"{src} is neither a file nor a folder.", "Give a model.")
+    require_inert([src])
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")

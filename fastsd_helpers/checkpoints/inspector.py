@@ -24,6 +24,7 @@ from fastsd_helpers.checkpoints.recognise import Kind, recognise
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
+from fastsd_helpers.model_lookup import how_to_get
 from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
@@ -106,7 +107,7 @@ def inspect(
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
-        raise CheckpointError(f"There is no file {path}.", "Check the path.")
+        raise CheckpointError(f"There is no file {path}.", how_to_get(path))
     source = open_file(path)
     try:
         return _look(path, source, hashes, scan, progress)

@@ -8,39 +8,24 @@ address, and goes on where it was stopped.
 from fastsd_helpers.downloads.content import describe_content
 from fastsd_helpers.downloads.files import Wanted, fetch, fetch_all, models_folder
 from fastsd_helpers.downloads.hub import fetch_repo
-from fastsd_helpers.downloads.links import HubFile, find_repo, holds_secret, is_link, is_repo_name, show_typed
-from fastsd_helpers.downloads.pipeline import (
-    PIPELINE,
-    Contents,
-    Listing,
-    model_hash,
-    pick_weights,
-    read_json,
-    require_pipeline,
-    variant_of,
-)
+from fastsd_helpers.downloads.links import HubFile, holds_secret, is_link
+from fastsd_helpers.downloads.pipeline import model_hash, pick_weights, read_json, require_pipeline, variant_of
 from fastsd_helpers.downloads.table import models_table
 
 __all__ = [
-    "PIPELINE",
-    "Contents",
     "HubFile",
-    "Listing",
     "Wanted",
     "describe_content",
     "fetch",
     "fetch_all",
     "fetch_repo",
-    "find_repo",
     "holds_secret",
     "is_link",
-    "is_repo_name",
     "model_hash",
     "models_folder",
     "models_table",
     "pick_weights",
     "read_json",
     "require_pipeline",
-    "show_typed",
     "variant_of",
 ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.downloads import find_repo, is_repo_name
 from fastsd_helpers.downloads.hub import network_errors
+from fastsd_helpers.downloads.links import find_repo, is_repo_name
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.errors import (
     DownloadError,

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_helpers.downloads import fetch, fetch_repo, models_folder, show_typed
+from fastsd_helpers.downloads import fetch, fetch_repo, models_folder
+from fastsd_helpers.downloads.links import show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
 from fastsd_helpers.files import file_errors, placed, sha256_of

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastsd_helpers.downloads import PIPELINE, Contents, Listing, pick_weights, read_json
+from fastsd_helpers.downloads import pick_weights, read_json
+from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing
 from fastsd_helpers.errors import ModelError, WrongFamily
 from fastsd_helpers.registry import ModelSpec, models
 

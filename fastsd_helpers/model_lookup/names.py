@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastsd_helpers.downloads import find_repo, is_link
+from fastsd_helpers.downloads import is_link
+from fastsd_helpers.downloads.links import find_repo
 from fastsd_helpers.registry import ModelSpec, models
 
-__all__ = ["Name", "understand"]
+__all__ = ["Name", "how_to_get", "understand"]
 
 _FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
 
@@ -44,3 +45,11 @@ def understand(ref: str | Path) -> Name:
     if repo is not None and (is_link(text) or not text.lower().endswith(_FILE_ENDINGS)):
         return Name(text, "hub", repo=repo[0], revision=repo[1])
     return Name(text, "link" if is_link(text) else "nothing")
+
+
+def how_to_get(ref: str | Path) -> str:
+    """What to do about a model that is wanted here and is not."""
+    name = understand(ref)
+    if name.what in ("key", "hub"):
+        return f"Bring it here first (fastsd models get {name.text}), and give the path that it prints."
+    return "Check the path; names are case-sensitive."

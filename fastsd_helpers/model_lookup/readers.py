@@ -4,7 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.downloads import Contents, Listing, pick_weights, read_json
+from fastsd_helpers.downloads import pick_weights, read_json
+from fastsd_helpers.downloads.pipeline import Contents, Listing
 from fastsd_helpers.errors import ModelError, WrongFamily
 from fastsd_helpers.model_lookup.kinds import ModelKind
 

@@ -43,7 +43,8 @@ class Served:
 
 def build_page(reader: Any) -> Any:
     """Make the page (a gradio.Blocks), not started."""
-    gradio = _gradio()
+    with needs_package("The page", "Run: fastsd install trocr"):
+        import gradio
     from fastsd_helpers.trocr.pages import read_page
     from fastsd_helpers.trocr.pictures import to_rgb
 
@@ -68,12 +69,6 @@ def build_page(reader: Any) -> Any:
                 table = gradio.Dataframe(headers=["text", "confidence", "notes"], label="Lines", interactive=False)
         button.click(read, [picture, whole], [text, table])
     return page
-
-
-def _gradio() -> Any:
-    with needs_package("The page", "Run: fastsd install trocr"):
-        import gradio
-    return gradio
 
 
 def serve(reader: Any, config: ServeConfig | None = None) -> Served:

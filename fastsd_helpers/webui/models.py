@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.controlnet import fetch_controlnet, find_controlnet, tasks
-from fastsd_helpers.downloads import HubFile, Listing, fetch
+from fastsd_helpers.downloads import HubFile, fetch
+from fastsd_helpers.downloads.pipeline import Listing
 from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, WebUIError
 from fastsd_helpers.files import file_errors, new_link
 from fastsd_helpers.model_lookup import base_model, find_folder, require_inert, understand
