@@ -1,5 +1,6 @@
 """Who a process is: its number and when it started, on this start of this machine."""
 
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass
@@ -37,10 +38,8 @@ class LocalProcess:
             return True  # os.kill would end the process there; --take-over is the way
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+        except OSError as err:
+            return not isinstance(err, ProcessLookupError)  # it may be another user's
         return True
 
     def was_replaced(self) -> bool:
@@ -59,11 +58,10 @@ def boot_id() -> str:
 
 def machine_id() -> str:
     """Name this start of this machine, and the process namespace: a container cannot see another one's processes."""
-    boot = boot_id()
-    try:
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}" if boot else f"{uuid.getnode():012x}"
-    except OSError:
-        return f"{uuid.getnode():012x}"
+    with contextlib.suppress(OSError):
+        if boot := boot_id():
+            return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{uuid.getnode():012x}"
 
 
 def _start_of(pid: int) -> str | None:
