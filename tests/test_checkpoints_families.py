@@ -225,8 +225,8 @@ def test_stacked_and_turned_tensors_are_what_the_original_computes(models, place
     x = torch.randn(2, projection.shape[0])
     assert torch.equal(projection, second["text_projection.weight"].T)
     theirs = torch.nn.functional.linear(x, second["text_projection.weight"])
-    # The same sums of fp32 products in another order: up to 1.2e-7.
-    assert_close_to(x @ projection, theirs, of_largest=2e-6)
+    # The same sums of fp32 products in another order: up to 2.7e-7.
+    assert_close_to(x @ projection, theirs, of_largest=3e-6)
 
 
 def test_the_halves_of_fluxs_last_norm_are_swapped(models, place):
