@@ -387,8 +387,16 @@ def try_mutant(folder: Path, tree: Path, tests: dict[str, dict], module: str, bl
 
 
 def reaching(tests: dict[str, dict], module: str, block: str) -> tuple[list[str], str]:
-    """Return the tests that reach a block, quickest first; where none is known, those of its function or module."""
+    """Return the tests that reach a block, quickest first; where none is known, those of its function or module.
+
+    What stands outside functions is reached when the module is loaded: it gets all tests of files that use the module.
+    """
     function = block.split("#")[0]
+    if not block:
+        start = f"{module}|"
+        files = {test["file"] for test in tests.values() if any(name.startswith(start) for name in test["blocks"])}
+        found = [name for name, test in tests.items() if test["file"] in files]
+        return sorted(found, key=lambda name: tests[name]["seconds"]), "module"
     reach = {
         "block": lambda name: name == f"{module}|{block}",
         "function": lambda name: function and name.startswith(f"{module}|{function}#"),

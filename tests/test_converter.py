@@ -339,3 +339,16 @@ def test_a_lora_given_as_a_model_and_a_model_given_as_a_lora_are_told_apart(plac
     assert checkpoints.convert(model, place / "copy.safetensors", family="sd15", dtype="fp16").family == "sd15"
     with pytest.raises(FastSDError):
         checkpoints.convert(model, place / "no.safetensors", family="sdxl")
+
+
+def test_a_source_is_never_inside_what_is_replaced(models, place):
+    made = checkpoints.convert(write(place / "a.safetensors", original("sd15")), place / "out")
+    inside = made.path / "a.safetensors"
+    shutil.copy(place / "a.safetensors", inside)
+    before = read(inside)
+    with pytest.raises(CheckpointError, match="holds the model that is read"):
+        checkpoints.convert(inside, made.path, overwrite=True)
+    assert read(inside) == before
+    with pytest.raises(CheckpointError):
+        checkpoints.convert(made.path, made.path / "vae" / "diffusion_pytorch_model.safetensors", overwrite=True)
+    assert (made.path / "model_index.json").is_file()

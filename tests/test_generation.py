@@ -1,5 +1,7 @@
 """Manifests and weight files of checkpoints by themselves, and as an earlier version wrote them."""
 
+import builtins
+import errno
 import json
 import os
 from pathlib import Path
@@ -168,6 +170,24 @@ def test_a_carried_file_is_looked_for_where_it_lies(tmp_path):
     (tmp_path / EARLIER).mkdir()
     (tmp_path / EARLIER / "text_encoder.safetensors").write_bytes(b"abc")
     verify_files(read_generation(tmp_path, NAME))
+
+
+def test_a_file_that_cannot_be_looked_at_or_read_is_said(tmp_path, monkeypatch):
+    write(tmp_path, manifest(entry(), entry("text_encoder", name=EARLIER, carried=True)))
+    (tmp_path / EARLIER).write_bytes(b"a file in the place of its folder")
+    with pytest.raises(NotWhole, match=r"cannot be read: text_encoder\.safetensors: Not a directory"):
+        verify_files(read_generation(tmp_path, NAME))
+    write(tmp_path, manifest())
+    found, real = read_generation(tmp_path, NAME), builtins.open
+
+    def broken(path, *words, **named):
+        if str(path).endswith("unet.safetensors"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *words, **named)
+
+    monkeypatch.setattr(builtins, "open", broken)
+    with pytest.raises(NotWhole, match=r"cannot be read: Could not read .*unet\.safetensors.*Input/output error$"):
+        verify_files(found)
 
 
 def test_large_numbers_of_bytes_are_grouped(tmp_path):

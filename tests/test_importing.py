@@ -442,6 +442,16 @@ def test_a_link_in_a_zip_is_refused(zipped: Path, tmp_path: Path) -> None:
     assert import_session("rex", source=zipped, root=tmp_path / "sessions").pictures == 2
 
 
+def test_a_name_that_ends_early_for_some_is_refused(zipped: Path, tmp_path: Path) -> None:
+    """Programs in C read a name up to its first zero byte: they and we would unpack different files."""
+    zip_of(zipped / "instance_images.zip", {"ab.exe_.jpg": picture(1)})
+    data = (zipped / "instance_images.zip").read_bytes()
+    assert data.count(b"ab.exe_.jpg") == 2
+    (zipped / "instance_images.zip").write_bytes(data.replace(b"ab.exe_.jpg", b"ab.exe\0.jpg"))
+    with pytest.raises(DatasetError, match="holds an unsafe name"):
+        import_session("rex", source=zipped, root=tmp_path / "sessions")
+
+
 def test_zips_of_too_much_are_refused_at_their_bounds(
     zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

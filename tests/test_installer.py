@@ -488,3 +488,19 @@ def test_a_file_system_without_locks_stops_no_installation(world: World, monkeyp
 
     monkeypatch.setattr(fcntl, "flock", flock)
     assert len(install().changes) == 2
+
+
+def test_what_keeps_two_installations_apart_is_the_users_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installer.tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        install()
+        world.here.installed.clear()
+    (lock,) = tmp_path.glob("fastsd-install-*.lock")
+    assert lock.stat().st_mode & 0o7777 == 0o600
+    lock.unlink()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InstallError):
+        install()
+    assert not (tmp_path / "elsewhere").exists(), "a link that somebody else laid there is not followed"

@@ -223,3 +223,20 @@ def test_a_saved_name_that_does_not_exist_is_refused_with_those_that_do() -> Non
         from_values(PaintConfig, {"roller": 1, "hue": 2})
     with pytest.raises(SettingsError, match="the smallest is 1"):
         from_values(PaintConfig, {"colour": "red", "coats": 0})
+
+
+def test_numbers_without_limits_are_only_looked_at_for_their_kind() -> None:
+    @dataclass(frozen=True)
+    class Free:
+        count: int = option(1, help="any whole number")
+        share: float = option(1.0, help="any number", low=0.0)
+        most: int = option(1, help="at most", high=5)
+
+        def __post_init__(self) -> None:
+            check(self)
+
+    for values in ({"count": -(10**9)}, {"count": 10**9}, {"share": 1e30}, {"most": -5}, {"most": 5}):
+        assert Free(**values)
+    for values, words in (({"share": -1.0}, "the smallest is 0.0"), ({"most": 6}, "the largest is 5")):
+        with pytest.raises(SettingsError, match=words):
+            Free(**values)

@@ -1070,3 +1070,53 @@ def test_a_mount_that_shows_an_older_record_takes_nothing_back(root, dog):
     assert (dog.record["seed"], dog.record["settings"], dog.record["extra"]) == (7, {"a": 1}, 2)
     again = Session.open("dog", root=root).record
     assert (again["seed"], again["settings"], again["sequence"]) == (7, {"a": 1}, 3)
+
+
+def test_heartbeats_that_fail_are_told_once(dog, caplog, monkeypatch):
+    failed = []
+
+    def refuse(*words, **named):
+        failed.append(words)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with SessionLock(dog.folder, beat_s=0.02) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock_module, "write_atomic", refuse)
+            wait_for(lambda: len(failed) >= 4)
+        assert caplog.text.count("could not be renewed") == 1
+        assert not lock.lost
+
+
+@pytest.mark.parametrize(("age_s", "mtime_age_s", "alive"), [(119, 10**6, True), (120, 120, False), (121, 120, False)])
+def test_a_heartbeat_is_old_from_two_minutes_on(dog, age_s, mtime_age_s, alive, monkeypatch):
+    now = 1_800_000_000
+    monkeypatch.setattr(lock_module.time, "time", lambda: float(now))
+    path = another_machine(dog, age_s=0, time=now - age_s)
+    os.utime(path, (now - mtime_age_s, now - mtime_age_s))
+    lock = SessionLock(dog.folder, watch_s=10**6)  # watching would never end
+    monkeypatch.setattr(lock_module.time, "sleep", lambda seconds: pytest.fail("it is watched"))
+    if alive:
+        with pytest.raises(SessionBusy):
+            lock.acquire()
+    else:
+        with lock:
+            pass
+
+
+def test_of_two_who_come_at_once_to_a_drive_without_hard_links_the_second_is_refused(dog, monkeypatch):
+    """Between looking and writing another run has come: on such a mount its file is simply there."""
+    write_new = lock_module.write_new
+
+    def refuse(*_words):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def late(path, data):
+        if path.name == ".lock" and not path.exists():
+            another_machine(dog, age_s=1)
+        write_new(path, data)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(lock_module, "write_new", late)
+    with pytest.raises(SessionBusy, match="process 17 on machine colab"):
+        dog.lock().acquire()
+    assert json.loads((dog.folder / ".lock").read_bytes())["token"] == "theirs"

@@ -220,3 +220,21 @@ def test_the_one_that_is_being_copied_is_never_given_up_nor_one_to_keep(tmp_path
         assert [row["step"] for row in store.generations(verify=True)] == [1, 2, 3]
         assert len(said) == 1
         assert "The training waits: 2 checkpoints are still being copied" in said[0]
+
+
+def test_what_is_on_the_mount_already_is_not_copied_from_here_again(tmp_path, monkeypatch):
+    """A process was killed after it had delivered its checkpoint and before it had cleared its own disk."""
+    import shutil
+
+    with open_store(tmp_path) as store:
+        name = store.save(snapshot(1))
+    shutil.copytree(tmp_path / "checkpoints" / name, tmp_path / "scratch" / name)
+    said: list[str] = []
+    copied = []
+    monkeypatch.setattr(shelf, "copy_verified", lambda *words, **named: copied.append(words))
+    with open_store(tmp_path, said) as store:
+        assert store.newest()[0].name == name
+        assert store.flush() == []
+        assert [row["name"] for row in store.generations()] == [name]
+    assert (said, copied) == ([], [])
+    assert not (tmp_path / "scratch" / name).exists()

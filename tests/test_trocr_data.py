@@ -666,3 +666,13 @@ def test_the_interval_is_that_of_a_thousand_resamples_of_the_lines():
     assert (one.rate, one.low, one.high) == (1, 1, 1)
     nothing = score_lines([""], ["ab"]).cer
     assert (nothing.rate, nothing.low, nothing.high, nothing.symbols) == (2, 2, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "labels.jsonl", "labels.txt"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_table_is_a_sentence(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(
+        DatasetError, match=r"labels\.(csv|tsv) has no column for the picture's name and its text|no line that"
+    ):
+        read_lines(folder / name)

@@ -268,6 +268,13 @@ def test_a_model_of_other_widths_is_linked_and_warned_about(
     assert "channels" not in caplog.text
 
 
+def test_a_model_of_another_architecture_has_no_first_layer_to_compare(
+    one_of: Any, where: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert place_model(str(one_of("flux")), FORGE, find_places(FORGE, **where)).family == "flux"
+    assert "channels" not in caplog.text
+
+
 # -------------------------------------------------------------------------------------------- folders and sessions
 
 
