@@ -174,7 +174,9 @@ def test_a_server_is_waited_for_as_long_as_it_asks(site: Site, waits: list[float
     assert waits == [waited]
 
 
-@pytest.mark.parametrize("said", ["121", "7200", formatdate(time.time() + 5000, usegmt=True)])
+@pytest.mark.parametrize(
+    "said", ["121", "7200", formatdate(time.time() + 5000, usegmt=True)], ids=["121", "7200", "a date"]
+)
 def test_more_than_two_minutes_are_not_waited(site: Site, waits: list[float], said: str) -> None:
     site.answers = [answer(503, b"", f"Retry-After: {said}")]
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1 is busy and asks to wait for \d+ minutes"):
