@@ -352,3 +352,19 @@ def test_a_source_is_never_inside_what_is_replaced(models, place):
     with pytest.raises(CheckpointError):
         checkpoints.convert(made.path, made.path / "vae" / "diffusion_pytorch_model.safetensors", overwrite=True)
     assert (made.path / "model_index.json").is_file()
+
+
+def test_what_is_not_asked_for_is_the_careful_choice():
+    from fastsd_helpers.checkpoints.converter import ConvertConfig
+    from fastsd_helpers.options import options_of
+
+    assert {item.name: (item.default, item.advanced) for item in options_of(ConvertConfig)} == {
+        "dtype": ("keep", False),
+        "verify": (False, False),
+        "overwrite": (False, False),
+        "base": ("", False),
+        "family": ("", True),
+        "ema": (True, True),
+        "hashes": (False, False),
+        "all_in_one": (False, False),
+    }

@@ -120,6 +120,13 @@ def test_a_format_that_nobody_knows_is_named(path):
         SafetensorsFile(file_of(path, {"a": entry("F4", [1], 0, 4)}, bytes(4)))
 
 
+@pytest.mark.parametrize("more", [1, 8, 16, 10**6, 2**63])
+def test_a_length_beyond_the_files_end_is_said_before_anything_is_read(path, more):
+    file_of(path, b"{}", length=2 + more)
+    with pytest.raises(CheckpointError, match="or the file is cut short"):
+        SafetensorsFile(path)
+
+
 @pytest.mark.parametrize("length", range(8))
 def test_a_file_without_a_length_is_named_with_its_own(path, length):
     path.write_bytes(bytes(length))

@@ -676,3 +676,14 @@ def test_an_empty_table_is_a_sentence(folder, name, content):
         DatasetError, match=r"labels\.(csv|tsv) has no column for the picture's name and its text|no line that"
     ):
         read_lines(folder / name)
+
+
+def test_exact_is_the_part_of_the_lines_without_any_error():
+    pytest.importorskip("jiwer")
+    assert score_lines(["a", "b", "c", " d "], ["a", "x", "y", "d"]).exact == 0.5
+    assert score_lines(["a", "b", "c"], ["a", "x", "y"]).exact == pytest.approx(1 / 3)
+    assert score_lines(["a"], ["A"]).exact == 0
+    with pytest.raises(ValueError, match="2 true lines and 1 readings"):
+        score_lines(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="0 true lines and 0 readings"):
+        score_lines([], [])
