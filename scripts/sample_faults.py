@@ -40,8 +40,9 @@ MODULES = (
     "dreambooth/resume/generation", "dreambooth/chance", "dreambooth/denoising", "dreambooth/stages",
     "checkpoints/converter", "checkpoints/lora", "checkpoints/number_formats", "checkpoints/safetensors_file",
     "tunnels/gate", "tunnels/login", "tunnels/proxy", "downloads/transfer", "downloads/links",
-    "wheels/difference", "wheels/installer", "drive", "trocr/search", "trocr/labels", "trocr/scores",
-    "webui/models", "options",
+    "wheels/difference", "wheels/installer", "files", "processes/identity", "processes/lock", "processes/child",
+    "model_lookup/names", "model_lookup/kinds", "model_lookup/finding", "drive", "trocr/search", "trocr/labels",
+    "trocr/scores", "webui/models", "options",
 )
 # fmt: on
 
@@ -200,9 +201,7 @@ def copy_tree(place: Path) -> Path:
 
 
 def sources(tree: Path) -> dict[str, str]:
-    return {
-        name: path.read_text(encoding="utf-8") for name in MODULES if (path := tree / PACKAGE / f"{name}.py").exists()
-    }
+    return {name: (tree / PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
 
 
 def record(folder: Path, chosen: argparse.Namespace) -> dict[str, dict]:
