@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hub_server import Fault
-from test_downloads import at_home, start_hub, write_files
+from test_downloads import NEEDED, at_home, start_hub, write_files
 
 from fastsd_helpers import captions, registry
 from fastsd_helpers.cli import main
@@ -250,26 +250,11 @@ def test_a_repository_of_another_kind_is_refused_before_its_weights(start_hub: A
 
 
 def test_two_kinds_in_one_folder_are_judged_by_what_is_asked_for(tmp_path: Path) -> None:
-    both = write(write_files(tmp_path / "both", NEEDED_BASE), {"adapter_config.json": {}, "lora.safetensors": b"x"})
+    both = write(write_files(tmp_path / "both", NEEDED), {"adapter_config.json": {}, "lora.safetensors": b"x"})
     assert find_folder(both, BASE_MODEL) == both
     assert lora_file(find_folder(both, LORA)) == both / "lora.safetensors"
     with pytest.raises(ModelError, match="is a LoRA adapter, not a whole reader"):
         find_folder(both, READER)
-
-
-NEEDED_BASE = [
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-]
 
 
 # ------------------------------------------------------------------------------------------- whole and checked
@@ -420,7 +405,7 @@ def test_what_convert_and_inspect_are_not_given_here_is_told_how_to_get(tmp_path
 
 
 def test_links_are_followed_and_what_leads_nowhere_or_round_is_refused(tmp_path: Path) -> None:
-    model = write_files(tmp_path / "model", NEEDED_BASE)
+    model = write_files(tmp_path / "model", NEEDED)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(tmp_path / "blob")
     weights.symlink_to(tmp_path / "blob")  # as in the Hub's cache
@@ -437,6 +422,23 @@ def test_links_are_followed_and_what_leads_nowhere_or_round_is_refused(tmp_path:
     (model / "unet" / "round").symlink_to(model, target_is_directory=True)
     with pytest.raises(ModelError, match="is a link to a folder that holds it"):
         require_inert([model])
+
+
+def test_circles_reached_by_links_end_at_once_however_many_there_are(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for number in range(40):  # walked one by one, they would be 2^40 ways
+        (model / f"round-{number}").symlink_to(model, target_is_directory=True)
+    (tmp_path / "link").symlink_to(model, target_is_directory=True)
+    with pytest.raises(ModelError, match="is a link to a folder that holds it"):
+        require_inert([tmp_path / "link"])
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "0").mkdir()
+    for number in range(30):  # no circle: each folder twice in the next
+        (tmp_path / "deep" / f"{number + 1}").mkdir()
+        for name in "ab":
+            (tmp_path / "deep" / f"{number + 1}" / name).symlink_to(tmp_path / "deep" / f"{number}")
+    require_inert([tmp_path / "deep"])
 
 
 def test_a_folder_that_is_a_circle_itself_is_one_sentence(tmp_path: Path) -> None:

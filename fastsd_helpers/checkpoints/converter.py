@@ -120,7 +120,6 @@ def convert(
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
     if not src.is_dir() and not src.is_file():
         raise CheckpointError(f"{src} is neither a file nor a folder.", "Give a model.")
-    require_inert([src])
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
@@ -131,6 +130,7 @@ def convert(
         raise CheckpointError(f"There is no base model at {base}.", "Check the path, or leave the base out.")
     to_file = dst.suffix.lower() in _FILES
     if src.is_dir() and is_lora_folder(src):
+        require_inert([src])
         return convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
     if to_file:
         check_destination(dst, overwrite=overwrite)
@@ -140,11 +140,14 @@ def convert(
         refuse_existing(dst, overwrite=overwrite)
     options = _Options(dtype, verify, overwrite, base, ema, hashes)
     if src.is_file():
+        require_inert([src])
         return _convert_file(src, dst, to_file, family, options)
     part = _component_of(src)
     if part is not None:
+        require_inert([src])
         return _convert_component(src, dst, to_file, part, family, options)
     found = detect_family(src)
+    require_inert([src])
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
     return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)

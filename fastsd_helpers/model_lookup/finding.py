@@ -70,7 +70,6 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
             kind.contents.require(name.path)
             return name.path.resolve()
     if name.what == "file":
-        require_inert([name.path])
         if convert is None:
             hint = CONVERT_HINT if kind.registry == "base" else "Give the folder of the model, with config.json in it."
             raise ModelError(f"'{name.text}' is a single file.", hint)
@@ -92,11 +91,7 @@ def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
 
 def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
     if spec.kind != kind.registry:
-        does = "reads handwriting" if spec.kind == "reader" else "draws pictures" if spec.kind == "base" else ""
-        raise WrongFamily(
-            f"'{spec.key}' ({spec.title}) is no {kind.noun}{f': it {does}' if does else ''}.",
-            f"Choose {kind.choices()}.",
-        )
+        raise WrongFamily(f"'{spec.key}' ({spec.title}) is no {kind.noun}.", f"Choose {kind.choices()}.")
     if kind.accept is not None:
         kind.accept(spec)
     if spec.folder is not None:

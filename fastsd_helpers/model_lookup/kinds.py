@@ -72,24 +72,17 @@ def _flat(noun: str, wanted: Callable[[Listing], list[str]]) -> Contents:
     return Contents(noun, wanted, lambda folder: wanted(list_flat(folder)))
 
 
-def _small(listing: Listing) -> list[str]:
-    return [name for name in listing.names if "/" not in name and name.endswith((".json", ".txt"))]
-
-
 def _captioner_files(listing: Listing) -> list[str]:
+    hint = f"Give {CAPTIONER.examples}; or write the captions by hand."
     if "config.json" not in listing.names:
-        raise ModelError(f"{listing.where} is no model: it has no config.json.", _captioner_hint())
+        raise ModelError(f"{listing.where} is no model: it has no config.json.", hint)
     kind = listing.read("config.json").get("model_type", "unknown")
     if kind != "blip":
-        raise WrongFamily(f"{listing.where} is a {kind} model, not a BLIP captioning model.", _captioner_hint())
+        raise WrongFamily(f"{listing.where} is a {kind} model, not a BLIP captioning model.", hint)
     weights, _variant = pick_weights(name for name in listing.names if name.endswith((".safetensors", ".index.json")))
     if not weights:
-        raise ModelError(f"{listing.where} has no weights in .safetensors files.", _captioner_hint())
-    return [*_small(listing), *weights]
-
-
-def _captioner_hint() -> str:
-    return f"Give {CAPTIONER.examples}; or write the captions by hand."
+        raise ModelError(f"{listing.where} has no weights in .safetensors files.", hint)
+    return [*(name for name in listing.names if "/" not in name and name.endswith((".json", ".txt"))), *weights]
 
 
 CAPTIONER = ModelKind(
