@@ -47,6 +47,7 @@ class Running:
     expires: datetime | None = None
     visitor_password: str | None = None
     hides_host: bool = False  # visitors' requests arrive with this machine's own name instead of the public one
+    address_header: str | None = None  # where the service itself writes the visitor's address; None: nowhere for sure
     folder: Path | None = None  # scratch folder, removed at the end
     _closed: bool = field(default=False, repr=False)
 
@@ -100,7 +101,8 @@ def _start_ngrok(port: int, config: TunnelConfig) -> Running:
     child, folder = _hold("ngrok", [str(port)], env={"NGROK_AUTHTOKEN": token}, hidden=[token])
     url = _read_held("ngrok", child, folder, config, _explain_ngrok)
     note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
-    return Running(url, child, note, folder=folder)
+    # Source: ngrok.com/docs, "Upstream headers": the last entry is the address that its edge has seen.
+    return Running(url, child, note, folder=folder, address_header="X-Forwarded-For")
 
 
 def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
@@ -148,6 +150,7 @@ def _start_gradio(port: int, config: TunnelConfig) -> Running:
     child, folder = _hold("gradio", words)
     url = _read_held("gradio", child, folder, config, _explain_gradio)
     expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
+    # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
     return Running(url, child, "Made by gradio's share service, without an account.", expires, folder=folder)
 
 
@@ -237,7 +240,9 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
     with _closed_on_failure(child, folder):
         url = _wait("cloudflared", child, find, config, lambda text: _unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
-    return Running(url, child, "Cloudflare's quick tunnel, without an account and without any promise.", folder=folder)
+    note = "Cloudflare's quick tunnel, without an account and without any promise."
+    # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
+    return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
 
 
 def _quick_tunnel(metrics_port: int) -> str | None:
@@ -293,7 +298,9 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
         if password
         else ""
     )
-    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder)
+    # localtunnel's public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
+    header = "X-Forwarded-For" if server == "https://localtunnel.me" else None
+    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder, address_header=header)
 
 
 def _explain_localtunnel(text: str) -> TunnelError:

@@ -131,8 +131,8 @@ def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     gate.set_public_url(None)
     running = start_service(kind, gate.port, config)
     try:
-        if running.hides_host:
-            gate.set_public_url(running.url)
+        gate.set_public_url(running.url)
+        gate.set_address_header(running.address_header)
         reason = wait_for_nonce(running.url, gate.nonce, time.monotonic() + min(_CHECK_S, config.wait_s))
     except BaseException:
         running.close()
