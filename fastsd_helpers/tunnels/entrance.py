@@ -24,7 +24,7 @@ _LOGOUT_PATH = f"{_OWN}logout"
 _PROGRAM_LOGIN_PATH = "/login"  # where gradio_client sends user and password
 
 # How long a password may wait for its turn, and how many may wait.
-_LONGEST_WAIT_S = 30.0
+_LONGEST_WAIT_S = 10.0
 _MOST_WAITING = 64
 _MOST_WAITING_PER_ADDRESS = 2
 
