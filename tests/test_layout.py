@@ -18,6 +18,7 @@ ORDER = (
     "runtime",
     "processes",
     "files",
+    "picture_files",
     "drive",
     "downloads",
     "registry",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers import picture_files
 from fastsd_helpers.errors import DatasetError, FastSDError, needs_package
 
 if TYPE_CHECKING:
@@ -136,26 +137,22 @@ def open_picture(path: Path) -> "Image.Image":
     Raises:
         DatasetError: it is empty, damaged, no picture, or too small or large to hold a line.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if path.suffix.lower() in (".heic", ".heif"):
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-
-            pillow_heif.register_heif_opener()
-    hint = "Open it in a picture viewer; save it again as PNG or JPEG."
     try:
         if path.stat().st_size == 0:
             raise DatasetError(f"{path.name} is empty (0 bytes).", "Copy it again.")
-        with Image.open(path) as picture:
-            picture.load()
-            return _checked(to_rgb(ImageOps.exif_transpose(picture)), path.name)
-    except UnidentifiedImageError as err:
-        raise DatasetError(f"{path.name} is no picture this machine can read.", hint) from err
-    except Image.DecompressionBombError as err:
-        raise DatasetError(f"{path.name} is too large to open safely.", "Cut it into pages or lines.") from err
-    except (OSError, ValueError, SyntaxError) as err:  # PIL raises all three for damaged files
-        raise DatasetError(f"{path.name} is damaged: {err}.", hint) from err
+        with picture_files.open_picture(path) as picture:
+            picture_files.load_picture(picture)
+            return _checked(to_rgb(picture_files.upright(picture) or picture), path.name)
+    except picture_files.PictureProblem as err:
+        hint = "Open it in a picture viewer; save it again as PNG or JPEG."
+        if err.why == "kind":
+            raise DatasetError(f"{path.name} is no picture this machine can read: it {err.problem}.", hint) from err
+        if err.why == "size":
+            problem, hint = f"{path.name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
+            raise DatasetError(problem, hint) from err
+        raise DatasetError(f"{path.name} is damaged: {err.detail}.", hint) from err
+    except (OSError, ValueError) as err:  # the file goes away, or its values cannot become RGB
+        raise DatasetError(f"{path.name} is damaged: {err}.", "Copy it again.") from err
 
 
 def _checked(picture: "Image.Image", name: str = "The picture") -> "Image.Image":
