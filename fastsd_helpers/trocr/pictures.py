@@ -3,7 +3,6 @@
 A picture that cannot be used is reported with its name and the reason; the ones after it are read all the same.
 """
 
-import contextlib
 import logging
 import re
 import tempfile
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers import picture_files
-from fastsd_helpers.errors import DatasetError, FastSDError, needs_package
+from fastsd_helpers.errors import DatasetError, FastSDError
+from fastsd_helpers.trocr.pdf import draw_pages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,6 @@ logger = logging.getLogger("fastsd_helpers")
 PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
-_PDF_DPI = 300
 _LINK = re.compile(r"https?://")
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -220,23 +219,11 @@ def _from_array(values: Any) -> "Image.Image":
 
 
 def _open_pdf(path: Path, name: str) -> Iterator[Item]:
-    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as pictures."):
-        import pypdfium2
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as err:
-        reason = "it is protected by a password" if "password" in str(err).lower() else f"it is damaged ({err})"
-        yield Item(name, problem=f"{name} cannot be opened: {reason}.")
-        return
-    with contextlib.closing(document):
-        if not len(document):
-            yield Item(name, problem=f"{name} has no pages.")
-        for number in range(len(document)):
-            label = f"{name}, page {number + 1}"
-            try:
-                page = document[number]
-                picture = page.render(scale=_PDF_DPI / 72).to_pil().convert("RGB")
-                page.close()
-                yield Item(label, _checked(picture, label))
-            except (pypdfium2.PdfiumError, FastSDError) as err:
-                yield Item(label, problem=getattr(err, "problem", f"{label} cannot be drawn: {err}."))
+    for label, drawn in draw_pages(path, name):
+        if isinstance(drawn, str):
+            yield Item(label, problem=drawn)
+            continue
+        try:
+            yield Item(label, _checked(drawn, label))
+        except DatasetError as err:
+            yield Item(label, problem=err.problem)
