@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.advisories import old_packages
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
@@ -199,6 +200,7 @@ def examine(*, root: Path | None = None) -> Diagnosis:
         lambda: _look_at_memory(device),
         lambda: _look_at_disks(root),
         _look_at_versions,
+        _look_at_holes,
         _look_at_imported,
         _look_at_settings,
         _look_at_tokens,
@@ -406,6 +408,11 @@ def _look_at_versions() -> Iterator[Finding]:
     if len(set(builds.values())) > 1:
         listed = ", ".join(f"{name} {version}" for name, version in builds.items())
         yield Finding("note", f"Several builds of OpenCV share one folder ({listed}); the last one installed is used.")
+
+
+def _look_at_holes() -> Iterator[Finding]:
+    for package in old_packages():
+        yield Finding("warning" if package.is_open else "note", package.sentence(), package.remedy())
 
 
 def _version(name: str) -> str | None:

@@ -25,6 +25,7 @@ ORDER = (
     "controlnet",
     "model_lookup",
     "wheels",
+    "advisories",
     "doctor",
     "smart_crop",
     "captions",

@@ -1,5 +1,6 @@
 """PDF files are drawn by a child: hostile ones end with a sentence, take no more than their limits, and stop nobody."""
 
+import contextlib
 import json
 import os
 import sys
@@ -75,7 +76,7 @@ def test_a_page_is_drawn_pixel_by_pixel_as_without_a_child(tmp_path: Path) -> No
 
     path = tmp_path / "scan.pdf"
     path.write_bytes(document((203, 101), (595, 842)))
-    with pypdfium2.PdfDocument(path) as opened:
+    with contextlib.closing(pypdfium2.PdfDocument(path)) as opened:
         expected = [opened[place].render(scale=300 / 72).to_pil().convert("RGB") for place in range(2)]
     got = drawn(path)
     assert [name for name, _ in got] == ["scan.pdf, page 1", "scan.pdf, page 2"]
