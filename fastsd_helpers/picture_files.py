@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.picture_headers import JpegHeader, check_tags, check_tiff, read_jpeg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,12 +113,38 @@ def open_picture(source: Path | bytes | BinaryIO, *, most_pixels: int = MOST_PIX
         else:
             file = source
             file.seek(0)
-        picture = opened.enter_context(_open_as(_format_of(file.read(_HEAD_BYTES)), file, most_pixels))
+        name = _format_of(file.read(_HEAD_BYTES))
+        header = _checked_header(name, file)
+        picture = opened.enter_context(_open_as(name, file, most_pixels))
+        if header is not None and picture.size != (header.width, header.height):
+            raise _damaged("its header gives two sizes")
         if picture.width * picture.height > most_pixels:
             raise PictureProblem(
                 f"is {picture.width} x {picture.height}: more than {most_pixels // 1_000_000} megapixels", "size"
             )
+        _check_colours(picture)
         yield picture
+
+
+def _damaged(reason: str) -> PictureProblem:
+    return PictureProblem(f"is a damaged picture: {reason}", "damage", reason)
+
+
+def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
+    try:
+        if name == "JPEG":
+            return read_jpeg(file)
+        if name == "TIFF":
+            check_tiff(file)
+    except ValueError as err:
+        raise _damaged(str(err)) from err
+    return None
+
+
+def _check_colours(picture: "Image.Image") -> None:
+    # Until 13.0 Pillow reads such pictures past the end of a buffer.
+    if picture.format == "TIFF" and picture.tag_v2.get(0x106) == 6 and picture.info.get("compression") != "jpeg":
+        raise PictureProblem(f"is a TIFF in YCbCr colours without JPEG: {_SAVE}", "kind")
 
 
 def _format_of(head: bytes) -> str:
@@ -159,10 +186,9 @@ def _open_as(name: str, file: BinaryIO, most_pixels: int) -> "Image.Image":
         except Image.DecompressionBombError as err:
             raise PictureProblem(f"has more than {most_pixels // 1_000_000} megapixels", "size") from err
         except UnidentifiedImageError as err:  # its text names an object, not a reason
-            reason = "its header cannot be read"
-            raise PictureProblem(f"is a damaged picture: {reason}", "damage", reason) from err
+            raise _damaged("its header cannot be read") from err
         except Exception as err:  # decoders raise nearly anything on bytes that are not theirs
-            raise PictureProblem(f"is a damaged picture: {_one_line(err)}", "damage", _one_line(err)) from err
+            raise _damaged(_one_line(err)) from err
 
 
 def _register(name: str) -> None:
@@ -215,6 +241,7 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
     from PIL import ImageOps
 
     try:
+        check_tags(picture.info.get("exif") or b"")
         return ImageOps.exif_transpose(picture)
     except Exception:  # malformed EXIF data fail in many ways; the pixels are fine
         return None

@@ -18,6 +18,7 @@ ORDER = (
     "runtime",
     "processes",
     "files",
+    "picture_headers",
     "picture_files",
     "drive",
     "downloads",

@@ -1,6 +1,7 @@
 """One opener for all pictures: which formats pass, by content and never by name, and that nothing else opens any."""
 
 import ast
+import contextlib
 import io
 import struct
 import sys
@@ -391,3 +392,89 @@ def test_nothing_else_in_the_package_opens_pictures() -> None:
 )
 def test_the_rule_notices_every_other_way(source: str) -> None:
     assert opened_elsewhere(source)
+
+
+# ----------------------------------------------------------------------------------------------------- headers
+
+
+def tags(entries: list[tuple[int, int, int, int]], size: int = 0, order: str = "<") -> bytes:
+    """A table of tags (tag, type, count, value) as a TIFF file begins, filled up to `size` bytes."""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    table = struct.pack(f"{order}I", 8) + struct.pack(f"{order}H", len(entries))
+    table += b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + bytes(4)
+    return (head + table).ljust(size, b"\0")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_tags_claim_the_same_bytes_again_and_again_is_refused(order: str) -> None:
+    claims = [(40_000 + place, 7, 3_000_000, 0) for place in range(500)]
+    needed = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 16)]
+    if order == ">":
+        needed = [(tag, kind, count, value << 16 if kind == 3 else value) for tag, kind, count, value in needed]
+    data = tags(needed + claims, 3_100_000, order)
+    with pytest.raises(PictureProblem, match="claim more than the file holds"):
+        read_rgb(data)
+    assert read_rgb(tags(needed + claims[:1], 3_100_000, order)).size == (4, 4)
+
+
+def test_exif_data_that_claim_too_much_or_do_not_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = saved("JPEG")
+
+    def with_segments(*segments: bytes) -> bytes:
+        return plain[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(s) + 2) + s for s in segments) + plain[2:]
+
+    claims = tags([(40_000 + place, 7, 60_000, 0) for place in range(3000)], 60_000)
+    with pytest.raises(PictureProblem, match="claim more"):
+        read_rgb(with_segments(b"Exif\0\0" + claims))
+    below = tags([(0x8769, 4, 1, 40)], 40) + struct.pack("<H", 3000)
+    below += b"".join(struct.pack("<HHII", 40_000 + place, 7, 60_000, 0) for place in range(3000))
+    with pytest.raises(PictureProblem, match="claim more"):
+        read_rgb(with_segments(b"Exif\0\0" + below))
+    with pytest.raises(PictureProblem, match="do not end"):
+        read_rgb(with_segments(*[b"Exif\0\0" * 9000] * 40))
+    assert read_rgb(with_segments(b"Exif\0\0" + tags([(0x0112, 3, 1, 6)]))).size == (64, 48)
+    assert read_rgb(with_segments(b"Exif\0\0Exif\0\0" + tags([(0x0112, 3, 1, 6)]))).size == (64, 48)
+    # In a PNG they are read when the picture is turned, and the pixels are fine without.
+    with open_picture(saved("PNG", exif=b"Exif\0\0" * 100_000)) as picture:
+        assert picture_files.upright(picture_files.load_picture(picture)) is None
+    with open_picture(saved("PNG", exif=b"Exif\0\0" + claims)) as picture:
+        assert picture_files.upright(picture_files.load_picture(picture)) is None
+
+
+def test_a_jpeg_has_one_size_for_pillow_and_for_its_decoder() -> None:
+    plain = saved("JPEG")
+    place = plain.index(b"\xff\xc0")
+    size = plain[place : place + 2 + int.from_bytes(plain[place + 2 : place + 4], "big")]
+    small = size[:5] + struct.pack(">HH", 8, 8) + size[9:]
+    for forged in (
+        plain[:place] + small + plain[place:],
+        plain[: place + len(size)] + small + plain[place + len(size) :],
+    ):
+        with pytest.raises(PictureProblem, match="is a damaged picture"):
+            read_rgb(forged)
+    # What stands between segments is passed over by both; where they differ, the picture is refused.
+    for between in (b"\xff\xff\xff", b"junk", b"\xff\x00"):
+        read = plain[:place] + between + plain[place:]
+        with contextlib.suppress(PictureProblem):
+            assert read_rgb(read).size == (64, 48)
+    with pytest.raises(PictureProblem, match="no end"):
+        read_rgb(plain[:2] + b"\xff\xfe\0\2" * 200_000 + plain[2:])
+    with pytest.raises(PictureProblem, match="no end"):
+        read_rgb(plain[:place] + b"x" * 10_000_000 + plain[place:])
+
+
+def test_a_tiff_in_ycbcr_is_opened_only_as_jpeg() -> None:
+    image = drawing().convert("YCbCr")
+    with pytest.raises(PictureProblem, match="YCbCr"):
+        read_rgb(saved("TIFF", image))
+    assert read_rgb(saved("TIFF", drawing(), compression="jpeg")).size == (64, 48)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_deflate", "tiff_lzw", "packbits", "group4", "jpeg"])
+def test_scans_of_every_usual_kind_are_opened(compression: str | None) -> None:
+    image = drawing((300, 200)).convert("1" if compression == "group4" else "RGB")
+    data = saved("TIFF", image, compression=compression) if compression else saved("TIFF", image)
+    assert read_rgb(data).size == (300, 200)
+    many = saved("TIFF", image, save_all=True, append_images=[image] * 3)
+    with open_picture(many) as picture:
+        assert is_animated(picture)

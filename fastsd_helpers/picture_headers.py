@@ -1,0 +1,144 @@
+"""What a picture file says of itself, read by us before Pillow believes it.
+
+Older Pillows trust some of it too far: a table of tags may claim the same megabytes a thousand times, and a JPEG's
+decoder writes lines as long as *it* reads them in the header, into a buffer as long as Pillow read them.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import BinaryIO
+
+__all__ = ["JpegHeader", "check_tags", "check_tiff", "read_jpeg"]
+
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BELOW = (0x8769, 0x8825, 0xA005)  # tags that hold the place of another table: EXIF, GPS, interoperability
+_MOST_TAGS = 65_535
+_SLACK = 2**20  # honest tables overlap a little, and damaged ones claim a little too much
+_MOST_SEGMENTS = 100_000
+_MOST_JUNK = 2**16  # between the segments of a JPEG
+_MOST_PREFIXES = 4  # some programs write "Exif" before "Exif"
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """The size of a JPEG as its decoder will read it."""
+
+    width: int
+    height: int
+    layers: int
+
+
+def read_jpeg(file: BinaryIO) -> JpegHeader | None:
+    """Read a JPEG's segments up to its pixels, as libjpeg does; None when no size is among them.
+
+    Raises:
+        ValueError: it has several sizes, no end, or tables of tags that cannot be; the text is the reason.
+    """
+    file.seek(2)
+    found: JpegHeader | None = None
+    exif = b""
+    junk = 0
+    for _ in range(_MOST_SEGMENTS):
+        byte = file.read(1)
+        while byte and byte != b"\xff":  # what libjpeg passes over
+            junk += 1
+            if junk > _MOST_JUNK:
+                raise ValueError("its header has no end")
+            byte = file.read(1)
+        while byte == b"\xff":
+            byte = file.read(1)
+        if not byte:
+            break
+        marker = byte[0]
+        if marker == 0 or marker == 0x01 or 0xD0 <= marker <= 0xD7:
+            continue
+        if marker in (0xD8, 0xD9, 0xDA):
+            break
+        length = int.from_bytes(file.read(2), "big")
+        data = file.read(max(0, length - 2))
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if found is not None:
+                raise ValueError("its header gives two sizes")
+            if len(data) >= 6:
+                height, width = int.from_bytes(data[1:3], "big"), int.from_bytes(data[3:5], "big")
+                found = JpegHeader(width, height, data[5])
+        elif marker == 0xE1 and data.startswith(b"Exif\0\0"):
+            exif += data if not exif else data[6:]
+        elif marker == 0xE2 and data.startswith(b"MPF\0"):
+            check_tags(data[4:])
+    else:
+        raise ValueError("its header has no end")
+    check_tags(exif)
+    return found
+
+
+def check_tags(data: bytes) -> None:
+    """Check a block of EXIF data, or of another table of tags that begins as a TIFF file does.
+
+    Raises:
+        ValueError: its tags claim more than it holds, or it does not end.
+    """
+    for _ in range(_MOST_PREFIXES):
+        data = data.removeprefix(b"Exif\0\0")
+    if data.startswith(b"Exif\0\0"):
+        raise ValueError("its EXIF data do not end")
+    if data[:2] in (b"II", b"MM"):
+        _Tables(io.BytesIO(data), len(data), below=True).check()
+
+
+def check_tiff(file: BinaryIO) -> None:
+    """Check the first table of tags of a TIFF file.
+
+    Raises:
+        ValueError: its tags claim more than the file holds, or there are too many.
+    """
+    size = file.seek(0, io.SEEK_END)
+    _Tables(file, size, below=False).check()
+
+
+class _Tables:
+    """The tables of one block: how much their tags claim, all together."""
+
+    def __init__(self, file: BinaryIO, size: int, *, below: bool) -> None:
+        self._file, self._left, self._below = file, size + _SLACK, below
+        file.seek(0)
+        head = file.read(16)
+        self._order = "little" if head[:2] == b"II" else "big"
+        self._wide = self._number(head[2:4]) == 43  # BigTIFF
+        self._first = self._number(head[8:16] if self._wide else head[4:8])
+
+    def _number(self, data: bytes) -> int:
+        return int.from_bytes(data, self._order)
+
+    def check(self) -> None:
+        """Look at the first table, and at those below it that Pillow reads too."""
+        seen: set[int] = set()
+        waiting = [self._first]
+        while waiting:
+            place = waiting.pop()
+            if place not in seen:
+                seen.add(place)
+                waiting += self._look_at(place)
+
+    def _look_at(self, place: int) -> list[int]:
+        count_bytes, entry_bytes, value_bytes = (8, 20, 8) if self._wide else (2, 12, 4)
+        if place > 2**62:
+            return []
+        self._file.seek(place)
+        count = self._number(self._file.read(count_bytes))
+        if count > _MOST_TAGS:
+            raise ValueError("it has too many tags")
+        entries = self._file.read(count * entry_bytes)
+        below = []
+        for start in range(0, len(entries) - entry_bytes + 1, entry_bytes):
+            entry = entries[start : start + entry_bytes]
+            tag, kind = self._number(entry[:2]), self._number(entry[2:4])
+            amount, value = self._number(entry[4 : 4 + value_bytes]), entry[4 + value_bytes :]
+            claimed = _SIZES.get(kind, 0) * amount
+            if claimed > value_bytes:
+                self._left -= claimed
+                if self._left < 0:
+                    raise ValueError("its tags claim more than the file holds")
+            if self._below and tag in _BELOW:
+                below.append(self._number(value[:4]))
+        return below
