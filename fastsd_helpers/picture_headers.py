@@ -5,6 +5,7 @@ decoder writes lines as long as *it* reads them in the header, into a buffer as 
 """
 
 import io
+import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,6 +17,9 @@ _MOST_TAGS = 65_535
 _SLACK = 2**20  # honest tables overlap a little, and damaged ones claim a little too much
 _MOST_SEGMENTS = 100_000
 _MOST_JUNK = 2**16  # between the segments of a JPEG
+_MOST_SCANS = 100  # of a progressive JPEG; ten are usual
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MOST_PREFIXES = 4  # some programs write "Exif" before "Exif"
 
 
@@ -26,13 +30,14 @@ class JpegHeader:
     width: int
     height: int
     layers: int
+    progressive: bool
 
 
 def read_jpeg(file: BinaryIO) -> JpegHeader | None:
     """Read a JPEG's segments up to its pixels, as libjpeg does; None when no size is among them.
 
     Raises:
-        ValueError: it has several sizes, no end, or tables of tags that cannot be; the text is the reason.
+        ValueError: it has several sizes, no end, too many scans, or tables of tags that cannot be; the text says which.
     """
     file.seek(2)
     found: JpegHeader | None = None
@@ -53,6 +58,8 @@ def read_jpeg(file: BinaryIO) -> JpegHeader | None:
         if marker == 0 or marker == 0x01 or 0xD0 <= marker <= 0xD7:
             continue
         if marker in (0xD8, 0xD9, 0xDA):
+            if marker == 0xDA and found is not None:
+                _check_scans(file, found)
             break
         length = int.from_bytes(file.read(2), "big")
         data = file.read(max(0, length - 2))
@@ -61,7 +68,7 @@ def read_jpeg(file: BinaryIO) -> JpegHeader | None:
                 raise ValueError("its header gives two sizes")
             if len(data) >= 6:
                 height, width = int.from_bytes(data[1:3], "big"), int.from_bytes(data[3:5], "big")
-                found = JpegHeader(width, height, data[5])
+                found = JpegHeader(width, height, data[5], marker in (0xC2, 0xC6, 0xCA, 0xCE))
         elif marker == 0xE1 and data.startswith(b"Exif\0\0"):
             exif += data if not exif else data[6:]
         elif marker == 0xE2 and data.startswith(b"MPF\0"):
@@ -70,6 +77,25 @@ def read_jpeg(file: BinaryIO) -> JpegHeader | None:
         raise ValueError("its header has no end")
     check_tags(exif)
     return found
+
+
+def _check_scans(file: BinaryIO, header: JpegHeader) -> None:
+    """Refuse a picture that is drawn over and over: each scan is a few bytes, and the work of the whole picture."""
+    first = file.read(3)  # of the first scan: two bytes of length, and how many layers it holds
+    if not header.progressive and len(first) == 3 and first[2] >= header.layers:
+        return  # libjpeg reads no other scan
+    data = file.read()
+    if data.count(_SCAN) < _MOST_SCANS:  # as nearly always, and counted a hundred times faster than below
+        return
+    scans, place = 1, 0
+    while match := _MARKER.search(data, place):
+        place = match.end()
+        if match[0] == b"\xff\xd9":  # what follows the picture, such as a film, is not decoded
+            return
+        scans += match[0] == _SCAN
+        if scans > _MOST_SCANS:
+            raise ValueError("it is drawn over and over")
+        place += int.from_bytes(data[place : place + 2], "big")
 
 
 def check_tags(data: bytes) -> None:

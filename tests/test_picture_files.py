@@ -463,6 +463,22 @@ def test_a_jpeg_has_one_size_for_pillow_and_for_its_decoder() -> None:
         read_rgb(plain[:place] + b"x" * 10_000_000 + plain[place:])
 
 
+def test_a_jpeg_that_is_drawn_over_and_over_is_refused() -> None:
+    plain = saved("JPEG", progressive=True)
+    scan = plain[plain.rindex(b"\xff\xda") : -2]
+    with pytest.raises(PictureProblem, match="drawn over and over"):
+        read_rgb(plain[:-2] + scan * 300 + plain[-2:])
+    assert read_rgb(plain[:-2] + scan * 20 + plain[-2:]).size == (64, 48)
+    # Without being progressive: one scan for each layer, again and again.
+    slow = saved("JPEG", drawing(), subsampling=0)
+    place = slow.index(b"\xff\xda")
+    single = slow[:place] + (b"\xff\xda" + bytes([0, 8, 1, 1, 0, 0, 63, 0]) + b"\x55" * 9) * 300 + b"\xff\xd9"
+    with pytest.raises(PictureProblem, match="drawn over and over"):
+        read_rgb(single)
+    # Phones append a film to a photo: what looks like scans there is none.
+    assert read_rgb(plain + b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\4" * 5000).size == (64, 48)
+
+
 def test_a_tiff_in_ycbcr_is_opened_only_as_jpeg() -> None:
     image = drawing().convert("YCbCr")
     with pytest.raises(PictureProblem, match="YCbCr"):
