@@ -8,9 +8,10 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import InstallError
+from fastsd_helpers.errors import InstallError, ModelError
 from fastsd_helpers.runtime import where
 from fastsd_helpers.wheels import Lock
 from fastsd_helpers.wheels.difference import is_protected, requirements_module
@@ -24,6 +25,7 @@ __all__ = [
     "old_packages",
     "parse_advisories",
     "read_advisories",
+    "require_safe_tokenizer",
 ]
 
 _ID = re.compile(r"CVE-\d{4}-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-\d{4}-\d+")
@@ -220,3 +222,20 @@ def old_packages(names: Iterable[str] | None = None) -> Iterator[OldPackage]:
         if _older(version, least):
             rows = tuple(row for row in advisories.of(name, version) if row.fixed_by)
             yield OldPackage(name, version, least, rows)
+
+
+def require_safe_tokenizer(folder: Path) -> None:
+    """Refuse the tokenizer of a model that an old sentencepiece would read: such a file can make it run over memory.
+
+    Raises:
+        ModelError: there is a sentencepiece model, no tokenizer.json to read in its place, and sentencepiece is old.
+    """
+    models = sorted(folder.glob("*.model"))
+    if not models or (folder / "tokenizer.json").is_file():
+        return
+    for old in old_packages(["sentencepiece"]):
+        raise ModelError(
+            f"The tokenizer {models[0].name} in {folder} is read by sentencepiece {old.version}, which a made-up file "
+            f"can break into ({old.rows[0].ids[0]}).",
+            f'Run: pip install -U "sentencepiece>={old.safe_from}", then restart the runtime.',
+        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.errors import DatasetError, ModelError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.model_lookup import CAPTIONER, find_folder
@@ -207,6 +208,7 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
     folder = find_folder(model, CAPTIONER)
+    require_safe_tokenizer(folder)
     own = {"local_files_only": True}
     try:
         network = transformers.BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, **own)

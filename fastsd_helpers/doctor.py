@@ -23,6 +23,7 @@ from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device, describe_device, install_command, redact, secret, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
+from fastsd_helpers.wheels.environment import missing_constraints
 
 __all__ = ["KNOWN_BAD", "Diagnosis", "Finding", "KnownBad", "examine"]
 
@@ -435,14 +436,8 @@ def _look_at_imported() -> Iterator[Finding]:
 
 
 def _look_at_settings() -> Iterator[Finding]:
-    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
-        for path in os.environ.get(name, "").split():
-            if "://" not in path and not Path(path).is_file():
-                yield Finding(
-                    "problem",
-                    f"{name} names {path}, which is not there: nothing can be installed.",
-                    f"Run: import os; os.environ.pop('{name}')",
-                )
+    for _path, problem, todo in missing_constraints():
+        yield Finding("problem", problem, todo)
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         yield Finding("note", "HF_HUB_OFFLINE is set: only models that are here already can be used.")
     if os.environ.get("HF_ENDPOINT"):

@@ -11,7 +11,7 @@ import pytest
 from fastsd_helpers import advisories, doctor
 from fastsd_helpers.advisories import lock_problems, old_packages, parse_advisories, read_advisories
 from fastsd_helpers.doctor import KNOWN_BAD
-from fastsd_helpers.errors import InstallError
+from fastsd_helpers.errors import InstallError, ModelError
 from fastsd_helpers.wheels import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.lockfile import canonical
 
@@ -20,8 +20,8 @@ Requirement = packaging.Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = sorted((ROOT / "tests" / "data" / "colab").glob("*.txt"))
-# What an old image has and nothing here can close: the doctor warns of it by name.
-LEFT_OPEN = {("sentencepiece", "0.2.0")}
+# What an old image has and nothing here can close: the doctor would warn of it by name.
+LEFT_OPEN: set[tuple[str, str]] = set()
 
 
 def image(path: Path) -> dict[str, str]:
@@ -248,6 +248,38 @@ def test_what_an_image_keeps_is_closed_here_or_warned_of(path: Path, monkeypatch
     assert left <= LEFT_OPEN
     levels = {finding.what.split()[0]: finding.level for finding in doctor._look_at_holes()}
     assert {name for name, level in levels.items() if level == "warning"} == {name for name, _ in left}
+
+
+def test_the_doctor_warns_of_what_nothing_here_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = parse_advisories(ROW + '[safe_from]\nalpha = "2.0"\n')
+    monkeypatch.setattr(advisories, "read_advisories", lambda: listed)
+    installed(monkeypatch, {"alpha": "1.9"})
+    (finding,) = doctor._look_at_holes()
+    assert finding.level == "warning"
+    assert finding.what == "alpha 1.9 has known holes (CVE-2026-1234); nothing here closes CVE-2026-1234."
+
+
+@pytest.mark.parametrize("door", ["reader", "captions"])
+def test_an_old_sentencepiece_reads_no_tokenizer_of_a_model(
+    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    from fastsd_helpers import captions
+    from fastsd_helpers.trocr.checkpoint import load_tokenizer
+
+    monkeypatch.setattr(captions, "find_folder", lambda *_: tmp_path)
+    load = {"reader": lambda: load_tokenizer(tmp_path), "captions": lambda: captions._open_captioner("x")}[door]
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"made up")
+    installed(monkeypatch, {"sentencepiece": "0.2.0"})
+    with pytest.raises(
+        ModelError, match=r"sentencepiece 0\.2\.0, which a made-up file can break into \(CVE-2026-1260\)"
+    ):
+        load()
+    (tmp_path / "tokenizer.json").write_text("{}")  # read in its place, by another library
+    advisories.require_safe_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    installed(monkeypatch, {"sentencepiece": "0.2.1"})
+    advisories.require_safe_tokenizer(tmp_path)
 
 
 def test_a_safe_package_and_one_that_is_not_here_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
