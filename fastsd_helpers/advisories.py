@@ -93,7 +93,7 @@ class OldPackage:
     def sentence(self) -> str:
         """What is known of it, and what closes that here."""
         if not self.rows:
-            return f"{self.name} {self.version} is older than what is installed here ({self.safe_from})."
+            return f"{self.name} {self.version} is older than {self.safe_from}; no hole of it is known here."
         ids = [row.ids[0] for row in self.rows]
         named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
         here = list(dict.fromkeys(row.older for row in self.rows if row.older))  # one may answer for several
@@ -104,6 +104,8 @@ class OldPackage:
 
     def remedy(self) -> str:
         """What to do to be rid of them."""
+        if not self.rows:
+            return ""
         if is_protected(self.name):
             return f"To be rid of them, in an environment of your own: {self.name} {self.safe_from} or newer."
         place = " in an environment of your own" if where() in ("colab", "kaggle") else ""

@@ -290,3 +290,24 @@ def test_the_list_is_part_of_the_package() -> None:
     text = importlib.resources.files("fastsd_helpers").joinpath("advisories.toml").read_text(encoding="utf-8")
     assert parse_advisories(text) == read_advisories()
     assert len(read_advisories().rows) > 45
+
+
+def test_a_new_lock_is_resolved_from_what_is_safe_and_an_unsafe_one_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("make_lock_for_advisories", ROOT / "scripts" / "make_lock.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    constraints = script.with_safe_floors(["aiohttp==3.13.0", "aiosignal==1.4.0", "pillow==12.3.0"])
+    assert {"aiosignal==1.4.0", "pillow==12.3.0", "aiohttp>=3.14.4", "pillow>=12.3"} <= set(constraints)
+    assert "aiohttp==3.13.0" not in constraints
+    text = (ROOT / "wheels.lock").read_text(encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["make_lock.py"])
+    monkeypatch.setattr(script, "make_lock", lambda *_: text)
+    monkeypatch.setattr(script, "lock_problems", lambda *_: ["webui 3.12: aiohttp 3.13.0 has CVE-2026-128131"])
+    assert script.main() == 1
+    assert "aiohttp 3.13.0 has CVE-2026-128131" in capsys.readouterr().out
+    assert (ROOT / "wheels.lock").read_text(encoding="utf-8") == text
+    assert not (ROOT / "wheels.new").exists()

@@ -494,3 +494,31 @@ def test_scans_of_every_usual_kind_are_opened(compression: str | None) -> None:
     many = saved("TIFF", image, save_all=True, append_images=[image] * 3)
     with open_picture(many) as picture:
         assert is_animated(picture)
+
+
+# --------------------------------------------------------------------------------------------------------- XML
+
+_XML = ("lxml", "xml.etree", "xml.dom", "xml.sax", "xmlrpc", "html5lib", "bs4", "defusedxml", "xmltodict", "untangle")
+
+
+def xml_readers(source: str) -> list[str]:
+    """Every import of something that reads XML with its defaults: entities, other files, no bounds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found += [name for name in names if any(name == bad or name.startswith(f"{bad}.") for bad in _XML)]
+    return found
+
+
+def test_nothing_in_the_package_reads_xml_with_a_readers_defaults() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert xml_readers(path.read_text(encoding="utf-8")) == [], path
+    for source in (
+        "import lxml.etree",
+        "from xml.etree import ElementTree",
+        "from xml import dom",
+        "from lxml import html",
+    ):
+        assert xml_readers(source)
