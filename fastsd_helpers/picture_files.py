@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.picture_headers import JpegHeader, check_tags, check_tiff, read_jpeg
+from fastsd_helpers.picture_headers import JpegHeader, check_embedded_tags, check_tags, check_tiff, read_jpeg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,6 +136,8 @@ def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
             return read_jpeg(file)
         if name == "TIFF":
             check_tiff(file)
+        if name in ("AVIF", "HEIF"):
+            check_embedded_tags(file)
     except ValueError as err:
         raise _damaged(str(err)) from err
     return None
@@ -173,12 +175,18 @@ def _format_of(head: bytes) -> str:
     raise PictureProblem("is no picture that can be read", "kind")
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Pillow warn nobody: it does of odd metadata, and from 89 megapixels, which are ordinary in phones now."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _open_as(name: str, file: BinaryIO, most_pixels: int) -> "Image.Image":
     from PIL import Image, UnidentifiedImageError
 
-    with _QUIET, warnings.catch_warnings():
-        # It warns of odd metadata, and from 89 megapixels, which are ordinary in phones now.
-        warnings.simplefilter("ignore")
+    with _quiet():
         if name in ("AVIF", "HEIF"):
             _register(name)
         try:
@@ -242,7 +250,8 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
 
     try:
         check_tags(picture.info.get("exif") or b"")
-        return ImageOps.exif_transpose(picture)
+        with _quiet():
+            return ImageOps.exif_transpose(picture)
     except Exception:  # malformed EXIF data fail in many ways; the pixels are fine
         return None
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
-__all__ = ["JpegHeader", "check_tags", "check_tiff", "read_jpeg"]
+__all__ = ["JpegHeader", "check_embedded_tags", "check_tags", "check_tiff", "read_jpeg"]
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BELOW = (0x8769, 0x8825, 0xA005)  # tags that hold the place of another table: EXIF, GPS, interoperability
@@ -20,6 +20,8 @@ _MOST_JUNK = 2**16  # between the segments of a JPEG
 _MOST_SCANS = 100  # of a progressive JPEG; ten are usual
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_TABLE = re.compile(rb"II\*\0|MM\0\*")
+_MOST_TABLES = 64
 _MOST_PREFIXES = 4  # some programs write "Exif" before "Exif"
 
 
@@ -120,6 +122,20 @@ def check_tiff(file: BinaryIO) -> None:
     """
     size = file.seek(0, io.SEEK_END)
     _Tables(file, size, below=False).check()
+
+
+def check_embedded_tags(file: BinaryIO) -> None:
+    """Check every table of tags in an AVIF or HEIC file: they are read as soon as such a file is opened.
+
+    Raises:
+        ValueError: its tags claim more than the file holds, or there are too many tables.
+    """
+    file.seek(0)
+    data = file.read()
+    for count, match in enumerate(_TABLE.finditer(data)):
+        if count == _MOST_TABLES:
+            raise ValueError("it has too many tables of tags")
+        check_tags(data[match.start() :])
 
 
 class _Tables:

@@ -441,6 +441,22 @@ def test_exif_data_that_claim_too_much_or_do_not_end_are_refused(monkeypatch: py
         assert picture_files.upright(picture_files.load_picture(picture)) is None
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_exif_data_of_avif_and_heic_are_checked_before_the_file_is_opened(kind: str) -> None:
+    if kind == "AVIF":
+        from PIL import features
+
+        if not features.check("avif"):
+            pytest.skip("this Pillow has no AVIF")
+    data = bytearray(saved(kind))
+    claims = tags([(40_000 + place, 7, 900_000, 0) for place in range(50)], 1_000_000)
+    with pytest.raises(PictureProblem, match="claim more"):
+        read_rgb(bytes(data) + claims)
+    with pytest.raises(PictureProblem, match="too many tables"):
+        read_rgb(bytes(data) + tags([(0x0112, 3, 1, 6)]) * 100)
+    assert read_rgb(bytes(data) + tags([(0x0112, 3, 1, 6)])).size == (64, 48)
+
+
 def test_a_jpeg_has_one_size_for_pillow_and_for_its_decoder() -> None:
     plain = saved("JPEG")
     place = plain.index(b"\xff\xc0")
