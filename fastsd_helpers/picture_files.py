@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.picture_headers import JpegHeader, check_embedded_tags, check_tags, check_tiff, read_jpeg
+from fastsd_helpers.picture_headers import JpegHeader, check_embedded_tags, check_gif, check_tags, check_tiff, read_jpeg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,6 +136,8 @@ def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
             return read_jpeg(file)
         if name == "TIFF":
             check_tiff(file)
+        if name == "GIF":
+            check_gif(file)
         if name in ("AVIF", "HEIF"):
             check_embedded_tags(file)
     except ValueError as err:

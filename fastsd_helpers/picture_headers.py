@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
-__all__ = ["JpegHeader", "check_embedded_tags", "check_tags", "check_tiff", "read_jpeg"]
+__all__ = ["JpegHeader", "check_embedded_tags", "check_gif", "check_tags", "check_tiff", "read_jpeg"]
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BELOW = (0x8769, 0x8825, 0xA005)  # tags that hold the place of another table: EXIF, GPS, interoperability
@@ -22,6 +22,7 @@ _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TABLE = re.compile(rb"II\*\0|MM\0\*")
 _MOST_TABLES = 64
+_MOST_COMMENT = 2**20
 _MOST_PREFIXES = 4  # some programs write "Exif" before "Exif"
 
 
@@ -136,6 +137,41 @@ def check_embedded_tags(file: BinaryIO) -> None:
         if count == _MOST_TABLES:
             raise ValueError("it has too many tables of tags")
         check_tags(data[match.start() :])
+
+
+def check_gif(file: BinaryIO) -> None:
+    """Check the comments up to the second frame of a GIF: Pillow until 13.0 joins them one by one.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    file.seek(10)
+    file.seek(13 + _colours(file.read(1)))
+    left, frames, junk = _MOST_COMMENT, 0, 0
+    while frames < 2 and (kind := file.read(1)) and kind != b";":
+        if kind == b"!":
+            is_comment = file.read(1) == b"\xfe"
+        elif kind == b",":
+            frames, is_comment = frames + 1, False
+            descriptor = file.read(9)
+            file.seek(_colours(descriptor[8:]) + 1, io.SEEK_CUR)
+        else:
+            junk += 1  # Pillow passes over bytes that begin nothing
+            if junk > _MOST_JUNK:
+                raise ValueError("its header has no end")
+            continue
+        while size := file.read(1):
+            if size == b"\0":
+                break
+            file.seek(size[0], io.SEEK_CUR)
+            left -= size[0] if is_comment else 0
+            if left < 0:
+                raise ValueError("its comments do not end")
+
+
+def _colours(flags: bytes) -> int:
+    """Bytes of the table of colours that follows, by a GIF's flags."""
+    return 3 << ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
 
 
 class _Tables:

@@ -457,6 +457,19 @@ def test_exif_data_of_avif_and_heic_are_checked_before_the_file_is_opened(kind: 
     assert read_rgb(bytes(data) + tags([(0x0112, 3, 1, 6)])).size == (64, 48)
 
 
+def test_a_gif_with_comments_without_end_is_refused() -> None:
+    plain = saved("GIF", save_all=True, append_images=[drawing().rotate(9)])
+    place = 13 + (3 << ((plain[10] & 7) + 1) if plain[10] & 0x80 else 0)
+    several = (b"!\xfe" + b"\xff" + b"c" * 255 + b"\0") * 5000
+    one = b"!\xfe" + (b"\xff" + b"c" * 255) * 5000 + b"\0"
+    for comments in (several, one, b"\0" * 99 + several):
+        with pytest.raises(PictureProblem, match="comments do not end"):
+            read_rgb(plain[:place] + comments + plain[place:])
+    with pytest.raises(PictureProblem, match="no end"):
+        read_rgb(plain[:place] + bytes(100_000) + plain[place:])
+    assert read_rgb(plain[:place] + several[: 259 * 100] + plain[place:]).size == (64, 48)
+
+
 def test_a_jpeg_has_one_size_for_pillow_and_for_its_decoder() -> None:
     plain = saved("JPEG")
     place = plain.index(b"\xff\xc0")
