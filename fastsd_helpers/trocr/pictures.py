@@ -23,6 +23,7 @@ __all__ = ["PICTURE_SUFFIXES", "Item", "gather", "open_picture", "to_rgb"]
 logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp2")  # that one is named, not opened
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
 _LINK = re.compile(r"https?://")
@@ -101,7 +102,7 @@ def _open_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     if not wanted:
         raise DatasetError(
             f"There is no picture in {folder}.",
-            f"Put files there that end in {', '.join(PICTURE_SUFFIXES)} or .pdf, or name another folder.",
+            f"Put files there that end in {', '.join(_OPENED_SUFFIXES)} or .pdf, or name another folder.",
         )
     for path in wanted:
         yield from _open_file(path, path.relative_to(folder).as_posix())
