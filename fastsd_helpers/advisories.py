@@ -31,6 +31,7 @@ __all__ = [
 _ID = re.compile(r"CVE-\d{4}-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-\d{4}-\d+")
 _FIXED = re.compile(r"fixed by (\d[\w.]*)")
 _WHY = re.compile(r"(not reachable|open): \S.{20,}")
+_PIN = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
 _SOURCES = ("run", "read", "recalled")
 
 
@@ -195,6 +196,9 @@ def lock_problems(lock: Lock, advisories: Advisories) -> Iterator[str]:
             least = advisories.safe_from.get(row.name)
             if not item.own_environment and least and _older(row.version, least):
                 yield f"{item.name} {item.python}: {row.name} {row.version} is older than {least}, safe from"
+    # The tools that build the few sources are the same for all sets.
+    for name, version in sorted(set(_PIN.findall("\n".join(item.build for item in lock.sets)))):
+        yield from _version_problems("build", "tools", canonical(name), version, advisories)
 
 
 def _version_problems(set_name: str, python: str, name: str, version: str, advisories: Advisories) -> Iterator[str]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.resources
 import tomllib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def test_a_lock_with_a_version_in_a_range_fails(version: str) -> None:
     assert any("has CVE-2026-128131 (fixed by 3.14.4)" in line for line in said)
     assert any("older than 3.14.4" in line for line in said)
     assert list(lock_problems(lock_of("aiohttp", "3.14.5"), read_advisories())) == []
+
+
+def test_the_tools_that_build_sources_are_held_to_the_list_too() -> None:
+    listed = parse_advisories(ROW)
+    lock = lock_of("beta", "1.0")
+    with_tools = Lock(lock.made, (replace(lock.sets[0], build="alpha==1.9 --hash=sha256:00\nomega==1\n"),))
+    assert list(lock_problems(with_tools, listed)) == ["build tools: alpha 1.9 has CVE-2026-1234 (fixed by 2.0)"]
+    assert list(lock_problems(lock, listed)) == []
 
 
 def test_a_web_uis_set_is_held_to_the_same_rows_unless_one_answers_for_it() -> None:
