@@ -191,7 +191,7 @@ say("2026-01-01T00:00:00Z INF Thank you for trying Cloudflare Tunnel. Doing so, 
 CLOUDFLARED_GOOD = (
     CLOUDFLARED
     + """
-names = os.environ["FAKE_NAMES"]
+names = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "names")
 name = f"calm-fox-{os.getpid()}.trycloudflare.com"
 open(os.path.join(names, name), "w").write(str(forward(target)))
 say("INF +----------------------------------------------------+",
@@ -206,8 +206,7 @@ stay()
 
 
 @pytest.fixture
-def cloudflared(programs: Path, tmp_path: Path, known_names: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAKE_NAMES", str(tmp_path / "names"))
+def cloudflared(programs: Path, known_names: Any) -> Path:
     return make_program(programs, "cloudflared", CLOUDFLARED_GOOD)
 
 
@@ -299,10 +298,8 @@ def test_a_link_that_comes_late_and_after_many_lines_is_found(site: int, cloudfl
     chatter = (
         "say(*[f'INF line {number} https://www.cloudflare.com/{number}' for number in range(300)])\ntime.sleep(5)\n"
     )
-    assert "names = os.environ" in CLOUDFLARED_GOOD
-    make_program(
-        programs, "cloudflared", CLOUDFLARED_GOOD.replace("names = os.environ", chatter + "names = os.environ")
-    )
+    assert "names = os.path" in CLOUDFLARED_GOOD
+    make_program(programs, "cloudflared", CLOUDFLARED_GOOD.replace("names = os.path", chatter + "names = os.path"))
     with open_tunnel(site, "cloudflared", config=TunnelConfig(wait_s=20)) as link:
         assert link.url.startswith("https://calm-fox-")
 

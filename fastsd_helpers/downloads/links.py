@@ -26,6 +26,7 @@ __all__ = [
     "safe_name",
     "show_typed",
     "show_url",
+    "token_for",
 ]
 
 # Kept apart, so that tests can lead them to a server of their own.
@@ -123,6 +124,15 @@ def safe_name(name: str) -> str:
             "Give a plain file name, such as model.safetensors.",
         )
     return name
+
+
+def token_for(text: str) -> str | None:
+    """The name of the token that a link may need, as `runtime.secret` knows it; None: none but the Hub's."""
+    try:
+        host = (urlsplit(text.strip()).hostname or "").removeprefix("www.").lower()
+    except ValueError:
+        return None
+    return "CIVITAI_TOKEN" if host in _CIVITAI_HOSTS or text.strip().startswith(_CIVITAI) else None
 
 
 def find_link(text: str) -> Link | HubFile:

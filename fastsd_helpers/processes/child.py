@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastsd_helpers.processes import guard, log_filter
+from fastsd_helpers.processes.environment import environment_for
 from fastsd_helpers.processes.identity import LocalProcess
 
 __all__ = ["Child", "ChildEnded", "ChildMute", "LogTail", "end_group"]
@@ -44,7 +45,7 @@ class Child:
         log: the file that takes its output, made anew for this user alone; None for one without a name, which goes
             with this object.
         out: another file for standard output; `log` then has standard error.
-        env: its whole environment; None for this process's own.
+        env: its whole environment, made with `environment_for`; None for what any program may have.
         cwd: its directory.
         hidden: texts that never reach the log, such as a token; they are replaced on the way to it.
         outlives: it goes on when this process has ended; else it is ended then, in whatever way this process dies.
@@ -86,9 +87,11 @@ class Child:
                     stdin=reading,
                     stdout=file,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, "FASTSD_HIDE": "\n".join(hidden)},
+                    env=environment_for("filter"),
                     start_new_session=True,  # it must live as long as the child does
                 )
+                # Not in its environment or command line, which other programs can read as long as it runs.
+                os.write(writing, log_filter.first_line(hidden))
                 said: Any = writing
             else:
                 said = file
@@ -97,7 +100,7 @@ class Child:
                 stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
                 stdout=opened.enter_context(_new_file(out)) if out is not None else said,
                 stderr=said if out is not None else subprocess.STDOUT,
-                env=None if env is None else dict(env),
+                env=environment_for("program") if env is None else dict(env),
                 cwd=cwd,
                 start_new_session=True,
             )

@@ -23,7 +23,7 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
     TunnelToolMissing,
 )
-from fastsd_helpers.processes import Child, ChildEnded, ChildMute
+from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels.holder import MARK
 from fastsd_helpers.tunnels.probe import ask, read_json
@@ -181,7 +181,7 @@ def _hold(kind: str, words: Sequence[str], *, env: dict[str, str] | None = None,
     # A directory of its own: gradio writes a certificate into the current one.
     folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
     places = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **(env or {})}
+    environment = {**environment_for("tunnel", this_python=True), "PYTHONPATH": os.pathsep.join(places), **(env or {})}
     # Not with -m: that would complain that this package has imported the module before.
     code = "import sys; from fastsd_helpers.tunnels.holder import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-u", "-c", code, kind, *words]
@@ -219,7 +219,11 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
     folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
     command = [program, "tunnel", "--no-autoupdate", "--metrics", f"127.0.0.1:{metrics}"]
     # A directory and a home of its own: a config file of the user's would make it a named tunnel.
-    child = Child([*command, "--url", f"http://127.0.0.1:{port}"], env={**os.environ, "HOME": str(folder)}, cwd=folder)
+    child = Child(
+        [*command, "--url", f"http://127.0.0.1:{port}"],
+        env={**environment_for("tunnel"), "HOME": str(folder)},
+        cwd=folder,
+    )
     found: list[str] = []
 
     def find(line: str) -> str | None:
@@ -276,7 +280,7 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
     server = config.localtunnel_server.rstrip("/")
     folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
     # It reads every setting from the environment too: a HOST or PORT set for something else would lead elsewhere.
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT", "SUBDOMAIN")}
+    environment = environment_for("tunnel")
     # Named by number: `localhost` may mean ::1 first, where nothing listens.
     words = ["--port", str(port), "--host", server, "--local-host", "127.0.0.1"]
     child = Child([*command, *words], env=environment, cwd=folder)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
+from fastsd_helpers.processes import environment_for
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
-from fastsd_helpers.wheels import own_environ
 
 __all__ = ["LaunchPlan", "environment_of", "plan_launch"]
 
@@ -27,6 +27,7 @@ class LaunchPlan:
     reasons: list[str]
     login_file: Path | None
     hidden: list[str] = field(repr=False)
+    passed_on: tuple[str, ...] = ()  # names of this process's environment that the user wants it to have too
 
     def lines(self) -> list[str]:
         """In words for people, ready to paste into a shell; without passwords."""
@@ -69,15 +70,14 @@ def plan_launch(
         # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
-    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
+    passed_on = tuple(config.pass_env.split())
+    reasons = [*reasons, *(f"pass_env: it gets {name} too, and every extension can read it" for name in passed_on)]
+    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on)
 
 
 def environment_of(plan: LaunchPlan) -> dict[str, str]:
-    """The whole environment of the process: ours without what belongs to the notebook's own Python."""
-    environment = own_environ()
-    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HOST", "PORT"):
-        environment.pop(name, None)
-    return {**environment, **plan.environment}
+    """The whole environment of the process: no token, no password, nothing of the notebook's own Python."""
+    return {**environment_for("web UI", also=plan.passed_on), **plan.environment}
 
 
 def _words_of_ui(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.files import file_errors, unfinished_name
+from fastsd_helpers.processes import environment_for
 from fastsd_helpers.webui.catalog import Repository
 
 __all__ = ["clone", "commit_of", "read_mirrors"]
@@ -136,7 +137,7 @@ def _fetch(folder: Path, place: str, revision: str) -> str:
 
 def _git(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     # Without the prompt: a repository that is gone makes GitHub ask for a password, for ever.
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
+    environment = {**environment_for("git"), "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
     # A folder that another user made (a mirror on a shared disk) is read too; it was named by the user.
     command = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false", *words]
     try:

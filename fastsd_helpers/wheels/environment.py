@@ -15,32 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, InstallError
+from fastsd_helpers.processes import environment_for
 
 __all__ = ["Environment", "find_uv", "make_environment", "own_environ", "read_environment"]
-
-# Colab sets these for its own Python; an environment of ours must not follow its constraints. Settings about the
-# network (index, certificates, proxy, cache) stay.
-_PLATFORM_SETTINGS = (
-    "PIP_BUILD_CONSTRAINT",
-    "PIP_CONSTRAINT",
-    "PIP_REQUIRE_VIRTUALENV",
-    "PIP_TARGET",
-    "PIP_USER",
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "PYTHONUSERBASE",
-    "UV_BREAK_SYSTEM_PACKAGES",
-    "UV_BUILD_CONSTRAINT",
-    "UV_CONSTRAINT",
-    "UV_EXCLUDE_NEWER",
-    "UV_OVERRIDE",
-    "UV_PRERELEASE",
-    "UV_PROJECT_ENVIRONMENT",
-    "UV_PYTHON",
-    "UV_SYSTEM_PYTHON",
-    "UV_TORCH_BACKEND",
-    "VIRTUAL_ENV",
-)
 
 
 @dataclass(frozen=True)
@@ -105,9 +82,10 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
     code = f"from __future__ import annotations\n{inspect.getsource(_describe)}\nimport json, sys\n"
     code += "print(json.dumps(_describe(json.load(sys.stdin))))"
     command = [str(interpreter), "-I", "-c", code]
+    environ = environment_for("proof")
     try:
         done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=True, env=own_environ()
+            command, input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=True, env=environ
         )
         said = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as err:
@@ -143,11 +121,11 @@ def _is_this(path: Path) -> bool:
 
 
 def own_environ() -> dict[str, str]:
-    """The process environment without what the platform set for its own Python (Colab's UV_CONSTRAINT and others).
+    """What uv and pip get to install into an environment of our own.
 
-    For everything that is installed into, or run in, an environment of our own.
+    Without what the platform set for its own Python (Colab's UV_CONSTRAINT and others), and without tokens.
     """
-    return {name: value for name, value in os.environ.items() if name not in _PLATFORM_SETTINGS}
+    return environment_for("install")
 
 
 def find_uv() -> Path | None:
