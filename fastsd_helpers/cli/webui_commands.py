@@ -8,6 +8,7 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.passwords import add_password_flags, given_password
 
 __all__ = ["add_webui"]
 
@@ -59,6 +60,7 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     play = command(commands, "playground", playground, "a small page to try one model or session at once")
     play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
     add_flags(play, PlaygroundConfig)
+    add_password_flags(play)
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
@@ -158,10 +160,11 @@ def stop(chosen: argparse.Namespace) -> Answer:
 
 def tunnel(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd tunnel PORT` until it is stopped or its time is over."""
-    from fastsd_helpers.tunnels import TunnelConfig, open_tunnel
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.webui import share_port
 
     config = TunnelConfig(**given_values(chosen, TunnelConfig))
-    with open_tunnel(chosen.number, config=config, on_change=lambda link: _show_link(link, chosen.json)) as link:
+    with share_port(chosen.number, config, on_change=lambda link: _show_link(link, chosen.json)) as link:
         data = _show_link(link, chosen.json)
         link.wait()
     return Answer(data | {"closed": True}, ["The link is closed."])
@@ -170,9 +173,11 @@ def tunnel(chosen: argparse.Namespace) -> Answer:
 def playground(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd playground [MODEL|SESSION]` until it is stopped."""
     from fastsd_helpers.playground import PlaygroundConfig, open_playground
+    from fastsd_helpers.tunnels import TunnelConfig
 
     config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))
-    with open_playground(chosen.model, config) as page:
+    link = TunnelConfig(kind=config.share, password=given_password(chosen)) if config.share != "no" else None
+    with open_playground(chosen.model, config, tunnel=link) as page:
         _show(page.block())
         page.wait()
     return Answer({"url": page.url, "closed": True}, ["The playground is closed."])

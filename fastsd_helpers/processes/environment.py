@@ -73,9 +73,10 @@ _OURS = """
 # another repository.
 _GIT = """
     GIT_CONFIG_GLOBAL GIT_CONFIG_NOSYSTEM GIT_CONFIG_SYSTEM GIT_EXEC_PATH GIT_HTTP_LOW_SPEED_LIMIT
-    GIT_HTTP_LOW_SPEED_TIME GIT_HTTP_PROXY_AUTHMETHOD GIT_SSH GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_SSL_CAINFO
-    GIT_SSL_CAPATH GIT_SSL_NO_VERIFY SSH_AUTH_SOCK
+    GIT_HTTP_LOW_SPEED_TIME GIT_HTTP_PROXY_AUTHMETHOD GIT_SSL_CAINFO GIT_SSL_CAPATH GIT_SSL_NO_VERIFY
 """
+# For git alone, which runs nothing of what it fetches: who has the agent's socket can use the user's keys.
+_SSH = "GIT_SSH GIT_SSH_COMMAND GIT_SSH_VARIANT SSH_AUTH_SOCK"
 _BUILD = """
     AR CARGO_HOME CFLAGS CMAKE_ARGS CMAKE_BUILD_PARALLEL_LEVEL CMAKE_GENERATOR CMAKE_PREFIX_PATH CPPFLAGS CXXFLAGS
     CUDACXX LDFLAGS MAKEFLAGS MAX_JOBS NETRC NVCC_APPEND_FLAGS PKG_CONFIG_PATH RUSTUP_HOME SETUPTOOLS_USE_DISTUTILS
@@ -87,38 +88,24 @@ _TUNNEL = "HF_HOME NPM_CONFIG_CACHE NPM_CONFIG_REGISTRY PYNGROK_NGROK_PATH npm_c
 _TABLE: dict[str, tuple[str, ...]] = {
     "filter": (_SYSTEM,),
     "program": (_SYSTEM, _PERSON, _PYTHON),
-    "git": (_SYSTEM, _PERSON, _NETWORK, _GIT),
+    "git": (_SYSTEM, _PERSON, _NETWORK, _GIT, _SSH),
     "install": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _COMPUTE, _GIT, _BUILD),
     "proof": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _COMPUTE),
     "tunnel": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _TUNNEL),
     "training": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _COMPUTE, _MODELS, _OURS),
-    "web UI": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _COMPUTE, _MODELS),
+    "web UI": (_SYSTEM, _PERSON, _NETWORK, _PYTHON, _COMPUTE, _MODELS, _GIT),
 }
 # The settings of uv and pip, the user's own index with its password among them; publishing is nobody's business here.
 _INSTALLERS = re.compile(r"(?!UV_PUBLISH_|UV_.*KEYRING)(UV|PIP)_[A-Z0-9_]+")
 # Colab sets these for its own Python; an environment of ours must not follow its constraints. Settings about the
 # network (index, certificates, proxy, cache) stay.
-_PLATFORM_SETTINGS = frozenset(
-    [
-        "PIP_BUILD_CONSTRAINT",
-        "PIP_CONSTRAINT",
-        "PIP_REQUIRE_VIRTUALENV",
-        "PIP_TARGET",
-        "PIP_USER",
-        "UV_BREAK_SYSTEM_PACKAGES",
-        "UV_BUILD_CONSTRAINT",
-        "UV_CONSTRAINT",
-        "UV_EXCLUDE_NEWER",
-        "UV_OVERRIDE",
-        "UV_PRERELEASE",
-        "UV_PROJECT_ENVIRONMENT",
-        "UV_PYTHON",
-        "UV_SYSTEM_PYTHON",
-        "UV_TORCH_BACKEND",
-    ]
-)
+_PLATFORM_SETTINGS = """
+    PIP_BUILD_CONSTRAINT PIP_CONSTRAINT PIP_REQUIRE_VIRTUALENV PIP_TARGET PIP_USER UV_BREAK_SYSTEM_PACKAGES
+    UV_BUILD_CONSTRAINT UV_CONSTRAINT UV_EXCLUDE_NEWER UV_OVERRIDE UV_PRERELEASE UV_PROJECT_ENVIRONMENT UV_PYTHON
+    UV_SYSTEM_PYTHON UV_TORCH_BACKEND
+"""
 _SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASS(WORD|WD|PHRASE)?(_|$)|PASSWORD|PWD$|CRED|API_?KEY|(^|_)KEYS?(_|$)|AUTH(_|$)|COOKIE|DSN$|"
+    r"TOKEN(?!IZER)|SECRET|PASS(WORD|WD|PHRASE)?(_|$)|PASSWORD|PWD$|CRED|API_?KEY|(^|_)KEYS?(_|$)|AUTH(_|$)|COOKIE|DSN$|"
     r"DATABASE_URL|CONNECTION_STRING",
     re.IGNORECASE,
 )
@@ -144,7 +131,7 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
     chosen = {}
     for name, value in os.environ.items():
         if kind == "install" and _INSTALLERS.fullmatch(name):
-            if this_python or name not in _PLATFORM_SETTINGS:
+            if this_python or name not in _PLATFORM_SETTINGS.split():
                 chosen[name] = value
         elif name in allowed and not _is_secret(value, may_have_password=name in keep_password):
             chosen[name] = value
@@ -157,5 +144,5 @@ def _is_secret(value: str, *, may_have_password: bool) -> bool:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable of this name most likely holds a token, a key or a password."""
+    """Whether a variable of this name most likely holds a token, a key or a password, or leads to one."""
     return bool(_SECRET_NAME.search(name))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.runtime import secret
 
-__all__ = ["Login", "LoginLimiter", "make_login"]
+__all__ = ["Login", "LoginLimiter", "choose_login", "make_login"]
 
 # Without letters that are mistaken for others (0 o 1 l i); 16 of them are 79 bits.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -53,6 +54,25 @@ def make_login(user: str = "fastsd", password: str = "") -> Login:
             f"Give {_SHORTEST_PASSWORD} to 128 other characters, or leave it empty: a strong one is made for you.",
         )
     return Login(user, password)
+
+
+def choose_login(user: str = "fastsd", password: str | None = None) -> Login:
+    """The login of a link or a page: with `password`, else with FASTSD_PASSWORD, else with one made up.
+
+    FASTSD_PASSWORD comes from the environment or the secrets of Colab or Kaggle.
+
+    Raises:
+        SettingsError: what `make_login` does not take.
+    """
+    given = secret("FASTSD_PASSWORD") if not password else None
+    if given is None:
+        return make_login(user, password or "")
+    try:
+        return make_login(user, given)
+    except SettingsError as err:
+        if err.problem.startswith("user"):
+            raise
+        raise SettingsError(f"FASTSD_PASSWORD: {err.problem}", err.hint) from None
 
 
 class LoginLimiter:

@@ -15,7 +15,7 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.runtime import colab_link
 from fastsd_helpers.tunnels.gate import Gate, open_gate
-from fastsd_helpers.tunnels.login import Login, make_login
+from fastsd_helpers.tunnels.login import Login, choose_login
 from fastsd_helpers.tunnels.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.services import SERVICES, Running, find_token, start_service
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
@@ -73,7 +73,7 @@ def open_tunnel(
         login = None
         logger.warning("Anyone who finds this link can use the program behind it, and the files it can read.")
     else:
-        login = login or make_login(config.user, config.password or _own_password())
+        login = login or choose_login(config.user, config.password)
     gate = open_gate(port, login, upstream_login=upstream_login)
     try:
         used, running = _open_first(kind, gate, config)
@@ -83,12 +83,6 @@ def open_tunnel(
     return Tunnel(
         port, used, config, gate=gate, running=running, wanted=kind, on_change=on_change, watch_every_s=watch_every_s
     )
-
-
-def _own_password() -> str:
-    from fastsd_helpers.runtime import secret
-
-    return secret("FASTSD_PASSWORD") or ""
 
 
 def _private_link(port: int) -> str:

@@ -2,7 +2,7 @@
 
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
 from fastsd_helpers.webui.install import InstallResult, install_webui
-from fastsd_helpers.webui.launch import RunningUI, launch, plan, share, status, stop
+from fastsd_helpers.webui.launch import RunningUI, launch, plan, share, share_port, status, stop
 from fastsd_helpers.webui.models import (
     ControlNetConfig,
     ModelsConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "place_models",
     "plan",
     "share",
+    "share_port",
     "status",
     "stop",
     "uis",

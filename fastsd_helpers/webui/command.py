@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
-from fastsd_helpers.processes import environment_for
+from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
@@ -71,7 +71,9 @@ def plan_launch(
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     passed_on = tuple(config.pass_env.split())
-    reasons = [*reasons, *(f"pass_env: it gets {name} too, and every extension can read it" for name in passed_on)]
+    for name in passed_on:
+        warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""
+        reasons = [*reasons, f"pass_env: it gets {name} too{warning}"]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
-from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, make_login, open_tunnel
+from fastsd_helpers.runtime import secret
+from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
@@ -23,14 +23,16 @@ from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
     RunState,
     end_process,
+    find_at_port,
     is_running,
     port_is_free,
     read_state,
     start_process,
+    write_login,
 )
 from fastsd_helpers.webui.settings import LaunchConfig
 
-__all__ = ["RunningUI", "launch", "plan", "share", "status", "stop"]
+__all__ = ["RunningUI", "launch", "plan", "share", "share_port", "status", "stop"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -93,7 +95,7 @@ def launch(
     check_health(places.store)
     placed = place_model(config.model, ui, places) if config.model else None
     family = placed.family if placed and placed.family else _family_in_store(ui, places)
-    login = make_login(config.user, config.password or "")
+    login = choose_login(config.user, config.password)
     chosen = plan_launch(
         config,
         ui,
@@ -104,7 +106,7 @@ def launch(
         login=login,
     )
     if chosen.login_file is not None:
-        _write_private(chosen.login_file, f"{login.user}:{login.password}")
+        write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
     running = RunningUI(ui, places, config, chosen, login, placed, show)
@@ -118,13 +120,6 @@ def _family_in_store(ui: WebUI, places: Places) -> str:
     with file_errors(folder, "read"):
         files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
         return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
-
-
-def _write_private(path: Path, text: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 class RunningUI:
@@ -313,6 +308,29 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
     running.tunnel = tunnel
+    return tunnel
+
+
+def share_port(port: int, config: TunnelConfig | None = None, **more: object) -> Tunnel:
+    """Give whatever listens at a port of this machine a public link; a web UI that runs there keeps one login.
+
+    Visitors enter the web UI's own user and password, unless others were chosen here; either way its own login is
+    entered for them, so that its API works too.
+
+    Args:
+        port: where it listens, on 127.0.0.1.
+        config, more: as for `open_tunnel`, which says what is raised.
+    """
+    config = config or TunnelConfig()
+    found = find_at_port(port)
+    own = found.login if found else None
+    if own is None or config.access == "anyone":  # to strangers the web UI's own login stays closed
+        return open_tunnel(port, config=config, **more)
+    user = config.user if config.user != TunnelConfig().user else own.user
+    login = choose_login(user, config.password or secret("FASTSD_PASSWORD") or own.password)
+    tunnel = open_tunnel(port, config=config, login=login, upstream_login=own, **more)
+    if tunnel.kind == "colab":
+        tunnel.login = own  # no gate is in front of this link
     return tunnel
 
 

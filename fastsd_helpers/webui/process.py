@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import time
@@ -10,12 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.errors import DriveError, WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, boot_id, end_group
+from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.places import Places
 
-__all__ = ["RunState", "end_process", "is_running", "port_is_free", "read_state", "start_process"]
+__all__ = [
+    "AtPort",
+    "RunState",
+    "end_process",
+    "find_at_port",
+    "is_running",
+    "port_is_free",
+    "read_state",
+    "start_process",
+    "write_login",
+]
+
+logger = logging.getLogger("fastsd_helpers")
 
 _KEPT_LOGS = 5
 
@@ -61,15 +75,80 @@ def start_process(
     started = int(child.process.start or 0)
     state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown)
     write_atomic(places.run / "state.json", json.dumps(asdict(state)).encode())
+    _note_port(port, places.run)
     return child, state
 
 
 def read_state(places: Places) -> RunState | None:
     """What was started last; None when nothing was, or its record cannot be read."""
+    return _read_run(places.run)
+
+
+def _read_run(run: Path) -> RunState | None:
     try:
-        return RunState(**json.loads((places.run / "state.json").read_text(encoding="utf-8")))
+        return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@dataclass(frozen=True)
+class AtPort:
+    """A web UI of this user that runs at a port of this machine.
+
+    login: its own user and password; None for one that has no login.
+    """
+
+    state: RunState
+    login: Login | None
+
+
+def find_at_port(port: int) -> AtPort | None:
+    """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
+    try:
+        run = Path(json.loads(_pointer(port).read_bytes())["run"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    state = _read_run(run)
+    if state is None or state.port != port or not is_running(state):
+        return None
+    return AtPort(state, _read_login(run / "login"))
+
+
+def _pointer(port: int) -> Path:
+    # In the user's own folder, not in the one for temporary files, where any user can put something first.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "fastsd" / "ports" / f"{port}.json"
+
+
+def _note_port(port: int, run: Path) -> None:
+    """Leave a note that leads from a port to the folder of the run; the login is in that folder only."""
+    pointer = _pointer(port)
+    try:
+        pointer.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(pointer, json.dumps({"run": str(run)}).encode())
+    except (DriveError, OSError) as err:
+        logger.debug("No note of port %d was left, so `fastsd tunnel` cannot know its login: %s.", port, err)
+
+
+def write_login(path: Path, login: Login) -> None:
+    """Write a login for this user alone, in the form that AUTOMATIC1111 and Forge read."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(f"{login.user}:{login.password}")
+
+
+def _read_login(path: Path) -> Login | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            facts = os.fstat(file.fileno())
+            if os.name == "posix" and (facts.st_uid != os.getuid() or facts.st_mode & 0o077):
+                logger.warning("%s is not this user's alone, so the login in it is not used.", path)
+                return None
+            user, _, password = file.read(4096).strip().partition(":")
+    except (OSError, ValueError):
+        return None
+    return Login(user, password) if user and password else None
 
 
 def is_running(state: RunState) -> bool:
