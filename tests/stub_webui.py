@@ -63,20 +63,15 @@ class Site(http.server.BaseHTTPRequestHandler):
         if self.path == "/config":
             cookies = dict(part.strip().split("=", 1) for part in self.headers.get("Cookie", "=").split(";"))
             known = cookies.get("access-token") in tokens
-            return (
-                self.answer(200, {"version": "3.41.2"}) if known else self.answer(401, {"detail": "Not authenticated"})
-            )
+            told = {"version": "3.41.2"} if known else {"detail": "Not authenticated"}
+            return self.answer(200 if known else 401, told)
         if early.is_set():
             # As AUTOMATIC1111 does: a request before it is ready ends it.
             print("RuntimeError: Cannot add middleware after an application has started", flush=True)
             import os
 
             os._exit(1)
-        body = b"page" if self.path != "/internal/ping" else b"{}"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return self.answer(200, {} if self.path == "/internal/ping" else "page")
 
     def log_message(self, *_):
         pass

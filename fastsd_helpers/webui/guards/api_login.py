@@ -5,7 +5,7 @@ command line, and everybody who may use the API in its answer to `/sdapi/v1/cmd-
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["patches"]
@@ -13,25 +13,20 @@ __all__ = ["patches"]
 _HIDDEN = ("api_auth", "gradio_auth")
 
 
-def patches(words: Sequence[str]) -> dict[str, Callable[[Any], None]]:
-    """What to do with each module of the web UI right after it was imported.
-
-    Args:
-        words: its arguments; with `--api` and without `--api-auth` the API's login is that of `--gradio-auth-path`.
-    """
-    return {"modules.shared_cmd_options": lambda module: _enter(module, words), "modules.api.api": _hide}
+def patches() -> dict[str, Callable[[Any], None]]:
+    """What to do with each module of the web UI right after it was imported."""
+    return {"modules.shared_cmd_options": _enter, "modules.api.api": _hide}
 
 
-def _enter(module: Any, words: Sequence[str]) -> None:
+def _enter(module: Any) -> None:
+    # Whether or not there is --api: other flags open the API too.
     options = getattr(module, "cmd_opts", None)
-    if not hasattr(options, "api_auth"):
-        _refuse("its options have no api_auth")
-    if "--api" not in words or options.api_auth:
-        return
+    if not hasattr(options, "api_auth") or not hasattr(options, "gradio_auth_path"):
+        _refuse("its options have no api_auth or no gradio_auth_path")
     try:
-        with open(words[words.index("--gradio-auth-path") + 1], encoding="utf-8") as file:
+        with open(options.gradio_auth_path, encoding="utf-8") as file:
             login = file.read().strip()
-    except (OSError, ValueError, IndexError) as err:
+    except (OSError, ValueError, TypeError) as err:
         _refuse(f"the file of its login cannot be read ({type(err).__name__})")
     if login.count(":") != 1 or "," in login:
         _refuse("the file of its login does not hold one user and password")
