@@ -573,3 +573,77 @@ def test_this_python_proves_itself_without_secrets(full_of_secrets: None, monkey
     prove(read_environment(), ["pillow"])
     check_environ(seen[0], "proof")
     assert seen[0]["PYTHONPATH"] == os.environ["PYTHONPATH"]
+
+
+# ------------------------------------------------------------------------------------- records, errors and the log
+
+
+def test_no_record_shows_a_secret_in_its_repr() -> None:
+    import dataclasses
+    import importlib
+    import pkgutil
+
+    import fastsd_helpers
+
+    shown, seen = [], 0
+    for item in pkgutil.walk_packages(fastsd_helpers.__path__, "fastsd_helpers."):
+        if item.name.endswith("__main__"):
+            continue
+        for kind in vars(importlib.import_module(item.name)).values():
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == item.name:
+                for field in dataclasses.fields(kind):
+                    named = looks_secret(field.name) and field.name not in ("key", "pass_env")
+                    secret = field.metadata.get("secret") or (named and "str" in str(field.type))
+                    seen += bool(secret)
+                    if secret and field.repr:
+                        shown.append(f"{item.name}.{kind.__name__}.{field.name}")
+    # localtunnel's page asks every visitor for this machine's address, which is known to all.
+    assert set(shown) <= {"fastsd_helpers.tunnels.services.Running.visitor_password"}
+    assert seen >= 8
+
+
+@pytest.mark.parametrize("settings", [LaunchConfig, TunnelConfig])
+def test_settings_show_no_secret_in_repr_or_error(settings: Any) -> None:
+    from fastsd_helpers.errors import SettingsError
+
+    assert "a-word-of-mine" not in repr(settings(password="a-word-of-mine"))
+    with pytest.raises(SettingsError, match="password must be text") as caught:
+        settings(password=1234567890)
+    assert "1234567890" not in str(caught.value)
+    assert "--password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:my-word@host/simple failed", "https://me:•••@host/simple failed"),
+        ("http://:my-word@host", "http://:•••@host"),
+        ("git+https://x-access-token:ghs_abc@github.com/a/b", "git+https://x-access-token:•••@github.com/a/b"),
+        ("GET https://host/f?token=my-word&x=1", "GET https://host/f?token=•••&x=1"),
+        ("https://host/f?x=1&API_KEY=my-word'", "https://host/f?x=1&API_KEY=•••'"),
+        ("https://s3/f?X-Amz-Signature=abc123", "https://s3/f?X-Amz-Signature=•••"),
+        ("http://127.0.0.1:7860/?next=/config", "http://127.0.0.1:7860/?next=/config"),
+        ("at 12:30 write to me@host", "at 12:30 write to me@host"),
+        ("https://host/monkey=1?resourcekey=2", "https://host/monkey=1?resourcekey=2"),
+    ],
+)
+def test_the_log_and_the_command_line_hide_what_an_address_holds(text: str, shown: str) -> None:
+    from fastsd_helpers.runtime import redact
+
+    assert redact(text) == shown
+    assert redact(shown) == shown
+
+
+def test_an_installers_complaint_does_not_repeat_the_indexs_password(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastsd_helpers.cli import main
+
+    say = 'import sys; sys.exit("error: could not reach https://me:index-word@index.example/simple?token=index-key")'
+    make_program(programs, "uv", f"{say}\n")
+    make_program(programs, "git", "")
+    assert main(["webui", "install", "--folder", str(tmp_path / "ui"), "--store", str(tmp_path / "store")]) != 0
+    out, err = capsys.readouterr()
+    assert "could not" in err
+    assert "index-word" not in out + err
+    assert "index-key" not in out + err

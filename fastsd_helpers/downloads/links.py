@@ -5,7 +5,7 @@ import json
 import os
 import re
 import string
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
@@ -62,12 +62,12 @@ class Link:
     """Where a file is fetched from, and what its site says about it."""
 
     url: str
-    token: str | None = None  # sent to this address only, never to where it redirects
+    token: str | None = field(default=None, repr=False)  # sent to this address only, never to where it redirects
     name: str | None = None
     size: int | None = None
     sha256: str | None = None
     site: str = "web"  # web, civitai, drive, github
-    cookies: str | None = None
+    cookies: str | None = field(default=None, repr=False)
 
 
 def find_repo(text: str) -> tuple[str, str | None] | None:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,8 +42,8 @@ class Answer:
 
     status: int
     body: bytes
-    headers: Any
-    cookies: str | None = None
+    headers: Any = field(repr=False)
+    cookies: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Remote:
     total: int | None  # bytes of the whole file
     is_page: bool  # an HTML page, not a file
     head: bytes = b""  # of a page
-    cookies: str | None = None
+    cookies: str | None = field(default=None, repr=False)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -109,14 +109,13 @@ _SECRET_NAME = re.compile(
     r"DATABASE_URL|CONNECTION_STRING",
     re.IGNORECASE,
 )
-_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str] = ()) -> dict[str, str]:
     """The environment for a child: of this process's own only the names that its kind of child may have.
 
-    A value that is a secret handed out before, has the shape of a token, or is an address with a password in it is
-    left out under an allowed name too; proxies keep theirs, and so do the installers' settings.
+    A value that is a secret handed out before, has the shape of a token, or is an address with a password or a token
+    in it is left out under an allowed name too; proxies keep theirs, and so do the installers' settings.
 
     Args:
         kind: what the child is: "filter" of a log, "git", "install" (uv, pip), "proof" that packages import, "tunnel",
@@ -140,7 +139,8 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
 
 def _is_secret(value: str, *, may_have_password: bool) -> bool:
     whole = value.strip()
-    return bool(whole and not redact(whole).strip("•")) or bool(_WITH_PASSWORD.search(whole) and not may_have_password)
+    shown = redact(whole)
+    return bool(whole and not shown.strip("•")) or ("://" in whole and shown != whole and not may_have_password)
 
 
 def looks_secret(name: str) -> bool:

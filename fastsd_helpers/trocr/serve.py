@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastsd_helpers.errors import SettingsError, needs_package
@@ -37,7 +37,7 @@ class Served:
 
     url: str
     user: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     app: Any
 
 
