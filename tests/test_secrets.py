@@ -441,6 +441,36 @@ def test_a_training(model: str, given: list[str], full_of_secrets: None, tmp_pat
     assert {name: found.get(name) for name in given} == {name: SECRETS[name] for name in given}
 
 
+def test_a_training_finds_the_older_ways_to_a_token_when_it_needs_one(
+    full_of_secrets: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.dreambooth.child import _environment
+
+    assert "HUGGING_FACE_HUB_TOKEN" not in _environment("sd15"), "the newer name is enough"
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere/token")
+    assert _environment("sd15")["HUGGING_FACE_HUB_TOKEN"] == SECRETS["HUGGING_FACE_HUB_TOKEN"]
+    assert _environment("sd15")["HF_TOKEN_PATH"] == "/somewhere/token"
+    assert not {"HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"} & set(_environment("demo"))
+
+
+@pytest.mark.parametrize(
+    "place", ["https://me:my-word@host/a.git", "https://my-word@host/a", "http://host/a?token=my-word"]
+)
+@pytest.mark.parametrize("name", ["stable-diffusion-webui", "no-such-name", ""])
+def test_a_mirror_with_a_password_is_refused_and_not_shown(place: str, name: str) -> None:
+    from fastsd_helpers.errors import SettingsError
+
+    with pytest.raises(SettingsError) as caught:
+        repositories.read_mirrors(f"{name}={place}", ["stable-diffusion-webui"])
+    assert "my-word" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        repositories.read_mirrors(place, ["stable-diffusion-webui"])
+    assert "my-word" not in str(caught.value)
+    plain = "https://host/a.git"
+    assert repositories.read_mirrors(f"code={plain}, b=git@host:a", ["code", "b"]) == {"code": plain, "b": "git@host:a"}
+
+
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[Any]:
     where = {"folder": str(tmp_path / "ui"), "store": str(tmp_path / "store")}

@@ -99,8 +99,12 @@ def _environment(base_model: str) -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
-    found = {name: secret(name) for name in tokens_for(base_model)}
-    return environment | {name: token for name, token in found.items() if token}
+    wanted = tokens_for(base_model)
+    given = {name: token for name in wanted if (token := secret(name))}
+    if "HF_TOKEN" in wanted and "HF_TOKEN" not in given:  # where huggingface_hub looks beside
+        names = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+        given |= {name: os.environ[name] for name in names if name in os.environ}
+    return environment | given
 
 
 def find_training(session: Session) -> "TrainingChild | None":

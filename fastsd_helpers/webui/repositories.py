@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastsd_helpers.downloads.links import holds_secret, show_typed
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.files import file_errors, unfinished_name
 from fastsd_helpers.processes import environment_for
@@ -31,9 +32,16 @@ def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, place = (word.strip() for word in part.partition("="))
+        if holds_secret(place):
+            # It would be on git's command line, in the repository, and in what the web UI tells of its extensions.
+            raise SettingsError(
+                "mirrors (--mirrors) has an address with a user, password or token in it.",
+                "Leave that out of the address: let git's own credential helper give it, or use an ssh address.",
+            )
         if not separator or not place or name not in names:
             raise SettingsError(
-                f"mirrors (--mirrors) has {part!r}; it must be NAME=PLACE.", f"The names are {', '.join(names)}."
+                f"mirrors (--mirrors) has {show_typed(part)!r}; it must be NAME=PLACE.",
+                f"The names are {', '.join(names)}.",
             )
         found[name] = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
     return found
