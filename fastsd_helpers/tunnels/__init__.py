@@ -3,6 +3,18 @@
 from fastsd_helpers.tunnels.gate import Gate, open_gate
 from fastsd_helpers.tunnels.login import Login, choose_login, make_login
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
+from fastsd_helpers.tunnels.shareable import require_shareable
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel
 
-__all__ = ["KINDS", "Gate", "Login", "Tunnel", "TunnelConfig", "choose_login", "make_login", "open_gate", "open_tunnel"]
+__all__ = [
+    "KINDS",
+    "Gate",
+    "Login",
+    "Tunnel",
+    "TunnelConfig",
+    "choose_login",
+    "make_login",
+    "open_gate",
+    "open_tunnel",
+    "require_shareable",
+]
