@@ -1,13 +1,20 @@
 # ruff: noqa: T201
 """A web UI's process as its launcher sees it: log lines, a port, signals. The lines are those of AUTOMATIC1111 v1.10.1.
 
+Its API asks for HTTP basic authentication and its page for Gradio's cookie, as AUTOMATIC1111's own do; both are read
+from the file of its login.
+
 Run by the stub installation of test_webui.py as `python -u launch.py ...`; the file `mood` beside it says what happens.
 """
 
+import base64
 import http.server
+import json
+import secrets
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 words = sys.argv[1:]
@@ -16,19 +23,55 @@ port = int(words[words.index("--port") + 1])
 print(f"Launching Web UI with arguments: {' '.join(words)}", flush=True)
 
 
+login = Path(words[words.index("--gradio-auth-path") + 1]).read_text(encoding="utf-8").strip()
+user, _, password = login.partition(":")
+basic = "Basic " + base64.b64encode(login.encode()).decode()
+tokens = set()  # of visitors who logged in at the page; a restarted UI knows none of before
+
+
 class Site(http.server.BaseHTTPRequestHandler):
+    def answer(self, status, what, **headers):
+        body = json.dumps(what).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def api(self, sent=None):
+        if "--api" not in words:
+            return self.answer(404, {"detail": "Not Found"})
+        if self.headers.get("Authorization") != basic:
+            return self.answer(401, {"detail": "Incorrect username or password"}, WWW_Authenticate="Basic")
+        if self.path.startswith("/sdapi/v1/options"):
+            return self.answer(200, {"sd_model_checkpoint": "small.safetensors"})
+        return self.answer(200, {"images": [base64.b64encode(b"a picture").decode()], "parameters": sent})
+
+    def do_POST(self):
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith("/sdapi/"):
+            return self.api(json.loads(sent or b"null"))
+        form = dict(urllib.parse.parse_qsl(sent.decode()))
+        if self.path != "/login" or (form.get("username"), form.get("password")) != (user, password):
+            return self.answer(400, {"detail": "Incorrect credentials."})
+        tokens.add(token := secrets.token_urlsafe(16))
+        return self.answer(200, {"success": True}, Set_Cookie=f"access-token={token}; HttpOnly; Path=/")
+
     def do_GET(self):
+        if self.path.startswith("/sdapi/"):
+            return self.api()
+        if self.path == "/config":
+            cookies = dict(part.strip().split("=", 1) for part in self.headers.get("Cookie", "=").split(";"))
+            known = cookies.get("access-token") in tokens
+            told = {"version": "3.41.2"} if known else {"detail": "Not authenticated"}
+            return self.answer(200 if known else 401, told)
         if early.is_set():
             # As AUTOMATIC1111 does: a request before it is ready ends it.
             print("RuntimeError: Cannot add middleware after an application has started", flush=True)
             import os
 
             os._exit(1)
-        body = b"page" if self.path != "/internal/ping" else b"{}"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        return self.answer(200, {} if self.path == "/internal/ping" else "page")
 
     def log_message(self, *_):
         pass

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
@@ -116,8 +117,12 @@ def _words_of_ui(
     if config.theme != "auto":
         words += ["--theme", config.theme]
     if config.api:
-        # Two arguments, never one with "=": its page /internal/sysinfo shows the second form to everybody.
-        pair = f"{login.user}:{login.password}"
-        words += ["--api", "--api-auth", pair]
-        hidden = [pair, *hidden]
+        if not f"{login.user}{login.password}".isascii():
+            raise SettingsError(
+                f"The API of {ui.title} takes no user and password with letters beyond ASCII.",
+                "Choose others, or leave the API out (--no-api).",
+            )
+        # Without --api-auth: a command line can be read by every user of the machine. The guarded start takes the
+        # API's login from the file of the page's.
+        words.append("--api")
     return words, login_file, hidden
