@@ -6,6 +6,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from fastsd_helpers.cli.passwords import add_password_flags, given_password
+from fastsd_helpers.cli.sharing import add_share_flag
 from fastsd_helpers.options import Option, options_of, parse_value
 
 __all__ = ["add_flags", "given_values"]
@@ -22,7 +23,9 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
             continue
         group = advanced if item.advanced else plain
         about = f"{item.help}{_limits(item)}".replace("%", "%%")
-        if item.kind is bool:
+        if item.name == "share":
+            add_share_flag(group, about)
+        elif item.kind is bool:
             action = argparse.BooleanOptionalAction
             group.add_argument(item.flag, dest=item.name, action=action, default=argparse.SUPPRESS, help=about)
         else:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import add_flags, given_values
-from fastsd_helpers.cli.passwords import add_password_flags, given_password
+from fastsd_helpers.cli.passwords import add_password_flags
+from fastsd_helpers.cli.sharing import add_link_flags, add_share_flag, link_settings, show, show_link
 
 __all__ = ["add_webui"]
 
@@ -32,7 +33,8 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     add_flags(command(group, "install", install, "install a web UI into an environment of its own"), InstallConfig)
     start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C ends it")
     add_flags(start, LaunchConfig)
-    start.add_argument("--share", metavar="KIND", help="also make a public link: auto, ngrok, gradio, cloudflared, ...")
+    add_share_flag(start, "also make a public link; bare: the first service that works")
+    add_link_flags(start)
     start.add_argument("--background", action="store_true", help="return when it answers, and leave it running")
     start.add_argument("--dry-run", action="store_true", help="only say what would be started, and why")
     start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of the one here")
@@ -60,6 +62,7 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     play = command(commands, "playground", playground, "a small page to try one model or session at once")
     play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
     add_flags(play, PlaygroundConfig)
+    add_link_flags(play)
     add_password_flags(play)
 
 
@@ -79,26 +82,29 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 def launch(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui launch`."""
-    from fastsd_helpers.tunnels import TunnelConfig
-    from fastsd_helpers.webui import LaunchConfig, launch, plan, share
+    from fastsd_helpers.tunnels import require_shareable
+    from fastsd_helpers.webui import LaunchConfig, launch, plan, share_in_background
     from fastsd_helpers.webui.flags import GPUS
 
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
+    # What is wrong with a link is said before anything starts.
+    link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)
     if chosen.dry_run:
         planned = plan(config, machine=machine, family=chosen.family)
         data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port}
         return Answer(data, [*planned.lines(), "Nothing was started."])
-    link = TunnelConfig(kind=chosen.share) if chosen.share else None  # a wrong kind is said before anything starts
+    if link is not None:
+        require_shareable(link)
     running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True))
     data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
     try:
         if link is not None:
-            shared = share(running, link, on_change=lambda new: _show_link(new, chosen.json))
-            data |= _show_link(shared, chosen.json)
+            started = share_in_background if chosen.background else _share
+            data |= _link_or_sentence(running, link, chosen.json, started)
         elif running.ui.has_login:
-            _show(f"Link:      {running.url}\nUser:      {running.login.user}\nPassword:  {running.login.password}")
-        if chosen.background and link is None:
+            show(_local_block(running))
+        if chosen.background:
             return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
         code = running.wait()
         problem = running.problem()
@@ -108,6 +114,34 @@ def launch(chosen: argparse.Namespace) -> Answer:
         running.stop()
         raise
     return Answer(data, [f"{running.ui.title} ended."])
+
+
+def _share(running: Any, link: Any, as_json: bool) -> Any:
+    from fastsd_helpers.webui import share
+
+    return share(running, link, on_change=lambda new: show_link(new, as_json))
+
+
+def _link_or_sentence(running: Any, link: Any, as_json: bool, started: Callable[..., Any]) -> dict[str, Any]:
+    """Show the link; one that fails now leaves the web UI running, with its own address and login."""
+    from fastsd_helpers.errors import TunnelError
+
+    try:
+        return show_link(started(running, link, as_json), as_json)
+    except TunnelError as err:
+        words = f"It is not shared, and runs on. {err.problem} {err.hint}"
+        login = running.login if running.ui.has_login else None
+        told = {"url": running.url, "kind": None, "problem": f"{err.problem} {err.hint}"}
+        told |= {"user": login.user, "password": login.password} if login else {}
+        show(json.dumps(told) if as_json else f"{_local_block(running)}\n{words}")
+        return {"kind": None, "problem": told["problem"]}
+
+
+def _local_block(running: Any) -> str:
+    lines = [f"Link:      {running.url}"]
+    if running.ui.has_login:
+        lines += [f"User:      {running.login.user}", f"Password:  {running.login.password}"]
+    return "\n".join(lines)
 
 
 def place_models(chosen: argparse.Namespace) -> Answer:
@@ -164,8 +198,8 @@ def tunnel(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.webui import share_port
 
     config = TunnelConfig(**given_values(chosen, TunnelConfig))
-    with share_port(chosen.number, config, on_change=lambda link: _show_link(link, chosen.json)) as link:
-        data = _show_link(link, chosen.json)
+    with share_port(chosen.number, config, on_change=lambda link: show_link(link, chosen.json)) as link:
+        data = show_link(link, chosen.json)
         link.wait()
     return Answer(data | {"closed": True}, ["The link is closed."])
 
@@ -173,30 +207,10 @@ def tunnel(chosen: argparse.Namespace) -> Answer:
 def playground(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd playground [MODEL|SESSION]` until it is stopped."""
     from fastsd_helpers.playground import PlaygroundConfig, open_playground
-    from fastsd_helpers.tunnels import TunnelConfig
 
     config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))
-    link = TunnelConfig(kind=config.share, password=given_password(chosen)) if config.share != "no" else None
+    link = link_settings(chosen, config.share)
     with open_playground(chosen.model, config, tunnel=link) as page:
-        _show(page.block())
+        show(json.dumps(page.about()) if chosen.json else page.block())
         page.wait()
     return Answer({"url": page.url, "closed": True}, ["The playground is closed."])
-
-
-def _show_link(link: Any, as_json: bool) -> dict[str, Any]:
-    """Show a link at once: the command goes on for as long as the link is wanted."""
-    login = link.login
-    data = {
-        "url": link.url,
-        "kind": link.kind,
-        "user": login.user if login else None,
-        "password": login.password if login else None,
-        "visitor_password": link.visitor_password,
-        "expires": link.expires.isoformat() if link.expires else None,
-    }
-    _show(json.dumps(data) if as_json else f"{link.block()}\n{link.note}\nCtrl-C closes it.")
-    return data
-
-
-def _show(text: str) -> None:
-    print(text, flush=True)

@@ -125,9 +125,10 @@ def ask(url: str, *, token: str | None = None, limit: int = 1_000_000) -> Answer
 class _Failures:
     """Counts failures in a row, pauses between tries, and gives up with a sentence."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
+        self._pauses_s = pauses_s
         self.count = 0
         self.furthest = 0
 
@@ -143,11 +144,11 @@ class _Failures:
                 f"{self.host} is busy and asks to wait for {asked / 60:.0f} minutes.",
                 "Run this again then; what arrived is kept.",
             ) from err
-        if self.count >= len(_PAUSES_S):
+        if self.count >= len(self._pauses_s):
             raise DownloadError(
                 f"{self.host}: {self._reason(err)}, {self.count + 1} times in a row.", _hint(err)
             ) from err
-        pause = asked if asked is not None else _PAUSES_S[self.count]
+        pause = asked if asked is not None else self._pauses_s[self.count]
         self.count += 1
         logger.info("%s: %s; trying again in %.0f s.", self.host, self._reason(err), pause)
         time.sleep(pause)
@@ -199,6 +200,7 @@ def transfer(
     size: int | None = None,
     sha256: str | None = None,
     begun: Callable[[Remote], None] | None = None,
+    pauses_s: tuple[float, ...] = _PAUSES_S,
 ) -> Remote:
     """Bring a file to `part`, going on where an earlier try stopped when that is safe.
 
@@ -211,9 +213,10 @@ def transfer(
         part: where the bytes go; beside it `{part}.json` notes which version they are of.
         token: sent as bearer token to this host only.
         cookies: sent to this host only.
-        size: bytes that are expected; another announced length is refused at once.
+        size: bytes that are expected; another announced length is refused at once, and no more are taken.
         sha256: known beforehand; makes it safe to go on without an ETag.
         begun: called once when the server has answered, before bytes are kept; it may refuse by raising.
+        pauses_s: seconds to wait after each failure in a row; their number is that of the further tries.
 
     Returns:
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
@@ -221,7 +224,7 @@ def transfer(
     Raises:
         DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
     """
-    failures = _Failures(url)
+    failures = _Failures(url, pauses_s)
     told = False
     while True:
         note = _Note.read(part, sha256)
@@ -244,7 +247,7 @@ def transfer(
                     told = True
                 check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
-                whole = _append(answer, part, start, remote.total, failures)
+                whole = _append(answer, part, start, size if remote.total is None else remote.total, failures)
             if whole:
                 return remote
             raise http.client.IncompleteRead(b"")

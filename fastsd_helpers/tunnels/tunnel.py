@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from fastsd_helpers.errors import (
     FastSDError,
@@ -36,6 +37,7 @@ def open_tunnel(
     config: TunnelConfig | None = None,
     login: Login | None = None,
     upstream_login: Login | None = None,
+    closed: Sequence[Any] = (),
     on_change: Callable[["Tunnel"], None] | None = None,
     watch_every_s: float = 30,
 ) -> "Tunnel":
@@ -50,6 +52,7 @@ def open_tunnel(
         config: everything else.
         login: whom to let in; made from `config` when None.
         upstream_login: the program's own login, entered for visitors who passed the gate's.
+        closed: the gate's rows of paths that no visitor may reach.
         on_change: called from the watchdog's thread after the link was opened anew.
         watch_every_s: seconds between two checks; 0: no watchdog.
 
@@ -74,7 +77,8 @@ def open_tunnel(
         logger.warning("Anyone who finds this link can use the program behind it, and the files it can read.")
     else:
         login = login or choose_login(config.user, config.password)
-    gate = open_gate(port, login, upstream_login=upstream_login)
+    rows = {"closed": closed} if closed else {}
+    gate = open_gate(port, login, upstream_login=upstream_login, **rows)
     try:
         used, running = _open_first(kind, gate, config)
     except BaseException:
