@@ -20,11 +20,12 @@ from tunnel_doubles import free_port, make_program, serve, site_handler
 
 from fastsd_helpers.dreambooth.child import start_training
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.errors import TunnelToolMissing
 from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.processes import Child, environment, environment_for, looks_secret
 from fastsd_helpers.runtime import remember_secret
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.tunnels import TunnelConfig, open_tunnel
+from fastsd_helpers.tunnels import TunnelConfig, node_packages, open_tunnel, services
 from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, launch, plan, repositories, stop
 from fastsd_helpers.webui.command import environment_of
 from fastsd_helpers.webui.flags import Machine
@@ -525,8 +526,9 @@ def _localtunnel(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "localtunnel"
 
 
-def _npx(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    make_program(programs, "npx", LT + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
+def _fetched_localtunnel(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    client = make_program(programs, "client", LT + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
+    monkeypatch.setattr(services, "bring_client", lambda folder, **_words: [sys.executable, str(client)])
     return "localtunnel"
 
 
@@ -538,17 +540,13 @@ def _ngrok(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _gradio(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("gradio")
-    import platform
-
-    monkeypatch.setenv("HF_HOME", str(programs.parent / "hf"))
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     body = "say(f'start proxy success: http://127.0.0.1:{forward(target)}'); stay()"
-    name = f"frpc_{platform.system().lower()}_{machine}_v0.3"
-    make_program(programs.parent / "hf" / "gradio" / "frpc", name, FRPC + body)
+    frpc = make_program(programs, "frpc", FRPC + body)
+    monkeypatch.setattr(services, "bring_program", lambda name, folder, **_words: frpc)
     return "gradio"
 
 
-@pytest.mark.parametrize("prepare", [_cloudflared, _localtunnel, _npx, _ngrok, _gradio])
+@pytest.mark.parametrize("prepare", [_cloudflared, _localtunnel, _fetched_localtunnel, _ngrok, _gradio])
 def test_a_tunnels_programs(
     prepare: Any, full_of_secrets: None, site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,6 +572,10 @@ def test_git_and_uv_and_the_proof_of_an_installation(
     repositories._git(["status"], tmp_path)
     uv = make_program(programs, "uv", TELL)
     make_environment(tmp_path / "made")
+    npm = make_program(programs, "npm", TELL)
+    with pytest.raises(TunnelToolMissing):
+        node_packages._fetch(60)
+    check_environ(told(npm)[0], "tunnel")
     answer = json.dumps(
         {"version": "3.11.9", "prefix": "/p", "site": "/s", "platform": "linux x", "managed": False, "installed": {}}
         | {"versions": {}, "modules": [], "problems": [], "cuda": False}
