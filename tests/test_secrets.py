@@ -419,6 +419,21 @@ def test_a_child_without_a_wish_and_the_filter_of_its_log(full_of_secrets: None,
     assert "my-own-hidden-word" not in (tmp_path / "log").read_text()
 
 
+def test_a_child_is_told_a_secret_on_its_standard_input(full_of_secrets: None, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import sys, time; print(len(sys.stdin.read()), flush=True); time.sleep(600)"]
+    child = Child(words, log=tmp_path / "log", outlives=True, told="the-word-\udcff")
+    try:
+        child.wait_for(lambda line: "10" in line or None, time.monotonic() + 60)
+        check_environ(environ_of(child.pid), "program")
+        assert b"the-word" not in (Path("/proc") / str(child.pid) / "cmdline").read_bytes()
+    finally:
+        child.close()
+    with pytest.raises(OSError, match="pipe|unavailable"):
+        Child(words, log=tmp_path / "log", outlives=True, told="x" * 2**20)
+    with pytest.raises(ValueError, match="told nothing"):
+        Child(words, told="the-word")
+
+
 @pytest.mark.parametrize(
     ("model", "given"),
     [
