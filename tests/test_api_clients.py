@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tunnel_doubles import free_port, serve, site_handler
 
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.processes import Child, environment_for
 from fastsd_helpers.tunnels import Login, TunnelConfig, open_gate, services
 from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, launch, share_port, stop
@@ -180,15 +181,16 @@ def test_a_login_that_others_could_have_written_or_read_is_not_used(
         assert find_at_port(places.port).login is None
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"run": 3}', b'{"run": "/nowhere"}', b"\xff", b'{"run": null}']
-)
-def test_a_note_that_is_damaged_leads_nowhere(content: bytes, places: Any) -> None:
+def test_a_note_that_is_damaged_leads_nowhere(places: Any) -> None:
     with start(places):
         (note,) = Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json")
-        assert OWN.password.encode() not in note.read_bytes()
-        note.write_bytes(content)
-        assert find_at_port(places.port) is None
+        right = note.read_bytes()
+        assert OWN.password.encode() not in right
+        for content in (b"", b"{", b"[]", b'{"run": 3}', b'{"run": "/nowhere"}', b"\xff", b'{"run": null}'):
+            note.write_bytes(content)
+            assert find_at_port(places.port) is None, content
+        note.write_bytes(right)
+        assert find_at_port(places.port).login == OWN
 
 
 def test_the_note_of_a_ui_that_has_ended_is_not_believed(places: Any) -> None:
@@ -196,6 +198,28 @@ def test_the_note_of_a_ui_that_has_ended_is_not_believed(places: Any) -> None:
         os.kill(running.state.pid, signal.SIGKILL)
         running.wait(10)
         assert find_at_port(places.port) is None
+
+
+@pytest.mark.parametrize(("setting", "password"), [(None, "from-the-environment"), ("typed-in-the-field", None)])
+def test_the_environments_password_is_the_web_uis_unless_another_was_given(
+    setting: str | None, password: str | None, places: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTSD_PASSWORD", "from-the-environment")
+    config = LaunchConfig(port=places.port, password=setting, wait_s=60, **places.where)
+    with launch(config, machine=CPU) as running:
+        assert running.login == Login("fastsd", setting or password)
+        assert (places.places.run / "login").read_text() == f"fastsd:{setting or password}"
+        assert options(running.url, running.login) == 200
+        assert "from-the-environment" not in str((Path("/proc") / str(running.state.pid) / "environ").read_bytes())
+
+
+def test_an_api_that_takes_no_umlauts_is_said_before_the_start(places: Any) -> None:
+    with pytest.raises(SettingsError, match="no user and password with letters beyond ASCII"):
+        start(places, Login("owner", "wörter-und-so"))
+    assert find_at_port(places.port) is None
+    with start(places, Login("owner", "wörter-und-so"), api=False) as running:
+        form = {"username": "owner", "password": "wörter-und-so"}
+        assert requests.post(f"{running.url}/login", data=form, timeout=30).status_code == 200
 
 
 # ------------------------------------------------------------------------------------------- programs, as described

@@ -12,6 +12,7 @@ from fastsd_helpers.cli import main
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.trocr.serve import ServeConfig
 from fastsd_helpers.tunnels import TunnelConfig, choose_login
 from fastsd_helpers.webui import LaunchConfig
 
@@ -71,7 +72,8 @@ def test_a_bad_password_of_the_environment_is_named_after_it_and_not_shown(
 
 
 @pytest.mark.parametrize(
-    ("command", "settings"), [(("webui", "launch"), LaunchConfig), (("tunnel", "7860"), TunnelConfig)]
+    ("command", "settings"),
+    [(("webui", "launch"), LaunchConfig), (("tunnel", "7860"), TunnelConfig), (("trocr", "serve"), ServeConfig)],
 )
 def test_a_file_or_standard_input_gives_it_to_every_command(
     command: tuple[str, ...], settings: Any, password_file: Path, monkeypatch: pytest.MonkeyPatch

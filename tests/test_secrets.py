@@ -428,7 +428,7 @@ def test_a_child_is_told_a_secret_on_its_standard_input(full_of_secrets: None, t
         assert b"the-word" not in (Path("/proc") / str(child.pid) / "cmdline").read_bytes()
     finally:
         child.close()
-    with pytest.raises(OSError, match="pipe|unavailable"):
+    with pytest.raises(OSError, match=r"pipe|unavailable"):
         Child(words, log=tmp_path / "log", outlives=True, told="x" * 2**20)
     with pytest.raises(ValueError, match="told nothing"):
         Child(words, told="the-word")
