@@ -33,6 +33,7 @@ __all__ = [
     "own_program",
     "programs_folder",
     "remove_whatever",
+    "this_machine",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -150,8 +151,7 @@ def known_program(name: str) -> Program:
     Raises:
         TunnelToolMissing: there is none.
     """
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
-    here = f"{sys.platform} {machine}"
+    here = this_machine()
     for program in PROGRAMS:
         if (program.name, program.machine) == (name, here):
             return program
@@ -159,6 +159,13 @@ def known_program(name: str) -> Program:
         f"The program {name} is not installed, and none that is checked by its hash is known for {here}.",
         "Install it yourself, so that it is found on the path, or choose another service.",
     )
+
+
+def this_machine() -> str:
+    """This kind of machine as PROGRAMS names it: "linux amd64"."""
+    machine = platform.machine().lower()
+    names = {"x86_64": "amd64", "aarch64": "arm64"}
+    return f"{sys.platform} {names.get(machine, machine)}"
 
 
 def _kept(program: Program) -> Path:
