@@ -614,12 +614,23 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
     ids=["refused", "mute", "dies"],
 )
 def test_gradios_bad_days_are_told_apart(
-    site: int, frpc: Callable[[str], None], body: str, wait_s: int, error: type[Exception], said: str, tmp_path: Path
+    site: int,
+    frpc: Callable[[str], None],
+    body: str,
+    wait_s: int,
+    error: type[Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     frpc(body)
     with pytest.raises(error, match=said):
         open_tunnel(site, "gradio", config=TunnelConfig(share_server="127.0.0.1:7000", wait_s=wait_s))
-    assert not list(tmp_path.glob("scratch/*")), "its folder went with it"
+    assert _gone(str(scratch))
+    assert list(scratch.iterdir()) == [], "its folder went with it"
 
 
 @pytest.mark.slow
