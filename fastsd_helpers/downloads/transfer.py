@@ -200,6 +200,7 @@ def transfer(
     size: int | None = None,
     sha256: str | None = None,
     begun: Callable[[Remote], None] | None = None,
+    most: int | None = None,
     pauses_s: tuple[float, ...] = _PAUSES_S,
 ) -> Remote:
     """Bring a file to `part`, going on where an earlier try stopped when that is safe.
@@ -216,6 +217,7 @@ def transfer(
         size: bytes that are expected; another announced length is refused at once, and no more are taken.
         sha256: known beforehand; makes it safe to go on without an ETag.
         begun: called once when the server has answered, before bytes are kept; it may refuse by raising.
+        most: bytes that are taken at most, of a file whose size is not known.
         pauses_s: seconds to wait after each failure in a row; their number is that of the further tries.
 
     Returns:
@@ -247,7 +249,9 @@ def transfer(
                     told = True
                 check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
-                whole = _append(answer, part, start, size if remote.total is None else remote.total, failures)
+                if most is not None and (remote.total or 0) > most:
+                    raise _too_large(failures.host, most)
+                whole = _append(answer, part, start, size if remote.total is None else remote.total, failures, most)
             if whole:
                 return remote
             raise http.client.IncompleteRead(b"")
@@ -333,7 +337,13 @@ def _name_in(headers: Any) -> str | None:
     return (match["quoted"] if match["quoted"] is not None else match["plain"].strip()) if match else None
 
 
-def _append(answer: Any, part: Path, start: int, total: int | None, failures: _Failures) -> bool:
+def _too_large(host: str, most: int) -> DownloadError:
+    return DownloadError(f"{host} sends more than {most} bytes.", "The file there is another one: use another source.")
+
+
+def _append(
+    answer: Any, part: Path, start: int, total: int | None, failures: _Failures, most: int | None = None
+) -> bool:
     """Write what arrives; False when the connection broke before the end."""
     with file_errors(part, "write"):
         out = os.open(part, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -363,6 +373,9 @@ def _append(answer: Any, part: Path, start: int, total: int | None, failures: _F
                 report(done)
                 if total is not None and done > total:
                     break
+                if most is not None and done > most:
+                    _discard(part)
+                    raise _too_large(failures.host, most)
         with file_errors(part, "write"):
             os.fsync(out)
     finally:

@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.downloads.transfer import Remote, part_name, transfer
-from fastsd_helpers.errors import DownloadError, FastSDError, TunnelToolMissing
+from fastsd_helpers.downloads.transfer import part_name, transfer
+from fastsd_helpers.errors import FastSDError, TunnelToolMissing
 from fastsd_helpers.files import placed, write_all
 from fastsd_helpers.processes import LockHeld, file_lock
 
@@ -33,6 +33,7 @@ __all__ = [
     "own_program",
     "programs_folder",
     "remove_whatever",
+    "this_machine",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -150,8 +151,7 @@ def known_program(name: str) -> Program:
     Raises:
         TunnelToolMissing: there is none.
     """
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
-    here = f"{sys.platform} {machine}"
+    here = this_machine()
     for program in PROGRAMS:
         if (program.name, program.machine) == (name, here):
             return program
@@ -159,6 +159,13 @@ def known_program(name: str) -> Program:
         f"The program {name} is not installed, and none that is checked by its hash is known for {here}.",
         "Install it yourself, so that it is found on the path, or choose another service.",
     )
+
+
+def this_machine() -> str:
+    """This kind of machine as PROGRAMS names it: "linux amd64"."""
+    machine = platform.machine().lower()
+    names = {"x86_64": "amd64", "aarch64": "arm64"}
+    return f"{sys.platform} {names.get(machine, machine)}"
 
 
 def _kept(program: Program) -> Path:
@@ -193,9 +200,9 @@ def _fetch(program: Program) -> None:
 def _fetch_once(program: Program, part: Path, kept: Path) -> bool:
     if part.is_symlink():
         part.unlink()
-    limits = {"size": program.size, "sha256": program.sha256, "begun": _refuse_large, "pauses_s": _PAUSES_S}
+    limits = {"size": program.size, "most": _LARGEST_BYTES, "pauses_s": _PAUSES_S}
     try:
-        remote = transfer(program.url, part, **limits)
+        remote = transfer(program.url, part, sha256=program.sha256, **limits)
         if remote.is_page or remote.status >= 400:
             raise _missing(program, f"its address answers with something else (status {remote.status})")
         digest = None
@@ -211,11 +218,6 @@ def _fetch_once(program: Program, part: Path, kept: Path) -> bool:
 
 class _WrongBytes(Exception):
     pass
-
-
-def _refuse_large(remote: Remote) -> None:
-    if (remote.total or 0) > _LARGEST_BYTES:
-        raise DownloadError(f"its address offers {remote.total} bytes", "Choose another service.")
 
 
 def _copy_or_delete(place: Path, copy: Path, program: Program) -> bool:

@@ -14,6 +14,7 @@ from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
 from fastsd_helpers.tunnels.probe import ask
+from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_crash
@@ -32,7 +33,17 @@ from fastsd_helpers.webui.process import (
 )
 from fastsd_helpers.webui.settings import LaunchConfig
 
-__all__ = ["RunningUI", "launch", "plan", "share", "share_port", "status", "stop"]
+__all__ = [
+    "RunningUI",
+    "background_link",
+    "launch",
+    "plan",
+    "share",
+    "share_in_background",
+    "share_port",
+    "status",
+    "stop",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -311,6 +322,15 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     return tunnel
 
 
+def share_in_background(running: RunningUI, config: TunnelConfig | None = None) -> BackgroundLink:
+    """As `share`, but another process holds the link, which so outlives this one; `stop` ends it with the web UI.
+
+    Raises:
+        TunnelError: no service gave a link.
+    """
+    return hold_link(running.port, running.places.run, config or TunnelConfig(), running.login)
+
+
 def share_port(port: int, config: TunnelConfig | None = None, **more: object) -> Tunnel:
     """Give whatever listens at a port of this machine a public link; a web UI that runs there keeps one login.
 
@@ -343,6 +363,11 @@ def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = 
     return state, state is not None and is_running(state)
 
 
+def background_link(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> BackgroundLink | None:
+    """The link that `share_in_background` made of this web UI, at its present address; None when there is none."""
+    return read_link(find_places(find_ui(ui), folder=folder, store=store).run)
+
+
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
     """End this web UI, whoever started it; False when it does not run."""
     places = find_places(find_ui(ui), folder=folder, store=store)
@@ -355,5 +380,6 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
 
 
 def _forget(places: Places) -> None:
+    end_link(places.run)
     with contextlib.suppress(OSError):
         (places.run / "login").unlink()

@@ -24,6 +24,7 @@ __all__ = [
     "find_at_port",
     "is_running",
     "port_is_free",
+    "read_run",
     "read_state",
     "start_process",
     "write_login",
@@ -81,10 +82,11 @@ def start_process(
 
 def read_state(places: Places) -> RunState | None:
     """What was started last; None when nothing was, or its record cannot be read."""
-    return _read_run(places.run)
+    return read_run(places.run)
 
 
-def _read_run(run: Path) -> RunState | None:
+def read_run(run: Path) -> RunState | None:
+    """As `read_state`, by the folder of the run."""
     try:
         return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -108,7 +110,7 @@ def find_at_port(port: int) -> AtPort | None:
         run = Path(json.loads(_pointer(port).read_bytes())["run"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    state = _read_run(run)
+    state = read_run(run)
     if state is None or state.port != port or not is_running(state):
         return None
     return AtPort(state, _read_login(run / "login"))
