@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tunnel_doubles import free_port, serve, site_handler
+from test_secrets import check_environ, children_of, environ_of
+from test_tunnels import LT
+from tunnel_doubles import free_port, make_program, serve, site_handler
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.processes import Child, environment_for
@@ -70,7 +72,10 @@ def start(places: Any, login: Login = OWN, **settings: Any) -> Any:
 def options(url: str, login: Login | None) -> int:
     """The status of one question to the API, as A1111's clients ask: HTTP basic authentication with every request."""
     auth = (login.user, login.password) if login else None
-    return requests.get(f"{url}/sdapi/v1/options", auth=auth, timeout=30).status_code
+    try:
+        return requests.get(f"{url}/sdapi/v1/options", auth=auth, timeout=30).status_code
+    except requests.ConnectionError:
+        return 0  # nobody listens
 
 
 def page(url: str, login: Login) -> int:
@@ -319,3 +324,30 @@ def test_gradio_client_uses_the_link_as_described(
         for wrong in (("fastsd", "another-word-1"), ("other", OWN.password)):
             with pytest.raises(Exception, match=r"[Cc]redentials|[Ll]ogin"):
                 client.Client(gate.url, auth=wrong, verbose=False)
+
+
+# ------------------------------------------------------------------------------------------ a link in the background
+
+
+def test_who_holds_a_link_in_the_background_has_no_secret_that_others_can_read(
+    places: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.webui import share_in_background
+
+    body = LT + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()"
+    make_program(tmp_path / "programs", "lt", body)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("NGROK_AUTHTOKEN", "2secretngroktoken_A1b2C3d4E5")
+    with start(places) as running:
+        config = TunnelConfig(kind="localtunnel", localtunnel_server="http://127.0.0.1:9", wait_s=30)
+        link = share_in_background(running, config)
+        assert link.login == OWN, "one login for the web UI and its link"
+        assert options(link.url, OWN) == 200
+        holders = {link.pid: "", **children_of(link.pid)}
+        assert len(holders) >= 3, "the holder, the guard of its program, and the program"
+        for pid, line in holders.items():
+            check_environ(environ_of(pid), "tunnel")
+            assert OWN.password not in line + str(environ_of(pid))
+            assert "2secretngrok" not in line + str(environ_of(pid))
+        for path in places.places.run.iterdir():
+            assert path.name == "login" or OWN.password.encode() not in path.read_bytes()

@@ -83,7 +83,10 @@ _BUILD = """
     SOURCE_DATE_EPOCH
 """
 # Read by the program that is started: another place of ngrok's agent, of gradio's (below HF_HOME), of npm's registry.
-_TUNNEL = "HF_HOME NPM_CONFIG_CACHE NPM_CONFIG_REGISTRY PYNGROK_NGROK_PATH npm_config_cache npm_config_registry"
+_TUNNEL = """
+    FASTSD_CLOUDFLARED HF_HOME NPM_CONFIG_CACHE NPM_CONFIG_REGISTRY PYNGROK_NGROK_PATH npm_config_cache
+    npm_config_registry
+"""
 
 _TABLE: dict[str, tuple[str, ...]] = {
     "filter": (_SYSTEM,),

@@ -75,14 +75,20 @@ def hold_link(port: int, run: Path, config: TunnelConfig, login: Login) -> Backg
         TunnelError: no service gave a link; what it said is in the sentence.
     """
     token = find_token(config) if config.kind in ("auto", "ngrok") else None
-    secrets = {"FASTSD_PASSWORD": login.password, **({"NGROK_AUTHTOKEN": token} if token else {})}
+    secrets = {"password": login.password, "ngrok_token": token}
     places = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = environment_for("tunnel", this_python=True, also=("FASTSD_CLOUDFLARED",))
-    environment |= {"PYTHONPATH": os.pathsep.join(places), **secrets}
+    environment = environment_for("tunnel", this_python=True) | {"PYTHONPATH": os.pathsep.join(places)}
     code = "import sys; from fastsd_helpers.webui.link_holder import main; sys.exit(main(sys.argv[1:]))"
     words = [str(port), str(run), json.dumps(to_values(config) | {"user": login.user})]
     command = [sys.executable, "-u", "-c", code, *words]
-    child = Child(command, log=run / "link.log", env=environment, hidden=list(secrets.values()), outlives=True)
+    child = Child(
+        command,
+        log=run / "link.log",
+        env=environment,
+        hidden=[text for text in secrets.values() if text],
+        outlives=True,
+        told=json.dumps(secrets),
+    )
     try:
         said = child.wait_for(_find, time.monotonic() + 5 * config.wait_s + 60)
     except (ChildEnded, ChildMute) as err:

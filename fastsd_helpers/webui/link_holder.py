@@ -23,13 +23,12 @@ _LOOK_EVERY_S = 2
 
 
 def main(words: list[str]) -> int:
-    """Make the link, say so, and hold it until the web UI ends or this process is ended."""
     """Make the link, say so, and hold it until the web UI ends or this process is ended.
 
     Args:
-        words: port, folder of the run, and settings of the link as JSON; its password is in FASTSD_PASSWORD.
+        words: port, folder of the run, and settings of the link as JSON; its secrets are on standard input, as JSON.
     """
-    port, run, values = int(words[0]), Path(words[1]), json.loads(words[2])
+    port, run, values = int(words[0]), Path(words[1]), json.loads(words[2]) | json.load(sys.stdin)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     me = LocalProcess.me()
 
