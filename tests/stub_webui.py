@@ -1,8 +1,8 @@
 # ruff: noqa: T201
 """A web UI's process as its launcher sees it: log lines, a port, signals. The lines are those of AUTOMATIC1111 v1.10.1.
 
-Its API asks for HTTP basic authentication and its page for Gradio's cookie, as AUTOMATIC1111's own do; both are read
-from the file of its login.
+Its page asks for Gradio's cookie, with the login of the file that `--gradio-auth-path` names, and its API for HTTP
+basic authentication where `api_auth` of its options is set, as AUTOMATIC1111's own do; those modules it writes itself.
 
 Run by the stub installation of test_webui.py as `python -u launch.py ...`; the file `mood` beside it says what happens.
 """
@@ -17,6 +17,32 @@ import time
 import urllib.parse
 from pathlib import Path
 
+MODULES = {
+    "__init__": "",
+    "api/__init__": "",
+    "shared_cmd_options": """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--api", action="store_true")
+for flag in ("--api-auth", "--gradio-auth", "--gradio-auth-path"):
+    parser.add_argument(flag, type=str, default=None)
+cmd_opts, _ = parser.parse_known_args()
+""",
+    "api/api": """
+from modules.shared_cmd_options import cmd_opts
+class Api:
+    def get_cmd_flags(self):
+        return vars(cmd_opts)
+""",
+}
+for name, text in MODULES.items():
+    file = Path(__file__).with_name("modules") / f"{name}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+from modules.api.api import Api  # noqa: E402
+from modules.shared_cmd_options import cmd_opts  # noqa: E402
+
 words = sys.argv[1:]
 mood = Path(__file__).with_name("mood").read_text().strip()
 port = int(words[words.index("--port") + 1])
@@ -25,7 +51,6 @@ print(f"Launching Web UI with arguments: {' '.join(words)}", flush=True)
 
 login = Path(words[words.index("--gradio-auth-path") + 1]).read_text(encoding="utf-8").strip()
 user, _, password = login.partition(":")
-basic = "Basic " + base64.b64encode(login.encode()).decode()
 tokens = set()  # of visitors who logged in at the page; a restarted UI knows none of before
 
 
@@ -41,8 +66,11 @@ class Site(http.server.BaseHTTPRequestHandler):
     def api(self, sent=None):
         if "--api" not in words:
             return self.answer(404, {"detail": "Not Found"})
-        if self.headers.get("Authorization") != basic:
+        basic = "Basic " + base64.b64encode(str(cmd_opts.api_auth).encode()).decode()
+        if cmd_opts.api_auth and self.headers.get("Authorization") != basic:
             return self.answer(401, {"detail": "Incorrect username or password"}, WWW_Authenticate="Basic")
+        if self.path.startswith("/sdapi/v1/cmd-flags"):
+            return self.answer(200, Api().get_cmd_flags())
         if self.path.startswith("/sdapi/v1/options"):
             return self.answer(200, {"sd_model_checkpoint": "small.safetensors"})
         return self.answer(200, {"images": [base64.b64encode(b"a picture").decode()], "parameters": sent})

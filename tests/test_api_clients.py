@@ -92,6 +92,9 @@ def test_a_tunnel_to_a_running_web_ui_keeps_its_login_and_opens_its_api(places: 
     with start(places) as running:
         assert options(running.url, OWN) == 200
         assert options(running.url, None) == 401
+        flags = requests.get(f"{running.url}/sdapi/v1/cmd-flags", auth=(OWN.user, OWN.password), timeout=30)
+        assert flags.json()["api_auth"] is None
+        assert OWN.password not in flags.text
         with share_port(places.port, LINK) as link:
             assert link.login == OWN
             assert options(link.url, OWN) == 200

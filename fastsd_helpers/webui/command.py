@@ -70,7 +70,9 @@ def plan_launch(
     if ui.key == "forge-neo":
         # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
-    command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
+    # ComfyUI has no login of its own that would have to be entered.
+    start = [str(Path(__file__).with_name("guards") / "start.py")] if ui.has_login else []
+    command = [str(places.python), "-u", *start, ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     passed_on = tuple(config.pass_env.split())
     for name in passed_on:
         warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = ["patches"]
 
 _HIDDEN = ("api_auth", "gradio_auth")
+_entered: list[bool] = []
 
 
 def patches() -> dict[str, Callable[[Any], None]]:
@@ -31,9 +32,12 @@ def _enter(module: Any) -> None:
     if login.count(":") != 1 or "," in login:
         _refuse("the file of its login does not hold one user and password")
     options.api_auth = login
+    _entered.append(True)
 
 
 def _hide(module: Any) -> None:
+    if not _entered:
+        _refuse("its options were not read before its API")
     api = getattr(module, "Api", None)
     told = getattr(api, "get_cmd_flags", None)
     if told is None:
