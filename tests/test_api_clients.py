@@ -194,9 +194,16 @@ def test_a_note_that_is_damaged_leads_nowhere(places: Any) -> None:
         (note,) = Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json")
         right = note.read_bytes()
         assert OWN.password.encode() not in right
-        for content in (b"", b"{", b"[]", b'{"run": 3}', b'{"run": "/nowhere"}', b"\xff", b'{"run": null}'):
+        assert note.stat().st_mode & 0o777 == 0o600
+        values = json.loads(right)
+        odd = [{"run": 3}, {"run": "/nowhere"}, {"run": None}, {"pid": "x"}, {"start": "1"}, {"boot": "other"}]
+        for content in (b"", b"{", b"[]", b"\xff", *(json.dumps(values | change).encode() for change in odd)):
             note.write_bytes(content)
             assert find_at_port(places.port) is None, content
+        note.write_bytes(right)
+        note.chmod(0o622)
+        assert find_at_port(places.port) is None, "another user could have written it"
+        note.chmod(0o600)
         note.write_bytes(right)
         assert find_at_port(places.port).login == OWN
 
@@ -228,6 +235,23 @@ def test_an_api_that_takes_no_umlauts_is_said_before_the_start(places: Any) -> N
     with start(places, Login("owner", "wörter-und-so"), api=False) as running:
         form = {"username": "owner", "password": "wörter-und-so"}
         assert requests.post(f"{running.url}/login", data=form, timeout=30).status_code == 200
+
+
+def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
+    gradio = pytest.importorskip("gradio")
+    from fastsd_helpers.tunnels.local_page import LocalPage
+    from fastsd_helpers.tunnels.ports import read_port
+
+    with gradio.Blocks() as blocks:
+        gradio.Interface(lambda text: text[::-1], "text", "text", api_name="turn")
+    with LocalPage(blocks, login=OWN) as mine:
+        assert requests.get(f"{mine.local_url}config", timeout=30).status_code == 401
+        with share_port(mine.port, LINK) as link:
+            assert link.login == OWN
+            assert page(link.url, OWN) == 200
+            assert requests.get(f"{link.url}/config", auth=(OWN.user, OWN.password), timeout=30).status_code == 200
+    assert read_port(mine.port) is None
+    assert not list(Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json"))
 
 
 # ------------------------------------------------------------------------------------------- programs, as described

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
+from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port
 from fastsd_helpers.tunnels.settings import TunnelConfig
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel
 
@@ -55,6 +57,8 @@ class LocalPage:
         except OSError as err:
             raise SettingsError(f"Port {port} cannot be used: {err}.", "Give another --port, or 0.") from err
         self.port: int = blocks.server_port
+        if login is not None:
+            note_port(self.port, PortNote(LocalProcess.me(), login))
 
     @property
     def url(self) -> str:
@@ -108,6 +112,8 @@ class LocalPage:
         """Close the link and the page; calling it twice is harmless."""
         if self.tunnel is not None:
             self.tunnel.close()
+        if not self._closed.is_set():
+            forget_port(self.port)
         self._blocks.close(verbose=False)
         self._closed.set()
 

@@ -13,6 +13,7 @@ from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
+from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
@@ -332,19 +333,19 @@ def share_in_background(running: RunningUI, config: TunnelConfig | None = None) 
 
 
 def share_port(port: int, config: TunnelConfig | None = None, **more: object) -> Tunnel:
-    """Give whatever listens at a port of this machine a public link; a web UI that runs there keeps one login.
+    """Give whatever listens at a port of this machine a public link; what of ours runs there keeps its one login.
 
-    Visitors enter the web UI's own user and password, unless others were chosen here; either way its own login is
-    entered for them, so that its API works too.
+    Visitors enter the own user and password of the web UI or page, unless others were chosen here; either way its own
+    login is entered for them, so that its API works too.
 
     Args:
         port: where it listens, on 127.0.0.1.
         config, more: as for `open_tunnel`, which says what is raised.
     """
     config = config or TunnelConfig()
-    found = find_at_port(port)
-    own = found.login if found else None
-    if own is None or config.access == "anyone":  # to strangers the web UI's own login stays closed
+    found, note = find_at_port(port), read_port(port)
+    own = found.login if found else note.login if note else None
+    if own is None or config.access == "anyone":  # to strangers its own login stays closed
         return open_tunnel(port, config=config, **more)
     user = config.user if config.user != TunnelConfig().user else own.user
     login = choose_login(user, config.password or secret("FASTSD_PASSWORD") or own.password)

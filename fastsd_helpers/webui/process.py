@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import logging
 import os
 import socket
 import time
@@ -11,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastsd_helpers.errors import DriveError, WebUIError
+from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, boot_id, end_group
 from fastsd_helpers.tunnels import Login
+from fastsd_helpers.tunnels.ports import PortNote, note_port, open_private, read_port
 from fastsd_helpers.webui.places import Places
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
     "start_process",
     "write_login",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _KEPT_LOGS = 5
 
@@ -76,7 +74,7 @@ def start_process(
     started = int(child.process.start or 0)
     state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown)
     write_atomic(places.run / "state.json", json.dumps(asdict(state)).encode())
-    _note_port(port, places.run)
+    note_port(port, PortNote(child.process, run=places.run))
     return child, state
 
 
@@ -106,30 +104,11 @@ class AtPort:
 
 def find_at_port(port: int) -> AtPort | None:
     """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
-    try:
-        run = Path(json.loads(_pointer(port).read_bytes())["run"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    state = read_run(run)
+    note = read_port(port)
+    state = read_run(note.run) if note and note.run else None
     if state is None or state.port != port or not is_running(state):
         return None
-    return AtPort(state, _read_login(run / "login"))
-
-
-def _pointer(port: int) -> Path:
-    # In the user's own folder, not in the one for temporary files, where any user can put something first.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "fastsd" / "ports" / f"{port}.json"
-
-
-def _note_port(port: int, run: Path) -> None:
-    """Leave a note that leads from a port to the folder of the run; the login is in that folder only."""
-    pointer = _pointer(port)
-    try:
-        pointer.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(pointer, json.dumps({"run": str(run)}).encode())
-    except (DriveError, OSError) as err:
-        logger.debug("No note of port %d was left, so `fastsd tunnel` cannot know its login: %s.", port, err)
+    return AtPort(state, _read_login(note.run / "login"))
 
 
 def write_login(path: Path, login: Login) -> None:
@@ -142,11 +121,7 @@ def write_login(path: Path, login: Login) -> None:
 
 def _read_login(path: Path) -> Login | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            facts = os.fstat(file.fileno())
-            if os.name == "posix" and (facts.st_uid != os.getuid() or facts.st_mode & 0o077):
-                logger.warning("%s is not this user's alone, so the login in it is not used.", path)
-                return None
+        with open_private(path) as file:
             user, _, password = file.read(4096).strip().partition(":")
     except (OSError, ValueError):
         return None
