@@ -254,6 +254,29 @@ def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
     assert not list(Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json"))
 
 
+def test_notes_that_killed_processes_left_are_taken_away() -> None:
+    from fastsd_helpers.processes import LocalProcess, boot_id
+    from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port, read_port
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    who = LocalProcess.of(dead.pid)
+    dead.wait()
+    note_port(7001, PortNote(LocalProcess(who.pid, who.start or "1"), OWN))
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "fastsd" / "ports"
+    for port, boot, age_s in ((7002, "another machine", 60), (7003, "another machine", 8 * 86400)):
+        (folder / f"{port}.json").write_text(json.dumps({"pid": 1, "start": "1", "boot": boot}))
+        os.utime(folder / f"{port}.json", (time.time() - age_s,) * 2)
+    (folder / "7004.json").write_text("no note")
+    assert read_port(7001) is None
+    note_port(7000, PortNote(LocalProcess.me(), OWN))
+    assert sorted(path.stem for path in folder.iterdir()) == ["7000", "7002", "7004"]
+    assert read_port(7000) == PortNote(LocalProcess.me(), OWN)
+    assert json.loads((folder / "7000.json").read_text())["boot"] == boot_id()
+    forget_port(7000)
+    forget_port(7002)
+    assert sorted(path.stem for path in folder.iterdir()) == ["7002", "7004"], "only one's own is taken away"
+
+
 # ------------------------------------------------------------------------------------------- programs, as described
 
 PAGE_WITH_LOGIN = """

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +20,8 @@ from fastsd_helpers.tunnels.login import Login
 __all__ = ["PortNote", "forget_port", "note_port", "open_private", "read_port"]
 
 logger = logging.getLogger("fastsd_helpers")
+
+_OLD_S = 7 * 86400
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def note_port(port: int, note: PortNote) -> None:
     values |= {"run": str(note.run)} if note.run else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _remove_left_over(path.parent)
         with placed(path) as temporary:
             write_new(temporary, json.dumps(values).encode(), mode=0o600)
     except (DriveError, OSError) as err:
@@ -69,6 +73,17 @@ def forget_port(port: int) -> None:
     if note is not None and note.process == LocalProcess.me():
         with contextlib.suppress(OSError):
             _path(port).unlink()
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Take the notes of processes away that were killed; of one of another machine with this home when it is old."""
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(path.read_bytes())
+            here = values["boot"] == boot_id()
+            old = time.time() - path.stat().st_mtime > _OLD_S
+            if not LocalProcess(int(values["pid"]), values["start"]).is_alive() if here else old:
+                path.unlink()
 
 
 def open_private(path: Path) -> TextIO:
