@@ -2,6 +2,7 @@
 """Public links: each service's good and bad days, the order of tries, the check, the watchdog, the ending."""
 
 import importlib.util
+import json
 import logging
 import os
 import signal
@@ -521,8 +522,43 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             TunnelLimited,
             "traffic limit for this account is used up (ERR_NGROK_725)",
         ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: We do not allow agents to connect to ngrok '
+            'from your IP address (192.0.2.7). ERR_NGROK_9040"',
+            TunnelServiceDown,
+            "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="This domain is reserved for another account. '
+            'ERR_NGROK_320"',
+            TunnelTokenRefused,
+            "does not give this domain to this account: it is reserved by another account (ERR_NGROK_320)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="You must reserve a custom hostname for your account '
+            'before it can be used. ERR_NGROK_319"',
+            TunnelTokenRefused,
+            "it has not been reserved (ERR_NGROK_319)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="The endpoint https://name.ngrok-free.app is already '
+            'online. ERR_NGROK_334"',
+            TunnelLimited,
+            "no further link at once (ERR_NGROK_334)",
+        ),
     ],
-    ids=["malformed", "no account", "one agent only", "pages for accounts only", "agent too old", "traffic used up"],
+    ids=[
+        "malformed",
+        "no account",
+        "one agent only",
+        "pages for accounts only",
+        "agent too old",
+        "traffic used up",
+        "this address closed out",
+        "another's domain",
+        "domain not reserved",
+        "domain in use",
+    ],
 )
 def test_ngroks_refusals_are_told_apart(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch, lines: str, error: type[Exception], said: str
@@ -561,6 +597,36 @@ def test_a_token_that_cannot_be_one_is_refused_before_anything_starts(site: int,
     with pytest.raises(TunnelTokenRefused, match="characters and holds blanks or signs") as caught:
         open_tunnel(site, "ngrok", config=TunnelConfig(ngrok_token=token))
     assert token not in str(caught.value)
+
+
+def test_the_accounts_own_domain_is_asked_for(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyngrok")
+    body = NGROK_GOOD.replace(
+        "        port = int(",
+        f"        open({str(tmp_path / 'asked')!r}, 'w').write(json.dumps(asked))\n        port = int(",
+        1,
+    )
+    assert "asked'" in body
+    make_program(programs, "ngrok", body)
+    monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
+    config = TunnelConfig(kind="ngrok", wait_s=20, ngrok_domain="calm-fox.ngrok-free.app")
+    with open_tunnel(site, config=config):
+        asked = json.loads((tmp_path / "asked").read_text())
+    assert asked.get("domain") == "calm-fox.ngrok-free.app"
+
+
+def test_a_name_of_ones_own_is_asked_for_and_another_one_is_said(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = f"open({str(tmp_path / 'asked')!r}, 'w').write(' '.join(sys.argv))\n"
+    make_program(programs, "lt", LT + log + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
+    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    with open_tunnel(site, config=TunnelConfig(kind="localtunnel", wait_s=10, subdomain="calm-fox")) as link:
+        assert "--subdomain calm-fox" in (tmp_path / "asked").read_text()
+        assert "did not give the name calm-fox" in link.note
+    assert "did not give the name calm-fox" in caplog.text
 
 
 def test_no_token_says_where_to_get_one(site: int, programs: Path) -> None:
@@ -855,8 +921,23 @@ def test_a_question_ends_at_its_deadline_even_when_the_answer_trickles() -> None
 
 
 @pytest.mark.parametrize(
-    "bad", [{"share_server": "nowhere"}, {"localtunnel_server": "ftp://x"}, {"wait_s": 0}, {"kind": "x"}]
-)
+    "bad",
+    [
+        {"share_server": "nowhere"}, {"localtunnel_server": "ftp://x"}, {"wait_s": 0}, {"kind": "x"},
+        {"ngrok_domain": "https://name.ngrok-free.app"}, {"ngrok_domain": "name"}, {"ngrok_domain": "a b.app"},
+        {"ngrok_domain": "name.app/path"}, {"ngrok_domain": "-x.app"}, {"ngrok_domain": "x.app\n"},
+        {"ngrok_domain": f"{'a' * 64}.app"}, {"ngrok_domain": 7}, {"ngrok_domain": "127.0.0.1"},
+        {"ngrok_domain": "--config=x.yml"}, {"ngrok_domain": "name.app", "kind": "localtunnel"},
+        {"subdomain": "a.b.c.d"}, {"subdomain": "Calm"}, {"subdomain": "-calm"}, {"subdomain": "--host"},
+        {"subdomain": "abc"}, {"subdomain": "a" * 64}, {"subdomain": "calm fox"}, {"subdomain": "calm-fox", "kind": "ngrok"},
+    ],
+)  # fmt: skip
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         TunnelConfig(**bad)
+
+
+def test_addresses_that_last_are_taken() -> None:
+    for domain in ("name.ngrok-free.app", "a.ngrok.dev", "links.example.co.uk", "x-1.eu.ngrok.io"):
+        assert TunnelConfig(ngrok_domain=domain).ngrok_domain == domain
+    assert TunnelConfig(kind="localtunnel", subdomain="calm-fox-12").subdomain == "calm-fox-12"
