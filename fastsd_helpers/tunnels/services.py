@@ -54,7 +54,7 @@ class Running:
     expires: datetime | None = None
     visitor_password: str | None = None
     hides_host: bool = False  # visitors' requests arrive with this machine's own name instead of the public one
-    address_header: str | None = None  # where the service itself writes the visitor's address; no other is believed
+    address_header: str | None = None  # where the service itself writes the visitor's address; None: nowhere for sure
     folder: Path | None = None  # scratch folder, removed at the end
     _closed: bool = field(default=False, repr=False)
 
@@ -119,6 +119,7 @@ def _start_ngrok(port: int, config: TunnelConfig) -> Running:
         child = _hold("ngrok", words, folder, env={"NGROK_AUTHTOKEN": token}, hidden=[token])
     url = _read_held("ngrok", child, folder, config, _explain_ngrok)
     note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
+    # Source: ngrok.com/docs, "Upstream headers": the last entry is the address that its edge has seen.
     return Running(url, child, note, folder=folder, address_header="X-Forwarded-For")
 
 
@@ -197,8 +198,8 @@ def _start_gradio(port: int, config: TunnelConfig) -> Running:
         child = _hold("gradio", words, folder)
     url = _read_held("gradio", child, folder, config, _explain_gradio)
     expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
-    note = "Made by gradio's share service, without an account."
-    return Running(url, child, note, expires, folder=folder, address_header="X-Forwarded-For")
+    # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
+    return Running(url, child, "Made by gradio's share service, without an account.", expires, folder=folder)
 
 
 def frpc_places() -> dict[str, list[Path]]:
@@ -310,6 +311,7 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
         url = _wait("cloudflared", child, find, config, lambda text: _unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
     note = "Cloudflare's quick tunnel, without an account and without any promise."
+    # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
     return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
 
 
@@ -367,9 +369,10 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
             "localtunnel asks every visitor once a week for the password of the tunnel, which is this machine's "
             "address."
         )
-    running = Running(url, child, " ".join(notes), visitor_password=password, hides_host=True, folder=folder)
-    running.address_header = "X-Forwarded-For"
-    return running
+    # localtunnel's public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
+    header = "X-Forwarded-For" if server == "https://localtunnel.me" else None
+    note = " ".join(notes)
+    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder, address_header=header)
 
 
 def _explain_localtunnel(text: str) -> TunnelError:

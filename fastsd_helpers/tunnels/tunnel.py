@@ -77,8 +77,7 @@ def open_tunnel(
         logger.warning("Anyone who finds this link can use the program behind it, and the files it can read.")
     else:
         login = login or choose_login(config.user, config.password)
-    rows = {"closed": closed} if closed else {}
-    gate = open_gate(port, login, upstream_login=upstream_login, **rows)
+    gate = open_gate(port, login, upstream_login=upstream_login, closed=closed)
     try:
         used, running = _open_first(kind, gate, config)
     except BaseException:
@@ -129,8 +128,8 @@ def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     gate.set_public_url(None)
     running = start_service(kind, gate.port, config)
     try:
-        if running.hides_host:
-            gate.set_public_url(running.url)
+        gate.set_public_url(running.url)
+        gate.set_address_header(running.address_header)
         reason = wait_for_nonce(running.url, gate.nonce, time.monotonic() + min(_CHECK_S, config.wait_s))
     except BaseException:
         running.close()
