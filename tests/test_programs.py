@@ -409,6 +409,42 @@ def test_the_lock_names_a_hash_for_every_package_and_no_address() -> None:
     assert not any(about.get("hasInstallScript") for about in packages.values())
 
 
+# ------------------------------------------------------------------------------------------------------------------ uv
+
+
+def test_a_uv_that_is_not_as_its_package_brought_it_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+
+    from fastsd_helpers.errors import DependencyMissing
+    from fastsd_helpers.wheels import find_uv
+
+    program = tmp_path / "site" / "bin" / "uv"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"#!/bin/sh\n")
+    program.chmod(0o755)
+    about = tmp_path / "site" / "uv-9.9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: uv\nVersion: 9.9\n")
+    digest = urlsafe_b64encode(sha256(program.read_bytes()).digest()).rstrip(b"=").decode()
+    (about / "RECORD").write_text(f"bin/uv,sha256={digest},10\nuv-9.9.dist-info/RECORD,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert find_uv() == program
+    for wrong in (b"#!/bin/sh\ntouch harm\n", b"#!", b""):
+        program.write_bytes(wrong)
+        with pytest.raises(DependencyMissing, match="another one than its package brought"):
+            find_uv()
+    own = tmp_path / "own" / "uv"
+    own.parent.mkdir()
+    own.write_bytes(b"#!/bin/sh\n# mine\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert find_uv() == own, "what the user has put on the path is the user's own"
+
+
 @pytest.mark.network
 def test_the_real_packages_have_the_hash_that_is_kept_here(tmp_path: Path) -> None:
     if node_packages.node_missing() is not None:
