@@ -166,7 +166,7 @@ class Gate:
             auto_decompress=False,
             # Our own clock is shorter.
             keepalive_timeout=3600,
-            lingering_time=5,
+            lingering_time=2,
             max_line_size=2**17,
             max_field_size=2**17,
             read_bufsize=2**18,

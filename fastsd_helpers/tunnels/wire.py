@@ -113,8 +113,10 @@ class RequestReader:
             return None
         lines = bytes(held[:end]).split(b"\r\n")
         del held[: end + 4]
-        self._seen, self._line_is_good, self.waiting = 0, False, False
-        return self._written_anew(lines)
+        self._seen, self._line_is_good = 0, False
+        anew = self._written_anew(lines)
+        self.waiting = False
+        return anew
 
     def _look_at_request_line(self, line: bytes) -> None:
         found = _REQUEST_LINE.fullmatch(line)

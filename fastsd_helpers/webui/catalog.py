@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 
 __all__ = ["Repository", "WebUI", "find_ui", "uis"]
 
@@ -38,6 +40,7 @@ class WebUI:
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
+    closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
     tried: str = ""  # what of this was run, and when
 
 
@@ -122,6 +125,7 @@ _A1111 = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
 
@@ -149,6 +153,7 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
     tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
 
@@ -181,6 +186,7 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
+    closed=COMFYUI_CLOSED,
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 
