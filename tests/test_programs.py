@@ -278,6 +278,13 @@ def test_a_wrong_one_in_gradios_own_place_is_deleted_and_a_right_one_there_is_us
     assert server.asked == 1
 
 
+def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(TunnelToolMissing, match="cannot be used"):
+        programs.bring_program("cloudflared", tmp_path)
+
+
 def test_every_row_of_the_table_is_one_file_at_an_address_that_lasts() -> None:
     seen = set()
     for program in programs.PROGRAMS:
