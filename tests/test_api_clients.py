@@ -101,6 +101,8 @@ def test_a_tunnel_to_a_running_web_ui_keeps_its_login_and_opens_its_api(places: 
             assert page(link.url, OWN) == 200
             assert options(link.url, None) == 401
             assert options(link.url, Login("owner", "another-word-1")) == 401
+            flags = requests.get(f"{link.url}/sdapi/v1/cmd-flags", auth=(OWN.user, OWN.password), timeout=30)
+            assert flags.status_code == 403, "what administers is closed here as for any link"
 
 
 @pytest.mark.parametrize("way", ["setting", "environment"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
 from fastsd_helpers.processes import LocalProcess
+from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
 from fastsd_helpers.tunnels.login import Login
 from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port
 from fastsd_helpers.tunnels.settings import TunnelConfig
@@ -65,7 +66,7 @@ class LocalPage:
         """Its public address when it is shared, else the one on this machine."""
         return self.tunnel.url if self.tunnel is not None else self.local_url
 
-    def share(self, config: TunnelConfig, *, closed: Sequence[Any] = ()) -> None:
+    def share(self, config: TunnelConfig, *, closed: Sequence[Any] = GRADIO_CLOSED) -> None:
         """Make a public link behind a login; when that fails the page stays, and `problem` says why.
 
         What cannot work at all is for `require_shareable` to refuse, before the page's model is loaded.

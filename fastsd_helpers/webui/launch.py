@@ -13,6 +13,7 @@ from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
+from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
@@ -316,6 +317,7 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
     """
     upstream = running.login if running.ui.has_login else None
+    more.setdefault("closed", running.ui.closed)
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
@@ -336,7 +338,7 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: object) ->
     """Give whatever listens at a port of this machine a public link; what of ours runs there keeps its one login.
 
     Visitors enter the own user and password of the web UI or page, unless others were chosen here; either way its own
-    login is entered for them, so that its API works too.
+    login is entered for them, so that its API works too. What `share` closes to visitors is closed here too.
 
     Args:
         port: where it listens, on 127.0.0.1.
@@ -345,6 +347,7 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: object) ->
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)
     own = found.login if found else note.login if note else None
+    more.setdefault("closed", find_ui(found.state.ui).closed if found else GRADIO_CLOSED if note else UNKNOWN_CLOSED)
     if own is None or config.access == "anyone":  # to strangers its own login stays closed
         return open_tunnel(port, config=config, **more)
     user = config.user if config.user != TunnelConfig().user else own.user
