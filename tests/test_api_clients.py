@@ -239,8 +239,14 @@ def test_an_api_that_takes_no_umlauts_is_said_before_the_start(places: Any) -> N
         assert requests.post(f"{running.url}/login", data=form, timeout=30).status_code == 200
 
 
-def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
+def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(
+    places: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradio = pytest.importorskip("gradio")
+    # With these Gradio starts Node.js, to which it gives the whole environment.
+    node = make_program(tmp_path / "programs", "node", "open(__file__ + '.ran', 'w')\nprint('v24.1.0')")
+    monkeypatch.setenv("GRADIO_SSR_MODE", "True")
+    monkeypatch.setenv("GRADIO_NODE_PATH", str(node))
     from fastsd_helpers.tunnels.local_page import LocalPage
     from fastsd_helpers.tunnels.ports import read_port
 
@@ -252,6 +258,7 @@ def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
             assert link.login == OWN
             assert page(link.url, OWN) == 200
             assert requests.get(f"{link.url}/config", auth=(OWN.user, OWN.password), timeout=30).status_code == 200
+    assert not Path(f"{node}.ran").exists()
     assert read_port(mine.port) is None
     assert not list(Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json"))
 
