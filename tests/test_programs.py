@@ -278,6 +278,13 @@ def test_a_wrong_one_in_gradios_own_place_is_deleted_and_a_right_one_there_is_us
     assert server.asked == 1
 
 
+def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(TunnelToolMissing, match="cannot be used"):
+        programs.bring_program("cloudflared", tmp_path)
+
+
 def test_every_row_of_the_table_is_one_file_at_an_address_that_lasts() -> None:
     seen = set()
     for program in programs.PROGRAMS:
@@ -407,6 +414,42 @@ def test_the_lock_names_a_hash_for_every_package_and_no_address() -> None:
     assert all(about["integrity"].startswith("sha512-") for about in packages.values())
     assert not any("resolved" in about for about in packages.values())
     assert not any(about.get("hasInstallScript") for about in packages.values())
+
+
+# ------------------------------------------------------------------------------------------------------------------ uv
+
+
+def test_a_uv_that_is_not_as_its_package_brought_it_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+
+    from fastsd_helpers.errors import DependencyMissing
+    from fastsd_helpers.wheels import find_uv
+
+    program = tmp_path / "site" / "bin" / "uv"
+    program.parent.mkdir(parents=True)
+    program.write_bytes(b"#!/bin/sh\n")
+    program.chmod(0o755)
+    about = tmp_path / "site" / "uv-9.9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: uv\nVersion: 9.9\n")
+    digest = urlsafe_b64encode(sha256(program.read_bytes()).digest()).rstrip(b"=").decode()
+    (about / "RECORD").write_text(f"bin/uv,sha256={digest},10\nuv-9.9.dist-info/RECORD,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert find_uv() == program
+    for wrong in (b"#!/bin/sh\ntouch harm\n", b"#!", b""):
+        program.write_bytes(wrong)
+        with pytest.raises(DependencyMissing, match="another one than its package brought"):
+            find_uv()
+    own = tmp_path / "own" / "uv"
+    own.parent.mkdir()
+    own.write_bytes(b"#!/bin/sh\n# mine\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert find_uv() == own, "what the user has put on the path is the user's own"
 
 
 @pytest.mark.network

@@ -83,8 +83,9 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def test_what_cannot_work_is_refused_with_what_to_do(
     settings: dict[str, str], error: type[FastSDError], said: str
 ) -> None:
-    if settings["kind"] in ("ngrok", "gradio"):
-        pytest.importorskip({"ngrok": "pyngrok", "gradio": "gradio"}[settings["kind"]])
+    package = {"ngrok": "pyngrok", "gradio": "gradio"}.get(settings["kind"], "json")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     with pytest.raises(error) as caught:
         require_shareable(TunnelConfig(**settings))
     assert said in caught.value.problem
@@ -194,6 +195,7 @@ def test_a_page_goes_through_the_gate_whatever_proxy_is_set(
         assert page.local_url.startswith("http://127.0.0.1:")
         assert f"Password:  {login.password}" in page.block()
         assert page.about()["kind"] == "localtunnel"
+        assert _status(f"{page.tunnel.url}/monitoring/summary", login) == 403, "closed on a link to a page of Gradio"
         # The reader's page asks on this machine too, as it always has; the playground's is open there.
         assert _status(f"{page.local_url}config") == (401 if which == "reader" else 200)
     assert page.tunnel.closed
@@ -374,6 +376,7 @@ def test_a_background_web_ui_has_a_link_with_its_login_until_it_is_stopped(
     assert (ui.places.run / "login").read_text() == f"{login.user}:{login.password}", "one login for both"
     assert _status(told["url"] + "/sdapi/v1/options") == 401
     assert _status(told["url"] + "/sdapi/v1/options", login) == 200
+    assert _status(told["url"] + "/sdapi/v1/cmd-flags", login) == 403, "closed on a link to this web UI"
     for path in (ui.places.run / "link.json", ui.places.run / "link.log"):
         assert login.password not in path.read_text()
     assert ui.places.run.stat().st_mode & 0o077 == 0
@@ -385,6 +388,7 @@ def test_a_background_web_ui_has_a_link_with_its_login_until_it_is_stopped(
     assert not (ui.places.run / "link.json").exists()
 
 
+@pytest.mark.slow
 def test_a_background_link_ends_with_its_web_ui(ui: Any, programs: Path, tmp_path: Path) -> None:
     from fastsd_helpers.webui.process import end_process, read_state
 
@@ -400,6 +404,7 @@ def test_a_background_link_ends_with_its_web_ui(ui: Any, programs: Path, tmp_pat
     assert _gone_page(url)
 
 
+@pytest.mark.slow
 def test_a_background_link_that_fails_leaves_the_web_ui_and_says_so(ui: Any, programs: Path, tmp_path: Path) -> None:
     from fastsd_helpers.webui import status
 

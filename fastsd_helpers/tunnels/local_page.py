@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
@@ -59,22 +59,21 @@ class LocalPage:
         except OSError as err:
             raise SettingsError(f"Port {port} cannot be used: {err}.", "Give another --port, or 0.") from err
         self.port: int = blocks.server_port
-        if login is not None:
-            note_port(self.port, PortNote(LocalProcess.me(), login))
+        note_port(self.port, PortNote(LocalProcess.me(), login))
 
     @property
     def url(self) -> str:
         """Its public address when it is shared, else the one on this machine."""
         return self.tunnel.url if self.tunnel is not None else self.local_url
 
-    def share(self, config: TunnelConfig, *, closed: Sequence[Any] = GRADIO_CLOSED) -> None:
+    def share(self, config: TunnelConfig) -> None:
         """Make a public link behind a login; when that fails the page stays, and `problem` says why.
 
         What cannot work at all is for `require_shareable` to refuse, before the page's model is loaded.
         """
         try:
             self.tunnel = open_tunnel(
-                self.port, config=config, login=self.login, upstream_login=self.login, closed=closed
+                self.port, config=config, login=self.login, upstream_login=self.login, closed=GRADIO_CLOSED
             )
         except TunnelError as err:
             self.problem = err

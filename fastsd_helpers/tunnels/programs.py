@@ -97,12 +97,21 @@ def own_program(name: str) -> str | None:
 
 
 def programs_folder() -> Path:
-    """Where fetched programs are kept, for this user alone."""
+    """Where fetched programs are kept, for this user alone.
+
+    Raises:
+        TunnelToolMissing: the folder cannot be made.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "fastsd" / "programs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(OSError):
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+    except OSError as err:
+        raise TunnelToolMissing(
+            f"The folder {folder}, where the programs that make links are kept, cannot be used: {err.strerror}.",
+            "Set XDG_CACHE_HOME to a folder of yours that can be written, or install the program yourself.",
+        ) from err
     return folder
 
 
@@ -187,6 +196,8 @@ def _fetch(program: Program) -> None:
     logger.info("%s %s is being fetched.", program.name, program.version)
     try:
         with file_lock(kept.with_name(f".{kept.name}.lock"), wait_s=120, mode=0o600):
+            if os.path.lexists(kept):  # another process has brought it meanwhile
+                return
             if not (_fetch_once(program, part, kept) or _fetch_once(program, part, kept)):
                 raise _missing(program, "what came twice has another hash than it should have, and was deleted")
     except LockHeld as err:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from fastsd_helpers.errors import (
     FastSDError,
@@ -17,6 +16,7 @@ from fastsd_helpers.errors import (
 from fastsd_helpers.runtime import colab_link
 from fastsd_helpers.tunnels.gate import Gate, open_gate
 from fastsd_helpers.tunnels.login import Login, choose_login
+from fastsd_helpers.tunnels.passing import ClosedPath
 from fastsd_helpers.tunnels.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.services import SERVICES, Running, find_token, start_service
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
@@ -37,7 +37,7 @@ def open_tunnel(
     config: TunnelConfig | None = None,
     login: Login | None = None,
     upstream_login: Login | None = None,
-    closed: Sequence[Any] = (),
+    closed: Sequence[ClosedPath] = (),
     on_change: Callable[["Tunnel"], None] | None = None,
     watch_every_s: float = 30,
 ) -> "Tunnel":

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastsd_helpers.drive import check_health
@@ -14,6 +14,7 @@ from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
+from fastsd_helpers.tunnels.passing import ClosedPath
 from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
@@ -141,6 +142,7 @@ class RunningUI:
     Attributes:
         port: where it listens, on 127.0.0.1.
         login: its own user and password; None for one that has no login.
+        admin: whether a link to it may administer it.
         model_loaded: True, False when it refused the model, None while it has not said.
         seconds: from the start until it answered.
     """
@@ -157,6 +159,7 @@ class RunningUI:
     ) -> None:
         self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
         self.login = login
+        self.admin: bool = getattr(config, "allow_admin", False)
         self.model_loaded: bool | None = None
         self.seconds = 0.0
         self.restarts = 0
@@ -189,6 +192,7 @@ class RunningUI:
             title=self.ui.title,
             port=plan.port,
             hidden=plan.hidden,
+            admin=self.admin,
         )
         tail = LogTail(self.state.log)
         try:
@@ -315,14 +319,19 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     """Give a running web UI a public link behind the gate, with the same user and password as its own login.
 
     Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
+    The paths that administer it are closed for all, unless it was started with allow_admin.
     """
     upstream = running.login if running.ui.has_login else None
-    more.setdefault("closed", running.ui.closed)
+    more.setdefault("closed", _closed_of(running.ui, admin=running.admin))
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
     running.tunnel = tunnel
     return tunnel
+
+
+def _closed_of(ui: WebUI, *, admin: bool) -> Sequence[ClosedPath]:
+    return UNKNOWN_CLOSED if admin else ui.closed
 
 
 def share_in_background(running: RunningUI, config: TunnelConfig | None = None) -> BackgroundLink:
@@ -347,7 +356,11 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: object) ->
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)
     own = found.login if found else note.login if note else None
-    more.setdefault("closed", find_ui(found.state.ui).closed if found else GRADIO_CLOSED if note else UNKNOWN_CLOSED)
+    if found:
+        closed = _closed_of(find_ui(found.state.ui), admin=found.state.admin)
+    else:
+        closed = GRADIO_CLOSED if note else UNKNOWN_CLOSED  # only our own pages leave a note without a run
+    more.setdefault("closed", closed)
     if own is None or config.access == "anyone":  # to strangers its own login stays closed
         return open_tunnel(port, config=config, **more)
     user = config.user if config.user != TunnelConfig().user else own.user

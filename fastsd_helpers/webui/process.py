@@ -45,6 +45,7 @@ class RunState:
     port: int
     log: str
     command: list[str]  # without passwords
+    admin: bool = False  # a link to it may administer it, as was asked for at this start
 
 
 def start_process(
@@ -56,6 +57,7 @@ def start_process(
     title: str,
     port: int,
     hidden: Sequence[str],
+    admin: bool = False,
 ) -> tuple[Child, RunState]:
     """Start a web UI with its output in a new log file, in which no hidden text appears.
 
@@ -72,7 +74,7 @@ def start_process(
         ) from err
     shown = [_hide(word, hidden) for word in command]
     started = int(child.process.start or 0)
-    state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown)
+    state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin)
     write_atomic(places.run / "state.json", json.dumps(asdict(state)).encode())
     note_port(port, PortNote(child.process, run=places.run))
     return child, state

@@ -1,5 +1,6 @@
 """A Python to install into: this one, or an environment of its own made by uv."""
 
+import base64
 import contextlib
 import importlib
 import importlib.metadata
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, InstallError
+from fastsd_helpers.files import sha256_of
 from fastsd_helpers.processes import environment_for
 
 __all__ = ["Environment", "find_uv", "make_environment", "own_environ", "read_environment"]
@@ -129,18 +131,45 @@ def own_environ() -> dict[str, str]:
 
 
 def find_uv() -> Path | None:
-    """The uv program: the one on the path, or that of the installed uv package; None when there is none."""
-    found = shutil.which("uv")
-    if found:
-        return Path(found)
-    beside = Path(sys.executable).with_name("uv")
-    if beside.is_file():
-        return beside
-    with contextlib.suppress(ImportError, FileNotFoundError):
-        import uv
+    """The uv program: the one on the path, or that of the installed uv package; None when there is none.
 
-        return Path(uv.find_uv_bin())
-    return None
+    Raises:
+        DependencyMissing: it is that of a package, and not as the package brought it.
+    """
+    found = shutil.which("uv")
+    path = Path(found) if found else Path(sys.executable).with_name("uv")
+    if not path.is_file():
+        with contextlib.suppress(ImportError, FileNotFoundError):
+            import uv
+
+            path = Path(uv.find_uv_bin())
+    if not path.is_file():
+        return None
+    if not _is_as_recorded(path):
+        raise DependencyMissing(
+            f"The uv program {path} is another one than its package brought, so it is not run.",
+            "Run: pip install --force-reinstall uv",
+        )
+    return path
+
+
+def _is_as_recorded(program: Path) -> bool:
+    """Whether a program of the package uv has the hash that pip noted when it compared the package with the lock.
+
+    One that no package here has brought is the user's own.
+    """
+    try:
+        files = importlib.metadata.files("uv") or []
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    for file in files:
+        if file.name == program.name and Path(file.locate()).resolve() == program.resolve():
+            recorded = file.hash
+            if recorded is None or recorded.mode != "sha256":
+                return True
+            digest = base64.urlsafe_b64encode(bytes.fromhex(sha256_of(program)))
+            return digest.rstrip(b"=").decode() == recorded.value
+    return True
 
 
 def make_environment(folder: Path, *, python: str = "3.11") -> Path:
