@@ -101,6 +101,8 @@ def test_a_tunnel_to_a_running_web_ui_keeps_its_login_and_opens_its_api(places: 
             assert page(link.url, OWN) == 200
             assert options(link.url, None) == 401
             assert options(link.url, Login("owner", "another-word-1")) == 401
+            flags = requests.get(f"{link.url}/sdapi/v1/cmd-flags", auth=(OWN.user, OWN.password), timeout=30)
+            assert flags.status_code == 403, "what administers is closed here as for any link"
 
 
 @pytest.mark.parametrize("way", ["setting", "environment"])
@@ -237,8 +239,14 @@ def test_an_api_that_takes_no_umlauts_is_said_before_the_start(places: Any) -> N
         assert requests.post(f"{running.url}/login", data=form, timeout=30).status_code == 200
 
 
-def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
+def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(
+    places: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradio = pytest.importorskip("gradio")
+    # With these Gradio starts Node.js, to which it gives the whole environment.
+    node = make_program(tmp_path / "programs", "node", "open(__file__ + '.ran', 'w')\nprint('v24.1.0')")
+    monkeypatch.setenv("GRADIO_SSR_MODE", "True")
+    monkeypatch.setenv("GRADIO_NODE_PATH", str(node))
     from fastsd_helpers.tunnels.local_page import LocalPage
     from fastsd_helpers.tunnels.ports import read_port
 
@@ -250,6 +258,7 @@ def test_a_tunnel_to_a_page_of_ours_keeps_its_login_too(places: Any) -> None:
             assert link.login == OWN
             assert page(link.url, OWN) == 200
             assert requests.get(f"{link.url}/config", auth=(OWN.user, OWN.password), timeout=30).status_code == 200
+    assert not Path(f"{node}.ran").exists()
     assert read_port(mine.port) is None
     assert not list(Path(os.environ["XDG_CACHE_HOME"]).glob("fastsd/ports/*.json"))
 

@@ -50,6 +50,7 @@ class LocalPage:
                     server_name="127.0.0.1",
                     server_port=port or None,
                     share=False,
+                    ssr_mode=False,  # else Node.js is started where it is found, with the whole environment
                     auth=(login.user, login.password) if login else None,
                     prevent_thread_lock=True,
                     quiet=True,

@@ -347,7 +347,7 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: object) ->
     """Give whatever listens at a port of this machine a public link; what of ours runs there keeps its one login.
 
     Visitors enter the own user and password of the web UI or page, unless others were chosen here; either way its own
-    login is entered for them, so that its API works too.
+    login is entered for them, so that its API works too. What `share` closes to visitors is closed here too.
 
     Args:
         port: where it listens, on 127.0.0.1.
