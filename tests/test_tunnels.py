@@ -594,6 +594,17 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
         ),
         (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your IP policies do not allow this agent. '
+            'ERR_NGROK_9017"',
+            TunnelServiceDown,
+            "this machine's address (ERR_NGROK_9017)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your account is suspended. ERR_NGROK_703"',
+            TunnelTokenRefused,
+            "ngrok refused this account (ERR_NGROK_703): Your account is suspended",
+        ),
+        (
             't=2026 lvl=eror msg="failed to start tunnel" err="This domain is reserved for another account. '
             'ERR_NGROK_320"',
             TunnelTokenRefused,
@@ -620,6 +631,8 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
         "agent too old",
         "traffic used up",
         "this address closed out",
+        "a rule of the account",
+        "another reason",
         "another's domain",
         "domain not reserved",
         "domain in use",
