@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.processes import environment_for
 
-__all__ = ["Environment", "find_uv", "make_environment", "own_environ", "read_environment"]
+__all__ = ["Environment", "find_uv", "make_environment", "missing_constraints", "own_environ", "read_environment"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,15 @@ def own_environ() -> dict[str, str]:
     Without what the platform set for its own Python (Colab's UV_CONSTRAINT and others), and without tokens.
     """
     return environment_for("install")
+
+
+def missing_constraints() -> Iterator[tuple[str, str, str]]:
+    """Settings of uv and pip that name a file which is not there: (its path, the problem, what to do)."""
+    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
+        for path in os.environ.get(name, "").split():
+            if "://" not in path and not Path(path).is_file():
+                problem = f"{name} names {path}, which is not there: nothing can be installed."
+                yield path, problem, f"Run: import os; os.environ.pop('{name}')"
 
 
 def find_uv() -> Path | None:
