@@ -634,7 +634,7 @@ def test_no_record_shows_a_secret_in_its_repr() -> None:
 
     shown, seen = [], 0
     for item in pkgutil.walk_packages(fastsd_helpers.__path__, "fastsd_helpers."):
-        if item.name.endswith("__main__"):
+        if item.name.endswith("__main__") or ".guards." in item.name:  # run in a web UI's process
             continue
         for kind in vars(importlib.import_module(item.name)).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == item.name:

@@ -121,8 +121,8 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
     in it is left out under an allowed name too; proxies keep theirs, and so do the installers' settings.
 
     Args:
-        kind: what the child is: "filter" of a log, "git", "install" (uv, pip), "proof" that packages import, "tunnel",
-            "training", "web UI", or any other "program".
+        kind: what the child is: "filter" (of a log, or of what a PDF holds), "git", "install" (uv, pip), "proof" that
+            packages import, "tunnel", "training", "web UI", or any other "program".
         this_python: it runs in, or installs into, this very Python; else what belongs to this Python's own packages
             stays here, and so do the platform's rules for installing into it.
         also: further names that the user wants the child to have, whatever their values are.

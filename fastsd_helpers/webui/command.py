@@ -1,5 +1,6 @@
 """The exact command, environment and login file a web UI is started with."""
 
+import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +71,9 @@ def plan_launch(
     if ui.key == "forge-neo":
         # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
-    # ComfyUI has no login of its own that would have to be entered.
-    start = [str(Path(__file__).with_name("guards") / "start.py")] if ui.has_login else []
-    command = [str(places.python), "-u", *start, ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
+    guard = Path(__file__).parent / "guards" / ui.guard
+    environment["FASTSD_GUARD"] = json.dumps({"admin": config.allow_admin, "data": str(places.data)})
+    command = [str(places.python), "-u", str(guard), ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     passed_on = tuple(config.pass_env.split())
     for name in passed_on:
         warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""

@@ -51,6 +51,12 @@ class LaunchConfig:
         help="names of environment variables that it gets too; tokens and all it does not need are kept from it",
         advanced=True,
     )
+    allow_admin: bool = option(
+        False,
+        help="for this start only: whoever has the password may install programs, read every file that this notebook "
+        "can read (a mounted Drive too), train and overwrite models",
+        advanced=True,
+    )
     store: str = option("", help="folder for models, pictures and settings; as at installation", advanced=True)
     folder: str = option("", help="folder of the program; as at installation", advanced=True)
 
