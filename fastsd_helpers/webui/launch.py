@@ -159,7 +159,7 @@ class RunningUI:
     ) -> None:
         self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
         self.login = login
-        self.admin: bool = getattr(config, "allow_admin", False)
+        self.admin = config.allow_admin
         self.model_loaded: bool | None = None
         self.seconds = 0.0
         self.restarts = 0
