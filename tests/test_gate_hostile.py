@@ -292,6 +292,16 @@ def test_the_slow_upload_and_the_quiet_stream_of_a_visitor_are_never_cut(
         assert read_all(kept) == b"", "but not for the half of a request"
 
 
+def test_who_asks_before_sending_is_told_to_go_on_after_the_login_alone(gate: Gate) -> None:
+    lines = "POST /upload HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n"
+    with open_raw(gate.port, f"{lines}{BASIC}\r\n\r\n".encode()) as raw:
+        assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(b"ok")
+        assert b'"bytes": 2' in read_all(raw)
+    with open_raw(gate.port, f"{lines}\r\n".encode()) as raw:
+        assert raw.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
 def test_of_too_many_strangers_the_oldest_makes_room_and_no_visitor_does(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

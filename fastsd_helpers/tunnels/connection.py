@@ -144,8 +144,8 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------------ inside
 
     def _pass(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._inner.data_received(piece)
+        if pieces:
+            self._inner.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def _begin(self) -> None:
         """A head is whole: until it is known who asks, it is a stranger."""

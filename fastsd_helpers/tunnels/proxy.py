@@ -159,7 +159,9 @@ class Proxy:
             if name.lower() not in dropped and not ours:
                 response.headers.add(name, _text(value))
         for name, value in answer_headers(request.raw_path, response.headers).items():
-            response.headers[name] = value
+            response.headers.popall(name, None)
+            if value:
+                response.headers[name] = value
 
     async def _headers_for(self, request: Any, *, socket: bool = False) -> Any:
         from multidict import CIMultiDict
