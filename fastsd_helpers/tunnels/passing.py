@@ -4,6 +4,7 @@ Pure functions: the gate asks them for every request and every answer. A web UI'
 its catalogue; what is here holds whatever stands behind the gate.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,10 +79,9 @@ def refusal(method: str, raw_path: str, closed: Sequence[ClosedPath]) -> str | N
         return "A value with .. in its path does not pass."
     places = list(_places(path))
     for row in closed:
-        if not row.methods or method.strip().upper() in row.methods:
-            pattern = re.compile(row.pattern, re.IGNORECASE | re.DOTALL)
-            if any(pattern.fullmatch(place) for place in places):
-                return f"Closed on this link, since it {row.why}."
+        meant = not row.methods or method.strip().upper() in row.methods
+        if meant and any(map(_compiled(row.pattern).fullmatch, places)):
+            return f"Closed on this link, since it {row.why}."
     return None
 
 
@@ -134,6 +134,11 @@ def answer_headers(raw_path: str, headers: Mapping[str, str]) -> dict[str, str]:
             found["Service-Worker-Allowed"] = ""
     found["Content-Security-Policy"] = ", ".join(policy for policy in policies if policy)
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
 def _opens_as_page(kind: str, given: Mapping[str, list[str]]) -> bool:
