@@ -146,7 +146,7 @@ MALFORMED = [
     (b"CONNECT secret-bytes:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     (b"BREW /secret-bytes HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: secret-bytes\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: secret-bytes\r\n\r\n", 501),
+    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: secret-bytes\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"secret-bytes" * 9000 + b"\r\n\r\n", 431),
     (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: secret-bytes\r\n" * 300 + b"\r\n", 431),
     (b"GET /.fastsd/secret-bytes HTTP/1.1\r\nHost: a\r\n\r\n", 404),

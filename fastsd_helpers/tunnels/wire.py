@@ -169,7 +169,7 @@ class RequestReader:
             if lengths or version != b"HTTP/1.1" or len(codings) != 1:
                 raise Malformed(400)
             if codings[0].lower() != b"chunked":
-                raise Malformed(501, "This transfer coding is not taken.")
+                raise Malformed(400, "This transfer coding is not taken.")
             self._state = self._chunk_line
             return
         if lengths and (len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,15}", lengths[0])):
