@@ -69,7 +69,10 @@ def run_gradio(record: Record) -> tuple[int, Any]:
     uvicorn = pytest.importorskip("uvicorn")
     from fastapi import FastAPI
 
-    app = gradio.mount_gradio_app(FastAPI(), gradio.Interface(str.upper, "text", "text", title="behind"), path="/")
+    def shout(text: str) -> str:
+        return text.upper()
+
+    app = gradio.mount_gradio_app(FastAPI(), gradio.Interface(shout, "text", "text", title="behind"), path="/")
 
     async def recorder(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and scope.get("method") != "OPTIONS":
@@ -122,6 +125,16 @@ def test_the_links_own_page_acts_in_every_way(world, server):
     if server != "gradio6":  # which has no sockets, and no stream for somebody without a session
         assert seen["socket"] == "read secret hello"
         assert seen["events"] == "read secret"
+
+
+def test_a_page_of_gradio_works_by_hand_with_the_headers_it_gets(world):
+    said = []
+    world.page.on("console", lambda message: said.append(message.text))
+    world.page.goto(f"{world.link('gradio6')}/")
+    world.page.get_by_label("text").fill("quiet")
+    world.page.get_by_role("button", name="Submit").click()
+    world.page.wait_for_function("[...document.querySelectorAll('textarea')].some(one => one.value === 'QUIET')")
+    assert not [text for text in said if "Content Security Policy" in text or "MIME type" in text]
 
 
 @pytest.mark.parametrize("attacker", ATTACKERS)
