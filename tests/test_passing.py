@@ -601,7 +601,18 @@ def test_pictures_and_texts_of_visitors_are_shown_as_before(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["application/javascript", "text/javascript; charset=utf-8", "text/css"])
-@pytest.mark.parametrize("path", ["/file=script.js?1", "/sub/file=/content/ext/javascript/a.mjs", "/file=style.css?1"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/file=script.js?1",
+        "/sub/file=/content/ext/javascript/a.mjs",
+        "/file=style.css?1",
+        "/file=javascript/viewer.js",
+        "/extensions/pack/view/main.js",
+        "/assets/userdata/a.js",
+        "/app/view/main.js",
+    ],
+)
 def test_the_web_uis_own_scripts_and_styles_still_work(path, kind):
     added = answer_headers(path, {"Content-Type": kind})
     assert not {"Content-Type", "Content-Disposition"} & set(added)
