@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.runtime import secret
 
-__all__ = ["Login", "LoginLimiter", "make_login"]
+__all__ = ["Login", "LoginLimiter", "choose_login", "make_login"]
 
 # Without letters that are mistaken for others (0 o 1 l i); 16 of them are 79 bits.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _SHORTEST_PASSWORD = 8
+# Blanks, what web UIs take for the end of a user or a login, and what is no text: control characters, and bytes of an
+# environment that are no UTF-8.
+_REFUSED = r"\s:,\"'\x00-\x1f\x7f-\x9f\ud800-\udfff"
 
 
 @dataclass(frozen=True)
@@ -53,23 +57,43 @@ def make_login(user: str = "fastsd", password: str = "") -> Login:
     """Check a user name and a password, or make up a password when it is empty.
 
     Raises:
-        SettingsError: what web UIs cannot take: a blank, comma, colon or quote in either, or a password under
-            8 characters.
+        SettingsError: what web UIs cannot take: a blank, comma, colon, quote or control character in either, or a
+            password under 8 characters.
     """
     user = user.strip()
-    if not re.fullmatch(r"[^\s:,\"']{1,64}", user):
+    if not re.fullmatch(rf"[^{_REFUSED}]{{1,64}}", user):
         raise SettingsError(
-            f"user is {user!r}; it needs 1 to 64 characters without blanks, commas, colons and quotes.",
+            f"user is {user!r}; it needs 1 to 64 characters without blanks, commas, colons, quotes and control "
+            "characters.",
             "Choose a simple word, for example 'fastsd'.",
         )
     if not password:
         password = "-".join("".join(secrets.choice(_LETTERS) for _ in range(4)) for _ in range(4))
-    if not re.fullmatch(r"[^\s:,\"']{8,128}", password):
+    if not re.fullmatch(rf"[^{_REFUSED}]{{8,128}}", password):
         raise SettingsError(
-            f"The password has {len(password)} characters or holds a blank, comma, colon or quote.",
+            f"The password has {len(password)} characters or holds a blank, comma, colon, quote or control character.",
             f"Give {_SHORTEST_PASSWORD} to 128 other characters, or leave it empty: a strong one is made for you.",
         )
     return Login(user, password)
+
+
+def choose_login(user: str = "fastsd", password: str | None = None) -> Login:
+    """The login of a link or a page: with `password`, else with FASTSD_PASSWORD, else with one made up.
+
+    FASTSD_PASSWORD comes from the environment or the secrets of Colab or Kaggle.
+
+    Raises:
+        SettingsError: what `make_login` does not take.
+    """
+    given = secret("FASTSD_PASSWORD") if not password else None
+    if given is None:
+        return make_login(user, password or "")
+    try:
+        return make_login(user, given)
+    except SettingsError as err:
+        if err.problem.startswith("user"):
+            raise
+        raise SettingsError(f"FASTSD_PASSWORD: {err.problem}", err.hint) from None
 
 
 class LoginLimiter:

@@ -41,6 +41,7 @@ class WebUI:
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
     closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
+    guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
 
@@ -126,6 +127,7 @@ _A1111 = WebUI(
         ("controlnet", "ControlNet"),
     ),
     closed=A1111_CLOSED,
+    guard="a1111.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
 
@@ -154,6 +156,7 @@ _FORGE_NEO = WebUI(
         ("controlnet", "ControlNet"),
     ),
     closed=A1111_CLOSED,
+    guard="forge_neo.py",
     tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
 
@@ -187,6 +190,7 @@ _COMFYUI = WebUI(
         ("controlnet", "controlnet"),
     ),
     closed=COMFYUI_CLOSED,
+    guard="comfyui.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 
