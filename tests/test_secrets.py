@@ -98,6 +98,10 @@ SECRETS = {
     "HOST": "secret-host",
     "PORT": "9",
     "SUBDOMAIN": "secret-subdomain",
+    "GRADIO_TEMP_DIR": "/secret/uploads",
+    "GRADIO_ALLOWED_PATHS": "/",
+    "GRADIO_SERVER_NAME": "secret-0.0.0.0",
+    "FASTSD_GUARD": '{"admin": true, "secret": 1}',
     "NODE_OPTIONS": "--no-warnings --title=secret-node",
     # Allowed names with a secret in them.
     "HF_ENDPOINT": "https://me:secret-mirror@mirror.example",
