@@ -23,6 +23,7 @@ from tunnel_doubles import FORWARD, free_port, keep, make_program, processes_of
 
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import (
+    DependencyMissing,
     FastSDError,
     SettingsError,
     TunnelError,
@@ -103,6 +104,26 @@ def test_a_package_that_is_missing_is_named(kind: str, package: str, monkeypatch
     without(monkeypatch, package)
     with pytest.raises(TunnelToolMissing, match=f"The package {package} is not installed"):
         require_shareable(TunnelConfig(kind=kind, ngrok_token=TOKEN))
+
+
+def test_a_gate_that_cannot_be_built_is_said_before(monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:
+    make_program(programs, "lt", LT_GOOD)
+    without(monkeypatch, "aiohttp")
+    with pytest.raises(DependencyMissing, match="aiohttp"):
+        require_shareable(TunnelConfig(kind="localtunnel"))
+
+
+@pytest.mark.parametrize(("kind", "variable"), [("cloudflared", "FASTSD_CLOUDFLARED"), ("ngrok", "PYNGROK_NGROK_PATH")])
+def test_a_program_that_is_named_and_not_there_is_said(
+    kind: str, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if kind == "ngrok" and importlib.util.find_spec("pyngrok") is None:
+        pytest.skip("pyngrok is not installed")
+    (tmp_path / "text").write_text("no program")
+    for named in (tmp_path / "nowhere", tmp_path / "text", tmp_path):
+        monkeypatch.setenv(variable, str(named))
+        with pytest.raises(TunnelToolMissing, match=f"{variable} names"):
+            require_shareable(TunnelConfig(kind=kind, ngrok_token=TOKEN))
 
 
 def test_a_password_from_the_environment_is_looked_at_too(monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:

@@ -1,10 +1,12 @@
 # ruff: noqa: E501 -- lines as the services print them
 """Public links: each service's good and bad days, the order of tries, the check, the watchdog, the ending."""
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -42,6 +44,7 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute
 from fastsd_helpers.tunnels import TunnelConfig, open_tunnel, probe, services
+from fastsd_helpers.tunnels.programs import programs_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "2abcDEFghiJKL345mnoPQR_7stuVWXyz"
@@ -340,6 +343,50 @@ def test_a_services_page_for_people_does_not_come_instead_of_the_answer() -> Non
     assert seen["bypass-tunnel-reminder"]
 
 
+def test_a_link_comes_from_the_fetched_program_and_never_from_a_wrong_one(
+    site: int, programs: Path, tmp_path: Path, known_names: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = tmp_path / "harm"
+    line = next(line for line in CLOUDFLARED_GOOD.splitlines() if line.startswith("names = "))
+    body = CLOUDFLARED_GOOD.replace(line, f"names = {str(tmp_path / 'names')!r}")
+    right = make_program(tmp_path, "right", body).read_bytes()
+    kept = keep(monkeypatch, "cloudflared", right, kept=False)
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "program").write_bytes(right)
+    with file_server(place) as url:
+        keep(monkeypatch, "cloudflared", right, url=f"{url}/program", kept=False)
+        kept.write_bytes(f"#!/bin/sh\ntouch {harm}\n".encode())
+        kept.chmod(0o755)
+        with open_tunnel(site, "cloudflared", config=QUICK) as link:
+            assert link.answers()
+            assert link._running.child.alive()
+            folder = link._running.folder
+            assert (folder / "cloudflared").exists()
+        assert not folder.exists()
+    with open_tunnel(site, "cloudflared", config=QUICK) as link:  # its server is gone
+        assert link.answers()
+    assert not harm.exists()
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_missing_program_says_what_to_install(site: int, programs: Path) -> None:
     with pytest.raises(TunnelToolMissing, match="cloudflared is not installed"):
         open_tunnel(site, "cloudflared", config=QUICK)
@@ -376,6 +423,24 @@ def test_the_real_localtunnel_client_works_against_its_servers_two_endpoints(
         assert localtunnel.made == 1
         assert visit(link.url) == 401
         assert link.visitor_password is None
+
+
+def test_the_kept_packages_are_the_real_client_and_work_without_npm(
+    site: int, localtunnel: LocaltunnelServer, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, node = _real_client(), shutil.which("node", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    if client is None or node is None:
+        pytest.skip("the localtunnel client is not in .venv, or Node.js is not where it usually is")
+    (programs / "node").symlink_to(node)
+    kept = programs_folder() / "localtunnel-2.0.2"
+    shutil.copytree(client.parent, kept, ignore=shutil.ignore_patterns(".bin", ".package-lock.json"))
+    with open_tunnel(site, "localtunnel", config=TunnelConfig(localtunnel_server=localtunnel.url, wait_s=20)) as link:
+        assert link.url == localtunnel.public_url
+        assert visit(link.url) == 401
+    (kept / "localtunnel" / "bin" / "lt.js").write_text("console.log('your url is: http://127.0.0.1:9')")
+    with pytest.raises(TunnelToolMissing):  # without npm it cannot be had anew
+        open_tunnel(site, "localtunnel", config=TunnelConfig(localtunnel_server=localtunnel.url, wait_s=20))
+    assert not kept.exists()
 
 
 def test_a_server_that_gives_nothing_ends_at_the_deadline(
@@ -529,6 +594,17 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
         ),
         (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your IP policies do not allow this agent. '
+            'ERR_NGROK_9017"',
+            TunnelServiceDown,
+            "this machine's address (ERR_NGROK_9017)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your account is suspended. ERR_NGROK_703"',
+            TunnelTokenRefused,
+            "ngrok refused this account (ERR_NGROK_703): Your account is suspended",
+        ),
+        (
             't=2026 lvl=eror msg="failed to start tunnel" err="This domain is reserved for another account. '
             'ERR_NGROK_320"',
             TunnelTokenRefused,
@@ -555,6 +631,8 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
         "agent too old",
         "traffic used up",
         "this address closed out",
+        "a rule of the account",
+        "another reason",
         "another's domain",
         "domain not reserved",
         "domain in use",
@@ -667,6 +745,34 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
         assert visit(link.url) == 401
         assert 71 < (link.expires.timestamp() - time.time()) / 3600 <= 72
         assert "Valid to:" in link.block()
+
+
+@pytest.mark.slow
+def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    harm = tmp_path / "harm"
+    wrong = f"#!/bin/sh\ntouch {harm}\n".encode()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "frpc").write_bytes(wrong)
+    (own,) = services.frpc_places()["also"]  # where gradio's own downloader leaves a wrong one
+    own.parent.mkdir(parents=True)
+    own.write_bytes(wrong)
+    own.chmod(0o755)
+    with file_server(tmp_path / "site") as url:
+        right = FRPC + "say(f'start proxy success: http://127.0.0.1:{forward(target)}'); stay()"
+        right = make_program(tmp_path, "right", right).read_bytes()
+        keep(monkeypatch, "frpc", right, url=f"{url}/frpc", kept=False)
+        for _ in range(2):
+            with pytest.raises(TunnelToolMissing, match="came twice has another hash"):
+                open_tunnel(site, "gradio", config=SHARE)
+        assert not own.exists()
+        (tmp_path / "site" / "frpc").write_bytes(right)
+        with open_tunnel(site, "gradio", config=SHARE) as link:
+            assert visit(link.url) == 401
+    assert not harm.exists()
 
 
 @pytest.mark.slow

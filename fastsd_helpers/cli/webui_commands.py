@@ -121,7 +121,7 @@ def launch(chosen: argparse.Namespace) -> Answer:
 
 def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> dict[str, Any]:
     """Show the link; one that fails now leaves the web UI running, with its own address and login."""
-    from fastsd_helpers.errors import TunnelError
+    from fastsd_helpers.errors import FastSDError
     from fastsd_helpers.webui import share, share_in_background
 
     try:
@@ -129,7 +129,7 @@ def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> di
             held = share_in_background(running, link)
             return show_link(held, chosen.json, ends="It ends with the web UI.")
         return show_link(share(running, link, on_change=lambda new: show_link(new, chosen.json)), chosen.json)
-    except TunnelError as err:
+    except FastSDError as err:
         login = running.login if running.ui.has_login else None
         told = {"url": running.url, "kind": None, "problem": err.problem, "hint": err.hint}
         shown = told | ({"user": login.user, "password": login.password} if login else {})

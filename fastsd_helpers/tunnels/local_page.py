@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
+from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
 from fastsd_helpers.tunnels.login import Login
@@ -75,7 +75,7 @@ class LocalPage:
             self.tunnel = open_tunnel(
                 self.port, config=config, login=self.login, upstream_login=self.login, closed=GRADIO_CLOSED
             )
-        except TunnelError as err:
+        except FastSDError as err:
             self.problem = err
             logger.warning("The page is not shared, and stays open at %s. %s %s", self.local_url, err.problem, err.hint)
 

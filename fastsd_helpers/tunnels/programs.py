@@ -90,9 +90,17 @@ _OWN = {
 
 
 def own_program(name: str) -> str | None:
-    """The program that the user has installed, or named in the environment; None when there is none."""
+    """The program that the user has installed, or named in the environment; None when there is none.
+
+    Raises:
+        TunnelToolMissing: what the environment names is no program.
+    """
     variable, names = _OWN.get(name, ("", ()))
     named = os.environ.get(variable) if variable else None
+    if named and shutil.which(named) is None:
+        raise TunnelToolMissing(
+            f"{variable} names {named}, which is no program.", "Correct it, or take it out of the environment."
+        )
     return named or next(filter(None, map(shutil.which, names)), None)
 
 

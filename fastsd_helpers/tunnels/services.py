@@ -127,11 +127,11 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
     text, code = said.get("text", ""), said.get("code", "")
     found = re.search(r"ERR_NGROK_(\d+)", f"{code} {text}")
     number = int(found[1]) if found else 0
-    # It says "authentication failed" of these too.
-    if number == 9040:
+    # It says "authentication failed" of nearly everything, whatever the cause.
+    if number == 9040 or re.search(r"from your IP|\bIP (polic|restriction)", text):
         return TunnelServiceDown(
-            "ngrok takes no connections from this machine's address (ERR_NGROK_9040); the token is not the cause.",
-            "Choose another service: ngrok closes some countries and data centres out.",
+            f"ngrok takes no connections from this machine's address{_code(number)}; the token is not the cause.",
+            "Choose another service: ngrok, or a rule of the account, closes some countries and data centres out.",
         )
     if number in _DOMAIN_REFUSED:
         return TunnelTokenRefused(
@@ -141,11 +141,12 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
         )
     if number in (121, 6024) or ("version" in text and "too old" in text):
         return TunnelToolMissing(
-            f"ngrok's agent here is too old for its service{_code(number)}.", "Run: pip install -U pyngrok"
+            f"ngrok's agent here is too old for its service{_code(number)}.",
+            "Install a newer one from ngrok.com/download, so that it is found on the path, or choose another service.",
         )
     # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
     # pages are for accounts only.
-    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and number != 108):
+    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and not number):
         return TunnelTokenRefused(
             f"ngrok does not take this token{_code(number)}.",
             "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
@@ -160,9 +161,12 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
         return TunnelLimited(
             f"ngrok's traffic limit for this account is used up{_code(number)}.", "Choose another service."
         )
-    if said.get("error") == "PyngrokNgrokInstallError":
-        return TunnelToolMissing(
-            "ngrok's agent could not be downloaded.", "Check the connection, or choose another service."
+    refused = re.search(r"authentication failed: ([^\"\\\r\n]{1,200})", text, re.IGNORECASE)
+    if refused:
+        words = _short(re.sub(r"\s*ERR_NGROK_\d+\s*", "", refused[1]))
+        return TunnelTokenRefused(
+            f"ngrok refused this account{_code(number)}: {words}.",
+            f"See ngrok.com/docs/errors/err_ngrok_{number}, or choose another service.",
         )
     return _unknown("ngrok", text)
 

@@ -1,9 +1,10 @@
 """What can be known of a link before anything is started for it: whether it can work here at all."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_helpers.errors import SettingsError, TunnelError
+from fastsd_helpers.errors import DependencyMissing, SettingsError, TunnelError
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.tunnels.login import Login, choose_login
 from fastsd_helpers.tunnels.node_packages import keep_client, node_missing
@@ -26,14 +27,17 @@ def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: L
         login: the one that the link will have; that of `config` when None.
 
     Raises:
-        SettingsError: no such kind, or a user or password that no link can have. TunnelError: the token, the package or
-            the program that it needs is missing, or it is for another place than this.
+        SettingsError: no such kind, or a user or password that no link can have. DependencyMissing: the gate's package
+            is not installed. TunnelError: the token, the package or the program that it needs is missing, or it is for
+            another place than this.
     """
     kind = kind or config.kind
     if kind not in KINDS:
         raise SettingsError(f"There is no kind of link named {kind!r}.", f"Choose {', '.join(KINDS)}.")
     if login is None and config.access == "password" and kind != "colab":
         choose_login(config.user, config.password)
+    if kind != "colab" and importlib.util.find_spec("aiohttp") is None:
+        raise DependencyMissing("A link needs the package aiohttp, which is not installed.", "Run: pip install aiohttp")
     if kind != "auto":
         _CHECKS[kind](config, True)
         return
