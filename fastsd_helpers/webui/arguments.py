@@ -22,8 +22,8 @@ _COMFY_OURS = (
     "--auto-launch --tls-keyfile --tls-certfile --windows-standalone-build"
 )
 _COMFY_OPEN = (
-    "--enable-cors-header --front-end-root --front-end-version --extra-model-paths-config --multi-user --comfy-api-base "
-    "--enable-manager --enable-manager-legacy-ui"
+    "--enable-cors-header --front-end-root --front-end-version --extra-model-paths-config --multi-user "
+    "--comfy-api-base --enable-manager --enable-manager-legacy-ui"
 )
 _TABLE = {
     "a1111": (tuple(_SD_OURS.split()), tuple(_SD_OPEN.split())),

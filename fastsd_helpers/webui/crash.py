@@ -12,8 +12,8 @@ _CAUSES = (
     (
         r"fastsd guard: ((\S+) of (\S+) [^;\n]+)",
         "its guard does not fit this version of its code ({0}), and it is not started without",
-        "Run `fastsd webui install` again: it brings its code and packages to the versions the guard knows. If you added "
-        "an extension lately, take it out.",
+        "Run `fastsd webui install` again: it brings its code and packages to the versions the guard knows. If you "
+        "added an extension lately, take it out.",
     ),
     (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",

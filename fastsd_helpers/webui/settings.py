@@ -77,7 +77,7 @@ class LaunchConfig:
                 problems.append(f"extra_args (--extra-args) has {', '.join(taken)}, which is set elsewhere here")
             if closed:
                 problems.append(
-                    f"extra_args (--extra-args) has {', '.join(closed)}, which opens the web UI to whoever has the link's "
+                    f"extra_args (--extra-args) has {', '.join(closed)}, which opens the web UI to whoever has the "
                     "password; only with allow_admin (--allow-admin)"
                 )
         check(self, problems)

@@ -38,9 +38,9 @@ def _(original: Any) -> Any:
 
         from places import may_be_shown
 
-        if isinstance(image, str) and len(image) < 4096 and os.path.exists(image):
-            if not setting("admin") and not may_be_shown(image):
-                raise Refused("a picture is sent as base64; no file is named")
+        named = isinstance(image, str) and len(image) < 4096 and os.path.exists(image)
+        if named and not setting("admin") and not may_be_shown(image):
+            raise Refused("a picture is sent as base64; no file is named")
         return original(cls, image)
 
     return parse_image

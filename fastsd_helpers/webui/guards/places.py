@@ -19,7 +19,7 @@ STORE: str = setting("store", "") or DATA
 
 
 def _new_uploads() -> str:
-    """A folder of this start alone (other programs' uploads lie in the usual one); those of ended starts are removed."""
+    """A folder of this start alone: other programs' uploads lie in the usual one. Those of ended starts are removed."""
     root = tempfile.gettempdir()
     for name in os.listdir(root):
         mark = re.fullmatch(r"fastsd-uploads-(\d+)-\w+", name)

@@ -33,9 +33,8 @@ def honest(options: Any, key: str, value: Any) -> bool:
         return f".{value}".lower() in _FORMATS[key]
     if (info.section and info.section[0] is None) or _NEVER.search(key):
         return False
-    if isinstance(info.default, (bool, int, float)):
-        if isinstance(value, (bool, int, float)):
-            return True
+    if isinstance(info.default, (bool, int, float)) and isinstance(value, (bool, int, float)):
+        return True
     arguments = info.component_args
     arguments = arguments() if callable(arguments) else arguments or {}
     choices = [part for choice in arguments.get("choices") or () for part in _parts(choice)]
