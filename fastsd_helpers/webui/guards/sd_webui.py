@@ -5,7 +5,7 @@ import re
 import zipfile
 from typing import Any
 
-from frame import Refused, inside, only_near, patch, prove, setting
+from frame import Refused, inside, missing, only_near, patch, prove, setting
 from places import DATA, OUTPUTS, PICTURES, STORE, UPLOADS
 
 __all__ = ["closed_unless_admin", "honest"]
@@ -108,8 +108,6 @@ def _(original: Any) -> Any:
 
     names = list(inspect.signature(original).parameters)
     if "custom_name" not in names:
-        from frame import missing
-
         missing("run_modelmerger", "modules.extras", "has no custom_name")
 
     def run_modelmerger(*arguments: Any, **named: Any) -> Any:
@@ -122,14 +120,17 @@ def _(original: Any) -> Any:
     return run_modelmerger
 
 
-def _no_folders(module: str, name: str, parameters: str | None, wanted: tuple[str, ...]) -> None:
+def _no_folders(module: str, name: str, parameters: str | None, wanted: tuple[str, ...], **more: bool) -> None:
     """Register a patch: these arguments, which are folders of the machine, stay empty unless in admin mode."""
 
-    @patch(module, name, parameters)
+    @patch(module, name, parameters, **more)
     def _(original: Any) -> Any:
         import inspect
 
         signature = inspect.signature(original)
+        for word in wanted:
+            if word not in signature.parameters:
+                missing(name, module, f"has no {word}")
 
         def without_folders(*arguments: Any, **named: Any) -> Any:
             bound = signature.bind(*arguments, **named)
@@ -148,6 +149,13 @@ _no_folders(
     "process_batch",
     "p input output_dir inpaint_mask_dir args to_scale= scale_by= use_png_info= png_info_props= png_info_dir=",
     ("input", "output_dir", "inpaint_mask_dir", "png_info_dir"),
+    wrapped=True,  # ControlNet's batches
+)
+_no_folders(
+    "modules.img2img",
+    "img2img",
+    None,
+    tuple(f"img2img_batch_{word}" for word in ("input_dir", "output_dir", "inpaint_mask_dir", "png_info_dir")),
 )
 _no_folders(
     "modules.postprocessing",
