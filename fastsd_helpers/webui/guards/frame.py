@@ -42,6 +42,8 @@ class Refused(PermissionError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"fastsd guard: {what}")
+        # AUTOMATIC1111's API takes the answer's code from here.
+        self.status_code, self.detail = 403, f"fastsd guard: {what}"
 
 
 @dataclass
