@@ -2,7 +2,8 @@
 
 python scripts/attack_a1111.py http://127.0.0.1:7860 --user fastsd --watch-dir FOLDER-OF-ITS-DATA [--direct]
 
-Needs a web UI started by `fastsd webui launch --model ...` on this machine; the address is its link, or the gate's port.
+Needs a web UI started by `fastsd webui launch --model ...` on this machine; the address is its link or
+the gate's port.
 Every line is one attempt; the exit code is 0 when all ended as they should. `--direct` talks to the web UI itself,
 without the gate in front, which shows what the guard does alone. FASTSD_PASSWORD holds the password.
 """
@@ -23,7 +24,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SECRET = "the-secret-of-another-file-4711"
 
@@ -31,7 +32,7 @@ SECRET = "the-secret-of-another-file-4711"
 class Listener(http.server.BaseHTTPRequestHandler):
     """Another program of this machine; counts who reaches it."""
 
-    seen: list[str] = []
+    seen: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.seen.append(self.path)

@@ -230,8 +230,10 @@ def machine(tmp_path: Path) -> Path:
     """Folders as an installation has them, with files that a visitor may and may not see."""
     for name in (
         "code/script.js", "code/webui.py", "code/config.json", "code/.git/x.png", "code/html/card.png",
-        "code/cache.sqlite", "store/outputs/a/picture.png", "store/outputs/.hidden/x.png", "store/config.json", "run/login", "logs/run.log",
-        "data/extensions/e/style.css", "data/extensions/e/key.env", "store/models/m.safetensors", "outside/secret.png",
+        "code/cache.sqlite", "store/outputs/a/picture.png",
+        "store/outputs/.hidden/x.png", "store/config.json", "run/login", "logs/run.log",
+        "data/extensions/e/style.css",
+        "data/extensions/e/key.env", "store/models/m.safetensors", "outside/secret.png",
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
