@@ -250,7 +250,7 @@ def test_the_page_gets_its_own_files_and_pictures_and_nothing_else(machine: Path
         "../outside/secret.png", "../data/outputs/link.png", "/etc/passwd", "/proc/self/environ", "", ".", "..", "/",
         "http://127.0.0.1:1/x.png", "HTTP://x/y.js", "file:///etc/passwd", "script.js/../../outside/secret.png",
     ]  # fmt: skip
-    code = "from gradio3 import allowed\nprint(json.dumps({p: allowed('/file=' + p) for p in %r}))"
+    code = "from visitors import allowed\nprint(json.dumps({p: allowed('/file=' + p) for p in %r}))"
     assert ask(code % good, machine) == dict.fromkeys(good, True)
     assert ask(code % bad, machine) == dict.fromkeys(bad, False)
     assert ask((code % bad).replace("/file=", "/file/"), machine) == dict.fromkeys(bad, False)
@@ -263,7 +263,7 @@ def test_a_path_is_read_as_the_last_decoder_would(machine: Path) -> None:
     layers = [text]
     for _ in range(12):
         layers.append(quote(layers[-1], safe="").replace(".", "%2e"))
-    code = f"from gradio3 import allowed\nprint(json.dumps([allowed('/file=' + p) for p in {layers!r}]))"
+    code = f"from visitors import allowed\nprint(json.dumps([allowed('/file=' + p) for p in {layers!r}]))"
     assert ask(code, machine) == [False] * len(layers)
 
 
@@ -277,7 +277,7 @@ def test_what_shows_passwords_stays_closed_and_the_rest_opens_for_the_owner(mach
     ]
     owner = ["/sdapi/v1/server-stop", "/sdapi/v1/train/embedding", "/sdapi/v1/create/hypernetwork", "/docs"]
     honest = ["/", "/sdapi/v1/txt2img", "/internal/ping", "/run/predict", "/queue/join", "/sdapi/v1/options", "/upload"]
-    code = "from gradio3 import allowed\nprint(json.dumps([[allowed(p) for p in row] for row in %r]))" % [
+    code = "from visitors import allowed\nprint(json.dumps([[allowed(p) for p in row] for row in %r]))" % [
         always,
         owner,
         honest,
@@ -289,7 +289,7 @@ def test_what_shows_passwords_stays_closed_and_the_rest_opens_for_the_owner(mach
 
 def test_a_payload_names_only_uploads_and_pictures_made_here(machine: Path) -> None:
     code = """
-from gradio3 import look
+from visitors import look
 from places import UPLOADS
 good = os.path.join(UPLOADS, "ab", "x.txt"); os.makedirs(os.path.dirname(good)); open(good, "w").close()
 os.symlink("/etc/passwd", os.path.join(UPLOADS, "link.png"))
