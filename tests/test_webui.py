@@ -51,6 +51,28 @@ A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
 
 
+BARE_GUARD = """
+import sys
+sys.path.insert(0, {folder!r})
+from frame import run
+run()
+"""
+
+
+@pytest.fixture
+def bare_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Doubles of web UIs have none of the functions that the real guards want: a guard that only runs the launcher."""
+    import dataclasses
+
+    from fastsd_helpers.webui import catalog
+
+    path = tmp_path / "bare_guard.py"
+    path.write_text(BARE_GUARD.format(folder=str(Path(catalog.__file__).parent / "guards")))
+    for name in ("_A1111", "_FORGE_NEO", "_COMFYUI"):
+        monkeypatch.setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard=str(path)))
+    return path
+
+
 @pytest.fixture
 def where(tmp_path: Path) -> dict[str, str]:
     return {"folder": str(tmp_path / "programs"), "store": str(tmp_path / "store")}
@@ -573,7 +595,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
 
 
 @pytest.fixture
-def stub(where: dict[str, str]) -> Any:
+def stub(where: dict[str, str], bare_guard: Path) -> Any:
     """An installation whose program is a stub that behaves as its file `mood` says."""
     places = find_places(A1111, **where)
     places.python.parent.mkdir(parents=True)
@@ -759,7 +781,7 @@ time.sleep(600)
     ],
 )
 def test_the_others_are_ready_by_their_own_words_and_no_model_is_waited_for(
-    where: dict[str, str], ui: str, entry: str, alive: str, says: str
+    where: dict[str, str], bare_guard: Path, ui: str, entry: str, alive: str, says: str
 ) -> None:
     # As seen with the real ones: both load a model with the first picture.
     places = find_places(find_ui(ui), **where)
@@ -835,7 +857,7 @@ blocks.block_thread()
 
 @pytest.mark.slow
 def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
-    where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    where: dict[str, str], bare_guard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import base64
     import importlib.util
@@ -863,7 +885,7 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
         except urllib.error.HTTPError as err:
             return err.code, err.read().decode()
 
-    ui = dataclasses.replace(A1111, alive_path="/")
+    ui = dataclasses.replace(A1111, alive_path="/", guard=str(bare_guard))
     monkeypatch.setattr(sys.modules["fastsd_helpers.webui.launch"], "find_ui", lambda key: ui)
     monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
     places = find_places(A1111, **where)
