@@ -38,6 +38,7 @@ class WebUI:
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
+    guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
 
@@ -122,6 +123,7 @@ _A1111 = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    guard="a1111.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
 
@@ -149,6 +151,7 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    guard="forge_neo.py",
     tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
 
@@ -181,6 +184,7 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
+    guard="comfyui.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 

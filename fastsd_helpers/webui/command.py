@@ -1,5 +1,6 @@
 """The exact command, environment and login file a web UI is started with."""
 
+import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,9 @@ def plan_launch(
     if ui.key == "forge-neo":
         # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
-    command = [str(places.python), "-u", ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
+    guard = Path(__file__).parent / "guards" / ui.guard
+    environment["FASTSD_GUARD"] = json.dumps({"admin": config.allow_admin, "data": str(places.data)})
+    command = [str(places.python), "-u", str(guard), ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
 
 

@@ -45,6 +45,12 @@ class LaunchConfig:
     restart: bool = option(False, help="start it again when it ends by itself, three times at most", advanced=True)
     wait_s: int = option(600, help="seconds it may take to start", low=10, high=3600, advanced=True)
     extra_args: str = option("", help="further arguments, as on a command line", advanced=True)
+    allow_admin: bool = option(
+        False,
+        help="for this start only: whoever has the password may install programs, read every file that this notebook "
+        "can read (a mounted Drive too), train and overwrite models",
+        advanced=True,
+    )
     store: str = option("", help="folder for models, pictures and settings; as at installation", advanced=True)
     folder: str = option("", help="folder of the program; as at installation", advanced=True)
 
