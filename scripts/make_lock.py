@@ -36,6 +36,7 @@ _WEBUI = ROOT / "fastsd_helpers" / "webui"
 OWN = {
     "a1111": ("3.11", _WEBUI / "a1111.txt"),
     "comfyui": ("3.12", _WEBUI / "comfyui.txt"),
+    "forge-neo": ("3.13", _WEBUI / "forge-neo.txt"),
 }
 # Colab's Ubuntu 22.04 has glibc 2.35; Kaggle's images are of the same kind.
 UV_PLATFORM, PLATFORM = "x86_64-manylinux_2_35", "linux x86_64"
