@@ -70,7 +70,9 @@ def plan_launch(
         # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     guard = Path(__file__).parent / "guards" / ui.guard
-    environment["FASTSD_GUARD"] = json.dumps({"admin": config.allow_admin, "data": str(places.data)})
+    environment["FASTSD_GUARD"] = json.dumps(
+        {"admin": config.allow_admin, "data": str(places.data), "store": str(places.store), "port": port}
+    )
     command = [str(places.python), "-u", str(guard), ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
 
@@ -78,7 +80,7 @@ def plan_launch(
 def environment_of(plan: LaunchPlan) -> dict[str, str]:
     """The whole environment of the process: ours without what belongs to the notebook's own Python."""
     environment = own_environ()
-    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HOST", "PORT"):
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HOST", "PORT", "GRADIO_TEMP_DIR"):
         environment.pop(name, None)
     return {**environment, **plan.environment}
 
@@ -100,6 +102,10 @@ def _words_of_ui(
     words += ["--styles-file", str(store / "styles.csv")]
     # Everything is installed and fetched beforehand; what an extension's installer brings would undo the lock.
     words += ["--skip-install", "--disable-console-progressbars", "--gradio-auth-path", str(login_file)]
+    if not config.allow_admin:
+        # It listens there anyway; named, it is the UI's own lock on extensions. The others are its locks on folders.
+        words += ["--server-name", "127.0.0.1", "--hide-ui-dir-config"]
+        words += ["--freeze-specific-settings", "api_enable_requests,api_forbid_local_requests"]
     hidden = [login.password]
     if ui.key == "a1111":
         words += ["--models-dir", str(places.models), "--no-download-sd-model", "--do-not-download-clip"]

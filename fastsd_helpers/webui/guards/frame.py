@@ -13,11 +13,13 @@ A guard is started as `python -u guards/NAME.py ENTRY ARGUMENTS...` with FASTSD_
     run()
 
 The third argument names the parameters that the original must have ("=": it has a default, "*" and "**" as written);
-with None they are not compared. `late=True`: the module may be imported after the first port is opened; `optional=True`:
-it may never be. Whatever is missing, has other parameters, or was replaced again when the web UI is about to listen ends
-the process with one line, so that it is never open without its guard.
+with None they are not compared. `late=True`: the module may be imported after the first port is opened;
+`optional=True`: it may never be. Whatever is missing, has other parameters, or was replaced again when the web UI is
+about to listen ends the process with one line, so that it is never open without its guard. `when_loaded(module)`
+registers a function that gets a module after its import, for what is added and not replaced.
 """
 
+import functools
 import importlib.abc
 import importlib.machinery
 import inspect
@@ -29,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Refused", "apply", "inside", "missing", "patch", "prove", "run", "setting"]
+__all__ = ["Refused", "apply", "inside", "missing", "only_near", "patch", "prove", "run", "setting", "when_loaded"]
 
 _MARK = "__fastsd_guard__"
 
@@ -55,6 +57,7 @@ class Patch:
 
 
 _patches: list[Patch] = []
+_hooks: list[tuple[str, Callable[[Any], None]]] = []
 _settings: dict[str, Any] = {}
 
 
@@ -99,8 +102,23 @@ def patch(
     return register
 
 
+def when_loaded(module: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function that is called with a module once it is imported."""
+
+    def register(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+        _hooks.append((module, hook))
+        if module in sys.modules:
+            hook(sys.modules[module])
+        return hook
+
+    return register
+
+
 def apply(module_name: str, module: Any) -> None:
-    """Put in what is registered for a module that was loaded past the import system."""
+    """Put in what is registered for a module that was just loaded."""
+    for name, hook in _hooks:
+        if name == module_name:
+            hook(module)
     for item in _patches:
         if item.module == module_name:
             _put_in(item, module)
@@ -125,6 +143,8 @@ def _put_in(item: Patch, module: Any) -> None:
         missing(item.name, item.module, f"takes ({_parameters(plain)}), not ({item.parameters})")
     made = item.make(plain)
     if callable(made) and not isinstance(made, type):
+        # Gradio and FastAPI read the signature, which stays the original's.
+        functools.update_wrapper(made, plain)
         setattr(made, _MARK, True)
     item.replacement = made
     setattr(place, last, type(kept)(made) if isinstance(kept, (staticmethod, classmethod)) else made)
@@ -159,7 +179,7 @@ class _Loader(importlib.abc.Loader):
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if not any(item.module == name for item in _patches):
+        if not any(item.module == name for item in _patches) and not any(wanted == name for wanted, _hook in _hooks):
             return None
         for finder in sys.meta_path:
             look = getattr(finder, "find_spec", None)
@@ -199,6 +219,38 @@ def _at_bind(event: str, arguments: tuple[Any, ...]) -> None:
         prove()
 
 
+def only_near(port: Callable[[], int | None]) -> None:
+    """From now on refuse connections to addresses of this machine and its network, except to the web UI's own port.
+
+    An address that a visitor names must not reach what only this machine can reach, whatever function fetches it. A
+    proxy that the environment names stays reachable.
+    """
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    proxies = {urlsplit(os.environ.get(name, "") or os.environ.get(name.upper(), "")).hostname for name in names}
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "socket.connect" or not isinstance(arguments[1], tuple):
+            return
+        host, number = str(arguments[1][0]).split("%")[0], arguments[1][1]
+        if number == port() or host in proxies:
+            return
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            # A name: it is looked up on the way. Only names of this machine are meant by the rule.
+            if host.lower().rstrip(".") in ("localhost", ""):
+                raise Refused(f"no connection to {host}:{number}") from None
+            return
+        address = getattr(address, "ipv4_mapped", None) or address
+        if not address.is_global:
+            raise Refused(f"no connection to {host}:{number}")
+
+    sys.addaudithook(look)
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the launcher named by the first argument as if Python had been started with it."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -207,7 +259,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     sys.meta_path.insert(0, _Finder())
     sys.addaudithook(_at_bind)
-    sys.modules.pop("frame", None)  # a name that the web UI's own code may use
+    here = os.path.dirname(os.path.abspath(__file__))
+    for name, module in list(sys.modules.items()):
+        # Names that the web UI's own code may use for modules of its own.
+        if name != "__main__" and os.path.dirname(getattr(module, "__file__", None) or "") == here:
+            del sys.modules[name]
     entry = os.path.abspath(words[0])
     sys.argv = [words[0], *words[1:]]
     sys.path[0] = os.path.dirname(entry)
