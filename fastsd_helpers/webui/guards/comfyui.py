@@ -167,7 +167,18 @@ def _(original: Any) -> Any:
 _HOME = os.path.expanduser("~")
 _CACHES = [os.path.join(_HOME, name) for name in (".cache", ".triton", ".config/matplotlib", ".nv", ".u2net")]
 _CACHES += [os.environ[name] for name in ("HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR") if os.environ.get(name)]
-_SYSTEM = ["/usr", "/lib", "/lib64", "/opt", "/sys", "/dev", "/etc/fonts", "/etc/ssl", "/etc/ld.so.cache", "/run/opengl"]
+_SYSTEM = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/opt",
+    "/sys",
+    "/dev",
+    "/etc/fonts",
+    "/etc/ssl",
+    "/etc/ld.so.cache",
+    "/run/opengl",
+]
 _PROC = {"environ", "mem", "cwd", "root", "fd", "cmdline", "maps", "auxv", "map_files"}
 _LOOKS = {"open": 1, "os.listdir": 1, "os.scandir": 1, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1}
 _LOOKS |= {"os.rename": 2, "os.link": 2, "os.symlink": 2, "shutil.move": 2, "shutil.copyfile": 2, "shutil.rmtree": 1}
