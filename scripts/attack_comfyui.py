@@ -98,6 +98,15 @@ def one(name: str, /, **inputs: Any) -> dict[str, Any]:
     }
 
 
+def read_film(name: str) -> dict[str, Any]:
+    """LoadVideo, its frames saved as pictures."""
+    return {
+        "1": {"class_type": "LoadVideo", "inputs": {"file": name}},
+        "2": {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "attack-frame"}},
+    }
+
+
 def main() -> int:
     """Run everything; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,6 +123,9 @@ def main() -> int:
     folder = chosen.data / "input" / "attack-folder"
     folder.unlink(missing_ok=True)
     folder.symlink_to(chosen.data)
+    exit_ = chosen.data / "outputs" / "attack-out"
+    exit_.unlink(missing_ok=True)
+    exit_.symlink_to(chosen.data)
     bad = 0
 
     def row(what: str, got: object, fine: bool) -> None:
@@ -161,10 +173,32 @@ def main() -> int:
                 if state not in ("refused", "error"):
                     row(f"{node} {shown}", state, False)
             row(f"LoadImage and five other loaders, `{shown}`", "refused", True)
-        for prefix in ("../escaped", "/tmp/escaped", f"{ABOVE}tmp/escaped", "a/../../escaped", "attack-folder/escaped"):
+        for prefix in ("../escaped", "/tmp/escaped", f"{ABOVE}tmp/escaped", "a/../../escaped", "attack-out/escaped"):
             state, _ = visitor.draw(load_and_save(name, prefix))
             there = [p for p in (chosen.data, Path("/tmp")) if list(p.glob("escaped*"))]
             row(f"SaveImage to `{prefix}`", state, not there)
+        # films that name other files
+        frames = {"1": {"class_type": "LoadImage", "inputs": {"image": name}}}
+        frames["2"] = {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 8.0}}
+        wanted = {"filename_prefix": "attack-film", "format": "auto", "codec": "auto"}
+        frames["3"] = {"class_type": "SaveVideo", "inputs": {"video": ["2", 0], **wanted}}
+        state, entry = visitor.draw(frames)
+        row("CreateVideo, SaveVideo", state, state == "success")
+        film = entry["outputs"]["3"]["images"][0]["filename"] if state == "success" else ""
+        state, _ = visitor.draw(read_film(f"{film} [output]"))
+        row("LoadVideo of it, its frames saved", state, state == "success")
+        whole = chosen.data / "attack-film.mp4"  # where no visitor reads
+        whole.write_bytes((chosen.data / "outputs" / film).read_bytes() if film else b"")
+        for kind, content in (
+            ("HLS", f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{whole}\n#EXT-X-ENDLIST\n"),
+            ("HLS, an address", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:1/x.ts\n"),
+            ("concat", f"ffconcat version 1.0\nfile '{whole}'\n"),
+            ("concat, a neighbour", "ffconcat version 1.0\nfile attack-link.mp4\n"),
+        ):
+            visitor.upload("attack-list.mp4", content.encode(), overwrite="true")
+            state, _ = visitor.draw(read_film("attack-list.mp4"))
+            row(f"LoadVideo of a list of films ({kind})", state, state in ("refused", "error"))
+        whole.unlink()
         for node in ("CheckpointSave", "VAESave", "CLIPSave", "ModelSave", "LoraSave", "SaveLoRA", "TrainLoraNode"):
             state, said = visitor.draw({"1": {"class_type": node, "inputs": {"filename_prefix": "x"}}})
             why = str(said.get("error", {}).get("type"))
@@ -219,7 +253,7 @@ def main() -> int:
         row("write above the user's folder", status, status >= 400 and not list(chosen.data.glob("*attack-new*")))
     finally:
         gate.close()
-        for path in (secret, text, link, folder):
+        for path in (secret, text, link, folder, exit_):
             path.unlink(missing_ok=True)
     print(f"{bad} of them are not as they should be." if bad else "Everything is as it should be.")
     return int(bad > 0)
