@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.errors import DependencyMissing, SettingsError, needs_package
 from fastsd_helpers.options import check, option
+from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.playground.artist import Artist, open_artist
 from fastsd_helpers.tunnels import Tunnel, TunnelConfig, open_tunnel
 
@@ -150,10 +151,10 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 )
                 guidance = gradio.Slider(0, 20, value=7.5, step=0.5, label="How strongly the prompt steers")
                 with gradio.Accordion("Begin with a picture", open=False):
-                    start = gradio.Image(label="Picture", type="pil")
+                    start = picture_field(gradio, "Picture")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
                 with gradio.Accordion(f"Steer it by a picture: {artist.steered_by}", visible=bool(artist.steered_by)):
-                    control = gradio.Image(label="Picture", type="pil")
+                    control = picture_field(gradio, "Picture")
                     control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="How strongly it steers")
                     edges = gradio.Checkbox(label="It is a photo: find its edges", visible=artist.steered_by == "canny")
                 button = gradio.Button("Draw", variant="primary")

@@ -48,9 +48,11 @@ class Child:
         cwd: its directory.
         hidden: texts that never reach the log, such as a token; they are replaced on the way to it.
         outlives: it goes on when this process has ended; else it is ended then, in whatever way this process dies.
+        pipe: standard output is read by this process, from `output`; a child that nobody reads waits.
 
     Attributes:
         process: who it is.
+        output: its standard output, with `pipe`.
 
     Raises:
         OSError: the log cannot be made, or (where it outlives this process) the program cannot be started.
@@ -66,6 +68,7 @@ class Child:
         cwd: Path | str | None = None,
         hidden: Sequence[str] = (),
         outlives: bool = False,
+        pipe: bool = False,
     ) -> None:
         own = ["-I", "-S"]  # the small programs beside this file need nothing but the standard library
         words = list(command) if outlives else [sys.executable, *own, guard.__file__, *command]
@@ -95,13 +98,14 @@ class Child:
             self._popen = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
-                stdout=opened.enter_context(_new_file(out)) if out is not None else said,
-                stderr=said if out is not None else subprocess.STDOUT,
+                stdout=subprocess.PIPE if pipe else opened.enter_context(_new_file(out)) if out is not None else said,
+                stderr=said if pipe or out is not None else subprocess.STDOUT,
                 env=None if env is None else dict(env),
                 cwd=cwd,
                 start_new_session=True,
             )
         self._log: Path | int = self._unnamed.fileno() if log is None else log
+        self.output: Any = self._popen.stdout
         self.process = LocalProcess.of(self._popen.pid)
 
     @property
@@ -164,9 +168,10 @@ class Child:
     def close(self, grace_s: float = 3) -> None:
         """Ask it and all it started to end, and end them if they do not; calling it twice is harmless."""
         end_group(self.process, grace_s=grace_s, popen=self._popen)
-        if self._popen.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._popen.stdin.close()
+        for stream in (self._popen.stdin, self.output):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
         if self._filter is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._filter.wait(_FILTER_S)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastsd_helpers.errors import SettingsError, needs_package
 from fastsd_helpers.options import check, option
+from fastsd_helpers.picture_files import picture_field
 
 __all__ = ["ServeConfig", "Served", "build_page", "serve"]
 
@@ -61,7 +62,7 @@ def build_page(reader: Any) -> Any:
         gradio.Markdown(f"### Handwriting reader: {reader.checkpoint.folder.name}")
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(type="pil", label="A line, or a page")
+                picture = picture_field(gradio, "A line, or a page")
                 whole = gradio.Checkbox(label="It is a whole page")
                 button = gradio.Button("Read", variant="primary")
             with gradio.Column():

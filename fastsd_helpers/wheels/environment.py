@@ -9,14 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, InstallError
 
-__all__ = ["Environment", "find_uv", "make_environment", "own_environ", "read_environment"]
+__all__ = ["Environment", "find_uv", "make_environment", "missing_constraints", "own_environ", "read_environment"]
 
 # Colab sets these for its own Python; an environment of ours must not follow its constraints. Settings about the
 # network (index, certificates, proxy, cache) stay.
@@ -148,6 +148,15 @@ def own_environ() -> dict[str, str]:
     For everything that is installed into, or run in, an environment of our own.
     """
     return {name: value for name, value in os.environ.items() if name not in _PLATFORM_SETTINGS}
+
+
+def missing_constraints() -> Iterator[tuple[str, str, str]]:
+    """Settings of uv and pip that name a file which is not there: (its path, the problem, what to do)."""
+    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
+        for path in os.environ.get(name, "").split():
+            if "://" not in path and not Path(path).is_file():
+                problem = f"{name} names {path}, which is not there: nothing can be installed."
+                yield path, problem, f"Run: import os; os.environ.pop('{name}')"
 
 
 def find_uv() -> Path | None:
