@@ -10,6 +10,7 @@ from typing import Any
 
 from fastsd_helpers.files import check_room, write_atomic
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
+from fastsd_helpers.webui.extensions import read_extensions, warn_of
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.repositories import clone, commit_of, read_mirrors
 from fastsd_helpers.webui.settings import InstallConfig
@@ -50,7 +51,8 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     config = config or InstallConfig()
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
-    mirrors = read_mirrors(config.mirrors, [item.name for item in ui.repositories])
+    added = read_extensions(config.extensions)
+    mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added)])
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
     check_room(places.root, needed, ui.title, hint="Make room, or choose another folder with --folder.")
     prepare_places(places, ui)
@@ -82,6 +84,10 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
     for item in wanted:
         step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+    for item in read_extensions(config.extensions):
+        step(f"extension {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+        warn_of(ui, item, folder_of(places, item))
+        wanted.append(item)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
     step("packages", lambda: _install_packages(config, ui, places))
@@ -111,7 +117,8 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
 def folder_of(places: Places, repository: Repository) -> Path:
     """Where the code of one repository belongs."""
     if repository.folder.startswith("extension/"):
-        return places.data / "extensions" / repository.folder.removeprefix("extension/")
+        kept = "custom_nodes" if places.ui == "comfyui" else "extensions"
+        return places.data / kept / repository.folder.removeprefix("extension/")
     return places.code / repository.folder if repository.folder else places.code
 
 

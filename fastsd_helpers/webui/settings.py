@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastsd_helpers.options import check, option
 from fastsd_helpers.webui.arguments import refused_arguments
+from fastsd_helpers.webui.extensions import read_extensions
 
 __all__ = ["InstallConfig", "LaunchConfig"]
 
@@ -32,6 +33,7 @@ class InstallConfig:
     )
 
     def __post_init__(self) -> None:
+        read_extensions(self.extensions)
         check(self)
 
 

@@ -1,8 +1,13 @@
-"""The guard of this web UI."""
+"""The guard of Forge Neo (Gradio 4.40): see frame.py for how it is started."""
 
+import gradio4
+import pictures
+import sd_webui
 from frame import run
 
 __all__: list[str] = []
+
+_USED = (gradio4, pictures, sd_webui)
 
 if __name__ == "__main__":
     run()

@@ -13,10 +13,14 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "I
 @patch("PIL.Image", "open", "fp mode= formats=")
 def _(original: Any) -> Any:
     def open(fp: Any, mode: str = "r", formats: Any = None) -> Any:
-        wanted = FORMATS if formats is None else [name for name in formats if name.upper() in FORMATS]
+        from PIL import Image
+
+        Image.init()  # with a list given, Pillow loads no decoder by itself, and ends at one it has not
+        asked = FORMATS if formats is None else [name.upper() for name in formats]
+        wanted = [name for name in asked if name in FORMATS and name in Image.OPEN]
         if not wanted:
             raise ValueError("fastsd guard: this picture format is not opened")
-        return original(fp, mode, list(wanted))
+        return original(fp, mode, wanted)
 
     return open
 

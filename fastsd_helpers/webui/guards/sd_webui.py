@@ -2,10 +2,9 @@
 
 import os
 import re
-import zipfile
 from typing import Any
 
-from frame import Refused, inside, only_near, patch, prove, setting
+from frame import Refused, inside, missing, only_near, patch, prove, setting
 from places import DATA, OUTPUTS, PICTURES, STORE, UPLOADS
 
 __all__ = ["closed_unless_admin", "honest"]
@@ -14,6 +13,9 @@ _ready = False
 
 # Settings whose value is a name that the web UI looks up in a list of its own.
 _NAMES = {"sd_model_checkpoint", "sd_vae", "sd_hypernetwork", "sd_checkpoint_hash", "sd_lora", "forge_preset"}
+_NAMES_BEGIN = ("forge_checkpoint_", "forge_unet_storage_dtype")
+# Lists of files of models, which Forge keeps with their folders.
+_MODELS_BEGIN = "forge_additional_modules"
 _FORMATS = {"samples_format": PICTURES, "grid_format": PICTURES}
 # Numbers and switches that are no matter of taste: what is fetched, cached, deleted, run, or where.
 _NEVER = re.compile(
@@ -27,8 +29,12 @@ def honest(options: Any, key: str, value: Any) -> bool:
     info = options.data_labels.get(key)
     if info is None:
         return False
-    if key in _NAMES:
-        return isinstance(value, str) or (value is None)
+    if key in _NAMES or key.startswith(_NAMES_BEGIN):
+        return isinstance(value, str) or value is None
+    if key.startswith(_MODELS_BEGIN):
+        values = value if isinstance(value, (list, tuple)) else [value]
+        folders = [os.path.join(DATA, "models"), os.path.join(STORE, "models")]
+        return all(isinstance(part, str) and ("/" not in part or inside(part, folders)) for part in values)
     if key in _FORMATS:
         return f".{value}".lower() in _FORMATS[key]
     if (info.section and info.section[0] is None) or _NEVER.search(key):
@@ -108,8 +114,6 @@ def _(original: Any) -> Any:
 
     names = list(inspect.signature(original).parameters)
     if "custom_name" not in names:
-        from frame import missing
-
         missing("run_modelmerger", "modules.extras", "has no custom_name")
 
     def run_modelmerger(*arguments: Any, **named: Any) -> Any:
@@ -122,14 +126,17 @@ def _(original: Any) -> Any:
     return run_modelmerger
 
 
-def _no_folders(module: str, name: str, parameters: str | None, wanted: tuple[str, ...]) -> None:
+def _no_folders(module: str, name: str, parameters: str | None, wanted: tuple[str, ...], **more: bool) -> None:
     """Register a patch: these arguments, which are folders of the machine, stay empty unless in admin mode."""
 
-    @patch(module, name, parameters)
+    @patch(module, name, parameters, **more)
     def _(original: Any) -> Any:
         import inspect
 
         signature = inspect.signature(original)
+        for word in wanted:
+            if word not in signature.parameters:
+                missing(name, module, f"has no {word}")
 
         def without_folders(*arguments: Any, **named: Any) -> Any:
             bound = signature.bind(*arguments, **named)
@@ -148,11 +155,18 @@ _no_folders(
     "process_batch",
     "p input output_dir inpaint_mask_dir args to_scale= scale_by= use_png_info= png_info_props= png_info_dir=",
     ("input", "output_dir", "inpaint_mask_dir", "png_info_dir"),
+    wrapped=True,  # ControlNet's batches
+)
+_no_folders(
+    "modules.img2img",
+    "img2img",
+    None,
+    tuple(f"img2img_batch_{word}" for word in ("input_dir", "output_dir", "inpaint_mask_dir", "png_info_dir")),
 )
 _no_folders(
     "modules.postprocessing",
     "run_postprocessing",
-    "extras_mode image image_folder input_dir output_dir show_extras_results *args save_output=",
+    None,
     ("image_folder", "input_dir", "output_dir"),
 )
 
@@ -245,29 +259,6 @@ def _(original: Any) -> Any:
 @patch("modules.api.api", "verify_url", "url", late=True)
 def _(original: Any) -> Any:
     return lambda url: False
-
-
-@patch("modules.safe", "load_with_extra", "filename extra_handler= *args **kwargs")
-def _(original: Any) -> Any:
-    def load_with_extra(filename: Any, extra_handler: Any = None, *more: Any, **named: Any) -> Any:
-        if _is_mixed(filename):
-            # Its check reads the zip at the end, torch the pickle at the beginning.
-            raise Refused("this file begins as a pickle and ends as a zip; it is not read")
-        return original(filename, extra_handler, *more, **named)
-
-    return load_with_extra
-
-
-def _is_mixed(file: Any) -> bool:
-    if hasattr(file, "read") and hasattr(file, "seek"):
-        place = file.tell()
-        try:
-            file.seek(0)
-            return file.read(4) != b"PK\x03\x04" and zipfile.is_zipfile(file)
-        finally:
-            file.seek(place)
-    with open(file, "rb") as opened:
-        return opened.read(4) != b"PK\x03\x04" and zipfile.is_zipfile(opened)
 
 
 @patch("modules.script_callbacks", "app_started_callback", "demo app")
