@@ -66,9 +66,6 @@ def plan_launch(
     environment |= {
         item.variable: str(folder_of(places, item)) for item in ui.repositories if item.variable and item.folder
     }
-    if ui.key == "forge-neo":
-        # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
-        environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     guard = Path(__file__).parent / "guards" / ui.guard
     environment["FASTSD_GUARD"] = json.dumps(
         {"admin": config.allow_admin, "data": str(places.data), "store": str(places.store), "port": port}
@@ -94,6 +91,8 @@ def _words_of_ui(
         words += ["--output-directory", str(places.data / "outputs"), "--disable-auto-launch"]
         # A database does not belong on Drive, where its settings are kept; by itself it looks for it among its code.
         words += ["--database-url", f"sqlite:///{places.data / 'comfyui.db'}"]
+        if not config.allow_admin:
+            words.append("--disable-api-nodes")  # they ask other services for what their account pays
         return words, None, []
     store = places.store
     login_file = places.run / "login"
