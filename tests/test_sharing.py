@@ -351,6 +351,23 @@ def test_no_web_ui_is_started_for_a_link_that_cannot_work(
     assert not (ui.places.run / "state.json").exists(), "nothing was started"
 
 
+@pytest.mark.parametrize("admin", [False, True], ids=["as it is", "allow_admin"])
+def test_administration_passes_only_where_it_was_asked_for(
+    admin: bool, ui: Any, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.webui import LaunchConfig, launch, share, share_port
+
+    make_program(programs, "lt", LT_GOOD)
+    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    config = LaunchConfig(port=free_port(), wait_s=60, allow_admin=admin, **ui.where)
+    link = TunnelConfig(kind="localtunnel", wait_s=20)
+    with launch(config) as running, share(running, link) as one, share_port(running.port, link) as other:
+        for tunnel in (one, other):
+            assert tunnel.login == running.login
+            assert _status(f"{tunnel.url}/sdapi/v1/cmd-flags", tunnel.login) == (200 if admin else 403)
+            assert _status(f"{tunnel.url}/proxy=http://127.0.0.1:9/", tunnel.login) == 403, "closed to everybody"
+
+
 def _wait_for(child: Child, out: Path, words: str, within_s: float = 60) -> str:
     ends = time.monotonic() + within_s
     while words not in (text := out.read_text() if out.exists() else ""):

@@ -142,7 +142,6 @@ class RunningUI:
     Attributes:
         port: where it listens, on 127.0.0.1.
         login: its own user and password; None for one that has no login.
-        admin: whether a link to it may administer it.
         model_loaded: True, False when it refused the model, None while it has not said.
         seconds: from the start until it answered.
     """
@@ -159,7 +158,6 @@ class RunningUI:
     ) -> None:
         self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
         self.login = login
-        self.admin: bool = getattr(config, "allow_admin", False)
         self.model_loaded: bool | None = None
         self.seconds = 0.0
         self.restarts = 0
@@ -192,7 +190,7 @@ class RunningUI:
             title=self.ui.title,
             port=plan.port,
             hidden=plan.hidden,
-            admin=self.admin,
+            admin=self._config.allow_admin,
         )
         tail = LogTail(self.state.log)
         try:
@@ -322,7 +320,8 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     The paths that administer it are closed for all, unless it was started with allow_admin.
     """
     upstream = running.login if running.ui.has_login else None
-    more.setdefault("closed", _closed_of(running.ui, admin=running.admin))
+    found = find_at_port(running.port)
+    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found.state.admin))
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
