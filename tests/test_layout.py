@@ -19,6 +19,7 @@ ORDER = (
     "processes",
     "files",
     "drive",
+    "inert",
     "downloads",
     "registry",
     "controlnet",

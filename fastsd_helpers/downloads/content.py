@@ -6,8 +6,9 @@ import zipfile
 from pathlib import Path
 
 from fastsd_helpers.errors import DownloadError
+from fastsd_helpers.inert import require_inert
 
-__all__ = ["SUFFIXES", "describe_content", "require_model"]
+__all__ = ["SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
 
 # What a kind is called, and the ending its files have.
 SUFFIXES = {
@@ -117,3 +118,18 @@ def require_model(path: Path, shown: str) -> str:
         )
     what = {"empty": "an empty file", "text": "plain text"}.get(kind, f"a {kind}")
     raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")
+
+
+def look_at_arrived(path: Path, name: str, shown: str) -> str:
+    """Look into a file that arrived, before it gets its name; return its kind.
+
+    Args:
+        name: what it will be called. shown: where it came from, for the message.
+
+    Raises:
+        DownloadError: it is no model. UnsafeModel: it could run code.
+    """
+    # The description of a model comes beside its weights.
+    kind = "description" if name.lower().endswith(".json") else require_model(path, shown)
+    require_inert(path, name=name)
+    return kind

@@ -197,16 +197,20 @@ def open_artist(
 
 
 def _pipeline(folder: Path) -> Any:
+    import diffusers
     import torch
     from diffusers import DiffusionPipeline
 
+    require_inert(folder)
     device = describe_device()
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
     # What judges pictures is not part of every model, and needs weights of its own.
     without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, **without)
-    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=dtype, **without, **_no_code(diffusers.__version__)
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
         raise ModelError(
             f"{folder} cannot be loaded: {str(err).splitlines()[0]}", "Download the model again, or choose another one."
         ) from err
@@ -216,6 +220,12 @@ def _pipeline(folder: Path) -> Any:
         pipe.enable_model_cpu_offload()
         return pipe
     return pipe.to(device.kind)
+
+
+def _no_code(version: str) -> dict[str, bool]:
+    """Said to diffusers from 0.38 on: versions before it take no such word, and rely on our look alone."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return {"trust_remote_code": False} if numbers >= (0, 38) else {}
 
 
 def _weights_bytes(pipe: Any) -> int:

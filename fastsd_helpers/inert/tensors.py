@@ -1,0 +1,63 @@
+"""The header of a safetensors file: names, places and strings, of which one kind is a description of its own."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import UnsafeModel
+from fastsd_helpers.inert.configs import look_at_values, unique_names
+
+__all__ = ["is_safetensors", "look_at_header"]
+
+_HEADER_LIMIT = 100_000_000  # the limit of the format's own library; what a loader of ours accepts is less
+_MOST_METADATA = 1_000_000  # diffusers keeps the settings of a LoRA in it, a few kB
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as a safetensors file does."""
+    return len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _HEADER_LIMIT
+
+
+def look_at_header(path: Path) -> None:
+    """Refuse a header in which readers could see different things, or whose strings describe how to fetch code.
+
+    A file that is no safetensors file is left to its loader, which says so: nothing in it can run.
+
+    Raises:
+        UnsafeModel: says what was found.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > min(size - 8, _HEADER_LIMIT):
+            return
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=unique_names)
+    except ValueError as err:
+        if "twice" in str(err):
+            raise UnsafeModel(
+                f"{path} is not used: in its header {err}, and programs differ in which of the two they take.",
+                "Download it again, or use another file.",
+            ) from err
+        return
+    except RecursionError:
+        return
+    metadata: Any = header.get("__metadata__") if isinstance(header, dict) else None
+    for key, text in metadata.items() if isinstance(metadata, dict) else ():
+        # peft takes its settings from here: by two of them it imports a module of a given name.
+        if "adapter_metadata" in key and isinstance(text, str):
+            _look_at_settings(path, key, text)
+
+
+def _look_at_settings(path: Path, key: str, text: str) -> None:
+    if len(text) > _MOST_METADATA:
+        raise UnsafeModel(f"{path} is not used: its header's {key} has {len(text):,} characters.", "Use another file.")
+    try:
+        settings = json.loads(text, object_pairs_hook=unique_names)
+    except (ValueError, RecursionError) as err:
+        raise UnsafeModel(f"{path} is not used: its header's {key} is no JSON ({err}).", "Use another file.") from err
+    look_at_values(settings, f"{path}: {key}")
