@@ -109,7 +109,8 @@ def inspect(
         raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.", how_to_get(path))
-    require_inert(path)
+    if path.is_file():  # what is none is named below
+        require_inert(path)
     source = open_file(path)
     try:
         return _look(path, source, hashes, scan, progress)

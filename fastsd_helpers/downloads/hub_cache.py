@@ -1,6 +1,7 @@
 """What one call adds to a repository's folder in the Hub's cache, and takes away again when it is refused."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,9 @@ def removed_when_refused(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         if came and isinstance(err, UnsafeModel):
-            raise UnsafeModel(err.problem, f"What was fetched of it is removed. {err.hint}") from err
+            # The place is gone: what is named is the repository.
+            shown = re.sub(rf"{re.escape(str(places[0]))}/snapshots/\w+", repo, err.problem)
+            raise UnsafeModel(shown, f"What was fetched of it is removed. {err.hint}") from err
         raise
 
 

@@ -58,8 +58,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def look_at_config(path: Path, name: str) -> Any:
+def look_at_config(path: Path, name: str, *, lenient: bool = False) -> Any:
     """Look at a .json file called `name` and return what is in it; None for a vocabulary or a log.
+
+    With `lenient`, one that is no JSON at all gives None too.
 
     Raises:
         ModelError, UnsafeModel: as `read_config`.
@@ -80,6 +82,8 @@ def look_at_config(path: Path, name: str) -> Any:
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as err:
+        if lenient and isinstance(err, json.JSONDecodeError) and not raw.startswith(b"\xef\xbb\xbf"):
+            return None  # its loader reads it with the same parser, and says what it was wanted for
         raise ModelError(f"{path} cannot be read as JSON: {err}.", _AGAIN) from err
     look_at_values(content, str(path))
     if isinstance(content, dict):
@@ -151,7 +155,7 @@ def _look_at_top(content: dict[str, Any], path: Path, name: str) -> None:
 
 def _look_at_parts(index: dict[str, Any], path: Path) -> None:
     kind = index.get("_class_name")
-    if not is_pipeline_class(kind):
+    if kind is not None and not is_pipeline_class(kind):
         raise UnsafeModel(f"{path} is not used: its '_class_name' is {_shown(kind)}, no pipeline of diffusers.", _TRUST)
     for part, value in index.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", part):

@@ -87,21 +87,23 @@ def look_at_onnx(path: Path) -> None:
             if depth > _DEEPEST:
                 raise UnsafeModel(f"{path} is not used: its graphs are nested without end.", hint)
             for field, value in _fields(content):
+                if value is None:
+                    raise UnsafeModel(f"{path} is not used: it has groups, which no ONNX file has.", hint)
                 if kind == "tensor" and ((field == 14 and value) or field == 13):
                     raise UnsafeModel(f"{path} is not used: it keeps numbers in other files.", hint)
-                if kind == "node" and field == 7 and bytes(value) not in _DOMAINS:
+                if kind == "node" and field == 7 and isinstance(value, memoryview) and bytes(value) not in _DOMAINS:
                     raise UnsafeModel(
                         f"{path} is not used: it needs operations of {bytes(value)[:60]!r}, another library.", hint
                     )
                 inner = _MESSAGES.get(kind, {}).get(field)
-                if inner is not None:
+                if inner is not None and isinstance(value, memoryview):
                     todo.append((inner, value, depth + 1))
-    except (IndexError, TypeError, ValueError) as err:
-        raise UnsafeModel(f"{path} is not used: it is no whole ONNX file.", hint) from err
+    except (IndexError, ValueError):
+        return  # no protobuf: OpenCV says so
 
 
-def _fields(content: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The fields of a protobuf message: number and value."""
+def _fields(content: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
+    """The fields of a protobuf message: number and value; None for a group, a form that is out of use."""
     place = 0
     while place < len(content):
         tag, place = _varint(content, place)
@@ -114,6 +116,9 @@ def _fields(content: memoryview) -> Iterator[tuple[int, memoryview | int]]:
             length, place = _varint(content, place)
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
+        elif kind in (3, 4):
+            yield tag >> 3, None
+            return
         else:
             raise ValueError(kind)
         if place + length > len(content):

@@ -86,7 +86,7 @@ def _look_at_neighbours(folder: Path, names: set[str]) -> None:
     """Refuse the description of an adapter where a whole model is loaded: transformers would load its base instead."""
     if "adapter_config.json" not in names:
         return
-    if names & {"config.json", "model_index.json"} or (folder.parent / "model_index.json").is_file():
+    if "config.json" in names or (folder.parent / "model_index.json").is_file():
         raise UnsafeModel(
             f"{folder / 'adapter_config.json'} lies in the folder of a whole model: in its place, transformers would "
             "load another model, which it names and nobody looked at.",
@@ -102,7 +102,7 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
             "A model is data alone: move it out of the model's folder, or use a model from a source you trust.",
         )
     if ending == ".json":
-        configs.look_at_config(path, name)
+        configs.look_at_config(path, name, lenient=True)
         return
     if ending in (".yaml", ".yml"):
         if alone:
@@ -117,6 +117,8 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
     elif ending == ".onnx":
         if alone:  # in a folder, nothing of ours opens it
             graphs.look_at_onnx(path)
+    elif ending not in _PICKLES and tensors.is_safetensors(head):  # its length may look like another kind's mark
+        tensors.look_at_header(path)
     elif pickles.is_pickle(head) or pickles.is_archive(head):
         if ending in _TENSORS or ending == ".gguf":
             raise UnsafeModel(
@@ -125,8 +127,6 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
             )
         if pickles.is_pickle(head) or ending in _PICKLES or alone or pickles.holds_program(path):
             pickles.look_at_pickle(path)
-    elif ending in _TENSORS or tensors.is_safetensors(head):
-        tensors.look_at_header(path)
     elif ending in _PICKLES and not _is_graph_weights(path, name):
         pickles.look_at_unknown(path)
 

@@ -13,6 +13,7 @@ import io
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,12 +94,12 @@ _HINT = "Use the model's .safetensors files, or download the file again from a s
 
 def is_pickle(head: bytes) -> bool:
     """Whether a file begins as a pickle of protocol 2 or later does."""
-    return head[:1] == b"\x80" and head[1:2] <= b"\x05"
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 def is_archive(head: bytes) -> bool:
     """Whether a file begins as a zip file does."""
-    return head[:2] == b"PK"
+    return head[:4] == b"PK\x03\x04"
 
 
 def holds_program(path: Path) -> bool:
@@ -118,8 +119,9 @@ def look_at_pickle(path: Path) -> None:
     """
     _require_safe_torch(path)
     try:
-        with path.open("rb") as file:
-            if is_archive(file.read(2)):
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in texts of the oldest kind
+            if is_archive(file.read(4)):
                 file.seek(0)
                 _look_at_archive(path, file)
             else:
@@ -141,8 +143,10 @@ def look_at_unknown(path: Path) -> None:
             raise _refused(path, "it ends as a zip file and begins as something else")
     names = []
     try:
-        for step, _argument, _place in pickletools.genops(program):
-            names.append(step.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in texts of the oldest kind
+            for step, _argument, _place in pickletools.genops(program):
+                names.append(step.name)
     except Exception as err:  # not a step, or half of one
         if not _ACTS.intersection(names):
             return
