@@ -120,16 +120,17 @@ def require_model(path: Path, shown: str) -> str:
     raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")
 
 
-def look_at_arrived(path: Path, name: str, shown: str) -> str:
+def look_at_arrived(path: Path, name: str, shown: str, *, beside: bool = False) -> str:
     """Look into a file that arrived, before it gets its name; return its kind.
 
     Args:
         name: what it will be called. shown: where it came from, for the message.
+        beside: it may be what lies beside the weights, a description or a vocabulary.
 
     Raises:
         DownloadError: it is no model. UnsafeModel: it could run code.
     """
-    # The description of a model comes beside its weights.
-    kind = "description" if name.lower().endswith(".json") else require_model(path, shown)
+    small = beside and (name.endswith(".json") or name in ("merges.txt", "vocab.txt"))
+    kind = "description" if small else require_model(path, shown)
     require_inert(path, name=name)
     return kind

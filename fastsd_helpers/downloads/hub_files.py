@@ -43,7 +43,8 @@ def fetch_hub_file(
     with removed_when_refused(hub.cache_dir, wanted.repo, at=(UnsafeModel, _NoModel)):
         path = _fetch(hub, wanted, size, sha256)
         try:
-            look_at_arrived(path, name or wanted.file.rsplit("/", 1)[-1], f"{wanted.file} of {wanted.repo}")
+            called = name or wanted.file.rsplit("/", 1)[-1]
+            look_at_arrived(path, called, f"{wanted.file} of {wanted.repo}", beside=True)
         except DownloadError as err:
             raise _NoModel(err.problem, err.hint) from err
     return path

@@ -59,6 +59,8 @@ def _look_at_settings(path: Path, key: str, text: str) -> None:
         raise UnsafeModel(f"{path} is not used: its header's {key} has {len(text):,} characters.", "Use another file.")
     try:
         settings = json.loads(text, object_pairs_hook=unique_names)
+    except json.JSONDecodeError:
+        return  # its readers say so, with the same parser
     except (ValueError, RecursionError) as err:
-        raise UnsafeModel(f"{path} is not used: its header's {key} is no JSON ({err}).", "Use another file.") from err
+        raise UnsafeModel(f"{path} is not used: its header's {key} is ambiguous ({err}).", "Use another file.") from err
     look_at_values(settings, f"{path}: {key}")
