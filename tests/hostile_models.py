@@ -353,7 +353,7 @@ def reader_that_trusts_a_further_network(place: Path, code: str) -> Path:
 @kind("reader")
 def tokenizer_of_its_own(place: Path, code: str) -> Path:
     folder = own_code(reader(place), code)
-    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    change(folder / "tokenizer_config.json", tokenizer_class=None, auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
     return folder
 
 
@@ -405,7 +405,7 @@ def graph_with_entities(place: Path, code: str) -> Path:
 @kind("captioner")
 def captioner_with_a_tokenizer_of_its_own(place: Path, code: str) -> Path:
     folder = own_code(write_captioner(place / "blip"), code)
-    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    change(folder / "tokenizer_config.json", tokenizer_class=None, auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
     return folder
 
 
