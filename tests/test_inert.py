@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_server import FileServer
 from hostile_models import archive
 from hub_server import HubServer
 
-from fastsd_helpers.downloads import fetch_repo
+from fastsd_helpers.downloads import fetch, fetch_repo
 from fastsd_helpers.errors import CheckpointError, ModelError, UnsafeModel
 from fastsd_helpers.inert import read_config, require_inert
 from fastsd_helpers.model_lookup import BASE_MODEL, LORA, find_folder
@@ -438,7 +439,17 @@ def test_pickles_are_refused_where_torch_is_too_old_for_them(tmp_path: Path, mon
                 require_inert(path)
 
 
-def test_a_tar_and_what_is_no_pickle_at_all(tmp_path: Path) -> None:
+def test_a_file_that_was_looked_at_is_looked_at_again_when_it_changed(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.ckpt", EMPTY)
+    require_inert(path)
+    state = path.stat()
+    path.write_bytes(path.read_bytes().replace(EMPTY, EMPTY[:2] + b"2."))  # as long, and a step that is not allowed
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(UnsafeModel):
+        require_inert(path)
+
+
+def test_what_is_no_pickle_at_all_is_left_to_its_loader(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"weights, as a test has them")
     require_inert(tmp_path)
     (tmp_path / "x.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
@@ -641,6 +652,21 @@ def test_code_in_a_repository_is_not_fetched_and_a_refused_version_leaves_the_on
         assert after == before
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert find_folder("a/b", BASE_MODEL, cache_dir=tmp_path / "cache") == first
+
+
+def test_of_a_refused_link_nothing_stays_and_its_source_is_named(tmp_path: Path) -> None:
+    evil = archive(tmp_path / "evil.ckpt", program(b"cos\nsystem\n")).read_bytes()
+    server = FileServer({"/evil.ckpt": evil, "/lora.safetensors": evil})
+    try:
+        for name in ("evil.ckpt", "lora.safetensors"):
+            with pytest.raises(UnsafeModel) as caught:
+                fetch(server.url(f"/{name}"), tmp_path / "models")
+            assert caught.value.hint.startswith("What was fetched of it is removed.")
+            assert name in caught.value.problem
+            assert ".part" not in caught.value.problem
+            assert [path for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
+    finally:
+        server.stop()
 
 
 # ---------------------------------------------------------------------------------------------------- one door

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.inert import require_inert
+from fastsd_helpers.inert.tensors import HEADER_LIMIT
 
 __all__ = ["SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
 
@@ -26,7 +27,6 @@ _OTHER_KINDS = {
     "compressed archive": (b"Rar!", b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
     "document or installer": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",),
 }
-_LARGEST_HEADER = 100_000_000  # the limit of the format's own library
 
 
 def describe_content(path: Path) -> str:
@@ -75,8 +75,8 @@ def _kind_of_zip(path: Path) -> str:
 def _kind_of_safetensors(path: Path, length: int) -> str:
     """Source: the safetensors format description (8 bytes of length, a JSON header, then the tensors' bytes)."""
     size = path.stat().st_size
-    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-        return "data" if length > _LARGEST_HEADER else "broken safetensors"
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        return "data" if length > HEADER_LIMIT else "broken safetensors"
     try:
         with open(path, "rb") as file:
             file.seek(8)

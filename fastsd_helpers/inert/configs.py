@@ -20,8 +20,7 @@ __all__ = ["look_at_config", "look_at_values", "read_config", "unique_names"]
 _AGAIN = "Download or copy the model again."
 _TRUST = "Nothing of it was run. Use a model from a source you trust; in one of your own, remove that entry."
 # Vocabularies and logs: any word may be a key in them, and no library takes one for a setting.
-_WORDS = re.compile(r"(tokenizer|vocab|added_tokens|trainer_state|all_results|train_results|eval_results)[\w.-]*\.json")
-_SETTINGS_NAMED_SO = ("tokenizer_config.json",)
+_WORDS = re.compile(r"(tokenizer(\.[\d.]+)?|vocab(-\w+)?|added_tokens|trainer_state|(all|train|eval)_results)\.json")
 _MOST_BYTES = 16_000_000
 _MOST_WORDS = 200_000_000
 _DEEPEST = 64
@@ -66,7 +65,7 @@ def look_at_config(path: Path, name: str, *, lenient: bool = False) -> Any:
     Raises:
         ModelError, UnsafeModel: as `read_config`.
     """
-    words = _WORDS.fullmatch(name) is not None and name not in _SETTINGS_NAMED_SO
+    words = _WORDS.fullmatch(name) is not None
     most = _MOST_WORDS if words else _MOST_BYTES
     with file_errors(path, "read"):
         try:

@@ -110,25 +110,26 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
         return
     with path.open("rb") as file:
         head = file.read(16)
-    if not head or (not alone and _LEFT_BY_TRAINING.fullmatch(name)):
+    left = _LEFT_BY_TRAINING.fullmatch(name) or _is_graph_weights(path, name)
+    if not head or (left and not alone):
         return
+    packed = pickles.is_pickle(head) or pickles.is_archive(head)
     if ending == ".xml":
         graphs.look_at_graph(path)
     elif ending == ".onnx":
         if alone:  # in a folder, nothing of ours opens it
             graphs.look_at_onnx(path)
-    elif ending not in _PICKLES and tensors.is_safetensors(head):  # its length may look like another kind's mark
-        tensors.look_at_header(path)
-    elif pickles.is_pickle(head) or pickles.is_archive(head):
-        if ending in _TENSORS or ending == ".gguf":
-            raise UnsafeModel(
-                f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
-                "Nothing of it was run. Use a model from a source you trust.",
-            )
-        if pickles.is_pickle(head) or ending in _PICKLES or alone or pickles.holds_program(path):
-            pickles.look_at_pickle(path)
-    elif ending in _PICKLES and not _is_graph_weights(path, name):
-        pickles.look_at_unknown(path)
+    elif ending in _PICKLES:
+        (pickles.look_at_pickle if packed else pickles.look_at_unknown)(path)
+    elif tensors.is_safetensors(head) or (ending in _TENSORS and not packed):
+        tensors.look_at_header(path)  # its length may look like another kind's mark
+    elif packed and ending in (*_TENSORS, ".gguf"):
+        raise UnsafeModel(
+            f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
+            "Nothing of it was run. Use a model from a source you trust.",
+        )
+    elif pickles.is_pickle(head) or (packed and alone):  # a zip file beside a model is opened by nobody
+        pickles.look_at_pickle(path)
 
 
 def _is_graph_weights(path: Path, name: str) -> bool:

@@ -8,6 +8,7 @@ Source: the format of torch.save (torch/serialization.py, caffe2/serialize/inlin
 Lib/pickletools.py, and the names that torch's `weights_only` reader and AUTOMATIC1111's modules/safe.py accept.
 """
 
+import functools
 import importlib.metadata
 import io
 import pickletools
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from fastsd_helpers.errors import UnsafeModel
 
-__all__ = ["holds_program", "is_archive", "is_pickle", "look_at_pickle", "look_at_unknown"]
+__all__ = ["is_archive", "is_pickle", "look_at_pickle", "look_at_unknown"]
 
 _PROGRAM_LIMIT = 20_000_000  # the largest list of tensors of a real model has 1 MB
 _MEMBER_LIMIT = 50_000
@@ -102,15 +103,6 @@ def is_archive(head: bytes) -> bool:
     return head[:4] == b"PK\x03\x04"
 
 
-def holds_program(path: Path) -> bool:
-    """Whether a zip file has a pickle among its members."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return True  # what cannot be listed is looked at, and refused there
-
-
 def look_at_pickle(path: Path) -> None:
     """Refuse a pickle that is not what torch writes for tensors in plain containers.
 
@@ -118,6 +110,12 @@ def look_at_pickle(path: Path) -> None:
         UnsafeModel: says what was found.
     """
     _require_safe_torch(path)
+    state = path.stat()
+    _follow(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=64)  # several doors look at one file, one after the other
+def _follow(path: Path, _state: tuple[int, ...]) -> None:
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in texts of the oldest kind
@@ -171,11 +169,18 @@ def _require_safe_torch(path: Path) -> None:
 
 
 def _look_at_archive(path: Path, file: BinaryIO) -> None:
+    table = _table_of(path, file)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) > _MEMBER_LIMIT:
             raise _refused(path, f"it has {len(members):,} members")
-        _require_one_table(path, file, archive)
+        # Bytes before it or behind it: Python and torch would read different tables.
+        if (
+            table != archive.start_dir
+            or min((member.header_offset for member in members), default=0)
+            or archive.comment
+        ):
+            raise _refused(path, "its table of contents is not where torch writes it")
         roots, end = set(), 0
         for member in sorted(members, key=lambda member: member.header_offset):
             shown = repr(member.filename[:80])
@@ -203,19 +208,21 @@ def _look_at_archive(path: Path, file: BinaryIO) -> None:
         raise _refused(path, "something follows its list of tensors")
 
 
-def _require_one_table(path: Path, file: BinaryIO, archive: zipfile.ZipFile) -> None:
-    """Refuse a zip file in which Python and torch could see different tables of contents."""
+def _table_of(path: Path, file: BinaryIO) -> int:
+    """Where the table of contents begins, as the last bytes of the file say; refuse one of a size no model has."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 22))
-    tail = file.read(22)
-    place = struct.unpack("<L", tail[16:20])[0] if tail[:4] == b"PK\5\6" else None
-    if place == 0xFFFFFFFF and size >= 98:
-        file.seek(size - 98)
-        large = file.read(56)
-        place = struct.unpack("<Q", large[48:56])[0] if large[:4] == b"PK\6\6" else None
-    first = min((member.header_offset for member in archive.infolist()), default=0)
-    if place != archive.start_dir or first != 0 or archive.comment:
-        raise _refused(path, "its table of contents is not where torch writes it")
+    file.seek(max(0, size - 98))
+    tail = file.read(98)
+    end = tail[-22:]
+    if len(end) < 22 or end[:4] != b"PK\5\6":
+        raise _refused(path, "it does not end as torch ends its files")
+    length, place = struct.unpack("<LL", end[12:20])
+    if 0xFFFFFFFF in (length, place) and tail[:4] == b"PK\6\6":
+        length, place = struct.unpack("<QQ", tail[40:56])
+    if length > _PROGRAM_LIMIT:
+        raise _refused(path, f"its table of contents has {length:,} bytes")
+    file.seek(0)
+    return place
 
 
 def _look_at_old_format(path: Path, file: BinaryIO) -> None:
