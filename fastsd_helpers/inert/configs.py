@@ -33,6 +33,7 @@ _KEYS = frozenset(
     ]
 )  # fmt: skip
 _ATTENTION = re.compile(r"_?(attn|attention|experts)_implementation\w*|attention_backend|_attention_backend")
+_BACKBONES = ("use_pretrained_backbone", "use_timm_backbone", "timm_model_name")
 _QUANTIZERS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 
@@ -116,7 +117,9 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
     # transformers 4.47 to 4.56 wrote this one, a yes or no, into every description.
     if key == "_attn_implementation_autoset" and isinstance(value, bool):
         return
-    if key in _KEYS or _ATTENTION.fullmatch(key):
+    # A network inside the network, by its name on the Hub or in timm.
+    named = (key == "backbone" and isinstance(value, str)) or (key in _BACKBONES and value is not False)
+    if named or key in _KEYS or _ATTENTION.fullmatch(key):
         raise UnsafeModel(
             f"{where} is not used: its entry '{shown[:120]}' can make a library load code from elsewhere.", _TRUST
         )
@@ -126,7 +129,7 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
         raise UnsafeModel(
             f"{where} is not used: its '{shown[:120]}' is {_shown(value)}, no tokenizer known here.", _TRUST
         )
-    if key == "quantization_config":
+    if key in ("quantization_config", "compression_config"):
         kind = value.get("quant_method") if isinstance(value, dict) else value
         if kind not in _QUANTIZERS:
             raise UnsafeModel(

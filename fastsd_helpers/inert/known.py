@@ -9,9 +9,9 @@ from typing import Any
 
 __all__ = ["is_diffusers_class", "is_known_part", "is_pipeline_class", "is_tokenizer_class", "is_transformers_type"]
 
-_PIPELINE = re.compile(r"(?!Auto|Flax|Onnx|Modular|Diffusion(Pipeline)$)[A-Z][A-Za-z0-9_]*Pipeline")
+_PIPELINE = re.compile(r"(?!Auto|Flash|Flax|Onnx|Modular|Diffusion(Pipeline)$)[A-Z][A-Za-z0-9_]*Pipeline")
 _DIFFUSERS = re.compile(
-    r"(?!Auto(?!encoder)|Flax|Onnx)[A-Z][A-Za-z0-9_]*"
+    r"(?!Auto(?!encoder)|Flash|Flax|Onnx)[A-Z][A-Za-z0-9_]*"
     r"(Model|UNet|VAE|Scheduler|Adapter|Prior|Encoder|Autoencoder\w*|Guidance|Connectors?|Vocoder)"
     r"|(Asymmetric)?Autoencoder[A-Za-z0-9]+"
 )

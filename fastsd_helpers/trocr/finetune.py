@@ -327,7 +327,7 @@ def _opens(path: Path, weights: list[Path]) -> bool:
 
     try:
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        require_inert(path / name for name in _RESUMED if (path / name).is_file())
+        require_inert([path, *(path / name for name in _RESUMED if (path / name).is_file())])
         torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
         for file in weights:
             with safe_open(str(file), framework="pt"):
