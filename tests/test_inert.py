@@ -166,6 +166,15 @@ HONEST = {
 }  # fmt: skip
 
 
+HONEST["adapter_config.json"] += [
+    {"auto_mapping": {"base_model_class": name, "parent_library": library}}
+    for name, library in (
+        ("VisionEncoderDecoderModel", "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder"),
+        ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
+    )
+]
+
+
 @pytest.mark.parametrize(("name", "content"), [(name, one) for name, all_ in HONEST.items() for one in all_])
 def test_honest_descriptions_pass(tmp_path: Path, name: str, content: Any) -> None:
     (tmp_path / name).write_text(json.dumps(content))
@@ -191,6 +200,9 @@ HOSTILE: list[tuple[str, Any, str]] = [
             ("configuration_files", ["config.4/../../x.json"]),
             ("transformers_weights", "../evil.bin"),
             ("auto_mapping", {"parent_library": "evil"}),
+            ("auto_mapping", {"parent_library": "transformers", "base_model_class": "a.b"}),
+            ("auto_mapping", {"parent_library": "transformers.evil/x", "base_model_class": "a"}),
+            ("auto_mapping", {"parent_library": "transformersevil", "base_model_class": "a"}),
             ("megatron_config", {"a": 1}),
             ("use_kernels", True),
         )

@@ -117,6 +117,8 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
     # transformers 4.47 to 4.56 wrote this one, a yes or no, into every description.
     if key == "_attn_implementation_autoset" and isinstance(value, bool):
         return
+    if key == "auto_mapping" and _is_of_libraries(value):  # peft writes it where it knows no task
+        return
     # A network inside the network, by its name on the Hub or in timm.
     named = (key == "backbone" and isinstance(value, str)) or (key in _BACKBONES and value is not False)
     if named or key in _KEYS or _ATTENTION.fullmatch(key):
@@ -136,6 +138,15 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
                 f"{where} is not used: its weights are packed by {_shown(kind)}, which loads a library of its own.",
                 "Use the model with plain weights.",
             )
+
+
+def _is_of_libraries(value: Any) -> bool:
+    """Whether the network that an adapter is for is one of transformers or diffusers."""
+    if not isinstance(value, dict) or not value.keys() <= {"base_model_class", "parent_library"}:
+        return False
+    library, name = value.get("parent_library"), value.get("base_model_class")
+    known = isinstance(library, str) and re.fullmatch(r"(transformers|diffusers|peft)(\.\w+)*", library) is not None
+    return known and isinstance(name, str) and name.isidentifier()
 
 
 def _look_at_top(content: dict[str, Any], path: Path, name: str) -> None:

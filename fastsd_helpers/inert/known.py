@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["is_diffusers_class", "is_known_part", "is_pipeline_class", "is_tokenizer_class", "is_transformers_type"]
 
-_PIPELINE = re.compile(r"(?!Auto|Flash|Flax|Onnx|Modular|Diffusion(Pipeline)$)[A-Z][A-Za-z0-9_]*Pipeline")
+_PIPELINE = re.compile(r"(?!Auto|Flash|Flax|Onnx|Modular|DiffusionPipeline$)[A-Z][A-Za-z0-9_]*Pipeline")
 _DIFFUSERS = re.compile(
     r"(?!Auto(?!encoder)|Flash|Flax|Onnx)[A-Z][A-Za-z0-9_]*"
     r"(Model|UNet|VAE|Scheduler|Adapter|Prior|Encoder|Autoencoder\w*|Guidance|Connectors?|Vocoder)"
@@ -71,7 +71,7 @@ _TYPES = frozenset(
 
 
 def is_pipeline_class(name: Any) -> bool:
-    """Whether this is the name of a whole pipeline of diffusers, as model_index.json gives it."""
+    """Whether this can be the name of a pipeline of diffusers; whether it is one, only diffusers itself knows."""
     return isinstance(name, str) and _PIPELINE.fullmatch(name) is not None
 
 

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.downloads import fetch
+from fastsd_helpers.downloads import fetch, read_json
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import LORA, fetch_model, find_folder, lora_file, require_inert, understand
@@ -204,6 +204,13 @@ def _pipeline(folder: Path) -> Any:
     require_inert(folder)
     device = describe_device()
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
+    name = str(read_json(folder, "model_index.json").get("_class_name"))
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+        raise ModelError(
+            f"{folder / 'model_index.json'} names {name[:80]!r}, which is no pipeline of this diffusers.",
+            "Update diffusers, or choose another model.",
+        )
     # What judges pictures is not part of every model, and needs weights of its own.
     without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
     try:
