@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.errors import DatasetError, ModelError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.model_lookup import CAPTIONER, find_folder
+from fastsd_helpers.picture_files import PictureProblem, read_rgb
 
 __all__ = [
     "DEFAULT_CAPTIONER",
@@ -173,7 +175,7 @@ def describe_pictures(
     Source: Li et al. 2022, "BLIP". Greedy decoding, so a picture always gets the same words.
 
     Args:
-        pictures: files that Pillow reads.
+        pictures: files; see `picture_files.FORMATS`.
         model: a folder or a Hub id; downloaded when it is not here.
         device: where it runs, as torch names it.
 
@@ -184,11 +186,13 @@ def describe_pictures(
     network, tokenizer, prepare = _open_captioner(model)
     network = network.to(device)
     import torch
-    from PIL import Image
 
     for path in pictures:
-        with Image.open(path) as picture:
-            pixels = prepare(picture.convert("RGB"), return_tensors="pt").pixel_values.to(device)
+        try:
+            picture = read_rgb(path)
+        except PictureProblem as err:
+            raise DatasetError(f"{path} {err.problem}.", "Leave it out, or save it again.") from err
+        pixels = prepare(picture, return_tensors="pt").pixel_values.to(device)
         with torch.no_grad():
             ids = network.generate(pixel_values=pixels, max_new_tokens=30, num_beams=1, do_sample=False)
         text = network.config.text_config
@@ -204,6 +208,7 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor
     folder = find_folder(model, CAPTIONER)
+    require_safe_tokenizer(folder)
     own = {"local_files_only": True}
     try:
         network = transformers.BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, **own)

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.advisories import old_packages
 from fastsd_helpers.drive import check_health, sessions_root
-from fastsd_helpers.errors import FastSDError, InstallError
+from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device, describe_device, install_command, redact, secret, versions, where
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
+from fastsd_helpers.wheels.environment import missing_constraints
 
 __all__ = ["KNOWN_BAD", "Diagnosis", "Finding", "KnownBad", "examine"]
 
@@ -199,6 +201,7 @@ def examine(*, root: Path | None = None) -> Diagnosis:
         lambda: _look_at_memory(device),
         lambda: _look_at_disks(root),
         _look_at_versions,
+        _look_at_holes,
         _look_at_imported,
         _look_at_settings,
         _look_at_tokens,
@@ -236,8 +239,11 @@ def _machine(device: Device) -> dict[str, Any]:
     if driver.is_file():
         with contextlib.suppress(OSError, IndexError):
             said["driver"] = driver.read_text(encoding="ascii", errors="replace").split("Module")[1].split()[0]
-    uv = find_uv()
-    said["installer"] = f"uv ({uv})" if uv else "pip"
+    try:
+        uv = find_uv()
+        said["installer"] = f"uv ({uv})" if uv else "pip"
+    except DependencyMissing as err:
+        said["installer"] = f"none: {err.problem} {err.hint}"
     return said
 
 
@@ -408,6 +414,11 @@ def _look_at_versions() -> Iterator[Finding]:
         yield Finding("note", f"Several builds of OpenCV share one folder ({listed}); the last one installed is used.")
 
 
+def _look_at_holes() -> Iterator[Finding]:
+    for package in old_packages():
+        yield Finding("warning" if package.is_open else "note", package.sentence(), package.remedy())
+
+
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -428,14 +439,8 @@ def _look_at_imported() -> Iterator[Finding]:
 
 
 def _look_at_settings() -> Iterator[Finding]:
-    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
-        for path in os.environ.get(name, "").split():
-            if "://" not in path and not Path(path).is_file():
-                yield Finding(
-                    "problem",
-                    f"{name} names {path}, which is not there: nothing can be installed.",
-                    f"Run: import os; os.environ.pop('{name}')",
-                )
+    for _path, problem, todo in missing_constraints():
+        yield Finding("problem", problem, todo)
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         yield Finding("note", "HF_HUB_OFFLINE is set: only models that are here already can be used.")
     if os.environ.get("HF_ENDPOINT"):

@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from fastsd_helpers.advisories import lock_problems, read_advisories  # noqa: E402
 from fastsd_helpers.errors import InstallError  # noqa: E402
 from fastsd_helpers.wheels import Environment, Lock, find_uv, make_plan, read_lock  # noqa: E402
 from fastsd_helpers.wheels.lockfile import canonical, digest_of  # noqa: E402
@@ -182,7 +183,7 @@ def make_lock(only: str | None = None, change: list[str] | None = None) -> str:
                 before = old["sets"].get(f"{name}-{python}") if change else None
                 held = [line.partition(" ")[0] for line in before["requirements"].splitlines()] if before else []
                 held = [pin for pin in held if pin.partition("==")[0] not in map(canonical, change or ())]
-                packages = resolve(lines, python, work, own=False, constraints=held)
+                packages = resolve(lines, python, work, own=False, constraints=with_safe_floors(held))
                 locked = [line_of(package) for package in packages]
                 files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
                 needs[python] |= needs_of(locked, python, work)
@@ -205,6 +206,18 @@ def make_lock(only: str | None = None, change: list[str] | None = None) -> str:
             sets.append((name, python, True, [], locked))
     made = old["made"] if only else datetime.date.today().isoformat()
     return write_lock(sets, build, needs, archives, files, made)
+
+
+def with_safe_floors(pins: list[str]) -> list[str]:
+    """Constraints that hold these versions, but for those older than what they are safe from."""
+    floors = {name: Requirement(f"{name}>={least}") for name, least in read_advisories().safe_from.items()}
+    kept = [
+        pin
+        for pin in pins
+        for name, _, version in [pin.partition("==")]
+        if name not in floors or floors[name].specifier.contains(version, prereleases=True)
+    ]
+    return [*kept, *map(str, floors.values())]
 
 
 def write_lock(sets: list, build: list[str], needs: dict, archives: dict, files: dict, made: str) -> str:
@@ -360,6 +373,12 @@ def main() -> int:
     candidate = LOCK.with_suffix(".new")
     candidate.write_text(text, encoding="utf-8")
     new = read_lock(candidate)  # its digests and rows are checked before it replaces the old one
+    problems = list(lock_problems(new, read_advisories()))
+    if problems:
+        candidate.unlink()
+        print("The lock stays as it was: the new one has known holes that no row of advisories.toml answers for.")
+        print("\n".join(problems))
+        return 1
     candidate.replace(LOCK)
     print("\n".join(changes(old, new)))
     return 0

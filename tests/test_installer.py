@@ -504,3 +504,33 @@ def test_what_keeps_two_installations_apart_is_the_users_own(
     with pytest.raises(InstallError):
         install()
     assert not (tmp_path / "elsewhere").exists(), "a link that somebody else laid there is not followed"
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("UV_CONSTRAINT", "error: File not found: `{path}`"),
+        ("UV_OVERRIDE", "error: File not found: {path}"),
+        ("PIP_CONSTRAINT", "ERROR: Could not open requirements file: [Errno 2] No such file or directory: '{path}'"),
+    ],
+)
+def test_a_constraint_file_that_is_not_there_is_named_as_the_doctor_does(
+    name: str, output: str, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastsd_helpers import doctor
+
+    path = tmp_path / "gone.txt"
+    for other in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(path))
+    world.here = replace(world.here, is_this=True)
+    world.code, world.output, world.installs = 2, output.format(path=path), {}
+    with pytest.raises(InstallError) as told:
+        install()
+    (finding,) = [item for item in doctor._look_at_settings() if name in item.what]
+    assert told.value.problem == f"'little' was not installed: {finding.what}"
+    assert told.value.hint == finding.todo
+    path.write_text("")
+    with pytest.raises(InstallError) as told:
+        install()
+    assert name not in told.value.problem

@@ -22,6 +22,7 @@ from fastsd_helpers.bench import Report
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import check, option
+from fastsd_helpers.picture_files import read_rgb
 from fastsd_helpers.runtime import describe_device, make_cpu_sums_repeatable, peak_memory_bytes, versions
 
 __all__ = ["LOOPS", "Settings", "make_model", "measure"]
@@ -305,7 +306,6 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
     import numpy as np
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from PIL import Image
     from transformers import CLIPTextModel, CLIPTokenizer
 
     require_inert(model)
@@ -333,8 +333,8 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
     def step(index: int) -> None:
         rows = []
         for row in range(settings.batch_size):
-            with Image.open(pictures[(index * settings.batch_size + row) % len(pictures)]) as picture:
-                pixels = np.asarray(picture.convert("RGB").resize((side, side)), dtype=np.float32)
+            picture = read_rgb(pictures[(index * settings.batch_size + row) % len(pictures)])
+            pixels = np.asarray(picture.resize((side, side)), dtype=np.float32)
             rows.append(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1))
         ids = tokenizer(
             [_PROMPT] * settings.batch_size,

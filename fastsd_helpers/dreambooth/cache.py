@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.picture_files import PictureProblem, read_rgb
 
 if TYPE_CHECKING:
     import torch
@@ -39,18 +40,19 @@ def _read_pixels(path: Any, size: int) -> "torch.Tensor":
     import torch
     from PIL import Image
 
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
-        if picture.size != (size, size):
-            # Prepared at another size than this model is trained at: a clean resize, never a second crop.
-            if picture.width != picture.height:
-                raise DatasetError(
-                    f"{path.name} is {picture.width} x {picture.height}; training needs squares.",
-                    "Prepare the pictures again with --crop smart or --crop center.",
-                )
-            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-        array = np.asarray(picture)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    try:
+        picture = read_rgb(path)
+    except PictureProblem as err:
+        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the pictures again.") from err
+    if picture.size != (size, size):
+        # Prepared at another size than this model is trained at: a clean resize, never a second crop.
+        if picture.width != picture.height:
+            raise DatasetError(
+                f"{path.name} is {picture.width} x {picture.height}; training needs squares.",
+                "Prepare the pictures again with --crop smart or --crop center.",
+            )
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def encode_images(

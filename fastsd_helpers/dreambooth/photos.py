@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from fastsd_helpers.captions import decode_caption, read_caption
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, natural_order
+from fastsd_helpers.picture_files import PictureProblem, is_animated, load_picture, open_picture, upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -279,89 +280,30 @@ def decode_photo(data: bytes) -> Photo:
     Raises:
         DatasetError: the problem is the reason to skip the file for (it completes "photo.jpg ...").
     """
-    from PIL import Image, ImageOps
-
     if not data:
         raise DatasetError("is empty")
     warnings: list[str] = []
-    _register_heif(data)
     try:
-        with _quiet_bombs():
-            opened = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as err:
-        raise DatasetError(f"has more than {MAX_MEGAPIXELS} megapixels") from err
-    except Exception as err:  # decoders raise nearly anything on bytes that are not theirs
-        raise DatasetError(_why_not_opened(data, err)) from err
-    with opened:
-        _check_size(*opened.size)
-        try:
-            if getattr(opened, "n_frames", 1) > 1 and opened.format not in ("MPO", "HEIF"):
+        with open_picture(data, most_pixels=MAX_MEGAPIXELS * 1_000_000) as opened:
+            _check_size(*opened.size)
+            if opened.format not in ("MPO", "HEIF") and is_animated(opened):
                 warnings.append("only its first frame is used")
-                opened.seek(0)
-            opened.load()
-        except Exception as err:  # as above: a cut or damaged file fails in many ways
-            raise DatasetError(f"is cut short or damaged: {_one_line(err)}") from err
-        try:
-            upright = ImageOps.exif_transpose(opened)
-        except Exception as err:  # malformed EXIF data; the pixels are fine
-            logger.debug("EXIF data could not be read: %s", err)
-            warnings.append("its rotation tag is damaged and was ignored")
-            upright = opened
-        try:
-            image = _to_rgb(upright, warnings)
-        except DatasetError:
-            raise
-        except (OSError, ValueError, MemoryError) as err:
-            raise DatasetError(f"cannot be turned into RGB: {_one_line(err)}") from err
-    return Photo(image, tuple(warnings))
-
-
-@contextlib.contextmanager
-def _quiet_bombs() -> Iterator[None]:
-    # Pillow warns from 89 megapixels, which are ordinary in phones now; the limit of this module is checked below.
-    import warnings
-
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+            load_picture(opened)
+            turned = upright(opened)
+            if turned is None:
+                warnings.append("its rotation tag is damaged and was ignored")
+            return Photo(_to_rgb(turned or opened, warnings), tuple(warnings))
+    except PictureProblem as err:
+        raise DatasetError(err.problem) from err
+    except (OSError, ValueError, MemoryError) as err:
+        raise DatasetError(f"cannot be turned into RGB: {_one_line(err)}") from err
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise DatasetError(f"is {width} x {height}: more than {MAX_MEGAPIXELS} megapixels")
     if min(width, height) < _SMALLEST_PX:
         raise DatasetError(f"is only {width} x {height} pixels")
     if max(width, height) / min(width, height) > _LONGEST_ASPECT:
         raise DatasetError(f"is {width} x {height}: more than {_LONGEST_ASPECT:.0f} times as long as wide")
-
-
-def _is_heif(data: bytes) -> bool:
-    brands = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-    return data[4:8] == b"ftyp" and (data[8:12] in brands or any(b in data[16:40] for b in brands[:4]))
-
-
-def _register_heif(data: bytes) -> None:
-    if not _is_heif(data):
-        return
-    try:
-        import pillow_heif
-    except ImportError as err:
-        raise DatasetError("is a HEIC photo, and the package pillow-heif is not installed") from err
-    pillow_heif.register_heif_opener()
-
-
-def _why_not_opened(data: bytes, err: Exception) -> str:
-    head = data[:512]
-    if data.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the picture itself"
-    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not a picture"
-    if not any(byte < 9 for byte in head):
-        return "is a text file, not a picture"
-    known = head.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II", b"MM")) or _is_heif(head)
-    return f"is a damaged picture: {_one_line(err)}" if known else "is no picture that can be read"
 
 
 def _to_rgb(image: "Image.Image", warnings: list[str]) -> "Image.Image":

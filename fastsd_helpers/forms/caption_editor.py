@@ -4,13 +4,13 @@ import base64
 import html
 import io
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.captions import read_caption
 from fastsd_helpers.dreambooth.captioning import prompt_rows, set_caption
 from fastsd_helpers.dreambooth.dataset import PromptRow
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.picture_files import PictureProblem, read_rgb
 from fastsd_helpers.sessions import Session
 
 __all__ = ["CaptionEditor", "edit_captions"]
@@ -122,12 +122,9 @@ class CaptionEditor(View):
 
 def _as_data(path: Path, size_px: int) -> str:
     """A picture as a data: address of at most that many pixels; an empty one when it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as opened:
-            picture: Any = opened.convert("RGB")
-    except (OSError, ValueError):
+        picture = read_rgb(path)
+    except (OSError, ValueError, PictureProblem):
         return ""
     picture.thumbnail((size_px, size_px))
     data = io.BytesIO()

@@ -10,6 +10,7 @@ from typing import Any
 from fastsd_helpers.dreambooth.live import Live
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
 from fastsd_helpers.forms.view import load_widgets
+from fastsd_helpers.picture_files import PictureProblem, read_rgb
 
 __all__ = ["LiveView", "in_words"]
 
@@ -119,7 +120,7 @@ class LiveView:
             if newest is None or (newest.name, stamp) == self._shown_sample:
                 return
             self._sample.value = _small_jpeg(newest)
-        except (OSError, ValueError):  # half written, or the mount is busy: the next look finds it
+        except (OSError, ValueError, PictureProblem):  # half written, or the mount is busy: the next look finds it
             return
         self._shown_sample = (newest.name, stamp)
         self._sample.layout.display = ""
@@ -151,10 +152,7 @@ def _facts(live: Live) -> str:
 
 def _small_jpeg(path: Path) -> bytes:
     """A picture as JPEG of at most 1024 px: a grid of four 512 px samples as PNG would be megabytes at every look."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+    picture = read_rgb(path)
     picture.thumbnail((_WIDEST_PX, _WIDEST_PX))
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=88)

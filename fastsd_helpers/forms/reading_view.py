@@ -4,9 +4,9 @@ import base64
 import html
 import io
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.picture_files import PictureProblem, read_rgb
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
@@ -24,12 +24,9 @@ def show_confidence(session: ReadingSession) -> "ConfidenceView":
 
 def picture_tag(path: Path) -> str:
     """A line's picture as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as opened:
-            picture: Any = opened.convert("RGB")
-    except (OSError, ValueError):
+        picture = read_rgb(path)
+    except (OSError, ValueError, PictureProblem):
         return ""
     picture.thumbnail((2 * _WIDTH_PX, 2 * _HEIGHT_PX))
     data = io.BytesIO()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
@@ -228,10 +229,11 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
     transformers 5.13 to 5.17 fails on checkpoints that have vocab.json and merges.txt but no tokenizer.json.
 
     Raises:
-        ModelError: neither works.
+        ModelError: neither works, or only an old sentencepiece could read it.
     """
     import transformers
 
+    require_safe_tokenizer(folder)
     try:
         with quiet_transformers():
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

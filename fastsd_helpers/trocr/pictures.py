@@ -3,7 +3,6 @@
 A picture that cannot be used is reported with its name and the reason; the ones after it are read all the same.
 """
 
-import contextlib
 import logging
 import re
 import tempfile
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DatasetError, FastSDError, needs_package
+from fastsd_helpers import picture_files
+from fastsd_helpers.errors import DatasetError, FastSDError
+from fastsd_helpers.trocr.pdf import draw_pages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +23,9 @@ __all__ = ["PICTURE_SUFFIXES", "Item", "gather", "open_picture", "to_rgb"]
 logger = logging.getLogger("fastsd_helpers")
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp2")  # that one is named, not opened
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
-_PDF_DPI = 300
 _LINK = re.compile(r"https?://")
 _UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -101,7 +102,7 @@ def _open_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     if not wanted:
         raise DatasetError(
             f"There is no picture in {folder}.",
-            f"Put files there that end in {', '.join(PICTURE_SUFFIXES)} or .pdf, or name another folder.",
+            f"Put files there that end in {', '.join(_OPENED_SUFFIXES)} or .pdf, or name another folder.",
         )
     for path in wanted:
         yield from _open_file(path, path.relative_to(folder).as_posix())
@@ -136,26 +137,22 @@ def open_picture(path: Path) -> "Image.Image":
     Raises:
         DatasetError: it is empty, damaged, no picture, or too small or large to hold a line.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if path.suffix.lower() in (".heic", ".heif"):
-        with contextlib.suppress(ImportError):
-            import pillow_heif
-
-            pillow_heif.register_heif_opener()
-    hint = "Open it in a picture viewer; save it again as PNG or JPEG."
     try:
         if path.stat().st_size == 0:
             raise DatasetError(f"{path.name} is empty (0 bytes).", "Copy it again.")
-        with Image.open(path) as picture:
-            picture.load()
-            return _checked(to_rgb(ImageOps.exif_transpose(picture)), path.name)
-    except UnidentifiedImageError as err:
-        raise DatasetError(f"{path.name} is no picture this machine can read.", hint) from err
-    except Image.DecompressionBombError as err:
-        raise DatasetError(f"{path.name} is too large to open safely.", "Cut it into pages or lines.") from err
-    except (OSError, ValueError, SyntaxError) as err:  # PIL raises all three for damaged files
-        raise DatasetError(f"{path.name} is damaged: {err}.", hint) from err
+        with picture_files.open_picture(path) as picture:
+            picture_files.load_picture(picture)
+            return _checked(to_rgb(picture_files.upright(picture) or picture), path.name)
+    except picture_files.PictureProblem as err:
+        hint = "Open it in a picture viewer; save it again as PNG or JPEG."
+        if err.why == "kind":
+            raise DatasetError(f"{path.name} is no picture this machine can read: it {err.problem}.", hint) from err
+        if err.why == "size":
+            problem, hint = f"{path.name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
+            raise DatasetError(problem, hint) from err
+        raise DatasetError(f"{path.name} is damaged: {err.detail}.", hint) from err
+    except (OSError, ValueError) as err:  # the file goes away, or its values cannot become RGB
+        raise DatasetError(f"{path.name} is damaged: {err}.", "Copy it again.") from err
 
 
 def _checked(picture: "Image.Image", name: str = "The picture") -> "Image.Image":
@@ -223,23 +220,11 @@ def _from_array(values: Any) -> "Image.Image":
 
 
 def _open_pdf(path: Path, name: str) -> Iterator[Item]:
-    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as pictures."):
-        import pypdfium2
-    try:
-        document = pypdfium2.PdfDocument(path)
-    except pypdfium2.PdfiumError as err:
-        reason = "it is protected by a password" if "password" in str(err).lower() else f"it is damaged ({err})"
-        yield Item(name, problem=f"{name} cannot be opened: {reason}.")
-        return
-    with contextlib.closing(document):
-        if not len(document):
-            yield Item(name, problem=f"{name} has no pages.")
-        for number in range(len(document)):
-            label = f"{name}, page {number + 1}"
-            try:
-                page = document[number]
-                picture = page.render(scale=_PDF_DPI / 72).to_pil().convert("RGB")
-                page.close()
-                yield Item(label, _checked(picture, label))
-            except (pypdfium2.PdfiumError, FastSDError) as err:
-                yield Item(label, problem=getattr(err, "problem", f"{label} cannot be drawn: {err}."))
+    for label, drawn in draw_pages(path, name):
+        if isinstance(drawn, str):
+            yield Item(label, problem=drawn)
+            continue
+        try:
+            yield Item(label, _checked(drawn, label))
+        except DatasetError as err:
+            yield Item(label, problem=err.problem)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 
 __all__ = ["Repository", "WebUI", "find_ui", "uis"]
 
@@ -38,6 +40,8 @@ class WebUI:
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
+    closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
+    guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
 
@@ -122,6 +126,8 @@ _A1111 = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
+    guard="a1111.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
 
@@ -149,6 +155,8 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
+    guard="forge_neo.py",
     tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
 
@@ -181,6 +189,8 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
+    closed=COMFYUI_CLOSED,
+    guard="comfyui.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 

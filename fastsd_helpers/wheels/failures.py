@@ -7,6 +7,7 @@ from pathlib import Path
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.runtime import install_command, redact
 from fastsd_helpers.wheels.difference import Plan
+from fastsd_helpers.wheels.environment import missing_constraints
 from fastsd_helpers.wheels.lockfile import LockedRow
 
 __all__ = ["explain"]
@@ -78,6 +79,9 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
     """Name the package and the line that failed, in the reader's words."""
     output = re.sub(r"//[^/\s@]*@", "//", redact(re.sub(r"\x1b\[[0-9;]*m", "", output)))
     logger.debug("%s said:\n%s", tool, output)
+    for path, problem, todo in missing_constraints():
+        if path in output:
+            return InstallError(f"'{plan.lock_set.name}' was not installed: {problem}", todo)
     lines = [line.strip(" ×╰─▶│├\t") for line in output.splitlines()]
     lines = [
         line for line in lines if line and not line.startswith(("Using Python", "Resolved", "warning:", "WARNING"))

@@ -1,0 +1,247 @@
+"""Known holes of the packages in use, and what became of each: the dated list of advisories.toml, read and checked."""
+
+import datetime
+import functools
+import importlib.metadata
+import importlib.resources
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import InstallError, ModelError
+from fastsd_helpers.runtime import where
+from fastsd_helpers.wheels import Lock
+from fastsd_helpers.wheels.difference import is_protected, requirements_module
+from fastsd_helpers.wheels.lockfile import canonical
+
+__all__ = [
+    "Advisories",
+    "Advisory",
+    "OldPackage",
+    "lock_problems",
+    "old_packages",
+    "parse_advisories",
+    "read_advisories",
+    "require_safe_tokenizer",
+]
+
+_ID = re.compile(r"CVE-\d{4}-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-\d{4}-\d+")
+_FIXED = re.compile(r"fixed by (\d[\w.]*)")
+_WHY = re.compile(r"(not reachable|open): \S.{20,}")
+_PIN = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
+_SOURCES = ("run", "read", "recalled")
+
+
+@dataclass(frozen=True)
+class Advisory:
+    """One row: what is wrong with which versions of a package, and what became of it here."""
+
+    package: str
+    ids: tuple[str, ...]
+    affected: str  # a range, such as ">=10.3,<12.1.1"
+    answer: str  # fixed by VERSION, not reachable: WHY, open: WHY
+    date: datetime.date  # when it was looked up
+    source: str  # run, read or recalled
+    older: str = ""  # what protects where a version in the range is installed
+    sets: tuple[str, ...] = ()  # the sets of wheels.lock it answers for; empty: all others
+
+    def concerns(self, version: str) -> bool:
+        """Whether a version lies in the range."""
+        return _contains(self.affected, version)
+
+    @property
+    def fixed_by(self) -> str | None:
+        """The version that is free of it, where that is the answer."""
+        found = _FIXED.fullmatch(self.answer)
+        return found[1] if found else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing here protects an installation with a version in the range."""
+        return not self.older and not self.answer.startswith("not reachable")
+
+
+@dataclass(frozen=True)
+class Advisories:
+    """The whole list, and the least version of each package that `fastsd install` brings by itself."""
+
+    rows: tuple[Advisory, ...]
+    safe_from: dict[str, str]
+
+    def of(self, package: str, version: str) -> list[Advisory]:
+        """The rows that concern a version of a package, those for single sets of the lock left out."""
+        name = canonical(package)
+        return [row for row in self.rows if row.package == name and not row.sets and row.concerns(version)]
+
+
+@dataclass(frozen=True)
+class OldPackage:
+    """An installed package older than what it is safe from."""
+
+    name: str
+    version: str
+    safe_from: str
+    rows: tuple[Advisory, ...]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a hole of it is closed by nothing here."""
+        return any(row.is_open for row in self.rows)
+
+    def sentence(self) -> str:
+        """What is known of it, and what closes that here."""
+        if not self.rows:
+            return f"{self.name} {self.version} is older than {self.safe_from}; no hole of it is known here."
+        ids = [row.ids[0] for row in self.rows]
+        named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+        here = list(dict.fromkeys(row.older for row in self.rows if row.older))  # one may answer for several
+        left = [row.ids[0] for row in self.rows if row.is_open]
+        said = [f"here {', '.join(here[:2])}{' and so on' if here[2:] else ''}"] if here else []
+        said += [f"nothing here closes {', '.join(left)}"] if left else []
+        return f"{self.name} {self.version} has known holes ({named}); {'; '.join(said)}."
+
+    def remedy(self) -> str:
+        """What to do to be rid of them."""
+        if not self.rows:
+            return ""
+        if is_protected(self.name):
+            return f"To be rid of them, in an environment of your own: {self.name} {self.safe_from} or newer."
+        place = " in an environment of your own" if where() in ("colab", "kaggle") else ""
+        return f'To be rid of them{place}: pip install -U "{self.name}>={self.safe_from}"'
+
+
+def _contains(text: str, version: str) -> bool:
+    # A local build such as 2.8.0+cu126 is that version.
+    return requirements_module().Requirement(f"x{text}").specifier.contains(version.partition("+")[0], prereleases=True)
+
+
+def _older(one: str, other: str) -> bool:
+    return _contains(f"<{other}", one)
+
+
+@functools.cache
+def read_advisories() -> Advisories:
+    """The list of this package.
+
+    Raises:
+        InstallError: it is missing or a row of it is not whole.
+    """
+    text = importlib.resources.files("fastsd_helpers").joinpath("advisories.toml").read_text(encoding="utf-8")
+    return parse_advisories(text)
+
+
+def parse_advisories(text: str) -> Advisories:
+    """The list as it is written in advisories.toml.
+
+    Raises:
+        InstallError: a row lacks something, or says what cannot be; every such row is named.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise InstallError(f"The list of advisories cannot be read: {err}.", "Put the line right.") from err
+    problems = [
+        f"row {place} ({row.get('package', 'no package')}) {problem}"
+        for place, row in enumerate(table.get("advisory", ()), 1)
+        for problem in _row_problems(row)
+    ]
+    if problems:
+        raise InstallError(f"The list of advisories is not whole: {'; '.join(problems)}.", "Put these rows right.")
+    rows = tuple(
+        Advisory(**{**row, "ids": tuple(row["ids"]), "sets": tuple(row.get("sets", ()))}) for row in table["advisory"]
+    )
+    return Advisories(rows, dict(table.get("safe_from", {})))
+
+
+def _row_problems(row: dict[str, Any]) -> Iterator[str]:
+    known = {"package", "ids", "affected", "answer", "date", "source", "older", "sets"}
+    if set(row) - known:
+        yield f"has the unknown keys {', '.join(sorted(set(row) - known))}"
+    name, ids, answer = row.get("package"), row.get("ids"), row.get("answer", "")
+    if not isinstance(name, str) or canonical(name) != name or not name:
+        yield "has no package, written as indexes compare names"
+    if not isinstance(ids, list) or not ids or not all(isinstance(text, str) and _ID.fullmatch(text) for text in ids):
+        yield "has no ids, such as CVE-2026-25990 or GHSA-cfh3-3jmp-rvhc"
+    if not isinstance(row.get("date"), datetime.date):
+        yield "has no date"
+    if row.get("source") not in _SOURCES:
+        yield f"has no source, one of {', '.join(_SOURCES)}"
+    affected = row.get("affected")
+    if not isinstance(affected, str) or not re.match(r"[<>=!~]", affected) or not _parses(affected):
+        yield f"has no range that can be read ({affected!r})"
+        return
+    fixed = _FIXED.fullmatch(answer)
+    if fixed is None and not _WHY.fullmatch(answer):
+        yield "has no answer: fixed by VERSION, not reachable: WHY, open: WHY"
+    elif fixed is not None and _contains(affected, fixed[1]):
+        yield f"is answered with {fixed[1]}, which lies in its range"
+
+
+def _parses(text: str) -> bool:
+    try:
+        requirements_module().Requirement(f"x{text}")
+    except ValueError:
+        return False
+    return True
+
+
+def lock_problems(lock: Lock, advisories: Advisories) -> Iterator[str]:
+    """Locked versions with a known hole that no row answers for, and those older than what is safe."""
+    for item in lock.sets:
+        for row in item.rows:
+            yield from _version_problems(item.name, item.python, row.name, row.version, advisories)
+            least = advisories.safe_from.get(row.name)
+            if not item.own_environment and least and _older(row.version, least):
+                yield f"{item.name} {item.python}: {row.name} {row.version} is older than {least}, safe from"
+    # The tools that build the few sources are the same for all sets.
+    for name, version in sorted(set(_PIN.findall("\n".join(item.build for item in lock.sets)))):
+        yield from _version_problems("build", "tools", canonical(name), version, advisories)
+
+
+def _version_problems(set_name: str, python: str, name: str, version: str, advisories: Advisories) -> Iterator[str]:
+    mine = [row for row in advisories.rows if row.package == name and row.concerns(version)]
+    own = {found for row in mine if set_name in row.sets and row.fixed_by is None for found in row.ids}
+    for row in mine:
+        if row.sets and set_name not in row.sets:
+            continue
+        if row.fixed_by is not None and not own & {*row.ids}:
+            yield f"{set_name} {python}: {name} {version} has {row.ids[0]} ({row.answer})"
+
+
+def old_packages(names: Iterable[str] | None = None) -> Iterator[OldPackage]:
+    """The packages of this Python that are older than what they are safe from.
+
+    Args:
+        names: left alone, all of the list.
+    """
+    advisories = read_advisories()
+    for name, least in advisories.safe_from.items():
+        if names is not None and name not in names:
+            continue
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if _older(version, least):
+            rows = tuple(row for row in advisories.of(name, version) if row.fixed_by)
+            yield OldPackage(name, version, least, rows)
+
+
+def require_safe_tokenizer(folder: Path) -> None:
+    """Refuse the tokenizer of a model that an old sentencepiece would read: such a file can make it run over memory.
+
+    Raises:
+        ModelError: there is a sentencepiece model, no tokenizer.json to read in its place, and sentencepiece is old.
+    """
+    models = sorted(folder.glob("*.model"))
+    if not models or (folder / "tokenizer.json").is_file():
+        return
+    for old in old_packages(["sentencepiece"]):
+        raise ModelError(
+            f"The tokenizer {models[0].name} in {folder} is read by sentencepiece {old.version}, which a made-up file "
+            f"can break into ({old.rows[0].ids[0]}).",
+            f'Run: pip install -U "sentencepiece>={old.safe_from}", then restart the runtime.',
+        )
