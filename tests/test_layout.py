@@ -46,6 +46,8 @@ ORDER = (
 )
 WORKFLOWS = {"dreambooth", "webui", "trocr"}
 KNOW_COLAB = {"runtime", "drive"}
+# They run in a web UI's own process, where this package is not installed, and know each other by their bare names.
+GUARDS = {path.stem for path in (PACKAGE / "webui" / "guards").glob("*.py")}
 
 
 class Import(NamedTuple):
@@ -100,7 +102,8 @@ def layout_problems(unit: str, module: str, source: str) -> Iterator[str]:
                 yield f"{module} is a workflow that imports another one, {other}"
         if top == "ipywidgets" and unit != "forms":
             yield f"{module} imports ipywidgets; only forms does"
-        if level == "module" and top not in {*sys.stdlib_module_names, "fastsd_helpers"}:
+        beside = GUARDS if module.startswith("fastsd_helpers.webui.guards.") else set()
+        if level == "module" and top not in {*sys.stdlib_module_names, "fastsd_helpers", *beside}:
             yield f"{module} imports {top} at module level; do it inside the function that needs it"
     if "google.colab" in source and unit not in KNOW_COLAB:
         yield f"{module} mentions google.colab; only {' and '.join(sorted(KNOW_COLAB))} do"

@@ -134,12 +134,14 @@ def test_the_page_of_dry_runs_is_what_the_code_says() -> None:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_login_is_never_one_word_with_its_flag_and_never_shown(where: dict[str, str]) -> None:
+def test_the_login_is_on_no_command_line_and_never_shown(where: dict[str, str]) -> None:
     made = plan(LaunchConfig(password="a-secret-word-9", **where), machine=GPUS["T4"])
     words = made.command
-    assert words[words.index("--api-auth") + 1] == "fastsd:a-secret-word-9"
-    assert not [word for word in words if word.startswith(("--api-auth=", "--gradio-auth="))]
-    assert "--gradio-auth-path" in words
+    assert not [
+        word for word in words if word.startswith(("--api-auth", "--gradio-auth=")) or "a-secret-word-9" in word
+    ]
+    assert words[words.index("--gradio-auth-path") + 1] == str(made.login_file)
+    assert "--api" in words
     assert made.environment["COMMANDLINE_ARGS"] == ""
     shown = "\n".join(made.lines())
     assert "a-secret-word-9" not in shown
@@ -180,7 +182,7 @@ def test_extra_arguments_cannot_open_it_to_strangers(words: str) -> None:
         LaunchConfig(extra_args=words)
 
 
-def test_every_setting_changes_the_command(where: dict[str, str]) -> None:
+def test_every_setting_but_the_login_changes_the_command(where: dict[str, str]) -> None:
     def command(**settings: Any) -> str:
         made = plan(LaunchConfig(**{**where, **settings}), machine=GPUS["T4"])
         return shlex.join(made.command)
@@ -192,14 +194,13 @@ def test_every_setting_changes_the_command(where: dict[str, str]) -> None:
         {"attention": "split"},
         {"theme": "dark"},
         {"api": False},
-        {"user": "me"},
-        {"password": "another-word-5"},
         {"port": 7999},
         {"extra_args": "--xformers"},
         {"store": "/elsewhere"},
         {"folder": "/elsewhere"},
     ):
         assert command(**change) != plain, change
+    assert command(user="me", password="another-word-5") == plain, "the login is in a file"
 
 
 # -------------------------------------------------------------------------------------------------------- installing
@@ -535,7 +536,7 @@ def test_it_is_not_asked_before_it_says_that_it_is_ready(stub: Any) -> None:
         assert running.model_loaded is True
         log = running.log.read_text()
         assert "ui-password-77" not in log
-        assert "--api-auth •••" in log
+        assert "--api-auth" not in log
         assert oct(running.log.stat().st_mode & 0o777) == "0o600"
         assert oct((stub.places.run / "login").stat().st_mode & 0o777) == "0o600"
         state, runs = status("a1111", **stub.where)
