@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.advisories import old_packages
 from fastsd_helpers.drive import check_health, sessions_root
-from fastsd_helpers.errors import FastSDError, InstallError
+from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device, describe_device, install_command, redact, secret, versions, where
@@ -239,8 +239,11 @@ def _machine(device: Device) -> dict[str, Any]:
     if driver.is_file():
         with contextlib.suppress(OSError, IndexError):
             said["driver"] = driver.read_text(encoding="ascii", errors="replace").split("Module")[1].split()[0]
-    uv = find_uv()
-    said["installer"] = f"uv ({uv})" if uv else "pip"
+    try:
+        uv = find_uv()
+        said["installer"] = f"uv ({uv})" if uv else "pip"
+    except DependencyMissing as err:
+        said["installer"] = f"none: {err.problem} {err.hint}"
     return said
 
 

@@ -230,13 +230,13 @@ def write_atomic(path: Path | str, data: bytes, *, point: str | None = None) -> 
         fault_point(f"{point}.after_rename")
 
 
-def write_new(path: Path | str, data: bytes) -> None:
-    """Write and fsync a file that must not exist yet.
+def write_new(path: Path | str, data: bytes, *, mode: int = 0o666) -> None:
+    """Write and fsync a file that must not exist yet; `mode` is its mode before the umask.
 
     Raises:
         FileExistsError: it does; other OSErrors come as they are too.
     """
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         write_all(out, data)
         os.fsync(out)

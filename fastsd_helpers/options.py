@@ -55,11 +55,11 @@ def option(
         help: one line, with the unit where there is one.
         low, high: smallest and largest value allowed, both included.
         step: the widget's step.
-        secret: a password widget, never a flag, never saved.
+        secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
     """
     metadata = {"help": help, "low": low, "high": high, "step": step, "secret": secret, "advanced": advanced}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def options_of(settings: type) -> list[Option]:
@@ -116,7 +116,9 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
     problems = []
     for spec in options_of(type(settings)):
         problem = _problem_with(spec, getattr(settings, spec.name))
-        if problem:
+        if problem and spec.secret:  # it has no flag, and its value is not for an error's text
+            problems.append(f"{spec.name} must be {_kind_in_words(spec.kind)}")
+        elif problem:
             problems.append(f"{spec.name} ({spec.flag}) {problem}")
     problems.extend(extra)
     if problems:

@@ -64,6 +64,11 @@ _PACKAGES = (
 )
 # Tokens that are recognisable by their shape, so that one typed in by hand is hidden too.
 _TOKEN_SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|ghp_[A-Za-z0-9]{30,})\b")
+_IN_ADDRESSES = re.compile(
+    r"(//[^/@\s:]*:)[^/@\s]+(?=@)"
+    r"|((?<=[?&])(?:access_token|api[_-]?key|auth|key|password|secret|sig|signature|token|x-amz-signature)=)[^&\s\"'<>]+",
+    re.IGNORECASE,
+)
 _HIDDEN = "•••"
 
 
@@ -349,9 +354,13 @@ def _platform_secret(name: str) -> str | None:
 
 
 def redact(text: str) -> str:
-    """Hide every secret handed out so far, and anything shaped like a token, in a text for log or screen."""
+    """Hide every secret handed out so far, and anything shaped like a token, in a text for log or screen.
+
+    So are the password of an address (//user:password@host), and a token, key or signature in its query.
+    """
     for value in sorted(_handed_out, key=len, reverse=True):
         text = text.replace(value, _HIDDEN)
+    text = _IN_ADDRESSES.sub(lambda found: (found[1] or found[2]) + _HIDDEN, text)
     return _TOKEN_SHAPES.sub(_HIDDEN, text)
 
 

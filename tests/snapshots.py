@@ -199,7 +199,7 @@ def settings() -> list[str]:
 
     lines = set()
     for found in pkgutil.walk_packages(fastsd_helpers.__path__, "fastsd_helpers."):
-        if found.name.endswith("__main__"):
+        if found.name.endswith("__main__") or ".guards." in found.name:  # run in a web UI's process
             continue
         for thing in vars(importlib.import_module(found.name)).values():
             if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):

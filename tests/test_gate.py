@@ -24,7 +24,8 @@ from tunnel_doubles import free_port, serve, site_handler  # noqa: E402
 
 from fastsd_helpers.errors import SettingsError  # noqa: E402
 from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
-from fastsd_helpers.tunnels.gate import ALIVE_PATH, _local  # noqa: E402
+from fastsd_helpers.tunnels.gate import ALIVE_PATH  # noqa: E402
+from fastsd_helpers.tunnels.gate_page import own_path  # noqa: E402
 from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
@@ -103,15 +104,27 @@ def test_the_password_opens_it_and_a_cookie_keeps_it_open(gate: Gate) -> None:
     assert seen["Cookie"] == "mine=1; other=2"
     status, _, _ = ask(f"{gate.url}/headers", Cookie=name[:-1] + "x")
     assert status == 401
-    assert ask(f"{gate.url}/.fastsd/logout", Cookie=name)[0] == 303
+    status, _, text = ask(f"{gate.url}/.fastsd/logout", Cookie=name)
+    assert (status, b"Log out here?" in text) == (200, True)
+    assert ask(f"{gate.url}/headers", Cookie=name)[0] == 200, "to be asked is not to be logged out"
+    assert ask(f"{gate.url}/.fastsd/logout", method="POST", Cookie=name)[0] == 303
     assert ask(f"{gate.url}/headers", Cookie=name)[0] == 401
 
 
-def test_over_https_the_cookie_is_for_https_alone(gate: Gate) -> None:
+def test_over_https_the_cookie_is_for_https_and_this_host_alone(gate: Gate) -> None:
     form = urllib.parse.urlencode({"user": LOGIN.user, "password": LOGIN.password}).encode()
     _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form, X_Forwarded_Proto="https")
-    assert "Secure" in headers["Set-Cookie"]
+    plain = headers["Set-Cookie"].split(";")[0]
+    assert "Secure" not in headers["Set-Cookie"], "a visitor's word on the scheme is none"
     assert headers["Location"] == "/"
+    gate.set_public_url("https://calm-fox.example")
+    _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form)
+    cookie = headers["Set-Cookie"]
+    assert cookie.startswith("__Host-fastsd_gate=")
+    assert {"Secure", "Path=/", "HttpOnly", "SameSite=Lax"} <= {part.strip() for part in cookie.split(";")}
+    assert "Domain" not in cookie
+    assert ask(f"{gate.url}/headers", Cookie=cookie.split(";")[0])[0] == 200
+    assert ask(f"{gate.url}/headers", Cookie=plain)[0] == 401, "the name that a neighbour can set does not count"
 
 
 def test_a_cookie_does_not_last_longer_than_it_should(site: int) -> None:
@@ -132,23 +145,79 @@ def test_programs_pass_with_basic_authentication_and_it_goes_no_further(gate: Ga
     assert ask(f"{gate.url}/headers", Authorization="Bearer abc")[0] == 401
 
 
-def test_a_wrong_password_a_hundred_times_is_refused_and_slowed_down(gate: Gate) -> None:
-    answers = [log_in(gate, f"guess-{number}") for number in range(100)]
+@pytest.fixture
+def told(site: int) -> Iterator[Gate]:
+    """A gate behind a service that tells the visitors' addresses."""
+    with open_gate(site, LOGIN, address_header="CF-Connecting-IP") as gate:
+        yield gate
+
+
+STRANGER, OWNER = {"CF-Connecting-IP": "203.0.113.1"}, {"CF-Connecting-IP": "203.0.113.2"}
+
+
+def guess(gate: Gate, password: str = LOGIN.password, **headers: str) -> tuple[int, Any, bytes]:
+    form = urllib.parse.urlencode({"user": LOGIN.user, "password": password})
+    return ask(f"{gate.url}/.fastsd/login", data=form.encode(), **headers)
+
+
+def test_a_wrong_password_a_hundred_times_is_refused_and_slowed_down(told: Gate) -> None:
+    answers = [guess(told, f"guess-{number}", **STRANGER) for number in range(100)]
     statuses = [status for status, _, _ in answers]
     assert statuses[:5] == [401] * 5
     assert set(statuses[5:]) == {429}
     assert b"Wrong user or password." in answers[0][2]
     assert b"Too many wrong tries: wait" in answers[-1][2]
     assert 1 <= int(answers[-1][1]["Retry-After"]) <= 61
-    assert log_in(gate)[0] == 429, "the right password must not be found out by going on trying"
+    assert guess(told, **STRANGER)[0] == 429, "the right password must not be found out by going on trying"
+    assert guess(told, **OWNER)[0] == 303, "somebody else is not kept out"
 
 
-def test_made_up_addresses_do_not_help_a_guesser(gate: Gate) -> None:
-    form = urllib.parse.urlencode({"user": "fastsd", "password": "guess"}).encode()
-    statuses = [
-        ask(f"{gate.url}/.fastsd/login", data=form, X_Forwarded_For=f"10.0.0.{number}")[0] for number in range(40)
-    ]
-    assert statuses == [401] * 30 + [429] * 10
+def test_thirty_wrong_tries_of_a_stranger_keep_neither_the_owner_nor_a_program_out(site: int) -> None:
+    """At a service that tells no addresses, so that all look the same; a minute is one second here."""
+    limiter = LoginLimiter(5, 30, 1.0)
+    with open_gate(site, LOGIN, limiter=limiter) as gate:
+        assert [log_in(gate, f"guess-{number}")[0] for number in range(30)] == [401] * 30
+        assert log_in(gate)[0] == 303
+        assert [ask(f"{gate.url}/headers", **BASIC)[0] for _ in range(20)] == [200] * 20
+
+
+def test_a_flood_of_guesses_gets_no_more_tries_and_the_owners_password_gets_its_turn(site: int) -> None:
+    limiter = LoginLimiter(5, 30, 3.0)
+    statuses, done = [], threading.Event()
+
+    def stranger(number: int) -> None:
+        while not done.is_set():
+            statuses.append(guess(gate, f"guess-{number}", **{"X-Forwarded-For": f"198.51.100.{number}"})[0])
+
+    with open_gate(site, LOGIN, limiter=limiter) as gate:
+        start = time.monotonic()
+        threads = [threading.Thread(target=stranger, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        # Each answer comes within half a window; a program that is told to wait comes again.
+        for _ in range(40):
+            if ask(f"{gate.url}/headers", **BASIC)[0] == 200:
+                break
+        else:
+            pytest.fail("the right password never had its turn")
+        done.set()
+        for thread in threads:
+            thread.join(20)
+        windows = (time.monotonic() - start) / 3.0 + 1
+    assert statuses.count(401) <= 30 * windows
+
+
+def test_a_password_that_was_made_up_here_never_waits(site: int) -> None:
+    login = Login("fastsd", "abcd-efgh-jkm2-npq3")
+    assert login.strong
+    right = {"Authorization": "Basic " + base64.b64encode(f"fastsd:{login.password}".encode()).decode()}
+    limiter = LoginLimiter(2, 2, 3600, now=lambda: 0.0)
+    with open_gate(site, login, limiter=limiter, address_header="CF-Connecting-IP") as gate:
+        limiter.failed("203.0.113.1")
+        limiter.failed("203.0.113.1")
+        assert ask(f"{gate.url}/headers", **basic("wrong"), **STRANGER)[0] == 429
+        assert ask(f"{gate.url}/headers", **right, **STRANGER)[0] == 200
 
 
 def test_who_is_in_stays_in_while_a_stranger_guesses(gate: Gate) -> None:
@@ -158,48 +227,49 @@ def test_who_is_in_stays_in_while_a_stranger_guesses(gate: Gate) -> None:
     assert ask(f"{gate.url}/headers", Cookie=name)[0] == 200
 
 
-def test_wrong_tries_are_forgiven_after_a_minute_or_by_the_right_password() -> None:
-    clock = [0.0]
-    limiter = LoginLimiter(2, 4, 60, now=lambda: clock[0])
-    limiter.failed("a")
-    limiter.passed("a")
-    limiter.failed("a")
-    assert limiter.wait_s("a") == 0
-    limiter.failed("a")
-    assert limiter.wait_s("a") == 60
-    assert limiter.wait_s("b") == 0
-    clock[0] = 59
-    limiter.failed("b")
-    assert limiter.wait_s("c") == 1, "four wrong tries within a minute, from whomever"
-    clock[0] = 61
-    assert limiter.wait_s("a") == limiter.wait_s("c") == 0
-
-
 @pytest.mark.parametrize(("per_address", "overall"), [(2, 30), (7, 30), (5, 1)])
 def test_the_bounds_that_were_given_are_those_of_the_gate(site: int, per_address: int, overall: int) -> None:
     clock = [0.0]
-    limiter = LoginLimiter(per_address, overall, 60, now=lambda: clock[0])
-    with open_gate(site, LOGIN, limiter=limiter) as gate:
+    limiter = LoginLimiter(per_address, overall, 0.4, now=lambda: clock[0])
+    with open_gate(site, LOGIN, limiter=limiter, address_header="CF-Connecting-IP") as gate:
         allowed = min(per_address, overall)
-        statuses = [log_in(gate, f"guess-{number}")[0] for number in range(allowed + 2)]
+        statuses = [guess(gate, f"guess-{number}", **STRANGER)[0] for number in range(allowed + 2)]
         assert statuses == [401] * allowed + [429] * 2
-        assert log_in(gate)[0] == 429
-        assert limiter.wait_s("127.0.0.1") == 60
-        clock[0] = 61
-        assert log_in(gate)[0] == 303, "its clock is the one that counts"
+        assert guess(gate, **STRANGER)[0] == 429
+        assert limiter.wait_s("203.0.113.1") == 0.4
+        clock[0] = 0.5
+        assert guess(gate, **STRANGER)[0] == 303, "its clock is the one that counts"
 
 
 def test_two_gates_may_share_one_count(site: int) -> None:
-    limiter = LoginLimiter(3, 30, 60)
-    with open_gate(site, LOGIN, limiter=limiter) as one, open_gate(site, LOGIN, limiter=limiter) as other:
-        assert [log_in(gate, "guess")[0] for gate in (one, other, one, other)] == [401, 401, 401, 429]
+    limiter, told = LoginLimiter(3, 30, 60), "CF-Connecting-IP"
+    with (
+        open_gate(site, LOGIN, limiter=limiter, address_header=told) as one,
+        open_gate(site, LOGIN, limiter=limiter, address_header=told) as other,
+    ):
+        statuses = [guess(gate, "guess", **STRANGER)[0] for gate in (one, other, one, other)]
+    assert statuses == [401, 401, 401, 429]
 
 
 @pytest.mark.parametrize(
-    "place", ["//evil.example", "/\\evil.example", "https://evil.example", "", "/a\r\nSet-Cookie: b"]
+    "place",
+    [
+        *("//evil.example", "/\\evil.example", "https://evil.example", "", "/a\r\nSet-Cookie: b"),
+        *("/file=https://evil.example", "/file=https%3A%2F%2Fevil.example", "/file=https%253A%252F%252Fevil.example"),
+        *(
+            "/%2F/evil.example",
+            "/%5Cevil.example",
+            "/?to=//evil.example",
+            "/file=https:evil.example",
+            "/a\x85b",
+            "/\x7f",
+        ),
+        *("/.fastsd/logout", "/%2Efastsd/login", "/../x", "/%252e%252e/x", "javascript:alert(1)", "/" + "a" * 3000),
+        *("/\ud800", "/\x7f", "\t//evil.example", " /a", "/a%0d%0ab", "/%09/evil.example"),
+    ],
 )
 def test_the_login_page_sends_nobody_elsewhere(place: str) -> None:
-    assert _local(place) == "/"
+    assert own_path(place) == "/"
 
 
 def test_what_a_visitor_types_does_not_become_html(gate: Gate) -> None:
@@ -245,7 +315,7 @@ def test_a_made_up_password_is_long_and_new_every_time() -> None:
 
 
 def test_requests_arrive_as_they_were_sent(gate: Gate) -> None:
-    path = "/headers?x=%2F..%2F&y=a+b&z=%C3%A9"
+    path = "/headers?x=%2F%2F&y=a+b&z=%C3%A9"
     _, _, text = ask(
         f"{gate.url}{path}", Accept="x/y", X_Mine="1", X_Forwarded_Proto="https", Host="a.example", **BASIC
     )
@@ -524,17 +594,17 @@ def basic(password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"fastsd:{password}".encode()).decode()}
 
 
-def test_wrong_basic_passwords_are_counted_too_and_a_right_one_forgives(gate: Gate) -> None:
+def test_wrong_basic_passwords_are_counted_too_and_a_right_one_forgives(told: Gate) -> None:
     for _ in range(2):
-        assert [ask(f"{gate.url}/headers", **basic(f"no-{n}"))[0] for n in range(4)] == [401] * 4
-        assert ask(f"{gate.url}/headers", **BASIC)[0] == 200
-    assert [ask(f"{gate.url}/headers", **basic("no"))[0] for _ in range(7)] == [401] * 5 + [429] * 2
-    status, headers, text = ask(f"{gate.url}/headers", **BASIC)
+        assert [ask(f"{told.url}/headers", **basic(f"no-{n}"), **STRANGER)[0] for n in range(4)] == [401] * 4
+        assert ask(f"{told.url}/headers", **BASIC, **STRANGER)[0] == 200
+    assert [ask(f"{told.url}/headers", **basic("no"), **STRANGER)[0] for _ in range(7)] == [401] * 5 + [429] * 2
+    status, headers, text = ask(f"{told.url}/headers", **BASIC, **STRANGER)
     assert status == 429
     wait = int(headers["Retry-After"])
     assert 1 <= wait <= 61
     assert f"wait {wait} seconds".encode() in text
-    assert log_in(gate)[0] == 429, "the form is closed to this visitor as well"
+    assert guess(told, **STRANGER)[0] == 429, "the form is closed to this visitor as well"
 
 
 def test_the_right_password_in_the_form_forgives_wrong_ones(gate: Gate) -> None:
@@ -549,18 +619,30 @@ def test_requests_without_any_password_are_no_wrong_tries(gate: Gate) -> None:
     assert ask(f"{gate.url}/headers", **BASIC)[0] == 200
 
 
-def test_visitors_are_told_apart_by_what_the_tunnel_says(gate: Gate) -> None:
-    def tries(**headers: str) -> list[int]:
-        return [ask(f"{gate.url}/headers", **basic("no"), **headers)[0] for _ in range(6)]
+@pytest.mark.parametrize("header", ["CF-Connecting-IP", "X-Forwarded-For", None])
+def test_an_address_is_believed_only_from_the_service_that_sets_it(site: int, header: str | None) -> None:
+    limiter = LoginLimiter(2, 1000, 60)
 
-    closed = [401] * 5 + [429]
-    assert tries(X_Forwarded_For="203.0.113.1") == closed
-    assert tries(X_Forwarded_For="made.up, 203.0.113.1") == [429] * 6, "only the last entry is the tunnel's own"
-    assert tries(X_Forwarded_For="203.0.113.1, 203.0.113.2") == closed
-    assert tries(CF_Connecting_IP="203.0.113.3", X_Forwarded_For="203.0.113.1") == closed
-    assert tries(X_Forwarded_For="x" * 64 + "1") == closed
-    assert tries(X_Forwarded_For="x" * 64 + "2") == [429] * 6, "of a long one the beginning counts"
-    assert ask(f"{gate.url}/headers", **BASIC)[0] == 200, "none of them was this connection's own address"
+    def tries(**headers: str) -> list[int]:
+        return [ask(f"{gate.url}/headers", **basic("no"), **headers)[0] for _ in range(3)]
+
+    free, bound = [401] * 3, [401, 401, 429]
+    with open_gate(site, LOGIN, limiter=limiter, address_header=header) as gate:
+        cloudflare, forwarded = header == "CF-Connecting-IP", header == "X-Forwarded-For"
+        assert tries(CF_Connecting_IP="203.0.113.7") == (bound if cloudflare else free)
+        assert tries(X_Forwarded_For="203.0.113.8") == (bound if forwarded else free)
+        assert tries(X_Forwarded_For="203.0.113.9, 203.0.113.10") == (bound if forwarded else free)
+        last = tries(X_Forwarded_For="203.0.113.66, 203.0.113.10")
+        assert last == ([429] * 3 if forwarded else free), "only the last entry is the service's own"
+        assert tries(X_Forwarded_For="203.0.113.9") == (bound if forwarded else free), "a victim that was named is free"
+        if header:
+            name = header.replace("-", "_")
+            assert tries(**{name: "10.1.2.3"}) == free, "a machine before the service is no visitor"
+            assert tries(**{name: "made up"}) == free
+            assert tries(**{name: "2001:db8:1:2::1"}) == bound
+            assert tries(**{name: "2001:db8:1:2:ffff::9"}) == [429] * 3, "who has one of a /64 has all"
+            assert tries(**{name: "::ffff:203.0.113.77"}) == bound
+            assert tries(**{name: "203.0.113.77"}) == [429] * 3
 
 
 def test_only_who_asks_for_a_page_is_led_to_the_form(gate: Gate) -> None:
@@ -592,7 +674,7 @@ def test_the_cookie_is_kept_as_long_as_the_session_and_each_visitor_has_one(site
         assert "Max-Age=1234;" in first
         one, two = first.split(";")[0], second.split(";")[0]
         assert one != two
-        status, headers, _ = ask(f"{gate.url}/.fastsd/logout", Cookie=one)
+        status, headers, _ = ask(f"{gate.url}/.fastsd/logout", method="POST", Cookie=one)
         assert (status, headers["Location"]) == (303, "/.fastsd/login")
         assert "Max-Age=0" in headers["Set-Cookie"]
         assert ask(f"{gate.url}/headers", Cookie=one)[0] == 401
@@ -602,7 +684,7 @@ def test_the_cookie_is_kept_as_long_as_the_session_and_each_visitor_has_one(site
 
 
 def test_of_a_thousand_sessions_the_oldest_makes_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.tunnels import gate as module
+    from fastsd_helpers.tunnels import cookie as module
 
     monkeypatch.setattr(module, "_MOST_SESSIONS", 3)
     with open_gate(site, LOGIN) as gate:
@@ -611,7 +693,7 @@ def test_of_a_thousand_sessions_the_oldest_makes_room(site: int, monkeypatch: py
 
 
 def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.tunnels import gate as module
+    from fastsd_helpers.tunnels import cookie as module
 
     clock = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda now=time.monotonic: now() + clock[0])
@@ -620,7 +702,7 @@ def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.Monk
         clock[0] += 61
         assert ask(f"{gate.url}/headers", Cookie=over)[0] == 401
         assert log_in(gate)[0] == 303
-        assert len(gate._sessions) == 1
+        assert len(gate._entrance.sessions) == 1
 
 
 @pytest.mark.parametrize(
@@ -636,7 +718,7 @@ def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.Monk
     ],
 )
 def test_after_the_login_a_visitor_goes_on_to_a_path_of_this_server(place: str, leads_to: str) -> None:
-    assert _local(place) == leads_to
+    assert own_path(place) == leads_to
 
 
 def test_closing_ends_its_thread_at_once_whatever_is_open(site: int) -> None:

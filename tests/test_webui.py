@@ -50,6 +50,28 @@ A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
 
 
+BARE_GUARD = """
+import sys
+sys.path.insert(0, {folder!r})
+from frame import run
+run()
+"""
+
+
+@pytest.fixture
+def bare_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Doubles of web UIs have none of the functions that the real guards want: a guard that only runs the launcher."""
+    import dataclasses
+
+    from fastsd_helpers.webui import catalog
+
+    path = tmp_path / "bare_guard.py"
+    path.write_text(BARE_GUARD.format(folder=str(Path(catalog.__file__).parent / "guards")))
+    for name in ("_A1111", "_FORGE_NEO", "_COMFYUI"):
+        monkeypatch.setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard=str(path)))
+    return path
+
+
 @pytest.fixture
 def where(tmp_path: Path) -> dict[str, str]:
     return {"folder": str(tmp_path / "programs"), "store": str(tmp_path / "store")}
@@ -112,12 +134,14 @@ def test_the_page_of_dry_runs_is_what_the_code_says() -> None:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_login_is_never_one_word_with_its_flag_and_never_shown(where: dict[str, str]) -> None:
+def test_the_login_is_on_no_command_line_and_never_shown(where: dict[str, str]) -> None:
     made = plan(LaunchConfig(password="a-secret-word-9", **where), machine=GPUS["T4"])
     words = made.command
-    assert words[words.index("--api-auth") + 1] == "fastsd:a-secret-word-9"
-    assert not [word for word in words if word.startswith(("--api-auth=", "--gradio-auth="))]
-    assert "--gradio-auth-path" in words
+    assert not [
+        word for word in words if word.startswith(("--api-auth", "--gradio-auth=")) or "a-secret-word-9" in word
+    ]
+    assert words[words.index("--gradio-auth-path") + 1] == str(made.login_file)
+    assert "--api" in words
     assert made.environment["COMMANDLINE_ARGS"] == ""
     shown = "\n".join(made.lines())
     assert "a-secret-word-9" not in shown
@@ -158,7 +182,7 @@ def test_extra_arguments_cannot_open_it_to_strangers(words: str) -> None:
         LaunchConfig(extra_args=words)
 
 
-def test_every_setting_changes_the_command(where: dict[str, str]) -> None:
+def test_every_setting_but_the_login_changes_the_command(where: dict[str, str]) -> None:
     def command(**settings: Any) -> str:
         made = plan(LaunchConfig(**{**where, **settings}), machine=GPUS["T4"])
         return shlex.join(made.command)
@@ -170,14 +194,13 @@ def test_every_setting_changes_the_command(where: dict[str, str]) -> None:
         {"attention": "split"},
         {"theme": "dark"},
         {"api": False},
-        {"user": "me"},
-        {"password": "another-word-5"},
         {"port": 7999},
         {"extra_args": "--xformers"},
         {"store": "/elsewhere"},
         {"folder": "/elsewhere"},
     ):
         assert command(**change) != plain, change
+    assert command(user="me", password="another-word-5") == plain, "the login is in a file"
 
 
 # -------------------------------------------------------------------------------------------------------- installing
@@ -489,7 +512,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
 
 
 @pytest.fixture
-def stub(where: dict[str, str]) -> Any:
+def stub(where: dict[str, str], bare_guard: Path) -> Any:
     """An installation whose program is a stub that behaves as its file `mood` says."""
     places = find_places(A1111, **where)
     places.python.parent.mkdir(parents=True)
@@ -513,7 +536,7 @@ def test_it_is_not_asked_before_it_says_that_it_is_ready(stub: Any) -> None:
         assert running.model_loaded is True
         log = running.log.read_text()
         assert "ui-password-77" not in log
-        assert "--api-auth •••" in log
+        assert "--api-auth" not in log
         assert oct(running.log.stat().st_mode & 0o777) == "0o600"
         assert oct((stub.places.run / "login").stat().st_mode & 0o777) == "0o600"
         state, runs = status("a1111", **stub.where)
@@ -675,7 +698,7 @@ time.sleep(600)
     ],
 )
 def test_the_others_are_ready_by_their_own_words_and_no_model_is_waited_for(
-    where: dict[str, str], ui: str, entry: str, alive: str, says: str
+    where: dict[str, str], bare_guard: Path, ui: str, entry: str, alive: str, says: str
 ) -> None:
     # As seen with the real ones: both load a model with the first picture.
     places = find_places(find_ui(ui), **where)
@@ -751,7 +774,7 @@ blocks.block_thread()
 
 @pytest.mark.slow
 def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
-    where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    where: dict[str, str], bare_guard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import base64
     import importlib.util
@@ -779,7 +802,7 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
         except urllib.error.HTTPError as err:
             return err.code, err.read().decode()
 
-    ui = dataclasses.replace(A1111, alive_path="/")
+    ui = dataclasses.replace(A1111, alive_path="/", guard=str(bare_guard))
     monkeypatch.setattr(sys.modules["fastsd_helpers.webui.launch"], "find_ui", lambda key: ui)
     monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
     places = find_places(A1111, **where)

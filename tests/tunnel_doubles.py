@@ -24,6 +24,7 @@ __all__ = [
     "Forwarder",
     "LocaltunnelServer",
     "free_port",
+    "keep",
     "make_program",
     "processes_of",
     "serve",
@@ -178,6 +179,22 @@ def make_program(folder: Path, name: str, body: str) -> Path:
     path.write_text(f"#!{sys.executable}\n{body}", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+def keep(
+    monkeypatch: Any, name: str, data: bytes, *, url: str = "", size: int | None = None, kept: bool = True
+) -> Path:
+    """Let these bytes be the one right program of that name, and put them where it is kept; gives that place."""
+    from fastsd_helpers.tunnels import programs
+
+    machine = programs.this_machine()
+    row = programs.Program(name, "1", machine, url or "http://127.0.0.1:9/", hashlib.sha256(data).hexdigest(), size)
+    others = tuple(one for one in programs.PROGRAMS if one.name != name)
+    monkeypatch.setattr(programs, "PROGRAMS", (row, *others))
+    place = programs.programs_folder() / f"{name}-1-{machine.replace(' ', '-')}"
+    if kept:
+        place.write_bytes(data)
+    return place
 
 
 # The start of a fake program: `forward(port)` opens the public side inside the program's own process, so that it

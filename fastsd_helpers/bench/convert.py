@@ -29,6 +29,7 @@ from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.files import check_room
 from fastsd_helpers.options import check, option
+from fastsd_helpers.processes import environment_for
 
 __all__ = ["Settings", "make_folder", "measure"]
 
@@ -210,7 +211,8 @@ def _run(program: str, arguments: list[Any]) -> dict[str, Any]:
 
 
 def _checked(command: list[str], **settings: Any) -> Any:
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **settings)
+    environment = environment_for("proof", this_python=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment, **settings)
     if done.returncode:
         raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "See above.")
     return done

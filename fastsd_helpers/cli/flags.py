@@ -5,6 +5,8 @@ import contextlib
 from dataclasses import MISSING
 from typing import Any
 
+from fastsd_helpers.cli.passwords import add_password_flags, given_password
+from fastsd_helpers.cli.sharing import add_share_flag
 from fastsd_helpers.options import Option, options_of, parse_value
 
 __all__ = ["add_flags", "given_values"]
@@ -16,10 +18,14 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
     advanced = parser.add_argument_group("more settings")
     for item in options_of(settings):
         if item.secret:
+            if item.name == "password":
+                add_password_flags(parser)
             continue
         group = advanced if item.advanced else plain
         about = f"{item.help}{_limits(item)}".replace("%", "%%")
-        if item.kind is bool:
+        if item.name == "share":
+            add_share_flag(group, about)
+        elif item.kind is bool:
             action = argparse.BooleanOptionalAction
             group.add_argument(item.flag, dest=item.name, action=action, default=argparse.SUPPRESS, help=about)
         else:
@@ -60,4 +66,6 @@ def given_values(chosen: argparse.Namespace, settings: type) -> dict[str, Any]:
             with contextlib.suppress(ValueError):
                 value = value if isinstance(value, bool) else parse_value(item, value)
             given[item.name] = value
+        elif item.secret and item.name == "password" and (password := given_password(chosen)) is not None:
+            given[item.name] = password
     return given

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from fastsd_helpers.cli.checkpoint_commands import add_checkpoints
 from fastsd_helpers.cli.flags import add_flags
 from fastsd_helpers.cli.machine_commands import add_machine
 from fastsd_helpers.cli.model_commands import add_models
+from fastsd_helpers.cli.passwords import refuse_typed_secrets
 from fastsd_helpers.cli.trocr_commands import add_trocr
 from fastsd_helpers.cli.webui_commands import add_webui
 from fastsd_helpers.errors import SettingsError
@@ -45,12 +47,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SettingsError: a word that no command takes; the hint names the flag that was probably meant.
     """
+    refuse_typed_secrets(sys.argv[1:] if words is None else words)
     chosen, unknown = build_parser().parse_known_args(words)
     if unknown:
         prog, flags = chosen.prog, chosen.flags
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+        word = unknown[0].partition("=")[0] if unknown[0].startswith("-") else unknown[0]
+        close = difflib.get_close_matches(word, flags, n=1)
         guess = f"Did you mean {close[0]}? " if close else ""
-        raise SettingsError(f"`{prog}` takes no {unknown[0]!r}.", f"{guess}See: {prog} --help")
+        raise SettingsError(f"`{prog}` takes no {word!r}.", f"{guess}See: {prog} --help")
     return chosen
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.files import size_in_words
 
 __all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
@@ -66,6 +67,7 @@ def _add_making(group: Any, command: Callable[..., argparse.ArgumentParser]) -> 
     sharing = command(group, "serve", serve, "a small page that reads lines, with a login")
     _add_model(sharing)
     add_flags(sharing, ServeConfig)
+    add_link_flags(sharing)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -221,19 +223,17 @@ def quantize(chosen: argparse.Namespace) -> Answer:
 
 def serve(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr serve`: until Ctrl-C."""
+    import json
     import sys
-    import threading
 
     from fastsd_helpers.trocr.reader import Reader
-    from fastsd_helpers.trocr.serve import ServeConfig, serve
+    from fastsd_helpers.trocr.serve import ServeConfig, require_servable, serve
 
     config = ServeConfig(**given_values(chosen, ServeConfig))
-    served = serve(Reader(chosen.model), config)
-    told = {"link": served.url, "user": served.user, "password": served.password}
-    # The only place where the password is ever shown; the log never has it.
-    print("\n".join(pairs(told)), file=sys.stderr, flush=True)
-    try:
-        threading.Event().wait()
-    finally:
-        served.app.close()
+    link = link_settings(chosen, config.share)
+    require_servable(config, link)  # before a reader is loaded for it
+    with serve(Reader(chosen.model), config, tunnel=link) as served:
+        # The only place where the password is ever shown; the log never has it.
+        print(json.dumps(served.about()) if chosen.json else served.block(), file=sys.stderr, flush=True)
+        served.wait()
     return Answer({"url": served.url}, [])

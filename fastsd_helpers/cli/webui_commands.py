@@ -8,6 +8,8 @@ from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.passwords import add_password_flags
+from fastsd_helpers.cli.sharing import add_link_flags, add_share_flag, link_settings, show, show_link
 
 __all__ = ["add_webui"]
 
@@ -39,7 +41,8 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     )
     start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C ends it")
     add_flags(start, LaunchConfig)
-    start.add_argument("--share", metavar="KIND", help="also make a public link: auto, ngrok, gradio, cloudflared, ...")
+    add_share_flag(start, "also make a public link; bare: the first service that works")
+    add_link_flags(start)
     start.add_argument("--background", action="store_true", help="return when it answers, and leave it running")
     start.add_argument("--dry-run", action="store_true", help="only say what would be started, and why")
     start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of the one here")
@@ -67,6 +70,8 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     play = command(commands, "playground", playground, "a small page to try one model or session at once")
     play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
     add_flags(play, PlaygroundConfig)
+    add_link_flags(play)
+    add_password_flags(play)
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
@@ -88,35 +93,67 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 def launch(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui launch`."""
-    from fastsd_helpers.tunnels import TunnelConfig
-    from fastsd_helpers.webui import LaunchConfig, launch, plan, share
+    from fastsd_helpers.errors import TunnelError
+    from fastsd_helpers.tunnels import require_shareable
+    from fastsd_helpers.webui import LaunchConfig, launch, plan
     from fastsd_helpers.webui.flags import GPUS
 
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
+    # What is wrong with a link is said before anything starts.
+    link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)
     if chosen.dry_run:
         planned = plan(config, machine=machine, family=chosen.family)
         data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port}
         return Answer(data, [*planned.lines(), "Nothing was started."])
-    link = TunnelConfig(kind=chosen.share) if chosen.share else None  # a wrong kind is said before anything starts
+    if link is not None:
+        require_shareable(link)
     running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True))
     data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
     try:
         if link is not None:
-            shared = share(running, link, on_change=lambda new: _show_link(new, chosen.json))
-            data |= _show_link(shared, chosen.json)
+            data |= _link_or_sentence(running, link, chosen)
         elif running.ui.has_login:
-            _show(f"Link:      {running.url}\nUser:      {running.login.user}\nPassword:  {running.login.password}")
-        if chosen.background and link is None:
-            return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
-        code = running.wait()
-        problem = running.problem()
-        if problem is not None and code != 0:
-            raise problem
+            show(_local_block(running))
+        if not chosen.background:
+            code = running.wait()
+            problem = running.problem()
+            if problem is not None and code != 0:
+                raise problem
     except BaseException:
         running.stop()
         raise
-    return Answer(data, [f"{running.ui.title} ended."])
+    if not chosen.background:
+        return Answer(data, [f"{running.ui.title} ended."])
+    if data.get("problem"):
+        raise TunnelError(f"{running.ui.title} runs, but it is not shared: {data['problem']}", data["hint"])
+    return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
+
+
+def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Show the link; one that fails now leaves the web UI running, with its own address and login."""
+    from fastsd_helpers.errors import FastSDError
+    from fastsd_helpers.webui import share, share_in_background
+
+    try:
+        if chosen.background:
+            held = share_in_background(running, link)
+            return show_link(held, chosen.json, ends="It ends with the web UI.")
+        return show_link(share(running, link, on_change=lambda new: show_link(new, chosen.json)), chosen.json)
+    except FastSDError as err:
+        login = running.login if running.ui.has_login else None
+        told = {"url": running.url, "kind": None, "problem": err.problem, "hint": err.hint}
+        shown = told | ({"user": login.user, "password": login.password} if login else {})
+        words = f"It is not shared, and runs on. {err.problem} {err.hint}"
+        show(json.dumps(shown) if chosen.json else f"{_local_block(running)}\n{words}")
+        return told
+
+
+def _local_block(running: Any) -> str:
+    lines = [f"Link:      {running.url}"]
+    if running.ui.has_login:
+        lines += [f"User:      {running.login.user}", f"Password:  {running.login.password}"]
+    return "\n".join(lines)
 
 
 def place_models(chosen: argparse.Namespace) -> Answer:
@@ -137,12 +174,14 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
-    from fastsd_helpers.webui import status
+    from fastsd_helpers.webui import background_link, status
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
         return Answer({"running": False}, ["It was not started here."])
     data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
+    link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
+    data |= {"link": link.url} if link is not None else {}
     return Answer(data, [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)])
 
 
@@ -169,11 +208,12 @@ def stop(chosen: argparse.Namespace) -> Answer:
 
 def tunnel(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd tunnel PORT` until it is stopped or its time is over."""
-    from fastsd_helpers.tunnels import TunnelConfig, open_tunnel
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.webui import share_port
 
     config = TunnelConfig(**given_values(chosen, TunnelConfig))
-    with open_tunnel(chosen.number, config=config, on_change=lambda link: _show_link(link, chosen.json)) as link:
-        data = _show_link(link, chosen.json)
+    with share_port(chosen.number, config, on_change=lambda link: show_link(link, chosen.json)) as link:
+        data = show_link(link, chosen.json)
         link.wait()
     return Answer(data | {"closed": True}, ["The link is closed."])
 
@@ -183,26 +223,8 @@ def playground(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.playground import PlaygroundConfig, open_playground
 
     config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))
-    with open_playground(chosen.model, config) as page:
-        _show(page.block())
+    link = link_settings(chosen, config.share)
+    with open_playground(chosen.model, config, tunnel=link) as page:
+        show(json.dumps(page.about()) if chosen.json else page.block())
         page.wait()
     return Answer({"url": page.url, "closed": True}, ["The playground is closed."])
-
-
-def _show_link(link: Any, as_json: bool) -> dict[str, Any]:
-    """Show a link at once: the command goes on for as long as the link is wanted."""
-    login = link.login
-    data = {
-        "url": link.url,
-        "kind": link.kind,
-        "user": login.user if login else None,
-        "password": login.password if login else None,
-        "visitor_password": link.visitor_password,
-        "expires": link.expires.isoformat() if link.expires else None,
-    }
-    _show(json.dumps(data) if as_json else f"{link.block()}\n{link.note}\nCtrl-C closes it.")
-    return data
-
-
-def _show(text: str) -> None:
-    print(text, flush=True)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import string
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
@@ -26,6 +26,7 @@ __all__ = [
     "safe_name",
     "show_typed",
     "show_url",
+    "token_for",
 ]
 
 # Kept apart, so that tests can lead them to a server of their own.
@@ -61,12 +62,12 @@ class Link:
     """Where a file is fetched from, and what its site says about it."""
 
     url: str
-    token: str | None = None  # sent to this address only, never to where it redirects
+    token: str | None = field(default=None, repr=False)  # sent to this address only, never to where it redirects
     name: str | None = None
     size: int | None = None
     sha256: str | None = None
     site: str = "web"  # web, civitai, drive, github
-    cookies: str | None = None
+    cookies: str | None = field(default=None, repr=False)
 
 
 def find_repo(text: str) -> tuple[str, str | None] | None:
@@ -123,6 +124,15 @@ def safe_name(name: str) -> str:
             "Give a plain file name, such as model.safetensors.",
         )
     return name
+
+
+def token_for(text: str) -> str | None:
+    """The name of the token that a link may need, as `runtime.secret` knows it; None: none but the Hub's."""
+    try:
+        host = (urlsplit(text.strip()).hostname or "").removeprefix("www.").lower()
+    except ValueError:
+        return None
+    return "CIVITAI_TOKEN" if host in _CIVITAI_HOSTS or text.strip().startswith(_CIVITAI) else None
 
 
 def find_link(text: str) -> Link | HubFile:

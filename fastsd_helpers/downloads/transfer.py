@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -42,8 +42,8 @@ class Answer:
 
     status: int
     body: bytes
-    headers: Any
-    cookies: str | None = None
+    headers: Any = field(repr=False)
+    cookies: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Remote:
     total: int | None  # bytes of the whole file
     is_page: bool  # an HTML page, not a file
     head: bytes = b""  # of a page
-    cookies: str | None = None
+    cookies: str | None = field(default=None, repr=False)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -125,9 +125,10 @@ def ask(url: str, *, token: str | None = None, limit: int = 1_000_000) -> Answer
 class _Failures:
     """Counts failures in a row, pauses between tries, and gives up with a sentence."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
+        self._pauses_s = pauses_s
         self.count = 0
         self.furthest = 0
 
@@ -143,11 +144,11 @@ class _Failures:
                 f"{self.host} is busy and asks to wait for {asked / 60:.0f} minutes.",
                 "Run this again then; what arrived is kept.",
             ) from err
-        if self.count >= len(_PAUSES_S):
+        if self.count >= len(self._pauses_s):
             raise DownloadError(
                 f"{self.host}: {self._reason(err)}, {self.count + 1} times in a row.", _hint(err)
             ) from err
-        pause = asked if asked is not None else _PAUSES_S[self.count]
+        pause = asked if asked is not None else self._pauses_s[self.count]
         self.count += 1
         logger.info("%s: %s; trying again in %.0f s.", self.host, self._reason(err), pause)
         time.sleep(pause)
@@ -199,6 +200,8 @@ def transfer(
     size: int | None = None,
     sha256: str | None = None,
     begun: Callable[[Remote], None] | None = None,
+    most: int | None = None,
+    pauses_s: tuple[float, ...] = _PAUSES_S,
 ) -> Remote:
     """Bring a file to `part`, going on where an earlier try stopped when that is safe.
 
@@ -211,9 +214,11 @@ def transfer(
         part: where the bytes go; beside it `{part}.json` notes which version they are of.
         token: sent as bearer token to this host only.
         cookies: sent to this host only.
-        size: bytes that are expected; another announced length is refused at once.
+        size: bytes that are expected; another announced length is refused at once, and no more are taken.
         sha256: known beforehand; makes it safe to go on without an ETag.
         begun: called once when the server has answered, before bytes are kept; it may refuse by raising.
+        most: bytes that are taken at most, of a file whose size is not known.
+        pauses_s: seconds to wait after each failure in a row; their number is that of the further tries.
 
     Returns:
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
@@ -221,7 +226,7 @@ def transfer(
     Raises:
         DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
     """
-    failures = _Failures(url)
+    failures = _Failures(url, pauses_s)
     told = False
     while True:
         note = _Note.read(part, sha256)
@@ -244,7 +249,9 @@ def transfer(
                     told = True
                 check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
-                whole = _append(answer, part, start, remote.total, failures)
+                if most is not None and (remote.total or 0) > most:
+                    raise _too_large(failures.host, most)
+                whole = _append(answer, part, start, size if remote.total is None else remote.total, failures, most)
             if whole:
                 return remote
             raise http.client.IncompleteRead(b"")
@@ -330,7 +337,13 @@ def _name_in(headers: Any) -> str | None:
     return (match["quoted"] if match["quoted"] is not None else match["plain"].strip()) if match else None
 
 
-def _append(answer: Any, part: Path, start: int, total: int | None, failures: _Failures) -> bool:
+def _too_large(host: str, most: int) -> DownloadError:
+    return DownloadError(f"{host} sends more than {most} bytes.", "The file there is another one: use another source.")
+
+
+def _append(
+    answer: Any, part: Path, start: int, total: int | None, failures: _Failures, most: int | None = None
+) -> bool:
     """Write what arrives; False when the connection broke before the end."""
     with file_errors(part, "write"):
         out = os.open(part, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -360,6 +373,9 @@ def _append(answer: Any, part: Path, start: int, total: int | None, failures: _F
                 report(done)
                 if total is not None and done > total:
                     break
+                if most is not None and done > most:
+                    _discard(part)
+                    raise _too_large(failures.host, most)
         with file_errors(part, "write"):
             os.fsync(out)
     finally:

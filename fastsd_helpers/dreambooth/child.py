@@ -24,9 +24,10 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.shortage import shortage
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.options import options_of
-from fastsd_helpers.processes import Child, LocalProcess
-from fastsd_helpers.runtime import in_notebook, redact, secret
+from fastsd_helpers.processes import Child, LocalProcess, environment_for
+from fastsd_helpers.runtime import redact, secret
 from fastsd_helpers.sessions import Session, local_holder
 from fastsd_helpers.sessions.record import read_record
 
@@ -76,22 +77,34 @@ def start_training(
             old.unlink()
         out, log = folder / f"{name}.out", folder / f"{name}.log"
         command = train_command(config, session, restart=restart, take_over=take_over)
-        child = Child(command, log=log, out=out, env=_environment(), outlives=True)
+        child = Child(command, log=log, out=out, env=_environment(_model_named(config, session)), outlives=True)
     own = child.process
     pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
     write_atomic(folder / _POINTER, json.dumps(pointer).encode())
     return TrainingChild(session, own, out=out, log=log, child=child)
 
 
-def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+def _model_named(config: DreamBoothConfig, session: Session) -> str:
+    """What the run will start from, as far as it can be told without looking at the machine."""
+    record = session.record
+    if config.base_model != "auto":
+        return config.base_model
+    if ref := (record.get("base_model") or {}).get("ref"):
+        return ref
+    return "demo" if (record.get("dataset") or {}).get("demo") else "sd15"
+
+
+def _environment(base_model: str) -> dict[str, str]:
+    environment = environment_for("training", this_python=True)
     package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
-    # Colab and Kaggle answer a notebook's kernel only, so the child gets the token from here.
-    token = secret("HF_TOKEN") if in_notebook() else None
-    if token:
-        environment["HF_TOKEN"] = token
-    return environment
+    # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
+    wanted = tokens_for(base_model)
+    given = {name: token for name in wanted if (token := secret(name))}
+    if "HF_TOKEN" in wanted and "HF_TOKEN" not in given:  # where huggingface_hub looks beside
+        names = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+        given |= {name: os.environ[name] for name in names if name in os.environ}
+    return environment | given
 
 
 def find_training(session: Session) -> "TrainingChild | None":

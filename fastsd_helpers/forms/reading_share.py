@@ -43,9 +43,12 @@ class ShareView(PageView[Served]):
 
     def _where(self, page: Served) -> tuple[str, str]:
         url = page.url
-        if not self._config.share and where() == "colab" and in_notebook():
+        if self._config.share == "no" and where() == "colab" and in_notebook():
             url = colab_link(int(url.rstrip("/").rsplit(":", 1)[1])) or url
-        return url, f"user {page.user}, password {page.password}" if page.password else "without a login"
+        login = f"user {page.user}, password {page.password}" if page.password else "without a login"
+        if page.tunnel is not None or page.problem is not None:
+            login = f"{login}\n{page.block()}"
+        return url, login
 
     def _end(self, page: Served) -> None:
-        page.app.close()
+        page.close()

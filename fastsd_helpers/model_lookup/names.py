@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.downloads import is_link
-from fastsd_helpers.downloads.links import find_repo
+from fastsd_helpers.downloads.links import find_repo, token_for
 from fastsd_helpers.registry import ModelSpec, models
 
-__all__ = ["Name", "how_to_get", "understand"]
+__all__ = ["Name", "how_to_get", "tokens_for", "understand"]
 
 _FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
 
@@ -53,3 +53,15 @@ def how_to_get(ref: str | Path) -> str:
     if name.what in ("key", "hub"):
         return f"Bring it here first (fastsd models get {name.text}), and give the path that it prints."
     return "Check the path; names are case-sensitive."
+
+
+def tokens_for(ref: str | Path) -> tuple[str, ...]:
+    """Names of the tokens that bringing a model here may need; none for what is on this machine already.
+
+    A single file needs the Hub too: no such file has a tokenizer.
+    """
+    name = understand(ref)
+    if name.what in ("folder", "nothing") or (name.spec is not None and name.spec.folder is not None):
+        return ()
+    of_link = token_for(name.text) if name.what == "link" else None
+    return tuple(dict.fromkeys(filter(None, (of_link, "HF_TOKEN"))))

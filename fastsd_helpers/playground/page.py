@@ -1,7 +1,7 @@
 """The page itself, in Gradio: it listens on this machine alone; a public link goes through the login gate."""
 
+import dataclasses
 import logging
-import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from fastsd_helpers.errors import DependencyMissing, SettingsError, needs_packag
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.playground.artist import Artist, open_artist
-from fastsd_helpers.tunnels import Tunnel, TunnelConfig, open_tunnel
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, require_shareable
 
 __all__ = ["Page", "PlaygroundConfig", "open_playground"]
 
@@ -32,35 +32,19 @@ class PlaygroundConfig:
         check(self)
 
 
-class Page:
-    """An open playground. `url` is its address on this machine; `tunnel` its public link, when it has one."""
+class Page(LocalPage):
+    """An open playground. `tunnel` is its public link, when it has one; `problem` says why a wanted one is missing.
 
-    def __init__(self, blocks: Any, url: str, port: int, title: str) -> None:
-        self.url, self.port, self.title = url, port, title
-        self.tunnel: Tunnel | None = None
-        self._blocks = blocks
-        self._closed = threading.Event()
+    Attributes:
+        title: what it draws with.
+    """
 
-    def block(self) -> str:
-        """Where to open it, with user and password when it is shared."""
-        return self.tunnel.block() if self.tunnel is not None else f"Link:      {self.url}"
+    title = ""
 
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is closed; False when it is open still after `timeout_s` seconds."""
-        return self._closed.wait(timeout_s)
-
-    def close(self) -> None:
-        """Close the link and the page; calling it twice is harmless."""
-        if self.tunnel is not None:
-            self.tunnel.close()
-        self._blocks.close(verbose=False)
-        self._closed.set()
-
-    def __enter__(self) -> "Page":
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return self.local_url
 
 
 def open_playground(
@@ -78,30 +62,26 @@ def open_playground(
         tunnel: settings of the public link; `config.share` names its kind.
 
     Raises:
-        DependencyMissing: gradio is not installed. And what `open_artist` and `tunnels.open_tunnel` raise.
+        DependencyMissing: gradio is not installed. And what `open_artist` and `tunnels.require_shareable` raise; a link
+            that fails later leaves the page open on this machine, and is in `Page.problem`.
     """
     config = config or PlaygroundConfig()
     with needs_package("The playground", "Run: pip install gradio"):
         import gradio
+    link = dataclasses.replace(tunnel or TunnelConfig(), kind=config.share) if config.share != "no" else None
+    if link is not None:
+        require_shareable(link)
     artist = artist or open_artist(
         ref, lora=config.lora, lora_strength=config.lora_strength, controlnet=config.controlnet
     )
-    blocks = _draw_page(gradio, artist)
-    _app, url, _share = blocks.launch(
-        prevent_thread_lock=True,
-        server_name="127.0.0.1",
-        server_port=config.port or None,
-        share=False,
-        inbrowser=False,
-        quiet=True,
-    )
-    page = Page(blocks, url, blocks.server_port, artist.title)
-    if config.share != "no":
-        try:
-            page.tunnel = open_tunnel(page.port, config.share, config=tunnel)
-        except BaseException:
-            page.close()
-            raise
+    page = Page(_draw_page(gradio, artist), config.port)
+    page.title = artist.title
+    try:
+        if link is not None:
+            page.share(link)
+    except BaseException:
+        page.close()
+        raise
     logger.info("The playground draws with %s.", artist.title)
     return page
 

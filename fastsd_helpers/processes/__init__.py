@@ -1,6 +1,7 @@
 """Processes of this machine: who one is and whether it lives, one lock between them, children watched and ended."""
 
 from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
+from fastsd_helpers.processes.environment import environment_for, looks_secret
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.lock import LockHeld, file_lock
 
@@ -13,6 +14,8 @@ __all__ = [
     "LogTail",
     "boot_id",
     "end_group",
+    "environment_for",
     "file_lock",
+    "looks_secret",
     "machine_id",
 ]

@@ -1,6 +1,7 @@
 """A child process that is watched through its log: started in a group of its own, ended with all it started."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastsd_helpers.processes import guard, log_filter
+from fastsd_helpers.processes.environment import environment_for
 from fastsd_helpers.processes.identity import LocalProcess
 
 __all__ = ["Child", "ChildEnded", "ChildMute", "LogTail", "end_group"]
@@ -37,17 +39,20 @@ class ChildMute(Exception):
 class Child:
     """A running child process with a log of what it says.
 
-    It runs in a session and group of its own, so an interrupt of this process does not reach it, and reads nothing.
+    It runs in a session and group of its own, so an interrupt of this process does not reach it, and reads nothing
+    but what it is told.
 
     Args:
         command: program and arguments.
         log: the file that takes its output, made anew for this user alone; None for one without a name, which goes
             with this object.
         out: another file for standard output; `log` then has standard error.
-        env: its whole environment; None for this process's own.
+        env: its whole environment, made with `environment_for`; None for what any program may have.
         cwd: its directory.
         hidden: texts that never reach the log, such as a token; they are replaced on the way to it.
         outlives: it goes on when this process has ended; else it is ended then, in whatever way this process dies.
+        told: what it finds on its standard input, for secrets, which are safe neither in a command line nor in an
+            environment; 60 KB at most, and only for one that outlives this process.
         pipe: standard output is read by this process, from `output`; a child that nobody reads waits.
 
     Attributes:
@@ -68,6 +73,7 @@ class Child:
         cwd: Path | str | None = None,
         hidden: Sequence[str] = (),
         outlives: bool = False,
+        told: str = "",
         pipe: bool = False,
     ) -> None:
         own = ["-I", "-S"]  # the small programs beside this file need nothing but the standard library
@@ -75,6 +81,8 @@ class Child:
         self._filter: subprocess.Popen[bytes] | None = None
         self._unnamed: Any = None
         hidden = [text for text in hidden if text]
+        if told and not outlives:
+            raise ValueError("a child that ends with this process is told nothing")  # its input tells that
         with contextlib.ExitStack() as opened:
             if log is None:
                 self._unnamed = file = tempfile.TemporaryFile()  # noqa: SIM115 - kept as long as this object
@@ -89,18 +97,20 @@ class Child:
                     stdin=reading,
                     stdout=file,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, "FASTSD_HIDE": "\n".join(hidden)},
+                    env=environment_for("filter"),
                     start_new_session=True,  # it must live as long as the child does
                 )
+                # Not in its environment or command line, which other programs can read as long as it runs.
+                os.write(writing, log_filter.first_line(hidden))
                 said: Any = writing
             else:
                 said = file
             self._popen = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL if outlives else subprocess.PIPE,
+                stdin=(_filled_pipe(told, opened) if told else subprocess.DEVNULL) if outlives else subprocess.PIPE,
                 stdout=subprocess.PIPE if pipe else opened.enter_context(_new_file(out)) if out is not None else said,
                 stderr=said if pipe or out is not None else subprocess.STDOUT,
-                env=None if env is None else dict(env),
+                env=environment_for("program") if env is None else dict(env),
                 cwd=cwd,
                 start_new_session=True,
             )
@@ -175,6 +185,19 @@ class Child:
         if self._filter is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._filter.wait(_FILTER_S)
+
+
+def _filled_pipe(text: str, opened: contextlib.ExitStack) -> int:
+    reading, writing = os.pipe()
+    opened.callback(os.close, reading)
+    try:
+        os.set_blocking(writing, False)  # a text that the pipe cannot hold is an error, and no standstill
+        data = text.encode(errors="surrogateescape")
+        if os.write(writing, data) < len(data):
+            raise BlockingIOError(errno.EAGAIN, "more than a pipe holds")
+    finally:
+        os.close(writing)
+    return reading
 
 
 def _new_file(path: Path) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import needs_package
-from fastsd_helpers.processes import Child
+from fastsd_helpers.processes import Child, environment_for
 from fastsd_helpers.trocr import pdf_child
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class _Drawer:
         limits = (_MEMORY_BYTES, first, _MOST_PAGES, _DPI, _MOST_PIXELS, _PAGE_S)
         words = [sys.executable, "-I", pdf_child.__file__, str(folder), str(path.resolve()), *map(str, limits)]
         # No token of this process is there for the taking; what the library prints is kept nowhere.
-        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        self._child = Child(words, log=Path(os.devnull), env=environment, pipe=True)
+        self._child = Child(words, log=Path(os.devnull), env=environment_for("filter"), pipe=True)
         self._rest = b""
 
     def answer(self) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """A small Gradio page around a reader: drop a line or a page, see its text. With a login, unless it is switched off."""
 
-import logging
-import secrets
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from fastsd_helpers.errors import SettingsError, needs_package
+from fastsd_helpers.errors import needs_package
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, require_shareable
 
-__all__ = ["ServeConfig", "Served", "build_page", "serve"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
 
 
 @dataclass(frozen=True)
@@ -21,25 +19,39 @@ class ServeConfig:
     port: int = option(7860, help="port; 0 takes a free one", low=0, high=65535)
     user: str = option("reader", help="user name of the login")
     login: bool = option(True, help="ask for user and password; never off when shared")
-    share: bool = option(False, help="make a public link through Gradio's service")
+    share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
+        "no", help="make a public link with a login; auto tries the services in order"
+    )
+    password: str | None = option(None, help="password of the login; empty: a strong one is made", secret=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.share, bool):  # as it was saved by earlier versions
+            object.__setattr__(self, "share", "auto" if self.share else "no")
         problems = []
-        if self.share and not self.login:
+        if self.share != "no" and not self.login:
             problems.append("share (--share) makes the page public, and login is off: a public page needs one")
         if self.login and not str(self.user).strip():
             problems.append("user (--user) is empty")
         check(self, problems)
 
 
-@dataclass(frozen=True)
-class Served:
-    """A running page: where it is and what to log in with; `app.close()` ends it."""
+class Served(LocalPage):
+    """A running page: `url` is where it is, `user` and `password` what to log in with; `close()` ends it."""
 
-    url: str
-    user: str | None
-    password: str | None
-    app: Any
+    @property
+    def user(self) -> str | None:
+        """User name of its login; None without one."""
+        return self.login.user if self.login else None
+
+    @property
+    def password(self) -> str | None:
+        """Password of its login; None without one."""
+        return self.login.password if self.login else None
+
+    @property
+    def app(self) -> Any:
+        """The gradio.Blocks."""
+        return self._blocks
 
 
 def build_page(reader: Any) -> Any:
@@ -72,27 +84,54 @@ def build_page(reader: Any) -> Any:
     return page
 
 
-def serve(reader: Any, config: ServeConfig | None = None) -> Served:
-    """Start the page on this machine and return at once; the password is new every time.
-
-    It listens on 127.0.0.1 alone; other machines come in through `share` or a tunnel.
+def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) -> None:
+    """Refuse settings with which the page cannot be served or shared here, before its reader is loaded.
 
     Raises:
-        SettingsError: the port is taken.
+        SettingsError: a user or password that no login can have. DependencyMissing: gradio is not installed. And what
+            `tunnels.require_shareable` raises.
+    """
+    with needs_package("The page", "Run: fastsd install trocr"):
+        import gradio  # noqa: F401
+    link = _link(config, tunnel)
+    if config.login:
+        choose_login(config.user, config.password)
+    if link is not None:
+        require_shareable(link)
+
+
+def _link(config: ServeConfig, tunnel: TunnelConfig | None) -> TunnelConfig | None:
+    if config.share == "no":
+        return None
+    return dataclasses.replace(
+        tunnel or TunnelConfig(), kind=config.share, user=config.user, password=config.password, access="password"
+    )
+
+
+def serve(reader: Any, config: ServeConfig | None = None, *, tunnel: TunnelConfig | None = None) -> Served:
+    """Start the page on this machine and return at once; a password that was not given is made up anew every time.
+
+    It listens on 127.0.0.1 alone; other machines come in through `config.share`, by the same gate and services as
+    everything else. A link that fails leaves the page open on this machine, and is in `Served.problem`.
+
+    Args:
+        tunnel: settings of the public link; kind, user and password are those of `config`.
+
+    Raises:
+        SettingsError: the port is taken. And what `require_servable` raises.
     """
     config = config or ServeConfig()
-    password = secrets.token_urlsafe(12) if config.login else None
-    page = build_page(reader)
+    require_servable(config, tunnel)
+    page = Served(
+        build_page(reader).queue(max_size=32),
+        config.port,
+        login=choose_login(config.user, config.password) if config.login else None,
+    )
+    link = _link(config, tunnel)
     try:
-        _app, local, public = page.queue(max_size=32).launch(
-            server_name="127.0.0.1",
-            server_port=config.port or None,
-            share=config.share,
-            auth=(config.user, password) if password else None,
-            prevent_thread_lock=True,
-            quiet=True,
-            inbrowser=False,
-        )
-    except OSError as err:
-        raise SettingsError(f"Port {config.port} cannot be used: {err}.", "Give another --port, or 0.") from err
-    return Served(public or local, config.user if password else None, password, page)
+        if link is not None:
+            page.share(link)
+    except BaseException:
+        page.close()
+        raise
+    return page

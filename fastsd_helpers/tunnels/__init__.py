@@ -1,8 +1,22 @@
 """A public link to a port of this machine, behind a login."""
 
 from fastsd_helpers.tunnels.gate import Gate, open_gate
-from fastsd_helpers.tunnels.login import Login, make_login
+from fastsd_helpers.tunnels.local_page import LocalPage
+from fastsd_helpers.tunnels.login import Login, choose_login, make_login
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
+from fastsd_helpers.tunnels.shareable import require_shareable
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel
 
-__all__ = ["KINDS", "Gate", "Login", "Tunnel", "TunnelConfig", "make_login", "open_gate", "open_tunnel"]
+__all__ = [
+    "KINDS",
+    "Gate",
+    "LocalPage",
+    "Login",
+    "Tunnel",
+    "TunnelConfig",
+    "choose_login",
+    "make_login",
+    "open_gate",
+    "open_tunnel",
+    "require_shareable",
+]

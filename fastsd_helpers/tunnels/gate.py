@@ -10,32 +10,19 @@ import contextlib
 import logging
 import secrets
 import threading
-import time
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 from fastsd_helpers.errors import DependencyMissing, TunnelError
-from fastsd_helpers.tunnels.gate_page import login_page
+from fastsd_helpers.tunnels.connection import Connection, Doors, keep_quiet, make_server
+from fastsd_helpers.tunnels.entrance import ALIVE_PATH, Entrance, plain
 from fastsd_helpers.tunnels.login import Login, LoginLimiter
+from fastsd_helpers.tunnels.passing import ClosedPath, refusal
 from fastsd_helpers.tunnels.proxy import Proxy
 
 __all__ = ["ALIVE_PATH", "Gate", "open_gate"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-ALIVE_PATH = "/.fastsd/alive"
-_LOGIN_PATH = "/.fastsd/login"
-_LOGOUT_PATH = "/.fastsd/logout"
-_COOKIE = "fastsd_gate"
-_MOST_SESSIONS = 1000
-_LARGEST_FORM_BYTES = 4096
-_PLAIN_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
-    "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 def open_gate(
@@ -45,10 +32,14 @@ def open_gate(
     upstream_login: Login | None = None,
     session_s: float = 7 * 86400,
     limiter: LoginLimiter | None = None,
+    closed: Sequence[ClosedPath] = (),
+    address_header: str | None = None,
 ) -> "Gate":
     """Start a gate in front of a port of this machine; it listens on 127.0.0.1 on a free port until it is closed.
 
-    Visitors log in on a page, which leaves a cookie, or send HTTP basic authentication with every request.
+    Visitors log in on a page, which leaves a cookie. Programs send HTTP basic authentication with every request, or
+    log in as `gradio_client` does, with `POST /login` and the fields `username` and `password`. Pages of somewhere
+    else may do nothing in a visitor's name; see `visitor`.
 
     Args:
         port: where the server behind it listens, on 127.0.0.1.
@@ -57,11 +48,22 @@ def open_gate(
             for an API, and Gradio's `/login` for its page.
         session_s: how long a visitor stays logged in, in seconds.
         limiter: counts wrong passwords.
+        closed: paths that pass for nobody.
+        address_header: the header in which the service in front says the visitor's address, such as
+            "CF-Connecting-IP"; None: no service vouches for one.
 
     Raises:
         DependencyMissing: aiohttp is not installed. TunnelError: it could not listen.
     """
-    return Gate(port, login, upstream_login=upstream_login, session_s=session_s, limiter=limiter)
+    return Gate(
+        port,
+        login,
+        upstream_login=upstream_login,
+        session_s=session_s,
+        limiter=limiter,
+        closed=closed,
+        address_header=address_header,
+    )
 
 
 class Gate:
@@ -75,13 +77,16 @@ class Gate:
         upstream_login: Login | None = None,
         session_s: float = 7 * 86400,
         limiter: LoginLimiter | None = None,
+        closed: Sequence[ClosedPath] = (),
+        address_header: str | None = None,
     ) -> None:
         self.upstream_port, self.login, self.nonce = upstream_port, login, secrets.token_urlsafe(24)
         self.port = 0
-        self._proxy = Proxy(upstream_port, hidden_cookie=_COOKIE, hidden_login=login, upstream_login=upstream_login)
+        self._closed_paths = tuple(closed)
+        self._proxy = Proxy(upstream_port, hidden_login=login, upstream_login=upstream_login)
         self._limiter = limiter or LoginLimiter()
-        self._session_s = session_s
-        self._sessions: dict[str, float] = {}
+        self._entrance = Entrance(login, self._limiter, session_s=session_s, closed=self._closed_paths)
+        self._entrance.address_header = address_header
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -105,8 +110,15 @@ class Gate:
         return f"http://127.0.0.1:{self.port}"
 
     def set_public_url(self, url: str | None) -> None:
-        """Tell the server behind it this public address where a tunnel reports this machine's own name instead."""
-        self._proxy.public_url = url
+        """Say the link's public address: where its own page comes from, and what the server behind it is told.
+
+        Over https the cookie is for https alone.
+        """
+        self._proxy.public_url = self._entrance.public_url = url
+
+    def set_address_header(self, name: str | None) -> None:
+        """Say in which header the service that is in front now tells the visitor's address; None: in none."""
+        self._entrance.address_header = name
 
     def forget_upstream_login(self) -> None:
         """Log in at the server behind it anew, after it was restarted."""
@@ -141,16 +153,31 @@ class Gate:
         from aiohttp import web
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        limits = {"max_line_size": 65536, "max_field_size": 65536, "read_bufsize": 2**18}
-        # Without cancellation an event stream would go on being read after its visitor has left.
-        server = web.Server(self._handle, handler_cancellation=True, access_log=None, **limits)
+        self._loop.set_exception_handler(lambda _loop, found: logger.debug("The login gate: %s.", found.get("message")))
+        keep_quiet(threading.current_thread())
+        self._entrance.port = 0
+        server = make_server(
+            self._handle,
+            Doors(),
+            # Without cancellation an event stream would go on being read after its visitor has left.
+            handler_cancellation=True,
+            access_log=None,
+            # A body is nobody's to unpack here: a small one can become gigabytes, and its length would be wrong.
+            auto_decompress=False,
+            # Our own clock is shorter.
+            keepalive_timeout=3600,
+            lingering_time=2,
+            max_line_size=2**17,
+            max_field_size=2**17,
+            read_bufsize=2**18,
+        )
         runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await runner.setup()
         try:
             async with self._proxy:
                 site = web.TCPSite(runner, "127.0.0.1", 0, backlog=256)
                 await site.start()
-                self.port = site._server.sockets[0].getsockname()[1]
+                self.port = self._entrance.port = site._server.sockets[0].getsockname()[1]
                 self._started.set()
                 await self._stop.wait()
         finally:
@@ -159,110 +186,35 @@ class Gate:
     async def _handle(self, request: Any) -> Any:
         from aiohttp import web
 
-        if request.path == ALIVE_PATH:
-            return web.Response(text=self.nonce, headers=_PLAIN_HEADERS)
-        if self.login is not None:
-            if request.path == _LOGIN_PATH:
-                return await self._log_in(request)
-            if request.path == _LOGOUT_PATH:
-                return self._log_out(request)
-            refusal = self._refusal(request)
-            if refusal is not None:
-                return refusal
-        return await self._proxy.handle(request)
-
-    def _refusal(self, request: Any) -> Any:
-        """None for a visitor who may pass; the answer to give otherwise."""
-        import aiohttp
-        from aiohttp import web
-
-        if self._sessions.get(request.cookies.get(_COOKIE, ""), 0) > time.monotonic():
-            return None
-        address, given = _address_of(request), request.headers.get("Authorization", "")
-        if given.lower().startswith("basic "):
-            wait_s = self._limiter.wait_s(address)
-            if wait_s:
-                return _too_many(wait_s)
-            with contextlib.suppress(ValueError):
-                basic = aiohttp.BasicAuth.decode(given, encoding="utf-8")
-                if self.login.matches(basic.login, basic.password):
-                    self._limiter.passed(address)
-                    return None
-            self._limiter.failed(address)
-        if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("Accept", ""):
-            place = f"{_LOGIN_PATH}?next={quote(request.raw_path, safe='')}"
-            return web.Response(status=303, headers={**_PLAIN_HEADERS, "Location": place})
-        headers = dict(_PLAIN_HEADERS)
-        if "Sec-Fetch-Mode" not in request.headers:  # a script of a page would make the browser open its own dialogue
-            headers["WWW-Authenticate"] = 'Basic realm="fastsd", charset="UTF-8"'
-        return web.Response(status=401, text="A user name and password are needed.\n", headers=headers)
-
-    async def _log_in(self, request: Any) -> Any:
-        from aiohttp import web
-
-        if request.method in ("GET", "HEAD"):
-            return _page(200, request.query.get("next", "/"))
-        if request.method != "POST":
-            return web.Response(status=405, headers={"Allow": "GET, POST"})
-        if not 0 < (request.content_length or 0) <= _LARGEST_FORM_BYTES:
-            return web.Response(status=413, text="That is no login form.\n", headers=_PLAIN_HEADERS)
-        fields = await request.post()
-        user, password, place = (str(fields.get(name, "")) for name in ("user", "password", "next"))
-        address = _address_of(request)
-        wait_s = self._limiter.wait_s(address)
-        if wait_s:
-            return _too_many(wait_s, place)
-        if not self.login.matches(user.strip(), password.strip()):
-            self._limiter.failed(address)
-            return _page(401, place, "Wrong user or password.")
-        self._limiter.passed(address)
-        answer = web.Response(status=303, headers={**_PLAIN_HEADERS, "Location": _local(place)})
-        secure = request.headers.get("X-Forwarded-Proto", "") == "https"
-        answer.set_cookie(
-            _COOKIE, self._new_session(), max_age=int(self._session_s), httponly=True, secure=secure, samesite="Lax"
-        )
+        connection = Connection.of(request)
+        if connection is None:
+            return plain(400, "The connection is gone.")
+        try:
+            answer = await self._answer(request, connection)
+        except Exception as err:
+            logger.debug("The login gate could not answer: %s.", type(err).__name__)
+            answer = plain(400, "This request cannot be answered.")
+        connection.answering = True
+        try:
+            if "Upgrade" in request.headers:
+                answer.force_close()  # what comes after it on this connection is no request
+            if isinstance(answer, web.Response):
+                # The next request is read when this one has its whole answer.
+                with contextlib.suppress(ConnectionError):
+                    await answer.prepare(request)
+                    await answer.write_eof()
+        finally:
+            connection.answered()
         return answer
 
-    def _new_session(self) -> str:
-        now = time.monotonic()
-        self._sessions = {token: until for token, until in self._sessions.items() if until > now}
-        while len(self._sessions) >= _MOST_SESSIONS:
-            del self._sessions[next(iter(self._sessions))]
-        token = secrets.token_urlsafe(32)
-        self._sessions[token] = now + self._session_s
-        return token
-
-    def _log_out(self, request: Any) -> Any:
-        from aiohttp import web
-
-        self._sessions.pop(request.cookies.get(_COOKIE, ""), None)
-        answer = web.Response(status=303, headers={**_PLAIN_HEADERS, "Location": _LOGIN_PATH})
-        answer.del_cookie(_COOKIE)
-        return answer
-
-
-def _address_of(request: Any) -> str:
-    """The visitor's address as the tunnel says it, else that of the connection, which is the tunnel's own."""
-    forwarded = request.headers.get("CF-Connecting-IP") or request.headers.get("X-Forwarded-For", "")
-    # The last entry is the one that the tunnel itself has added.
-    return (forwarded.rsplit(",", 1)[-1].strip() or str(request.remote))[:64]
-
-
-def _local(place: str) -> str:
-    """A path of this very server, so that the login page sends nobody elsewhere."""
-    safe = place.startswith("/") and not place.startswith(("//", "/\\")) and not any(ord(char) < 32 for char in place)
-    return place if safe else "/"
-
-
-def _page(status: int, place: str, message: str = "", headers: dict[str, str] | None = None) -> Any:
-    from aiohttp import web
-
-    text = login_page(_LOGIN_PATH, _local(place), message)
-    return web.Response(
-        status=status, text=text, content_type="text/html", headers={**_PLAIN_HEADERS, **(headers or {})}
-    )
-
-
-def _too_many(wait_s: float, place: str = "/") -> Any:
-    seconds = int(wait_s) + 1
-    return _page(429, place, f"Too many wrong tries: wait {seconds} seconds.", {"Retry-After": str(seconds)})
+    async def _answer(self, request: Any, connection: Connection) -> Any:
+        answer = await self._entrance.answer(request, self.nonce)
+        if answer is None:
+            why = refusal(request.method, request.raw_path, self._closed_paths)
+            answer = plain(403, why) if why else None
+        if answer is not None:
+            if request.can_read_body:
+                answer.force_close()
+            return answer
+        connection.trust()
+        return await self._proxy.handle(request, connection)

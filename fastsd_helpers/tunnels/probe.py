@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastsd_helpers.tunnels.gate import ALIVE_PATH
 
@@ -35,8 +36,10 @@ def ask(url: str, *, timeout_s: float = 10) -> tuple[int, str]:
     result: list[tuple[int, str]] = []
 
     def work() -> None:
-        opener = urllib.request.build_opener(_NoRedirect)
         try:
+            # A proxy has a 127.0.0.1 of its own.
+            direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("127.0.0.1", "localhost") else []
+            opener = urllib.request.build_opener(_NoRedirect, *direct)
             with opener.open(urllib.request.Request(url, headers=_HEADERS), timeout=timeout_s) as answer:
                 result.append((answer.status, answer.read(_LARGEST_BYTES).decode("utf-8", errors="replace")))
         except urllib.error.HTTPError as err:

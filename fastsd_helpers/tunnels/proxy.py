@@ -7,7 +7,12 @@ import logging
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastsd_helpers.tunnels.connection import Connection
+from fastsd_helpers.tunnels.cookie import NAMES, cookie_pairs
 from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.login_form import read_basic
+from fastsd_helpers.tunnels.passing import answer_headers
+from fastsd_helpers.tunnels.upstream import open_session
 
 __all__ = ["Proxy"]
 
@@ -29,6 +34,15 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
+# Some servers take another path or method from these than the one that was looked at here.
+_OTHER_REQUEST = {
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+}
 _SOCKET_HEADERS = {
     "sec-websocket-accept",
     "sec-websocket-extensions",
@@ -43,36 +57,20 @@ class Proxy:
 
     Args:
         port: where to, on 127.0.0.1.
-        hidden_cookie: name of a cookie the server must not see.
-        hidden_login: HTTP basic authentication with this login is taken away too.
+        hidden_login: HTTP basic authentication with this login is taken away, as the gate's own cookies are.
         upstream_login: entered at the server for every visitor.
     """
 
-    def __init__(
-        self, port: int, *, hidden_cookie: str, hidden_login: Login | None, upstream_login: Login | None
-    ) -> None:
+    def __init__(self, port: int, *, hidden_login: Login | None, upstream_login: Login | None) -> None:
         self.public_url: str | None = None
         self._origin = f"http://127.0.0.1:{port}"
-        self._hidden_cookie, self._upstream_login = hidden_cookie, upstream_login
-        self._hidden_basic = _basic(hidden_login) if hidden_login else None
+        self._hidden_login, self._upstream_login = hidden_login, upstream_login
         self._session: Any = None
         self._cookies: dict[str, str] | None = None  # None: not logged in at the server yet
         self._logging_in: asyncio.Lock | None = None
 
     async def __aenter__(self) -> "Proxy":
-        import aiohttp
-
-        # Every header is the visitor's own and every byte passes as it is: no cookies, no decompression, no limit.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            read_bufsize=2**18,
-            max_line_size=65536,
-            max_field_size=65536,
-        )
+        self._session = open_session()
         self._logging_in = asyncio.Lock()
         return self
 
@@ -83,34 +81,38 @@ class Proxy:
         """Log in at the server again with the next request."""
         self._cookies = None
 
-    async def handle(self, request: Any) -> Any:
-        """Answer one request with what the server answers; 502 when it does not."""
+    async def handle(self, request: Any, connection: Connection) -> Any:
+        """Answer one request with what the server answers; 502 when it does not, or gives no valid answer."""
         import aiohttp
         from aiohttp import web
 
-        if not request.raw_path.startswith("/"):  # CONNECT, OPTIONS * and absolute addresses of a forward proxy
-            return web.Response(status=400, text="This is no forward proxy.\n")
         try:
-            if request.headers.get("Upgrade", "").lower() == "websocket":
-                return await self._pass_socket(request)
-            return await self._pass_request(request)
-        except (aiohttp.ClientError, TimeoutError) as err:
+            if "Upgrade" in request.headers:
+                return await self._pass_socket(request, connection)
+            return await self._pass_request(request, connection)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as err:
             self._cookies = None
-            logger.debug("The server behind the gate did not answer: %s.", err)
+            logger.debug("The server behind the gate did not answer: %s.", type(err).__name__)
+            if connection.answering:
+                connection.abort()  # half an answer must not look like a whole one
             text = "The program behind this link does not answer. It may be starting, or have stopped.\n"
             return web.Response(status=502, text=text, headers={"Cache-Control": "no-store", "Retry-After": "5"})
 
     # ---------------------------------------------------------------------------------------------- requests
 
-    async def _pass_request(self, request: Any) -> Any:
-        body = _parts(request.content) if request.can_read_body else None
+    async def _pass_request(self, request: Any, connection: Connection) -> Any:
+        body = None
+        if request.can_read_body:
+            if request.headers.get("Expect", "").lower() == "100-continue":
+                connection.say_go_on()
+            body = _whole(_parts(request.content), request.headers.get("Content-Length"))
         answer = await self._ask(request, body)
         if answer.status == 401 and self._upstream_login and body is None and self._cookies is not None:
             answer.release()
             self.forget_login()  # it may have been restarted since
             answer = await self._ask(request, body)
         async with answer:
-            return await self._pass_answer(request, answer)
+            return await self._pass_answer(request, answer, connection)
 
     async def _ask(self, request: Any, body: Any) -> Any:
         import yarl
@@ -119,46 +121,58 @@ class Proxy:
         url = yarl.URL(self._origin + request.raw_path, encoded=True)
         return await self._session.request(request.method, url, headers=headers, data=body, allow_redirects=False)
 
-    async def _pass_answer(self, request: Any, answer: Any) -> Any:
+    async def _pass_answer(self, request: Any, answer: Any, connection: Connection) -> Any:
         import aiohttp
         from aiohttp import web
 
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
+        if answer.status < 200:
+            raise ValueError("no final answer")
+        response = web.StreamResponse(status=answer.status, reason=_text(answer.reason or ""))
+        self._copy_headers(request, answer, response)
+        await response.prepare(request)
+        connection.answering = True
+        if request.transport is not None:
+            request.transport.set_write_buffer_limits(high=_HELD_BYTES)
+        # An answer to HEAD says how long another one would be.
+        length = None if request.method == "HEAD" else response.headers.get("Content-Length")
+        try:
+            async for part in _whole(_parts(answer.content), length if answer.status not in (204, 304) else None):
+                await response.write(part)
+            await response.write_eof()
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            connection.abort()  # half an answer must not look like a whole one
+        except ConnectionError:
+            logger.debug("The visitor left before the end of an answer.")
+        return response
+
+    def _copy_headers(self, request: Any, answer: Any, response: Any) -> None:
         dropped = _HOP_BY_HOP | _named_by_connection(answer.headers)
+        if "Transfer-Encoding" in answer.headers:
+            dropped.add("content-length")  # RFC 9112, 6.3: where both are, it says nothing
         for name, value in answer.headers.items():
             if name.lower() == "location" and value.startswith(f"{self._origin}/"):
                 value = value.removeprefix(self._origin)
-            if name.lower() not in dropped:
-                response.headers.add(name, value)
-        await response.prepare(request)
-        if request.transport is not None:
-            request.transport.set_write_buffer_limits(high=_HELD_BYTES)
-        try:
-            async for part in _parts(answer.content):
-                await response.write(part)
-            await response.write_eof()
-        except (aiohttp.ClientError, TimeoutError):
-            # Half an answer must not look like a whole one.
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionResetError:
-            logger.debug("The visitor left before the end of an answer.")
-        return response
+            ours = name.lower() == "set-cookie" and value.partition("=")[0].strip() in NAMES
+            if name.lower() not in dropped and not ours:
+                response.headers.add(name, _text(value))
+        for name, value in answer_headers(request.raw_path, response.headers).items():
+            response.headers[name] = value
 
     async def _headers_for(self, request: Any, *, socket: bool = False) -> Any:
         from multidict import CIMultiDict
 
-        dropped = _HOP_BY_HOP | _named_by_connection(request.headers) | {"cookie", "host"}
+        dropped = _HOP_BY_HOP | _OTHER_REQUEST | _named_by_connection(request.headers) | {"cookie", "host"}
         dropped |= _SOCKET_HEADERS if socket else set()
-        headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
-        if headers.get("Authorization") == self._hidden_basic:
-            headers.pop("Authorization", None)
-        cookies = {name: value for name, value in _cookie_pairs(request.headers) if name != self._hidden_cookie}
+        pairs = [(name, _text(value)) for name, value in request.headers.items() if name.lower() not in dropped]
+        headers = CIMultiDict(pairs)
+        if self._hides(headers.get("Authorization", "")):
+            headers.popall("Authorization")
+        cookies = {name: _text(value) for name, value in cookie_pairs(request.headers) if name not in NAMES}
         if self._upstream_login is not None:
             headers.setdefault("Authorization", _basic(self._upstream_login))
             cookies |= await self._upstream_cookies()
         if cookies:
-            headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
+            headers["Cookie"] = "; ".join(f"{_text(name)}={value}" for name, value in cookies.items())
         host, scheme = request.headers.get("Host", ""), request.scheme
         if self.public_url:
             public = urlsplit(self.public_url)
@@ -170,6 +184,10 @@ class Proxy:
         seen_before = request.headers.get("X-Forwarded-For")
         headers["X-Forwarded-For"] = f"{seen_before}, {request.remote}" if seen_before else str(request.remote)
         return headers
+
+    def _hides(self, authorization: str) -> bool:
+        given = read_basic(authorization) if self._hidden_login is not None else None
+        return given is not None and self._hidden_login.matches(*given)
 
     async def _upstream_cookies(self) -> dict[str, str]:
         """The cookies of Gradio's own login; none for a server that has no such page."""
@@ -187,7 +205,7 @@ class Proxy:
 
     # ----------------------------------------------------------------------------------------------- sockets
 
-    async def _pass_socket(self, request: Any) -> Any:
+    async def _pass_socket(self, request: Any, connection: Connection) -> Any:
         import aiohttp
         import yarl
         from aiohttp import web
@@ -204,7 +222,11 @@ class Proxy:
             # The subprotocol is the server's choice, not the gate's.
             chosen = (server.protocol,) if server.protocol else ()
             visitor = web.WebSocketResponse(protocols=chosen, **plain)
+            if not visitor.can_prepare(request):
+                return web.Response(status=400, text="This is no WebSocket.\n")
+            connection.answering = True
             await visitor.prepare(request)
+            connection.opened()
             ways = [asyncio.ensure_future(_pump(visitor, server)), asyncio.ensure_future(_pump(server, visitor))]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -216,6 +238,28 @@ class Proxy:
             with contextlib.suppress(ConnectionError, RuntimeError):
                 await visitor.close(code=code if code not in (1005, 1006) else 1000)
         return visitor
+
+
+async def _whole(parts: Any, length: str | None) -> Any:
+    """A body that has exactly the length that was said; anything else ends in an error, and cuts the connection."""
+    left = int(length) if length is not None else None
+    async for part in parts:
+        if left is not None:
+            left -= len(part)
+            if left < 0:
+                raise ValueError("more than was said")
+        yield part
+    if left:
+        raise ValueError("less than was said")
+
+
+def _text(value: str) -> str:
+    """A header's value that can be written: bytes that are no UTF-8, which aiohttp keeps as halves, are Latin-1."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value
 
 
 async def _parts(stream: Any) -> Any:
@@ -246,14 +290,3 @@ def _basic(login: Login) -> str:
 
 def _named_by_connection(headers: Any) -> set[str]:
     return {name.strip().lower() for name in headers.get("Connection", "").split(",") if name.strip()}
-
-
-def _cookie_pairs(headers: Any) -> list[tuple[str, str]]:
-    # Read by hand: Python's parser drops every cookie after one that it dislikes.
-    found = []
-    for line in headers.getall("Cookie", []):
-        for part in line.split(";"):
-            name, separator, value = part.strip().partition("=")
-            if separator:
-                found.append((name, value))
-    return found

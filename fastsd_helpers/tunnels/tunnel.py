@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from fastsd_helpers.errors import (
@@ -15,7 +15,8 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.runtime import colab_link
 from fastsd_helpers.tunnels.gate import Gate, open_gate
-from fastsd_helpers.tunnels.login import Login, make_login
+from fastsd_helpers.tunnels.login import Login, choose_login
+from fastsd_helpers.tunnels.passing import ClosedPath
 from fastsd_helpers.tunnels.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.services import SERVICES, Running, find_token, start_service
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
@@ -36,6 +37,7 @@ def open_tunnel(
     config: TunnelConfig | None = None,
     login: Login | None = None,
     upstream_login: Login | None = None,
+    closed: Sequence[ClosedPath] = (),
     on_change: Callable[["Tunnel"], None] | None = None,
     watch_every_s: float = 30,
 ) -> "Tunnel":
@@ -50,6 +52,7 @@ def open_tunnel(
         config: everything else.
         login: whom to let in; made from `config` when None.
         upstream_login: the program's own login, entered for visitors who passed the gate's.
+        closed: the gate's rows of paths that no visitor may reach.
         on_change: called from the watchdog's thread after the link was opened anew.
         watch_every_s: seconds between two checks; 0: no watchdog.
 
@@ -73,8 +76,8 @@ def open_tunnel(
         login = None
         logger.warning("Anyone who finds this link can use the program behind it, and the files it can read.")
     else:
-        login = login or make_login(config.user, config.password or _own_password())
-    gate = open_gate(port, login, upstream_login=upstream_login)
+        login = login or choose_login(config.user, config.password)
+    gate = open_gate(port, login, upstream_login=upstream_login, closed=closed)
     try:
         used, running = _open_first(kind, gate, config)
     except BaseException:
@@ -83,12 +86,6 @@ def open_tunnel(
     return Tunnel(
         port, used, config, gate=gate, running=running, wanted=kind, on_change=on_change, watch_every_s=watch_every_s
     )
-
-
-def _own_password() -> str:
-    from fastsd_helpers.runtime import secret
-
-    return secret("FASTSD_PASSWORD") or ""
 
 
 def _private_link(port: int) -> str:
@@ -131,8 +128,8 @@ def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     gate.set_public_url(None)
     running = start_service(kind, gate.port, config)
     try:
-        if running.hides_host:
-            gate.set_public_url(running.url)
+        gate.set_public_url(running.url)
+        gate.set_address_header(running.address_header)
         reason = wait_for_nonce(running.url, gate.nonce, time.monotonic() + min(_CHECK_S, config.wait_s))
     except BaseException:
         running.close()

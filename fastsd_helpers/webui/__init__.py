@@ -2,7 +2,17 @@
 
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
 from fastsd_helpers.webui.install import InstallResult, install_webui
-from fastsd_helpers.webui.launch import RunningUI, launch, plan, share, status, stop
+from fastsd_helpers.webui.launch import (
+    RunningUI,
+    background_link,
+    launch,
+    plan,
+    share,
+    share_in_background,
+    share_port,
+    status,
+    stop,
+)
 from fastsd_helpers.webui.models import (
     ControlNetConfig,
     ModelsConfig,
@@ -27,6 +37,7 @@ __all__ = [
     "Places",
     "RunningUI",
     "WebUI",
+    "background_link",
     "delete_kept",
     "find_places",
     "find_ui",
@@ -39,6 +50,8 @@ __all__ = [
     "place_models",
     "plan",
     "share",
+    "share_in_background",
+    "share_port",
     "status",
     "stop",
     "uis",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 
 __all__ = ["Repository", "WebUI", "find_ui", "uis"]
 
@@ -36,6 +38,7 @@ class WebUI:
     refused: str = ""  # ... or that it is not
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
+    closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
     guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
@@ -118,6 +121,7 @@ _A1111 = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
     guard="a1111.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
 )
@@ -151,6 +155,7 @@ _FORGE_NEO = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
     ),
+    closed=A1111_CLOSED,
     guard="forge_neo.py",
     tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
 )
@@ -183,6 +188,7 @@ _COMFYUI = WebUI(
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
     ),
+    closed=COMFYUI_CLOSED,
     guard="comfyui.py",
     tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
-from fastsd_helpers.wheels import own_environ
 
 __all__ = ["LaunchPlan", "environment_of", "plan_launch"]
 
@@ -28,6 +29,7 @@ class LaunchPlan:
     reasons: list[str]
     login_file: Path | None
     hidden: list[str] = field(repr=False)
+    passed_on: tuple[str, ...] = ()  # names of this process's environment that the user wants it to have too
 
     def lines(self) -> list[str]:
         """In words for people, ready to paste into a shell; without passwords."""
@@ -74,15 +76,16 @@ def plan_launch(
         {"admin": config.allow_admin, "data": str(places.data), "store": str(places.store), "port": port}
     )
     command = [str(places.python), "-u", str(guard), ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
-    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden)
+    passed_on = tuple(config.pass_env.split())
+    for name in passed_on:
+        warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""
+        reasons = [*reasons, f"pass_env: it gets {name} too{warning}"]
+    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on)
 
 
 def environment_of(plan: LaunchPlan) -> dict[str, str]:
-    """The whole environment of the process: ours without what belongs to the notebook's own Python."""
-    environment = own_environ()
-    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HOST", "PORT", "GRADIO_TEMP_DIR"):
-        environment.pop(name, None)
-    return {**environment, **plan.environment}
+    """The whole environment of the process: no token, no password, nothing of the notebook's own Python."""
+    return {**environment_for("web UI", also=plan.passed_on), **plan.environment}
 
 
 def _words_of_ui(
@@ -125,8 +128,12 @@ def _words_of_ui(
     if config.theme != "auto":
         words += ["--theme", config.theme]
     if config.api:
-        # Two arguments, never one with "=": its page /internal/sysinfo shows the second form to everybody.
-        pair = f"{login.user}:{login.password}"
-        words += ["--api", "--api-auth", pair]
-        hidden = [pair, *hidden]
+        if not f"{login.user}{login.password}".isascii():
+            raise SettingsError(
+                f"The API of {ui.title} takes no user and password with letters beyond ASCII.",
+                "Choose others, or leave the API out (--no-api).",
+            )
+        # Without --api-auth: a command line can be read by every user of the machine. The guarded start takes the
+        # API's login from the file of the page's.
+        words.append("--api")
     return words, login_file, hidden

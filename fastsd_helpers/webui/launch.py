@@ -2,18 +2,22 @@
 
 import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
-from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, make_login, open_tunnel
+from fastsd_helpers.runtime import secret
+from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
+from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
+from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
+from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_crash
@@ -23,14 +27,26 @@ from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
     RunState,
     end_process,
+    find_at_port,
     is_running,
     port_is_free,
     read_state,
     start_process,
+    write_login,
 )
 from fastsd_helpers.webui.settings import LaunchConfig
 
-__all__ = ["RunningUI", "launch", "plan", "share", "status", "stop"]
+__all__ = [
+    "RunningUI",
+    "background_link",
+    "launch",
+    "plan",
+    "share",
+    "share_in_background",
+    "share_port",
+    "status",
+    "stop",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -93,7 +109,7 @@ def launch(
     check_health(places.store)
     placed = place_model(config.model, ui, places) if config.model else None
     family = placed.family if placed and placed.family else _family_in_store(ui, places)
-    login = make_login(config.user, config.password or "")
+    login = choose_login(config.user, config.password)
     chosen = plan_launch(
         config,
         ui,
@@ -104,7 +120,7 @@ def launch(
         login=login,
     )
     if chosen.login_file is not None:
-        _write_private(chosen.login_file, f"{login.user}:{login.password}")
+        write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
     running = RunningUI(ui, places, config, chosen, login, placed, show)
@@ -118,13 +134,6 @@ def _family_in_store(ui: WebUI, places: Places) -> str:
     with file_errors(folder, "read"):
         files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
         return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
-
-
-def _write_private(path: Path, text: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 class RunningUI:
@@ -181,6 +190,7 @@ class RunningUI:
             title=self.ui.title,
             port=plan.port,
             hidden=plan.hidden,
+            admin=self._config.allow_admin,
         )
         tail = LogTail(self.state.log)
         try:
@@ -307,12 +317,56 @@ def share(running: RunningUI, config: TunnelConfig | None = None, **more: object
     """Give a running web UI a public link behind the gate, with the same user and password as its own login.
 
     Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
+    The paths that administer it are closed for all, unless it was started with allow_admin.
     """
     upstream = running.login if running.ui.has_login else None
+    found = find_at_port(running.port)
+    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found.state.admin))
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
     running.tunnel = tunnel
+    return tunnel
+
+
+def _closed_of(ui: WebUI, *, admin: bool) -> Sequence[ClosedPath]:
+    return UNKNOWN_CLOSED if admin else ui.closed
+
+
+def share_in_background(running: RunningUI, config: TunnelConfig | None = None) -> BackgroundLink:
+    """As `share`, but another process holds the link, which so outlives this one; `stop` ends it with the web UI.
+
+    Raises:
+        TunnelError: no service gave a link.
+    """
+    return hold_link(running.port, running.places.run, config or TunnelConfig(), running.login)
+
+
+def share_port(port: int, config: TunnelConfig | None = None, **more: object) -> Tunnel:
+    """Give whatever listens at a port of this machine a public link; what of ours runs there keeps its one login.
+
+    Visitors enter the own user and password of the web UI or page, unless others were chosen here; either way its own
+    login is entered for them, so that its API works too. What `share` closes to visitors is closed here too.
+
+    Args:
+        port: where it listens, on 127.0.0.1.
+        config, more: as for `open_tunnel`, which says what is raised.
+    """
+    config = config or TunnelConfig()
+    found, note = find_at_port(port), read_port(port)
+    own = found.login if found else note.login if note else None
+    if found:
+        closed = _closed_of(find_ui(found.state.ui), admin=found.state.admin)
+    else:
+        closed = GRADIO_CLOSED if note else UNKNOWN_CLOSED  # only our own pages leave a note without a run
+    more.setdefault("closed", closed)
+    if own is None or config.access == "anyone":  # to strangers its own login stays closed
+        return open_tunnel(port, config=config, **more)
+    user = config.user if config.user != TunnelConfig().user else own.user
+    login = choose_login(user, config.password or secret("FASTSD_PASSWORD") or own.password)
+    tunnel = open_tunnel(port, config=config, login=login, upstream_login=own, **more)
+    if tunnel.kind == "colab":
+        tunnel.login = own  # no gate is in front of this link
     return tunnel
 
 
@@ -323,6 +377,11 @@ def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = 
     """What was started last of this web UI, and whether it still runs."""
     state = read_state(find_places(find_ui(ui), folder=folder, store=store))
     return state, state is not None and is_running(state)
+
+
+def background_link(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> BackgroundLink | None:
+    """The link that `share_in_background` made of this web UI, at its present address; None when there is none."""
+    return read_link(find_places(find_ui(ui), folder=folder, store=store).run)
 
 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
@@ -337,5 +396,6 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
 
 
 def _forget(places: Places) -> None:
+    end_link(places.run)
     with contextlib.suppress(OSError):
         (places.run / "login").unlink()

@@ -13,9 +13,22 @@ from pathlib import Path
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, boot_id, end_group
+from fastsd_helpers.tunnels import Login
+from fastsd_helpers.tunnels.ports import PortNote, note_port, open_private, read_port
 from fastsd_helpers.webui.places import Places
 
-__all__ = ["RunState", "end_process", "is_running", "port_is_free", "read_state", "start_process"]
+__all__ = [
+    "AtPort",
+    "RunState",
+    "end_process",
+    "find_at_port",
+    "is_running",
+    "port_is_free",
+    "read_run",
+    "read_state",
+    "start_process",
+    "write_login",
+]
 
 _KEPT_LOGS = 5
 
@@ -32,6 +45,7 @@ class RunState:
     port: int
     log: str
     command: list[str]  # without passwords
+    admin: bool = False  # a link to it may administer it, as was asked for at this start
 
 
 def start_process(
@@ -43,6 +57,7 @@ def start_process(
     title: str,
     port: int,
     hidden: Sequence[str],
+    admin: bool = False,
 ) -> tuple[Child, RunState]:
     """Start a web UI with its output in a new log file, in which no hidden text appears.
 
@@ -59,17 +74,60 @@ def start_process(
         ) from err
     shown = [_hide(word, hidden) for word in command]
     started = int(child.process.start or 0)
-    state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown)
+    state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin)
     write_atomic(places.run / "state.json", json.dumps(asdict(state)).encode())
+    note_port(port, PortNote(child.process, run=places.run))
     return child, state
 
 
 def read_state(places: Places) -> RunState | None:
     """What was started last; None when nothing was, or its record cannot be read."""
+    return read_run(places.run)
+
+
+def read_run(run: Path) -> RunState | None:
+    """As `read_state`, by the folder of the run."""
     try:
-        return RunState(**json.loads((places.run / "state.json").read_text(encoding="utf-8")))
+        return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@dataclass(frozen=True)
+class AtPort:
+    """A web UI of this user that runs at a port of this machine.
+
+    login: its own user and password; None for one that has no login.
+    """
+
+    state: RunState
+    login: Login | None
+
+
+def find_at_port(port: int) -> AtPort | None:
+    """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
+    note = read_port(port)
+    state = read_run(note.run) if note and note.run else None
+    if state is None or state.port != port or not is_running(state):
+        return None
+    return AtPort(state, _read_login(note.run / "login"))
+
+
+def write_login(path: Path, login: Login) -> None:
+    """Write a login for this user alone, in the form that AUTOMATIC1111 and Forge read."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(f"{login.user}:{login.password}")
+
+
+def _read_login(path: Path) -> Login | None:
+    try:
+        with open_private(path) as file:
+            user, _, password = file.read(4096).strip().partition(":")
+    except (OSError, ValueError):
+        return None
+    return Login(user, password) if user and password else None
 
 
 def is_running(state: RunState) -> bool:

@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastsd_helpers.downloads.links import holds_secret, show_typed
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.files import file_errors, unfinished_name
+from fastsd_helpers.processes import environment_for
 from fastsd_helpers.webui.catalog import Repository
 
 __all__ = ["clone", "commit_of", "read_mirrors"]
@@ -30,9 +32,16 @@ def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, place = (word.strip() for word in part.partition("="))
+        if holds_secret(place):
+            # It would be on git's command line, in the repository, and in what the web UI tells of its extensions.
+            raise SettingsError(
+                "mirrors (--mirrors) has an address with a user, password or token in it.",
+                "Leave that out of the address: let git's own credential helper give it, or use an ssh address.",
+            )
         if not separator or not place or name not in names:
             raise SettingsError(
-                f"mirrors (--mirrors) has {part!r}; it must be NAME=PLACE.", f"The names are {', '.join(names)}."
+                f"mirrors (--mirrors) has {show_typed(part)!r}; it must be NAME=PLACE.",
+                f"The names are {', '.join(names)}.",
             )
         found[name] = str(Path(place).expanduser().absolute()) if Path(place).expanduser().exists() else place
     return found
@@ -136,7 +145,7 @@ def _fetch(folder: Path, place: str, revision: str) -> str:
 
 def _git(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     # Without the prompt: a repository that is gone makes GitHub ask for a password, for ever.
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
+    environment = {**environment_for("git"), "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
     # A folder that another user made (a mirror on a shared disk) is read too; it was named by the user.
     command = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false", *words]
     try:

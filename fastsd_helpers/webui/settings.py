@@ -1,5 +1,6 @@
 """Settings of installing and launching a web UI."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Literal
@@ -56,6 +57,11 @@ class LaunchConfig:
     restart: bool = option(False, help="start it again when it ends by itself, three times at most", advanced=True)
     wait_s: int = option(600, help="seconds it may take to start", low=10, high=3600, advanced=True)
     extra_args: str = option("", help="further arguments, as on a command line", advanced=True)
+    pass_env: str = option(
+        "",
+        help="names of environment variables that it gets too; tokens and all it does not need are kept from it",
+        advanced=True,
+    )
     allow_admin: bool = option(
         False,
         help="for this start only: whoever has the password may install programs, read every file that this notebook "
@@ -82,4 +88,9 @@ class LaunchConfig:
                     f"extra_args (--extra-args) has {', '.join(closed)}, which opens the web UI to whoever has the "
                     "password; only with allow_admin (--allow-admin)"
                 )
+        for name in self.pass_env.split():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                # Not shown: who takes this for a list of NAME=VALUE has typed a value.
+                problems.append("pass_env (--pass-env) takes names alone, with blanks between, such as 'HF_TOKEN'")
+                break
         check(self, problems)

@@ -1,5 +1,6 @@
 """A Python to install into: this one, or an environment of its own made by uv."""
 
+import base64
 import contextlib
 import importlib
 import importlib.metadata
@@ -15,32 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, InstallError
+from fastsd_helpers.files import sha256_of
+from fastsd_helpers.processes import environment_for
 
 __all__ = ["Environment", "find_uv", "make_environment", "missing_constraints", "own_environ", "read_environment"]
-
-# Colab sets these for its own Python; an environment of ours must not follow its constraints. Settings about the
-# network (index, certificates, proxy, cache) stay.
-_PLATFORM_SETTINGS = (
-    "PIP_BUILD_CONSTRAINT",
-    "PIP_CONSTRAINT",
-    "PIP_REQUIRE_VIRTUALENV",
-    "PIP_TARGET",
-    "PIP_USER",
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "PYTHONUSERBASE",
-    "UV_BREAK_SYSTEM_PACKAGES",
-    "UV_BUILD_CONSTRAINT",
-    "UV_CONSTRAINT",
-    "UV_EXCLUDE_NEWER",
-    "UV_OVERRIDE",
-    "UV_PRERELEASE",
-    "UV_PROJECT_ENVIRONMENT",
-    "UV_PYTHON",
-    "UV_SYSTEM_PYTHON",
-    "UV_TORCH_BACKEND",
-    "VIRTUAL_ENV",
-)
 
 
 @dataclass(frozen=True)
@@ -105,9 +84,10 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
     code = f"from __future__ import annotations\n{inspect.getsource(_describe)}\nimport json, sys\n"
     code += "print(json.dumps(_describe(json.load(sys.stdin))))"
     command = [str(interpreter), "-I", "-c", code]
+    environ = environment_for("proof")
     try:
         done = subprocess.run(
-            command, input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=True, env=own_environ()
+            command, input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=True, env=environ
         )
         said = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as err:
@@ -143,11 +123,11 @@ def _is_this(path: Path) -> bool:
 
 
 def own_environ() -> dict[str, str]:
-    """The process environment without what the platform set for its own Python (Colab's UV_CONSTRAINT and others).
+    """What uv and pip get to install into an environment of our own.
 
-    For everything that is installed into, or run in, an environment of our own.
+    Without what the platform set for its own Python (Colab's UV_CONSTRAINT and others), and without tokens.
     """
-    return {name: value for name, value in os.environ.items() if name not in _PLATFORM_SETTINGS}
+    return environment_for("install")
 
 
 def missing_constraints() -> Iterator[tuple[str, str, str]]:
@@ -160,18 +140,45 @@ def missing_constraints() -> Iterator[tuple[str, str, str]]:
 
 
 def find_uv() -> Path | None:
-    """The uv program: the one on the path, or that of the installed uv package; None when there is none."""
-    found = shutil.which("uv")
-    if found:
-        return Path(found)
-    beside = Path(sys.executable).with_name("uv")
-    if beside.is_file():
-        return beside
-    with contextlib.suppress(ImportError, FileNotFoundError):
-        import uv
+    """The uv program: the one on the path, or that of the installed uv package; None when there is none.
 
-        return Path(uv.find_uv_bin())
-    return None
+    Raises:
+        DependencyMissing: it is that of a package, and not as the package brought it.
+    """
+    found = shutil.which("uv")
+    path = Path(found) if found else Path(sys.executable).with_name("uv")
+    if not path.is_file():
+        with contextlib.suppress(ImportError, FileNotFoundError):
+            import uv
+
+            path = Path(uv.find_uv_bin())
+    if not path.is_file():
+        return None
+    if not _is_as_recorded(path):
+        raise DependencyMissing(
+            f"The uv program {path} is another one than its package brought, so it is not run.",
+            "Run: pip install --force-reinstall uv",
+        )
+    return path
+
+
+def _is_as_recorded(program: Path) -> bool:
+    """Whether a program of the package uv has the hash that pip noted when it compared the package with the lock.
+
+    One that no package here has brought is the user's own.
+    """
+    try:
+        files = importlib.metadata.files("uv") or []
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    for file in files:
+        if file.name == program.name and Path(file.locate()).resolve() == program.resolve():
+            recorded = file.hash
+            if recorded is None or recorded.mode != "sha256":
+                return True
+            digest = base64.urlsafe_b64encode(bytes.fromhex(sha256_of(program)))
+            return digest.rstrip(b"=").decode() == recorded.value
+    return True
 
 
 def make_environment(folder: Path, *, python: str = "3.11") -> Path:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import check_room
-from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.processes import LockHeld, environment_for, file_lock
 from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
-from fastsd_helpers.wheels.environment import Environment, find_uv, own_environ, read_environment
+from fastsd_helpers.wheels.environment import Environment, find_uv, read_environment
 from fastsd_helpers.wheels.failures import explain
 from fastsd_helpers.wheels.lockfile import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.proof import prove
@@ -363,7 +363,7 @@ def _download(plan: Plan, rows: Iterable[LockedRow], folder: Path, offline: bool
         command = [*_pip(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
         command += ["--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
         command += ["--no-index"] if offline else []
-        environ = dict(os.environ) if environment.is_this else own_environ()
+        environ = environment_for("install", this_python=environment.is_this)
         environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
         _call("pip", command, Path(work), environ, plan, None, timeout_s)
 
@@ -386,7 +386,7 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
     with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
         rows, build = _write_lines(plan, plan.rows, folder, Path(work))
         uv = find_uv()
-        environ = dict(os.environ) if environment.is_this else own_environ()
+        environ = environment_for("install", this_python=environment.is_this)
         if uv is not None:
             tool = "uv"
             command = [str(uv), "pip", "install", "--no-config", "--no-progress", "--python", str(environment.python)]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import InstallError
-from fastsd_helpers.wheels.environment import Environment, own_environ
+from fastsd_helpers.processes import environment_for
+from fastsd_helpers.wheels.environment import Environment
 
 __all__ = ["Proof", "prove"]
 
@@ -92,7 +93,7 @@ def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 
             text=True,
             timeout=timeout_s,
             check=False,
-            env=None if environment.is_this else own_environ(),
+            env=environment_for("proof", this_python=environment.is_this),
         )
     except subprocess.TimeoutExpired as err:
         raise InstallError(

@@ -99,7 +99,7 @@ def _differs(source: str, mutant: Mutant) -> bool:
 
 
 def add_probes(source: str, name: str) -> str:
-    """Return the source with a call at the head of every block that notes its name in the file $FAULT_PROBES names."""
+    """Return the source with a call at the head of every block that notes its name in the file $FASTSD_PROBES names."""
     tree = ast.parse(source)
     for owner, field, block in list(_blocks(tree)):
         statements = getattr(owner, field)
@@ -119,7 +119,7 @@ def __reached__(block, seen=__import__("builtins").__dict__.setdefault("_blocks_
     if block in seen:
         return
     seen.add(block)
-    path = os.environ.get("FAULT_PROBES")
+    path = os.environ.get("FASTSD_PROBES")
     if path:
         try:
             handle = open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

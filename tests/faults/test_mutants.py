@@ -67,7 +67,7 @@ def test_the_seed_chooses_and_modules_take_turns():
 
 
 def test_probes_name_the_blocks_that_were_reached_and_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAULT_PROBES", str(tmp_path / "reached"))
+    monkeypatch.setenv("FASTSD_PROBES", str(tmp_path / "reached"))
     monkeypatch.setattr(builtins, "_blocks_reached", set(), raising=False)
     space = {"log": type("Log", (), {"warning": staticmethod(lambda *_words: None)})}
     exec(compile(add_probes(SOURCE, "a"), "a", "exec"), space)

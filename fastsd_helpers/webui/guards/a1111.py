@@ -4,6 +4,7 @@ import os
 import zipfile
 from typing import Any
 
+import api_login
 import gradio3
 import pictures
 import sd_webui
@@ -12,7 +13,7 @@ from places import may_be_shown
 
 __all__: list[str] = []
 
-_USED = (gradio3, pictures)
+_USED = (api_login, gradio3, pictures)
 
 for _row in (
     ("modules.textual_inversion.textual_inversion", "create_embedding", None, "creating embeddings"),

@@ -1,5 +1,6 @@
 """The guard of Forge Neo (Gradio 4.40): see frame.py for how it is started."""
 
+import api_login
 import gradio4
 import pictures
 import sd_webui
@@ -7,7 +8,7 @@ from frame import run
 
 __all__: list[str] = []
 
-_USED = (gradio4, pictures, sd_webui)
+_USED = (api_login, gradio4, pictures, sd_webui)
 
 if __name__ == "__main__":
     run()
