@@ -34,7 +34,11 @@ from fastsd_helpers.wheels.lockfile import canonical, digest_of  # noqa: E402
 LOCK = ROOT / "wheels.lock"
 PYTHONS = ("3.11", "3.12", "3.13")
 _WEBUI = ROOT / "fastsd_helpers" / "webui"
-OWN = {"a1111": ("3.11", _WEBUI / "a1111.txt"), "comfyui": ("3.12", _WEBUI / "comfyui.txt")}
+OWN = {
+    "a1111": ("3.11", _WEBUI / "a1111.txt"),
+    "comfyui": ("3.12", _WEBUI / "comfyui.txt"),
+    "forge-neo": ("3.13", _WEBUI / "forge-neo.txt"),
+}
 # Colab's Ubuntu 22.04 has glibc 2.35; Kaggle's images are of the same kind.
 UV_PLATFORM, PLATFORM = "x86_64-manylinux_2_35", "linux x86_64"
 # The platform's own packages leave every resolution for its Python; opencv-python is another build of the headless one.
@@ -61,6 +65,20 @@ def sections() -> dict[str, list[str]]:
     return found
 
 
+def own_list(text: str) -> tuple[list[str], list[str]]:
+    """The requirement lines of a web UI's list, and those of its part `# [override]`, which other packages' wishes
+    do not count against."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    into = plain
+    for line in text.splitlines():
+        if match := re.match(r"# \[(override|end)\]", line):
+            into = overrides if match[1] == "override" else plain
+        elif line and not line.startswith("#"):
+            into.append(line)
+    return plain, overrides
+
+
 def uv(*words: str) -> None:
     """Run uv; a failure ends this script with what it said."""
     program = find_uv()
@@ -72,17 +90,24 @@ def uv(*words: str) -> None:
 
 
 def resolve(
-    lines: list[str], python: str, work: Path, *, own: bool, constraints: list[str] | None = None
+    lines: list[str],
+    python: str,
+    work: Path,
+    *,
+    own: bool,
+    constraints: list[str] | None = None,
+    overrides: list[str] | None = None,
 ) -> list[dict]:
     """The packages of a resolution, as uv's pylock.toml lists them."""
-    (work / "in.txt").write_text("\n".join(lines))
-    (work / "overrides.txt").write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in LEFT_OUT))
+    (work / "in.txt").write_text("\n".join([*lines, *(overrides or ())]))
+    against = overrides or () if own else [f"{name} ; sys_platform == 'never'" for name in LEFT_OUT]
+    (work / "overrides.txt").write_text("\n".join(against))
     (work / "constraints.txt").write_text("\n".join(constraints or ()))
     out = work / "pylock.toml"
     out.unlink(missing_ok=True)
     words = ["pip", "compile", str(work / "in.txt"), "--python-version", python, "--python-platform", UV_PLATFORM]
     words += ["--quiet", "--no-config", "--format", "pylock.toml", "-o", str(out), "-c", str(work / "constraints.txt")]
-    uv(*words, *([] if own else ["--overrides", str(work / "overrides.txt")]))
+    uv(*words, "--overrides", str(work / "overrides.txt"))
     return tomllib.loads(out.read_text(encoding="utf-8")).get("packages", [])
 
 
@@ -194,10 +219,10 @@ def make_lock(only: str | None = None, change: list[str] | None = None) -> str:
                 keep(name, python)
                 continue
             print(f"  {name}, Python {python}", flush=True)
-            texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+            texts, overrides = own_list(path.read_text(encoding="utf-8"))
             fixed = [match for line in texts if (match := _ARCHIVE.fullmatch(line))]
             ranges = [line for line in texts if " @ " not in line]
-            packages = resolve(ranges, python, work, own=True)
+            packages = resolve(ranges, python, work, own=True, overrides=overrides)
             files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
             for match in fixed:
                 archives[match["name"]] = match["version"]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,11 +14,9 @@ from typing import Any
 
 import pytest
 from table_models import folder, original, write
-from tunnel_doubles import free_port, make_program, processes_of
+from tunnel_doubles import free_port, processes_of
 
 from fastsd_helpers.errors import (
-    DependencyMissing,
-    InstallError,
     ModelError,
     ModelNotFound,
     SettingsError,
@@ -49,6 +48,28 @@ from fastsd_helpers.webui.places import prepare_places
 
 A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
+
+
+BARE_GUARD = """
+import sys
+sys.path.insert(0, {folder!r})
+from frame import run
+run()
+"""
+
+
+@pytest.fixture
+def bare_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Doubles of web UIs have none of the functions that the real guards want: a guard that only runs the launcher."""
+    import dataclasses
+
+    from fastsd_helpers.webui import catalog
+
+    path = tmp_path / "bare_guard.py"
+    path.write_text(BARE_GUARD.format(folder=str(Path(catalog.__file__).parent / "guards")))
+    for name in ("_A1111", "_FORGE_NEO", "_COMFYUI"):
+        monkeypatch.setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard=str(path)))
+    return path
 
 
 @pytest.fixture
@@ -138,7 +159,7 @@ def test_forge_neo_gets_only_flags_that_it_has(where: dict[str, str]) -> None:
     assert "--skip-version-check" in made.command
     assert made.command[made.command.index("--ckpt-dirs") + 1].endswith("/models/Stable-diffusion")
     assert not {"--ckpt", "--models-dir", "--no-download-sd-model", "--do-not-download-clip"} & set(made.command)
-    assert made.environment["IGNORE_CMD_ARGS_ERRORS"] == "1"
+    assert "IGNORE_CMD_ARGS_ERRORS" not in made.environment, "a flag that it does not have ends its start"
     assert "IGNORE_CMD_ARGS_ERRORS" not in plan(LaunchConfig(**where), machine=GPUS["T4"]).environment
 
 
@@ -316,101 +337,18 @@ def test_without_git_or_room_nothing_is_begun(
         install.install_webui(InstallConfig(**where))
 
 
-UV = """
-import os, sys
-words = sys.argv[1:]
-folder = os.path.dirname(os.path.abspath(__file__))
-open(os.path.join(folder, "asked"), "w").write("\\n".join(words))
-open(os.path.join(folder, "overrides"), "w").write(open(words[words.index("--override") + 1]).read())
-said = os.path.join(folder, "says")
-if os.path.exists(said):
-    sys.exit(open(said).read())
-sys.stderr.write("Installed 3 packages")
-"""
+def test_every_ui_has_a_lock_and_its_code_at_a_commit() -> None:
+    from fastsd_helpers.wheels import read_lock
+
+    locked = {(found.name, found.python): found for found in read_lock().sets}
+    for ui in uis():
+        assert locked[ui.lock_set, ui.python].own_environment, ui.key
+        assert all(re.fullmatch("[0-9a-f]{40}", item.revision) for item in ui.repositories), ui.key
 
 
-@pytest.fixture
-def unlocked(small_ui: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A web UI whose packages its authors list; gives the folder of an uv that writes down what it was asked."""
-    import dataclasses
-
-    listed = tmp_path / "listed"
-    listed.mkdir()
-    (listed / "requirements.txt").write_text("# theirs\ntorch\nPillow==12.2.0\ntokenizers>=0.13\nnumpy == 2.3.5\n")
-    subprocess.run(["git", "init", "-q"], cwd=listed, check=True)
-    subprocess.run(["git", "add", "."], cwd=listed, check=True)
-    names = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
-    subprocess.run(["git", *names, "commit", "-q", "-m", "one"], cwd=listed, check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=listed, check=True, capture_output=True, text=True)
-    real = find_ui("forge-neo")
-    code = dataclasses.replace(real.repositories[0], urls=(str(listed),), revision=head.stdout.strip())
-    ui = dataclasses.replace(real, repositories=(code,))
-    module = sys.modules["fastsd_helpers.webui.install"]
-    monkeypatch.setattr(module, "find_ui", lambda key: ui)
-    uv = make_program(tmp_path / "uv", "uv", UV)
-    monkeypatch.setattr(module, "find_uv", lambda: uv)
-    return uv.parent
-
-
-def test_a_ui_without_a_lock_gets_its_authors_list_and_one_torch_for_every_gpu(
-    unlocked: Path, where: dict[str, str]
-) -> None:
-    result = install.install_webui(InstallConfig(ui="forge-neo", **where))
-    asked = (unlocked / "asked").read_text().split("\n")
-    assert asked[asked.index("--requirement") + 1] == str(result.path / "requirements.txt")
-    assert {"torch==2.8.0", "torchvision==0.23.0", "gradio==4.40.0"} <= set(asked)
-    # Exact versions alone: a bound that another package has on its own needs must stand.
-    assert (unlocked / "overrides").read_text() == "Pillow==12.2.0\nnumpy == 2.3.5\n"
-
-
-def test_packages_that_a_user_brings_along_are_left_out_of_a_list_too(unlocked: Path, where: dict[str, str]) -> None:
-    install.install_webui(InstallConfig(ui="forge-neo", skip_packages="torch, NumPy", **where))
-    lines = (unlocked / "overrides").read_text().splitlines()
-    assert lines == ["Pillow==12.2.0", "numpy ; sys_platform == 'never'", "torch ; sys_platform == 'never'"]
-
-
-@pytest.mark.parametrize(
-    ("says", "sentence"),
-    [
-        (
-            "Using Python 3.12.1\nerror: Failed to fetch: https://x/simple/torch/\n  cause: dns error\n"
-            "  cause: failed to lookup address information\n\nhint: Packages were unavailable",
-            "could not be installed: failed to lookup address information.",
-        ),
-        (
-            "  × No solution found when resolving dependencies:\n"
-            "  ╰─▶ Because torch was not found in the\n      cache, x.\n",
-            "could not be installed: Because torch was not found in the cache, x.",
-        ),
-    ],
-    ids=["new uv", "older uv"],
-)
-def test_without_a_network_the_packages_say_what_was_wrong(
-    unlocked: Path, where: dict[str, str], says: str, sentence: str
-) -> None:
-    (unlocked / "says").write_text(says)
-    with pytest.raises(InstallError) as caught:
-        install.install_webui(InstallConfig(ui="forge-neo", **where))
-    assert caught.value.problem.endswith(sentence)
-    assert "run this again" in caught.value.hint
-    places = find_places(find_ui("forge-neo"), **where)
-    assert not places.installed.exists(), "what is not whole is not called installed"
-
-
-@pytest.mark.parametrize("missing", ["for the environment", "for the packages"])
-def test_without_uv_it_says_how_to_get_it(
-    unlocked: Path, where: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = sys.modules["fastsd_helpers.webui.install"]
-    monkeypatch.setattr(module, "find_uv", lambda: None)
-    if missing == "for the environment":
-        from fastsd_helpers.wheels import environment
-
-        monkeypatch.setattr(module, "make_environment", environment.make_environment)
-        monkeypatch.setattr(environment, "find_uv", lambda: None)
-    with pytest.raises(DependencyMissing, match="uv is not installed") as caught:
-        install.install_webui(InstallConfig(ui="forge-neo", **where))
-    assert caught.value.hint == "Run: pip install uv"
+def test_packages_that_a_user_brings_along_are_left_out(small_ui: Any, where: dict[str, str]) -> None:
+    install.install_webui(InstallConfig(skip_packages="torch, NumPy,", **where))
+    assert small_ui.asked[1] == ("a1111", {"python": find_places(A1111, **where).python, "skip": ["torch", "NumPy"]})
 
 
 def test_the_previous_notebooks_folder_is_used_as_it_is(small_ui: Any, where: dict[str, str]) -> None:
@@ -574,7 +512,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
 
 
 @pytest.fixture
-def stub(where: dict[str, str]) -> Any:
+def stub(where: dict[str, str], bare_guard: Path) -> Any:
     """An installation whose program is a stub that behaves as its file `mood` says."""
     places = find_places(A1111, **where)
     places.python.parent.mkdir(parents=True)
@@ -760,7 +698,7 @@ time.sleep(600)
     ],
 )
 def test_the_others_are_ready_by_their_own_words_and_no_model_is_waited_for(
-    where: dict[str, str], ui: str, entry: str, alive: str, says: str
+    where: dict[str, str], bare_guard: Path, ui: str, entry: str, alive: str, says: str
 ) -> None:
     # As seen with the real ones: both load a model with the first picture.
     places = find_places(find_ui(ui), **where)
@@ -836,7 +774,7 @@ blocks.block_thread()
 
 @pytest.mark.slow
 def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
-    where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    where: dict[str, str], bare_guard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import base64
     import importlib.util
@@ -864,7 +802,7 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
         except urllib.error.HTTPError as err:
             return err.code, err.read().decode()
 
-    ui = dataclasses.replace(A1111, alive_path="/")
+    ui = dataclasses.replace(A1111, alive_path="/", guard=str(bare_guard))
     monkeypatch.setattr(sys.modules["fastsd_helpers.webui.launch"], "find_ui", lambda key: ui)
     monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
     places = find_places(A1111, **where)

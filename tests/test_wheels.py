@@ -136,11 +136,11 @@ def install(shelf, python: Path, **more):
 
 def test_the_lock_has_a_set_for_every_workflow_and_python_and_one_for_each_locked_web_ui():
     lock = wheels.read_lock()
-    assert lock.names() == [*WORKFLOWS, "a1111", "comfyui"]
+    assert lock.names() == [*WORKFLOWS, "a1111", "comfyui", "forge-neo"]
     for name in WORKFLOWS:
         assert [item.python for item in lock.sets if item.name == name] == ["3.11", "3.12", "3.13"]
     own = [(item.name, item.python) for item in lock.sets if item.own_environment]
-    assert own == [("a1111", "3.11"), ("comfyui", "3.12")]
+    assert own == [("a1111", "3.11"), ("comfyui", "3.12"), ("forge-neo", "3.13")]
     assert all(file.bytes > 0 and file.name for item in lock.sets for row in item.rows for file in row.files)
 
 
@@ -222,7 +222,9 @@ def test_resolving_one_set_anew_leaves_the_others_as_they_are(monkeypatch):
 def test_the_a1111_set_holds_its_repairs():
     found = wheels.read_lock().find("a1111", "3.11")
     versions = {row.name: row.version for row in found.rows}
-    assert (versions["setuptools"], versions["mediapipe"], versions["torch"]) == ("69.5.1", "0.10.9", "2.8.0")
+    assert (versions["setuptools"], versions["mediapipe"], versions["torch"]) == ("69.5.1", "0.10.9", "2.10.0")
+    # Against what gradio, blendmodes and OpenCV ask for.
+    assert (versions["pillow"], versions["numpy"], versions["gradio"]) == ("12.3.0", "1.26.2", "3.41.2")
     assert found.row("clip").url.startswith("https://github.com/openai/CLIP/archive/")
     assert {row.name for row in found.rows if row.files[0].is_source} >= {"clip", "antlr4-python3-runtime", "fvcore"}
 
@@ -327,7 +329,7 @@ def test_where_no_set_fits_what_was_installed_by_hand_is_enough(monkeypatch, pyt
 def test_an_environment_of_its_own_gets_exactly_what_is_locked():
     found = wheels.read_lock().find("a1111", "3.11")
     exact = {row.name: row.version for row in found.rows}
-    plan = wheels.make_plan(found, environment(exact | {"torch": "2.8.0+cpu"}, "3.11"))
+    plan = wheels.make_plan(found, environment(exact | {"torch": "2.10.0+cpu"}, "3.11"))
     assert plan.changes == ()
     plan = wheels.make_plan(found, environment(exact | {"gradio": "3.41.3"}, "3.11"))
     assert [(change.name, change.before, change.after) for change in plan.changes] == [("gradio", "3.41.3", "3.41.2")]

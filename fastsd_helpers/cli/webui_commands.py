@@ -30,7 +30,15 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     group = subcommands(
         commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111 and others")
     )
-    add_flags(command(group, "install", install, "install a web UI into an environment of its own"), InstallConfig)
+    installing = command(group, "install", install, "install a web UI into an environment of its own")
+    add_flags(installing, InstallConfig)
+    installing.add_argument(
+        "--extension",
+        metavar="ADDRESS[@COMMIT]",
+        action="append",
+        help="an extension to add: an https git address or a folder; it is a program that runs with all your rights; "
+        "can be given several times",
+    )
     start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C ends it")
     add_flags(start, LaunchConfig)
     add_share_flag(start, "also make a public link; bare: the first service that works")
@@ -76,7 +84,10 @@ def install(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui install`."""
     from fastsd_helpers.webui import InstallConfig, install_webui
 
-    result = install_webui(InstallConfig(**given_values(chosen, InstallConfig)))
+    values = given_values(chosen, InstallConfig)
+    if chosen.extension:
+        values["extensions"] = ",".join([*filter(None, [values.get("extensions", "")]), *chosen.extension])
+    result = install_webui(InstallConfig(**values))
     return Answer(plain(result), [f"Installed: {result.path}", f"Next: fastsd webui launch --ui {result.ui}"])
 
 

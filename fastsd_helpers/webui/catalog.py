@@ -27,8 +27,7 @@ class WebUI:
     key: str
     title: str
     python: str
-    lock_set: str | None  # its set in wheels.lock; None: it installs its own requirements
-    requirements: tuple[str, ...]  # files of its code, where there is no set
+    lock_set: str  # its set in wheels.lock
     repositories: tuple[Repository, ...]
     families: tuple[str, ...]  # of base models it runs
     entry: str
@@ -39,22 +38,18 @@ class WebUI:
     refused: str = ""  # ... or that it is not
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
-    packages: tuple[str, ...] = ()  # beside the requirements: what they take for given
     closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
     guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
 
 _SD = "https://github.com/"
-# Of the lock of AUTOMATIC1111 too: with CUDA 12.8 it has code for everything from T4 to Blackwell.
-_TORCH = ("torch==2.8.0", "torchvision==0.23.0")
 
 _A1111 = WebUI(
     key="a1111",
     title="AUTOMATIC1111 v1.10.1",
     python="3.11",
     lock_set="a1111",
-    requirements=(),
     # Commits: modules/launch_utils.py of v1.10.1. Stability AI's own repository was removed in December 2025; the
     # fork of a maintainer holds the same commit.
     repositories=(
@@ -135,11 +130,16 @@ _FORGE_NEO = WebUI(
     key="forge-neo",
     title="Forge Neo",
     python="3.13",
-    lock_set=None,
-    requirements=("requirements.txt",),
-    # Its launch.py installs these by itself, with a pip that an environment of uv has not.
-    packages=(*_TORCH, "gradio==4.40.0", "gradio_rangeslider==0.0.8", "packaging"),
-    repositories=(Repository("forge-neo", "", (f"{_SD}Haoming02/sd-webui-forge-classic.git",), "neo"),),
+    lock_set="forge-neo",
+    # The commit of its branch `neo` whose requirements.txt names the versions of the lock.
+    repositories=(
+        Repository(
+            "forge-neo",
+            "",
+            (f"{_SD}Haoming02/sd-webui-forge-classic.git",),
+            "1e8cfbc1d5982edb8e593cfad948ab4ccae7bfbe",
+        ),
+    ),
     families=("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
     entry="launch.py",
     port=7860,
@@ -165,14 +165,13 @@ _COMFYUI = WebUI(
     title="ComfyUI",
     python="3.12",
     lock_set="comfyui",
-    requirements=(),
-    # The commit of October 2025 whose own version file says 0.3.64.
+    # The commit of its release 0.33.0, of August 2026.
     repositories=(
         Repository(
             "comfyui",
             "",
             (f"{_SD}comfyanonymous/ComfyUI.git", f"{_SD}Comfy-Org/ComfyUI.git"),
-            "a125cd84b054a57729b5eecab930ca9408719832",
+            "2f35f4a08176d993cded35dac3332be4f7287f41",
         ),
     ),
     families=("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
@@ -191,7 +190,8 @@ _COMFYUI = WebUI(
     ),
     closed=COMFYUI_CLOSED,
     guard="comfyui.py",
-    tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
+    tried="installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); drawn with at "
+    "0.3.64 (comfyui_cpu.md); on no GPU yet",
 )
 
 

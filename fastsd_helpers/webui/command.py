@@ -69,10 +69,12 @@ def plan_launch(
         item.variable: str(folder_of(places, item)) for item in ui.repositories if item.variable and item.folder
     }
     if ui.key == "forge-neo":
-        # It is no pinned commit but the head of a branch: a flag that it has given up must not end its start.
+        # Its flags were read at another commit than the one installed: one that is gone must not end its start.
         environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     guard = Path(__file__).parent / "guards" / ui.guard
-    environment["FASTSD_GUARD"] = json.dumps({"admin": config.allow_admin, "data": str(places.data)})
+    environment["FASTSD_GUARD"] = json.dumps(
+        {"admin": config.allow_admin, "data": str(places.data), "store": str(places.store), "port": port}
+    )
     command = [str(places.python), "-u", str(guard), ui.entry, *chosen, *words, *shlex.split(config.extra_args)]
     passed_on = tuple(config.pass_env.split())
     for name in passed_on:
@@ -95,6 +97,8 @@ def _words_of_ui(
         words += ["--output-directory", str(places.data / "outputs"), "--disable-auto-launch"]
         # A database does not belong on Drive, where its settings are kept; by itself it looks for it among its code.
         words += ["--database-url", f"sqlite:///{places.data / 'comfyui.db'}"]
+        if not config.allow_admin:
+            words.append("--disable-api-nodes")  # they ask other services for what their account pays
         return words, None, []
     store = places.store
     login_file = places.run / "login"
@@ -103,6 +107,10 @@ def _words_of_ui(
     words += ["--styles-file", str(store / "styles.csv")]
     # Everything is installed and fetched beforehand; what an extension's installer brings would undo the lock.
     words += ["--skip-install", "--disable-console-progressbars", "--gradio-auth-path", str(login_file)]
+    if not config.allow_admin:
+        # It listens there anyway; named, it is the UI's own lock on extensions. The others are its locks on folders.
+        words += ["--server-name", "127.0.0.1", "--hide-ui-dir-config"]
+        words += ["--freeze-specific-settings", "api_enable_requests,api_forbid_local_requests"]
     hidden = [login.password]
     if ui.key == "a1111":
         words += ["--models-dir", str(places.models), "--no-download-sd-model", "--do-not-download-clip"]

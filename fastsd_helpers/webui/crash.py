@@ -10,6 +10,12 @@ __all__ = ["explain_crash"]
 # (pattern in the last lines, what happened, what to do); the first that fits is taken, so special ones come first.
 _CAUSES = (
     (
+        r"fastsd guard: ((\S+) of (\S+) [^;\n]+)",
+        "its guard does not fit this version of its code ({0}), and it is not started without",
+        "Run `fastsd webui install` again: it brings its code and packages to the versions the guard knows. If you "
+        "added an extension lately, take it out.",
+    ),
+    (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         "the GPU's memory was not enough",
         "Choose a lower setting for vram, a smaller picture or a smaller model; close other programs on this GPU.",

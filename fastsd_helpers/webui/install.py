@@ -2,20 +2,19 @@
 
 import json
 import logging
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.files import check_room, write_atomic
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
+from fastsd_helpers.webui.extensions import read_extensions, warn_of
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.repositories import clone, commit_of, read_mirrors
 from fastsd_helpers.webui.settings import InstallConfig
-from fastsd_helpers.wheels import find_uv, install, make_environment, own_environ
+from fastsd_helpers.wheels import install, make_environment
 
 __all__ = ["InstallResult", "folder_of", "install_webui"]
 
@@ -52,7 +51,8 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     config = config or InstallConfig()
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
-    mirrors = read_mirrors(config.mirrors, [item.name for item in ui.repositories])
+    added = read_extensions(config.extensions)
+    mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added)])
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
     check_room(places.root, needed, ui.title, hint="Make room, or choose another folder with --folder.")
     prepare_places(places, ui)
@@ -84,6 +84,10 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
     for item in wanted:
         step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+    for item in read_extensions(config.extensions):
+        step(f"extension {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+        warn_of(ui, item, folder_of(places, item))
+        wanted.append(item)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
     step("packages", lambda: _install_packages(config, ui, places))
@@ -113,58 +117,11 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
 def folder_of(places: Places, repository: Repository) -> Path:
     """Where the code of one repository belongs."""
     if repository.folder.startswith("extension/"):
-        return places.data / "extensions" / repository.folder.removeprefix("extension/")
+        kept = "custom_nodes" if places.ui == "comfyui" else "extensions"
+        return places.data / kept / repository.folder.removeprefix("extension/")
     return places.code / repository.folder if repository.folder else places.code
 
 
 def _install_packages(config: InstallConfig, ui: WebUI, places: Places) -> bool:
     skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
-    if ui.lock_set is not None:
-        return bool(install(ui.lock_set, python=places.python, skip=skip).changes)
-    # Not locked: this UI's own list, as its authors publish it.
-    import subprocess
-
-    uv = find_uv()
-    if uv is None:
-        raise DependencyMissing("uv is not installed, and it fills the environment.", "Run: pip install uv")
-    files = [places.code / name for name in ui.requirements]
-    overrides = places.run / "overrides.txt"
-    overrides.write_text(_overrides(files, skip), encoding="utf-8")
-    words = [word for file in files for word in ("--requirement", str(file))] + ["--override", str(overrides)]
-    command = [str(uv), "pip", "install", "--python", str(places.python), *words, *ui.packages]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=own_environ(), timeout=3600, check=False)
-        reason = "" if done.returncode == 0 else _reason(done.stderr)
-    except subprocess.TimeoutExpired:
-        reason = "it took more than an hour"
-    if reason:
-        raise InstallError(
-            f"The packages of {ui.title} could not be installed: {reason[:300]}.",
-            "Check the connection and run this again; what was fetched is kept.",
-        )
-    return "Installed" in done.stderr
-
-
-def _overrides(files: Sequence[Path], skip: Sequence[str]) -> str:
-    """What counts against every package's own wishes.
-
-    The versions that the list names exactly: Forge Neo's Gradio wants an older Pillow than Forge Neo has. And what is
-    to be left out, which is asked for on no machine.
-    """
-    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]  # uv says which one is missing
-    lines = [line.strip() for text in texts for line in text.splitlines()]
-    exact = [line for line in lines if re.match(r"[A-Za-z0-9][\w.-]*\s*==", line)]
-    left_out = {name.lower().replace("_", "-") for name in skip}
-    kept = [line for line in exact if re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") not in left_out]
-    return "".join(f"{line}\n" for line in [*kept, *(f"{name} ; sys_platform == 'never'" for name in sorted(left_out))])
-
-
-def _reason(said: str) -> str:
-    """The last thing uv complained of, however it is broken into lines, without the hint that comes after it."""
-    lines: list[str] = []
-    for line in said.splitlines():
-        mark = re.match(r"\s*(×|╰─▶|├─▶|error:|cause:|Caused by:)\s*", line)
-        if re.match(r"\s*(hint|help):", line):
-            break
-        lines = [line[mark.end() :].strip()] if mark else [*lines, line.strip()]
-    return " ".join(filter(None, lines)).rstrip(" .:") or "uv said nothing"
+    return bool(install(ui.lock_set, python=places.python, skip=skip).changes)

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastsd_helpers.options import check, option
+from fastsd_helpers.webui.arguments import refused_arguments
+from fastsd_helpers.webui.extensions import read_extensions
 
 __all__ = ["InstallConfig", "LaunchConfig"]
+
+_UIS = ("a1111", "forge-neo", "comfyui")
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,19 @@ class InstallConfig:
     store: str = option("", help="folder for models, pictures and settings; empty: sd/stable-diffusion-webui on Drive")
     folder: str = option("", help="folder on this machine's disk for the program; empty: chosen", advanced=True)
     controlnet: bool = option(True, help="with the ControlNet extension (AUTOMATIC1111; the others have their own)")
+    extensions: str = option(
+        "",
+        help="extensions to add: https git addresses or folders, comma separated, each with @COMMIT if wanted; an "
+        "extension is a program and runs with all your rights",
+        advanced=True,
+    )
     mirrors: str = option("", help="other places of the code: NAME=URL-OR-FOLDER, NAME=...", advanced=True)
     skip_packages: str = option(
         "", help="packages that you install into its environment yourself: torch, torchvision, ...", advanced=True
     )
 
     def __post_init__(self) -> None:
+        read_extensions(self.extensions)
         check(self)
 
 
@@ -67,20 +78,16 @@ class LaunchConfig:
         except ValueError as err:
             problems.append(f"extra_args (--extra-args) cannot be read: {err}")
         else:
-            # Each of these would open the UI, or its login, past what is set here.
-            ours = (
-                "--share",
-                "--listen",
-                "--ngrok",
-                "--gradio-auth",
-                "--api-auth",
-                "--port",
-                "--server-name",
-                "--data-dir",
+            taken, closed = (
+                refused_arguments(self.ui, words, allow_admin=self.allow_admin) if self.ui in _UIS else ([], [])
             )
-            taken = [word for word in words if word.partition("=")[0] in (*ours, "--gradio-auth-path", "--models-dir")]
             if taken:
                 problems.append(f"extra_args (--extra-args) has {', '.join(taken)}, which is set elsewhere here")
+            if closed:
+                problems.append(
+                    f"extra_args (--extra-args) has {', '.join(closed)}, which opens the web UI to whoever has the "
+                    "password; only with allow_admin (--allow-admin)"
+                )
         for name in self.pass_env.split():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 # Not shown: who takes this for a list of NAME=VALUE has typed a value.

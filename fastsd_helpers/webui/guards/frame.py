@@ -15,8 +15,9 @@ A guard is started as `python -u guards/NAME.py ENTRY ARGUMENTS...` with FASTSD_
 The third argument names the parameters that the original must have ("=": it has a default, "*" and "**" as written);
 with None they are not compared. `late=True`: the module may be imported after the first port is opened;
 `optional=True`: it may never be. Whatever is missing, has other parameters, or was replaced again when the web UI is
-about to listen ends the process with one line, so that it is never open without its guard. `when_loaded(module)`
-registers a function that gets a module after its import, for what is added and not replaced.
+about to listen ends the process with one line, so that it is never open without its guard. `wrapped=True`: a part of
+the web UI is known to put a function of its own around it, which the last of these looks leaves out.
+`when_loaded(module)` registers a function that gets a module after its import, for what is added and not replaced.
 """
 
 import functools
@@ -41,6 +42,8 @@ class Refused(PermissionError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"fastsd guard: {what}")
+        # AUTOMATIC1111's API takes the answer's code from here.
+        self.status_code, self.detail = 403, f"fastsd guard: {what}"
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Patch:
     make: Callable[[Any], Any]
     late: bool = False
     optional: bool = False
+    wrapped: bool = False
     replacement: Any = None
 
 
@@ -88,12 +92,18 @@ def inside(path: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str
 
 
 def patch(
-    module: str, name: str, parameters: str | None, *, late: bool = False, optional: bool = False
+    module: str,
+    name: str,
+    parameters: str | None,
+    *,
+    late: bool = False,
+    optional: bool = False,
+    wrapped: bool = False,
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     """Register a patch, see the head of this file; put in at once when the module is there already."""
 
     def register(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        item = Patch(module, name, parameters, make, late, optional)
+        item = Patch(module, name, parameters, make, late, optional, wrapped)
         _patches.append(item)
         if module in sys.modules:
             _put_in(item, sys.modules[module])
@@ -202,7 +212,7 @@ def prove(*, late: bool = False) -> None:
             if not item.optional and (late or not item.late):
                 missing(item.name, item.module, "was never loaded")
             continue
-        if item.module not in sys.modules:
+        if item.wrapped or item.module not in sys.modules:
             continue  # loaded past the import system, or taken out of it again: nobody can replace it there
         place, last = _owner(item, sys.modules[item.module])
         found = getattr(place, last, None)

@@ -1,0 +1,42 @@
+"""Gradio 4.40: addresses that it would fetch itself, files named by path, and the routes that serve files."""
+
+from typing import Any
+
+from frame import Refused, patch
+from visitors import ClosedPaths, look
+
+__all__: list[str] = []
+
+
+@patch("gradio.blocks", "Blocks.preprocess_data", "self block_fn inputs state explicit_call=")
+def _(original: Any) -> Any:
+    async def preprocess_data(self: Any, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
+        if not explicit_call:
+            look(inputs)
+        return await original(self, block_fn, inputs, state, explicit_call)
+
+    return preprocess_data
+
+
+def _no_fetch(name: str, parameters: str) -> None:
+    @patch("gradio.processing_utils", name, parameters)
+    def _(original: Any) -> Any:
+        def refused(*arguments: Any, **named: Any) -> Any:
+            raise Refused("no address is fetched")
+
+        return refused
+
+
+_no_fetch("save_url_to_cache", "url cache_dir")
+_no_fetch("async_save_url_to_cache", "url cache_dir")
+_no_fetch("hash_url", "url")
+
+
+@patch("gradio.routes", "App.create_app", "blocks app_kwargs= auth_dependency=")
+def _(original: Any) -> Any:
+    def create_app(blocks: Any, app_kwargs: Any = None, auth_dependency: Any = None) -> Any:
+        app = original(blocks, app_kwargs, auth_dependency)
+        app.add_middleware(ClosedPaths)
+        return app
+
+    return create_app
