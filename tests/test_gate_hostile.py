@@ -21,7 +21,9 @@ from tunnel_doubles import serve, site_handler  # noqa: E402
 
 from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
 from fastsd_helpers.tunnels import connection as connections  # noqa: E402
+from fastsd_helpers.tunnels import entrance as entrances  # noqa: E402
 from fastsd_helpers.tunnels import login_form as forms  # noqa: E402
+from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
 from fastsd_helpers.tunnels.wire import Malformed, RequestReader  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
@@ -280,6 +282,49 @@ def test_a_body_that_never_comes_is_not_waited_for(gate: Gate, monkeypatch: pyte
             assert raw.recv(4096)[9:12] == status
             assert read_all(raw).count(b"HTTP/1.1") == 0, "and closed"
     assert time.monotonic() - start < 30
+
+
+def test_a_stranger_has_little_time_also_where_a_visitor_was_before(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tunnels' programs send the requests of many over one connection."""
+    monkeypatch.setattr(connections, "ANSWER_S", 0.5)
+    stalled = f"POST /.fastsd/login HTTP/1.1\r\nHost: a\r\n{FORM}\r\nContent-Length: 90\r\n\r\nuser=".encode()
+    for before in (b"", f"GET /headers HTTP/1.1\r\nHost: a\r\n{BASIC}\r\n\r\n".encode()):
+        with open_raw(gate.port, before) as raw:
+            if before:
+                assert b"200 OK" in read_head(raw)
+            start = time.monotonic()
+            raw.sendall(stalled)
+            assert read_all(raw) == b""
+            assert time.monotonic() - start < 8, "the form itself may take ten seconds"
+
+
+def test_of_one_address_two_wait_for_their_turn_and_of_all_together_a_bounded_number(
+    site: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrances, "_LONGEST_WAIT_S", 2.0)
+    monkeypatch.setattr(entrances, "_MOST_WAITING", 3)
+    limiter = LoginLimiter(100, 1, 3600, now=lambda: 0.0)
+    limiter.failed(None)
+    took: dict[str, list[float]] = {"203.0.113.1": [], "203.0.113.2": []}
+
+    def guess(address: str) -> None:
+        start = time.monotonic()
+        assert send(gate.port, "GET / HTTP/1.1", BASIC, f"CF-Connecting-IP: {address}")[0] == 429
+        took[address].append(time.monotonic() - start)
+
+    with open_gate(site, LOGIN, limiter=limiter, address_header="CF-Connecting-IP") as gate:
+        for address in took:
+            threads = [threading.Thread(target=guess, args=(address,)) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+                time.sleep(0.02)
+        end = time.monotonic() + 20
+        while sum(map(len, took.values())) < 10 and time.monotonic() < end:
+            time.sleep(0.05)
+    waited = [sum(seconds > 1.5 for seconds in took[address]) for address in took]
+    assert waited == [2, 1]
 
 
 def test_the_slow_upload_and_the_quiet_stream_of_a_visitor_are_never_cut(
