@@ -157,8 +157,8 @@ _FORGE_NEO = WebUI(
     ),
     closed=A1111_CLOSED,
     guard="forge_neo.py",
-    tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), with "
-    "this lock started; this very commit was not run",
+    tried="a fork of it, installed and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), and "
+    "started with this lock; this very commit was not run",
 )
 
 _COMFYUI = WebUI(
