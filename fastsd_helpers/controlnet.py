@@ -103,13 +103,15 @@ def family_of_base(base: str) -> str:
     """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
 
     Raises:
-        ModelNotFound: neither.
+        ModelNotFound: neither. ModelError: there are no ControlNets for it.
     """
     families = {row.family for row in _rows()}
     if base in families:
         return base
-    family = find_model(base).family.removesuffix("-inpaint").removesuffix("-refiner")
-    if family not in families:
+    spec = find_model(base)
+    family = spec.family.removesuffix("-inpaint").removesuffix("-refiner")
+    # The built-in model has a shape of its own, which no published ControlNet has.
+    if family not in families or spec.folder:
         raise ModelError(
             f"'{base}' is no base model for ControlNets.", f"They exist for {', '.join(sorted(families))}."
         )

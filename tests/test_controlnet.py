@@ -114,3 +114,8 @@ def test_sizes_add_up_and_a_download_asks_for_the_name_the_extension_knows(tmp_p
     assert (wanted.name, wanted.size) == ("controlnet-union-sdxl-1.0-promax.safetensors", 2513342408)
     about = controlnet_file(find_controlnet("sd15", "canny", ui="a1111"), tmp_path)
     assert about.size is None, "a rounded size is not compared"
+
+
+def test_the_built_in_model_is_offered_no_controlnet() -> None:
+    with pytest.raises(ModelError, match="'demo' is no base model for ControlNets"):
+        find_controlnets("demo")

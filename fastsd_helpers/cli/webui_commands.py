@@ -93,12 +93,17 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 def launch(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui launch`."""
-    from fastsd_helpers.errors import TunnelError
+    from fastsd_helpers.errors import SettingsError, TunnelError
     from fastsd_helpers.tunnels import require_shareable
     from fastsd_helpers.webui import LaunchConfig, launch, plan
     from fastsd_helpers.webui.flags import GPUS
 
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
+    ignored = [flag for flag in ("gpu", "family") if getattr(chosen, flag) and not chosen.dry_run]
+    if ignored:
+        raise SettingsError(
+            f"--{ignored[0]} only says what would be started elsewhere.", "Add --dry-run, or leave it out."
+        )
     # What is wrong with a link is said before anything starts.
     link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)

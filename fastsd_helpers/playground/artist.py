@@ -1,6 +1,7 @@
 """Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
 
 import logging
+import secrets
 import tempfile
 import threading
 from pathlib import Path
@@ -49,7 +50,7 @@ class Artist:
         self,
         prompt: str,
         *,
-        seed: int = 11,
+        seed: int | None = 11,
         steps: int = 25,
         size: int | None = None,
         guidance: float = 7.5,
@@ -63,6 +64,7 @@ class Artist:
         """Draw one picture, or two of the same noise: before and after the training.
 
         Args:
+            seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
             size: side in pixels; the model's own when None.
             start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
             control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
@@ -75,7 +77,9 @@ class Artist:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
         size = size or self.size
+        chosen = seed is not None and seed != -1
         problems = [
+            *([] if not chosen or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
             *([] if prompt.strip() else ["there is no prompt"]),
             *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
@@ -87,6 +91,7 @@ class Artist:
             raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
         import torch
 
+        seed = int(seed) if chosen else secrets.randbelow(2**32)
         options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
         if negative.strip():
             options["negative_prompt"] = negative
@@ -101,7 +106,7 @@ class Artist:
                 if pipe is None:
                     continue
                 # On the CPU, so that a seed gives the same picture on every machine.
-                options["generator"] = torch.Generator("cpu").manual_seed(int(seed))
+                options["generator"] = torch.Generator("cpu").manual_seed(seed)
                 if control is not None:
                     pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self._controlnet)
                     # Where noise is the start, most of these take the steering picture as "image".
@@ -113,7 +118,7 @@ class Artist:
                 else:
                     begun = start.convert("RGB").resize((size, size))
                     picture = pipe(prompt, **options | {"image": begun, "strength": strength}).images[0]
-                drawn.append((title, picture))
+                drawn.append((title if chosen else f"{title}, seed {seed}", picture))
         return drawn
 
     def _bad_size(self, size: int) -> str:

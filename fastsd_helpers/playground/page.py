@@ -90,7 +90,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
     def draw(
         prompt: str,
         negative: str,
-        seed: float,
+        seed: float | None,
         steps: float,
         size: float,
         guidance: float,
@@ -104,7 +104,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
             drawn = artist.draw(
                 prompt,
                 negative=negative,
-                seed=int(seed),
+                seed=None if seed is None else int(seed),
                 steps=int(steps),
                 size=int(size),
                 guidance=guidance,
@@ -124,7 +124,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
             with gradio.Column():
                 prompt = gradio.Textbox(label="Prompt", lines=2)
                 negative = gradio.Textbox(label="What must not be in it")
-                seed = gradio.Number(label="Seed", value=11, precision=0)
+                seed = gradio.Number(label="Seed (-1: another one every time)", value=11, precision=0)
                 steps = gradio.Slider(1, 100, value=25, step=1, label="Steps")
                 size = gradio.Slider(
                     artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"

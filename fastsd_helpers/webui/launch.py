@@ -22,7 +22,7 @@ from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import Machine, describe_machine
-from fastsd_helpers.webui.models import PlacedModel, family_named, place_model
+from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
     RunState,
@@ -62,13 +62,18 @@ def plan(
 
     Args:
         machine: another machine than this one, such as one of `flags.GPUS`.
-        family: of the model; found out from `config.model` when None.
+        family: of the model; found out from `config.model`, or from what is in the store, when None.
+
+    Raises:
+        SettingsError: user or password are none. ModelNotFound: `config.model` names nothing.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
-    login = Login(config.user, config.password or "made-at-the-start")
-    family = family or family_named(config.model) or "sd15"
+    login = choose_login(config.user, config.password)
+    if config.model:
+        require_named(config.model, ui, places)
+    family = family or (family_named(config.model) or "sd15" if config.model else _family_in_store(ui, places))
     return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "place_controlnets",
     "place_model",
     "place_models",
+    "require_named",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -224,7 +225,22 @@ def _bring(ref: str, ui: WebUI, places: Places, kind: str) -> tuple[Path, str]:
             return session.finished_model(), "linked"
         if name.what in ("folder", "hub"):
             return _converted(ref, Path(ref).name, ui, store), "converted"
-    raise ModelNotFound(
+    raise _not_found(ref, ui)
+
+
+def require_named(ref: str, ui: WebUI, places: Places) -> None:
+    """Check that a text names a model at all; nothing is fetched or written.
+
+    Raises:
+        ModelNotFound: it is no key, file, folder, link, Hub id, session, or file in the store.
+    """
+    there = store_folder(places, ui, "checkpoint") / ref
+    if understand(ref).what == "nothing" and not there.is_file() and find_session(ref) is None:
+        raise _not_found(ref, ui)
+
+
+def _not_found(ref: str, ui: WebUI) -> ModelNotFound:
+    return ModelNotFound(
         f"There is no model '{ref}' for {ui.title}.",
         "Give a file, a link, a Hub id, a session, or a key: " + ", ".join(spec.key for spec in models()) + ".",
     )
