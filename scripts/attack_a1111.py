@@ -345,7 +345,8 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
 
     def honest_setting() -> str:
         before = json.loads(v.raw("/sdapi/v1/options")[1])["CLIP_stop_at_last_layers"]
-        v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})
+        if v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})[0] == 403:
+            return ""  # the gate closes this door to all settings
         now = json.loads(v.raw("/sdapi/v1/options")[1])["CLIP_stop_at_last_layers"]
         v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": before})
         return "" if now == 2 else f"it is {now}"
