@@ -142,12 +142,7 @@ def webui(tmp_path: Path) -> Any:
         done = subprocess.run(
             [sys.executable, "-u", str(tmp_path / "guard.py"), "launch.py"],
             cwd=code,
-            env={
-                **os.environ,
-                "FASTSD_GUARD": json.dumps(settings),
-                "LINES": str(tmp_path / "lines"),
-                "R": str(tmp_path),
-            },
+            env={**os.environ, "FASTSD_GUARD": json.dumps(settings), **given},
             capture_output=True,
             text=True,
             timeout=60,
