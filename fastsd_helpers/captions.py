@@ -212,7 +212,7 @@ def _open_captioner(model: str) -> tuple[Any, Any, Any]:
     own = {"local_files_only": True}
     try:
         network = transformers.BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, **own)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **own)
         return network.eval(), tokenizer, images.from_pretrained(folder, **own)
     except (OSError, ValueError) as err:
         first = (str(err).splitlines() or [type(err).__name__])[0]

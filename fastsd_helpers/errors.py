@@ -14,7 +14,8 @@
     │   └── DiskFull
     ├── ModelError               a base model cannot be used
     │   ├── ModelNotFound
-    │   └── WrongFamily
+    │   ├── WrongFamily
+    │   └── UnsafeModel          it could run code or lead elsewhere (a CheckpointError too)
     ├── CheckpointError          a checkpoint file cannot be read, written or named
     │   └── VerificationFailed   what was written is not what should have been (ours: exit code 1)
     ├── TrainingFailed           the run itself broke down (not a number, out of memory)
@@ -65,6 +66,7 @@ __all__ = [
     "TunnelTimeout",
     "TunnelTokenRefused",
     "TunnelToolMissing",
+    "UnsafeModel",
     "VerificationFailed",
     "WebUICrashed",
     "WebUIError",
@@ -157,6 +159,10 @@ class VerificationFailed(CheckpointError):
     """A file that was read back differs from what was meant to be written."""
 
     exit_code = 1
+
+
+class UnsafeModel(ModelError, CheckpointError):
+    """Something in a model could run code, or lead a library to files that nobody looked at."""
 
 
 class TrainingFailed(FastSDError):

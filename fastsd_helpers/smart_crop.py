@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.errors import DatasetError, FastSDError
+from fastsd_helpers.inert import require_inert
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,6 +172,12 @@ def _detect_yunet(bgr: "np.ndarray", model: Path) -> list[Face]:
 
     if not model.is_file():
         raise DatasetError(f"There is no face model {model}.", _FACE_MODEL_HINT)
+    if model.suffix.lower() != ".onnx":  # by other endings OpenCV opens other formats, and their libraries
+        raise DatasetError(f"The face model {model} is no .onnx file.", _FACE_MODEL_HINT)
+    try:
+        require_inert(model)
+    except FastSDError as err:
+        raise DatasetError(f"The face model {model} cannot be used: {err.problem}", _FACE_MODEL_HINT) from err
     height, width = bgr.shape[:2]
     try:
         detector = cv2.FaceDetectorYN.create(str(model), "", (width, height), _FACE_SCORE, 0.3)

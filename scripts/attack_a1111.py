@@ -289,7 +289,7 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
     def press(element: str, change: dict[str, Any]) -> Callable[[], None]:
         def act() -> None:
             # A button's first function may only clear a text.
-            number = v.labelled(*change)
+            number = v.labelled(*change) if len(change) > 1 else None
             number = v.behind(element) if number is None else number
             values = v.defaults(number)
             for place, part in enumerate(v.functions[number]["inputs"]):
@@ -311,7 +311,11 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
 
     def defaults() -> str:
         number = v.behind("ui_defaults_apply")
-        return "written" if b"Wrote" in v.call(number, v.defaults(number))[1] else ""
+        values = v.defaults(number)
+        for place, part in enumerate(v.functions[number]["inputs"]):
+            if v.parts[part]["props"].get("label") == "Custom Name (Optional)":
+                values[place] = "another"
+        return "written" if b"Wrote" in v.call(number, values)[1] else ""
 
     yield "the page's defaults written to a file", defaults
 

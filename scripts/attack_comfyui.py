@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from fastsd_helpers.tunnels.gate import open_gate  # noqa: E402
 from fastsd_helpers.tunnels.login import Login  # noqa: E402
+from fastsd_helpers.webui import find_ui  # noqa: E402
 
 LOGIN = Login("fastsd", "attack-comfyui-0001")
 ABOVE = "../../../../../../../../../../"
@@ -133,7 +134,7 @@ def main() -> int:
         bad += not fine
         print(f"| {what} | {str(got)[:90]} | {'as it should be' if fine else 'WRONG'} |", flush=True)
 
-    gate = open_gate(chosen.port, LOGIN)
+    gate = open_gate(chosen.port, LOGIN, closed=find_ui("comfyui").closed)
     try:
         visitor = Visitor(f"http://127.0.0.1:{gate.port}")
         # honest

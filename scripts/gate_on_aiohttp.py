@@ -190,6 +190,7 @@ def _bad_lines(number: int, kind: str, credential: bytes, chance: random.Random)
             b"\r\n\r\n\r\n" + good,
             good.replace(b"X-A: 1", b"\r\n".join(b"X-%d: y" % index for index in range(500))),
             good.replace(b"X-A: 1", b"X-A: " + b"a" * 80_000),
+            good.replace(b"X-A: 1", b"Content-Type: a/b\r\nContent-Type: c/d"),
         ]
     )
     return _odd(number, kind, sent + SMUGGLED)
@@ -408,10 +409,12 @@ def _judge(cases: list[Case], answers: dict[int, bytes], recorder: Recorder, log
         # Not in order: they may have taken several connections to the server behind.
         if login and case.whole and sorted(by_case.get(case.number, [])) != sorted(case.meant):
             problems.append(f"case {case.number}: {len(by_case.get(case.number, []))} of {len(case.meant)} arrived")
+        if not login and re.search(rb"aiohttp|Python|Traceback", answers[case.number]):
+            problems.append(f"case {case.number} ({case.kind}) was told of the program")
         for status in re.findall(rb"HTTP/1\.1 (\d+) [^\r]*\r\n", answers[case.number]):
             statuses[status.decode()] = statuses.get(status.decode(), 0) + 1
             # The recorder opens no WebSocket, which is 502; nothing else is a failure of the server behind.
-            if status.startswith(b"5") and status != b"501" and case.kind != "upgrades":
+            if status.startswith(b"5") and case.kind != "upgrades":
                 problems.append(f"case {case.number} ({case.kind}) was answered {status.decode()}")
     return {"problems": problems[:20], "cases": len(cases), "arrived": len(arrived), "statuses": statuses}
 

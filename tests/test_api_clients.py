@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_guard import in_code, use_bare_guard
 from test_secrets import check_environ, children_of, environ_of
 from test_tunnels import LT
 from tunnel_doubles import free_port, make_program, serve, site_handler
@@ -58,7 +59,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.code.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("stub_webui.py"), found.code / "launch.py")
     (found.code / "mood").write_text("good")
-    yield type("Places", (), {"places": found, "where": where, "port": free_port()})
+    guard = use_bare_guard(tmp_path, monkeypatch)
+    yield type("Places", (), {"places": found, "where": where, "port": free_port(), "guard": guard})
     stop("a1111", **where)
 
 
@@ -157,7 +159,8 @@ def test_it_goes_on_after_the_ui_was_started_again_by_itself(places: Any) -> Non
 def test_one_in_the_background_of_another_process_is_found_with_its_login(places: Any, tmp_path: Path) -> None:
     words = ["webui", "launch", "--background", "--user", "owner", "--password-file", "-", "--port", str(places.port)]
     words += ["--folder", places.where["folder"], "--store", places.where["store"]]
-    command = [sys.executable, "-m", "fastsd_helpers", *words]
+    code = f"{in_code(places.guard)}import sys; from fastsd_helpers.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words]
     done = subprocess.run(
         command,
         input=OWN.password,

@@ -27,6 +27,7 @@ from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E
 from fastsd_helpers.tunnels.gate import ALIVE_PATH  # noqa: E402
 from fastsd_helpers.tunnels.gate_page import own_path  # noqa: E402
 from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
+from fastsd_helpers.tunnels.passing import ClosedPath  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
 BASIC = {"Authorization": "Basic " + base64.b64encode(b"fastsd:right-password-1").decode()}
@@ -265,7 +266,7 @@ def test_two_gates_may_share_one_count(site: int) -> None:
             "/\x7f",
         ),
         *("/.fastsd/logout", "/%2Efastsd/login", "/../x", "/%252e%252e/x", "javascript:alert(1)", "/" + "a" * 3000),
-        *("/\ud800", "/\x7f", "\t//evil.example", " /a", "/a%0d%0ab", "/%09/evil.example"),
+        *("/\ud800", "/\x7f", "\t//evil.example", " /a", "/a%0d%0ab", "/?a=%0d%0ab", "/%09/evil.example"),
     ],
 )
 def test_the_login_page_sends_nobody_elsewhere(place: str) -> None:
@@ -703,6 +704,52 @@ def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.Monk
         assert ask(f"{gate.url}/headers", Cookie=over)[0] == 401
         assert log_in(gate)[0] == 303
         assert len(gate._entrance.sessions) == 1
+
+
+@pytest.mark.parametrize("login", [LOGIN, None])
+def test_closed_paths_pass_for_nobody_and_by_no_protocol(login: Login | None) -> None:
+    reached = []
+
+    async def handler(request: Any) -> Any:
+        reached.append(request.path)
+        return await site_handler(request)
+
+    async def opens(url: str) -> int:
+        async with aiohttp.ClientSession(headers=BASIC) as session:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                await session.ws_connect(url)
+            return caught.value.status
+
+    rows = (ClosedPath(r"/socket"), ClosedPath(r"/train(/.*)?"))
+    with serve(handler) as port, open_gate(port, login, closed=rows) as gate:
+        for path in ("/train", "/train/now?x=1", "/%74rain", "/%2574rain", "/a/%2e%2e/x", "/view?name=..%2Fx"):
+            for method in ("GET", "POST"):
+                status, _, text = ask(f"{gate.url}{path}", method=method, **BASIC)
+                assert (status, text.count(b"\n")) == (403, 1), path
+        assert asyncio.run(opens(f"{gate.url}/socket")) == 403
+        assert reached == []
+        assert ask(f"{gate.url}/training", **BASIC)[0] == 200
+        if login:
+            assert ask(f"{gate.url}/train")[0] == 401, "a stranger does not learn what is closed"
+            assert log_in(gate, next="/train/now")[1]["Location"] == "/"
+
+
+@pytest.mark.parametrize("login", [LOGIN, None])
+def test_every_answer_that_passes_gets_the_headers_that_keep_other_origins_out(login: Login | None) -> None:
+    async def handler(request: Any) -> Any:
+        from aiohttp import web
+
+        headers = {"Access-Control-Allow-Origin": "*", "X-Frame-Options": "ALLOWALL", "Content-Type": "text/html"}
+        return web.Response(text="<p>", status=int(request.query.get("status", 200)), headers=headers)
+
+    with serve(handler) as port, open_gate(port, login) as gate:
+        for path in ("/", "/file=x.html", "/?status=404", "/?status=500"):
+            _, headers, _ = ask(f"{gate.url}{path}", **BASIC)
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers.get_all("X-Frame-Options") == ["SAMEORIGIN"]
+            assert headers["Referrer-Policy"] == "same-origin"
+            assert headers["Access-Control-Allow-Origin"] is None
+            assert ("sandbox" in headers["Content-Security-Policy"]) is ("file" in path)
 
 
 @pytest.mark.parametrize(

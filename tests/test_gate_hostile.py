@@ -21,7 +21,9 @@ from tunnel_doubles import serve, site_handler  # noqa: E402
 
 from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
 from fastsd_helpers.tunnels import connection as connections  # noqa: E402
+from fastsd_helpers.tunnels import entrance as entrances  # noqa: E402
 from fastsd_helpers.tunnels import login_form as forms  # noqa: E402
+from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
 from fastsd_helpers.tunnels.wire import Malformed, RequestReader  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
@@ -146,9 +148,10 @@ MALFORMED = [
     (b"CONNECT secret-bytes:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     (b"BREW /secret-bytes HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: secret-bytes\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: secret-bytes\r\n\r\n", 501),
+    (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: secret-bytes\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"secret-bytes" * 9000 + b"\r\n\r\n", 431),
     (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: secret-bytes\r\n" * 300 + b"\r\n", 431),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type: secret-bytes\r\nContent-Type: b\r\n\r\n", 400),
     (b"GET /.fastsd/secret-bytes HTTP/1.1\r\nHost: a\r\n\r\n", 404),
     (b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic c2VjcmV0LWJ5dGVz\r\n\r\n", 401),
     (b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic \xff\xff\r\n\r\n", 401),
@@ -176,6 +179,17 @@ def test_two_thousand_malformed_requests_get_one_short_line_and_leave_no_trace(
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
     assert send(gate.port, "GET /headers HTTP/1.1", BASIC)[0] == 200
+
+
+def test_what_aiohttp_alone_dislikes_is_refused_in_a_word_too(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the reader let through what a parser of some version does not take."""
+    monkeypatch.setattr(RequestReader, "_written_anew", lambda self, lines: b"\r\n".join([b"secret-bytes", *lines]))
+    with open_raw(gate.port, b"GET /secret-bytes HTTP/1.1\r\nHost: a\r\n\r\n") as raw:
+        answer = read_all(raw)
+    assert answer[8:13] == b" 400 "
+    assert answer.endswith(b"\r\n\r\nThis request is malformed.\n")
+    assert b"secret" not in answer
+    assert b"aiohttp" not in answer
 
 
 @pytest.mark.parametrize(
@@ -270,6 +284,49 @@ def test_a_body_that_never_comes_is_not_waited_for(gate: Gate, monkeypatch: pyte
     assert time.monotonic() - start < 30
 
 
+def test_a_stranger_has_little_time_also_where_a_visitor_was_before(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tunnels' programs send the requests of many over one connection."""
+    monkeypatch.setattr(connections, "ANSWER_S", 0.5)
+    stalled = f"POST /.fastsd/login HTTP/1.1\r\nHost: a\r\n{FORM}\r\nContent-Length: 90\r\n\r\nuser=".encode()
+    for before in (b"", f"GET /headers HTTP/1.1\r\nHost: a\r\n{BASIC}\r\n\r\n".encode()):
+        with open_raw(gate.port, before) as raw:
+            if before:
+                assert b"200 OK" in read_head(raw)
+            start = time.monotonic()
+            raw.sendall(stalled)
+            assert read_all(raw) == b""
+            assert time.monotonic() - start < 8, "the form itself may take ten seconds"
+
+
+def test_of_one_address_two_wait_for_their_turn_and_of_all_together_a_bounded_number(
+    site: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrances, "_LONGEST_WAIT_S", 2.0)
+    monkeypatch.setattr(entrances, "_MOST_WAITING", 3)
+    limiter = LoginLimiter(100, 1, 3600, now=lambda: 0.0)
+    limiter.failed(None)
+    took: dict[str, list[float]] = {"203.0.113.1": [], "203.0.113.2": []}
+
+    def guess(address: str) -> None:
+        start = time.monotonic()
+        assert send(gate.port, "GET / HTTP/1.1", BASIC, f"CF-Connecting-IP: {address}")[0] == 429
+        took[address].append(time.monotonic() - start)
+
+    with open_gate(site, LOGIN, limiter=limiter, address_header="CF-Connecting-IP") as gate:
+        for address in took:
+            threads = [threading.Thread(target=guess, args=(address,)) for _ in range(5)]
+            for thread in threads:
+                thread.start()
+                time.sleep(0.02)
+        end = time.monotonic() + 20
+        while sum(map(len, took.values())) < 10 and time.monotonic() < end:
+            time.sleep(0.05)
+    waited = [sum(seconds > 1.5 for seconds in took[address]) for address in took]
+    assert waited == [2, 1]
+
+
 def test_the_slow_upload_and_the_quiet_stream_of_a_visitor_are_never_cut(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +347,16 @@ def test_the_slow_upload_and_the_quiet_stream_of_a_visitor_are_never_cut(
         assert b"200 OK" in read_head(kept), "a visitor's connection is kept for the next page"
         kept.sendall(b"GET /headers HTTP/1.1\r\n")
         assert read_all(kept) == b"", "but not for the half of a request"
+
+
+def test_who_asks_before_sending_is_told_to_go_on_after_the_login_alone(gate: Gate) -> None:
+    lines = "POST /upload HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n"
+    with open_raw(gate.port, f"{lines}{BASIC}\r\n\r\n".encode()) as raw:
+        assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        raw.sendall(b"ok")
+        assert b'"bytes": 2' in read_all(raw)
+    with open_raw(gate.port, f"{lines}\r\n".encode()) as raw:
+        assert raw.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
 def test_of_too_many_strangers_the_oldest_makes_room_and_no_visitor_does(
@@ -440,7 +507,7 @@ def test_from_somewhere_else_only_a_link_that_is_followed_opens(
     link: Any, lines: tuple[str, ...], passes: bool
 ) -> None:
     gate, cookie = link
-    for path in ("/headers", "/events"):
+    for path in ("/headers", "/queue/data"):
         assert send(gate.port, f"GET {path} HTTP/1.1", cookie, *lines)[0] == (200 if passes else 403)
 
 
@@ -645,6 +712,69 @@ def test_bytes_of_a_socket_wait_until_it_stands() -> None:
     assert reader.feed(b"\x81\x01a") == []
     assert b"".join(reader.opened()) == b"\x81\x02hi\x81\x01a"
     assert reader.feed(b"\x89\x00") == [b"\x89\x00"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        *[([line], b"") for line in ("X : 1", ": 1", "X", " folded", "\tfolded", "X: a\x00", "X: a\x7f", "X\xe9: 1")],
+        *[([f"Content-Length: {odd}"], b"") for odd in ("+1", "-1", "1,1", "0x1", "1_0", "", "1 1", "1" * 16, "\xb2")],
+        (["Content-Length: 1", "Content-Length: 1"], b"x"),
+        (["Content-Length: 0", "Content-Length: 1"], b""),
+        (["Content-Length: 1", "Transfer-Encoding: chunked"], b""),
+        (["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"], b""),
+        *[
+            ([f"Transfer-Encoding: {odd}"], b"")
+            for odd in ("x", "gzip, chunked", "chunked, x", '"chunked"', "", ",chunked")
+        ],
+        (["Host: b"], b""),
+        (["Content-Type: a", "content-type: b"], b""),
+        *[
+            (["Transfer-Encoding: chunked"], chunks)
+            for chunks in (
+                *(b"\r\n", b"x\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b"1 1\r\n", b"1" * 16 + b"\r\n", b"1;\x00\r\n"),
+                *(b"1\nx", b"1\rx", b"1\r\nxx", b"1\r\nx\n", b"1\r\nx\rx", b"1;" + b"a" * 300, b"0\r\nX\r\n"),
+                *(b"0\r\nX: a\n", b"0\r\n X: a\r\n", b"0\r\n" + b"X: a\r\n" * 3000),
+            )
+        ],
+    ],
+)
+def test_what_leaves_a_choice_where_a_request_ends_is_refused(lines: list[str], body: bytes) -> None:
+    head = "\r\n".join(["POST / HTTP/1.1", "Host: a", *lines, "", ""]).encode("latin-1")
+    for pieces in ([head + body], [bytes([one]) for one in head + body]):
+        with pytest.raises(Malformed) as caught:
+            all_of(pieces, RequestReader(), answer=False)
+        assert 400 <= caught.value.status < 500
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        *[
+            (line, 400)
+            for line in ("get / HTTP/1.1", "GET  / HTTP/1.1", "GET / HTTP/1.2", "GET / HTTP/1.1 ", "GET /", "")
+        ],
+        *[(line, 400) for line in ("GET * HTTP/1.1", "OPTIONS * HTTP/1.1", "CONNECT a:1 HTTP/1.1", "GET a HTTP/1.1")],
+        *[
+            (line, 400)
+            for line in ("GET /#a HTTP/1.1", "GET /\xe9 HTTP/1.1", "GET /\x00 HTTP/1.1", "GET http://a/ HTTP/1.1")
+        ],
+        *[(line, 405) for line in ("TRACE / HTTP/1.1", "PROPFIND / HTTP/1.1", "M-SEARCH / HTTP/1.1")],
+    ],
+)
+def test_a_request_line_is_of_http_1_and_of_this_server(line: str, status: int) -> None:
+    with pytest.raises(Malformed) as caught:
+        RequestReader().feed(f"\r\n{line}\r\nHost: a\r\n\r\n".encode("latin-1"))
+    assert caught.value.status == status
+
+
+def test_an_old_program_may_leave_the_host_out() -> None:
+    assert RequestReader().feed(b"GET / HTTP/1.0\r\n\r\n") == [b"GET / HTTP/1.0\r\n\r\n"]
+    for lines in (b"", b"Host: a\r\nHost: a\r\n", b"Host: a b\r\n", b"Host: a/b\r\n", b"Host: user@a\r\n"):
+        with pytest.raises(Malformed):
+            RequestReader().feed(b"GET / HTTP/1.1\r\n" + lines + b"\r\n")
+    with pytest.raises(Malformed):
+        RequestReader().feed(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
 
 
 @pytest.mark.parametrize("length", [10, 65_000, 66_000, 10**6])

@@ -35,6 +35,7 @@ def gradio_gate(request: Any) -> Iterator[Gate]:
         page.close()
 
 
+@pytest.mark.slow
 def test_gradio_client_logs_in_with_its_own_argument(gradio_gate: Gate) -> None:
     client = pytest.importorskip("gradio_client")
     found = client.Client(gradio_gate.url, auth=(LOGIN.user, LOGIN.password), verbose=False)
@@ -42,6 +43,7 @@ def test_gradio_client_logs_in_with_its_own_argument(gradio_gate: Gate) -> None:
     assert found.submit(4, 5, api_name="/add").result(timeout=30) == 9
 
 
+@pytest.mark.slow
 def test_gradio_client_gets_in_with_a_header_too(gradio_gate: Gate) -> None:
     client = pytest.importorskip("gradio_client")
     basic = base64.b64encode(f"{LOGIN.user}:{LOGIN.password}".encode()).decode()
@@ -49,6 +51,7 @@ def test_gradio_client_gets_in_with_a_header_too(gradio_gate: Gate) -> None:
     assert found.predict(2, 3, api_name="/add") == 5
 
 
+@pytest.mark.slow
 def test_gradio_client_is_told_of_a_wrong_password(gradio_gate: Gate) -> None:
     client = pytest.importorskip("gradio_client")
     exceptions = pytest.importorskip("gradio_client.exceptions")
@@ -56,6 +59,7 @@ def test_gradio_client_is_told_of_a_wrong_password(gradio_gate: Gate) -> None:
         client.Client(gradio_gate.url, auth=(LOGIN.user, "wrong"), verbose=False)
 
 
+@pytest.mark.slow
 def test_requests_with_its_own_argument_and_with_a_kept_cookie(gradio_gate: Gate) -> None:
     requests = pytest.importorskip("requests")
     assert requests.get(f"{gradio_gate.url}/config", timeout=20).status_code == 401

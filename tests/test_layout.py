@@ -21,6 +21,7 @@ ORDER = (
     "picture_headers",
     "picture_files",
     "drive",
+    "inert",
     "downloads",
     "registry",
     "controlnet",

@@ -96,7 +96,12 @@ def write_sdxl(folder: Path) -> Path:
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     weights["text_encoder_2"] = "model"
-    files: dict[str, Any] = {"model_index.json": {part: ["x", "y"] for part in parts}}
+    kinds = {"scheduler": "EulerDiscreteScheduler", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    theirs = {part: "CLIPTextModel" for part in parts if part.startswith("text")}
+    theirs |= {part: "CLIPTokenizer" for part in parts if part.startswith("token")}
+    index = {part: ["diffusers", kind] for part, kind in kinds.items()}
+    index |= {part: ["transformers", kind] for part, kind in theirs.items()}
+    files: dict[str, Any] = {"model_index.json": index}
     for part in parts:
         files[f"{part}/config.json"] = {}
         if part in weights:

@@ -1,6 +1,11 @@
 """What may pass the gate: closed paths in every spelling, honest requests untouched, headers of answers."""
 
+import asyncio
+import contextlib
+import http.client
+import os
 import random
+import threading
 import time
 from urllib.parse import quote
 
@@ -218,6 +223,120 @@ def test_every_web_ui_has_closed_paths_and_says_why():
         assert all(row.why and row.pattern.startswith("/") for row in ui.closed)
         assert refusal("GET", ui.alive_path, ui.closed) is None
     assert set(GRADIO_CLOSED) <= set(A1111_CLOSED)
+
+
+def mutated(path, chance):
+    """A path in some other spelling, which a server may or may not take for the same."""
+    signs = list(path)
+    for _ in range(chance.randrange(1, 4)):
+        place = chance.randrange(1, len(signs))
+        sign = signs[place]
+        signs[place] = chance.choice(
+            [
+                *(f"%{ord(sign):02X}" if len(sign) == 1 else sign, f"%25{ord(sign[0]):02x}", sign.swapcase()),
+                *(sign + extra for extra in ("/", "//", "/./", ";", ";a=b", ".", "%20", "%09", "%00", "\\", "+", "?")),
+                *(extra + sign for extra in ("%2f", "%5c", "%2e/", "/%2e/", "%e2%80%8b", "%c2%a0", "%ef%bc%8f", ":")),
+            ]
+        )
+    tail = chance.choice(["", "", "/", "//", "?a=b", "?", "%3fa=b", "%20", ".", ";", "%23"])
+    return chance.choice(["", "", "", "/", "//", "/.", "/api", "/sub", "//api"]) + "".join(signs) + tail
+
+
+ROUTES = ("/internal/logs", "/internal/sysinfo", "/sdapi/v1/options", "/manager/reboot", "/docs")
+
+
+def fetches(rest):
+    """Whether Gradio 3 would ask this address."""
+    return rest.lstrip().lower().startswith("http://")
+
+
+@contextlib.contextmanager
+def aiohttp_routes(reached):
+    from aiohttp import web
+
+    async def here(asked):
+        if "rest" not in asked.match_info or fetches(asked.match_info["rest"]):
+            reached.append(asked.raw_path)
+        return web.Response()
+
+    def grown():
+        app = web.Application()
+        for name in (*ROUTES, "/file={rest:.*}"):
+            app.router.add_route("*", name, here)
+        return app
+
+    async def run():
+        whole = grown()
+        for mount in ("/api", "/sub"):
+            whole.add_subapp(mount, grown())
+        runner = web.AppRunner(whole)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        box.update(port=runner.addresses[0][1], loop=asyncio.get_running_loop(), stop=asyncio.Event())
+        started.set()
+        await box["stop"].wait()
+        await runner.cleanup()
+
+    box, started = {}, threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield box["port"]
+    box["loop"].call_soon_threadsafe(box["stop"].set)
+    thread.join(10)
+
+
+@contextlib.contextmanager
+def starlette_routes(reached):
+    uvicorn = pytest.importorskip("uvicorn")
+    from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.routing import Mount, Route
+
+    async def here(asked):
+        if "rest" not in asked.path_params or fetches(asked.path_params["rest"]):
+            reached.append(asked.scope["raw_path"].decode("latin-1"))
+        return Response()
+
+    methods = ["GET", "POST"]
+    inside = [Route(name, here, methods=methods) for name in (*ROUTES, "/file={rest:path}")]
+    app = Starlette(routes=[Mount("/api", routes=inside), Mount("/sub", routes=inside), *inside])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 60
+    while not server.started and time.monotonic() < until:
+        time.sleep(0.05)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("serve", [aiohttp_routes, starlette_routes])
+def test_no_spelling_that_passes_reaches_a_closed_route_of_a_real_server(serve):
+    chance, reached = random.Random(11), []
+    listed = unlisted = 0
+    with serve(reached) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection._validate_path = lambda url: None  # what is no address is what is tried
+        for number in range(int(os.environ.get("FASTSD_SPELLINGS", "3000"))):
+            path = mutated(chance.choice((*ROUTES, "/file=http://127.0.0.1:9/x")), chance)
+            without = number % 10 == 0
+            if not without and refusal("POST", path, (*A1111_CLOSED, *COMFYUI_CLOSED)) is not None:
+                continue
+            before = len(reached)
+            try:
+                connection.request("POST", path)
+                connection.getresponse().read()
+            except (http.client.HTTPException, OSError):
+                connection.close()
+            listed += not without
+            unlisted += without and len(reached) > before
+            assert without or len(reached) == before, path
+        connection.close()
+    # Of those that nobody looked at some got there, so the spellings are not all nonsense; and some passed the list.
+    assert unlisted > 10
+    assert listed > 50
 
 
 # ---------------------------------------------------------------------------------------------- going up
@@ -482,7 +601,18 @@ def test_pictures_and_texts_of_visitors_are_shown_as_before(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["application/javascript", "text/javascript; charset=utf-8", "text/css"])
-@pytest.mark.parametrize("path", ["/file=script.js?1", "/sub/file=/content/ext/javascript/a.mjs", "/file=style.css?1"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/file=script.js?1",
+        "/sub/file=/content/ext/javascript/a.mjs",
+        "/file=style.css?1",
+        "/file=javascript/viewer.js",
+        "/extensions/pack/view/main.js",
+        "/assets/userdata/a.js",
+        "/app/view/main.js",
+    ],
+)
 def test_the_web_uis_own_scripts_and_styles_still_work(path, kind):
     added = answer_headers(path, {"Content-Type": kind})
     assert not {"Content-Type", "Content-Disposition"} & set(added)

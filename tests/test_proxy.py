@@ -136,6 +136,12 @@ def test_cookies_arrive_as_they_were_but_for_the_gates_own(gate: Gate) -> None:
 def test_another_login_than_the_gates_passes_through() -> None:
     with serve(site_handler) as port, open_gate(port, LOGIN) as gate:
         assert "authorization" not in seen(gate, f"Authorization: {BASIC}")
+        both = seen(gate, f"authorization: {BASIC}", "Authorization: Bearer mine", f"Authorization: {BASIC.lower()}x")
+        assert "Bearer mine" in both["authorization"]
+        assert BASIC not in both["authorization"], "of several ones the gate's is taken away"
+        assert "authorization" not in seen(gate, f"Authorization: {BASIC.replace('Basic', 'BASIC ')}"), (
+            "however written"
+        )
     with serve(site_handler) as port, open_gate(port, None) as gate:
         assert seen(gate, f"Authorization: {BASIC}")["authorization"] == BASIC
 

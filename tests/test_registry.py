@@ -55,7 +55,8 @@ def make_pipeline(
     scheduler: dict[str, Any] | None = None,
 ) -> Path:
     """A Diffusers folder with real configs and a few bytes for weights: detection never opens weights."""
-    index: dict[str, Any] = {"_class_name": "X", "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "D"]}
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
     write_json(folder / "scheduler/scheduler_config.json", scheduler or {"prediction_type": "epsilon"})
     write_json(folder / "vae/config.json", VAE)
     parts = ["vae"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_guard import use_bare_guard
 from test_tunnels import CLOUDFLARED_GOOD, FRPC, LT, NGROK_GOOD
 from tunnel_doubles import free_port, make_program, serve, site_handler
 
@@ -98,6 +99,10 @@ SECRETS = {
     "HOST": "secret-host",
     "PORT": "9",
     "SUBDOMAIN": "secret-subdomain",
+    "GRADIO_TEMP_DIR": "/secret/uploads",
+    "GRADIO_ALLOWED_PATHS": "/",
+    "GRADIO_SERVER_NAME": "secret-0.0.0.0",
+    "FASTSD_GUARD": '{"admin": true, "secret": 1}',
     "NODE_OPTIONS": "--no-warnings --title=secret-node",
     # Allowed names with a secret in them.
     "HF_ENDPOINT": "https://me:secret-mirror@mirror.example",
@@ -488,7 +493,8 @@ def test_a_mirror_with_a_password_is_refused_and_not_shown(place: str, name: str
 
 
 @pytest.fixture
-def stub(tmp_path: Path) -> Iterator[Any]:
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    use_bare_guard(tmp_path, monkeypatch)
     where = {"folder": str(tmp_path / "ui"), "store": str(tmp_path / "store")}
     places = find_places(A1111, **where)
     places.python.parent.mkdir(parents=True)

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 -- lines as the services print them
 """Public links: each service's good and bad days, the order of tries, the check, the watchdog, the ending."""
 
+import base64
 import contextlib
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import types
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +45,7 @@ from fastsd_helpers.errors import (
     TunnelToolMissing,
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute
-from fastsd_helpers.tunnels import TunnelConfig, open_tunnel, probe, services
+from fastsd_helpers.tunnels import Login, TunnelConfig, open_tunnel, probe, services
 from fastsd_helpers.tunnels.programs import programs_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,6 +243,32 @@ def test_a_stranger_at_the_link_is_asked_for_the_password(site: int, cloudflared
         assert visit(public) == 200
         assert link.login is None
         assert "Password" not in link.block()
+
+
+def test_the_links_own_page_acts_and_its_visitors_addresses_are_those_the_service_says(
+    site: int, cloudflared: Path, tmp_path: Path
+) -> None:
+    def ask(method: str = "POST", **headers: str) -> int:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"{public}/upload", method=method, headers=names)
+        try:
+            return urllib.request.urlopen(request, timeout=20).status
+        except urllib.error.HTTPError as err:
+            with err:
+                return err.code
+
+    right, wrong = (
+        "Basic " + base64.b64encode(f"fastsd:{word}".encode()).decode() for word in ("right-password-1", "no")
+    )
+    with open_tunnel(site, "cloudflared", config=QUICK, login=Login("fastsd", "right-password-1")) as link:
+        public = f"http://127.0.0.1:{(tmp_path / 'names' / link.url.removeprefix('https://')).read_text()}"
+        assert ask(Authorization=right, Origin=link.url) == 200
+        assert ask(Authorization=right, Origin=link.url.replace("https://", "https://evil-")) == 403
+        assert ask(Authorization=right, Origin=public) == 403, "what the visitor calls the link is not its name"
+        told = {"CF_Connecting_IP": "203.0.113.5"}
+        assert [ask(Authorization=wrong, **told) for _ in range(7)] == [401] * 5 + [429] * 2
+        assert ask(Authorization=right, **told) == 429
+        assert ask(Authorization=right, CF_Connecting_IP="203.0.113.6") == 200
 
 
 @pytest.mark.parametrize(

@@ -136,11 +136,11 @@ def install(shelf, python: Path, **more):
 
 def test_the_lock_has_a_set_for_every_workflow_and_python_and_one_for_each_locked_web_ui():
     lock = wheels.read_lock()
-    assert lock.names() == [*WORKFLOWS, "a1111", "comfyui"]
+    assert lock.names() == [*WORKFLOWS, "a1111", "comfyui", "forge-neo"]
     for name in WORKFLOWS:
         assert [item.python for item in lock.sets if item.name == name] == ["3.11", "3.12", "3.13"]
     own = [(item.name, item.python) for item in lock.sets if item.own_environment]
-    assert own == [("a1111", "3.11"), ("comfyui", "3.12")]
+    assert own == [("a1111", "3.11"), ("comfyui", "3.12"), ("forge-neo", "3.13")]
     assert all(file.bytes > 0 and file.name for item in lock.sets for row in item.rows for file in row.files)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
 from fastsd_helpers.errors import TrainingFailed
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import read_rgb
 from fastsd_helpers.runtime import describe_device, make_cpu_sums_repeatable, peak_memory_bytes, versions
@@ -154,7 +155,7 @@ def make_model(name: str, folder: Path) -> Path:
             norm_num_groups=groups,
         ),
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         unet=diffusers.UNet2DConditionModel(
             sample_size=_SIDES[name] // 8,
             block_out_channels=tuple(channels // part for channels in (320, 640, 1280, 1280)),
@@ -307,16 +308,23 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    require_inert(model)
     device = torch.device(describe_device().kind)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).requires_grad_(False).to(device)
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder").requires_grad_(False)
+    vae = (
+        AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype)
+        .requires_grad_(False)
+        .to(device)
+    )
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", local_files_only=True).requires_grad_(
+        False
+    )
     text_encoder.to(device, dtype)
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").to(device).train()
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True).to(device).train()
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    schedule = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
-    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+    schedule = DDPMScheduler.from_pretrained(model, subfolder="scheduler", local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
     side = settings.resolution
     optimizer = torch.optim.AdamW(unet.parameters(), lr=_LR, weight_decay=1e-2)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
 from fastsd_helpers.files import bytes_in
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 
@@ -212,8 +213,13 @@ def _makers(folder: Path, settings: Settings) -> "dict[str, Callable[[], Callabl
     def shipped() -> tuple[Any, Any]:
         import transformers
 
-        model = transformers.VisionEncoderDecoderModel.from_pretrained(folder).to(device.kind).eval()
-        return model, transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
+        require_inert(folder)
+        model = (
+            transformers.VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True).to(device.kind).eval()
+        )
+        return model, transformers.AutoImageProcessor.from_pretrained(
+            folder, use_fast=False, local_files_only=True, trust_remote_code=False
+        )
 
     def theirs(batch: int, **more: Any) -> "Callable[[], Callable[[int], Any]]":
         def make() -> "Callable[[int], Any]":

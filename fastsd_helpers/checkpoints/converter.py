@@ -128,6 +128,8 @@ def convert(
         find_family(family)
     if base is not None and not base.exists():
         raise CheckpointError(f"There is no base model at {base}.", "Check the path, or leave the base out.")
+    if base is not None:  # it lends tokenizers and descriptions
+        require_inert([base])
     to_file = dst.suffix.lower() in _FILES
     if src.is_dir() and is_lora_folder(src):
         require_inert([src])

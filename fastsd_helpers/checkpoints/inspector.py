@@ -24,6 +24,7 @@ from fastsd_helpers.checkpoints.recognise import Kind, recognise
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import how_to_get
 from fastsd_helpers.options import check, option
 
@@ -108,6 +109,8 @@ def inspect(
         raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.", how_to_get(path))
+    if path.is_file():  # what is none is named below
+        require_inert(path)
     source = open_file(path)
     try:
         return _look(path, source, hashes, scan, progress)

@@ -6,8 +6,10 @@ import zipfile
 from pathlib import Path
 
 from fastsd_helpers.errors import DownloadError
+from fastsd_helpers.inert import require_inert
+from fastsd_helpers.inert.tensors import HEADER_LIMIT
 
-__all__ = ["SUFFIXES", "describe_content", "require_model"]
+__all__ = ["SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
 
 # What a kind is called, and the ending its files have.
 SUFFIXES = {
@@ -25,7 +27,6 @@ _OTHER_KINDS = {
     "compressed archive": (b"Rar!", b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
     "document or installer": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",),
 }
-_LARGEST_HEADER = 100_000_000  # the limit of the format's own library
 
 
 def describe_content(path: Path) -> str:
@@ -74,8 +75,8 @@ def _kind_of_zip(path: Path) -> str:
 def _kind_of_safetensors(path: Path, length: int) -> str:
     """Source: the safetensors format description (8 bytes of length, a JSON header, then the tensors' bytes)."""
     size = path.stat().st_size
-    if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-        return "data" if length > _LARGEST_HEADER else "broken safetensors"
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        return "data" if length > HEADER_LIMIT else "broken safetensors"
     try:
         with open(path, "rb") as file:
             file.seek(8)
@@ -117,3 +118,19 @@ def require_model(path: Path, shown: str) -> str:
         )
     what = {"empty": "an empty file", "text": "plain text"}.get(kind, f"a {kind}")
     raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")
+
+
+def look_at_arrived(path: Path, name: str, shown: str, *, beside: bool = False) -> str:
+    """Look into a file that arrived, before it gets its name; return its kind.
+
+    Args:
+        name: what it will be called. shown: where it came from, for the message.
+        beside: it may be what lies beside the weights, a description or a vocabulary.
+
+    Raises:
+        DownloadError: it is no model. UnsafeModel: it could run code.
+    """
+    small = beside and (name.endswith(".json") or name in ("merges.txt", "vocab.txt"))
+    kind = "description" if small else require_model(path, shown)
+    require_inert(path, name=name)
+    return kind

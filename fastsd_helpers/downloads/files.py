@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fastsd_helpers.downloads.content import SUFFIXES, require_model
+from fastsd_helpers.downloads.content import SUFFIXES, look_at_arrived
 from fastsd_helpers.downloads.hub_files import fetch_hub_file
 from fastsd_helpers.downloads.links import (
     HubFile,
@@ -27,7 +27,7 @@ from fastsd_helpers.downloads.links import (
 from fastsd_helpers.downloads.table import models_table
 from fastsd_helpers.downloads.transfer import Answer, Remote, part_name, transfer
 from fastsd_helpers.drive import copy_verified
-from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound
+from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
 from fastsd_helpers.processes import LockHeld, file_lock
 
@@ -87,6 +87,7 @@ def fetch(
         models_only: refuse what is no model file (a web page, a program, text).
 
     Raises:
+        UnsafeModel: it could run code; what was fetched of it is removed.
         DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
         DiskFull, DriveReadOnly, DriveError: the disk.
     """
@@ -184,7 +185,7 @@ def _fetch_one(
         if (size or sha256) is not None and _is_here(target, size, sha256, overwrite):
             return target
         try:
-            kept = fetch_hub_file(found, size=size, sha256=sha256)
+            kept = fetch_hub_file(found, size=size, sha256=sha256, name=target.name, models_only=models_only)
         except DownloadError as err:
             if size is None and sha256 is None and target.is_file():
                 logger.warning("%s is kept as it is, not compared: %s", target, err.problem)
@@ -195,8 +196,6 @@ def _fetch_one(
             target.samefile(kept) or _is_here(target, kept.stat().st_size, sha256_of(kept), overwrite)
         ):
             return target
-        if models_only:
-            require_model(kept, f"{found.file} of {found.repo}")
         return _place(kept, target, overwrite)
     found = replace(found, name=name or found.name, size=size or found.size, sha256=sha256 or found.sha256)
     if found.name and _is_here(folder / safe_name(found.name), found.size, found.sha256, overwrite):
@@ -260,7 +259,12 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
         target = chosen[0]
         if models_only:
             try:
-                kind = require_model(part, shown)
+                kind = look_at_arrived(part, target.name, shown)
+            except UnsafeModel as err:
+                _remove_part(part)
+                raise UnsafeModel(
+                    err.problem.replace(str(part), shown), f"What was fetched of it is removed. {err.hint}"
+                ) from err
             except DownloadError:
                 _remove_part(part)
                 raise

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.downloads.hub_cache import removed_when_refused
 from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing, read_json
 from fastsd_helpers.downloads.table import base_keys
 from fastsd_helpers.errors import (
@@ -25,9 +26,11 @@ from fastsd_helpers.errors import (
     FastSDError,
     ModelError,
     ModelNotFound,
+    UnsafeModel,
     WrongFamily,
 )
 from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import redact, secret
 
 __all__ = ["HubRepo", "fetch_repo", "network_errors", "with_retries"]
@@ -72,7 +75,7 @@ def fetch_repo(
         return folder
     try:
         return hub.download()
-    except (_Damaged, WrongFamily):
+    except (_Damaged, UnsafeModel, WrongFamily):
         raise
     except ModelError as err:
         gone = isinstance(err, _RevisionMissing)
@@ -150,7 +153,7 @@ class HubRepo:
             self.contents.require(folder)
             listed = dict.fromkeys(self._cached_listing(folder.name) or here)
             wanted = self.contents.wanted(Listing(str(folder), listed, read))
-        except WrongFamily:
+        except (UnsafeModel, WrongFamily):
             raise
         except ModelError as err:
             logger.warning("The copy of %s in the cache is no help: %s", self.repo, err.problem)
@@ -194,13 +197,19 @@ class HubRepo:
         listed = {file.rfilename: file for file in info.siblings or []}
         sizes = {name: file.size for name, file in listed.items()}
         listing = Listing(f"The Hub's {self.repo}", sizes, self._small_json)
-        wanted = {name: listed[name] for name in self.contents.wanted(listing)}
-        self._check_room(wanted, info.sha)
+        with removed_when_refused(self.cache_dir, self.repo, at=(ModelError,), kept_at=(_Damaged,)):
+            wanted = {name: listed[name] for name in self.contents.wanted(listing)}
+            return self._fetch(wanted, info.sha)
+
+    def _fetch(self, wanted: dict[str, Any], commit: str) -> Path:
+        """Bring the wanted files here, whole and inert."""
+        self._check_room(wanted, commit)
         for last_try in (False, True):
-            folder = with_retries(functools.partial(self._snapshot, info.sha, wanted), also=network_errors())
+            folder = with_retries(functools.partial(self._snapshot, commit, wanted), also=network_errors())
             logger.info("Comparing the files of %s with the Hub's hashes.", self.repo)
             damaged = [name for name, file in wanted.items() if not _is_as_listed(folder / name, file)]
             if not damaged:
+                require_inert(folder)
                 return folder
             for name in damaged:
                 for path in ((folder / name).resolve(), _blob_of(folder / name), folder / name):

@@ -4,9 +4,11 @@ import logging
 import os
 from pathlib import Path
 
+from fastsd_helpers.downloads.content import look_at_arrived
 from fastsd_helpers.downloads.hub import HubRepo, network_errors, with_retries
+from fastsd_helpers.downloads.hub_cache import removed_when_refused
 from fastsd_helpers.downloads.links import HubFile
-from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound
+from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import check_room, remembered_sha256
 
 __all__ = ["fetch_hub_file"]
@@ -17,14 +19,42 @@ _SPARE_BYTES = 200 * 2**20
 
 
 def fetch_hub_file(
-    wanted: HubFile, *, size: int | None = None, sha256: str | None = None, cache_dir: Path | None = None
+    wanted: HubFile,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    cache_dir: Path | None = None,
+    name: str | None = None,
+    models_only: bool = True,
 ) -> Path:
     """Download one file into the Hub's cache, compare it with the Hub's hash and with ours, and return it.
 
+    Args:
+        name: what it will be called; its own name when left alone.
+        models_only: look into it, and remove what this call fetched of a file that is no inert model.
+
     Raises:
+        UnsafeModel: it could run code.
         DownloadError: it is not there, may not be had, or is not what was expected. DiskFull, DriveReadOnly: the disk.
     """
     hub = HubRepo(wanted.repo, wanted.revision, cache_dir)
+    if not models_only:
+        return _fetch(hub, wanted, size, sha256)
+    with removed_when_refused(hub.cache_dir, wanted.repo, at=(UnsafeModel, _NoModel)):
+        path = _fetch(hub, wanted, size, sha256)
+        try:
+            called = name or wanted.file.rsplit("/", 1)[-1]
+            look_at_arrived(path, called, f"{wanted.file} of {wanted.repo}", beside=True)
+        except DownloadError as err:
+            raise _NoModel(err.problem, err.hint) from err
+    return path
+
+
+class _NoModel(DownloadError):
+    """What arrived is no model."""
+
+
+def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
         path = _cached(hub, wanted)
         if path is None:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.files import remembered_sha256
+from fastsd_helpers.inert import read_config
 
 __all__ = [
     "CONVERT_HINT",
@@ -53,6 +53,8 @@ _OTHER_WEIGHTS = (
     ".pth",
     ".safetensors",
 )
+# Beside its weights a part needs descriptions and vocabularies; nothing else of it is fetched, programs least of all.
+_SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken")
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"})
 _SINGLE_FILES = (".ckpt", ".gguf", ".pt", ".pth", ".safetensors")
 CONVERT_HINT = (
@@ -167,7 +169,7 @@ def wanted_files(names: Iterable[str], index: dict[str, Any]) -> list[str]:
         inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
         inside = [name for name in inside if "/" not in name]
         weights = pick_weights(inside)[0] if part in WEIGHT_PARTS else []
-        rest = [name for name in inside if not name.endswith(_OTHER_WEIGHTS) and ".index." not in name]
+        rest = [name for name in inside if name.endswith(_SMALL_FILES) and ".index." not in name]
         wanted += [f"{part}/{name}" for name in sorted({*weights, *rest})]
     return wanted
 
@@ -234,16 +236,8 @@ def require_pipeline(folder: Path) -> dict[str, Any]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object of a model folder; raises ModelError when it is none."""
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ModelError(
-            f"{folder / name} cannot be read as JSON: {err}.", "Download or copy the model again."
-        ) from err
-    if not isinstance(content, dict):
-        raise ModelError(f"{folder / name} holds no JSON object.", "Download or copy the model again.")
-    return content
+    """Read a JSON object of a model folder; ModelError when it is none, or could make a library load code."""
+    return read_config(folder / name)
 
 
 def not_a_pipeline(where: str, names: Iterable[str], read: Callable[[str], dict[str, Any]]) -> ModelError:

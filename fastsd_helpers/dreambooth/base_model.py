@@ -3,15 +3,14 @@
 Families differ in how they read a prompt and in what the U-Net predicts; the training loop asks here and does not know.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.downloads import model_hash, variant_of
+from fastsd_helpers.downloads import model_hash, read_json, variant_of
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import ModelError, needs_package
-from fastsd_helpers.model_lookup import base_model, find_folder
+from fastsd_helpers.model_lookup import base_model, find_folder, require_inert
 from fastsd_helpers.registry import ModelSpec, require_trainable, require_trainable_key, spec_of
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ class BaseModel:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
+        require_inert(self.folder / part)
         # Their bars for every part would bury the lines that matter; ours tell where the run is.
         transformers_logging.disable_progress_bar()
         diffusers_logging.disable_progress_bar()
@@ -114,12 +114,14 @@ class BaseModel:
         """The sampler that the model's folder names."""
         import diffusers
 
-        name = _read_class_name(self.folder / "scheduler" / "scheduler_config.json")
-        return self._load_scheduler(getattr(diffusers, name))
-
-
-def _read_class_name(path: Path) -> str:
-    return json.loads(path.read_text(encoding="utf-8"))["_class_name"]
+        name = str(read_json(self.folder / "scheduler", "scheduler_config.json").get("_class_name"))
+        kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        if kind is None:
+            raise ModelError(
+                f"{self.folder / 'scheduler'} names {name[:80]!r}, which is no scheduler of this diffusers.",
+                "Update diffusers, or choose another model.",
+            )
+        return self._load_scheduler(kind)
 
 
 def _diffusers() -> Any:

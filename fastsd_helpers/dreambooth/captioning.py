@@ -7,7 +7,8 @@ from typing import Any
 from fastsd_helpers import demo
 from fastsd_helpers.captions import write_caption
 from fastsd_helpers.dreambooth.dataset import PromptRow, prompt_table, recorded_images
-from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.errors import DatasetError, FastSDError
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.sessions import Session
 
 __all__ = ["find_picture", "prompt_rows", "set_caption"]
@@ -37,8 +38,9 @@ def _tokenizer_here(session: Session) -> Any:
     except ImportError:
         return None
     try:
+        require_inert(folder / "tokenizer")
         return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, FastSDError) as err:
         logger.debug("The tokenizer in %s cannot be used: %s.", folder, err)
         return None
 

@@ -5,8 +5,8 @@ or repository of another kind is refused before anything large is fetched, what 
 hashes, and a copy fetched before serves when the Hub cannot be asked. Everything passes `require_inert` on its way out.
 """
 
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.finding import fetch_model, find_folder
-from fastsd_helpers.model_lookup.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
 from fastsd_helpers.model_lookup.names import Name, how_to_get, tokens_for, understand
 from fastsd_helpers.model_lookup.readers import GRAPHS, READER, require_reader

@@ -11,7 +11,7 @@ from fastsd_helpers.downloads.links import show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
 from fastsd_helpers.files import file_errors, placed, sha256_of
-from fastsd_helpers.model_lookup.inert import require_inert
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
 from fastsd_helpers.model_lookup.names import Name, understand
 from fastsd_helpers.registry import ModelSpec, models

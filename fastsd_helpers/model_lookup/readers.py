@@ -12,6 +12,12 @@ from fastsd_helpers.model_lookup.kinds import ModelKind
 __all__ = ["GRAPHS", "READER", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what a trainer leaves behind
+# Networks that see a picture and load nothing else.
+_ENCODERS = [
+    "beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "donut-swin", "pvt", "pvt_v2", "swin",
+    "swinv2", "vit", "vit_mae", "vit_msn"
+]  # fmt: skip
 
 
 def require_reader(folder: Path) -> dict[str, Any]:
@@ -38,13 +44,20 @@ def _reader_files(listing: Listing) -> list[str]:
         raise ModelError(f"{where} is no model: it has no config.json.", hint)
     config = listing.read("config.json")
     kind = str(config.get("model_type") or (config.get("architectures") or ["unknown"])[0])
-    decoder = str(config.get("decoder", {}).get("model_type", "none"))
+    decoder = config.get("decoder")
+    decoder = str(decoder.get("model_type", "none") if isinstance(decoder, dict) else decoder)
     if kind != "vision-encoder-decoder" or decoder != "trocr":
         what = kind if kind != "vision-encoder-decoder" else f"reader with a {decoder} decoder"
         raise WrongFamily(f"{where} is no TrOCR model but a {what}.", hint)
+    encoder = config.get("encoder")
+    eye = str(encoder.get("model_type", "none") if isinstance(encoder, dict) else encoder)
+    if encoder is not None and eye not in _ENCODERS:
+        raise WrongFamily(f"{where} is no TrOCR model but a reader with a {eye[:60]!r} encoder.", hint)
     flat = [name for name in listing.names if "/" not in name]
     graphs = [name for name in listing.names if name.startswith(f"{GRAPHS}/")]
-    weights = pick_weights(flat)[0] or [name for name in flat if name.endswith((".safetensors", ".bin"))]
+    weights = pick_weights(flat)[0] or [
+        name for name in flat if name.endswith((".safetensors", ".bin")) and name not in _NO_WEIGHTS
+    ]
     if not weights and f"{GRAPHS}/decoder.xml" not in graphs:
         raise ModelError(f"{where} has no weights.", "Copy or download it again, whole.")
     if not names & {"tokenizer.json", "vocab.json", "sentencepiece.bpe.model"}:
@@ -59,6 +72,7 @@ def _reader_files(listing: Listing) -> list[str]:
             "Copy preprocessor_config.json of the model it was trained from into the folder.",
         )
     small = [name for name in flat if name.endswith((".json", ".txt", ".model")) and ".index." not in name]
+    graphs = [name for name in graphs if name.endswith((".xml", ".bin", ".json"))]
     return [*small, *weights, *graphs]
 
 

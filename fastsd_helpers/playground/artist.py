@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.downloads import fetch
+from fastsd_helpers.downloads import fetch, read_json
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import LORA, fetch_model, find_folder, lora_file, require_inert, understand
@@ -197,16 +197,27 @@ def open_artist(
 
 
 def _pipeline(folder: Path) -> Any:
+    import diffusers
     import torch
     from diffusers import DiffusionPipeline
 
+    require_inert(folder)
     device = describe_device()
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
+    name = str(read_json(folder, "model_index.json").get("_class_name"))
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
+        raise ModelError(
+            f"{folder / 'model_index.json'} names {name[:80]!r}, which is no pipeline of this diffusers.",
+            "Update diffusers, or choose another model.",
+        )
     # What judges pictures is not part of every model, and needs weights of its own.
     without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, **without)
-    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, torch_dtype=dtype, **without, **_no_code(diffusers.__version__)
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
         raise ModelError(
             f"{folder} cannot be loaded: {str(err).splitlines()[0]}", "Download the model again, or choose another one."
         ) from err
@@ -216,6 +227,12 @@ def _pipeline(folder: Path) -> Any:
         pipe.enable_model_cpu_offload()
         return pipe
     return pipe.to(device.kind)
+
+
+def _no_code(version: str) -> dict[str, bool]:
+    """Said to diffusers from 0.38 on: versions before it take no such word, and rely on our look alone."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return {"trust_remote_code": False} if numbers >= (0, 38) else {}
 
 
 def _weights_bytes(pipe: Any) -> int:

@@ -34,8 +34,6 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> tuple[Any, str]:
     named = understand(ref)
     # Outside of the block below: what is wrong with a name or a download is said already.
     folder = find_folder(ref, CONTROLNET) if named.what in ("folder", "hub") else None
-    if named.what == "file":
-        require_inert([named.path])
     try:
         if named.what == "file":
             made, name = _of_file(pipe, named.path), named.path.name
@@ -74,6 +72,7 @@ def _fetch_folder(row: ControlNet) -> Path:
 def _of_folder(pipe: Any, folder: Path) -> Any:
     from diffusers import ControlNetModel, FluxControlNetModel
 
+    require_inert(folder)
     main = _main_part(pipe)
     kind = ControlNetModel if hasattr(pipe, "unet") else FluxControlNetModel
     made = kind.from_pretrained(folder, local_files_only=True, torch_dtype=main.dtype)
@@ -93,6 +92,7 @@ def _of_file(pipe: Any, path: Path) -> Any:
         raise ValueError("a single file is read for Stable Diffusion alone; give a Diffusers folder")
     if path.suffix.lower() != ".safetensors":
         raise ValueError("it is no .safetensors file")
+    require_inert(path)
     made = ControlNetModel.from_unet(pipe.unet, load_weights_from_unet=False)
     weights = load_file(path)
     if not any(name.startswith("controlnet_") for name in weights):

@@ -236,7 +236,7 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
     require_safe_tokenizer(folder)
     try:
         with quiet_transformers():
-            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as err:  # whatever type this version raises: there is a second way
         first = err
     try:
@@ -255,7 +255,7 @@ def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
 def _special_words(folder: Path) -> dict[str, str]:
     if not (folder / "special_tokens_map.json").is_file():
         return {}
-    raw = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+    raw = read_json(folder, "special_tokens_map.json")
     raw.pop("additional_special_tokens", None)
     return {name: value["content"] if isinstance(value, dict) else value for name, value in raw.items()}
 
@@ -282,7 +282,7 @@ def _build_tokenizer(folder: Path, special: dict[str, str]) -> Any:
         )
         backend.add_special_tokens([word for word in special.values() if backend.token_to_id(word) is not None])
     else:
-        return transformers.XLMRobertaTokenizer.from_pretrained(folder)
+        return transformers.XLMRobertaTokenizer.from_pretrained(folder, local_files_only=True)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 

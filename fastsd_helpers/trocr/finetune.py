@@ -20,6 +20,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import to_values
 from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
@@ -316,12 +317,17 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+# What transformers' trainer opens when it resumes.
+_RESUMED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+
+
 def _opens(path: Path, weights: list[Path]) -> bool:
     import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        require_inert([path, *(path / name for name in _RESUMED if (path / name).is_file())])
         torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
         for file in weights:
             with safe_open(str(file), framework="pt"):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DependencyMissing, ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.processes import file_lock
 from fastsd_helpers.runtime import describe_device
@@ -255,6 +256,7 @@ class GraphEngine:
     """A reader's graphs, as the searches use them; see TorchEngine."""
 
     def __init__(self, folder: Path) -> None:
+        require_inert(folder / GRAPHS)
         (openvino,) = _require("openvino")
         self._openvino = openvino
         about = json.loads((folder / GRAPHS / "about.json").read_text(encoding="utf-8"))

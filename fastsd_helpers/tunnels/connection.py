@@ -144,8 +144,8 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------------ inside
 
     def _pass(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            self._inner.data_received(piece)
+        if pieces:
+            self._inner.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def _begin(self) -> None:
         """A head is whole: until it is known who asks, it is a stranger."""
@@ -193,9 +193,19 @@ def make_server(handler: Any, doors: Doors, **settings: Any) -> Any:
     """aiohttp's server with a Connection before each of its protocols."""
     from aiohttp import web
 
+    class Terse(web.RequestHandler):
+        """What aiohttp alone dislikes is refused in a word too; its own answer quotes the request."""
+
+        __slots__ = ()
+
+        def handle_error(self, request: Any, status: int = 500, exc: Any = None, message: str | None = None) -> Any:
+            answer = web.Response(status=400, text="This request is malformed.\n", headers={"Server": "fastsd"})
+            answer.force_close()
+            return answer
+
     class Server(web.Server):
         def __call__(self) -> Any:
-            return Connection(super().__call__(), doors)
+            return Connection(Terse(self, loop=self._loop, **self._kwargs), doors)
 
     return Server(handler, **settings)
 

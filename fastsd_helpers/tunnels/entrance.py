@@ -24,7 +24,7 @@ _LOGOUT_PATH = f"{_OWN}logout"
 _PROGRAM_LOGIN_PATH = "/login"  # where gradio_client sends user and password
 
 # How long a password may wait for its turn, and how many may wait.
-_LONGEST_WAIT_S = 30.0
+_LONGEST_WAIT_S = 10.0
 _MOST_WAITING = 64
 _MOST_WAITING_PER_ADDRESS = 2
 
@@ -32,10 +32,13 @@ _PLAIN_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     # Not no-referrer: with that a browser says `Origin: null` of the form on the page.
     "Referrer-Policy": "same-origin",
     "Server": "fastsd",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
 }
 
 

@@ -39,7 +39,8 @@ def open_gate(
 
     Visitors log in on a page, which leaves a cookie. Programs send HTTP basic authentication with every request, or
     log in as `gradio_client` does, with `POST /login` and the fields `username` and `password`. Pages of somewhere
-    else may do nothing in a visitor's name; see `visitor`.
+    else may do nothing in a visitor's name (see `visitor`), so a gate that is reached by another address than its own
+    has to be told it: `Gate.set_public_url`.
 
     Args:
         port: where the server behind it listens, on 127.0.0.1.

@@ -73,4 +73,4 @@ def own_path(place: str, closed: Sequence[ClosedPath] = ()) -> str:
             break
     else:
         return "/"
-    return place if len(place) <= _LONGEST_PATH and refusal("GET", place, closed) is None else "/"
+    return place if len(place) <= _LONGEST_PATH and refusal("GET", place.partition("#")[0], closed) is None else "/"

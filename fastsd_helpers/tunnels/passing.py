@@ -4,6 +4,7 @@ Pure functions: the gate asks them for every request and every answer. A web UI'
 its catalogue; what is here holds whatever stands behind the gate.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ _USER_FILES = re.compile(r"file=.*|file|view|userdata|stream|viewvideo|viewaudio
 _USER_FILES_BELOW = re.compile(
     r".*/(assets/[^/]+/content|sd_extra_networks/thumb|experiment/models/preview/.*)", re.DOTALL
 )
+_OWN_FILES = {"static", "assets", "extensions", "webui-assets", "svelte"}  # below these the program's own
 _UPLOADED = re.compile(r"[0-9a-f]{40,64}")  # Gradio's folders for uploads are named by a hash
 # Opened as a page, these run scripts as the link's own page. Office files match too and are downloaded, as always.
 _PAGE_TYPES = re.compile(r"html|xml|svg|xsl|multipart|rfc822")
@@ -78,10 +80,9 @@ def refusal(method: str, raw_path: str, closed: Sequence[ClosedPath]) -> str | N
         return "A value with .. in its path does not pass."
     places = list(_places(path))
     for row in closed:
-        if not row.methods or method.strip().upper() in row.methods:
-            pattern = re.compile(row.pattern, re.IGNORECASE | re.DOTALL)
-            if any(pattern.fullmatch(place) for place in places):
-                return f"Closed on this link, since it {row.why}."
+        meant = not row.methods or method.strip().upper() in row.methods
+        if meant and any(map(_compiled(row.pattern).fullmatch, places)):
+            return f"Closed on this link, since it {row.why}."
     return None
 
 
@@ -119,21 +120,28 @@ def answer_headers(raw_path: str, headers: Mapping[str, str]) -> dict[str, str]:
     found |= {name: "" for name in given if name == "timing-allow-origin"}
 
     parts = _tidy(_plain(_decode(raw_path.partition("?")[0], errors="replace") or "/file="))
-    served = next(filter(_USER_FILES.fullmatch, parts), None)
+    served = next((part for part in parts if part in _OWN_FILES or _USER_FILES.fullmatch(part)), "")
+    served = "" if served in _OWN_FILES else served
     if served or _USER_FILES_BELOW.fullmatch("/" + "/".join(parts)):
         kind = ", ".join(given.get("content-type", [])).lower()
         # Below /file= AUTOMATIC1111 serves its own scripts too, but those have never been uploaded.
-        own = (served or "").startswith("file=") and not any(map(_UPLOADED.fullmatch, parts))
+        viewed = parts[-1] in ("view", "viewvideo", "viewaudio")
+        sent = served == "userdata" or viewed or any(map(_UPLOADED.fullmatch, parts))
         if _opens_as_page(kind, given):
             policies.append("sandbox")
             shown = given.get("content-disposition", ["attachment"])[0]
             found["Content-Disposition"] = re.sub(r"^[^;]*", "attachment", shown)
-        elif _SCRIPT_TYPES.search(kind) and not own:
+        elif _SCRIPT_TYPES.search(kind) and sent:
             found["Content-Type"] = "text/plain; charset=utf-8"
         if "service-worker-allowed" in given:
             found["Service-Worker-Allowed"] = ""
     found["Content-Security-Policy"] = ", ".join(policy for policy in policies if policy)
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
 def _opens_as_page(kind: str, given: Mapping[str, list[str]]) -> bool:

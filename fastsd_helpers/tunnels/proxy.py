@@ -21,6 +21,9 @@ logger = logging.getLogger("fastsd_helpers")
 # What may wait to be sent on a connection before reading stops: enough that both ends work at the same time.
 _HELD_BYTES = 2**20
 
+# A message of a WebSocket is held whole; web UIs send pictures and short films in one.
+_LARGEST_MESSAGE_BYTES = 2**28
+
 # Source: RFC 9110, 7.6.1; these concern one connection, not the message.
 _HOP_BY_HOP = {
     "connection",
@@ -156,17 +159,20 @@ class Proxy:
             if name.lower() not in dropped and not ours:
                 response.headers.add(name, _text(value))
         for name, value in answer_headers(request.raw_path, response.headers).items():
-            response.headers[name] = value
+            response.headers.popall(name, None)
+            if value:
+                response.headers[name] = value
 
     async def _headers_for(self, request: Any, *, socket: bool = False) -> Any:
         from multidict import CIMultiDict
 
         dropped = _HOP_BY_HOP | _OTHER_REQUEST | _named_by_connection(request.headers) | {"cookie", "host"}
         dropped |= _SOCKET_HEADERS if socket else set()
-        pairs = [(name, _text(value)) for name, value in request.headers.items() if name.lower() not in dropped]
-        headers = CIMultiDict(pairs)
-        if self._hides(headers.get("Authorization", "")):
-            headers.popall("Authorization")
+        headers = CIMultiDict()
+        for name, value in request.headers.items():
+            small = name.lower()
+            if small not in dropped and not (small == "authorization" and self._hides(value)):
+                headers.add(name, _text(value))
         cookies = {name: _text(value) for name, value in cookie_pairs(request.headers) if name not in NAMES}
         if self._upstream_login is not None:
             headers.setdefault("Authorization", _basic(self._upstream_login))
@@ -213,7 +219,7 @@ class Proxy:
         wanted = [part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if part.strip()]
         headers = await self._headers_for(request, socket=True)
         url = yarl.URL(self._origin + request.raw_path, encoded=True)
-        plain = {"autoping": False, "max_msg_size": 0}
+        plain = {"autoping": False, "max_msg_size": _LARGEST_MESSAGE_BYTES}
         try:
             server = await self._session.ws_connect(url, headers=headers, protocols=wanted, **plain)
         except aiohttp.WSServerHandshakeError as err:

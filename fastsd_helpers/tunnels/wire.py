@@ -15,6 +15,11 @@ _MOST_HEADERS = 200
 _LONGEST_CHUNK_LINE = 256
 _LARGEST_TRAILER_BYTES = 8192
 _METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"}
+# Source: RFC 9110, 5.3. Of two, one program takes the first and another one the last.
+_ONCE = {
+    *(b"content-encoding", b"content-location", b"content-range", b"content-type", b"etag", b"max-forwards"),
+    *(b"sec-websocket-key", b"sec-websocket-version", b"server", b"user-agent"),
+}
 _REQUEST_LINE = re.compile(rb"([A-Z-]{1,20}) ([\x21-\x7e]+) HTTP/1\.([01])")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _HOST = re.compile(rb"[A-Za-z0-9._\[\]:-]{0,255}")
@@ -142,6 +147,8 @@ class RequestReader:
             name, value = found[1].lower(), found[2].rstrip(b" \t")
             kept.append((name, found[1] + b": " + value))
             values.setdefault(name, []).append(value)
+        if any(len(values.get(name, [])) > 1 for name in _ONCE):
+            raise Malformed(400)
         method, _target, version = lines[0].split(b" ")
         self._look_at_host(values.get(b"host", []), version)
         self._choose_body(values.get(b"content-length", []), values.get(b"transfer-encoding", []), version)
@@ -169,7 +176,7 @@ class RequestReader:
             if lengths or version != b"HTTP/1.1" or len(codings) != 1:
                 raise Malformed(400)
             if codings[0].lower() != b"chunked":
-                raise Malformed(501, "This transfer coding is not taken.")
+                raise Malformed(400, "This transfer coding is not taken.")
             self._state = self._chunk_line
             return
         if lengths and (len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,15}", lengths[0])):

@@ -190,7 +190,8 @@ _COMFYUI = WebUI(
     ),
     closed=COMFYUI_CLOSED,
     guard="comfyui.py",
-    tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/comfyui_cpu.md); on no GPU yet",
+    tried="installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); drawn with at "
+    "0.3.64 (comfyui_cpu.md); on no GPU yet",
 )
 
 

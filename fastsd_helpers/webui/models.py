@@ -172,7 +172,7 @@ def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint"
 
 def _place(ref: str, ui: WebUI, places: Places, kind: str) -> PlacedModel:
     source, how = _bring(ref, ui, places, kind)
-    require_inert([source])
+    require_inert(_with_description(source))
     family = _family_of_file(source) if kind == "checkpoint" else None
     if family is not None:
         _require_family(ui, family, ref)
@@ -198,6 +198,7 @@ def place_controlnet(base: str, task: str, ui: WebUI, places: Places) -> PlacedM
     row = find_controlnet(base, task, ui=ui.key)
     prepare_places(places, ui)
     path = fetch_controlnet(row, store_folder(places, ui, "controlnet"))
+    require_inert(_with_description(path))
     return PlacedModel(
         model_folder(places, ui, "controlnet") / "store" / path.name, "controlnet", row.family, "downloaded"
     )
@@ -310,8 +311,11 @@ def _require_family(ui: WebUI, family: str, ref: str) -> None:
 
 def _link_with_config(source: Path, target: Path) -> None:
     """Link a file, and the .yaml of the same name that says how SD 2.1 is to be read."""
-    pairs = [(source, target)]
-    if source.with_suffix(".yaml").is_file():
-        pairs.append((source.with_suffix(".yaml"), target.with_suffix(".yaml")))
-    for file, place in pairs:
-        new_link(place, file)
+    for file in _with_description(source):
+        new_link(target.with_suffix(file.suffix) if file != source else target, file)
+
+
+def _with_description(source: Path) -> list[Path]:
+    """A file, and the .yaml of the same name, by which a web UI builds the network."""
+    description = source.with_suffix(".yaml")
+    return [source, *([description] if description != source and description.is_file() else [])]
