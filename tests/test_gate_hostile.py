@@ -181,6 +181,15 @@ def test_two_thousand_malformed_requests_get_one_short_line_and_leave_no_trace(
     assert send(gate.port, "GET /headers HTTP/1.1", BASIC)[0] == 200
 
 
+def test_a_malformed_request_behind_a_good_one_is_refused_after_the_answer_to_it(gate: Gate) -> None:
+    good = f"GET /headers HTTP/1.1\r\nHost: a\r\n{BASIC}\r\n\r\n".encode()
+    for bad in (b"secret bytes\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n"):
+        with open_raw(gate.port, good + bad + good) as raw:
+            answer = read_all(raw)
+        assert [part[:13] for part in answer.split(b"HTTP/1.1")[1:]] == [b" 200 OK\r\nCont", b" 400 Bad Requ"]
+        assert answer.endswith(b"This request is malformed.\n")
+
+
 def test_what_aiohttp_alone_dislikes_is_refused_in_a_word_too(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the reader let through what a parser of some version does not take."""
     monkeypatch.setattr(RequestReader, "_written_anew", lambda self, lines: b"\r\n".join([b"secret-bytes", *lines]))
