@@ -114,18 +114,29 @@ def test_the_password_opens_it_and_a_cookie_keeps_it_open(gate: Gate) -> None:
 
 def test_over_https_the_cookie_is_for_https_and_this_host_alone(gate: Gate) -> None:
     form = urllib.parse.urlencode({"user": LOGIN.user, "password": LOGIN.password}).encode()
-    _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form, X_Forwarded_Proto="https")
-    plain = headers["Set-Cookie"].split(";")[0]
-    assert "Secure" not in headers["Set-Cookie"], "a visitor's word on the scheme is none"
-    assert headers["Location"] == "/"
+    plain = ask(f"{gate.url}/.fastsd/login", data=form)[1]["Set-Cookie"].split(";")[0]
+    assert plain.startswith("fastsd_gate=")
     gate.set_public_url("https://calm-fox.example")
-    _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form)
-    cookie = headers["Set-Cookie"]
-    assert cookie.startswith("__Host-fastsd_gate=")
-    assert {"Secure", "Path=/", "HttpOnly", "SameSite=Lax"} <= {part.strip() for part in cookie.split(";")}
-    assert "Domain" not in cookie
-    assert ask(f"{gate.url}/headers", Cookie=cookie.split(";")[0])[0] == 200
-    assert ask(f"{gate.url}/headers", Cookie=plain)[0] == 401, "the name that a neighbour can set does not count"
+    for said in ({"Host": "calm-fox.example"}, {"X_Forwarded_Proto": "https"}):
+        _, headers, _ = ask(f"{gate.url}/.fastsd/login", data=form, **said)
+        assert headers["Location"] == "/"
+        cookie = headers["Set-Cookie"]
+        assert cookie.startswith("__Host-fastsd_gate=")
+        assert {"Secure", "Path=/", "HttpOnly", "SameSite=Lax"} <= {part.strip() for part in cookie.split(";")}
+        assert "Domain" not in cookie
+        assert ask(f"{gate.url}/headers", Cookie=cookie.split(";")[0], **said)[0] == 200
+        refused = ask(f"{gate.url}/headers", Cookie=plain, **said)[0]
+        assert refused == 401, "the name that a neighbour can set does not count"
+
+
+def test_a_program_on_this_machine_keeps_its_cookie_without_https(gate: Gate) -> None:
+    gate.set_public_url("https://calm-fox.example")
+    form = urllib.parse.urlencode({"user": LOGIN.user, "password": LOGIN.password}).encode()
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with opener.open(f"{gate.url}/.fastsd/login", data=form, timeout=20):
+        pass
+    with opener.open(f"{gate.url}/headers", timeout=20) as answer:
+        assert answer.status == 200
 
 
 def test_a_cookie_does_not_last_longer_than_it_should(site: int) -> None:
@@ -778,3 +789,11 @@ def test_closing_ends_its_thread_at_once_whatever_is_open(site: int) -> None:
         gate.close()
         assert time.monotonic() - started < 5
     assert not {thread.name for thread in set(threading.enumerate()) - before} & {"fastsd-gate"}
+
+
+def test_a_file_of_a_visitor_does_not_stay_in_a_browser_as_a_program(gate: Gate) -> None:
+    """A browser sends this header when a page installs a service worker, which would see all that comes after it."""
+    for path in ("/file=/tmp/a.js", "/gradio_api/file=/tmp/a.js", "/view?filename=a.js", "/userdata/a.js"):
+        assert ask(f"{gate.url}{path}", Service_Worker="script", **BASIC)[0] == 403, path
+        assert ask(f"{gate.url}{path}", **BASIC)[0] == 200, path
+    assert ask(f"{gate.url}/headers", Service_Worker="script", **BASIC)[0] == 200

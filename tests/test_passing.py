@@ -511,7 +511,7 @@ def test_a_weaker_header_of_the_server_is_replaced(name, weaker):
 
 
 def test_a_stricter_header_of_the_server_stays():
-    given = {"referrer-policy": "no-referrer", "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"}
+    given = {"referrer-policy": "same-origin", "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"}
     added = answer_headers("/", given)
     assert not {"Referrer-Policy", "X-Frame-Options", "Cross-Origin-Opener-Policy"} & set(added)
     assert added["Content-Security-Policy"] == "frame-ancestors 'none'"
@@ -653,3 +653,8 @@ def test_pages_of_the_program_itself_are_pages(path):
     added = answer_headers(path, {"Content-Type": "text/html"})
     assert "Content-Disposition" not in added
     assert "sandbox" not in added["Content-Security-Policy"]
+
+
+def test_a_page_with_forms_keeps_its_origin_whatever_the_server_says_of_referrers() -> None:
+    for said in ("no-referrer", "unsafe-url", "no-referrer, unsafe-url"):
+        assert answer_headers("/", {"Referrer-Policy": said})["Referrer-Policy"] == "same-origin"

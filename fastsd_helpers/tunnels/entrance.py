@@ -67,10 +67,16 @@ class Entrance:
         self._login, self._limiter, self._closed = login, limiter, closed
         self._waiting: dict[str | None, int] = {}
 
-    @property
-    def _https(self) -> bool:
-        # By what is known of the link: any visitor can say X-Forwarded-Proto.
-        return urlsplit(self.public_url or "").scheme.lower() == "https"
+    def _https(self, request: Any) -> bool:
+        """Whether the visitor came over https: as the link says it, or the service in front.
+
+        At the gate's own address nobody does, except that localtunnel says that address instead of the link's. A
+        visitor who makes either up changes the name of his own cookie, and no page can do it for him.
+        """
+        if "https" in request.headers.get("X-Forwarded-Proto", "").lower():
+            return True
+        here = request.headers.get("Host", "").lower() in {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
+        return not here and urlsplit(self.public_url or "").scheme.lower() == "https"
 
     async def answer(self, request: Any, nonce: str) -> Any:
         """None for a visitor who may pass; the answer to give otherwise."""
@@ -91,7 +97,7 @@ class Entrance:
                 return self._log_out(request)
             if path.startswith(_OWN):
                 return plain(404, "There is no such page.")
-            if self.sessions.holds(request.headers, https=self._https):
+            if self.sessions.holds(request.headers, https=self._https(request)):
                 return None
             if path == _PROGRAM_LOGIN_PATH and request.method == "POST" and visitor is Visitor.PROGRAM:
                 return await self._log_in_program(request)
@@ -130,7 +136,7 @@ class Entrance:
             return self._page(401, fields["next"], "Wrong user or password.")
         # Signs that a header cannot hold are encoded, as a browser would.
         place = quote(own_path(fields["next"], self._closed), safe="/?#[]@!$&'()*+,;=~%")
-        return self._welcome(plain(303, "", {"Location": place}))
+        return self._welcome(request, plain(303, "", {"Location": place}))
 
     async def _log_in_program(self, request: Any) -> Any:
         """Take what gradio_client sends; it keeps the cookie, and sends it with every call."""
@@ -140,10 +146,10 @@ class Entrance:
             return self._too_many(wait_s)
         if wait_s is not None:
             return plain(401, "Wrong user or password.")
-        return self._welcome(plain(200, '{"success": true}', {"Content-Type": "application/json"}))
+        return self._welcome(request, plain(200, '{"success": true}', {"Content-Type": "application/json"}))
 
-    def _welcome(self, answer: Any) -> Any:
-        set_cookie(answer, self.sessions.start(), self.sessions.lasts_s, https=self._https)
+    def _welcome(self, request: Any, answer: Any) -> Any:
+        set_cookie(answer, self.sessions.start(), self.sessions.lasts_s, https=self._https(request))
         return answer
 
     def _log_out(self, request: Any) -> Any:
@@ -151,9 +157,9 @@ class Entrance:
             return _html(200, logout_page(_LOGOUT_PATH))
         if request.method != "POST":
             return plain(405, "This method is not taken.", {"Allow": "GET, POST"})
-        self.sessions.end(request.headers, https=self._https)
+        self.sessions.end(request.headers, https=self._https(request))
         answer = plain(303, "", {"Location": _LOGIN_PATH})
-        set_cookie(answer, "", 0, https=self._https)
+        set_cookie(answer, "", 0, https=self._https(request))
         return answer
 
     async def _judge(self, request: Any, user: str, password: str) -> float | None:

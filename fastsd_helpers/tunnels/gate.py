@@ -17,7 +17,7 @@ from fastsd_helpers.errors import DependencyMissing, TunnelError
 from fastsd_helpers.tunnels.connection import Connection, Doors, keep_quiet, make_server
 from fastsd_helpers.tunnels.entrance import ALIVE_PATH, Entrance, plain
 from fastsd_helpers.tunnels.login import Login, LoginLimiter
-from fastsd_helpers.tunnels.passing import ClosedPath, refusal
+from fastsd_helpers.tunnels.passing import ClosedPath, is_user_file, refusal
 from fastsd_helpers.tunnels.proxy import Proxy
 
 __all__ = ["ALIVE_PATH", "Gate", "open_gate"]
@@ -212,6 +212,8 @@ class Gate:
         answer = await self._entrance.answer(request, self.nonce)
         if answer is None:
             why = refusal(request.method, request.raw_path, self._closed_paths)
+            if why is None and "Service-Worker" in request.headers and is_user_file(request.raw_path):
+                why = "A file of a visitor does not stay in anybody's browser as a program."
             answer = plain(403, why) if why else None
         if answer is not None:
             if request.can_read_body:

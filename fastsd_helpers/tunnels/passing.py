@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["ClosedPath", "answer_headers", "refusal"]
+__all__ = ["ClosedPath", "answer_headers", "is_user_file", "refusal"]
 
 # Encoded more often than this is no honest address.
 _MOST_ROUNDS = 8
@@ -104,7 +104,8 @@ def answer_headers(raw_path: str, headers: Mapping[str, str]) -> dict[str, str]:
         return [value.lower() for value in given.get(name, [])] in [[value] for value in kept]
 
     found = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
-    if not stricter("referrer-policy", "no-referrer", "same-origin"):
+    # Not `no-referrer` either: a browser then says `Origin: null` of the forms on the link's own pages.
+    if not stricter("referrer-policy", "same-origin"):
         found["Referrer-Policy"] = "same-origin"
     if not stricter("cross-origin-opener-policy", "same-origin"):
         found["Cross-Origin-Opener-Policy"] = "same-origin-allow-popups"
@@ -119,10 +120,8 @@ def answer_headers(raw_path: str, headers: Mapping[str, str]) -> dict[str, str]:
     found |= {name: "" for name in given if name.startswith(("access-control-allow-", "access-control-expose-"))}
     found |= {name: "" for name in given if name == "timing-allow-origin"}
 
-    parts = _tidy(_plain(_decode(raw_path.partition("?")[0], errors="replace") or "/file="))
-    served = next((part for part in parts if part in _OWN_FILES or _USER_FILES.fullmatch(part)), "")
-    served = "" if served in _OWN_FILES else served
-    if served or _USER_FILES_BELOW.fullmatch("/" + "/".join(parts)):
+    parts, served = _served(raw_path)
+    if served:
         kind = ", ".join(given.get("content-type", [])).lower()
         # Below /file= AUTOMATIC1111 serves its own scripts too, but those have never been uploaded.
         viewed = parts[-1] in ("view", "viewvideo", "viewaudio")
@@ -137,6 +136,20 @@ def answer_headers(raw_path: str, headers: Mapping[str, str]) -> dict[str, str]:
             found["Service-Worker-Allowed"] = ""
     found["Content-Security-Policy"] = ", ".join(policy for policy in policies if policy)
     return found
+
+
+def is_user_file(raw_path: str) -> bool:
+    """Whether a path, as it came, is one where web UIs serve files that visitors have put there."""
+    return bool(_served(raw_path)[1])
+
+
+def _served(raw_path: str) -> tuple[list[str], str]:
+    """The parts of a path, and the one below which visitors' files are served; "" where none are."""
+    parts = _tidy(_plain(_decode(raw_path.partition("?")[0], errors="replace") or "/file="))
+    served = next((part for part in parts if part in _OWN_FILES or _USER_FILES.fullmatch(part)), "")
+    if served in _OWN_FILES:
+        served = ""
+    return parts, served or ("/" if _USER_FILES_BELOW.fullmatch("/" + "/".join(parts)) else "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -131,7 +131,7 @@ _FORGE_NEO = WebUI(
     title="Forge Neo",
     python="3.13",
     lock_set="forge-neo",
-    # The commit of its branch `neo` whose requirements.txt names the versions of the lock.
+    # Its branch `neo`, at the commit whose requirements.txt names the versions of the lock.
     repositories=(
         Repository(
             "forge-neo",
@@ -157,7 +157,8 @@ _FORGE_NEO = WebUI(
     ),
     closed=A1111_CLOSED,
     guard="forge_neo.py",
-    tried="a fork of it, installed, started and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md)",
+    tried="a fork of it, installed and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), and "
+    "started with this lock; this very commit was not run",
 )
 
 _COMFYUI = WebUI(

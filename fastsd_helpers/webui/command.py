@@ -68,9 +68,6 @@ def plan_launch(
     environment |= {
         item.variable: str(folder_of(places, item)) for item in ui.repositories if item.variable and item.folder
     }
-    if ui.key == "forge-neo":
-        # Its flags were read at another commit than the one installed: one that is gone must not end its start.
-        environment["IGNORE_CMD_ARGS_ERRORS"] = "1"
     guard = Path(__file__).parent / "guards" / ui.guard
     environment["FASTSD_GUARD"] = json.dumps(
         {"admin": config.allow_admin, "data": str(places.data), "store": str(places.store), "port": port}
