@@ -106,12 +106,13 @@ class Visitor:
         raise KeyError(element)
 
     def labelled(self, *labels: str) -> int | None:
-        """The function that has inputs of all these labels."""
+        """The function that has inputs of all these labels, and the fewest others."""
+        found = []
         for number, function in enumerate(self.functions):
             there = {self.parts[part]["props"].get("label") for part in function["inputs"]}
             if set(labels) <= there:
-                return number
-        return None
+                found.append((len(function["inputs"]), number))
+        return min(found)[1] if found else None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -287,7 +288,9 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
 
     def press(element: str, change: dict[str, Any]) -> Callable[[], None]:
         def act() -> None:
-            number = v.behind(element)
+            # A button's first function may only clear a text.
+            number = v.labelled(*change) if len(change) > 1 else None
+            number = v.behind(element) if number is None else number
             values = v.defaults(number)
             for place, part in enumerate(v.functions[number]["inputs"]):
                 label = v.parts[part]["props"].get("label")
@@ -305,6 +308,16 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
     }
     yield "a merged checkpoint", made("checkpoint", press("modelmerger_merge", merge))
     yield "an embedding by its button", made("embedding", press("train_create_embedding", {"Name": "../evil"}))
+
+    def defaults() -> str:
+        number = v.behind("ui_defaults_apply")
+        values = v.defaults(number)
+        for place, part in enumerate(v.functions[number]["inputs"]):
+            if v.parts[part]["props"].get("label") == "Custom Name (Optional)":
+                values[place] = "another"
+        return "written" if b"Wrote" in v.call(number, values)[1] else ""
+
+    yield "the page's defaults written to a file", defaults
 
     def prompts_file() -> None:
         line = f"--prompt x --outpath_samples {data}/written --outpath_grids {data}/written"
@@ -345,7 +358,8 @@ def attempts(v: Visitor, listener: str, secret: Path, data: Path) -> Iterator[tu
 
     def honest_setting() -> str:
         before = json.loads(v.raw("/sdapi/v1/options")[1])["CLIP_stop_at_last_layers"]
-        v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})
+        if v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})[0] == 403:
+            return ""  # the gate closes this door to all settings
         now = json.loads(v.raw("/sdapi/v1/options")[1])["CLIP_stop_at_last_layers"]
         v.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": before})
         return "" if now == 2 else f"it is {now}"
