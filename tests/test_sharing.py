@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
+from bare_guard import in_code, use_bare_guard
 from tunnel_doubles import FORWARD, free_port, keep, make_program, processes_of
 
 from fastsd_helpers.cli.parser import parse
@@ -301,8 +302,10 @@ def test_the_commands_refuse_before_a_model_is_loaded(
 
 
 @pytest.fixture
-def ui(tmp_path: Path) -> Iterator[Any]:
+def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An installation of a stub, and its command lines."""
+    guard = use_bare_guard(tmp_path, monkeypatch)
+    code = f"{in_code(guard)}import sys; from fastsd_helpers.cli import main; sys.exit(main(sys.argv[1:]))"
     where = {"folder": str(tmp_path / "code"), "store": str(tmp_path / "store")}
     places = find_places(find_ui("a1111"), **where)
     places.python.parent.mkdir(parents=True)
@@ -314,7 +317,7 @@ def ui(tmp_path: Path) -> Iterator[Any]:
     started: list[Child] = []
 
     def start(*words: str) -> Child:
-        command = [sys.executable, "-m", "fastsd_helpers", "webui", "launch", *flags, "--port", str(free_port())]
+        command = [sys.executable, "-c", code, "webui", "launch", *flags, "--port", str(free_port())]
         files = {name: tmp_path / f"{len(started)}.{name}" for name in ("log", "out")}
         started.append(Child([*command, *words], env=dict(os.environ), **files))
         return started[-1]

@@ -125,10 +125,10 @@ def ask(url: str, *, token: str | None = None, limit: int = 1_000_000) -> Answer
 class _Failures:
     """Counts failures in a row, pauses between tries, and gives up with a sentence."""
 
-    def __init__(self, url: str, pauses_s: tuple[float, ...] = _PAUSES_S) -> None:
+    def __init__(self, url: str, pauses_s: tuple[float, ...] | None = None) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
-        self._pauses_s = pauses_s
+        self._pauses_s = _PAUSES_S if pauses_s is None else pauses_s
         self.count = 0
         self.furthest = 0
 
@@ -201,7 +201,7 @@ def transfer(
     sha256: str | None = None,
     begun: Callable[[Remote], None] | None = None,
     most: int | None = None,
-    pauses_s: tuple[float, ...] = _PAUSES_S,
+    pauses_s: tuple[float, ...] | None = None,
 ) -> Remote:
     """Bring a file to `part`, going on where an earlier try stopped when that is safe.
 
@@ -218,7 +218,7 @@ def transfer(
         sha256: known beforehand; makes it safe to go on without an ETag.
         begun: called once when the server has answered, before bytes are kept; it may refuse by raising.
         most: bytes that are taken at most, of a file whose size is not known.
-        pauses_s: seconds to wait after each failure in a row; their number is that of the further tries.
+        pauses_s: seconds to wait after each failure in a row, as many as there are further tries; None: the usual.
 
     Returns:
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
@@ -251,7 +251,8 @@ def transfer(
                 _Note(_strong_etag(answer.headers), sha256).write(part)
                 if most is not None and (remote.total or 0) > most:
                     raise _too_large(failures.host, most)
-                whole = _append(answer, part, start, size if remote.total is None else remote.total, failures, most)
+                bound = size if remote.total is None and size is not None else most
+                whole = _append(answer, part, start, remote.total, failures, bound)
             if whole:
                 return remote
             raise http.client.IncompleteRead(b"")

@@ -35,12 +35,14 @@ class Doors:
         self._strangers: OrderedDict[Connection, None] = OrderedDict()
 
     def let_in(self, connection: "Connection") -> None:
+        """Count a connection on which nobody has logged in as the newest; the oldest one beyond the bound is cut."""
         self._strangers[connection] = None
         self._strangers.move_to_end(connection)
         while len(self._strangers) > MOST_STRANGERS:
             self._strangers.popitem(last=False)[0].abort()
 
     def forget(self, connection: "Connection") -> None:
+        """Count a connection no more: a visitor's, or a closed one."""
         self._strangers.pop(connection, None)
 
 

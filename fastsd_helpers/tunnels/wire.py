@@ -40,7 +40,6 @@ class RequestReader:
 
     Attributes:
         waiting: no head is complete that has not been answered.
-        started: some of the next head has come.
         upgrade: the request that is being answered asks for a WebSocket.
     """
 
@@ -53,6 +52,7 @@ class RequestReader:
 
     @property
     def started(self) -> bool:
+        """Some of the next head has come."""
         return self.waiting and bool(self._held)
 
     @property
