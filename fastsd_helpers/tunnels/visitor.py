@@ -12,6 +12,8 @@ The rule:
   Any other value is foreign, but for a link that is followed at the top of a window (GET, navigate, document), since
   links are made to be shared. Frames, pictures, scripts, `fetch` and event streams are no such thing, so a page of
   somewhere else can start none of the GET requests that do something.
+- Of who does not say how it is asked (`Sec-Fetch-Mode` and `-Dest`: older browsers), a GET that starts no event stream
+  passes, since it changes nothing, and no other page can read the answer.
 - Neither is there: a program, which acts by a password in a header or by a cookie of its own.
 
 Source: Fetch Metadata Request Headers (W3C), RFC 6454.
@@ -56,18 +58,20 @@ def who_asks(request: Any, own: Collection[str], local: Collection[str] = ()) ->
     if origins:
         host = request.headers.get("Host", "").lower()
         here = {*own, *(origin for origin in local if urlsplit(origin).netloc == host)}
-        same = all(origin in here for origin in origins) and all(site == "same-origin" for site in sites)
-        return Visitor.OWN_PAGE if same else Visitor.FOREIGN
-    if not sites:
+        if all(origin in here for origin in origins) and all(site == "same-origin" for site in sites):
+            return Visitor.OWN_PAGE
+    elif not sites:
         return Visitor.PROGRAM
-    if sites == ["same-origin"]:
+    elif sites == ["same-origin"]:
         return Visitor.OWN_PAGE
     if socket or request.method not in ("GET", "HEAD"):
         return Visitor.FOREIGN
-    if sites == ["none"]:
-        return Visitor.LOOKS
-    followed = [request.headers.getall(f"Sec-Fetch-{name}", []) for name in ("Mode", "Dest")]
-    return Visitor.LOOKS if request.method == "GET" and followed == [["navigate"], ["document"]] else Visitor.FOREIGN
+    how = [request.headers.getall(f"Sec-Fetch-{name}", []) for name in ("Mode", "Dest")]
+    if how == [[], []]:
+        starts = any("text/event-stream" in line.lower() for line in request.headers.getall("Accept", []))
+        return Visitor.FOREIGN if starts else Visitor.LOOKS
+    followed = request.method == "GET" and how == [["navigate"], ["document"]] and not origins
+    return Visitor.LOOKS if followed or (sites == ["none"] and not origins) else Visitor.FOREIGN
 
 
 def origin_of(url: str) -> str:
