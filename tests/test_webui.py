@@ -864,3 +864,16 @@ def test_the_commands_say_what_would_be_started_and_what_is_not_there(
     code, _, err = _run(capsys, "webui", "place", "canny", "--kind", "controlnet", *places)
     assert code == 2
     assert "--base sd15" in err
+
+
+def test_automatic1111_lies_where_it_can_serve_its_own_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Gradio 3 answers 403 for every file below a folder whose name begins with a dot."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    assert find_places(A1111).root == tmp_path / "fastsd" / "webui" / "a1111"
+    assert find_places(find_ui("comfyui")).root == tmp_path / ".cache" / "fastsd" / "webui" / "comfyui"
+    for place in (tmp_path / ".hidden", tmp_path / "a" / ".b" / "c"):
+        with pytest.raises(WebUIError, match="begins with a dot") as caught:
+            find_places(A1111, folder=place)
+        assert "--folder" in caught.value.hint
+        assert find_places(find_ui("forge-neo"), folder=place).root == place / "forge-neo"

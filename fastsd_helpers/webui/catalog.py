@@ -38,6 +38,7 @@ class WebUI:
     refused: str = ""  # ... or that it is not
     has_login: bool = False
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
+    hides_dotted: bool = False  # it serves no file below a folder whose name begins with a dot (Gradio 3, routes.py)
     closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
     guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
@@ -114,6 +115,7 @@ _A1111 = WebUI(
     loaded=r"Model loaded in ",
     refused=r"Stable diffusion model failed to load|No checkpoints found",
     has_login=True,
+    hides_dotted=True,
     folders=(
         ("checkpoint", "Stable-diffusion"),
         ("lora", "Lora"),

@@ -51,6 +51,7 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     config = config or InstallConfig()
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
+    _name_leftovers(ui, places)
     added = read_extensions(config.extensions)
     mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added)])
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
@@ -69,6 +70,19 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+def _name_leftovers(ui: WebUI, places: Places) -> None:
+    # Where earlier versions put it, from where it cannot serve its own page.
+    old = Path.home() / ".cache" / "fastsd" / "webui" / ui.key
+    if ui.hides_dotted and old.is_dir() and places.root != old:
+        logger.warning(
+            "%s of an earlier version lies in %s, where its page has no scripts. It is installed anew in %s. The old "
+            "folder can be deleted; extensions of your own are in data/extensions there.",
+            ui.title,
+            old,
+            places.root,
+        )
 
 
 def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str, str], log: Path) -> InstallResult:

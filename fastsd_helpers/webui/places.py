@@ -68,19 +68,28 @@ def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | st
     """Choose the folders of a web UI; nothing is created.
 
     Args:
-        folder: for code and environments; `/content/fastsd` in Colab, else `.cache/fastsd/webui` in the home folder.
+        folder: for code and environments; `/content/fastsd` in Colab, else `.cache/fastsd/webui` in the home folder,
+            and `fastsd/webui` there for AUTOMATIC1111.
         store: for models, pictures and settings; the folder of the previous notebook on a mounted Drive, else
             `sd/stable-diffusion-webui` in the current directory.
 
     Raises:
-        WebUIError: `folder` is on Drive, which is far too slow for an environment.
+        WebUIError: `folder` is on Drive, which is far too slow for an environment, or begins with a dot where the
+            web UI could then not serve its own page.
     """
     if folder:
         root = Path(folder).expanduser().absolute()
     elif where() == "colab":
         root = Path("/content/fastsd")
     else:
-        root = Path.home() / ".cache" / "fastsd" / "webui"
+        root = Path.home() / ("fastsd" if ui.hides_dotted else ".cache/fastsd") / "webui"
+    dotted = next((part for part in root.parts if part.startswith(".")), None)
+    if ui.hides_dotted and dotted:
+        raise WebUIError(
+            f"{ui.title} cannot lie in {root}: it serves nothing, not even the scripts of its own page, below a folder "
+            f"whose name begins with a dot ({dotted}).",
+            "Choose another folder with --folder.",
+        )
     if delivers_late(root):
         raise WebUIError(
             f"{root} is on Google Drive or another network mount, which is far too slow for a program's code.",
