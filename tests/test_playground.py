@@ -47,12 +47,25 @@ def test_the_same_noise_before_and_after(artist: Artist) -> None:
         assert painter.asked[0]["negative_prompt"] == "blue"
 
 
+@pytest.mark.parametrize("seed", [None, -1])
+def test_without_a_seed_the_noise_is_another_every_time_and_is_named(artist: Artist, seed: int | None) -> None:
+    titles = [[title for title, _ in artist.draw("a red fish", seed=seed, steps=3)] for _ in range(3)]
+    seeds = [asked["generator"].initial_seed() for asked in artist._before.asked]
+    assert seeds == [asked["generator"].initial_seed() for asked in artist._after.asked], "before and after the same"
+    assert len(set(seeds)) == 3
+    assert titles == [[f"before, seed {one}", f"after, seed {one}"] for one in seeds]
+    artist.draw("a red fish", seed=seeds[0], steps=3)
+    assert artist._after.asked[-1]["generator"].initial_seed() == seeds[0], "it can be asked for again"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"size": 100}, "size is 100; it must be 64 to 256 and a multiple of 8"),
         ({"size": 512}, "size is 512"),
         ({"steps": 0}, "steps is 0"),
+        ({"seed": 2**63}, f"seed is {2**63}; it must be 0 to 2**63 - 1, or -1"),
+        ({"seed": -2}, "seed is -2"),
         ({"strength": 0}, "strength is 0"),
         ({"control_strength": 3}, "control_strength is 3; it must be 0 to 2"),
         ({"control": "a picture"}, "no ControlNet was chosen for the picture"),

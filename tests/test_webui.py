@@ -847,6 +847,22 @@ def test_the_commands_say_what_would_be_started_and_what_is_not_there(
     assert code == 0
     assert "--lowram" in json.loads(out.splitlines()[-1])["lines"][-1]
     assert not Path(where["folder"]).exists(), "a dry run makes nothing"
+    for wrong, said in (
+        (("--dry-run", "--model", "nothere"), "There is no model 'nothere'"),
+        (("--dry-run", "--user", "a b"), "user is 'a b'"),
+        (("--dry-run", "--share", "zrok"), "choose auto, ngrok"),
+        (("--gpu", "T4"), "Add --dry-run"),
+        (("--family", "sdxl"), "Add --dry-run"),
+    ):
+        code, _, err = _run(capsys, "webui", "launch", *wrong, *places)
+        assert (code, said in err) == (2, True), err
+    large = Path(where["store"]) / "models" / "Stable-diffusion" / "large.safetensors"
+    large.parent.mkdir(parents=True)
+    with large.open("wb") as file:
+        file.truncate(7 * 10**9)  # only its size is looked at
+    code, out, _ = _run(capsys, "webui", "launch", "--dry-run", "--gpu", "T4", *places, "--json")
+    assert "--lowram" in json.loads(out.splitlines()[-1])["lines"][-1], "as a start would take it"
+    large.unlink()
     code, out, err = _run(capsys, "webui", "launch", *places)
     assert (code, out) == (2, "")
     assert "is not installed" in err
