@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_guard import use_bare_guard
 
 __all__ = ["GRADIO_APP", "fake_edges", "prepare_kernel"]
 
@@ -50,23 +51,27 @@ def prepare_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     tests = str(Path(__file__).resolve().parent)
+    guard = use_bare_guard(folder, monkeypatch)
     (startup / "10-edges.py").write_text(
         f"import sys\nsys.path.insert(0, {tests!r})\n"
-        f"import notebook_webui\nnotebook_webui.fake_edges({str(upstream)!r}, {commit!r})\n",
+        f"import notebook_webui\nnotebook_webui.fake_edges({str(upstream)!r}, {commit!r}, {str(guard)!r})\n",
         encoding="utf-8",
     )
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
 
 
-def fake_edges(upstream: str, commit: str) -> None:
-    """In the kernel: the one repository, an environment that is this Python, and a service that leads to the gate."""
+def fake_edges(upstream: str, commit: str, guard: str) -> None:
+    """In the kernel: the one repository, an environment that is this Python, and a service that leads to the gate.
+
+    The guard in place of the real one asks for nothing of AUTOMATIC1111's, which is not there.
+    """
     from fastsd_helpers.processes import Child
     from fastsd_helpers.tunnels import services
     from fastsd_helpers.webui import catalog
 
     real = catalog.find_ui("a1111")
     repositories = (dataclasses.replace(real.repositories[0], urls=(upstream,), revision=commit),)
-    small = dataclasses.replace(real, repositories=repositories, alive_path="/")
+    small = dataclasses.replace(real, repositories=repositories, alive_path="/", guard=guard)
 
     def make_environment(folder: Path, *, python: str) -> Path:
         interpreter = folder / "bin" / "python"

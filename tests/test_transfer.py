@@ -80,7 +80,11 @@ def other() -> Iterator[Site]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Nobody waits here; what would have been waited is noted."""
     noted: list[float] = []
-    monkeypatch.setattr(f"{MODULE}.time.sleep", noted.append)
+    here, sleep = threading.current_thread(), time.sleep
+    # `time` is everybody's: threads that other tests have left must go on sleeping.
+    monkeypatch.setattr(
+        f"{MODULE}.time.sleep", lambda s: noted.append(s) if threading.current_thread() is here else sleep(s)
+    )
     return noted
 
 

@@ -17,8 +17,8 @@ def add_share_flag(group: Any, about: str) -> None:
     """Add `--share [KIND]` and `--no-share`; a bare `--share` is "auto", a kind is checked with the settings."""
     metavar = "auto|ngrok|gradio|cloudflared|localtunnel|colab"
     group.add_argument("--share", nargs="?", const="auto", metavar=metavar, default=argparse.SUPPRESS, help=about)
-    no = {"action": "store_const", "const": "no", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    group.add_argument("--no-share", dest="share", **no)
+    no = {"action": "store_const", "const": "no", "default": argparse.SUPPRESS}
+    group.add_argument("--no-share", dest="share", help="make no public link", **no)
 
 
 def add_link_flags(parser: argparse.ArgumentParser) -> None:
