@@ -117,6 +117,12 @@ def shop(tmp_path: Path) -> Any:
     return start
 
 
+def start_again(shop: Any) -> Any:
+    """Start what `shop` has written, with another launcher."""
+    command = [sys.executable, "-u", str(shop.code.parent / "guard.py"), "launch.py"]
+    return subprocess.run(command, cwd=shop.code, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_the_launcher_runs_as_if_it_had_been_started_itself_with_everything_patched(shop: Any) -> None:
     done = shop()
     said = json.loads(done.stdout)
@@ -171,14 +177,7 @@ def test_a_module_that_was_never_loaded_is_missed_when_a_port_is_opened(shop: An
         "import socket\nsocket.socket().bind(('127.0.0.1', 0))\nprint('not yet')\n"
         "socket.socket().bind(('127.0.0.1', 45871))\nprint('open')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-u", str(shop.code.parent / "guard.py"), "launch.py"],
-        cwd=shop.code,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = start_again(shop)
     assert (done.returncode, done.stdout) == (3, "not yet\n")
     assert "was never loaded" in done.stderr
 
@@ -186,14 +185,7 @@ def test_a_module_that_was_never_loaded_is_missed_when_a_port_is_opened(shop: An
 def test_an_error_that_the_web_ui_swallows_does_not_keep_it_alive(shop: Any) -> None:
     done = shop(tools="class Box: pass\n", extra="")
     (shop.code / "launch.py").write_text("try:\n    import shop.tools\nexcept BaseException:\n    pass\nprint('on')\n")
-    done = subprocess.run(
-        [sys.executable, "-u", str(shop.code.parent / "guard.py"), "launch.py"],
-        cwd=shop.code,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = start_again(shop)
     assert (done.returncode, done.stdout) == (3, "")
 
 

@@ -302,3 +302,18 @@ def test_a_lora_changes_the_picture_as_strongly_as_it_is_asked_to(demo_pipe: Any
     [(_, plain)] = open_artist().draw("a red fish", steps=2)
     assert pictures[0].tobytes() == plain.tobytes()
     assert pictures[1].tobytes() != plain.tobytes()
+
+
+def test_a_tokenizer_that_an_old_sentencepiece_would_read_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.metadata
+    import shutil
+
+    shutil.copytree(find_demo(), tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_2").mkdir()
+    (tmp_path / "model" / "tokenizer_2" / "spiece.model").write_bytes(b"made up")
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.2.0" if name == "sentencepiece" else real(name))
+    with pytest.raises(ModelError, match=r"spiece\.model .* is read by sentencepiece 0\.2\.0"):
+        open_artist(str(tmp_path / "model"))

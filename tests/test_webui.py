@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_guard import use_bare_guard
 from table_models import folder, original, write
 from tunnel_doubles import free_port, processes_of
 
@@ -50,26 +51,9 @@ A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
 
 
-BARE_GUARD = """
-import sys
-sys.path.insert(0, {folder!r})
-from frame import run
-run()
-"""
-
-
 @pytest.fixture
 def bare_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Doubles of web UIs have none of the functions that the real guards want: a guard that only runs the launcher."""
-    import dataclasses
-
-    from fastsd_helpers.webui import catalog
-
-    path = tmp_path / "bare_guard.py"
-    path.write_text(BARE_GUARD.format(folder=str(Path(catalog.__file__).parent / "guards")))
-    for name in ("_A1111", "_FORGE_NEO", "_COMFYUI"):
-        monkeypatch.setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard=str(path)))
-    return path
+    return use_bare_guard(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.downloads import fetch, read_json
 from fastsd_helpers.dreambooth.single_files import make_base
 from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, SettingsError, needs_package
@@ -207,6 +208,8 @@ def _pipeline(folder: Path) -> Any:
     from diffusers import DiffusionPipeline
 
     require_inert(folder)
+    for part in folder.glob("tokenizer*"):
+        require_safe_tokenizer(part)
     device = describe_device()
     dtype = torch.float16 if device.kind == "cuda" else torch.float32
     name = str(read_json(folder, "model_index.json").get("_class_name"))

@@ -76,12 +76,8 @@ def open_playground(
     )
     page = Page(_draw_page(gradio, artist), config.port)
     page.title = artist.title
-    try:
-        if link is not None:
-            page.share(link)
-    except BaseException:
-        page.close()
-        raise
+    if link is not None:
+        page.share(link)
     logger.info("The playground draws with %s.", artist.title)
     return page
 

@@ -128,10 +128,6 @@ def serve(reader: Any, config: ServeConfig | None = None, *, tunnel: TunnelConfi
         login=choose_login(config.user, config.password) if config.login else None,
     )
     link = _link(config, tunnel)
-    try:
-        if link is not None:
-            page.share(link)
-    except BaseException:
-        page.close()
-        raise
+    if link is not None:
+        page.share(link)
     return page

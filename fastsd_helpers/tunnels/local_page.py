@@ -78,6 +78,9 @@ class LocalPage:
         except FastSDError as err:
             self.problem = err
             logger.warning("The page is not shared, and stays open at %s. %s %s", self.local_url, err.problem, err.hint)
+        except BaseException:  # interrupted: whoever opened the page never gets it
+            self.close()
+            raise
 
     def block(self) -> str:
         """Where to open it, with user and password, in one block to copy; it is for no log."""

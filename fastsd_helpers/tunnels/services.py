@@ -53,7 +53,6 @@ class Running:
     note: str = ""
     expires: datetime | None = None
     visitor_password: str | None = None
-    hides_host: bool = False  # visitors' requests arrive with this machine's own name instead of the public one
     address_header: str | None = None  # where the service itself writes the visitor's address; None: nowhere for sure
     folder: Path | None = None  # scratch folder, removed at the end
     _closed: bool = field(default=False, repr=False)
@@ -376,7 +375,7 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
     # localtunnel's public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
     header = "X-Forwarded-For" if server == "https://localtunnel.me" else None
     note = " ".join(notes)
-    return Running(url, child, note, visitor_password=password, hides_host=True, folder=folder, address_header=header)
+    return Running(url, child, note, visitor_password=password, folder=folder, address_header=header)
 
 
 def _explain_localtunnel(text: str) -> TunnelError:

@@ -29,8 +29,8 @@ A1111_CLOSED: tuple[ClosedPath, ...] = (
 
 _MANAGER = r"(v2/)?(manager|customnode|snapshot|externalmodel|comfyui_manager)"
 
-# Source: server.py, app/user_manager.py, app/app_settings.py, app/model_manager.py and internal_routes.py of ComfyUI;
-# comfyui_manager of ComfyUI-Manager 4.3, and the paths of its version 3, without v2/.
+# Source: server.py, app/user_manager.py and internal_routes.py of ComfyUI; comfyui_manager of ComfyUI-Manager 4.3, and
+# the paths of its version 3, without v2/.
 COMFYUI_CLOSED: tuple[ClosedPath, ...] = (
     *UNKNOWN_CLOSED,
     ClosedPath(r"/internal(/.*)?", _SHOWS),
