@@ -28,6 +28,7 @@ class Option:
     secret: bool = False
     advanced: bool = False
     optional: bool = False  # None is allowed: "left alone"
+    known: str = ""  # which list of known values a form offers beside free text
 
     @property
     def flag(self) -> str:
@@ -44,6 +45,7 @@ def option(
     step: float | None = None,
     secret: bool = False,
     advanced: bool = False,
+    known: str = "",
 ) -> Any:
     """Declare one setting of a frozen dataclass.
 
@@ -57,8 +59,10 @@ def option(
         step: the widget's step.
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
+        known: a key of `forms.known`: values that the form offers beside free text.
     """
-    metadata = {"help": help, "low": low, "high": high, "step": step, "secret": secret, "advanced": advanced}
+    metadata = {"help": help, "low": low, "high": high, "step": step}
+    metadata |= {"secret": secret, "advanced": advanced, "known": known}
     return field(default=default, metadata=metadata, repr=not secret)
 
 
