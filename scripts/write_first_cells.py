@@ -1,7 +1,7 @@
 """Write the first code cell of every notebook: the one that finds fastsd_helpers before any of it can be imported.
 
 The text is one for all notebooks but for the word that names the workflow; version and address are pyproject.toml's.
-`make release` runs it; with `--check` nothing is written, and the exit code says whether every cell is up to date.
+`make release` runs it first. With `--check` nothing is written, and the exit code says whether a cell is stale.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import tomllib
 from pathlib import Path
 
-__all__ = ["NOTEBOOKS", "TITLE", "first_cell", "write_first_cell"]
+__all__ = ["NOTEBOOKS", "TITLE", "first_cell", "is_fresh", "write_first_cell"]
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = {"a1111.ipynb": "webui", "dreambooth.ipynb": "dreambooth", "trocr.ipynb": "trocr"}
@@ -72,33 +72,29 @@ def first_cell(notebook: str) -> str:
     return text.rstrip("\n")
 
 
-def write_first_cell(path: Path) -> bool:
-    """Bring a notebook's first code cell up to date, and nothing else of it; whether it was already."""
-    before = path.read_text(encoding="utf-8")
-    notebook = json.loads(before)
+def is_fresh(path: Path) -> bool:
+    """Whether a notebook's first code cell is up to date."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code") == first_cell(path.name)
+
+
+def write_first_cell(path: Path) -> None:
+    """Bring a notebook's first code cell up to date, and nothing else of it."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     cell["source"] = first_cell(path.name).splitlines(keepends=True)
-    after = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    if after != before:
-        path.write_text(after, encoding="utf-8")
-    return after == before
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a cell is not up to date")
     check = parser.parse_args().check
-    stale = []
-    for name in NOTEBOOKS:
-        path = ROOT / "notebooks" / name
-        if check:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            fresh = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code") == first_cell(name)
-        else:
-            fresh = write_first_cell(path)
-        stale += [] if fresh else [name]
-    if stale:
-        print(f"{'Not up to date' if check else 'Brought up to date'}: {', '.join(stale)}")
+    stale = [path for path in (ROOT / "notebooks" / name for name in NOTEBOOKS) if not is_fresh(path)]
+    for path in stale:
+        if not check:
+            write_first_cell(path)
+        print(f"{path.name}: {'not up to date' if check else 'brought up to date'}")
     return 1 if check and stale else 0
 
 

@@ -345,3 +345,99 @@ def test_a_notebook_of_another_version_is_told_so_and_children_find_this_copy(
         check=False,
     )
     assert VERSION in done.stdout
+
+
+# ------------------------------------------------------------------------------------ what a release hands out
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a release, built and installed in empty environments as `make release` does."""
+    for package in ("setuptools", "nbclient", "ipykernel"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("release")
+    command = [sys.executable, str(ROOT / "scripts" / "make_release.py"), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("installs in an empty environment, and answers.") == 2
+    return folder
+
+
+class Kernels:
+    """Kernels of a Python that has the packages but not the library, as on a machine that a notebook comes to."""
+
+    def __init__(self, folder: Path) -> None:
+        import venv
+
+        venv.create(folder / "env", with_pip=False, symlinks=True)
+        self.python = folder / "env" / "bin" / "python"
+        site = next((folder / "env" / "lib").glob("python*/site-packages"))
+        # A folder named there is on the path; the files in it that put a checkout there are not read.
+        (site / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        spec = folder / "jupyter" / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        words = [str(self.python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": words, "display_name": "x", "language": "python"}))
+        empty = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "JUPYTER_PATH")}
+        home = folder / "home"
+        home.mkdir()
+        self.environment = empty | {"JUPYTER_PATH": str(folder / "jupyter"), "HOME": str(home), "PATH": "/nowhere"}
+
+    def run(self, work: Path, *sources: str, monkeypatch: pytest.MonkeyPatch, **more: str) -> list[str]:
+        """What each cell of a new kernel shows, an error's lines included."""
+        import nbformat
+        from nbclient import NotebookClient
+
+        monkeypatch.setenv("JUPYTER_PATH", self.environment["JUPYTER_PATH"])
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        client = NotebookClient(
+            notebook, timeout=180, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(work)}}
+        )
+        client.execute(env=self.environment | more)
+        return [
+            "".join(item.get("text", "") + "\n".join(item.get("traceback", [])) for item in cell.outputs)
+            for cell in notebook.cells
+        ]
+
+
+WHERE = """
+import subprocess, sys, fastsd_helpers
+print(fastsd_helpers.__file__)
+print(subprocess.run([sys.executable, "-m", "fastsd_helpers", "--version"], cwd="/", capture_output=True, text=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.timeout(600)
+def test_what_a_release_hands_out_is_a_way_in_for_a_real_kernel(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = Kernels(tmp_path / "machine")
+    notebook = json.loads((release / "dreambooth.ipynb").read_text(encoding="utf-8"))
+    cell = next("".join(item["source"]) for item in notebook["cells"] if item["cell_type"] == "code")
+    offline = cell.replace(ARCHIVE, "http://127.0.0.1:9/main.zip")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (said,) = kernels.run(empty, offline, monkeypatch=monkeypatch)
+    assert said.startswith("✋ fastsd_helpers is not on this machine")
+    assert "Traceback" not in said
+    drive, inputs = tmp_path / "drive", tmp_path / "input" / "a data set"
+    for name, folder, more in (
+        ("fastsd_helpers-0.1.0-py3-none-any.whl", drive, {"COLAB_RELEASE_TAG": "release-colab"}),
+        ("fastsd_helpers-0.1.0.zip", tmp_path / "beside", {}),
+        ("fastsd_helpers-0.1.0-py3-none-any.whl", inputs, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}),
+    ):
+        folder.mkdir(parents=True)
+        work = folder if folder.name == "beside" else empty
+        (folder / name).write_bytes((release / name).read_bytes())
+        there = offline.replace("/content/drive/MyDrive/fastsd", str(drive)).replace(
+            "/kaggle/input", str(inputs.parent)
+        )
+        for _time in ("first", "after a restart of the kernel"):
+            said, where = kernels.run(work, there, WHERE, monkeypatch=monkeypatch, **more)
+            assert "Python 3" in said, said
+            assert "is skipped" not in said, said
+            assert str(tmp_path / "machine" / "home") in where
+            assert f"returncode=0, stdout='fastsd {VERSION}" in where, where
+        (folder / name).unlink()
