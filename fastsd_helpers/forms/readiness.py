@@ -15,6 +15,13 @@ __all__ = ["set_up"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+# Where each notebook keeps what is its user's, on Drive or beside the notebook, and what that is.
+_KEPT = {
+    "dreambooth": ("Fast-Dreambooth/Sessions", "sessions"),
+    "trocr": ("Fast-TrOCR/Sessions", "sessions"),
+    "webui": ("sd/stable-diffusion-webui", "models and pictures"),
+}
+
 # Linux, and Linux within Windows. Not asked of torch: it would be imported before what it may need is installed.
 _DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
@@ -52,7 +59,8 @@ def set_up(workflow: str, version: str = "") -> None:
             f"Restart the runtime now: {', '.join(report.restart)} is in memory at another version than is installed.",
             "In Colab: Runtime > Restart session and run all. Elsewhere: restart the kernel and run all cells.",
         )
-    logger.info("%s", "\n".join(examine().summary(workflow)))
+    folder, kept = _KEPT[workflow]
+    logger.info("%s", "\n".join(examine(folder=folder, kept=kept).summary(workflow)))
 
 
 def _tell_children(here: Path) -> None:
