@@ -335,7 +335,7 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
         )
 
 
-def _look_at_disks(root: Path | None, kept: str, below: str) -> Iterator[Finding]:
+def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -> Iterator[Finding]:
     here = free_bytes(Path.cwd())
     level = "warning" if here < _LITTLE_DISK else "ok"
     todo = "Delete what you no longer need on this machine." if level == "warning" else ""
