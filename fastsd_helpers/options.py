@@ -133,20 +133,19 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
     for sentence in extra:
         problems.append(sentence)
         name = _first_named(specs, sentence)
-        if name:
-            fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
+        fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
     if problems:
         raise SettingsError(f"{'; '.join(problems)}.", "Change the values named above and run again.", fields=fields)
 
 
-def _first_named(specs: list[Option], sentence: str) -> str | None:
-    """The setting that a sentence names first, by its name or its flag: there a form shows the sentence."""
+def _first_named(specs: list[Option], sentence: str) -> str:
+    """The setting that a sentence names first, by its name or its flag: there a form shows it; "" for none."""
     places = {}
     for spec in specs:
         found = re.search(rf"(?<![\w-])({re.escape(spec.flag)}|{re.escape(spec.name)})(?![\w-])", sentence)
         if found:
             places[spec.name] = found.start()
-    return min(places, key=lambda name: places[name]) if places else None
+    return min(places, key=lambda name: places[name], default="")
 
 
 def parse_value(spec: Option, text: str) -> Any:
