@@ -29,6 +29,7 @@ ORDER = (
     "wheels",
     "advisories",
     "doctor",
+    "faces",
     "smart_crop",
     "captions",
     "checkpoints",
