@@ -38,7 +38,7 @@ def find_chromium() -> str | None:
 def start_lab(folder: Path, *, widgets7: bool = False) -> Iterator[str]:
     """Run JupyterLab on 127.0.0.1 with `folder` as its root; gives its address with the token.
 
-    With `widgets7` it is JupyterLab 3 from an environment of its own, and the kernel, this Python, has ipywidgets 7.7.1.
+    With `widgets7` it is JupyterLab 3 from an environment of its own; the kernel, this Python, has ipywidgets 7.7.1.
     """
     token = secrets.token_hex(16)
     python = str(LAB3 / "bin" / "python") if widgets7 else sys.executable
