@@ -30,6 +30,7 @@ ORDER = (
     "wheels",
     "advisories",
     "doctor",
+    "faces",
     "smart_crop",
     "captions",
     "checkpoints",
