@@ -246,5 +246,5 @@ def test_settings_that_are_what_the_run_has_are_no_change(finished: Session) -> 
 def test_after_another_segment_both_the_first_ones_steps_and_the_newest_ones_rate_are_known(finished: Session) -> None:
     train(DreamBoothConfig(unet_lr=1e-6), finished, more_steps=2)
     assert train(DreamBoothConfig(unet_steps=1, unet_lr=1e-6), finished).seconds == 0, "as a form still shows them"
-    with pytest.raises(SettingsError, match="unet_lr was 1e-06 and is now 0.001"):
+    with pytest.raises(SettingsError, match=r"unet_lr was 1e-06 and is now 0\.001"):
         train(DreamBoothConfig(unet_lr=1e-3), finished)

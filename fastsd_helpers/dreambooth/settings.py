@@ -370,9 +370,8 @@ def settings_for_more(
     saved = _OFF | saved
     fixed = {name: value for name, value in given.items() if name in (*_FIXED, *_STEPS)}
     # Which model it is the weights' hash decides, wherever they lie.
-    refuse_changes(
-        {name: value for name, value in fixed.items() if name != "base_model"}, saved | begun_steps, finished=True
-    )
+    named = {name: value for name, value in fixed.items() if name != "base_model"}
+    refuse_changes(named, saved | begun_steps, finished=True)
     known = {field.name for field in fields(DreamBoothConfig)}
     values = {name: value for name, value in saved.items() if name in known}
     for name in ("save_every", "keep_last", "sample_every"):  # chosen for another number of steps
