@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fastsd_helpers.captions import words_of
+from fastsd_helpers.dull_names import PICTURE_WORD, PLAIN_FOLDER, PROGRAM
 
 __all__ = ["NamedPhoto", "folder_words", "name_photos", "repeats_in"]
 
@@ -39,25 +40,12 @@ _DATE = re.compile(
     r"|(?:19|20)\d\d年\d{1,2}月\d{1,2}日"
 )
 _TIME = re.compile(
-    r"(?<!\d)(?:(?:um|at|à|a las|alle|kl\.?|в|om|às|T)[\s_]?)?(?:[01]?\d|2[0-3])[-_.:hu]\s?[0-5]\d(?:[-_.:m]\s?[0-5]\d)?"
-    r"(?:\.\d{1,3})?s?(?:[\s_]?[ap]\.?m\.?)?(?!\d)",
+    r"(?<!\d)(?:(?:um|at|à|a las|alle|kl\.?|в|om|às|T)[\s_]?)?(?:[01]?\d|2[0-3])[-_.:hu]\s?[0-5]\d"
+    r"(?:[-_.:m]\s?[0-5]\d)?(?:\.\d{1,3})?s?(?:[\s_]?[ap]\.?m\.?)?(?!\d)",
     re.IGNORECASE,
 )
 
-_SCREENSHOTS = (
-    "screenshot|screen shot|screenshots|screen recording|screencapture|screen capture|bildschirmfoto|bildschirmaufnahme|"
-    "capture d'écran|capture écran|captura de pantalla|captura de tela|captura de ecrã|schermata|istantanea|"
-    "schermafbeelding|schermopname|skärmavbild|skärmbild|skjermbilde|skærmbillede|näyttökuva|zrzut ekranu|"
-    "снимок экрана|скриншот|знімок екрана|スクリーンショット|屏幕截图|屏幕快照|截屏|截图|螢幕截圖|螢幕快照|截圖|스크린샷|화면 캡처|"
-    "ekran görüntüsü|ekran alıntısı|képernyőfotó|képernyőkép|snímek obrazovky|snímka obrazovky|captură de ecran|"
-    "στιγμιότυπο|צילום מסך|لقطة شاشة|لقطة الشاشة|ภาพหน้าจอ|ภาพถ่ายหน้าจอ|ảnh chụp màn hình|tangkapan layar"
-)
-_PROGRAMS = (
-    "whatsapp|signal|telegram|snapchat|viber|wechat|line|kakaotalk|messenger|discord|instagram|facebook|fb img|"
-    "mmexport|wx camera|微信图片|qq图片|qq图片|received|inbound|snapseed|picsart|b612|vsco|inshot|remini|faceapp|polish|"
-    "comfyui|chatgpt image|gemini generated image|tmp|temp|pexels|pxl|mvimg"
-)
-_PROGRAM = re.compile(rf"(?:(?:{_SCREENSHOTS})|(?:{_PROGRAMS})(?=[\s\d]))(?![^\W\d_]).*")
+
 _PROGRAM_PREFIX = re.compile(r"^(?:dall[·.\s-]?e|midjourney)\b", re.IGNORECASE)
 
 _CAMERA = (
@@ -65,249 +53,14 @@ _CAMERA = (
 )
 # "IMG_1234" beside words: a camera's number with what is in front of it.
 _CAMERA_NUMBER = re.compile(
-    rf"(?<![^\W_])(?:{_CAMERA})[\s_-]*\d{{2,}}(?:-wa\d+)?(?![^\W_])|(?<![^\W_])[pP]\d{{7}}(?![^\W_])", re.I
+    rf"(?<![^\W_])(?:{_CAMERA})[\s_-]*\d{{2,}}(?:-wa\d+)?(?![^\W_])|(?<![^\W_])p\d{{7}}(?![^\W_])", re.IGNORECASE
 )
-# What in many languages is only what every file here is.
-_PICTURE_WORDS = frozenset(
-    [
-        "img",
-        "imge",
-        "imag",
-        "image",
-        "images",
-        "dsc",
-        "dscn",
-        "dscf",
-        "dscn",
-        "pxl",
-        "mvimg",
-        "pano",
-        "vid",
-        "mov",
-        "gopr",
-        "dji",
-        "cimg",
-        "hpim",
-        "fb",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "pic",
-        "pics",
-        "foto",
-        "fotos",
-        "fotografie",
-        "fotografia",
-        "fotografía",
-        "imagen",
-        "imagenes",
-        "imágenes",
-        "immagine",
-        "immagini",
-        "imagem",
-        "imagens",
-        "bild",
-        "bilder",
-        "afbeelding",
-        "afbeeldingen",
-        "obraz",
-        "obrazek",
-        "zdjęcie",
-        "zdjęcia",
-        "obrázek",
-        "kép",
-        "kuva",
-        "bilde",
-        "billede",
-        "görsel",
-        "resim",
-        "fotoğraf",
-        "изображение",
-        "изображения",
-        "фото",
-        "фотография",
-        "снимок",
-        "картинка",
-        "зображення",
-        "εικόνα",
-        "φωτογραφία",
-        "תמונה",
-        "صورة",
-        "写真",
-        "画像",
-        "图片",
-        "照片",
-        "图像",
-        "圖片",
-        "相片",
-        "이미지",
-        "사진",
-        "รูปภาพ",
-        "gambar",
-        "heic",
-        "heif",
-        "jpg",
-        "jpeg",
-        "png",
-        "webp",
-        "web",
-        "gif",
-        "tif",
-        "tiff",
-        "bmp",
-        "avif",
-        "raw",
-        "rgb",
-        "rgba",
-        "cmyk",
-        "exif",
-        "removedbg",
-        "removebg",
-        "nobg",
-        "crop",
-        "cropped",
-        "edit",
-        "edited",
-        "burst",
-        "hdr",
-        "copy",
-        "download",
-        "downloads",
-        "untitled",
-        "unnamed",
-        "unknown",
-        "noname",
-        "file",
-        "scan",
-        "unbenannt",
-        "無題",
-        "名称未設定",
-        "未命名",
-        "wa",
-        "at",
-        "am",
-        "pm",
-        "no",
-        "nr",
-        "n",
-        "v",
-        "frame",
-    ]
-)
+
 _NUMBER_WORDS = re.compile(
     r"(?:^|(?<=[\s_.-]))(?:no|nr|num|number|n°|№|v|ver|version|frame|frm)[\s_.-]*$", re.IGNORECASE
 )
 _KOHYA = re.compile(r"^(\d+)_(?=\S)")
-_PLAIN_FOLDERS = frozenset(
-    [
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "pic",
-        "pics",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "foto",
-        "fotos",
-        "bilder",
-        "train",
-        "training",
-        "trainset",
-        "dataset",
-        "data",
-        "set",
-        "instance",
-        "instances",
-        "instance_images",
-        "class",
-        "reg",
-        "regularization",
-        "subject",
-        "subjects",
-        "sample",
-        "samples",
-        "upload",
-        "uploads",
-        "original",
-        "originals",
-        "raw",
-        "new",
-        "folder",
-        "neuer",
-        "ordner",
-        "nouveau",
-        "dossier",
-        "nueva",
-        "carpeta",
-        "new_folder",
-        "dcim",
-        "camera",
-        "roll",
-        "cam",
-        "iphone",
-        "android",
-        "download",
-        "downloads",
-        "desktop",
-        "documents",
-        "tmp",
-        "temp",
-        "test",
-        "val",
-        "valid",
-        "validation",
-        "held",
-        "out",
-        "holdout",
-        "zip",
-        "files",
-        "file",
-        "my",
-        "the",
-        "of",
-        "for",
-        "with",
-        "items",
-        "and",
-        "in",
-        "misc",
-        "all",
-        "album",
-        "albums",
-        "export",
-        "exports",
-        "input",
-        "inputs",
-        "crop",
-        "cropped",
-        "crops",
-        "resized",
-        "drive",
-        "google",
-        "takeout",
-        "from",
-        "icloud",
-        "jpg",
-        "jpeg",
-        "png",
-        "heic",
-        "apple",
-        "part",
-        "one",
-        "two",
-        "best",
-        "selected",
-        "good",
-        "final",
-        "lora",
-        "model",
-        "sd",
-    ]
-)
+
 _EDGES = " \t_.,;~+#@–—-·&()[]{}'’\"№="
 
 
@@ -352,7 +105,11 @@ def folder_words(name: str) -> str:
         plain = _KOHYA.sub("", unicodedata.normalize("NFC", part))
         text = _tidy(_DATE.sub(" ", _COUNTER.sub("", plain)))
         said = [word for word in re.findall(r"[^\W\d]+", text.casefold()) if word.strip("_")]
-        if not said or _is_program(text) or all(word in _PLAIN_FOLDERS | _PICTURE_WORDS for word in said):
+        if (
+            not said
+            or _is_program(text)
+            or all(PLAIN_FOLDER.fullmatch(word) or PICTURE_WORD.fullmatch(word) for word in said)
+        ):
             continue
         return "" if not words_of(f"{text}.png") else text
     return ""
@@ -392,12 +149,12 @@ def _parse(stem: str) -> _Name:
 
 def _is_program(text: str) -> bool:
     lowered = re.sub(r"[\s_\-.,]+", " ", text.casefold().replace("’", "'")).strip()
-    return _PROGRAM.fullmatch(lowered) is not None
+    return PROGRAM.fullmatch(lowered) is not None
 
 
 def _says_something(text: str) -> bool:
     """Whether a word is left that is more than a name for pictures."""
-    return any(word not in _PICTURE_WORDS for word in re.findall(r"[^\W\d_]+", text.casefold()))
+    return any(not PICTURE_WORD.fullmatch(word) for word in re.findall(r"[^\W\d_]+", text.casefold()))
 
 
 def _tidy(text: str) -> str:

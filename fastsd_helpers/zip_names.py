@@ -7,6 +7,7 @@ for the same zip, and said with an example, so that a wrong guess is seen.
 Source: PKWARE's APPNOTE 6.3.9, 4.4.4 (bit 11), 4.6.9 (the Unicode path field) and appendix D.
 """
 
+import itertools
 import unicodedata
 import zipfile
 import zlib
@@ -164,7 +165,7 @@ def _cost(text: str, page: str) -> float:
 def _cost_of_word(word: str, page: str) -> float:
     scripts = {_script(char) for char in word}
     cost = 0.0 if len(scripts) == 1 or scripts == {"HAN", "KANA"} else 2.0 if scripts & {"HAN", "KANA"} else 6.0
-    cost += 3.0 * sum(one.islower() and other.isupper() for one, other in zip(word, word[1:], strict=False))
+    cost += 3.0 * sum(one.islower() and other.isupper() for one, other in itertools.pairwise(word))
     if "LATIN" in scripts:
         cost += _cost_of_latin(word)
     if "CYRILLIC" in scripts:
@@ -184,7 +185,7 @@ def _script(char: str) -> str:
 
 def _cost_of_latin(word: str) -> float:
     accents = [not char.isascii() and char != "ı" for char in word]
-    beside = sum(one and other for one, other in zip(accents, accents[1:], strict=False))
+    beside = sum(one and other for one, other in itertools.pairwise(accents))
     alone = 2.0 * len(word) if all(accents) and len(word) > 1 else 0.0
     return alone + 1.5 * beside
 

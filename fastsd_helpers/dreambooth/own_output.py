@@ -36,14 +36,9 @@ def session_around(path: Path) -> Path | None:
 def sessions_among(names: Iterable[str]) -> set[str]:
     """The folders in a zip that are sessions, of its members' names; "" when the zip as a whole is one."""
     places = {PurePosixPath(name) for name in names}
-    found = {
-        path.parent for path in places if path.name == RECORD and path.parent / "instance_images" in _parents(places)
-    }
+    folders = {parent for path in places for parent in path.parents}
+    found = {path.parent for path in places if path.name == RECORD and path.parent / "instance_images" in folders}
     return {"" if str(folder) == "." else str(folder) for folder in found}
-
-
-def _parents(places: set[PurePosixPath]) -> set[PurePosixPath]:
-    return {parent for path in places for parent in path.parents}
 
 
 def is_own_sheet(name: str) -> bool:

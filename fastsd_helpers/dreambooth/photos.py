@@ -340,12 +340,9 @@ def _read_inner(
         photos.names += [prefix + each for each in inner.names]
         photos.skipped += [(prefix + each, reason) for each, reason in inner.skipped]
         photos.notes += inner.notes
-        for mine, theirs in (
-            (photos._files, inner._files),
-            (photos._captions, inner._captions),
-            (photos._table, inner._table),
-        ):
-            mine.update({prefix + each: value for each, value in theirs.items()})  # type: ignore[attr-defined]
+        photos._files |= {prefix + each: source for each, source in inner._files.items()}
+        photos._captions |= {prefix + each: source for each, source in inner._captions.items()}
+        photos._table |= {prefix + each: words for each, words in inner._table.items()}
     _check_count(len(photos.names), path)
 
 
@@ -450,8 +447,8 @@ def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[st
             alone.append(caption)
     if alone and photos.names:
         photos.notes.append(
-            f"{_counted(len(alone), 'caption file')} of no photo's name, so not used: {_some(alone)}. A photo's caption "
-            "has its name, with .txt at the end."
+            f"{_counted(len(alone), 'caption file')} with the name of no photo, so not used: {_some(alone)}. "
+            "A photo's caption has its name, with .txt at the end."
         )
 
 
