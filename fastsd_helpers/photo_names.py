@@ -256,8 +256,8 @@ def _picture_stems(stems: Sequence[str], words: Sequence[str]) -> list[str]:
             numbers = list(range(1, len(places) + 1))
         for place, number in zip(places, numbers, strict=True):
             counted = re.fullmatch(r"(.*?\D)[\s_-]+\d{1,6}", stems[place])
-            if counted and words_of(f"{counted[1]}.png") == text != "":
+            if text and counted and words_of(f"{counted[1]}.png").casefold() == text.casefold():
                 found[place] = f"{counted[1].strip(' _-')} ({number})"
-            elif words_of(f"{stems[place]}.png") != text:
+            elif words_of(f"{stems[place]}.png").casefold() != text.casefold():
                 found[place] = f"{text or 'picture'} ({number})"
     return found
