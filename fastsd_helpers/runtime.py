@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "REPOSITORY",
@@ -383,8 +384,9 @@ def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
     """
     for earlier in [item for item in logger.handlers if isinstance(item, _LogHandler)]:
         logger.removeHandler(earlier)
-    handler = _LogHandler(stream or (sys.stdout if in_notebook() else sys.stderr))
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    notebook = in_notebook()
+    handler = _LogHandler(stream or (sys.stdout if notebook else sys.stderr))
+    handler.setFormatter(_NotebookFormatter("%(message)s") if notebook else logging.Formatter("%(message)s"))
     handler.addFilter(_Redaction())
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -394,6 +396,13 @@ def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
 
 class _LogHandler(logging.StreamHandler):
     pass
+
+
+class _NotebookFormatter(logging.Formatter):
+    """Below a cell there are fields and cells, and no flags."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_notebook(super().format(record))
 
 
 @contextlib.contextmanager

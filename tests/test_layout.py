@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
 
 # From the base to the surface: a file imports only from names above its own. A new file needs its place here.
 ORDER = (
+    "wording",
     "errors",
     "options",
     "runtime",
