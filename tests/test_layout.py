@@ -27,6 +27,7 @@ ORDER = (
     "registry",
     "controlnet",
     "model_lookup",
+    "background",
     "wheels",
     "advisories",
     "doctor",
