@@ -28,6 +28,7 @@ ORDER = (
     "registry",
     "controlnet",
     "model_lookup",
+    "background",
     "wheels",
     "advisories",
     "doctor",
