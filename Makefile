@@ -3,6 +3,7 @@
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
 # make release    wheel, zip and notebooks into dist/, checked (needs no network)
+# make colab      the real packages of a Colab image, and everything used in them (needs the network; IMAGE=2026.08-gpu)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
@@ -21,7 +22,7 @@ WIDGETS7 := .venv-ipywidgets7
 # And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
 LAB3 := .venv-jupyterlab3
 
-.PHONY: lock release setup demo test test-all test-paths check style
+.PHONY: colab lock release setup demo test test-all test-paths check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -72,3 +73,10 @@ check: setup
 style: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Build a Colab image's Python outside of this folder, add what `fastsd install` adds, and use everything in it (needs the
+# package index and room for 10 GB): make colab IMAGE=2026.08-gpu INTO=/tmp/fastsd-colab
+IMAGE ?= 2026.08-gpu
+INTO ?= /tmp/fastsd-colab
+colab: setup
+	$(BIN)/python scripts/colab_image.py $(IMAGE) --into $(INTO)

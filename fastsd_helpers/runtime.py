@@ -4,6 +4,7 @@ Nothing here installs, downloads or writes; torch is only asked when a device is
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -17,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, TextIO
 
-from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.errors import FastSDError, needs_package
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "fault_point",
     "in_notebook",
     "install_command",
+    "load_peft",
     "make_cpu_sums_repeatable",
     "name_arithmetic",
     "peak_memory_bytes",
@@ -174,6 +177,29 @@ def reuse_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(top_pad, 64 << 20)
         mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def load_peft(what: str, hint: str) -> ModuleType:
+    """Import peft, which refuses every LoRA where a torchao is installed that is older than it knows, as on Colab.
+
+    Nothing here is quantized by torchao, so peft then goes on as if it were not installed.
+
+    Args:
+        what: needs it, at the start of the sentence. hint: how to get it.
+
+    Raises:
+        DependencyMissing: peft is not installed.
+    """
+    with needs_package(what, hint):
+        import peft
+    try:
+        getattr(importlib.import_module("peft.import_utils"), "is_torchao_available", bool)()
+    except ImportError:
+        # Those that are imported already have the function under their own name.
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] == "peft" and hasattr(module, "is_torchao_available"):
+                module.is_torchao_available = lambda: False
+    return peft
 
 
 def versions() -> dict[str, str]:

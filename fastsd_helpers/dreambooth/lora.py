@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.dreambooth.chance import generator_for
-from fastsd_helpers.errors import CheckpointError, VerificationFailed, needs_package
+from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import sha256_of, write_atomic
+from fastsd_helpers.runtime import load_peft
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +58,9 @@ def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> N
     Raises:
         DependencyMissing: peft is not installed.
     """
-    with needs_package("The method lora", "Run: fastsd install dreambooth"):
-        import peft
     import torch
+
+    peft = load_peft("The method lora", "Run: fastsd install dreambooth")
 
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=[name for name, _ in _targets(module, part)], bias="none"

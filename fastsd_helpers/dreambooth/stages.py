@@ -5,6 +5,7 @@ A family or method that trains something else adds a row to STAGES or a job here
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -88,17 +89,19 @@ class Studio:
         """The U-Net or the text encoder without weights, on the `meta` device."""
         import torch
 
+        # Imported first: what a library imports along with a class may calculate, as an older torchao does.
+        build = self._builder_of(part)
         with torch.device("meta"):
-            return self._build(part)
+            return build()
 
-    def _build(self, part: str) -> Any:
+    def _builder_of(self, part: str) -> Callable[[], Any]:
         if part == "unet":
-            from diffusers import UNet2DConditionModel
+            from diffusers import UNet2DConditionModel as Unet
 
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(self.base.folder, subfolder=part))
+            return lambda: Unet.from_config(Unet.load_config(self.base.folder, subfolder=part))
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return CLIPTextModel(CLIPTextConfig.from_pretrained(self.base.folder, subfolder=part))
+        return lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(self.base.folder, subfolder=part))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Half-precision arithmetic where the settings ask for it."""

@@ -6,8 +6,9 @@ from typing import Any
 from fastsd_helpers.checkpoints.recognise import recognise
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.downloads import fetch
-from fastsd_helpers.errors import ModelNotFound, SessionError, needs_package
+from fastsd_helpers.errors import ModelNotFound, SessionError
 from fastsd_helpers.model_lookup import LORA, find_folder, lora_file, require_inert, understand
+from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.sessions import find_session
 
 __all__ = ["find_lora", "is_lora", "load_lora", "put_beside", "set_strength"]
@@ -51,8 +52,7 @@ def put_beside(pipe: Any, file: Path, ref: str) -> None:
     Raises:
         ModelNotFound: it does not fit this model. UnsafeModel. DependencyMissing: peft is not installed.
     """
-    with needs_package("Drawing with a LoRA", "Run: fastsd install dreambooth"):
-        import peft  # noqa: F401
+    load_peft("Drawing with a LoRA", "Run: fastsd install dreambooth")
     require_inert([file])
     try:
         load_lora(pipe, str(file.parent), weight_name=file.name, local_files_only=True, adapter_name=_ADAPTER)

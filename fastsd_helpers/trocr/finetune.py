@@ -22,6 +22,7 @@ from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, Tr
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import to_values
+from fastsd_helpers.runtime import load_peft
 from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.labels import LineSet, read_lines
@@ -257,8 +258,7 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
         for layer in layers[: config.frozen_layers]:
             layer.requires_grad_(False)
     elif config.method == "lora":
-        import peft
-
+        peft = load_peft("The method lora", "Run: fastsd install trocr")
         settings = peft.LoraConfig(
             r=config.lora_rank,
             lora_alpha=2 * config.lora_rank,
