@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fastsd_helpers"
 
 # From the base to the surface: a file imports only from names above its own. A new file needs its place here.
 ORDER = (
+    "wording",
     "errors",
     "options",
     "runtime",
@@ -27,9 +28,11 @@ ORDER = (
     "registry",
     "controlnet",
     "model_lookup",
+    "background",
     "wheels",
     "advisories",
     "doctor",
+    "faces",
     "smart_crop",
     "captions",
     "dull_names",
