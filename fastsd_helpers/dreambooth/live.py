@@ -6,7 +6,6 @@ machine can watch or stop the run. A line that was cut by a kill is passed over;
 
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

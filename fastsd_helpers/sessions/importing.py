@@ -160,7 +160,10 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     if others:
         notes.append(f"Left where they are: {', '.join(path.name for path in others)}.")
     if (origin / "concept_images").is_dir() or (origin / "concept_images.zip").is_file():
-        notes.append("Its concept images are not used: class pictures are drawn by the base model here.")
+        notes.append(
+            "Its concept images are not taken along: to train with them as class pictures, name their folder in "
+            "class_folder (--class-folder)."
+        )
     about = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
     if in_place:
         about["captions"] = "after the name"
