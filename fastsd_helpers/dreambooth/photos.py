@@ -33,6 +33,7 @@ __all__ = [
     "Photo",
     "Photos",
     "decode_photo",
+    "is_other_kind",
     "measure_sharpness",
     "open_photos",
     "perceptual_hash",
@@ -73,6 +74,11 @@ def why_no_photo(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
     return f"is not a picture ({suffix or 'no ending'}){advice}"
+
+
+def is_other_kind(name: str) -> bool:
+    """Whether a name's ending says that it is no photo here, though its first bytes may be those of one."""
+    return any(pattern.fullmatch(PurePosixPath(name).suffix.lower()) for pattern, _ in _CONVERT)
 
 
 @dataclass(frozen=True)
@@ -410,7 +416,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
             if name not in (only or set()):
                 photos.skipped.append((name, "is a zip among other files: unpack it, or give it by itself"))
         elif suffix not in _QUIET_SUFFIXES:
-            if _is_picture(files[name]):
+            if not is_other_kind(name) and _is_picture(files[name]):
                 photos.names.append(name)
             else:
                 photos.skipped.append((name, why_no_photo(name)))

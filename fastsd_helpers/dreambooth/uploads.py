@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.captions import decode_caption
 from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES
-from fastsd_helpers.dreambooth.photos import Photos, open_photos, why_no_photo
+from fastsd_helpers.dreambooth.photos import Photos, is_other_kind, open_photos, why_no_photo
 from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, write_atomic
@@ -155,7 +155,7 @@ def _open_shelf(session: Session) -> _Shelf:
     try:
         arrived = json.loads((folder / _ARRIVED).read_bytes())
         for key, stems in arrived.items():
-            shelf.latest[str(key)] = [str(stem) for stem in stems]
+            shelf.latest[str(key)] = [safe_stem(str(stem)) for stem in stems]
     except (OSError, ValueError, AttributeError, TypeError) as err:  # then names are taken as they lie there
         logger.debug("Nothing is known of how the uploads arrived: %s.", err)
     return shelf
@@ -181,7 +181,7 @@ def _keep(shelf: _Shelf, arrival: _Arrival, here: set[str]) -> None:
         _keep_caption(shelf, path, arrival.data)
     elif suffix in TABLE_SUFFIXES:
         _keep_table(shelf, path, arrival.data)
-    elif suffix in _KINDS or is_picture_head(arrival.data[:64]):
+    elif suffix in _KINDS or (not is_other_kind(path.name) and is_picture_head(arrival.data[:64])):
         key = _key(path)
         before = list(shelf.latest.get(key, [])) if key in here else []
         _keep_photo(shelf, arrival)

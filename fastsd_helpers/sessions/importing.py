@@ -311,7 +311,9 @@ def _copy_own(origin: Path, folder: Path) -> ImportResult:
             copy_verified(path, copy, sha256=sha256_of(path), point=None)
     session = Session(target, {**new_record(folder.name)})
     known = {key: value for key, value in theirs.items() if key not in _NOT_COPIED}
-    session.save(**known, imported={"from": str(origin), "by": "fastsd_helpers", "notes": []})
+    # How captions that a person wrote become prompts goes along with them.
+    how = {key: value for key, value in (known.get("imported") or {}).items() if key == "captions"}
+    session.save(**known | {"imported": {"from": str(origin), "by": "fastsd_helpers", "notes": [], **how}})
     with file_errors(folder, "write to"):
         os.rename(target, folder)
     session = Session.open(folder.name, root=folder.parent)
