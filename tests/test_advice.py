@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from dreambooth_runs import config_for, learned, same
+from dreambooth_runs import config_for, learned, same, stop_at
 from PIL import Image
 
 from fastsd_helpers.dreambooth import engine, prepare, train

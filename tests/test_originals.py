@@ -488,3 +488,30 @@ def test_a_session_prepared_by_the_version_before_has_the_prompts_it_had(session
     del dataset["unnamed"]
     session.save(dataset=dataset)
     assert [image.prompt for image in load_dataset(session).train] == ["rex1", "Capture d’écran 1", "rex"]
+
+
+def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepare_takes_the_new_rules(
+    session: Session, tmp_path: Path
+) -> None:
+    from fastsd_helpers.forms.notebook import prepare_pictures
+
+    lay(tmp_path / "photos", 10, "rex{}.jpg")
+    config = PrepareConfig(images=str(tmp_path / "photos"), size=64)
+    prepare_pictures(config, session)
+    dataset = session.record["dataset"]
+    for item in dataset["images"]:  # as the version before prepared them
+        item["stem_words"] = Path(item["source"]).stem
+    del dataset["settings"]["hold_out"]
+    session.save(dataset=dataset, run=1, progress={"stage": "unet", "step": 3, "steps": 9})
+    before = [image.prompt for image in load_dataset(session).train]
+    assert "rex2" in before
+    kept = prepare_pictures(config, session)
+    assert [image.prompt for image in load_dataset(session).train] == before
+    assert ("rex2", 1) in kept.prompts
+    again = prepare(config, session)
+    assert again.prompts == (("rex", 10),)
+    assert any("Training has begun on other pictures or prompts" in note for note in again.notes)
+    session.save(dataset=dataset)
+    (tmp_path / "photos" / "rex2.txt").write_text("a caption of its own")
+    prepare_pictures(config, session)
+    assert "a caption of its own" in [image.prompt for image in load_dataset(session).train]

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import demo
+from fastsd_helpers.dreambooth.begun import has_begun_with
 from fastsd_helpers.dreambooth.child import find_training
 from fastsd_helpers.dreambooth.dataset import load_dataset, recorded_images
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.report import counted_prompts
 from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
 from fastsd_helpers.errors import DatasetError, SessionNotFound
 from fastsd_helpers.forms.form import require
@@ -119,6 +121,8 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
         return f"{config.images} is not on this machine: the pictures that were prepared from it are used."
     if same and config.images and boxes.is_file() and not config.boxes:
         return "These photos are prepared already, with crops of yours."
+    if config.images and has_begun_with(config, session):
+        return "A training has begun with these pictures, so their prompts, crops and held-out photos stay as they are."
     return None
 
 
@@ -129,7 +133,6 @@ def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
 
 def _prepared_before(session: Session) -> PrepareResult:
     dataset = session.record["dataset"]
-    load_dataset(session)  # every picture is there and as it was
     sheet = session.logs / "contact-sheet.png"
     if not sheet.is_file():
         raise DatasetError("The contact sheet of the prepared pictures is missing.", "Give the photos again.")
@@ -137,4 +140,6 @@ def _prepared_before(session: Session) -> PrepareResult:
     held_out = sum(item["held_out"] for item in images)
     size = dataset.get("size") or 0
     skipped = tuple(dataset.get("skipped") or ())
-    return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet)
+    prepared = load_dataset(session)  # every picture is there and as it was
+    prompts = counted_prompts([image.prompt for image in (*prepared.train, *prepared.held_out)])
+    return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet, prompts)
