@@ -205,3 +205,14 @@ def test_class_pictures_without_a_class_are_refused() -> None:
 
     with pytest.raises(SettingsError, match=r"class_folder .* needs a class_prompt"):
         DreamBoothConfig(class_folder="dogs")
+
+
+def test_what_to_put_back_is_said(small_base: Path, small_session: Session) -> None:
+    with pytest.raises(Interrupted):
+        train(config_for(small_base), small_session, report=stop_at("text_encoder", 1))
+    name = Path(recorded_images(small_session)[0]["file"]).stem
+    (small_session.captions / f"{name}.txt").write_text("other words")
+    with pytest.raises(SettingsError, match=r"captions changed .*: the prompt of .* was 'zib robot' and is now 'other"):
+        train(config_for(small_base), small_session)
+    (small_session.captions / f"{name}.txt").unlink()
+    assert train(config_for(small_base), small_session).first_step == 1
