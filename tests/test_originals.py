@@ -348,6 +348,16 @@ def test_of_a_zipped_session_only_what_a_person_gave_is_read(session: Session, t
     assert sorted(Path(item["source"]).name for item in result.images) == ["zob cat (30).jpg", "zob cat (31).jpg"]
 
 
+def test_what_a_person_put_into_a_session_beside_its_own_folders_is_read(session: Session, tmp_path: Path) -> None:
+    lay(session.folder / "my photos")
+    for size in (64, 128):
+        assert run(session, session.folder / "my photos", size=size).train == 3
+    assert run(session, session.folder).train == 3
+    (session.samples / "drawn.png").write_bytes(photo(71, kind="PNG"))
+    other = Session.create("other", root=tmp_path / "others")
+    assert run(other, session.folder).train == 3
+
+
 def test_a_folder_with_a_session_json_of_another_program_is_read(tmp_path: Path) -> None:
     lay(tmp_path / "photos" / "set")
     (tmp_path / "photos" / "set" / "session.json").write_text('{"tabs": []}')
