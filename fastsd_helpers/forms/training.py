@@ -63,7 +63,7 @@ def run_training(
         raise Interrupted(
             "The cell was interrupted twice; the training saves and ends by itself.", "Run the cell again to watch it."
         ) from err
-    except FastSDError:
+    except FastSDError as err:
         watch.look(last=True)
         view.end(_STOPPED if isinstance(err, Interrupted) else _ENDED, good=False, plot=_recorded_plot(session))
         raise
