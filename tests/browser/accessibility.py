@@ -9,15 +9,17 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from browser.lab import ROOT, Lab, open_browser, start_lab
+from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
 
 __all__ = ["CELLS", "THEMES", "WIDTHS", "Finding", "find_axe", "look_at_everything", "open_forms"]
 
@@ -164,15 +166,17 @@ def open_forms(folder: Path, cells: dict[str, str] | None = None) -> Iterator[An
 
 
 def _wait_for_all(page: Any, lab: Lab, titles: list[str]) -> None:
-    errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
-    for title in titles:
-        while True:
-            try:
-                lab.wait_done(title, timeout_s=5)
-                break
-            except AssertionError:
-                assert not errors.count(), errors.all_inner_texts()
-    page.wait_for_timeout(2000)
+    """Wait for every cell; one that fails ends the waiting, because those after it are not run."""
+    errors = page.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+    end = time.monotonic() + 2 * PATIENCE_S
+    while time.monotonic() < end:
+        page.wait_for_timeout(1000)
+        assert not errors.count(), errors.all_inner_texts()
+        prompts = [lab.cell(title).locator(".jp-InputPrompt").first.text_content() or "" for title in titles]
+        if all(re.search(r"\[\d+\]", prompt) for prompt in prompts):
+            page.wait_for_timeout(3000)
+            return
+    raise AssertionError(f"some cells are still running: {dict(zip(titles, prompts, strict=True))}")
 
 
 def _write_notebook(path: Path, cells: dict[str, str]) -> None:
