@@ -125,7 +125,7 @@ def test_bad_values_are_all_named_and_none_is_silently_moved_to_a_limit() -> Non
 def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
-    assert form._fields["coats"].problem == "is 20; the largest is 9"
+    assert form._fields["coats"].problem == "coats is 20; the largest is 9"
     assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
     widget(form, "coats").value = "9"
@@ -157,7 +157,7 @@ def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() ->
 
     form = show_form(FenceConfig)
     widget(form, "boards").value = "20"
-    assert form._fields["boards"].problem == "are more than posts carry"
+    assert form._fields["boards"].problem == "boards are more than posts carry"
     assert form._fields["posts"].problem == ""
     widget(form, "posts").value = "13"
     assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"

@@ -125,7 +125,7 @@ class Field:
 
     def complain(self, problem: str) -> None:
         """Say beneath the field what is wrong with its value; "" takes it back."""
-        self.problem = problem
+        self.problem = for_notebook(problem)
         self._below.value = draw_notice(problem, "bad")
         self._below.layout.display = "" if problem else "none"
 

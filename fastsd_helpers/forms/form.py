@@ -11,7 +11,7 @@ from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
-from fastsd_helpers.wording import for_notebook, label_of
+from fastsd_helpers.wording import label_of
 
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session
@@ -152,9 +152,7 @@ class Form(Generic[Config]):
         """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
         at_field = {name: text for name, text in getattr(err, "fields", {}).items() if name in self._fields}
         for name, field in self._fields.items():
-            text = for_notebook(at_field.get(name, ""))
-            # The field's name is before it already.
-            field.complain(text.removeprefix(f"{label_of(name)} ").strip())
+            field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
         self._say(err.fields.get("", "") if at_field else err.problem if err is not None else "")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
+from fastsd_helpers.forms.quiet import quieten_libraries
 from fastsd_helpers.runtime import start_log
 from fastsd_helpers.wheels import install
 
@@ -29,6 +30,7 @@ def set_up(workflow: str) -> None:
         there is nothing to install with. DiskFull: not enough room.
     """
     start_log()
+    quieten_libraries()
     skip = () if any(path.exists() for path in _DRIVERS) else ("bitsandbytes",)
     report = install(workflow, skip=skip)
     if report.changes:

@@ -273,6 +273,7 @@ def look_at_everything(page: Any, shots: Path | None = None) -> dict[str, list[A
         for width in WIDTHS:
             set_width(page, width)
             where = f"{theme}, {width} px"
+            page.set_viewport_size({"width": page.viewport_size["width"], "height": 2600})
             for found in run_axe(page):
                 told["serious" if found["impact"] in ("serious", "critical") else "others"].append(f"{where}: {found}")
             told["out_of_sight"] += [f"{where}: {text}" for text in out_of_sight(page)]
