@@ -410,7 +410,9 @@ def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     warning = Finding("warning", "Little room.", "Delete something.")
     found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
     monkeypatch.setattr(readiness, "install", install)
-    monkeypatch.setattr(readiness, "examine", lambda: found)
+    # For the whole process, and this one goes on with other tests.
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: seen.update(quiet=True))
+    monkeypatch.setattr(readiness, "examine", lambda **options: found)
     monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
     return seen
 
@@ -419,7 +421,7 @@ def test_the_first_cell_installs_and_says_in_a_few_lines_what_this_machine_is(
     first_cell: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readiness.set_up("dreambooth")
-    assert (first_cell["name"], first_cell["skip"]) == ("dreambooth", ())
+    assert (first_cell["name"], first_cell["skip"], first_cell["quiet"]) == ("dreambooth", (), True)
     assert capsys.readouterr().err.splitlines() == [
         "This machine: GPU Tesla T4; 2 cores, 13.6 GB of memory; python 3.13.15, torch 2.11.0.",
         "⚠ Little room.",

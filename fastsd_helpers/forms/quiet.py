@@ -26,8 +26,8 @@ _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _LIBRARIES = (
-    "accelerate bitsandbytes cv2 diffusers gradio httpx huggingface_hub matplotlib nncf numpy openvino optimum peft PIL "
-    "safetensors tensorboard tokenizers torch torchvision transformers"
+    "accelerate bitsandbytes cv2 diffusers gradio httpx huggingface_hub matplotlib nncf numpy openvino optimum peft "
+    "PIL safetensors tensorboard tokenizers torch torchvision transformers"
 )
 
 
