@@ -1,6 +1,7 @@
 """A settings class becomes a form, on ipywidgets 8 and on the 7.7.1 that Colab has."""
 
 import ast
+import html
 import importlib
 import json
 import os
@@ -290,9 +291,55 @@ def test_every_form_of_a_notebook_shows_something_and_folds_away_what_says_so(se
     assert not plain & folded
 
 
-def test_a_form_displays_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    show_form(PaintConfig)._ipython_display_()
-    assert "VBox" in capsys.readouterr().out
+def test_a_form_displays_itself_and_a_page_without_widgets_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, *, raw: shown.append(data))
+    form = show_form(PaintConfig)
+    form._ipython_display_()
+    (bundle,) = shown
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == form._box.model_id
+    assert "JupyterLab" in bundle["text/plain"]
+    assert "pip install" in bundle["text/plain"]
+    assert "VBox" not in bundle["text/plain"]
+
+
+def test_every_view_says_the_same_to_a_page_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsd_helpers.forms import view
+
+    shown: list[Any] = []
+    monkeypatch.setattr(view, "show_widget", shown.append)
+    folder = Path(view.__file__).parent
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert path.name == "view.py" or "display" not in calls, f"{path.name} shows something past `show_widget`"
+    made = view.View()
+    made.box = view.make_frame()
+    made._ipython_display_()
+    assert shown == [made.box]
+
+
+def test_ipywidgets_that_are_too_old_are_named_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ipywidgets, "Combobox")
+    with pytest.raises(DependencyMissing, match="needs ipywidgets 7"):
+        show_form(PaintConfig)
+
+
+def test_every_input_has_its_label_and_every_form_its_name() -> None:
+    def inputs(box: Any) -> list[Any]:
+        own = [box] if hasattr(box, "description") and hasattr(box, "value") else []
+        return [*own, *(found for child in getattr(box, "children", ()) for found in inputs(child))]
+
+    for settings in (PaintConfig, *forms_of_the_notebooks()):
+        form = show_form(settings)
+        found = [each for each in inputs(form._box) if type(each).__name__ not in ("HTML", "FileUpload")]
+        assert len(found) >= len(form._fields)
+        assert all(each.description.strip() for each in found), settings
+        name = html.unescape(re.search(r'fastsd-name">([^<]*)', form._box.children[0].value)[1])
+        assert len(name) > 3
+        assert settings.__doc__.startswith(name)
 
 
 # -------------------------------------------------------------------------------------------- a session

@@ -7,7 +7,7 @@ from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.forms.choice import Choice
 from fastsd_helpers.forms.fields import Field, known_choice
 from fastsd_helpers.forms.model_choice import ModelChoice
-from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame
+from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame, show_widget
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
@@ -106,9 +106,7 @@ class Form(Generic[Config]):
             self._fields[name].write(value)
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self._box)
+        show_widget(self._box)
 
     @staticmethod
     def _find_secret(field: Field) -> str | None:
@@ -135,7 +133,7 @@ class Form(Generic[Config]):
         if folded:
             self._more.set_title(0, "More settings")
             parts.append(self._more)
-        return make_frame(*parts)
+        return make_frame(*parts, label=(self._settings.__doc__ or "").strip().splitlines()[0].rstrip("."))
 
     def _on_change(self) -> None:
         try:

@@ -3,7 +3,6 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.dreambooth.child import TrainingChild, find_training, start_training
 from fastsd_helpers.dreambooth.engine import TrainResult
@@ -50,7 +49,7 @@ def run_training(
     else:
         logger.info("A training of this session is running already; this cell shows it.")
     view = LiveView()
-    _display(view.box)
+    view.display()
     watch = _Watch(child, view)
     try:
         try:
@@ -112,9 +111,3 @@ def _planned_steps(session: Session) -> dict[str, int]:
     # The run saves its settings before its first step.
     settings = read_record(session.folder).record.get("settings") or {}
     return {stage: settings.get(f"{stage}_steps") or 0 for stage in ("text_encoder", "unet")}
-
-
-def _display(box: Any) -> None:
-    from IPython.display import display
-
-    display(box)

@@ -64,7 +64,7 @@ class PhotosForm(Form[PrepareConfig]):
             if list_uploads(self._session):
                 self.update(images=str(uploads_folder(self._session)))
         except FastSDError as err:
-            self._report.append(f"✋ {err.problem} {err.hint}")
+            self._report.append(f"✗ {err.problem} {err.hint}")
         else:
             self._report += [f"Skipped {name}: {reason}." for name, reason in report.skipped]
         self._count(*self._report[-_LINES:])
@@ -73,7 +73,7 @@ class PhotosForm(Form[PrepareConfig]):
         try:
             remove_uploads(self._session)
         except FastSDError as err:
-            self._count(f"✋ {err.problem} {err.hint}")
+            self._count(f"✗ {err.problem} {err.hint}")
             return
         if self.values()["images"] == str(uploads_folder(self._session)):
             self.update(images="")
@@ -82,12 +82,16 @@ class PhotosForm(Form[PrepareConfig]):
 
     def _count(self, *lines: str) -> None:
         files = list_uploads(self._session)
+        # A caption is one only beside its photo; other texts are not counted as what they are not.
+        named = {path.stem for path in files if path.suffix != ".txt"}
         photos = sum(path.suffix != ".txt" for path in files)
-        captions = len(files) - photos
+        captions = sum(path.suffix == ".txt" and path.stem in named for path in files)
+        lost = len(files) - photos - captions
         have = (
             f"{photos} uploaded photo{'s' if photos != 1 else ''} in this session" if files else "Nothing uploaded yet"
         )
         have += f", {captions} with a caption" if captions else ""
+        have += f"; {lost} text{'s' if lost != 1 else ''} named like none of them" if lost and photos else ""
         shown = [f"<b>{html.escape(have)}.</b>", *(html.escape(line) for line in lines)]
         self._uploaded.value = "<br>".join(shown)
         self._remove.layout.display = "" if files else "none"
