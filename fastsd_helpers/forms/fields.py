@@ -36,10 +36,7 @@ def known_choice(option: Option, session: Any = None) -> Choice:
     may_be_empty = option.default in ("", None)
     if may_be_empty and entries and "" not in [value for _words, value in entries]:
         entries.insert(0, ("automatic" if option.optional else "none", ""))
-    choice = Choice(entries, label=label_of(option.name), value="" if may_be_empty else None)
-    if problem:
-        choice.about.value = draw_notice(problem, "warn")
-    return choice
+    return Choice(entries, label=label_of(option.name), value="" if may_be_empty else None, remark=problem)
 
 
 class Field:
