@@ -2,6 +2,7 @@
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
+# make release    wheel, zip and notebooks into dist/, checked (needs no network)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
@@ -18,7 +19,7 @@ READY := .venv/.ready
 # Colab still has ipywidgets 7 and ipykernel 6: notebooks are tested with them from a folder of its own, beside .venv.
 WIDGETS7 := .venv-ipywidgets7
 
-.PHONY: lock setup demo test test-all test-paths check style
+.PHONY: lock release setup demo test test-all test-paths check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -55,6 +56,10 @@ test-paths: setup
 
 lock: setup
 	$(BIN)/python scripts/make_lock.py
+
+release: setup
+	@$(BIN)/python scripts/write_first_cells.py
+	$(BIN)/python scripts/make_release.py $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "To put this right: make style"; exit 1; }
