@@ -93,6 +93,11 @@ class Form(Generic[Config]):
         self._show_defaults()
         desk.keep_form(self)
 
+    @property
+    def box(self) -> Any:
+        """The outermost widget."""
+        return self._box
+
     def values(self) -> dict[str, Any]:
         """What the widgets show, without secrets; None means "left alone". Nothing is checked."""
         return {name: field.read() for name, field in self._fields.items() if not field.option.secret}
