@@ -2,10 +2,10 @@
 
 import logging
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
-from fastsd_helpers import __version__
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.runtime import start_log
@@ -14,6 +14,13 @@ from fastsd_helpers.wheels import install
 __all__ = ["set_up"]
 
 logger = logging.getLogger("fastsd_helpers")
+
+# Where each notebook keeps what is its user's, on Drive or beside the notebook, and what that is.
+_KEPT = {
+    "dreambooth": ("Fast-Dreambooth/Sessions", "sessions"),
+    "trocr": ("Fast-TrOCR/Sessions", "sessions"),
+    "webui": ("sd/stable-diffusion-webui", "models and pictures"),
+}
 
 # Linux, and Linux within Windows. Not asked of torch: it would be imported before what it may need is installed.
 _DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
@@ -35,12 +42,14 @@ def set_up(workflow: str, version: str = "") -> None:
     """
     start_log()
     here = Path(__file__).resolve().parents[2]
-    if version and version != __version__:
+    # Not by its name: the package itself names the modules of this folder.
+    own = sys.modules["fastsd_helpers"].__version__
+    if version and version != own:
         logger.warning(
             "This notebook is of version %s, and fastsd_helpers in %s is %s: a cell may not fit it. Use the notebook "
             "and the library of one release; put the wheel or zip of %s beside the notebook, restart the kernel and "
             "run all cells.",
-            *(version, here, __version__, version),
+            *(version, here, own, version),
         )
     _tell_children(here)
     skip = () if any(path.exists() for path in _DRIVERS) else ("bitsandbytes",)
@@ -52,7 +61,8 @@ def set_up(workflow: str, version: str = "") -> None:
             f"Restart the runtime now: {', '.join(report.restart)} is in memory at another version than is installed.",
             "In Colab: Runtime > Restart session and run all. Elsewhere: restart the kernel and run all cells.",
         )
-    logger.info("%s", "\n".join(examine().summary(workflow)))
+    folder, kept = _KEPT[workflow]
+    logger.info("%s", "\n".join(examine(folder=folder, kept=kept).summary(workflow)))
 
 
 def _tell_children(here: Path) -> None:
