@@ -4,13 +4,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.runtime import in_notebook
-
-if TYPE_CHECKING:
-    from fastsd_helpers.forms.form import Form
 
 __all__ = [
     "MAKERS",
@@ -74,7 +71,8 @@ class _Open:
         return self.session.folder
 
 
-_forms: "dict[tuple[str, Path | None], Form[Any]]" = {}
+# Forms, by their class and the folder of their session.
+_forms: dict[tuple[str, Path | None], Any] = {}
 _offered: dict[str, Path] = {}
 _open: _Open | None = None
 _used = False
@@ -170,12 +168,12 @@ def _wanted_now(opened: _Open) -> str:
 # ----------------------------------------------------------------------------------------------- the forms
 
 
-def keep_form(form: "Form[Any]") -> None:
+def keep_form(form: Any) -> None:
     """Remember the form of its class that was drawn last for its session."""
     _forms[form.settings.__name__, form.folder] = form
 
 
-def last_form(settings: type, folder: Path | None) -> "Form[Any] | None":
+def last_form(settings: type, folder: Path | None) -> Any:
     """The form of a class that was drawn last for a session, or for none."""
     return _forms.get((settings.__name__, folder))
 
