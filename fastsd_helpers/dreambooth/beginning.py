@@ -26,7 +26,7 @@ from fastsd_helpers.registry import check_resolution, models
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["MoreSteps", "Start", "find_start"]
+__all__ = ["MoreSteps", "Start", "find_base", "find_start"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def find_start(
     given = given_values(config)
     begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
     begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
-    same_ref = _same_model_named(given, session, generation)
     reasons: list[str] = []
     if begins:
         steps = more.as_steps(segments[0])
@@ -121,7 +120,7 @@ def find_start(
     else:
         own = {name: value for name, value in given.items() if name != "base_model"}
         refuse_changes(own, segments[-1].settings, begun_steps=begun_steps, finished=not open_legs)
-    base = _same_base(given, session, generation, same_ref=same_ref)
+    base = find_base(generation, session, given.get("base_model"))
     # The same weights in another place are the same model.
     config = replace(config, base_model=base.ref)
     if begins:
@@ -259,23 +258,37 @@ def _next_segment(
 # ------------------------------------------------------------------------------------------------ the base model
 
 
-def _same_model_named(given: Given, session: Session, generation: Generation) -> bool:
-    """Whether the model that is named can be the run's; another key of the registry cannot, and nothing is fetched.
+def find_base(generation: Generation, session: Session, ref: str | None = None) -> BaseModel:
+    """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
-    Returns:
-        True when it is named as it was, or not at all.
+    Args:
+        generation, session: the checkpoint, and where it is.
+        ref: where it is said to be; nothing for where it was last.
 
     Raises:
-        SettingsError: it is another one.
+        ModelNotFound: it is not there; says what is sought and how to point to it.
+        SettingsError: what is there has other weights.
     """
-    known = _known_places(session, generation)
-    ref = given.get("base_model")
-    if ref is None or ref in known:
-        return True
-    keys = {spec.key for spec in models()}
-    if ref in keys and known[-1] in keys:
-        raise _other_model(known[-1], ref)
-    return False
+    known, sha256 = _known_places(session, generation), generation.record["base_model"]["sha256"]
+    if ref in (None, "", "auto", *known):
+        ref = ref if ref in known else known[0]
+        base = _fetch_again(ref, sha256)
+        if base.sha256() != sha256:
+            raise SettingsError(
+                "The base model changed since this session's run was begun.",
+                f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or "
+                "start from step 0 with --restart; nothing saved is lost.",
+            )
+    else:
+        keys = {spec.key for spec in models()}
+        if ref in keys and known[-1] in keys:  # they are different models, and nothing need be fetched to tell
+            raise _other_model(known[0], ref)
+        base = BaseModel.fetch(ref)
+        if base.sha256() != sha256:
+            raise _other_model(known[0], ref)
+    if base.ref != known[0]:
+        session.save_if_possible(base_model={"ref": base.ref, "sha256": sha256})
+    return base
 
 
 def _known_places(session: Session, generation: Generation) -> list[str]:
@@ -286,28 +299,7 @@ def _known_places(session: Session, generation: Generation) -> list[str]:
     return [*newer, begun["ref"]]
 
 
-def _same_base(given: Given, session: Session, generation: Generation, *, same_ref: bool) -> BaseModel:
-    known = _known_places(session, generation)
-    sha256 = generation.record["base_model"]["sha256"]
-    ref = known[0] if same_ref else given["base_model"]
-    base = fetch_again(ref, sha256) if same_ref else BaseModel.fetch(ref)
-    if base.sha256() == sha256:
-        return base
-    if same_ref:
-        raise SettingsError(
-            "The base model changed since this session's run was begun.",
-            f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or start "
-            "from step 0 with --restart; nothing saved is lost.",
-        )
-    raise _other_model(known[0], ref)
-
-
-def fetch_again(ref: str, sha256: str) -> BaseModel:
-    """Find the base model that a run was begun with where it was last.
-
-    Raises:
-        ModelNotFound: it is gone from there; says what is sought and how to point to it.
-    """
+def _fetch_again(ref: str, sha256: str) -> BaseModel:
     try:
         return BaseModel.fetch(ref)
     except ModelNotFound as err:
