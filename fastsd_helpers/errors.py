@@ -37,7 +37,9 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "CheckpointError",
@@ -91,12 +93,22 @@ class FastSDError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython calls this instead of printing a traceback: a notebook shows calm lines, while a
-        # Python caller still gets an ordinary exception.
-        return [f"✋ {self.problem}", *([f"   → {self.hint}"] if self.hint else [])]
+        # Python caller still gets an ordinary exception. The sign is one that fonts without emoji have.
+        hint = [f"   → {for_notebook(self.hint)}"] if self.hint else []
+        return [f"✗ {for_notebook(self.problem)}", *hint]
 
 
 class SettingsError(FastSDError):
-    """Settings out of range or contradicting each other; `problem` names every one of them."""
+    """Settings out of range or contradicting each other; `problem` names every one of them.
+
+    Attributes:
+        fields: setting's name -> what is wrong with it, so that a form can say it at the field; "" -> what is wrong
+            with none of them alone.
+    """
+
+    def __init__(self, problem: str, hint: str = "", *, fields: Mapping[str, str] | None = None) -> None:
+        super().__init__(problem, hint)
+        self.fields = dict(fields or {})
 
 
 class SessionError(FastSDError):

@@ -1,6 +1,7 @@
 """Settings, defined once: one dataclass field is one widget, one command-line flag and one saved value."""
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import MISSING, dataclass, field
@@ -129,16 +130,34 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
 
     Call it in `__post_init__`; `extra` adds sentences about fields that do not fit together.
     """
-    problems = []
-    for spec in options_of(type(settings)):
+    problems: list[str] = []
+    fields: dict[str, str] = {}
+    specs = options_of(type(settings))
+    for spec in specs:
         problem = _problem_with(spec, getattr(settings, spec.name))
         if problem and spec.secret:  # it has no flag, and its value is not for an error's text
-            problems.append(f"{spec.name} must be {_kind_in_words(spec.kind)}")
+            problem = f"{spec.name} must be {_kind_in_words(spec.kind)}"
         elif problem:
-            problems.append(f"{spec.name} ({spec.flag}) {problem}")
-    problems.extend(extra)
+            problem = f"{spec.name} ({spec.flag}) {problem}"
+        if problem:
+            problems.append(problem)
+            fields[spec.name] = problem
+    for sentence in extra:
+        problems.append(sentence)
+        name = _first_named(specs, sentence)
+        fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
     if problems:
-        raise SettingsError("; ".join(problems) + ".", "Change the values named above and run again.")
+        raise SettingsError(f"{'; '.join(problems)}.", "Change the values named above and run again.", fields=fields)
+
+
+def _first_named(specs: list[Option], sentence: str) -> str:
+    """The setting that a sentence names first, by its name or its flag: there a form shows it; "" for none."""
+    places = {}
+    for spec in specs:
+        found = re.search(rf"(?<![\w-])({re.escape(spec.flag)}|{re.escape(spec.name)})(?![\w-])", sentence)
+        if found:
+            places[spec.name] = found.start()
+    return min(places, key=lambda name: places[name], default="")
 
 
 def parse_value(spec: Option, text: str) -> Any:

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "REPOSITORY",
+    "REVISION",
     "Device",
     "colab_link",
     "describe_device",
@@ -45,6 +48,7 @@ __all__ = [
 logger = logging.getLogger("fastsd_helpers")
 
 REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
+REVISION = "main"  # the branch or tag that is installed from there
 # What a bug report needs to name: the packages whose versions change results or file formats.
 _PACKAGES = (
     "fastsd_helpers",
@@ -120,9 +124,12 @@ def install_command(extra: str = "", *, again: bool = False) -> str:
     """The pip command that installs this project, with what an extra of it brings; `again` writes its files anew.
 
     By its address: the public package index has no project of this name, and would give whatever is put there under it.
+    Where Git is not installed it names the archive of the same branch or tag, which pip fetches without it.
     """
     name = f"fastsd_helpers[{extra}]" if extra else "fastsd_helpers"
-    return f'pip install {"--force-reinstall " if again else ""}"{name} @ git+{REPOSITORY}"'
+    tag = "" if REVISION == "main" else f"@{REVISION}"
+    place = f"git+{REPOSITORY}{tag}" if shutil.which("git") else f"{REPOSITORY}/archive/{REVISION}.zip"
+    return f'pip install {"--force-reinstall " if again else ""}"{name} @ {place}"'
 
 
 def make_cpu_sums_repeatable() -> None:
@@ -383,8 +390,9 @@ def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
     """
     for earlier in [item for item in logger.handlers if isinstance(item, _LogHandler)]:
         logger.removeHandler(earlier)
-    handler = _LogHandler(stream or (sys.stdout if in_notebook() else sys.stderr))
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    notebook = in_notebook()
+    handler = _LogHandler(stream or (sys.stdout if notebook else sys.stderr))
+    handler.setFormatter(_NotebookFormatter("%(message)s") if notebook else logging.Formatter("%(message)s"))
     handler.addFilter(_Redaction())
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -394,6 +402,13 @@ def start_log(stream: TextIO | None = None, *, level: int = logging.INFO) -> log
 
 class _LogHandler(logging.StreamHandler):
     pass
+
+
+class _NotebookFormatter(logging.Formatter):
+    """Below a cell there are fields and cells, and no flags."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_notebook(super().format(record))
 
 
 @contextlib.contextmanager

@@ -1,21 +1,18 @@
 """Find the subject of a photo and choose the square that keeps it.
 
-A ladder of finders: faces by YuNet (when its ONNX file is there; it is never downloaded here), faces by Haar cascades
-(OpenCV 4 only), saliency of our own (NumPy), else the centre. The square is the largest that fits, so only its place
-along the photo's long side is chosen; a box typed or dragged by the user wins over all of them.
+A ladder of finders: faces (`faces.py`), saliency of our own (NumPy), else the centre. The square is the largest that
+fits, so only its place along the photo's long side is chosen; a box typed or dragged by the user wins over all.
 """
 
 import heapq
-import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fastsd_helpers.errors import DatasetError, FastSDError
-from fastsd_helpers.inert import require_inert
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.faces import Face, find_faces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,23 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CropBox", "crop_box", "find_faces", "find_saliency", "square_box"]
 
-logger = logging.getLogger("fastsd_helpers")
-
-Method = Literal["box", "yunet", "haar", "saliency", "center", "none"]
-Face = tuple[float, float, float, float]
-
-_FACE_MODEL_VARIABLE = "FASTSD_FACE_MODEL"
-_FACE_SCORE = 0.9
-_FACE_MODEL_HINT = (
-    "Use face_detection_yunet_2023mar.onnx of opencv_zoo (about 230 kB; one of 130 bytes is a mere Git LFS pointer), "
-    f"or leave the face model and the variable {_FACE_MODEL_VARIABLE} empty."
-)
-# Frontal faces only: the eye and upper-body cascades of older croppers hit tiny false targets first.
-_HAAR_CASCADES = (
-    "haarcascade_frontalface_default.xml",
-    "haarcascade_frontalface_alt2.xml",
-    "haarcascade_profileface.xml",
-)
+# "haar" is in the records of earlier versions, which found faces by OpenCV's cascades.
+Method = Literal["box", "yunet", "mtcnn", "haar", "saliency", "center", "none"]
 
 _SALIENCY_SIDE_PX = 96
 _GEODESIC_SIDE_PX = 48
@@ -76,7 +58,7 @@ def crop_box(
     Args:
         image: the photo, already rotated by its EXIF tag; any mode that converts to RGB.
         method: "center" ignores the content.
-        face_model: YuNet's ONNX file; else the one that the variable FASTSD_FACE_MODEL names; else no YuNet.
+        face_model: YuNet's ONNX file; else the one that the variable FASTSD_FACE_MODEL names; else MTCNN.
 
     Raises:
         DatasetError: a face model was named and cannot be used.
@@ -126,94 +108,6 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
 
 
 # ------------------------------------------------------------------------------------------------- faces
-
-
-def find_faces(image: "Image.Image", *, face_model: Path | str | None = None) -> tuple[Method, list[Face]]:
-    """Find faces with the best detector that is here.
-
-    Args:
-        image: RGB.
-        face_model: YuNet's ONNX file, else the one that FASTSD_FACE_MODEL names.
-
-    Returns:
-        which detector found them ("center" for none) and their boxes (left, top, right, bottom) in pixels.
-
-    Raises:
-        DatasetError: a face model was named and cannot be used.
-    """
-    named = face_model or os.environ.get(_FACE_MODEL_VARIABLE)
-    try:
-        import cv2
-        import numpy as np
-    except ImportError:
-        if named:
-            raise DatasetError(
-                f"The face model {named} needs OpenCV, which is not installed.", "Install opencv-python-headless."
-            ) from None
-        return "center", []
-    has_haar = hasattr(cv2, "CascadeClassifier") and hasattr(cv2, "data")
-    if not named and not has_haar:
-        return "center", []
-    # Detectors are made for faces of tens to hundreds of pixels; a larger photo only costs time.
-    scale = min(1.0, 960 / max(image.size))
-    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    bgr = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
-    finder: Method = "center"
-    faces: list[Face] = []
-    if named:
-        finder, faces = "yunet", _detect_yunet(bgr, Path(named))
-    if not faces and has_haar:
-        finder, faces = "haar", _detect_haar(bgr)
-    return (finder, [tuple(v / scale for v in face) for face in faces]) if faces else ("center", [])
-
-
-def _detect_yunet(bgr: "np.ndarray", model: Path) -> list[Face]:
-    import cv2
-
-    if not model.is_file():
-        raise DatasetError(f"There is no face model {model}.", _FACE_MODEL_HINT)
-    if model.suffix.lower() != ".onnx":  # by other endings OpenCV opens other formats, and their libraries
-        raise DatasetError(f"The face model {model} is no .onnx file.", _FACE_MODEL_HINT)
-    try:
-        require_inert(model)
-    except FastSDError as err:
-        raise DatasetError(f"The face model {model} cannot be used: {err.problem}", _FACE_MODEL_HINT) from err
-    height, width = bgr.shape[:2]
-    try:
-        detector = cv2.FaceDetectorYN.create(str(model), "", (width, height), _FACE_SCORE, 0.3)
-        found = detector.detect(bgr)[1]
-    except (cv2.error, AttributeError) as err:
-        raise DatasetError(f"The face model {model} cannot be used: {_first_line(err)}.", _FACE_MODEL_HINT) from err
-    rows = [] if found is None else found.tolist()
-    boxes = [(x, y, x + w, y + h) for x, y, w, h, *_ in rows]
-    return [_clip(box, width, height) for box in boxes]
-
-
-def _detect_haar(bgr: "np.ndarray") -> list[Face]:
-    import cv2
-
-    gray = cv2.equalizeHist(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY))
-    smallest = max(24, round(min(gray.shape) * 0.08))
-    for name in _HAAR_CASCADES:
-        path = Path(cv2.data.haarcascades) / name
-        # OpenCV prints an error of its own for a missing file, so look first: some builds ship without them.
-        if not path.is_file():
-            continue
-        found = cv2.CascadeClassifier(str(path)).detectMultiScale(
-            gray, scaleFactor=1.1, minNeighbors=7, minSize=(smallest, smallest)
-        )
-        if len(found):
-            return [(float(x), float(y), float(x + w), float(y + h)) for x, y, w, h in found]
-    return []
-
-
-def _clip(box: Face, width: int, height: int) -> Face:
-    left, top, right, bottom = box
-    return max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
 
 
 def _frame_faces(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsd_helpers.playground.artist as artist
+import fastsd_helpers.playground.loras as loras
 from fastsd_helpers.checkpoints import convert, inspect
 from fastsd_helpers.demo import MODEL_FOLDER
 from fastsd_helpers.webui.catalog import find_ui
@@ -27,7 +28,7 @@ def playground(ref: str, _place: Path) -> object:
 
 
 def playground_lora(ref: str, _place: Path) -> object:
-    return artist._add_lora(_demo_pipeline(), ref, 1.0)
+    return loras.put_beside(_demo_pipeline(), loras.find_lora(ref), ref)
 
 
 def playground_controlnet(ref: str, _place: Path) -> object:

@@ -22,8 +22,8 @@ def test_every_error_has_a_problem_a_hint_and_an_exit_code(kind: type[FastSDErro
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_notebook_shows_two_calm_lines(kind: type[FastSDError]) -> None:
-    assert kind("The value is 3.", "Give 2.")._render_traceback_() == ["✋ The value is 3.", "   → Give 2."]
-    assert kind("The value is 3.")._render_traceback_() == ["✋ The value is 3."]
+    assert kind("The value is 3.", "Give 2.")._render_traceback_() == ["✗ The value is 3.", "   → Give 2."]
+    assert kind("The value is 3.")._render_traceback_() == ["✗ The value is 3."]
 
 
 def test_an_ipython_kernel_really_shows_only_these_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,7 @@ def test_an_ipython_kernel_really_shows_only_these_lines(capsys: pytest.CaptureF
         "from fastsd_helpers.errors import SessionNotFound\nraise SessionNotFound('No cat.', 'Choose: dog.')"
     )
     shown = "".join(capsys.readouterr())
-    assert "✋ No cat.\n   → Choose: dog." in shown
+    assert "✗ No cat.\n   → Choose: dog." in shown
     assert "Traceback" not in shown
 
 

@@ -19,9 +19,10 @@ from dreambooth_runs import (  # noqa: E402
 )
 
 from fastsd_helpers.dreambooth import export, plan, train  # noqa: E402
-from fastsd_helpers.dreambooth.learned import ExportConfig  # noqa: E402
-from fastsd_helpers.errors import CheckpointError, SettingsError  # noqa: E402
-from fastsd_helpers.playground.artist import load_lora  # noqa: E402
+from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig, sample  # noqa: E402
+from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError  # noqa: E402
+from fastsd_helpers.playground import open_artist  # noqa: E402
+from fastsd_helpers.playground.loras import load_lora  # noqa: E402
 
 LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 6.0, "unet_lr": 1e-2, "text_encoder_lr": 1e-2}
 
@@ -134,3 +135,64 @@ def test_a_checkpoint_takes_the_room_of_the_matrices_alone(small_base, small_ses
     full, small = plan(config_for(small_base), small_session), plan(config_for(small_base, **LORA), small_session)
     assert small.generation_bytes["unet"] * 5 < full.generation_bytes["unet"]
     assert small.export_bytes < full.export_bytes
+
+
+# ------------------------------------------------------------------------------------------- trying it
+
+
+@pytest.mark.numeric
+def test_a_session_that_trained_a_lora_is_tried_beside_its_base_as_strongly_as_asked(
+    small_base, small_session, tmp_path
+) -> None:
+    import numpy as np
+
+    from fastsd_helpers.checkpoints import convert
+
+    train(config_for(small_base, **LORA), small_session)
+    artist = open_artist(str(small_session.folder))
+    assert artist.lora_strength == 1.0
+
+    def draw(strength: float | None, who=artist):
+        return [np.asarray(picture, float) for _, picture in who.draw("a robot", steps=2, lora_strength=strength)]
+
+    [plain] = draw(None, open_artist(str(small_base)))
+    before, weak = draw(0.0)
+    assert (before == plain).all()
+    assert (weak == plain).all(), "at 0 the model is what it was"
+    before, after = draw(None)
+    assert (before == plain).all()
+    # The whole model with the LoRA merged in, by another way: written to one file and loaded as a model of its own.
+    whole = export(ExportConfig(dtype="fp32", out=str(tmp_path / "whole.safetensors")), small_session)
+    convert(whole.path, tmp_path / "merged", base=small_base)
+    [merged] = draw(None, open_artist(str(tmp_path / "merged")))
+    moved = abs(merged - plain).mean()
+    assert moved > 1, "the training is strong enough to be seen"
+    assert abs(after - merged).mean() < moved / 10
+    assert abs(draw(2.0)[1] - plain).mean() > abs(draw(0.25)[1] - plain).mean()
+
+
+@pytest.mark.numeric
+def test_a_session_lends_its_lora_to_another_model_of_its_family(small_base, small_session) -> None:
+    train(config_for(small_base, **LORA), small_session)
+    export(ExportConfig(), small_session)  # newer, and a whole model: it is not taken for the LoRA
+    root = small_session.folder.parent
+    artist = open_artist(str(small_base), lora=small_session.name, lora_strength=0.5, root=root)
+    [(title, picture)] = artist.draw("a robot", steps=2)
+    [(_, plain)] = artist.draw("a robot", steps=2, lora_strength=0)
+    assert title == str(small_base)
+    assert picture.tobytes() != plain.tobytes()
+
+
+def test_a_session_without_a_lora_says_so_when_it_is_asked_for_one(small_base, small_session) -> None:
+    train(config_for(small_base, method="full"), small_session)
+    with pytest.raises(SessionError, match=r"has a whole model, .* and no LoRA") as caught:
+        open_artist(str(small_base), lora=str(small_session.folder))
+    assert "--format lora" in caught.value.hint
+
+
+def test_what_a_lora_session_learned_is_drawn_by_sample(small_base, small_session) -> None:
+    from PIL import Image
+
+    train(config_for(small_base, **LORA), small_session)
+    result = sample(SampleConfig(count=1, sample_steps=2), small_session)
+    assert Image.open(result.path).size[0] > 64

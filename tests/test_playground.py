@@ -117,7 +117,7 @@ def test_the_page_draws_and_closes(artist: Artist) -> None:
     with open_playground(artist=artist) as page:
         assert page.url.startswith("http://127.0.0.1:")
         assert page.block() == f"Link:      {page.url}"
-        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6, None, 1, False]
+        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6, None, 1, False, 1]
         request = urllib.request.Request(
             f"{page.url}gradio_api/call/draw",
             data=json.dumps({"data": words}).encode(),

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fastsd_helpers import smart_crop
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.smart_crop import CropBox, crop_box, find_faces, find_saliency, square_box
+from fastsd_helpers.smart_crop import CropBox, crop_box, find_saliency, square_box
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
@@ -106,9 +105,9 @@ def test_all_faces_are_framed_when_they_fit(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_faces_too_far_apart_are_not_answered_with_the_gap_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = (60.0, 60.0, 150.0, 170.0), (1000.0, 60.0, 1130.0, 220.0)
-    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("haar", [left, right]))
+    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("mtcnn", [left, right]))
     box = crop_box(Image.new("RGB", (1200, 400), "grey"))
-    assert box.method == "haar"
+    assert box.method == "mtcnn"
     assert holds(box, tuple(map(int, right)))  # the larger one, whole
 
 
@@ -121,69 +120,6 @@ def test_the_largest_group_of_faces_wins(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_hair_above_a_face_at_the_top_stays_in_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("yunet", [(150.0, 200.0, 250.0, 320.0)]))
     assert crop_box(draw_scene(400, 900, (100, 640, 300, 840))).top <= 140
-
-
-def use_opencv(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
-    """Put a stand-in for OpenCV in place: version 4 has what version 5 lacks, and neither brings YuNet's weights.
-
-    It suffices because only the few calls below are made, with arguments and results as OpenCV documents them.
-    """
-    fake = SimpleNamespace(
-        error=ValueError, COLOR_BGR2GRAY=6, cvtColor=lambda a, code: a[:, :, 0], equalizeHist=lambda a: a, **names
-    )
-    monkeypatch.setitem(sys.modules, "cv2", fake)
-
-
-def test_opencv_4_finds_faces_by_haar_in_pixels_of_the_photo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "haarcascade_frontalface_alt2.xml").write_text("cascade")
-    asked: list[str] = []
-
-    class Cascade:
-        def __init__(self, path: str) -> None:
-            asked.append(Path(path).name)
-
-        def detectMultiScale(self, gray: np.ndarray, **options: object) -> np.ndarray:
-            assert gray.shape == (480, 960)
-            return np.array([[100, 50, 80, 80]], dtype=np.int32)
-
-    use_opencv(monkeypatch, CascadeClassifier=Cascade, data=SimpleNamespace(haarcascades=str(tmp_path)))
-    finder, faces = find_faces(Image.new("RGB", (1920, 960)))
-    assert (finder, faces) == ("haar", [(200.0, 100.0, 360.0, 260.0)])
-    assert asked == ["haarcascade_frontalface_alt2.xml"]  # cascades that a build lacks are passed over
-
-
-def test_opencv_5_without_cascades_finds_no_faces_and_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_opencv(monkeypatch)
-    assert find_faces(Image.new("RGB", (300, 200))) == ("center", [])
-    monkeypatch.setitem(sys.modules, "cv2", None)  # importing it fails
-    assert find_faces(Image.new("RGB", (300, 200))) == ("center", [])
-    assert crop_box(draw_scene(900, 400, (40, 120, 240, 320))).method == "saliency"
-
-
-def test_yunet_comes_first_when_its_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = tmp_path / "yunet.onnx"
-    model.write_bytes(b"weights")
-
-    def create(path: str, config: str, size: tuple[int, int], *thresholds: float) -> SimpleNamespace:
-        assert (path, size) == (str(model), (960, 480))
-        row = [[-10.0, 50.0, 80.0, 90.0] + [0.0] * 10 + [0.95]]
-        return SimpleNamespace(detect=lambda bgr: (1, np.array(row, dtype=np.float32)))
-
-    use_opencv(monkeypatch, FaceDetectorYN=SimpleNamespace(create=create))
-    assert find_faces(Image.new("RGB", (1920, 960)), face_model=model) == ("yunet", [(0.0, 100.0, 140.0, 280.0)])
-    monkeypatch.setenv("FASTSD_FACE_MODEL", str(model))
-    assert find_faces(Image.new("RGB", (1920, 960)))[0] == "yunet"
-
-
-def test_a_face_model_that_cannot_be_used_is_said_with_what_to_do(tmp_path: Path) -> None:
-    image = Image.new("RGB", (300, 200))
-    with pytest.raises(DatasetError, match=r"no face model .*gone\.onnx"):
-        find_faces(image, face_model=tmp_path / "gone.onnx")
-    pointer = tmp_path / "pointer.onnx"
-    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:8f23\nsize 232589\n")
-    with pytest.raises(DatasetError, match="cannot be used") as caught:
-        find_faces(image, face_model=pointer)
-    assert "Git LFS" in caught.value.hint
 
 
 # ------------------------------------------------------------------------------------------------- boxes

@@ -141,8 +141,8 @@ def find_start(
         when = "" if not open_legs else " after its end"
         raise SettingsError(
             "The pictures or captions changed since this session's run was begun.",
-            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when} (in a notebook: "
-            "more steps); or start from step 0 with --restart; nothing saved is lost.",
+            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
+            "or start from step 0 with --restart; nothing saved is lost.",
         )
     elif given.keys() - segments[-1].given.keys():
         newest = replace(segments[-1], given=segments[-1].given | given)
@@ -171,7 +171,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         planned = "" if None in known else f" of {sum(known)}"
         raise SettingsError(
             f"more_steps (--more-steps) goes on after the end of a run, but this one is at step 0{planned}.",
-            "Train without it first (in a notebook: leave that field empty).",
+            "Train without it first.",
         )
     ref = given.get("base_model", "auto")
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
@@ -306,8 +306,7 @@ def _fetch_again(ref: str, sha256: str) -> BaseModel:
         raise ModelNotFound(
             f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
             f"{err.problem}",
-            "If it lies elsewhere now, say where with --base-model (in a notebook: the field base model): the same "
-            "weights are the same model.",
+            "If it lies elsewhere now, say where with --base-model: the same weights are the same model.",
         ) from err
 
 
@@ -315,5 +314,5 @@ def _other_model(was: str, ref: str) -> SettingsError:
     return SettingsError(
         f"This session's run was started with other settings: base_model was {was!r} and is now {ref!r}, which has "
         "other weights.",
-        "Leave base_model alone to go on with it, or start from step 0 with --restart (in a notebook: start over).",
+        "Leave base_model alone to go on with it, or start from step 0 with --restart.",
     )

@@ -25,6 +25,7 @@ _INK, _FAINT, _AMBER, _TEAL = (34, 34, 38), (120, 118, 112), (176, 92, 0), (0, 1
 _METHODS = {
     "box": "your box",
     "yunet": "faces",
+    "mtcnn": "faces",
     "haar": "faces",
     "saliency": "subject",
     "center": "centre",

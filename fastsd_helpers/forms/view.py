@@ -1,25 +1,174 @@
-"""What every view of a notebook needs: the widgets, to be a cell's last line, and to say a sentence."""
+"""What every view of a notebook is made of: frame, labelled fields, buttons, notices, a bar, pictures with words."""
 
+import base64
 import html
+import io
+from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import needs_package
+from fastsd_helpers.errors import FastSDError, needs_package
+from fastsd_helpers.forms.style import STYLE, TIE
+from fastsd_helpers.wording import for_notebook
 
-__all__ = ["View", "load_widgets"]
+__all__ = [
+    "Bar",
+    "View",
+    "draw_error",
+    "draw_notice",
+    "draw_picture",
+    "draw_script",
+    "load_widgets",
+    "make_button",
+    "make_field",
+    "make_frame",
+    "read_as_data",
+]
 
 
 def load_widgets() -> Any:
     """Import ipywidgets; raises DependencyMissing where it is not installed."""
-    with needs_package("A form", "Run: pip install ipywidgets and restart the notebook, or use `fastsd --help`."):
+    with needs_package("A form", "Run: pip install ipywidgets and restart the notebook, or use the command `fastsd`."):
         import ipywidgets
     return ipywidgets
 
 
-class View:
-    """A box of widgets; `_say` needs a `_message` among them.
+def make_frame(*children: Any) -> Any:
+    """The outermost box of a form or a view: it brings the stylesheet, and what is inside wraps in a narrow cell."""
+    widgets = load_widgets()
+    style = widgets.HTML(f"<style>{STYLE}</style>{draw_script(TIE)}", layout=widgets.Layout(display="none"))
+    frame = widgets.VBox([style, *children])
+    frame.add_class("fastsd")
+    return frame
+
+
+def draw_script(code: str) -> str:
+    """HTML that runs a few lines of JavaScript once it is in the page; `this` is an element inside the frame.
+
+    A handler, because a script that is put into a page this way is not run. Where a page runs neither, everything can
+    be used all the same.
+    """
+    return f'<img src="data:," alt="" style="display:none" onerror="{html.escape(" ".join(code.split()), quote=True)}">'
+
+
+def make_field(widget: Any, help: str = "", *, below: Any = None, more: Any = None) -> Any:
+    """A row of a form: the widget with its label, the help beside it, or beneath it where there is no room.
+
+    Args:
+        widget: made with `description`, which is the label that a screen reader reads out too.
+        help: text, not HTML.
+        below: a widget over the whole width beneath both, for what is wrong with the value.
+        more: a second widget beneath the first one, in its column.
+    """
+    widgets = load_widgets()
+    column = widgets.VBox([widget, *([more] if more is not None else [])])
+    column.add_class("fastsd-input")
+    parts = [column]
+    if help:
+        about = widgets.HTML(html.escape(help))
+        about.add_class("fastsd-help")
+        parts.append(about)
+    if below is not None:
+        below.add_class("fastsd-below")
+        parts.append(below)
+    row = widgets.HBox(parts)
+    row.add_class("fastsd-field")
+    return row
+
+
+def make_button(text: str, *, icon: str = "", kind: str = "", about: str = "", name: str = "") -> Any:
+    """A button as wide as its words.
+
+    Args:
+        text: what it says. icon: a Font Awesome name. kind: primary, warning, danger, success or "" for a plain one.
+        about: a sentence shown when the mouse rests on it. name: a class, to be found by.
+    """
+    widgets = load_widgets()
+    made = widgets.Button(description=text, icon=icon, button_style=kind, tooltip=about or text)
+    if name:
+        made.add_class(name)
+    return made
+
+
+def draw_notice(text: str, kind: str = "note") -> str:
+    """A sentence as HTML; "" for no text.
+
+    Args:
+        text: not HTML. kind: bad, warn, good, or note, which has no colour of its own.
+    """
+    if not text:
+        return ""
+    role = "alert" if kind == "bad" else "status"
+    sign = {"bad": "✗ ", "warn": "⚠ ", "good": "✓ "}.get(kind, "")
+    lines = "<br>".join(html.escape(line) for line in for_notebook(text).splitlines())
+    if kind == "note":
+        return f'<div role="{role}">{lines}</div>'
+    return f'<div class="fastsd-notice {kind}" role="{role}">{sign}{lines}</div>'
+
+
+def draw_error(err: FastSDError) -> str:
+    """An error as HTML: what happened, and below it what to do next."""
+    return draw_notice(f"{err.problem}\n{err.hint}".strip(), "bad")
+
+
+def draw_picture(source: Path | str, alt: str, size_px: int, *, style: str = "") -> str:
+    """A picture as an <img> of at most that many pixels with its data inside; its words alone when it is unreadable.
+
+    Args:
+        source: a file, or a data: address. alt: what it shows, for those who do not see it.
+    """
+    data = source if isinstance(source, str) else read_as_data(source, size_px)
+    if not data:
+        return f'<span class="fastsd-quiet">{html.escape(alt)}: no picture</span>'
+    return f'<img src="{data}" alt="{html.escape(alt, quote=True)}" style="display:block;{style}">'
+
+
+def read_as_data(path: Path, size_px: int) -> str:
+    """A picture file as a data: address of at most that many pixels; an empty one when it cannot be read."""
+    from fastsd_helpers.picture_files import PictureProblem, read_rgb
+
+    try:
+        picture = read_rgb(path)
+    except (OSError, ValueError, PictureProblem):
+        return ""
+    picture.thumbnail((size_px, size_px))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+class Bar:
+    """A progress bar that a screen reader can read out.
 
     Attributes:
-        box: the outermost widget.
+        widget: to be placed in a view.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label, self._kind = label, ""
+        self.done, self.total = 0, 1
+        self.widget = load_widgets().HTML()
+        self.show(0, 1)
+
+    def show(self, done: float, total: float, *, kind: str = "") -> None:
+        """Show how far it is.
+
+        Args:
+            done, total: in the same unit. kind: good or bad once it has ended.
+        """
+        self.done, self.total, self._kind = done, max(total, 1), kind or self._kind
+        share = 100 * min(max(self.done / self.total, 0.0), 1.0)
+        self.widget.value = (
+            f'<div class="fastsd-bar {self._kind}" role="progressbar" aria-label="{html.escape(self._label)}" '
+            f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{share:.0f}"><div style="width:{share:.1f}%"></div>'
+            "</div>"
+        )
+
+
+class View:
+    """A box of widgets; `_say` and `_say_error` need a `_message` among them.
+
+    Attributes:
+        box: the outermost widget, made with `make_frame`.
     """
 
     box: Any
@@ -34,5 +183,8 @@ class View:
     def _ipython_display_(self) -> None:
         self.display()
 
-    def _say(self, text: str) -> None:
-        self._message.value = html.escape(text)
+    def _say(self, text: str, kind: str = "note") -> None:
+        self._message.value = draw_notice(text, kind)
+
+    def _say_error(self, err: FastSDError) -> None:
+        self._message.value = draw_error(err)

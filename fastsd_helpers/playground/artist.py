@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.advisories import require_safe_tokenizer
-from fastsd_helpers.downloads import fetch, read_json
+from fastsd_helpers.downloads import read_json
 from fastsd_helpers.dreambooth.single_files import make_base
-from fastsd_helpers.errors import ModelError, ModelNotFound, SessionError, SettingsError, needs_package
-from fastsd_helpers.model_lookup import LORA, fetch_model, find_folder, lora_file, require_inert, understand
+from fastsd_helpers.errors import ModelError, SessionError, SettingsError, needs_package
+from fastsd_helpers.model_lookup import fetch_model, require_inert
+from fastsd_helpers.playground.loras import find_lora, is_lora, put_beside, set_strength
 from fastsd_helpers.playground.steering import load_controlnet
 from fastsd_helpers.registry import spec_of
 from fastsd_helpers.runtime import describe_device
@@ -20,7 +21,7 @@ from fastsd_helpers.sessions import find_session
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Artist", "load_lora", "open_artist"]
+__all__ = ["Artist", "open_artist"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -35,16 +36,25 @@ class Artist:
         size: side of its pictures in pixels, the model's own.
         multiple, smallest, largest: which other sides it takes.
         has_before: whether `draw` gives two pictures.
+        lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
         steered_by: the task of its ControlNet, such as canny; "" when it has none.
     """
 
     def __init__(
-        self, title: str, spec: Any, after: Any, before: Any = None, *, controlnet: Any = None, steered_by: str = ""
+        self,
+        title: str,
+        spec: Any,
+        after: Any,
+        before: Any = None,
+        *,
+        controlnet: Any = None,
+        steered_by: str = "",
+        lora_strength: float | None = None,
     ) -> None:
         self.title, self._after, self._before = title, after, before
         self._controlnet, self.steered_by = controlnet, steered_by
         self.size, self.multiple, self.smallest, self.largest = spec.native_px, spec.multiple, spec.min_px, spec.max_px
-        self.has_before = before is not None
+        self.has_before, self.lora_strength = before is not None, lora_strength
         self._turn = threading.Lock()
 
     def draw(
@@ -61,6 +71,7 @@ class Artist:
         control: "Image.Image | None" = None,
         control_strength: float = 1.0,
         edges: bool = False,
+        lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
         """Draw one picture, or two of the same noise: before and after the training.
 
@@ -70,6 +81,7 @@ class Artist:
             start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
             control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
             edges: `control` is a photo, whose edges are to be found first.
+            lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
         Returns:
             (title, picture) of each.
@@ -79,12 +91,14 @@ class Artist:
         """
         size = size or self.size
         chosen = seed is not None and seed != -1
+        weight = self.lora_strength if lora_strength is None else lora_strength
         problems = [
             *([] if not chosen or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
             *([] if prompt.strip() else ["there is no prompt"]),
             *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
             *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
+            *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
             *([] if control is None or self._controlnet is not None else ["no ControlNet was chosen for the picture"]),
             *([] if size % 8 == 0 and self.smallest <= size <= self.largest else [self._bad_size(size)]),
         ]
@@ -106,6 +120,9 @@ class Artist:
             for title, pipe in (("before", self._before), ("after" if self.has_before else self.title, self._after)):
                 if pipe is None:
                     continue
+                if self.lora_strength is not None:
+                    # With a LoRA, before and after are one model, which takes half the memory.
+                    set_strength(pipe, 0.0 if title == "before" else float(weight))
                 # On the CPU, so that a seed gives the same picture on every machine.
                 options["generator"] = torch.Generator("cpu").manual_seed(seed)
                 if control is not None:
@@ -165,7 +182,8 @@ def open_artist(
 
     Args:
         ref: the demo model when empty.
-        lora: a LoRA to add, `lora_strength` (0 to 2) strong.
+        lora: a LoRA to add (file, Hub id, link, or the session that trained it), `lora_strength` (0 to 2) strong. A
+            session that trained one draws with it beside its base model.
         controlnet: a task or key of the ControlNet table, a file, a Diffusers folder or a Hub id.
         root: folder of the sessions.
 
@@ -179,9 +197,11 @@ def open_artist(
         folder = fetch_model(ref or "demo", convert=make_base)
         pipe = _pipeline(folder)
         if lora:
-            _add_lora(pipe, lora, lora_strength)
+            put_beside(pipe, find_lora(lora, root=root), lora)
         spec = spec_of(ref or "demo", folder)
-        return Artist(ref or "the demo model", spec, pipe, **_steering(pipe, controlnet, spec.family))
+        strength = lora_strength if lora else None
+        steering = _steering(pipe, controlnet, spec.family)
+        return Artist(ref or "the demo model", spec, pipe, lora_strength=strength, **steering)
     base = session.record["base_model"].get("ref")
     made = session.finished_model()
     if not base:
@@ -192,12 +212,17 @@ def open_artist(
     from fastsd_helpers.checkpoints import convert
 
     folder = fetch_model(base, convert=make_base)
+    spec = spec_of(base, folder)
+    if is_lora(made):
+        pipe = _pipeline(folder)
+        put_beside(pipe, made, made.name)
+        steering = _steering(pipe, controlnet, spec.family)
+        return Artist(f"session {session.name}", spec, pipe, pipe, lora_strength=lora_strength, **steering)
     with tempfile.TemporaryDirectory() as scratch:
         # A finished model is one file; the base lends it the tokenizer and the exact shape.
         learned = Path(scratch) / "learned"
         convert(made, learned, base=folder)
         after = _pipeline(learned)
-    spec = spec_of(base, folder)
     steering = _steering(after, controlnet, spec.family)
     return Artist(f"session {session.name}", spec, after, _pipeline(folder), **steering)
 
@@ -248,60 +273,6 @@ def _weights_bytes(pipe: Any) -> int:
 
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     return sum(value.numel() * value.element_size() for part in parts for value in part.parameters())
-
-
-def load_lora(pipe: Any, where: str, **options: Any) -> None:
-    """`pipe.load_lora_weights`, also where transformers (from 5.6 on) knows a text encoder's layers by shorter names.
-
-    diffusers before 0.40 looks for the longer ones and ends with an IndexError; Colab's image of August 2026 has such a
-    pair. Raises what `load_lora_weights` raises.
-    """
-    encoders = {part: getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2")}
-    shorter = [
-        part
-        for part, encoder in encoders.items()
-        if encoder is not None and "text_model" not in dict(encoder.named_children())
-    ]
-    read = pipe.lora_state_dict
-
-    def renamed(*args: Any, **kwargs: Any) -> Any:
-        found = read(*args, **kwargs)
-        weights, *rest = found if isinstance(found, tuple) else (found,)
-        tables = [_with_shorter_names(table, shorter) for table in (weights, *rest)]
-        return tuple(tables) if isinstance(found, tuple) else tables[0]
-
-    pipe.lora_state_dict = renamed
-    try:
-        pipe.load_lora_weights(where, **options)
-    finally:
-        del pipe.lora_state_dict
-
-
-def _with_shorter_names(table: Any, parts: list[str]) -> Any:
-    if not isinstance(table, dict):
-        return table
-    longer = tuple(f"{part}.text_model." for part in parts)
-    return {
-        name.replace(".text_model.", ".", 1) if name.startswith(longer) else name: value
-        for name, value in table.items()
-    }
-
-
-def _add_lora(pipe: Any, ref: str, strength: float) -> None:
-    name = understand(ref)
-    if name.what == "link":
-        file = fetch(ref)
-    else:
-        file = name.path if name.what == "file" else lora_file(find_folder(ref, LORA))
-    require_inert([file])
-    try:
-        load_lora(pipe, str(file.parent), weight_name=file.name, local_files_only=True)
-        pipe.fuse_lora(lora_scale=float(strength))
-    except (OSError, ValueError, RuntimeError, LookupError) as err:
-        raise ModelNotFound(
-            f"The LoRA {ref} cannot be added to this model: {str(err).splitlines()[0]}",
-            "Give a file or Hub id of a LoRA for the same family.",
-        ) from err
 
 
 def _steering(pipe: Any, controlnet: str, family: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class PlaygroundConfig:
     share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
         "no", help="make a public link with a login; auto tries the services in order"
     )
-    lora: str = option("", help="LoRA file or Hub id to add to the model")
+    lora: str = option("", help="LoRA file, Hub id, or session that trained one, to add to the model")
     lora_strength: float = option(1.0, help="how strongly the LoRA works", low=0.0, high=2.0, step=0.1)
     controlnet: str = option("", help="ControlNet that steers by a picture: canny, ..., a file, folder or Hub id")
     port: int = option(0, help="port on this machine; 0: any free one", low=0, high=65535, advanced=True)
@@ -95,6 +95,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
         control: Any,
         control_strength: float,
         edges: bool,
+        lora_strength: float,
     ) -> list[Any]:
         try:
             drawn = artist.draw(
@@ -109,6 +110,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 control=control,
                 control_strength=control_strength,
                 edges=edges,
+                lora_strength=lora_strength if artist.lora_strength is not None else None,
             )
         except (SettingsError, DependencyMissing) as err:
             raise gradio.Error(f"{err.problem} {err.hint}") from err
@@ -126,6 +128,14 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"
                 )
                 guidance = gradio.Slider(0, 20, value=7.5, step=0.5, label="How strongly the prompt steers")
+                lora_strength = gradio.Slider(
+                    0,
+                    2,
+                    value=1.0 if artist.lora_strength is None else artist.lora_strength,
+                    step=0.05,
+                    label="How strongly the LoRA works",
+                    visible=artist.lora_strength is not None,
+                )
                 with gradio.Accordion("Begin with a picture", open=False):
                     start = picture_field(gradio, "Picture")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
@@ -136,6 +146,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 button = gradio.Button("Draw", variant="primary")
             gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
         inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength, edges]
+        inputs.append(lora_strength)
         button.click(draw, inputs, gallery, api_name="draw")
         prompt.submit(draw, inputs, gallery, api_name=False)
     return blocks.queue(max_size=16)

@@ -1,0 +1,110 @@
+"""What the library says, in the words of where it is said: a notebook has fields and cells, and no flags.
+
+Errors and log lines are written once, with the command line's flags and commands. At the notebook's edge (an error
+below a cell, the log, a view) `for_notebook` puts the form's field or the cell in their place.
+"""
+
+import re
+
+__all__ = ["for_notebook", "label_of"]
+
+_TRAINING = "(in the training's form)"
+_PLACE = "'google drive' or 'shared drive' (in the session's form)"
+# Flags whose field in a notebook has another name than the flag; every other flag is the field of its own name.
+_FIELDS = {
+    "restart": f"'start over' {_TRAINING}",
+    "more-steps": f"'more steps' {_TRAINING}",
+    "more-text-encoder-steps": f"'more text encoder steps' {_TRAINING}",
+    "root": _PLACE,
+    "from": "'import from' (in the session's form)",
+    "extension": "'extensions'",
+    "lowram": "'--lowram' in 'extra args'",  # the web UI's own
+}
+# Where a flag's advice is another one in a notebook.
+_PHRASES = (
+    (r"if you are sure that it no longer runs, add --take-over", "or run this cell again two minutes after it is gone"),
+    (r"start over with --restart", f"choose 'start over' {_TRAINING}"),
+    (r"--take-over", "running this cell again two minutes after the other run is gone"),
+)
+_COMMANDS = "bench controlnet convert demo doctor dreambooth inspect install models playground trocr tunnel webui"
+_CELLS = {
+    "dreambooth export": "the cell that writes the file",
+    "dreambooth prepare": "the cell that reads the photos",
+    "dreambooth train": "the training cell",
+    "webui install": "the cell that installs the web UI",
+    "webui launch": "the cell that starts the web UI",
+    "webui stop": "the cell that stops the web UI",
+    "controlnet list": "the ControlNets' form",
+    "install dreambooth": "the first cell",
+    "install trocr": "the first cell",
+    "install webui": "the first cell",
+}
+_PARTS = {"prepare": "the cell that reads the photos", "train": "the training cell"}
+
+_FLAG = r"--(?P<no>no-)?(?P<flag>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])(?: [A-Z]{1,12}(?![\w.\"']))?"
+_ARGUMENT = r"(?:[^\n.,;()`]|\.(?=\w))*"  # up to the end of the sentence; a file's name has dots
+_COMMAND = re.compile(
+    rf"`fastsd (?P<quoted>[^`\n]+)`|(?<!!)\bfastsd (?P<plain>(?:{_COMMANDS.replace(' ', '|')})\b{_ARGUMENT})"
+)
+_SAME = re.compile(r"\b(?P<name>[a-z]\w*)(?P<value> \S+)? \(--(?P<flag>[a-z][a-z0-9-]*)(?P=value)?\)")
+_NAMED = re.compile(r"\b(?P<name>[a-z]\w*) \(--(?P<flag>[a-z][a-z0-9-]*)\)")
+# What somebody typed or a program's own words: they stay as they are.
+_KEPT = re.compile(
+    r"(?<!\w)'[^'\n]*'(?!\w)|\"[^\"\n]*\"|`(?!fastsd)[^`\n]*`|\b(?:pip|uv) [^\n.`]*"
+    r"|(?<=extra_args \(--extra-args\) has )[^;\n]*?(?=, which)"
+)
+
+
+def label_of(name: str) -> str:
+    """What a setting is called in a form: `unet_steps` is "unet steps"."""
+    return name.replace("_", " ")
+
+
+def for_notebook(text: str) -> str:
+    """The text with the notebook's fields and cells in the place of flags and commands.
+
+    Words between quotation marks stay, and so do other programs' commands.
+    """
+    if "--" not in text and "`" not in text and "fastsd " not in text:
+        return text
+    for pattern, words in _PHRASES:
+        text = re.sub(pattern, words, text)
+    text = _COMMAND.sub(_as_cell, text)
+    text = re.sub(r"`([a-z]+)`", lambda found: _PARTS.get(found[1], found[0]), text)
+    parts, place = [], 0
+    for kept in _KEPT.finditer(text):
+        parts += [_with_fields(text[place : kept.start()]), kept[0]]
+        place = kept.end()
+    return "".join([*parts, _with_fields(text[place:])])
+
+
+def _with_fields(text: str) -> str:
+    text = _NAMED.sub(lambda found: label_of(found["name"]) if _is_same(found) else found[0], text)
+    text = _SAME.sub(
+        lambda found: label_of(found["name"]) + (found["value"] or "") if _is_same(found) else found[0], text
+    )
+    return re.sub(_FLAG, _as_field, text)
+
+
+def _is_same(found: "re.Match[str]") -> bool:
+    name, flag = found["name"], found["flag"].replace("-", "_")
+    return name in (flag, f"{flag}s")
+
+
+def _as_field(found: "re.Match[str]") -> str:
+    if found["no"]:
+        return f"'{label_of(found['flag'].replace('-', '_'))}' off"
+    return _FIELDS.get(found["flag"], f"'{found['flag'].replace('-', ' ')}'")
+
+
+def _as_cell(found: "re.Match[str]") -> str:
+    command = (found["quoted"] or found["plain"]).rstrip()
+    after = (found["plain"] or "")[len(command) :]
+    words, _, flags = command.partition(" --")
+    flags = f"--{flags}" if flags else ""
+    for name, cell in _CELLS.items():
+        if words == name or (words.startswith(f"{name} ") and not name.startswith("install")):
+            checkpoint = re.search(r"--checkpoint (\S+)", flags)
+            return cell + (f", with {checkpoint[1]} as 'checkpoint'" if checkpoint else "") + after
+    more = f", with {_with_fields(flags)}" if flags else ""
+    return f"`!fastsd {words}` (in a cell){more}{after}"
