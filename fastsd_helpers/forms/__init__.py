@@ -3,6 +3,7 @@
 from fastsd_helpers.forms.caption_editor import CaptionEditor, edit_captions
 from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
+from fastsd_helpers.forms.desk import attend_errors
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
 from fastsd_helpers.forms.playing import PlayView, show_playground
@@ -86,3 +87,5 @@ __all__ = [
     "teach_reader",
     "upload_model",
 ]
+
+attend_errors()
