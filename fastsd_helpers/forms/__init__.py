@@ -21,7 +21,7 @@ from fastsd_helpers.forms.teaching import (
     shrink_reader,
     teach_reader,
 )
-from fastsd_helpers.forms.training import run_training
+from fastsd_helpers.forms.training import RunConfig, run_training
 from fastsd_helpers.forms.uploading import PhotosForm, show_photos_form
 from fastsd_helpers.forms.webui import (
     NotebookUI,
@@ -49,6 +49,7 @@ __all__ = [
     "PhotosForm",
     "PlayView",
     "ReadingSessionConfig",
+    "RunConfig",
     "SessionConfig",
     "ShareView",
     "ShrinkView",
