@@ -85,6 +85,8 @@ class Form(Generic[Config]):
             choice.write(choice.first())  # the one used last, as the list was when it was drawn
         self.update(**(given or {}))
         self._restore()
+        # Shown from the first moment, for the user to see: as good as typed.
+        self._brought = frozenset(self.typed)
         self.typed.clear()
         self._take_typed(desk.last_form(settings, self.folder))
         self._box = self._draw()
@@ -112,13 +114,19 @@ class Form(Generic[Config]):
         desk.require_open(self.settings, self.folder)
         secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
         try:
-            config = from_values(self.settings, self.values() | secrets)
+            config = from_values(self.settings, self.values() | secrets, given=self._given())
         except SettingsError as err:
             self._show_problems(err)
             raise
         self._show_problems(None)
         self._save(config)
         return config
+
+    def _given(self) -> set[str]:
+        """The settings that were entered, now or in an earlier visit, and those that differ from their defaults."""
+        values = self.values()
+        differ = {name for name, field in self._fields.items() if values.get(name) != field.option.default}
+        return differ | self.typed | self._brought
 
     def update(self, **values: Any) -> None:
         """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
