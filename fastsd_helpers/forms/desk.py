@@ -1,5 +1,6 @@
 """The notebook's memory: the session that is open, the forms that were shown, and which cell makes which variable."""
 
+import dis
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,8 @@ def _sentence(error: BaseException, trace: Any, names: dict[str, Any]) -> str:
 
 
 def _lacking(code: CodeType, names: dict[str, Any]) -> list[str]:
-    read = [name for name in code.co_names if name in MAKERS and name not in names]
+    loaded = {item.argval for item in dis.get_instructions(code) if item.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
+    read = [name for name in MAKERS if name in loaded and name not in names]
     for form, made in (("session_form", "session"), ("store_form", "webui")):
         if made in read and form not in names:
             read.append(form)

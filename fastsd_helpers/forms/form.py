@@ -155,12 +155,16 @@ class Form(Generic[Config]):
     def _restore(self) -> None:
         saved = self._session.record.get("forms", {}).get(self.settings.__name__, {}) if self._session else {}
         given_up = []
+        # Earlier versions kept every setting, whether it had been entered or not: there only values tell.
+        told = not saved.keys() >= {name for name, field in self._fields.items() if not field.option.secret}
+        entered = set(self.typed)
         for name, value in saved.items():
             try:
                 self.update(**{name: value})
             except SettingsError:
                 # Saved by another version of this library; it must not cost the user the other values.
                 given_up.append(f"{name} = {value!r}")
+        self.typed = self.typed if told else entered
         if given_up:
             self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
 
@@ -208,7 +212,9 @@ class Form(Generic[Config]):
         if self._session is None:
             return
         saved = self._session.record.get("forms", {})
-        entered = saved | {self.settings.__name__: to_values(config)}
+        given = self._given()
+        values = {name: value for name, value in to_values(config).items() if name in given}
+        entered = saved | {self.settings.__name__: values}
         if entered != saved:
             # A full Drive must not stop somebody from filling in a form; the session's log says what happened.
             self._session.save_if_possible(forms=entered)
