@@ -132,7 +132,7 @@ def test_in_a_kernel_a_cell_without_its_predecessor_says_which_one_to_run(tmp_pa
     assert shown[1] == "✗ Run cells 2a and 2b first: they make `session_form` and `session`."
     assert "name 'sesion' is not defined" in shown[2]
     assert "Traceback" in shown[2]
-    assert "return session" in shown[3]
+    assert "name 'session' is not defined" in shown[3]
     assert "Run cell" not in shown[3]
     assert shown[5] == "✗ Run cell 2b first: it makes `session`."
     assert shown[6] == "✗ Run cell 3b first: it makes `pictures`."
