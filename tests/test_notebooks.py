@@ -40,6 +40,11 @@ def code_cells(path: Path) -> list[str]:
     return [source_of(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
 
 
+def titles(path: Path) -> list[str]:
+    """The numbers of the code cells: 1, 2a, 2b ..."""
+    return [source.removeprefix("# @title ").split()[0] for source in code_cells(path)]
+
+
 def without_magics(source: str) -> str:
     return re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.MULTILINE)
 

@@ -115,7 +115,8 @@ def test_a_damaged_note_of_the_last_one_costs_nothing(content: bytes) -> None:
 
 def test_a_folder_copied_in_part_is_listed_and_never_gone_on_with_by_itself() -> None:
     used("cat", 40)
-    (store() / "rex" / "instance_images").mkdir(parents=True)
+    (store() / "rex" / "checkpoints").mkdir(parents=True)
+    (store() / "rex" / "instance_images").mkdir()
     (store() / "rex" / "instance_images" / "a.png").write_bytes(b"x")
     half = used("owl", 1)
     (half / "session.json").write_bytes(b"")
@@ -125,13 +126,22 @@ def test_a_folder_copied_in_part_is_listed_and_never_gone_on_with_by_itself() ->
     assert values()[-1] == OTHER
 
 
+def test_a_folder_copied_in_part_is_opened_when_asked_for_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    (store() / "rex" / "checkpoints").mkdir(parents=True)
+    (store() / "rex" / "instance_images").mkdir()
+    (store() / "rex" / "instance_images" / "a.png").write_bytes(b"x")
+    session = open_session(SessionConfig(session_name="rex"))
+    assert "If this folder is still being copied, wait" in caplog.text
+    assert (session.instance_images / "a.png").read_bytes() == b"x"
+
+
 def test_only_folders_copied_in_part_do_not_become_the_default() -> None:
     (store() / "my-subject" / "captions").mkdir(parents=True)
     assert values() == ["my-subject-2", "my-subject", OTHER]
 
 
 def test_sessions_of_the_old_notebook_and_cut_imports_are_listed(tmp_path: Path) -> None:
-    old_session(store(), "toby")
+    old_session(store() / "toby")
     (store() / ".import-rex" / "exports").mkdir(parents=True)
     assert "of the old notebook" in words("toby")
     assert "its import was not finished" in words("rex")
