@@ -226,8 +226,9 @@ class Form(Generic[Config]):
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
             if field.option.optional:
-                known = name in defaults
-                field.suggest(f"{owner}: {defaults[name]}" if known else "automatic")
+                # Where the help says what an empty field means, it is not chosen automatically.
+                otherwise = "" if "; empty:" in field.option.help else "automatic"
+                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else otherwise)
 
     def _say(self, text: str) -> None:
         self._message.value = draw_notice(text, "bad")
