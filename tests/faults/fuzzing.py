@@ -68,11 +68,12 @@ class Known:
 
     photos: dict[str, str] = field(default_factory=dict)  # source name -> words it is trained with
     segments: list[dict[str, Any]] = field(default_factory=list)
+    saved: int = 0  # how many of them have a checkpoint, and stay as they are
     position: int = 0  # steps of the newest checkpoint, over all segments
     finished: bool = False
 
     def copy(self) -> "Known":
-        return Known(dict(self.photos), json.loads(json.dumps(self.segments)), self.position, self.finished)
+        return Known(dict(self.photos), json.loads(json.dumps(self.segments)), self.saved, self.position, self.finished)
 
 
 class Forked:
@@ -288,7 +289,10 @@ def _copy(world: World, name: str) -> None:
     world.sessions[other] = world.sessions[name].copy()
     # What is still on its way belongs to the original.
     found = _newest([world.root / other / "checkpoints"])
-    world.sessions[other].position = _position(found) if found else 0
+    copied = world.sessions[other]
+    copied.position = _position(found) if found else 0
+    copied.saved = len(found.record["segments"]) if found else 0
+    copied.segments = copied.segments if found else []
 
 
 def _rename(world: World, name: str) -> None:
@@ -341,21 +345,24 @@ def _check_learned(world: World, name: str, pictures: list[list[str]], *, finish
     known.position = position
     if found is None:
         return
-    segments = found.record["segments"]
+    # The session also knows of a segment that was cut before its first checkpoint.
+    begun = _record(folder).get("segments", [])
+    saved = found.record["segments"]
+    segments = begun if len(begun) > len(saved) else saved
     for index, segment in enumerate(segments):
-        before = known.segments[index] if index < len(known.segments) else None
+        before = known.segments[index] if index < min(len(known.segments), known.saved) else None
         if before is not None and {**before, "given": 0} != {**segment, "given": 0}:
             raise Failure(f"segment {index} of {name} is another one now")
-        if before is None and segment["pictures"] != pictures:
+        if before is None and index >= len(known.segments) and segment["pictures"] != pictures:
             raise Failure(f"segment {index} of {name} was begun with other pictures than it had")
     if len(segments) < len(known.segments):
         raise Failure(f"a segment of {name} is gone")
-    known.segments, total = segments, stand_in.steps_of(segments)
+    known.segments, known.saved, total = segments, len(saved), stand_in.steps_of(segments)
     known.finished = position == total and finished
     if finished and position != total:
         raise Failure(f"{name} says it is finished at step {position} of {total}")
     if world.steps.checks_weights:
-        expected = stand_in.uninterrupted(segments, position)
+        expected = stand_in.uninterrupted(saved, position)
         for stage, weights in expected.items():
             if found.load(stage)["w"].tolist() != weights:
                 raise Failure(f"{stage} of {name} at step {position} is not what a run without a kill has learned")
