@@ -21,6 +21,7 @@ from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.own_class import OwnClassPictures
+from fastsd_helpers.dreambooth.picture_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.plan import Plan, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
@@ -33,7 +34,14 @@ from fastsd_helpers.dreambooth.stopping import stop_signals
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
-from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, name_arithmetic, versions
+from fastsd_helpers.runtime import (
+    choose_waiting,
+    describe_device,
+    fault_point,
+    make_cpu_sums_repeatable,
+    name_arithmetic,
+    versions,
+)
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
@@ -91,6 +99,7 @@ def train(
     """
     started = time.monotonic()
     make_cpu_sums_repeatable()
+    waiting = choose_waiting()
     check_writable(session.folder)
     report = report or log_progress
     with (
@@ -99,7 +108,10 @@ def train(
         _open_store(session, report, restart=restart) as store,
     ):
         more = MoreSteps(more_steps, more_text_encoder_steps)
-        return _Run(config, session, store, report, more=more).go(stop, lock, started)
+        run = _Run(config, session, store, report, more=more)
+        if waiting:
+            run.say(waiting)
+        return run.go(stop, lock, started)
 
 
 def plan(
@@ -117,6 +129,7 @@ def plan(
         config, session, restart, more_steps, more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
+    choose_waiting()
     more = MoreSteps(more_steps, more_text_encoder_steps)
     with _open_store(session, log_progress, restart=restart) as store:
         run = _Run(config, session, store, log_progress, more=more)
@@ -186,6 +199,13 @@ class _Run:
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
+        self._said_no_samples = False
+        left = self.steps_left()
+        every = self.config.sample_every
+        grids = sum(steps // every for steps in left.values()) if every else 0
+        self.budget = PictureBudget(
+            self.config, on_cpu=self.device.kind == "cpu", steps=sum(left.values()), grids=grids
+        )
 
     def say(self, message: str, **rest: Any) -> None:
         """Tell the user one sentence."""
@@ -239,6 +259,7 @@ class _Run:
             history=self._losses_by_leg(),
             held_out=self.held_out,
             judged_from=self._judged_from(),
+            drawing=self.budget.before_and_after(),
             run=self.number,
             more=start.times_lengthened,
             say=self.say,
@@ -333,7 +354,9 @@ class _Run:
             if stop.is_set() or lock.lost:
                 self._stop(leg, job, step, losses, lost=lock.lost)
             lr = getattr(config, f"{leg.stage}_lr") * lr_factor_in_legs(config.lr_scheduler, own, list(leg.parts))
+            step_began = time.monotonic()
             loss = job.take_step(step, lr)
+            self.budget.note_step(time.monotonic() - step_began)
             if loss != loss or loss == float("inf"):
                 self._give_up(leg, step)
             losses.append(loss)
@@ -349,10 +372,20 @@ class _Run:
             to_save = last or (bool(config.save_every) and finished % config.save_every == 0)
             judged = self._judge(job, position) if to_sample or to_save else None
             if to_sample:
-                finish.draw_sample(self.session, self.studio, job, step + 1)
+                self._draw_sample(job, step + 1)
             if to_save:
                 self._save(leg, job, step + 1, judged)
         self.studio.keep(stage, job)
+
+    def _draw_sample(self, job: Any, step: int) -> None:
+        """Draw with the model as it is; what was asked for in full, else what the training's time allows."""
+        asked = self.start.segments[-1].given.get("sample_every")
+        drawing = FULL if asked else self.budget.sample()
+        if drawing is not None:
+            finish.draw_sample(self.session, self.studio, job, step, drawing)
+        elif not self._said_no_samples:
+            self._said_no_samples = True
+            self.say("No samples on the way: drawing them would take longer than this short training.")
 
     def _is_first_judged(self, leg: Leg) -> bool:
         """Whether a leg begins what its held-out losses are compared with: a run, or other pictures or noise."""
