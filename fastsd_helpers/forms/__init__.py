@@ -4,6 +4,7 @@ from fastsd_helpers.forms.caption_editor import CaptionEditor, edit_captions
 from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
 from fastsd_helpers.forms.form import Form, show_form
+from fastsd_helpers.forms.model_file import ModelFileConfig, look_or_convert
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
 from fastsd_helpers.forms.playing import PlayView, show_playground
 from fastsd_helpers.forms.readiness import set_up
@@ -32,6 +33,7 @@ from fastsd_helpers.forms.webui import (
     share_ui,
     start_ui,
 )
+from fastsd_helpers.forms.webui_forms import UIForm, show_store_form, show_ui_form
 from fastsd_helpers.forms.webui_views import KeptView, LinkView, StopView, show_kept, show_stop
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "KeptView",
     "LinesForm",
     "LinkView",
+    "ModelFileConfig",
     "NotebookUI",
     "PhotosForm",
     "PlayView",
@@ -55,6 +58,7 @@ __all__ = [
     "StopView",
     "StoreConfig",
     "TeachConfig",
+    "UIForm",
     "compare_reading",
     "correct_lines",
     "disconnect_when_safe",
@@ -64,6 +68,7 @@ __all__ = [
     "fetch_controlnets",
     "fetch_models",
     "install_ui",
+    "look_or_convert",
     "open_reading",
     "open_session",
     "open_store",
@@ -81,6 +86,8 @@ __all__ = [
     "show_playground",
     "show_space",
     "show_stop",
+    "show_store_form",
+    "show_ui_form",
     "shrink_reader",
     "start_ui",
     "teach_reader",

@@ -1,11 +1,11 @@
 """What a notebook's first cell calls: install what is missing here, then say what this machine is."""
 
+import importlib
 import logging
 import os
 import sysconfig
 from pathlib import Path
 
-from fastsd_helpers import __version__
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.runtime import start_log
@@ -42,12 +42,13 @@ def set_up(workflow: str, version: str = "") -> None:
     """
     start_log()
     here = Path(__file__).resolve().parents[2]
-    if version and version != __version__:
+    own = importlib.import_module("fastsd_helpers").__version__
+    if version and version != own:
         logger.warning(
             "This notebook is of version %s, and fastsd_helpers in %s is %s: a cell may not fit it. Use the notebook "
             "and the library of one release; put the wheel or zip of %s beside the notebook, restart the kernel and "
             "run all cells.",
-            *(version, here, __version__, version),
+            *(version, here, own, version),
         )
     _tell_children(here)
     skip = () if any(path.exists() for path in _DRIVERS) else ("bitsandbytes",)

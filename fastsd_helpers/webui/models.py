@@ -52,11 +52,15 @@ class ModelsConfig:
     """Models to put where a web UI finds them; several of a kind are separated by commas."""
 
     model: str = option(
-        "auto", help="base model: key, Hub id, file, link or session; auto: yours, else Stable Diffusion"
+        "auto",
+        help="base model: key, Hub id, file, link or session; auto: yours, else Stable Diffusion",
+        known="webui_models",
     )
-    lora: str = option("", help="LoRA: files or links")
-    vae: str = option("", help="VAE: files or links", advanced=True)
-    embedding: str = option("", help="embeddings (textual inversion): files or links", advanced=True)
+    lora: str = option("", help="LoRA: files or links", known="webui_loras")
+    vae: str = option("", help="VAE: files or links", advanced=True, known="webui_vaes")
+    embedding: str = option(
+        "", help="embeddings (textual inversion): files or links", advanced=True, known="webui_embeddings"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,8 +70,12 @@ class ModelsConfig:
 class ControlNetConfig:
     """ControlNets to fetch: pictures that steer the drawing."""
 
-    tasks: str = option("", help="such as canny, openpose, depth; separated by commas; empty: none")
-    base: str = option("auto", help="the base model they are for; auto: the one chosen above", advanced=True)
+    tasks: str = option(
+        "", help="such as canny, openpose, depth; separated by commas; empty: none", known="controlnets"
+    )
+    base: str = option(
+        "auto", help="the base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
+    )
 
     def __post_init__(self) -> None:
         check(self)
