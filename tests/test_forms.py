@@ -20,6 +20,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError, SessionError,
 from fastsd_helpers.forms import (
     Form,
     SessionConfig,
+    desk,
     model_choice,
     notebook,
     open_session,
@@ -312,6 +313,7 @@ def test_what_was_entered_is_there_when_the_session_is_opened_again(tmp_path: Pa
 def test_what_is_wrong_is_not_kept(tmp_path: Path) -> None:
     form = show_form(PaintConfig, restore=Session.create("wall", root=tmp_path))
     widget(form, "coats").value = "20"
+    desk.clear()  # a new kernel
     assert show_form(PaintConfig, restore=Session.open("wall", root=tmp_path)).values()["coats"] == 2
 
 

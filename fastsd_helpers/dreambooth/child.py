@@ -41,7 +41,12 @@ _SIGNAL_OF_THE_SYSTEM = 9  # what the kernel's out-of-memory killer sends
 
 
 def train_command(
-    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    more_steps: int = 0,
 ) -> list[str]:
     """The command line that trains with these settings; settings left alone are left out, as a person would."""
     command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", session.name]
@@ -56,11 +61,17 @@ def train_command(
         else:  # in one word, so that a value that begins with a dash is no flag
             command.append(f"{item.flag}={value}")
     command += ["--restart"] * restart + ["--take-over"] * take_over
+    command += [f"--more-steps={more_steps}"] if more_steps else []
     return [*command, "--json"]
 
 
 def start_training(
-    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    more_steps: int = 0,
 ) -> "TrainingChild":
     """Start the training of a session in its own process, and return at once.
 
@@ -69,6 +80,7 @@ def start_training(
     Raises:
         DriveError: the local folder for its log cannot be written.
     """
+    session.settle_identity()
     folder = live_folder(session)
     name = secrets.token_hex(4)
     with file_errors(folder, "write to"):
@@ -76,7 +88,7 @@ def start_training(
         for old in [*folder.glob("*.out"), *folder.glob("*.log")]:
             old.unlink()
         out, log = folder / f"{name}.out", folder / f"{name}.log"
-        command = train_command(config, session, restart=restart, take_over=take_over)
+        command = train_command(config, session, restart=restart, take_over=take_over, more_steps=more_steps)
         child = Child(command, log=log, out=out, env=_environment(_model_named(config, session)), outlives=True)
     own = child.process
     pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
@@ -113,13 +125,14 @@ def find_training(session: Session) -> "TrainingChild | None":
     Raises:
         DriveError: the session's folder cannot be read.
     """
+    session.settle_identity()
     folder = live_folder(session)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started here, or not wholly
         pointer = json.loads((folder / _POINTER).read_bytes())
         started = LocalProcess(pointer["pid"], pointer["start"])
         if started.is_alive():
             return TrainingChild(session, started, out=folder / pointer["out"], log=folder / pointer["log"])
-    holder = local_holder(session.folder)
+    holder = local_holder(session.folder, session.record["id"])
     if holder is not None and JournalReader(session).read().process == holder:
         return TrainingChild(session, holder)  # begun in a terminal
     return None

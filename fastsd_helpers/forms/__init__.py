@@ -3,6 +3,7 @@
 from fastsd_helpers.forms.caption_editor import CaptionEditor, edit_captions
 from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
+from fastsd_helpers.forms.desk import attend_errors
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.model_file import ModelFileConfig, look_or_convert
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
@@ -11,6 +12,7 @@ from fastsd_helpers.forms.readiness import set_up
 from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_reading, read_pictures, show_lines_form
 from fastsd_helpers.forms.reading_share import ShareView, share_reader
 from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
+from fastsd_helpers.forms.results import DisconnectView, show_disconnect, show_prepared, show_result
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
 from fastsd_helpers.forms.space import SpaceView, show_space
 from fastsd_helpers.forms.teaching import (
@@ -21,7 +23,8 @@ from fastsd_helpers.forms.teaching import (
     shrink_reader,
     teach_reader,
 )
-from fastsd_helpers.forms.training import run_training
+from fastsd_helpers.forms.tools import ToolView, show_captioner, show_converter, show_dry_run, show_inspector
+from fastsd_helpers.forms.training import RunConfig, run_training
 from fastsd_helpers.forms.uploading import PhotosForm, show_photos_form
 from fastsd_helpers.forms.webui import (
     NotebookUI,
@@ -42,6 +45,7 @@ __all__ = [
     "ConfidenceView",
     "CorrectionTable",
     "CropEditor",
+    "DisconnectView",
     "Form",
     "KeptView",
     "LinesForm",
@@ -51,6 +55,7 @@ __all__ = [
     "PhotosForm",
     "PlayView",
     "ReadingSessionConfig",
+    "RunConfig",
     "SessionConfig",
     "ShareView",
     "ShrinkView",
@@ -58,6 +63,7 @@ __all__ = [
     "StopView",
     "StoreConfig",
     "TeachConfig",
+    "ToolView",
     "UIForm",
     "compare_reading",
     "correct_lines",
@@ -78,12 +84,19 @@ __all__ = [
     "set_up",
     "share_reader",
     "share_ui",
+    "show_captioner",
     "show_confidence",
+    "show_converter",
+    "show_disconnect",
+    "show_dry_run",
     "show_form",
+    "show_inspector",
     "show_kept",
     "show_lines_form",
     "show_photos_form",
     "show_playground",
+    "show_prepared",
+    "show_result",
     "show_space",
     "show_stop",
     "show_store_form",
@@ -93,3 +106,5 @@ __all__ = [
     "teach_reader",
     "upload_model",
 ]
+
+attend_errors()

@@ -26,6 +26,8 @@ _SOURCES: dict[str, str] = {
     "webui_models": "fastsd_helpers.forms.webui_known:known_models",
     "webui_start_models": "fastsd_helpers.forms.webui_known:known_start_models",
     "webui_vaes": "fastsd_helpers.forms.webui_known:known_vaes",
+    "sessions": "fastsd_helpers.forms.recent:session_choices",
+    "reading_sessions": "fastsd_helpers.forms.recent:reading_choices",
 }
 
 

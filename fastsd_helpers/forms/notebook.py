@@ -12,6 +12,7 @@ from fastsd_helpers.dreambooth.dataset import load_dataset, recorded_images
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
 from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
 from fastsd_helpers.errors import DatasetError, SessionNotFound
+from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import in_notebook, where
@@ -28,7 +29,9 @@ _LINK = "drive.google.com/"
 class SessionConfig:
     """Which session to work in."""
 
-    session_name: str = option("my-subject", help="a new name, or one of your sessions to go on with it")
+    session_name: str = option(
+        "", help="one of your sessions to go on with it, or a new name; empty: the one used last", known="sessions"
+    )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
     import_from: str = option(
@@ -44,31 +47,43 @@ class SessionConfig:
 def open_session(config: SessionConfig) -> Session:
     """Open the session of that name, import it, or create it; in Colab it is on Google Drive unless switched off.
 
-    A folder that the old notebook left under that name becomes a session at once. With `import_from` a session is
-    copied from elsewhere the first time, and opened from then on.
+    Without a name it is the one that was used last in that place, and a new one only where there is none. A folder
+    that the old notebook left under the name becomes a session at once. With `import_from` a session is copied from
+    elsewhere the first time, and opened from then on.
 
     Raises:
         SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        DriveError: Drive was not mounted or cannot be written.
+        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
     """
     require(config, SessionConfig)
+    desk.close_session()
     on_drive = config.google_drive and where() == "colab" and in_notebook()
     if on_drive:
         mount_drive(shared_drive=config.shared_drive or None)
-    root = sessions_root(shared_drive=config.shared_drive) if on_drive else sessions_root("Fast-Dreambooth/Sessions")
-    name = config.session_name.strip()
+    root = sessions_root(shared_drive=config.shared_drive) if on_drive else recent.local_root(recent.SESSIONS)
+    name = recent.choose_name(config.session_name, root, first=recent.FIRST_NAME, imports=bool(config.import_from))
+    session = _open_or_make(name, root, config.import_from)
+    recent.say_twin(session.name, root, recent.SESSIONS)
+    recent.remember(session.folder)
+    desk.sit_down(session, config)
+    return session
+
+
+def _open_or_make(name: str, root: Path, import_from: str) -> Session:
     for folder in (root / name, root / name.replace(" ", "_")):
         if folder.parent == root and is_old_session(folder):
             return import_session(folder.name, root=root).session
+    used = recent.last_time(name, root)
     try:
         session = Session.open(name, root=root)
-        logger.info("Opened the session %s in %s", session.name, session.folder)
     except SessionNotFound:
-        if config.import_from:
-            source = shared_folder(config.import_from) if _LINK in config.import_from else Path(config.import_from)
+        if import_from:
+            source = shared_folder(import_from) if _LINK in import_from else Path(import_from)
             return import_session(name, source=source, root=root).session
         session = Session.create(name, root=root)
         logger.info("Made the session %s in %s", session.name, session.folder)
+    else:
+        logger.info("Going on with %s%s, in %s", session.name, used, session.folder)
     return session
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ from fastsd_helpers.dreambooth.child import TrainingChild, find_training, start_
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted
+from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.forms.live_view import LiveView
 from fastsd_helpers.forms.polling import answer_widgets
+from fastsd_helpers.forms.sharing import disconnect_when_safe
+from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
-__all__ = ["run_training"]
+__all__ = ["RunConfig", "run_training"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -24,8 +28,29 @@ _STOPPED = "Stopped; where it stands is said below."
 _ENDED = "The training has ended before its end; why is said below."
 
 
+@dataclass(frozen=True)
+class RunConfig:
+    """How to go on with a session's training; what is asked for here is done once."""
+
+    more_steps: int | None = option(
+        None, help="of a finished training: train this many steps more; empty: none", low=1, high=1_000_000
+    )
+    start_over: bool = option(False, help="begin at step 0 again; the model that is there is kept")
+    disconnect_when_done: bool = option(
+        False, help="give Colab's machine back after the training, once the model is proved to be in the session"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def run_training(
-    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False
+    config: DreamBoothConfig,
+    session: Session,
+    run: RunConfig | None = None,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
 ) -> TrainResult:
     """Train in a process of its own and watch it; a training of this session that is running already is watched.
 
@@ -34,6 +59,7 @@ def run_training(
     Args:
         config: settings; a training that is running keeps its own.
         session: with prepared pictures.
+        run: how to go on; the form that asked for more steps or a new start is emptied once that has begun.
         restart: begin at step 0 although there is an unfinished or finished run; that run's file is kept.
         take_over: use the session although another machine's run seems to hold it.
 
@@ -44,9 +70,14 @@ def run_training(
         FastSDError: what else the training ended with.
     """
     require(config, DreamBoothConfig)
+    run = run or RunConfig()
+    require(run, RunConfig)
     child = find_training(session)
     if child is None:
-        child = start_training(config, session, restart=restart, take_over=take_over)
+        more = run.more_steps or 0
+        restart = restart or run.start_over
+        child = start_training(config, session, restart=restart, take_over=take_over, more_steps=more)
+        desk.untick(RunConfig, more_steps=None, start_over=False)
     else:
         logger.info("A training of this session is running already; this cell shows it.")
     view = LiveView()
@@ -63,12 +94,14 @@ def run_training(
         raise Interrupted(
             "The cell was interrupted twice; the training saves and ends by itself.", "Run the cell again to watch it."
         ) from err
-    except FastSDError:
+    except FastSDError as err:
         watch.look(last=True)
         view.end(_STOPPED if isinstance(err, Interrupted) else _ENDED, good=False, plot=_recorded_plot(session))
         raise
     watch.look(last=True)
     view.end(f"Done: {result.path.name} is written and checked.", good=True, plot=result.loss_plot)
+    if run.disconnect_when_done:
+        disconnect_when_safe(session, disconnect=True)
     return result
 
 
