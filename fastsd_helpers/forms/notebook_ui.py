@@ -72,8 +72,9 @@ class NotebookUI:
     def look(self) -> "RunningUI | AttachedUI | None":
         """The web UI that runs: this kernel's own, or one that an earlier kernel, notebook or terminal has started."""
         for ui in [self.ui.key, *(other.key for other in uis() if other.key != self.ui.key)]:
-            if self.running is None:
-                self.running = find_running(ui, folder=self.program or None, store=str(self.store))
+            if self.running is None or not self.running.alive():
+                found = find_running(ui, folder=self.program or None, store=str(self.store))
+                self.running, self.link = (found, None) if found else (self.running, self.link)
         if self.running is not None and self.link is None:
             self.link = find_link(self.running)
         if self.link is not None and self.link.closed:

@@ -56,7 +56,7 @@ __all__ = [
 
 logger = logging.getLogger("fastsd_helpers")
 
-_known: "dict[Path, NotebookUI]" = {}  # by store
+_known: "dict[Path, NotebookUI]" = {}  # by store, the one opened last at the end
 # What a start that is asked for again may differ in, without the web UI being started anew.
 _NOT_COMPARED = ("wait_s", "restart")
 
@@ -75,7 +75,8 @@ def open_store(config: StoreConfig) -> NotebookUI:
         store = sessions_root(shared_drive=config.shared_drive).parents[1] / "sd" / "stable-diffusion-webui"
     place = find_places(find_ui("a1111"), store=store).store
     # Run again in the same notebook it is the same one, with what other cells have settled.
-    webui = _known.setdefault(place, NotebookUI(place))
+    webui = _known.pop(place, None) or _next_to(NotebookUI(place))
+    _known[place] = webui
     webui.without_gpu = config.without_gpu
     logger.info("Models, pictures and settings are kept in %s", webui.store)
     running = webui.look()
@@ -85,6 +86,14 @@ def open_store(config: StoreConfig) -> NotebookUI:
             "" if began_with == str(webui.store) else f" with the folder {began_with}, until cell 6b starts it anew"
         )
         logger.info("%s runs already, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
+    return webui
+
+
+def _next_to(webui: NotebookUI) -> NotebookUI:
+    """A folder chosen later in the same kernel: the web UI that cell 3b has installed serves it too."""
+    if _known and "InstallConfig" not in webui.record["forms"]:
+        before = list(_known.values())[-1]
+        webui.ui, webui.program, webui.problem = before.ui, before.program, before.problem
     return webui
 
 

@@ -53,8 +53,8 @@ class AttachedUI:
         return is_running(self.state)
 
     def problem(self) -> WebUICrashed | None:
-        """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
-        if self._stopped or self.alive():
+        """Why it ended, when it has ended by itself; None while it runs or after it was stopped, by whomever."""
+        if self._stopped or self.alive() or not (self.places.run / "login").exists():  # stopping takes its login away
             return None
         tail = LogTail(self.state.log)
         with contextlib.suppress(OSError):

@@ -26,11 +26,11 @@ from fastsd_helpers.processes import (
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.tunnels.services import find_token
 
-__all__ = ["MARK", "BackgroundLink", "end_link", "hold_link", "read_link"]
+__all__ = ["MARK", "SAID", "BackgroundLink", "end_link", "hold_link", "read_link"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-MARK = "fastsd-link "
+MARK, SAID = "fastsd-link ", "fastsd-says "
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
@@ -123,8 +123,8 @@ def hold_link(port: int, run: Path, config: TunnelConfig, login: Login) -> Backg
 def _find(line: str) -> dict[str, Any] | None:
     if line.startswith(MARK):
         return json.loads(line.removeprefix(MARK))
-    if line.strip():
-        logger.info("%s", line)  # which service it tries, and what that said
+    if line.startswith(SAID):
+        logger.info("%s", line.removeprefix(SAID))  # which service it tries, and what that answers
     return None
 
 
