@@ -412,7 +412,7 @@ def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     warning = Finding("warning", "Little room.", "Delete something.")
     found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
     monkeypatch.setattr(readiness, "install", install)
-    monkeypatch.setattr(readiness, "examine", lambda: found)
+    monkeypatch.setattr(readiness, "examine", lambda **options: found)
     monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
     return seen
 

@@ -1,8 +1,8 @@
 """What a notebook's first cell calls: install what is missing here, then say what this machine is."""
 
-import importlib
 import logging
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -42,7 +42,8 @@ def set_up(workflow: str, version: str = "") -> None:
     """
     start_log()
     here = Path(__file__).resolve().parents[2]
-    own = importlib.import_module("fastsd_helpers").__version__
+    # Not by its name: the package itself names the modules of this folder.
+    own = sys.modules["fastsd_helpers"].__version__
     if version and version != own:
         logger.warning(
             "This notebook is of version %s, and fastsd_helpers in %s is %s: a cell may not fit it. Use the notebook "
