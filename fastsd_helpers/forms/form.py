@@ -85,6 +85,8 @@ class Form(Generic[Config]):
             choice.write(choice.first())  # the one used last, as the list was when it was drawn
         self.update(**(given or {}))
         self._restore()
+        # Shown from the first moment, for the user to see: as good as typed.
+        self._brought = frozenset(self.typed)
         self.typed.clear()
         self._take_typed(desk.last_form(settings, self.folder))
         self._box = self._draw()
@@ -112,13 +114,19 @@ class Form(Generic[Config]):
         desk.require_open(self.settings, self.folder)
         secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
         try:
-            config = from_values(self.settings, self.values() | secrets)
+            config = from_values(self.settings, self.values() | secrets, given=self._given())
         except SettingsError as err:
             self._show_problems(err)
             raise
         self._show_problems(None)
         self._save(config)
         return config
+
+    def _given(self) -> set[str]:
+        """The settings that were entered, now or in an earlier visit, and those that differ from their defaults."""
+        values = self.values()
+        differ = {name for name, field in self._fields.items() if values.get(name) != field.option.default}
+        return differ | self.typed | self._brought
 
     def update(self, **values: Any) -> None:
         """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
@@ -147,12 +155,16 @@ class Form(Generic[Config]):
     def _restore(self) -> None:
         saved = self._session.record.get("forms", {}).get(self.settings.__name__, {}) if self._session else {}
         given_up = []
+        # Earlier versions kept every setting, whether it had been entered or not: there only values tell.
+        told = not saved.keys() >= {name for name, field in self._fields.items() if not field.option.secret}
+        entered = set(self.typed)
         for name, value in saved.items():
             try:
                 self.update(**{name: value})
             except SettingsError:
                 # Saved by another version of this library; it must not cost the user the other values.
                 given_up.append(f"{name} = {value!r}")
+        self.typed = self.typed if told else entered
         if given_up:
             self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
 
@@ -200,7 +212,9 @@ class Form(Generic[Config]):
         if self._session is None:
             return
         saved = self._session.record.get("forms", {})
-        entered = saved | {self.settings.__name__: to_values(config)}
+        given = self._given()
+        values = {name: value for name, value in to_values(config).items() if name in given}
+        entered = saved | {self.settings.__name__: values}
         if entered != saved:
             # A full Drive must not stop somebody from filling in a form; the session's log says what happened.
             self._session.save_if_possible(forms=entered)
