@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastsd_helpers import forms
-from fastsd_helpers.errors import InstallError, Interrupted, SettingsError, WebUICrashed, WebUIError
+from fastsd_helpers.errors import InstallError, Interrupted, ModelNotFound, SettingsError, WebUICrashed, WebUIError
 from fastsd_helpers.forms import NotebookUI, StoreConfig, desk, webui_views
 from fastsd_helpers.forms import webui as cells
 from fastsd_helpers.forms.webui_forms import settled
@@ -417,3 +417,42 @@ def test_colabs_own_link_shows_the_web_uis_own_login(webui: NotebookUI, monkeypa
     monkeypatch.setattr(module, "open_tunnel", lambda port, **more: link)
     running = FakeUI(webui)
     assert module.share(running, TunnelConfig(kind="colab")).login == running.login
+
+
+# ------------------------------------------------------------------------------------- what a newcomer types
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem", "hint"),
+    [
+        ("civitai.com/models/5", "There is no model", "it begins with https://"),
+        ("htp://example.com/m.safetensors", "There is no model", "it begins with https://"),
+        ("www.example.co.org/x", "There is no model", "it begins with https://"),
+        ("nothere.safetensors", "There is no file 'nothere.safetensors'", "Give its whole path"),
+        ("~/models/Gone.CKPT", "There is no file", "names are case-sensitive"),
+        ("SD15", "There is no model 'SD15'", "Did you mean sd15?"),
+        ("sdx", "There is no model", "Did you mean sdxl?"),
+        ("my nonsense", "There is no model", "Give a file, a link, a Hub id, a session, or a key: "),
+    ],
+)
+def test_a_model_that_is_none_says_what_is_wrong_with_what_was_typed(
+    webui: NotebookUI, typed: str, problem: str, hint: str
+) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        cells.fetch_models(ModelsConfig(model=typed), webui)
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+    assert "flux-dev" not in caught.value.hint, "only what this web UI runs"
+
+
+def test_a_long_installation_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    installing = sys.modules["fastsd_helpers.webui.install"]
+    monkeypatch.setattr(installing, "_SAY_EVERY_S", 0.01)
+    with installing._said_to_go_on("packages", time.monotonic()):
+        wait_for(lambda: "packages: goes on, 0 s so far" in caplog.text)
+    before = len(caplog.records)
+    time.sleep(0.05)
+    assert len(caplog.records) == before, "nothing is said after the step"

@@ -21,7 +21,12 @@ _LINES = 8
 _SHOW_EVERY_S = 0.25
 _LOOK_EVERY_S = 5.0
 # What AUTOMATIC1111 says at every start, and what would send a reader the wrong way.
-_NOISE = ("To create a public link, set `share=True`", "fatal: No names found", "fatal: No tags can describe")
+_NOISE = (
+    "To create a public link, set `share=True`",
+    "fatal: No names found",
+    "fatal: No tags can describe",
+    "Found no NVIDIA driver",
+)
 
 
 class StartView(View):

@@ -1,7 +1,9 @@
 """Models where a web UI looks for them: found, checked, converted when needed, and linked, not copied."""
 
 import contextlib
+import difflib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,10 +250,18 @@ def require_named(ref: str, ui: WebUI, places: Places) -> None:
 
 
 def _not_found(ref: str, ui: WebUI) -> ModelNotFound:
-    return ModelNotFound(
-        f"There is no model '{ref}' for {ui.title}.",
-        "Give a file, a link, a Hub id, a session, or a key: " + ", ".join(spec.key for spec in models()) + ".",
-    )
+    keys = [spec.key for spec in models() if spec.family in ui.families]
+    near = difflib.get_close_matches(ref.strip().lower(), keys, n=1)
+    problem = f"There is no model '{ref}' for {ui.title}."
+    if "://" in ref or re.match(r"(www\.)?[\w-]+(\.[\w-]+)*\.(ai|co|com|net|org|red)/", ref.strip().lower()):
+        return ModelNotFound(problem, "If it is meant as a link, it begins with https://; copy it whole.")
+    if ref.strip().lower().endswith(_FILES):
+        return ModelNotFound(
+            f"There is no file '{ref}', neither in this folder nor among the models of {ui.title}.",
+            "Give its whole path; names are case-sensitive.",
+        )
+    meant = f"Did you mean {near[0]}? Otherwise g" if near else "G"
+    return ModelNotFound(problem, f"{meant}ive a file, a link, a Hub id, a session, or a key: {', '.join(keys)}.")
 
 
 def _bring_key(spec: ModelSpec, ui: WebUI, store: Path) -> tuple[Path, str]:
