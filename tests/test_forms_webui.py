@@ -427,7 +427,7 @@ def test_colabs_own_link_shows_the_web_uis_own_login(webui: NotebookUI, monkeypa
     [
         ("civitai.com/models/5", "There is no model", "it begins with https://"),
         ("htp://example.com/m.safetensors", "There is no model", "it begins with https://"),
-        ("www.example.co.org/x", "There is no model", "it begins with https://"),
+        ("www.civitai.red/models/7/x", "There is no model", "it begins with https://"),
         ("nothere.safetensors", "There is no file 'nothere.safetensors'", "Give its whole path"),
         ("~/models/Gone.CKPT", "There is no file", "names are case-sensitive"),
         ("SD15", "There is no model 'SD15'", "Did you mean sd15?"),
