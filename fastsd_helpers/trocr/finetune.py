@@ -12,13 +12,14 @@ import json
 import logging
 import math
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import to_values
@@ -26,9 +27,10 @@ from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_t
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
+from fastsd_helpers.trocr.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.reader import Reader
 from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_schedule
-from fastsd_helpers.trocr.trainer import TrainingLines, make_trainer
+from fastsd_helpers.trocr.trainer import StoppedHere, TrainingLines, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
 __all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "finetune", "split_lines"]
@@ -66,6 +68,8 @@ def finetune(
     model: str | Path,
     held_out: Any = None,
     restart: bool = False,
+    report: TeachingReport = lambda _progress: None,
+    stop: threading.Event | None = None,
 ) -> FineTuneResult:
     """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
 
@@ -77,8 +81,11 @@ def finetune(
         model: key, folder or Hub id of the reader to begin with.
         held_out: lines to measure on; left alone, a part of `data` by writer or page.
         restart: forget what `out` holds of an earlier run.
+        report: called at every stage, step and measurement.
+        stop: once it is set, the step under way is finished and saved, and the run ends with Interrupted.
 
     Raises:
+        Interrupted: it was asked to stop.
         DatasetError, ModelError: what was given cannot be used; SettingsError: `out` holds a run with other settings;
         TrainingFailed: the numbers broke down.
     """
@@ -99,7 +106,8 @@ def finetune(
         logger.info("This run is finished already: %s", finished.path)
         return finished
     transformers.set_seed(config.seed)
-    before = _evaluate(checkpoint.folder, held_set, config)
+    report(TeachingProgress("before"))
+    before = _evaluate(checkpoint.folder, held_set, config, stop)
     network, tokenizer = checkpoint.model, checkpoint.tokenizer
     coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
     if coverage.advice != "keep" and config.vocabulary == "keep":
@@ -120,18 +128,24 @@ def finetune(
     train_lines.config = dataclasses.replace(config, token_noise=schedule.token_noise)
     if schedule.reason:
         logger.info("%s", schedule.reason)
-    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out)
+    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out, report=report, stop=stop)
     resume = _last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
-        logger.info("Going on from step %d.", first_step)
+        logger.info("Going on from step %d of %d.", first_step, trainer.planned_steps)
+    if stop is not None and stop.is_set():
+        raise _interrupted(first_step, 0)
     with quiet_transformers(), _named_failures(out):
-        trainer.learn(resume)
+        try:
+            trainer.learn(resume)
+        except StoppedHere as err:
+            raise _interrupted(err.step, err.steps) from err
         target = out / "model"
         if trainer.is_world_process_zero():
             _write_model(trainer.model, tokenizer, checkpoint, target, config)
     trainer.accelerator.wait_for_everyone()
-    after = _evaluate(target, held_set, config)
+    report(TeachingProgress("after", trainer.state.global_step, trainer.state.global_step))
+    after = _evaluate(target, held_set, config, stop)
     made = FineTuneResult(
         target.absolute(),
         before.scores.cer.rate,
@@ -155,6 +169,13 @@ def finetune(
         # Three times the size of the model, and of no use any more.
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return made
+
+
+def _interrupted(step: int, steps: int) -> Interrupted:
+    where = f"at step {step} of {steps}" if steps else f"before step {step + 1}"
+    return Interrupted(
+        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to go on."
+    )
 
 
 def _keep_apart(model: Path, out: Path) -> None:
@@ -229,9 +250,16 @@ def _check_settings(
     write_atomic(path, json.dumps(wanted, indent=1).encode())
 
 
-def _evaluate(model: Path, held: LineSet, config: FineTuneConfig) -> Evaluation:
+def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threading.Event | None) -> Evaluation:
+    def look(_done: int) -> None:
+        if stop is not None and stop.is_set():
+            raise Interrupted(
+                "The fine-tuning was stopped while the held-out lines were read; what was learned before is saved.",
+                "Run it again to go on.",
+            )
+
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
-    return evaluate(reader, held)
+    return evaluate(reader, held, progress=look)
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
