@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         show_photos_form,
         show_playground,
         show_space,
+        show_teach_form,
         shrink_reader,
         teach_reader,
         upload_model,
@@ -73,7 +74,8 @@ _NAMES = {  # module: what of it is public here
         "Form ReadingSessionConfig SessionConfig TeachConfig compare_reading correct_lines "
         "disconnect_when_safe edit_captions edit_crops export_model open_reading open_session "
         "prepare_pictures read_pictures run_training set_up share_reader show_confidence show_form "
-        "show_lines_form show_photos_form show_playground show_space shrink_reader teach_reader upload_model"
+        "show_lines_form show_photos_form show_playground show_space show_teach_form shrink_reader teach_reader "
+        "upload_model"
     ),
     "model_lookup": "fetch_model",
     "playground": "PlaygroundConfig",

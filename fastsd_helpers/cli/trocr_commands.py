@@ -228,7 +228,8 @@ def quantize(chosen: argparse.Namespace) -> Answer:
         for trial in result.trials
     ]  # fmt: skip
     head = ["NUMBERS", "SIZE", "LINES/S", "CER", "SAME TEXT"]
-    return Answer(plain(result), [f"Written ({result.method}): {result.path}", *table(head, rows)])
+    told = f"Written ({result.method}): {result.path}" if result.path else "Nothing was written."
+    return Answer(plain(result), [told, result.why, *table(head, rows)])
 
 
 def serve(chosen: argparse.Namespace) -> Answer:

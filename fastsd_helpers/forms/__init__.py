@@ -11,13 +11,14 @@ from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_r
 from fastsd_helpers.forms.reading_share import ShareView, share_reader
 from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
+from fastsd_helpers.forms.shrinking import ShrinkView, shrink_reader
 from fastsd_helpers.forms.space import SpaceView, show_space
 from fastsd_helpers.forms.teaching import (
     CompareView,
-    ShrinkView,
     TeachConfig,
+    TeachForm,
     compare_reading,
-    shrink_reader,
+    show_teach_form,
     teach_reader,
 )
 from fastsd_helpers.forms.training import run_training
@@ -55,6 +56,7 @@ __all__ = [
     "StopView",
     "StoreConfig",
     "TeachConfig",
+    "TeachForm",
     "compare_reading",
     "correct_lines",
     "disconnect_when_safe",
@@ -81,6 +83,7 @@ __all__ = [
     "show_playground",
     "show_space",
     "show_stop",
+    "show_teach_form",
     "shrink_reader",
     "start_ui",
     "teach_reader",

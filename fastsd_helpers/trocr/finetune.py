@@ -33,11 +33,20 @@ from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_sched
 from fastsd_helpers.trocr.trainer import StoppedHere, TrainingLines, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
-__all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "finetune", "split_lines"]
+__all__ = [
+    "FineTuneConfig",
+    "FineTuneResult",
+    "Schedule",
+    "choose_schedule",
+    "finetune",
+    "finished_result",
+    "split_lines",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _RESULT = "result.json"
+_MEASURED_OF_LEARNED = 50  # lines to measure on where none are held out
 _LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
 
@@ -101,7 +110,7 @@ def finetune(
     _keep_apart(checkpoint.folder, out)
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
-    finished = _finished_result(out)
+    finished = finished_result(out)
     if finished is not None:
         logger.info("This run is finished already: %s", finished.path)
         return finished
@@ -189,7 +198,7 @@ def _keep_apart(model: Path, out: Path) -> None:
             )
 
 
-def _finished_result(out: Path) -> FineTuneResult | None:
+def finished_result(out: Path) -> FineTuneResult | None:
     """What a run that ended wrote down; None when there is none, or its model is gone."""
     target = out / "model"
     if not (out / _RESULT).is_file() or not (target / "config.json").is_file():
@@ -212,12 +221,22 @@ def _require_packages(config: FineTuneConfig) -> None:
 def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
     """The lines a run learns from and those it measures on: as given, or divided by writer or page.
 
+    With `held_out` 0 none are set apart, and some of those that are learned are measured on.
+
     Raises:
         DatasetError: no usable lines, or a single group of them.
     """
     lines = read_lines(data)
     if held_out is not None:
         return lines, read_lines(held_out)
+    if not config.held_out:
+        # Measured all the same, for a run must show where it is; but what it says is another thing, and said so.
+        step = max(1, len(lines.lines) // _MEASURED_OF_LEARNED)
+        logger.warning(
+            "No line is held out: it is measured on lines that it learns from, which says how well it knows those, and "
+            "nothing about new ones."
+        )
+        return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
     rest, held = lines.split(config.held_out, seed=config.seed)
     logger.info(
         "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
@@ -383,6 +402,12 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
                 shutil.copyfile(checkpoint.folder / name, fresh / name)
 
 
+def _relation(train: LineSet, held: LineSet) -> str:
+    known = {(line.name, line.text) for line in train.lines}
+    learned = any((line.name, line.text) in known for line in held.lines)
+    return "that it learned from (none were held out)" if learned else "that were not learned from"
+
+
 def _write_card(
     target: Path,
     config: FineTuneConfig,
@@ -395,7 +420,7 @@ def _write_card(
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
     text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
 
-Character error rate on {len(held.lines)} lines that were not learned from: {100 * before.scores.cer.rate:.2f} % before,
+Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * before.scores.cer.rate:.2f} % before,
 **{100 * after.scores.cer.rate:.2f} %** after ({100 * after.scores.cer.low:.2f} to {100 * after.scores.cer.high:.2f} %,
 95 % of bootstrap samples). Word error rate after: {100 * after.scores.wer.rate:.2f} %. Learned from
 {len(train.lines)} lines.

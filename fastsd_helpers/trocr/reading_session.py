@@ -328,6 +328,12 @@ class ReadingSession:
         write_atomic(self.folder / "text.txt", rows_to_bytes(rows, "txt"))
         write_atomic(self.folder / "text.csv", rows_to_bytes(rows, "csv"))
 
+    @property
+    def has_corrections(self) -> bool:
+        """Whether there is anything to learn from: a line that somebody said is right."""
+        order = {row["key"] for row in self._rows}
+        return any(key in order or "sample" not in entry for key, entry in self._right.items())
+
     def corrected(self) -> LineSet:
         """The corrected lines as a data set, grouped by page or writer.
 
