@@ -271,7 +271,9 @@ class CompareView:
 
 
 def _compared(line: ComparedLine) -> str:
-    picture = picture_tag(Path(line.picture)) if isinstance(line.picture, (str, Path)) else ""
+    picture = (
+        picture_tag(Path(line.picture), "a line that was compared") if isinstance(line.picture, (str, Path)) else ""
+    )
     texts = (html.escape(text) for text in (line.text, line.before, line.after))
     cells = [picture, *texts, f"{line.errors_before} → {line.errors_after}"]
     return "".join(f"<td style='text-align:left;padding:3px 10px;overflow-wrap:anywhere'>{cell}</td>" for cell in cells)
