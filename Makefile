@@ -2,6 +2,7 @@
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
+# make release    wheel, zip and notebooks into dist/, checked (needs no network)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
@@ -17,8 +18,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.ready
 # Colab still has ipywidgets 7 and ipykernel 6: notebooks are tested with them from a folder of its own, beside .venv.
 WIDGETS7 := .venv-ipywidgets7
+# And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
+LAB3 := .venv-jupyterlab3
 
-.PHONY: lock setup demo test test-all test-paths check style
+.PHONY: lock release setup demo test test-all test-paths check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -32,6 +35,9 @@ $(READY): pyproject.toml requirements-dev.txt Makefile
 	@rm -rf $(WIDGETS7)
 	$(PIP) install --quiet --no-deps --target $(WIDGETS7) ipywidgets==7.7.1 ipython_genutils==0.2.0 widgetsnbextension==3.6.10 \
 		ipykernel==6.17.1 nest-asyncio==1.6.0
+	@test -x $(LAB3)/bin/python || $(BIN)/python -m venv $(LAB3)
+	$(LAB3)/bin/python -m pip --disable-pip-version-check install --quiet jupyterlab==3.6.8 jupyterlab_widgets==1.1.1 \
+		ipywidgets==7.7.1 widgetsnbextension==3.6.10 'notebook<7'
 	@# The real localtunnel client, for its test; without Node.js that test is skipped.
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .venv/localtunnel localtunnel@2.0.2 || true
 	@touch $(READY)
@@ -55,6 +61,10 @@ test-paths: setup
 
 lock: setup
 	$(BIN)/python scripts/make_lock.py
+
+release: setup
+	@$(BIN)/python scripts/write_first_cells.py
+	$(BIN)/python scripts/make_release.py $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "To put this right: make style"; exit 1; }

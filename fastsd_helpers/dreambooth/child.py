@@ -68,6 +68,7 @@ def start_training(
     Raises:
         DriveError: the local folder for its log cannot be written.
     """
+    session.settle_identity()
     folder = live_folder(session)
     name = secrets.token_hex(4)
     with file_errors(folder, "write to"):
@@ -99,13 +100,14 @@ def find_training(session: Session) -> "TrainingChild | None":
     Raises:
         DriveError: the session's folder cannot be read.
     """
+    session.settle_identity()
     folder = live_folder(session)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started here, or not wholly
         pointer = json.loads((folder / _POINTER).read_bytes())
         started = LocalProcess(pointer["pid"], pointer["start"])
         if started.is_alive():
             return TrainingChild(session, started, out=folder / pointer["out"], log=folder / pointer["log"])
-    holder = local_holder(session.folder)
+    holder = local_holder(session.folder, session.record["id"])
     if holder is not None and JournalReader(session).read().process == holder:
         return TrainingChild(session, holder)  # begun in a terminal
     return None

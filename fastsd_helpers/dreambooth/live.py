@@ -6,14 +6,13 @@ machine can watch or stop the run. A line that was cut by a kill is passed over;
 
 import logging
 import math
-import os
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.progress import Progress, log_progress
+from fastsd_helpers.dreambooth.scratch import live_folder, scratch_folder
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import Session
@@ -26,18 +25,6 @@ _FILE = "progress.jsonl"
 _EVERY_S = 0.5
 _MOST_POINTS = 600  # of a loss curve; neighbours are averaged beyond
 _MOST_MESSAGES = 200
-
-
-def scratch_folder(session: Session, suffix: str = "") -> Path:
-    """A local folder for this session alone; FASTSD_SCRATCH moves it. Nothing is created."""
-    user = getattr(os, "getuid", lambda: 0)()
-    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
-    return Path(root) / f"{session.record['id']}{suffix}"
-
-
-def live_folder(session: Session) -> Path:
-    """The local folder of a session's live files; FASTSD_SCRATCH moves it. Nothing is created."""
-    return scratch_folder(session, "-live")
 
 
 class Journal:
@@ -60,6 +47,8 @@ class Journal:
         log_progress(progress)
         if progress.message:
             self._append({"message": redact(progress.message)})
+            if progress.history:
+                self._append({"history": _thinned(progress.history)})
             return
         if progress.loss is not None:
             self._losses.append(progress.loss)
@@ -122,6 +111,8 @@ class JournalReader:
             live.process, live.began = LocalProcess(line["pid"], line["start"]), line["began"]
         elif "message" in line:
             live.messages = [*live.messages, line["message"]][-_MOST_MESSAGES:]
+        elif "history" in line:
+            live.losses = {stage: [(step, loss) for step, loss in points] for stage, points in line["history"].items()}
         else:
             live.stage, live.step, live.steps = line["stage"], line["step"], line["steps"]
             live.seconds_left, live.host_bytes, live.gpu_bytes = line["left_s"], line["host"], line["gpu"]
@@ -130,6 +121,17 @@ class JournalReader:
                 points.append((live.step, line["loss"]))
                 if len(points) > _MOST_POINTS:
                     live.losses[live.stage] = _halved(points)
+
+
+def _thinned(history: Mapping[str, Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
+    """The losses of earlier processes as points of a curve, few enough to be read at a glance."""
+    curves = {}
+    for stage, losses in history.items():
+        points = [(float(step), loss) for step, loss in enumerate(losses, 1)]
+        while len(points) > _MOST_POINTS:
+            points = _halved(points)
+        curves[stage] = points
+    return curves
 
 
 def _halved(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

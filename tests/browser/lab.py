@@ -17,11 +17,15 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Lab", "find_chromium", "open_browser", "start_lab"]
+__all__ = ["LAB3", "Lab", "find_chromium", "open_browser", "start_lab"]
 
 ROOT = Path(__file__).resolve().parents[2]
+# JupyterLab 3, which the front end of ipywidgets 7 was made for, and that version of ipywidgets for the kernel.
+LAB3 = ROOT / ".venv-jupyterlab3"
+WIDGETS7 = ROOT / ".venv-ipywidgets7"
 # Somebody else may be using the machine: what takes two seconds alone can take twenty.
 PATIENCE_S = 180
+EDITOR = ".cm-content, .CodeMirror"  # of JupyterLab 4 and 3
 
 
 def find_chromium() -> str | None:
@@ -31,19 +35,28 @@ def find_chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def start_lab(folder: Path, widgets: Path | None = None) -> Iterator[str]:
-    """Run JupyterLab on 127.0.0.1 with `folder` as its root; gives its address with the token."""
+def start_lab(folder: Path, *, widgets7: bool = False) -> Iterator[str]:
+    """Run JupyterLab on 127.0.0.1 with `folder` as its root; gives its address with the token.
+
+    With `widgets7` it is JupyterLab 3 from an environment of its own; the kernel, this Python, has ipywidgets 7.7.1.
+    """
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
+    python = str(LAB3 / "bin" / "python") if widgets7 else sys.executable
+    if widgets7 and not (LAB3.is_dir() and WIDGETS7.is_dir()):
+        pytest.skip(f"{LAB3.name} or {WIDGETS7.name} is not there; make setup makes both")
+    command = [python, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
     command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--ServerApp.allow_root=True"]
-    paths = [str(widgets)] if widgets else []
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]),
+        "PYTHONPATH": "" if widgets7 else str(ROOT),
         "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"),
         "JUPYTER_DATA_DIR": str(folder / ".data"),
         "JUPYTER_RUNTIME_DIR": str(folder / ".runtime"),
         "IPYTHONDIR": str(folder / ".ipython"),
     }
+    if widgets7:
+        command.append("--KernelSpecManager.ensure_native_kernel=False")
+        environment["JUPYTER_PREFER_ENV_PATH"] = "0"
+        _write_kernel(folder / ".data" / "kernels" / "python3")
     # Otherwise a question about news lies over the cells.
     settings = folder / ".settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -69,6 +82,18 @@ def start_lab(folder: Path, widgets: Path | None = None) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _write_kernel(folder: Path) -> None:
+    """The kernel that runs in this Python, not in the one of the server."""
+    folder.mkdir(parents=True)
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python 3",
+        "language": "python",
+        "env": {"PYTHONPATH": os.pathsep.join([str(WIDGETS7), str(ROOT)])},
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
 
 
 def _address(process: "subprocess.Popen[bytes]", folder: Path) -> str:
@@ -138,10 +163,10 @@ class Lab:
         """Run a cell; waits until it is done."""
         cell = self.cell(title)
         cell.scroll_into_view_if_needed()
-        cell.locator(".cm-content").first.click()
+        cell.locator(EDITOR).first.click()
         self.page.keyboard.press("Control+Enter")
         if self._answer_kernel_question():
-            cell.locator(".cm-content").first.click()
+            cell.locator(EDITOR).first.click()
             self.page.keyboard.press("Control+Enter")
         if wait:
             self.wait_done(title)
@@ -173,9 +198,25 @@ class Lab:
         return self.cell(title).locator(".jp-OutputArea").first.inner_text()
 
     def field(self, title: str, name: str) -> Any:
-        """The input of a setting in the form below a cell."""
-        rows = self.cell(title).locator(".widget-hbox", has=self.page.locator(f"b:text-is('{name}')"))
-        return rows.last.locator("input, select, textarea").first
+        """The input of a setting in the form below a cell, found by its label as a screen reader finds it."""
+        return self.cell(title).get_by_label(name, exact=True).first
+
+    def enter(self, title: str, name: str, value: str) -> None:
+        """Fill in a field; one with a list of known values takes any other one in the field below it."""
+        field = self.field(title, name)
+        if field.evaluate("field => field.tagName") == "SELECT":
+            known = field.locator("option").evaluate_all("options => options.map(option => option.textContent)")
+            wanted = [text for text in known if text == value or text.startswith(f"{value}:")]
+            if wanted:
+                field.select_option(label=wanted[0])
+                return
+            field.select_option(index=len(known) - 1)
+            field = self.field(title, f"{name}: another one")
+        if field.get_attribute("type") == "checkbox":
+            field.check()
+            return
+        field.fill(value)
+        field.press("Tab")
 
     def shoot(self, name: str, title: str | None = None) -> None:
         """Keep a screenshot of a cell, or of the notebook's page."""
