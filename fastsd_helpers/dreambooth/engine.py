@@ -195,8 +195,7 @@ class _Run:
             if done is not None:
                 self.session.save(base_model=start.base_model)  # which may have moved
                 self.say(
-                    "This run is finished already; --more-steps N (in a notebook: more steps) goes on with it, "
-                    "--restart (start over) trains again from step 0."
+                    "This run is finished already; --more-steps N goes on with it, --restart trains again from step 0."
                 )
                 return TrainResult(**done, first_step=start.steps_done, steps=start.steps, seconds=0.0)
         segments = [segment.to_record() for segment in start.segments]

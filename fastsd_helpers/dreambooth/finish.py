@@ -261,6 +261,12 @@ def finish_run(
     return {**made, "sha256": sha256, **losses}
 
 
+def _public_name(base: BaseModel) -> str:
+    """What others may call the base model: of a folder or file its own name, not where it lies on this machine."""
+    local = Path(base.ref).expanduser()
+    return local.resolve().name if local.is_absolute() or local.exists() else base.ref
+
+
 def _card(
     session: Session,
     base: BaseModel,
@@ -275,10 +281,11 @@ def _card(
     before, after = losses["loss_before"], losses["loss_after"]
     judged = f"{before:.4f} before, {after:.4f} after ({100 * (1 - after / before):.1f} % lower)"
     prompts = "\n".join(f"- `{prompt}`" for prompt in studio.prompts)
-    settings = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
+    values = to_values(config) | {"base_model": _public_name(base)}
+    settings = "\n".join(f"| {name} | {value} |" for name, value in values.items())
     front = {
         "license": base.spec.licence,
-        "base_model": base.ref,
+        "base_model": _public_name(base),
         "tags": ["dreambooth", "stable-diffusion", "text-to-image"],
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())

@@ -3,13 +3,16 @@
 from fastsd_helpers.forms.caption_editor import CaptionEditor, edit_captions
 from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
+from fastsd_helpers.forms.desk import attend_errors
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
 from fastsd_helpers.forms.playing import PlayView, show_playground
 from fastsd_helpers.forms.readiness import set_up
 from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_reading, read_pictures, show_lines_form
 from fastsd_helpers.forms.reading_share import ShareView, share_reader
+from fastsd_helpers.forms.reading_tools import EmbedConfig, EvaluateConfig, show_embedder, show_evaluator
 from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
+from fastsd_helpers.forms.results import DisconnectView, show_disconnect, show_prepared, show_result
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
 from fastsd_helpers.forms.shrinking import ShrinkView, shrink_reader
 from fastsd_helpers.forms.space import SpaceView, show_space
@@ -21,7 +24,8 @@ from fastsd_helpers.forms.teaching import (
     show_teach_form,
     teach_reader,
 )
-from fastsd_helpers.forms.training import run_training
+from fastsd_helpers.forms.tools import ToolView, show_captioner, show_converter, show_dry_run, show_inspector
+from fastsd_helpers.forms.training import RunConfig, run_training
 from fastsd_helpers.forms.uploading import PhotosForm, show_photos_form
 from fastsd_helpers.forms.webui import (
     NotebookUI,
@@ -41,6 +45,9 @@ __all__ = [
     "ConfidenceView",
     "CorrectionTable",
     "CropEditor",
+    "DisconnectView",
+    "EmbedConfig",
+    "EvaluateConfig",
     "Form",
     "KeptView",
     "LinesForm",
@@ -49,6 +56,7 @@ __all__ = [
     "PhotosForm",
     "PlayView",
     "ReadingSessionConfig",
+    "RunConfig",
     "SessionConfig",
     "ShareView",
     "ShrinkView",
@@ -57,6 +65,7 @@ __all__ = [
     "StoreConfig",
     "TeachConfig",
     "TeachForm",
+    "ToolView",
     "compare_reading",
     "correct_lines",
     "disconnect_when_safe",
@@ -75,12 +84,21 @@ __all__ = [
     "set_up",
     "share_reader",
     "share_ui",
+    "show_captioner",
     "show_confidence",
+    "show_converter",
+    "show_disconnect",
+    "show_dry_run",
+    "show_embedder",
+    "show_evaluator",
     "show_form",
+    "show_inspector",
     "show_kept",
     "show_lines_form",
     "show_photos_form",
     "show_playground",
+    "show_prepared",
+    "show_result",
     "show_space",
     "show_stop",
     "show_teach_form",
@@ -89,3 +107,5 @@ __all__ = [
     "teach_reader",
     "upload_model",
 ]
+
+attend_errors()

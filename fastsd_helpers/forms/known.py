@@ -16,7 +16,12 @@ OTHER = "\0other"
 
 # Key -> "module:function" of this library; the function gets the open session, or None, and returns what
 # `known_values` returns.
-_SOURCES: dict[str, str] = {"checkpoints": "fastsd_helpers.forms.known:checkpoint_choices"}
+_SOURCES: dict[str, str] = {
+    "readers": "fastsd_helpers.forms.reader_choice:reader_choices",
+    "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
+    "sessions": "fastsd_helpers.forms.recent:session_choices",
+    "reading_sessions": "fastsd_helpers.forms.recent:reading_choices",
+}
 
 
 def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, str]]:

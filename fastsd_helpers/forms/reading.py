@@ -9,6 +9,7 @@ from typing import Any
 
 from fastsd_helpers.drive import mount_drive
 from fastsd_helpers.errors import FastSDError, Interrupted
+from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.polling import answer_widgets
@@ -25,7 +26,6 @@ __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures",
 
 logger = logging.getLogger("fastsd_helpers")
 
-_FOLDER = "Fast-TrOCR/Sessions"
 _KINDS = "image/*,.heic,.heif,.tif,.tiff,.pdf,.zip"
 _SAID = 6
 _LOOK_EVERY_S = 0.5
@@ -36,7 +36,11 @@ _STOPPED = ("Reading was stopped; the lines that were read are kept.", "Run the 
 class ReadingSessionConfig:
     """Which reading session to work in."""
 
-    session_name: str = option("my-handwriting", help="a new name, or one of your sessions to go on with it")
+    session_name: str = option(
+        "",
+        help="one of your sessions to go on with it, or a new name; empty: the one used last",
+        known="reading_sessions",
+    )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
 
@@ -47,16 +51,25 @@ class ReadingSessionConfig:
 def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     """Open the reading session of that name or make it; in Colab it is on Google Drive unless switched off.
 
+    Without a name it is the one that was used last in that place, and a new one only where there is none.
+
     Raises:
         SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        DriveError: Drive was not mounted or cannot be written.
+        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
     """
     require(config, ReadingSessionConfig)
+    desk.close_session()
     on_drive = config.google_drive and where() == "colab" and in_notebook()
-    root = mount_drive(shared_drive=config.shared_drive or None) if on_drive else Path.cwd()
-    session = ReadingSession(root / _FOLDER / "_".join(config.session_name.split()))
-    known = f", {len(session.lines())} lines" if session.lines() else ""
-    logger.info("The session %s is in %s%s", session.name, session.folder, known)
+    root = (mount_drive(shared_drive=config.shared_drive or None) if on_drive else Path.cwd()) / recent.READINGS
+    name = "_".join(recent.choose_name(config.session_name, root, first=recent.FIRST_READING_NAME).split())
+    there, used = (root / name).is_dir(), recent.last_time(name, root)
+    session = ReadingSession(root / name)
+    known = f" ({len(session.lines())} lines)" if session.lines() else ""
+    begun = f"Going on with {session.name}{used}" if there else f"Made the session {session.name}"
+    logger.info("%s, in %s%s", begun, session.folder, known)
+    recent.say_twin(session.name, root, recent.READINGS)
+    recent.remember(session.folder)
+    desk.sit_down(session, config)
     return session
 
 

@@ -3,12 +3,12 @@
 import html
 import logging
 import sys
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted
+from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.reading_view import picture_tag
@@ -56,10 +56,6 @@ class TeachConfig(FineTuneConfig, _Going, _Data):
         check(self, both)
 
 
-# Session's folder -> its form that is shown, so that a choice that counts once can be taken back in it.
-_forms: "weakref.WeakValueDictionary[str, TeachForm]" = weakref.WeakValueDictionary()
-
-
 def show_teach_form(session: ReadingSession) -> "TeachForm":
     """Make the form for teaching the reader of a session; the last line of a cell displays it."""
     return TeachForm(session)
@@ -72,7 +68,6 @@ class TeachForm(Form[TeachConfig]):
         self._reading = session
         self._about = load_widgets().HTML()
         super().__init__(TeachConfig, session=session)  # type: ignore[arg-type]
-        _forms[str(session.folder)] = self
         self._tell()
 
     def _draw(self) -> Any:
@@ -176,10 +171,8 @@ def _how_measured(settings: FineTuneConfig) -> str:
 
 def _take_back(session: ReadingSession) -> None:
     """'More steps' and 'start over' count once: they are taken back in the form, and in what it has saved."""
-    form = _forms.get(str(session.folder))
     none: dict[str, Any] = {"more_steps": 0, "start_over": False}
-    if form is not None:
-        form.update(**none)
+    desk.untick(TeachConfig, **none)
     saved = session.record.get("forms", {})
     entered = saved.get("TeachConfig")
     if entered and any(entered.get(name) for name in none):

@@ -48,7 +48,9 @@ _CHUNK = 256  # lines read and written down together
 class _Pictures:
     images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
     reader: str = option(
-        "auto", help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}"
+        "auto",
+        help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}",
+        known="readers",
     )
     pages: Literal["auto", "lines", "pages"] = option(
         "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
