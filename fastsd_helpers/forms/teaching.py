@@ -74,8 +74,8 @@ class TeachForm(Form[TeachConfig]):
         form = super()._draw()
         return load_widgets().VBox([self._about, form])
 
-    def _on_change(self) -> None:
-        super()._on_change()
+    def _on_change(self, *changed: Any) -> None:
+        super()._on_change(*changed)
         self._tell()
 
     def _tell(self) -> None:
@@ -172,7 +172,9 @@ def _how_measured(settings: FineTuneConfig) -> str:
 def _take_back(session: ReadingSession) -> None:
     """'More steps' and 'start over' count once: they are taken back in the form, and in what it has saved."""
     none: dict[str, Any] = {"more_steps": 0, "start_over": False}
-    desk.untick(TeachConfig, **none)
+    form = desk.last_form(TeachConfig, session.folder)
+    if form is not None:
+        form.update(**none)
     saved = session.record.get("forms", {})
     entered = saved.get("TeachConfig")
     if entered and any(entered.get(name) for name in none):
