@@ -11,16 +11,18 @@ from fastsd_helpers.forms.playing import PlayView, show_playground
 from fastsd_helpers.forms.readiness import set_up
 from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_reading, read_pictures, show_lines_form
 from fastsd_helpers.forms.reading_share import ShareView, share_reader
+from fastsd_helpers.forms.reading_tools import EmbedConfig, EvaluateConfig, show_embedder, show_evaluator
 from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
 from fastsd_helpers.forms.results import DisconnectView, show_disconnect, show_prepared, show_result
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
+from fastsd_helpers.forms.shrinking import ShrinkView, shrink_reader
 from fastsd_helpers.forms.space import SpaceView, show_space
 from fastsd_helpers.forms.teaching import (
     CompareView,
-    ShrinkView,
     TeachConfig,
+    TeachForm,
     compare_reading,
-    shrink_reader,
+    show_teach_form,
     teach_reader,
 )
 from fastsd_helpers.forms.tools import ToolView, show_captioner, show_converter, show_dry_run, show_inspector
@@ -46,6 +48,8 @@ __all__ = [
     "CorrectionTable",
     "CropEditor",
     "DisconnectView",
+    "EmbedConfig",
+    "EvaluateConfig",
     "Form",
     "KeptView",
     "LinesForm",
@@ -63,6 +67,7 @@ __all__ = [
     "StopView",
     "StoreConfig",
     "TeachConfig",
+    "TeachForm",
     "ToolView",
     "UIForm",
     "compare_reading",
@@ -89,6 +94,8 @@ __all__ = [
     "show_converter",
     "show_disconnect",
     "show_dry_run",
+    "show_embedder",
+    "show_evaluator",
     "show_form",
     "show_inspector",
     "show_kept",
@@ -100,6 +107,7 @@ __all__ = [
     "show_space",
     "show_stop",
     "show_store_form",
+    "show_teach_form",
     "show_ui_form",
     "shrink_reader",
     "start_ui",

@@ -17,6 +17,7 @@ OTHER = "\0other"
 # Key -> "module:function" of this library; the function gets the open session, or None, and returns what
 # `known_values` returns.
 _SOURCES: dict[str, str] = {
+    "readers": "fastsd_helpers.forms.reader_choice:reader_choices",
     "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
     "controlnet_bases": "fastsd_helpers.forms.webui_known:known_controlnet_bases",
     "controlnets": "fastsd_helpers.forms.webui_known:known_controlnets",
