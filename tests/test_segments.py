@@ -89,7 +89,7 @@ def test_what_version_0_1_recorded_is_one_segment_with_added_steps() -> None:
 # ------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_segment_has_its_own_settings_and_resumes_to_the_same_bits(
     small_base: Path, small_session: Session, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -171,6 +171,23 @@ def test_a_cut_before_the_file_was_written_adds_no_second_segment(
         train(settings, small_session, more_steps=1)
     assert train(settings, small_session, more_steps=1).steps == 2
     assert train(settings, small_session, more_steps=1).steps == 3, "once it is finished, the command adds again"
+
+
+def test_a_segment_that_was_cut_before_its_first_checkpoint_can_be_begun_anew(
+    small_base: Path, small_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config_for(small_base, unet_steps=1, text_encoder_steps=0)
+    train(settings, small_session)
+    with cut_at(monkeypatch, "segment.recorded"), pytest.raises(Cut):
+        train(DreamBoothConfig(unet_lr=5e-4), small_session, more_steps=2)
+    name = small_session.record["dataset"]["images"][0]["file"].split("/")[1]
+    set_caption(small_session, name, "zib robot at the sea")
+    with pytest.raises(SettingsError, match="captions changed") as caught:
+        train(DreamBoothConfig(), small_session)
+    assert "add --more-steps N;" in caught.value.hint
+    assert train(DreamBoothConfig(), small_session, more_steps=3).steps == 4
+    segment = newest(small_session).record["segments"][1]
+    assert (segment["settings"]["unet_steps"], segment["settings"]["unet_lr"]) == (3, 5e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

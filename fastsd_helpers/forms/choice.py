@@ -72,6 +72,10 @@ class Choice:
         """What was chosen: a known value, or any other text without blanks around it."""
         return self.text.value.strip()
 
+    def first(self) -> str:
+        """The value that the list offers first; "" for a list without values."""
+        return next(iter(self._keys), "")
+
     def write(self, value: str) -> None:
         """Choose a known value, or type any other text."""
         self.text.value = value

@@ -19,7 +19,7 @@ __all__ = ["FileBridge"]
 _PIECE_BYTES = 1024 * 1024
 _MOST_BYTES = 1024 * 2**20
 
-# As an attribute, because a script that is put into a page this way is not run.
+# As an attribute, because a script that is put into a page this way is not run. Captions come after the photos.
 _ON_CHANGE = """
 (async(input)=>{
 const id=input.dataset.bridge,size=+input.dataset.piece,say=input.closest('div').querySelector('.fastsd-said');
@@ -28,7 +28,8 @@ const wait=(n)=>new Promise((ok,bad)=>{const end=Date.now()+120000,t=setInterval
 const a=document.querySelector('.'+id+'-ack');
 if(a&&a.dataset.n==n){clearInterval(t);ok();}
 else if(Date.now()>end){clearInterval(t);bad(new Error('no answer'));}},50);});
-const files=[...input.files];input.disabled=true;
+const text=(f)=>/\\.(txt|caption)$/i.test(f.name);
+const files=[...input.files].sort((a,b)=>text(a)-text(b));input.disabled=true;
 try{for(const [i,f] of files.entries()){let o=0;do{
 const part=await new Promise((ok,bad)=>{const r=new FileReader();r.onerror=()=>bad(r.error);
 r.onload=()=>ok(r.result.split(',')[1]||'');r.readAsDataURL(f.slice(o,o+size));});
