@@ -328,6 +328,7 @@ def test_a_notebook_of_another_version_is_told_so_and_children_find_this_copy(
     report = type("Report", (), {"changes": (), "restart": ()})()
     monkeypatch.setattr(readiness, "install", lambda *_words, **_more: report)
     monkeypatch.setattr(readiness, "start_log", lambda: None)
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: None)
     monkeypatch.setattr(
         readiness, "examine", lambda **_more: type("Doctor", (), {"summary": lambda self, _w: ["ready"]})()
     )
@@ -365,6 +366,7 @@ def test_each_notebook_names_the_folder_that_it_will_use(
     report = type("Report", (), {"changes": (), "restart": ()})()
     monkeypatch.setattr(readiness, "install", lambda *_words, **_more: report)
     monkeypatch.setattr(readiness, "start_log", lambda: None)
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: None)
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", logger="fastsd_helpers")

@@ -522,7 +522,7 @@ def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
         other = old_session(tmp_path / f"old-{make.__code__.co_firstlineno}-{len(list(tmp_path.iterdir()))}" / "my_cat")
         make(other / "concept_images")
         result = import_session(other.parent.name, source=other, root=tmp_path / "sessions")
-        assert any("concept images are not used" in note for note in result.notes)
+        assert any("concept images are not taken along" in note for note in result.notes)
         assert not any("Left where" in note for note in result.notes)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tiny_readers import noise_pictures, write_reader
 
+from fastsd_helpers.forms.desk import MAKERS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -21,7 +23,7 @@ LONGEST_CELL = 12
 # its rules.
 FIRST_CELL = "# @title 1 · Set up\n"
 # What a cell may use from the cells before it.
-SHARED = {"session", "form", "pictures", "result", "webui"}
+SHARED = {"form", *MAKERS}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
@@ -36,6 +38,11 @@ def source_of(cell: dict[str, Any]) -> str:
 
 def code_cells(path: Path) -> list[str]:
     return [source_of(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def titles(path: Path) -> list[str]:
+    """The numbers of the code cells: 1, 2a, 2b ..."""
+    return [source.removeprefix("# @title ").split()[0] for source in code_cells(path)]
 
 
 def without_magics(source: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images, what_changed
 from fastsd_helpers.dreambooth.resume import Generation
 from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.dreambooth.settings import (
@@ -145,7 +145,8 @@ def find_start(
     elif pictures != segments[-1].pictures:
         when = "" if not open_legs or len(segments) > saved_segments else " after its end"
         raise SettingsError(
-            "The pictures or captions changed since this session's run was begun.",
+            "The pictures or captions changed since this session's run was begun: "
+            f"{what_changed(segments[-1].pictures, dataset)}.",
             f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
             "or start from step 0 with --restart; nothing saved is lost.",
         )

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth import finish, rehearsal
+from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
 from fastsd_helpers.dreambooth.best import BEST, find_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
+from fastsd_helpers.dreambooth.own_class import OwnClassPictures
 from fastsd_helpers.dreambooth.picture_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.plan import Plan, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
@@ -178,7 +180,19 @@ class _Run:
         )
         self.config = self.plan.config
         self.store.keep(self.config.keep_last)
-        for line in [*self.start.reasons, *self.plan.lines()]:
+        advice = advise(
+            session,
+            self.start.dataset,
+            resolution=self.config.resolution,
+            instance_prompt=self.config.instance_prompt,
+            tokenizer=self.studio.tokenizer,
+        )
+        self.own_class: OwnClassPictures | None = None
+        if self.config.class_folder and self.config.class_prompts:
+            prompts, size = self.config.class_prompts, self.config.resolution
+            self.own_class = OwnClassPictures(session, self.config.class_folder, prompts, size=size)
+            advice.append(self.own_class.check())
+        for line in [*self.start.reasons, *advice, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}
@@ -270,6 +284,11 @@ class _Run:
         config, studio = self.config, self.studio
         if not config.class_prompts:
             return ()
+        if self.own_class is not None:
+            pictures, said = self.own_class.fill()
+            for line in [*said, f"{len(pictures)} class pictures of yours."]:
+                self.say(line)
+            return tuple(pictures)
         drawing = ClassDrawing(
             self.session.class_images,
             self.start.base,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.originals import own_place, photos_of_user
-from fastsd_helpers.dreambooth.own_output import USERS_FOLDERS, session_around
+from fastsd_helpers.dreambooth.own_output import MADE_HERE, session_around
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.sessions import Session
 
@@ -58,16 +58,17 @@ def _not_own_output(path: Path, session: Session, folder: str) -> Path:
     if around is None:
         return path
     inside = path.resolve().relative_to(around).parts
-    if inside and inside[0] in USERS_FOLDERS:
+    if inside and inside[0] not in MADE_HERE:
         return path
     if around == session.folder.resolve() and (not inside or inside[0] == folder):
         own = photos_of_user(session, folder)
         if own is not None:
             return own
+    if not inside:
+        return path  # of which the folders of what was made here are not read
     recorded = ((session.record.get("dataset") or {}).get("settings") or {}).get("images")
-    again = (
-        f" Those of this session were made from {recorded}." if recorded and around == session.folder.resolve() else ""
-    )
+    is_own = recorded and around == session.folder.resolve()
+    again = f" Those of this session were made from {recorded}." if is_own else ""
     raise DatasetError(
         f"{path} is part of the session {around.name}: it holds pictures that were made here, not photos.",
         f"Give the photos that they were made from.{again}",

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers.captions import read_caption, words_of, write_caption
+from fastsd_helpers.dreambooth.advice import long_prompts_line
 from fastsd_helpers.dreambooth.contact_sheet import MOST_CELLS, Cell, draw_contact_sheet, make_cell
 from fastsd_helpers.dreambooth.dataset import (
     Dataset,
@@ -418,6 +419,8 @@ def _notes(work: _Work, session: Session, images: Path) -> list[str]:
     if lost:
         written = set_captions_aside(session, dict(lost.values()))
         notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
+    named = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in work.images}
+    notes += filter(None, [long_prompts_line(named)])
     notes += _notes_on_training(work, session)
     return notes
 

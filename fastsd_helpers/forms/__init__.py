@@ -11,6 +11,7 @@ from fastsd_helpers.forms.readiness import set_up
 from fastsd_helpers.forms.reading import LinesForm, ReadingSessionConfig, open_reading, read_pictures, show_lines_form
 from fastsd_helpers.forms.reading_share import ShareView, share_reader
 from fastsd_helpers.forms.reading_view import ConfidenceView, show_confidence
+from fastsd_helpers.forms.results import DisconnectView, show_disconnect, show_prepared, show_result
 from fastsd_helpers.forms.sharing import disconnect_when_safe, export_model, upload_model
 from fastsd_helpers.forms.space import SpaceView, show_space
 from fastsd_helpers.forms.teaching import (
@@ -21,6 +22,7 @@ from fastsd_helpers.forms.teaching import (
     shrink_reader,
     teach_reader,
 )
+from fastsd_helpers.forms.tools import ToolView, show_captioner, show_converter, show_dry_run, show_inspector
 from fastsd_helpers.forms.training import RunConfig, run_training
 from fastsd_helpers.forms.uploading import PhotosForm, show_photos_form
 from fastsd_helpers.forms.webui import (
@@ -41,6 +43,7 @@ __all__ = [
     "ConfidenceView",
     "CorrectionTable",
     "CropEditor",
+    "DisconnectView",
     "Form",
     "KeptView",
     "LinesForm",
@@ -57,6 +60,7 @@ __all__ = [
     "StopView",
     "StoreConfig",
     "TeachConfig",
+    "ToolView",
     "compare_reading",
     "correct_lines",
     "disconnect_when_safe",
@@ -75,12 +79,19 @@ __all__ = [
     "set_up",
     "share_reader",
     "share_ui",
+    "show_captioner",
     "show_confidence",
+    "show_converter",
+    "show_disconnect",
+    "show_dry_run",
     "show_form",
+    "show_inspector",
     "show_kept",
     "show_lines_form",
     "show_photos_form",
     "show_playground",
+    "show_prepared",
+    "show_result",
     "show_space",
     "show_stop",
     "shrink_reader",

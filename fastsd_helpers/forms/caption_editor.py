@@ -98,7 +98,7 @@ class CaptionEditor(View):
         fields.layout.flex = "1 1 300px"
         keys = widgets.HTML(draw_script(_KEYS), layout=widgets.Layout(display="none"))
         editor = widgets.HBox([self._picture, fields], layout=widgets.Layout(align_items="flex-start"))
-        self.box = make_frame(keys, self._table, editor)
+        self.box = make_frame(keys, self._table, editor, label="The prompts of the photos")
 
     def _load(self) -> None:
         """Read the prompts anew; a session without pictures shows the sentence that says so."""

@@ -1,16 +1,14 @@
 """The notebook's memory: the session that is open, the forms that were shown, and which cell makes which variable."""
 
+import dis
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.runtime import in_notebook
-
-if TYPE_CHECKING:
-    from fastsd_helpers.forms.form import Form
 
 __all__ = [
     "MAKERS",
@@ -74,7 +72,8 @@ class _Open:
         return self.session.folder
 
 
-_forms: "dict[tuple[str, Path | None], Form[Any]]" = {}
+# Forms, by their class and the folder of their session.
+_forms: dict[tuple[str, Path | None], Any] = {}
 _offered: dict[str, Path] = {}
 _open: _Open | None = None
 _used = False
@@ -170,12 +169,12 @@ def _wanted_now(opened: _Open) -> str:
 # ----------------------------------------------------------------------------------------------- the forms
 
 
-def keep_form(form: "Form[Any]") -> None:
+def keep_form(form: Any) -> None:
     """Remember the form of its class that was drawn last for its session."""
     _forms[form.settings.__name__, form.folder] = form
 
 
-def last_form(settings: type, folder: Path | None) -> "Form[Any] | None":
+def last_form(settings: type, folder: Path | None) -> Any:
     """The form of a class that was drawn last for a session, or for none."""
     return _forms.get((settings.__name__, folder))
 
@@ -231,7 +230,8 @@ def _sentence(error: BaseException, trace: Any, names: dict[str, Any]) -> str:
 
 
 def _lacking(code: CodeType, names: dict[str, Any]) -> list[str]:
-    read = [name for name in code.co_names if name in MAKERS and name not in names]
+    loaded = {item.argval for item in dis.get_instructions(code) if item.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
+    read = [name for name in MAKERS if name in loaded and name not in names]
     for form, made in (("session_form", "session"), ("store_form", "webui")):
         if made in read and form not in names:
             read.append(form)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
+from fastsd_helpers.forms.quiet import quieten_libraries
 from fastsd_helpers.runtime import start_log
 from fastsd_helpers.wheels import install
 
@@ -41,6 +42,7 @@ def set_up(workflow: str, version: str = "") -> None:
         there is nothing to install with. DiskFull: not enough room.
     """
     start_log()
+    quieten_libraries()
     here = Path(__file__).resolve().parents[2]
     # Not by its name: the package itself names the modules of this folder.
     own = sys.modules["fastsd_helpers"].__version__

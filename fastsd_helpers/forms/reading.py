@@ -97,7 +97,8 @@ class LinesForm(Form[ReadPicturesConfig]):
         except FastSDError as err:
             self._report.append(f"✋ {err.problem} {err.hint}")
         else:
-            self._report.append(f"Kept as {path.name}.")
+            if path.name != name:
+                self._report.append(f"{name} is kept as {path.name}.")
             self.update(images=str(self._reading.uploads))
         self._tell()
 
