@@ -187,9 +187,3 @@ def _recorded_plot(session: Session) -> Path | None:
     """The losses of the session's finished run, when there is one."""
     made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
     return session.folder / made if made else None
-
-
-def _display(box: Any) -> None:
-    from IPython.display import display
-
-    display(box)
