@@ -5,6 +5,7 @@ disk or a lost mount is reported once, and tried again while the training goes o
 the scratch folder, where a new process on the same machine finds it.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -33,10 +34,11 @@ from fastsd_helpers.dreambooth.resume.generation import (
     summary_row,
     verify_files,
 )
+from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
-from fastsd_helpers.drive import delivers_late
-from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError, VerificationFailed
-from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
+from fastsd_helpers.drive import delivers_late, keeps_trash
+from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.files import check_room, file_errors, sha256_of, size_in_words, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["CheckpointStore"]
@@ -47,6 +49,7 @@ _MOST_QUEUED = 2
 _PATIENCE_S = 900.0  # a mount that hangs must not hold a training for ever
 _RETRY_S = 60.0
 _SETTLE_S = 120.0  # how long Drive gets to deliver a generation before an older one may go
+_LOOK_S = 30.0  # how often a Drive with a trash is asked how much is free, and whether an old one may go by now
 
 
 @dataclass
@@ -58,6 +61,7 @@ class _Job:
     record: dict[str, Any]
     keep: bool
     problem: FastSDError | None = None
+    spare_bytes: int = 0
 
 
 class CheckpointStore:
@@ -74,6 +78,8 @@ class CheckpointStore:
             on Drive and other FUSE mounts, where files are delivered later, and 0 elsewhere.
         retry_s: how often a failed copy is tried again while nothing new is saved.
         patience_s: how long `save` waits for the mount before an older checkpoint is given up for the new one.
+        gives_back: what is known of a Drive with a trash: whether files that are emptied before they are removed give
+            their room back. On such a Drive nothing is written that there is not surely room for.
 
     Raises:
         DriveError: one of the folders cannot be used at all.
@@ -90,6 +96,7 @@ class CheckpointStore:
         settle_s: float | None = None,
         retry_s: float = _RETRY_S,
         patience_s: float = _PATIENCE_S,
+        gives_back: bool | None = None,
     ) -> None:
         if keep_last < 1:
             raise CheckpointError(f"keep_last is {keep_last}.", "Keep at least 1 checkpoint.")
@@ -97,8 +104,7 @@ class CheckpointStore:
         self._report, self._retry_s, self._patience_s = report, retry_s, patience_s
         if settle_s is None:
             settle_s = _SETTLE_S if delivers_late(folder) else 0.0
-        self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s)
-
+        self._settle_s = settle_s
         self._change = threading.Condition()  # guards what follows
         self._queue: deque[_Job] = deque()  # the first one is being copied
         self._failed: list[_Job] = []
@@ -113,6 +119,11 @@ class CheckpointStore:
         for used in (self.folder, self.scratch):
             with file_errors(used, "create"):
                 used.mkdir(parents=True, exist_ok=True)
+        self._room = Room(self.folder, gives_back=gives_back) if keeps_trash(self.folder) else None
+        self._shelf = Shelf(
+            self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s, room=self._room
+        )
+        self._pruning = threading.Lock()
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
         seen = list_generations(self.folder) + list_generations(self.scratch)
@@ -195,6 +206,50 @@ class CheckpointStore:
             raise CheckpointError(f"keep_last is {last}.", "Keep at least 1 checkpoint.")
         self._shelf.keep_last = last
 
+    @property
+    def gives_back(self) -> bool | None:
+        """Whether emptied files give their room back on this Drive; None while that is not known, and elsewhere."""
+        return self._room.gives_back if self._room is not None else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the generations of this run take in the folder, by their sizes: it comes free when they are emptied."""
+        found: dict[str, int] = {}
+        for name in list_generations(self.folder):
+            try:
+                generation = read_generation(self.folder, name)
+            except NotWhole:
+                continue
+            if generation.timeline == self.timeline and not generation.keep:
+                found |= {entry.path: entry.bytes for entry in generation.files}
+        return sum(found.values())
+
+    def wait_for_room(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """On a Drive with a trash, let old generations go until so many bytes are surely free.
+
+        Returns:
+            Whether they are; True elsewhere, where nobody waits.
+        """
+        if self._room is None or self._room.left is None:
+            return True
+        until = time.monotonic() + self._settle_s + 2 * _LOOK_S
+        told = False
+        while True:
+            self._prune()
+            self._look()
+            if self._room.left >= needed:
+                return True
+            if self.gives_back is False or time.monotonic() > until or stopped():
+                return False
+            if not told:
+                told = True
+                self._report(
+                    f"Waiting for Drive: {size_in_words(needed)} are needed, {size_in_words(self._room.left)} are "
+                    "surely free; an older checkpoint is about to go."
+                )
+            with self._change:
+                self._change.wait(timeout=min(10.0, self._settle_s + 0.05))
+
     def can_carry(self, role: str) -> bool:
         """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
         with self._change:
@@ -248,7 +303,9 @@ class CheckpointStore:
             carried = [replace(self._latest[role], carried=True) for role in snapshot.carried]
         try:
             written = self._write_files(name, snapshot)
-            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep)
+            job = _Job(
+                name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes
+            )
             write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
         except DriveError as err:
             shutil.rmtree(self.scratch / name, ignore_errors=True)
@@ -373,11 +430,17 @@ class CheckpointStore:
                 while not self._queue:
                     if self._closed:
                         return
-                    woken = self._change.wait(timeout=self._retry_s if self._failed else None)
-                    if not woken:
-                        self._queue.extend(self._failed)
-                        self._failed = []
-                job = self._queue[0]
+                    if not self._change.wait(timeout=self._pause_s()):
+                        break
+                if not self._queue:
+                    self._queue.extend(self._failed)
+                    self._failed = []
+                job = self._queue[0] if self._queue else None
+            if job is None:
+                if self._something_may_go():
+                    self._prune()
+                self._look()
+                continue
             problem = self._deliver(job)
             with self._change:
                 job.problem = problem
@@ -387,10 +450,17 @@ class CheckpointStore:
                     (self._dropped if newer and not job.keep else self._failed).append(job)
                 self._change.notify_all()
 
+    def _pause_s(self) -> float | None:
+        """How long the thread sleeps when nothing is queued."""
+        if self._failed:
+            return self._retry_s
+        return None if self._room is None else _LOOK_S
+
     def _deliver(self, job: _Job) -> FastSDError | None:
         """Put one generation on the mount; failures are reported and returned, never raised."""
         try:
             self._discard_dropped()
+            self._make_room(job)
             self._put(job)
         except (DriveError, VerificationFailed, CheckpointError) as err:
             self._report_once(
@@ -406,12 +476,54 @@ class CheckpointStore:
         if self._reported - {"local", "prune"}:
             self._report(f"Checkpoint {describe(job.name)} is in {self.folder}: copying works again.")
         self._reported.clear()
-        try:
-            self._shelf.prune(busy=self._busy(), wanted=self._wanted())
-        except DriveError as err:
-            self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
+        if self._room is not None:
+            self._room.saved()
+        self._prune()
+        self._look()
         self._free_local()
         return None
+
+    def _something_may_go(self) -> bool:
+        with contextlib.suppress(DriveError):
+            return len(list_generations(self.folder)) > self._shelf.keep_last
+        return False
+
+    def _look(self) -> None:
+        """Look how much is free on a Drive with a trash, and say so when it turns out to give nothing back."""
+        if self._room is None:
+            return
+        known = self._room.gives_back
+        with self._pruning:
+            self._room.look()
+        if self._room.gives_back is False and known is not False:
+            self._report(
+                "Emptied checkpoints have not given their room back on this Drive: from here on every checkpoint that "
+                "was ever written counts, and what does not fit stays on this machine. Empty the trash to get room "
+                "(drive.google.com/drive/trash)."
+            )
+
+    def _prune(self) -> None:
+        try:
+            with self._pruning:
+                self._shelf.prune(busy=self._busy(), wanted=self._wanted())
+        except DriveError as err:
+            self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
+
+    def _make_room(self, job: _Job) -> None:
+        """On a Drive with a trash, refuse what there is not surely room for, beside what must come later."""
+        if self._room is None:
+            return
+        self._prune()  # one that was too young to go after the last save may be old enough now
+        self._look()
+        left = self._room.left
+        needed = sum(entry.bytes for entry in job.files if self._shelf.find(entry) is None)
+        if left is None or needed + job.spare_bytes <= left:
+            return
+        spare = f" and {size_in_words(job.spare_bytes)} beside it for the end of the run" if job.spare_bytes else ""
+        raise DiskFull(
+            f"{size_in_words(left)} are surely free on Drive, and it takes {size_in_words(needed)}{spare}.",
+            "Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to get room.",
+        )
 
     def _put(self, job: _Job) -> None:
         if (self.folder / job.name / MANIFEST).exists():
