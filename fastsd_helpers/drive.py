@@ -1,4 +1,4 @@
-"""Google Drive (My Drive and Shared drives), and what is special about it: mounting, late delivery, trash, verified copies.
+"""Google Drive (My Drive and Shared drives), and what is special about it: mounting, late delivery, trash, copies.
 
 Only this module and `runtime` know that Colab exists.
 """

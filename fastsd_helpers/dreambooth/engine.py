@@ -20,7 +20,8 @@ from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage, load_dataset, recorded_images
 from fastsd_helpers.dreambooth.live import scratch_folder
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
-from fastsd_helpers.dreambooth.plan import Plan, plan_run
+from fastsd_helpers.dreambooth.outlook import counts_of
+from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot
@@ -120,6 +121,7 @@ def _open_store(session: Session, report: Report, *, restart: bool) -> Checkpoin
         scratch=scratch_folder(session),
         report=lambda sentence: report(Progress(message=sentence)),
         timeline=str(number),
+        gives_back=session.record.get("drive_gives_back"),
     )
 
 
@@ -175,6 +177,7 @@ class _Run:
             {stage.name: self.studio.trained_count_of(stage.name) for stage in self.stages},
             finish.export_bytes(self.base, self.studio),
             session.folder,
+            standing=self._standing(),
         )
         self.config = self.plan.config
         self.store.keep(self.config.keep_last)
@@ -182,6 +185,7 @@ class _Run:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}
+        self.seconds_per_step = dict(record.get("seconds_per_step") or {})
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
@@ -195,6 +199,17 @@ class _Run:
                 raise
             hint = "If it lies elsewhere now, say where with --base-model: the same weights are the same model."
             raise ModelNotFound(err.problem, f"{hint} {err.hint}") from err
+
+    def _standing(self) -> Standing:
+        """What bears on the plan beside the settings."""
+        counts = counts_of(self.base.spec, self.base.folder)
+        return Standing(
+            done={stage.name: self._finished_steps(stage) for stage in self.stages},
+            held_bytes=self.store.held_bytes,
+            gives_back=self.store.gives_back,
+            seconds_per_step=self.session.record.get("seconds_per_step") or {},
+            lora=counts.lora(self.config.lora_rank) if counts else {},
+        )
 
     def say(self, message: str) -> None:
         """Tell the user one sentence."""
@@ -275,6 +290,7 @@ class _Run:
                 self._train_stage(stage, done, stop, lock)
         for problem in self.store.flush():
             self.say(problem)
+        self.store.wait_for_room(self.plan.export_bytes, stopped=stop.is_set)
         fault_point("finish.begin")
         result = finish.finish_run(
             self.session,
@@ -382,7 +398,8 @@ class _Run:
             losses.append(loss)
             self.history[stage.name] = torch.tensor(losses)
             finished, last = step + 1, step + 1 == steps
-            seconds_left = (time.monotonic() - began) / (finished - done) * (steps - finished)
+            self.seconds_per_step[stage.name] = (time.monotonic() - began) / (finished - done)
+            seconds_left = self.seconds_per_step[stage.name] * (steps - finished)
             self._report(Progress(stage.name, finished, steps, loss, seconds_left))
             self.board.add(f"loss/{stage.name}", loss, offset + finished)
             self.board.add(f"lr/{stage.name}", lr, offset + finished)
@@ -435,12 +452,15 @@ class _Run:
             "best": self.best,
             **rest,
         }
-        self.store.save(
-            Snapshot(stage.name, step, {**tensors, "history": self.history}, record, carried=tuple(carried))
-        )
+        last = step == self._steps_of(stage)
+        spare_bytes = self.plan.spare_bytes(stage.name, last=last, gives_back=self.store.gives_back)
+        tensors["history"] = self.history
+        self.store.save(Snapshot(stage.name, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes))
         problem = self.session.save_if_possible(
             progress={"stage": stage.name, "step": step, "steps": self._steps_of(stage)},
             checkpoints=self.store.generations(),
+            seconds_per_step=self.seconds_per_step,
+            **({} if self.store.gives_back is None else {"drive_gives_back": self.store.gives_back}),
         )
         if problem:
             self.say(problem)

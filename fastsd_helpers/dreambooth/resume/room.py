@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.errors import DriveError
-from fastsd_helpers.files import free_bytes
+from fastsd_helpers.errors import DiskFull, DriveError
+from fastsd_helpers.files import free_bytes, size_in_words
 
 __all__ = ["Room"]
 
@@ -104,6 +104,25 @@ class Room:
         if self._reported is None:
             return None
         return max(0, self._reported - sum(debt.bytes for debt in self._debts))
+
+    def check(self, needed: int, spare: int) -> None:
+        """Refuse what there is not surely room for; a mount that never answered refuses nothing.
+
+        Args:
+            needed: bytes to be written.
+            spare: bytes that must be free beside them.
+
+        Raises:
+            DiskFull: with both figures.
+        """
+        left = self.left
+        if left is None or needed + spare <= left:
+            return
+        beside = f", and {size_in_words(spare)} must stay free for the end of the run" if spare else ""
+        raise DiskFull(
+            f"{size_in_words(left)} are surely free on Drive, it takes {size_in_words(needed)}{beside}.",
+            "Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to get room.",
+        )
 
     @contextlib.contextmanager
     def writing(self, count: int) -> Iterator[None]:

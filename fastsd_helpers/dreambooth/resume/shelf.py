@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.dreambooth.resume.generation import (
     MANIFEST,
@@ -25,6 +26,7 @@ from fastsd_helpers.dreambooth.resume.generation import (
     list_generations,
     parse_name,
     read_generation,
+    summary_row,
     verify_files,
 )
 from fastsd_helpers.dreambooth.resume.room import Room
@@ -81,6 +83,33 @@ class Shelf:
         """Say whether a file with this content was verified in the folder, during this run or at its start."""
         with self._lock:
             return bool(self._places.get(sha256))
+
+    def held_bytes(self) -> int:
+        """What this timeline's generations take, by their manifests; those that are kept for good not counted."""
+        found: dict[str, int] = {}
+        for name in list_generations(self.folder):
+            generation = self._manifest_of(name)
+            if isinstance(generation, Generation) and generation.timeline == self._timeline and not generation.keep:
+                found |= {entry.path: entry.bytes for entry in generation.files}
+        return sum(found.values())
+
+    def rows(self, *, but: set[str], verify: bool) -> list[dict[str, Any]]:
+        """One line for each generation in the folder, those excepted that are named; see CheckpointStore.generations."""
+        rows = []
+        shared: set[str] = set()
+        for name in list_generations(self.folder):
+            if name in but:
+                continue
+            try:
+                generation = read_generation(self.folder, name)
+                verify_files(generation, hashes=verify)
+            except NotWhole as err:
+                if name not in shared:  # else a pruned one, of which only the files that newer ones carry are left
+                    rows.append(summary_row(name, (), False, state=str(err)))
+                continue
+            shared |= {entry.path.partition("/")[0] for entry in generation.files}
+            rows.append(summary_row(name, generation.files, generation.keep, state="whole"))
+        return rows
 
     def _size_of(self, path: str) -> int | None:
         try:
@@ -202,9 +231,7 @@ class Shelf:
 
     def _led_to(self, needed: set[str]) -> set[str]:
         """Files that somebody has put a link to in place of a needed one."""
-        targets = {
-            os.path.realpath(self.folder / path) for path in needed if os.path.islink(self.folder / path)
-        }
+        targets = {os.path.realpath(self.folder / path) for path in needed if os.path.islink(self.folder / path)}
         if not targets:
             return set()
         home = os.path.realpath(self.folder)

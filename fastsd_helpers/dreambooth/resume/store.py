@@ -7,8 +7,6 @@ the scratch folder, where a new process on the same machine finds it.
 
 import contextlib
 import logging
-import os
-import shutil
 import threading
 import time
 from collections import deque
@@ -30,15 +28,15 @@ from fastsd_helpers.dreambooth.resume.generation import (
     parse_name,
     read_generation,
     role_problem,
-    save_tensors,
     summary_row,
     verify_files,
 )
 from fastsd_helpers.dreambooth.resume.room import Room
+from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
 from fastsd_helpers.drive import delivers_late, keeps_trash
-from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
-from fastsd_helpers.files import check_room, file_errors, sha256_of, size_in_words, write_atomic
+from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.files import file_errors, size_in_words, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["CheckpointStore"]
@@ -112,7 +110,6 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._latest: dict[str, FileEntry] = {}  # role -> its file in the newest generation
-        self._local: dict[str, Path] = {}  # sha256 -> its file in scratch
         self._reported: set[str] = set()
         self._local_problem: str | None = None
 
@@ -120,9 +117,8 @@ class CheckpointStore:
             with file_errors(used, "create"):
                 used.mkdir(parents=True, exist_ok=True)
         self._room = Room(self.folder, gives_back=gives_back) if keeps_trash(self.folder) else None
-        self._shelf = Shelf(
-            self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s, room=self._room
-        )
+        self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s, room=self._room)
+        self._local = Scratch(self.scratch)
         self._pruning = threading.Lock()
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
@@ -165,7 +161,7 @@ class CheckpointStore:
                     passed_over.append(f"Checkpoint {describe(name)} {err}")
         if chosen is not None:
             self._go_on_from(chosen, is_local=chosen.name in local)
-        self._clear_scratch(keep=set(self._local.values()))
+        self._local.clear()
         going_on = f"going on from {describe(chosen.name)}" if chosen else "starting from the beginning"
         return chosen, [f"{sentence}; {going_on}." for sentence in passed_over]
 
@@ -175,14 +171,12 @@ class CheckpointStore:
         if not is_local or self._is_on_mount(generation.name):
             self._shelf.remember(generation)
             return
-        paths = {entry.sha256: generation.find(entry) for entry in generation.files}
-        local = {sha256: path for sha256, path in paths.items() if path.is_relative_to(self.scratch)}
+        local = self._local.adopt(generation)
         self._shelf.remember_files(entry for entry in generation.files if entry.sha256 not in local)
         self._report(
             f"Checkpoint {describe(generation.name)} was found on this machine; it is copied to {self.folder}."
         )
         with self._change:
-            self._local = local
             self._queue.append(_Job(generation.name, generation.files, generation.record, generation.keep))
             self._start_thread()
 
@@ -193,12 +187,6 @@ class CheckpointStore:
             logger.debug("Checkpoint %s %s.", name, err)
             return False
         return True
-
-    def _clear_scratch(self, *, keep: set[Path]) -> None:
-        needed = {path.parent for path in keep}
-        for left_over in self.scratch.iterdir():
-            if left_over not in needed and (parse_name(left_over.name) or left_over.name == "loaded"):
-                shutil.rmtree(left_over, ignore_errors=True)
 
     def keep(self, last: int) -> None:
         """Change how many whole generations are kept from here on."""
@@ -214,39 +202,20 @@ class CheckpointStore:
     @property
     def held_bytes(self) -> int:
         """What the generations of this run take in the folder, by their sizes: it comes free when they are emptied."""
-        found: dict[str, int] = {}
-        for name in list_generations(self.folder):
-            try:
-                generation = read_generation(self.folder, name)
-            except NotWhole:
-                continue
-            if generation.timeline == self.timeline and not generation.keep:
-                found |= {entry.path: entry.bytes for entry in generation.files}
-        return sum(found.values())
+        return self._shelf.held_bytes()
 
-    def wait_for_room(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """On a Drive with a trash, let old generations go until so many bytes are surely free.
-
-        Returns:
-            Whether they are; True elsewhere, where nobody waits.
-        """
-        if self._room is None or self._room.left is None:
-            return True
+    def wait_for_room(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
+        """On a Drive with a trash, let old generations go until so many bytes are surely free, or some minutes long."""
         until = time.monotonic() + self._settle_s + 2 * _LOOK_S
         told = False
-        while True:
+        while self._room is not None and self._room.left is not None:
             self._prune()
             self._look()
-            if self._room.left >= needed:
-                return True
-            if self.gives_back is False or time.monotonic() > until or stopped():
-                return False
+            if self._room.left >= needed or self.gives_back is False or time.monotonic() > until or stopped():
+                return
             if not told:
                 told = True
-                self._report(
-                    f"Waiting for Drive: {size_in_words(needed)} are needed, {size_in_words(self._room.left)} are "
-                    "surely free; an older checkpoint is about to go."
-                )
+                self._report(f"Waiting until an older checkpoint has made room on Drive: {size_in_words(needed)}.")
             with self._change:
                 self._change.wait(timeout=min(10.0, self._settle_s + 0.05))
 
@@ -254,7 +223,7 @@ class CheckpointStore:
         """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
         with self._change:
             entry = self._latest.get(role)
-        return entry is not None and (self._local_copy(entry) is not None or self._shelf.find(entry) is not None)
+        return entry is not None and (self._local.find(entry) is not None or self._shelf.find(entry) is not None)
 
     def generations(self, *, verify: bool = False) -> list[dict[str, Any]]:
         """List the generations, oldest first, those still being copied included.
@@ -266,19 +235,7 @@ class CheckpointStore:
         with self._change:
             jobs = {job.name: job for job in [*self._queue, *self._failed]}
         rows = [summary_row(job.name, job.files, job.keep, state="copying") for job in jobs.values()]
-        shared: set[str] = set()
-        for name in list_generations(self.folder):
-            if name in jobs:
-                continue
-            try:
-                generation = read_generation(self.folder, name)
-                verify_files(generation, hashes=verify)
-            except NotWhole as err:
-                if name not in shared:  # else a pruned one, of which only the files that newer ones carry are left
-                    rows.append(summary_row(name, (), False, state=str(err)))
-                continue
-            shared |= {entry.path.partition("/")[0] for entry in generation.files}
-            rows.append(summary_row(name, generation.files, generation.keep, state="whole"))
+        rows += self._shelf.rows(but=set(jobs), verify=verify)
         return sorted(rows, key=lambda row: (row["seq"], row["name"]))
 
     # ---------------------------------------------------------------------------------------------- save
@@ -302,20 +259,18 @@ class CheckpointStore:
         with self._change:
             carried = [replace(self._latest[role], carried=True) for role in snapshot.carried]
         try:
-            written = self._write_files(name, snapshot)
-            job = _Job(
-                name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes
-            )
+            written = self._local.write(name, snapshot)
+            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes)
             write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
         except DriveError as err:
-            shutil.rmtree(self.scratch / name, ignore_errors=True)
+            self._local.discard(name)
             self._local_problem = f"Checkpoint {describe(name)} was not saved: {err.problem}"
             self._report_once("local", f"{self._local_problem} The training goes on. {err.hint}")
             return None
         with self._change:
             self._local_problem = None
             self._latest = {entry.role: entry for entry in job.files}
-            self._local.update({entry.sha256: self.scratch / entry.path for entry in written})
+            self._local.hold(written)
             # An older one that could not be copied is superseded; its files stay as long as this one needs them.
             self._dropped += [failed for failed in self._failed if not failed.keep]
             self._queue.extend([*(failed for failed in self._failed if failed.keep), job])
@@ -358,7 +313,7 @@ class CheckpointStore:
         for problem in problems:
             self._report(problem)
         if not problems:
-            self._clear_scratch(keep=set())
+            self._local.clear(everything=True)
 
     def _check(self, snapshot: Snapshot) -> None:
         if self._closed:
@@ -393,22 +348,6 @@ class CheckpointStore:
                         f"Checkpoint {describe(waiting[-1].name)} is given up for a newer one: "
                         f"{self.folder} has taken nothing for {self._patience_s:.0f} s."
                     )
-
-    def _write_files(self, name: str, snapshot: Snapshot) -> list[FileEntry]:
-        target = self.scratch / name
-        roles = snapshot.tensors.items()
-        needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
-        check_room(self.scratch, needed, "a checkpoint", hint="Make room on this machine's own disk.")
-        with file_errors(target, "create"):
-            target.mkdir()
-        written = []
-        for role, tensors in roles:
-            path = target / f"{role}.safetensors"
-            save_tensors(tensors, path)
-            size, sha256 = path.stat().st_size, sha256_of(path)
-            fault_point("checkpoint.hash")
-            written.append(FileEntry(role, f"{name}/{path.name}", size, sha256, carried=False))
-        return written
 
     def _manifest(self, job: _Job, files: tuple[FileEntry, ...]) -> bytes:
         seq, stage, step = parse_name(job.name)
@@ -480,7 +419,7 @@ class CheckpointStore:
             self._room.saved()
         self._prune()
         self._look()
-        self._free_local()
+        self._local.free(wanted=self._wanted(), is_there=self._shelf.was_put)
         return None
 
     def _something_may_go(self) -> bool:
@@ -515,15 +454,8 @@ class CheckpointStore:
             return
         self._prune()  # one that was too young to go after the last save may be old enough now
         self._look()
-        left = self._room.left
         needed = sum(entry.bytes for entry in job.files if self._shelf.find(entry) is None)
-        if left is None or needed + job.spare_bytes <= left:
-            return
-        spare = f" and {size_in_words(job.spare_bytes)} beside it for the end of the run" if job.spare_bytes else ""
-        raise DiskFull(
-            f"{size_in_words(left)} are surely free on Drive, and it takes {size_in_words(needed)}{spare}.",
-            "Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to get room.",
-        )
+        self._room.check(needed, job.spare_bytes)
 
     def _put(self, job: _Job) -> None:
         if (self.folder / job.name / MANIFEST).exists():
@@ -533,7 +465,7 @@ class CheckpointStore:
         files = self._shelf.put(
             job.name,
             job.files,
-            local=self._local_copy,
+            local=self._local.find,
             manifest=lambda placed: self._manifest(job, placed),
         )
         with self._change:
@@ -560,35 +492,6 @@ class CheckpointStore:
         with self._change:
             jobs = [*self._queue, *self._failed]
             return {entry.sha256 for files in (self._latest.values(), *(job.files for job in jobs)) for entry in files}
-
-    def _local_copy(self, entry: FileEntry) -> Path | None:
-        with self._change:
-            path = self._local.get(entry.sha256)
-        return path if path is not None and path.is_file() else None
-
-    def _free_local(self) -> None:
-        """Remove the local copies of what is on the mount; the rest may have to be copied again."""
-        wanted = self._wanted()
-        with self._change:
-            freed = {
-                sha256: path
-                for sha256, path in self._local.items()
-                if sha256 not in wanted or self._shelf.was_put(sha256)
-            }
-            for sha256 in freed:
-                del self._local[sha256]
-            needed = {path.parent for path in self._local.values()}
-        for path in freed.values():
-            try:
-                if path.parent not in needed:
-                    (path.parent / MANIFEST).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-                if not os.listdir(path.parent):
-                    path.parent.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError as err:
-                logger.warning("The local copy %s could not be removed: %s.", path, err)
 
     def _report_once(self, kind: str, sentence: str) -> None:
         if kind not in self._reported:
