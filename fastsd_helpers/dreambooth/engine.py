@@ -288,9 +288,9 @@ class _Run:
             done = self._finished_steps(stage)
             if done < self._steps_of(stage):
                 self._train_stage(stage, done, stop, lock)
-        for problem in self.store.flush():
+        for problem in self.store.flush_for(self.plan.export_bytes, stopped=stop.is_set):
             self.say(problem)
-        self.store.wait_for_room(self.plan.export_bytes, stopped=stop.is_set)
+        self.session.save_if_possible(**self._learned_of_drive())
         fault_point("finish.begin")
         result = finish.finish_run(
             self.session,
@@ -460,13 +460,17 @@ class _Run:
             progress={"stage": stage.name, "step": step, "steps": self._steps_of(stage)},
             checkpoints=self.store.generations(),
             seconds_per_step=self.seconds_per_step,
-            **({} if self.store.gives_back is None else {"drive_gives_back": self.store.gives_back}),
+            **self._learned_of_drive(),
         )
         if problem:
             self.say(problem)
         with contextlib.suppress(OSError):  # the plot is drawn again at the next checkpoint
             self.board.hand_over()
             plot_losses(self.history, self.held_out, self.session.logs / "loss.png", label=self.studio.held_out_label)
+
+    def _learned_of_drive(self) -> dict[str, bool]:
+        known = self.store.gives_back
+        return {} if known is None else {"drive_gives_back": known}
 
     def _stop(self, stage: Stage, job: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:

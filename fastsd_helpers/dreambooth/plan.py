@@ -59,7 +59,8 @@ class Plan:
     peak_bytes: int = 0  # taken at a time at most, what is there already included
     lora_line: str = ""  # what training a LoRA instead would cost
     stage_steps: dict[str, int] = field(default_factory=dict)
-    tight: bool = False  # the finished file has room only once an older checkpoint is gone
+    room_for_one: bool = True  # for the last checkpoint of each stage, beside the finished file
+    bounded: bool = True  # what is kept and the one on its way have room together
 
     def lines(self) -> list[str]:
         """The plan, one sentence a line."""
@@ -96,10 +97,8 @@ class Plan:
             last: whether it is the stage's last one.
             gives_back: whether emptied ones are known to give their room back; if not, every one counts.
         """
-        if gives_back and self.tight:
-            return _MARGIN
-        if gives_back:
-            return self.export_bytes + _MARGIN
+        if gives_back and (self.bounded or last):  # the finished file takes the place of an older one
+            return _MARGIN + (0 if self.room_for_one else self.export_bytes)
         names = list(self.generation_bytes)
         ends = names[names.index(stage) + (1 if last else 0) :]
         return sum(self.generation_bytes[name] for name in ends) + self.export_bytes + _MARGIN
@@ -218,7 +217,8 @@ def plan_run(
         peak_bytes=needs.peak(keep_last, written),
         lora_line=_compare_lora(config, needs, standing.lora),
         stage_steps=dict(stages),
-        tight=not needs.fits(keep_last) and keep_last == 1 and needs.fits_in_turn(),
+        room_for_one=needs.has_room_for_one,
+        bounded=needs.bounded(keep_last),
     )
 
 
@@ -266,6 +266,10 @@ class _Needs:
         room = self.room + self.export
         return self.emptied and self.needed(1) <= room and self.largest + self.carried + self.export <= room
 
+    def bounded(self, keep_last: int) -> bool:
+        """Whether any number of checkpoints can be made, one after the other."""
+        return self.fits(keep_last) or (keep_last == 1 and self.fits_in_turn())
+
     def saves(self, every: int) -> list[tuple[str, int]]:
         """The checkpoints that are still to be written, as (stage, step)."""
         return [
@@ -304,7 +308,7 @@ def _choose_save_every(needs: _Needs, keep_last: int) -> tuple[int, str]:
     wanted = max(1, -(-longest // _SAVES_WANTED))
     if not needs.has_room_for_one:
         return 0, _no_room_line(needs, wanted)
-    bounded = needs.fits(keep_last) or (keep_last == 1 and needs.fits_in_turn())
+    bounded = needs.bounded(keep_last)
     if not needs.all_count:
         if bounded:
             return wanted, f"A checkpoint every {_steps(wanted)}."

@@ -34,7 +34,7 @@ class Room:
     Args:
         folder: any folder of it.
         gives_back: what is known from before: whether emptied files give their room back.
-        lag_s: how late a report may be.
+        lag_s: how late a report may be; by default ten minutes.
         clock: monotonic seconds.
 
     Attributes:
@@ -47,11 +47,11 @@ class Room:
         folder: Path,
         *,
         gives_back: bool | None = None,
-        lag_s: float = _LAG_S,
+        lag_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gives_back = gives_back
-        self._folder, self._lag_s, self._clock = folder, lag_s, clock
+        self._folder, self.lag_s, self._clock = folder, _LAG_S if lag_s is None else lag_s, clock
         self._reported: int | None = None
         self._changed_at = float("-inf")
         self._debts: list[_Debt] = []
@@ -81,7 +81,7 @@ class Room:
         self._reported = free
         # Written and given back between two reports, it is never seen to sink. A report that has moved since and is
         # old enough has it in; one that never moves says nothing.
-        seen = [debt for debt in self._debts if debt.at < self._changed_at and now - debt.at > self._lag_s]
+        seen = [debt for debt in self._debts if debt.at < self._changed_at and now - debt.at > self.lag_s]
         for debt in seen:
             self._debts.remove(debt)
             self._note_returned(debt.bytes)
@@ -150,9 +150,7 @@ class Room:
         if not self._emptied:
             return
         now = self._clock()
-        due = sum(
-            size for size, at, saves in self._emptied if self._saves - saves >= _SAVES and now - at >= self._lag_s
-        )
+        due = sum(size for size, at, saves in self._emptied if self._saves - saves >= _SAVES and now - at >= self.lag_s)
         if self._returned >= max(self._emptied[0][0], due) / 2:
             self.gives_back = True
         elif due:

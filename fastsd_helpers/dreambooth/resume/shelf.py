@@ -84,6 +84,15 @@ class Shelf:
         with self._lock:
             return bool(self._places.get(sha256))
 
+    def is_whole(self, name: str) -> bool:
+        """Whether a generation is whole in the folder itself, hashes included."""
+        try:
+            verify_files(read_generation(self.folder, name))
+        except NotWhole as err:
+            logger.debug("Checkpoint %s %s.", name, err)
+            return False
+        return True
+
     def held_bytes(self) -> int:
         """What this timeline's generations take, by their manifests; those that are kept for good not counted."""
         found: dict[str, int] = {}
@@ -94,7 +103,7 @@ class Shelf:
         return sum(found.values())
 
     def rows(self, *, but: set[str], verify: bool) -> list[dict[str, Any]]:
-        """One line for each generation in the folder, those excepted that are named; see CheckpointStore.generations."""
+        """One line for each generation there but for those named; see CheckpointStore.generations."""
         rows = []
         shared: set[str] = set()
         for name in list_generations(self.folder):
@@ -288,7 +297,8 @@ class Shelf:
             spared: paths that are only removed; None for all.
         """
         folder = self.folder / name
-        empties = self._room is not None and spared is not None and not folder.is_symlink()
+        linked = folder.is_symlink() or self.folder.is_symlink()  # then it may be somebody else's too
+        empties = self._room is not None and spared is not None and not linked
         with file_errors(folder, "remove"):
             # The manifest first: a deletion that is cut must not leave what looks whole.
             for file in sorted(os.listdir(folder), key=lambda file: file != MANIFEST):

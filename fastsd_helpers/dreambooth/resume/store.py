@@ -35,8 +35,8 @@ from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
 from fastsd_helpers.drive import delivers_late, keeps_trash
-from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError, VerificationFailed
-from fastsd_helpers.files import file_errors, size_in_words, write_atomic
+from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["CheckpointStore"]
@@ -119,7 +119,7 @@ class CheckpointStore:
         self._room = Room(self.folder, gives_back=gives_back) if keeps_trash(self.folder) else None
         self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s, room=self._room)
         self._local = Scratch(self.scratch)
-        self._pruning = threading.Lock()
+        self._pruning, self._told_kept = threading.Lock(), gives_back is False
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
         seen = list_generations(self.folder) + list_generations(self.scratch)
@@ -168,7 +168,7 @@ class CheckpointStore:
     def _go_on_from(self, generation: Generation, *, is_local: bool) -> None:
         with self._change:
             self._latest = {entry.role: entry for entry in generation.files}
-        if not is_local or self._is_on_mount(generation.name):
+        if not is_local or self._shelf.is_whole(generation.name):
             self._shelf.remember(generation)
             return
         local = self._local.adopt(generation)
@@ -179,14 +179,6 @@ class CheckpointStore:
         with self._change:
             self._queue.append(_Job(generation.name, generation.files, generation.record, generation.keep))
             self._start_thread()
-
-    def _is_on_mount(self, name: str) -> bool:
-        try:
-            verify_files(read_generation(self.folder, name))
-        except NotWhole as err:
-            logger.debug("Checkpoint %s %s.", name, err)
-            return False
-        return True
 
     def keep(self, last: int) -> None:
         """Change how many whole generations are kept from here on."""
@@ -204,20 +196,29 @@ class CheckpointStore:
         """What the generations of this run take in the folder, by their sizes: it comes free when they are emptied."""
         return self._shelf.held_bytes()
 
-    def wait_for_room(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> None:
-        """On a Drive with a trash, let old generations go until so many bytes are surely free, or some minutes long."""
-        until = time.monotonic() + self._settle_s + 2 * _LOOK_S
-        told = False
-        while self._room is not None and self._room.left is not None:
+    def flush_for(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> list[str]:
+        """As `flush`; on a Drive with a trash, also let old generations go until so many bytes are surely free.
+
+        That takes as long as the newest needs to settle and Drive to report; then it is given up.
+        """
+        problems = self.flush()
+        room, began, told = self._room, time.monotonic(), False
+        while room is not None and room.left is not None and not stopped():
             self._prune()
             self._look()
-            if self._room.left >= needed or self.gives_back is False or time.monotonic() > until or stopped():
-                return
+            waiting = any(isinstance(job.problem, DiskFull) for job in self._failed)
+            if waiting:
+                problems = self.flush()
+            elif room.left >= needed:
+                break
+            if room.gives_back is False or time.monotonic() - began > self._settle_s + room.lag_s:
+                break
             if not told:
                 told = True
-                self._report(f"Waiting until an older checkpoint has made room on Drive: {size_in_words(needed)}.")
+                self._report("Waiting until an older checkpoint has made room on Drive.")
             with self._change:
-                self._change.wait(timeout=min(10.0, self._settle_s + 0.05))
+                self._change.wait(timeout=min(_LOOK_S, self._settle_s + 0.05))
+        return problems
 
     def can_carry(self, role: str) -> bool:
         """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
@@ -431,10 +432,10 @@ class CheckpointStore:
         """Look how much is free on a Drive with a trash, and say so when it turns out to give nothing back."""
         if self._room is None:
             return
-        known = self._room.gives_back
         with self._pruning:
             self._room.look()
-        if self._room.gives_back is False and known is not False:
+        if self._room.gives_back is False and not self._told_kept:
+            self._told_kept = True
             self._report(
                 "Emptied checkpoints have not given their room back on this Drive: from here on every checkpoint that "
                 "was ever written counts, and what does not fit stays on this machine. Empty the trash to get room "
