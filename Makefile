@@ -2,6 +2,7 @@
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
+# make release    wheel, zip and notebooks into dist/, checked (needs no network)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
 #
 # Everything is installed into .venv in this folder. PyTorch is installed first and on its own, so that no other
@@ -20,7 +21,7 @@ WIDGETS7 := .venv-ipywidgets7
 # And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
 LAB3 := .venv-jupyterlab3
 
-.PHONY: lock setup demo test test-all test-paths check style
+.PHONY: lock release setup demo test test-all test-paths check style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -60,6 +61,10 @@ test-paths: setup
 
 lock: setup
 	$(BIN)/python scripts/make_lock.py
+
+release: setup
+	@$(BIN)/python scripts/write_first_cells.py
+	$(BIN)/python scripts/make_release.py $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "To put this right: make style"; exit 1; }

@@ -58,7 +58,9 @@ _CAMERA_CODE = re.compile(
 _UUID = re.compile(r"[0-9a-f]{8}[-_ ]?(?:[0-9a-f]{4}[-_ ]?){3}[0-9a-f]{12}", re.IGNORECASE)
 
 
-def resolve_prompt(file_name: str, caption: str | None, *, instance_prompt: str | None, session_name: str) -> str:
+def resolve_prompt(
+    file_name: str, caption: str | None, *, instance_prompt: str | None, session_name: str, words: str | None = None
+) -> str:
     """Decide which words a picture is trained with.
 
     The first of these that has any words: the picture's own caption (its .txt), which is the exact prompt; the
@@ -69,11 +71,12 @@ def resolve_prompt(file_name: str, caption: str | None, *, instance_prompt: str 
         caption: text of the .txt beside it, or None.
         instance_prompt: one prompt for all pictures, or None when it was left alone.
         session_name: the last resort; underscores become spaces.
+        words: what the name was found to say among those of its set ("" for nothing); None: what it says by itself.
     """
-    for candidate in (caption, instance_prompt, words_of(file_name)):
-        words = " ".join((candidate or "").split())
-        if words:
-            return words
+    for candidate in (caption, instance_prompt, words_of(file_name) if words is None else words):
+        plain = " ".join((candidate or "").split())
+        if plain:
+            return plain
     return words_of(session_name) or session_name
 
 

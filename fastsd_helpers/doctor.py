@@ -185,11 +185,12 @@ KNOWN_BAD = (
 )
 
 
-def examine(*, root: Path | None = None) -> Diagnosis:
+def examine(*, root: Path | None = None, kept: str = "sessions", folder: str = "") -> Diagnosis:
     """Look at this machine; nothing is changed, downloaded or sent.
 
     Args:
         root: the sessions folder whose disk is looked at; left alone, the usual one.
+        kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
     """
     device = describe_device()
     found = versions()
@@ -199,7 +200,7 @@ def examine(*, root: Path | None = None) -> Diagnosis:
         _look_at_python,
         lambda: _look_at_torch(device),
         lambda: _look_at_memory(device),
-        lambda: _look_at_disks(root),
+        lambda: _look_at_disks(root, kept, folder),
         _look_at_versions,
         _look_at_holes,
         _look_at_imported,
@@ -334,16 +335,16 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
         )
 
 
-def _look_at_disks(root: Path | None) -> Iterator[Finding]:
+def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -> Iterator[Finding]:
     here = free_bytes(Path.cwd())
     level = "warning" if here < _LITTLE_DISK else "ok"
     todo = "Delete what you no longer need on this machine." if level == "warning" else ""
     yield Finding(level, f"{here / 1e9:.1f} GB are free on this machine's disk.", todo)
-    folder, problem = _within(_MOUNT_S, lambda: sessions_root(root))
+    folder, problem = _within(_MOUNT_S, lambda: sessions_root().parents[1] / below if below else sessions_root(root))
     if problem is None and folder is not None:
         _there, problem = _within(_MOUNT_S, lambda: check_health(_first_existing(folder)))
     if problem is not None:
-        yield Finding("problem", f"The sessions folder does not answer: {problem[0]}", problem[1])
+        yield Finding("problem", f"The folder of {kept} does not answer: {problem[0]}", problem[1])
         return
     free = free_bytes(folder)
     on_drive = "MyDrive" in folder.parts or "Shareddrives" in folder.parts
@@ -352,18 +353,18 @@ def _look_at_disks(root: Path | None) -> Iterator[Finding]:
         yield Finding(
             "note",
             "Google Drive is not mounted: what is kept on this machine is lost with it.",
-            "Run the cell that opens the session: it asks for access.",
+            f"Run the cell that opens the folder of {kept}: it asks for access.",
         )
     if free < _LITTLE_DRIVE:
         yield Finding(
             "warning",
-            f"{free / 1e9:.1f} GB are free where sessions are kept ({folder}).",
-            "Delete old sessions and empty Drive's trash: deleted files count until then."
+            f"{free / 1e9:.1f} GB are free where {kept} are kept ({folder}).",
+            f"Delete old {kept} and empty Drive's trash: deleted files count until then."
             if on_drive
-            else "Delete old sessions.",
+            else f"Delete old {kept}.",
         )
     else:
-        yield Finding("ok", f"{free / 1e9:.1f} GB are free where sessions are kept ({folder}).")
+        yield Finding("ok", f"{free / 1e9:.1f} GB are free where {kept} are kept ({folder}).")
 
 
 def _first_existing(folder: Path) -> Path:

@@ -102,7 +102,8 @@ class SettingsError(FastSDError):
     """Settings out of range or contradicting each other; `problem` names every one of them.
 
     Attributes:
-        fields: setting's name -> what is wrong with it, so that a form can say it at the field.
+        fields: setting's name -> what is wrong with it, so that a form can say it at the field; "" -> what is wrong
+            with none of them alone.
     """
 
     def __init__(self, problem: str, hint: str = "", *, fields: Mapping[str, str] | None = None) -> None:

@@ -9,9 +9,21 @@ from typing import Any, Literal, TypeVar
 
 from fastsd_helpers.errors import SettingsError
 
-__all__ = ["Option", "check", "from_values", "option", "options_of", "parse_value", "to_values"]
+__all__ = [
+    "GIVEN",
+    "Option",
+    "check",
+    "from_values",
+    "given_names",
+    "option",
+    "options_of",
+    "parse_value",
+    "to_values",
+]
 
 Config = TypeVar("Config")
+
+GIVEN = "_given"  # attribute of settings that know which of them were given; no field, so it is neither shown nor saved
 
 
 @dataclass(frozen=True)
@@ -133,20 +145,19 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
     for sentence in extra:
         problems.append(sentence)
         name = _first_named(specs, sentence)
-        if name:
-            fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
+        fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
     if problems:
         raise SettingsError(f"{'; '.join(problems)}.", "Change the values named above and run again.", fields=fields)
 
 
-def _first_named(specs: list[Option], sentence: str) -> str | None:
-    """The setting that a sentence names first, by its name or its flag: there a form shows the sentence."""
+def _first_named(specs: list[Option], sentence: str) -> str:
+    """The setting that a sentence names first, by its name or its flag: there a form shows it; "" for none."""
     places = {}
     for spec in specs:
         found = re.search(rf"(?<![\w-])({re.escape(spec.flag)}|{re.escape(spec.name)})(?![\w-])", sentence)
         if found:
             places[spec.name] = found.start()
-    return min(places, key=lambda name: places[name]) if places else None
+    return min(places, key=lambda name: places[name], default="")
 
 
 def parse_value(spec: Option, text: str) -> Any:
@@ -167,12 +178,29 @@ def to_values(settings: Any) -> dict[str, Any]:
     return {spec.name: getattr(settings, spec.name) for spec in options_of(type(settings)) if not spec.secret}
 
 
-def from_values(settings: type[Config], values: dict[str, Any]) -> Config:
-    """Build settings from a saved dict; raises SettingsError for a name that does not exist."""
+def from_values(settings: type[Config], values: dict[str, Any], *, given: typing.Iterable[str] | None = None) -> Config:
+    """Build settings from a saved dict; raises SettingsError for a name that does not exist.
+
+    Args:
+        settings: the class.
+        values: name -> value.
+        given: which of them the user chose; left alone, all of them.
+    """
     known = {spec.name for spec in options_of(settings)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise SettingsError(
             f"Unknown setting {', '.join(unknown)}.", f"Settings of this step: {', '.join(sorted(known))}."
         )
-    return settings(**values)
+    config = settings(**values)
+    if given is not None and hasattr(config, GIVEN):
+        object.__setattr__(config, GIVEN, frozenset(given))
+    return config
+
+
+def given_names(settings: Any) -> frozenset[str]:
+    """Which settings were given; for a class that does not note it, those that differ from their defaults."""
+    noted = getattr(settings, GIVEN, None)
+    if noted is not None:
+        return noted
+    return frozenset(item.name for item in options_of(type(settings)) if getattr(settings, item.name) != item.default)

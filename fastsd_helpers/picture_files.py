@@ -25,6 +25,7 @@ __all__ = [
     "MOST_PIXELS",
     "PictureProblem",
     "is_animated",
+    "is_picture_head",
     "load_picture",
     "open_picture",
     "picture_field",
@@ -124,6 +125,14 @@ def open_picture(source: Path | bytes | BinaryIO, *, most_pixels: int = MOST_PIX
             )
         _check_colours(picture)
         yield picture
+
+
+def is_picture_head(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is of a kind that is opened here."""
+    try:
+        return bool(_format_of(head))
+    except PictureProblem:
+        return False
 
 
 def _damaged(reason: str) -> PictureProblem:

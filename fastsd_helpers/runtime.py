@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from fastsd_helpers.wording import for_notebook
 
 __all__ = [
     "REPOSITORY",
+    "REVISION",
     "Device",
     "colab_link",
     "describe_device",
@@ -46,6 +48,7 @@ __all__ = [
 logger = logging.getLogger("fastsd_helpers")
 
 REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
+REVISION = "main"  # the branch or tag that is installed from there
 # What a bug report needs to name: the packages whose versions change results or file formats.
 _PACKAGES = (
     "fastsd_helpers",
@@ -121,9 +124,12 @@ def install_command(extra: str = "", *, again: bool = False) -> str:
     """The pip command that installs this project, with what an extra of it brings; `again` writes its files anew.
 
     By its address: the public package index has no project of this name, and would give whatever is put there under it.
+    Where Git is not installed it names the archive of the same branch or tag, which pip fetches without it.
     """
     name = f"fastsd_helpers[{extra}]" if extra else "fastsd_helpers"
-    return f'pip install {"--force-reinstall " if again else ""}"{name} @ git+{REPOSITORY}"'
+    tag = "" if REVISION == "main" else f"@{REVISION}"
+    place = f"git+{REPOSITORY}{tag}" if shutil.which("git") else f"{REPOSITORY}/archive/{REVISION}.zip"
+    return f'pip install {"--force-reinstall " if again else ""}"{name} @ {place}"'
 
 
 def make_cpu_sums_repeatable() -> None:

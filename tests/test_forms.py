@@ -63,6 +63,8 @@ def widget(form: Form[Any], name: str) -> Any:
 
 def text_of(box: Any) -> str:
     """Everything a person can read in a form."""
+    if str(getattr(box, "value", "")).startswith("<style>"):
+        return ""
     own = " ".join(str(getattr(box, name, "")) for name in ("value", "placeholder", "description"))
     return " ".join([own, *(text_of(child) for child in getattr(box, "children", ()))])
 
@@ -123,9 +125,53 @@ def test_bad_values_are_all_named_and_none_is_silently_moved_to_a_limit() -> Non
 def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
-    assert "the largest is 9" in form._message.value
-    widget(form, "coats").value = "9"
+    assert form._fields["coats"].problem == "is 20; the largest is 9"
+    assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
+    widget(form, "coats").value = "9"
+    assert "the largest is 9" not in text_of(form._box)
+
+
+def test_what_is_wrong_stands_at_its_field_and_opens_the_folded_part_it_is_in() -> None:
+    form = show_form(PaintConfig)
+    widget(form, "unet_steps").value = "-3"
+    assert "is -3; the smallest is 0" in form._fields["unet_steps"].problem
+    assert "the smallest is 0" in text_of(form._fields["unet_steps"].row)
+    assert form._more.selected_index == 0
+    widget(form, "unet_steps").value = ""
+    assert form._fields["unet_steps"].problem == ""
+    assert form._more.selected_index == 0, "what the user looks at is not closed under the mouse"
+
+
+def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() -> None:
+    @dataclass(frozen=True)
+    class FenceConfig:
+        """Two boards and a rule."""
+
+        posts: int = option(2, help="posts")
+        boards: int = option(1, help="boards")
+
+        def __post_init__(self) -> None:
+            rules = ["boards (--boards) are more than posts (--posts) carry"] if self.boards > self.posts else []
+            check(self, [*rules, *(["a fence needs a gate"] if self.posts == 13 else [])])
+
+    form = show_form(FenceConfig)
+    widget(form, "boards").value = "20"
+    assert form._fields["boards"].problem == "are more than posts carry"
+    assert form._fields["posts"].problem == ""
+    widget(form, "posts").value = "13"
+    assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"
+    assert "--" not in text_of(form._box).replace("--jp", "")
+
+
+def test_a_cell_that_uses_a_wrong_form_leaves_the_reason_at_the_field_too() -> None:
+    form = show_form(PaintConfig, given={"coats": 20})
+    with pytest.raises(SettingsError):
+        form.config()
+    assert "the largest is 9" in form._fields["coats"].problem
+    form.update(coats=3)
+    form.config()
+    assert form._fields["coats"].problem == ""
 
 
 def test_update_with_a_name_that_does_not_exist_names_those_that_do() -> None:
@@ -364,7 +410,7 @@ def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     warning = Finding("warning", "Little room.", "Delete something.")
     found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
     monkeypatch.setattr(readiness, "install", install)
-    monkeypatch.setattr(readiness, "examine", lambda: found)
+    monkeypatch.setattr(readiness, "examine", lambda **options: found)
     monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
     return seen
 

@@ -3,9 +3,11 @@
 import base64
 import datetime
 import hashlib
+import html
 import io
 import json
 import random
+import re
 import sys
 import types
 import zipfile
@@ -27,6 +29,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.upload import UploadConfig
 from fastsd_helpers.dreambooth.uploads import list_uploads, save_uploads
 from fastsd_helpers.errors import (
+    DriveReadOnly,
     FastSDError,
     Interrupted,
     SessionError,
@@ -34,7 +37,15 @@ from fastsd_helpers.errors import (
     TrainingFailed,
     VerificationFailed,
 )
-from fastsd_helpers.forms import SessionConfig, open_session, playing, prepare_pictures, sharing, training
+from fastsd_helpers.forms import (
+    SessionConfig,
+    caption_editor,
+    open_session,
+    playing,
+    prepare_pictures,
+    sharing,
+    training,
+)
 from fastsd_helpers.forms.live_view import LiveView, in_words
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
 from fastsd_helpers.forms.uploading import uploaded_files
@@ -297,6 +308,40 @@ def test_crops_of_mine_survive_the_next_run_and_go_when_they_are_given_up(prepar
     assert forms.edit_crops(prepared).boxes == {}
 
 
+def test_boxes_that_are_not_used_yet_are_there_when_the_cell_is_run_again(prepared: Session) -> None:
+    editor = forms.edit_crops(prepared)
+    name, other = editor._choice.value, editor._choice.options[1][1]
+    editor._hidden.value = "1,2,50"
+    editor._choice.value = other
+    editor._choice.value = name
+    assert editor.boxes == {name: (1, 2, 51, 52)}
+    again = forms.edit_crops(Session.open("rex", root=prepared.folder.parent))
+    assert again.boxes == {name: (1, 2, 51, 52)}
+    assert "not used yet" in again._message.value
+    find(again.box, "Button", "Use these crops").click()
+    assert Session.open("rex", root=prepared.folder.parent).record.get("crop_draft") in (None, {})
+    third = forms.edit_crops(prepared)
+    third._forget()
+    assert forms.edit_crops(prepared).boxes == {}, "that a box was given up is held too"
+
+
+def test_boxes_held_for_other_photos_are_passed_over(prepared: Session) -> None:
+    prepared.save(crop_draft={"gone.png": [0, 0, 9, 9], "zib dog (1).png": [0, 0, 5000, 5000], "zib dog (2).png": "?"})
+    editor = forms.edit_crops(prepared)
+    assert set(editor.boxes) <= {"zib dog (1).png"}
+    editor._choice.value = "zib dog (1).png"
+    assert editor._sliders["side"].value <= 80
+
+
+def test_a_drag_does_not_draw_the_picture_anew_and_so_keeps_the_keyboard_on_the_square(prepared: Session) -> None:
+    editor = forms.edit_crops(prepared)
+    before = editor._picture.value
+    editor._hidden.value = "1,2,50"
+    assert editor._picture.value == before
+    editor._sliders["left"].value = 20
+    assert editor._picture.value != before
+
+
 @pytest.mark.parametrize("text", ["", "a,b,c", "1,2", "999,999,999", "-50,-50,10"])
 def test_what_a_page_may_write_never_breaks_the_editor(prepared: Session, text: str) -> None:
     editor = forms.edit_crops(prepared)
@@ -341,7 +386,109 @@ def test_after_the_training_has_begun_the_editor_warns(prepared: Session) -> Non
     editor = forms.edit_captions(prepared)
     editor._text.value = "zib dog at sea"
     editor._save.click()
-    assert "restart=True" in editor._message.value
+    assert "begin again with 'start over'" in html.unescape(editor._message.value)
+
+
+def test_typed_words_are_kept_when_another_photo_is_shown_and_when_the_cell_is_run_again(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    first, second = editor._choice.options[:2]
+    editor._choice.value = first
+    editor._text.value = "zib dog in the snow"
+    editor._choice.value = second
+    assert editor._text.value != "zib dog in the snow"
+    editor._choice.value = first
+    assert editor._text.value == "zib dog in the snow"
+    editor._text.value = "zib dog in the rain"
+    again = forms.edit_captions(prepared)
+    again._choice.value = first
+    assert again._text.value == "zib dog in the rain"
+    assert (prepared.captions / f"{Path(first).stem}.txt").read_text() == "zib dog in the rain\n"
+
+
+def test_words_that_cannot_be_saved_are_held_and_saved_later(
+    prepared: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = forms.edit_captions(prepared)
+    first, second = editor._choice.options[:2]
+    real = caption_editor.set_caption
+
+    def refuse(*_words: object) -> None:
+        raise DriveReadOnly("The folder cannot be written.", "Ask for the right to edit it.")
+
+    monkeypatch.setattr(caption_editor, "set_caption", refuse)
+    editor._text.value = "zib dog in the snow"
+    assert "not saved yet" in editor._message.value
+    assert "Ask for the right" in editor._message.value
+    editor._choice.value = second
+    assert editor._text.value == ""
+    editor._choice.value = first
+    assert editor._text.value == "zib dog in the snow"
+    monkeypatch.setattr(caption_editor, "set_caption", real)
+    editor._save.click()
+    assert (prepared.captions / f"{Path(first).stem}.txt").read_text() == "zib dog in the snow\n"
+
+
+def test_looking_at_photos_writes_no_caption(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    for name in editor._choice.options:
+        editor._choice.value = name
+    assert not list(prepared.captions.glob("*.txt"))
+
+
+def test_next_goes_through_the_photos_and_says_when_it_is_the_last(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    names = list(editor._choice.options)
+    for number, name in enumerate(names):
+        assert editor._choice.value == name
+        editor._text.value = f"zib dog {number} times"
+        editor._next.click()
+    assert "the last photo" in editor._message.value
+    assert [(prepared.captions / f"{Path(name).stem}.txt").read_text() for name in names] == [
+        f"zib dog {number} times\n" for number in range(len(names))
+    ]
+
+
+def test_one_prompt_for_all_photos_asks_before_it_replaces_words_and_can_be_taken_back(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    first, second = editor._choice.options[:2]
+    editor._choice.value = second
+    editor._text.value = "zib dog at sea"
+    editor._choice.value = first
+    editor._text.value = "a photo of zib dog"
+    editor._all.click()
+    assert second in editor._message.value, "whose words would be lost is said first"
+    assert "zib dog at sea" in {image.prompt for image in load_dataset(prepared).train}
+    editor._all.click()
+    assert {image.prompt for image in load_dataset(prepared).train} == {"a photo of zib dog"}
+    assert editor._undo.layout.display != "none"
+    editor._undo.click()
+    assert "zib dog at sea" in {image.prompt for image in load_dataset(prepared).train}
+    third = prepared.captions / f"{Path(editor._choice.options[2]).stem}.txt"
+    assert {image.path.stem: image.prompt for image in load_dataset(prepared).train}[third.stem] == "zib dog"
+
+
+def test_one_prompt_for_all_without_words_of_your_own_needs_one_press(prepared: Session) -> None:
+    editor = forms.edit_captions(prepared)
+    editor._text.value = "a photo of zib dog"
+    editor._all.click()
+    assert {image.prompt for image in load_dataset(prepared).train} == {"a photo of zib dog"}
+
+
+def test_words_beyond_what_the_model_reads_are_said(prepared: Session) -> None:
+    prepared.save(base_model={"ref": "demo"})
+    editor = forms.edit_captions(prepared)
+    editor._text.value = "zib dog " + "very " * 90
+    assert "of 77 tokens" in editor._message.value
+    assert "is not read" in editor._message.value
+    assert "over 77 tokens" in editor._table.value
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it(prepared: Session) -> None:
+    for view in (forms.edit_captions(prepared), forms.edit_crops(prepared)):
+        drawn = text_of(view.box)
+        tags = [tag for tag in re.findall(r"<img[^>]*>", drawn) if "display:none" not in tag]
+        assert tags
+        assert all(re.search(r'alt="[^"]+"', tag) for tag in tags), tags
 
 
 # -------------------------------------------------------------------------------------------------- live view
@@ -358,7 +505,8 @@ def test_the_view_shows_progress_time_loss_memory_and_words(session: Session) ->
     view.show(shown, {"text_encoder": 20, "unet": 100}, session.samples, force=True)
     text = text_of(view.box)
     assert "U-Net (part 2 of 2): step 30 of 100, about 2 min left" in text
-    assert (view._bar.value, view._bar.max) == (50, 120)
+    assert (view._bar.done, view._bar.total) == (50, 120)
+    assert 'aria-valuenow="42"' in text
     for words in ("loss 0.3750", "GPU memory 2.0 GiB", "memory 3.0 GiB", "saved", "<svg", "polyline"):
         assert words in text
 
@@ -387,7 +535,8 @@ def test_the_newest_sample_is_shown_small(session: Session) -> None:
     view.show(live(), {"unet": 100}, session.samples, force=True)
     Image.new("RGB", (4096, 1024), "blue").save(session.samples / "unet-000030.png")
     view.show(live(), {"unet": 100}, session.samples, force=True)
-    with Image.open(io.BytesIO(view._sample.value)) as picture:
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", view._sample.value)[1])
+    with Image.open(io.BytesIO(data)) as picture:
         assert max(picture.size) <= 1024
         assert picture.getpixel((5, 5))[2] > 200
     assert "unet-000030" in view._sample_title.value
@@ -462,7 +611,7 @@ def test_a_running_training_is_shown_not_started_again(
     monkeypatch.setattr(training, "start_training", lambda *a, **k: pytest.fail("started a second one"))
     assert training.run_training(DreamBoothConfig(), session) == child.outcome
     assert "Done: rex.safetensors" in views[0]._head.value
-    assert views[0]._bar.value == views[0]._bar.max
+    assert views[0]._bar.done == views[0]._bar.total
 
 
 def test_stop_asks_to_save_and_a_second_press_ends_at_once(
@@ -498,14 +647,21 @@ def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(
         assert child.asked == ["stop"]
 
 
-def test_a_failure_is_shown_in_the_view_too(
+def test_a_failure_is_said_once_below_the_cell_and_a_finished_run_shows_its_losses(
     session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
 ) -> None:
     child = Pretended(session, TrainingFailed("Memory ran out.", "Change batch_size."))
+    Image.new("RGB", (30, 20), "red").save(session.logs / "loss.png")
+    session.save(result={"loss_plot": "logs/loss.png"})
+    monkeypatch.setattr(Pretended, "live", lambda self: Live())
     monkeypatch.setattr(training, "find_training", lambda session: child)
     with pytest.raises(TrainingFailed):
         training.run_training(DreamBoothConfig(), session)
-    assert "Memory ran out." in views[0]._head.value
+    shown = text_of(views[0].box)
+    assert "said below" in views[0]._head.value
+    assert "Memory ran out." not in shown, "the cell's own error says it"
+    assert "no step yet" not in shown
+    assert 'alt="the losses of the whole run"' in shown
     with pytest.raises(SettingsError, match="ExportConfig"):
         training.run_training(ExportConfig(), session)  # type: ignore[arg-type]
 

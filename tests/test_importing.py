@@ -383,7 +383,7 @@ def test_the_command_shows_and_changes_captions(tmp_path: Path, capsys: pytest.C
     assert main([*words, "--set", f"{names[2]}=zib dog asleep", "--clear", f"{names[0]}.png"]) == 0
     shown = capsys.readouterr().out
     assert "zib dog asleep" in shown
-    assert "on a beach" not in shown
+    assert "zib dog on a beach" in shown, "what the photo came with"
     assert main([*words, "--set", "cat.png=a cat", "--clear", names[1]]) == 2
     said = capsys.readouterr().err
     assert "No prepared picture is named 'cat.png'" in said
@@ -497,11 +497,11 @@ def test_captions_come_from_the_zip_the_pictures_folder_and_the_captions_folder_
     assert any("Each caption became the whole prompt" in note for note in result.notes)
 
 
-def test_in_place_a_caption_beside_its_picture_is_made_whole_where_it_lies(tmp_path: Path) -> None:
+def test_in_place_nothing_is_written_to_a_caption_and_prepare_makes_it_whole(tmp_path: Path) -> None:
     folder = old_session(tmp_path / "sessions" / "my_dog", captions=False, trained=False)
     (folder / "instance_images" / "zib-dog-(3).txt").write_text("at night")
     result = import_session("my_dog", root=tmp_path / "sessions")
-    assert (folder / "instance_images" / "zib-dog-(3).txt").read_text() == "zib dog at night\n"
+    assert (folder / "instance_images" / "zib-dog-(3).txt").read_text() == "at night"
     assert not (folder / "instance_images" / "zib-dog-(1).txt").exists()
     assert result.lines()[0] == "Imported my_dog: 3 pictures and 1 captions."
     assert result.checkpoint is None

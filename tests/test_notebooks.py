@@ -17,6 +17,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REPOSITORY = PROJECT["tool"]["fastsd"]["repository"]
 LONGEST_CELL = 12
+# The one cell that has to be longer and hold logic: it finds the library, so it cannot call it. test_first_cell.py has
+# its rules.
+FIRST_CELL = "# @title 1 · Set up\n"
 # What a cell may use from the cells before it.
 SHARED = {"session", "form", "pictures", "result", "webui"}
 
@@ -91,13 +94,14 @@ def test_every_code_cell_is_short_titled_and_follows_a_text(path: Path) -> None:
         source = source_of(cell)
         assert seen_text
         assert source.startswith("# @title "), source
-        assert len(source.splitlines()) <= LONGEST_CELL, source
+        assert len(source.splitlines()) <= (25 if source.startswith(FIRST_CELL) else LONGEST_CELL), source
 
 
 @each_notebook
 def test_a_cell_holds_no_logic_of_its_own(path: Path) -> None:
-    for source in code_cells(path):
-        assert not re.search(r"^\s*!", source, flags=re.MULTILINE), "no shell commands"
+    assert code_cells(path)[0].startswith(FIRST_CELL)
+    for source in code_cells(path)[1:]:
+        assert not re.search(r"^\s*[!%]", source, flags=re.MULTILINE), "no shell commands, no magics"
         tree = ast.parse(without_magics(source))
         forbidden = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try, ast.Lambda, ast.ListComp)
         assert not [node for node in ast.walk(tree) if isinstance(node, forbidden)], source
@@ -106,11 +110,11 @@ def test_a_cell_holds_no_logic_of_its_own(path: Path) -> None:
 
 
 @each_notebook
-def test_pip_installs_this_version_of_this_project_and_nothing_else(path: Path) -> None:
-    lines = [line.strip() for source in code_cells(path) for line in source.splitlines() if "pip" in line]
+def test_nothing_but_the_library_installs_anything(path: Path) -> None:
+    for source in code_cells(path):
+        assert not re.search(r"\bpip\b|subprocess|os\.system", source), source
     version = PROJECT["project"]["version"]
-    assert len(lines) == 1
-    assert re.fullmatch(rf'%pip install --quiet "fastsd_helpers(\[\w+\])? @ git\+{REPOSITORY}@v{version}"', lines[0])
+    assert f'VERSION, ARCHIVE, PART, here = "{version}", "{REPOSITORY}/archive/' in code_cells(path)[0]
 
 
 @each_notebook

@@ -641,8 +641,9 @@ def test_a_session_of_the_old_notebook_is_prepared_from_its_own_pictures(session
     prepare(PrepareConfig(size=64), session)
     assert [image.prompt for image in load_dataset(session, instance_prompt=None).train] == ["tok", "tok in the garden"]
     assert not list(session.instance_images.glob("*.jpg"))
-    with pytest.raises(DatasetError, match="No photos were given"):  # cropping crops again would lose quality
-        prepare(PrepareConfig(size=64), session)
+    assert prepare(PrepareConfig(size=128), session).size == 128, "from the photos, not from their crops"
+    with Image.open(session.instance_images / "tok-(1).png") as made:
+        assert made.size == (128, 128)
 
 
 class Words:

@@ -465,14 +465,14 @@ def test_a_training(model: str, given: list[str], full_of_secrets: None, tmp_pat
 def test_a_training_finds_the_older_ways_to_a_token_when_it_needs_one(
     full_of_secrets: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastsd_helpers.dreambooth.child import _environment
+    from fastsd_helpers.background import environment_of_ours
 
-    assert "HUGGING_FACE_HUB_TOKEN" not in _environment("sd15"), "the newer name is enough"
+    assert "HUGGING_FACE_HUB_TOKEN" not in environment_of_ours("sd15"), "the newer name is enough"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere/token")
-    assert _environment("sd15")["HUGGING_FACE_HUB_TOKEN"] == SECRETS["HUGGING_FACE_HUB_TOKEN"]
-    assert _environment("sd15")["HF_TOKEN_PATH"] == "/somewhere/token"
-    assert not {"HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"} & set(_environment("demo"))
+    assert environment_of_ours("sd15")["HUGGING_FACE_HUB_TOKEN"] == SECRETS["HUGGING_FACE_HUB_TOKEN"]
+    assert environment_of_ours("sd15")["HF_TOKEN_PATH"] == "/somewhere/token"
+    assert not {"HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"} & set(environment_of_ours("demo"))
 
 
 @pytest.mark.parametrize(

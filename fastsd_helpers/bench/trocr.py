@@ -60,6 +60,7 @@ def write_random_reader(folder: Path, geometry: str) -> Path:
     import tokenizers
     import torch
     import transformers
+    from tokenizers.models import WordLevel
 
     outer, inner, words, side = GEOMETRY[geometry]
     encoder = transformers.ViTConfig(
@@ -79,9 +80,7 @@ def write_random_reader(folder: Path, geometry: str) -> Path:
     )
     model.save_pretrained(folder)
     names = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{place}" for place in range(4, words))]
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({name: place for place, name in enumerate(names)}, unk_token="<unk>")
-    )
+    tokenizer = tokenizers.Tokenizer(WordLevel({name: place for place, name in enumerate(names)}, unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)

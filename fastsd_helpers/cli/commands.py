@@ -144,7 +144,8 @@ def train(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.dreambooth import engine
 
     if chosen.dry_run:
-        plan = engine.plan(config, session, restart=chosen.restart, rehearse=True)
+        more = {"more_steps": chosen.more_steps, "more_text_encoder_steps": chosen.more_text_encoder_steps}
+        plan = engine.plan(config, session, restart=chosen.restart, rehearse=True, **more)
         return Answer(
             {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
         )
@@ -156,6 +157,7 @@ def train(chosen: argparse.Namespace) -> Answer:
             restart=chosen.restart,
             take_over=chosen.take_over,
             more_steps=chosen.more_steps,
+            more_text_encoder_steps=chosen.more_text_encoder_steps,
             report=Journal(session),
         )
     lines = [

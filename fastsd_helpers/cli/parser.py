@@ -104,7 +104,15 @@ def _add_dreambooth(commands: Any) -> None:
         metavar="N",
         type=_count,
         default=0,
-        help="after the end of a finished run, go on with N steps more (1 or more)",
+        help="after the end of a finished run, go on with N steps more (1 or more): with the settings that are given "
+        "now, and the photos and captions as they are now",
+    )
+    train.add_argument(
+        "--more-text-encoder-steps",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="the same with N steps of the text encoder (1 or more), before those of --more-steps",
     )
     about = "say what would be done: steps, minutes, bytes, memory, what was chosen; times a few steps, keeps none"
     train.add_argument("--dry-run", action="store_true", help=about)

@@ -7,10 +7,9 @@ from fastsd_helpers.captions import (
     describe_pictures,
     name_subject,
     read_caption,
-    resolve_prompt,
     write_caption,
 )
-from fastsd_helpers.dreambooth.dataset import load_dataset, recorded_images
+from fastsd_helpers.dreambooth.dataset import load_dataset, prompt_of, recorded_images
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
@@ -35,7 +34,7 @@ def caption_pictures(session: Session, *, model: str = DEFAULT_CAPTIONER) -> lis
         name = PurePosixPath(item["file"])
         caption = session.captions / f"{name.stem}.txt"
         if read_caption(caption) is None:
-            subject = resolve_prompt(name.name, None, instance_prompt=None, session_name=session.name)
+            subject = prompt_of(session, item, None)
             missing.append((session.folder / name, caption, subject))
     if not missing:
         return []

@@ -27,6 +27,10 @@ def _own(generation: Generation) -> Choice:
     return Choice(generation, generation.stage, generation.stage, generation.step, generation.record.get("loss"))
 
 
+def _judged_on(generation: Generation) -> tuple[str, int]:
+    return generation.stage, generation.record.get("judged_since", 0)
+
+
 def _whole(folder: Path, name: str) -> Generation | None:
     try:
         generation = read_generation(folder, name)
@@ -43,8 +47,8 @@ def find_best(folder: Path, timeline: str) -> Choice | None:
         generation = _whole(folder, name)
         if generation is None or generation.timeline != timeline:
             continue
-        if found and generation.stage != found[0].stage:
-            break
+        if found and _judged_on(generation) != _judged_on(found[0].generation):
+            break  # of other pictures or noise, two losses cannot be compared
         kept = generation.record.get("best")
         if not found and kept and BEST in generation.roles:
             found += [_own(generation), Choice(generation, BEST, kept["stage"], kept["step"], kept["loss"])]

@@ -80,14 +80,15 @@ def _names_of(items: list[dict[str, Any]]) -> str:
 
 
 def set_caption(session: Session, name: str, words: str | None) -> Path:
-    """Give a prepared picture these words as its exact prompt; None or blanks go back to what its name says.
+    """Give a prepared picture these words as its exact prompt; None or blanks go back to what its photo came with.
 
     Writes captions/NAME.txt. A run that has begun with other captions goes on only with --restart.
 
     Raises:
         DatasetError: no picture of that name. DriveError: the caption cannot be written.
     """
-    stem = PurePosixPath(find_picture(session, name)["file"]).stem
-    path = session.captions / f"{stem}.txt"
-    write_caption(path, words)
+    item = find_picture(session, name)
+    path = session.captions / f"{PurePosixPath(item['file']).stem}.txt"
+    # The caption that came with the photo, or else none: then its name speaks.
+    write_caption(path, words if words and words.strip() else item.get("came_with", item.get("caption")))
     return path

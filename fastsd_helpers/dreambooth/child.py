@@ -18,16 +18,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.background import answered_error, environment_of_ours, last_answer, tail
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.live import JournalReader, Live, live_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.shortage import shortage
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.files import file_errors, write_atomic
-from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.options import options_of
-from fastsd_helpers.processes import Child, LocalProcess, environment_for
-from fastsd_helpers.runtime import redact, secret
+from fastsd_helpers.processes import Child, LocalProcess
+from fastsd_helpers.runtime import redact
 from fastsd_helpers.sessions import Session, local_holder
 from fastsd_helpers.sessions.record import read_record
 
@@ -36,7 +36,6 @@ __all__ = ["TrainingChild", "find_training", "start_training", "train_command"]
 logger = logging.getLogger("fastsd_helpers")
 
 _POINTER = "child.json"
-_KEPT_LOG_BYTES = 256 * 1024
 _SIGNAL_OF_THE_SYSTEM = 9  # what the kernel's out-of-memory killer sends
 
 
@@ -69,6 +68,7 @@ def start_training(
     Raises:
         DriveError: the local folder for its log cannot be written.
     """
+    session.settle_identity()
     folder = live_folder(session)
     name = secrets.token_hex(4)
     with file_errors(folder, "write to"):
@@ -77,7 +77,7 @@ def start_training(
             old.unlink()
         out, log = folder / f"{name}.out", folder / f"{name}.log"
         command = train_command(config, session, restart=restart, take_over=take_over)
-        child = Child(command, log=log, out=out, env=_environment(_model_named(config, session)), outlives=True)
+        child = Child(command, log=log, out=out, env=environment_of_ours(_model_named(config, session)), outlives=True)
     own = child.process
     pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
     write_atomic(folder / _POINTER, json.dumps(pointer).encode())
@@ -94,32 +94,20 @@ def _model_named(config: DreamBoothConfig, session: Session) -> str:
     return "demo" if (record.get("dataset") or {}).get("demo") else "sd15"
 
 
-def _environment(base_model: str) -> dict[str, str]:
-    environment = environment_for("training", this_python=True)
-    package = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
-    # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
-    wanted = tokens_for(base_model)
-    given = {name: token for name in wanted if (token := secret(name))}
-    if "HF_TOKEN" in wanted and "HF_TOKEN" not in given:  # where huggingface_hub looks beside
-        names = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
-        given |= {name: os.environ[name] for name in names if name in os.environ}
-    return environment | given
-
-
 def find_training(session: Session) -> "TrainingChild | None":
     """Find the training of a session that is running on this machine, whoever started it; None when there is none.
 
     Raises:
         DriveError: the session's folder cannot be read.
     """
+    session.settle_identity()
     folder = live_folder(session)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started here, or not wholly
         pointer = json.loads((folder / _POINTER).read_bytes())
         started = LocalProcess(pointer["pid"], pointer["start"])
         if started.is_alive():
             return TrainingChild(session, started, out=folder / pointer["out"], log=folder / pointer["log"])
-    holder = local_holder(session.folder)
+    holder = local_holder(session.folder, session.record["id"])
     if holder is not None and JournalReader(session).read().process == holder:
         return TrainingChild(session, holder)  # begun in a terminal
     return None
@@ -160,7 +148,7 @@ class TrainingChild:
         """The end of what it has printed, with secrets hidden."""
         if self._log is None:
             return self._journal.read().messages[-count:]
-        lines = redact(_tail(self._log)).replace("\r", "\n").splitlines()
+        lines = redact(tail(self._log)).replace("\r", "\n").splitlines()
         return [line for line in lines if line.strip()][-count:]
 
     def stop(self) -> None:
@@ -197,11 +185,11 @@ class TrainingChild:
         self.session.record.update(read_record(self.session.folder).record)
         if self._out is None:
             return self._result_from_session()
-        answer = _last_json(self._out)
+        answer = last_answer(self._out)
         if answer is None:
             raise self._death()
         if "error" in answer:
-            raise _as_error(answer)
+            raise answered_error(answer)
         return _as_result(answer)
 
     def _result_from_session(self) -> TrainResult:
@@ -243,32 +231,9 @@ class TrainingChild:
         if self._log is None:
             return
         try:
-            write_atomic(self.session.logs / "train.log", redact(_tail(self._log)).encode())
+            write_atomic(self.session.logs / "train.log", redact(tail(self._log)).encode())
         except (DriveError, OSError) as err:
             logger.debug("The training's log was not kept: %s.", err)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _KEPT_LOG_BYTES))
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _last_json(path: Path) -> dict[str, Any] | None:
-    lines = _tail(path).strip().splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
-def _as_error(answer: Mapping[str, Any]) -> FastSDError:
-    kind = {130: Interrupted, 1: TrainingFailed}.get(answer.get("exit_code", 1), FastSDError)
-    return kind(str(answer["error"]), str(answer.get("hint", "")))
 
 
 def _as_result(answer: Mapping[str, Any]) -> TrainResult:

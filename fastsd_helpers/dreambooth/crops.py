@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.dreambooth.dataset import recorded_images
+from fastsd_helpers.dreambooth.originals import own_place
 from fastsd_helpers.dreambooth.photos import decode_photo, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
@@ -80,6 +81,7 @@ def open_original(session: Session, crop: Crop) -> "Image.Image":
         "Give the photos again (upload them, or name their folder or zip), prepare, then correct the crops.",
     )
     place = Path((config.held_out if crop.held_out and config.held_out else config.images) or "").expanduser()
+    place = own_place(session, place)
     if not config.images or not place.exists():
         raise gone
     with open_photos(place) as photos:

@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BoardLog", "plot_losses"]
 
+_COLOURS = {"text_encoder": "tab:orange", "unet": "tab:blue"}
+
 
 def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: Path, *, label: str) -> Path:
     """Draw every step's loss, its running mean, and the held-out loss; writes a PNG.
 
     Args:
-        history: stage -> float32 [steps], one loss a step.
+        history: stage -> float32 [steps], one loss a step, in the order in which they were trained; of a later
+            segment "unet 2" and so on.
         held_out: [position, loss] pairs, positions counted over both stages.
         label: which pictures the held-out loss is of.
     """
@@ -27,13 +30,19 @@ def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     start = 0
-    for stage, colour in (("text_encoder", "tab:orange"), ("unet", "tab:blue")):
-        losses = history[stage].tolist() if stage in history else []
+    for name, values in history.items():
+        losses = values.tolist()
         if not losses:
             continue
+        stage, _, segment = name.partition(" ")
+        colour = _COLOURS[stage]
+        # A later part of the run has the colour of its stage, and one line of the legend is enough for both.
+        label = f"{stage.replace('_', ' ')}: running mean" if not segment else None
         steps = list(range(start + 1, start + len(losses) + 1))
+        if segment:
+            axes.axvline(start + 0.5, color="grey", linewidth=0.8, linestyle=":")
         axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
-        axes.plot(steps, _smooth(losses), color=colour, label=f"{stage.replace('_', ' ')}: running mean")
+        axes.plot(steps, _smooth(losses), color=colour, label=label)
         start += len(losses)
     if held_out:
         axes.plot([row[0] for row in held_out], [row[1] for row in held_out], "k.-", label=f"held-out loss ({label})")

@@ -3,10 +3,12 @@
 session.json is the moment at which an exchange counts, so a run that is killed anywhere leaves the old or the new set.
 """
 
+import json
 import logging
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +28,7 @@ __all__ = [
     "exchange_pictures",
     "finish_exchange",
     "load_dataset",
+    "prompt_of",
     "prompt_table",
     "recorded_images",
     "start_exchange",
@@ -86,13 +89,16 @@ def start_exchange(session: Session) -> Path:
     return new
 
 
-def exchange_pictures(session: Session, new: Path, dataset: dict[str, Any]) -> None:
+def exchange_pictures(
+    session: Session, new: Path, dataset: dict[str, Any], *, stay: "frozenset[str] | set[str]" = frozenset()
+) -> None:
     """Put the new pictures in the old ones' place and record them; the old ones are deleted last.
 
     Args:
         session: whose lock is held.
         new: the folder of `start_exchange`, filled.
         dataset: what session.json shall say about the pictures.
+        stay: files in the pictures' folders that are a user's ("instance_images/dog.jpg") and are not touched.
 
     Raises:
         DriveError, DiskFull: the old pictures and their record are back in place.
@@ -102,8 +108,17 @@ def exchange_pictures(session: Session, new: Path, dataset: dict[str, Any]) -> N
     try:
         with file_errors(session.folder, "write to"):
             old.mkdir()
-            write_atomic(old / _REPLACED_BY, token.encode())
+            # The bare token, as the version before reads it too, unless files stay.
+            marker = {
+                "token": token,
+                "stay": sorted(stay),
+                "new": {name: os.listdir(new / name) for name in PICTURE_FOLDERS},
+            }
+            write_atomic(old / _REPLACED_BY, (json.dumps(marker) if stay else token).encode())
             for name in PICTURE_FOLDERS:
+                if any(file.startswith(f"{name}/") for file in stay):
+                    _exchange_files(session, new, old, name, stay)
+                    continue
                 if (session.folder / name).exists():
                     os.replace(session.folder / name, old / name)
                 fault_point("prepare.between")
@@ -119,34 +134,89 @@ def exchange_pictures(session: Session, new: Path, dataset: dict[str, Any]) -> N
     _remove(old)
 
 
+def _exchange_files(session: Session, new: Path, old: Path, name: str, stay: "frozenset[str] | set[str]") -> None:
+    """Exchange one folder file by file, so that those that stay are never renamed."""
+    (old / name).mkdir()
+    for path in sorted((session.folder / name).iterdir()):
+        if not _holds_any(f"{name}/{path.name}", stay):
+            os.replace(path, old / name / path.name)
+    fault_point("prepare.between")
+    for path in sorted((new / name).iterdir()):
+        os.replace(path, session.folder / name / path.name)
+
+
+def _holds_any(place: str, stay: "frozenset[str] | set[str] | list[str]") -> bool:
+    return any(file == place or file.startswith(f"{place}/") for file in stay)
+
+
 def finish_exchange(session: Session) -> None:
     """Bring an exchange that was cut off to its end, or back to its beginning when session.json does not know it."""
     old = session.folder / _OLD
     if not _was_recorded(session):
+        marker = _read_marker(session)
         with file_errors(session.folder, "write to"):
             for name in PICTURE_FOLDERS:
-                if (old / name).is_dir():
-                    _remove(session.folder / name)
-                    os.replace(old / name, session.folder / name)
+                if not (old / name).is_dir():
+                    continue
+                if any(file.startswith(f"{name}/") for file in marker["stay"]):
+                    _put_back(session, old, name, marker["new"].get(name, []))
+                    continue
+                _remove(session.folder / name)
+                os.replace(old / name, session.folder / name)
     _remove(old)
     _remove(session.folder / _NEW)
 
 
-def _was_recorded(session: Session) -> bool:
+def _put_back(session: Session, old: Path, name: str, new: list[str]) -> None:
+    for file in new:
+        if not (session.folder / _NEW / name / file).exists():  # it was moved in already
+            (session.folder / name / file).unlink(missing_ok=True)
+    for path in sorted((old / name).iterdir()):
+        os.replace(path, session.folder / name / path.name)
+
+
+def _read_marker(session: Session) -> dict[str, Any]:
+    """What is known of an exchange under way: its token, the files that stay in it, and the new ones."""
+    nothing: dict[str, Any] = {"token": "", "stay": [], "new": {}}
     marker = session.folder / _OLD / _REPLACED_BY
     with file_errors(marker, "read"):
         if not marker.is_file():
-            return False
-        token = marker.read_text()
+            return nothing
+        text = marker.read_text(encoding="utf-8")
+    try:
+        return nothing | (json.loads(text) if text.startswith("{") else {"token": text})
+    except ValueError:  # cut short: then nothing was recorded either
+        return nothing
+
+
+def _was_recorded(session: Session) -> bool:
+    token = _read_marker(session)["token"]
+    if not token:
+        return False
     # From the disk: this object may have been opened before another process prepared.
     dataset = read_record(session.folder).record.get("dataset") or {}
     return dataset.get("id") == token
 
 
-def _home_of(session: Session, name: str) -> Path:
-    """Where the recorded pictures are, even after an exchange that was cut off; nothing is changed."""
-    aside = session.folder / _OLD / name
-    return aside if aside.is_dir() and not _was_recorded(session) else session.folder / name
+def _homes(session: Session) -> Callable[[str], Path]:
+    """Where each recorded file is ("captions/dog.txt"), even after an exchange that was cut off; nothing is changed."""
+    old = session.folder / _OLD
+    stay = _read_marker(session)["stay"]
+    # A folder that was exchanged whole is one or the other; where files stay, each file is.
+    whole = {name for name in PICTURE_FOLDERS if not any(file.startswith(f"{name}/") for file in stay)}
+    aside = (
+        {name for name in PICTURE_FOLDERS if (old / name).is_dir()}
+        if old.is_dir() and not _was_recorded(session)
+        else set()
+    )
+
+    def home(file: str) -> Path:
+        name = file.partition("/")[0]
+        if name in aside and (name in whole or (old / file).exists()):
+            return old / file
+        return session.folder / file
+
+    return home
 
 
 def _remove(folder: Path) -> None:
@@ -209,11 +279,26 @@ def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[d
     images = recorded_images(session)
     if not images:
         raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
-    homes = {name: _home_of(session, name) for name in PICTURE_FOLDERS}
+    home = _homes(session)
     found = []
     for item in images:
-        folder, name = item["file"].split("/")
-        caption = read_caption(homes["captions"] / f"{PurePosixPath(name).stem}.txt")
-        prompt = resolve_prompt(name, caption, instance_prompt=instance_prompt, session_name=session.name)
-        found.append((item, homes[folder] / name, prompt))
+        name = PurePosixPath(item["file"]).name
+        caption = read_caption(home(f"captions/{PurePosixPath(name).stem}.txt"))
+        found.append((item, home(item["file"]), prompt_of(session, item, caption, instance_prompt)))
     return found
+
+
+def prompt_of(session: Session, item: dict[str, Any], caption: str | None, instance_prompt: str | None = None) -> str:
+    """The exact prompt of a recorded picture.
+
+    What its name says, and what stands for names that say nothing, was decided when it was prepared and is recorded:
+    later rules and another name of the session do not change what a run has begun with.
+    """
+    dataset = session.record.get("dataset") or {}
+    return resolve_prompt(
+        PurePosixPath(item["file"]).name,
+        caption,
+        instance_prompt=instance_prompt,
+        session_name=dataset.get("unnamed") or session.name,
+        words=item.get("stem_words"),
+    )

@@ -239,6 +239,7 @@ def finish_run(
     held_out: list[list],
     run: int,
     more: int,
+    judged_from: int = 0,
     say: "Callable[[str], None]",
 ) -> dict[str, Any]:
     """Make the pictures, the file and the card; the session records them only when the file was read back."""
@@ -249,7 +250,7 @@ def finish_run(
     suffix = "-lora" if config.method == "lora" else ""
     written = write(session, studio, session.exports / f"{session.name}{label}{suffix}.safetensors", overwrite=True)
     path, sha256 = written.path, written.sha256
-    losses = {"loss_before": held_out[0][1], "loss_after": held_out[-1][1]}
+    losses = {"loss_before": held_out[judged_from][1], "loss_after": held_out[-1][1]}
     card = session.exports / f"README{label}.md"
     shutil.copyfile(grid, session.exports / grid.name)
     write_atomic(card, _card(session, base, studio, config, path, sha256, losses, grid.name).encode())

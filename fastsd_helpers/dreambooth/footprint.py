@@ -45,6 +45,7 @@ def saved_bytes(studio: Studio, *, learns: bool) -> int:
         learns: whether the U-Net itself is trained, or only what comes before it.
     """
     import torch
+    from torch.autograd.graph import saved_tensors_hooks
 
     config = studio.config
     unet = studio.build_empty("unet").requires_grad_(learns and config.method == "full")
@@ -65,6 +66,6 @@ def saved_bytes(studio: Studio, *, learns: bool) -> int:
         latents = torch.empty(rows, unet.config.in_channels, side, side)
         text = torch.empty(rows, 77, unet.config.cross_attention_dim, requires_grad=True)
         timesteps = torch.empty(rows, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with saved_tensors_hooks(note, lambda tensor: tensor):
             unet(latents, timesteps, text)
     return sum(size for _, size in seen.values())

@@ -20,7 +20,7 @@ from fastsd_helpers.sessions import Session
 
 __all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "open_learned", "sample"]
 
-_WHICH = "checkpoint to use: best (lowest held-out loss), or a name from `show`; empty: the newest"
+_WHICH = "checkpoint to use: best (lowest held-out loss), or the name of one; empty: the newest"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SampleConfig:
     count: int = option(4, help="pictures", low=1, high=16)
     sample_steps: int = option(25, help="denoising steps", low=1, high=200)
     guidance: float = option(7.5, help="how strongly the prompt steers", low=0.0, high=30.0)
-    checkpoint: str = option("", help=_WHICH)
+    checkpoint: str = option("", help=_WHICH, known="checkpoints")
 
     def __post_init__(self) -> None:
         check(self)
@@ -48,7 +48,7 @@ class ExportConfig:
     dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", help="number format of the weights")
     out: str = option("", help="file to write; empty: a new file in the session's exports folder")
     overwrite: bool = option(False, help="replace the file if it exists")
-    checkpoint: str = option("", help=_WHICH)
+    checkpoint: str = option("", help=_WHICH, known="checkpoints")
 
     def __post_init__(self) -> None:
         bad_name = self.out and Path(self.out).suffix != ".safetensors"

@@ -4,18 +4,16 @@ The file lies on this machine's own disk, not on Drive: it is written twice a se
 machine can watch or stop the run. A line that was cut by a kill is passed over; a new run begins a new file.
 """
 
-import json
 import logging
 import math
-import os
-import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.progress import Progress, log_progress
-from fastsd_helpers.processes import LocalProcess
+from fastsd_helpers.dreambooth.scratch import live_folder, scratch_folder
+from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import Session
 
@@ -29,18 +27,6 @@ _MOST_POINTS = 600  # of a loss curve; neighbours are averaged beyond
 _MOST_MESSAGES = 200
 
 
-def scratch_folder(session: Session, suffix: str = "") -> Path:
-    """A local folder for this session alone; FASTSD_SCRATCH moves it. Nothing is created."""
-    user = getattr(os, "getuid", lambda: 0)()
-    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
-    return Path(root) / f"{session.record['id']}{suffix}"
-
-
-def live_folder(session: Session) -> Path:
-    """The local folder of a session's live files; FASTSD_SCRATCH moves it. Nothing is created."""
-    return scratch_folder(session, "-live")
-
-
 class Journal:
     """Appends a run's progress to its session's live file and logs it; give it to `train` as `report`.
 
@@ -49,9 +35,10 @@ class Journal:
     """
 
     def __init__(self, session: Session, *, every_s: float = _EVERY_S) -> None:
-        self._folder = live_folder(session)
+        # Opened at the first word of the run, which comes after it got the session's lock: a run that is refused must
+        # not wipe out the news of the one that holds it.
+        self._append = JournalWriter(live_folder(session) / _FILE).append
         self._every_s = every_s
-        self._file: int | None = None
         self._last = -math.inf  # the first step is always noted, however short a time the machine has been on
         self._losses: list[float] = []
 
@@ -60,6 +47,8 @@ class Journal:
         log_progress(progress)
         if progress.message:
             self._append({"message": redact(progress.message)})
+            if progress.history:
+                self._append({"history": _thinned(progress.history)})
             return
         if progress.loss is not None:
             self._losses.append(progress.loss)
@@ -79,26 +68,6 @@ class Journal:
                 "gpu": peak_memory_bytes("cuda"),
             }
         )
-
-    def _append(self, line: dict[str, Any]) -> None:
-        try:
-            if self._file is None:
-                # Opened at the first word of the run, which comes after it got the session's lock: a run that is
-                # refused must not wipe out the news of the one that holds it.
-                self._file = self._open()
-            os.write(self._file, json.dumps(line).encode() + b"\n")
-        except OSError as err:
-            logger.debug("Progress could not be noted in %s: %s.", self._folder, err)
-
-    def _open(self) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._folder / _FILE
-        temporary = path.with_name(f"{_FILE}.{os.getpid()}.part")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        own = LocalProcess.me()
-        os.write(file, json.dumps({"pid": own.pid, "start": own.start, "began": time.time()}).encode() + b"\n")
-        os.replace(temporary, path)  # a new file, so that a reader notices a new run
-        return file
 
 
 @dataclass
@@ -121,34 +90,19 @@ class JournalReader:
     """Reads a session's live file, each time only what is new."""
 
     def __init__(self, session: Session) -> None:
-        self._path = live_folder(session) / _FILE
-        self.forget()
-
-    def forget(self) -> None:
-        """Start over with the next read."""
+        self._tail = JournalTail(live_folder(session) / _FILE)
         self._live = Live()
-        self._identity: tuple[int, int] | None = None
-        self._offset = 0
 
     def read(self) -> Live:
         """The newest state; empty when no run has written anything."""
-        try:
-            with open(self._path, "rb") as file:
-                found = os.fstat(file.fileno())
-                if (found.st_dev, found.st_ino) != self._identity:
-                    self.forget()
-                    self._identity = (found.st_dev, found.st_ino)
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return self._live
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
+        rows, anew = self._tail.read()
+        if anew:
+            self._live = Live()
+        for row in rows:
             try:
-                self._take(json.loads(line))
+                self._take(row)
             except (ValueError, KeyError, TypeError) as err:
-                logger.debug("A line of %s could not be read: %s.", self._path, err)
+                logger.debug("A row of a training's news could not be read: %s.", err)
         return self._live
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -157,6 +111,8 @@ class JournalReader:
             live.process, live.began = LocalProcess(line["pid"], line["start"]), line["began"]
         elif "message" in line:
             live.messages = [*live.messages, line["message"]][-_MOST_MESSAGES:]
+        elif "history" in line:
+            live.losses = {stage: [(step, loss) for step, loss in points] for stage, points in line["history"].items()}
         else:
             live.stage, live.step, live.steps = line["stage"], line["step"], line["steps"]
             live.seconds_left, live.host_bytes, live.gpu_bytes = line["left_s"], line["host"], line["gpu"]
@@ -165,6 +121,17 @@ class JournalReader:
                 points.append((live.step, line["loss"]))
                 if len(points) > _MOST_POINTS:
                     live.losses[live.stage] = _halved(points)
+
+
+def _thinned(history: Mapping[str, Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
+    """The losses of earlier processes as points of a curve, few enough to be read at a glance."""
+    curves = {}
+    for stage, losses in history.items():
+        points = [(float(step), loss) for step, loss in enumerate(losses, 1)]
+        while len(points) > _MOST_POINTS:
+            points = _halved(points)
+        curves[stage] = points
+    return curves
 
 
 def _halved(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

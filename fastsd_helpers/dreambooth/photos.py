@@ -1,29 +1,32 @@
-"""Read a user's photos safely: from a folder, a zip or one file, in any usual format, one at a time, as upright RGB.
+"""Find a user's photos and their captions: in a folder, a zip or one file; each is read when it is asked for.
 
 Nothing is unpacked to disk: a zip's members are read into memory one by one, after all of their names were checked.
+What this library made itself is passed over.
 """
 
 import contextlib
-import io
 import logging
 import os
 import re
 import stat
 import struct
+import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from fastsd_helpers.captions import decode_caption, read_caption
+from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES, read_caption_table
+from fastsd_helpers.dreambooth.decoding import MAX_MEGAPIXELS, Photo, decode_photo
+from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
+from fastsd_helpers.dreambooth.own_output import USERS_FOLDERS, is_own_sheet, is_session, session_around, sessions_among
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, natural_order
-from fastsd_helpers.picture_files import PictureProblem, is_animated, load_picture, open_picture, upright
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+from fastsd_helpers.picture_files import is_picture_head
+from fastsd_helpers.zip_names import read_names
 
 __all__ = [
     "MAX_MEGAPIXELS",
@@ -33,31 +36,54 @@ __all__ = [
     "measure_sharpness",
     "open_photos",
     "perceptual_hash",
+    "why_no_photo",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
 
-MAX_MEGAPIXELS = 128
 _MAX_FILES = 2_000
 _MAX_MEMBERS = 20_000
 _MAX_FILE_BYTES = 256 * 2**20
 _MAX_TOTAL_BYTES = 8 * 2**30
-_SMALLEST_PX = 16
-_LONGEST_ASPECT = 8.0
 
 _PICTURE_SUFFIXES = re.compile(r"\.(?:jpe?g|jpe|jfif|png|webp|heic|heif|hif|avif|bmp|gif|tiff?|mpo|ppm)")
 _ARCHIVE_SUFFIXES = frozenset({".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
 # Files that programs leave beside photos and that nobody means.
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
-_QUIET_SUFFIXES = frozenset({".txt", ".json", ".csv", ".md", ".ini", ".xmp", ".aae", ".zip", ".part", ".lock"})
+_CAPTION_SUFFIXES = (".txt", ".caption")
+_QUIET_SUFFIXES = frozenset(
+    {*TABLE_SUFFIXES, ".md", ".ini", ".xmp", ".aae", ".part", ".lock", ".npz", ".toml", ".yaml"}
+)
+_CONVERT = (
+    (
+        re.compile(r"\.(?:mp4|mov|avi|mkv|webm|m4v|3gp|mpg|mpeg|wmv)"),
+        "a video: save single frames of it as PNG or JPEG",
+    ),
+    (
+        re.compile(r"\.(?:dng|cr2|cr3|crw|nef|nrw|arw|srf|orf|rw2|raf|pef|srw|x3f|raw|3fr|iiq|erf)"),
+        "a camera's raw file: export it as JPEG from your photo program, or send it from the phone as JPEG",
+    ),
+    (re.compile(r"\.jxl"), "a JPEG XL picture: convert it to PNG or JPEG"),
+    (re.compile(r"\.(?:psd|psb|xcf|kra|ai|eps|svg|pdf|jp2|j2k|tga|exr|hdr|ico)"), "save it as PNG or JPEG"),
+)
+
+
+def why_no_photo(name: str) -> str:
+    """Say why a file of this name is no photo here, and where that helps how it becomes one."""
+    suffix = PurePosixPath(name).suffix.lower()
+    advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
+    return f"is not a picture ({suffix or 'no ending'}){advice}"
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A decoded photo: upright, RGB, 8 bits; `warnings` say what had to be changed for that."""
+class _Member:
+    """A file in a zip."""
 
-    image: "Image.Image"
-    warnings: tuple[str, ...] = ()
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+
+_Source = Path | _Member
 
 
 @dataclass
@@ -67,13 +93,15 @@ class Photos:
     Attributes:
         names: of the files that look like pictures, with "/" between folders.
         skipped: name and reason of the files that do not.
+        notes: sentences on what was passed over or guessed.
     """
 
     names: list[str]
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    _files: dict[str, "Path | zipfile.ZipInfo"] = field(default_factory=dict)
-    _captions: dict[str, "Path | zipfile.ZipInfo"] = field(default_factory=dict)
-    _archive: zipfile.ZipFile | None = None
+    notes: list[str] = field(default_factory=list)
+    _files: dict[str, _Source] = field(default_factory=dict)
+    _captions: dict[str, _Source] = field(default_factory=dict)
+    _table: dict[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> bytes:
         """Read the bytes of one photo.
@@ -82,41 +110,48 @@ class Photos:
             DatasetError: this file cannot be read; the problem is the reason to skip it for.
             DriveError: the folder itself has gone, as after a lost connection to Drive.
         """
-        return self._read(self._files[name])
+        return _read(self._files[name])
 
     def caption(self, name: str) -> str | None:
-        """Read the words of the .txt beside a photo; None when there is none or it is empty.
+        """The words of the .txt (or .caption) beside a photo, else of a table; None when there are none.
 
         Raises:
             DatasetError: the .txt is no caption.
         """
-        source = self._captions.get(_key(name))
-        if source is None:
-            return None
-        return read_caption(source) if isinstance(source, Path) else decode_caption(self._read(source))
+        source = self._captions.get(name)
+        words = None
+        if source is not None:
+            words = read_caption(source) if isinstance(source, Path) else decode_caption(_read(source))
+        return words or self._table.get(name)
 
-    def _read(self, source: "Path | zipfile.ZipInfo") -> bytes:
-        if isinstance(source, zipfile.ZipInfo):
-            try:
-                return self._archive.read(source)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, struct.error) as err:
-                raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
-            except Exception as err:  # zlib.error and lzma.LZMAError, whose modules may be missing from a Python
-                raise DatasetError(f"is damaged inside the zip: {_one_line(err)}") from err
+    def has_caption(self, name: str) -> bool:
+        """Whether something is there that may be a photo's caption; nothing is read."""
+        return name in self._captions or name in self._table
+
+
+def _read(source: _Source) -> bytes:
+    if isinstance(source, _Member):
         try:
-            size = source.stat().st_size
-            if size > _MAX_FILE_BYTES:
-                raise DatasetError(f"has {size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20} MiB")
-            return source.read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
-            raise DatasetError(f"cannot be read: {err.strerror}") from err
-        except OSError as err:
-            with file_errors(source, "read"):
-                raise err
+            return source.archive.read(source.info)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, struct.error) as err:
+            raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
+        except Exception as err:  # zlib.error and lzma.LZMAError, whose modules may be missing from a Python
+            raise DatasetError(f"is damaged inside the zip: {_one_line(err)}") from err
+    try:
+        size = source.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise DatasetError(f"has {size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20} MiB")
+        return source.read_bytes()
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
+        raise DatasetError(f"cannot be read: {err.strerror}") from err
+    except OSError as err:
+        with file_errors(source, "read"):
+            raise err
 
 
 def _key(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")).casefold()
+    """A name without its ending, as captions are looked for: some systems change case or take accents apart."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix(""))).casefold()
 
 
 def _one_line(err: BaseException) -> str:
@@ -130,6 +165,9 @@ def _one_line(err: BaseException) -> str:
 def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos]:
     """List the photos of a folder (with its sub-folders), of a zip, or a single picture.
 
+    Zips are read where they are all there is: in a folder without pictures, and in a zip without pictures. Sessions
+    and what was drawn here are passed over, wherever they lie.
+
     Args:
         path: folder, zip or picture.
         leave_out: a folder inside `path` that is not looked into.
@@ -139,26 +177,51 @@ def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos
     """
     with file_errors(path, "read"):
         is_folder, is_file = path.is_dir(), path.is_file()
-    if is_folder:
-        yield _list_folder(path, leave_out)
-    elif not is_file:
-        raise DatasetError(
-            f"There is no folder or zip {path}.", "Check the path; in Colab, copy it from the file list."
-        )
-    elif path.suffix.lower() in _ARCHIVE_SUFFIXES:
-        raise DatasetError(f"{path.name} is an archive that is not read here.", "Give a .zip or the unpacked folder.")
-    elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
-        with _open_zip(path) as archive:
-            yield _list_zip(archive, path)
-    else:
-        beside = path.with_suffix(".txt")
-        captions = {_key(path.name): beside} if beside.is_file() else {}
-        yield Photos([path.name], [], {path.name: path}, captions)
+    with contextlib.ExitStack() as opened:
+        if is_folder:
+            yield _list_folder(path, leave_out, opened)
+        elif not is_file:
+            raise _not_there(path)
+        elif path.suffix.lower() in _ARCHIVE_SUFFIXES:
+            raise DatasetError(
+                f"{path.name} is an archive that is not read here.", "Give a .zip or the unpacked folder."
+            )
+        elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+            yield _list_zip(opened.enter_context(_open_zip(path, path)), path, opened)
+        else:
+            yield _only_file(path)
 
 
-def _list_folder(folder: Path, leave_out: Path | None) -> Photos:
-    files: dict[str, Path] = {}
+def _not_there(path: Path) -> DatasetError:
+    text = str(path)
+    if re.match(r"(?:https?:/|drive\.google\.com|www\.)", text):
+        link = re.sub(r"^(https?:)/(?!/)", r"\1//", text)
+        hint = "Download it and give the folder or the zip; in a notebook you can also upload it."
+        if "drive.google.com" in text or "docs.google.com" in text:
+            hint = (
+                "In Colab: open the link, choose Organise > Add shortcut > My Drive, connect Drive, and give the "
+                "folder's path (/content/drive/MyDrive/...). Elsewhere: download it, and give the folder or the zip."
+            )
+        return DatasetError(f"The photos are given as a link, which is not opened here: {link}.", hint)
+    return DatasetError(f"There is no folder or zip {path}.", "Check the path; in Colab, copy it from the file list.")
+
+
+def _only_file(path: Path) -> Photos:
+    files: dict[str, _Source] = {path.name: path}
+    for suffix in _CAPTION_SUFFIXES:
+        beside = path.with_suffix(suffix)
+        if beside.is_file():
+            files[beside.name] = beside
+    photos = _sort_out(files)
+    if not photos.names and not photos.skipped:  # somebody named this very file
+        photos.skipped.append((path.name, why_no_photo(path.name)))
+    return photos
+
+
+def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitStack) -> Photos:
+    files: dict[str, _Source] = {}
     left_out = leave_out.resolve() if leave_out else None
+    home, sessions = session_around(folder), []
 
     def stop(err: OSError) -> None:
         raise err
@@ -167,17 +230,30 @@ def _list_folder(folder: Path, leave_out: Path | None) -> Photos:
         for parent, folders, names in os.walk(folder, onerror=stop):
             here = Path(parent)
             folders[:] = sorted(d for d in folders if not _is_ignored(d) and (here / d).resolve() != left_out)
+            found = [d for d in folders if is_session(here / d)]
+            sessions += [(here / d).relative_to(folder).as_posix() for d in found]
+            folders[:] = [d for d in folders if d not in found]
             for name in names:
-                if not _is_ignored(name):
-                    files[(here / name).relative_to(folder).as_posix()] = here / name
+                file = here / name
+                if _is_ignored(name):
+                    continue
+                if file.is_symlink() and (around := session_around(file)) not in (None, home):
+                    logger.debug("%s leads into the session %s.", file, around)
+                    continue
+                files[file.relative_to(folder).as_posix()] = file
             _check_count(sum(_looks_like_picture(name) for name in files), folder)
-    return _sort_out(files)
+    photos = _sort_out(files, only=_zips_in(files))
+    _read_inner(photos, files, folder, opened)
+    if sessions:
+        shown = ", ".join(sorted(sessions)[:3]) + (f" and {len(sessions) - 3} more" if len(sessions) > 3 else "")
+        photos.notes.append(f"Not looked into, because they are sessions with pictures that were made here: {shown}.")
+    return photos
 
 
 @contextlib.contextmanager
-def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(file: "Path | BinaryIO", path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as err:
         raise DatasetError(
             f"{path.name} is damaged or no zip: {_one_line(err)}.", "Make the zip again, or give the folder of photos."
@@ -189,40 +265,102 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _list_zip(archive: zipfile.ZipFile, path: Path) -> Photos:
+def _list_zip(
+    archive: zipfile.ZipFile, path: Path, opened: contextlib.ExitStack, *, inner: bool = False, spent: int = 0
+) -> Photos:
     members = archive.infolist()
     if len(members) > _MAX_MEMBERS:
         raise DatasetError(f"{path.name} holds {len(members):,} files.", "Give a zip with the photos of one subject.")
-    total = sum(member.file_size for member in members)
+    total = spent + sum(member.file_size for member in members)
     if total > _MAX_TOTAL_BYTES:
         raise DatasetError(
             f"{path.name} would unpack to {total / 2**30:.1f} GiB; the most is {_MAX_TOTAL_BYTES // 2**30} GiB.",
             "Give a zip with the photos of one subject.",
         )
-    files: dict[str, zipfile.ZipInfo] = {}
+    named = read_names(members)
+    own = sessions_among(named.names)
+    files: dict[str, _Source] = {}
     skipped: list[tuple[str, str]] = []
-    for member in members:
-        _check_member(member, path)
-        name = member.filename.replace("\\", "/")
-        if member.is_dir() or any(_is_ignored(part) for part in name.split("/")):
+    for member, name in zip(members, named.names, strict=True):
+        _check_member(member, name, path)
+        if member.is_dir() or name.endswith("/") or any(_is_ignored(part) for part in name.split("/")):
             continue
+        if _is_made_here(name, own):
+            continue
+        is_zip = name.lower().endswith(".zip")
         if member.flag_bits & 1:
             skipped.append((name, "is encrypted; unpack the zip with its password first"))
-        elif member.file_size > _MAX_FILE_BYTES:
+        elif member.file_size > _MAX_FILE_BYTES and not is_zip:
             skipped.append((name, f"has {member.file_size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20}"))
         else:
-            files[name] = member
+            files[name] = _Member(archive, member)
     _check_count(sum(_looks_like_picture(name) for name in files), path)
-    photos = _sort_out(files)
+    photos = _sort_out(files, only=set() if inner else _zips_in(files))
     photos.skipped[:0] = skipped
-    photos._archive = archive
+    if not inner:
+        _read_inner(photos, files, path, opened, spent=total)
+    if (line := named.line(path.name)) is not None and photos.names:
+        photos.notes.append(line)
+    if own:
+        photos.notes.append(f"{path.name} holds a session: pictures that were made here are not taken from it.")
     return photos
 
 
-def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
+def _is_made_here(name: str, sessions: set[str]) -> bool:
+    for session in sessions:
+        inside = name.removeprefix(f"{session}/") if session else name
+        if (inside != name or not session) and inside.split("/")[0] not in USERS_FOLDERS:
+            return True
+    return False
+
+
+def _zips_in(files: dict[str, _Source]) -> set[str]:
+    """The zips to read: all of them where there is no picture beside them."""
+    if any(_looks_like_picture(name) for name in files):
+        return set()
+    return {name for name in files if name.lower().endswith(".zip")}
+
+
+def _read_inner(
+    photos: Photos, files: dict[str, _Source], path: Path, opened: contextlib.ExitStack, *, spent: int = 0
+) -> None:
+    """Add the photos of the zips that are all there is."""
+    for name in sorted(_zips_in(files), key=natural_order):
+        source = files[name]
+        inner_path = Path(name)
+        try:
+            file: Path | BinaryIO = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
+            archive = opened.enter_context(_open_zip(file, inner_path))
+            inner = _list_zip(archive, inner_path, opened, inner=True, spent=spent)
+        except DatasetError as err:
+            photos.skipped.append((name, err.problem.removeprefix(f"{inner_path.name} ").rstrip(".")))
+            continue
+        # One zip: its own folders say what they say. Several: they must not fall over each other.
+        prefix = f"{name.removesuffix('.zip')}/" if len(_zips_in(files)) > 1 else ""
+        photos.names += [prefix + each for each in inner.names]
+        photos.skipped += [(prefix + each, reason) for each, reason in inner.skipped]
+        photos.notes += inner.notes
+        photos._files |= {prefix + each: source for each, source in inner._files.items()}
+        photos._captions |= {prefix + each: source for each, source in inner._captions.items()}
+        photos._table |= {prefix + each: words for each, words in inner._table.items()}
+    _check_count(len(photos.names), path)
+
+
+def _unpacked(source: _Member) -> BinaryIO:
+    """A zip inside a zip, where it can be read from any place."""
+    try:
+        file = tempfile.SpooledTemporaryFile(max_size=64 * 2**20)  # noqa: SIM115, closed by the caller's stack
+        with source.archive.open(source.info) as packed:
+            while piece := packed.read(2**20):
+                file.write(piece)
+        file.seek(0)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as err:
+        raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
+    return file  # type: ignore[return-value]
+
+
+def _check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
     """Refuse the whole zip for one unsafe name: such a file was made to attack whoever unpacks it."""
-    # `orig_filename` is what the zip says; ZipInfo cuts `filename` at a zero byte.
-    name = member.orig_filename.replace("\\", "/")
     mode = member.external_attr >> 16
     problem = None
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
@@ -245,7 +383,7 @@ def _is_ignored(name: str) -> bool:
 def _looks_like_picture(name: str) -> bool:
     # A name without ending may be a picture; its content decides.
     suffix = PurePosixPath(name).suffix.lower()
-    return bool(_PICTURE_SUFFIXES.fullmatch(suffix)) or not re.fullmatch(r"\.[a-z0-9]{1,5}", suffix)
+    return bool(_PICTURE_SUFFIXES.fullmatch(suffix)) or not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix)
 
 
 def _check_count(count: int, path: Path) -> None:
@@ -256,171 +394,97 @@ def _check_count(count: int, path: Path) -> None:
         )
 
 
-def _sort_out(files: dict[str, "Path | zipfile.ZipInfo"]) -> Photos:
-    names = sorted((name for name in files if _looks_like_picture(name)), key=natural_order)
-    stems = {_key(name) for name in names}
-    captions = {_key(n): f for n, f in files.items() if n.lower().endswith(".txt") and _key(n) in stems}
-    skipped = [
-        (name, f"is not a picture ({PurePosixPath(name).suffix})")
-        for name in sorted(files, key=natural_order)
-        if not _looks_like_picture(name) and PurePosixPath(name).suffix.lower() not in _QUIET_SUFFIXES
-    ]
-    return Photos(names, skipped, {name: files[name] for name in names}, captions)
+def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Photos:
+    """Tell photos, captions and the rest apart; `only`: the zips that are read as well."""
+    photos = Photos([])
+    captions: list[str] = []
+    for name in sorted(files, key=natural_order):
+        suffix = PurePosixPath(name).suffix.lower()
+        if is_own_sheet(name):
+            photos.notes.append(f"{name} has the name of a sheet that is drawn here, and was left out.")
+        elif suffix in _CAPTION_SUFFIXES:
+            captions.append(name)
+        elif _looks_like_picture(name):
+            photos.names.append(name)
+        elif suffix == ".zip":
+            if name not in (only or set()):
+                photos.skipped.append((name, "is a zip among other files: unpack it, or give it by itself"))
+        elif suffix not in _QUIET_SUFFIXES:
+            if _is_picture(files[name]):
+                photos.names.append(name)
+            else:
+                photos.skipped.append((name, why_no_photo(name)))
+    photos._files = {name: files[name] for name in photos.names}
+    _match_captions(photos, files, captions)
+    _match_tables(photos, files)
+    return photos
 
 
-# ----------------------------------------------------------------------------------------------- decoding
-
-
-def decode_photo(data: bytes) -> Photo:
-    """Decode one picture to upright sRGB; its size is checked by its header before any pixel is decoded.
-
-    Alpha is put on white; 16-bit and float pictures are scaled to 8 bits, not clipped; CMYK and wide-gamut pictures go
-    through their colour profile; of an animation the first frame is taken.
-
-    Raises:
-        DatasetError: the problem is the reason to skip the file for (it completes "photo.jpg ...").
-    """
-    if not data:
-        raise DatasetError("is empty")
-    warnings: list[str] = []
+def _is_picture(source: _Source) -> bool:
+    """Whether a file of an unknown ending begins as pictures do."""
     try:
-        with open_picture(data, most_pixels=MAX_MEGAPIXELS * 1_000_000) as opened:
-            _check_size(*opened.size)
-            if opened.format not in ("MPO", "HEIF") and is_animated(opened):
-                warnings.append("only its first frame is used")
-            load_picture(opened)
-            turned = upright(opened)
-            if turned is None:
-                warnings.append("its rotation tag is damaged and was ignored")
-            return Photo(_to_rgb(turned or opened, warnings), tuple(warnings))
-    except PictureProblem as err:
-        raise DatasetError(err.problem) from err
-    except (OSError, ValueError, MemoryError) as err:
-        raise DatasetError(f"cannot be turned into RGB: {_one_line(err)}") from err
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                return is_picture_head(file.read(64))
+        with source.archive.open(source.info) as packed:
+            return is_picture_head(packed.read(64))
+    except Exception:  # whatever a damaged zip raises: then it is none
+        return False
 
 
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < _SMALLEST_PX:
-        raise DatasetError(f"is only {width} x {height} pixels")
-    if max(width, height) / min(width, height) > _LONGEST_ASPECT:
-        raise DatasetError(f"is {width} x {height}: more than {_LONGEST_ASPECT:.0f} times as long as wide")
+def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[str]) -> None:
+    by_key: dict[str, list[str]] = {}
+    for name in photos.names:
+        by_key.setdefault(_key(name), []).append(name)
+        by_key.setdefault(_key(f"{name}.txt"), []).append(name)  # "dog.png.txt"
+    alone = []
+    # Kohya's ending first, so that a .txt of the same name wins.
+    for caption in sorted(captions, key=lambda name: name.lower().endswith(".txt")):
+        matched = by_key.get(_key(caption), [])
+        for name in matched:
+            photos._captions[name] = files[caption]
+        if not matched:
+            alone.append(caption)
+    if alone and photos.names:
+        photos.notes.append(
+            f"{_counted(len(alone), 'caption file')} with the name of no photo, so not used: {_some(alone)}. "
+            "A photo's caption has its name, with .txt at the end."
+        )
 
 
-def _to_rgb(image: "Image.Image", warnings: list[str]) -> "Image.Image":
-    from PIL import Image
-
-    profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_to_8_bits(image, warnings)
-    if image.mode == "CMYK":
-        warnings.append("CMYK colours became RGB")
-        return _apply_profile(image, profile, warnings) or image.convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = _put_on_white(image.convert("RGBA"), warnings)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    managed = _apply_profile(rgb, profile, warnings) if image.mode == "RGB" else None
-    result = managed or rgb
-    # A plain copy: no EXIF data, profile or file handle goes further than here.
-    plain = Image.new("RGB", result.size)
-    plain.paste(result)
-    return plain
-
-
-def _put_on_white(image: "Image.Image", warnings: list[str]) -> "Image.Image":
-    from PIL import Image
-
-    lowest, highest = image.getchannel("A").getextrema()
-    if highest == 0:
-        raise DatasetError("is fully transparent")
-    if lowest < 255:
-        warnings.append("transparent parts became white")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    return white.convert("RGB")
+def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
+    by_name = {unicodedata.normalize("NFC", name).casefold(): name for name in photos.names}
+    by_last: dict[str, list[str]] = {}
+    for name in photos.names:
+        by_last.setdefault(PurePosixPath(name).name.casefold(), []).append(name)
+        by_last.setdefault(PurePosixPath(name).stem.casefold(), []).append(name)
+    for table in sorted(files, key=natural_order):
+        if PurePosixPath(table).suffix.lower() not in TABLE_SUFFIXES or not photos.names:
+            continue
+        try:
+            rows = read_caption_table(table, _read(files[table]))
+        except DatasetError as err:
+            photos.notes.append(f"{table} was not read: it {err.problem}.")
+            continue
+        used = 0
+        for file, words in rows.items():
+            last = by_last.get(PurePosixPath(file).name.casefold(), [])
+            name = by_name.get(file.casefold()) or (last[0] if len(set(last)) == 1 else None)
+            if name is not None:
+                photos._table[name] = words
+                used += 1
+        if rows and not used:
+            photos.notes.append(
+                f"{table} has {_counted(len(rows), 'caption')}, but none of the files it names is here "
+                f"({_some(list(rows))}), so it is not used."
+            )
+        elif rows:
+            photos.notes.append(f"{_counted(used, 'caption')} from {table}.")
 
 
-def _scale_to_8_bits(image: "Image.Image", warnings: list[str]) -> "Image.Image":
-    import numpy as np
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DatasetError("holds values that are not numbers")
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F" and low >= 0 and high <= 1:
-        scale, low = 255.0, 0.0
-    elif low >= 0 and high <= 65535 and image.mode != "F":
-        scale, low = 1 / 257, 0.0
-    else:  # no agreed range: what is there becomes black to white
-        scale = 255 / max(high - low, 1e-12)
-    warnings.append("scaled to 8 bits")
-    return Image.fromarray(np.rint((values - low) * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _apply_profile(image: "Image.Image", profile: bytes | None, warnings: list[str]) -> "Image.Image | None":
-    """Convert to sRGB by the embedded profile; None when there is none, it is sRGB, or it cannot be used."""
-    from PIL import ImageCms
-
-    if not profile:
-        return None
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as err:
-        logger.debug("A colour profile could not be used: %s", err)
-        warnings.append("its colour profile is damaged and was ignored")
-        return None
-
-
-# ------------------------------------------------------------------------------------------------ judging
-
-
-def measure_sharpness(image: "Image.Image") -> float:
-    """Measure how sharp the sharpest tenth of a picture is: variance of the Laplacian per block, at 256 px.
-
-    A photo with a blurred background is as sharp as its subject; differences of light do not count.
-    """
-    import numpy as np
-
-    values = _gray(image, 256)
-    laplacian = values[1:-1, :-2] + values[1:-1, 2:] + values[:-2, 1:-1] + values[2:, 1:-1] - 4 * values[1:-1, 1:-1]
-    step = 16
-    blocks = [
-        laplacian[y : y + step, x : x + step].var()
-        for y in range(0, laplacian.shape[0] - step + 1, step)
-        for x in range(0, laplacian.shape[1] - step + 1, step)
-    ]
-    spread = float(np.percentile(values, 95) - np.percentile(values, 5))
-    return float(np.percentile(blocks, 90)) / max(spread, 8.0) ** 2 * 1e4
-
-
-def perceptual_hash(image: "Image.Image") -> int:
-    """Hash what a picture looks like, 255 bits: two pictures are alike when few bits differ (int.bit_count of the xor).
-
-    The signs, against their median, of the lowest 16 x 16 frequencies of the picture's greys at 32 x 32; unlike
-    differences of neighbours they do not flip with the noise of an even wall. On 30 real photos a small recompressed
-    copy differs in 8 bits at most, one that lost 1 % at two sides in 28, and different photos in 98 at least.
-
-    Source: the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
-    """
-    import numpy as np
-    from PIL import Image
-
-    greys = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
-    places, waves = np.arange(32), np.arange(16)
-    cosines = np.cos(np.pi * (2 * places[None] + 1) * waves[:, None] / 64)
-    frequencies = (cosines @ greys @ cosines.T).ravel()[1:]
-    bits = frequencies > np.median(frequencies)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def _gray(image: "Image.Image", side_px: int) -> "np.ndarray":
-    import numpy as np
-    from PIL import Image
-
-    scale = side_px / max(image.size)
-    size = max(16, round(image.width * scale)), max(16, round(image.height * scale))
-    return np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0), dtype=np.float64)
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

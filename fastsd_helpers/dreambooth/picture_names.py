@@ -2,9 +2,8 @@
 
 import re
 import unicodedata
-from collections import Counter
 
-from fastsd_helpers.captions import words_of
+from fastsd_helpers.photo_names import name_photos
 
 __all__ = ["number_series", "printable", "safe_stem", "unique_stem"]
 
@@ -17,14 +16,7 @@ def number_series(stems: list[str]) -> list[str]:
 
     Then a file name's words are what stays the same, while the digits of a lone "agent 47" are kept.
     """
-    found = [re.fullmatch(r"(.*?\D)[\s_-]+(\d{1,6})", stem) for stem in stems]
-    prefixes = Counter(match[1].strip(" _-").casefold() for match in found if match)
-    return [
-        f"{match[1].strip(' _-')} ({int(match[2])})"
-        if match and prefixes[match[1].strip(" _-").casefold()] > 1 and words_of(match[1])
-        else stem
-        for stem, match in zip(stems, found, strict=True)
-    ]
+    return [photo.stem for photo in name_photos([f"{stem}.png" for stem in stems])]
 
 
 def safe_stem(stem: str) -> str:

@@ -100,7 +100,8 @@ class Plan:
         if gives_back and (self.bounded or last):  # the finished file takes the place of an older one
             return _MARGIN + (0 if self.room_for_one else self.export_bytes)
         names = list(self.generation_bytes)
-        ends = names[names.index(stage) + (1 if last else 0) :]
+        begin = names.index(stage) if stage in names else 0
+        ends = names[begin + (1 if last else 0) :]
         return sum(self.generation_bytes[name] for name in ends) + self.export_bytes + _MARGIN
 
     def _cost(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Prepare a subject's photos for training: read, check, crop, name, caption and record them in the session."""
 
+import contextlib
 import datetime
 import hashlib
 import io
@@ -19,16 +20,22 @@ from fastsd_helpers.dreambooth.dataset import (
     exchange_pictures,
     finish_exchange,
     load_dataset,
+    prompt_of,
     prompt_table,
     recorded_images,
     start_exchange,
 )
+from fastsd_helpers.dreambooth.hold_out import choose_held_out, subject_of
+from fastsd_helpers.dreambooth.originals import photos_of_user, set_aside, set_captions_aside
+from fastsd_helpers.dreambooth.photo_places import NO_PICTURES_HINT, find_held_out, find_photos
 from fastsd_helpers.dreambooth.photos import Photos, decode_photo, measure_sharpness, open_photos, perceptual_hash
-from fastsd_helpers.dreambooth.picture_names import number_series, printable, safe_stem, unique_stem
+from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
+from fastsd_helpers.dreambooth.report import PrepareResult, counted_prompts
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.options import check, option, to_values
-from fastsd_helpers.sessions import Session
+from fastsd_helpers.photo_names import NamedPhoto, name_photos, repeats_in
+from fastsd_helpers.sessions import Session, whole_prompt
 from fastsd_helpers.smart_crop import CropBox, crop_box, square_box
 
 if TYPE_CHECKING:
@@ -48,12 +55,10 @@ __all__ = [
 logger = logging.getLogger("fastsd_helpers")
 
 _SHEET = "contact-sheet.png"
-_HELD_OUT_EVERY = 10
 _MANY = 100
 _BLURRED_BELOW = 60.0
 _SHARPNESS_NEEDS_PX = 384  # below, single pixels are judged, which are soft in most cameras
 _ALIKE_BITS = 32  # of 255
-_NO_PICTURES_HINT = "Give a folder or a zip with 5 to 30 photos of the subject (JPEG, PNG, WebP or HEIC)."
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,11 @@ class PrepareConfig:
     size: int = option(512, help="side of the prepared pictures in pixels", low=64, high=4096, step=64)
     crop: Literal["smart", "center", "none"] = option(
         "smart", help="smart keeps the subject in the square, none keeps the photo's shape"
+    )
+    hold_out: Literal["auto", "none"] = option(
+        "auto",
+        help="auto sets one photo of ten aside, to measure what was learned on a photo that was never trained on; "
+        "none trains on all",
     )
     held_out: str = option("", help="folder or zip with photos that are only measured, never trained on", advanced=True)
     boxes: str = option(
@@ -78,28 +88,6 @@ class PrepareConfig:
         check(self, ["boxes (--boxes) do not go with crop none, which keeps whole photos"] if clash else [])
 
 
-@dataclass(frozen=True)
-class PrepareResult:
-    """What was prepared; `lines()` says it in words."""
-
-    train: int
-    held_out: int
-    size: int
-    images: tuple[dict[str, Any], ...]
-    skipped: tuple[dict[str, str], ...]
-    notes: tuple[str, ...]
-    contact_sheet: Path
-
-    def lines(self) -> list[str]:
-        """The report, one sentence a line."""
-        held_out = f" and {self.held_out} held out" if self.held_out else ""
-        pictures = "picture" if self.train == 1 else "pictures"
-        report = [f"{self.train} {pictures} to train on{held_out}, {self.size} px."]
-        report += [f"Skipped {item['source']}: {item['reason']}." for item in self.skipped]
-        report += [f"{item['source']}: {', '.join(item['warnings'])}." for item in self.images if item["warnings"]]
-        return [*report, *self.notes, f"Look at the crops: {self.contact_sheet}"]
-
-
 @dataclass
 class _Work:
     """What one `prepare` has gathered so far; pictures themselves are not kept."""
@@ -107,7 +95,10 @@ class _Work:
     config: PrepareConfig
     folder: Path
     boxes: dict[str, Any]
-    edited: dict[str, str]
+    edited: dict[str, tuple[str, str]]  # sha256 of a photo -> the stem of its picture before, and its caption
+    made_here: set[str]  # sha256 of this session's own pictures
+    after_name: Path | None = None  # photos whose captions go on after the words of the name, as the old notebook's
+    notes: list[str] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
@@ -128,31 +119,30 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
         SessionBusy: a run is using the session.
         DriveError, DiskFull: the session cannot be written; its pictures are as they were.
     """
-    images = _source_of(config, session)
-    held_out = Path(config.held_out).expanduser() if config.held_out else None
     boxes = _read_boxes(Path(config.boxes).expanduser()) if config.boxes else {}
     with session.lock():
         new = start_exchange(session)
         try:
-            work = _Work(config, new, boxes, _edited_captions(session))
-            _read_all(work, images, session, held_out=False, leave_out=held_out)
-            if not work.images:
-                raise _nothing_usable(images, work.skipped)
-            if held_out:
-                before = len(work.images)
-                _read_all(work, held_out, session, held_out=True, leave_out=None)
-                if len(work.images) == before:
-                    raise _nothing_usable(held_out, work.skipped)
-            else:
+            aside = set_aside(session)
+            images = find_photos(config.images, session)
+            held_out = find_held_out(config.held_out, config.images, session)
+            work = _Work(config, new, boxes, _edited_captions(session), _made_here(session))
+            work.notes += filter(None, [aside.line()])
+            # Files that stay a while in these folders: no new picture may get the name of one.
+            work.stems |= {PurePosixPath(file).stem.casefold() for file in aside.stay}
+            if (session.record.get("imported") or {}).get("captions") == "after the name":
+                work.after_name = photos_of_user(session)
+            _read_sources(work, session, images, held_out)
+            if not held_out:
                 _hold_some_out(work)
             _check_boxes(work)
-            notes = _notes(work, session)
+            notes = _notes(work, session, images)
             draw_contact_sheet(new / _SHEET, work.cells, title=session.name, size=config.size, total=len(work.images))
             sheet = session.logs / _SHEET
             with file_errors(sheet, "write"):
                 session.logs.mkdir(exist_ok=True)
                 os.replace(new / _SHEET, sheet)
-            exchange_pictures(session, new, _record_of(work))
+            exchange_pictures(session, new, _record_of(work, session, images, held_out), stay=aside.stay)
         finally:
             finish_exchange(session)
     result = PrepareResult(
@@ -163,6 +153,7 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
         skipped=tuple(work.skipped),
         notes=tuple(notes),
         contact_sheet=sheet,
+        prompts=counted_prompts([prompt_of(session, item, item["caption"]) for item in work.images]),
     )
     for line in result.lines():
         logger.info("%s", line)
@@ -172,22 +163,12 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
 # -------------------------------------------------------------------------------------------------- input
 
 
-def _source_of(config: PrepareConfig, session: Session) -> Path:
-    if config.images:
-        return Path(config.images).expanduser()
-    # A session of the old notebook brings its pictures along; they were never recorded by a prepare.
-    has_files = session.instance_images.is_dir() and any(session.instance_images.iterdir())
-    if has_files and not recorded_images(session):
-        return session.instance_images
-    raise DatasetError("No photos were given.", _NO_PICTURES_HINT)
-
-
-def _nothing_usable(path: Path, skipped: list[dict[str, str]]) -> DatasetError:
+def _nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str]) -> DatasetError:
     if not skipped:
-        return DatasetError(f"There are no pictures in {path}.", _NO_PICTURES_HINT)
+        return DatasetError(" ".join([f"There are no pictures in {path}.", *notes]), NO_PICTURES_HINT)
     reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return DatasetError(f"None of the pictures in {path} can be used: {reasons}{more}.", _NO_PICTURES_HINT)
+    return DatasetError(f"None of the pictures in {path} can be used: {reasons}{more}.", NO_PICTURES_HINT)
 
 
 def _read_boxes(path: Path) -> dict[str, Any]:
@@ -224,43 +205,71 @@ def _check_boxes(work: _Work) -> None:
         raise DatasetError(f"The boxes do not fit: {' '.join(work.bad_boxes)}", f"Correct them in {work.config.boxes}.")
 
 
-def _edited_captions(session: Session) -> dict[str, str]:
+def _edited_captions(session: Session) -> dict[str, tuple[str, str]]:
     """Captions written or changed in the session since they were prepared, by the hash of the photo they belong to."""
     edited = {}
     for item in recorded_images(session):
-        caption = read_caption(session.captions / f"{PurePosixPath(item['file']).stem}.txt")
+        stem = PurePosixPath(item["file"]).stem
+        caption = read_caption(session.captions / f"{stem}.txt")
         # A record rebuilt from the folder knows neither the photos nor their captions.
-        if caption and "source_sha256" in item and caption != item["caption"]:
-            edited[item["source_sha256"]] = caption
+        if caption and "source_sha256" in item and caption != item.get("came_with", item["caption"]):
+            edited[item["source_sha256"]] = (stem, caption)
     return edited
+
+
+def _made_here(session: Session) -> set[str]:
+    # One that was made from itself is a user's photo all the same.
+    images = recorded_images(session)
+    return {item["sha256"] for item in images if item.get("source_sha256") not in (None, item["sha256"])}
 
 
 # ---------------------------------------------------------------------------------------------- pictures
 
 
-def _read_all(work: _Work, path: Path, session: Session, *, held_out: bool, leave_out: Path | None) -> None:
-    size, source_is_session = work.config.size, path.resolve() == session.instance_images.resolve()
-    with open_photos(path, leave_out=leave_out) as photos:
-        if not photos.names and not photos.skipped:
-            return
-        # A photograph as PNG takes about 1.5 bytes a pixel.
-        what = f"{len(photos.names)} pictures"
-        hint = "Make room there, choose a smaller --size, or another folder with --root."
-        check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
-        for name, reason in photos.skipped:
-            work.skipped.append({"source": printable(name), "reason": reason})
-        stems = number_series([PurePosixPath(name).stem for name in photos.names])
-        for number, (name, stem) in enumerate(zip(photos.names, stems, strict=True), start=1):
-            try:
-                _read_one(work, photos, name, stem, held_out, session.captions if source_is_session else None)
-            except DatasetError as err:
-                work.skipped.append({"source": printable(name), "reason": err.problem.rstrip(".")})
-            if number % 25 == 0:
-                logger.info("%d of %d photos read.", number, len(photos.names))
+def _read_sources(work: _Work, session: Session, images: Path, held_out: Path | None) -> None:
+    with contextlib.ExitStack() as opened:
+        train = opened.enter_context(open_photos(images, leave_out=held_out))
+        judged = opened.enter_context(open_photos(held_out)) if held_out else Photos([])
+        # Names are judged together: the one photo that is held out counts on where the others end.
+        named = name_photos([printable(name) for name in (*train.names, *judged.names)])
+        _read_all(work, train, named[: len(train.names)], session, images, held_out=False)
+        if not work.images:
+            raise _nothing_usable(images, work.skipped, work.notes)
+        if held_out:
+            before = len(work.images)
+            _read_all(work, judged, named[len(train.names) :], session, held_out, held_out=True)
+            if len(work.images) == before:
+                raise _nothing_usable(held_out, work.skipped, work.notes)
 
 
-def _read_one(work: _Work, photos: Photos, name: str, stem: str, held_out: bool, session_captions: Path | None) -> None:
+def _read_all(
+    work: _Work, photos: Photos, named: list[NamedPhoto], session: Session, path: Path, *, held_out: bool
+) -> None:
+    size = work.config.size
+    # A photograph as PNG takes about 1.5 bytes a pixel.
+    what = f"{len(photos.names)} pictures"
+    hint = "Make room there, choose a smaller --size, or another folder with --root."
+    check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
+    work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
+    work.notes += photos.notes
+    after_name = work.after_name is not None and path.resolve() == work.after_name.resolve()
+    for number, (name, said) in enumerate(zip(photos.names, named, strict=True), start=1):
+        try:
+            _read_one(work, photos, name, said, held_out=held_out, after_name=after_name)
+        except DatasetError as err:
+            work.skipped.append({"source": printable(name), "reason": err.problem.rstrip(".")})
+        if number % 25 == 0:
+            logger.info("%d of %d photos read.", number, len(photos.names))
+    if repeats := repeats_in(photos.names):
+        folders = ", ".join(repr(folder) for folder in list(repeats)[:3])
+        work.notes.append(f"The number of repeats in {folders} is not used: here every photo counts the same.")
+
+
+def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_out: bool, after_name: bool) -> None:
     data = photos.read(name)
+    source_sha256 = hashlib.sha256(data).hexdigest()
+    if source_sha256 in work.made_here:
+        raise DatasetError("was made here: it is a prepared picture, not a photo")
     photo = decode_photo(data)
     warnings = list(photo.warnings)
     box = _crop_of(work, name, photo.image)
@@ -269,9 +278,12 @@ def _read_one(work: _Work, photos: Photos, name: str, stem: str, held_out: bool,
         warnings.append("blurred")
     payload = _encode_png(picture)
     sha256 = hashlib.sha256(payload).hexdigest()
-    _compare_with_others(work, picture, sha256, warnings)
-    caption = _caption_of(work, photos, name, hashlib.sha256(data).hexdigest(), session_captions, warnings)
-    stem = unique_stem(safe_stem(stem), work.stems)
+    came_with = _caption_of(photos, name, warnings)
+    if came_with and after_name:
+        came_with = whole_prompt(said.words, came_with)
+    caption = work.edited.get(source_sha256, ("", came_with))[1]
+    _compare_with_others(work, picture, sha256, warnings, caption)
+    stem = unique_stem(safe_stem(said.stem), work.stems)
     folder = "held_out_images" if held_out else "instance_images"
     write_atomic(work.folder / folder / f"{stem}.png", payload)
     if caption:
@@ -280,9 +292,10 @@ def _read_one(work: _Work, photos: Photos, name: str, stem: str, held_out: bool,
         "file": f"{folder}/{stem}.png",
         "sha256": sha256,
         "source": printable(name),
-        "source_sha256": hashlib.sha256(data).hexdigest(),
-        "stem_words": words_of(f"{stem}.png"),
+        "source_sha256": source_sha256,
+        "stem_words": said.words,
         "caption": caption,
+        "came_with": came_with,  # the photo's own caption, which an edited one goes back to
         "box": list(box.as_tuple()),
         "method": box.method,
         "held_out": held_out,
@@ -334,9 +347,14 @@ def _encode_png(picture: "Image.Image") -> bytes:
     return buffer.getvalue()
 
 
-def _compare_with_others(work: _Work, picture: "Image.Image", sha256: str, warnings: list[str]) -> None:
+def _compare_with_others(
+    work: _Work, picture: "Image.Image", sha256: str, warnings: list[str], caption: str | None
+) -> None:
     for item in work.images:
         if item["sha256"] == sha256:
+            if caption and not item["caption"]:  # the words came with the other copy
+                item.update(caption=caption, came_with=caption)
+                write_caption(work.folder / "captions" / f"{PurePosixPath(item['file']).stem}.txt", caption)
             raise DatasetError(f"is the same picture as {item['source']}")
     own = perceptual_hash(picture)
     for item, other in zip(work.images, work.hashes, strict=True):
@@ -346,53 +364,97 @@ def _compare_with_others(work: _Work, picture: "Image.Image", sha256: str, warni
     work.hashes.append(own)
 
 
-def _caption_of(
-    work: _Work, photos: Photos, name: str, source_sha256: str, session_captions: Path | None, warnings: list[str]
-) -> str | None:
-    if source_sha256 in work.edited:
-        return work.edited[source_sha256]
+def _caption_of(photos: Photos, name: str, warnings: list[str]) -> str | None:
     try:
-        caption = photos.caption(name)
-        if caption is None and session_captions is not None:
-            caption = read_caption(session_captions / f"{PurePosixPath(name).stem}.txt")
-        return caption
+        return photos.caption(name)
     except DatasetError as err:
         warnings.append(f"its .txt was ignored: {err.problem.rstrip('.')}")
         return None
 
 
 def _hold_some_out(work: _Work) -> None:
-    for item in work.images[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]:
+    if work.config.hold_out == "none":
+        return
+    for place in choose_held_out(subject_of(work.images)):
+        item = work.images[place]
         name = PurePosixPath(item["file"]).name
         with file_errors(work.folder, "write to"):
             os.replace(work.folder / item["file"], work.folder / "held_out_images" / name)
         item.update(file=f"held_out_images/{name}", held_out=True)
 
 
-def _record_of(work: _Work) -> dict[str, Any]:
+def _record_of(work: _Work, session: Session, images: Path, held_out: Path | None) -> dict[str, Any]:
     settings = {key: value for key, value in to_values(work.config).items() if key not in ("size", "crop")}
+    # Where the photos really are, for the next time: what was given may have been left alone.
+    places = {"images": work.config.images if images == Path(work.config.images) else str(images)}
+    if held_out:
+        places["held_out"] = work.config.held_out if held_out == Path(work.config.held_out) else str(held_out)
     return {
         "size": work.config.size,
         "crop": work.config.crop,
         "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": settings,
+        "settings": settings | places,
+        "unnamed": words_of(session.name) or session.name,
         "images": work.images,
         "skipped": work.skipped,
     }
 
 
-def _notes(work: _Work, session: Session) -> list[str]:
+def _notes(work: _Work, session: Session, images: Path) -> list[str]:
     train = sum(not item["held_out"] for item in work.images)
-    notes = []
+    notes = list(work.notes)
+    held_out = [PurePosixPath(item["file"]).name for item in work.images if item["held_out"]]
+    if held_out and not work.config.held_out:
+        shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if len(held_out) > 3 else "")
+        notes.append(
+            f"Held out: {shown}. One photo of ten is never trained on, to measure what was learned; with hold-out none "
+            "all are trained on."
+        )
     if train == 1:
         notes.append("One picture teaches little more than itself: 5 to 30 from different sides do better.")
     if train > _MANY:
         notes.append(f"{train} pictures are many for one subject: 5 to 30 good ones usually do better, and faster.")
-    progress = session.record.get("progress") or {}
-    before = {(item["sha256"], item["held_out"]) for item in recorded_images(session)}
-    after = {(item["sha256"], item["held_out"]) for item in work.images}
-    if before and (progress.get("stage") or progress.get("step")) and before != after:
+    lost = {sha256: edited for sha256, edited in work.edited.items() if sha256 not in _sources(work)}
+    if lost:
+        written = set_captions_aside(session, dict(lost.values()))
+        notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
+    notes += _notes_on_training(work, session)
+    return notes
+
+
+def _sources(work: _Work) -> set[str]:
+    return {item["source_sha256"] for item in work.images}
+
+
+def _notes_on_training(work: _Work, session: Session) -> list[str]:
+    notes = []
+    record, size = session.record, work.config.size
+    if work.config.crop == "none":
+        odd = sum(item["box"][2] - item["box"][0] != item["box"][3] - item["box"][1] for item in work.images)
+        if odd:
+            notes.append(
+                f"{odd} of {len(work.images)} pictures are not square, and training needs squares: prepare them with "
+                "crop smart or center before you train."
+            )
+    trained = (record.get("settings") or {}).get("resolution")
+    if isinstance(trained, int) and trained > size:
         notes.append(
-            "Training has begun on other pictures: going on would mix the two sets, so start it again with --restart."
+            f"This session is trained at {trained} px, and these are {size} px: prepare them with size {trained}."
+        )
+    progress = record.get("progress") or {}
+    if not recorded_images(session) or not (progress.get("stage") or progress.get("step")):
+        return notes
+    before = {(item["sha256"], item["held_out"], _prompt_before(session, item)) for item in recorded_images(session)}
+    after = {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in work.images}
+    if before != after:
+        notes.append(
+            "Training has begun on other pictures or prompts: going on would mix the two sets, so start it again with "
+            "--restart."
         )
     return notes
+
+
+def _prompt_before(session: Session, item: dict[str, Any]) -> str:
+    """What a picture that was prepared before says by itself: its caption now, else the words of its name."""
+    stem = PurePosixPath(item["file"]).stem
+    return read_caption(session.captions / f"{stem}.txt") or item.get("stem_words", words_of(f"{stem}.png"))

@@ -1,7 +1,7 @@
 """Where a run is, as it is told to whoever watches."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Progress", "Report", "log_progress"]
@@ -19,6 +19,7 @@ class Progress:
     loss: float | None = None
     seconds_left: float | None = None
     message: str = ""
+    history: Mapping[str, Sequence[float]] | None = None  # stage -> every loss so far, when a run is gone on with
 
 
 Report = Callable[[Progress], None]

@@ -7,16 +7,30 @@ from typing import Any, Literal
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_lora_rates, choose_steps
 from fastsd_helpers.errors import ModelError, SettingsError
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import Device
 
-__all__ = ["FREE_TO_CHANGE", "DreamBoothConfig", "Given", "choose_base_model", "given_values", "resolve_settings"]
+__all__ = [
+    "FREE_TO_CHANGE",
+    "DreamBoothConfig",
+    "Given",
+    "choose_base_model",
+    "given_values",
+    "refuse_changes",
+    "resolve_settings",
+    "settings_for_more",
+]
 
 Given = dict[str, Any]
 
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
 FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
+# The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
+_FIXED = ("base_model", "method", "preset", "steps", "lora_rank", "lora_alpha")
+_STEPS = ("unet_steps", "text_encoder_steps")
+# "auto" in these means: as it is, or as it suits.
+_MAY_BE_AUTO = ("base_model", "precision", "optimizer")
 
 # What a run did before these settings existed, and what is left when neither user nor preset chooses.
 _OFF: Given = {
@@ -166,6 +180,13 @@ class DreamBoothConfig:
         False, help="on a GPU: a run resumed on the same kind gives the same bits, at some cost in speed", advanced=True
     )
 
+    def __new__(cls, *values: Any, **named: Any) -> "DreamBoothConfig":
+        """Note which settings are given: one that equals its default counts when it was written down."""
+        config = super().__new__(cls)
+        names = [spec.name for spec in fields(cls)][: len(values)]
+        object.__setattr__(config, GIVEN, frozenset([*names, *named]))
+        return config
+
     def __post_init__(self) -> None:
         extra = []
         if self.unet_steps == 0 and self.text_encoder_steps == 0:
@@ -197,9 +218,13 @@ class DreamBoothConfig:
 
 
 def given_values(config: DreamBoothConfig) -> Given:
-    """What the user really chose: the fields that differ from their defaults."""
+    """What the user really chose: the fields that were written down, whatever their values, and are not left alone."""
+    named = given_names(config)
+    values = {spec.name: getattr(config, spec.name) for spec in fields(config) if spec.name in named}
     return {
-        spec.name: getattr(config, spec.name) for spec in fields(config) if getattr(config, spec.name) != spec.default
+        name: value
+        for name, value in values.items()
+        if value is not None and not (name in _MAY_BE_AUTO and value == "auto")
     }
 
 
@@ -234,13 +259,12 @@ def resolve_settings(
     Raises:
         SettingsError: a resumed run would change; every changed setting is listed.
     """
-    given = given_values(config)
     if saved is not None:
-        saved = _OFF | saved
-        _refuse_changes(given, saved)
+        given = given_values(config)
+        refuse_changes(given, saved)
         known = {field.name for field in fields(config)}
         changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
-        values = {name: value for name, value in saved.items() if name in known} | changed
+        values = {name: value for name, value in (_OFF | saved).items() if name in known} | changed
         return replace(config, **values), ["settings as this session was started with"]
     reasons: list[str] = []
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
@@ -285,23 +309,88 @@ def _choose_prior(config: DreamBoothConfig) -> Given:
     return {"prior_weight": 1.0, "class_images": _CLASS_IMAGES}
 
 
-def _refuse_changes(given: Given, saved: Given) -> None:
-    changed = [
-        f"{name} was {saved[name]!r} and is now {value!r}"
+def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = None, finished: bool = False) -> None:
+    """Refuse settings that a run cannot take while it is as it is; each is named with both values.
+
+    Args:
+        given: what the user chose now.
+        saved: what the run's newest segment was begun with.
+        begun_steps: the steps its first segment was begun with; left alone, those in `saved`.
+        finished: whether all of its steps are done, so that a new segment can begin.
+
+    Raises:
+        SettingsError: one or more of them differ.
+    """
+    saved = _OFF | saved | (begun_steps or {})
+    changed = {
+        name: value
         for name, value in given.items()
         if name in saved and name not in FREE_TO_CHANGE and value != saved[name]
-    ]
-    if changed:
-        raise SettingsError(
-            f"This session's run was started with other settings: {'; '.join(changed)}.",
-            "Leave those settings alone to go on with it, or start from step 0 with --restart.",
-        )
+    }
+    if not changed:
+        return
+    listed = "; ".join(f"{name} was {saved[name]!r} and is now {value!r}" for name, value in changed.items())
+    raise SettingsError(
+        f"This session's run was started with other settings: {listed}.",
+        _way_out(changed, saved, finished=finished),
+    )
+
+
+def _way_out(changed: Given, saved: Given, *, finished: bool) -> str:
+    ways = ["Leave those settings alone to go on with it"]
+    longer = {name: value - (saved[name] or 0) for name, value in changed.items() if name in _STEPS}
+    when = "" if finished else " after its end"
+    more = {"unet_steps": "--more-steps", "text_encoder_steps": "--more-text-encoder-steps"}
+    for name, count in longer.items():
+        if count > 0:
+            ways.append(f"to train longer, add {more[name]} {count}{when} (in a notebook: the field of that name)")
+    if changed.keys() - {*_FIXED, *_STEPS}:
+        ways.append(f"to train on with other ones, add --more-steps N{when} (in a notebook: more steps)")
+    return "; ".join([*ways, "or start from step 0 with --restart (in a notebook: start over)"]) + "."
+
+
+def settings_for_more(
+    given: Given, saved: Given, *, steps: Given, begun_steps: Given, begun_given: Given
+) -> tuple[DreamBoothConfig, list[str]]:
+    """The settings of a new segment: those of the one before, with what is given now; some are left open.
+
+    Args:
+        given: what the user chose now.
+        saved: what the segment before was begun with.
+        steps: unet_steps and text_encoder_steps of the new one.
+        begun_steps: those of the run's first segment, which a form still shows.
+        begun_given: what the user had chosen before.
+
+    Returns:
+        the settings, and what differs from the segment before, in words.
+
+    Raises:
+        SettingsError: what may not change within a run would change.
+    """
+    saved = _OFF | saved
+    fixed = {name: value for name, value in given.items() if name in (*_FIXED, *_STEPS)}
+    # Which model it is the weights' hash decides, wherever they lie.
+    named = {name: value for name, value in fixed.items() if name != "base_model"}
+    refuse_changes(named, saved | begun_steps, finished=True)
+    known = {field.name for field in fields(DreamBoothConfig)}
+    values = {name: value for name, value in saved.items() if name in known}
+    for name in ("save_every", "keep_last", "sample_every"):  # chosen for another number of steps
+        values[name] = begun_given.get(name)
+    if given.get("class_prompt") and not saved.get("class_prompt"):
+        values |= {"prior_weight": None, "class_images": None}
+    changes = {name: value for name, value in given.items() if name not in fixed}
+    new = [f"{name} {value}" for name, value in changes.items() if value != saved.get(name)]
+    said = f"settings as before, but {', '.join(new)}" if new else "settings as before"
+    return DreamBoothConfig(**values | changes | steps), [said]
 
 
 def _choose_precision(wanted: str, device: Device) -> tuple[str, str]:
     if wanted != "auto":
         if wanted == "bf16" and device.kind == "cuda" and not device.has_bf16:
             return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
+        if wanted == "fp16" and device.kind == "cpu":
+            better = "bf16 or fp32" if device.has_bf16 else "fp32"
+            return wanted, f"precision fp16 as you chose; a processor is many times slower at it than at {better}"
         return wanted, ""
     if device.kind == "cuda":
         if device.has_bf16:

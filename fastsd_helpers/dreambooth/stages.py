@@ -144,17 +144,23 @@ class Studio:
             first, classes = len(self.prompts), self.config.class_prompts
             self.class_prompt_of = [first + classes.index(image.prompt) for image in class_images]
 
-    def draw_batch(self, stage: str, step: int, part: int) -> Batch:
-        """What forward pass `part` of an optimizer step is made of: a function of (seed, stage, step, part) alone."""
+    def draw_batch(self, key: str, step: int, part: int) -> Batch:
+        """What forward pass `part` of an optimizer step is made of: a function of (seed, key, step, part) alone.
+
+        Args:
+            key: the stage's name, in a later segment of the run with its number (`unet+1`).
+            step: counted from 0 in what the key names.
+            part: of the passes that are summed.
+        """
         import torch
 
         config = self.config
         latents, noise, timesteps, prompts = self._draw_rows(
-            stage, step, part, self.latents, self.prompt_of, flip=config.flip
+            key, step, part, self.latents, self.prompt_of, flip=config.flip
         )
         if self.class_latents is None:
             return Batch(latents, noise, timesteps, prompts)
-        others = self._draw_rows(f"{stage}/class", step, part, self.class_latents, self.class_prompt_of)
+        others = self._draw_rows(f"{key}/class", step, part, self.class_latents, self.class_prompt_of)
         return Batch(
             torch.cat([latents, others[0]]),
             torch.cat([noise, others[1]]),
@@ -164,12 +170,12 @@ class Studio:
         )
 
     def _draw_rows(
-        self, stage: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
+        self, key: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
     ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]":
         config = self.config
         draw = draw_step(
             config.seed,
-            stage,
+            key,
             step,
             part,
             parts=config.accumulation,
@@ -181,7 +187,7 @@ class Studio:
         )
         noise = draw.noise
         if config.offset_noise:
-            offset = draw_offset(config.seed, stage, step, part, batch_size=config.batch_size, channels=noise.shape[1])
+            offset = draw_offset(config.seed, key, step, part, batch_size=config.batch_size, channels=noise.shape[1])
             noise = noise + config.offset_noise * offset
         latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
         prompts = [prompt_of[image] for image in draw.images]
@@ -198,6 +204,12 @@ class Studio:
     def load_unet(self) -> Any:
         """The U-Net as it is now, on the device."""
         return self.prepare(self._with_trained(self.base.load_unet(), "unet"))
+
+    def load_to_train(self, part: str) -> Any:
+        """A network on the device as its stage begins: with method lora without what its own matrices add to it."""
+        load = self.base.load_unet if part == "unet" else self.base.load_text_encoder
+        module = load()
+        return self.prepare(module if self.config.method == "lora" else self._with_trained(module, part))
 
     def _with_trained(self, module: Any, part: str) -> Any:
         tensors = self.trained[part]
@@ -268,10 +280,11 @@ class Job(ABC):
     stage: str
     unet: Any
 
-    def __init__(self, studio: Studio, module: Any, lr: float) -> None:
+    def __init__(self, studio: Studio, module: Any, lr: float, *, key: str = "", before: int = 0) -> None:
         import torch
 
         self.studio, self.module = studio, module
+        self.key, self._before = key or self.stage, before
         config = studio.config
         named = module.named_parameters()
         if config.method == "lora":
@@ -280,6 +293,9 @@ class Job(ABC):
         found = dict(named)
         self.names = [plain_lora_name(name) for name in found]
         self.parameters = [parameter.requires_grad_(True) for parameter in found.values()]
+        learned = studio.trained[self.stage]
+        if config.method == "lora" and learned is not None:  # in the segment before this one
+            self._put(learned)
         self.average = Average(self.parameters, config.ema) if config.ema else None
         self.optimizer = build_optimizer(studio.config.optimizer, self.parameters, lr)
         self.scaler = torch.amp.GradScaler(studio.device.type, enabled=studio.dtype is torch.float16)
@@ -291,15 +307,16 @@ class Job(ABC):
         """Text embeddings [n, 77, width] of prompts by index, on the device."""
 
     def take_step(self, step: int, lr: float) -> float:
-        """One optimizer step; returns its mean loss."""
+        """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
         import torch
 
         studio, config = self.studio, self.studio.config
+        own = step - self._before
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = 0.0
         for part in range(config.accumulation):
-            batch = studio.draw_batch(self.stage, step, part)
+            batch = studio.draw_batch(self.key, own, part)
             with studio.autocast():
                 loss = training_loss(
                     self.unet,
@@ -320,7 +337,7 @@ class Job(ABC):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self.average.update(step)
+            self.average.update(own)
         return total
 
     def shown(self) -> contextlib.AbstractContextManager:
@@ -384,8 +401,8 @@ class TextEncoderJob(Job):
 
     stage = "text_encoder"
 
-    def __init__(self, studio: Studio) -> None:
-        super().__init__(studio, studio.load_text_encoder(), studio.config.text_encoder_lr)
+    def __init__(self, studio: Studio, **leg: Any) -> None:
+        super().__init__(studio, studio.load_to_train(self.stage), studio.config.text_encoder_lr, **leg)
         self.unet = studio.load_unet()
         if studio.config.gradient_checkpointing:
             _checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
@@ -400,20 +417,27 @@ class UnetJob(Job):
 
     stage = "unet"
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: Studio, **leg: Any) -> None:
         text_encoder = studio.load_text_encoder()
         self.text = encode_prompts(text_encoder, studio.tokenizer, studio.texts, device=studio.device)
         del text_encoder
-        super().__init__(studio, studio.load_unet(), studio.config.unet_lr)
+        super().__init__(studio, studio.load_to_train(self.stage), studio.config.unet_lr, **leg)
         self.unet = self.module
 
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
         return self.text[prompts].to(self.studio.device)
 
 
-def open_stage(stage: Stage, studio: Studio, resumed: "Generation | None") -> Job:
-    """Set a stage up at its beginning, or as the checkpoint `resumed` left it."""
-    job = TextEncoderJob(studio) if stage.name == "text_encoder" else UnetJob(studio)
+def open_stage(stage: Stage, studio: Studio, resumed: "Generation | None", *, key: str = "", before: int = 0) -> Job:
+    """Set a stage up at its beginning, or as the checkpoint `resumed` left it.
+
+    Args:
+        stage, studio: what is trained, and with what.
+        resumed: the checkpoint; its optimizer's state is gone on with too.
+        key, before: of a later segment: what its randomness is drawn with, and the stage's steps in earlier ones.
+    """
+    kind = TextEncoderJob if stage.name == "text_encoder" else UnetJob
+    job = kind(studio, key=key, before=before)
     if resumed is not None:
         job.restore(resumed)
     return job

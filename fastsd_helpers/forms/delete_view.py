@@ -7,28 +7,34 @@ from typing import Any
 from fastsd_helpers.drive import TRASH_NOTE
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import size_in_words
-from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.forms.view import View, load_widgets, make_button, make_field, make_frame
 
 __all__ = ["DeleteView"]
 
 
 class DeleteView(View, ABC):
-    """The list, the button and the second button that asks whether you are sure."""
+    """The list, the button and the second button that asks whether you are sure.
+
+    Attributes:
+        noun: what is listed, as the list's label.
+    """
+
+    noun = "what to delete"
 
     def __init__(self) -> None:
         widgets = load_widgets()
-        layout = widgets.Layout
         self._head = widgets.HTML()
-        self._choice = widgets.Select(layout=layout(width="620px", height="180px"))
-        self._delete = widgets.Button(description="Delete…", icon="trash", layout=layout(width="160px"))
-        self._sure = widgets.Button(
-            description="Yes, delete it", button_style="danger", layout=layout(width="160px", display="none")
-        )
+        self._choice = widgets.Select(description=self.noun, rows=9)
+        self._delete = make_button("Delete…", icon="trash")
+        self._sure = make_button("Yes, delete it", kind="danger")
+        self._sure.layout.display = "none"
         self._message = widgets.HTML()
         self._choice.observe(lambda _change: self._ask(False), names="value")
         self._delete.on_click(lambda _button: self._ask(True))
         self._sure.on_click(lambda _button: self._go())
-        self.box = widgets.VBox([self._head, self._choice, widgets.HBox([self._delete, self._sure]), self._message])
+        field = make_field(self._choice)
+        field.add_class("fastsd-wide")
+        self.box = make_frame(self._head, field, widgets.HBox([self._delete, self._sure]), self._message)
         self._load()
 
     @abstractmethod
@@ -47,7 +53,7 @@ class DeleteView(View, ABC):
         try:
             head, entries = self._list()
         except FastSDError as err:
-            self._say(f"✋ {err.problem} {err.hint}")
+            self._say_error(err)
             return
         self._choice.options = entries
         self._delete.disabled = not entries
@@ -67,7 +73,7 @@ class DeleteView(View, ABC):
         try:
             freed = self._remove(thing)
         except FastSDError as err:
-            self._say(f"✋ {err.problem} {err.hint}")
+            self._say_error(err)
             return
         self._load()
         self._say(f"Deleted: {size_in_words(freed)} freed. {TRASH_NOTE}")

@@ -7,16 +7,16 @@ say what is wrong; and a field that may be left alone has to be able to be empty
 import html
 from collections.abc import Callable
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.forms.view import load_widgets
+from fastsd_helpers.errors import FastSDError, SettingsError
+from fastsd_helpers.forms.choice import Choice
+from fastsd_helpers.forms.known import known_values
+from fastsd_helpers.forms.view import draw_notice, load_widgets, make_field
 from fastsd_helpers.options import Option, parse_value
+from fastsd_helpers.wording import for_notebook, label_of
 
-if TYPE_CHECKING:
-    from fastsd_helpers.forms.model_choice import ModelChoice
-
-__all__ = ["Field"]
+__all__ = ["Field", "known_choice"]
 
 
 def _trait_error() -> type[Exception]:
@@ -25,48 +25,68 @@ def _trait_error() -> type[Exception]:
     return TraitError
 
 
+def known_choice(option: Option, session: Any = None) -> Choice:
+    """The list of a setting's known values that takes any other text too."""
+    try:
+        entries = list(known_values(option.known, session))
+    except FastSDError as err:  # a Drive that is not there must not cost the user the form
+        entries, problem = [], err.problem
+    else:
+        problem = ""
+    may_be_empty = option.default in ("", None)
+    if may_be_empty and entries and "" not in [value for _words, value in entries]:
+        entries.insert(0, ("automatic" if option.optional else "none", ""))
+    choice = Choice(entries, label=label_of(option.name), value="" if may_be_empty else None)
+    if problem:
+        choice.about.value = draw_notice(problem, "warn")
+    return choice
+
+
 class Field:
-    """The widget of one setting, with its name on the left and its help on the right.
+    """The widget of one setting with its name before it, its help beside or beneath it, and what is wrong below.
 
     Args:
         option: the setting.
-        choice: the dropdown of models, for a setting that names one; its text field is the setting's widget.
+        choice: the list of known values, for a setting that has one; its text field is the setting's widget.
+
+    Attributes:
+        widget: what holds the value. row: the whole of it, to be placed in a form. problem: what is wrong, or "".
     """
 
-    def __init__(self, option: Option, *, choice: "ModelChoice | None" = None) -> None:
+    def __init__(self, option: Option, *, choice: Choice | None = None) -> None:
         self.option, self.choice = option, choice
+        self.problem = ""
         widgets = load_widgets()
         self.widget = choice.text if choice else self._make_widget(widgets)
-        name = html.escape(option.name.replace("_", " "))
-        label = widgets.HTML(f"<b>{name}</b>", layout=widgets.Layout(flex="0 0 170px"))
-        about = widgets.HTML(f"<div style='opacity:.7; line-height:1.4'>{html.escape(self._help())}</div>")
-        parts = [label, self.widget, about]
+        self._below = widgets.HTML(layout=widgets.Layout(display="none"))
+        help = for_notebook(self._help())
         if choice:
-            column = widgets.Layout(flex="0 0 240px", overflow="hidden")
-            parts = [
-                label,
-                widgets.VBox([choice.text, choice.known], layout=column),
-                widgets.VBox([about, choice.about]),
-            ]
-        self.row = widgets.HBox(parts, layout=widgets.Layout(align_items="center"))
+            about = widgets.VBox([widgets.HTML(html.escape(help)), choice.about])
+            about.add_class("fastsd-help")
+            inputs = widgets.VBox([choice.known, choice.text])
+            inputs.add_class("fastsd-input")
+            self._below.add_class("fastsd-below")
+            self.row = widgets.HBox([inputs, about, self._below])
+            self.row.add_class("fastsd-field")
+        else:
+            self.row = make_field(self.widget, help, below=self._below)
         if option.default is not MISSING:
             self.write(option.default)
 
     def _make_widget(self, widgets: Any) -> Any:
         option = self.option
-        # Columns of a fixed width: a long help text beside it must not push a field out of line.
-        layout = widgets.Layout(flex="0 0 240px")
+        name = {"description": label_of(option.name)}
         if option.secret:
-            return widgets.Password(layout=layout)
+            return widgets.Password(**name)
         if option.choices is not None:
             # The empty first entry is how a choice is left alone.
             entries = [(str(choice), choice) for choice in option.choices]
-            return widgets.Dropdown(options=[("", None), *entries] if option.optional else entries, layout=layout)
+            return widgets.Dropdown(options=[("", None), *entries] if option.optional else entries, **name)
         if option.kind is bool and option.optional:
-            return widgets.Dropdown(options=[("", None), ("yes", True), ("no", False)], layout=layout)
+            return widgets.Dropdown(options=[("", None), ("yes", True), ("no", False)], **name)
         if option.kind is bool:
-            return widgets.Checkbox(indent=False, layout=layout)
-        return widgets.Text(continuous_update=False, layout=layout)
+            return widgets.Checkbox(indent=True, **name)
+        return widgets.Text(continuous_update=False, **name)
 
     def _help(self) -> str:
         bounds = (self.option.low, self.option.high)
@@ -102,6 +122,12 @@ class Field:
         """Say in grey what an empty field will use."""
         if hasattr(self.widget, "placeholder"):
             self.widget.placeholder = text
+
+    def complain(self, problem: str) -> None:
+        """Say beneath the field what is wrong with its value; "" takes it back."""
+        self.problem = problem
+        self._below.value = draw_notice(problem, "bad")
+        self._below.layout.display = "" if problem else "none"
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` after the user has entered something."""

@@ -1,16 +1,17 @@
 """A form drawn from a settings class: nothing in a notebook repeats a name, a default or a limit."""
 
-import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError, SettingsError
-from fastsd_helpers.forms.fields import Field
+from fastsd_helpers.forms.choice import Choice
+from fastsd_helpers.forms.fields import Field, known_choice
 from fastsd_helpers.forms.model_choice import ModelChoice
-from fastsd_helpers.forms.view import load_widgets
-from fastsd_helpers.options import from_values, options_of, to_values
+from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame
+from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
+from fastsd_helpers.wording import for_notebook, label_of
 
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session
@@ -61,7 +62,7 @@ class Form(Generic[Config]):
     ) -> None:
         self._settings = settings
         self._session = session
-        self._fields = {item.name: Field(item, choice=_model_choice(item.name)) for item in options_of(settings)}
+        self._fields = {item.name: Field(item, choice=_choice(item, session)) for item in options_of(settings)}
         self._message = load_widgets().HTML()
         self.update(**(given or {}))
         self._restore()
@@ -81,7 +82,12 @@ class Form(Generic[Config]):
             SettingsError: one or more fields are wrong; all of them are named.
         """
         secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
-        config = from_values(self._settings, self.values() | secrets)
+        try:
+            config = from_values(self._settings, self.values() | secrets)
+        except SettingsError as err:
+            self._show_problems(err)
+            raise
+        self._show_problems(None)
         self._save(config)
         return config
 
@@ -124,23 +130,34 @@ class Form(Generic[Config]):
         widgets = load_widgets()
         plain = [field.row for field in self._fields.values() if not field.option.advanced]
         folded = [field.row for field in self._fields.values() if field.option.advanced]
-        parts = [widgets.VBox(plain)]
+        parts = [widgets.VBox(plain), self._message]
+        self._more = widgets.Accordion([widgets.VBox(folded)], selected_index=None)
         if folded:
-            accordion = widgets.Accordion([widgets.VBox(folded)], selected_index=None)
-            accordion.set_title(0, "More settings")
-            parts.append(accordion)
-        return widgets.VBox([*parts, self._message])
+            self._more.set_title(0, "More settings")
+            parts.append(self._more)
+        return make_frame(*parts)
 
     def _on_change(self) -> None:
         try:
             # Secrets are not looked up here: Colab would ask for permission at every key stroke.
             config = self._settings(**{name: field.read() for name, field in self._fields.items()})
         except FastSDError as err:
-            self._say(f"✋ {err.problem}")
+            self._show_problems(err)
         else:
             self._save(config)
-            self._say("")
+            self._show_problems(None)
         self._show_defaults()
+
+    def _show_problems(self, err: FastSDError | None) -> None:
+        """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
+        at_field = {name: text for name, text in getattr(err, "fields", {}).items() if name in self._fields}
+        for name, field in self._fields.items():
+            text = for_notebook(at_field.get(name, ""))
+            # The field's name is before it already.
+            field.complain(text.removeprefix(f"{label_of(name)} ").strip())
+        if any(self._fields[name].option.advanced for name in at_field):
+            self._more.selected_index = 0
+        self._say(err.fields.get("", "") if at_field else err.problem if err is not None else "")
 
     def _save(self, config: Config) -> None:
         if self._session is None:
@@ -153,7 +170,7 @@ class Form(Generic[Config]):
 
     def _show_defaults(self) -> None:
         base = self._fields.get("base_model")
-        if base is not None and base.choice is not None:
+        if base is not None and isinstance(base.choice, ModelChoice):
             base.choice.set_use(str(self.values().get("method", "full")))
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
@@ -162,14 +179,15 @@ class Form(Generic[Config]):
                 field.suggest(f"{owner}: {defaults[name]}" if known else "automatic")
 
     def _say(self, text: str) -> None:
-        self._message.value = f"<span style='color:#b00020'>{html.escape(text)}</span>" if text else ""
+        self._message.value = draw_notice(text, "bad")
 
 
-def _model_choice(name: str) -> ModelChoice | None:
-    """The dropdown for a setting that names the model to train; None for every other setting."""
-    if name != "base_model":
-        return None
-    return ModelChoice(families=TRAINABLE_FAMILIES, use="full", auto="what suits this machine and the photos")
+def _choice(option: Option, session: "Session | None") -> Choice | None:
+    """The list of known values of a setting that has one; None for every other setting."""
+    if option.name == "base_model":
+        auto = "what suits this machine and the photos"
+        return ModelChoice(families=TRAINABLE_FAMILIES, use="full", auto=auto, label=label_of(option.name))
+    return known_choice(option, session) if option.known else None
 
 
 def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:

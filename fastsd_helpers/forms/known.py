@@ -4,13 +4,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fastsd_helpers.dreambooth.resume import Generation
     from fastsd_helpers.sessions import Session
 
-__all__ = ["known_values"]
+__all__ = ["OTHER", "checkpoint_choices", "known_values"]
+
+# The value of an entry that words the choice to type something else, as "a new session: type its name".
+OTHER = "\0other"
 
 # Key -> "module:function" of this library; the function gets the open session, or None, and returns what
 # `known_values` returns.
-_SOURCES: dict[str, str] = {}
+_SOURCES: dict[str, str] = {"checkpoints": "fastsd_helpers.forms.known:checkpoint_choices"}
 
 
 def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, str]]:
@@ -25,3 +31,40 @@ def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, 
     """
     module, _, function = _SOURCES[key].partition(":")
     return getattr(importlib.import_module(module), function)(session)
+
+
+def checkpoint_choices(session: "Session | None") -> list[tuple[str, str]]:
+    """The checkpoints of a session that can be exported: the newest first, the best by held-out loss where it is kept.
+
+    A checkpoint that is not whole (or not yet synced) is not offered.
+    """
+    entries = [("the newest", "")]
+    if session is None:
+        return entries
+    from fastsd_helpers.dreambooth.best import BEST, find_best
+    from fastsd_helpers.dreambooth.resume.generation import list_generations
+
+    best = find_best(session.checkpoints, str(session.record.get("run", 1)))
+    if best is not None and best.loss is not None:
+        entries.append((f"the best: {_stage(best.stage)} step {best.step}, held-out loss {best.loss:.4f}", BEST))
+    for name in list_generations(session.checkpoints):
+        generation = _whole(session.checkpoints, name)
+        if generation is not None:
+            entries.append((f"{_stage(generation.stage)} step {generation.step}", name))
+    return entries
+
+
+def _stage(name: str) -> str:
+    return {"unet": "U-Net", "text_encoder": "text encoder"}.get(name, name)
+
+
+def _whole(folder: "Path", name: str) -> "Generation | None":
+    """A checkpoint whose files are all there, by their sizes: the hashes of gigabytes are looked at when it is used."""
+    from fastsd_helpers.dreambooth.resume.generation import NotWhole, read_generation, verify_files
+
+    try:
+        generation = read_generation(folder, name)
+        verify_files(generation, hashes=False)
+    except NotWhole:
+        return None
+    return generation

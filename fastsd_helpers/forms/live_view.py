@@ -1,7 +1,6 @@
 """The live view of a training: progress with the time left, loss curve, newest samples, memory, and Stop."""
 
 import html
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.live import Live
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
-from fastsd_helpers.forms.view import load_widgets
-from fastsd_helpers.picture_files import PictureProblem, read_rgb
+from fastsd_helpers.forms.view import Bar, draw_picture, load_widgets, make_button, make_frame
+from fastsd_helpers.wording import for_notebook
 
 __all__ = ["LiveView", "in_words"]
 
@@ -39,22 +38,21 @@ class LiveView:
         layout = widgets.Layout
         self.stop_clicks = 0
         self._head = widgets.HTML("<b>Starting the training…</b>")
-        self._bar = widgets.IntProgress(min=0, max=1, layout=layout(width="420px"))
-        self._button = widgets.Button(
-            description="Stop", icon="stop", button_style="warning", layout=layout(width="150px")
-        )
-        self._button.add_class("fastsd-stop")
+        self._bar = Bar("steps of the training")
+        self._bar.widget.layout = layout(flex="1 1 220px", max_width="420px")
+        self._button = make_button("Stop", icon="stop", kind="warning", name="fastsd-stop")
         self._button.on_click(self._on_stop)
         self._facts = widgets.HTML()
         self._curve = widgets.HTML()
         self._sample_title = widgets.HTML()
-        self._sample = widgets.Image(format="jpeg", layout=layout(display="none", max_width="512px", width="auto"))
+        self._sample = widgets.HTML(layout=layout(display="none", max_width="512px"))
         self._messages = widgets.HTML()
-        row = widgets.HBox([self._bar, self._button], layout=layout(align_items="center"))
+        row = widgets.HBox([self._bar.widget, self._button], layout=layout(align_items="center"))
         pictures = widgets.VBox([self._sample_title, self._sample])
-        middle = widgets.HBox([self._curve, pictures], layout=layout(align_items="flex-start", flex_flow="row wrap"))
-        self.box = widgets.VBox([self._head, row, self._facts, middle, self._messages])
+        middle = widgets.HBox([self._curve, pictures], layout=layout(align_items="flex-start"))
+        self.box = make_frame(self._head, row, self._facts, middle, self._messages)
         self._shown_sample: tuple[str, int] | None = None
+        self._drawn = False
         self._last_curve = 0.0
 
     def _on_stop(self, _button: Any) -> None:
@@ -83,15 +81,18 @@ class LiveView:
         if live.stage:
             steps = {stage: live.steps for stage in (live.stage,)} if live.stage not in known else steps
             before = sum(steps[stage] for stage in known[: known.index(live.stage)]) if live.stage in known else 0
-            self._bar.max, self._bar.value = max(sum(steps.values()), 1), before + live.step
+            self._bar.show(before + live.step, sum(steps.values()))
         if not self.stop_clicks:
             self._head.value = f"<b>{html.escape(self._where(live, known, steps))}</b>"
         self._facts.value = _facts(live)
         self._messages.value = "<br>".join(
-            f"<span style='opacity:.75'>{html.escape(line)}</span>" for line in live.messages[-_MESSAGES:]
+            f"<span class='fastsd-quiet'>{html.escape(for_notebook(line))}</span>"
+            for line in live.messages[-_MESSAGES:]
         )
         if force or time.monotonic() - self._last_curve > 1:
-            self._curve.value = draw_loss_curve(live.losses, steps)
+            if any(live.losses.values()):
+                self._curve.value = draw_loss_curve(live.losses, steps)
+                self._drawn = True
             self._show_sample(samples)
             self._last_curve = time.monotonic()
 
@@ -119,21 +120,29 @@ class LiveView:
                     newest, stamp = path, changed
             if newest is None or (newest.name, stamp) == self._shown_sample:
                 return
-            self._sample.value = _small_jpeg(newest)
-        except (OSError, ValueError, PictureProblem):  # half written, or the mount is busy: the next look finds it
+            self._sample.value = draw_picture(newest, f"pictures drawn at {newest.stem}", _WIDEST_PX)
+        except OSError:  # the mount is busy: the next look finds it
+            return
+        if "<img" not in self._sample.value:  # half written
             return
         self._shown_sample = (newest.name, stamp)
         self._sample.layout.display = ""
-        self._sample_title.value = f"<span style='opacity:.75'>newest pictures: {html.escape(newest.stem)}</span>"
+        self._sample_title.value = f"<span class='fastsd-quiet'>newest pictures: {html.escape(newest.stem)}</span>"
 
-    def end(self, text: str, *, good: bool) -> None:
-        """Say how it ended; the buttons are out of use from now on."""
-        self._head.value = f"<b>{html.escape(text)}</b>"
-        self._bar.bar_style = "success" if good else "warning"
-        if good:
-            self._bar.value = self._bar.max
+    def end(self, text: str, *, good: bool, plot: Path | None = None) -> None:
+        """Say how it ended; the buttons are out of use from now on.
+
+        Args:
+            text: one sentence. What went wrong is not repeated here: the cell's error stands below.
+            good: whether it got to its end.
+            plot: the picture of the losses in the session, shown where this view has drawn none itself.
+        """
+        self._head.value = f"<b>{html.escape(for_notebook(text))}</b>"
+        self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
         self._button.disabled = True
         self._button.layout.display = "none"
+        if not self._drawn and plot is not None and plot.is_file():
+            self._curve.value = draw_picture(plot, "the losses of the whole run", _WIDEST_PX, style="max-width:640px")
 
 
 def _facts(live: Live) -> str:
@@ -147,13 +156,4 @@ def _facts(live: Live) -> str:
         facts.append(f"memory {live.host_bytes / 2**30:.1f} GiB at most")
     if live.began and live.process:
         facts.append(f"running for {in_words(max(0.0, time.time() - live.began))}")
-    return f"<span style='opacity:.75'>{' &nbsp;·&nbsp; '.join(facts)}</span>"
-
-
-def _small_jpeg(path: Path) -> bytes:
-    """A picture as JPEG of at most 1024 px: a grid of four 512 px samples as PNG would be megabytes at every look."""
-    picture = read_rgb(path)
-    picture.thumbnail((_WIDEST_PX, _WIDEST_PX))
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=88)
-    return data.getvalue()
+    return f"<span class='fastsd-quiet'>{' &nbsp;·&nbsp; '.join(facts)}</span>"

@@ -8,10 +8,12 @@ __all__ = ["draw_loss_curve"]
 
 _WIDTH, _HEIGHT = 460, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 30
-_COLOURS = {"text_encoder": "#d9822b", "unet": "#2f7ec0"}
+# Told apart without colours too: one line is dashed.
+_COLOURS = {"text_encoder": "#c26a13", "unet": "#2f7ec0"}
+_DASHES = {"text_encoder": "6 3", "unet": ""}
 _NAMES = {"text_encoder": "text encoder", "unet": "U-Net"}
-# Grey on white and on black alike: notebooks have both.
-_INK = "#8a8a8a"
+# The theme's own: notebooks are light and dark.
+_INK = "currentColor"
 
 Points = Sequence[tuple[float, float]]
 
@@ -36,13 +38,25 @@ def draw_loss_curve(losses: Mapping[str, Points], steps: Mapping[str, int]) -> s
         if points:
             colour = _COLOURS[stage]
             parts.append(_line(points, total, top, colour, width=1, opacity=0.3))
-            parts.append(_line(_smooth(points), total, top, colour, width=2, opacity=1))
+            parts.append(_line(_smooth(points), total, top, colour, width=2, opacity=1, dash=_DASHES[stage]))
         offset += steps.get(stage, 0)
     parts.append(_legend([stage for stage in _COLOURS if losses.get(stage)]))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="loss curve" style="font: 11px sans-serif; max-width: 100%">{"".join(parts)}</svg>'
+        f'aria-label="{_in_words(losses)}" style="font: 11px sans-serif; max-width: 100%; height: auto">'
+        f"{''.join(parts)}</svg>"
     )
+
+
+def _in_words(losses: Mapping[str, Points]) -> str:
+    """What the curve shows, for those who do not see it."""
+    told = []
+    for stage, name in _NAMES.items():
+        points = [(step, loss) for step, loss in losses.get(stage, ()) if math.isfinite(loss)]
+        if points:
+            first, last = points[0], _smooth(points)[-1]
+            told.append(f"{name}: loss {first[1]:.3f} at step {first[0]:g}, about {last[1]:.3f} at step {last[0]:g}")
+    return "loss curve; " + "; ".join(told) if told else "loss curve, no step yet"
 
 
 def _upper(values: Sequence[float]) -> float:
@@ -67,12 +81,15 @@ def _y(loss: float, top: float) -> float:
     return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * min(max(loss / top, 0.0), 1.0)
 
 
-def _line(points: Points, total: int, top: float, colour: str, *, width: int, opacity: float) -> str:
+def _line(points: Points, total: int, top: float, colour: str, *, width: int, opacity: float, dash: str = "") -> str:
     path = " ".join(f"{_x(step, total):.1f},{_y(loss, top):.1f}" for step, loss in points)
     if len(points) == 1:
         x, y = path.split(",")
         return f'<circle cx="{x}" cy="{y}" r="2" fill="{colour}" opacity="{opacity}"/>'
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" opacity="{opacity}"/>'
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" opacity="{opacity}"{dashed}/>'
+    )
 
 
 def _smooth(points: Points) -> list[tuple[float, float]]:

@@ -1,16 +1,15 @@
 """Choosing a model in a notebook: a known one, a Hub id, a path or a link, with what it is and whether it fits here."""
 
-import html
 from collections.abc import Callable
 
-from fastsd_helpers.forms.view import load_widgets
-from fastsd_helpers.model_lookup import understand
-from fastsd_helpers.registry import ModelSpec, models
+from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.forms.choice import Choice
+from fastsd_helpers.model_lookup import known_model, understand
+from fastsd_helpers.registry import ModelSpec, models, require_trainable, require_trainable_key
 from fastsd_helpers.runtime import Device, describe_device
 
 __all__ = ["ModelChoice", "describe_fit"]
 
-_OTHER = "another one: type it above"
 _AUTO = "auto"
 
 
@@ -32,19 +31,17 @@ def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None
     return fits, f"wants {needed:g} GB of GPU memory, and {device.name} has {have:.0f} GB"
 
 
-class ModelChoice:
-    """A field that takes any model, and a dropdown of the known ones; `read()` is what `fetch_model` and `fetch` take.
-
-    The text is the value: choosing in the dropdown fills it in. Show `widget` in a cell, or place `text`, `known` and
-    `about` yourself.
+class ModelChoice(Choice):
+    """A list of the known models that takes any other too; `read()` is what `fetch_model` and `fetch` take.
 
     Args:
         kind: which models are offered: base, reader, checkpoint, vae, text-encoder, or None for all.
         use: what it is chosen for, to tell whether it fits: draw, lora or full.
-        families: only these, when given.
+        families: only these, when given; of another known model it is said that it does not serve.
         auto: what the choice "auto" does, in words; empty: it is not offered.
         value: what is chosen at first; left alone, auto or the first known model.
         changed: called with the new value after every change.
+        label: name of the setting, for those who hear the form.
     """
 
     def __init__(
@@ -56,40 +53,20 @@ class ModelChoice:
         auto: str = "",
         value: str = "",
         changed: Callable[[str], None] | None = None,
+        label: str = "model",
     ) -> None:
-        widgets = load_widgets()
         self._specs = {spec.key: spec for spec in models(kind) if not families or spec.family in families}
-        self._use, self._auto = use, auto
-        self._changed: Callable[[str], None] | None = None
+        self._use, self._auto, self._kind, self._families = use, auto, kind, families
         self._device: Device | None = None
         entries = [(f"{_AUTO}: {auto}", _AUTO)] if auto else []
         entries += [(f"{spec.key}: {spec.title}", spec.key) for spec in self._specs.values()]
-        self._keys = [key for _label, key in entries]
-        # So that a column of fixed width around them may make them narrower.
-        wide = widgets.Layout(width="460px", max_width="calc(100% - 4px)")  # a widget has 2 px of margin
-        self.text = widgets.Combobox(
-            options=self._keys,
+        super().__init__(
+            entries,
+            label=label,
             placeholder="owner/name, /path/to/model, https://...",
-            ensure_option=False,
-            continuous_update=False,
-            layout=wide,
+            value=value or None,
+            changed=changed,
         )
-        self.known = widgets.Dropdown(options=[*entries, (_OTHER, "")], value="", layout=wide)
-        self.about = widgets.HTML()
-        self.widget = widgets.VBox([self.text, self.known, self.about])
-        self.text.observe(lambda _change: self._typed(), names="value")
-        self.known.observe(lambda _change: self._picked(), names="value")
-        self.write(value or next(iter(self._keys), ""))
-        self._show()
-        self._changed = changed
-
-    def read(self) -> str:
-        """What was chosen: auto, a key, or any other text without blanks around it."""
-        return self.text.value.strip()
-
-    def write(self, value: str) -> None:
-        """Choose a key, or type any other text."""
-        self.text.value = value
 
     def set_use(self, use: str) -> None:
         """Say what it is chosen for from now on: draw, lora or full."""
@@ -97,28 +74,13 @@ class ModelChoice:
             self._use = use
             self._show()
 
-    def _typed(self) -> None:
-        self.known.value = self.read() if self.read() in self._keys else ""
-        self._show()
-        if self._changed is not None:
-            self._changed(self.read())
-
-    def _picked(self) -> None:
-        if self.known.value:
-            self.text.value = self.known.value
-        elif self.read() in self._keys:
-            self.text.value = ""  # "another one" makes room for it
-
-    def _show(self) -> None:
-        self.about.value = "<br>".join(html.escape(line) for line in self._lines())
-
     def _lines(self) -> list[str]:
         chosen = self.read()
         if chosen == _AUTO and self._auto:
             return []  # the dropdown's entry says it
         spec = self._specs.get(chosen)
         if spec is None:
-            return [_kind_of_text(chosen)]
+            return [self._refusal(chosen) or _kind_of_text(chosen)]
         # Asked once, and late: describing the processor imports torch.
         if self._device is None:
             self._device = describe_device()
@@ -131,6 +93,23 @@ class ModelChoice:
         if spec.note:
             lines.append(spec.note)
         return lines
+
+    def _refusal(self, text: str) -> str:
+        """Why a known model does not serve here, whether by its key, its repository or its folder; "" for any other."""
+        if not self._families:
+            return ""
+        name = understand(text)
+        spec = name.spec or known_model(text)
+        try:
+            if spec is not None and spec.family not in self._families:
+                require_trainable_key(spec)
+            elif spec is not None and spec.kind != self._kind:
+                return f"⚠ {spec.title} is no base model: choose one of the list."
+            elif name.what == "folder" and name.path is not None:
+                require_trainable(name.path)
+        except FastSDError as err:
+            return f"⚠ {err.problem} {err.hint}"
+        return ""
 
 
 def _kind_of_text(text: str) -> str:

@@ -1,6 +1,9 @@
 """What a notebook's first cell calls: install what is missing here, then say what this machine is."""
 
 import logging
+import os
+import sys
+import sysconfig
 from pathlib import Path
 
 from fastsd_helpers.doctor import examine
@@ -12,23 +15,43 @@ __all__ = ["set_up"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+# Where each notebook keeps what is its user's, on Drive or beside the notebook, and what that is.
+_KEPT = {
+    "dreambooth": ("Fast-Dreambooth/Sessions", "sessions"),
+    "trocr": ("Fast-TrOCR/Sessions", "sessions"),
+    "webui": ("sd/stable-diffusion-webui", "models and pictures"),
+}
+
 # Linux, and Linux within Windows. Not asked of torch: it would be imported before what it may need is installed.
 _DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
-def set_up(workflow: str) -> None:
+def set_up(workflow: str, version: str = "") -> None:
     """Make this Python ready for a workflow and print a few lines about this machine; a second run changes nothing.
 
     With nothing missing no network is asked. Without an NVIDIA GPU bitsandbytes is left out: it serves no one else.
+    Processes that this one starts find this very copy of the library, wherever it lies.
 
     Args:
         workflow: dreambooth, webui or trocr.
+        version: of the notebook; another one than the library's is said.
 
     Raises:
         InstallError: a package could not be installed, or the runtime has to be restarted first. DependencyMissing:
         there is nothing to install with. DiskFull: not enough room.
     """
     start_log()
+    here = Path(__file__).resolve().parents[2]
+    # Not by its name: the package itself names the modules of this folder.
+    own = sys.modules["fastsd_helpers"].__version__
+    if version and version != own:
+        logger.warning(
+            "This notebook is of version %s, and fastsd_helpers in %s is %s: a cell may not fit it. Use the notebook "
+            "and the library of one release; put the wheel or zip of %s beside the notebook, restart the kernel and "
+            "run all cells.",
+            *(version, here, own, version),
+        )
+    _tell_children(here)
     skip = () if any(path.exists() for path in _DRIVERS) else ("bitsandbytes",)
     report = install(workflow, skip=skip)
     if report.changes:
@@ -38,4 +61,13 @@ def set_up(workflow: str) -> None:
             f"Restart the runtime now: {', '.join(report.restart)} is in memory at another version than is installed.",
             "In Colab: Runtime > Restart session and run all. Elsewhere: restart the kernel and run all cells.",
         )
-    logger.info("%s", "\n".join(examine().summary(workflow)))
+    folder, kept = _KEPT[workflow]
+    logger.info("%s", "\n".join(examine(folder=folder, kept=kept).summary(workflow)))
+
+
+def _tell_children(here: Path) -> None:
+    """Name a copy that no Python finds by itself, such as an unpacked one, to every process started from now on."""
+    installed = {Path(place).resolve() for place in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))}
+    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    if here not in installed and str(here) not in places:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *places])

@@ -4,7 +4,7 @@ Text takes the theme's own colour. Whatever has a colour of its own brings its b
 make it hard to read; a test measures the contrast of each pair.
 """
 
-__all__ = ["COLOURS", "STYLE", "contrast"]
+__all__ = ["COLOURS", "STYLE", "TIE", "contrast"]
 
 # What has a colour of its own: text, background; each pair is readable on its own, whatever is around it.
 COLOURS: dict[str, tuple[str, str]] = {
@@ -48,6 +48,8 @@ white-space:normal;overflow:visible;line-height:1.25;height:auto;margin-right:8p
 .fastsd .fastsd-input .widget-inline-hbox>textarea{flex:1 1 190px;width:190px;min-width:0;max-width:100%}
 .fastsd .fastsd-input .widget-label-basic{font-weight:600;flex:1 1 190px;overflow:visible;white-space:normal;
 height:auto;width:auto}
+.fastsd .fastsd-wide .fastsd-input{flex:1 1 100%;width:100%}
+.fastsd .fastsd-wide .fastsd-input select{flex:1 1 260px;width:260px}
 .fastsd .fastsd-more .widget-label{font-weight:400!important}
 .fastsd .fastsd-help{flex:1 1 260px;width:260px;opacity:.85;margin-top:4px}
 .fastsd .fastsd-below{flex:1 0 100%;width:100%}
@@ -75,6 +77,20 @@ box-sizing:border-box;margin:6px 0}
     + _NOTICES
     + _BUTTONS
 )
+
+# Runs in a frame's page: ties every field to its help and to what is wrong with it, which ipywidgets cannot say.
+TIE = """
+const frame=this.closest('.fastsd');if(!frame||frame.tied)return;frame.tied=true;
+const tie=()=>frame.querySelectorAll('.fastsd-field').forEach(row=>{const ids=[];let wrong=false;
+row.querySelectorAll('.fastsd-help,.fastsd-below').forEach(part=>{
+if(!part.id)part.id='fastsd-'+Math.random().toString(36).slice(2);ids.push(part.id);
+if(part.classList.contains('fastsd-below')&&part.textContent.trim())wrong=true;});
+row.querySelectorAll('input,select,textarea').forEach(field=>{
+if(ids.length)field.setAttribute('aria-describedby',ids.join(' '));
+if(wrong)field.setAttribute('aria-invalid','true');else field.removeAttribute('aria-invalid');});});
+let waiting=0;new MutationObserver(()=>{clearTimeout(waiting);waiting=setTimeout(tie,60);})
+.observe(frame,{childList:true,subtree:true,characterData:true});tie();
+"""
 
 
 def contrast(first: str, second: str) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.child import TrainingChild, find_training, start_training
@@ -19,6 +20,8 @@ __all__ = ["run_training"]
 logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.5
+_STOPPED = "Stopped; where it stands is said below."
+_ENDED = "The training has ended before its end; why is said below."
 
 
 def run_training(
@@ -62,10 +65,10 @@ def run_training(
         ) from err
     except FastSDError as err:
         watch.look(last=True)
-        view.end(err.problem, good=False)
+        view.end(_STOPPED if isinstance(err, Interrupted) else _ENDED, good=False, plot=_recorded_plot(session))
         raise
     watch.look(last=True)
-    view.end(f"Done: {result.path.name} is written and checked.", good=True)
+    view.end(f"Done: {result.path.name} is written and checked.", good=True, plot=result.loss_plot)
     return result
 
 
@@ -97,6 +100,12 @@ class _Watch:
     def ask_to_stop(self) -> None:
         """Do what the Stop button does."""
         self._view.stop_once()
+
+
+def _recorded_plot(session: Session) -> Path | None:
+    """The losses of the session's finished run, when there is one."""
+    made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
+    return session.folder / made if made else None
 
 
 def _planned_steps(session: Session) -> dict[str, int]:

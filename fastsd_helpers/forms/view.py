@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError, needs_package
-from fastsd_helpers.forms.style import STYLE
+from fastsd_helpers.forms.style import STYLE, TIE
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "draw_error",
     "draw_notice",
     "draw_picture",
+    "draw_script",
     "load_widgets",
     "make_button",
     "make_field",
@@ -34,10 +35,19 @@ def load_widgets() -> Any:
 def make_frame(*children: Any) -> Any:
     """The outermost box of a form or a view: it brings the stylesheet, and what is inside wraps in a narrow cell."""
     widgets = load_widgets()
-    style = widgets.HTML(f"<style>{STYLE}</style>", layout=widgets.Layout(display="none"))
+    style = widgets.HTML(f"<style>{STYLE}</style>{draw_script(TIE)}", layout=widgets.Layout(display="none"))
     frame = widgets.VBox([style, *children])
     frame.add_class("fastsd")
     return frame
+
+
+def draw_script(code: str) -> str:
+    """HTML that runs a few lines of JavaScript once it is in the page; `this` is an element inside the frame.
+
+    A handler, because a script that is put into a page this way is not run. Where a page runs neither, everything can
+    be used all the same.
+    """
+    return f'<img src="data:," alt="" style="display:none" onerror="{html.escape(" ".join(code.split()), quote=True)}">'
 
 
 def make_field(widget: Any, help: str = "", *, below: Any = None, more: Any = None) -> Any:

@@ -8,7 +8,7 @@ hashes, and a copy fetched before serves when the Hub cannot be asked. Everythin
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.finding import fetch_model, find_folder
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, CAPTIONER, CONTROLNET, LORA, ModelKind, base_model, lora_file
-from fastsd_helpers.model_lookup.names import Name, how_to_get, tokens_for, understand
+from fastsd_helpers.model_lookup.names import Name, how_to_get, known_model, tokens_for, understand
 from fastsd_helpers.model_lookup.readers import GRAPHS, READER, require_reader
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "fetch_model",
     "find_folder",
     "how_to_get",
+    "known_model",
     "lora_file",
     "require_inert",
     "require_reader",

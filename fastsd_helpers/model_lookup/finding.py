@@ -13,7 +13,7 @@ from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongF
 from fastsd_helpers.files import file_errors, placed, sha256_of
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
-from fastsd_helpers.model_lookup.names import Name, understand
+from fastsd_helpers.model_lookup.names import Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, models
 
 __all__ = ["fetch_model", "find_folder"]
@@ -65,6 +65,10 @@ def find_folder(
 def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable[[Path, Path], object] | None) -> Path:
     if name.spec is not None:
         return _of_key(name.spec, kind, cache_dir)
+    known = known_model(name.text) if name.what in ("hub", "link") else None
+    if known is not None and kind.accept is not None and known.kind == kind.registry:
+        # Its repository is in the table of models: nobody has to be asked whether it serves.
+        kind.accept(known)
     if name.what == "folder":
         with file_errors(name.path, "read"):
             kind.contents.require(name.path)
@@ -146,8 +150,7 @@ def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
     shown = show_typed(name.text)
     if name.what == "link":
         return ModelError(f"'{shown}' is a link that cannot be used as a {kind.noun}.", f"Give {kind.choices()}.")
-    keys = [spec.key for spec in models(kind.registry)] if kind.registry else []
-    close = difflib.get_close_matches(name.text.lower()[:100], keys, n=1)
+    close = difflib.get_close_matches(name.text.lower()[:100], kind.keys(), n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     return ModelNotFound(
         f"No {kind.noun} '{shown}': there is no folder of that name, it is no registry key, and it is no Hub id "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastsd_helpers.downloads import pick_weights, read_json
 from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing
-from fastsd_helpers.errors import ModelError, WrongFamily
+from fastsd_helpers.errors import FastSDError, ModelError, WrongFamily
 from fastsd_helpers.registry import ModelSpec, models
 
 __all__ = ["BASE_MODEL", "CAPTIONER", "CONTROLNET", "LORA", "ModelKind", "base_model", "list_flat", "lora_file"]
@@ -32,9 +32,22 @@ class ModelKind:
         """The kind in words."""
         return self.contents.noun
 
+    def keys(self) -> list[str]:
+        """The keys that name a model of this kind that serves."""
+        return [spec.key for spec in models(self.registry) if self._takes(spec)] if self.registry else []
+
+    def _takes(self, spec: ModelSpec) -> bool:
+        if self.accept is None:
+            return True
+        try:
+            self.accept(spec)
+        except FastSDError:
+            return False
+        return True
+
     def choices(self) -> str:
         """The keys and everything else that can be given, for a hint."""
-        keys = [spec.key for spec in models(self.registry)] if self.registry else []
+        keys = self.keys()
         return f"one of the keys {', '.join(keys)}, {self.examples}" if keys else self.examples
 
 

@@ -1,6 +1,7 @@
 """What a user named: a key, folder, file, link or repository of the Hub; nobody is asked and nothing fetched."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from fastsd_helpers.downloads import is_link
 from fastsd_helpers.downloads.links import find_repo, token_for
 from fastsd_helpers.registry import ModelSpec, models
 
-__all__ = ["Name", "how_to_get", "tokens_for", "understand"]
+__all__ = ["Name", "how_to_get", "known_model", "tokens_for", "understand"]
 
 _FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
 
@@ -45,6 +46,24 @@ def understand(ref: str | Path) -> Name:
     if repo is not None and (is_link(text) or not text.lower().endswith(_FILE_ENDINGS)):
         return Name(text, "hub", repo=repo[0], revision=repo[1])
     return Name(text, "link" if is_link(text) else "nothing")
+
+
+def known_model(ref: str | Path) -> ModelSpec | None:
+    """The known model that a repository of the Hub or a link to a file in one is; None for any other text."""
+    text = str(ref).strip()
+    found = find_repo(text)
+    repo = found[0] if found is not None else ""
+    if is_link(text):
+        in_link = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", text)
+        repo = in_link[1] if in_link else repo
+    if not repo:
+        return None
+    return next((spec for spec in models(None) if repo.lower() in _repos_of(spec)), None)
+
+
+def _repos_of(spec: ModelSpec) -> set[str]:
+    own = str((spec.checkpoint or {}).get("repo", ""))
+    return {name.lower() for name in (*(source.repo for source in spec.sources), *spec.former, own) if name}
 
 
 def how_to_get(ref: str | Path) -> str:

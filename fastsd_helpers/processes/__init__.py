@@ -3,12 +3,16 @@
 from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
 from fastsd_helpers.processes.environment import environment_for, looks_secret
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
+from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
+from fastsd_helpers.processes.stopping import stop_signals
 
 __all__ = [
     "Child",
     "ChildEnded",
     "ChildMute",
+    "JournalTail",
+    "JournalWriter",
     "LocalProcess",
     "LockHeld",
     "LogTail",
@@ -18,4 +22,5 @@ __all__ = [
     "file_lock",
     "looks_secret",
     "machine_id",
+    "stop_signals",
 ]

@@ -1,6 +1,6 @@
 """Sessions: the folder and session.json of one subject; create, open, list, delete, and the lock of a run."""
 
-from fastsd_helpers.sessions.importing import ImportResult, import_session, is_old_session
+from fastsd_helpers.sessions.importing import ImportResult, import_session, is_old_session, whole_prompt
 from fastsd_helpers.sessions.lock import SessionLock, local_holder
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.sessions.session import (
@@ -26,4 +26,5 @@ __all__ = [
     "is_old_session",
     "list_sessions",
     "local_holder",
+    "whole_prompt",
 ]

@@ -3,7 +3,7 @@
 The old notebook's folder holds `{name}.ckpt`, `{name}_step_N.ckpt`, `instance_images/` and `captions/`, or both as
 zips, and no record of how it was trained. Its prompt is the picture's file name, followed by the words of the .txt of
 the same name. What is imported is copied; the folder it comes from is only read. A session that already lies among
-ours is taken as it is, and nothing in it is moved or deleted.
+ours is taken as it is, and nothing in it is moved, changed or deleted; `prepare` puts its prompts together.
 """
 
 import logging
@@ -12,19 +12,22 @@ import re
 import shutil
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fastsd_helpers.captions import decode_caption, read_caption, words_of, write_caption
+from fastsd_helpers.captions import decode_caption, read_caption, write_caption
 from fastsd_helpers.drive import copy_verified, sessions_root
 from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
 from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
+from fastsd_helpers.photo_names import name_photos
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import FOLDERS, Session
+from fastsd_helpers.zip_names import read_names
 
-__all__ = ["ImportResult", "import_session", "is_old_session"]
+__all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -35,6 +38,8 @@ _MOST_BYTES = 256 * 2**20  # of one picture
 _STEP = re.compile(r"_step_(\d+)$")
 # Belongs to the session it was written for, not to its copy.
 _NOT_COPIED = {"schema", "sequence", "name", "id", "created"}
+# What a person gave, beside what was made here.
+_GIVEN = ("uploads", "originals")
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,9 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
             for path in pictures:
                 write_atomic(target / "instance_images" / path.name, path.read_bytes())
         elif not pictures and zipped.is_file():
-            for member, data in _members(zipped, _PICTURES):
+            for member, data in _members(zipped, _PICTURES, notes):
                 write_atomic(target / "instance_images" / member, data)
-        captions = _bring_captions(origin, target, in_place=in_place)
+        captions = _bring_captions(origin, target, notes, in_place=in_place)
         kept = _bring_weights(weights, target, in_place=in_place)
     count = len(list(_pictures_in(target / "instance_images")))
     if not count:
@@ -157,6 +162,8 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     if (origin / "concept_images").is_dir() or (origin / "concept_images.zip").is_file():
         notes.append("Its concept images are not used: class pictures are drawn by the base model here.")
     about = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
+    if in_place:
+        about["captions"] = "after the name"
     if kept is not None:
         about |= {
             "checkpoint": kept.relative_to(target).as_posix(),
@@ -206,34 +213,51 @@ def _bring_weights(weights: Path | None, target: Path, *, in_place: bool) -> Pat
     return copy
 
 
-def _bring_captions(origin: Path, target: Path, *, in_place: bool) -> int:
-    """Write captions/NAME.txt with the exact prompt of every picture that has a caption; returns how many."""
+def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: bool) -> int:
+    """Write captions/NAME.txt for every picture that has a caption; returns how many.
+
+    In a copy it is the exact prompt. In place the captions are a user's own files: nothing that is there is written to.
+    """
     found: dict[str, str] = {}
     zipped = origin / "captions.zip"
     if zipped.is_file():
-        for member, data in _members(zipped, {".txt"}):
+        for member, data in _members(zipped, {".txt"}, notes):
             if caption := decode_caption(data):
                 found[PurePosixPath(member).stem] = caption
+    from_zip = set(found)
     # The old notebook left some captions beside the pictures; those in captions/ are newer.
     for folder in ("instance_images", "captions"):
         for path in sorted((origin / folder).glob("*.txt")):
             if caption := read_caption(path):
                 found[path.stem] = caption
-    stems = {path.stem for path in _pictures_in(target / "instance_images")}
-    used = {stem: caption for stem, caption in found.items() if stem in stems}
+                from_zip.discard(path.stem)
+    pictures = list(_pictures_in(target / "instance_images"))
+    named = name_photos([path.name for path in pictures])
+    words = {path.stem: photo.words for path, photo in zip(pictures, named, strict=True)}
+    used = {stem: caption for stem, caption in found.items() if stem in words}
     for stem, caption in used.items():
-        token = words_of(f"{stem}.png")
-        if token and not caption.casefold().startswith(token.casefold()):
-            caption = f"{token} {caption}"
-        write_caption(target / "captions" / f"{stem}.txt", caption)
-        beside = target / "instance_images" / f"{stem}.txt"
-        if beside.is_file():  # where `prepare` looks first
-            write_caption(beside, caption)
+        path = target / "captions" / f"{stem}.txt"
+        if not in_place:
+            write_caption(path, whole_prompt(words[stem], caption))
+        elif stem in from_zip and not path.exists():
+            write_caption(path, caption)
+    if lost := sorted(set(found) - set(used)):
+        shown = ", ".join(f"{stem}.txt" for stem in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        notes.append(f"Captions with the name of no picture, so not used: {shown}.")
     return len(used)
 
 
-def _members(path: Path, suffixes: "set[str] | frozenset[str]") -> Iterator[tuple[str, bytes]]:
+def whole_prompt(words: str, caption: str) -> str:
+    """The prompt of a picture in the old notebook: the words of its name, then its caption; nothing is said twice."""
+    if not words or caption.casefold().startswith(words.casefold()):
+        return caption
+    return f"{words} {caption}"
+
+
+def _members(path: Path, suffixes: "set[str] | frozenset[str]", notes: list[str]) -> Iterator[tuple[str, bytes]]:
     """(file name, bytes) of a zip's files of these kinds, without their folders; nothing leaves the memory here.
+
+    Names that several folders have are numbered.
 
     Raises:
         DatasetError: it is damaged, or made to attack whoever unpacks it.
@@ -244,22 +268,23 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]") -> Iterator[tupl
             members = archive.infolist()
             if len(members) > _MOST_MEMBERS:
                 raise DatasetError(f"{path.name} holds {len(members):,} files.", hint)
-            for member in members:
-                name = member.orig_filename.replace("\\", "/")
+            named = read_names(members)
+            for member, name in zip(members, named.names, strict=True):
                 mode = member.external_attr >> 16
                 if name.startswith("/") or ".." in name.split("/") or "\0" in name or (mode and stat.S_ISLNK(mode)):
                     raise DatasetError(f"{path.name} holds an unsafe name: {name[:80]!r}.", hint)
-            for member in members:
-                name = PurePosixPath(member.filename.replace("\\", "/")).name
-                if (
-                    PurePosixPath(name).suffix.lower() not in suffixes
-                    or name.startswith(".")
-                    or "__MACOSX" in member.filename
-                ):
+            notes += filter(None, [named.line(path.name)])
+            times: Counter[str] = Counter()
+            for member, whole in zip(members, named.names, strict=True):
+                name = PurePosixPath(whole).name
+                if PurePosixPath(name).suffix.lower() not in suffixes or name.startswith(".") or "__MACOSX" in whole:
                     continue
                 if member.file_size > _MOST_BYTES:
                     raise DatasetError(f"{name} in {path.name} has {member.file_size / 2**20:.0f} MiB.", hint)
-                yield name, archive.read(member)
+                times[name.casefold()] += 1
+                again = times[name.casefold()]
+                stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+                yield name if again == 1 else f"{stem} ({again}){suffix}", archive.read(member)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as err:
         raise DatasetError(f"{path.name} is damaged: {str(err).splitlines()[0] if str(err) else err}.", hint) from err
 
@@ -270,8 +295,9 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]") -> Iterator[tupl
 def _copy_own(origin: Path, folder: Path) -> ImportResult:
     """Copy a session of this library, as from a folder that another account shares, so that it can go on here."""
     theirs = read_record(origin).record  # not `open`, which would put right what is not ours
-    files = [path for name in FOLDERS for path in sorted((origin / name).rglob("*")) if path.is_file()]
+    files = [path for name in (*FOLDERS, *_GIVEN) for path in sorted((origin / name).rglob("*")) if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
+    files += [path for path in [origin / "crop-boxes.json"] if path.is_file()]
     _check_room(folder, files)
     target = folder.with_name(f".import-{folder.name}")
     with file_errors(target, "write to"):

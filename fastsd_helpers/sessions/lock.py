@@ -31,6 +31,7 @@ from typing import Any
 from fastsd_helpers.errors import DriveError, SessionBusy
 from fastsd_helpers.files import file_errors, write_atomic, write_new
 from fastsd_helpers.processes import LocalProcess, LockHeld, file_lock, machine_id
+from fastsd_helpers.sessions.identity import claim_scratch
 
 __all__ = ["LOCK", "SessionLock", "describe_holder", "guarded", "local_holder"]
 
@@ -60,8 +61,10 @@ class SessionLock:
         beat_s: float = _BEAT_S,
         stale_s: float = _STALE_S,
         watch_s: float = _WATCH_S,
+        identity: str | None = None,
     ) -> None:
         self.folder = folder
+        self._identity = identity
         self.lost = False
         self._take_over = take_over
         self._beat_s, self._stale_s, self._watch_s = beat_s, stale_s, watch_s
@@ -95,6 +98,8 @@ class SessionLock:
             "time": time.time(),
             "replaces": None,
         }
+        if self._identity is not None:
+            mine["session"] = self._identity
         while True:
             with file_errors(self._path, "lock"), guarded(self.folder):
                 data = _read_bytes(self._path)
@@ -116,6 +121,8 @@ class SessionLock:
             found = _parse(_read_bytes(self._path) or b"")
         if found.get("token") != mine["token"]:  # possible only where the guard does not work
             raise self._busy(found)
+        if self._identity is not None:
+            claim_scratch(self.folder, self._identity)
         self._mine, self.lost = mine, False
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, name="session-lock", daemon=True)
@@ -159,6 +166,8 @@ class SessionLock:
         return True
 
     def _is_alive(self, data: bytes, holder: dict[str, Any]) -> bool:
+        if _is_copied(holder, self._identity):
+            return False
         if holder.get("machine") == machine_id():
             return LocalProcess(holder.get("pid"), holder.get("start")).is_alive()
         now = time.time()
@@ -220,14 +229,25 @@ class SessionLock:
         write_atomic(self._path, _to_bytes(mine))
 
 
-def local_holder(folder: Path) -> LocalProcess | None:
+def _is_copied(holder: dict[str, Any], identity: str | None) -> bool:
+    """Whether a lock came with the folder when another session was copied; an earlier version's do not tell."""
+    return identity is not None and holder.get("session") not in (None, identity)
+
+
+def local_holder(folder: Path, identity: str | None = None) -> LocalProcess | None:
     """Find the process of this machine that holds a session's lock and is still running; None when there is none.
+
+    Args:
+        folder: the session's.
+        identity: its id, so that a lock that was copied with the folder does not count.
 
     Raises:
         DriveError: the session's folder cannot be read.
     """
     with file_errors(folder / LOCK, "read"):
         holder = _parse(_read_bytes(folder / LOCK) or b"")
+    if _is_copied(holder, identity):
+        return None
     process = LocalProcess(holder.get("pid"), holder.get("start"))
     return process if holder.get("machine") == machine_id() and process.is_alive() else None
 

@@ -23,6 +23,7 @@ from fastsd_helpers.errors import (
     SessionUnfinished,
 )
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.sessions.identity import needs_settling, settle_identity
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
@@ -92,6 +93,8 @@ class Session:
     def open(cls, name: str, *, root: Path | str | None = None) -> "Session":
         """Open an existing session; a damaged session.json is repaired, said in `notices` and in the log.
 
+        A copy of another session's folder becomes a session of its own, which is said too.
+
         Raises:
             SessionNotFound: there is none of that name.
             SessionError: a newer version of this library wrote it.
@@ -99,7 +102,9 @@ class Session:
         """
         folder = _find(name, sessions_root(root))
         result = read_record(folder)
-        session = cls(folder, result.record, result.notices)
+        session = cls(folder, result.record, list(result.notices))
+        if not result.damaged:
+            session.settle_identity()
         for notice in result.notices:
             logger.warning("%s", notice)
         with contextlib.suppress(OSError):  # a folder that can only be read can still be looked at
@@ -110,6 +115,25 @@ class Session:
             if problem:
                 session.notices.append(problem)
         return session
+
+    def settle_identity(self) -> None:
+        """Make a copy of another session's folder a session of its own, and note a folder's new name."""
+        # Looked at without the guard first: nearly always there is nothing to do, and a mount is slow.
+        if not needs_settling(self.folder, self.record):
+            return
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a folder that can only be read has no guard
+                held.enter_context(guarded(self.folder))
+            result = read_record(self.folder)  # another process may have been quicker
+            if result.damaged:
+                return
+            record, notice = settle_identity(self.folder, result.record)
+        self.record.clear()
+        self.record.update(record)
+        self._saved = copy.deepcopy(record)
+        if notice:
+            self.notices.append(notice)
+            logger.info("%s", notice)
 
     def save(self, **changes: Any) -> None:
         """Set top-level keys of the record and write session.json so that a crash leaves the old or the new one.
@@ -159,7 +183,8 @@ class Session:
         Raises (on entering):
             SessionBusy: a live run holds it and `take_over` is off.
         """
-        return SessionLock(self.folder, take_over=take_over)
+        self.settle_identity()
+        return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
 
     @property
     def instance_images(self) -> Path:
@@ -319,7 +344,10 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
             folder.unlink()
             return 0
         size = bytes_in(folder)
-        with SessionLock(folder):
+        identity = None
+        with contextlib.suppress(SessionError):
+            identity = read_record(folder).record.get("id")
+        with SessionLock(folder, identity=identity):
             # Renamed first, so that a deletion that is cut leaves no half session; leftovers go with the next one.
             gone = sessions / f"{_DELETED}{folder.name[:60]}-{secrets.token_hex(4)}"
             folder.rename(gone)

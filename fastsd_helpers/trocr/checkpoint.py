@@ -263,19 +263,18 @@ def _special_words(folder: Path) -> dict[str, str]:
 def _build_tokenizer(folder: Path, special: dict[str, str]) -> Any:
     import tokenizers
     import transformers
+    from tokenizers import decoders, models, pre_tokenizers, processors
 
     if (folder / "tokenizer.json").is_file():
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        backend = tokenizers.Tokenizer(
-            tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        )
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = tokenizers.decoders.ByteLevel()
+        backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
         special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
                    "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"} | special  # fmt: skip
         cls, sep = special["cls_token"], special["sep_token"]
-        backend.post_processor = tokenizers.processors.TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} {sep} $B {sep}",
             special_tokens=[(word, backend.token_to_id(word)) for word in (cls, sep)],

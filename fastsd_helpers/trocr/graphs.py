@@ -399,10 +399,11 @@ def _in_torch(model: Any) -> Any:
     import warnings
 
     import torch
+    from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def _in_bitsandbytes(checkpoint: Checkpoint) -> Any:

@@ -118,8 +118,8 @@ def make_trainer(
     Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log.
     """
     import torch
-    import transformers
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
+    from transformers.trainer_callback import PrinterCallback
 
     from fastsd_helpers.trocr.scores import line_errors
 
@@ -267,7 +267,7 @@ def make_trainer(
         compute_metrics=measure,
         callbacks=[Epochs()],
     )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 

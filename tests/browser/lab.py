@@ -198,9 +198,25 @@ class Lab:
         return self.cell(title).locator(".jp-OutputArea").first.inner_text()
 
     def field(self, title: str, name: str) -> Any:
-        """The input of a setting in the form below a cell."""
-        rows = self.cell(title).locator(".widget-hbox", has=self.page.locator(f"b:text-is('{name}')"))
-        return rows.last.locator("input, select, textarea").first
+        """The input of a setting in the form below a cell, found by its label as a screen reader finds it."""
+        return self.cell(title).get_by_label(name, exact=True).first
+
+    def enter(self, title: str, name: str, value: str) -> None:
+        """Fill in a field; one with a list of known values takes any other one in the field below it."""
+        field = self.field(title, name)
+        if field.evaluate("field => field.tagName") == "SELECT":
+            known = field.locator("option").evaluate_all("options => options.map(option => option.textContent)")
+            wanted = [text for text in known if text == value or text.startswith(f"{value}:")]
+            if wanted:
+                field.select_option(label=wanted[0])
+                return
+            field.select_option(index=len(known) - 1)
+            field = self.field(title, f"{name}: another one")
+        if field.get_attribute("type") == "checkbox":
+            field.check()
+            return
+        field.fill(value)
+        field.press("Tab")
 
     def shoot(self, name: str, title: str | None = None) -> None:
         """Keep a screenshot of a cell, or of the notebook's page."""

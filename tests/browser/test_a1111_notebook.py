@@ -29,14 +29,7 @@ def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S
 def fill(lab: Lab, title: str, values: dict[str, str]) -> None:
     """Type values into the form below a cell."""
     for name, value in values.items():
-        field = lab.field(title, name)
-        if field.evaluate("node => node.tagName") == "SELECT":
-            field.select_option(label=value)
-        elif field.get_attribute("type") == "checkbox":
-            field.check()
-        else:
-            field.fill(value)
-            field.press("Tab")
+        lab.enter(title, name, value)
     lab.page.wait_for_timeout(1000)
 
 

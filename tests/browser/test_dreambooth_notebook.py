@@ -67,9 +67,7 @@ def upload_photos(lab: Lab, files: list[str], session: Path) -> None:
     wait_until(lab, "3a", "3 uploaded photos in this session", timeout_s=300)
     for file in files:
         assert (session / "uploads" / Path(file).name).read_bytes() == Path(file).read_bytes()
-    size = lab.field("3a", "size")
-    size.fill("128")
-    size.press("Tab")
+    lab.enter("3a", "size", "128")
     lab.shoot("3a-uploaded", "3a")
     lab.run("3b")
     lab.shoot("3b-prepared", "3b")
@@ -112,9 +110,7 @@ def train_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.run("4")
     wanted = {"base model": "demo", "unet steps": "40", "text encoder steps": "0", "sample every": "0"}
     for name, value in wanted.items():
-        field = lab.field("4", name)
-        field.fill(value)
-        field.press("Tab")
+        lab.enter("4", name, value)
     lab.page.wait_for_timeout(1000)
     lab.shoot("4-settings", "4")
     lab.run("5", wait=False)

@@ -32,11 +32,7 @@ def fill(lab, title, values):
         if not field.is_visible():
             lab.cell(title).get_by_text("More settings").first.click()
             field.wait_for()
-        if field.evaluate("element => element.tagName") == "SELECT":
-            field.select_option(label=value)
-        else:
-            field.fill(value)
-            field.press("Tab")
+        lab.enter(title, name, value)
     lab.page.wait_for_timeout(1000)
 
 

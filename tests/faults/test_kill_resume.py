@@ -183,7 +183,8 @@ def test_sigterm_saves_everything_and_the_run_goes_on_from_there(world, stopped,
     root, last = stopped
     assert (last["kind"], last["error"]) == (
         "Interrupted",
-        f"Stopped at unet step {STOPPED_AT} of {SETTINGS['unet_steps']}; everything is saved.",
+        f"Stopped at unet step {STOPPED_AT} of {SETTINGS['unet_steps']}, after step "
+        f"{SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26; everything is saved.",
     )
     made, said = finish(Place(world, tmp_path / "place", seed=4, start=root))
     assert f"Going on after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
@@ -197,7 +198,7 @@ def test_ctrl_c_in_stage_1_saves_everything_and_the_run_goes_on_from_there(world
     assert run.wait() == 3
     assert (run.last()["kind"], run.last()["error"]) == (
         "Interrupted",
-        "Stopped at text_encoder step 4 of 12; everything is saved.",
+        "Stopped at text_encoder step 4 of 12, after step 4 of 26; everything is saved.",
     )
     place.leave()
     place.move()

@@ -1,0 +1,196 @@
+"""A command of this library in a process of its own: started, found again by a new kernel, stopped, its answer read.
+
+A notebook does its long work this way: its memory is free afterwards, a process that is killed is a sentence and no
+dead kernel, what other packages print does not land below the cell, and a new kernel finds the work still going on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
+from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.model_lookup import tokens_for
+from fastsd_helpers.processes import Child, LocalProcess, environment_for
+from fastsd_helpers.runtime import redact, secret
+
+__all__ = ["Background", "answered_error", "environment_of_ours", "last_answer", "local_folder", "tail"]
+
+_POINTER = "child.json"
+_KEPT_LOG_BYTES = 256 * 1024
+_SIGNAL_OF_THE_SYSTEM = 9  # what the kernel's out-of-memory killer sends
+
+
+def local_folder(of: Path) -> Path:
+    """The folder on this machine's own disk for what belongs to a folder of the user's and to this machine alone.
+
+    FASTSD_SCRATCH moves it. Nothing is created.
+    """
+    user = getattr(os, "getuid", lambda: 0)()
+    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
+    return Path(root) / f"{hashlib.sha256(str(of.absolute()).encode()).hexdigest()[:20]}-live"
+
+
+def environment_of_ours(model: str) -> dict[str, str]:
+    """The environment of a child that runs this library and opens `model`: with the tokens for that, and no others."""
+    environment = environment_for("training", this_python=True)
+    package = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
+    # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
+    wanted = tokens_for(model)
+    given = {name: token for name in wanted if (token := secret(name))}
+    if "HF_TOKEN" in wanted and "HF_TOKEN" not in given:  # where huggingface_hub looks beside
+        names = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+        given |= {name: os.environ[name] for name in names if name in os.environ}
+    return environment | given
+
+
+def tail(path: Path) -> str:
+    """The end of a file, 256 KB at most; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _KEPT_LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def last_answer(path: Path) -> dict[str, Any] | None:
+    """The JSON object that a command with --json wrote last; None where it wrote none."""
+    lines = tail(path).strip().splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def answered_error(answer: Mapping[str, Any]) -> FastSDError:
+    """The error that a command's answer tells of."""
+    kind = {130: Interrupted, 1: TrainingFailed}.get(answer.get("exit_code", 1), FastSDError)
+    return kind(str(answer["error"]), str(answer.get("hint", "")))
+
+
+class Background:
+    """A command that runs, or has just run, in another process of this machine; made by `start` or `find`.
+
+    Attributes:
+        process: who it is.
+        folder: its local files.
+    """
+
+    def __init__(self, folder: Path, process: LocalProcess, out: Path, log: Path, child: Child | None = None) -> None:
+        self.folder, self.process = folder, process
+        self._out, self._log, self._child = out, log, child
+
+    @classmethod
+    def start(cls, words: Sequence[str], folder: Path, *, model: str) -> "Background":
+        """Start `fastsd WORDS --json`, and return at once; neither an interrupt nor a new kernel ends it.
+
+        Args:
+            words: the command's words.
+            folder: for its log and its answer, on this machine's own disk; see `local_folder`.
+            model: what it opens, for the tokens it may need.
+
+        Raises:
+            DriveError: the folder cannot be written.
+        """
+        name = secrets.token_hex(4)
+        with file_errors(folder, "write to"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for old in [*folder.glob("*.out"), *folder.glob("*.log")]:
+                old.unlink()
+            out, log = folder / f"{name}.out", folder / f"{name}.log"
+            command = [sys.executable, "-m", "fastsd_helpers", *words, "--json"]
+            child = Child(command, log=log, out=out, env=environment_of_ours(model), outlives=True)
+        own = child.process
+        pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
+        write_atomic(folder / _POINTER, json.dumps(pointer).encode())
+        return cls(folder, own, out, log, child)
+
+    @classmethod
+    def find(cls, folder: Path) -> "Background | None":
+        """Find the command that was started for this folder and still runs; None when there is none."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started, or not wholly
+            pointer = json.loads((folder / _POINTER).read_bytes())
+            started = LocalProcess(pointer["pid"], pointer["start"])
+            if started.is_alive():
+                return cls(folder, started, folder / pointer["out"], folder / pointer["log"])
+        return None
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._child.alive() if self._child is not None else self.process.is_alive()
+
+    def stop(self) -> None:
+        """Ask it to save and end. Nothing happens when it has ended."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once: what it has not saved is lost."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    def log_lines(self, count: int = 12) -> list[str]:
+        """The end of what it has printed, with secrets hidden."""
+        lines = redact(tail(self._log)).replace("\r", "\n").splitlines()
+        return [line for line in lines if line.strip()][-count:]
+
+    def keep_log(self, path: Path) -> None:
+        """Leave the end of its log where a bug report finds it, if that can be written."""
+        with contextlib.suppress(DriveError, OSError):
+            write_atomic(path, redact(tail(self._log)).encode())
+
+    def wait(
+        self, what: str, *, between: Callable[[], None] = lambda: None, every_s: float = 0.2, log: Path | None = None
+    ) -> dict[str, Any]:
+        """Wait until it has ended; then return its answer, or raise what went wrong.
+
+        Args:
+            what: the work, for the sentence when it died: "The fine-tuning".
+            between: called again and again meanwhile.
+            every_s: how long to sleep between the calls.
+            log: where to keep the end of its log.
+
+        Raises:
+            Interrupted: it was asked to stop. TrainingFailed: it was killed, or broke down. FastSDError: what it says.
+        """
+        while self.is_running():
+            between()
+            time.sleep(every_s)
+        between()
+        if log is not None:
+            self.keep_log(log)
+        answer = last_answer(self._out)
+        if answer is None:
+            raise self._death(what)
+        if "error" in answer:
+            raise answered_error(answer)
+        return answer
+
+    def _death(self, what: str) -> FastSDError:
+        code = self._child.returncode if self._child is not None else None
+        number = -code if code is not None and code < 0 else None
+        # Of a process begun by another kernel the system does not tell how it ended.
+        if number in (None, _SIGNAL_OF_THE_SYSTEM):
+            return TrainingFailed(
+                f"{what} was ended from outside. Most often the machine's memory ran out.",
+                "What was saved is kept: run the cell again to go on; a smaller batch size needs less memory.",
+            )
+        said = "\n".join(self.log_lines(6))
+        return TrainingFailed(
+            f"{what} crashed (signal {number}).", f"What was saved is kept: run it again to go on. It said:\n{said}"
+        )

@@ -1,0 +1,327 @@
+"""What a call of `train` begins or goes on with: the run's segments, settings, base model and pictures.
+
+Everything that may not change within a run is refused here, by session.json and the checkpoints alone where that is
+possible, and before a network is loaded.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.resume import Generation
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments
+from fastsd_helpers.dreambooth.settings import (
+    DreamBoothConfig,
+    Given,
+    choose_base_model,
+    given_values,
+    refuse_changes,
+    resolve_settings,
+    settings_for_more,
+)
+from fastsd_helpers.errors import ModelNotFound, SettingsError
+from fastsd_helpers.options import from_values, to_values
+from fastsd_helpers.registry import check_resolution, models
+from fastsd_helpers.runtime import Device
+from fastsd_helpers.sessions import Session
+
+__all__ = ["MoreSteps", "Start", "find_start"]
+
+
+@dataclass(frozen=True)
+class MoreSteps:
+    """How many steps are asked for after the end of a run; nothing with both 0."""
+
+    last: int = 0  # of the U-Net, or of the text encoder where the run trains that alone
+    text_encoder: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.last or self.text_encoder)
+
+    def as_steps(self, first: Segment) -> Given:
+        """The steps of the segment that this makes."""
+        if not first.steps.get("unet") and not self.text_encoder:
+            return {"unet_steps": 0, "text_encoder_steps": self.last}
+        return {"unet_steps": self.last, "text_encoder_steps": self.text_encoder}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a call begins or goes on with."""
+
+    config: DreamBoothConfig  # of the newest segment; save_every, keep_last and sample_every may be open
+    base: BaseModel
+    base_model: dict[str, str]  # ref and sha256, as it is recorded
+    dataset: Dataset
+    segments: list[Segment]
+    legs: list[Leg]
+    open_legs: list[tuple[Leg, int]]  # legs that are left, with the steps of each that are made
+    reached: int  # the segment that the newest checkpoint is of
+    reasons: list[str]
+
+    @property
+    def own_legs(self) -> list[Leg]:
+        """Those of the newest segment."""
+        return [leg for leg in self.legs if leg.segment == len(self.segments) - 1]
+
+    @property
+    def steps(self) -> int:
+        """Of all segments."""
+        return sum(leg.steps for leg in self.legs)
+
+    @property
+    def steps_done(self) -> int:
+        """Of them, those that are made."""
+        return self.steps - sum(leg.steps - done for leg, done in self.open_legs)
+
+    @property
+    def times_lengthened(self) -> int:
+        """How often the run was gone on with after its end, which its files are named after."""
+        return len(self.segments) - 1 + len(self.segments[0].more)
+
+
+def find_start(
+    config: DreamBoothConfig,
+    session: Session,
+    device: Device,
+    *,
+    run: int,
+    generation: Generation | None,
+    more: MoreSteps,
+) -> Start:
+    """Find out what is begun or gone on with.
+
+    Args:
+        config: what the user gave.
+        session, device: as they are.
+        run: the run's number.
+        generation: its newest whole checkpoint.
+        more: steps asked for after its end.
+
+    Raises:
+        SettingsError: something else than what the run was begun with was given, or has changed.
+        DatasetError, ModelError: as `load_dataset` and `BaseModel.fetch`.
+    """
+    segments = read_segments(generation.record if generation else None, session.record, run)
+    if not segments:
+        return _begin(config, session, device, run=run, more=more)
+    assert generation is not None
+    open_legs = _open_legs(legs_of(segments), generation)
+    given = given_values(config)
+    begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
+    begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
+    same_ref = _same_model_named(given, session, generation)
+    reasons: list[str] = []
+    if begins:
+        steps = more.as_steps(segments[0])
+        config, reasons = settings_for_more(
+            given, segments[-1].settings, steps=steps, begun_steps=begun_steps, begun_given=segments[-1].given
+        )
+    else:
+        own = {name: value for name, value in given.items() if name != "base_model"}
+        refuse_changes(own, segments[-1].settings, begun_steps=begun_steps, finished=not open_legs)
+    base = _same_base(given, session, generation, same_ref=same_ref)
+    # The same weights in another place are the same model.
+    config = replace(config, base_model=base.ref)
+    if begins:
+        config, chosen = resolve_settings(config, base.spec, device)
+        reasons += chosen
+    else:
+        saved = {**segments[-1].settings, "base_model": base.ref}
+        named = {**given, "base_model": base.ref}
+        own = {name: value for name, value in named.items() if name not in begun_steps}
+        config, reasons = resolve_settings(from_values(DreamBoothConfig, own), base.spec, device, saved=saved)
+    reasons += check_resolution(base.spec, config.resolution)
+    dataset = load_dataset(session, instance_prompt=config.instance_prompt)
+    pictures = _pictures_of(dataset)
+    if begins:
+        segments = [*segments, _next_segment(config, pictures, given, segments)]
+        open_legs = [(leg, 0) for leg in legs_of(segments) if leg.segment == len(segments) - 1]
+    elif pictures != segments[-1].pictures:
+        when = "" if not open_legs else " after its end"
+        raise SettingsError(
+            "The pictures or captions changed since this session's run was begun.",
+            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when} (in a notebook: "
+            "more steps); or start from step 0 with --restart; nothing saved is lost.",
+        )
+    elif given.keys() - segments[-1].given.keys():
+        newest = replace(segments[-1], given=segments[-1].given | given)
+        segments = [*segments[:-1], newest]
+    return Start(
+        config=config,
+        base=base,
+        base_model={"ref": base.ref, "sha256": base.sha256()},
+        dataset=dataset,
+        segments=segments,
+        legs=legs_of(segments),
+        open_legs=open_legs,
+        reached=_segment_of(generation),
+        reasons=[reason for reason in reasons if reason],
+    )
+
+
+def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps) -> Start:
+    record, given = session.record, given_values(config)
+    if record.get("run") == run:
+        # Cut before its first checkpoint: nothing is lost by other settings, but what was chosen still holds.
+        config = from_values(DreamBoothConfig, (record.get("given") or {}) | given)
+        given = given_values(config)
+    if more:
+        known = [getattr(config, f"{stage}_steps") for stage in STAGE_NAMES]
+        planned = "" if None in known else f" of {sum(known)}"
+        raise SettingsError(
+            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step 0{planned}.",
+            "Train without it first (in a notebook: leave that field empty).",
+        )
+    ref = given.get("base_model", "auto")
+    ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
+    base = BaseModel.fetch(ref)
+    photos = sum(not item["held_out"] for item in recorded_images(session))
+    named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
+    config, reasons = resolve_settings(named, base.spec, device, photos=photos)
+    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution)]
+    dataset = load_dataset(session, instance_prompt=config.instance_prompt)
+    segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
+    legs = legs_of(segments)
+    return Start(
+        config=config,
+        base=base,
+        base_model={"ref": base.ref, "sha256": base.sha256()},
+        dataset=dataset,
+        segments=segments,
+        legs=legs,
+        open_legs=[(leg, 0) for leg in legs],
+        reached=0,
+        reasons=[line for line in reasons if line],
+    )
+
+
+def _pictures_of(dataset: Dataset) -> list[list[str]]:
+    return [[image.sha256, image.prompt] for image in (*dataset.train, *dataset.held_out)]
+
+
+def _segment_of(generation: Generation) -> int:
+    return int(generation.record.get("segment", 0))
+
+
+def _open_legs(legs: list[Leg], generation: Generation) -> list[tuple[Leg, int]]:
+    """The legs that are not done, each with the steps of it that are."""
+    where = (_segment_of(generation), generation.stage)
+    reached = next(index for index, leg in enumerate(legs) if (leg.segment, leg.stage) == where)
+    leg = legs[reached]
+    left = [(leg, generation.step - leg.before)] if generation.step < leg.end else []
+    return [*left, *((later, 0) for later in legs[reached + 1 :])]
+
+
+def _begins_another(
+    more: MoreSteps, segments: list[Segment], open_legs: list[tuple[Leg, int]], session: Session, run: int
+) -> bool:
+    """Whether this begins a new segment; False when it is the command again that began the newest one.
+
+    Raises:
+        SettingsError: the run is not at its end.
+    """
+    first, newest = segments[0], segments[-1]
+    if len(segments) > 1:
+        wanted = {stage: more.as_steps(first)[f"{stage}_steps"] for stage in STAGE_NAMES}
+        same = {stage: newest.steps.get(stage, 0) for stage in STAGE_NAMES} == wanted
+    else:
+        same = bool(first.more) and first.more[-1] == more.last and not more.text_encoder
+    if not open_legs:
+        # All steps are made, but a cut may have come before the file was written.
+        result = session.record.get("result") or {}
+        times = len(segments) - 1 + len(first.more)
+        return not same or (result.get("run"), result.get("more", 0)) == (run, times)
+    if not same:
+        legs = legs_of(segments)
+        steps = sum(leg.steps for leg in legs)
+        done = steps - sum(leg.steps - made for leg, made in open_legs)
+        raise SettingsError(
+            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {done} of {steps}.",
+            "Train without it first: that goes on with the run.",
+        )
+    return False
+
+
+def _next_segment(
+    config: DreamBoothConfig, pictures: list[list[str]], given: Given, segments: list[Segment]
+) -> Segment:
+    before = segments[-1]
+    # A held-out loss is of these: where one of them is another, it is compared from here on.
+    comparable = pictures == before.pictures and all(
+        getattr(config, name) == before.settings.get(name) for name in ("seed", "resolution")
+    )
+    since = before.judged_since if comparable else len(segments)
+    return Segment.of(to_values(config), pictures, given=before.given | given, judged_since=since)
+
+
+# ------------------------------------------------------------------------------------------------ the base model
+
+
+def _same_model_named(given: Given, session: Session, generation: Generation) -> bool:
+    """Whether the model that is named can be the run's; another key of the registry cannot, and nothing is fetched.
+
+    Returns:
+        True when it is named as it was, or not at all.
+
+    Raises:
+        SettingsError: it is another one.
+    """
+    known = _known_places(session, generation)
+    ref = given.get("base_model")
+    if ref is None or ref in known:
+        return True
+    keys = {spec.key for spec in models()}
+    if ref in keys and known[-1] in keys:
+        raise _other_model(known[-1], ref)
+    return False
+
+
+def _known_places(session: Session, generation: Generation) -> list[str]:
+    """Where the run's model was, the newest place first."""
+    begun = generation.record["base_model"]
+    now: dict[str, Any] = session.record.get("base_model") or {}
+    newer = [now["ref"]] if now.get("sha256") == begun["sha256"] else []
+    return [*newer, begun["ref"]]
+
+
+def _same_base(given: Given, session: Session, generation: Generation, *, same_ref: bool) -> BaseModel:
+    known = _known_places(session, generation)
+    sha256 = generation.record["base_model"]["sha256"]
+    ref = known[0] if same_ref else given["base_model"]
+    base = fetch_again(ref, sha256) if same_ref else BaseModel.fetch(ref)
+    if base.sha256() == sha256:
+        return base
+    if same_ref:
+        raise SettingsError(
+            "The base model changed since this session's run was begun.",
+            f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or start "
+            "from step 0 with --restart; nothing saved is lost.",
+        )
+    raise _other_model(known[0], ref)
+
+
+def fetch_again(ref: str, sha256: str) -> BaseModel:
+    """Find the base model that a run was begun with where it was last.
+
+    Raises:
+        ModelNotFound: it is gone from there; says what is sought and how to point to it.
+    """
+    try:
+        return BaseModel.fetch(ref)
+    except ModelNotFound as err:
+        raise ModelNotFound(
+            f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
+            f"{err.problem}",
+            "If it lies elsewhere now, say where with --base-model (in a notebook: the field base model): the same "
+            "weights are the same model.",
+        ) from err
+
+
+def _other_model(was: str, ref: str) -> SettingsError:
+    return SettingsError(
+        f"This session's run was started with other settings: base_model was {was!r} and is now {ref!r}, which has "
+        "other weights.",
+        "Leave base_model alone to go on with it, or start from step 0 with --restart (in a notebook: start over).",
+    )

@@ -1,0 +1,46 @@
+"""What this library made itself: sessions and the pictures in them, contact sheets, before-and-after sheets.
+
+None of it is ever taken for a user's photos, by whatever way it is reached: a parent folder, a link, a zip, a copy.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from fastsd_helpers.sessions.record import RECORD, TWINS
+
+__all__ = ["USERS_FOLDERS", "is_own_sheet", "is_session", "session_around", "sessions_among"]
+
+# In a session these hold what a person gave; everything else was made here.
+USERS_FOLDERS = ("uploads", "originals")
+_SHEETS = re.compile(r"(?:contact-sheet|before-after(?:-[\w-]+)?|loss(?:-more\d+)?)(?: \(\d+\))?\.png", re.IGNORECASE)
+
+
+def is_session(folder: Path) -> bool:
+    """Whether a folder is a session of this library; a damaged one too, and not just any with a session.json."""
+    if (folder / TWINS).is_dir():
+        return True
+    try:
+        with (folder / RECORD).open("rb") as file:
+            return b'"schema"' in file.read(4096)
+    except OSError:
+        return False
+
+
+def session_around(path: Path) -> Path | None:
+    """The session that a file or folder belongs to, links followed; None outside of any."""
+    resolved = path.resolve()
+    return next((folder for folder in (resolved, *resolved.parents) if is_session(folder)), None)
+
+
+def sessions_among(names: Iterable[str]) -> set[str]:
+    """The folders in a zip that are sessions, of its members' names; "" when the zip as a whole is one."""
+    places = {PurePosixPath(name) for name in names}
+    folders = {parent for path in places for parent in path.parents}
+    found = {path.parent for path in places if path.name == RECORD and path.parent / "instance_images" in folders}
+    return {"" if str(folder) == "." else str(folder) for folder in found}
+
+
+def is_own_sheet(name: str) -> bool:
+    """Whether a file has the name of one of the sheets that are drawn here."""
+    return _SHEETS.fullmatch(PurePosixPath(name).name) is not None
