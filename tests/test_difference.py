@@ -105,7 +105,9 @@ def test_an_upper_bound_moves_no_package_and_a_lower_one_is_told(asked, version,
         assert (plan.changes, plan.kept) == ((), 1)
         assert has_all(little, environment(a=version))
         return
-    with pytest.raises(InstallError, match=re.escape(f"Too old here for 'little': a {version} (fastsd needs")) as caught:
+    with pytest.raises(
+        InstallError, match=re.escape(f"Too old here for 'little': a {version} (fastsd needs")
+    ) as caught:
         make_plan(little, environment(a=version))
     assert "pip install --upgrade 'a" in caught.value.hint
     assert not has_all(little, environment(a=version))

@@ -16,7 +16,7 @@ from typing import Any
 from fastsd_helpers.dreambooth import finish, rehearsal
 from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.best import BEST, find_best
+from fastsd_helpers.dreambooth.best import BEST, offer_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
@@ -287,7 +287,7 @@ class _Run:
             first_step=start.steps_done,
             steps=start.steps,
             seconds=time.monotonic() - started,
-            best_checkpoint=self._offer_best(result["loss_after"]),
+            best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
         )
 
     def _judged_from(self) -> int:
@@ -321,17 +321,6 @@ class _Run:
             say=self.say,
             stopped=stop.is_set,
         )
-
-    def _offer_best(self, loss_after: float) -> str | None:
-        """Say so when an earlier checkpoint was better; the user's eye decides, not the loss."""
-        best = find_best(self.store.folder, self.store.timeline)
-        if best is None or best.loss is None or best.loss >= loss_after:
-            return None
-        self.say(
-            f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
-            f"end. To have that model: fastsd dreambooth export {self.session.name} --checkpoint {BEST}"
-        )
-        return BEST if best.role == BEST else best.generation.name
 
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""
