@@ -6,9 +6,9 @@
 
 What our packages and the image's own notebook need is installed at the image's versions, from the package index,
 without letting a resolver choose: a package's needs that the image has are added at the image's version, the others are
-not. So is what transformers, diffusers, accelerate and peft look for when they are imported. What cannot be had is listed. Then
-this project's wheel is installed as a user does it, `fastsd install` adds each set, and scripts/main_paths.py and the
-notebooks run in that environment. The report goes to benchmarks/results/colab_images.md.
+not. So is what transformers, diffusers, accelerate and peft look for when they are imported. What cannot be had is
+listed. Then this project's wheel is installed as a user does it, `fastsd install` adds each set, and
+scripts/main_paths.py and the notebooks run in that environment. The report goes to benchmarks/results/colab_images.md.
 """
 
 import argparse
