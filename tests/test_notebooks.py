@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from tiny_readers import noise_pictures, write_reader
 
+from fastsd_helpers.forms.desk import MAKERS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -21,7 +23,7 @@ LONGEST_CELL = 12
 # its rules.
 FIRST_CELL = "# @title 1 · Set up\n"
 # What a cell may use from the cells before it.
-SHARED = {"session", "form", "pictures", "result", "webui"}
+SHARED = {"form", *MAKERS}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
@@ -36,6 +38,11 @@ def source_of(cell: dict[str, Any]) -> str:
 
 def code_cells(path: Path) -> list[str]:
     return [source_of(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def titles(path: Path) -> list[str]:
+    """The numbers of the code cells: 1, 2a, 2b ..."""
+    return [source.removeprefix("# @title ").split()[0] for source in code_cells(path)]
 
 
 def without_magics(source: str) -> str:
@@ -147,7 +154,7 @@ TINY = {
 def run_notebook(
     path: Path, folder: Path, *, changes: dict[str, dict[str, Any]], widgets: Path | None = None, times: int = 1
 ) -> Any:
-    """Run a copy of a notebook without its %pip line, with `form.update(...)` after the cells that show a form.
+    """Run a copy of a notebook, with `..._form.update(...)` after the cells that show a form.
 
     With `times` all of its cells are run again in the same kernel, as "Run all" does.
     """
@@ -160,9 +167,10 @@ def run_notebook(
         if cell.cell_type == "code":
             cell.source = without_magics(cell.source)
         cells.append(cell)
-        for settings, values in changes.items():
-            if cell.cell_type == "code" and (f"show_form({settings}" in cell.source or f"{settings}(" in cell.source):
-                cells.append(nbformat.v4.new_code_cell(f"form.update(**{values!r})"))
+        for settings, values in changes.items() if cell.cell_type == "code" else ():
+            made = re.search(rf"^(\w+) = .*\b{settings}\b", cell.source, flags=re.MULTILINE)
+            if made:
+                cells.append(nbformat.v4.new_code_cell(f"{made[1]}.update(**{values!r})"))
     notebook.cells = [cell.copy() for _ in range(times) for cell in cells]
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"

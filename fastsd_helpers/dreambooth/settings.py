@@ -354,10 +354,10 @@ def _way_out(changed: Given, saved: Given, *, finished: bool) -> str:
     more = {"unet_steps": "--more-steps", "text_encoder_steps": "--more-text-encoder-steps"}
     for name, count in longer.items():
         if count > 0:
-            ways.append(f"to train longer, add {more[name]} {count}{when} (in a notebook: the field of that name)")
+            ways.append(f"to train longer, add {more[name]} {count}{when}")
     if changed.keys() - {*_FIXED, *_STEPS}:
-        ways.append(f"to train on with other ones, add --more-steps N{when} (in a notebook: more steps)")
-    return "; ".join([*ways, "or start from step 0 with --restart (in a notebook: start over)"]) + "."
+        ways.append(f"to train on with other ones, add --more-steps N{when}")
+    return "; ".join([*ways, "or start from step 0 with --restart"]) + "."
 
 
 def settings_for_more(

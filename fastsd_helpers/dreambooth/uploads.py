@@ -296,13 +296,23 @@ def _member(photos: Photos, member: str, stem: str | None, shelf: _Shelf) -> Ite
     yield _Arrival(member, data, stem, caption, from_zip=True)
 
 
-def remove_uploads(session: Session) -> int:
-    """Delete every uploaded file of a session; pictures that were prepared from them stay. Returns how many.
+def remove_uploads(session: Session, names: Iterable[str] | None = None) -> int:
+    """Delete uploaded files of a session; pictures that were prepared from them stay. Returns how many.
+
+    Args:
+        session: whose folder `uploads` they are in.
+        names: files to delete, a photo with the caption of its name; None: all of them.
 
     Raises:
         DriveError: they cannot be removed.
     """
     files = list_uploads(session)
+    if names is not None:
+        wanted = set(names)
+        stems = {PurePosixPath(name).stem for name in wanted if not name.lower().endswith(".txt")}
+        files = [
+            path for path in files if path.name in wanted or (path.suffix.lower() == ".txt" and path.stem in stems)
+        ]
     for path in files:
         with file_errors(path, "remove"):
             path.unlink(missing_ok=True)
