@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.forms.view import View, load_widgets, make_button, make_frame
 
 __all__ = ["PageView"]
 
@@ -23,27 +23,26 @@ class PageView(View, ABC, Generic[Page]):
         self.page: Page | None = None
         self._loading = loading
         widgets = load_widgets()
-        layout = widgets.Layout(width="190px")
-        self._open = widgets.Button(description=f"Open the {name}", icon="play", layout=layout)
-        self._open.add_class("fastsd-open-page")
-        self._close = widgets.Button(description="Close it", icon="stop", layout=layout, disabled=True)
+        self._open = make_button(f"Open the {name}", icon="play", name="fastsd-open-page")
+        self._close = make_button("Close it", icon="stop")
+        self._close.disabled = True
         self._message = widgets.HTML()
         self._open.on_click(lambda _button: self.open())
         self._close.on_click(lambda _button: self.close())
-        self.box = widgets.VBox([widgets.HBox([self._open, self._close]), self._message])
+        self.box = make_frame(widgets.HBox([self._open, self._close]), self._message)
 
     def open(self) -> None:
         """Load the model and open the page; what goes wrong is shown as a sentence."""
         if self.page is not None:
             return
         self._open.disabled = True
-        self._message.value = self._loading
+        self._say(self._loading)
         try:
             self.page = self._start()
             url, login = self._where(self.page)
         except FastSDError as err:
             self.close()
-            self._say(f"✋ {err.problem} {err.hint}")
+            self._say_error(err)
             return
         link = f'<a href="{html.escape(url, quote=True)}" target="_blank">{html.escape(url)}</a>'
         # The one place where a password is shown, which is meant to be read here; the log never has it.
@@ -55,7 +54,7 @@ class PageView(View, ABC, Generic[Page]):
         page, self.page = self.page, None
         if page is not None:
             self._end(page)
-            self._message.value = "Closed."
+            self._say("Closed.")
         self._open.disabled, self._close.disabled = False, True
 
     @abstractmethod
