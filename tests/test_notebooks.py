@@ -23,7 +23,7 @@ LONGEST_CELL = 12
 # its rules.
 FIRST_CELL = "# @title 1 · Set up\n"
 # What a cell may use from the cells before it.
-SHARED = {"form", *MAKERS}
+SHARED = {*MAKERS}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
