@@ -241,6 +241,9 @@ def test_advanced_settings_are_folded_away() -> None:
 PLAIN_OF_PAINT = ("base_model", "finish", "sheen", "ladder", "primer", "coats", "speed", "shed_key")
 
 
+_SHOW = ("show_form", "show_ui_form", "show_store_form")
+
+
 def forms_of_the_notebooks() -> list[type]:
     """Every settings class that a cell of a notebook shows as a form."""
     imported: dict[str, str] = {}
@@ -253,7 +256,7 @@ def forms_of_the_notebooks() -> list[type]:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom):
                     imported |= {alias.name: node.module for alias in node.names}
-                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_form":
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _SHOW:
                     shown.add(node.args[0].id)
     return [getattr(importlib.import_module(imported[name]), name) for name in sorted(shown)]
 
