@@ -439,7 +439,10 @@ def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
         [sys.executable, "-c", version], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "7.7.1"
-    files = [str(ROOT / "tests" / name) for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py")]
+    files = [
+        str(ROOT / "tests" / name)
+        for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py", "test_desk.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
