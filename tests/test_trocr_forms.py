@@ -250,4 +250,4 @@ def test_the_shared_page_opens_with_a_login_and_closes(session, base):
     broken = forms.share_reader(ServeConfig(port=0), session)
     session.save(reader="no/such/reader/at/all")
     broken.open()
-    assert "✋ No reader" in text_of(broken.box)
+    assert "✗ No reader" in text_of(broken.box)

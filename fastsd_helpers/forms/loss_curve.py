@@ -66,7 +66,7 @@ def draw_rate_curve(points: Points, total: int, words: str) -> str:
             for step, rate in shown
         ]
     named = f"{words}: {shown[-1][1]:.1f} % at step {shown[-1][0]}" if shown else f"{words}: not measured yet"
-    parts.append(_text(_WIDTH - _RIGHT, _TOP + 4, named, anchor="end"))
+    parts.append(_text(_WIDTH - _RIGHT, _TOP - 3, named, anchor="end"))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
         f'aria-label="{html.escape(named, quote=True)}" style="font: 11px sans-serif; max-width: 100%">'

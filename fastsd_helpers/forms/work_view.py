@@ -8,7 +8,7 @@ from typing import Any
 from fastsd_helpers.background import Background
 from fastsd_helpers.errors import FastSDError, Interrupted
 from fastsd_helpers.forms.polling import answer_widgets
-from fastsd_helpers.forms.view import Bar, View, draw_error, draw_notice, load_widgets, make_button, make_frame
+from fastsd_helpers.forms.view import Bar, View, draw_notice, load_widgets, make_button, make_frame
 
 __all__ = ["WorkView", "in_words", "wait_for"]
 
@@ -80,9 +80,8 @@ class WorkView(View):
         self._message.value = ""
 
     def end_with(self, err: FastSDError) -> None:
-        """Show what stopped it, and what to do next."""
-        self.end(err.problem, good=False)
-        self._head.value = draw_error(err) if not isinstance(err, Interrupted) else self._head.value
+        """Show that it ended early; what stopped it, and what to do next, is said once, below the cell."""
+        self.end("Stopped." if isinstance(err, Interrupted) else "It has ended; below is why.", good=False)
 
 
 def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: str, **wait: Any) -> dict[str, Any]:
