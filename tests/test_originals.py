@@ -181,6 +181,23 @@ def test_two_photos_of_one_name_are_both_kept(session: Session, tmp_path: Path) 
     assert {hashlib.sha256(photo(seed)).hexdigest() for seed in (50, 51)} <= hashes(session.folder / "originals")
 
 
+def test_a_photo_that_is_dropped_while_others_are_read_is_kept(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path / "photos")
+    run(session, tmp_path / "photos")
+    module = sys.modules[prepare.__module__]
+    draw = module.draw_contact_sheet
+
+    def drop(*arguments: Any, **named: Any) -> None:
+        (session.instance_images / "late.jpg").write_bytes(photo(33))
+        draw(*arguments, **named)
+
+    monkeypatch.setattr(module, "draw_contact_sheet", drop)
+    run(session, tmp_path / "photos", size=128)
+    assert hashlib.sha256(photo(33)).hexdigest() in hashes(session.folder)
+
+
 def test_without_room_for_the_copies_nothing_changes(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     known = lay(session.instance_images)
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 10)
@@ -441,6 +458,17 @@ def test_a_link_to_a_drive_is_called_one(session: Session) -> None:
     assert "Add shortcut" in caught.value.hint
 
 
+def test_a_link_to_a_folder_on_drive_is_that_folder_where_drive_is(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.dreambooth import photo_places
+
+    lay(tmp_path / "shared")
+    monkeypatch.setattr(photo_places, "shared_folder", lambda link: tmp_path / "shared")
+    assert run(session, "https://drive.google.com/drive/folders/1AbC").train == 3
+    assert session.record["dataset"]["settings"]["images"] == str(tmp_path / "shared")
+
+
 @pytest.mark.parametrize(("name", "advice"), [("a.jxl", "convert it"), ("b.dng", "export it"), ("c.mp4", "frames")])
 def test_other_kinds_of_files_are_named_with_how_they_become_photos(
     session: Session, tmp_path: Path, name: str, advice: str
@@ -505,7 +533,7 @@ def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepar
 ) -> None:
     from fastsd_helpers.forms.notebook import prepare_pictures
 
-    lay(tmp_path / "photos", 10, "rex{}.jpg")
+    lay(tmp_path / "photos", 4, "rex{}.jpg")
     config = PrepareConfig(images=str(tmp_path / "photos"), size=64)
     prepare_pictures(config, session)
     dataset = session.record["dataset"]
@@ -519,7 +547,7 @@ def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepar
     assert [image.prompt for image in load_dataset(session).train] == before
     assert ("rex2", 1) in kept.prompts
     again = prepare(config, session)
-    assert again.prompts == (("rex", 10),)
+    assert again.prompts == (("rex", 4),)
     assert any("Training has begun on other pictures or prompts" in note for note in again.notes)
     session.save(dataset=dataset)
     (tmp_path / "photos" / "rex2.txt").write_text("a caption of its own")

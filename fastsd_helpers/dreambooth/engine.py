@@ -16,13 +16,14 @@ from typing import Any
 from fastsd_helpers.dreambooth import finish, rehearsal
 from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.best import BEST, find_best
+from fastsd_helpers.dreambooth.best import BEST, offer_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
+from fastsd_helpers.dreambooth.outlook import counts_of
 from fastsd_helpers.dreambooth.own_class import OwnClassPictures
 from fastsd_helpers.dreambooth.picture_budget import FULL, PictureBudget
-from fastsd_helpers.dreambooth.plan import Plan, plan_run
+from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
@@ -149,6 +150,7 @@ def _open_store(session: Session, report: Report, *, restart: bool) -> Checkpoin
         scratch=scratch_folder(session),
         report=lambda sentence: report(Progress(message=sentence)),
         timeline=str(number),
+        gives_back=session.record.get("drive_gives_back"),
     )
 
 
@@ -169,6 +171,7 @@ class _Run:
         )
         finish.require_exportable(self.start.base)
         self.studio = Studio(self.start.base, self.start.config, self.device)
+        self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
         # What is planned is the newest segment: those before it are done.
         stages = {leg.stage: leg.steps for leg in self.start.own_legs}
         self.plan = plan_run(
@@ -177,6 +180,7 @@ class _Run:
             {stage: self.studio.trained_count_of(stage) for stage in stages},
             finish.export_bytes(self.start.base, self.studio),
             session.folder,
+            standing=self._standing(stages),
         )
         self.config = self.plan.config
         self.store.keep(self.config.keep_last)
@@ -205,6 +209,17 @@ class _Run:
         grids = sum(steps // every for steps in left.values()) if every else 0
         self.budget = PictureBudget(
             self.config, on_cpu=self.device.kind == "cpu", steps=sum(left.values()), grids=grids
+        )
+
+    def _standing(self, stages: dict[str, int]) -> Standing:
+        """What bears on the plan beside the settings."""
+        left, counts = self.steps_left(), counts_of(self.start.base.spec, self.start.base.folder)
+        return Standing(
+            done={stage: steps - left.get(stage, 0) for stage, steps in stages.items()},
+            held_bytes=self.store.held_bytes,
+            gives_back=self.store.gives_back,
+            seconds_per_step=self.seconds_per_step,
+            lora=counts.lora(self.start.config.lora_rank) if counts else {},
         )
 
     def say(self, message: str, **rest: Any) -> None:
@@ -248,8 +263,9 @@ class _Run:
         self.studio.fill_caches(start.dataset, self._class_images(stop))
         for leg, done in start.open_legs:
             self._train_leg(leg, done, stop, lock)
-        for problem in self.store.flush():
+        for problem in self.store.flush_for(self.plan.export_bytes, stopped=stop.is_set):
             self.say(problem)
+        self.session.save_if_possible(**self._learned_of_drive())
         fault_point("finish.begin")
         result = finish.finish_run(
             self.session,
@@ -271,7 +287,7 @@ class _Run:
             first_step=start.steps_done,
             steps=start.steps,
             seconds=time.monotonic() - started,
-            best_checkpoint=self._offer_best(result["loss_after"]),
+            best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
         )
 
     def _judged_from(self) -> int:
@@ -305,17 +321,6 @@ class _Run:
             say=self.say,
             stopped=stop.is_set,
         )
-
-    def _offer_best(self, loss_after: float) -> str | None:
-        """Say so when an earlier checkpoint was better; the user's eye decides, not the loss."""
-        best = find_best(self.store.folder, self.store.timeline)
-        if best is None or best.loss is None or best.loss >= loss_after:
-            return None
-        self.say(
-            f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
-            f"end. To have that model: fastsd dreambooth export {self.session.name} --checkpoint {BEST}"
-        )
-        return BEST if best.role == BEST else best.generation.name
 
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""
@@ -362,7 +367,8 @@ class _Run:
             losses.append(loss)
             self.history[leg.stage] = torch.tensor(losses)
             finished, position = own + 1, leg.offset + own + 1
-            seconds_left = (time.monotonic() - began) / (finished - done) * (leg.steps - finished)
+            self.seconds_per_step[leg.stage] = (time.monotonic() - began) / (finished - done)
+            seconds_left = self.seconds_per_step[leg.stage] * (leg.steps - finished)
             self._report(Progress(leg.stage, step + 1, leg.end, loss, seconds_left))
             self.board.add(f"loss/{leg.stage}", loss, position)
             self.board.add(f"lr/{leg.stage}", lr, position)
@@ -448,10 +454,14 @@ class _Run:
             "best": self.best,
             **rest,
         }
-        self.store.save(Snapshot(leg.stage, step, {**tensors, "history": self.history}, record, carried=tuple(carried)))
+        spare_bytes = self.plan.spare_bytes(leg.stage, last=step == leg.end, gives_back=self.store.gives_back)
+        tensors["history"] = self.history
+        self.store.save(Snapshot(leg.stage, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes))
         problem = self.session.save_if_possible(
             progress={"stage": leg.stage, "step": step, "steps": leg.end},
             checkpoints=self.store.generations(),
+            seconds_per_step=self.seconds_per_step,
+            **self._learned_of_drive(),
         )
         if problem:
             self.say(problem)
@@ -459,6 +469,10 @@ class _Run:
             self.board.hand_over()
             path, label = self.session.logs / "loss.png", self.studio.held_out_label
             plot_losses(self._losses_by_leg(), self.held_out, path, label=label)
+
+    def _learned_of_drive(self) -> dict[str, bool]:
+        known = self.store.gives_back
+        return {} if known is None else {"drive_gives_back": known}
 
     def _stop(self, leg: Leg, job: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:

@@ -143,6 +143,8 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             with file_errors(sheet, "write"):
                 session.logs.mkdir(exist_ok=True)
                 os.replace(new / _SHEET, sheet)
+            # Once more: somebody may have put a photo there while the others were read.
+            aside.stay |= set_aside(session).stay
             exchange_pictures(session, new, _record_of(work, session, images, held_out), stay=aside.stay)
         finally:
             finish_exchange(session)
