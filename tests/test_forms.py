@@ -256,8 +256,9 @@ def forms_of_the_notebooks() -> list[type]:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom):
                     imported |= {alias.name: node.module for alias in node.names}
-                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _SHOW:
-                    shown.add(node.args[0].id)
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "").startswith("show_") and node.args:
+                    name = getattr(node.args[0], "id", "")
+                    shown |= {name} if name.endswith("Config") else set()
     return [getattr(importlib.import_module(imported[name]), name) for name in sorted(shown)]
 
 

@@ -91,7 +91,8 @@ class ConfidenceView(View):
         )
         rows = "".join(f"<tr>{_row(line)}</tr>" for line in shown)
         self._table.value = (
-            "<div style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
+            "<div tabindex='0' role='group' aria-label='lines that were read' "
+            "style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
             f"<tr>{heads}</tr>{rows}</table></div>"
         )
 

@@ -37,6 +37,7 @@ STYLE = (
 .fastsd .widget-hbox{flex-wrap:wrap}
 .fastsd .widget-html,.fastsd .widget-html-content{max-width:100%;min-width:0;height:auto;overflow-wrap:break-word}
 .fastsd .widget-html-content{line-height:1.45;font-size:var(--jp-widgets-font-size,13px)}
+.fastsd .widget-inline-hbox{max-width:calc(100% - 4px)}
 .fastsd .widget-button,.fastsd .jupyter-button{width:auto;max-width:100%;min-width:44px;padding:0 14px;
 font-size:var(--jp-widgets-font-size,13px)}
 .fastsd .fastsd-field{display:flex;flex-flow:row wrap;align-items:flex-start;gap:0 14px;margin:1px 0}

@@ -48,7 +48,10 @@ WRONG = """
 from fastsd_helpers import DreamBoothConfig
 form = show_form(DreamBoothConfig)
 form.update(unet_steps=-3, lora_rank=5000, base_model="sdxl")
-form._on_change()
+try:
+    form.config()
+except Exception:
+    pass  # it is said at the fields, which is what is looked at
 form
 """
 LIVE = """
@@ -74,13 +77,21 @@ CELLS: dict[str, str] = {
     "dreambooth-photos": "forms.show_photos_form(session)",
     "dreambooth-crops": "forms.edit_crops(session)",
     "dreambooth-prompts": "forms.edit_captions(session)",
+    "dreambooth-prepared": "forms.show_prepared(pictures)",
+    "dreambooth-describe": "forms.show_captioner(session)",
     "dreambooth-settings": "from fastsd_helpers import DreamBoothConfig\nshow_form(DreamBoothConfig, restore=session)",
     "dreambooth-settings-wrong": WRONG,
+    "dreambooth-dry-run": "forms.show_dry_run(show_form(DreamBoothConfig), session)",
+    "dreambooth-run": "show_form(forms.RunConfig)",
     "dreambooth-live": LIVE,
     "dreambooth-finished": FINISHED,
+    "dreambooth-result": "forms.show_result(done)",
     "dreambooth-play": "from fastsd_helpers import PlaygroundConfig\nshow_form(PlaygroundConfig)",
     "dreambooth-open": "forms.show_playground(PlaygroundConfig(), session)",
     "dreambooth-file": "from fastsd_helpers import ExportConfig\nshow_form(ExportConfig, restore=done)",
+    "dreambooth-look": "forms.show_inspector(session)",
+    "dreambooth-convert": "forms.show_converter(session)",
+    "dreambooth-disconnect": "forms.show_disconnect(done)",
     "dreambooth-hub": "from fastsd_helpers import UploadConfig\nshow_form(UploadConfig)",
     "dreambooth-space": "forms.show_space(session)",
     "trocr-session": "show_form(forms.ReadingSessionConfig)",
@@ -88,17 +99,21 @@ CELLS: dict[str, str] = {
     "trocr-read": "from fastsd_helpers.trocr.reading_session import ReadPicturesConfig\n"
     "forms.read_pictures(ReadPicturesConfig(), reading)",
     "trocr-correct": "forms.correct_lines(reading)",
-    "trocr-teach": "show_form(forms.TeachConfig)",
+    "trocr-teach": "forms.show_teach_form(reading)",
+    "trocr-evaluate": "forms.show_evaluator(reading)",
+    "trocr-embed": "forms.show_embedder(reading)",
     "trocr-share": "from fastsd_helpers.trocr.serve import ServeConfig\nshow_form(ServeConfig)",
     "trocr-open": "forms.share_reader(ServeConfig(), reading)",
-    "webui-store": "show_form(forms.StoreConfig)",
-    "webui-install": "from fastsd_helpers.webui import InstallConfig\nshow_form(InstallConfig)",
-    "webui-models": "from fastsd_helpers.webui import ModelsConfig\nshow_form(ModelsConfig)",
-    "webui-controlnets": "from fastsd_helpers.webui import ControlNetConfig\nshow_form(ControlNetConfig)",
-    "webui-start": "from fastsd_helpers.webui import LaunchConfig\nshow_form(LaunchConfig)",
-    "webui-link": "from fastsd_helpers.tunnels import TunnelConfig\nshow_form(TunnelConfig)",
+    "webui-store": "forms.show_store_form(forms.StoreConfig)",
+    "webui-install": "from fastsd_helpers.webui import InstallConfig\nforms.show_ui_form(InstallConfig, webui)",
+    "webui-models": "from fastsd_helpers.webui import ModelsConfig\nforms.show_ui_form(ModelsConfig, webui)",
+    "webui-controlnets": "from fastsd_helpers.webui import ControlNetConfig\n"
+    "forms.show_ui_form(ControlNetConfig, webui)",
+    "webui-start": "from fastsd_helpers.webui import LaunchConfig\nforms.show_ui_form(LaunchConfig, webui)",
+    "webui-link": "from fastsd_helpers.tunnels import TunnelConfig\nforms.show_ui_form(TunnelConfig, webui)",
     "webui-stop": "forms.show_stop(webui)",
     "webui-space": "forms.show_kept(webui)",
+    "webui-file": "forms.show_ui_form(forms.ModelFileConfig, webui)",
 }
 
 
