@@ -12,8 +12,10 @@ from browser.lab import ROOT, Lab, open_browser, start_lab
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(1800)]
 
 BEGIN = """# @title 2 · Begin
-from fastsd_helpers import DreamBoothConfig, PrepareConfig, RunConfig, Session, prepare, run_training, show_form
+from fastsd_helpers import DreamBoothConfig, PrepareConfig, RunConfig, Session
+from fastsd_helpers import prepare, run_training, show_form, start_log
 
+start_log()
 session = Session.create("rex", root="Sessions")
 prepare(PrepareConfig(images="photos", size=64), session)
 run_form = show_form(RunConfig)
