@@ -31,6 +31,7 @@ __all__ = [
     "prompt_of",
     "prompt_table",
     "recorded_images",
+    "settle_exchange",
     "start_exchange",
     "what_changed",
 ]
@@ -188,6 +189,17 @@ def _read_marker(session: Session) -> dict[str, Any]:
         return nothing | (json.loads(text) if text.startswith("{") else {"token": text})
     except ValueError:  # cut short: then nothing was recorded either
         return nothing
+
+
+def settle_exchange(session: Session) -> None:
+    """Before something is written beside the pictures: finish an exchange that was cut off, or undo it.
+
+    Raises:
+        SessionBusy: it is still going on, in another process.
+    """
+    if (session.folder / _OLD).is_dir():
+        with session.lock():
+            finish_exchange(session)
 
 
 def _was_recorded(session: Session) -> bool:

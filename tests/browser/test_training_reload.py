@@ -12,8 +12,10 @@ from browser.lab import ROOT, Lab, open_browser, start_lab
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(1800)]
 
 BEGIN = """# @title 2 · Begin
-from fastsd_helpers import DreamBoothConfig, PrepareConfig, RunConfig, Session, prepare, run_training, show_form
+from fastsd_helpers import DreamBoothConfig, PrepareConfig, RunConfig, Session
+from fastsd_helpers import prepare, run_training, show_form, start_log
 
+start_log()
 session = Session.create("rex", root="Sessions")
 prepare(PrepareConfig(images="photos", size=64), session)
 run_form = show_form(RunConfig)
@@ -34,13 +36,14 @@ def test_a_page_loaded_anew_shows_the_training_and_its_stop_button(
     folder.mkdir()
     shutil.copytree(ROOT / "fastsd_helpers" / "demo" / "subjects" / "robot", folder / "photos")
     cells = [nbformat.v4.new_code_cell(source) for source in (BEGIN, TRAIN)]
-    (folder / "train.ipynb").write_text(json.dumps(nbformat.v4.new_notebook(cells=cells)))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    (folder / "train.ipynb").write_text(json.dumps(nbformat.v4.new_notebook(cells=cells, metadata=kernel)))
     with open_browser() as page, start_lab(folder) as address:
         lab = Lab(page, address, "train.ipynb")
         lab.run("2")
         lab.run("5", wait=False)
         stop = lab.cell("5").locator(".fastsd-stop")
-        page.wait_for_function("() => /step [2-9]/.test(document.body.innerText)", timeout=300_000)
+        page.wait_for_function("() => /step \\d+ of 400/.test(document.body.innerText)", timeout=300_000)
         assert "To stop it" in lab.output("5")
         page.keyboard.press("Control+s")
         page.wait_for_timeout(3000)

@@ -42,6 +42,7 @@ class StandInStudio:
         self.trained: dict[str, Any] = dict.fromkeys(_STAGES)
         self.prompts: list[str] = []
         self.pictures = ""
+        self.tokenizer = base.load_tokenizer()
 
     def trained_count_of(self, _part: str) -> int:
         return 8

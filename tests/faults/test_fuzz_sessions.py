@@ -28,6 +28,25 @@ def test_five_random_lives_of_sessions_lose_nothing(tmp_path: Path) -> None:
     assert "Nothing lost in 5 sequences" in done.stdout
 
 
+def test_a_caption_written_after_a_prepare_that_was_killed_stays(tmp_path: Path) -> None:
+    from fastsd_helpers.demo import SUBJECTS_FOLDER
+    from fastsd_helpers.dreambooth import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.captioning import prompt_rows, set_caption
+    from fastsd_helpers.sessions import Session
+
+    images = str(SUBJECTS_FOLDER / "robot")
+    session = Session.create("rex", root=tmp_path)
+    prepare(PrepareConfig(images=images, size=64), session)
+    words = ["dreambooth", "prepare", "rex", "--root", str(tmp_path), "--images", images, "--size", "96"]
+    environment = {**os.environ, "FASTSD_FAULT": "prepare.before_record:1"}
+    killed = subprocess.run([sys.executable, "-m", "fastsd_helpers", *words], env=environment, capture_output=True)
+    assert killed.returncode == -9
+    session = Session.open("rex", root=tmp_path)
+    set_caption(session, prompt_rows(session)[0].image, "zib robot at the sea")
+    prepare(PrepareConfig(images=images, size=64), session)  # which brings the exchange that was cut to its end
+    assert "zib robot at the sea" in [row.prompt for row in prompt_rows(session)]
+
+
 ONE_IDENTITY = """
 from fastsd_helpers.sessions import session
 session.needs_settling = lambda *_: False
