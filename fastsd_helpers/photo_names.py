@@ -181,7 +181,7 @@ def _words_of_set(names: list[_Name]) -> list[str]:
     # One name with a number beside names without one: "rex.jpg" and "rex 2.jpg" are the same words too.
     bare = {text.casefold() for text in words}
     for places in groups.values():
-        if len({names[place].text.casefold() for place in places}) == 1:
+        if len(places) == 1:
             for place in places:
                 numbers = range(len(names[place].runs))
                 for dropped in [numbers[-1:], numbers] if numbers else []:

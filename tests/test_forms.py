@@ -1,6 +1,7 @@
 """A settings class becomes a form, on ipywidgets 8 and on the 7.7.1 that Colab has."""
 
 import ast
+import html
 import importlib
 import json
 import os
@@ -126,7 +127,7 @@ def test_bad_values_are_all_named_and_none_is_silently_moved_to_a_limit() -> Non
 def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
-    assert form._fields["coats"].problem == "is 20; the largest is 9"
+    assert form._fields["coats"].problem == "coats is 20; the largest is 9"
     assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
     widget(form, "coats").value = "9"
@@ -158,7 +159,7 @@ def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() ->
 
     form = show_form(FenceConfig)
     widget(form, "boards").value = "20"
-    assert form._fields["boards"].problem == "are more than posts carry"
+    assert form._fields["boards"].problem == "boards are more than posts carry"
     assert form._fields["posts"].problem == ""
     widget(form, "posts").value = "13"
     assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"
@@ -291,9 +292,55 @@ def test_every_form_of_a_notebook_shows_something_and_folds_away_what_says_so(se
     assert not plain & folded
 
 
-def test_a_form_displays_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    show_form(PaintConfig)._ipython_display_()
-    assert "VBox" in capsys.readouterr().out
+def test_a_form_displays_itself_and_a_page_without_widgets_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, *, raw: shown.append(data))
+    form = show_form(PaintConfig)
+    form._ipython_display_()
+    (bundle,) = shown
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == form._box.model_id
+    assert "JupyterLab" in bundle["text/plain"]
+    assert "pip install" in bundle["text/plain"]
+    assert "VBox" not in bundle["text/plain"]
+
+
+def test_every_view_says_the_same_to_a_page_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsd_helpers.forms import view
+
+    shown: list[Any] = []
+    monkeypatch.setattr(view, "show_widget", shown.append)
+    folder = Path(view.__file__).parent
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert path.name == "view.py" or "display" not in calls, f"{path.name} shows something past `show_widget`"
+    made = view.View()
+    made.box = view.make_frame()
+    made._ipython_display_()
+    assert shown == [made.box]
+
+
+def test_ipywidgets_that_are_too_old_are_named_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ipywidgets, "Combobox")
+    with pytest.raises(DependencyMissing, match="needs ipywidgets 7"):
+        show_form(PaintConfig)
+
+
+def test_every_input_has_its_label_and_every_form_its_name() -> None:
+    def inputs(box: Any) -> list[Any]:
+        own = [box] if hasattr(box, "description") and hasattr(box, "value") else []
+        return [*own, *(found for child in getattr(box, "children", ()) for found in inputs(child))]
+
+    for settings in (PaintConfig, *forms_of_the_notebooks()):
+        form = show_form(settings)
+        found = [each for each in inputs(form._box) if type(each).__name__ not in ("HTML", "FileUpload")]
+        assert len(found) >= len(form._fields)
+        assert all(each.description.strip() for each in found), settings
+        name = html.unescape(re.search(r'fastsd-name">([^<]*)', form._box.children[0].value)[1])
+        assert len(name) > 3
+        assert settings.__doc__.startswith(name)
 
 
 # -------------------------------------------------------------------------------------------- a session
@@ -389,7 +436,7 @@ def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
         [sys.executable, "-c", version], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "7.7.1"
-    files = [str(ROOT / "tests" / name) for name in ("test_forms.py", "test_forms_notebook.py")]
+    files = [str(ROOT / "tests" / name) for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -412,6 +459,8 @@ def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     warning = Finding("warning", "Little room.", "Delete something.")
     found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
     monkeypatch.setattr(readiness, "install", install)
+    # For the whole process, and this one goes on with other tests.
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: seen.update(quiet=True))
     monkeypatch.setattr(readiness, "examine", lambda **options: found)
     monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
     return seen
@@ -421,7 +470,7 @@ def test_the_first_cell_installs_and_says_in_a_few_lines_what_this_machine_is(
     first_cell: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readiness.set_up("dreambooth")
-    assert (first_cell["name"], first_cell["skip"]) == ("dreambooth", ())
+    assert (first_cell["name"], first_cell["skip"], first_cell["quiet"]) == ("dreambooth", (), True)
     assert capsys.readouterr().err.splitlines() == [
         "This machine: GPU Tesla T4; 2 cores, 13.6 GB of memory; python 3.13.15, torch 2.11.0.",
         "⚠ Little room.",

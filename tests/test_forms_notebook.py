@@ -200,7 +200,9 @@ def test_a_hostile_name_stays_in_the_uploads_folder(session: Session, name: str)
 def test_uploads_can_be_removed_again(session: Session) -> None:
     form = forms.show_photos_form(session)
     find(form._box, "FileUpload").set_trait("value", upload_value({"a.png": photo(1)}))
-    find(form._box, "Button", "Remove").click()
+    find(form._box, "Button", "Remove all").click()
+    assert len(list_uploads(session)) == 1, "it asks first"
+    find(form._box, "Button", "Yes, remove all").click()
     assert list_uploads(session) == []
     assert form.config().images == ""
 
@@ -633,7 +635,7 @@ def test_stop_asks_to_save_and_a_second_press_ends_at_once(
     with pytest.raises(Interrupted, match="Stopped at unet step 5"):
         training.run_training(DreamBoothConfig(), session)
     assert child.asked == ["stop", "kill"]
-    assert "Stopped at unet step 5" in views[0]._head.value
+    assert "Stopped; where it stands is said below" in views[0]._head.value
 
 
 def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(

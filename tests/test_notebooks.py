@@ -154,7 +154,7 @@ TINY = {
 def run_notebook(
     path: Path, folder: Path, *, changes: dict[str, dict[str, Any]], widgets: Path | None = None, times: int = 1
 ) -> Any:
-    """Run a copy of a notebook without its %pip line, with `..._form.update(...)` after the cells that show a form.
+    """Run a copy of a notebook, with `..._form.update(...)` after the cells that show a form.
 
     With `times` all of its cells are run again in the same kernel, as "Run all" does.
     """
@@ -167,10 +167,10 @@ def run_notebook(
         if cell.cell_type == "code":
             cell.source = without_magics(cell.source)
         cells.append(cell)
-        for settings, values in changes.items():
-            if cell.cell_type == "code" and (f"show_form({settings}" in cell.source or f"{settings}(" in cell.source):
-                form = re.search(r"^(\w+) = show_\w+\(", cell.source, flags=re.MULTILINE)
-                cells.append(nbformat.v4.new_code_cell(f"{form[1]}.update(**{values!r})"))
+        for settings, values in changes.items() if cell.cell_type == "code" else ():
+            made = re.search(rf"^(\w+) = .*\b{settings}\b", cell.source, flags=re.MULTILINE)
+            if made:
+                cells.append(nbformat.v4.new_code_cell(f"{made[1]}.update(**{values!r})"))
     notebook.cells = [cell.copy() for _ in range(times) for cell in cells]
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"

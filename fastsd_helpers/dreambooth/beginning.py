@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images, what_changed
 from fastsd_helpers.dreambooth.resume import Generation
-from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.dreambooth.settings import (
     DreamBoothConfig,
     Given,
@@ -107,8 +107,13 @@ def find_start(
     if not segments:
         return _begin(config, session, device, run=run, more=more)
     assert generation is not None
-    open_legs = _open_legs(legs_of(segments), generation)
     given = given_values(config)
+    saved_segments = len(segments_in(generation.record))
+    if more and len(segments) > saved_segments:
+        # Cut before its first checkpoint: it is begun anew, and what was chosen for it still holds.
+        given = segments[-1].given | given
+        segments = segments[:saved_segments]
+    open_legs = _open_legs(legs_of(segments), generation)
     begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
     begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
     reasons: list[str] = []
@@ -138,9 +143,10 @@ def find_start(
         segments = [*segments, _next_segment(config, pictures, given, segments)]
         open_legs = [(leg, 0) for leg in legs_of(segments) if leg.segment == len(segments) - 1]
     elif pictures != segments[-1].pictures:
-        when = "" if not open_legs else " after its end"
+        when = "" if not open_legs or len(segments) > saved_segments else " after its end"
         raise SettingsError(
-            "The pictures or captions changed since this session's run was begun.",
+            "The pictures or captions changed since this session's run was begun: "
+            f"{what_changed(segments[-1].pictures, dataset)}.",
             f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
             "or start from step 0 with --restart; nothing saved is lost.",
         )

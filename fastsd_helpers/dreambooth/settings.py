@@ -40,6 +40,7 @@ _OFF: Given = {
     "class_prompt": None,
     "prior_weight": 0.0,
     "class_images": 0,
+    "class_folder": None,
     "class_guidance": 7.5,
     "min_snr": 0.0,
     "offset_noise": 0.0,
@@ -109,6 +110,12 @@ class DreamBoothConfig:
         help="pictures of the class, drawn once by the base model; 0 = off; left alone: 100 with a class prompt",
         low=0,
         high=5000,
+        advanced=True,
+    )
+    class_folder: str | None = option(
+        None,
+        help="folder or zip with your own class (regularization) images, all of which are used; left alone: they are "
+        "drawn by the base model",
         advanced=True,
     )
     class_guidance: float = option(
@@ -206,6 +213,10 @@ class DreamBoothConfig:
             extra.append(
                 "prior_weight (--prior-weight) and class_images (--class-images) need a class_prompt (--class-prompt), "
                 "such as 'a photo of a dog'"
+            )
+        if not classes and self.class_folder:
+            extra.append(
+                "class_folder (--class-folder) needs a class_prompt (--class-prompt), such as 'a photo of a dog'"
             )
         check(self, extra)
 

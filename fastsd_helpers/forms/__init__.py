@@ -5,6 +5,7 @@ from fastsd_helpers.forms.correction_table import CorrectionTable, correct_lines
 from fastsd_helpers.forms.crop_editor import CropEditor, edit_crops
 from fastsd_helpers.forms.desk import attend_errors
 from fastsd_helpers.forms.form import Form, show_form
+from fastsd_helpers.forms.model_file import ModelFileConfig, look_or_convert
 from fastsd_helpers.forms.notebook import SessionConfig, open_session, prepare_pictures
 from fastsd_helpers.forms.playing import PlayView, show_playground
 from fastsd_helpers.forms.readiness import set_up
@@ -37,6 +38,7 @@ from fastsd_helpers.forms.webui import (
     share_ui,
     start_ui,
 )
+from fastsd_helpers.forms.webui_forms import UIForm, show_store_form, show_ui_form
 from fastsd_helpers.forms.webui_views import KeptView, LinkView, StopView, show_kept, show_stop
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "KeptView",
     "LinesForm",
     "LinkView",
+    "ModelFileConfig",
     "NotebookUI",
     "PhotosForm",
     "PlayView",
@@ -66,6 +69,7 @@ __all__ = [
     "TeachConfig",
     "TeachForm",
     "ToolView",
+    "UIForm",
     "compare_reading",
     "correct_lines",
     "disconnect_when_safe",
@@ -75,6 +79,7 @@ __all__ = [
     "fetch_controlnets",
     "fetch_models",
     "install_ui",
+    "look_or_convert",
     "open_reading",
     "open_session",
     "open_store",
@@ -101,7 +106,9 @@ __all__ = [
     "show_result",
     "show_space",
     "show_stop",
+    "show_store_form",
     "show_teach_form",
+    "show_ui_form",
     "shrink_reader",
     "start_ui",
     "teach_reader",

@@ -59,6 +59,7 @@ MAKERS = {
     "controlnets_form": Maker("5a", "ControlNetConfig"),
     "start_form": Maker("6a", "LaunchConfig"),
     "link_form": Maker("7a", "TunnelConfig"),
+    "model_file_form": Maker("10a", "ModelFileConfig"),
 }
 
 

@@ -37,10 +37,7 @@ def known_choice(option: Option, session: Any = None) -> Choice:
     may_be_empty = option.default in ("", None) and OTHER not in [value for _words, value in entries]
     if may_be_empty and entries and "" not in [value for _words, value in entries]:
         entries.insert(0, ("automatic" if option.optional else "none", ""))
-    choice = Choice(entries, label=label_of(option.name), value="" if may_be_empty else None)
-    if problem:
-        choice.about.value = draw_notice(problem, "warn")
-    return choice
+    return Choice(entries, label=label_of(option.name), value="" if may_be_empty else None, remark=problem)
 
 
 class Field:
@@ -126,7 +123,7 @@ class Field:
 
     def complain(self, problem: str) -> None:
         """Say beneath the field what is wrong with its value; "" takes it back."""
-        self.problem = problem
+        self.problem = for_notebook(problem)
         self._below.value = draw_notice(problem, "bad")
         self._below.layout.display = "" if problem else "none"
 

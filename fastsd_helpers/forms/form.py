@@ -10,11 +10,11 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.choice import Choice
 from fastsd_helpers.forms.fields import Field, known_choice
 from fastsd_helpers.forms.model_choice import ModelChoice
-from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame
+from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame, show_widget
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
-from fastsd_helpers.wording import for_notebook, label_of
+from fastsd_helpers.wording import label_of
 
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session
@@ -144,9 +144,7 @@ class Form(Generic[Config]):
             self.typed.add(name)
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self._box)
+        show_widget(self._box)
 
     @staticmethod
     def _find_secret(field: Field) -> str | None:
@@ -183,7 +181,7 @@ class Form(Generic[Config]):
         if folded:
             self._more.set_title(0, "More settings")
             parts.append(self._more)
-        return make_frame(*parts)
+        return make_frame(*parts, label=(self._settings.__doc__ or "").strip().splitlines()[0].rstrip("."))
 
     def _on_change(self, name: str) -> None:
         self.typed.add(name)
@@ -201,9 +199,7 @@ class Form(Generic[Config]):
         """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
         at_field = {name: text for name, text in getattr(err, "fields", {}).items() if name in self._fields}
         for name, field in self._fields.items():
-            text = for_notebook(at_field.get(name, ""))
-            # The field's name is before it already.
-            field.complain(text.removeprefix(f"{label_of(name)} ").strip())
+            field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
         self._say(err.fields.get("", "") if at_field else err.problem if err is not None else "")
@@ -226,8 +222,9 @@ class Form(Generic[Config]):
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
             if field.option.optional:
-                known = name in defaults
-                field.suggest(f"{owner}: {defaults[name]}" if known else "automatic")
+                # Where the help says what an empty field means, it is not chosen automatically.
+                otherwise = "" if "; empty:" in field.option.help else "automatic"
+                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else otherwise)
 
     def _say(self, text: str) -> None:
         self._message.value = draw_notice(text, "bad")

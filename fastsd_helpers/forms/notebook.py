@@ -1,22 +1,21 @@
 """What a notebook's cells call before the training: which session, and which photos."""
 
 import dataclasses
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import demo
+from fastsd_helpers.dreambooth.begun import has_begun_with
 from fastsd_helpers.dreambooth.child import find_training
 from fastsd_helpers.dreambooth.dataset import load_dataset, recorded_images
 from fastsd_helpers.dreambooth.originals import own_place
-from fastsd_helpers.dreambooth.photos import open_photos
-from fastsd_helpers.dreambooth.picture_names import printable
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
-from fastsd_helpers.dreambooth.uploads import list_uploads, uploads_folder
+from fastsd_helpers.dreambooth.report import counted_prompts
+from fastsd_helpers.dreambooth.uploads import count_uploads, uploads_folder
 from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
-from fastsd_helpers.errors import DatasetError, FastSDError, SessionNotFound
+from fastsd_helpers.errors import DatasetError, SessionNotFound
 from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.options import check, option
@@ -98,17 +97,16 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     """Prepare the user's photos, or the demo's pictures of a robot at the demo model's size when none were given.
 
     Pictures that are prepared already are kept when no photos are named, when those that are named are gone (as on a
-    new machine), while a training of this session is running, and as long as one that was begun with just these photos
-    is not finished. Photos that were uploaded count as named. The session remembers whether they are the demo's:
-    only then does base model "auto" mean the demo model.
+    new machine), while a training of this session is running, and where one was begun with just these photos. Photos
+    that were uploaded count as named. The session remembers whether they are the demo's: only then does base model
+    "auto" mean the demo model.
 
     Raises:
         SettingsError: these are the settings of another form. And what `dreambooth.prepare` raises.
     """
     require(config, PrepareConfig)
     if not config.images and (not recorded_images(session) or session.record["dataset"].get("demo")):
-        photos = [path for path in list_uploads(session) if path.suffix != ".txt"]
-        config = dataclasses.replace(config, images=str(uploads_folder(session)) if photos else "")
+        config = dataclasses.replace(config, images=str(uploads_folder(session)) if count_uploads(session)[0] else "")
     kept = _why_kept(config, session)
     if kept:
         logger.info("%s", kept)
@@ -143,35 +141,11 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
         return f"No new photos were given: the {count} pictures that are prepared in this session are used."
     if config.images and not own_place(session, Path(config.images).expanduser()).exists():
         return f"{config.images} is not on this machine: the pictures that were prepared from it are used."
-    if same and config.images and _is_begun(session) and _are_those_prepared(config, session):
-        return "These photos are prepared, and the training that began with them goes on: they stay as they are."
     if same and config.images and boxes.is_file() and not config.boxes:
         return "These photos are prepared already, with crops of yours."
+    if config.images and has_begun_with(config, session):
+        return "A training has begun with these pictures, so their prompts, crops and held-out photos stay as they are."
     return None
-
-
-def _is_begun(session: Session) -> bool:
-    """Whether a training has begun with the prepared pictures and has not come to its end."""
-    progress = session.record.get("progress") or {}
-    step, steps = progress.get("step") or 0, progress.get("steps") or 0
-    return step > 0 and (step < steps or not session.record.get("result"))
-
-
-def _are_those_prepared(config: PrepareConfig, session: Session) -> bool:
-    """Whether the photos that are named are the very ones that were prepared, or passed over."""
-    items = [item for item in recorded_images(session) if not (config.held_out and item["held_out"])]
-    skipped = {item["source"] for item in (session.record["dataset"].get("skipped") or ())}
-    left = {item.get("source_sha256") for item in items}
-    try:
-        with open_photos(own_place(session, Path(config.images).expanduser())) as photos:
-            for name in photos.names:
-                digest = hashlib.sha256(photos.read(name)).hexdigest()
-                if digest not in left and printable(name) not in skipped:
-                    return False
-                left.discard(digest)
-    except FastSDError:
-        return False  # `prepare` says what is wrong
-    return not left
 
 
 def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
@@ -181,7 +155,6 @@ def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
 
 def _prepared_before(session: Session) -> PrepareResult:
     dataset = session.record["dataset"]
-    load_dataset(session)  # every picture is there and as it was
     sheet = session.logs / "contact-sheet.png"
     if not sheet.is_file():
         raise DatasetError("The contact sheet of the prepared pictures is missing.", "Give the photos again.")
@@ -189,4 +162,6 @@ def _prepared_before(session: Session) -> PrepareResult:
     held_out = sum(item["held_out"] for item in images)
     size = dataset.get("size") or 0
     skipped = tuple(dataset.get("skipped") or ())
-    return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet)
+    prepared = load_dataset(session)  # every picture is there and as it was
+    prompts = counted_prompts([image.prompt for image in (*prepared.train, *prepared.held_out)])
+    return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet, prompts)

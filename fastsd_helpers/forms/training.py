@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.dreambooth.child import TrainingChild, find_training, planned_steps, start_training
 from fastsd_helpers.dreambooth.engine import TrainResult
@@ -114,7 +113,7 @@ def run_training(
 
 def _wait(child: TrainingChild, watch: "_Watch", session: Session) -> TrainResult:
     view = watch.view
-    _display(view.box)
+    view.display()
     try:
         try:
             result = child.wait(between=watch.look)
@@ -188,9 +187,3 @@ def _recorded_plot(session: Session) -> Path | None:
     """The losses of the session's finished run, when there is one."""
     made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
     return session.folder / made if made else None
-
-
-def _display(box: Any) -> None:
-    from IPython.display import display
-
-    display(box)

@@ -10,26 +10,11 @@ from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.view import View, draw_notice, draw_picture, load_widgets, make_button, make_frame
 from fastsd_helpers.sessions import Session
 
-__all__ = ["UploadList", "count_uploads"]
+__all__ = ["UploadList"]
 
 _SIDE_PX = 112
+_TEXTS = (".txt", ".caption", ".csv", ".jsonl")
 _MOST = 60  # more small pictures would make the page slow
-
-
-def count_uploads(files: list[Path]) -> str:
-    """What was uploaded, in words: photos, those with a caption, and texts that belong to none of them."""
-    if not files:
-        return "Nothing uploaded yet"
-    photos = {path.stem.casefold() for path in files if path.suffix.lower() != ".txt"}
-    texts = [path for path in files if path.suffix.lower() == ".txt"]
-    lonely = [path.name for path in texts if path.stem.casefold() not in photos]
-    count = len(files) - len(texts)
-    said = f"{count} uploaded photo{'s' if count != 1 else ''} in this session"
-    if len(texts) > len(lonely):
-        said += f", {len(texts) - len(lonely)} with a caption"
-    if lonely:
-        said += f"; no photo has the name of {', '.join(lonely[:3])}{' and others' if len(lonely) > 3 else ''}"
-    return said
 
 
 class UploadList(View):
@@ -74,7 +59,7 @@ class UploadList(View):
 
     def _draw_tile(self, path: Path, files: list[Path]) -> Any:
         widgets = load_widgets()
-        if path not in self._seen and path.suffix.lower() != ".txt":
+        if path not in self._seen and path.suffix.lower() not in _TEXTS:
             self._seen[path] = draw_picture(path, f"Uploaded photo {path.name}", _SIDE_PX)
         picture = widgets.HTML(self._seen.get(path, ""))
         name = widgets.HTML(f"<div style='overflow-wrap:anywhere'>{html.escape(path.name)}</div>")
