@@ -181,7 +181,7 @@ class Form(Generic[Config]):
         if folded:
             self._more.set_title(0, "More settings")
             parts.append(self._more)
-        return make_frame(*parts, label=(self._settings.__doc__ or "").strip().splitlines()[0].rstrip("."))
+        return make_frame(*parts, label=(self.settings.__doc__ or "").strip().splitlines()[0].rstrip("."))
 
     def _on_change(self, name: str) -> None:
         self.typed.add(name)
