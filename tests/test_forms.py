@@ -241,6 +241,9 @@ def test_advanced_settings_are_folded_away() -> None:
 PLAIN_OF_PAINT = ("base_model", "finish", "sheen", "ladder", "primer", "coats", "speed", "shed_key")
 
 
+_SHOW = ("show_form", "show_ui_form", "show_store_form")
+
+
 def forms_of_the_notebooks() -> list[type]:
     """Every settings class that a cell of a notebook shows as a form."""
     imported: dict[str, str] = {}
@@ -253,7 +256,7 @@ def forms_of_the_notebooks() -> list[type]:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom):
                     imported |= {alias.name: node.module for alias in node.names}
-                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_form":
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _SHOW:
                     shown.add(node.args[0].id)
     return [getattr(importlib.import_module(imported[name]), name) for name in sorted(shown)]
 
@@ -436,7 +439,10 @@ def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
         [sys.executable, "-c", version], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "7.7.1"
-    files = [str(ROOT / "tests" / name) for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py")]
+    files = [
+        str(ROOT / "tests" / name)
+        for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py", "test_desk.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -23,7 +23,7 @@ LONGEST_CELL = 12
 # its rules.
 FIRST_CELL = "# @title 1 · Set up\n"
 # What a cell may use from the cells before it.
-SHARED = {"form", *MAKERS}
+SHARED = {*MAKERS}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
@@ -196,11 +196,11 @@ def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_pat
         pytest.skip(f"{overlay.name} is not there; `make setup` makes it")
     path = ROOT / "notebooks" / "dreambooth.ipynb"
     shown = output_of(run_notebook(path, tmp_path, changes=TINY, widgets=overlay, times=2))
-    assert shown.count("image/png") >= 6, "contact sheet, grid and loss plot, twice"
+    assert "✗" not in shown
     folder = tmp_path / "Fast-Dreambooth" / "Sessions" / "my-subject"
     made = list((folder / "exports").glob("*.safetensors"))
     assert len(made) == 1
-    assert made[0].name in shown
+    assert made[0].name in shown, "in the sentence of the last cell"
     # The live view is a widget, whose text is in no cell's output: the run's own log has the same sentences.
     log = (folder / "logs" / "train.log").read_text(encoding="utf-8")
     assert "This run is finished already" in log, "the second time nothing is trained"
@@ -208,7 +208,7 @@ def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_pat
     assert before["forms"]["DreamBoothConfig"]["unet_steps"] == 2
     again = output_of(run_notebook(path, tmp_path, changes={}, widgets=overlay))
     after = json.loads((folder / "session.json").read_text())
-    assert "Opened the session my-subject" in again
+    assert "Going on with my-subject" in again
     assert (after["id"], after["result"]) == (before["id"], before["result"])
 
 

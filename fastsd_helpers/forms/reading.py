@@ -14,7 +14,7 @@ from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.polling import answer_widgets
 from fastsd_helpers.forms.reading_view import ConfidenceView
-from fastsd_helpers.forms.view import load_widgets
+from fastsd_helpers.forms.view import load_widgets, show_widget
 from fastsd_helpers.forms.work_view import WorkView, in_words
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import in_notebook, where
@@ -143,7 +143,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     chosen, why = choose_reader(config.reader, own_pictures=bool(images))
     logger.info("Reader: %s (%s).", chosen, why)
     view = WorkView("Loading the reader…", "progress of the reading")
-    _display(view.box)
+    show_widget(view.box)
     watch = _Watch(view, _count_files(images))
     try:
         with quiet_transformers():
@@ -223,9 +223,3 @@ def _gone(images: str, session: ReadingSession) -> str:
     if not session.lines():
         return ""
     return f"{images} is not on this machine: these are the lines that were read before, with your corrections."
-
-
-def _display(box: Any) -> None:
-    from IPython.display import display
-
-    display(box)

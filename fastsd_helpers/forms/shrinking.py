@@ -9,6 +9,7 @@ from typing import Any
 from fastsd_helpers.background import Background, local_folder
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.forms.view import show_widget
 from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.trocr.reading_session import ReadingSession
 from fastsd_helpers.trocr.teaching import Taught, taught_reader
@@ -51,8 +52,6 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
 
 
 def _make(taught: Taught, out: Path) -> dict[str, Any]:
-    from IPython.display import display
-
     run = taught.path.parent
     measured = {line.name for line in taught.held_out.lines}
     words = ["trocr", "quantize", str(taught.path), str(out), "--overwrite"]
@@ -60,7 +59,7 @@ def _make(taught: Taught, out: Path) -> dict[str, Any]:
     if rest := [line for line in taught.learned.lines if line.name not in measured]:
         words.append(f"--calibrate={_table(run / 'shrink-calibrated.jsonl', rest)}")
     view = WorkView("Making the int8 copies…", "progress of shrinking", saves="Ends it; nothing is replaced.")
-    display(view.box)
+    show_widget(view.box)
     folder = local_folder(out)
     child = Background.find(folder) or Background.start(words, folder, model=str(taught.path))
 

@@ -12,7 +12,7 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.reading_view import picture_tag
-from fastsd_helpers.forms.view import draw_notice, load_widgets
+from fastsd_helpers.forms.view import draw_notice, load_widgets, show_widget
 from fastsd_helpers.forms.work_view import WorkView, in_words, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
 from fastsd_helpers.trocr.comparison import ComparedLine, Comparison, compare_readers
@@ -189,12 +189,10 @@ def _start(run: TeachingRun) -> Any:
 
 
 def _watch(run: TeachingRun, child: Any) -> None:
-    from IPython.display import display
-
     view = WorkView(
         "Loading the reader…", "progress of the teaching", saves="Finishes the step and saves; run again to go on."
     )
-    display(view.box)
+    show_widget(view.box)
     news = run.news()
 
     def show() -> None:
