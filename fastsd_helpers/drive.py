@@ -1,4 +1,4 @@
-"""Google Drive (My Drive and Shared drives), and what is special about it: mounting, late delivery, verified copies.
+"""Google Drive (My Drive and Shared drives), and what is special about it: mounting, late delivery, trash, copies.
 
 Only this module and `runtime` know that Colab exists.
 """
@@ -6,6 +6,8 @@ Only this module and `runtime` know that Colab exists.
 import contextlib
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastsd_helpers.errors import DriveError, VerificationFailed
@@ -18,7 +20,10 @@ __all__ = [
     "copy_verified",
     "delivers_late",
     "flush_drive",
+    "has_arrived",
+    "keeps_trash",
     "mount_drive",
+    "remove_emptied",
     "sessions_root",
     "shared_drives",
     "shared_folder",
@@ -31,6 +36,8 @@ _MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
 _SESSIONS = Path("Fast-Dreambooth", "Sessions")
 _FOLDER_LINK = re.compile(r"drive\.google\.com/(?:drive/(?:u/\d+/)?folders/|open\?id=)([\w-]{10,})")
 _CHUNK_BYTES = 8 * 2**20
+# Other mounts of Google Drive, whose trash is the same one. Source: the file systems' own names in /proc/self/mounts.
+_DRIVE_KINDS = {"fuse.drive", "fuse.google-drive-ocamlfuse", "fuse.GDriveFS"}
 
 
 # ------------------------------------------------------------------------------------------------- mount
@@ -156,18 +163,69 @@ def delivers_late(folder: Path | str) -> bool:
 
     That is Google Drive, and any other FUSE mount (rclone, gcsfuse and the like).
     """
+    kind = _mount_kind(folder)
+    return kind in {"drive", "fuse"} or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs")
+
+
+def keeps_trash(folder: Path | str) -> bool:
+    """Say whether a folder lies on Google Drive, where what is deleted counts until the trash is emptied."""
+    kind = _mount_kind(folder)
+    return kind == "drive" or kind in _DRIVE_KINDS
+
+
+def _mount_kind(folder: Path | str) -> str:
+    """The file system that a folder lies on: "drive" where Colab mounts it, else its name; "" where that is unknown."""
     resolved = Path(folder).resolve()
     if any(resolved.is_relative_to(point) for point in _MOUNT_POINTS):
-        return True
+        return "drive"
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
             mounts = [line.split()[1:3] for line in file]
     except OSError:  # not Linux
-        return False
+        return ""
     # Later lines are mounted over earlier ones; proc(5) writes blanks in a path as \040.
     points = {Path(point.replace("\\040", " ")): kind for point, kind in mounts}
-    kind = next((points[parent] for parent in (resolved, *resolved.parents) if parent in points), "")
-    return kind == "fuse" or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs")
+    return next((points[parent] for parent in (resolved, *resolved.parents) if parent in points), "")
+
+
+def has_arrived(path: Path) -> bool | None:
+    """Say whether Google has a file, as far as the mount tells; None where it does not.
+
+    Colab's mount shows a file's id as an attribute; until the file is uploaded, that is one of its own making.
+    """
+    try:
+        identity = os.getxattr(path, "user.drive.id")
+    except (OSError, AttributeError):  # another file system; Windows and macOS have no such call
+        return None
+    return not identity.startswith(b"local")
+
+
+def remove_emptied(path: Path) -> int:
+    """Remove a file so that Drive's trash holds nothing of it, and return the bytes it had.
+
+    It is emptied first: Drive counts the newest revision of a file, in its trash too. A file that has another name, or
+    that is only a link to one, is removed as it is. Fault points: `emptied.before` and `emptied.after`.
+    Source: voicepaw/so-vits-svc-fork pull request 581, minimaxir/gpt-2-simple issue 155.
+
+    Raises:
+        OSError: it could not be emptied, and is still there; or not be removed.
+    """
+    found = os.lstat(path)
+    emptied = 0
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size:
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            opened = os.fstat(handle)
+            if (opened.st_ino, opened.st_nlink) == (found.st_ino, 1):  # else it got another name just now
+                fault_point("emptied.before")
+                os.ftruncate(handle, 0)
+                os.fsync(handle)
+                emptied = found.st_size
+        finally:
+            os.close(handle)
+        fault_point("emptied.after")
+    path.unlink(missing_ok=True)
+    return emptied
 
 
 def sessions_root(root: Path | str | None = None, *, shared_drive: str | None = None) -> Path:
@@ -219,7 +277,7 @@ def copy_verified(src: Path | str, dst: Path | str, *, sha256: str, point: str |
     fault(f"{point}.begin")
     if os.path.lexists(dst):
         raise DriveError(f"{dst} exists already and is never overwritten.", "Remove it, or choose another name.")
-    with placed(dst, point=f"{point}.before_rename" if point else None) as temporary:
+    with placed(dst, point=f"{point}.before_rename" if point else None) as temporary, _emptied_on_failure(temporary):
         size = os.stat(src).st_size
         with open(src, "rb") as source:
             out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -235,6 +293,18 @@ def copy_verified(src: Path | str, dst: Path | str, *, sha256: str, point: str |
             finally:
                 os.close(out)
         _compare(temporary, dst, size, sha256)
+
+
+@contextlib.contextmanager
+def _emptied_on_failure(temporary: Path) -> Iterator[None]:
+    """What was copied in part leaves nothing in Drive's trash."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if temporary.stat().st_size and keeps_trash(temporary):
+                os.truncate(temporary, 0)
+        raise
 
 
 def _compare(written: Path, dst: Path, size: int, sha256: str) -> None:

@@ -1,14 +1,14 @@
 """Build the Python environment of a Colab image, add only what `fastsd install` adds, and use everything in it.
 
     python scripts/colab_image.py 2026.08-gpu                  # `make colab IMAGE=2026.08-gpu`
-    python scripts/colab_image.py 2025.07-cpu --into DIR       # environments and pictures go there, not into the project
+    python scripts/colab_image.py 2025.07-cpu --into DIR       # environments and pictures go there
     python scripts/colab_image.py 2026.08-gpu --only trocr     # run one set's paths in an environment that is there
 
-What our packages and the image's own notebook need is installed at the image's versions, from the package index, without
-letting a resolver choose: a package's needs that the image has are added at the image's version, the others are not. So is
-what transformers, diffusers, accelerate and peft look for when they are imported. What cannot be had is listed. Then
-this project's wheel is installed as a user does it, `fastsd install` adds each set, and scripts/main_paths.py and the
-notebooks run in that environment. The report goes to benchmarks/results/colab_images.md.
+What our packages and the image's own notebook need is installed at the image's versions, from the package index,
+without letting a resolver choose: a package's needs that the image has are added at the image's version, the others are
+not. So is what transformers, diffusers, accelerate and peft look for when they are imported. What cannot be had is
+listed. Then this project's wheel is installed as a user does it, `fastsd install` adds each set, and
+scripts/main_paths.py and the notebooks run in that environment. The report goes to benchmarks/results/colab_images.md.
 """
 
 import argparse

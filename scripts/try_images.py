@@ -1,4 +1,4 @@
-"""Use everything in every Colab image, in the cheap form: a Python in which only what an image and the sets bring exists.
+"""Use everything in every Colab image, cheaply: in a Python where only what an image and the sets bring exists.
 
     python scripts/try_images.py                          # every image whose list is here
     python scripts/try_images.py 2025.07-cpu --only trocr # one image, one set's paths and notebook

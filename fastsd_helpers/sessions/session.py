@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import sessions_root
+from fastsd_helpers.drive import keeps_trash, remove_emptied, sessions_root
 from fastsd_helpers.errors import (
     DriveError,
     FastSDError,
@@ -327,6 +327,9 @@ def _summarise(folder: Path) -> SessionSummary:
 def delete_session(name: str, *, root: Path | str | None = None) -> int:
     """Delete a session with everything in it, and return how many bytes it had.
 
+    On Google Drive its checkpoints are emptied first, so that the trash holds nothing of them; photos, captions,
+    samples and finished files lie whole in the trash until that is emptied.
+
     A session that is only a shortcut to somebody else's folder loses the shortcut, not the folder.
 
     Raises:
@@ -349,12 +352,25 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
             gone = sessions / f"{_DELETED}{folder.name[:60]}-{secrets.token_hex(4)}"
             folder.rename(gone)
         for left_over in sessions.glob(f"{_DELETED}*"):
+            _empty_checkpoints(left_over)
             shutil.rmtree(left_over)
     return size
 
 
+def _empty_checkpoints(folder: Path) -> None:
+    """On Google Drive, empty and remove a deleted session's weights; what it only links to is somebody else's."""
+    checkpoints = folder / "checkpoints"
+    if not keeps_trash(folder) or checkpoints.is_symlink():
+        return
+    for generation in _children(checkpoints):
+        for path in generation.glob("*.safetensors") if not generation.is_symlink() else ():
+            remove_emptied(path)
+
+
 def delete_checkpoint(session: Session, name: str) -> int:
     """Delete one checkpoint and return the bytes freed; files that other checkpoints share with it stay.
+
+    On Google Drive its files are emptied first, so that the trash holds nothing of them.
 
     Raises:
         SessionError: there is none of that name.
@@ -374,8 +390,11 @@ def delete_checkpoint(session: Session, name: str) -> int:
         files = sorted(folder.iterdir(), key=lambda path: path.name != "manifest.json")
         for path in files:  # the manifest first: without it nothing takes the rest for a whole checkpoint
             if f"{name}/{path.name}" not in shared:
-                freed += path.stat().st_size
-                path.unlink()
+                freed += path.lstat().st_size
+                if keeps_trash(folder) and path.suffix == ".safetensors" and not folder.is_symlink():
+                    remove_emptied(path)
+                else:
+                    path.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
         kept = [item for item in session.record.get("checkpoints", []) if item.get("name") != name]

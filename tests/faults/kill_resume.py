@@ -28,6 +28,7 @@ from typing import Any
 
 from dreambooth_runs import build_base
 from fakes import WriteBackMount
+from trash_mount import Drive, TrashMount, live_on
 
 from faults.fingerprints import fingerprint
 
@@ -40,6 +41,7 @@ __all__ = [
     "Place",
     "Run",
     "World",
+    "choose_drive_moments",
     "choose_moments",
     "count_passings",
     "kill_and_resume",
@@ -85,6 +87,7 @@ _PRELOADED = [
 ]
 _TESTS = Path(__file__).resolve().parents[1]
 _LIMIT_S = 600
+SMALL_MARGIN = 2**19  # of the room on a small Drive, in bytes: logs and pictures
 # How often the mount delivers some of what waits: a run of about 5 s loses nothing, a little or most of its files.
 _DELIVERY_S = (0.03, 0.3, 1.0)
 # How long a checkpoint must have been whole before older ones go: as on Drive, where nothing goes in so short a run,
@@ -150,12 +153,20 @@ class Place:
         seed: decides what the mount delivers when, and what a crash leaves of the rest.
         delivery_s: how often the mount delivers some of what waits.
         start: a sessions root that was delivered before; left alone, the prepared one.
+        drive: the quota and trash of a Google Drive; without it there is room for everything.
     """
 
     def __init__(
-        self, world: World, folder: Path, *, seed: int, delivery_s: float = _DELIVERY_S[0], start: Path | None = None
+        self,
+        world: World,
+        folder: Path,
+        *,
+        seed: int,
+        delivery_s: float = _DELIVERY_S[0],
+        start: Path | None = None,
+        drive: Drive | None = None,
     ) -> None:
-        self.world, self.folder, self.seed, self.delivery_s = world, folder, seed, delivery_s
+        self.world, self.folder, self.seed, self.delivery_s, self.drive = world, folder, seed, delivery_s, drive
         self.cloud = folder / "cloud"
         self.number = 0
         shutil.copytree(start or world.prepared, self.cloud)
@@ -168,7 +179,14 @@ class Place:
         self.view = self.folder / f"view-{self.number}"
         self.mount.fresh_view(self.view)
         modes = (*WriteBackMount.MODES, "flipped")
-        mount = WriteBackMount(self.view, self.cloud, self.seed + self.number, modes=modes)
+        seed = self.seed + self.number
+        if self.drive is None:
+            mount = WriteBackMount(self.view, self.cloud, seed, modes=modes)
+        else:
+            notes, trash = self.folder / f"notes-{self.number}", getattr(self.mount, "trash", 0)
+            mount = TrashMount(self.view, self.cloud, seed, drive=self.drive, notes=notes, trash=trash, modes=modes)
+            mount.most = getattr(self.mount, "most", 0)
+            mount.refused = set(getattr(self.mount, "refused", ()))
         self.mount = mount.start(self.delivery_s)
 
     def crash(self) -> dict[str, str]:
@@ -226,6 +244,7 @@ class Run:
             "fault": fault or "none:0",  # counts the passings, and stops nowhere
             "signal_at": signal_at,
             "settle_s": settle_s,
+            "drive": None if place.drive is None else [str(place.mount.notes), place.drive.quota],
             "settings": {
                 **SETTINGS,
                 "base_model": str(place.world.base),
@@ -314,7 +333,7 @@ def _train(request: dict[str, Any]) -> None:
     os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
     from fastsd_helpers import runtime
     from fastsd_helpers.dreambooth import engine, finish
-    from fastsd_helpers.dreambooth.resume import store
+    from fastsd_helpers.dreambooth.resume import room, store
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.errors import FastSDError
     from fastsd_helpers.sessions import Session
@@ -323,6 +342,10 @@ def _train(request: dict[str, Any]) -> None:
     finish.draw_pictures = functools.partial(finish.draw_pictures, steps=1)
     if request["settle_s"] is not None:
         store.delivers_late, store._SETTLE_S = (lambda folder: True), request["settle_s"]
+    if request["drive"] is not None:
+        notes, quota = request["drive"]
+        live_on(Path(request["root"]), Path(notes), quota)
+        room._LAG_S, sys.modules["fastsd_helpers.dreambooth.plan"]._MARGIN = 2.0, SMALL_MARGIN
 
     def report(progress: Any) -> None:
         write(stage=progress.stage, step=progress.step, message=progress.message)
@@ -405,6 +428,14 @@ class Outcome:
     equal: bool = False
     seconds: float = 0.0
     problem: str = ""
+    most: int = 0  # bytes that counted on the Drive at the same time
+    trash: int = 0
+
+    def note_drive(self, mount: TrashMount) -> None:
+        """Take over what a Drive counted; more than its quota is a problem."""
+        self.most, self.trash = mount.most, mount.trash
+        if mount.refused or mount.most > mount.drive.quota:
+            self.equal, self.problem = False, f"over the room: {sorted(mount.refused)} {self.problem}"
 
     def row(self, number: int) -> str:
         """A line of the table."""
@@ -428,6 +459,32 @@ def count_passings(world: World, folder: Path) -> tuple[dict[str, int], dict[str
         raise AssertionError(f"The uninterrupted run failed: {run.said()[-3:]} {run.log.read_text()[-2000:]}")
     place.leave()
     return run.last()["passings"], fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"])
+
+
+def choose_drive_moments(passings: dict[str, int], *, count: int, seed: int) -> list[Moment]:
+    """Choose moments by seed for a run on a Drive with a trash: half of them while old checkpoints are emptied."""
+    chance = random.Random(f"drive/{seed}")
+    emptying = ("prune", "emptied.before", "emptied.after", "prune.removed")
+    others = (
+        "step.unet",
+        "checkpoint.hash",
+        "copy.half",
+        "copy.before_rename",
+        "copy.after_manifest",
+        "export.written",
+    )
+    chosen: list[str] = []
+    while len(chosen) < count:
+        point = chance.choice(emptying if len(chosen) % 2 == 0 else others)
+        # What is copied and emptied how often depends on the clock; the first few are always passed.
+        few = {"copy.half": 12, "copy.before_rename": 12, "copy.after_manifest": 4}
+        most = few.get(point, passings.get(point, 1)) if point in others else 4
+        fault = f"{point}:{chance.randint(1, most)}"
+        if fault not in chosen or len(set(chosen)) > 20:
+            chosen.append(fault)
+    return [
+        Moment(fault, seed * 1000 + index, 0.2, chance.choice((0.03, 0.1, 0.3))) for index, fault in enumerate(chosen)
+    ]
 
 
 def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[Moment]:
@@ -456,19 +513,29 @@ def choose_moments(passings: dict[str, int], *, count: int, seed: int) -> list[M
 
 
 def kill_and_resume(
-    world: World, folder: Path, moment: Moment, expected: dict[str, str], *, start: Path | None = None
+    world: World,
+    folder: Path,
+    moment: Moment,
+    expected: dict[str, str],
+    *,
+    start: Path | None = None,
+    drive: Drive | None = None,
 ) -> Outcome:
     """Kill a run at a moment, lose its machine, go on in a fresh process that sees what was delivered, and compare.
+
+    On a Drive it must also never have taken more than there is room for.
 
     Given `start`, a sessions root that was delivered before, the run that is killed goes on from there.
     """
     started = time.monotonic()
     outcome = Outcome(moment)
-    place = Place(world, folder, seed=moment.seed, delivery_s=moment.delivery_s, start=start)
+    place = Place(world, folder, seed=moment.seed, delivery_s=moment.delivery_s, start=start, drive=drive)
     first = place.begin(fault=moment.fault, settle_s=moment.settle_s)
     status = first.wait()
     outcome.reached = first.reached()
-    if status != -signal.SIGKILL:
+    if status == 0 and drive is not None:
+        outcome.reached += " (the end: it was not passed so often)"
+    elif status != -signal.SIGKILL:
         outcome.problem = f"was not killed: exit {status}, {first.said()[-1:]}"
         place.leave()
         return outcome
@@ -487,8 +554,12 @@ def kill_and_resume(
     if status != 0:
         outcome.problem = f"the resumed run ended with {status}: {said[-1:]}"
     else:
-        found = fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"])
-        differing = sorted(role for role in {*found, *expected} if found.get(role) != expected.get(role))
+        poor = drive is not None and drive.overtaken > 0
+        found = fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"], file_only=poor)
+        roles = found if poor else {*found, *expected}
+        differing = sorted(role for role in roles if found.get(role) != expected.get(role))
         outcome.equal, outcome.problem = not differing, f"{', '.join(differing)} differ" if differing else ""
+    if drive is not None:
+        outcome.note_drive(place.mount)
     outcome.seconds = time.monotonic() - started
     return outcome

@@ -63,6 +63,7 @@ class Snapshot:
         record: anything JSON can hold that the trainer needs to go on.
         carried: roles that have not changed since an earlier generation; they are referenced, not written again.
         keep: never pruned.
+        spare_bytes: that must still be free beside it on a Drive with a trash, or it waits: for what must come later.
     """
 
     stage: str
@@ -71,6 +72,7 @@ class Snapshot:
     record: dict[str, Any] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
     keep: bool = False
+    spare_bytes: int = 0
 
 
 class NotWhole(Exception):

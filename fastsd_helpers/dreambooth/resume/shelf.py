@@ -1,7 +1,9 @@
 """Shelf: the generations as they lie in the checkpoints folder; putting one there, and removing old ones.
 
 Files only ever appear under names that did not exist before, and a generation's manifest is written after all of its
-files were read back. Old generations go only after a newer one was found whole.
+files were read back. Old generations go only after a newer one was found whole. On Google Drive what nothing names any
+more is emptied before it is removed, so that the trash holds nothing of it; emptied files cannot be brought back, so
+what another run's manifest names, or one that cannot be read might, is only removed.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.dreambooth.resume.generation import (
     MANIFEST,
@@ -23,11 +26,13 @@ from fastsd_helpers.dreambooth.resume.generation import (
     list_generations,
     parse_name,
     read_generation,
+    summary_row,
     verify_files,
 )
-from fastsd_helpers.drive import copy_verified
+from fastsd_helpers.dreambooth.resume.room import Room
+from fastsd_helpers.drive import copy_verified, has_arrived, remove_emptied
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
-from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.files import file_errors, sync_folder, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["Shelf"]
@@ -43,10 +48,13 @@ class Shelf:
         keep_last: how many whole generations `prune` leaves.
         timeline: only generations of this one count as kept.
         settle_s: `prune` leaves at least one generation that has been whole for so long.
+        room: of a Drive with a trash; given, what goes is emptied first.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int, timeline: str, settle_s: float) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, keep_last: int, timeline: str, settle_s: float, room: Room | None = None
+    ) -> None:
+        self.folder, self._room = folder, room
         self.keep_last, self._timeline, self._settle_s = keep_last, timeline, settle_s
         self._lock = threading.Lock()
         self._places: dict[str, set[str]] = {}  # sha256 -> paths in the folder that hold it
@@ -75,6 +83,42 @@ class Shelf:
         """Say whether a file with this content was verified in the folder, during this run or at its start."""
         with self._lock:
             return bool(self._places.get(sha256))
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a generation is whole in the folder itself, hashes included."""
+        try:
+            verify_files(read_generation(self.folder, name))
+        except NotWhole as err:
+            logger.debug("Checkpoint %s %s.", name, err)
+            return False
+        return True
+
+    def held_bytes(self) -> int:
+        """What this timeline's generations take, by their manifests; those that are kept for good not counted."""
+        found: dict[str, int] = {}
+        for name in list_generations(self.folder):
+            generation = self._manifest_of(name)
+            if isinstance(generation, Generation) and generation.timeline == self._timeline and not generation.keep:
+                found |= {entry.path: entry.bytes for entry in generation.files}
+        return sum(found.values())
+
+    def rows(self, *, but: set[str], verify: bool) -> list[dict[str, Any]]:
+        """One line for each generation there but for those named; see CheckpointStore.generations."""
+        rows = []
+        shared: set[str] = set()
+        for name in list_generations(self.folder):
+            if name in but:
+                continue
+            try:
+                generation = read_generation(self.folder, name)
+                verify_files(generation, hashes=verify)
+            except NotWhole as err:
+                if name not in shared:  # else a pruned one, of which only the files that newer ones carry are left
+                    rows.append(summary_row(name, (), False, state=str(err)))
+                continue
+            shared |= {entry.path.partition("/")[0] for entry in generation.files}
+            rows.append(summary_row(name, generation.files, generation.keep, state="whole"))
+        return rows
 
     def _size_of(self, path: str) -> int | None:
         try:
@@ -135,7 +179,8 @@ class Shelf:
             path = f"{name}/{entry.role}.safetensors"
             if os.path.lexists(self.folder / path):  # damaged: a name is never used twice
                 path = f"{name}/{entry.role}-{secrets.token_hex(4)}.safetensors"
-            copy_verified(local, self.folder / path, sha256=entry.sha256)
+            with self._room.writing(entry.bytes) if self._room is not None else contextlib.nullcontext():
+                copy_verified(local, self.folder / path, sha256=entry.sha256)
             with self._lock:
                 self._places.setdefault(entry.sha256, set()).add(path)
         return replace(entry, path=path, carried=not path.startswith(f"{name}/"))
@@ -158,21 +203,53 @@ class Shelf:
         if not kept:
             return
         newest = max(generation.seq for generation in kept.values())
-        needed = self._places_of(wanted)
-        doomed = []
+        doomed, manifests = [], {}
         for name in names:
-            generation = kept.get(name) or self._saved_for_good(name)
-            if generation is not None:
-                needed |= {entry.path for entry in generation.files}
-            elif parse_name(name)[0] < newest and name not in busy:
+            manifests[name] = kept.get(name) or self._manifest_of(name)
+            saved_for_good = isinstance(manifests[name], Generation) and manifests[name].keep
+            if name not in kept and not saved_for_good and parse_name(name)[0] < newest and name not in busy:
                 doomed.append(name)
+        needed = self._places_of(wanted)
+        for name in names:
+            if name not in doomed and isinstance(manifests[name], Generation):
+                needed |= {entry.path for entry in manifests[name].files}
+        needed |= self._led_to(needed)
+        # What cannot be read may name anything: as long as one of those is there, only what is surely nobody's goes.
+        unread = any(isinstance(manifest, NotWhole) for manifest in manifests.values())
+        spared = {entry.path for name in doomed for entry in self._named_elsewhere(manifests[name])}
         for name in doomed:
-            self._remove(name, needed)
+            manifest = manifests[name]
+            if manifest is None and unread and self._room is not None:
+                continue  # the next time, when the others are gone
+            mine = manifest is None or (isinstance(manifest, Generation) and manifest.timeline == self._timeline)
+            self._remove(name, needed, spared=spared if mine else None)
+
+    def _manifest_of(self, name: str) -> Generation | NotWhole | None:
+        """A generation as its manifest says, why that cannot be read, or None when there is no manifest."""
+        try:
+            return read_generation(self.folder, name)
+        except NotWhole as err:
+            with contextlib.suppress(OSError):
+                os.lstat(self.folder / name / MANIFEST)
+                return err
+            return err if isinstance(err.__cause__, OSError) else None
+
+    def _named_elsewhere(self, manifest: Generation | NotWhole | None) -> tuple[FileEntry, ...]:
+        another = isinstance(manifest, Generation) and manifest.timeline != self._timeline
+        return manifest.files if another else ()
+
+    def _led_to(self, needed: set[str]) -> set[str]:
+        """Files that somebody has put a link to in place of a needed one."""
+        targets = {os.path.realpath(self.folder / path) for path in needed if os.path.islink(self.folder / path)}
+        if not targets:
+            return set()
+        home = os.path.realpath(self.folder)
+        return {os.path.relpath(target, home).replace(os.sep, "/") for target in targets}
 
     def discard(self, name: str, *, wanted: set[str]) -> None:
         """Remove what was copied of a generation that will not be finished; it has no manifest."""
         if (self.folder / name).is_dir() and not (self.folder / name / MANIFEST).exists():
-            self._remove(name, self._places_of(wanted))
+            self._remove(name, self._places_of(wanted), spared=set())
 
     def _places_of(self, wanted: set[str]) -> set[str]:
         with self._lock:
@@ -188,7 +265,7 @@ class Shelf:
             generation = self._whole(name)
             if generation is not None:
                 kept.append(generation)
-                settled = settled or now - self._whole_since[name] >= self._settle_s
+                settled = settled or (now - self._whole_since[name] >= self._settle_s and self._has_arrived(generation))
         return kept
 
     def _whole(self, name: str) -> Generation | None:
@@ -208,19 +285,33 @@ class Shelf:
             self._whole_since.setdefault(name, float("-inf"))
         return generation
 
-    def _saved_for_good(self, name: str) -> Generation | None:
-        with contextlib.suppress(NotWhole):
-            generation = read_generation(self.folder, name)
-            return generation if generation.keep else None
-        return None
+    def _has_arrived(self, generation: Generation) -> bool:
+        """Whether the mount says of none of its files that it is still waiting to be uploaded."""
+        paths = [self.folder / generation.name / MANIFEST, *(self.folder / entry.path for entry in generation.files)]
+        return not any(has_arrived(path) is False for path in paths)
 
-    def _remove(self, name: str, needed: set[str]) -> None:
+    def _remove(self, name: str, needed: set[str], *, spared: set[str] | None) -> None:
+        """Remove what nobody needs of a generation; on Drive it is emptied first, but for what is spared.
+
+        Args:
+            spared: paths that are only removed; None for all.
+        """
         folder = self.folder / name
+        linked = folder.is_symlink() or self.folder.is_symlink()  # then it may be somebody else's too
+        empties = self._room is not None and spared is not None and not linked
         with file_errors(folder, "remove"):
             # The manifest first: a deletion that is cut must not leave what looks whole.
             for file in sorted(os.listdir(folder), key=lambda file: file != MANIFEST):
-                if f"{name}/{file}" not in needed:
+                path = f"{name}/{file}"
+                if path in needed:
+                    continue
+                if file == MANIFEST or not empties or path in spared:
                     (folder / file).unlink(missing_ok=True)
+                    if empties and file == MANIFEST:
+                        sync_folder(folder)
+                else:
+                    self._room.emptied(remove_emptied(folder / file))
+                fault_point("prune.removed")
             if not os.listdir(folder):
                 folder.rmdir()
         with self._lock:

@@ -5,9 +5,8 @@ disk or a lost mount is reported once, and tried again while the training goes o
 the scratch folder, where a new process on the same machine finds it.
 """
 
+import contextlib
 import logging
-import os
-import shutil
 import threading
 import time
 from collections import deque
@@ -29,14 +28,15 @@ from fastsd_helpers.dreambooth.resume.generation import (
     parse_name,
     read_generation,
     role_problem,
-    save_tensors,
     summary_row,
     verify_files,
 )
+from fastsd_helpers.dreambooth.resume.room import Room
+from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
-from fastsd_helpers.drive import delivers_late
-from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError, VerificationFailed
-from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
+from fastsd_helpers.drive import delivers_late, keeps_trash
+from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
+from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.runtime import fault_point
 
 __all__ = ["CheckpointStore"]
@@ -47,6 +47,7 @@ _MOST_QUEUED = 2
 _PATIENCE_S = 900.0  # a mount that hangs must not hold a training for ever
 _RETRY_S = 60.0
 _SETTLE_S = 120.0  # how long Drive gets to deliver a generation before an older one may go
+_LOOK_S = 30.0  # how often a Drive with a trash is asked how much is free, and whether an old one may go by now
 
 
 @dataclass
@@ -58,6 +59,7 @@ class _Job:
     record: dict[str, Any]
     keep: bool
     problem: FastSDError | None = None
+    spare_bytes: int = 0
 
 
 class CheckpointStore:
@@ -74,6 +76,8 @@ class CheckpointStore:
             on Drive and other FUSE mounts, where files are delivered later, and 0 elsewhere.
         retry_s: how often a failed copy is tried again while nothing new is saved.
         patience_s: how long `save` waits for the mount before an older checkpoint is given up for the new one.
+        gives_back: what is known of a Drive with a trash: whether files that are emptied before they are removed give
+            their room back. On such a Drive nothing is written that there is not surely room for.
 
     Raises:
         DriveError: one of the folders cannot be used at all.
@@ -90,6 +94,7 @@ class CheckpointStore:
         settle_s: float | None = None,
         retry_s: float = _RETRY_S,
         patience_s: float = _PATIENCE_S,
+        gives_back: bool | None = None,
     ) -> None:
         if keep_last < 1:
             raise CheckpointError(f"keep_last is {keep_last}.", "Keep at least 1 checkpoint.")
@@ -97,8 +102,7 @@ class CheckpointStore:
         self._report, self._retry_s, self._patience_s = report, retry_s, patience_s
         if settle_s is None:
             settle_s = _SETTLE_S if delivers_late(folder) else 0.0
-        self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s)
-
+        self._settle_s = settle_s
         self._change = threading.Condition()  # guards what follows
         self._queue: deque[_Job] = deque()  # the first one is being copied
         self._failed: list[_Job] = []
@@ -106,13 +110,16 @@ class CheckpointStore:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._latest: dict[str, FileEntry] = {}  # role -> its file in the newest generation
-        self._local: dict[str, Path] = {}  # sha256 -> its file in scratch
         self._reported: set[str] = set()
         self._local_problem: str | None = None
 
         for used in (self.folder, self.scratch):
             with file_errors(used, "create"):
                 used.mkdir(parents=True, exist_ok=True)
+        self._room = Room(self.folder, gives_back=gives_back) if keeps_trash(self.folder) else None
+        self._shelf = Shelf(self.folder, keep_last=keep_last, timeline=timeline, settle_s=settle_s, room=self._room)
+        self._local = Scratch(self.scratch)
+        self._pruning, self._told_kept = threading.Lock(), gives_back is False
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
         seen = list_generations(self.folder) + list_generations(self.scratch)
@@ -154,40 +161,24 @@ class CheckpointStore:
                     passed_over.append(f"Checkpoint {describe(name)} {err}")
         if chosen is not None:
             self._go_on_from(chosen, is_local=chosen.name in local)
-        self._clear_scratch(keep=set(self._local.values()))
+        self._local.clear()
         going_on = f"going on from {describe(chosen.name)}" if chosen else "starting from the beginning"
         return chosen, [f"{sentence}; {going_on}." for sentence in passed_over]
 
     def _go_on_from(self, generation: Generation, *, is_local: bool) -> None:
         with self._change:
             self._latest = {entry.role: entry for entry in generation.files}
-        if not is_local or self._is_on_mount(generation.name):
+        if not is_local or self._shelf.is_whole(generation.name):
             self._shelf.remember(generation)
             return
-        paths = {entry.sha256: generation.find(entry) for entry in generation.files}
-        local = {sha256: path for sha256, path in paths.items() if path.is_relative_to(self.scratch)}
+        local = self._local.adopt(generation)
         self._shelf.remember_files(entry for entry in generation.files if entry.sha256 not in local)
         self._report(
             f"Checkpoint {describe(generation.name)} was found on this machine; it is copied to {self.folder}."
         )
         with self._change:
-            self._local = local
             self._queue.append(_Job(generation.name, generation.files, generation.record, generation.keep))
             self._start_thread()
-
-    def _is_on_mount(self, name: str) -> bool:
-        try:
-            verify_files(read_generation(self.folder, name))
-        except NotWhole as err:
-            logger.debug("Checkpoint %s %s.", name, err)
-            return False
-        return True
-
-    def _clear_scratch(self, *, keep: set[Path]) -> None:
-        needed = {path.parent for path in keep}
-        for left_over in self.scratch.iterdir():
-            if left_over not in needed and (parse_name(left_over.name) or left_over.name == "loaded"):
-                shutil.rmtree(left_over, ignore_errors=True)
 
     def keep(self, last: int) -> None:
         """Change how many whole generations are kept from here on."""
@@ -195,11 +186,45 @@ class CheckpointStore:
             raise CheckpointError(f"keep_last is {last}.", "Keep at least 1 checkpoint.")
         self._shelf.keep_last = last
 
+    @property
+    def gives_back(self) -> bool | None:
+        """Whether emptied files give their room back on this Drive; None while that is not known, and elsewhere."""
+        return self._room.gives_back if self._room is not None else None
+
+    @property
+    def held_bytes(self) -> int:
+        """What the generations of this run take in the folder, by their sizes: it comes free when they are emptied."""
+        return self._shelf.held_bytes()
+
+    def flush_for(self, needed: int, *, stopped: Callable[[], bool] = lambda: False) -> list[str]:
+        """As `flush`; on a Drive with a trash, also let old generations go until so many bytes are surely free.
+
+        That takes as long as the newest needs to settle and Drive to report; then it is given up.
+        """
+        problems = self.flush()
+        room, began, told = self._room, time.monotonic(), False
+        while room is not None and room.left is not None and not stopped():
+            self._prune()
+            self._look()
+            waiting = any(isinstance(job.problem, DiskFull) for job in self._failed)
+            if waiting:
+                problems = self.flush()
+            elif room.left >= needed:
+                break
+            if room.gives_back is False or time.monotonic() - began > self._settle_s + room.lag_s:
+                break
+            if not told:
+                told = True
+                self._report("Waiting until an older checkpoint has made room on Drive.")
+            with self._change:
+                self._change.wait(timeout=min(_LOOK_S, self._settle_s + 0.05))
+        return problems
+
     def can_carry(self, role: str) -> bool:
         """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
         with self._change:
             entry = self._latest.get(role)
-        return entry is not None and (self._local_copy(entry) is not None or self._shelf.find(entry) is not None)
+        return entry is not None and (self._local.find(entry) is not None or self._shelf.find(entry) is not None)
 
     def generations(self, *, verify: bool = False) -> list[dict[str, Any]]:
         """List the generations, oldest first, those still being copied included.
@@ -211,19 +236,7 @@ class CheckpointStore:
         with self._change:
             jobs = {job.name: job for job in [*self._queue, *self._failed]}
         rows = [summary_row(job.name, job.files, job.keep, state="copying") for job in jobs.values()]
-        shared: set[str] = set()
-        for name in list_generations(self.folder):
-            if name in jobs:
-                continue
-            try:
-                generation = read_generation(self.folder, name)
-                verify_files(generation, hashes=verify)
-            except NotWhole as err:
-                if name not in shared:  # else a pruned one, of which only the files that newer ones carry are left
-                    rows.append(summary_row(name, (), False, state=str(err)))
-                continue
-            shared |= {entry.path.partition("/")[0] for entry in generation.files}
-            rows.append(summary_row(name, generation.files, generation.keep, state="whole"))
+        rows += self._shelf.rows(but=set(jobs), verify=verify)
         return sorted(rows, key=lambda row: (row["seq"], row["name"]))
 
     # ---------------------------------------------------------------------------------------------- save
@@ -247,18 +260,18 @@ class CheckpointStore:
         with self._change:
             carried = [replace(self._latest[role], carried=True) for role in snapshot.carried]
         try:
-            written = self._write_files(name, snapshot)
-            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep)
+            written = self._local.write(name, snapshot)
+            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes)
             write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
         except DriveError as err:
-            shutil.rmtree(self.scratch / name, ignore_errors=True)
+            self._local.discard(name)
             self._local_problem = f"Checkpoint {describe(name)} was not saved: {err.problem}"
             self._report_once("local", f"{self._local_problem} The training goes on. {err.hint}")
             return None
         with self._change:
             self._local_problem = None
             self._latest = {entry.role: entry for entry in job.files}
-            self._local.update({entry.sha256: self.scratch / entry.path for entry in written})
+            self._local.hold(written)
             # An older one that could not be copied is superseded; its files stay as long as this one needs them.
             self._dropped += [failed for failed in self._failed if not failed.keep]
             self._queue.extend([*(failed for failed in self._failed if failed.keep), job])
@@ -301,7 +314,7 @@ class CheckpointStore:
         for problem in problems:
             self._report(problem)
         if not problems:
-            self._clear_scratch(keep=set())
+            self._local.clear(everything=True)
 
     def _check(self, snapshot: Snapshot) -> None:
         if self._closed:
@@ -337,22 +350,6 @@ class CheckpointStore:
                         f"{self.folder} has taken nothing for {self._patience_s:.0f} s."
                     )
 
-    def _write_files(self, name: str, snapshot: Snapshot) -> list[FileEntry]:
-        target = self.scratch / name
-        roles = snapshot.tensors.items()
-        needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
-        check_room(self.scratch, needed, "a checkpoint", hint="Make room on this machine's own disk.")
-        with file_errors(target, "create"):
-            target.mkdir()
-        written = []
-        for role, tensors in roles:
-            path = target / f"{role}.safetensors"
-            save_tensors(tensors, path)
-            size, sha256 = path.stat().st_size, sha256_of(path)
-            fault_point("checkpoint.hash")
-            written.append(FileEntry(role, f"{name}/{path.name}", size, sha256, carried=False))
-        return written
-
     def _manifest(self, job: _Job, files: tuple[FileEntry, ...]) -> bytes:
         seq, stage, step = parse_name(job.name)
         return make_manifest(
@@ -373,11 +370,17 @@ class CheckpointStore:
                 while not self._queue:
                     if self._closed:
                         return
-                    woken = self._change.wait(timeout=self._retry_s if self._failed else None)
-                    if not woken:
-                        self._queue.extend(self._failed)
-                        self._failed = []
-                job = self._queue[0]
+                    if not self._change.wait(timeout=self._pause_s()):
+                        break
+                if not self._queue:
+                    self._queue.extend(self._failed)
+                    self._failed = []
+                job = self._queue[0] if self._queue else None
+            if job is None:
+                if self._something_may_go():
+                    self._prune()
+                self._look()
+                continue
             problem = self._deliver(job)
             with self._change:
                 job.problem = problem
@@ -387,10 +390,17 @@ class CheckpointStore:
                     (self._dropped if newer and not job.keep else self._failed).append(job)
                 self._change.notify_all()
 
+    def _pause_s(self) -> float | None:
+        """How long the thread sleeps when nothing is queued."""
+        if self._failed:
+            return self._retry_s
+        return None if self._room is None else _LOOK_S
+
     def _deliver(self, job: _Job) -> FastSDError | None:
         """Put one generation on the mount; failures are reported and returned, never raised."""
         try:
             self._discard_dropped()
+            self._make_room(job)
             self._put(job)
         except (DriveError, VerificationFailed, CheckpointError) as err:
             self._report_once(
@@ -406,12 +416,47 @@ class CheckpointStore:
         if self._reported - {"local", "prune"}:
             self._report(f"Checkpoint {describe(job.name)} is in {self.folder}: copying works again.")
         self._reported.clear()
+        if self._room is not None:
+            self._room.saved()
+        self._prune()
+        self._look()
+        self._local.free(wanted=self._wanted(), is_there=self._shelf.was_put)
+        return None
+
+    def _something_may_go(self) -> bool:
+        with contextlib.suppress(DriveError):
+            return len(list_generations(self.folder)) > self._shelf.keep_last
+        return False
+
+    def _look(self) -> None:
+        """Look how much is free on a Drive with a trash, and say so when it turns out to give nothing back."""
+        if self._room is None:
+            return
+        with self._pruning:
+            self._room.look()
+        if self._room.gives_back is False and not self._told_kept:
+            self._told_kept = True
+            self._report(
+                "Emptied checkpoints have not given their room back on this Drive: from here on every checkpoint that "
+                "was ever written counts, and what does not fit stays on this machine. Empty the trash to get room "
+                "(drive.google.com/drive/trash)."
+            )
+
+    def _prune(self) -> None:
         try:
-            self._shelf.prune(busy=self._busy(), wanted=self._wanted())
+            with self._pruning:
+                self._shelf.prune(busy=self._busy(), wanted=self._wanted())
         except DriveError as err:
             self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
-        self._free_local()
-        return None
+
+    def _make_room(self, job: _Job) -> None:
+        """On a Drive with a trash, refuse what there is not surely room for, beside what must come later."""
+        if self._room is None:
+            return
+        self._prune()  # one that was too young to go after the last save may be old enough now
+        self._look()
+        needed = sum(entry.bytes for entry in job.files if self._shelf.find(entry) is None)
+        self._room.check(needed, job.spare_bytes)
 
     def _put(self, job: _Job) -> None:
         if (self.folder / job.name / MANIFEST).exists():
@@ -421,7 +466,7 @@ class CheckpointStore:
         files = self._shelf.put(
             job.name,
             job.files,
-            local=self._local_copy,
+            local=self._local.find,
             manifest=lambda placed: self._manifest(job, placed),
         )
         with self._change:
@@ -448,35 +493,6 @@ class CheckpointStore:
         with self._change:
             jobs = [*self._queue, *self._failed]
             return {entry.sha256 for files in (self._latest.values(), *(job.files for job in jobs)) for entry in files}
-
-    def _local_copy(self, entry: FileEntry) -> Path | None:
-        with self._change:
-            path = self._local.get(entry.sha256)
-        return path if path is not None and path.is_file() else None
-
-    def _free_local(self) -> None:
-        """Remove the local copies of what is on the mount; the rest may have to be copied again."""
-        wanted = self._wanted()
-        with self._change:
-            freed = {
-                sha256: path
-                for sha256, path in self._local.items()
-                if sha256 not in wanted or self._shelf.was_put(sha256)
-            }
-            for sha256 in freed:
-                del self._local[sha256]
-            needed = {path.parent for path in self._local.values()}
-        for path in freed.values():
-            try:
-                if path.parent not in needed:
-                    (path.parent / MANIFEST).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-                if not os.listdir(path.parent):
-                    path.parent.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError as err:
-                logger.warning("The local copy %s could not be removed: %s.", path, err)
 
     def _report_once(self, kind: str, sentence: str) -> None:
         if kind not in self._reported:

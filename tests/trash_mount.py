@@ -1,0 +1,158 @@
+"""A Google Drive mount with a quota, a trash that counts, and a free space that is reported late.
+
+It suffices because what a run can tell of a real one is the free space alone, and what a later machine can tell is
+what was delivered: a file is counted with the size of its newest delivered revision, in the trash too, so one that was
+emptied in time counts nothing there, and one whose emptying was overtaken by its deletion counts in full.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fakes import WriteBackMount, _listing
+
+__all__ = ["Drive", "TrashMount", "live_on"]
+
+
+@dataclass(frozen=True)
+class Drive:
+    """How a Drive behaves.
+
+    Attributes:
+        quota: bytes that it takes, trash included.
+        lag_s: how late its free space is reported; `inf` reports what was free at the mounting for ever.
+        overtaken: share of emptied files whose deletion arrives first.
+    """
+
+    quota: int
+    lag_s: float = 0.0
+    overtaken: float = 0.0
+
+
+class TrashMount(WriteBackMount):
+    """See WriteBackMount; `notes` is a folder for what a run's process tells the mount and the mount tells it.
+
+    Attributes:
+        most: bytes that were ever counted at the same time.
+        trash: bytes that the trash holds.
+        refused: files that had no room.
+    """
+
+    def __init__(
+        self,
+        view: Path,
+        cloud: Path,
+        seed: int,
+        *,
+        drive: Drive,
+        notes: Path,
+        trash: int = 0,
+        modes: tuple[str, ...] = WriteBackMount.MODES,
+    ) -> None:
+        super().__init__(view, cloud, seed, modes=modes)
+        notes.mkdir(parents=True, exist_ok=True)
+        self.drive, self.notes, self.trash, self.most = drive, notes, trash, 0
+        self.refused: set[str] = set()
+        self._reports: list[tuple[float, int]] = []
+        self._publish()
+
+    @property
+    def used(self) -> int:
+        """Bytes that count now."""
+        return self.trash + sum(size for _mtime, _inode, size in _listing(self.cloud).values())
+
+    def step(self) -> None:
+        """Deliver some of what is waiting, and report what is free."""
+        super().step()
+        self._publish()
+
+    def settle(self) -> None:
+        """Deliver everything that has room."""
+        while (waiting := self._waiting()) and not set(waiting) <= self.refused:
+            for path in waiting:
+                self._deliver(path)
+        self._publish()
+
+    def _publish(self) -> None:
+        now, used = time.monotonic(), self.used
+        self.most = max(self.most, used)
+        self._reports.append((now, max(0, self.drive.quota - used)))
+        due = [free for at, free in self._reports if at <= now - self.drive.lag_s] or [self._reports[0][1]]
+        arriving = self.notes / "free.arriving"
+        arriving.write_text(str(due[-1]))
+        arriving.replace(self.notes / "free")
+
+    def _deliver(self, path: str) -> None:
+        source, target = self.view / path, self.cloud / path
+        there = target.stat().st_size if target.exists() else 0
+        try:
+            coming = source.stat().st_size
+        except FileNotFoundError:
+            moved = self._moved_to(path)
+            if moved is not None:
+                (self.cloud / moved).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    if not (self.cloud / moved).exists():
+                        target.replace(self.cloud / moved)
+                        self._delivered[moved] = self._delivered[path]
+            elif path not in self._emptied() or self._random.random() < self.drive.overtaken:
+                self.trash += there
+            super()._deliver(path)
+            self.most = max(self.most, self.used)
+            return
+        if self.used - there + coming > self.drive.quota:
+            self.refused.add(path)
+            return
+        self.refused.discard(path)
+        super()._deliver(path)
+        self.most = max(self.most, self.used)
+
+    def _moved_to(self, path: str) -> str | None:
+        """The new name of a file that was renamed: no deletion, to Drive."""
+        stamp = self._delivered.get(path)
+        unfinished = path.endswith(".part")  # it may have grown since a part of it was delivered
+        for other, found in _listing(self.view).items():
+            same_file = stamp is not None and unfinished and found[1] == stamp[1] and _folder(other) == _folder(path)
+            if found == stamp or same_file:
+                return other
+        return None
+
+    def _emptied(self) -> set[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return set((self.notes / "emptied").read_text().splitlines())
+        return set()
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def live_on(view: Path, notes: Path, quota: int) -> None:
+    """Let this process see a view as Google Drive: emptied files are told to the mount, free space comes from it."""
+    from fastsd_helpers import drive
+    from fastsd_helpers.dreambooth.resume import store
+
+    root = os.path.realpath(view)
+    truncate, usage = os.ftruncate, shutil.disk_usage
+
+    def tell(handle: int, length: int) -> None:
+        truncate(handle, length)
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        if length == 0 and path.startswith(root):
+            with open(notes / "emptied", "a", encoding="utf-8") as file:
+                file.write(os.path.relpath(path, root) + "\n")
+
+    def read(path: object) -> object:
+        if os.path.realpath(path).startswith(root):
+            return shutil._ntuple_diskusage(quota, 0, int((notes / "free").read_text()))
+        return usage(path)
+
+    def on_drive(folder: object) -> bool:
+        return os.path.realpath(folder).startswith(root)
+
+    os.ftruncate, shutil.disk_usage = tell, read
+    drive._mount_kind = lambda folder: "drive" if on_drive(folder) else ""
+    store._LOOK_S = 0.1
