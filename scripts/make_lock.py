@@ -65,6 +65,12 @@ def sections() -> dict[str, list[str]]:
     return found
 
 
+def held_back() -> list[str]:
+    """What a new lock may choose at most: the `# lock: NAME<VERSION  why` lines of requirements-colab.txt."""
+    text = (ROOT / "requirements-colab.txt").read_text(encoding="utf-8")
+    return re.findall(r"^# lock: (\S+)", text, flags=re.MULTILINE)
+
+
 def own_list(text: str) -> tuple[list[str], list[str]]:
     """The requirement lines of a web UI's list, and those of its part `# [override]`, which other packages' wishes
     do not count against."""
@@ -208,7 +214,7 @@ def make_lock(only: str | None = None, change: list[str] | None = None) -> str:
                 before = old["sets"].get(f"{name}-{python}") if change else None
                 held = [line.partition(" ")[0] for line in before["requirements"].splitlines()] if before else []
                 held = [pin for pin in held if pin.partition("==")[0] not in map(canonical, change or ())]
-                packages = resolve(lines, python, work, own=False, constraints=with_safe_floors(held))
+                packages = resolve(lines, python, work, own=False, constraints=[*with_safe_floors(held), *held_back()])
                 locked = [line_of(package) for package in packages]
                 files |= {sha256: (file, size) for item in packages for file, size, sha256 in usable_files(item)}
                 needs[python] |= needs_of(locked, python, work)
