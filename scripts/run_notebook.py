@@ -25,7 +25,8 @@ def forms_of(source: str) -> dict[str, list[str]]:
             function = node.value.func
             name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
             if name.startswith("show_") and name.endswith("form"):
-                classes = [item.id for item in ast.walk(node.value) if isinstance(item, ast.Name)]
+                given = [*node.value.args, *(item.value for item in node.value.keywords)]
+                classes = [item.id for value in given for item in ast.walk(value) if isinstance(item, ast.Name)]
                 found[node.targets[0].id] = [name, *classes]
     return found
 

@@ -45,8 +45,15 @@ def values_for(notebook: str, work: Path) -> dict[str, dict]:
     return {}
 
 
-def use_everything(python: Path, work: Path, sets: tuple[str, ...] = SETS, paths: tuple[str, ...] = ()) -> list[dict]:
-    """Run the sets' paths and their notebooks with a Python; returns a row for each."""
+def use_everything(
+    python: Path,
+    work: Path,
+    sets: tuple[str, ...] = SETS,
+    *,
+    paths: tuple[str, ...] = (),
+    notebooks: tuple[str, ...] = tuple(NOTEBOOKS),
+) -> list[dict]:
+    """Run the sets' paths (or these alone) and their notebooks with a Python; returns a row for each."""
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     environ |= {"HOME": str(work), "HF_HOME": str(work / "hf")}
     command = [str(python), str(ROOT / "scripts" / "main_paths.py"), str(work), "--only", *sets]
@@ -56,7 +63,7 @@ def use_everything(python: Path, work: Path, sets: tuple[str, ...] = SETS, paths
     print("\n".join(lines), flush=True)
     rows = json.loads(last) if last.startswith("[") else [_row("", "main_paths.py", done.returncode, 0, done.stdout)]
     for notebook, set_name in NOTEBOOKS.items():
-        if set_name not in sets:
+        if set_name not in sets or notebook not in notebooks:
             continue
         started = time.monotonic()
         command = [str(python), str(ROOT / "scripts" / "run_notebook.py"), f"{ROOT}/notebooks/{notebook}.ipynb"]

