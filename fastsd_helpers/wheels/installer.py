@@ -301,9 +301,10 @@ def _imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, st
     for module, packages in importlib.metadata.packages_distributions().items():
         for package in packages:
             name = re.sub(r"[-_.]+", "-", package).lower()
-            version = getattr(sys.modules.get(module), "__version__", None)
-            if name in changed and module in sys.modules and (version or not uninstalled):
-                found[name] = str(version or plan.environment.installed.get(name))
+            if name in changed and module in sys.modules:
+                version = getattr(sys.modules[module], "__version__", None)
+                if version or not uninstalled:
+                    found[name] = str(version or plan.environment.installed.get(name))
     return found
 
 
