@@ -40,7 +40,7 @@ def values_for(notebook: str, work: Path) -> dict[str, dict]:
         return {
             "ReadingSessionConfig": {"session_name": "letters"},
             "show_lines_form": {"images": str(work / "lines"), "reader": "demo-reader"},
-            "TeachConfig": {"data": str(work / "lines"), "epochs": 1, "augment": False, "held_out": 0.25},
+            "show_teach_form": {"data": str(work / "lines"), "epochs": 1, "augment": False, "held_out": 0.25},
         }
     return {}
 

@@ -36,7 +36,7 @@ PLATFORM = {
 }
 PLATFORM |= {"packaging", "pip", "google-colab", "kaggle-secrets", "setuptools", "psutil"}
 QUICK = ("prepare", "read-auto", "gate", "webui")
-LONG = ("train", "sample", "lora", "read-page", "teach-lora", "serve", "shrink", "small-page")
+LONG = ("prepare", "train", "sample", "lora", "read-page", "teach-lora", "serve", "shrink", "small-page")
 
 
 def problems(rows: list[dict]) -> list[str]:
