@@ -29,6 +29,8 @@ DEFAULT_CAPTIONER = "Salesforce/blip-image-captioning-base"  # 990 MB, BSD-3-Cla
 # A caption longer than this is no caption: the text encoder reads 77 tokens.
 _MOST_BYTES = 64 * 1024
 
+_NOT_IN_CP1252 = {0x81, 0x8D, 0x8F, 0x90, 0x9D}
+
 # "(3)", "(3) (1)" and "copy" at the end: added by the operating system or by the old notebook's naming rule.
 _COUNTER = re.compile(r"(?:[\s_-]*\(\d+\)|[\s_-]+copy)+\s*$", re.IGNORECASE)
 
@@ -114,7 +116,7 @@ def _says_nothing(word: str) -> bool:
 
 
 def decode_caption(data: bytes) -> str | None:
-    """Read the bytes of a .txt: UTF-8 with or without BOM, UTF-16 with BOM, else Latin-1; empty gives None.
+    """Read the bytes of a .txt: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252; empty gives None.
 
     Raises:
         DatasetError: far too long, or no text at all.
@@ -128,7 +130,8 @@ def decode_caption(data: bytes) -> str | None:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            text = data.decode("latin-1")
+            # Windows' own letters where they are all there: its quotes and dashes are control characters in Latin-1.
+            text = data.decode("latin-1" if set(data) & _NOT_IN_CP1252 else "cp1252")
     if "\0" in text:
         raise DatasetError("The caption holds zero bytes, so it is no text.", hint)
     return " ".join(text.split()) or None

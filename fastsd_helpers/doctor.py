@@ -344,7 +344,7 @@ def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -
     if problem is None and folder is not None:
         _there, problem = _within(_MOUNT_S, lambda: check_health(_first_existing(folder)))
     if problem is not None:
-        yield Finding("problem", f"The folder of {kept} does not answer: {problem[0]}", problem[1])
+        yield Finding("problem", f"The {kept} folder does not answer: {problem[0]}", problem[1])
         return
     free = free_bytes(folder)
     on_drive = "MyDrive" in folder.parts or "Shareddrives" in folder.parts
@@ -353,7 +353,7 @@ def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -
         yield Finding(
             "note",
             "Google Drive is not mounted: what is kept on this machine is lost with it.",
-            f"Run the cell that opens the folder of {kept}: it asks for access.",
+            f"Run the cell that opens the {'session' if kept == 'sessions' else 'folder'}: it asks for access.",
         )
     if free < _LITTLE_DRIVE:
         yield Finding(

@@ -19,8 +19,9 @@ __all__ = ["NamedPhoto", "folder_words", "name_photos", "repeats_in"]
 # At the end, each possibly more than once: what an operating system or a browser adds to a name that is taken.
 _COPY_WORDS = "copy|kopie|kopia|copia|copie|cópia|kopi|kopio|копия|копія|副本|複製|のコピー|コピー|복사본|사본"
 _COUNTER = re.compile(
-    rf"(?:[\s_.–—-]*\(\s*(?:{_COPY_WORDS})?\s*\d*\s*\)|[\s_]*[–—-]*[\s_]*(?<![^\W\d_])(?:{_COPY_WORDS})(?:\s*\d{{1,3}})?"
-    r"|[\s_]+-[\s_]*(?:のコピー|コピー|副本|복사본))+\s*$",
+    rf"(?:[\s_.–—-]{{0,3}}\(\s?(?:{_COPY_WORDS})?\s?\d{{0,9}}\s?\)"
+    rf"|[\s_]{{0,2}}[–—-]{{0,2}}[\s_]{{0,2}}(?<![^\W\d_])(?:{_COPY_WORDS})(?:\s?\d{{1,3}})?"
+    r"|[\s_]{1,2}-[\s_]?(?:のコピー|コピー|副本|복사본))\s?$",
     re.IGNORECASE,
 )
 _COPY_OF = re.compile(
@@ -59,6 +60,7 @@ _CAMERA_NUMBER = re.compile(
 _NUMBER_WORDS = re.compile(
     r"(?:^|(?<=[\s_.-]))(?:no|nr|num|number|n°|№|v|ver|version|frame|frm)[\s_.-]*$", re.IGNORECASE
 )
+_MOST_LETTERS = 160
 _KOHYA = re.compile(r"^(\d+)_(?=\S)")
 
 _EDGES = " \t_.,;~+#@–—-·&()[]{}'’\"№="
@@ -103,7 +105,7 @@ def folder_words(name: str) -> str:
     """The words of the nearest folder in a photo's name that has any; kohya's repeat number ("10_") is none of them."""
     for part in reversed(PurePosixPath(name).parts[:-1]):
         plain = _KOHYA.sub("", unicodedata.normalize("NFC", part))
-        text = _tidy(_DATE.sub(" ", _COUNTER.sub("", plain)))
+        text = _tidy(_DATE.sub(" ", _without_counters(plain)))
         said = [word for word in re.findall(r"[^\W\d]+", text.casefold()) if word.strip("_")]
         if (
             not said
@@ -129,11 +131,13 @@ def repeats_in(names: Sequence[str]) -> dict[str, int]:
 
 
 def _stem(name: str) -> str:
-    return unicodedata.normalize("NFC", PurePosixPath(name).stem)
+    stem = unicodedata.normalize("NFC", PurePosixPath(name).stem)
+    # Long runs of separators say nothing, and cost a regular expression much.
+    return re.sub(r"([\s_.–—-])\1{2,}", r"\1", stem)[:_MOST_LETTERS]
 
 
 def _parse(stem: str) -> _Name:
-    plain = _COUNTER.sub("", stem)
+    plain = _without_counters(stem)
     counter = plain != stem
     plain = _COPY_OF.sub("", plain)
     if _is_program(plain) or not words_of(f"{plain}.png") or not _says_something(plain):
@@ -141,10 +145,19 @@ def _parse(stem: str) -> _Name:
     text = _PROGRAM_PREFIX.sub("", plain)
     for pattern in (_CAMERA_NUMBER, _DATE, _TIME, _SIZE):
         text = pattern.sub(" ", text)
-    text = _COUNTER.sub("", text.strip(" _-"))
+    text = _without_counters(text.strip(" _-"))
     shorter = _TOUCHED.sub("", text)
     text = shorter if _says_something(shorter) else text
     return _Name(text, [match.span() for match in re.finditer(r"\d+", text)], counter)
+
+
+def _without_counters(text: str) -> str:
+    for _ in range(6):
+        shorter = _COUNTER.sub("", text)
+        if shorter == text:
+            break
+        text = shorter
+    return text
 
 
 def _is_program(text: str) -> bool:
@@ -181,7 +194,7 @@ def _words_of_set(names: list[_Name]) -> list[str]:
     # One name with a number beside names without one: "rex.jpg" and "rex 2.jpg" are the same words too.
     bare = {text.casefold() for text in words}
     for places in groups.values():
-        if len({names[place].text.casefold() for place in places}) == 1:
+        if len(places) == 1:
             for place in places:
                 numbers = range(len(names[place].runs))
                 for dropped in [numbers[-1:], numbers] if numbers else []:

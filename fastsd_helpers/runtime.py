@@ -26,6 +26,7 @@ __all__ = [
     "REPOSITORY",
     "REVISION",
     "Device",
+    "choose_waiting",
     "colab_link",
     "describe_device",
     "end_runtime",
@@ -74,6 +75,7 @@ _IN_ADDRESSES = re.compile(
     re.IGNORECASE,
 )
 _HIDDEN = "•••"
+_BUSY_SHARE = 0.35  # of the cores; less is what a notebook and a browser do
 
 
 def where() -> Literal["colab", "kaggle", "jupyter", "terminal"]:
@@ -130,6 +132,32 @@ def install_command(extra: str = "", *, again: bool = False) -> str:
     tag = "" if REVISION == "main" else f"@{REVISION}"
     place = f"git+{REPOSITORY}{tag}" if shutil.which("git") else f"{REPOSITORY}/archive/{REVISION}.zip"
     return f'pip install {"--force-reinstall " if again else ""}"{name} @ {place}"'
+
+
+def choose_waiting() -> str:
+    """Decide how threads of this process wait for each other on the processor; returns what was chosen, in words.
+
+    A thread that waits for the others of its sum keeps its core busy: quick on a machine that is otherwise idle, and
+    several times slower beside another busy program, which the others then wait for. By the load average of the last
+    minute against the cores. Only the waiting is chosen: the number of threads decides the bits and stays. PyTorch
+    reads this once, when it is loaded. Source: OpenMP 5.2, OMP_WAIT_POLICY; KMP_BLOCKTIME is that of Intel's runtime.
+
+    Returns:
+        "" where it is not decided here: the user has, PyTorch is loaded already, or there is a GPU to do the sums.
+    """
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if any(name in os.environ for name in names) or "torch" in sys.modules or os.path.exists("/dev/nvidiactl"):
+        return ""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    against = f"load {load:.1f} on {cores} core{'s' * (cores > 1)}"
+    if load < _BUSY_SHARE * cores:
+        return f"Threads wait actively: this machine is idle ({against})."
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    return f"Threads wait passively: other programs are busy on this machine ({against})."
 
 
 def make_cpu_sums_repeatable() -> None:

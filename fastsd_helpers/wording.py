@@ -14,6 +14,7 @@ _PLACE = "'google drive' or 'shared drive' (in the session's form)"
 _FIELDS = {
     "restart": f"'start over' {_TRAINING}",
     "more-steps": f"'more steps' {_TRAINING}",
+    "more-text-encoder-steps": f"'more text encoder steps' {_TRAINING}",
     "root": _PLACE,
     "from": "'import from' (in the session's form)",
     "extension": "'extensions'",

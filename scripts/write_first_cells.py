@@ -25,7 +25,7 @@ CELL = (
     + r"""import glob, importlib.util, io, os, re, sys, urllib.request, zipfile, zlib
 VERSION, ARCHIVE, PART, here = "@version@", "@archive@", "fastsd_helpers/__init__.py", os.getcwd()
 installed = getattr(importlib.util.find_spec("fastsd_helpers"), "origin", None) or ""
-Stopped = type("Stopped", (Exception,), {"_render_traceback_": lambda self: [f"✋ {self}"]})
+Stopped = type("Stopped", (Exception,), {"_render_traceback_": lambda self: [f"✗ {self}"]})
 found, ways = {}, [installed, *(os.path.normpath(here + "/.." * up + "/" + PART) for up in range(9))]
 for spot in glob.escape(here), "/content/drive/MyDrive/fastsd", *("/kaggle/input" + "/*" * depth for depth in range(5)):
     ways += [way for name in ("*fastsd*.whl", "*fastsd*.zip", "*/" + PART) for way in glob.glob(f"{spot}/{name}")]
@@ -37,7 +37,7 @@ for way in (way for way in [*ways, ARCHIVE] if os.path.isfile(way) or way == ARC
         text = (box.testzip() or box.read(name)) if box else file.read()
         found.setdefault(re.search(rb'__version__ = "(.+?)"', text)[1].decode(), (way, name, box))
     except Exception:
-        way == ARCHIVE or print(f"✋ {way} is skipped: it is damaged, or holds no fastsd_helpers (a zip in a zip?).")
+        way == ARCHIVE or print(f"✗ {way} is skipped: it is damaged, or holds no fastsd_helpers (a zip in a zip?).")
 if not found: raise Stopped(f"@none@")
 way, name, box = found[max(found, key=lambda text: (text == VERSION, [int(word) for word in re.findall(r"\d+", text)]))]
 mark = zlib.crc32(repr([(item.filename, item.CRC) for item in box.infolist()]).encode()) if box else 0

@@ -67,6 +67,14 @@ def _own_log() -> Iterator[None]:
     logger.propagate, logger.handlers = before[1], before[2]
 
 
+@pytest.fixture(autouse=True)
+def _own_desk() -> Iterator[None]:
+    """What a notebook remembers of its forms and its session is of one test alone."""
+    yield
+    if (desk := sys.modules.get("fastsd_helpers.forms.desk")) is not None:
+        desk.clear()
+
+
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that kill processes, not machines: what a process has written outlives it, and a busy disk is slow.

@@ -1,11 +1,12 @@
 """For tests of the web UI notebook: the edges of its kernel, put in place by a file that IPython runs first.
 
 The web UI is a real Gradio server with AUTOMATIC1111's flags and log lines; its code comes from a local repository
-through the real installation; the packages are those of this very Python. The tunnel's far end is the gate's own port:
-what the services do is tested in test_tunnels.py.
+through the real installation; the packages are those of this very Python. The link is localtunnel's, whose program
+leads to the gate's own port: what the services do is tested in test_tunnels.py.
 """
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from typing import Any
 
 import pytest
 from bare_guard import use_bare_guard
+from tunnel_doubles import FORWARD, make_program
 
-__all__ = ["GRADIO_APP", "fake_edges", "prepare_kernel"]
+__all__ = ["GRADIO_APP", "LINK", "fake_edges", "prepare_kernel"]
+
+# The settings of a link that the program of `prepare_kernel` makes, from the process that holds it too.
+LINK = {"kind": "localtunnel", "localtunnel_server": "http://127.0.0.1:9"}
 
 GRADIO_APP = """
 import sys
@@ -58,15 +63,17 @@ def prepare_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         encoding="utf-8",
     )
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    target = "target = int(sys.argv[sys.argv.index('--port') + 1])\n"
+    said = "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()"
+    make_program(folder / "programs", "lt", FORWARD + target + said)
+    monkeypatch.setenv("PATH", f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}")
 
 
 def fake_edges(upstream: str, commit: str, guard: str) -> None:
-    """In the kernel: the one repository, an environment that is this Python, and a service that leads to the gate.
+    """In the kernel: the one repository, and an environment that is this Python.
 
     The guard in place of the real one asks for nothing of AUTOMATIC1111's, which is not there.
     """
-    from fastsd_helpers.processes import Child
-    from fastsd_helpers.tunnels import services
     from fastsd_helpers.webui import catalog
 
     real = catalog.find_ui("a1111")
@@ -80,10 +87,6 @@ def fake_edges(upstream: str, commit: str, guard: str) -> None:
         interpreter.chmod(0o755)
         return interpreter
 
-    def lead_to(port: int, _config: Any) -> Any:
-        child = Child([sys.executable, "-c", "import time; time.sleep(600)"])
-        return services.Running(f"http://127.0.0.1:{port}", child)
-
     def find_ui(key: str) -> Any:
         return small if key == "a1111" else catalog.find_ui(key)
 
@@ -94,4 +97,3 @@ def fake_edges(upstream: str, commit: str, guard: str) -> None:
     installing.make_environment = make_environment
     installing.install = lambda name, **more: type("Report", (), {"changes": ()})
     installing.check_room = lambda *_args, **_more: None
-    services.SERVICES["cloudflared"] = lead_to

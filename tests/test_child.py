@@ -115,6 +115,13 @@ def test_the_command_line_means_the_very_settings(config: DreamBoothConfig, sess
     assert chosen.json
 
 
+def test_more_steps_go_on_the_command_line(session: Session) -> None:
+    command = train_command(DreamBoothConfig(seed=42), session, more_steps=20, more_text_encoder_steps=5)
+    chosen = parse(command[3:])
+    assert (chosen.more_steps, chosen.more_text_encoder_steps, chosen.restart) == (20, 5, False)
+    assert given_values(chosen, DreamBoothConfig) == {"seed": 42}, "given, although it is the default"
+
+
 def test_settings_left_alone_are_left_out(session: Session) -> None:
     assert train_command(DreamBoothConfig(), session)[-3:] == ["--root", str(session.folder.parent), "--json"]
 
@@ -260,6 +267,20 @@ def test_the_journal_keeps_the_mean_loss_between_its_lines(
     for step, loss in enumerate((9.0, 1.0, 2.0, 3.0), start=1):
         report(Progress("unet", step, 4, loss, 1.0))
     assert JournalReader(session).read().losses["unet"] == [(1, 9.0), (4, 2.0)], "first, and last with the mean"
+
+
+def test_a_run_that_is_gone_on_with_shows_its_whole_curve(session: Session) -> None:
+    report, reader = Journal(session, every_s=0), JournalReader(session)
+    losses = {"text_encoder": [0.5, 0.25], "unet": [1.0] * 1500}
+    report(Progress(message="Going on after step 1502 of 1510.", history=losses))
+    report(Progress("unet", 1501, 1508, 0.5, 7.0))
+    live = reader.read()
+    assert live.losses["text_encoder"] == [(1, 0.5), (2, 0.25)]
+    curve = live.losses["unet"]
+    assert curve[-1] == (1501, 0.5)
+    assert 100 < len(curve) <= 601
+    assert curve[0][0] < 5
+    assert live.messages == ["Going on after step 1502 of 1510."]
 
 
 def test_a_line_that_was_cut_is_passed_over_until_it_is_whole(session: Session) -> None:

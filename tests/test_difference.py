@@ -1,5 +1,6 @@
 """What a set asks for and a Python lacks, on small sets made here: who is asked, what stays, what is refused."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -72,20 +73,59 @@ def test_what_is_absent_brings_its_own_needs_and_says_who_asked():
 def test_what_is_there_and_fits_stays_and_its_needs_are_its_own_business():
     plan = make_plan(SET, environment(alpha_one="1.0", gamma="0.1"))
     assert (plan.changes, plan.kept, plan.bytes) == ((), 5, 0)
-    plan = make_plan(SET, environment(gamma="0.2rc1", beta="1.9", epsilon="9"))
+    plan = make_plan(SET, environment(gamma="0.2rc1", beta="2.0", epsilon="9"))
     assert changes(plan) == [
         ("alpha-one", None, "2.0", "fastsd needs Alpha_One<3,>=1"),
-        ("beta", "1.9", "2.5", "alpha-one needs beta>=2, 1.9 is here"),
         ("delta", None, "1.0", "alpha-one needs delta"),
     ]
-    assert plan.kept == 2
+    assert (plan.kept, plan.left) == (3, ())
 
 
-@pytest.mark.parametrize(("version", "stays"), [("0.9", False), ("1", True), ("2.9.9", True), ("3.0", False)])
-def test_a_range_decides_at_its_bounds(version, stays):
+@pytest.mark.parametrize("version", ["1", "2.9.9", "3.0", "4.1", "3.0+cu128"])
+def test_nothing_that_is_there_changes_and_what_is_newer_than_was_tried_is_told(version):
     plan = make_plan(SET, environment(alpha_one=version, gamma="0.3", beta="2", delta="1"))
-    expected = [] if stays else [("alpha-one", version, "2.0", f"fastsd needs Alpha_One<3,>=1, {version} is here")]
-    assert changes(plan) == expected
+    assert plan.changes == ()
+    newer = version[0] in "34"
+    assert plan.left == ((f"alpha-one {version} (fastsd asks for <3,>=1)",) if newer else ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "stays"),
+    [
+        ("<2", "2", True), ("<=2", "2.1", True), ("==2", "2.1", True), ("==2.*", "3.0", True), ("~=2.1", "3.0", True),
+        ("==2", "1.9", False), ("==2.*", "1.9", False), ("~=2.1", "2.0", False), (">=2,<3", "1.9", False),
+        (">2", "2", False), (">=1,!=1.5", "1.5", False), ("<2,!=3.1", "3.1", False), ("<2,!=3.1", "3.2", True),
+        ("==2.0", "2.0+cpu", True), ("===2.0", "2.1", False), (">=2", "2.0rc1", False), ("<2", "2.0rc1", True),
+    ],
+)  # fmt: skip
+def test_an_upper_bound_moves_no_package_and_a_lower_one_is_told(asked, version, stays):
+    little = lock_set([f"a{asked}"], row("a", "2.0"))
+    if stays:
+        plan = make_plan(little, environment(a=version))
+        assert (plan.changes, plan.kept) == ((), 1)
+        assert has_all(little, environment(a=version))
+        return
+    with pytest.raises(
+        InstallError, match=re.escape(f"Too old here for 'little': a {version} (fastsd needs")
+    ) as caught:
+        make_plan(little, environment(a=version))
+    assert "pip install --upgrade 'a" in caught.value.hint
+    assert not has_all(little, environment(a=version))
+    assert make_plan(little, environment(a=version), skip=("A",)).changes == ()
+
+
+def test_all_that_is_too_old_is_told_at_once_with_who_needs_it_and_nothing_of_it_is_planned():
+    with pytest.raises(InstallError, match="no version of yours is ever changed") as caught:
+        make_plan(SET, environment(gamma="0.0.9", beta="1.9"))
+    assert "beta 1.9 (alpha-one needs >=2), gamma 0.0.9 (fastsd needs >=0.1)" in caught.value.problem
+    assert "--upgrade 'beta>=2' 'gamma>=0.1'" in caught.value.hint
+
+
+def test_the_newer_one_of_the_platforms_own_stays_too():
+    heavy = lock_set(["a"], row("a", "1", "numpy<2.4,>=2"))
+    plan = make_plan(heavy, environment(numpy="2.5"))
+    assert [name for name, *_ in changes(plan)] == ["a"]
+    assert plan.left == ("numpy 2.5 (a asks for <2.4,>=2)",)
 
 
 def test_what_others_install_is_skipped_by_name_or_pattern():
@@ -93,6 +133,8 @@ def test_what_others_install_is_skipped_by_name_or_pattern():
     assert [name for name, *_ in changes(plan)] == ["alpha-one", "delta", "epsilon"]
     assert plan.kept == 2
     assert make_plan(SET, environment(), skip=iter(["*"])).changes == ()
+    plan = make_plan(SET, environment(), skip=("Beta", "G*", "EPSILON", "Alpha_One"))
+    assert [name for name, *_ in changes(plan)] == ["delta"], "names are compared as indexes do, patterns too"
 
 
 def test_two_ways_to_one_package_install_it_once():
@@ -158,14 +200,17 @@ def test_in_an_environment_of_its_own_every_version_is_the_locked_one():
 def test_any_build_of_a_library_serves_at_a_version_in_its_range():
     vision = lock_set(["opencv-python-headless>=4.9"], row("opencv-python-headless", "4.12"))
     assert make_plan(vision, environment(opencv_contrib_python="4.9")).changes == ()
-    assert len(make_plan(vision, environment(opencv_contrib_python="4.8")).changes) == 1
+    with pytest.raises(InstallError, match=r"opencv-contrib-python 4\.8 \(fastsd needs >=4\.9\)") as caught:
+        make_plan(vision, environment(opencv_contrib_python="4.8"))  # a second build would overwrite it
+    assert "'opencv-contrib-python>=4.9'" in caught.value.hint
     assert len(make_plan(vision, environment(opencv="4.9")).changes) == 1
 
 
 def test_all_that_is_asked_for_by_name_is_enough():
     assert has_all(SET, environment(alpha_one="2", gamma="1"))
     assert not has_all(SET, environment(alpha_one="2"))
-    assert not has_all(SET, environment(alpha_one="3", gamma="1"))
+    assert has_all(SET, environment(alpha_one="3", gamma="1"))
+    assert not has_all(SET, environment(alpha_one="0.9", gamma="1"))
     assert has_all(SET, environment(alpha_one="2"), skip=("gam*",))
     assert has_all(SET, environment(alpha_one="2"), skip=iter(["gamma"]))
     assert not has_all(lock_set([], row("a", "1"), own=True), environment(a="1"))

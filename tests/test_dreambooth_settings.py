@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fastsd_helpers.demo import SUBJECTS_FOLDER
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_steps
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
 from fastsd_helpers.errors import SettingsError
@@ -129,6 +130,7 @@ CASES: dict[str, tuple[dict, object, object]] = {
     "lr_scheduler": ({}, "linear", "constant"),
     "prior_weight": (CLASS, 1.0, 0.5),
     "class_images": (CLASS, 2, 3),
+    "class_folder": (CLASS, None, "a folder"),
     "class_guidance": (CLASS, 1.0, 7.5),
     "min_snr": ({}, None, 0.01),  # 1 and more changes nothing at the noisy timesteps that two steps may draw
     "offset_noise": ({}, None, 0.2),
@@ -205,6 +207,8 @@ def test_every_field_changes_the_run(name, bases, tmp_path, monkeypatch, no_fsyn
     for number, value in enumerate((one, other)):
         values = {"unet_steps": 2, "text_encoder_steps": 2, **common, name: value}
         base = bases[values.pop("base_model", "one")]
+        if values.get("class_folder"):
+            values["class_folder"] = str(SUBJECTS_FOLDER / "held_out" / "robot")
         if name == "steps":  # the model's own are too many for a test
             spec = find_model("demo")
             monkeypatch.setitem(spec.defaults, "unet_steps", 30)

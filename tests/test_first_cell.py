@@ -254,7 +254,7 @@ def test_a_file_that_is_damaged_is_named_and_the_next_way_taken(place: Place, ho
     damage(write_archive(place.work / "fastsd_helpers-0.1.0.zip", inside="fastsd_helpers-0.1.0/"), how)
     write_archive(place.drive / "fastsd_helpers-0.1.0-py3-none-any.whl")
     said = place.run()
-    assert f"✋ {place.work}/fastsd_helpers-0.1.0.zip is skipped: it is damaged, or holds no fastsd_helpers" in said
+    assert f"✗ {place.work}/fastsd_helpers-0.1.0.zip is skipped: it is damaged, or holds no fastsd_helpers" in said
     assert came_from(said)[0] == VERSION
     assert "Traceback" not in said
 
@@ -297,7 +297,7 @@ def test_without_any_way_in_one_sentence_names_three_and_the_cell_stops(
     assert "STOPPED" in said
     assert "THE NEXT CELL" not in said
     text = said.replace("STOPPED", "").strip()
-    assert text.startswith(f"✋ fastsd_helpers is not on this machine, and {place.address} does not give it.")
+    assert text.startswith(f"✗ fastsd_helpers is not on this machine, and {place.address} does not give it.")
     assert len(text.splitlines()) == 1, text
     for way in (str(place.work), "Google Drive", "Kaggle", "unpacked copy", "run this cell again"):
         assert way in text
@@ -328,10 +328,12 @@ def test_a_notebook_of_another_version_is_told_so_and_children_find_this_copy(
     report = type("Report", (), {"changes": (), "restart": ()})()
     monkeypatch.setattr(readiness, "install", lambda *_words, **_more: report)
     monkeypatch.setattr(readiness, "start_log", lambda: None)
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: None)
     monkeypatch.setattr(
         readiness, "examine", lambda **_more: type("Doctor", (), {"summary": lambda self, _w: ["ready"]})()
     )
     monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # as it was, after the test
     caplog.set_level("INFO", logger="fastsd_helpers")
     readiness.set_up("trocr", VERSION)
     readiness.set_up("trocr")
@@ -347,6 +349,29 @@ def test_a_notebook_of_another_version_is_told_so_and_children_find_this_copy(
         check=False,
     )
     assert VERSION in done.stdout
+
+
+@pytest.mark.parametrize("place", ["colab", "kaggle", "jupyter"])
+def test_an_unpacked_copy_has_its_command_and_on_a_lent_machine_the_next_kernel_finds_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastsd_helpers.forms import readiness
+
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setattr(readiness.sysconfig, "get_path", lambda name: str(site))
+    monkeypatch.setattr(readiness, "where", lambda: place)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", "")
+    readiness._tell_children(ROOT)
+    done = subprocess.run(["fastsd", "--version"], cwd="/", capture_output=True, text=True, check=False)
+    assert VERSION in done.stdout, done.stderr
+    command = [sys.executable, "-I", "-S", "-c", f"import site; site.addsitedir({str(site)!r}); import fastsd_helpers"]
+    found = subprocess.run(command, cwd="/", capture_output=True, check=False).returncode == 0
+    assert found == (place != "jupyter"), "a Python of the user's own gets nothing unasked"
+    site.chmod(0o500)
+    readiness._tell_children(tmp_path / "another")  # what cannot be written costs nobody the notebook
+    site.chmod(0o700)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +390,9 @@ def test_each_notebook_names_the_folder_that_it_will_use(
     report = type("Report", (), {"changes": (), "restart": ()})()
     monkeypatch.setattr(readiness, "install", lambda *_words, **_more: report)
     monkeypatch.setattr(readiness, "start_log", lambda: None)
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: None)
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", logger="fastsd_helpers")
     readiness.set_up(workflow)
@@ -446,7 +473,7 @@ def test_what_a_release_hands_out_is_a_way_in_for_a_real_kernel(
     empty = tmp_path / "empty"
     empty.mkdir()
     (said,) = kernels.run(empty, offline, monkeypatch=monkeypatch)
-    assert said.startswith("✋ fastsd_helpers is not on this machine")
+    assert said.startswith("✗ fastsd_helpers is not on this machine")
     assert "Traceback" not in said
     drive, inputs = tmp_path / "drive", tmp_path / "input" / "a data set"
     for name, folder, more in (
@@ -460,10 +487,13 @@ def test_what_a_release_hands_out_is_a_way_in_for_a_real_kernel(
         there = offline.replace("/content/drive/MyDrive/fastsd", str(drive)).replace(
             "/kaggle/input", str(inputs.parent)
         )
-        for _time in ("first", "after a restart of the kernel")[: 2 if folder == drive else 1]:
-            said, where = kernels.run(work, there, WHERE, monkeypatch=monkeypatch, **more)
-            assert "Python 3" in said, said
-            assert "is skipped" not in said, said
-            assert str(tmp_path / "machine" / "home") in where
-            assert f"returncode=0, stdout='fastsd {VERSION}" in where, where
+        kernels = Kernels(tmp_path / f"machine of {folder.name}")
+        said, where = kernels.run(work, there, WHERE, monkeypatch=monkeypatch, **more)
+        assert "Python 3" in said, said
+        assert "is skipped" not in said, said
+        # A new kernel, in which on a lent machine not even the first cell has to come first.
+        later = kernels.run(work, WHERE, monkeypatch=monkeypatch, **more) if folder == drive else []
+        for found in (where, *later):
+            assert str(tmp_path / f"machine of {folder.name}" / "home") in found
+            assert f"returncode=0, stdout='fastsd {VERSION}" in found, found
         (folder / name).unlink()

@@ -1,6 +1,7 @@
 """A settings class becomes a form, on ipywidgets 8 and on the 7.7.1 that Colab has."""
 
 import ast
+import html
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from fastsd_helpers.errors import DependencyMissing, InstallError, SessionError,
 from fastsd_helpers.forms import (
     Form,
     SessionConfig,
+    desk,
     model_choice,
     notebook,
     open_session,
@@ -125,7 +127,7 @@ def test_bad_values_are_all_named_and_none_is_silently_moved_to_a_limit() -> Non
 def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
-    assert form._fields["coats"].problem == "is 20; the largest is 9"
+    assert form._fields["coats"].problem == "coats is 20; the largest is 9"
     assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
     widget(form, "coats").value = "9"
@@ -157,7 +159,7 @@ def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() ->
 
     form = show_form(FenceConfig)
     widget(form, "boards").value = "20"
-    assert form._fields["boards"].problem == "are more than posts carry"
+    assert form._fields["boards"].problem == "boards are more than posts carry"
     assert form._fields["posts"].problem == ""
     widget(form, "posts").value = "13"
     assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"
@@ -239,6 +241,9 @@ def test_advanced_settings_are_folded_away() -> None:
 PLAIN_OF_PAINT = ("base_model", "finish", "sheen", "ladder", "primer", "coats", "speed", "shed_key")
 
 
+_SHOW = ("show_form", "show_ui_form", "show_store_form")
+
+
 def forms_of_the_notebooks() -> list[type]:
     """Every settings class that a cell of a notebook shows as a form."""
     imported: dict[str, str] = {}
@@ -251,8 +256,9 @@ def forms_of_the_notebooks() -> list[type]:
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.ImportFrom):
                     imported |= {alias.name: node.module for alias in node.names}
-                elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_form":
-                    shown.add(node.args[0].id)
+                elif isinstance(node, ast.Call) and getattr(node.func, "id", "").startswith("show_") and node.args:
+                    name = getattr(node.args[0], "id", "")
+                    shown |= {name} if name.endswith("Config") else set()
     return [getattr(importlib.import_module(imported[name]), name) for name in sorted(shown)]
 
 
@@ -290,9 +296,55 @@ def test_every_form_of_a_notebook_shows_something_and_folds_away_what_says_so(se
     assert not plain & folded
 
 
-def test_a_form_displays_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    show_form(PaintConfig)._ipython_display_()
-    assert "VBox" in capsys.readouterr().out
+def test_a_form_displays_itself_and_a_page_without_widgets_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, *, raw: shown.append(data))
+    form = show_form(PaintConfig)
+    form._ipython_display_()
+    (bundle,) = shown
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == form._box.model_id
+    assert "JupyterLab" in bundle["text/plain"]
+    assert "pip install" in bundle["text/plain"]
+    assert "VBox" not in bundle["text/plain"]
+
+
+def test_every_view_says_the_same_to_a_page_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsd_helpers.forms import view
+
+    shown: list[Any] = []
+    monkeypatch.setattr(view, "show_widget", shown.append)
+    folder = Path(view.__file__).parent
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert path.name == "view.py" or "display" not in calls, f"{path.name} shows something past `show_widget`"
+    made = view.View()
+    made.box = view.make_frame()
+    made._ipython_display_()
+    assert shown == [made.box]
+
+
+def test_ipywidgets_that_are_too_old_are_named_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ipywidgets, "Combobox")
+    with pytest.raises(DependencyMissing, match="needs ipywidgets 7"):
+        show_form(PaintConfig)
+
+
+def test_every_input_has_its_label_and_every_form_its_name() -> None:
+    def inputs(box: Any) -> list[Any]:
+        own = [box] if hasattr(box, "description") and hasattr(box, "value") else []
+        return [*own, *(found for child in getattr(box, "children", ()) for found in inputs(child))]
+
+    for settings in (PaintConfig, *forms_of_the_notebooks()):
+        form = show_form(settings)
+        found = [each for each in inputs(form._box) if type(each).__name__ not in ("HTML", "FileUpload")]
+        assert len(found) >= len(form._fields)
+        assert all(each.description.strip() for each in found), settings
+        name = html.unescape(re.search(r'fastsd-name">([^<]*)', form._box.children[0].value)[1])
+        assert len(name) > 3
+        assert settings.__doc__.startswith(name)
 
 
 # -------------------------------------------------------------------------------------------- a session
@@ -312,6 +364,7 @@ def test_what_was_entered_is_there_when_the_session_is_opened_again(tmp_path: Pa
 def test_what_is_wrong_is_not_kept(tmp_path: Path) -> None:
     form = show_form(PaintConfig, restore=Session.create("wall", root=tmp_path))
     widget(form, "coats").value = "20"
+    desk.clear()  # a new kernel
     assert show_form(PaintConfig, restore=Session.open("wall", root=tmp_path)).values()["coats"] == 2
 
 
@@ -387,7 +440,10 @@ def test_everything_here_holds_on_colabs_ipywidgets_7_too() -> None:
         [sys.executable, "-c", version], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "7.7.1"
-    files = [str(ROOT / "tests" / name) for name in ("test_forms.py", "test_forms_notebook.py")]
+    files = [
+        str(ROOT / "tests" / name)
+        for name in ("test_forms.py", "test_forms_notebook.py", "test_known_values.py", "test_desk.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -410,6 +466,8 @@ def first_cell(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     warning = Finding("warning", "Little room.", "Delete something.")
     found = Diagnosis(said, {"python": "3.13.15", "torch": "2.11.0"}, (Finding("note", "No matter."), warning))
     monkeypatch.setattr(readiness, "install", install)
+    # For the whole process, and this one goes on with other tests.
+    monkeypatch.setattr(readiness, "quieten_libraries", lambda: seen.update(quiet=True))
     monkeypatch.setattr(readiness, "examine", lambda **options: found)
     monkeypatch.setattr(readiness, "_DRIVERS", (Path(__file__),))
     return seen
@@ -419,7 +477,7 @@ def test_the_first_cell_installs_and_says_in_a_few_lines_what_this_machine_is(
     first_cell: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readiness.set_up("dreambooth")
-    assert (first_cell["name"], first_cell["skip"]) == ("dreambooth", ())
+    assert (first_cell["name"], first_cell["skip"], first_cell["quiet"]) == ("dreambooth", (), True)
     assert capsys.readouterr().err.splitlines() == [
         "This machine: GPU Tesla T4; 2 cores, 13.6 GB of memory; python 3.13.15, torch 2.11.0.",
         "⚠ Little room.",
@@ -452,7 +510,7 @@ def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptur
     assert again.folder == made.folder == Path.cwd() / "Fast-Dreambooth" / "Sessions" / "rex"
     assert again.record["seed"] == 7
     assert "Made the session rex" in caplog.text
-    assert "Opened the session rex" in caplog.text
+    assert "Going on with rex, last used just now" in caplog.text
 
 
 def test_a_session_name_that_cannot_be_a_folder_is_refused() -> None:
@@ -501,7 +559,7 @@ def test_a_cell_that_gets_the_form_of_another_cell_says_which_cell_to_run() -> N
         with pytest.raises(SettingsError) as caught:
             call(*words)
         assert type(words[0]).__name__ in caught.value.problem
-        assert "just above" in caught.value.hint
+        assert re.fullmatch(r"Run cell [23]a first, then this one\.", caught.value.hint)
 
 
 @pytest.mark.parametrize("settings", [SessionConfig, PrepareConfig, DreamBoothConfig])
@@ -510,5 +568,6 @@ def test_every_form_of_the_notebook_gives_its_defaults_untouched_and_restores_wh
 ) -> None:
     session = Session.create("rex", root=tmp_path)
     form = show_form(settings, restore=session)
-    assert form.config() == settings()
-    assert show_form(settings, restore=Session.open("rex", root=tmp_path)).config() == settings()
+    untouched = settings(session_name="my-subject") if settings is SessionConfig else settings()
+    assert form.config() == untouched
+    assert show_form(settings, restore=Session.open("rex", root=tmp_path)).config() == untouched

@@ -38,12 +38,15 @@ from fastsd_helpers.errors import (
     VerificationFailed,
 )
 from fastsd_helpers.forms import (
+    RunConfig,
     SessionConfig,
     caption_editor,
+    desk,
     open_session,
     playing,
     prepare_pictures,
     sharing,
+    show_form,
     training,
 )
 from fastsd_helpers.forms.live_view import LiveView, in_words
@@ -197,7 +200,9 @@ def test_a_hostile_name_stays_in_the_uploads_folder(session: Session, name: str)
 def test_uploads_can_be_removed_again(session: Session) -> None:
     form = forms.show_photos_form(session)
     find(form._box, "FileUpload").set_trait("value", upload_value({"a.png": photo(1)}))
-    find(form._box, "Button", "Remove").click()
+    find(form._box, "Button", "Remove all").click()
+    assert len(list_uploads(session)) == 1, "it asks first"
+    find(form._box, "Button", "Yes, remove all").click()
     assert list_uploads(session) == []
     assert form.config().images == ""
 
@@ -630,7 +635,7 @@ def test_stop_asks_to_save_and_a_second_press_ends_at_once(
     with pytest.raises(Interrupted, match="Stopped at unet step 5"):
         training.run_training(DreamBoothConfig(), session)
     assert child.asked == ["stop", "kill"]
-    assert "Stopped at unet step 5" in views[0]._head.value
+    assert "Stopped; where it stands is said below" in views[0]._head.value
 
 
 def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(
@@ -664,6 +669,48 @@ def test_a_failure_is_said_once_below_the_cell_and_a_finished_run_shows_its_loss
     assert 'alt="the losses of the whole run"' in shown
     with pytest.raises(SettingsError, match="ExportConfig"):
         training.run_training(ExportConfig(), session)  # type: ignore[arg-type]
+
+
+def test_what_was_asked_for_once_is_taken_back_when_it_has_begun_and_not_when_it_was_refused(
+    session: Session, monkeypatch: pytest.MonkeyPatch, views: list[LiveView]
+) -> None:
+    form = show_form(RunConfig)
+    form.update(more_steps=20, more_text_encoder_steps=5, disconnect_when_done=True)
+    asked: list[dict[str, Any]] = []
+    child = Pretended(session, FastSDError("Refused.", "Otherwise."))
+    child.live = Live
+    monkeypatch.setattr(training, "find_training", lambda session: None)
+    monkeypatch.setattr(training, "start_training", lambda *_, **words: asked.append(words) or child)
+    monkeypatch.setattr(training, "disconnect_when_safe", lambda *_, **words: asked.append(words))
+    with pytest.raises(FastSDError, match="Refused"):
+        training.run_training(DreamBoothConfig(), session, form.config())
+    assert (form.values()["more_steps"], form.values()["more_text_encoder_steps"]) == (20, 5), "for another try"
+    child.outcome = result_of(session)
+    training.run_training(DreamBoothConfig(), session, form.config())
+    more = {"more_steps": 20, "more_text_encoder_steps": 5}
+    assert asked == [{"restart": False, "take_over": False, **more}] * 2 + [{"disconnect": True}]
+    assert form.config() == RunConfig(), "Run all a second time goes on and does nothing twice"
+    form.update(start_over=True)
+    child.outcome = Interrupted("Stopped at unet step 5.", "Go on.")
+    with pytest.raises(Interrupted):
+        training.run_training(DreamBoothConfig(), session, form.config())
+    assert asked[-1]["restart"] is True
+    assert form.config() == RunConfig()
+    assert "RunConfig" not in session.record.get("forms", {})
+    with pytest.raises(SettingsError, match="exclude each other"):
+        RunConfig(more_steps=1, start_over=True)
+
+
+def test_a_form_gives_what_was_typed_and_what_the_session_kept_and_no_default(session: Session) -> None:
+    from fastsd_helpers.dreambooth.settings import given_values
+
+    form = show_form(DreamBoothConfig, restore=session)
+    assert given_values(form.config()) == {}
+    form.update(seed=42, flip=False, unet_lr=1e-5)
+    assert given_values(form.config()) == {"unet_lr": 1e-5, "seed": 42, "flip": False}
+    desk.clear()  # a new kernel
+    again = show_form(DreamBoothConfig, restore=Session.open(session.name, root=session.folder.parent))
+    assert {"seed": 42, "unet_lr": 1e-5}.items() <= given_values(again.config()).items()
 
 
 # -------------------------------------------------------------------------------- export, upload, space, the end

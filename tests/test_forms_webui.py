@@ -1,27 +1,33 @@
 """The web UI notebook's cells, without a web UI: what they refuse, offer, show and delete."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastsd_helpers import forms
-from fastsd_helpers.errors import InstallError, Interrupted, SettingsError, WebUICrashed, WebUIError
-from fastsd_helpers.forms import NotebookUI, StoreConfig
+from fastsd_helpers.errors import InstallError, Interrupted, ModelNotFound, SettingsError, WebUICrashed, WebUIError
+from fastsd_helpers.forms import NotebookUI, StoreConfig, desk, webui_views
 from fastsd_helpers.forms import webui as cells
+from fastsd_helpers.forms.webui_forms import settled
+from fastsd_helpers.processes import LocalProcess, boot_id
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.webui import ControlNetConfig, InstallConfig, LaunchConfig, ModelsConfig, find_ui, shelf
+from fastsd_helpers.webui.background import BackgroundLink
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
 
 class FakeUI:
-    """What the cells use of a running web UI; the real one is in test_webui.py and the notebook's own tests."""
+    """What the cells use of a running web UI; the real one is in test_webui_visits.py and the notebook's own tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, webui: NotebookUI) -> None:
         self.ui, self.port, self.seconds, self.model_loaded = find_ui("a1111"), 7860, 12.0, True
         self.login, self.log, self.runs, self.died = Login("fastsd", "ui-password-77"), "run.log", True, None
+        self.places, self.state = webui.places, type("State", (), {"pid": id(self), "started": 1})
+        self.places.run.mkdir(parents=True, exist_ok=True)
 
     def alive(self) -> bool:
         return self.runs
@@ -33,38 +39,33 @@ class FakeUI:
         self.runs = False
 
 
-class FakeLink:
-    """What the views use of an open link."""
-
-    def __init__(self, url: str = "https://calm-fox.example") -> None:
-        self.url, self.note, self.closed = url, "A <note>.", False
-
-    def block(self) -> str:
-        return f"Link:      {self.url}\nUser:      fastsd\nPassword:  ui-password-77\nValid:     until it is stopped"
-
-    def close(self) -> None:
-        self.closed = True
+def make_link(url: str = "https://calm-fox.example", login: Login | None = None) -> BackgroundLink:
+    """A link that a process holds: this one, which is alive."""
+    me = LocalProcess.me()
+    login = login or Login("fastsd", "ui-password-77")
+    text = f"Link:      {url}\nValid:     until it is stopped"
+    return BackgroundLink(url, "localtunnel", "A <note>.", text, None, None, me.pid, me.start, boot_id(), login)
 
 
 @pytest.fixture
 def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookUI:
     monkeypatch.setattr(cells, "_known", {})
     made = cells.open_store(StoreConfig(store=str(tmp_path / "store"), without_gpu=True))
-    made.folder = str(tmp_path / "programs")
+    made.program = str(tmp_path / "programs")
     return made
 
 
 def test_settings_of_another_form_are_refused_with_what_to_run(webui: NotebookUI) -> None:
-    for call, wrong in (
-        (cells.install_ui, TunnelConfig()),
-        (cells.fetch_models, InstallConfig()),
-        (cells.fetch_controlnets, InstallConfig()),
-        (cells.start_ui, InstallConfig()),
-        (cells.share_ui, LaunchConfig()),
+    for call, wrong, cell in (
+        (cells.install_ui, TunnelConfig(), "3a"),
+        (cells.fetch_models, InstallConfig(), "4a"),
+        (cells.fetch_controlnets, InstallConfig(), "5a"),
+        (cells.start_ui, InstallConfig(), "6a"),
+        (cells.share_ui, LaunchConfig(), "7a"),
     ):
-        with pytest.raises(SettingsError, match="The form shown last is for") as caught:
+        with pytest.raises(SettingsError, match="This cell got the form of cell") as caught:
             call(wrong, webui)
-        assert caught.value.hint == "Run the cell just above this one first."
+        assert caught.value.hint == f"Run cell {cell} first, then this one."
 
 
 def test_run_again_the_store_is_the_same_one_with_what_it_started(webui: NotebookUI, tmp_path: Path) -> None:
@@ -75,19 +76,101 @@ def test_run_again_the_store_is_the_same_one_with_what_it_started(webui: Noteboo
     assert other is not webui
 
 
-def test_a_form_starts_with_what_earlier_cells_settled(webui: NotebookUI, tmp_path: Path) -> None:
-    webui.model, webui.ui = "/somewhere/m.safetensors", find_ui("comfyui")
-    assert webui.known(LaunchConfig) == {
-        "store": str(tmp_path / "store"),
-        "ui": "comfyui",
-        "folder": str(tmp_path / "programs"),
-        "model": "/somewhere/m.safetensors",
-    }
-    assert set(webui.known(InstallConfig)) == {"store", "ui", "folder"}
-    form = forms.show_form(LaunchConfig, given=webui.known(LaunchConfig))
-    assert form.config().model == "/somewhere/m.safetensors"
-    assert not form.config().password, "left empty: a strong one is made"
-    assert not forms.show_form(TunnelConfig).config().ngrok_token
+def shown(form: Any) -> list[str]:
+    """The fields of a form that are there to be filled in."""
+    return [name for name, field in form._fields.items() if field.row.layout.display != "none"]
+
+
+def test_nothing_that_an_earlier_cell_has_settled_is_asked_again_and_all_of_it_is_followed(webui: NotebookUI) -> None:
+    start = forms.show_ui_form(LaunchConfig, webui)
+    assert not {"store", "ui", "folder"} & set(shown(start))
+    assert {"model", "vram", "user", "password", "extra_args"} <= set(shown(start))
+    installing = forms.show_ui_form(InstallConfig, webui)
+    assert "store" not in shown(installing)
+    assert {"ui", "folder", "extensions"} <= set(shown(installing))
+    webui.ui, webui.program, webui.model = find_ui("comfyui"), "/elsewhere", "/somewhere/m.safetensors"
+    config = start.config()
+    assert (config.ui, config.folder, config.store) == ("comfyui", "/elsewhere", str(webui.store))
+    assert settled(config, webui).model == "/somewhere/m.safetensors", "the one that was placed"
+    assert settled(LaunchConfig(model="sd15"), webui).model == "sd15", "unless another one is named"
+    assert not config.password, "left empty: a strong one is made"
+    assert not forms.show_ui_form(TunnelConfig, webui).config().ngrok_token
+
+
+def test_what_was_typed_is_there_when_a_form_is_drawn_anew_and_on_the_next_visit(
+    webui: NotebookUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = forms.show_ui_form(LaunchConfig, webui)
+    first.update(user="anna", port=7999)
+    first._fields["password"].widget.value = "typed-password-1"
+    assert forms.show_ui_form(LaunchConfig, webui).config().user == "anna"
+    forms.show_ui_form(ModelsConfig, webui).update(model="sd21-512")
+    forms.show_ui_form(InstallConfig, webui).update(ui="comfyui", folder="/elsewhere")
+    kept = (webui.store / "fastsd-notebook.json").read_text()
+    assert "typed-password-1" not in kept
+    # A new kernel, on another machine with the same store.
+    desk.clear()
+    monkeypatch.setattr(cells, "_known", {})
+    again = cells.open_store(StoreConfig(store=str(webui.store)))
+    assert (again.ui.key, again.program) == ("comfyui", "/elsewhere")
+    assert forms.show_ui_form(LaunchConfig, again).config().port == 7999
+    assert forms.show_ui_form(ModelsConfig, again).config().model == "sd21-512"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"forms": 3}', '{"forms": {"LaunchConfig": {"vram": "huge", "user": "anna", "new": 1}}}']
+)
+def test_a_record_that_is_damaged_or_of_another_version_costs_no_form(webui: NotebookUI, text: str) -> None:
+    webui.store.mkdir(parents=True, exist_ok=True)
+    (webui.store / "fastsd-notebook.json").write_text(text)
+    again = NotebookUI(webui.store)
+    config = forms.show_ui_form(LaunchConfig, again).config()
+    assert (config.vram, config.user) == ("auto", "anna" if "anna" in text else "fastsd")
+
+
+def test_the_form_of_the_store_shows_what_was_used_last_from_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms.show_store_form(StoreConfig).update(store=str(tmp_path / "mine"), without_gpu=True)
+    forms.show_store_form(StoreConfig).config()
+    desk.clear()
+    again = forms.show_store_form(StoreConfig).config()
+    assert (again.store, again.without_gpu) == (str(tmp_path / "mine"), True)
+    desk.clear()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert forms.show_store_form(StoreConfig).config() == StoreConfig()
+    assert "without_gpu" in shown(forms.show_store_form(StoreConfig)), "a message names it, so it is not folded away"
+
+
+def test_the_forms_offer_what_is_there(webui: NotebookUI, tmp_path: Path) -> None:
+    for kind, name in (("Stable-diffusion", "dreamy.safetensors"), ("Lora", "sub/ink.safetensors"), ("VAE", "v.pt")):
+        path = webui.store / "models" / kind / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    made = tmp_path / "Fast-Dreambooth" / "Sessions" / "rex" / "exports"
+    made.mkdir(parents=True)
+    (made / "rex.safetensors").write_bytes(b"x")
+    placing = forms.show_ui_form(ModelsConfig, webui)
+
+    def offered(form: Any, name: str) -> list[str]:
+        return [value for _words, value in form._fields[name].choice.known.options]
+
+    models = offered(placing, "model")
+    assert models[0] == "auto"
+    assert {"dreamy.safetensors", "rex", "sd15", "sdxl"} <= set(models)
+    assert "flux-dev" not in models, "AUTOMATIC1111 does not run it"
+    assert offered(forms.show_ui_form(LaunchConfig, webui), "model")[:2] == ["", "dreamy.safetensors"]
+    assert "sub/ink.safetensors" in offered(placing, "lora")
+    assert "v.pt" in offered(placing, "vae")
+    nets = forms.show_ui_form(ControlNetConfig, webui)
+    assert {"canny", "depth", "openpose"} <= set(offered(nets, "tasks"))
+    webui.ui = find_ui("comfyui")
+    assert "flux-dev" in offered(forms.show_ui_form(ModelsConfig, webui), "model")
+    placing.update(lora="https://example.com/my.safetensors")
+    assert placing.config().lora == "https://example.com/my.safetensors", "any other text can be typed"
+    files = offered(forms.show_ui_form(forms.ModelFileConfig, webui), "file")
+    assert str(made / "rex.safetensors") in files
 
 
 @pytest.mark.parametrize("problem", ["gpu", "network"])
@@ -106,21 +189,21 @@ def test_where_no_web_ui_can_run_every_cell_says_so_and_the_playground_is_offere
             raise InstallError("The packages could not be had: no network.", "Check the connection.")
 
         monkeypatch.setattr(cells, "install_webui", fail)
-    assert cells.install_ui(InstallConfig(folder=webui.folder), webui) is None
+    cells.install_ui(InstallConfig(folder=webui.program), webui)
     assert said in caplog.text
-    assert cells.fetch_models(ModelsConfig(), webui) == []
-    assert cells.fetch_controlnets(ControlNetConfig(), webui) == []
+    cells.fetch_models(ModelsConfig(), webui)
+    cells.fetch_controlnets(ControlNetConfig(), webui)
     assert cells.share_ui(TunnelConfig(), webui) is None
     assert caplog.text.count(f"Nothing is done here: {said}") == 3
     view = cells.start_ui(LaunchConfig(), webui)
     assert f"No web UI is started. {said}" in caplog.text
-    assert [button.description for button in view.box.children[0].children] == ["Open the playground", "Close it"]
-    assert not Path(webui.folder).exists()
+    assert [view._open.description, view._close.description] == ["Open the playground", "Close it"]
+    assert not Path(webui.program).exists()
 
 
 def test_a_wrong_setting_is_said_and_not_taken_for_a_missing_network(webui: NotebookUI) -> None:
     with pytest.raises(SettingsError, match="it must be NAME=PLACE"):
-        cells.install_ui(InstallConfig(folder=webui.folder, mirrors="nonsense"), webui)
+        cells.install_ui(InstallConfig(folder=webui.program, mirrors="nonsense"), webui)
 
 
 def test_controlnets_are_for_the_model_that_was_chosen(
@@ -138,7 +221,9 @@ def test_controlnets_are_for_the_model_that_was_chosen(
     cells.fetch_controlnets(ControlNetConfig(tasks="canny, depth"), webui)
     cells.fetch_controlnets(ControlNetConfig(tasks="canny", base="sd21-512"), webui)
     assert asked == [("sdxl", "canny"), ("sdxl", "depth"), ("sd21-512", "canny")]
-    assert cells.fetch_controlnets(ControlNetConfig(), webui) == []
+    asked.clear()
+    assert cells.fetch_controlnets(ControlNetConfig(), webui) is None, "nothing raw below the cell"
+    assert asked == []
     assert "No ControlNet was asked for; for sdxl there is openpose" in caplog.text
 
 
@@ -158,7 +243,7 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
     folder = webui.store / "models" / "Stable-diffusion"
     (folder / "mine.safetensors").write_bytes(b"x")
     asked.clear()
-    assert cells.fetch_models(ModelsConfig(), webui) == []
+    assert cells.fetch_models(ModelsConfig(), webui) is None, "nothing raw below the cell"
     assert asked == []
     assert "1 in" in caplog.text
     assert webui.model == "", "the web UI takes what is there"
@@ -167,20 +252,25 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
 def test_the_start_shows_the_last_lines_and_how_it_went(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(cells.StartView, "display", lambda self: shown.append(self))
-    first, second = FakeUI(), FakeUI()
+    first, second = FakeUI(webui), FakeUI(webui)
     started = [first, second]
 
     def start(config: LaunchConfig, *, show: Any) -> FakeUI:
-        for number in range(20):
+        show("To create a public link, set `share=True` in `launch()`.")
+        for number in range(7):
             show(f"line <{number}>")
         return started.pop(0)
 
     monkeypatch.setattr(cells, "launch", start)
-    assert cells.start_ui(LaunchConfig(folder=webui.folder, store=str(webui.store)), webui) is None
-    assert "✓ AUTOMATIC1111 v1.10.1 answers after 12 s; its model is loaded." in shown[0]._head.value
-    assert "line &lt;19&gt;" in shown[0]._log.value
-    assert "line &lt;11&gt;" not in shown[0]._log.value
+    assert cells.start_ui(LaunchConfig(folder=webui.program, store=str(webui.store)), webui) is None
+    assert "✓ AUTOMATIC1111 v1.10.1 answers after 12 s; its model is loaded." in shown[0]._message.value
+    assert "line &lt;6&gt;" in shown[0]._log.value
+    assert "share=True" not in shown[0]._log.value, "a link without our login"
     cells.start_ui(LaunchConfig(), webui)
+    assert first.runs, "asked for again with the same settings it goes on"
+    cells.start_ui(LaunchConfig(wait_s=30), webui)
+    assert first.runs, "how long a start may take says nothing of what runs"
+    cells.start_ui(LaunchConfig(vram="low"), webui)
     assert (first.runs, second.runs) == (False, True), "one at a time"
     second.runs, second.died = (
         False,
@@ -202,52 +292,80 @@ def test_a_start_that_is_stopped_or_fails_says_so_below_the_cell(
 
     monkeypatch.setattr(cells, "launch", start)
     with pytest.raises((Interrupted, WebUIError)):
-        cells.start_ui(LaunchConfig(folder=webui.folder, store=str(webui.store)), webui)
-    assert ("Stopped: nothing is running" in shown[0]._head.value) or ("Port 7860" in shown[0]._head.value)
+        cells.start_ui(LaunchConfig(folder=webui.program, store=str(webui.store)), webui)
+    assert ("Stopped: nothing is running" in shown[0]._message.value) or ("Port 7860" in shown[0]._message.value)
     assert webui.running is None
+
+
+def wait_for(true: Any) -> None:
+    """Wait until something holds; a test that never sees it ends by its own time limit."""
+    while not true():
+        time.sleep(0.01)
 
 
 def test_the_block_is_shown_whole_and_follows_a_new_address(
     webui: NotebookUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="fastsd_helpers")
-    with pytest.raises(WebUIError, match="does not run"):
+    with pytest.raises(WebUIError, match="does not run") as caught:
         cells.share_ui(TunnelConfig(), webui)
+    assert "cell 6b" in caught.value.hint
     asked: list[Any] = []
-
-    def share(running: FakeUI, config: TunnelConfig, *, on_change: Any) -> FakeLink:
-        asked.append((config, on_change))
-        return FakeLink()
-
-    monkeypatch.setattr(cells, "share", share)
-    webui.running = FakeUI()
+    monkeypatch.setattr(
+        cells, "share_in_background", lambda running, config: asked.append(config) or make_link(login=running.login)
+    )
+    held: list[Any] = [make_link()]
+    monkeypatch.setattr(webui_views, "find_link", lambda running: held[0])
+    monkeypatch.setattr(webui_views, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(webui_views.LinkView.follow, "__kwdefaults__", {"every_s": 0.01})
+    webui.running = FakeUI(webui)
     view = cells.share_ui(TunnelConfig(kind="localtunnel"), webui)
     for words in ("https://calm-fox.example", "fastsd", "ui-password-77", "until it is stopped", "A &lt;note&gt;."):
-        assert words in view._text.value
-    assert asked[0][0].kind == "localtunnel"
-    asked[0][1](FakeLink("https://new-fox.example"))
-    assert "https://new-fox.example" in view._text.value
-    first = webui.link
-    cells.share_ui(TunnelConfig(), webui)
-    assert first.closed, "one link at a time"
+        assert words in view._message.value
+    assert (asked[0].kind, asked[0].password) == ("localtunnel", "ui-password-77"), "one login for both"
+    held[0] = make_link("https://new-fox.example")
+    wait_for(lambda: "https://new-fox.example" in view._message.value)
+    assert webui.link.url == "https://new-fox.example"
+    again = cells.share_ui(TunnelConfig(kind="localtunnel"), webui)
+    assert len(asked) == 1, "asked for again with the same settings it is the same link"
+    assert "https://new-fox.example" in again._message.value
+    held[0] = None
+    wait_for(lambda: "This link is closed." in again._message.value)
     assert "ui-password-77" not in caplog.text
+
+
+def test_a_link_with_other_settings_replaces_the_one_before(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(BackgroundLink, "close", lambda self: closed.append(self.url))
+    monkeypatch.setattr(
+        cells, "share_in_background", lambda running, config: make_link(f"https://{config.kind}.example")
+    )
+    monkeypatch.setattr(cells, "share", lambda running, config, **more: make_link("https://colab.example"))
+    webui.running = FakeUI(webui)
+    for kind in ("localtunnel", "cloudflared", "colab"):
+        cells.share_ui(TunnelConfig(kind=kind), webui)
+        assert webui.link.url == f"https://{kind}.example"
+    assert closed == ["https://localtunnel.example", "https://cloudflared.example"]
 
 
 def test_stopping_takes_a_press_and_says_what_runs(webui: NotebookUI) -> None:
     view = forms.show_stop(webui)
-    assert view._message.value == "No web UI runs."
-    webui.running, webui.link = FakeUI(), FakeLink()
+    assert "No web UI runs." in view._message.value
+    view._stop.click()
+    assert "No web UI was running, so nothing was stopped." in view._message.value
+    webui.running, webui.link = FakeUI(webui), make_link()
     running = webui.running
     view._look.click()
     assert "runs on port 7860; its link is https://calm-fox.example" in view._message.value
     view._stop.click()
     assert not running.runs
     assert webui.running is None
-    assert "Stopped" in view._message.value
-    webui.running = FakeUI()
+    assert "Stopped. To go on, run cell 6b." in view._message.value
+    webui.running = FakeUI(webui)
     webui.running.runs, webui.running.died = False, WebUICrashed("It ended by itself.", "Start it again.")
     view._look.click()
-    assert "✋ It ended by itself. Start it again." in view._message.value
+    assert "It ended by itself." in view._message.value
+    assert "Start it again." in view._message.value
 
 
 def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: NotebookUI) -> None:
@@ -292,10 +410,49 @@ def test_a_program_that_runs_is_not_deleted(webui: NotebookUI, monkeypatch: pyte
         shelf.delete_kept(shelf.Kept("program", "x", webui.places.root, 1), webui.places)
 
 
-def test_colabs_own_link_shows_the_web_uis_own_login(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colabs_own_link_shows_the_web_uis_own_login(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate is in front of that link, so the page asks for what the web UI itself wants.
     module = sys.modules["fastsd_helpers.webui.launch"]
     link = type("Link", (), {"kind": "colab", "login": None})()
     monkeypatch.setattr(module, "open_tunnel", lambda port, **more: link)
-    running = FakeUI()
+    running = FakeUI(webui)
     assert module.share(running, TunnelConfig(kind="colab")).login == running.login
+
+
+# ------------------------------------------------------------------------------------- what a newcomer types
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem", "hint"),
+    [
+        ("civitai.com/models/5", "There is no model", "it begins with https://"),
+        ("htp://example.com/m.safetensors", "There is no model", "it begins with https://"),
+        ("www.civitai.red/models/7/x", "There is no model", "it begins with https://"),
+        ("nothere.safetensors", "There is no file 'nothere.safetensors'", "Give its whole path"),
+        ("~/models/Gone.CKPT", "There is no file", "names are case-sensitive"),
+        ("SD15", "There is no model 'SD15'", "Did you mean sd15?"),
+        ("sdx", "There is no model", "Did you mean sdxl?"),
+        ("my nonsense", "There is no model", "Give a file, a link, a Hub id, a session, or a key: "),
+    ],
+)
+def test_a_model_that_is_none_says_what_is_wrong_with_what_was_typed(
+    webui: NotebookUI, typed: str, problem: str, hint: str
+) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        cells.fetch_models(ModelsConfig(model=typed), webui)
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+    assert "flux-dev" not in caught.value.hint, "only what this web UI runs"
+
+
+def test_a_long_installation_says_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="fastsd_helpers")
+    installing = sys.modules["fastsd_helpers.webui.install"]
+    monkeypatch.setattr(installing, "_SAY_EVERY_S", 0.01)
+    with installing._said_to_go_on("packages", time.monotonic()):
+        wait_for(lambda: "packages: goes on, 0 s so far" in caplog.text)
+    before = len(caplog.records)
+    time.sleep(0.05)
+    assert len(caplog.records) == before, "nothing is said after the step"

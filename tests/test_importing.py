@@ -522,7 +522,7 @@ def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
         other = old_session(tmp_path / f"old-{make.__code__.co_firstlineno}-{len(list(tmp_path.iterdir()))}" / "my_cat")
         make(other / "concept_images")
         result = import_session(other.parent.name, source=other, root=tmp_path / "sessions")
-        assert any("concept images are not used" in note for note in result.notes)
+        assert any("concept images are not taken along" in note for note in result.notes)
         assert not any("Left where" in note for note in result.notes)
 
 
@@ -645,3 +645,24 @@ def test_of_a_session_of_ours_everything_but_hidden_files_is_copied(
     leave_free(monkeypatch, 100)
     with pytest.raises(DiskFull):
         import_session("max", source=theirs.folder, root=tmp_path / "sessions")
+
+
+def test_names_in_its_zips_are_decoded_and_equal_ones_are_kept_apart(tmp_path: Path) -> None:
+    origin = tmp_path / "old" / "my_dog"
+    origin.mkdir(parents=True)
+    (origin / "my_dog.ckpt").write_bytes(b"weights")
+    for kind, ending in (("instance_images", ".jpg"), ("captions", ".txt")):
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            for number, folder in enumerate(("a", "b")):
+                content = picture(number) if ending == ".jpg" else f"in {folder}".encode()
+                archive.writestr(f"{folder}/xxxx (1){ending}", content)
+        # As Windows writes it: the code page's bytes, and no flag.
+        (origin / f"{kind}.zip").write_bytes(data.getvalue().replace(b"xxxx", "子犬".encode("cp932")))
+    result = import_session("rex", source=origin, root=tmp_path / "sessions")
+    assert sorted(path.name for path in result.session.instance_images.iterdir()) == [
+        "子犬 (1) (2).jpg",
+        "子犬 (1).jpg",
+    ]
+    assert sorted(path.read_text() for path in result.session.captions.iterdir()) == ["子犬 in a\n", "子犬 in b\n"]
+    assert any("Japanese (cp932)" in note for note in result.notes)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notebook_webui import prepare_kernel
-from test_notebooks import ROOT, output_of, run_notebook
+from notebook_webui import LINK, prepare_kernel
+from test_notebooks import ROOT, code_cells, output_of, run_notebook
 from tunnel_doubles import free_port
 
-from fastsd_helpers.webui import stop
+from fastsd_helpers.webui import background_link, status, stop
 
 NOTEBOOK = ROOT / "notebooks" / "a1111.ipynb"
 
@@ -32,37 +32,127 @@ def shown_by_widgets(notebook: Any) -> str:
     return "\n".join(str(state["state"].get("value", "")) for state in states)
 
 
-@pytest.mark.parametrize("widgets", ["8", "7.7.1"])
-def test_it_installs_starts_and_shares_twice(tmp_path: Path, widgets: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    overlay = widgets_overlay(widgets)
-    prepare_kernel(tmp_path / "edges", monkeypatch)
-    folder = str(tmp_path / "programs")
-    changes = {
+def settings_for(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a test enters in the forms."""
+    return {
         "StoreConfig": {"without_gpu": True},
-        "InstallConfig": {"folder": folder, "controlnet": False},
+        "InstallConfig": {"folder": str(folder / "programs"), "controlnet": False},
         "ModelsConfig": {"model": "demo"},
         "LaunchConfig": {"port": free_port(), "wait_s": 300},
-        "TunnelConfig": {"kind": "cloudflared"},
+        "TunnelConfig": LINK,
     }
-    work = tmp_path / "work"
+
+
+@pytest.mark.parametrize("widgets", ["8", "7.7.1"])
+def test_it_installs_starts_and_shares_and_run_again_in_a_new_kernel_too_all_of_it_goes_on(
+    tmp_path: Path, widgets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = widgets_overlay(widgets)
+    prepare_kernel(tmp_path / "edges", monkeypatch)
+    work, changes = tmp_path / "work", settings_for(tmp_path)
     work.mkdir()
+    where = {"folder": str(tmp_path / "programs"), "store": str(work / "sd" / "stable-diffusion-webui")}
     try:
         notebook = run_notebook(NOTEBOOK, work, changes=changes, widgets=overlay, times=2)
+        first, link = status("a1111", **where), background_link("a1111", **where)
+        # Nothing is entered this time: a new kernel has nothing but what lies on disk.
+        again = run_notebook(NOTEBOOK, work, changes={}, widgets=overlay)
+        assert status("a1111", **where) == first
+        assert background_link("a1111", **where).pid == link.pid
     finally:
-        stop("a1111", folder=folder, store=str(work / "sd" / "stable-diffusion-webui"))
+        stop("a1111", **where)
     said, seen = output_of(notebook), shown_by_widgets(notebook)
     assert "AUTOMATIC1111 v1.10.1 is installed in" in said
     assert "code of a1111: was there already" in said, "the second time nothing is fetched"
     assert "demo.safetensors (checkpoint): converted" in said
     assert "The playground draws with it" in said, "the demo's shape is not for web UIs"
     assert "for sd15 there is canny" in said
-    assert seen.count("AUTOMATIC1111 v1.10.1 answers after") == 2
+    assert seen.count("AUTOMATIC1111 v1.10.1 answers after") == 1
     assert "its model is loaded" in seen
+    assert "AUTOMATIC1111 v1.10.1 runs already with these settings" in said
+    assert "The link that was made before is open still." in said
     passwords = set(re.findall(r"Password:  (\S+)", seen))
-    assert len(passwords) == 2, "one for each start"
-    assert not any(password in said for password in passwords), "the password is in no output that is kept"
-    assert "runs on port" in seen
+    assert len(passwords) == 1
+    assert f"its link is {link.url}" in seen
     assert "demo.safetensors" in str(notebook.metadata.widgets)
+    later, shown = output_of(again), shown_by_widgets(again)
+    assert "AUTOMATIC1111 v1.10.1 runs already, on port" in later
+    assert "AUTOMATIC1111 v1.10.1 runs already with these settings" in later
+    assert f"its link is open: {link.url}" in later
+    assert set(re.findall(r"Password:  (\S+)", shown)) == passwords, "the login is shown again"
+    for text in (said, later):
+        assert not any(password in text for password in passwords), "the password is in no output that is kept"
+        for raw in ("PosixPath(", "PlacedModel(", "InstallResult(", "Traceback", '"text/plain": ["[]"'):
+            assert raw not in text, raw
+
+
+def test_cells_out_of_order_say_which_one_to_run_and_follow_what_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widgets_overlay("8")
+    prepare_kernel(tmp_path / "edges", monkeypatch)
+    cells = {title.split(" ")[2]: title for title in code_cells(NOTEBOOK)}
+    changes = settings_for(tmp_path)
+    other = str(tmp_path / "other store")
+    start = f"start_form.update(**{changes['LaunchConfig']!r})"
+    order = [
+        cells["3b"],  # a notebook that was opened and run in the middle
+        cells["1"],
+        cells["3a"],
+        cells["6b"],
+        cells["2a"],
+        "store_form.update(without_gpu=True)",
+        cells["2b"],
+        cells["6a"],
+        start,
+        cells["7b"],
+        cells["3a"],
+        f"ui_form.update(**{changes['InstallConfig']!r})",
+        cells["6b"],
+        cells["3b"],
+        cells["6b"],
+        f"store_form.update(store={other!r})",  # 2a is edited where it stands, and only 2b is run again
+        cells["2b"],
+        cells["6b"],
+        cells["8"],
+    ]
+    work = tmp_path / "work"
+    work.mkdir()
+    try:
+        outputs = run_cells(order, work)
+        state, runs = status("a1111", folder=str(tmp_path / "programs"))
+    finally:
+        stop("a1111", folder=str(tmp_path / "programs"))
+    said = dict(enumerate(outputs))
+    assert said[0] == "✗ Run cells 2a, 2b and 3a first: they make `store_form`, `webui` and `ui_form`."
+    assert said[2] == "✗ Run cells 2a and 2b first: they make `store_form` and `webui`."
+    assert said[3] == "✗ Run cells 2a, 2b and 6a first: they make `store_form`, `webui` and `start_form`."
+    assert "Run cell 7a first: it makes `link_form`" in said[9]
+    assert "is not installed in" in said[12]
+    assert "Run cell 3b" in said[12]
+    assert "is installed in" in said[13]
+    assert "answers on port" in said[14]
+    assert "until cell 6b starts it anew" in said[16]
+    assert "which runs with other settings, is ended first" in said[17]
+    assert runs
+    assert state.port == changes["LaunchConfig"]["port"], "what was typed before is used"
+    assert (Path(other) / "models").is_dir()
+    assert not any("Traceback" in text for text in outputs)
+
+
+def run_cells(sources: list[str], work: Path) -> list[str]:
+    """What each cell shows, run one after the other in one kernel, those that fail too."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    resources = {"metadata": {"path": str(work)}}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    NotebookClient(notebook, timeout=300, allow_errors=True, resources=resources).execute(env=environment)
+    return [
+        "".join(item.get("text", "") + "\n".join(item.get("traceback", [])) for item in cell.outputs)
+        for cell in notebook.cells
+    ]
 
 
 def test_without_a_network_the_playground_is_offered_and_the_reason_said(tmp_path: Path) -> None:
@@ -89,7 +179,7 @@ def test_without_a_gpu_nothing_is_installed_unless_it_was_asked_for(tmp_path: Pa
     notebook = run_notebook(NOTEBOOK, tmp_path, changes={"InstallConfig": {"folder": str(tmp_path / "programs")}})
     said = output_of(notebook)
     assert "There is no GPU here, on which AUTOMATIC1111 v1.10.1 needs seconds" in said
-    assert "tick `without gpu` above" in said
+    assert "tick 'without gpu' in cell 2a" in said
     assert not (tmp_path / "programs").exists()
 
 

@@ -43,7 +43,9 @@ def test_the_core_asks_for_nothing_and_no_extra_for_what_belongs_to_the_platform
 
 
 def test_what_hosted_notebooks_install_brings_no_second_opencv() -> None:
-    assert not any("opencv" in name for name in names_in(PROJECT["project"]["optional-dependencies"]["hosted"]))
+    assert not any(
+        name.startswith("opencv") for name in names_in(PROJECT["project"]["optional-dependencies"]["hosted"])
+    )
 
 
 def test_the_pinned_versions_leave_torch_alone_and_are_exact() -> None:

@@ -98,6 +98,40 @@ def test_a_click_is_answered_while_a_cell_waits_and_cells_keep_their_turn(which:
         assert kernel.run("print('alive')") == "alive\n"
 
 
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.parametrize("which", ["installed", "colab"])
+def test_a_page_that_is_loaded_anew_gets_its_answers_while_a_cell_waits(which: str) -> None:
+    if which == "colab" and not (OVERLAY / "ipykernel").is_dir():
+        pytest.skip(f"{OVERLAY.name} has no ipykernel; `make setup` makes it")
+    with start_kernel([OVERLAY] if which == "colab" else []) as kernel:
+        made = kernel.run(
+            "import time, ipywidgets\n"
+            "from fastsd_helpers.forms.polling import answer_widgets\n"
+            "button, hits = ipywidgets.Button(), []\n"
+            "button.on_click(lambda _: hits.append(1))\n"
+            "print(button.comm.comm_id)"
+        ).strip()
+        waiting = kernel.client.execute(
+            "end = time.time() + 60\n"
+            "while time.time() < end and not hits:\n    answer_widgets(); time.sleep(0.05)\n"
+            "print('waited', len(hits))"
+        )
+        time.sleep(1)
+        asked = [kernel.client.kernel_info(), kernel.client.comm_info(target_name="jupyter.widget")]
+        answers = {}
+        while not set(asked) <= set(answers):
+            answer = kernel.client.get_shell_msg(timeout=60)
+            answers[answer["parent_header"]["msg_id"]] = answer["content"]
+        assert answers[asked[0]]["status"] == "ok"
+        assert made in answers[asked[1]]["comms"], "the page finds the button that the cell shows"
+        data = {"comm_id": made, "data": {"method": "custom", "content": {"event": "click"}}}
+        kernel.client.shell_channel.send(kernel.client.session.msg("comm_msg", data))
+        _states, said = kernel.hear({waiting: "waiting"}, "waiting")
+        assert said == "waited 1\n"
+        assert kernel.run("print('alive')") == "alive\n"
+
+
 def test_outside_a_kernel_there_is_nothing_to_answer() -> None:
     polling.answer_widgets()
 

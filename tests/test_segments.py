@@ -89,7 +89,7 @@ def test_what_version_0_1_recorded_is_one_segment_with_added_steps() -> None:
 # ------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_segment_has_its_own_settings_and_resumes_to_the_same_bits(
     small_base: Path, small_session: Session, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -173,6 +173,23 @@ def test_a_cut_before_the_file_was_written_adds_no_second_segment(
     assert train(settings, small_session, more_steps=1).steps == 3, "once it is finished, the command adds again"
 
 
+def test_a_segment_that_was_cut_before_its_first_checkpoint_can_be_begun_anew(
+    small_base: Path, small_session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config_for(small_base, unet_steps=1, text_encoder_steps=0)
+    train(settings, small_session)
+    with cut_at(monkeypatch, "segment.recorded"), pytest.raises(Cut):
+        train(DreamBoothConfig(unet_lr=5e-4), small_session, more_steps=2)
+    name = small_session.record["dataset"]["images"][0]["file"].split("/")[1]
+    set_caption(small_session, name, "zib robot at the sea")
+    with pytest.raises(SettingsError, match="captions changed") as caught:
+        train(DreamBoothConfig(), small_session)
+    assert "add --more-steps N;" in caught.value.hint
+    assert train(DreamBoothConfig(), small_session, more_steps=3).steps == 4
+    segment = newest(small_session).record["segments"][1]
+    assert (segment["settings"]["unet_steps"], segment["settings"]["unet_lr"]) == (3, 5e-4)
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -248,3 +265,60 @@ def test_after_another_segment_both_the_first_ones_steps_and_the_newest_ones_rat
     assert train(DreamBoothConfig(unet_steps=1, unet_lr=1e-6), finished).seconds == 0, "as a form still shows them"
     with pytest.raises(SettingsError, match=r"unet_lr was 1e-06 and is now 0\.001"):
         train(DreamBoothConfig(unet_lr=1e-3), finished)
+
+
+# ------------------------------------------------------------------------------------------------ the base model
+
+
+def test_a_base_model_that_was_moved_is_found_where_it_is_said_to_be_and_remembered(
+    small_base: Path, small_session: Session, tmp_path: Path
+) -> None:
+    from fastsd_helpers.dreambooth import export, sample
+    from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
+    from fastsd_helpers.errors import ModelNotFound
+
+    old, new = tmp_path / "my-model", tmp_path / "elsewhere" / "my-model"
+    shutil.copytree(small_base, old)
+    settings = config_for(old, unet_steps=2, text_encoder_steps=0)
+    with pytest.raises(Interrupted):
+        train(settings, small_session, report=stop_at("unet", 1))
+    sha256 = newest(small_session).record["base_model"]["sha256"]
+    new.parent.mkdir()
+    old.rename(new)
+    for call in (
+        lambda: train(DreamBoothConfig(), small_session),
+        lambda: sample(SampleConfig(count=1, sample_steps=1), small_session),
+        lambda: export(ExportConfig(), small_session),
+    ):
+        with pytest.raises(ModelNotFound) as caught:
+            call()
+        assert str(old) in caught.value.problem
+        assert sha256[:12] in caught.value.problem
+        assert "--base-model" in caught.value.hint
+    made = export(ExportConfig(base_model=str(new)), small_session)
+    assert made.path.is_file()
+    drawn = sample(SampleConfig(count=1, sample_steps=1), small_session)
+    assert drawn.path.is_file(), "where it was found is remembered"
+    result = train(DreamBoothConfig(base_model=str(new)), small_session)
+    assert (result.first_step, result.steps) == (1, 2)
+    card = result.model_card.read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    assert "| base_model | my-model |" in card
+
+
+def test_a_model_of_other_weights_is_refused_wherever_it_is_named(
+    small_base: Path, small_session: Session, tmp_path: Path
+) -> None:
+    from dreambooth_runs import build_base
+
+    from fastsd_helpers.dreambooth import export
+    from fastsd_helpers.dreambooth.learned import ExportConfig
+
+    train(config_for(small_base, unet_steps=1, text_encoder_steps=0), small_session)
+    other = build_base(tmp_path / "other", seed=8)
+    for more in (0, 1):
+        with pytest.raises(SettingsError, match="which has other weights"):
+            train(DreamBoothConfig(base_model=str(other)), small_session, more_steps=more)
+    with pytest.raises(SettingsError, match="which has other weights"):
+        export(ExportConfig(base_model=str(other)), small_session)
+    assert newest(small_session).step == 1

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from unittest import mock
 
@@ -16,7 +17,7 @@ from closeness import assert_close_to
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
-from fastsd_helpers.errors import DatasetError, DiskFull, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DatasetError, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.augment import KINDS, change_line
@@ -186,6 +187,60 @@ def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path,
     assert before["cer"] == after["cer"]
     one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "moved"))
     assert one == other
+
+
+class StopAt(threading.Event):
+    """Set by the report of a run's step, as Stop in a notebook sets it in the middle of a run."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.seen = step, []
+
+    def __call__(self, progress):
+        self.seen.append(progress)
+        if progress.stage == "teaching" and progress.step >= self.step > 0:
+            self.set()
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_as_one_that_was_not(data, base, tmp_path, method):
+    if method == "lora":
+        pytest.importorskip("peft")
+    # 8 lines in batches of 3 are 3 steps an epoch, measured after every second: stops in the middle of an epoch, at
+    # its end, beside a measurement and at one.
+    config = FineTuneConfig(
+        **{**QUICK, "epochs": 4, "batch_size": 3, "augment": True, "measure_every": 2}, patience=0, method=method
+    )
+    whole = StopAt(0)
+    result = finetune(config, data, tmp_path / "whole", model=base, report=whole, stop=whole)
+    assert [whole.seen[0].stage, whole.seen[-1].stage] == ["before", "after"]
+    assert result.steps == 12
+    reached = []
+    for step in (1, 4, 6, 11):
+        watch = StopAt(step)
+        with pytest.raises(Interrupted, match=rf"at step {step} of {result.steps}") as caught:
+            finetune(config, data, tmp_path / "cut", model=base, report=watch, stop=watch)
+        assert "everything up to there is saved" in caught.value.problem
+        begun = next(progress for progress in watch.seen if progress.stage == "teaching" and progress.cer is None)
+        reached.append(begun.step)
+    assert reached == [0, 1, 4, 6], "each goes on from where the one before said it stopped"
+    last = StopAt(0)
+    again = finetune(config, data, tmp_path / "cut", model=base, report=last, stop=last)
+    assert again.first_step == 11
+    assert again.curve == result.curve
+    told = [(progress.step, progress.cer) for progress in last.seen if progress.cer is not None]
+    assert told == list(result.curve), "the curve of a watcher has what was measured before the stop too"
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert one == other
+
+
+def test_a_stop_while_the_held_out_lines_are_read_ends_there(data, base, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted, match="while the held-out lines were read"):
+        finetune(FineTuneConfig(**QUICK), data, tmp_path / "run", model=base, stop=stop)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.numeric

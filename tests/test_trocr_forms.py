@@ -6,7 +6,8 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers import forms
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig, reading_view
+from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig, doubt
+from fastsd_helpers.forms.style import contrast
 from fastsd_helpers.trocr.line import Line, Token
 from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
 from fastsd_helpers.trocr.serve import ServeConfig
@@ -36,13 +37,15 @@ def session(tmp_path, base):
 
 
 def rows_of(table):
-    return [row.children[1].children for row in table._rows.children]
+    """The field, its buttons and its state, of every line that is shown."""
+    columns = [row.children[1].children for row in table._rows.children]
+    return [(field, *below.children) for field, _doubted, below in columns]
 
 
 def test_a_session_is_opened_below_the_current_folder_and_found_again(tmp_path, session):
     assert session.folder == tmp_path / "Fast-TrOCR" / "Sessions" / "my_lines"
     assert len(forms.open_reading(ReadingSessionConfig("my lines")).lines()) == 24
-    with pytest.raises(SettingsError, match="this cell needs ReadingSessionConfig"):
+    with pytest.raises(SettingsError, match=r"the form of cell 5a .* needs the one of cell 2a"):
         forms.open_reading(TeachConfig())
 
 
@@ -60,14 +63,25 @@ def test_the_view_shows_pictures_confidence_and_the_least_sure_first(session):
     assert f"{100 * least.read.confidence:.0f} %" in first
 
 
-def test_doubtful_tokens_have_a_colour_and_markup_stays_text():
-    line = Line("a<b> c", 0.9, (Token(5, "a<b>", 0.99), Token(6, " c", 0.4)))
-    shown = reading_view._coloured(line)
-    assert shown.startswith("a&lt;b&gt;<span title='40 %'")
+def test_doubted_words_are_marked_as_words_and_markup_stays_text():
+    tokens = (Token(5, "a<b>", 0.99), Token(6, " qu", 0.98), Token(7, "ick", 0.4), Token(8, " fox", 0.8))
+    line = Line("a<b> quick fox", 0.9, tokens)
+    assert doubt.words_of(line) == [("a<b>", 0.99), (" ", 1.0), ("quick", 0.4), (" ", 1.0), ("fox", 0.8)]
+    shown = doubt.draw_doubt(line)
+    assert shown.startswith("a&lt;b&gt; <mark title='very unsure: 40 %'")
+    assert ">quick</mark> <mark title='unsure: 80 %'" in shown
     assert "<b>" not in shown
     # Tokens that are halves of a letter cannot be shown one by one.
     halves = Line("é", 0.5, (Token(5, "\ufffd", 0.5), Token(6, "\ufffd", 0.5)))
-    assert reading_view._coloured(halves).count("<span") == 1
+    assert doubt.draw_doubt(halves).count("<mark") == 1
+
+
+@pytest.mark.parametrize("degree", list(doubt.DOUBT_COLOURS))
+def test_a_marked_word_brings_its_background_and_is_easy_to_read_on_it(degree):
+    ink, paper = doubt.DOUBT_COLOURS[degree]
+    assert contrast(ink, paper) >= 4.5
+    line = Line("x", 0.5, (Token(5, "x", 0.7 if degree == "unsure" else 0.3),))
+    assert f"color:{ink};background:{paper}" in doubt.draw_doubt(line)
 
 
 def test_a_correction_is_kept_at_once_and_can_be_taken_back(session):
@@ -100,6 +114,7 @@ def test_a_page_of_lines_is_marked_right_and_what_is_open_can_be_shown(session):
     table._rest.click()
     assert "9 of 24 lines looked at" in text_of(table.box)
     assert "1 of them have no text" in text_of(table.box)
+    assert 'role="alert"' in table._message.value
     rows_of(table)[3][0].value = "y"
     assert "10 of 24 lines looked at; lines 1 to 10" in text_of(table.box).replace("</b>", "")
     table._which.value = "open"
@@ -108,6 +123,49 @@ def test_a_page_of_lines_is_marked_right_and_what_is_open_can_be_shown(session):
     assert len(rows_of(table)) == 4
     table._back.click()
     assert len(rows_of(table)) == 10
+
+
+def test_every_line_has_its_name_and_a_picture_with_words_and_a_label(session):
+    table = forms.correct_lines(session)
+    row = table._rows.children[0]
+    shown = text_of(row)
+    assert "page0-0.png" in shown
+    assert "alt='line 1 of page0-0.png'" in shown
+    assert rows_of(table)[0][0].description == "line 1"
+
+
+def test_the_table_drawn_again_shows_the_lines_it_showed_last_in_a_new_kernel_too(session):
+    table = forms.correct_lines(session)
+    table._which.value = "doubt"
+    table._next.click()
+    shown = [line.key for line in table._shown]
+    again = forms.correct_lines(ReadingSession(session.folder))
+    assert again._which.value == "doubt"
+    assert [line.key for line in again._shown] == shown
+    session.save(correcting={"which": "of a later version", "first": 7000})
+    assert forms.correct_lines(session)._which.value == "all"
+
+
+def test_the_next_lines_not_looked_at_are_those_after_the_ones_that_are_done(session):
+    table = forms.correct_lines(session)
+    table._which.value = "open"
+    first = [line.key for line in table._shown]
+    for field, right, _undo, _state in rows_of(table):
+        field.value = "fox"
+        right.click()
+    table._next.click()
+    second = [line.key for line in table._shown]
+    every = [line.key for line in session.lines()]
+    assert (first, second) == (every[:10], every[10:20]), "none is passed over"
+    assert len([line for line in session.lines() if line.right]) == 10
+
+
+def test_a_correction_that_arrives_after_the_table_has_turned_is_kept(session):
+    table = forms.correct_lines(session)
+    field, key = rows_of(table)[2][0], table._shown[2].key
+    table._next.click()
+    field.value = "late, but kept"
+    assert next(line for line in session.lines() if line.key == key).right == "late, but kept"
 
 
 def test_uploads_become_what_is_read(session):
@@ -142,6 +200,7 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     again = ReadingSession(session.folder)
     assert forms.teach_reader(TINY, again) == first
     assert "finished already" in caplog.text
+    assert "Writing model shards" not in caplog.text
     shown = forms.compare_reading(again)
     assert shown.comparison.before.scores == first.before.scores
     assert shown.comparison.after.scores == first.after.scores
@@ -191,4 +250,4 @@ def test_the_shared_page_opens_with_a_login_and_closes(session, base):
     broken = forms.share_reader(ServeConfig(port=0), session)
     session.save(reader="no/such/reader/at/all")
     broken.open()
-    assert "✋ No reader" in text_of(broken.box)
+    assert "✗ No reader" in text_of(broken.box)

@@ -1,7 +1,11 @@
 """A reading session: lines and corrections stay, whatever is read again; what is corrected is a data set."""
 
 import csv
+import io
 import json
+import os
+import shutil
+import zipfile
 from unittest import mock
 
 import numpy as np
@@ -12,7 +16,8 @@ from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SessionDamaged, SessionError, SettingsError
 from fastsd_helpers.trocr import Reader, reading_session
-from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader, looks_like_page
+from fastsd_helpers.trocr.pages import looks_like_page
+from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader
 
 pytest.importorskip("transformers")
 
@@ -99,12 +104,111 @@ def test_a_second_stop_loses_nothing_of_the_first(tmp_path, reader, monkeypatch)
     session.read(reader, str(others), pages="lines")
     read = []
     counting = mock.Mock(wraps=reader)
-    counting.checkpoint, counting.settings, counting.limits = reader.checkpoint, reader.settings, reader.limits
+    for name in ("checkpoint", "settings", "limits", "batch_size"):
+        setattr(counting, name, getattr(reader, name))
     counting.read = lambda items, **rest: read.extend(items) or reader.read(items, **rest)
     lines = session.read(counting, str(folder), pages="lines")
     assert len(lines) == 10
     assert len(read) == 4, "six were read before the first stop"
-    assert not (tmp_path / "mine" / "reading.jsonl").exists()
+    read.clear()
+    assert len(session.read(counting, str(others), pages="lines")) == 4
+    assert not read, "what was read of other pictures is known when they are wanted again"
+
+
+def test_a_reader_that_was_downloaded_again_reads_nothing_twice(tmp_path, reader, pictures):
+    (pictures / "broken.png").unlink()  # is looked at every time: somebody may have copied it again
+    session = ReadingSession(tmp_path / "mine")
+    before = session.read(reader, str(pictures), pages="lines")
+    shutil.copytree(reader.checkpoint.folder, tmp_path / "elsewhere" / "model")
+    for path in (tmp_path / "elsewhere" / "model").iterdir():
+        os.utime(path, (1, 1))
+    again = Reader(tmp_path / "elsewhere" / "model", precision="fp32", max_new_tokens=reader.settings.max_new_tokens)
+    read = []
+    again.read = lambda items, **_rest: read.extend(items) or []
+    assert session.read(again, str(pictures), pages="lines") == before
+    assert not read
+
+
+def test_what_the_version_before_has_read_is_not_read_again(tmp_path, reader, pictures):
+    (pictures / "broken.png").unlink()  # is looked at every time: somebody may have copied it again
+    session = ReadingSession(tmp_path / "mine")
+    session.read(reader, str(pictures), pages="lines")
+    path = tmp_path / "mine" / "lines.jsonl"
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    by = reading_session._fingerprint_by_place(reader, "lines")
+    path.write_text("".join(json.dumps(row | {"by": by}) + "\n" for row in rows))
+    read = []
+    counting = mock.Mock(wraps=reader)
+    for name in ("checkpoint", "settings", "limits", "batch_size"):
+        setattr(counting, name, getattr(reader, name))
+    counting.read = lambda items, **_rest: read.extend(items) or []
+    assert len(ReadingSession(tmp_path / "mine").read(counting, str(pictures), pages="lines")) == len(rows)
+    assert not read
+
+
+def test_a_picture_that_cannot_be_read_is_no_line_of_the_text(tmp_path, reader, pictures):
+    session = ReadingSession(tmp_path / "mine")
+    lines = session.read(reader, str(pictures), pages="lines")
+    assert [line.read.name for line in lines if line.read.problem] == ["broken.png"]
+    text = (tmp_path / "mine" / "text.txt").read_text(encoding="utf-8").split("\n")
+    assert len(text) == len(lines), "the last of them is what follows the last line's end"
+    assert "broken.png" in (tmp_path / "mine" / "text.csv").read_text(encoding="utf-8-sig")
+
+
+def zipped(*names, page=None):
+    """A zip of pictures; with a code page its names are written in that, as Windows does, and it says nothing of it."""
+    data = io.BytesIO()
+    stand_ins = {
+        f"{place:03d}".ljust(len(name.encode(page)), "x") if page else name: name for place, name in enumerate(names)
+    }
+    with zipfile.ZipFile(data, "w") as made:
+        for name, picture in zip(stand_ins, noise_pictures(len(names)), strict=True):
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            made.writestr(name, content.getvalue())
+    raw = data.getvalue()
+    for stand_in, name in stand_ins.items():
+        raw = raw.replace(stand_in.encode(), name.encode(page or "utf-8"))
+    return raw
+
+
+def test_a_zip_with_folders_gives_its_pictures_and_two_of_one_name_stay_two(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    names = ("page 1/scan_1.png", "page 2/scan_1.png", "__MACOSX/page 1/._scan_1.png", "notes.txt", "more.zip")
+    made = session.save_uploads("C:\\letters.ZIP", zipped(*names))
+    assert len(made.kept) == 2
+    assert len({path.name for path in session.list_uploads()}) == 2
+    assert [line for line in made.left_out if "notes.txt" in line and "no picture" in line]
+    assert [line for line in made.left_out if "zip in a zip" in line]
+    again = session.save_uploads("letters.zip", zipped(*names))
+    assert not again.kept
+    assert len(again.there) == 2
+
+
+def test_forty_files_dropped_twice_are_kept_once_under_other_names_too(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    files = [(f"IMG_{place}.JPG", bytes([place]) * (100 + place)) for place in range(40)]
+    for name, data in files * 2:
+        made = session.save_uploads(name, data)
+        assert not made.lines() or made.kept
+    assert len(session.list_uploads()) == 40
+    assert session.save_uploads("IMG_7 (1).JPG", files[7][1]).there == (("IMG_7 (1).JPG", "IMG_7.jpg"),)
+    other = session.save_uploads("IMG_7.JPG", b"another picture of that name")
+    assert other.lines() == ["IMG_7.JPG is kept as IMG_7-2.jpg."]
+
+
+def test_names_of_a_zip_from_windows_are_read_in_the_letters_they_were_written_in(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    made = session.save_uploads("letters.zip", zipped("Письмо бабушки.png", "Письмо деда.png", page="cp866"))
+    assert {given for given, _name in made.kept} == {"Письмо бабушки.png", "Письмо деда.png"}
+    assert "are read as Cyrillic" in made.left_out[0]
+
+
+def test_what_is_no_zip_and_a_zip_without_pictures_are_said(tmp_path):
+    session = ReadingSession(tmp_path / "mine")
+    assert "damaged or no zip" in session.save_uploads("a.zip", b"PK").left_out[0]
+    assert "holds no picture" in session.save_uploads("b.zip", zipped("x/readme.md")).left_out[-1]
+    assert session.list_uploads() == []
 
 
 def test_corrections_stay_with_their_lines_when_they_are_read_again(tmp_path, reader, pictures):

@@ -290,9 +290,16 @@ def test_what_fits_stays_and_what_is_absent_comes_with_its_own_needs():
     assert planned("dreambooth", full)["werkzeug"].startswith("tensorboard needs werkzeug")
 
 
-def test_a_package_outside_the_range_is_put_right_and_the_reason_is_told():
-    reason = planned("dreambooth", all_of("dreambooth") | {"transformers": "4.40.0"})
-    assert reason == {"transformers": "fastsd needs transformers>=4.53, 4.40.0 is here"}
+def test_a_package_that_is_too_old_is_not_replaced_and_it_is_told_how_to_raise_it():
+    with pytest.raises(InstallError, match=r"transformers 4\.40\.0 \(fastsd needs >=4\.53\)") as caught:
+        planned("dreambooth", all_of("dreambooth") | {"transformers": "4.40.0"})
+    assert "pip install --upgrade 'transformers>=4.53'" in caught.value.hint
+
+
+def test_what_somebody_has_newer_than_is_locked_stays_in_every_set():
+    for name in WORKFLOWS:
+        full = all_of(name) | {"nncf": "99", "openvino": "2099.1", "pyngrok": "9.1.0", "gradio": "99.0"}
+        assert planned(name, full) == {}
 
 
 def test_any_build_of_opencv_will_do():
@@ -499,15 +506,16 @@ def test_a_package_upgraded_by_hand_is_put_back_where_versions_are_exact(tmp_pat
     exact = make_lock(tmp_path / "exact.lock", rows, own=True)
     install((folder, exact, rows), python)
     newer = make_wheel(tmp_path / "newer", "gamma", "9.9")
-    newer_lock = make_lock(tmp_path / "newer.lock", {newer: []}, ["gamma>=9"])
+    newer_lock = make_lock(tmp_path / "newer.lock", {newer: []}, own=True)
     wheels.install("little", python=python, lock=newer_lock, wheel_folder=newer.parent)
     assert install(shelf, python).changes == ()  # 9.9 is within >=0.1
     report = install((folder, exact, rows), python)
     assert [(change.name, change.before, change.after) for change in report.changes] == [("gamma", "9.9", "0.3")]
     wheels.install("little", python=python, lock=newer_lock, wheel_folder=newer.parent)
     narrow = make_lock(tmp_path / "narrow.lock", rows, ["gamma>=0.1,<1"])
-    report = install((folder, narrow, rows), python)  # in the platform's Python only what is outside the range
-    assert [change.reason for change in report.changes] == ["fastsd needs gamma<1,>=0.1, 9.9 is here"]
+    report = install((folder, narrow, rows), python)  # in the platform's Python nothing that is there is moved
+    assert (report.changes, report.left) == ((), ("gamma 9.9 (fastsd asks for <1,>=0.1)",))
+    assert report.lines()[-1].endswith("left as it is: gamma 9.9 (fastsd asks for <1,>=0.1).")
 
 
 @needs_uv
@@ -668,9 +676,8 @@ def test_pip_does_it_too_when_there_is_no_uv(shelf, python, monkeypatch):
 
 
 def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
-    plan = wheels.make_plan(
-        wheels.read_lock().find("dreambooth", "3.13"), environment(all_of("dreambooth") | {"safetensors": "0.4.0"})
-    )
+    there = {name: version for name, version in all_of("dreambooth").items() if name != "safetensors"}
+    plan = wheels.make_plan(wheels.read_lock().find("dreambooth", "3.13"), environment(there))
     module = type(sys)("safetensors")
     module.__version__ = "0.4.0"
     monkeypatch.setitem(sys.modules, "safetensors", module)
@@ -701,8 +708,10 @@ def test_only_what_is_in_memory_at_another_version_asks_for_a_restart(shelf, pyt
         version = "0.0.1" if old in (name, "both") else right
         (tmp_path / name).mkdir()
         wheel = make_wheel(tmp_path / name, name, version)
+        # One of another version is uninstalled, as far as its record goes: what is recorded is never replaced.
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site_folder(python))
+            archive.extractall(site_folder(python), [path for path in archive.namelist() if version == right or
+                                                     ".dist-info/" not in path])  # fmt: skip
     # Noted as put in by an installation that was cut: these are installed anew whatever their version.
     notes = {name: unproved.Unproved({"beta": "2.5", "gamma": "0.3"}[name], whole=False) for name in ("beta", "gamma")}
     unproved.write_unproved(site_folder(python), notes)

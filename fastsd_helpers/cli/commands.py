@@ -209,7 +209,7 @@ def delete(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.sessions import delete_checkpoint, delete_session
 
     session = open_session(chosen)
-    what, folder = f"the session {session.name}", session.folder
+    what, folder = f"the session {session.name}{_with_photos(session.folder)}", session.folder
     if chosen.checkpoint:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
         if folder not in _folders_in(session.checkpoints):
@@ -227,6 +227,12 @@ def delete(chosen: argparse.Namespace) -> Answer:
         "On Google Drive the room is free once the trash is emptied too.",
     ]
     return Answer({"session": session.name, "path": folder, "deleted": True, "bytes": freed}, lines)
+
+
+def _with_photos(folder: Path) -> str:
+    """What of a person's own goes with a session, which may be nowhere else."""
+    given = sum(path.is_file() for name in ("uploads", "originals") for path in (folder / name).rglob("[!.]*"))
+    return f" with {given} photos and captions of yours in it" if given else ""
 
 
 def _agreed(question: str, folder: Path) -> bool:

@@ -1,7 +1,9 @@
 """The commands `fastsd trocr ...`: read, measure, embed, fine-tune, shrink and share a handwriting reader."""
 
 import argparse
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,13 +189,21 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 def finetune(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr finetune DATA --out DIR`."""
+    from fastsd_helpers.background import local_folder
     from fastsd_helpers.files import sha256_of
+    from fastsd_helpers.processes import stop_signals
     from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+    from fastsd_helpers.trocr.progress import JOURNAL, note_progress
 
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
-    result = finetune(
-        config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart
-    )
+    # Whoever watches from a notebook reads what is noted.
+    # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    with stop_signals() if alone else contextlib.nullcontext() as stop:
+        result = finetune(
+            config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
+            report=note_progress(local_folder(chosen.out) / JOURNAL), stop=stop,
+        )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
         "lines": f"{result.train_lines} learned from, {result.held_out_lines} measured on",
@@ -218,7 +228,8 @@ def quantize(chosen: argparse.Namespace) -> Answer:
         for trial in result.trials
     ]  # fmt: skip
     head = ["NUMBERS", "SIZE", "LINES/S", "CER", "SAME TEXT"]
-    return Answer(plain(result), [f"Written ({result.method}): {result.path}", *table(head, rows)])
+    told = f"Written ({result.method}): {result.path}" if result.path else "Nothing was written."
+    return Answer(plain(result), [told, result.why, *table(head, rows)])
 
 
 def serve(chosen: argparse.Namespace) -> Answer:

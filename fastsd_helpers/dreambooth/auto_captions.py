@@ -9,7 +9,7 @@ from fastsd_helpers.captions import (
     read_caption,
     write_caption,
 )
-from fastsd_helpers.dreambooth.dataset import load_dataset, prompt_of, recorded_images
+from fastsd_helpers.dreambooth.dataset import load_dataset, prompt_of, recorded_images, settle_exchange
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
@@ -30,6 +30,7 @@ def caption_pictures(session: Session, *, model: str = DEFAULT_CAPTIONER) -> lis
     """
     load_dataset(session)  # every picture is there and unchanged
     missing = []
+    settle_exchange(session)
     for item in recorded_images(session):
         name = PurePosixPath(item["file"])
         caption = session.captions / f"{name.stem}.txt"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images
+from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images, what_changed
 from fastsd_helpers.dreambooth.resume import Generation
-from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.dreambooth.settings import (
     DreamBoothConfig,
     Given,
@@ -26,7 +26,7 @@ from fastsd_helpers.registry import check_resolution, models
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["MoreSteps", "Start", "find_start"]
+__all__ = ["MoreSteps", "Start", "find_base", "find_start"]
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,15 @@ def find_start(
     if not segments:
         return _begin(config, session, device, run=run, more=more)
     assert generation is not None
-    open_legs = _open_legs(legs_of(segments), generation)
     given = given_values(config)
+    saved_segments = len(segments_in(generation.record))
+    if more and len(segments) > saved_segments:
+        # Cut before its first checkpoint: it is begun anew, and what was chosen for it still holds.
+        given = segments[-1].given | given
+        segments = segments[:saved_segments]
+    open_legs = _open_legs(legs_of(segments), generation)
     begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
     begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
-    same_ref = _same_model_named(given, session, generation)
     reasons: list[str] = []
     if begins:
         steps = more.as_steps(segments[0])
@@ -121,7 +125,7 @@ def find_start(
     else:
         own = {name: value for name, value in given.items() if name != "base_model"}
         refuse_changes(own, segments[-1].settings, begun_steps=begun_steps, finished=not open_legs)
-    base = _same_base(given, session, generation, same_ref=same_ref)
+    base = find_base(generation, session, given.get("base_model"))
     # The same weights in another place are the same model.
     config = replace(config, base_model=base.ref)
     if begins:
@@ -139,11 +143,12 @@ def find_start(
         segments = [*segments, _next_segment(config, pictures, given, segments)]
         open_legs = [(leg, 0) for leg in legs_of(segments) if leg.segment == len(segments) - 1]
     elif pictures != segments[-1].pictures:
-        when = "" if not open_legs else " after its end"
+        when = "" if not open_legs or len(segments) > saved_segments else " after its end"
         raise SettingsError(
-            "The pictures or captions changed since this session's run was begun.",
-            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when} (in a notebook: "
-            "more steps); or start from step 0 with --restart; nothing saved is lost.",
+            "The pictures or captions changed since this session's run was begun: "
+            f"{what_changed(segments[-1].pictures, dataset)}.",
+            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
+            "or start from step 0 with --restart; nothing saved is lost.",
         )
     elif given.keys() - segments[-1].given.keys():
         newest = replace(segments[-1], given=segments[-1].given | given)
@@ -172,7 +177,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         planned = "" if None in known else f" of {sum(known)}"
         raise SettingsError(
             f"more_steps (--more-steps) goes on after the end of a run, but this one is at step 0{planned}.",
-            "Train without it first (in a notebook: leave that field empty).",
+            "Train without it first.",
         )
     ref = given.get("base_model", "auto")
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
@@ -259,23 +264,37 @@ def _next_segment(
 # ------------------------------------------------------------------------------------------------ the base model
 
 
-def _same_model_named(given: Given, session: Session, generation: Generation) -> bool:
-    """Whether the model that is named can be the run's; another key of the registry cannot, and nothing is fetched.
+def find_base(generation: Generation, session: Session, ref: str | None = None) -> BaseModel:
+    """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
-    Returns:
-        True when it is named as it was, or not at all.
+    Args:
+        generation, session: the checkpoint, and where it is.
+        ref: where it is said to be; nothing for where it was last.
 
     Raises:
-        SettingsError: it is another one.
+        ModelNotFound: it is not there; says what is sought and how to point to it.
+        SettingsError: what is there has other weights.
     """
-    known = _known_places(session, generation)
-    ref = given.get("base_model")
-    if ref is None or ref in known:
-        return True
-    keys = {spec.key for spec in models()}
-    if ref in keys and known[-1] in keys:
-        raise _other_model(known[-1], ref)
-    return False
+    known, sha256 = _known_places(session, generation), generation.record["base_model"]["sha256"]
+    if ref in (None, "", "auto", *known):
+        ref = ref if ref in known else known[0]
+        base = _fetch_again(ref, sha256)
+        if base.sha256() != sha256:
+            raise SettingsError(
+                "The base model changed since this session's run was begun.",
+                f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or "
+                "start from step 0 with --restart; nothing saved is lost.",
+            )
+    else:
+        keys = {spec.key for spec in models()}
+        if ref in keys and known[-1] in keys:  # they are different models, and nothing need be fetched to tell
+            raise _other_model(known[0], ref)
+        base = BaseModel.fetch(ref)
+        if base.sha256() != sha256:
+            raise _other_model(known[0], ref)
+    if base.ref != known[0]:
+        session.save_if_possible(base_model={"ref": base.ref, "sha256": sha256})
+    return base
 
 
 def _known_places(session: Session, generation: Generation) -> list[str]:
@@ -286,36 +305,14 @@ def _known_places(session: Session, generation: Generation) -> list[str]:
     return [*newer, begun["ref"]]
 
 
-def _same_base(given: Given, session: Session, generation: Generation, *, same_ref: bool) -> BaseModel:
-    known = _known_places(session, generation)
-    sha256 = generation.record["base_model"]["sha256"]
-    ref = known[0] if same_ref else given["base_model"]
-    base = fetch_again(ref, sha256) if same_ref else BaseModel.fetch(ref)
-    if base.sha256() == sha256:
-        return base
-    if same_ref:
-        raise SettingsError(
-            "The base model changed since this session's run was begun.",
-            f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or start "
-            "from step 0 with --restart; nothing saved is lost.",
-        )
-    raise _other_model(known[0], ref)
-
-
-def fetch_again(ref: str, sha256: str) -> BaseModel:
-    """Find the base model that a run was begun with where it was last.
-
-    Raises:
-        ModelNotFound: it is gone from there; says what is sought and how to point to it.
-    """
+def _fetch_again(ref: str, sha256: str) -> BaseModel:
     try:
         return BaseModel.fetch(ref)
     except ModelNotFound as err:
         raise ModelNotFound(
             f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
             f"{err.problem}",
-            "If it lies elsewhere now, say where with --base-model (in a notebook: the field base model): the same "
-            "weights are the same model.",
+            "If it lies elsewhere now, say where with --base-model: the same weights are the same model.",
         ) from err
 
 
@@ -323,5 +320,5 @@ def _other_model(was: str, ref: str) -> SettingsError:
     return SettingsError(
         f"This session's run was started with other settings: base_model was {was!r} and is now {ref!r}, which has "
         "other weights.",
-        "Leave base_model alone to go on with it, or start from step 0 with --restart (in a notebook: start over).",
+        "Leave base_model alone to go on with it, or start from step 0 with --restart.",
     )

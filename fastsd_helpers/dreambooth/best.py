@@ -1,13 +1,15 @@
 """Which checkpoint of a run has the lowest held-out loss, among those that are still there and whole."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.dreambooth.resume import Generation
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation
 from fastsd_helpers.dreambooth.resume.generation import NotWhole, list_generations, read_generation, verify_files
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.sessions import Session
 
-__all__ = ["BEST", "Choice", "choose_checkpoint", "find_best"]
+__all__ = ["BEST", "Choice", "choose_checkpoint", "find_best", "offer_best"]
 
 BEST = "best"  # role of the weights that keep_best carries along; also the word for `--checkpoint`
 
@@ -76,3 +78,15 @@ def choose_checkpoint(folder: Path, newest: Generation, wanted: str) -> Choice:
             f"There is no whole checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
         )
     return _own(generation)
+
+
+def offer_best(session: Session, store: CheckpointStore, loss_after: float, say: Callable[[str], object]) -> str | None:
+    """Say so when an earlier checkpoint was better, and name it; the user's eye decides, not the loss."""
+    best = find_best(store.folder, store.timeline)
+    if best is None or best.loss is None or best.loss >= loss_after:
+        return None
+    say(
+        f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
+        f"end. To have that model: fastsd dreambooth export {session.name} --checkpoint {BEST}"
+    )
+    return BEST if best.role == BEST else best.generation.name

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastsd_helpers import demo
 from fastsd_helpers.captions import write_caption
-from fastsd_helpers.dreambooth.dataset import PromptRow, prompt_table, recorded_images
+from fastsd_helpers.dreambooth.dataset import PromptRow, prompt_table, recorded_images, settle_exchange
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.sessions import Session
@@ -87,6 +87,7 @@ def set_caption(session: Session, name: str, words: str | None) -> Path:
     Raises:
         DatasetError: no picture of that name. DriveError: the caption cannot be written.
     """
+    settle_exchange(session)  # or it would be written beside pictures that are about to go
     item = find_picture(session, name)
     path = session.captions / f"{PurePosixPath(item['file']).stem}.txt"
     # The caption that came with the photo, or else none: then its name speaks.

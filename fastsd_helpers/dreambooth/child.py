@@ -21,6 +21,7 @@ from typing import Any
 from fastsd_helpers.background import answered_error, environment_of_ours, last_answer, tail
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.live import JournalReader, Live, live_folder
+from fastsd_helpers.dreambooth.segments import legs_of, segments_in
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, given_values
 from fastsd_helpers.dreambooth.shortage import shortage
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
@@ -31,7 +32,7 @@ from fastsd_helpers.runtime import redact
 from fastsd_helpers.sessions import Session, local_holder
 from fastsd_helpers.sessions.record import read_record
 
-__all__ = ["TrainingChild", "find_training", "start_training", "train_command"]
+__all__ = ["TrainingChild", "find_training", "planned_steps", "start_training", "train_command"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -40,7 +41,13 @@ _SIGNAL_OF_THE_SYSTEM = 9  # what the kernel's out-of-memory killer sends
 
 
 def train_command(
-    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    more_steps: int = 0,
+    more_text_encoder_steps: int = 0,
 ) -> list[str]:
     """The command line that trains with these settings; settings left alone are left out, as a person would."""
     command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", session.name]
@@ -55,15 +62,28 @@ def train_command(
         else:  # in one word, so that a value that begins with a dash is no flag
             command.append(f"{item.flag}={value}")
     command += ["--restart"] * restart + ["--take-over"] * take_over
+    more = {"--more-steps": more_steps, "--more-text-encoder-steps": more_text_encoder_steps}
+    command += [f"{flag}={count}" for flag, count in more.items() if count]
     return [*command, "--json"]
 
 
 def start_training(
-    config: DreamBoothConfig, session: Session, *, restart: bool = False, take_over: bool = False
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    more_steps: int = 0,
+    more_text_encoder_steps: int = 0,
 ) -> "TrainingChild":
     """Start the training of a session in its own process, and return at once.
 
-    The process is in a session of its own: neither the notebook's interrupt nor a restart of its kernel reaches it.
+    The process is in a session of its own and goes on when the one that started it ends, whatever ends that: only
+    `stop` and `kill` end it early. A notebook's cell that waits for it (`forms.run_training`) asks it to save and end
+    when the cell is interrupted, which JupyterLab also does before it restarts a kernel.
+
+    Args:
+        config, session, restart, take_over, more_steps, more_text_encoder_steps: as for `train`.
 
     Raises:
         DriveError: the local folder for its log cannot be written.
@@ -76,7 +96,14 @@ def start_training(
         for old in [*folder.glob("*.out"), *folder.glob("*.log")]:
             old.unlink()
         out, log = folder / f"{name}.out", folder / f"{name}.log"
-        command = train_command(config, session, restart=restart, take_over=take_over)
+        command = train_command(
+            config,
+            session,
+            restart=restart,
+            take_over=take_over,
+            more_steps=more_steps,
+            more_text_encoder_steps=more_text_encoder_steps,
+        )
         child = Child(command, log=log, out=out, env=environment_of_ours(_model_named(config, session)), outlives=True)
     own = child.process
     pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
@@ -205,8 +232,7 @@ class TrainingChild:
         return TrainResult(**done, first_step=0, steps=self._planned_steps(), seconds=0.0)
 
     def _planned_steps(self) -> int:
-        settings = self.session.record.get("settings") or {}
-        return sum(settings.get(name) or 0 for name in ("text_encoder_steps", "unet_steps"))
+        return sum(planned_steps(self.session.record).values())
 
     def _death(self) -> FastSDError:
         live, code = self.live(), self._child.returncode if self._child is not None else None
@@ -234,6 +260,14 @@ class TrainingChild:
             write_atomic(self.session.logs / "train.log", redact(tail(self._log)).encode())
         except (DriveError, OSError) as err:
             logger.debug("The training's log was not kept: %s.", err)
+
+
+def planned_steps(record: Mapping[str, Any]) -> dict[str, int]:
+    """Stage -> its steps in all segments of the session's run; empty before a run has recorded them."""
+    steps: dict[str, int] = {}
+    for leg in legs_of(segments_in(record)):
+        steps[leg.stage] = leg.end
+    return steps
 
 
 def _as_result(answer: Mapping[str, Any]) -> TrainResult:

@@ -31,7 +31,9 @@ __all__ = [
     "prompt_of",
     "prompt_table",
     "recorded_images",
+    "settle_exchange",
     "start_exchange",
+    "what_changed",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -189,6 +191,17 @@ def _read_marker(session: Session) -> dict[str, Any]:
         return nothing
 
 
+def settle_exchange(session: Session) -> None:
+    """Before something is written beside the pictures: finish an exchange that was cut off, or undo it.
+
+    Raises:
+        SessionBusy: it is still going on, in another process.
+    """
+    if (session.folder / _OLD).is_dir():
+        with session.lock():
+            finish_exchange(session)
+
+
 def _was_recorded(session: Session) -> bool:
     token = _read_marker(session)["token"]
     if not token:
@@ -286,6 +299,26 @@ def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[d
         caption = read_caption(home(f"captions/{PurePosixPath(name).stem}.txt"))
         found.append((item, home(item["file"]), prompt_of(session, item, caption, instance_prompt)))
     return found
+
+
+def what_changed(begun: list[list[str]], dataset: Dataset) -> str:
+    """What is different from the pictures and prompts that a run began with, in words.
+
+    Args:
+        begun: sha256 and prompt of each.
+        dataset: what is there now.
+    """
+    now = {image.sha256: image for image in (*dataset.train, *dataset.held_out)}
+    before = {sha256: prompt for sha256, prompt in begun}
+    said = [
+        f"the prompt of {image.path.name} was {before[sha256]!r} and is now {image.prompt!r}"
+        for sha256, image in now.items()
+        if sha256 in before and before[sha256] != image.prompt
+    ]
+    gone, new = len(before.keys() - now.keys()), len(now.keys() - before.keys())
+    more = [f"and {len(said) - 3} prompts more"] if len(said) > 3 else []
+    counts = [f"{count} pictures are {what}" for count, what in ((gone, "gone"), (new, "new")) if count]
+    return "; ".join([*said[:3], *more, *counts]) or "their order, or which of them are held out"
 
 
 def prompt_of(session: Session, item: dict[str, Any], caption: str | None, instance_prompt: str | None = None) -> str:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth import finish, rehearsal
+from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.best import BEST, find_best
+from fastsd_helpers.dreambooth.best import BEST, offer_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.outlook import counts_of
+from fastsd_helpers.dreambooth.own_class import OwnClassPictures
+from fastsd_helpers.dreambooth.picture_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
 from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
@@ -32,7 +35,14 @@ from fastsd_helpers.dreambooth.stopping import stop_signals
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
-from fastsd_helpers.runtime import describe_device, fault_point, make_cpu_sums_repeatable, name_arithmetic, versions
+from fastsd_helpers.runtime import (
+    choose_waiting,
+    describe_device,
+    fault_point,
+    make_cpu_sums_repeatable,
+    name_arithmetic,
+    versions,
+)
 from fastsd_helpers.sessions import Session
 
 __all__ = ["TrainResult", "plan", "train"]
@@ -90,6 +100,7 @@ def train(
     """
     started = time.monotonic()
     make_cpu_sums_repeatable()
+    waiting = choose_waiting()
     check_writable(session.folder)
     report = report or log_progress
     with (
@@ -98,7 +109,10 @@ def train(
         _open_store(session, report, restart=restart) as store,
     ):
         more = MoreSteps(more_steps, more_text_encoder_steps)
-        return _Run(config, session, store, report, more=more).go(stop, lock, started)
+        run = _Run(config, session, store, report, more=more)
+        if waiting:
+            run.say(waiting)
+        return run.go(stop, lock, started)
 
 
 def plan(
@@ -116,6 +130,7 @@ def plan(
         config, session, restart, more_steps, more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
+    choose_waiting()
     more = MoreSteps(more_steps, more_text_encoder_steps)
     with _open_store(session, log_progress, restart=restart) as store:
         run = _Run(config, session, store, log_progress, more=more)
@@ -169,13 +184,32 @@ class _Run:
         )
         self.config = self.plan.config
         self.store.keep(self.config.keep_last)
-        for line in [*self.start.reasons, *self.plan.lines()]:
+        advice = advise(
+            session,
+            self.start.dataset,
+            resolution=self.config.resolution,
+            instance_prompt=self.config.instance_prompt,
+            tokenizer=self.studio.tokenizer,
+        )
+        self.own_class: OwnClassPictures | None = None
+        if self.config.class_folder and self.config.class_prompts:
+            prompts, size = self.config.class_prompts, self.config.resolution
+            self.own_class = OwnClassPictures(session, self.config.class_folder, prompts, size=size)
+            advice.append(self.own_class.check())
+        for line in [*self.start.reasons, *advice, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
         self.history: dict[str, Any] = {}
         self.held_out: list[list] = []
         self.best: dict[str, Any] | None = None
         self.arithmetics = [name_arithmetic(self.device)]
+        self._said_no_samples = False
+        left = self.steps_left()
+        every = self.config.sample_every
+        grids = sum(steps // every for steps in left.values()) if every else 0
+        self.budget = PictureBudget(
+            self.config, on_cpu=self.device.kind == "cpu", steps=sum(left.values()), grids=grids
+        )
 
     def _standing(self, stages: dict[str, int]) -> Standing:
         """What bears on the plan beside the settings."""
@@ -210,8 +244,7 @@ class _Run:
             if done is not None:
                 self.session.save(base_model=start.base_model)  # which may have moved
                 self.say(
-                    "This run is finished already; --more-steps N (in a notebook: more steps) goes on with it, "
-                    "--restart (start over) trains again from step 0."
+                    "This run is finished already; --more-steps N goes on with it, --restart trains again from step 0."
                 )
                 return TrainResult(**done, first_step=start.steps_done, steps=start.steps, seconds=0.0)
         segments = [segment.to_record() for segment in start.segments]
@@ -242,6 +275,7 @@ class _Run:
             history=self._losses_by_leg(),
             held_out=self.held_out,
             judged_from=self._judged_from(),
+            drawing=self.budget.before_and_after(),
             run=self.number,
             more=start.times_lengthened,
             say=self.say,
@@ -253,7 +287,7 @@ class _Run:
             first_step=start.steps_done,
             steps=start.steps,
             seconds=time.monotonic() - started,
-            best_checkpoint=self._offer_best(result["loss_after"]),
+            best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
         )
 
     def _judged_from(self) -> int:
@@ -266,6 +300,11 @@ class _Run:
         config, studio = self.config, self.studio
         if not config.class_prompts:
             return ()
+        if self.own_class is not None:
+            pictures, said = self.own_class.fill()
+            for line in [*said, f"{len(pictures)} class pictures of yours."]:
+                self.say(line)
+            return tuple(pictures)
         drawing = ClassDrawing(
             self.session.class_images,
             self.start.base,
@@ -282,17 +321,6 @@ class _Run:
             say=self.say,
             stopped=stop.is_set,
         )
-
-    def _offer_best(self, loss_after: float) -> str | None:
-        """Say so when an earlier checkpoint was better; the user's eye decides, not the loss."""
-        best = find_best(self.store.folder, self.store.timeline)
-        if best is None or best.loss is None or best.loss >= loss_after:
-            return None
-        self.say(
-            f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
-            f"end. To have that model: fastsd dreambooth export {self.session.name} --checkpoint {BEST}"
-        )
-        return BEST if best.role == BEST else best.generation.name
 
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""
@@ -331,7 +359,9 @@ class _Run:
             if stop.is_set() or lock.lost:
                 self._stop(leg, job, step, losses, lost=lock.lost)
             lr = getattr(config, f"{leg.stage}_lr") * lr_factor_in_legs(config.lr_scheduler, own, list(leg.parts))
+            step_began = time.monotonic()
             loss = job.take_step(step, lr)
+            self.budget.note_step(time.monotonic() - step_began)
             if loss != loss or loss == float("inf"):
                 self._give_up(leg, step)
             losses.append(loss)
@@ -348,10 +378,20 @@ class _Run:
             to_save = last or (bool(config.save_every) and finished % config.save_every == 0)
             judged = self._judge(job, position) if to_sample or to_save else None
             if to_sample:
-                finish.draw_sample(self.session, self.studio, job, step + 1)
+                self._draw_sample(job, step + 1)
             if to_save:
                 self._save(leg, job, step + 1, judged)
         self.studio.keep(stage, job)
+
+    def _draw_sample(self, job: Any, step: int) -> None:
+        """Draw with the model as it is; what was asked for in full, else what the training's time allows."""
+        asked = self.start.segments[-1].given.get("sample_every")
+        drawing = FULL if asked else self.budget.sample()
+        if drawing is not None:
+            finish.draw_sample(self.session, self.studio, job, step, drawing)
+        elif not self._said_no_samples:
+            self._said_no_samples = True
+            self.say("No samples on the way: drawing them would take longer than this short training.")
 
     def _is_first_judged(self, leg: Leg) -> bool:
         """Whether a leg begins what its held-out losses are compared with: a run, or other pictures or noise."""

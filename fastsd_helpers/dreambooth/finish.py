@@ -14,6 +14,7 @@ from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.curves import plot_losses
 from fastsd_helpers.dreambooth.lora import kohya_metadata, kohya_tensors, write_lora_file
+from fastsd_helpers.dreambooth.picture_budget import FULL, Drawing, Teller
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import Job, Studio
@@ -76,11 +77,11 @@ def require_exportable(base: BaseModel) -> None:
         pass
 
 
-def draw_sample(session: Session, studio: Studio, job: Job, step: int) -> Path:
+def draw_sample(session: Session, studio: Studio, job: Job, step: int, drawing: Drawing = FULL) -> Path:
     """Draw the training prompts with the model as it is; writes samples/{stage}-{step}.png."""
     import torch
 
-    prompts = sample_prompts(studio)
+    prompts = sample_prompts(studio, drawing.pictures)
     with job.shown(), studio.autocast(), torch.no_grad():
         text = job.text_for([studio.prompts.index(prompt) for prompt in prompts]).float()
     vae = studio.base.load_vae().to(studio.device)
@@ -94,6 +95,7 @@ def draw_sample(session: Session, studio: Studio, job: Job, step: int) -> Path:
             size=studio.config.resolution,
             seeds=_SAMPLE_SEEDS[: len(prompts)],
             device=studio.device,
+            **_steps_of(drawing),
         )
     path = session.samples / f"{job.stage}-{step:06d}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
@@ -109,9 +111,18 @@ def sample_prompts(studio: Studio, count: int = len(_SAMPLE_SEEDS)) -> list[str]
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
-def draw_before_and_after(session: Session, studio: Studio, label: str) -> Path:
+def _steps_of(drawing: Drawing) -> dict[str, int]:
+    return {} if drawing.steps == FULL.steps else {"steps": drawing.steps}
+
+
+def draw_before_and_after(
+    session: Session, studio: Studio, label: str, say: "Callable[[str], None]", drawing: Drawing = FULL
+) -> Path:
     """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
-    prompts = sample_prompts(studio)
+    prompts = sample_prompts(studio, drawing.pictures)
+    pictures = "one picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
+    say(f"Drawing before and after: {pictures} each, in {drawing.steps} steps ...")
+    teller = Teller(say, "before and after", 2 * drawing.steps)
     vae = studio.base.load_vae().to(studio.device)
     rows = []
     trained, nothing = studio.trained, dict.fromkeys(studio.trained)
@@ -132,6 +143,8 @@ def draw_before_and_after(session: Session, studio: Studio, label: str) -> Path:
                     size=studio.config.resolution,
                     seeds=_SAMPLE_SEEDS[: len(prompts)],
                     device=studio.device,
+                    after_step=teller,
+                    **_steps_of(drawing),
                 )
             )
         del unet
@@ -240,11 +253,12 @@ def finish_run(
     run: int,
     more: int,
     judged_from: int = 0,
+    drawing: Drawing = FULL,
     say: "Callable[[str], None]",
 ) -> dict[str, Any]:
     """Make the pictures, the file and the card; the session records them only when the file was read back."""
     label = run_label(run, more)
-    grid = draw_before_and_after(session, studio, label)
+    grid = draw_before_and_after(session, studio, label, say, drawing)
     loss_plot = plot_losses(history, held_out, session.logs / f"loss{label}.png", label=studio.held_out_label)
     write = export_lora if config.method == "lora" else export_run
     suffix = "-lora" if config.method == "lora" else ""
@@ -261,6 +275,12 @@ def finish_run(
     return {**made, "sha256": sha256, **losses}
 
 
+def _public_name(base: BaseModel) -> str:
+    """What others may call the base model: of a folder or file its own name, not where it lies on this machine."""
+    local = Path(base.ref).expanduser()
+    return local.resolve().name if local.is_absolute() or local.exists() else base.ref
+
+
 def _card(
     session: Session,
     base: BaseModel,
@@ -275,10 +295,11 @@ def _card(
     before, after = losses["loss_before"], losses["loss_after"]
     judged = f"{before:.4f} before, {after:.4f} after ({100 * (1 - after / before):.1f} % lower)"
     prompts = "\n".join(f"- `{prompt}`" for prompt in studio.prompts)
-    settings = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
+    values = to_values(config) | {"base_model": _public_name(base)}
+    settings = "\n".join(f"| {name} | {value} |" for name, value in values.items())
     front = {
         "license": base.spec.licence,
-        "base_model": base.ref,
+        "base_model": _public_name(base),
         "tags": ["dreambooth", "stable-diffusion", "text-to-image"],
     }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())

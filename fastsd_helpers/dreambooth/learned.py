@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.dreambooth import finish
-from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.beginning import find_base
 from fastsd_helpers.dreambooth.best import choose_checkpoint
 from fastsd_helpers.dreambooth.cache import encode_prompts
-from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation
+from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import STAGES, Studio
@@ -20,6 +20,7 @@ from fastsd_helpers.sessions import Session
 
 __all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "open_learned", "sample"]
 
+_WHERE = "where the base model lies now, if it was moved: the same weights are the same model; empty: where it was"
 _WHICH = "checkpoint to use: best (lowest held-out loss), or the name of one; empty: the newest"
 
 
@@ -33,6 +34,7 @@ class SampleConfig:
     sample_steps: int = option(25, help="denoising steps", low=1, high=200)
     guidance: float = option(7.5, help="how strongly the prompt steers", low=0.0, high=30.0)
     checkpoint: str = option("", help=_WHICH, known="checkpoints")
+    base_model: str = option("", help=_WHERE, advanced=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -49,6 +51,7 @@ class ExportConfig:
     out: str = option("", help="file to write; empty: a new file in the session's exports folder")
     overwrite: bool = option(False, help="replace the file if it exists")
     checkpoint: str = option("", help=_WHICH, known="checkpoints")
+    base_model: str = option("", help=_WHERE, advanced=True)
 
     def __post_init__(self) -> None:
         bad_name = self.out and Path(self.out).suffix != ".safetensors"
@@ -76,16 +79,20 @@ class ExportResult:
     step: int
 
 
-def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[Studio, str, int]:
+def open_learned(
+    session: Session, folder: Path, checkpoint: str = "", *, base_model: str = ""
+) -> tuple[Studio, str, int]:
     """A studio with a whole checkpoint's weights in place: (studio, stage, step).
 
     Args:
         session: that was trained.
         folder: a local folder for copies of its files; needed only during this call.
         checkpoint: `best`, a checkpoint's name, or nothing for the newest.
+        base_model: where its base model lies now; nothing for where it was. The session remembers it.
 
     Raises:
         SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.
+        ModelNotFound: the base model is not where it was. SettingsError: it has other weights now.
     """
     with CheckpointStore(
         session.checkpoints, scratch=folder, report=session.notices.append, timeline=str(session.record.get("run", 1))
@@ -99,7 +106,8 @@ def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
         config = from_values(DreamBoothConfig, generation.record["settings"])
-        studio = Studio(BaseModel.fetch(_base_of(generation, session)), config, describe_device())
+        base = find_base(generation, session, base_model)
+        studio = Studio(base, config, describe_device())
         for stage in STAGES:
             role = choice.role if stage.name == choice.stage else stage.name
             if role in generation.roles:
@@ -107,12 +115,6 @@ def open_learned(session: Session, folder: Path, checkpoint: str = "") -> tuple[
         studio.prompts = list(generation.record["prompts"])
         studio.prompt_of = list(range(len(studio.prompts)))
     return studio, choice.stage, choice.step
-
-
-def _base_of(generation: Generation, session: Session) -> str:
-    """Where a checkpoint's base model is: the session knows it when the same weights were moved meanwhile."""
-    begun, now = generation.record["base_model"], session.record.get("base_model") or {}
-    return now["ref"] if now.get("sha256") == begun["sha256"] else begun["ref"]
 
 
 def sample(config: SampleConfig, session: Session) -> SampleResult:
@@ -123,7 +125,7 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
         ModelError: the base model is gone.
     """
     with tempfile.TemporaryDirectory() as folder:
-        studio, stage, step = open_learned(session, Path(folder), config.checkpoint)
+        studio, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
     prompts = [config.prompt] * config.count if config.prompt else finish.sample_prompts(studio, config.count)
     text_encoder = studio.load_text_encoder()
     text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
@@ -154,7 +156,7 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
         CheckpointError: the file exists, or there is no such checkpoint. VerificationFailed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        studio, stage, step = open_learned(session, Path(folder), config.checkpoint)
+        studio, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
     suffix = ("-lora" if config.format == "lora" else "") + ("" if config.dtype == "fp16" else f"-{config.dtype}")
     name = f"{session.name}-{stage}-{step}{suffix}.safetensors"
     path = Path(config.out).expanduser().absolute() if config.out else session.exports / name

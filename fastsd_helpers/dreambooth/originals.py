@@ -8,7 +8,6 @@ Copied, not moved: a mounted Drive delivers late and out of order, and must neve
 knows of the copy. There the first ones stay where they are until the copies have been there for a while.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -18,8 +17,7 @@ from pathlib import Path, PurePosixPath
 from fastsd_helpers.dreambooth.dataset import PICTURE_FOLDERS, recorded_images
 from fastsd_helpers.dreambooth.own_output import session_around
 from fastsd_helpers.dreambooth.picture_names import unique_stem
-from fastsd_helpers.drive import delivers_late
-from fastsd_helpers.errors import DriveError
+from fastsd_helpers.drive import copy_verified, delivers_late
 from fastsd_helpers.files import bytes_in, check_room, file_errors, sha256_of, write_atomic
 from fastsd_helpers.sessions import Session
 
@@ -54,7 +52,7 @@ def set_aside(session: Session) -> SetAside:
     """Copy every file in the folders of prepared pictures that no `prepare` wrote to originals/; removes nothing.
 
     Raises:
-        DiskFull, DriveError: a copy cannot be written, or is not what it was made from.
+        DiskFull, DriveError, VerificationFailed: a copy cannot be written, or is not what it was made from.
     """
     found = SetAside()
     groups = _strangers(session)
@@ -133,14 +131,10 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _copy(path: Path, target: Path) -> None:
-    with file_errors(path, "read"):
-        data = path.read_bytes()
+    sha256 = sha256_of(path)
     with file_errors(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, data)
-        returned = target.read_bytes()
-    if hashlib.sha256(returned).digest() != hashlib.sha256(data).digest():
-        raise DriveError(f"{target} gave back other bytes than were written.", "Copy your photos to another place.")
+        copy_verified(path, target, sha256=sha256, point=None)
 
 
 def set_captions_aside(session: Session, captions: dict[str, str]) -> list[Path]:

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.sessions.record import RECORD, TWINS
+from fastsd_helpers.sessions.session import FOLDERS
 
-__all__ = ["USERS_FOLDERS", "is_own_sheet", "is_session", "session_around", "sessions_among"]
+__all__ = ["MADE_HERE", "is_made_here", "is_own_sheet", "is_session", "session_around", "sessions_among"]
 
-# In a session these hold what a person gave; everything else was made here.
-USERS_FOLDERS = ("uploads", "originals")
+# In a session these hold what was made here; what else lies there a person gave.
+MADE_HERE = frozenset(FOLDERS)
 _SHEETS = re.compile(r"(?:contact-sheet|before-after(?:-[\w-]+)?|loss(?:-more\d+)?)(?: \(\d+\))?\.png", re.IGNORECASE)
 
 
@@ -31,6 +32,13 @@ def session_around(path: Path) -> Path | None:
     """The session that a file or folder belongs to, links followed; None outside of any."""
     resolved = path.resolve()
     return next((folder for folder in (resolved, *resolved.parents) if is_session(folder)), None)
+
+
+def is_made_here(path: Path) -> bool:
+    """Whether a file or folder lies where a session keeps what is made here, links followed."""
+    around = session_around(path)
+    inside = path.resolve().relative_to(around).parts if around is not None else ()
+    return bool(inside) and inside[0] in MADE_HERE
 
 
 def sessions_among(names: Iterable[str]) -> set[str]:

@@ -1,14 +1,17 @@
 """Where a session's photos are: named, recorded by the `prepare` before, or kept in the session itself."""
 
+import contextlib
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.originals import own_place, photos_of_user
-from fastsd_helpers.dreambooth.own_output import USERS_FOLDERS, session_around
-from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.dreambooth.own_output import MADE_HERE, session_around
+from fastsd_helpers.drive import shared_folder
+from fastsd_helpers.errors import DatasetError, DriveError
 from fastsd_helpers.sessions import Session
 
 __all__ = ["NO_PICTURES_HINT", "find_held_out", "find_photos"]
 
+_LINK = "drive.google.com/"
 NO_PICTURES_HINT = "Give a folder or a zip with 5 to 30 photos of the subject (JPEG, PNG, WebP or HEIC)."
 
 
@@ -19,7 +22,7 @@ def find_photos(images: str, session: Session) -> Path:
         DatasetError: there are none, or what is named was made here.
     """
     if images:
-        return _not_own_output(own_place(session, Path(images).expanduser()), session, "instance_images")
+        return _not_own_output(own_place(session, _place(images)), session, "instance_images")
     recorded = ((session.record.get("dataset") or {}).get("settings") or {}).get("images")
     before = own_place(session, Path(recorded).expanduser()) if recorded else None
     if before is not None and before.exists():
@@ -31,6 +34,13 @@ def find_photos(images: str, session: Session) -> Path:
     if before is not None:
         raise DatasetError(f"The photos that were prepared before are not in {before} any more.", NO_PICTURES_HINT)
     raise DatasetError("No photos were given.", NO_PICTURES_HINT)
+
+
+def _place(text: str) -> Path:
+    if _LINK in text:
+        with contextlib.suppress(DriveError):  # then it is said what to do with a link
+            return shared_folder(text)
+    return Path(text).expanduser()
 
 
 def find_held_out(held_out: str, images: str, session: Session) -> Path | None:
@@ -58,16 +68,17 @@ def _not_own_output(path: Path, session: Session, folder: str) -> Path:
     if around is None:
         return path
     inside = path.resolve().relative_to(around).parts
-    if inside and inside[0] in USERS_FOLDERS:
+    if inside and inside[0] not in MADE_HERE:
         return path
     if around == session.folder.resolve() and (not inside or inside[0] == folder):
         own = photos_of_user(session, folder)
         if own is not None:
             return own
+    if not inside:
+        return path  # of which the folders of what was made here are not read
     recorded = ((session.record.get("dataset") or {}).get("settings") or {}).get("images")
-    again = (
-        f" Those of this session were made from {recorded}." if recorded and around == session.folder.resolve() else ""
-    )
+    is_own = recorded and around == session.folder.resolve()
+    again = f" Those of this session were made from {recorded}." if is_own else ""
     raise DatasetError(
         f"{path} is part of the session {around.name}: it holds pictures that were made here, not photos.",
         f"Give the photos that they were made from.{again}",

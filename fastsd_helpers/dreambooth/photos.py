@@ -22,7 +22,7 @@ from fastsd_helpers.captions import decode_caption, read_caption
 from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES, read_caption_table
 from fastsd_helpers.dreambooth.decoding import MAX_MEGAPIXELS, Photo, decode_photo
 from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
-from fastsd_helpers.dreambooth.own_output import USERS_FOLDERS, is_own_sheet, is_session, session_around, sessions_among
+from fastsd_helpers.dreambooth.own_output import MADE_HERE, is_made_here, is_own_sheet, is_session, sessions_among
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, natural_order
 from fastsd_helpers.picture_files import is_picture_head
@@ -33,6 +33,7 @@ __all__ = [
     "Photo",
     "Photos",
     "decode_photo",
+    "is_other_kind",
     "measure_sharpness",
     "open_photos",
     "perceptual_hash",
@@ -73,6 +74,11 @@ def why_no_photo(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
     return f"is not a picture ({suffix or 'no ending'}){advice}"
+
+
+def is_other_kind(name: str) -> bool:
+    """Whether a name's ending says that it is no photo here, though its first bytes may be those of one."""
+    return any(pattern.fullmatch(PurePosixPath(name).suffix.lower()) for pattern, _ in _CONVERT)
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,7 @@ def _only_file(path: Path) -> Photos:
 def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitStack) -> Photos:
     files: dict[str, _Source] = {}
     left_out = leave_out.resolve() if leave_out else None
-    home, sessions = session_around(folder), []
+    sessions = []
 
     def stop(err: OSError) -> None:
         raise err
@@ -230,6 +236,8 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
         for parent, folders, names in os.walk(folder, onerror=stop):
             here = Path(parent)
             folders[:] = sorted(d for d in folders if not _is_ignored(d) and (here / d).resolve() != left_out)
+            if here == folder and is_session(folder):
+                folders[:] = [d for d in folders if d not in MADE_HERE]
             found = [d for d in folders if is_session(here / d)]
             sessions += [(here / d).relative_to(folder).as_posix() for d in found]
             folders[:] = [d for d in folders if d not in found]
@@ -237,8 +245,8 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
                 file = here / name
                 if _is_ignored(name):
                     continue
-                if file.is_symlink() and (around := session_around(file)) not in (None, home):
-                    logger.debug("%s leads into the session %s.", file, around)
+                if file.is_symlink() and is_made_here(file) and not is_made_here(folder):
+                    logger.debug("%s leads to what was made here.", file)
                     continue
                 files[file.relative_to(folder).as_posix()] = file
             _check_count(sum(_looks_like_picture(name) for name in files), folder)
@@ -309,7 +317,7 @@ def _list_zip(
 def _is_made_here(name: str, sessions: set[str]) -> bool:
     for session in sessions:
         inside = name.removeprefix(f"{session}/") if session else name
-        if (inside != name or not session) and inside.split("/")[0] not in USERS_FOLDERS:
+        if (inside != name or not session) and inside.split("/")[0] in MADE_HERE:
             return True
     return False
 
@@ -410,7 +418,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
             if name not in (only or set()):
                 photos.skipped.append((name, "is a zip among other files: unpack it, or give it by itself"))
         elif suffix not in _QUIET_SUFFIXES:
-            if _is_picture(files[name]):
+            if not is_other_kind(name) and _is_picture(files[name]):
                 photos.names.append(name)
             else:
                 photos.skipped.append((name, why_no_photo(name)))

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers.captions import read_caption, words_of, write_caption
+from fastsd_helpers.dreambooth.advice import long_prompts_line
 from fastsd_helpers.dreambooth.contact_sheet import MOST_CELLS, Cell, draw_contact_sheet, make_cell
 from fastsd_helpers.dreambooth.dataset import (
     Dataset,
@@ -142,6 +143,8 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             with file_errors(sheet, "write"):
                 session.logs.mkdir(exist_ok=True)
                 os.replace(new / _SHEET, sheet)
+            # Once more: somebody may have put a photo there while the others were read.
+            aside.stay |= set_aside(session).stay
             exchange_pictures(session, new, _record_of(work, session, images, held_out), stay=aside.stay)
         finally:
             finish_exchange(session)
@@ -418,6 +421,8 @@ def _notes(work: _Work, session: Session, images: Path) -> list[str]:
     if lost:
         written = set_captions_aside(session, dict(lost.values()))
         notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
+    named = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in work.images}
+    notes += filter(None, [long_prompts_line(named)])
     notes += _notes_on_training(work, session)
     return notes
 

@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["PrepareResult", "counted_prompts", "prompt_lines"]
 
 _MOST_PROMPTS = 12
+_MOST_LETTERS = 160
 _SAME = "is the same picture as "
 _MOST_SAME = 4
 
@@ -52,14 +53,20 @@ def prompt_lines(prompts: tuple[tuple[str, int], ...], *, named: bool) -> list[s
         return []
     count = sum(number for _prompt, number in prompts)
     if len(prompts) == 1:
-        return [f"Prompt of {'all ' if count > 1 else ''}{count} picture{'s' if count > 1 else ''}: {prompts[0][0]}"]
+        return [
+            f"Prompt of {'all ' if count > 1 else ''}{count} picture{'s' if count > 1 else ''}: {_short(prompts[0][0])}"
+        ]
     lines = [f"{count} pictures with {len(prompts)} different prompts:"]
-    lines += [f"  {number} x {prompt}" for prompt, number in prompts[:_MOST_PROMPTS]]
+    lines += [f"  {number} x {_short(prompt)}" for prompt, number in prompts[:_MOST_PROMPTS]]
     if len(prompts) > _MOST_PROMPTS:
         lines.append(f"  and {len(prompts) - _MOST_PROMPTS} more")
     if named:
         lines.append("If all photos show one subject, give them one prompt: the instance prompt, or captions.")
     return lines
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= _MOST_LETTERS else f"{prompt[: _MOST_LETTERS - 1]}…"
 
 
 def _skipped_lines(skipped: tuple[dict[str, str], ...]) -> list[str]:

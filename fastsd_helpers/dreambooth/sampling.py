@@ -1,6 +1,6 @@
 """Sample pictures of a model in training, and the grids they are shown in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,13 @@ def draw_pictures(
     steps: int = 25,
     guidance: float = 7.5,
     device: Any,
+    after_step: Callable[[], None] = lambda: None,
 ) -> "list[Image.Image]":
     """Draw one picture per row of `text` (float32 [n, 77, width]) from the noise of its seed.
 
     Classifier-free guidance as in Ho and Salimans 2022, with the sampler that the model's folder names. The noise is
     drawn on the CPU: equal seeds give equal pictures' beginnings on every device, before and after training. At
-    guidance 1 the prompt alone is asked, which takes half the time.
+    guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps.
     """
     import numpy as np
     import torch
@@ -54,6 +55,7 @@ def draw_pictures(
                 predicted = without + guidance * (with_text - without)
             options = {"generator": extra} if takes_generator else {}
             latents = sampler.step(predicted, timestep, latents, **options).prev_sample
+            after_step()
         pixels = [vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents.float()]
     values = ((torch.cat(pixels).float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in values.astype(np.uint8)]

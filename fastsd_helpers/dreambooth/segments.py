@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["STAGE_NAMES", "Leg", "Segment", "legs_of", "read_segments", "steps_in_words"]
+__all__ = ["STAGE_NAMES", "Leg", "Segment", "legs_of", "read_segments", "segments_in", "steps_in_words"]
 
 STAGE_NAMES = ("text_encoder", "unet")  # in the order in which a segment trains them
 
@@ -102,8 +102,8 @@ def read_segments(checkpoint: Mapping[str, Any] | None, session: Mapping[str, An
     """
     if checkpoint is None:
         return []
-    found = _segments_in(checkpoint)
-    known = _segments_in(session) if session.get("run") == run else []
+    found = segments_in(checkpoint)
+    known = segments_in(session) if session.get("run") == run else []
     if len(known) > len(found):
         return [*found, *known[len(found) :]]
     own_more = tuple(session.get("more_steps") or ()) if session.get("run") == run and "segments" not in session else ()
@@ -112,7 +112,8 @@ def read_segments(checkpoint: Mapping[str, Any] | None, session: Mapping[str, An
     return found
 
 
-def _segments_in(record: Mapping[str, Any]) -> list[Segment]:
+def segments_in(record: Mapping[str, Any]) -> list[Segment]:
+    """The segments that a checkpoint's or a session's record tells of; of version 0.1 those of a checkpoint alone."""
     if "segments" in record:
         return [
             Segment.of(
@@ -124,7 +125,7 @@ def _segments_in(record: Mapping[str, Any]) -> list[Segment]:
             )
             for each in record["segments"]
         ]
-    if "pictures" not in record:  # the session's record of version 0.1
+    if "pictures" not in record:
         return []
     return [Segment.of(record["settings"], record["pictures"], more=tuple(record.get("more_steps") or ()))]
 

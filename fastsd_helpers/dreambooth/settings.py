@@ -40,6 +40,7 @@ _OFF: Given = {
     "class_prompt": None,
     "prior_weight": 0.0,
     "class_images": 0,
+    "class_folder": None,
     "class_guidance": 7.5,
     "min_snr": 0.0,
     "offset_noise": 0.0,
@@ -109,6 +110,12 @@ class DreamBoothConfig:
         help="pictures of the class, drawn once by the base model; 0 = off; left alone: 100 with a class prompt",
         low=0,
         high=5000,
+        advanced=True,
+    )
+    class_folder: str | None = option(
+        None,
+        help="folder or zip with your own class (regularization) images, all of which are used; left alone: they are "
+        "drawn by the base model",
         advanced=True,
     )
     class_guidance: float = option(
@@ -206,6 +213,10 @@ class DreamBoothConfig:
             extra.append(
                 "prior_weight (--prior-weight) and class_images (--class-images) need a class_prompt (--class-prompt), "
                 "such as 'a photo of a dog'"
+            )
+        if not classes and self.class_folder:
+            extra.append(
+                "class_folder (--class-folder) needs a class_prompt (--class-prompt), such as 'a photo of a dog'"
             )
         check(self, extra)
 
@@ -343,10 +354,10 @@ def _way_out(changed: Given, saved: Given, *, finished: bool) -> str:
     more = {"unet_steps": "--more-steps", "text_encoder_steps": "--more-text-encoder-steps"}
     for name, count in longer.items():
         if count > 0:
-            ways.append(f"to train longer, add {more[name]} {count}{when} (in a notebook: the field of that name)")
+            ways.append(f"to train longer, add {more[name]} {count}{when}")
     if changed.keys() - {*_FIXED, *_STEPS}:
-        ways.append(f"to train on with other ones, add --more-steps N{when} (in a notebook: more steps)")
-    return "; ".join([*ways, "or start from step 0 with --restart (in a notebook: start over)"]) + "."
+        ways.append(f"to train on with other ones, add --more-steps N{when}")
+    return "; ".join([*ways, "or start from step 0 with --restart"]) + "."
 
 
 def settings_for_more(

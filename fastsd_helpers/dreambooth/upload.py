@@ -126,7 +126,9 @@ def _card_for_the_hub(card: str) -> str:
             head += [f"license: {known}"] if known else ["license: other", f'license_name: "{value}"']
         else:
             head.append(line)
-    return "---\n" + "\n".join(head) + "\n---\n" + card[match.end() :]
+    # Cards of version 0.1 say where on the user's machine the base model lay.
+    body = re.sub(r"(?m)^(\| base_model \| )(?:/|~|[A-Za-z]:).*[/\\]([^/\\|]+ \|)$", r"\1\2", card[match.end() :])
+    return "---\n" + "\n".join(head) + "\n---\n" + body
 
 
 class _Hub:

@@ -30,9 +30,12 @@ __all__ = ["CaptionEditor", "edit_captions"]
 _THUMB_PX = 56
 _PICTURE_PX = 256
 _MOST_TOKENS = 77
-# Ctrl+Enter in the field: hand the text over, then show the next picture; the notebook must not run the cell instead.
+# Ctrl+Enter in the field: hand the text over, then show the next picture; the notebook must not run the cell instead,
+# which JupyterLab leaves alone for what has this attribute.
 _KEYS = """
 const frame=this.closest('.fastsd');if(!frame||frame.keyed)return;frame.keyed=true;
+frame.addEventListener('focusin',event=>{const field=event.target.closest('.fastsd-caption');
+if(field)field.setAttribute('data-lm-suppress-shortcuts','true');});
 frame.addEventListener('keydown',event=>{
 if(event.key!=='Enter'||!(event.ctrlKey||event.metaKey)||!event.target.closest('.fastsd-caption'))return;
 event.preventDefault();event.stopPropagation();event.stopImmediatePropagation();
@@ -98,7 +101,7 @@ class CaptionEditor(View):
         fields.layout.flex = "1 1 300px"
         keys = widgets.HTML(draw_script(_KEYS), layout=widgets.Layout(display="none"))
         editor = widgets.HBox([self._picture, fields], layout=widgets.Layout(align_items="flex-start"))
-        self.box = make_frame(keys, self._table, editor)
+        self.box = make_frame(keys, self._table, editor, label="The prompts of the photos")
 
     def _load(self) -> None:
         """Read the prompts anew; a session without pictures shows the sentence that says so."""

@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable, Sequence
 
 from fastsd_helpers.forms.known import OTHER
-from fastsd_helpers.forms.view import load_widgets
+from fastsd_helpers.forms.view import draw_notice, load_widgets
 
 __all__ = ["Choice"]
 
@@ -24,6 +24,7 @@ class Choice:
         placeholder: an example of what can be typed.
         value: what is chosen at first; None: the first entry.
         changed: called with the new value after every change.
+        remark: said about the list, whatever is chosen.
 
     Attributes:
         text: the text field. known: the list. about: what is said about the value.
@@ -37,8 +38,10 @@ class Choice:
         placeholder: str = "",
         value: str | None = None,
         changed: Callable[[str], None] | None = None,
+        remark: str = "",
     ) -> None:
         widgets = load_widgets()
+        self._remark = remark
         self._changed: Callable[[str], None] | None = None
         self._keys = [key for _words, key in entries if key != OTHER]
         # "" is a value where a list has it; elsewhere it stands for "another one".
@@ -69,6 +72,10 @@ class Choice:
         """What was chosen: a known value, or any other text without blanks around it."""
         return self.text.value.strip()
 
+    def first(self) -> str:
+        """The value that the list offers first; "" for a list without values."""
+        return next(iter(self._keys), "")
+
     def write(self, value: str) -> None:
         """Choose a known value, or type any other text."""
         self.text.value = value
@@ -93,7 +100,8 @@ class Choice:
         self.text.layout.display = "" if typing else "none"
 
     def _show(self) -> None:
-        self.about.value = "<br>".join(html.escape(line) for line in self._lines())
+        lines = "<br>".join(html.escape(line) for line in self._lines())
+        self.about.value = draw_notice(self._remark, "warn") + lines
 
     def _lines(self) -> list[str]:
         """What is said about the value."""

@@ -120,7 +120,7 @@ class CropEditor(View):
         )
         keys = widgets.HTML(draw_script(_CAPTURE), layout=layout(display="none"))
         row = widgets.HBox([self._picture, right, self._hidden], layout=layout(align_items="flex-start"))
-        self.box = make_frame(keys, row)
+        self.box = make_frame(keys, row, label="The crops of the photos")
 
     def _guard(self, work: Callable[[], None]) -> None:
         if self._quiet:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.forms.choice import Choice
-from fastsd_helpers.forms.known import known_values
+from fastsd_helpers.forms.known import OTHER, known_values
 from fastsd_helpers.forms.view import draw_notice, load_widgets, make_field
 from fastsd_helpers.options import Option, parse_value
 from fastsd_helpers.wording import for_notebook, label_of
@@ -33,13 +33,11 @@ def known_choice(option: Option, session: Any = None) -> Choice:
         entries, problem = [], err.problem
     else:
         problem = ""
-    may_be_empty = option.default in ("", None)
+    # A list with an entry of its own for another text says what an empty field means, where it may be empty.
+    may_be_empty = option.default in ("", None) and OTHER not in [value for _words, value in entries]
     if may_be_empty and entries and "" not in [value for _words, value in entries]:
         entries.insert(0, ("automatic" if option.optional else "none", ""))
-    choice = Choice(entries, label=label_of(option.name), value="" if may_be_empty else None)
-    if problem:
-        choice.about.value = draw_notice(problem, "warn")
-    return choice
+    return Choice(entries, label=label_of(option.name), value="" if may_be_empty else None, remark=problem)
 
 
 class Field:
@@ -125,7 +123,7 @@ class Field:
 
     def complain(self, problem: str) -> None:
         """Say beneath the field what is wrong with its value; "" takes it back."""
-        self.problem = problem
+        self.problem = for_notebook(problem)
         self._below.value = draw_notice(problem, "bad")
         self._below.layout.display = "" if problem else "none"
 

@@ -19,16 +19,17 @@ __all__ = ["FileBridge"]
 _PIECE_BYTES = 1024 * 1024
 _MOST_BYTES = 1024 * 2**20
 
-# As an attribute, because a script that is put into a page this way is not run.
+# As an attribute, because a script that is put into a page this way is not run. Captions come after the photos.
 _ON_CHANGE = """
 (async(input)=>{
-const id=input.dataset.bridge,size=+input.dataset.piece,say=input.parentElement.querySelector('.fastsd-said');
+const id=input.dataset.bridge,size=+input.dataset.piece,say=input.closest('div').querySelector('.fastsd-said');
 const field=document.querySelector('.'+id+' input');
 const wait=(n)=>new Promise((ok,bad)=>{const end=Date.now()+120000,t=setInterval(()=>{
 const a=document.querySelector('.'+id+'-ack');
 if(a&&a.dataset.n==n){clearInterval(t);ok();}
 else if(Date.now()>end){clearInterval(t);bad(new Error('no answer'));}},50);});
-const files=[...input.files];input.disabled=true;
+const text=(f)=>/\\.(txt|caption)$/i.test(f.name);
+const files=[...input.files].sort((a,b)=>text(a)-text(b));input.disabled=true;
 try{for(const [i,f] of files.entries()){let o=0;do{
 const part=await new Promise((ok,bad)=>{const r=new FileReader();r.onerror=()=>bad(r.error);
 r.onload=()=>ok(r.result.split(',')[1]||'');r.readAsDataURL(f.slice(o,o+size));});
@@ -70,10 +71,11 @@ class FileBridge:
     def _draw(self, accept: str) -> str:
         code = html.escape(" ".join(_ON_CHANGE.split()), quote=True)
         return (
-            '<div style="line-height:1.6"><b>Upload:</b> '
-            f'<input type="file" multiple class="fastsd-file" accept="{html.escape(accept, quote=True)}" '
-            f'data-bridge="{self._id}" data-piece="{_PIECE_BYTES}" onchange="{code}"> '
-            '<span class="fastsd-said" style="opacity:.7"></span></div>'
+            '<div style="line-height:1.6"><label style="max-width:100%"><b>Upload:</b> '
+            '<input style="max-width:100%" type="file" multiple class="fastsd-file" '
+            f'accept="{html.escape(accept, quote=True)}" '
+            f'data-bridge="{self._id}" data-piece="{_PIECE_BYTES}" onchange="{code}"></label> '
+            '<span class="fastsd-said fastsd-quiet" role="status"></span></div>'
         )
 
     def _receive(self, text: str) -> None:

@@ -1,17 +1,20 @@
 """A form drawn from a settings class: nothing in a notebook repeats a name, a default or a limit."""
 
+import contextlib
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError, SettingsError
+from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.choice import Choice
 from fastsd_helpers.forms.fields import Field, known_choice
 from fastsd_helpers.forms.model_choice import ModelChoice
-from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame
+from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame, show_widget
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
-from fastsd_helpers.wording import for_notebook, label_of
+from fastsd_helpers.wording import label_of
 
 if TYPE_CHECKING:
     from fastsd_helpers.sessions import Session
@@ -26,6 +29,8 @@ def show_form(
 ) -> "Form[Config]":
     """Make the form of a settings class; the last line of a cell displays it.
 
+    Drawn anew it shows what was typed into it before, then what the session has kept, then the defaults.
+
     Args:
         settings: a frozen dataclass whose fields are made with `option`.
         restore: show what was last entered for this session, and keep what is entered now in it.
@@ -38,20 +43,26 @@ def show_form(
 
 
 def require(config: Any, expected: type) -> None:
-    """Check that a cell got the settings it works with: the cells of a notebook share the name `form`.
+    """Check that a cell got the settings it works with; in copies of earlier notebooks all forms are called `form`.
 
     Raises:
         SettingsError: they belong to another cell.
     """
     if not isinstance(config, expected):
         raise SettingsError(
-            f"The form shown last is for {type(config).__name__}, and this cell needs {expected.__name__}.",
-            "Run the cell just above this one first.",
+            f"This cell got the form of {desk.cell_of(type(config))} ({type(config).__name__}), and it needs the one "
+            f"of {desk.cell_of(expected)} ({expected.__name__}).",
+            f"Run {desk.cell_of(expected)} first, then this one.",
         )
 
 
 class Form(Generic[Config]):
-    """Widgets for every setting of a class; `config()` turns what they show into the settings object."""
+    """Widgets for every setting of a class; `config()` turns what they show into the settings object.
+
+    Attributes:
+        settings: the class. folder: of the session that it belongs to, or None.
+        typed: names of the settings that were entered in it, or in the form of its class before it.
+    """
 
     def __init__(
         self,
@@ -60,16 +71,34 @@ class Form(Generic[Config]):
         session: "Session | None" = None,
         given: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._session = session
-        self._fields = {item.name: Field(item, choice=_choice(item, session)) for item in options_of(settings)}
+        options = options_of(settings)
+        # The form that chooses the session is there before any is open; every other one is for the one that is open.
+        chooses = any(item.name == "session_name" for item in options)
+        here = session if session is not None or chooses else desk.session_here()
+        self.folder = here.folder if here is not None else None
+        self._fields = {item.name: Field(item, choice=_choice(item, here)) for item in options}
+        self.typed: set[str] = set()
         self._message = load_widgets().HTML()
+        if chooses and (choice := self._fields["session_name"].choice) is not None:
+            choice.write(choice.first())  # the one used last, as the list was when it was drawn
         self.update(**(given or {}))
         self._restore()
+        # Shown from the first moment, for the user to see: as good as typed.
+        self._brought = frozenset(self.typed)
+        self.typed.clear()
+        self._take_typed(desk.last_form(settings, self.folder))
         self._box = self._draw()
-        for field in self._fields.values():
-            field.watch(self._on_change)
+        for name, field in self._fields.items():
+            field.watch(functools.partial(self._on_change, name))
         self._show_defaults()
+        desk.keep_form(self)
+
+    @property
+    def box(self) -> Any:
+        """The outermost widget."""
+        return self._box
 
     def values(self) -> dict[str, Any]:
         """What the widgets show, without secrets; None means "left alone". Nothing is checked."""
@@ -79,17 +108,25 @@ class Form(Generic[Config]):
         """Build the settings; saves what was entered in the session, so that it is there next time.
 
         Raises:
-            SettingsError: one or more fields are wrong; all of them are named.
+            SettingsError: one or more fields are wrong; all of them are named. Or the form belongs to another session
+            than the one that is open.
         """
+        desk.require_open(self.settings, self.folder)
         secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
         try:
-            config = from_values(self._settings, self.values() | secrets)
+            config = from_values(self.settings, self.values() | secrets, given=self._given())
         except SettingsError as err:
             self._show_problems(err)
             raise
         self._show_problems(None)
         self._save(config)
         return config
+
+    def _given(self) -> set[str]:
+        """The settings that were entered, now or in an earlier visit, and those that differ from their defaults."""
+        values = self.values()
+        differ = {name for name, field in self._fields.items() if values.get(name) != field.option.default}
+        return differ | self.typed | self._brought
 
     def update(self, **values: Any) -> None:
         """Show other values, as if they had been typed in: numbers out of range are named by `config()`.
@@ -104,27 +141,36 @@ class Form(Generic[Config]):
             )
         for name, value in values.items():
             self._fields[name].write(value)
+            self.typed.add(name)
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self._box)
+        show_widget(self._box)
 
     @staticmethod
     def _find_secret(field: Field) -> str | None:
         return secret(field.option.name.upper(), prompt=lambda: field.widget.value)
 
     def _restore(self) -> None:
-        saved = self._session.record.get("forms", {}).get(self._settings.__name__, {}) if self._session else {}
+        saved = self._session.record.get("forms", {}).get(self.settings.__name__, {}) if self._session else {}
         given_up = []
+        # Earlier versions kept every setting, whether it had been entered or not: there only values tell.
+        told = not saved.keys() >= {name for name, field in self._fields.items() if not field.option.secret}
+        entered = set(self.typed)
         for name, value in saved.items():
             try:
                 self.update(**{name: value})
             except SettingsError:
                 # Saved by another version of this library; it must not cost the user the other values.
                 given_up.append(f"{name} = {value!r}")
+        self.typed = self.typed if told else entered
         if given_up:
             self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
+
+    def _take_typed(self, before: "Form[Any] | None") -> None:
+        """Show what was entered in the form that this one replaces, also what is wrong in it."""
+        for name in sorted(before.typed & self._fields.keys()) if before is not None else ():
+            with contextlib.suppress(SettingsError):  # a list that has changed meanwhile
+                self.update(**{name: before._fields[name].widget.value})  # type: ignore[union-attr]
 
     def _draw(self) -> Any:
         widgets = load_widgets()
@@ -135,12 +181,13 @@ class Form(Generic[Config]):
         if folded:
             self._more.set_title(0, "More settings")
             parts.append(self._more)
-        return make_frame(*parts)
+        return make_frame(*parts, label=(self.settings.__doc__ or "").strip().splitlines()[0].rstrip("."))
 
-    def _on_change(self) -> None:
+    def _on_change(self, name: str) -> None:
+        self.typed.add(name)
         try:
             # Secrets are not looked up here: Colab would ask for permission at every key stroke.
-            config = self._settings(**{name: field.read() for name, field in self._fields.items()})
+            config = self.settings(**{name: field.read() for name, field in self._fields.items()})
         except FastSDError as err:
             self._show_problems(err)
         else:
@@ -152,9 +199,7 @@ class Form(Generic[Config]):
         """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
         at_field = {name: text for name, text in getattr(err, "fields", {}).items() if name in self._fields}
         for name, field in self._fields.items():
-            text = for_notebook(at_field.get(name, ""))
-            # The field's name is before it already.
-            field.complain(text.removeprefix(f"{label_of(name)} ").strip())
+            field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
         self._say(err.fields.get("", "") if at_field else err.problem if err is not None else "")
@@ -163,7 +208,9 @@ class Form(Generic[Config]):
         if self._session is None:
             return
         saved = self._session.record.get("forms", {})
-        entered = saved | {self._settings.__name__: to_values(config)}
+        given = self._given()
+        values = {name: value for name, value in to_values(config).items() if name in given}
+        entered = saved | {self.settings.__name__: values}
         if entered != saved:
             # A full Drive must not stop somebody from filling in a form; the session's log says what happened.
             self._session.save_if_possible(forms=entered)
@@ -175,8 +222,9 @@ class Form(Generic[Config]):
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
             if field.option.optional:
-                known = name in defaults
-                field.suggest(f"{owner}: {defaults[name]}" if known else "automatic")
+                # Where the help says what an empty field means, it is not chosen automatically.
+                otherwise = "" if "; empty:" in field.option.help else "automatic"
+                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else otherwise)
 
     def _say(self, text: str) -> None:
         self._message.value = draw_notice(text, "bad")

@@ -16,7 +16,20 @@ OTHER = "\0other"
 
 # Key -> "module:function" of this library; the function gets the open session, or None, and returns what
 # `known_values` returns.
-_SOURCES: dict[str, str] = {"checkpoints": "fastsd_helpers.forms.known:checkpoint_choices"}
+_SOURCES: dict[str, str] = {
+    "readers": "fastsd_helpers.forms.reader_choice:reader_choices",
+    "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
+    "controlnet_bases": "fastsd_helpers.forms.webui_known:known_controlnet_bases",
+    "controlnets": "fastsd_helpers.forms.webui_known:known_controlnets",
+    "model_files": "fastsd_helpers.forms.webui_known:known_model_files",
+    "webui_embeddings": "fastsd_helpers.forms.webui_known:known_embeddings",
+    "webui_loras": "fastsd_helpers.forms.webui_known:known_loras",
+    "webui_models": "fastsd_helpers.forms.webui_known:known_models",
+    "webui_start_models": "fastsd_helpers.forms.webui_known:known_start_models",
+    "webui_vaes": "fastsd_helpers.forms.webui_known:known_vaes",
+    "sessions": "fastsd_helpers.forms.recent:session_choices",
+    "reading_sessions": "fastsd_helpers.forms.recent:reading_choices",
+}
 
 
 def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.live import Live
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
-from fastsd_helpers.forms.view import Bar, draw_picture, load_widgets, make_button, make_frame
+from fastsd_helpers.forms.view import Bar, View, draw_picture, load_widgets, make_button, make_frame
 from fastsd_helpers.wording import for_notebook
 
 __all__ = ["LiveView", "in_words"]
@@ -26,7 +26,7 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class LiveView:
+class LiveView(View):
     """Widgets that show a training; `show` brings them up to date.
 
     Attributes:

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["draw_loss_curve"]
+__all__ = ["draw_loss_curve", "draw_rate_curve"]
 
 _WIDTH, _HEIGHT = 460, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 30
@@ -44,6 +44,32 @@ def draw_loss_curve(losses: Mapping[str, Points], steps: Mapping[str, int]) -> s
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
         f'aria-label="{_in_words(losses)}" style="font: 11px sans-serif; max-width: 100%; height: auto">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def draw_rate_curve(points: Points, total: int, words: str) -> str:
+    """Draw an error rate that was measured now and then.
+
+    Args:
+        points: (step, rate) in order, 0.1 for a tenth. total: steps in all. words: what it is, read out too.
+    """
+    shown = [(step, 100 * rate) for step, rate in points if math.isfinite(rate)]
+    total = max(total, 1)
+    top = _nice(max((rate for _step, rate in shown), default=0.0) * 1.05)
+    colour = _COLOURS["unet"]
+    parts = [_grid(top, total)]
+    if shown:
+        parts.append(_line(shown, total, top, colour, width=2, opacity=1))
+        parts += [
+            f'<circle cx="{_x(step, total):.1f}" cy="{_y(rate, top):.1f}" r="3" fill="{colour}"/>'
+            for step, rate in shown
+        ]
+    named = f"{words}: {shown[-1][1]:.1f} % at step {shown[-1][0]}" if shown else f"{words}: not measured yet"
+    parts.append(_text(_WIDTH - _RIGHT, _TOP - 3, named, anchor="end"))
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(named, quote=True)}" style="font: 11px sans-serif; max-width: 100%">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -5,6 +5,7 @@ newer ones (7) keep what waits in different places; in each of them only widget 
 other message goes back into its place. JupyterLab sends clicks past a running cell by itself when the kernel is 7.
 """
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,14 @@ __all__ = ["answer_widgets"]
 logger = logging.getLogger("fastsd_helpers")
 
 _WIDGET_MESSAGES = ("comm_open", "comm_msg", "comm_close")
+# What a page asks when it was loaded anew, before it can show a widget again; they change nothing.
+_QUESTIONS = ("kernel_info_request", "comm_info_request")
 
 
 def answer_widgets() -> None:
     """Handle the widget messages that have arrived; called again and again by a cell that waits.
+
+    What a page that was loaded anew asks first is answered too, so that it shows the cell's widgets again.
 
     Does nothing outside a notebook, and in kernels that keep their messages elsewhere: then the notebook's own
     interrupt button is what stops a cell.
@@ -73,7 +78,10 @@ def _answer(kernel: Any, frames: list[Any], stream: Any) -> bool:
     """Handle one message if it is a widget's; False leaves it to the kernel."""
     try:
         idents, rest = kernel.session.feed_identities(frames, copy=False)
-        if kernel.session.deserialize(rest, content=False, copy=False)["header"]["msg_type"] not in _WIDGET_MESSAGES:
+        if kernel.session.deserialize(rest, content=False, copy=False)["header"]["msg_type"] not in (
+            *_WIDGET_MESSAGES,
+            *_QUESTIONS,
+        ):
             return False
         message = kernel.session.deserialize(rest, content=True, copy=False)
     except (ValueError, KeyError, IndexError):  # not a message, or the kernel's own "stop aborting"
@@ -88,6 +96,13 @@ def _answer(kernel: Any, frames: list[Any], stream: Any) -> bool:
 
 def _call(handler: Callable[..., Any], stream: Any, idents: Any, message: Any) -> None:
     try:
-        handler(stream, idents, message)
+        waited = handler(stream, idents, message)
+        if inspect.iscoroutine(waited):  # these wait for nothing: one push brings them to their end
+            try:
+                waited.send(None)
+            except StopIteration:
+                pass
+            finally:
+                waited.close()
     except Exception:  # as the kernel does: a callback that fails must not end the cell that waits
         logger.exception("A button of the notebook failed.")

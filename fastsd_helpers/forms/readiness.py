@@ -1,14 +1,17 @@
 """What a notebook's first cell calls: install what is missing here, then say what this machine is."""
 
+import contextlib
 import logging
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
-from fastsd_helpers.runtime import start_log
+from fastsd_helpers.forms.quiet import quieten_libraries
+from fastsd_helpers.runtime import start_log, where
 from fastsd_helpers.wheels import install
 
 __all__ = ["set_up"]
@@ -41,6 +44,7 @@ def set_up(workflow: str, version: str = "") -> None:
         there is nothing to install with. DiskFull: not enough room.
     """
     start_log()
+    quieten_libraries()
     here = Path(__file__).resolve().parents[2]
     # Not by its name: the package itself names the modules of this folder.
     own = sys.modules["fastsd_helpers"].__version__
@@ -66,8 +70,24 @@ def set_up(workflow: str, version: str = "") -> None:
 
 
 def _tell_children(here: Path) -> None:
-    """Name a copy that no Python finds by itself, such as an unpacked one, to every process started from now on."""
-    installed = {Path(place).resolve() for place in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))}
+    """Make a copy that no Python finds by itself, such as an unpacked one, known beyond this kernel.
+
+    Processes started from now on find it, and `!fastsd ...` does. On a machine that is lent for some hours the next
+    kernel finds it too, so that a cell may be run there before the first one; elsewhere nothing is installed unasked.
+    """
+    site = Path(sysconfig.get_path("purelib"))
+    installed = {site.resolve(), Path(sysconfig.get_path("platlib")).resolve()}
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    if here not in installed and str(here) not in places:
+    if here in installed:
+        return
+    if str(here) not in places:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *places])
+    with contextlib.suppress(OSError):  # a machine that cannot keep these is used all the same
+        if where() in ("colab", "kaggle"):
+            (site / "fastsd_helpers.pth").write_text(f"{here}\n", encoding="utf-8")
+        if shutil.which("fastsd") is None:
+            command = Path.home() / ".cache" / "fastsd" / "bin" / "fastsd"
+            command.parent.mkdir(parents=True, exist_ok=True)
+            command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fastsd_helpers "$@"\n', encoding="utf-8")
+            command.chmod(0o755)
+            os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(command.parent)]))

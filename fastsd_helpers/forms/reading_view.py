@@ -5,9 +5,9 @@ import html
 import io
 from pathlib import Path
 
-from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.forms.doubt import draw_doubt
+from fastsd_helpers.forms.view import View, load_widgets, make_button, make_frame
 from fastsd_helpers.picture_files import PictureProblem, read_rgb
-from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
 __all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
@@ -22,8 +22,12 @@ def show_confidence(session: ReadingSession) -> "ConfidenceView":
     return ConfidenceView(session)
 
 
-def picture_tag(path: Path) -> str:
-    """A line's picture as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read."""
+def picture_tag(path: Path, about: str = "") -> str:
+    """A line's picture as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read.
+
+    Args:
+        about: what it shows, for those who do not see it.
+    """
     try:
         picture = read_rgb(path)
     except (OSError, ValueError, PictureProblem):
@@ -32,8 +36,8 @@ def picture_tag(path: Path) -> str:
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=80)
     source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-    size = f"max-width:{_WIDTH_PX}px;max-height:{_HEIGHT_PX}px;width:auto;margin:0"
-    return f"<img src='{source}' style='display:block;{size}'>"
+    size = f"max-width:min({_WIDTH_PX}px,100%);max-height:{_HEIGHT_PX}px;width:auto;margin:0"
+    return f"<img src='{source}' alt='{html.escape(about, quote=True)}' style='display:block;{size}'>"
 
 
 class ConfidenceView(View):
@@ -48,15 +52,21 @@ class ConfidenceView(View):
         self._lines = session.lines()
         widgets = load_widgets()
         layout = widgets.Layout
-        self._order = widgets.Dropdown(options=list(_ORDERS), value="page", layout=layout(width="180px"))
-        self._back = widgets.Button(description="Back", icon="arrow-left", layout=layout(width="90px"))
-        self._next = widgets.Button(description="Next", icon="arrow-right", layout=layout(width="90px"))
+        self._order = widgets.Dropdown(
+            options=list(_ORDERS),
+            value="page",
+            description="order",
+            style={"description_width": "initial"},
+            layout=layout(width="230px"),
+        )
+        self._back = make_button("Back", icon="arrow-left", about="The lines before")
+        self._next = make_button("Next", icon="arrow-right", about="The next lines")
         self._where, self._table = widgets.HTML(), widgets.HTML()
         self._order.observe(lambda _change: self._turn(-self._page), names="value")
         self._back.on_click(lambda _button: self._turn(-1))
         self._next.on_click(lambda _button: self._turn(1))
         bar = widgets.HBox([self._order, self._back, self._next, self._where], layout=layout(align_items="center"))
-        self.box = widgets.VBox([bar, self._table])
+        self.box = make_frame(bar, self._table)
         self._draw()
 
     def _turn(self, pages: int) -> None:
@@ -76,11 +86,13 @@ class ConfidenceView(View):
             else "&nbsp;Nothing is read yet."
         )
         heads = "".join(
-            f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in ("line", "sure", "text", "")
+            f"<th scope='col' style='text-align:left;padding:2px 10px'>{name}</th>"
+            for name in ("line", "sure", "text", "notes")
         )
         rows = "".join(f"<tr>{_row(line)}</tr>" for line in shown)
         self._table.value = (
-            "<div style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
+            "<div tabindex='0' role='group' aria-label='lines that were read' "
+            "style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
             f"<tr>{heads}</tr>{rows}</table></div>"
         )
 
@@ -89,27 +101,10 @@ def _row(line: SavedLine) -> str:
     read = line.read
     notes = {"looped": "repeated itself: read again", "cut": "its end is cut off"}
     told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
-    text = "" if read.problem else _coloured(read)
+    text = "" if read.problem else draw_doubt(read)
     sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
-    picture = picture_tag(line.picture) if line.key else html.escape(read.name)
+    picture = picture_tag(line.picture, f"a line of {read.name}") if line.key else html.escape(read.name)
     wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
     cells = [picture, sure, f"<span style='{wrap}'>{text}</span>"]
     cells.append(html.escape(", ".join(told)))
     return "".join(f"<td style='text-align:left;padding:3px 10px'>{cell}</td>" for cell in cells)
-
-
-def _coloured(line: Line) -> str:
-    """The text, yellow to red where the reader doubted; as a whole where its tokens are parts of letters."""
-    if "".join(token.text for token in line.tokens).strip() != line.text.strip():
-        return _mark(line.text, line.confidence)
-    return "".join(_mark(token.text, token.confidence) for token in line.tokens)
-
-
-def _mark(text: str, confidence: float) -> str:
-    doubt = max(0.0, min(1.0, 1 - confidence))
-    shown = html.escape(text)
-    if doubt < 0.1:
-        return shown
-    # Yellow at a tenth of doubt, red at all of it; the number is there for those who do not see colours.
-    hue = round(55 * (1 - doubt))
-    return f"<span title='{100 * confidence:.0f} %' style='background:hsla({hue},95%,60%,.6);color:#111'>{shown}</span>"

@@ -1,19 +1,21 @@
 """What a notebook's last cells call: export, upload, and giving the machine back when everything is safe."""
 
 import logging
+from pathlib import Path
 
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.dreambooth.learned import ExportConfig, ExportResult, export
 from fastsd_helpers.dreambooth.upload import UploadConfig, UploadResult, upload
 from fastsd_helpers.drive import flush_drive
-from fastsd_helpers.errors import VerificationFailed
+from fastsd_helpers.errors import SessionUnfinished, VerificationFailed
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.runtime import end_runtime
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions.record import read_record
 
-__all__ = ["disconnect_when_safe", "export_model", "upload_model"]
+__all__ = ["disconnect_when_safe", "export_model", "unfinished", "upload_model"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -49,29 +51,33 @@ def upload_model(config: UploadConfig, session: Session) -> UploadResult | None:
     return upload(config, session)
 
 
-def disconnect_when_safe(result: TrainResult, session: Session, *, disconnect: bool) -> bool:
+def disconnect_when_safe(
+    made: TrainResult | Session, session: Session | None = None, *, disconnect: bool = False
+) -> bool:
     """Give the machine back, so that it costs nothing more, once the model is proved to be in the session's folder.
 
     Args:
-        result: what the training made.
-        session: where it is.
+        made: the session; or what the training made, and then the session.
+        session: where it is, when `made` is the result.
         disconnect: False only checks, and says so.
 
     Returns:
         whether the machine was given back; only Colab takes it.
 
     Raises:
-        VerificationFailed: the file is not what the training wrote. DriveError: Drive could not be flushed.
+        SessionUnfinished: there is no finished model yet. VerificationFailed: the file is not what the training wrote.
+        DriveError: Drive could not be flushed.
     """
-    found = sha256_of(result.path)
-    if found != result.sha256:
+    path, sha256 = (made.path, made.sha256) if session is not None else _finished_file(made)
+    found = sha256_of(path) if path.is_file() else "nothing"
+    if found != sha256:
         raise VerificationFailed(
-            f"{result.path} is not the file that the training wrote (sha256 {found[:12]}...).",
+            f"{path} is not the file that the training wrote (sha256 {found[:12]}...).",
             "Do not disconnect: run the training cell again, which writes it anew from the last checkpoint.",
         )
-    logger.info("Safe: %s was read back once more, and is what the training wrote.", result.path)
+    logger.info("Safe: %s was read back once more, and is what the training wrote.", path)
     if not disconnect:
-        logger.info("Nothing was disconnected: set disconnect=True to give the machine back when this cell is run.")
+        logger.info("Nothing was disconnected.")
         return False
     if flush_drive():
         logger.info("Everything has reached Google Drive, which is unmounted now.")
@@ -79,3 +85,21 @@ def disconnect_when_safe(result: TrainResult, session: Session, *, disconnect: b
         return True
     logger.info("This is not Colab: shut this kernel down yourself when you are done.")
     return False
+
+
+def _finished_file(session: Session) -> tuple[Path, str]:
+    result = read_record(session.folder).record.get("result")
+    if not result:
+        raise unfinished(session)
+    return session.folder / result["path"], result["sha256"]
+
+
+def unfinished(session: Session) -> SessionUnfinished:
+    """The error of a session whose training has not come to its end: how far it is, and what to run."""
+    progress = read_record(session.folder).record.get("progress") or {}
+    stage = {"unet": "U-Net", "text_encoder": "text encoder"}.get(progress.get("stage") or "", "")
+    begun = f": it stopped after {stage} step {progress['step']} of {progress['steps']}" if stage else " yet"
+    return SessionUnfinished(
+        f"The training of {session.name} has not been finished{begun}.",
+        "Run cell 5b: it goes on from what is saved, and then run this cell again.",
+    )

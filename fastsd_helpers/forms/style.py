@@ -33,10 +33,11 @@ _BUTTONS = "".join(
 STYLE = (
     """
 .fastsd{width:100%;max-width:1100px;box-sizing:border-box;container-type:inline-size}
-.fastsd .widget-box{overflow:visible;max-width:100%;min-width:0}
+.fastsd.widget-box,.fastsd .widget-box,.fastsd .widget-accordion{overflow:visible;max-width:100%;min-width:0}
 .fastsd .widget-hbox{flex-wrap:wrap}
 .fastsd .widget-html,.fastsd .widget-html-content{max-width:100%;min-width:0;height:auto;overflow-wrap:break-word}
 .fastsd .widget-html-content{line-height:1.45;font-size:var(--jp-widgets-font-size,13px)}
+.fastsd .widget-inline-hbox{max-width:calc(100% - 4px)}
 .fastsd .widget-button,.fastsd .jupyter-button{width:auto;max-width:100%;min-width:44px;padding:0 14px;
 font-size:var(--jp-widgets-font-size,13px)}
 .fastsd .fastsd-field{display:flex;flex-flow:row wrap;align-items:flex-start;gap:0 14px;margin:1px 0}
@@ -49,10 +50,12 @@ white-space:normal;overflow:visible;line-height:1.25;height:auto;margin-right:8p
 .fastsd .fastsd-input .widget-label-basic{font-weight:600;flex:1 1 190px;overflow:visible;white-space:normal;
 height:auto;width:auto}
 .fastsd .fastsd-wide .fastsd-input{flex:1 1 100%;width:100%}
+@container (max-width:640px){.fastsd .fastsd-wide .widget-inline-hbox>.widget-label{flex-basis:100%}}
 .fastsd .fastsd-wide .fastsd-input select{flex:1 1 260px;width:260px}
 .fastsd .fastsd-more .widget-label{font-weight:400!important}
 .fastsd .fastsd-help{flex:1 1 260px;width:260px;opacity:.85;margin-top:4px}
-.fastsd .fastsd-below{flex:1 0 100%;width:100%}
+.fastsd .fastsd-below{flex:1 0 100%;width:100%;margin:0}
+.fastsd .widget-inline-hbox>select:not([size]),.fastsd .widget-inline-hbox>input{min-height:28px;box-sizing:border-box}
 .fastsd input:focus-visible,.fastsd select:focus-visible,.fastsd textarea:focus-visible,
 .fastsd button:focus-visible,.fastsd [tabindex]:focus-visible{outline:2px solid #1a73e8;outline-offset:1px;
 box-shadow:0 0 0 4px rgba(255,255,255,.75)}
@@ -81,6 +84,8 @@ box-sizing:border-box;margin:6px 0}
 # Runs in a frame's page: ties every field to its help and to what is wrong with it, which ipywidgets cannot say.
 TIE = """
 const frame=this.closest('.fastsd');if(!frame||frame.tied)return;frame.tied=true;
+const name=frame.querySelector('.fastsd-name');
+if(name){frame.setAttribute('role','group');frame.setAttribute('aria-label',name.textContent);}
 const tie=()=>frame.querySelectorAll('.fastsd-field').forEach(row=>{const ids=[];let wrong=false;
 row.querySelectorAll('.fastsd-help,.fastsd-below').forEach(part=>{
 if(!part.id)part.id='fastsd-'+Math.random().toString(36).slice(2);ids.push(part.id);

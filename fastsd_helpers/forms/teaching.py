@@ -1,30 +1,44 @@
-"""Teaching the reader in a notebook: learn from corrections or a data set, compare before and after, shrink to int8."""
+"""Teaching the reader in a notebook: learn from corrections or a data set, and compare before and after."""
 
-import hashlib
 import html
-import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DatasetError, Interrupted
-from fastsd_helpers.files import check_writable, write_atomic
-from fastsd_helpers.forms.form import require
+from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted
+from fastsd_helpers.forms import desk
+from fastsd_helpers.forms.form import Form, require
+from fastsd_helpers.forms.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.reading_view import picture_tag
+from fastsd_helpers.forms.view import draw_notice, load_widgets, show_widget
+from fastsd_helpers.forms.work_view import WorkView, in_words, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
 from fastsd_helpers.trocr.comparison import ComparedLine, Comparison, compare_readers
-from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult, finetune, split_lines
-from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
-from fastsd_helpers.trocr.quantize import QuantizeResult, quantize
-from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
+from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult
+from fastsd_helpers.trocr.progress import TeachingNews
+from fastsd_helpers.trocr.reading_session import ReadingSession
+from fastsd_helpers.trocr.teaching import TeachingRun, choose_run, divide, open_run, taught_reader
 
-__all__ = ["CompareView", "ShrinkView", "TeachConfig", "compare_reading", "shrink_reader", "teach_reader"]
+__all__ = ["CompareView", "TeachConfig", "TeachForm", "compare_reading", "show_teach_form", "teach_reader"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _SHOWN = 20
-_LINES = "lines.json"
+_RELOADED = (
+    "Reload the page as you like: the teaching goes on. If this view is gone then, interrupt the cell (it saves first) "
+    "and run it again."
+)
+
+
+@dataclass(frozen=True)
+class _Going:
+    more_steps: int = option(
+        0, help="go on with the reader taught last for so many steps, corrections made since included", low=0,
+        high=1_000_000,
+    )  # fmt: skip
+    start_over: bool = option(False, help="begin at step 0; a reader that was finished before is kept")
 
 
 @dataclass(frozen=True)
@@ -34,93 +48,176 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class TeachConfig(FineTuneConfig, _Data):
+class TeachConfig(FineTuneConfig, _Going, _Data):
     """What the reader learns from, and how."""
 
     def __post_init__(self) -> None:
-        check(self)
+        both = ["more_steps and start_over: choose one of them"] if self.more_steps and self.start_over else []
+        check(self, both)
+
+
+def show_teach_form(session: ReadingSession) -> "TeachForm":
+    """Make the form for teaching the reader of a session; the last line of a cell displays it."""
+    return TeachForm(session)
+
+
+class TeachForm(Form[TeachConfig]):
+    """Settings of the teaching; above them how many lines there are, and who chose those that are held out."""
+
+    def __init__(self, session: ReadingSession) -> None:
+        self._reading = session
+        self._about = load_widgets().HTML()
+        super().__init__(TeachConfig, session=session)  # type: ignore[arg-type]
+        self._tell()
+
+    def _draw(self) -> Any:
+        form = super()._draw()
+        return load_widgets().VBox([self._about, form])
+
+    def _on_change(self, *changed: Any) -> None:
+        super()._on_change(*changed)
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            settings = _learning(TeachConfig(**{name: field.read() for name, field in self._fields.items()}))
+            self._about.value = draw_notice(_division(self._reading, settings, self.values()))
+        except FastSDError:  # a bad value is said at its field
+            self._about.value = ""
+
+
+def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) -> str:
+    """In words: what is learned from, what is held out, and who chose that."""
+    if values.get("data"):
+        return (
+            f"Of the data set about {100 * settings.held_out:.0f} % is held out to measure on, whole writers or pages, "
+            "chosen at random by 'seed'; name lines of your own in 'held out data', or set 'held out' to 0 for none."
+        )
+    try:
+        lines = session.corrected()
+    except DatasetError:
+        return "No line is corrected yet; the table above is where that is done."
+    count = len(lines.lines)
+    if not settings.held_out:
+        return f"{count} corrected lines, all of them to learn from; none is held out."
+    log = logging.getLogger("fastsd_helpers")
+    before, log.disabled = log.disabled, True  # it would be said here and once more when the run begins
+    try:
+        learned, held = divide(settings, lines, taught=taught_reader(session))
+    except FastSDError as err:
+        return f"{count} corrected lines. {err.problem} {err.hint}"
+    finally:
+        log.disabled = before
+    return (
+        f"{count} corrected lines: {len(learned.lines)} to learn from, {len(held.lines)} held out to measure on. "
+        "The program chose them, whole pages or five lines in a row, at random by 'seed', and they stay held out; "
+        "'held out' says how many, 0 none."
+    )
+
+
+def _learning(config: TeachConfig) -> FineTuneConfig:
+    own = {name for part in (_Data, _Going) for name in part.__dataclass_fields__}
+    return from_values(FineTuneConfig, {name: value for name, value in to_values(config).items() if name not in own})
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
-    """Fine-tune the session's reader; stopped and called again, go on; None when there is nothing to learn from yet.
+    """Fine-tune the session's reader in a process of its own; stopped and called again, go on.
 
-    Every choice of settings and lines has a folder of its own in the session, so nothing learned is written over.
+    Every choice of settings and lines has a folder of its own in the session, so nothing learned is written over. A
+    run that is unfinished goes on with what it began with; one that is running already is watched.
 
     Args:
         config: settings and data.
         session: whose corrections are learned from when no data are named.
-        restart: begin again where a run of these very settings has begun or ended.
+        restart: as `start_over` in the settings.
+
+    Returns:
+        What was made; None when there is nothing to learn from yet.
 
     Raises:
         SettingsError: these are the settings of another form. Interrupted: it was stopped. And what `finetune` raises.
     """
     require(config, TeachConfig)
+    values = {name: value for name, value in to_values(config).items() if not hasattr(_Going, name)}
     try:
-        data = read_lines(config.data) if config.data else session.corrected()
+        run = choose_run(
+            session,
+            _learning(config),
+            values,
+            data=config.data,
+            held_out_data=config.held_out_data,
+            more_steps=config.more_steps,
+            start_over=config.start_over or restart,
+        )
     except DatasetError as err:
-        if config.data:
+        if config.data or session.has_corrections:
             raise
         logger.info("Nothing was learned: %s %s", err.problem, err.hint)
         return None
-    held_out = read_lines(config.held_out_data) if config.held_out_data else None
-    settings = from_values(
-        FineTuneConfig, {name: value for name, value in to_values(config).items() if not hasattr(_Data, name)}
+    if run.why:
+        logger.info("%s", run.why)
+    _take_back(session)
+    if run.result() is None:
+        _watch(run, run.find() or _start(run))
+    made = run.finish()
+    logger.info("CER on %d lines that %s: %.1f %% before, %.1f %% after. Reader: %s", made.held_out_lines,
+                _how_measured(run.settings), 100 * made.cer_before, 100 * made.cer_after, made.path)  # fmt: skip
+    return made
+
+
+def _how_measured(settings: FineTuneConfig) -> str:
+    return "were not learned from" if settings.held_out else "it has learned from"
+
+
+def _take_back(session: ReadingSession) -> None:
+    """'More steps' and 'start over' count once: they are taken back in the form, and in what it has saved."""
+    none: dict[str, Any] = {"more_steps": 0, "start_over": False}
+    form = desk.last_form(TeachConfig, session.folder)
+    if form is not None:
+        form.update(**none)
+    saved = session.record.get("forms", {})
+    entered = saved.get("TeachConfig")
+    if entered and any(entered.get(name) for name in none):
+        session.save_if_possible(forms=saved | {"TeachConfig": entered | none})
+
+
+def _start(run: TeachingRun) -> Any:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the other process needs what this one keeps for later
+    return run.start()
+
+
+def _watch(run: TeachingRun, child: Any) -> None:
+    view = WorkView(
+        "Loading the reader…", "progress of the teaching", saves="Finishes the step and saves; run again to go on."
     )
-    model = _reader_of(session)
-    out = session.folder / "fine-tuned" / _mark(config, model, data)
-    learned, held = split_lines(settings, data, held_out)
-    # Written down, because another correction may divide the lines another way.
-    sets = {"learned": _as_rows(learned, session), "held_out": _as_rows(held, session)}
-    check_writable(out)
-    write_atomic(out / _LINES, json.dumps(sets, ensure_ascii=False).encode())
+    show_widget(view.box)
+    news = run.news()
+
+    def show() -> None:
+        live = news.look()
+        if live.process not in (None, child.process):  # of an earlier run of this folder
+            return
+        drawing = draw_rate_curve(live.curve, live.steps, "wrong characters (CER)") if live.steps else ""
+        view.show(_where(live), live.step, live.steps or 1, drawing=drawing, messages=[_RELOADED])
+
     try:
-        result = finetune(settings, learned, out, model=model, held_out=held, restart=restart)
-    except KeyboardInterrupt as err:
-        raise Interrupted(
-            "The fine-tuning was stopped; what it had learned up to its last measurement is kept.",
-            "Run the cell again to go on.",
-        ) from err
-    session.save(taught={"model": model, "path": str(result.path.relative_to(session.folder.absolute()))})
-    logger.info("CER on %d lines that were not learned from: %.1f %% before, %.1f %% after. Reader: %s",
-                result.held_out_lines, 100 * result.cer_before, 100 * result.cer_after, result.path)  # fmt: skip
-    return result
+        answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")
+    except Interrupted as err:
+        raise Interrupted(err.problem, "Run this cell again to go on, in a new kernel too.") from err
+    view.end(f"Done: {100 * answer['cer_before']:.1f} % wrong characters before, "
+             f"{100 * answer['cer_after']:.1f} % after {answer['steps']} steps.", good=True)  # fmt: skip
 
 
-def _reader_of(session: ReadingSession) -> str:
-    return str(session.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
-
-
-def _mark(config: TeachConfig, model: str, data: LineSet) -> str:
-    """A short name of the settings and the lines; another correction makes another name."""
-    parts = [to_values(config), model, [[line.name, line.text] for line in data.lines]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _as_rows(lines: LineSet, session: ReadingSession) -> list[list[str]]:
-    """Name, picture, text, group; pictures of the session by their place in it: it may be mounted elsewhere later."""
-    rows = []
-    for line in lines.lines:
-        path = Path(line.picture).absolute()
-        inside = path.is_relative_to(session.folder.absolute())
-        shown = path.relative_to(session.folder.absolute()) if inside else path
-        rows.append([line.name, str(shown), line.text, line.group])
-    return rows
-
-
-def _taught(session: ReadingSession) -> tuple[Path, str, LineSet, LineSet] | None:
-    """(the fine-tuned reader, what it was made from, its lines, the lines it was measured on), when there is one."""
-    entered: dict[str, Any] = session.record.get("taught") or {}
-    model = session.folder / str(entered.get("path", ""))
-    if not (model / "config.json").is_file() or not (model.parent / _LINES).is_file():
-        return None
-    sets = json.loads((model.parent / _LINES).read_text(encoding="utf-8"))
-    learned, held = (
-        LineSet(
-            [LabelledLine(name, session.folder / picture, text, group) for name, picture, text, group in sets[part]]
-        )
-        for part in ("learned", "held_out")
-    )
-    return model, entered["model"], learned, held
+def _where(live: TeachingNews) -> str:
+    if live.stage == "teaching":
+        left = f", about {in_words(live.seconds_left)} left" if live.seconds_left is not None else ""
+        return f"Step {live.step} of {live.steps}{left}"
+    return {
+        "before": "Reading the held-out lines as it is now…",
+        "after": "All steps are done: reading the held-out lines once more…",
+    }.get(live.stage, "Loading the reader…")
 
 
 def compare_reading(session: ReadingSession) -> "CompareView | None":
@@ -129,12 +226,14 @@ def compare_reading(session: ReadingSession) -> "CompareView | None":
     Raises:
         DatasetError, ModelError: the lines or a reader cannot be opened any more.
     """
-    taught = _taught(session)
+    taught = taught_reader(session)
     if taught is None:
-        logger.info("Nothing to compare: no reader was fine-tuned in this session yet.")
+        run = open_run(session)
+        unfinished = " The teaching is not finished: run its cell again to go on." if run is not None else ""
+        logger.info("Nothing to compare: no reader was fine-tuned in this session yet.%s", unfinished)
         return None
-    after, before, _learned, held = taught
-    return CompareView(compare_readers(before, after, held))
+    learned = {line.name for line in taught.learned.lines} & {line.name for line in taught.held_out.lines}
+    return CompareView(compare_readers(taught.base, taught.path, taught.held_out), learned=bool(learned))
 
 
 class CompareView:
@@ -144,15 +243,16 @@ class CompareView:
         comparison: what is shown.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, *, learned: bool = False) -> None:
         self.comparison = comparison
+        self._lines = "that it learned from (none were held out)" if learned else "that were not learned from"
 
     def _repr_html_(self) -> str:
         rates = [evaluation.scores.cer for evaluation in (self.comparison.before, self.comparison.after)]
         told = [f"{100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})" for rate in rates]
         count = self.comparison.before.scores.lines
         head = (
-            f"<p>Wrong characters in {count} lines that were not learned from: <b>{told[0]}</b> before, "
+            f"<p>Wrong characters in {count} lines {self._lines}: <b>{told[0]}</b> before, "
             f"<b>{told[1]}</b> after; in brackets where 95 % of samples of such lines lie.</p>"
         )
         names = ("line", "it says", "before", "after", "errors")
@@ -164,67 +264,9 @@ class CompareView:
 
 
 def _compared(line: ComparedLine) -> str:
-    picture = picture_tag(Path(line.picture)) if isinstance(line.picture, (str, Path)) else ""
+    picture = (
+        picture_tag(Path(line.picture), "a line that was compared") if isinstance(line.picture, (str, Path)) else ""
+    )
     texts = (html.escape(text) for text in (line.text, line.before, line.after))
     cells = [picture, *texts, f"{line.errors_before} → {line.errors_after}"]
     return "".join(f"<td style='text-align:left;padding:3px 10px;overflow-wrap:anywhere'>{cell}</td>" for cell in cells)
-
-
-def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
-    """Make an int8 copy for the CPU of the fine-tuned reader and measure what it costs; None without known lines.
-
-    The held-out lines measure, the learned ones calibrate. The copy is in the session's folder int8.
-
-    Raises:
-        InstallError, DependencyMissing: OpenVINO and nncf are not there and cannot be installed.
-    """
-    taught = _taught(session)
-    if taught is None:
-        logger.info("Nothing to shrink: no reader was fine-tuned in this session yet.")
-        return None
-    model, _before, learned, held = taught
-    out = session.folder / "int8"
-    # By the weights: the folder's name says nothing of a run that was begun again.
-    made_of = {"path": model.name, "written": max(file.stat().st_mtime for file in model.glob("*.safetensors"))}
-    if session.record.get("int8") == made_of and (out / "quantization.json").is_file():
-        logger.info("It is there already: %s", out)
-        return ShrinkView(json.loads((out / "quantization.json").read_text(encoding="utf-8")))
-    _require_int8()
-    result: QuantizeResult = quantize(
-        model, out, evaluate_on=held, calibrate_on=[line.picture for line in learned.lines], overwrite=True
-    )
-    session.save(int8=made_of)
-    logger.info("The %s copy is the better one: %s", result.method, result.path)
-    return ShrinkView(json.loads((out / "quantization.json").read_text(encoding="utf-8")))
-
-
-def _require_int8() -> None:
-    import importlib.util
-
-    if any(importlib.util.find_spec(name) is None for name in ("openvino", "nncf")):
-        from fastsd_helpers.wheels import install
-
-        install("trocr-int8")
-
-
-class ShrinkView:
-    """What int8 costs: size, speed and errors of every way that was tried, and which was chosen."""
-
-    def __init__(self, about: dict[str, Any]) -> None:
-        self.about = about
-
-    def _repr_html_(self) -> str:
-        names = ("numbers", "size", "lines a second", "wrong characters", "same text as before")
-        heads = "".join(f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in names)
-        rows = ""
-        for trial in self.about["trials"]:
-            chosen = " ✓" if trial["method"] == self.about["chosen"] else ""
-            cells = (
-                f"{html.escape(trial['method'])}{chosen}",
-                f"{trial['bytes'] / 1e6:.1f} MB",
-                f"{trial['lines_per_second']:.1f}",
-                f"{100 * trial['cer']:.1f} % ({100 * trial['cer_low']:.1f} to {100 * trial['cer_high']:.1f})",
-                f"{100 * trial['same_text']:.0f} % of lines",
-            )
-            rows += "<tr>" + "".join(f"<td style='padding:3px 10px'>{cell}</td>" for cell in cells) + "</tr>"
-        return f"<table style='border-collapse:collapse'><tr>{heads}</tr>{rows}</table>"

@@ -4,18 +4,21 @@ import html
 from typing import Any
 
 from fastsd_helpers.dreambooth.prepare import PrepareConfig
-from fastsd_helpers.dreambooth.uploads import list_uploads, remove_uploads, save_uploads, uploads_folder
+from fastsd_helpers.dreambooth.uploads import count_uploads, list_uploads, save_uploads, uploads_folder
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form
-from fastsd_helpers.forms.view import load_widgets
+from fastsd_helpers.forms.upload_list import UploadList
+from fastsd_helpers.forms.view import load_widgets, make_frame
 from fastsd_helpers.sessions import Session
 
 __all__ = ["PhotosForm", "show_photos_form", "uploaded_files"]
 
 # No "image/*" alone: browsers do not count HEIC among it.
-_KINDS = "image/*,.heic,.heif,.hif,.avif,.zip,.txt"
+_KINDS = "image/*,.heic,.heif,.hif,.avif,.zip,.txt,.caption,.csv,.jsonl"
 _LINES = 8
+_MOST_TWINS = 3
+_HERE = " here already"
 
 
 def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
@@ -40,21 +43,21 @@ class PhotosForm(Form[PrepareConfig]):
         widgets = load_widgets()
         layout = widgets.Layout
         self._report: list[str] = []
+        self._twins = 0
         self._bridge = FileBridge(_KINDS, lambda name, data: self._keep([(name, data)]))
         self._small = widgets.FileUpload(accept=_KINDS, multiple=True, layout=layout(width="150px"))
         self._small.observe(lambda _change: self._keep(uploaded_files(self._small.value)), names="value")
-        self._remove = widgets.Button(description="Remove uploads", icon="trash", layout=layout(width="160px"))
-        self._remove.on_click(lambda _button: self._clear())
+        self._list = UploadList(self._session, self._removed)
         self._uploaded = widgets.HTML()
         about = widgets.HTML(
-            "<div style='opacity:.7; line-height:1.4'>Photos (JPEG, PNG, WebP, HEIC), a zip of them, and .txt captions "
-            "of the same names; or name a folder or a zip below.</div>"
+            "<div>Photos (JPEG, PNG, WebP, HEIC), a zip of them, and .txt captions of the same names; or name a folder "
+            "or a zip below.</div>"
         )
         other = widgets.Accordion([self._small], selected_index=None)
         other.set_title(0, "If the button above does nothing here: another one, for up to 8 MB at a time")
         form = super()._draw()
         self._count()
-        return widgets.VBox([about, self._bridge.box, self._uploaded, self._remove, form, other])
+        return make_frame(about, self._bridge.box, self._uploaded, self._list.box, form, other)
 
     def _keep(self, files: list[tuple[str, bytes]]) -> None:
         if not files:
@@ -64,30 +67,33 @@ class PhotosForm(Form[PrepareConfig]):
             if list_uploads(self._session):
                 self.update(images=str(uploads_folder(self._session)))
         except FastSDError as err:
-            self._report.append(f"✋ {err.problem} {err.hint}")
+            self._report.append(f"✗ {err.problem} {err.hint}")
         else:
-            self._report += [f"Skipped {name}: {reason}." for name, reason in report.skipped]
-        self._count(*self._report[-_LINES:])
+            # Files come one by one: forty that were here already are one sentence all the same.
+            self._twins += report.twins
+            several = self._twins > _MOST_TWINS
+            self._report = [line for line in self._report if not (several and _HERE in line)]
+            self._report += [line for line in report.lines()[1:] if not (several and _HERE in line)]
+        again = [f"{self._twins} files were here already, and are kept once."] if self._twins > _MOST_TWINS else []
+        self._count(*again, *self._report[-_LINES:])
 
-    def _clear(self) -> None:
-        try:
-            remove_uploads(self._session)
-        except FastSDError as err:
-            self._count(f"✋ {err.problem} {err.hint}")
-            return
-        if self.values()["images"] == str(uploads_folder(self._session)):
+    def _removed(self) -> None:
+        if not list_uploads(self._session) and self.values()["images"] == str(uploads_folder(self._session)):
             self.update(images="")
-        self._report = []
-        self._count("All uploads were removed.")
+        self._report, self._twins = [], 0
+        self._count()
 
     def _count(self, *lines: str) -> None:
         files = list_uploads(self._session)
-        photos = sum(path.suffix != ".txt" for path in files)
-        captions = len(files) - photos
+        try:
+            photos, captions, notes = count_uploads(self._session)
+        except FastSDError as err:
+            photos, captions, notes = len(files), 0, [f"✗ {err.problem} {err.hint}"]
         have = (
             f"{photos} uploaded photo{'s' if photos != 1 else ''} in this session" if files else "Nothing uploaded yet"
         )
         have += f", {captions} with a caption" if captions else ""
+        lines = (*lines, *(note for note in notes if note not in lines))
         shown = [f"<b>{html.escape(have)}.</b>", *(html.escape(line) for line in lines)]
         self._uploaded.value = "<br>".join(shown)
-        self._remove.layout.display = "" if files else "none"
+        self._list.refresh()

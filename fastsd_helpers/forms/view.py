@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import FastSDError, needs_package
+from fastsd_helpers.errors import DependencyMissing, FastSDError, needs_package
 from fastsd_helpers.forms.style import STYLE, TIE
 from fastsd_helpers.wording import for_notebook
 
@@ -22,20 +22,47 @@ __all__ = [
     "make_field",
     "make_frame",
     "read_as_data",
+    "show_widget",
 ]
+
+
+# What is shown, in place of a form, by a page whose front end has no widgets.
+_NO_WIDGETS = (
+    "Here is a form that this page cannot show. Open the notebook in Colab, Kaggle or JupyterLab; or run "
+    "`pip install ipywidgets jupyterlab_widgets`, restart Jupyter, reload the page and run this cell again. "
+    "Nothing is lost: what was entered before is kept in the session."
+)
 
 
 def load_widgets() -> Any:
     """Import ipywidgets; raises DependencyMissing where it is not installed."""
     with needs_package("A form", "Run: pip install ipywidgets and restart the notebook, or use the command `fastsd`."):
         import ipywidgets
+    if not hasattr(ipywidgets, "Combobox"):  # came with 7.5
+        raise DependencyMissing(
+            f"A form needs ipywidgets 7.5 or newer, and {ipywidgets.__version__} is here.",
+            "Run: pip install --upgrade ipywidgets, then restart the notebook and reload its page.",
+        )
     return ipywidgets
 
 
-def make_frame(*children: Any) -> Any:
-    """The outermost box of a form or a view: it brings the stylesheet, and what is inside wraps in a narrow cell."""
+def show_widget(box: Any) -> None:
+    """Show a widget below the cell that is running; a page that cannot show widgets says what to do instead."""
+    from IPython.display import display
+
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    display({"text/plain": _NO_WIDGETS, "application/vnd.jupyter.widget-view+json": view}, raw=True)
+
+
+def make_frame(*children: Any, label: str = "") -> Any:
+    """The outermost box of a form or a view: it brings the stylesheet, and what is inside wraps in a narrow cell.
+
+    Args:
+        children: what is in it. label: what it is for, read out when somebody comes to it by keyboard.
+    """
     widgets = load_widgets()
-    style = widgets.HTML(f"<style>{STYLE}</style>{draw_script(TIE)}", layout=widgets.Layout(display="none"))
+    name = f'<span class="fastsd-name">{html.escape(label)}</span>' if label else ""
+    style = widgets.HTML(f"<style>{STYLE}</style>{name}{draw_script(TIE)}", layout=widgets.Layout(display="none"))
     frame = widgets.VBox([style, *children])
     frame.add_class("fastsd")
     return frame
@@ -176,9 +203,7 @@ class View:
 
     def display(self) -> None:
         """Show it below the cell that is running."""
-        from IPython.display import display
-
-        display(self.box)
+        show_widget(self.box)
 
     def _ipython_display_(self) -> None:
         self.display()

@@ -1,6 +1,7 @@
 """What the web UI notebook shows: the start, the link to copy, the button that stops, free space."""
 
 import html
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -9,14 +10,23 @@ from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
 from fastsd_helpers.forms.notebook_ui import NotebookUI
-from fastsd_helpers.forms.view import View, load_widgets
+from fastsd_helpers.forms.view import View, load_widgets, make_button, make_frame
 from fastsd_helpers.tunnels import Tunnel
-from fastsd_helpers.webui import Kept, delete_kept, list_kept, status, stop
+from fastsd_helpers.webui import Kept, delete_kept, find_link, list_kept, stop
+from fastsd_helpers.webui.background import BackgroundLink
 
 __all__ = ["KeptView", "LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 
 _LINES = 8
 _SHOW_EVERY_S = 0.25
+_LOOK_EVERY_S = 5.0
+# What AUTOMATIC1111 says at every start, and what would send a reader the wrong way.
+_NOISE = (
+    "To create a public link, set `share=True`",
+    "fatal: No names found",
+    "fatal: No tags can describe",
+    "Found no NVIDIA driver",
+)
 
 
 class StartView(View):
@@ -24,14 +34,17 @@ class StartView(View):
 
     def __init__(self, head: str) -> None:
         widgets = load_widgets()
-        self._head = widgets.HTML(html.escape(head))
+        self._message = widgets.HTML()
         self._log = widgets.HTML()
         self._last: deque[str] = deque(maxlen=_LINES)
         self._shown_s = 0.0
-        self.box = widgets.VBox([self._head, self._log])
+        self.box = make_frame(self._message, self._log)
+        self._say(head)
 
     def line(self, line: str) -> None:
         """Take one more line; it is shown with the next look, several times a second."""
+        if any(pattern in line for pattern in _NOISE):
+            return
         self._last.append(line[:200])
         if time.monotonic() - self._shown_s >= _SHOW_EVERY_S:
             self._draw()
@@ -39,7 +52,7 @@ class StartView(View):
     def end(self, text: str, *, good: bool) -> None:
         """Show the very last lines and one sentence on how it went."""
         self._draw()
-        self._head.value = f"<b>{'✓' if good else '✋'} {html.escape(text)}</b>"
+        self._say(text, "good" if good else "bad")
 
     def _draw(self) -> None:
         self._shown_s = time.monotonic()
@@ -51,18 +64,36 @@ class LinkView(View):
     """One block to copy: link, user, password, expiry. It follows the link when that has to be opened anew."""
 
     def __init__(self) -> None:
-        self._text = load_widgets().HTML()
-        self.box = self._text
+        self._message = load_widgets().HTML()
+        self.box = make_frame(self._message)
 
-    def show(self, link: Tunnel) -> None:
-        """Show a link; called again, from the watchdog's thread too, when its address has changed."""
+    def show(self, link: "Tunnel | BackgroundLink") -> None:
+        """Show a link; called again, from another thread too, when its address has changed."""
         url = html.escape(link.url, quote=True)
         # User and password are meant to be read here; they are in no log.
-        self._text.value = (
+        self._message.value = (
             f'<b><a href="{url}" target="_blank" rel="noopener">Open {url}</a></b>'
-            f"<pre style='user-select:all; padding:.6em; border:1px solid #8886'>{html.escape(link.block())}</pre>"
-            f"{html.escape(link.note)}"
+            f"<pre style='user-select:all; padding:.6em; border:1px solid #8886; white-space:pre-wrap'>"
+            f"{html.escape(link.block())}</pre>{html.escape(link.note)}"
         )
+
+    def follow(self, webui: NotebookUI, *, every_s: float = _LOOK_EVERY_S) -> None:
+        """Go on looking at the link that another process holds: its new address is shown, and its end is said."""
+        shown = webui.link
+        if isinstance(shown, BackgroundLink):
+            threading.Thread(target=self._keep_looking, args=(webui, shown, every_s), daemon=True).start()
+
+    def _keep_looking(self, webui: NotebookUI, shown: BackgroundLink, every_s: float) -> None:
+        running = webui.running
+        while running is not None and webui.link is shown:
+            time.sleep(every_s)
+            now = find_link(running)
+            if now is None and webui.link is shown:
+                self._say("This link is closed.", "warn")
+                return
+            if now is not None and (now.url, now.text) != (shown.url, shown.text) and webui.link is shown:
+                webui.link = shown = now
+                self.show(now)
 
 
 def show_stop(webui: NotebookUI) -> "StopView":
@@ -75,45 +106,44 @@ class StopView(View):
 
     def __init__(self, webui: NotebookUI) -> None:
         self._webui = webui
-        widgets = load_widgets()
-        layout = widgets.Layout(width="190px")
-        self._stop = widgets.Button(description="Stop the web UI", icon="stop", layout=layout)
-        self._look = widgets.Button(description="How is it?", icon="refresh", layout=layout)
-        self._message = widgets.HTML()
+        self._stop = make_button("Stop the web UI", icon="stop")
+        self._look = make_button("How is it?", icon="refresh")
+        self._message = load_widgets().HTML()
         self._stop.on_click(lambda _button: self.stop())
         self._look.on_click(lambda _button: self.look())
-        self.box = widgets.VBox([widgets.HBox([self._stop, self._look]), self._message])
+        self.box = make_frame(load_widgets().HBox([self._stop, self._look]), self._message)
         self.look()
 
     def look(self) -> None:
         """Say whether it runs, on which link, and why it ended if it did by itself."""
-        running, link = self._webui.running, self._webui.link
-        problem = running.problem() if running is not None else None
-        if running is not None and running.alive():
-            shared = f"; its link is {link.url}" if link is not None and not link.closed else "; it is not shared"
-            self._say(f"{running.ui.title} runs on port {running.port}{shared}. Its log: {running.log}")
+        running = self._webui.look()
+        problem = self._webui.running.problem() if self._webui.running is not None else None
+        if running is not None:
+            link = self._webui.link
+            shared = f"its link is {link.url}" if link is not None else "it is not shared"
+            self._say(f"{running.ui.title} runs on port {running.port}; {shared}. Its log: {running.log}")
         elif problem is not None:
-            self._say(f"✋ {problem.problem} {problem.hint}")
+            self._say_error(problem)
         else:
-            places = self._webui.places
-            state, runs = status(self._webui.ui.key, folder=str(places.root.parent), store=str(places.store))
-            self._say(f"{state.title} runs, started by an earlier notebook." if runs else "No web UI runs.")
+            self._say("No web UI runs.")
 
     def stop(self) -> None:
         """Close the link and end the web UI with all it started."""
-        self._say("Stopping…")
-        running = self._webui.running
+        running = self._webui.look()
         try:
             if running is not None:
+                self._say("Stopping…")
                 running.stop()
-                self._webui.running = self._webui.link = None
+                stopped = True
             else:
+                # One whose login is not known here can be ended all the same.
                 places = self._webui.places
-                stop(self._webui.ui.key, folder=str(places.root.parent), store=str(places.store))
+                stopped = stop(self._webui.ui.key, folder=str(places.root.parent), store=str(places.store))
         except FastSDError as err:
-            self._say(f"✋ {err.problem} {err.hint}")
+            self._say_error(err)
             return
-        self._say("Stopped. To go on, run the cell that starts it.")
+        self._webui.forget()
+        self._say("Stopped. To go on, run cell 6b." if stopped else "No web UI was running, so nothing was stopped.")
 
 
 def show_kept(webui: NotebookUI) -> "KeptView":

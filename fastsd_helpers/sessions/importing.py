@@ -160,7 +160,10 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     if others:
         notes.append(f"Left where they are: {', '.join(path.name for path in others)}.")
     if (origin / "concept_images").is_dir() or (origin / "concept_images.zip").is_file():
-        notes.append("Its concept images are not used: class pictures are drawn by the base model here.")
+        notes.append(
+            "Its concept images are not taken along: to train with them as class pictures, name their folder in "
+            "class_folder (--class-folder)."
+        )
     about = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
     if in_place:
         about["captions"] = "after the name"
@@ -308,7 +311,9 @@ def _copy_own(origin: Path, folder: Path) -> ImportResult:
             copy_verified(path, copy, sha256=sha256_of(path), point=None)
     session = Session(target, {**new_record(folder.name)})
     known = {key: value for key, value in theirs.items() if key not in _NOT_COPIED}
-    session.save(**known, imported={"from": str(origin), "by": "fastsd_helpers", "notes": []})
+    # How captions that a person wrote become prompts goes along with them.
+    how = {key: value for key, value in (known.get("imported") or {}).items() if key == "captions"}
+    session.save(**known | {"imported": {"from": str(origin), "by": "fastsd_helpers", "notes": [], **how}})
     with file_errors(folder, "write to"):
         os.rename(target, folder)
     session = Session.open(folder.name, root=folder.parent)

@@ -12,13 +12,14 @@ import json
 import logging
 import math
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing, DiskFull, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import to_values
@@ -26,16 +27,26 @@ from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_t
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.labels import LineSet, read_lines
 from fastsd_helpers.trocr.pictures import gather
+from fastsd_helpers.trocr.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.reader import Reader
 from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_schedule
-from fastsd_helpers.trocr.trainer import TrainingLines, make_trainer
+from fastsd_helpers.trocr.trainer import StoppedHere, TrainingLines, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
-__all__ = ["FineTuneConfig", "FineTuneResult", "Schedule", "choose_schedule", "finetune", "split_lines"]
+__all__ = [
+    "FineTuneConfig",
+    "FineTuneResult",
+    "Schedule",
+    "choose_schedule",
+    "finetune",
+    "finished_result",
+    "split_lines",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _RESULT = "result.json"
+_MEASURED_OF_LEARNED = 50  # lines to measure on where none are held out
 _LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
 
@@ -66,6 +77,8 @@ def finetune(
     model: str | Path,
     held_out: Any = None,
     restart: bool = False,
+    report: TeachingReport = lambda _progress: None,
+    stop: threading.Event | None = None,
 ) -> FineTuneResult:
     """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
 
@@ -77,8 +90,11 @@ def finetune(
         model: key, folder or Hub id of the reader to begin with.
         held_out: lines to measure on; left alone, a part of `data` by writer or page.
         restart: forget what `out` holds of an earlier run.
+        report: called at every stage, step and measurement.
+        stop: once it is set, the step under way is finished and saved, and the run ends with Interrupted.
 
     Raises:
+        Interrupted: it was asked to stop.
         DatasetError, ModelError: what was given cannot be used; SettingsError: `out` holds a run with other settings;
         TrainingFailed: the numbers broke down.
     """
@@ -94,12 +110,13 @@ def finetune(
     _keep_apart(checkpoint.folder, out)
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
-    finished = _finished_result(out)
+    finished = finished_result(out)
     if finished is not None:
         logger.info("This run is finished already: %s", finished.path)
         return finished
     transformers.set_seed(config.seed)
-    before = _evaluate(checkpoint.folder, held_set, config)
+    report(TeachingProgress("before"))
+    before = _evaluate(checkpoint.folder, held_set, config, stop)
     network, tokenizer = checkpoint.model, checkpoint.tokenizer
     coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
     if coverage.advice != "keep" and config.vocabulary == "keep":
@@ -120,18 +137,24 @@ def finetune(
     train_lines.config = dataclasses.replace(config, token_noise=schedule.token_noise)
     if schedule.reason:
         logger.info("%s", schedule.reason)
-    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out)
+    trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out, report=report, stop=stop)
     resume = _last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
-        logger.info("Going on from step %d.", first_step)
+        logger.info("Going on from step %d of %d.", first_step, trainer.planned_steps)
+    if stop is not None and stop.is_set():
+        raise _interrupted(first_step, 0)
     with quiet_transformers(), _named_failures(out):
-        trainer.learn(resume)
+        try:
+            trainer.learn(resume)
+        except StoppedHere as err:
+            raise _interrupted(err.step, err.steps) from err
         target = out / "model"
         if trainer.is_world_process_zero():
             _write_model(trainer.model, tokenizer, checkpoint, target, config)
     trainer.accelerator.wait_for_everyone()
-    after = _evaluate(target, held_set, config)
+    report(TeachingProgress("after", trainer.state.global_step, trainer.state.global_step))
+    after = _evaluate(target, held_set, config, stop)
     made = FineTuneResult(
         target.absolute(),
         before.scores.cer.rate,
@@ -157,6 +180,13 @@ def finetune(
     return made
 
 
+def _interrupted(step: int, steps: int) -> Interrupted:
+    where = f"at step {step} of {steps}" if steps else f"before step {step + 1}"
+    return Interrupted(
+        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to go on."
+    )
+
+
 def _keep_apart(model: Path, out: Path) -> None:
     """Refuse a run that would delete the reader it begins with: model/ and checkpoints/ are its own to write."""
     model = model.resolve()
@@ -168,7 +198,7 @@ def _keep_apart(model: Path, out: Path) -> None:
             )
 
 
-def _finished_result(out: Path) -> FineTuneResult | None:
+def finished_result(out: Path) -> FineTuneResult | None:
     """What a run that ended wrote down; None when there is none, or its model is gone."""
     target = out / "model"
     if not (out / _RESULT).is_file() or not (target / "config.json").is_file():
@@ -191,12 +221,22 @@ def _require_packages(config: FineTuneConfig) -> None:
 def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
     """The lines a run learns from and those it measures on: as given, or divided by writer or page.
 
+    With `held_out` 0 none are set apart, and some of those that are learned are measured on.
+
     Raises:
         DatasetError: no usable lines, or a single group of them.
     """
     lines = read_lines(data)
     if held_out is not None:
         return lines, read_lines(held_out)
+    if not config.held_out:
+        # Measured all the same, for a run must show where it is; but what it says is another thing, and said so.
+        step = max(1, len(lines.lines) // _MEASURED_OF_LEARNED)
+        logger.warning(
+            "No line is held out: it is measured on lines that it learns from, which says how well it knows those, and "
+            "nothing about new ones."
+        )
+        return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
     rest, held = lines.split(config.held_out, seed=config.seed)
     logger.info(
         "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
@@ -229,9 +269,16 @@ def _check_settings(
     write_atomic(path, json.dumps(wanted, indent=1).encode())
 
 
-def _evaluate(model: Path, held: LineSet, config: FineTuneConfig) -> Evaluation:
+def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threading.Event | None) -> Evaluation:
+    def look(_done: int) -> None:
+        if stop is not None and stop.is_set():
+            raise Interrupted(
+                "The fine-tuning was stopped while the held-out lines were read; what was learned before is saved.",
+                "Run it again to go on.",
+            )
+
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
-    return evaluate(reader, held)
+    return evaluate(reader, held, progress=look)
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
@@ -355,6 +402,12 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
                 shutil.copyfile(checkpoint.folder / name, fresh / name)
 
 
+def _relation(train: LineSet, held: LineSet) -> str:
+    known = {(line.name, line.text) for line in train.lines}
+    learned = any((line.name, line.text) in known for line in held.lines)
+    return "that it learned from (none were held out)" if learned else "that were not learned from"
+
+
 def _write_card(
     target: Path,
     config: FineTuneConfig,
@@ -367,7 +420,7 @@ def _write_card(
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
     text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
 
-Character error rate on {len(held.lines)} lines that were not learned from: {100 * before.scores.cer.rate:.2f} % before,
+Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * before.scores.cer.rate:.2f} % before,
 **{100 * after.scores.cer.rate:.2f} %** after ({100 * after.scores.cer.low:.2f} to {100 * after.scores.cer.high:.2f} %,
 95 % of bootstrap samples). Word error rate after: {100 * after.scores.wer.rate:.2f} %. Learned from
 {len(train.lines)} lines.

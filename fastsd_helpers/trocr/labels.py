@@ -26,6 +26,8 @@ logger = logging.getLogger("fastsd_helpers")
 _PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
 _TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")
 _GROUP_COLUMNS = ("group", "writer", "writer_id", "page", "document", "form")
+# What a line is called in tables that we write ourselves, where its picture lies elsewhere.
+_OWN_NAME = "fastsd_line"
 _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "labels.tsv", "labels.jsonl", "labels.txt", "gt.txt")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 
@@ -78,7 +80,8 @@ class LineSet:
         if len(groups) < 2:
             raise DatasetError(
                 "All lines are of one group (writer or page), so none can be held out.",
-                "Give the held-out lines as a folder of their own, or add a column 'group' to the table.",
+                "Give the held-out lines as a folder of their own, add a column 'group' to the table, or hold none out "
+                "(--held-out 0).",
             )
         order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
         wanted = part * len(self.lines)
@@ -243,13 +246,13 @@ def _from_table(path: Path) -> LineSet:
         if isinstance(row, str):
             found.problems.append(f"{path.name}, line {number}: {row}")
             continue
-        name, label, group = row
+        name, label, group, *elsewhere = row
         if name in seen:
             same = "the same text" if seen[name] == label else "another text"
             found.problems.append(f"{path.name}, line {number}: {name} comes a second time, with {same}; left out.")
             continue
         seen[name] = label
-        picture = _find_picture(path.parent, name)
+        picture = _find_picture(path.parent, elsewhere[0] if elsewhere else name)
         if picture is None:
             found.problems.append(f"{path.name}, line {number}: there is no picture {name}.")
             continue
@@ -284,7 +287,11 @@ def _rows_of_jsonl(path: Path, text: str) -> Iterable[tuple[int, Any]]:
         if not picture or not label:
             raise _no_columns(f"{path.name}, line {number},", row, picture, label)
         group = _column(row, _GROUP_COLUMNS)
-        yield number, (str(row[picture]), row[label], str(row[group]) if group else None)
+        of_group = str(row[group]) if group else None
+        if _OWN_NAME in row:
+            yield number, (str(row[_OWN_NAME]), row[label], of_group, str(row[picture]))
+        else:
+            yield number, (str(row[picture]), row[label], of_group)
 
 
 def _rows_of_text(text: str) -> Iterable[tuple[int, Any]]:

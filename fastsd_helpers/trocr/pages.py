@@ -17,11 +17,22 @@ from fastsd_helpers.trocr.pictures import Item, gather
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Page", "cut_lines", "find_lines", "open_detector", "order_boxes", "read_page", "read_pages"]
+__all__ = [
+    "Page",
+    "cut_lines",
+    "find_lines",
+    "looks_like_page",
+    "open_detector",
+    "order_boxes",
+    "read_page",
+    "read_pages",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+_PAGE_LEAST_PX = 200
+_PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines looked at to tell which way up a page is
 _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
 _CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the reader's confidence
@@ -42,6 +53,11 @@ class Page:
     def text(self) -> str:
         """All lines, one below the other."""
         return "\n".join(line.text for line in self.lines)
+
+
+def looks_like_page(picture: "Image.Image") -> bool:
+    """Whether a picture is a page rather than a line: not much wider than high, and high enough for several lines."""
+    return picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height
 
 
 def read_pages(reader: Any, sources: Any) -> Iterator[Page]:

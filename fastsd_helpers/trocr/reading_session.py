@@ -15,32 +15,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers import demo
-from fastsd_helpers.errors import DatasetError, FastSDError, SessionDamaged
-from fastsd_helpers.files import check_writable, file_errors, write_atomic
+from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted, SessionDamaged
+from fastsd_helpers.files import check_writable, file_errors, remembered_sha256, write_atomic
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.bulk import rows_to_bytes
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_lines
 from fastsd_helpers.trocr.line import Line
-from fastsd_helpers.trocr.pages import cut_lines, open_detector
+from fastsd_helpers.trocr.pages import cut_lines, looks_like_page, open_detector
 from fastsd_helpers.trocr.pictures import Item, gather
 from fastsd_helpers.trocr.reader import ReadConfig
+from fastsd_helpers.trocr.uploads import Uploaded, unpack_upload
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine", "choose_reader", "looks_like_page"]
+__all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine", "choose_reader"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
 _OWN_READER = "trocr-base-handwritten"
 _DEMO_READER = "demo-reader"
-_PAGE_LEAST_PX = 200
-_PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _BLOCK = 5  # neighbouring lines of a single page that are held out together
 _VERSION = 1
 _LINES, _JOURNAL = "lines.jsonl", "reading.jsonl"
+_READ_BY = (".safetensors", ".bin", ".json")  # files of a reader
 _CHUNK = 256  # lines read and written down together
 
 
@@ -48,7 +48,9 @@ _CHUNK = 256  # lines read and written down together
 class _Pictures:
     images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
     reader: str = option(
-        "auto", help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}"
+        "auto",
+        help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}",
+        known="readers",
     )
     pages: Literal["auto", "lines", "pages"] = option(
         "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
@@ -87,11 +89,6 @@ def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
     if own_pictures:
         return _OWN_READER, "made for handwriting, and of the middle size"
     return _DEMO_READER, "small, built in, and made for these samples"
-
-
-def looks_like_page(picture: "Image.Image") -> bool:
-    """Whether a picture is a page rather than a line: not much wider than high, and high enough for several lines."""
-    return picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height
 
 
 class ReadingSession:
@@ -172,6 +169,24 @@ class ReadingSession:
             write_atomic(path, data)
         return path
 
+    def save_uploads(self, name: str, data: bytes) -> "Uploaded":
+        """Keep an uploaded file, or the pictures and PDFs of a zip; names in a zip are read as their writer meant them.
+
+        A file that is there already, under whatever name, is not kept twice: its lines would come twice too.
+        """
+        kept, there, left_out = [], [], []
+        for member, content in unpack_upload(name, data, left_out):
+            before = {path.name for path in self.list_uploads()}
+            twin = self._twin_of(content)
+            path = twin or self.save_upload(member, content)
+            (there if path.name in before else kept).append((member, path.name))
+        return Uploaded(tuple(kept), tuple(there), tuple(left_out))
+
+    def _twin_of(self, data: bytes) -> Path | None:
+        size = len(data)
+        same = (path for path in self.list_uploads() if path.stat().st_size == size)
+        return next((path for path in same if path.read_bytes() == data), None)
+
     def list_uploads(self) -> list[Path]:
         """The uploaded files, by name."""
         with file_errors(self.uploads, "read"):
@@ -180,7 +195,13 @@ class ReadingSession:
     # ------------------------------------------------------------------------------------------------- reading
 
     def read(
-        self, reader: Any, images: Any, *, pages: str = "auto", progress: Callable[[int], None] | None = None
+        self,
+        reader: Any,
+        images: Any,
+        *,
+        pages: str = "auto",
+        progress: Callable[[int], None] | None = None,
+        between: Callable[[int], None] | None = None,
     ) -> list[SavedLine]:
         """Read pictures of lines or pages into the session; what was read before is replaced, corrections stay.
 
@@ -188,7 +209,8 @@ class ReadingSession:
             reader: a Reader.
             images: see `pictures.gather`; folders with their subfolders.
             pages: auto (by their shape), lines or pages.
-            progress: called with the number of lines done.
+            progress: called with the number of lines done, after each; it may raise Interrupted to stop there.
+            between: called after every batch of lines, whose results may still be on their way.
 
         Returns:
             The lines in reading order; one with `read.problem` could not be read.
@@ -199,12 +221,12 @@ class ReadingSession:
         Raises:
             DatasetError: nothing there. DependencyMissing: a page, and rapidocr is not installed.
         """
-        by = _fingerprint(reader, pages)
+        by, by_place = _fingerprint(reader, pages), _fingerprint_by_place(reader, pages)
         lines: dict[str, dict[str, Any]] = {}
         known: dict[str, list[dict[str, Any]]] = {}
         journal = self._load_rows(_JOURNAL)
         for before in (self._rows, journal):
-            same = [row for row in before if row.get("by") == by]
+            same = [row | {"by": by} for row in before if row.get("by") in (by, by_place)]
             lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
             known |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
         rows: list[dict[str, Any]] = []
@@ -212,7 +234,15 @@ class ReadingSession:
         for is_page, items in _runs(gather(images, recursive=True), pages):
             for chunk in _chunks(items, 1 if is_page else _CHUNK):
                 if not is_page:
-                    rows += self._line_rows(reader, chunk, lines, by)
+                    try:
+                        for row in self._line_rows(reader, chunk, lines, by, between):
+                            rows.append(row)
+                            if progress:
+                                progress(len(rows))
+                    except (KeyboardInterrupt, Interrupted):
+                        # Stopped in the middle of a chunk: what was read of it is not read again.
+                        write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
+                        raise
                 elif chunk[0].picture is None:
                     logger.warning("%s", chunk[0].problem)
                     rows.append(_row(Line("", 0.0, name=chunk[0].name, problem=chunk[0].problem), chunk[0].name, by=by))
@@ -226,7 +256,9 @@ class ReadingSession:
                 if progress:
                     progress(len(rows))
         write_atomic(self.folder / _LINES, _as_jsonl(rows))
-        if left := _not_among(journal, rows):  # of another reading that was cut short, and may go on
+        # Of another reading that was cut short, and may go on; and of other pictures, which may be wanted again.
+        others = [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))]
+        if left := _not_among(others, rows):
             write_atomic(self.folder / _JOURNAL, _as_jsonl(left))
         else:
             (self.folder / _JOURNAL).unlink(missing_ok=True)
@@ -235,18 +267,23 @@ class ReadingSession:
         return self.lines()
 
     def _line_rows(
-        self, reader: Any, items: list[Item], known: dict[str, dict[str, Any]], by: str
-    ) -> list[dict[str, Any]]:
+        self,
+        reader: Any,
+        items: list[Item],
+        known: dict[str, dict[str, Any]],
+        by: str,
+        between: Callable[[int], None] | None,
+    ) -> Iterator[dict[str, Any]]:
         keys = [self._keep(item.picture) if item.picture is not None else "" for item in items]
         new = [item for item, key in zip(items, keys, strict=True) if key not in known]
-        read = iter(reader.read(new))
-        rows = []
+        # Few at a time on a CPU, so that a stop costs seconds and loses nothing that was read.
+        few = reader.batch_size * (2 if reader.checkpoint.device == "cpu" else 8)
+        read = (line for group in _chunks(iter(new), few) for line in reader.read(group, progress=between))
         for item, key in zip(items, keys, strict=True):
             if key in known:
-                rows.append(known[key] | {"name": item.name, "source": group_of(item.name)})
+                yield known[key] | {"name": item.name, "source": group_of(item.name)}
             else:
-                rows.append(_row(next(read), group_of(item.name), key=key, by=by))
-        return rows
+                yield _row(next(read), group_of(item.name), key=key, by=by)
 
     def _page_rows(self, reader: Any, item: Item, key: str, detector: Any, by: str) -> list[dict[str, Any]]:
         page, crops = cut_lines(reader, item.picture, name=item.name, detector=detector)
@@ -267,8 +304,11 @@ class ReadingSession:
             write_atomic(path, data.getvalue())
         return key
 
-    def read_samples(self, reader: Any) -> list[SavedLine]:
+    def read_samples(self, reader: Any, **watched: Any) -> list[SavedLine]:
         """Read the built-in sample lines; their text is known, so it is put where corrections are.
+
+        Args:
+            reader: a Reader. watched: `progress` and `between`, as of `read`.
 
         Raises:
             DatasetError: this installation has no samples.
@@ -276,7 +316,7 @@ class ReadingSession:
         if not SAMPLES_FOLDER.is_dir():
             raise DatasetError("This installation has no sample lines.", "Name pictures of your own in `images`.")
         known = read_lines(SAMPLES_FOLDER)
-        lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines")
+        lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines", **watched)
         self._right = self._load("corrections.json", {})
         for line, truth in zip(lines, known.lines, strict=True):
             if line.right is None and line.key:
@@ -325,8 +365,16 @@ class ReadingSession:
 
     def _write_text(self) -> None:
         rows = [{**line.read.as_row(), "text": line.text} for line in self.lines()]
-        write_atomic(self.folder / "text.txt", rows_to_bytes(rows, "txt"))
+        # A picture that could not be read is no line of the text; the table has it, with the reason.
+        read = [row for row in rows if not row.get("problem")]
+        write_atomic(self.folder / "text.txt", rows_to_bytes(read, "txt"))
         write_atomic(self.folder / "text.csv", rows_to_bytes(rows, "csv"))
+
+    @property
+    def has_corrections(self) -> bool:
+        """Whether there is anything to learn from: a line that somebody said is right."""
+        order = {row["key"] for row in self._rows}
+        return any(key in order or "sample" not in entry for key, entry in self._right.items())
 
     def corrected(self) -> LineSet:
         """The corrected lines as a data set, grouped by page or writer.
@@ -373,12 +421,28 @@ def _row(line: Line, source: str, *, key: str = "", page: str = "", by: str = ""
 
 
 def _fingerprint(reader: Any, pages: str) -> str:
-    """What a reading depends on besides the picture: the weights and every setting."""
-    checkpoint = reader.checkpoint
-    files = [path for path in sorted(checkpoint.folder.rglob("*")) if path.suffix in (".safetensors", ".bin", ".json")]
-    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    settings = [checkpoint.precision, reader.settings.beams, str(reader.limits), reader.settings.loop_guard, pages]
-    return hashlib.sha256(repr([str(checkpoint.folder), weights, settings]).encode()).hexdigest()[:16]
+    """What a reading depends on besides the picture: the weights, by what they hold, and every setting.
+
+    A reader that was downloaded again on a new machine is the same one.
+    """
+    files = [(path.name, remembered_sha256(path)) for path in _files_of(reader)]
+    return hashlib.sha256(repr([files, _settings_of(reader, pages)]).encode()).hexdigest()[:16]
+
+
+def _fingerprint_by_place(reader: Any, pages: str) -> str:
+    """The same as versions before wrote it: by where the weights lie, their sizes and times."""
+    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_of(reader)]
+    told = [str(reader.checkpoint.folder), weights, _settings_of(reader, pages)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _files_of(reader: Any) -> list[Path]:
+    return [path for path in sorted(reader.checkpoint.folder.rglob("*")) if path.suffix in _READ_BY]
+
+
+def _settings_of(reader: Any, pages: str) -> list[Any]:
+    settings = reader.settings
+    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
 
 
 def _not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:

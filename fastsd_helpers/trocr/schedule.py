@@ -32,7 +32,12 @@ class FineTuneConfig:
     vocabulary: Literal["keep", "extend", "replace"] = option(
         "keep", help="tokenizer: as it is, with new letters, or of the letters of these lines alone"
     )
-    held_out: float = option(0.1, help="part of the lines kept for measuring, where none are given", low=0.01, high=0.5)
+    held_out: float = option(
+        0.1,
+        help="part of the lines kept for measuring, where none are given; 0: none, and it is measured on what it knows",
+        low=0,
+        high=0.5,
+    )
     patience: int = option(3, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
     measure_every: int = option(
         0, help="steps between measurements; 0 means once an epoch, and at most ten times in all", low=0, high=1_000_000

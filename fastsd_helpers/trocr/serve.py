@@ -1,12 +1,16 @@
 """A small Gradio page around a reader: drop a line or a page, see its text. With a login, unless it is switched off."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsd_helpers.errors import needs_package
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
+from fastsd_helpers.trocr.line import Line
+from fastsd_helpers.trocr.pages import looks_like_page, read_page
+from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES, Item, gather
 from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, require_shareable
 
 __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
@@ -58,30 +62,50 @@ def build_page(reader: Any) -> Any:
     """Make the page (a gradio.Blocks), not started."""
     with needs_package("The page", "Run: fastsd install trocr"):
         import gradio
-    from fastsd_helpers.trocr.pages import read_page
-    from fastsd_helpers.trocr.pictures import to_rgb
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
             raise gradio.Error("Drop a picture first.")
-        lines = list(read_page(reader, to_rgb(picture)).lines) if whole_page else reader.read([picture])
-        if len(lines) == 1 and lines[0].problem:
-            raise gradio.Error(lines[0].problem)
-        rows = [[line.text, round(line.confidence, 3), " ".join(line.notes)] for line in lines]
-        return "\n".join(line.text for line in lines), rows
+        return answer(gather([picture]), whole_page)
+
+    def read_file(file: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
+        if file is None:
+            raise gradio.Error("Drop a file first.")
+        return answer(gather(file), whole_page)
+
+    def answer(items: Iterable[Item], whole_page: bool) -> tuple[str, list[list[Any]]]:
+        lines = [line for item in items for line in _read_item(reader, item, whole_page)]
+        if all(line.problem for line in lines):
+            raise gradio.Error(lines[0].problem if lines else "There is nothing to read in it.")
+        rows = [[line.text, round(line.confidence, 3), line.problem or " ".join(line.notes)] for line in lines]
+        return "\n".join(line.text for line in lines if not line.problem), rows
 
     with gradio.Blocks(title="Handwriting reader", analytics_enabled=False) as page:
         gradio.Markdown(f"### Handwriting reader: {reader.checkpoint.folder.name}")
         with gradio.Row():
             with gradio.Column():
                 picture = picture_field(gradio, "A line, or a page")
-                whole = gradio.Checkbox(label="It is a whole page")
+                whole = gradio.Checkbox(label="It is a whole page (otherwise it is looked at)")
                 button = gradio.Button("Read", variant="primary")
+                file = gradio.File(label="or a file: a PDF, a HEIC", file_types=[*PICTURE_SUFFIXES, ".pdf"])
+                button_of_file = gradio.Button("Read the file")
             with gradio.Column():
                 text = gradio.Textbox(label="Text", lines=4)
                 table = gradio.Dataframe(headers=["text", "confidence", "notes"], label="Lines", interactive=False)
         button.click(read, [picture, whole], [text, table])
+        button_of_file.click(read_file, [file, whole], [text, table])
     return page
+
+
+def _read_item(reader: Any, item: Item, whole_page: bool) -> list[Line]:
+    """The lines of a picture, found first where it is, or looks like, a page; a page without any is read as a line."""
+    if item.picture is None:
+        return [Line("", 0.0, name=item.name, problem=item.problem)]
+    if whole_page or looks_like_page(item.picture):
+        found = list(read_page(reader, item.picture, name=item.name).lines)
+        if found or whole_page:
+            return found or [Line("", 0.0, name=item.name, problem=f"{item.name}: no line was found.")]
+    return reader.read([item])
 
 
 def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) -> None:

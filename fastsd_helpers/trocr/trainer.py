@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ from fastsd_helpers.trocr.augment import change_line
 from fastsd_helpers.trocr.checkpoint import Checkpoint, load_weights
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet
 from fastsd_helpers.trocr.pictures import gather
+from fastsd_helpers.trocr.progress import TeachingProgress, TeachingReport
 
 if TYPE_CHECKING:
+    import threading
+
     from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule
 
-__all__ = ["TrainingLines", "label_ids", "make_trainer"]
+__all__ = ["StoppedHere", "TrainingLines", "label_ids", "make_trainer"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -26,6 +30,14 @@ _MOST_MEASUREMENTS = 10
 def label_ids(tokenizer: Any, text: str, end: int, longest: int) -> list[int]:
     """A line's tokens as TrOCR was trained on them: no start token, the end at the end."""
     return [*tokenizer.encode(text, add_special_tokens=False)[: longest - 1], end]
+
+
+class StoppedHere(Exception):
+    """The run was asked to stop, and is saved at this step."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(step, steps)
+        self.step, self.steps = step, steps
 
 
 class TrainingLines:
@@ -112,10 +124,14 @@ def make_trainer(
     train: TrainingLines,
     held: TrainingLines,
     out: Path,
+    *,
+    report: TeachingReport = lambda _progress: None,
+    stop: "threading.Event | None" = None,
 ) -> Any:
     """Make the Seq2SeqTrainer that teaches `network` the lines of `train` and measures on those of `held`.
 
-    Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log.
+    Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log and to `report`. Once
+    `stop` is set, the step under way is finished and saved, and `learn` ends with StoppedHere.
     """
     import torch
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
@@ -193,6 +209,13 @@ def make_trainer(
         return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
 
     class Epochs(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            self.began, self.first = time.monotonic(), state.global_step
+            for row in state.log_history:  # measured before the run was stopped
+                if "eval_cer" in row:
+                    report(TeachingProgress("teaching", row["step"], state.max_steps, cer=row["eval_cer"]))
+            report(TeachingProgress("teaching", state.global_step, state.max_steps))
+
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             train.epoch = int(state.epoch or 0)
 
@@ -202,16 +225,24 @@ def make_trainer(
             torch.manual_seed(config.seed * 1_000_003 + step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
+            done = state.global_step - self.first
+            left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step)
+            report(TeachingProgress("teaching", state.global_step, state.max_steps, left))
             if state.global_step >= state.max_steps:  # the end is measured too, wherever it falls
                 control.should_evaluate = control.should_save = True
+            elif stop is not None and stop.is_set():
+                control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             fault_point("trocr.checkpoint")
+            if stop is not None and stop.is_set() and state.global_step < state.max_steps:
+                raise StoppedHere(state.global_step, state.max_steps)
 
         def on_evaluate(
             self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_rest: Any
         ) -> None:
             logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
+            report(TeachingProgress("teaching", state.global_step, state.max_steps, cer=metrics["eval_cer"]))
             # transformers takes a loss that is no number for the mean of the others; the weights tell.
             if not all(torch.isfinite(weight).all() for weight in model.parameters()):
                 raise TrainingFailed(
@@ -268,6 +299,7 @@ def make_trainer(
         callbacks=[Epochs()],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.planned_steps = steps
     return trainer
 
 

@@ -1,5 +1,6 @@
 """Install, start and share AUTOMATIC1111, Forge Neo or ComfyUI, each in an environment of its own."""
 
+from fastsd_helpers.webui.attached import AttachedUI, find_link, find_running
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
 from fastsd_helpers.webui.install import InstallResult, install_webui
 from fastsd_helpers.webui.launch import (
@@ -27,6 +28,7 @@ from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 from fastsd_helpers.webui.shelf import Kept, delete_kept, list_kept
 
 __all__ = [
+    "AttachedUI",
     "ControlNetConfig",
     "InstallConfig",
     "InstallResult",
@@ -39,7 +41,9 @@ __all__ = [
     "WebUI",
     "background_link",
     "delete_kept",
+    "find_link",
     "find_places",
+    "find_running",
     "find_ui",
     "install_webui",
     "launch",

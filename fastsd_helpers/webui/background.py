@@ -1,7 +1,9 @@
 """A link of a web UI that runs in the background: held by a process of its own, which ends with the web UI."""
 
 import contextlib
+import dataclasses
 import json
+import logging
 import os
 import sys
 import time
@@ -24,9 +26,11 @@ from fastsd_helpers.processes import (
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.tunnels.services import find_token
 
-__all__ = ["MARK", "BackgroundLink", "end_link", "hold_link", "read_link"]
+__all__ = ["MARK", "SAID", "BackgroundLink", "end_link", "hold_link", "read_link"]
 
-MARK = "fastsd-link "
+logger = logging.getLogger("fastsd_helpers")
+
+MARK, SAID = "fastsd-link ", "fastsd-says "
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
@@ -50,6 +54,19 @@ class BackgroundLink:
         first, *rest = self.text.splitlines()
         login = [f"User:      {self.login.user}", f"Password:  {self.login.password}"] if self.login else []
         return "\n".join([first, *login, *rest])
+
+    def with_login(self, login: Login | None) -> "BackgroundLink":
+        """The same link with what visitors enter."""
+        return dataclasses.replace(self, login=login)
+
+    def close(self) -> None:
+        """End the process that holds it, and so the link; calling it twice is harmless."""
+        end_group(self.process, grace_s=5)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody holds it any more."""
+        return self.boot != boot_id() or not self.process.is_alive()
 
     @property
     def expires(self) -> datetime | None:
@@ -91,8 +108,10 @@ def hold_link(port: int, run: Path, config: TunnelConfig, login: Login) -> Backg
     )
     try:
         said = child.wait_for(_find, time.monotonic() + 5 * config.wait_s + 60)
-    except (ChildEnded, ChildMute) as err:
+    except BaseException as err:
         child.close()
+        if not isinstance(err, (ChildEnded, ChildMute)):
+            raise  # such as a cell that was stopped: what was tried until then ends too
         last = " / ".join(child.last_lines(2))
         raise TunnelError(f"The link could not be held in the background: {last}.", "Share it without it.") from err
     if "problem" in said:
@@ -102,7 +121,11 @@ def hold_link(port: int, run: Path, config: TunnelConfig, login: Login) -> Backg
 
 
 def _find(line: str) -> dict[str, Any] | None:
-    return json.loads(line.removeprefix(MARK)) if line.startswith(MARK) else None
+    if line.startswith(MARK):
+        return json.loads(line.removeprefix(MARK))
+    if line.startswith(SAID):
+        logger.info("%s", line.removeprefix(SAID))  # which service it tries, and what that answers
+    return None
 
 
 def read_link(run: Path) -> BackgroundLink | None:

@@ -101,4 +101,5 @@ def explain_crash(title: str, code: int | None, lines: Sequence[str]) -> WebUICr
         return WebUICrashed(f"{title} was stopped from outside (exit {code}).", "Start it again.")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = f" Its last line: {last[:200]}" if last else " It wrote nothing."
-    return WebUICrashed(f"{title} ended by itself (exit {code}).{said}", "See the whole log: fastsd webui log")
+    how = f" (exit {code})" if code is not None else ""
+    return WebUICrashed(f"{title} ended by itself{how}.{said}", "See the whole log: fastsd webui log")

@@ -1,9 +1,11 @@
 """Install a web UI: its environment, its code at pinned commits, its folders; done again, it does what is missing."""
 
+import contextlib
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ __all__ = ["InstallResult", "folder_of", "install_webui"]
 logger = logging.getLogger("fastsd_helpers")
 
 _ROOM_BYTES = 12 * 10**9  # environment with CUDA and what is unpacked meanwhile
+_SAY_EVERY_S = 30.0
 _ROOM_LEFT_BYTES = 2 * 10**9  # when the environment is there already
 
 
@@ -90,9 +93,11 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
 
     def step(name: str, work: Callable[[], Any]) -> None:
         begun = time.monotonic()
-        changed = work()
+        with _said_to_go_on(name, begun):
+            changed = work()
         steps[name] = round(time.monotonic() - begun, 2)
-        logger.info("%s: %s (%.1f s)", name, "done" if changed is not False else "was there already", steps[name])
+        how = "done in" if changed is not False else "was there already; looked at in"
+        logger.info("%s: %s %.1f s", name, how, steps[name])
 
     wanted = [item for item in ui.repositories if config.controlnet or not item.folder.startswith("extension/")]
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
@@ -126,6 +131,24 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
     write_atomic(places.installed, (json.dumps(record, indent=1) + "\n").encode())
     logger.info("%s is installed in %s (%.0f s).", ui.title, places.root, result.seconds)
     return result
+
+
+@contextlib.contextmanager
+def _said_to_go_on(name: str, begun: float) -> Iterator[None]:
+    """Say now and then that a step goes on: packages take ten minutes, in which nothing else is said."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_SAY_EVERY_S):
+            logger.info("%s: goes on, %.0f s so far", name, time.monotonic() - begun)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def folder_of(places: Places, repository: Repository) -> Path:

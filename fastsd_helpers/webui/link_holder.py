@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.options import from_values
 from fastsd_helpers.processes import LocalProcess, boot_id
+from fastsd_helpers.runtime import start_log
 from fastsd_helpers.tunnels import TunnelConfig
-from fastsd_helpers.webui.background import MARK, BackgroundLink
+from fastsd_helpers.webui.background import MARK, SAID, BackgroundLink
 from fastsd_helpers.webui.launch import share_port
 from fastsd_helpers.webui.process import is_running, read_run
 
@@ -29,6 +31,7 @@ def main(words: list[str]) -> int:
         words: port, folder of the run, and settings of the link as JSON; its secrets are on standard input, as JSON.
     """
     port, run, values = int(words[0]), Path(words[1]), json.loads(words[2]) | json.load(sys.stdin)
+    start_log(sys.stdout).setFormatter(logging.Formatter(f"{SAID}%(message)s"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     me = LocalProcess.me()
 

@@ -1,7 +1,9 @@
 """Models where a web UI looks for them: found, checked, converted when needed, and linked, not copied."""
 
 import contextlib
+import difflib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +54,15 @@ class ModelsConfig:
     """Models to put where a web UI finds them; several of a kind are separated by commas."""
 
     model: str = option(
-        "auto", help="base model: key, Hub id, file, link or session; auto: yours, else Stable Diffusion"
+        "auto",
+        help="base model: key, Hub id, file, link or session; auto: yours, else Stable Diffusion",
+        known="webui_models",
     )
-    lora: str = option("", help="LoRA: files or links")
-    vae: str = option("", help="VAE: files or links", advanced=True)
-    embedding: str = option("", help="embeddings (textual inversion): files or links", advanced=True)
+    lora: str = option("", help="LoRA: files or links", known="webui_loras")
+    vae: str = option("", help="VAE: files or links", advanced=True, known="webui_vaes")
+    embedding: str = option(
+        "", help="embeddings (textual inversion): files or links", advanced=True, known="webui_embeddings"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -66,8 +72,12 @@ class ModelsConfig:
 class ControlNetConfig:
     """ControlNets to fetch: pictures that steer the drawing."""
 
-    tasks: str = option("", help="such as canny, openpose, depth; separated by commas; empty: none")
-    base: str = option("auto", help="the base model they are for; auto: the one chosen above", advanced=True)
+    tasks: str = option(
+        "", help="such as canny, openpose, depth; separated by commas; empty: none", known="controlnets"
+    )
+    base: str = option(
+        "auto", help="the base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -240,10 +250,18 @@ def require_named(ref: str, ui: WebUI, places: Places) -> None:
 
 
 def _not_found(ref: str, ui: WebUI) -> ModelNotFound:
-    return ModelNotFound(
-        f"There is no model '{ref}' for {ui.title}.",
-        "Give a file, a link, a Hub id, a session, or a key: " + ", ".join(spec.key for spec in models()) + ".",
-    )
+    keys = [spec.key for spec in models() if spec.family in ui.families]
+    near = difflib.get_close_matches(ref.strip().lower(), keys, n=1)
+    problem = f"There is no model '{ref}' for {ui.title}."
+    if "://" in ref or re.match(r"(www\.)?[\w-]+(\.[\w-]+)*\.(ai|co|com|net|org|red)/", ref.strip().lower()):
+        return ModelNotFound(problem, "If it is meant as a link, it begins with https://; copy it whole.")
+    if ref.strip().lower().endswith(_FILES):
+        return ModelNotFound(
+            f"There is no file '{ref}', neither in this folder nor among the models of {ui.title}.",
+            "Give its whole path; names are case-sensitive.",
+        )
+    meant = f"Did you mean {near[0]}? Otherwise g" if near else "G"
+    return ModelNotFound(problem, f"{meant}ive a file, a link, a Hub id, a session, or a key: {', '.join(keys)}.")
 
 
 def _bring_key(spec: ModelSpec, ui: WebUI, store: Path) -> tuple[Path, str]:

@@ -120,8 +120,7 @@ def prepare_places(places: Places, ui: WebUI) -> None:
             (places.store / "comfyui" / name).mkdir(parents=True, exist_ok=True)
             link(places.data / name, places.store / "comfyui" / name)
         for kind, name in ui.folders:
-            # AUTOMATIC1111 keeps embeddings beside models, not in them.
-            kept = places.store / name if kind == "embedding" else places.store / "models" / name
+            kept = _kept(places, kind, name)
             kept.mkdir(parents=True, exist_ok=True)
             local = model_folder(places, ui, kind)
             local.mkdir(parents=True, exist_ok=True)
@@ -141,8 +140,14 @@ def model_folder(places: Places, ui: WebUI, kind: str) -> Path:
 
 
 def store_folder(places: Places, ui: WebUI, kind: str) -> Path:
-    """Where models of a kind are kept for good."""
-    return (model_folder(places, ui, kind) / "store").resolve()
+    """Where models of a kind are kept for good; on a machine new to a store, where they will be linked from."""
+    linked = model_folder(places, ui, kind) / "store"
+    return linked.resolve() if linked.exists() else _kept(places, kind, dict(ui.folders)[kind])
+
+
+def _kept(places: Places, kind: str, name: str) -> Path:
+    # AUTOMATIC1111 keeps embeddings beside models, not in them.
+    return places.store / name if kind == "embedding" else places.store / "models" / name
 
 
 def link(at: Path, target: Path) -> None:

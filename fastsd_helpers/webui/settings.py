@@ -43,7 +43,11 @@ class LaunchConfig:
     """How to start a web UI that is installed."""
 
     ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="the web UI")
-    model: str = option("", help="model to start with: key, file, link, Hub id or session; empty: what is there")
+    model: str = option(
+        "",
+        help="model to start with: key, file, link, Hub id or session; empty: what is there",
+        known="webui_start_models",
+    )
     vram: Literal["auto", "full", "medium", "low"] = option("auto", help="how much of the model stays on the GPU")
     precision: Literal["auto", "fp16", "fp32"] = option("auto", help="number format of the computation")
     attention: Literal["sdp", "sdp-repeatable", "split"] = option(

@@ -55,7 +55,8 @@ class Plan:
     environment: Environment
     changes: tuple[Change, ...]
     rows: tuple[LockedRow, ...]  # of the changes, in the same order
-    kept: int  # packages of the set that are there already and fit
+    kept: int  # packages of the set that are there already and stay
+    left: tuple[str, ...] = ()  # of those: newer than asked for, as "pyngrok 9.1.0 (fastsd asks for <8.2)"
     in_part: tuple[str, ...] = ()  # of the rows: at their version already, by an installation that was cut short
 
     @property
@@ -71,7 +72,7 @@ def is_protected(name: str) -> bool:
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a package is meant by one of several names or patterns, such as `nvidia-*`."""
-    return any(fnmatch.fnmatchcase(canonical(name), pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(canonical(name), canonical(pattern)) for pattern in patterns)
 
 
 def requirements_module() -> ModuleType:
@@ -103,9 +104,9 @@ def names_to_ask(lock_set: LockSet) -> set[str]:
 def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str] = ()) -> Plan:
     """Compare a set with what a Python has.
 
-    In an environment of its own every row has to be there at exactly its version. In the platform's Python a package
-    whose version lies in the asked range stays, whatever the lock holds; only what is absent, or outside the range, is
-    installed, with those of its own needs that are absent or outside.
+    In an environment of its own every row has to be there at exactly its version. In any other Python nothing that is
+    there changes its version: only what is absent is installed, with those of its own needs that are absent. An upper
+    bound says what was tried, so what is newer stays too (`Plan.left`), and the import check tells whether it works.
 
     Args:
         lock_set: what is wanted.
@@ -113,30 +114,32 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
         skip: names or patterns (`nvidia-*`) that somebody else installs.
 
     Raises:
-        InstallError: the platform lacks something that only it can bring, or has it at a version that cannot work.
+        InstallError: the platform lacks something that only it can bring, or a package is there at a version that
+            cannot work; all of them are named.
     """
     skip = tuple(skip)
-    find = _exact if lock_set.own_environment else _missing
-    found = [
-        (row, before, reason)
-        for row, before, reason in find(lock_set, environment.installed)
-        if not matches(row.name, skip)
-    ]
+    left: dict[str, str] = {}
+    if lock_set.own_environment:
+        every = _exact(lock_set, environment.installed)
+    else:
+        every = _missing(lock_set, environment.installed, skip, left)
+    found = [(row, before, reason) for row, before, reason in every if not matches(row.name, skip)]
     return Plan(
         lock_set=lock_set,
         environment=environment,
         changes=tuple(Change(row.name, before, row.version, row.bytes, reason) for row, before, reason in found),
         rows=tuple(row for row, _before, _reason in found),
         kept=len(lock_set.rows) - len(found),
+        left=tuple(left.values()),
     )
 
 
 def has_all(lock_set: LockSet, environment: Environment, *, skip: Iterable[str] = ()) -> bool:
-    """Whether a platform's Python has everything a workflow asks for by name, at a version in its range."""
+    """Whether a platform's Python has everything a workflow asks for by name, at no version that is too old."""
     wanted = [requirements_module().Requirement(text) for text in lock_set.wanted]
     skip = tuple(skip)
     return not lock_set.own_environment and all(
-        matches(item.name, skip) or _fits(item, environment.installed) for item in wanted
+        matches(item.name, skip) or _what_is(item, environment.installed) in ("fits", "newer") for item in wanted
     )
 
 
@@ -148,30 +151,41 @@ def _exact(lock_set: LockSet, installed: dict[str, str]) -> Iterator[tuple[Locke
             yield row, before, "missing" if before is None else f"{before} is here"
 
 
-def _missing(lock_set: LockSet, installed: dict[str, str]) -> list[tuple[LockedRow, str | None, str]]:
+def _missing(
+    lock_set: LockSet, installed: dict[str, str], skip: tuple[str, ...], left: dict[str, str]
+) -> list[tuple[LockedRow, str | None, str]]:
+    """Rows to install; what stays though it is newer than asked for is put into `left`."""
     requirement_of = requirements_module().Requirement
     picked: dict[str, tuple[LockedRow, str | None, str]] = {}
     lacking: dict[str, str] = {}
+    too_old: dict[str, tuple[str, str]] = {}
     waiting = [(requirement_of(text), "fastsd") for text in lock_set.wanted]
     while waiting:
         requirement, asked_by = waiting.pop(0)
         name = canonical(requirement.name)
-        if name in picked or _fits(requirement, installed):
+        found = _what_is(requirement, installed)
+        if name in picked or found == "fits":
             continue
-        before = installed.get(name)
-        if is_protected(name):
-            lacking[name] = f"{name} {before}" if before else name
-            continue
-        row = lock_set.row(name)
-        if row is None:
-            raise InstallError(
-                f"wheels.lock ({lock_set.name}, Python {lock_set.python}) has no row for {name}, which {asked_by} "
-                "needs.",
-                "Make the lock anew with `make lock`.",
-            )
-        wanted = f"{asked_by} needs {requirement.name}{requirement.specifier}"
-        picked[name] = (row, before, wanted if before is None else f"{wanted}, {before} is here")
-        waiting += [(requirement_of(need), name) for need in row.needs]
+        here, version = _build_of(name, installed)
+        if found == "newer":
+            left.setdefault(here, f"{here} {version} ({asked_by} asks for {requirement.specifier})")
+        elif is_protected(name):
+            if not matches(name, skip):
+                lacking[name] = f"{name} {version}" if version else name
+        elif found == "too old":
+            if not matches(name, skip):
+                wish = f"{here}{requirement.specifier}"
+                too_old.setdefault(here, (f"{here} {version} ({asked_by} needs {requirement.specifier})", wish))
+        else:
+            row = lock_set.row(name)
+            if row is None:
+                raise InstallError(
+                    f"wheels.lock ({lock_set.name}, Python {lock_set.python}) has no row for {name}, which {asked_by} "
+                    "needs.",
+                    "Make the lock anew with `make lock`.",
+                )
+            picked[name] = (row, None, f"{asked_by} needs {requirement.name}{requirement.specifier}")
+            waiting += [(requirement_of(need), name) for need in row.needs]
     if lacking:
         raise InstallError(
             f"This Python lacks what only its platform can bring: {', '.join(sorted(lacking.values()))} "
@@ -179,11 +193,47 @@ def _missing(lock_set: LockSet, installed: dict[str, str]) -> list[tuple[LockedR
             "Install PyTorch first as its guide says (pytorch.org, Get started), and numpy beside it; fastsd never "
             "installs or replaces them. Then run this again.",
         )
+    if too_old:
+        wishes = " ".join(f"'{wish}'" for _said, wish in sorted(too_old.values()))
+        raise InstallError(
+            f"Too old here for '{lock_set.name}': {', '.join(sorted(said for said, _wish in too_old.values()))}. "
+            "Nothing was installed, because no version of yours is ever changed.",
+            f"Run: pip install --upgrade {wishes} (then restart), or use an environment of its own "
+            "(python3 -m venv .venv).",
+        )
     return list(picked.values())
 
 
-def _fits(requirement: Any, installed: dict[str, str]) -> bool:
+def _build_of(name: str, installed: dict[str, str]) -> tuple[str, str | None]:
+    """Under which name a library is here, and its version; its own name and None when it is not."""
+    builds = next((group for group in _SAME_LIBRARY if name in group), (name,))
+    here = sorted((build for build in builds if build in installed), key=lambda build: build != name)
+    return (here[0], installed[here[0]]) if here else (name, None)
+
+
+def _what_is(requirement: Any, installed: dict[str, str]) -> str:
+    """What is here of a library: "fits", "newer" (only above an upper bound), "too old" (or excluded), or "absent"."""
     name = canonical(requirement.name)
     builds = next((group for group in _SAME_LIBRARY if name in group), (name,))
     versions = [installed[build] for build in builds if build in installed]
-    return any(requirement.specifier.contains(version, prereleases=True) for version in versions)
+    if any(requirement.specifier.contains(version, prereleases=True) for version in versions):
+        return "fits"
+    if any(_is_newer(requirement.specifier, version) for version in versions):
+        return "newer"
+    return "too old" if versions else "absent"
+
+
+def _is_newer(specifiers: Any, version: str) -> bool:
+    """Whether a version breaks upper bounds alone: `<`, `<=`, and what lies above `==1.2`, `==1.2.*` or `~=1.2`."""
+    for item in specifiers:
+        if item.contains(version, prereleases=True):
+            continue
+        if item.operator in (">", ">=", "!=", "==="):
+            return False
+        if item.operator in ("==", "~=") and not _is_above(type(specifiers), item.version, version):
+            return False
+    return True
+
+
+def _is_above(specifiers_of: Any, bound: str, version: str) -> bool:
+    return specifiers_of(f">{bound.removesuffix('.*')}").contains(version.partition("+")[0], prereleases=True)

@@ -50,6 +50,7 @@ class InstallReport:
     modules: tuple[str, ...]  # imported in a fresh interpreter as proof
     dry_run: bool = False
     unproved: tuple[str, ...] = ()  # installed earlier and not yet seen to import: the next real run looks again
+    left: tuple[str, ...] = ()  # yours, newer than what was tried here, and left as it is
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -62,7 +63,7 @@ class InstallReport:
             if self.unproved:
                 listed = ", ".join(self.unproved)
                 lines.append(f"Not yet seen to work: {listed}. `fastsd install {self.name}` tries again.")
-            return lines
+            return [*lines, *self._left_lines()]
         verb = "Would install" if self.dry_run else "Installed"
         size = f"{self.bytes / 1e6:.1f} MB"
         lines = [f"{verb} {len(self.changes)} of {len(self.changes) + self.kept} packages ({size}) for '{self.name}':"]
@@ -78,7 +79,10 @@ class InstallReport:
                 f"Restart the runtime now: {', '.join(self.restart)} was imported here before and is another "
                 "version now (Colab: Runtime > Restart session)."
             )
-        return lines
+        return [*lines, *self._left_lines()]
+
+    def _left_lines(self) -> list[str]:
+        return [f"Newer here than what was tried, and left as it is: {', '.join(self.left)}."] if self.left else []
 
 
 def install(
@@ -142,9 +146,11 @@ def install(
             )
             imported = _imported_versions(plan) if environment.is_this else {}
             tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
+            # What had been uninstalled, and was imported before that, has a name again only now.
+            imported = (_imported_versions(plan, uninstalled=True) if environment.is_this else {}) | imported
         names = list(dict.fromkeys([*(row.name for row in plan.rows), *waiting]))
         if names and check_imports:
-            modules = _prove(environment, names)
+            modules = _prove(environment, names, plan.left)
         _forget(environment.site, names)
     now = {row.name: row.version for row in plan.rows}
     restart = tuple(sorted(package for package, version in imported.items() if now.get(package) != version))
@@ -197,16 +203,19 @@ def _change(
     return tool
 
 
-def _prove(environment: Environment, names: list[str]) -> tuple[str, ...]:
+def _prove(environment: Environment, names: list[str], left: tuple[str, ...]) -> tuple[str, ...]:
     """Import the packages in a fresh interpreter; what does not work stays noted. Returns the modules."""
     proof = prove(environment, names)
     if proof.problems:
         bad = {problem.partition(":")[0] for problem in proof.problems}
         _forget(environment.site, [name for name in names if name not in bad])
         more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
+        hint = "Restart the runtime and run this again: it is tried anew."
+        if left:
+            hint += f" The cause may be what is newer here than what was tried: {', '.join(left)}."
         raise InstallError(
             f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
-            "Restart the runtime and run this again: it is tried anew. If it stays so, report it with `fastsd doctor`.",
+            f"{hint} If it stays so, report it with `fastsd doctor`.",
         )
     return proof.modules
 
@@ -276,11 +285,15 @@ def _report(
         modules=modules,
         dry_run=dry_run,
         unproved=unproved,
+        left=plan.left,
     )
 
 
-def _imported_versions(plan: Plan) -> dict[str, str]:
-    """The packages of the plan that this process has imported, with the version it has in memory."""
+def _imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, str]:
+    """The packages of the plan that this process has imported, with the version it has in memory.
+
+    With `uninstalled` only those whose module says its version: nothing else is left of what was there.
+    """
     import importlib.metadata
 
     changed = {row.name for row in plan.rows}
@@ -288,8 +301,9 @@ def _imported_versions(plan: Plan) -> dict[str, str]:
     for module, packages in importlib.metadata.packages_distributions().items():
         for package in packages:
             name = re.sub(r"[-_.]+", "-", package).lower()
-            if name in changed and module in sys.modules:
-                found[name] = str(getattr(sys.modules[module], "__version__", plan.environment.installed.get(name)))
+            version = getattr(sys.modules.get(module), "__version__", None)
+            if name in changed and module in sys.modules and (version or not uninstalled):
+                found[name] = str(version or plan.environment.installed.get(name))
     return found
 
 

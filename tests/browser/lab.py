@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ def find_chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def start_lab(folder: Path, *, widgets7: bool = False) -> Iterator[str]:
+def start_lab(folder: Path, *, widgets7: bool = False, more: Sequence[str] = ()) -> Iterator[str]:
     """Run JupyterLab on 127.0.0.1 with `folder` as its root; gives its address with the token.
 
     With `widgets7` it is JupyterLab 3 from an environment of its own; the kernel, this Python, has ipywidgets 7.7.1.
+    `more` are further arguments of its own.
     """
     token = secrets.token_hex(16)
     python = str(LAB3 / "bin" / "python") if widgets7 else sys.executable
@@ -46,6 +47,7 @@ def start_lab(folder: Path, *, widgets7: bool = False) -> Iterator[str]:
         pytest.skip(f"{LAB3.name} or {WIDGETS7.name} is not there; make setup makes both")
     command = [python, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
     command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--ServerApp.allow_root=True"]
+    command += more
     environment = os.environ | {
         "PYTHONPATH": "" if widgets7 else str(ROOT),
         "JUPYTER_CONFIG_DIR": str(folder / ".jupyter"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notebook_webui import prepare_kernel
+from notebook_webui import LINK, prepare_kernel
 from tunnel_doubles import free_port
 
 from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
@@ -112,7 +112,8 @@ def start_and_share(lab: Lab) -> tuple[str, str, str]:
     assert "its model is loaded" in lab.output("6b")
     lab.shoot("6b-started", "6b")
     run(lab, "7a")
-    fill(lab, "7a", {"kind": "cloudflared"})
+    unfold(lab, "7a")
+    fill(lab, "7a", {name.replace("_", " "): value for name, value in LINK.items()})
     run(lab, "7b")
     block = wait_until(lab, "7b", r"Link:\s+(\S+)\s+User:\s+(\S+)\s+Password:\s+(\S+)")
     lab.shoot("7b-shared", "7b")

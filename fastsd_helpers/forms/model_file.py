@@ -1,0 +1,102 @@
+"""Look at a model file, or convert it, from a notebook: what `inspect` and `convert` do, in sentences."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.files import size_in_words
+from fastsd_helpers.forms.form import require
+from fastsd_helpers.options import check, option
+
+__all__ = ["ModelFileConfig", "look_or_convert"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ModelFileConfig:
+    """Which model file to look at, and what to write of it."""
+
+    file: str = option("", help="model file (.safetensors, .ckpt), LoRA, or Diffusers folder", known="model_files")
+    write_to: str = option(
+        "",
+        help="empty: only look at it; a name that ends in .safetensors or .ckpt: convert it to one file; any other "
+        "name: to a Diffusers folder",
+    )
+    number_format: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="of the weights that are written")
+    every_number: bool = option(
+        False, help="look for weights that are no finite numbers too, which reads the whole file"
+    )
+    read_back: bool = option(True, help="read what was written, and compare every tensor with the source")
+    replace: bool = option(False, help="replace what is there under that name", advanced=True)
+    lends: str = option(
+        "",
+        help="a Diffusers folder that lends tokenizers and configurations, where the source has none",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self, ["write_to needs a file to convert"] if self.write_to.strip() and not self.file.strip() else [])
+
+
+def look_or_convert(config: ModelFileConfig) -> None:
+    """Say what a model file is and what is wrong with it; with a name to write to, convert it.
+
+    Raises:
+        SettingsError: these are the settings of another form. And what `checkpoints.inspect` and `checkpoints.convert`
+        raise.
+    """
+    require(config, ModelFileConfig)
+    if not config.file.strip():
+        logger.info("No file was named, so there is nothing to look at.")
+        return
+    source = Path(config.file.strip()).expanduser()
+    if source.is_file():
+        _look(source, config)
+    elif not config.write_to.strip():
+        raise SettingsError(
+            f"{source} is {'a folder' if source.is_dir() else 'not there'}, and a file is looked at.",
+            "Choose a file in the form; of a Diffusers folder one file can be written.",
+        )
+    if config.write_to.strip():
+        _convert(source, config)
+
+
+def _look(path: Path, config: ModelFileConfig) -> None:
+    from fastsd_helpers.checkpoints import inspect
+
+    found = inspect(path, hashes=True, scan=config.every_number)
+    size, million = size_in_words(found.bytes), found.parameters / 1e6
+    lines = [f"{path.name}: {found.what}, {size}, {million:,.1f} million parameters ({', '.join(found.dtypes)})."]
+    if found.prediction_source:
+        lines.append(f"It predicts {found.prediction or 'what is unknown'}: {found.prediction_source}.")
+    if found.sha256:
+        lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
+    lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]
+    lines += found.advice
+    for words, names in (("Missing", found.missing), ("Not of this layout", found.unexpected)):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"{words}: {', '.join(names[:_SHOWN])}{more}.")
+    logger.info("%s", "\n".join(lines))
+
+
+def _convert(source: Path, config: ModelFileConfig) -> None:
+    from fastsd_helpers.checkpoints import convert
+
+    written = convert(
+        source,
+        Path(config.write_to.strip()),
+        dtype=config.number_format,
+        verify=config.read_back,
+        overwrite=config.replace,
+        base=config.lends.strip() or None,
+    )
+    how = "Written, read back and compared" if config.read_back else "Written"
+    logger.info("%s: %s (%s, %d tensors).", how, written.path.absolute(), size_in_words(written.bytes), written.tensors)
+    for sentence in written.notes:
+        logger.info("%s", sentence)

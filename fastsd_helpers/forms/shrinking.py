@@ -1,0 +1,126 @@
+"""Shrinking the reader in a notebook: an int8 copy for computers without a GPU, and what it costs."""
+
+import html
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.background import Background, local_folder
+from fastsd_helpers.errors import Interrupted
+from fastsd_helpers.files import write_atomic
+from fastsd_helpers.forms.view import show_widget
+from fastsd_helpers.forms.work_view import WorkView, wait_for
+from fastsd_helpers.trocr.reading_session import ReadingSession
+from fastsd_helpers.trocr.teaching import Taught, taught_reader
+
+__all__ = ["ShrinkView", "shrink_reader"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+_TRIALS = 3  # fp32, dynamic, static
+
+
+def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
+    """Make an int8 copy for the CPU of the fine-tuned reader and measure what it costs; None without known lines.
+
+    The held-out lines measure, the learned ones calibrate. The copy is in the session's folder int8. It is made in a
+    process of its own, which Stop ends; a copy from before stays then.
+
+    Raises:
+        InstallError, DependencyMissing: OpenVINO and nncf are not there and cannot be installed. Interrupted: it was
+        stopped.
+    """
+    taught = taught_reader(session)
+    if taught is None:
+        logger.info("Nothing to shrink: no reader was fine-tuned in this session yet.")
+        return None
+    out = session.folder / "int8"
+    # By the weights: the folder's name says nothing of a run that was begun again.
+    written = max(file.stat().st_mtime for file in taught.path.glob("*.safetensors"))
+    made_of = {"path": str(taught.path.relative_to(session.folder)), "written": written}
+    report = session.record.get("int8_report") or {}
+    if session.record.get("int8") == made_of and report and (report["chosen"] == "fp32" or out.is_dir()):
+        logger.info("It is there already: %s", out if report["chosen"] != "fp32" else "fp32 stays the better one")
+        return ShrinkView(report)
+    _require_int8()
+    answer = _make(taught, out)
+    report = {"trials": answer["trials"], "chosen": answer["method"], "why": answer["why"]}
+    report |= {"lines": answer["evaluation_lines"], "built_in": answer["built_in_lines"]}
+    session.save(int8=made_of, int8_report=report)
+    return ShrinkView(report)
+
+
+def _make(taught: Taught, out: Path) -> dict[str, Any]:
+    run = taught.path.parent
+    measured = {line.name for line in taught.held_out.lines}
+    words = ["trocr", "quantize", str(taught.path), str(out), "--overwrite"]
+    words += [f"--evaluate={_table(run / 'shrink-measured.jsonl', taught.held_out.lines)}"]
+    if rest := [line for line in taught.learned.lines if line.name not in measured]:
+        words.append(f"--calibrate={_table(run / 'shrink-calibrated.jsonl', rest)}")
+    view = WorkView("Making the int8 copies…", "progress of shrinking", saves="Ends it; nothing is replaced.")
+    show_widget(view.box)
+    folder = local_folder(out)
+    child = Background.find(folder) or Background.start(words, folder, model=str(taught.path))
+
+    def show() -> None:
+        done = [line for line in child.log_lines(400) if " lines a second, " in line]
+        view.show(f"Making and measuring the copies: {len(done)} of {_TRIALS} done", len(done), _TRIALS, messages=done)
+
+    try:
+        answer = wait_for(child, view, show, "The shrinking", log=run / "shrinking.log")
+    except Interrupted as err:
+        raise Interrupted("Shrinking was stopped; nothing was replaced.", "Run this cell again to begin anew.") from err
+    view.end(f"Done: {answer['why']}", good=answer["method"] != "fp32")
+    return answer
+
+
+def _table(path: Path, lines: Any) -> Path:
+    rows = [
+        {"fastsd_line": line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text} for line in lines
+    ]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return path
+
+
+def _require_int8() -> None:
+    import importlib.util
+
+    if any(importlib.util.find_spec(name) is None for name in ("openvino", "nncf")):
+        from fastsd_helpers.wheels import install
+
+        install("trocr-int8")
+
+
+class ShrinkView:
+    """What int8 costs: size, speed and errors of every way that was tried, which was chosen, and why."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
+
+    def _repr_html_(self) -> str:
+        names = ("numbers", "size", "lines a second", "wrong characters", "same text as the full reader")
+        heads = "".join(f"<th scope='col' style='text-align:left;padding:2px 10px'>{name}</th>" for name in names)
+        full = self.about["trials"][0]
+        rows = ""
+        for trial in self.about["trials"]:
+            chosen = " ✓ chosen" if trial["method"] == self.about["chosen"] else ""
+            speed = trial["lines_per_second"] / full["lines_per_second"]
+            cells = (
+                f"{html.escape(trial['method'])}{chosen}",
+                f"{trial['bytes'] / 1e6:.1f} MB",
+                f"{trial['lines_per_second']:.1f} ({speed:.2f} times fp32)",
+                f"{100 * trial['cer']:.1f} % ({100 * trial['cer_low']:.1f} to {100 * trial['cer_high']:.1f})",
+                f"{100 * trial['same_text']:.0f} % of lines",
+            )
+            rows += "<tr>" + "".join(f"<td style='padding:3px 10px'>{cell}</td>" for cell in cells) + "</tr>"
+        why = html.escape(self.about.get("why", ""))
+        few = ""
+        if built_in := self.about.get("built_in", 0):
+            few = (
+                f"<p>Only {self.about['lines']} lines with a known text are there to measure errors on, so speed and "
+                f"agreement were measured on {built_in} built-in lines too. More corrected lines make this surer.</p>"
+            )
+        where = "<p>The copy is offered as <i>reader</i> above.</p>" if self.about["chosen"] != "fp32" else ""
+        table = f"<table style='border-collapse:collapse'><tr>{heads}</tr>{rows}</table>"
+        return f"<p>{why[:1].upper()}{why[1:]}</p>{few}<div style='overflow-x:auto'>{table}</div>{where}"

@@ -1,0 +1,141 @@
+"""What the web UI notebook's forms offer: models of the store, of DreamBooth sessions and of the registry."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.controlnet import tasks
+from fastsd_helpers.drive import sessions_root
+from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.files import file_errors
+from fastsd_helpers.registry import models
+from fastsd_helpers.webui import Places, WebUI, find_places, find_ui
+from fastsd_helpers.webui.places import store_folder
+
+if TYPE_CHECKING:
+    from fastsd_helpers.sessions import Session
+
+__all__ = [
+    "known_controlnet_bases",
+    "known_controlnets",
+    "known_embeddings",
+    "known_loras",
+    "known_model_files",
+    "known_models",
+    "known_start_models",
+    "known_vaes",
+]
+
+Entries = list[tuple[str, str]]
+
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".bin")
+_MOST = 200  # a list that nobody can read helps nobody
+
+
+def known_models(session: "Session | None" = None) -> Entries:
+    """Base models to place: what is there, finished DreamBooth sessions, and the registry's for this web UI."""
+    return [("auto: what is there, else Stable Diffusion 1.5", "auto"), *_base_models(session)]
+
+
+def known_start_models(session: "Session | None" = None) -> Entries:
+    """As `known_models`, for the start, which may leave the choice to the cells before it."""
+    return [("the one placed in section 4, else what is there", ""), *_base_models(session)]
+
+
+def known_loras(session: "Session | None" = None) -> Entries:
+    """LoRAs: files of the store, and what DreamBooth sessions have made, by file."""
+    made = [(f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions() if "lora" in path.stem]
+    return [("none", ""), *_of_store(session, "lora"), *made]
+
+
+def known_vaes(session: "Session | None" = None) -> Entries:
+    """VAE files of the store."""
+    return [("none", ""), *_of_store(session, "vae")]
+
+
+def known_embeddings(session: "Session | None" = None) -> Entries:
+    """Embeddings of the store."""
+    return [("none", ""), *_of_store(session, "embedding")]
+
+
+def known_controlnets(session: "Session | None" = None) -> Entries:
+    """Tasks that there is a ControlNet for, for the base model and web UI that were chosen."""
+    ui, _places, family = _chosen(session)
+    try:
+        found = tasks(family, ui=ui.key)
+    except FastSDError:  # there are none for this family or this web UI
+        found = []
+    return [("none", ""), *((task, task) for task in found)]
+
+
+def known_controlnet_bases(session: "Session | None" = None) -> Entries:
+    """Base models that there are ControlNets for."""
+    ui, _places, _family = _chosen(session)
+    entries = [("auto: the model of section 4", "auto")]
+    for spec in models():
+        if spec.kind == "base" and not spec.folder and spec.family in ui.families:
+            try:
+                found = tasks(spec.key, ui=ui.key)
+            except FastSDError:
+                continue
+            entries += [(f"{spec.key}: {spec.title}", spec.key)] if found else []
+    return entries
+
+
+def known_model_files(session: "Session | None" = None) -> Entries:
+    """Model files that can be looked at: of the store, and those that DreamBooth sessions have made."""
+    ui, places, _family = _chosen(session)
+    entries = [("none", "")]
+    for kind, _name in ui.folders:
+        folder = store_folder(places, ui, kind)
+        entries += [(f"{kind}: {name}", str(folder / name)) for name in _files(folder)]
+    return [*entries, *((f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions())]
+
+
+def _base_models(session: "Session | None") -> Entries:
+    ui, _places, _family = _chosen(session)
+    sessions = dict.fromkeys(name for name, path in _made_by_sessions() if "lora" not in path.stem)
+    keys = [spec for spec in models() if spec.kind in ("base", "checkpoint") and spec.family in ui.families]
+    return [
+        *_of_store(session, "checkpoint"),
+        *((f"your session {name}", name) for name in sessions),
+        *((f"{spec.key}: {spec.title}", spec.key) for spec in keys),
+    ]
+
+
+def _chosen(session: Any) -> tuple[WebUI, Places, str]:
+    """The web UI, its folders and the base model's family: the notebook's, or the usual ones where there is none."""
+    if getattr(session, "places", None) is not None:
+        return session.ui, session.places, session.family or "sd15"
+    ui = find_ui("a1111")
+    return ui, find_places(ui), "sd15"
+
+
+def _of_store(session: Any, kind: str) -> Entries:
+    ui, places, _family = _chosen(session)
+    if kind not in dict(ui.folders):
+        return []
+    return [(f"in your folder: {name}", name) for name in _files(store_folder(places, ui, kind))]
+
+
+def _files(folder: Path) -> Iterable[str]:
+    """Names of the model files below a folder, sorted; a folder that is not there has none."""
+    with file_errors(folder, "read"):
+        found = [path for path in folder.rglob("*") if path.suffix.lower() in _FILES and path.is_file()]
+    return sorted(path.relative_to(folder).as_posix() for path in found)[:_MOST]
+
+
+def _made_by_sessions() -> list[tuple[str, Path]]:
+    """(name of the session, file) of every model that a session has finished; only names are read."""
+    root = sessions_root()
+    with file_errors(root, "read"):
+        if not root.is_dir():
+            return []
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return [
+            (name, path)
+            for name in names
+            for path in sorted((root / name / "exports").glob("*.safetensors"))
+            if not path.name.startswith(".")
+        ]

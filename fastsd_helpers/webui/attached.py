@@ -1,0 +1,108 @@
+"""A web UI that runs already, whoever of this user started it: found by the record of its run, shared, ended."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DriveError, WebUICrashed
+from fastsd_helpers.files import write_atomic
+from fastsd_helpers.processes import LogTail
+from fastsd_helpers.tunnels import Login, Tunnel
+from fastsd_helpers.webui.background import BackgroundLink, read_link
+from fastsd_helpers.webui.catalog import WebUI, find_ui
+from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.launch import stop
+from fastsd_helpers.webui.places import Places, find_places
+from fastsd_helpers.webui.process import RunState, find_at_port, is_running, read_state
+
+__all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
+
+
+class AttachedUI:
+    """A running web UI that another process started, as a kernel does that was restarted since.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1.
+        login: its own user and password.
+        model_loaded: None: its log was not followed from here.
+        seconds: 0, likewise.
+    """
+
+    model_loaded: bool | None = None
+    seconds = 0.0
+
+    def __init__(self, ui: WebUI, places: Places, state: RunState, login: Login) -> None:
+        self.ui, self.places, self.state, self.login = ui, places, state, login
+        self.port = state.port
+        self.tunnel: Tunnel | None = None
+        self._stopped = False
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the run."""
+        return Path(self.state.log)
+
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return is_running(self.state)
+
+    def problem(self) -> WebUICrashed | None:
+        """Why it ended, when it has ended by itself; None while it runs or after it was stopped, by whomever."""
+        if self._stopped or self.alive() or not (self.places.run / "login").exists():  # stopping takes its login away
+            return None
+        tail = LogTail(self.state.log)
+        with contextlib.suppress(OSError):
+            tail.read()
+        return explain_crash(self.ui.title, None, list(tail.last))
+
+    def stop(self) -> None:
+        """End the link, then the web UI with all it started; calling it twice is harmless."""
+        self._stopped = True
+        if self.tunnel is not None:
+            self.tunnel.close()
+        stop(self.ui.key, folder=str(self.places.root.parent), store=str(self.places.store))
+
+
+def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> AttachedUI | None:
+    """Find a web UI that was started before and still runs; None when it does not, or when its login is not known here.
+
+    Args:
+        ui: its key. folder, store: as at its start.
+    """
+    spec = find_ui(ui)
+    places = find_places(spec, folder=folder, store=store)
+    state = read_state(places)
+    if state is None or not is_running(state):
+        return None
+    found = find_at_port(state.port)
+    login = found.login if found is not None else None
+    return AttachedUI(spec, places, state, login) if login is not None else None
+
+
+def find_link(running: Any) -> BackgroundLink | None:
+    """The link that a process of its own holds for a running web UI; None when there is none. It has the login."""
+    link = read_link(running.places.run)
+    return link.with_login(running.login) if link is not None else None
+
+
+def note_run(running: Any, **about: Any) -> None:
+    """Keep, beside the record of a run, what it was started or shared with, so that the next look can compare it."""
+    noted = read_note(running) | about | {"pid": running.state.pid, "started": running.state.started}
+    with contextlib.suppress(DriveError):
+        write_atomic(running.places.run / "note.json", json.dumps(noted).encode())
+
+
+def read_note(running: Any) -> dict[str, Any]:
+    """What `note_run` kept of this very run; nothing of an earlier one."""
+    try:
+        noted = json.loads((running.places.run / "note.json").read_text(encoding="utf-8"))
+        same = (noted["pid"], noted["started"]) == (running.state.pid, running.state.started)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return noted if same else {}

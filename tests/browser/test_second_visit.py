@@ -1,0 +1,129 @@
+"""A person comes back in a real JupyterLab: restart and "Run all" go on with the named session and its own photos."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.fingerprints import hash_file
+
+from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+
+Image = pytest.importorskip("PIL.Image")
+
+pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
+
+STEPS = 30
+SETTINGS = {"base model": "demo", "unet steps": str(STEPS), "text encoder steps": "0", "sample every": "0"}
+
+
+def photos(folder: Path) -> list[str]:
+    made = []
+    for number in (1, 2, 3, 4):
+        path = folder / f"zib robot ({number}).png"
+        Image.frombytes("RGB", (160, 120), random.Random(number).randbytes(3 * 160 * 120)).save(path)
+        made.append(str(path))
+    return made
+
+
+def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> str:
+    for _ in range(int(timeout_s * 4)):
+        shown = lab.output(title)
+        if re.search(pattern, shown):
+            return shown
+        lab.page.wait_for_timeout(250)
+    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
+
+
+def restart_and_run_all(lab: Lab) -> None:
+    lab.page.locator(".lm-MenuBar-item, .p-MenuBar-item", has_text="Kernel").first.click()
+    lab.page.locator(".lm-Menu-item, .p-Menu-item", has_text=re.compile("Restart Kernel and Run All")).first.click()
+    lab.page.locator(".jp-Dialog .jp-mod-accept").click()
+
+
+@pytest.mark.parametrize("widgets7", [False, True], ids=["ipywidgets 8", "ipywidgets 7.7.1"])
+def test_restart_and_run_all_go_on_with_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, widgets7: bool
+) -> None:
+    pytest.importorskip("jupyterlab")
+    monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "dreambooth.ipynb", folder)
+    shots = os.environ.get("FASTSD_SCREENSHOTS")
+    with open_browser() as page, start_lab(folder, widgets7=widgets7) as address:
+        lab = Lab(page, address, "dreambooth.ipynb", Path(shots) / f"visit{7 if widgets7 else 8}" if shots else None)
+        sessions = folder / "Fast-Dreambooth" / "Sessions"
+        first_visit(lab, sessions, photos(tmp_path))
+        restart_and_run_all(lab)
+        second_visit(lab, sessions)
+    assert hash_file(made_in_one_go(sessions / "rex")) == hash_file(sessions / "rex" / "exports" / "rex.safetensors")
+
+
+def first_visit(lab: Lab, sessions: Path, files: list[str]) -> None:
+    """Cells too early, a session's name typed into the form that stands there, own photos, a training that is cut."""
+    lab.run("6")
+    assert "Run cells 2a and 2b first" in lab.output("6")
+    lab.run("2a")
+    lab.enter("2a", "session name", "cat")
+    lab.run("2b")
+    lab.enter("2a", "session name", "rex")  # without running 2a again
+    lab.shoot("2a-named", "2a")
+    lab.run("2b")
+    assert (sessions / "rex").is_dir()
+    lab.run("3a")
+    lab.cell("3a").locator("input.fastsd-file").set_input_files(files)
+    wait_until(lab, "3a", "4 uploaded photos in this session")
+    lab.enter("3a", "size", "64")
+    lab.shoot("3a-uploaded", "3a")
+    lab.run("3b")
+    lab.run("4")
+    for name, value in SETTINGS.items():
+        lab.enter("4", name, value)
+    lab.page.wait_for_timeout(1000)
+    lab.run("5a")
+    lab.shoot("5a", "5a")
+    lab.run("5b", wait=False)
+    wait_until(lab, "5b", rf"step [2-9] of {STEPS}", timeout_s=900)
+
+
+def below(lab: Lab, title: str) -> str:
+    """What is below a cell once it is in sight: JupyterLab draws no others."""
+    lab.cell(title).scroll_into_view_if_needed()
+    return wait_until(lab, title, r"\S")
+
+
+def second_visit(lab: Lab, sessions: Path) -> None:
+    lab.wait_for_kernel()
+    lab.cell("11").scroll_into_view_if_needed()
+    lab.wait_done("11", timeout_s=1800)
+    lab.shoot("again-page")
+    assert "Going on with rex, last used" in below(lab, "2b")
+    below(lab, "2a")
+    chosen = lab.field("2a", "session name").locator("option:checked").inner_text()
+    assert " ".join(chosen.split()).startswith("rex · last used")
+    assert "Done: rex.safetensors is written and checked" in below(lab, "5b")
+    assert "rex.safetensors" in below(lab, "6")
+    assert lab.cell("6").locator("img:not([alt=''])").count() == 2
+    assert re.search(rf"Going on after step \d+ of {STEPS}", (sessions / "rex" / "logs" / "train.log").read_text())
+    for number in ("2a", "2b", "3b", "5b", "6", "8b", "9b", "11"):
+        assert not re.search(r"PosixPath|Result\(|^False$|^\[\]$", below(lab, number), flags=re.MULTILINE)
+        lab.shoot(f"again-{number}", number)
+    assert sorted(path.name for path in sessions.iterdir() if path.is_dir()) == ["cat", "rex"]
+    assert not list((sessions / "cat" / "exports").iterdir())
+
+
+def made_in_one_go(session: Path) -> Path:
+    """The file of the same training, with the same pictures, that nobody stopped."""
+    again = shutil.copytree(session, session.parents[1] / "again" / session.name)
+    shutil.rmtree(again / "exports")
+    command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", again.name, "--root", str(again.parent)]
+    flags: list[Any] = [part for name, value in SETTINGS.items() for part in (f"--{name.replace(' ', '-')}", value)]
+    subprocess.run([*command, *flags, "--restart"], check=True, timeout=1200, capture_output=True)
+    (made,) = (again / "exports").glob("*.safetensors")
+    return made

@@ -1,0 +1,218 @@
+"""What is said before a training begins, and class pictures of a user's own."""
+
+import hashlib
+import io
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from dreambooth_runs import config_for, learned, same, stop_at
+from PIL import Image
+
+from fastsd_helpers.dreambooth import engine, prepare, train
+from fastsd_helpers.dreambooth.advice import least_tokens, long_prompts_line
+from fastsd_helpers.dreambooth.dataset import recorded_images
+from fastsd_helpers.dreambooth.own_class import OwnClassPictures
+from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
+from fastsd_helpers.sessions import Session
+
+LONG = "zib robot, " + ", ".join(f"detail number {number} of the scene" for number in range(40))
+
+
+def first_lines(config: Any, session: Session) -> list[str]:
+    """What `train` says before it loads anything: a plan says the same, and trains nothing."""
+    said: list[str] = []
+    report = engine.log_progress
+    engine.log_progress = lambda progress: said.append(progress.message)
+    try:
+        engine.plan(config, session)
+    finally:
+        engine.log_progress = report
+    return said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "least"),
+    [("a dog", 4), ("zib dog's ball, 42!", 10), ("", 2), ("犬 собака", 4), ("a_b (c:1.3)", 12)],
+)
+def test_tokens_are_counted_at_the_least_without_a_tokenizer(prompt: str, least: int) -> None:
+    assert least_tokens(prompt) == least
+
+
+def test_the_count_is_never_above_that_of_the_real_tokenizer() -> None:
+    transformers = pytest.importorskip("transformers")
+    from fastsd_helpers import demo
+
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(demo.MODEL_FOLDER, subfolder="tokenizer")
+    for prompt in (LONG, "Zoë's 3 dogs & a cat_no.7 — on «the» beach", "zib zib zib 100%", "!!! ??? ..."):
+        assert least_tokens(prompt) <= len(tokenizer(prompt, truncation=False)["input_ids"]), prompt
+
+
+def test_prompts_that_are_cut_are_named() -> None:
+    assert long_prompts_line({"a.png": "a dog", "b.png": "word " * 75}) is None
+    line = long_prompts_line({"a.png": "a dog", "b.png": "word " * 76})
+    assert line is not None
+    assert line.startswith("1 of 2 prompts are longer than the 77 tokens")
+    assert "(b.png)" in line
+
+
+def test_train_says_first_what_would_not_be_used_as_it_was_meant(small_base: Path, small_session: Session) -> None:
+    name = Path(recorded_images(small_session)[0]["file"]).stem
+    (small_session.captions / f"{name}.txt").write_text(LONG)
+    said = " ".join(
+        first_lines(config_for(small_base, resolution=128, instance_prompt="a photo of zib robot"), small_session)
+    )
+    assert f"1 of 4 prompts are longer than the 77 tokens the model reads: the end is cut off ({name}.png)" in said
+    assert "prepared at 64 px and are enlarged to 128 px" in said
+    assert "not used for 1 of 4 pictures: they have captions of their own" in said
+    quiet = " ".join(first_lines(config_for(small_base), Session.open("robot", root=small_session.folder.parent)))
+    assert "enlarged" not in quiet
+    assert "not used" not in quiet
+
+
+def test_prepare_says_it_where_it_can_be_known(small_session: Session, tmp_path: Path) -> None:
+    small_session.save(settings={"resolution": 768}, base_model={"ref": "sd21-768", "sha256": None})
+    folder = Path(small_session.record["dataset"]["settings"]["images"])
+    (next(folder.glob("*.png")).with_suffix(".txt")).write_text(LONG)
+    Image.open(next(folder.glob("*.png"))).resize((90, 60)).save(folder / "wide.png")
+    notes = " ".join(prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session).notes)
+    assert "This session is trained at 768 px, and these are 64 px" in notes
+    assert "prompts are longer than the 77 tokens" in notes
+    assert "1 of 4 pictures are not square" in notes
+
+
+def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
+    small_base: Path, small_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    Image.frombytes("RGB", (90, 60), random.Random(1).randbytes(90 * 60 * 3)).save(folder / "zib robot.png")
+    prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session)
+    monkeypatch.setattr(engine.Studio, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs squares"):
+        train(config_for(small_base), small_session)
+    assert "run" not in small_session.record
+
+
+# ---------------------------------------------------------------------------------------- own class pictures
+
+
+def dogs(folder: Path, count: int = 5, first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        Image.frombytes("RGB", (90, 70), random.Random(number).randbytes(90 * 70 * 3)).save(
+            folder / f"IMG_{number}.png"
+        )
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
+    small_base: Path, small_session: Session, tmp_path: Path, as_zip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = dogs(tmp_path / "dogs")
+    if as_zip:
+        place = Path(shutil.make_archive(str(tmp_path / "dogs"), "zip", place))
+    before = content(tmp_path / "dogs")
+    from fastsd_helpers.dreambooth.prior import ClassDrawing
+
+    monkeypatch.setattr(ClassDrawing, "fill", lambda *_, **__: pytest.fail("class pictures were drawn"))
+    settings = config_for(small_base, text_encoder_steps=0, class_prompt="a dog", class_folder=str(place))
+    said: list[str] = []
+    train(settings, small_session, report=lambda progress: said.append(progress.message))
+    assert "5 class pictures of yours." in said
+    assert content(tmp_path / "dogs") == before
+    sizes = {Image.open(path).size for path in small_session.class_images.rglob("*.png")}
+    assert sizes == {(64, 64)}
+    weights = learned(small_session)
+    # Gone on with on a machine where their folder is not: the copies are what is trained on.
+    with pytest.raises(Interrupted):
+        train(settings, small_session, restart=True, report=stop_at("unet", 1))
+    shutil.rmtree(tmp_path / "dogs")
+    (tmp_path / "dogs.zip").unlink(missing_ok=True)
+    train(settings, small_session)
+    assert same(learned(small_session), weights)
+
+
+def test_a_photo_of_the_subject_and_what_is_no_picture_are_left_out_and_said(
+    small_session: Session, tmp_path: Path
+) -> None:
+    place = dogs(tmp_path / "dogs")
+    (place / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    photo = next(Path(small_session.record["dataset"]["settings"]["images"]).glob("*.png"))
+    shutil.copy(photo, place / "me.png")
+    own = OwnClassPictures(small_session, str(place), ("a dog",), size=64)
+    assert own.check() == f"class pictures: your own, 7 in {place}"
+    pictures, said = own.fill()
+    assert len(pictures) == 5
+    assert "Skipped the class picture me.png: is one of the photos of the subject." in said
+    assert any("broken.png" in line for line in said)
+    assert own.check() == "class pictures: your own, 5 copied before"
+
+
+def test_copies_that_a_mount_lost_are_made_again(small_session: Session, tmp_path: Path) -> None:
+    own = OwnClassPictures(small_session, str(dogs(tmp_path / "dogs")), ("a dog",), size=64)
+    first = [(image.path.name, image.prompt) for image in own.fill()[0]]
+    next(own.folder.glob("*.png")).unlink()
+    assert [(image.path.name, image.prompt) for image in own.fill()[0]] == first
+
+
+def test_with_several_classes_the_folders_say_which_is_which(small_session: Session, tmp_path: Path) -> None:
+    dogs(tmp_path / "both" / "dog", 2)
+    dogs(tmp_path / "both" / "10_cat", 3, first=50)
+    own = OwnClassPictures(small_session, str(tmp_path / "both"), ("a photo of a dog", "a photo of a cat"), size=64)
+    prompts = sorted(image.prompt for image in own.fill()[0])
+    assert prompts == ["a photo of a cat"] * 3 + ["a photo of a dog"] * 2
+    dogs(tmp_path / "both", 1, first=90)
+    other = OwnClassPictures(small_session, str(tmp_path / "both"), ("a photo of a dog", "a cat"), size=64)
+    with pytest.raises(DatasetError, match="Of which class is IMG_90"):
+        other.check()
+
+
+@pytest.mark.parametrize("kind", ["nowhere", "empty", "no picture", "empty zip"])
+def test_a_place_without_class_pictures_is_a_sentence_before_anything_is_loaded(
+    small_base: Path, small_session: Session, tmp_path: Path, kind: str
+) -> None:
+    place = tmp_path / "place"
+    if kind == "empty zip":
+        place = tmp_path / "place.zip"
+        data = io.BytesIO()
+        zipfile.ZipFile(data, "w").close()
+        place.write_bytes(data.getvalue())
+    elif kind != "nowhere":
+        place.mkdir()
+        if kind == "no picture":
+            (place / "clip.mp4").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"no class pictures|no folder or zip"):
+        first_lines(config_for(small_base, class_prompt="a dog", class_folder=str(place)), small_session)
+    assert "run" not in small_session.record
+
+
+def test_class_pictures_without_a_class_are_refused() -> None:
+    from fastsd_helpers.dreambooth import DreamBoothConfig
+
+    with pytest.raises(SettingsError, match=r"class_folder .* needs a class_prompt"):
+        DreamBoothConfig(class_folder="dogs")
+
+
+def test_what_to_put_back_is_said(small_base: Path, small_session: Session) -> None:
+    with pytest.raises(Interrupted):
+        train(config_for(small_base), small_session, report=stop_at("text_encoder", 1))
+    name = Path(recorded_images(small_session)[0]["file"]).stem
+    (small_session.captions / f"{name}.txt").write_text("other words")
+    with pytest.raises(SettingsError, match=r"captions changed .*: the prompt of .* was 'zib robot' and is now 'other"):
+        train(config_for(small_base), small_session)
+    (small_session.captions / f"{name}.txt").unlink()
+    assert train(config_for(small_base), small_session).first_step == 1

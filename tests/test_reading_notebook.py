@@ -1,0 +1,225 @@
+"""The handwriting notebook's later cells: Stop while reading, the list of readers, shrinking's choice, the page."""
+
+import json
+import shutil
+
+import pytest
+from test_forms import text_of
+from tiny_readers import noise_pictures, write_reader
+
+from fastsd_helpers import forms
+from fastsd_helpers.errors import Interrupted
+from fastsd_helpers.forms import reading, work_view
+from fastsd_helpers.forms.known import known_values
+from fastsd_helpers.options import options_of
+from fastsd_helpers.trocr import Reader, serve
+from fastsd_helpers.trocr.quantize import Trial, choose_trial
+from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
+
+pytest.importorskip("ipywidgets")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "reader"
+    write_reader(folder, seed=1, end=4.0)
+    return folder
+
+
+@pytest.fixture
+def lines(tmp_path):
+    folder = tmp_path / "lines"
+    folder.mkdir()
+    for place, picture in enumerate(noise_pictures(40)):
+        picture.save(folder / f"{place:02d}.png")
+    return folder
+
+
+def settings(lines, base, **more):
+    return ReadPicturesConfig(
+        images=str(lines), reader=str(base), pages="lines", max_new_tokens=6, batch_size=2, **more
+    )
+
+
+def test_stop_while_reading_keeps_the_lines_and_the_cell_run_again_reads_the_others_alone(
+    tmp_path, base, lines, monkeypatch
+):
+    views, read = [], []
+    made, read_before = work_view.WorkView.__init__, Reader.read
+
+    def init(view, *args, **more):
+        made(view, *args, **more)
+        views.append(view)
+
+    def counted(reader, images, **more):
+        images = list(images)
+        read.extend(images)
+        return read_before(reader, images, **more)
+
+    def press():
+        if len(read) > 8 and not views[-1].stop_clicks:
+            views[-1]._button.click()
+
+    monkeypatch.setattr(work_view.WorkView, "__init__", init)
+    monkeypatch.setattr(Reader, "read", counted)
+    monkeypatch.setattr(reading, "answer_widgets", press)
+    session = ReadingSession(tmp_path / "mine")
+    with pytest.raises(Interrupted, match="the lines that were read are kept"):
+        forms.read_pictures(settings(lines, base), session)
+    before = len(read)
+    assert 8 < before < 40
+    assert "Stopped." in views[-1]._head.value
+    read.clear()
+    monkeypatch.setattr(reading, "answer_widgets", lambda: None)
+    forms.read_pictures(settings(lines, base), ReadingSession(tmp_path / "mine"))
+    assert len(read) <= 40 - before + 4, "at most one group was on its way when it was stopped"
+    assert "40 lines read" in views[-1]._head.value
+
+
+def test_pictures_that_are_gone_leave_the_lines_and_corrections_as_they_were(tmp_path, base, lines, caplog):
+    caplog.set_level("INFO", "fastsd_helpers")
+    session = ReadingSession(tmp_path / "mine")
+    forms.read_pictures(settings(lines, base), session)
+    session.correct(session.lines()[0].key, "fox")
+    shutil.rmtree(lines)
+    again = ReadingSession(tmp_path / "mine")
+    view = forms.read_pictures(settings(lines, base), again)
+    assert "is not on this machine: these are the lines that were read before" in caplog.text
+    assert "of 40" in text_of(view.box)
+    assert again.lines()[0].right == "fox"
+
+
+def test_a_form_lists_the_readers_of_every_session_and_the_published_ones(tmp_path):
+    for name, rate in (("aunt", 0.031), ("uncle", 0.2)):
+        model = tmp_path / "Sessions" / name / "fine-tuned" / "abc" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        (model.parent / "result.json").write_text(json.dumps({"cer_after": rate, "train_lines": 80}))
+        session = ReadingSession(tmp_path / "Sessions" / name)
+        session.save(taught={"model": "x", "path": "fine-tuned/abc/model"})
+    (tmp_path / "Sessions" / "aunt" / "int8").mkdir()
+    (tmp_path / "Sessions" / "aunt" / "int8" / "quantization.json").write_text("{}")
+    (tmp_path / "Sessions" / "broken").mkdir()
+    (tmp_path / "Sessions" / "broken" / "session.json").write_text("no JSON")
+    found = known_values("readers", session)
+    assert found[0][1] == "auto"
+    assert found[1][0] == "taught in uncle: 20.0 % wrong characters, 80 lines", "one's own come first"
+    assert ("shrunk in aunt: int8, for a CPU", str(tmp_path / "Sessions" / "aunt" / "int8")) in found
+    assert "trocr-base-handwritten" in [value for _shown, value in found]
+    assert {option.name for option in options_of(ReadPicturesConfig) if option.known == "readers"} == {"reader"}
+
+
+def trial(method, speed, cer, same, differs, size=10):
+    return Trial(method, size, speed, cer, cer, cer, cer, same, differs)
+
+
+FULL = trial("fp32", 17.9, 0.60, 1.0, 0.0, size=40)
+
+
+@pytest.mark.parametrize(
+    ("trials", "chosen", "said"),
+    [
+        # On four lines chance made the one that reads other text look better.
+        (
+            [trial("dynamic", 24, 0.60, 1, 0), trial("static", 13.9, 0.55, 0, 0.7)],
+            "dynamic",
+            "static is slower than fp32",
+        ),
+        ([trial("dynamic", 24, 0.60, 1, 0), trial("static", 30, 0.55, 0, 0.7)], "dynamic", "static is less exact"),
+        ([trial("dynamic", 24, 0.60, 1, 0), trial("static", 30, 0.60, 0.98, 0.001)], "static", "dynamic is as exact"),
+        ([trial("dynamic", 15, 0.60, 1, 0)], "dynamic", "0.8 times its speed"),
+        ([trial("dynamic", 15, 0.62, 0.9, 0.02), trial("static", 14, 0.7, 0, 0.5)], "fp32", "no copy is worth having"),
+    ],
+)
+def test_shrinking_chooses_by_errors_agreement_and_speed_and_says_why(trials, chosen, said):
+    found, why = choose_trial([FULL, *trials])
+    assert found.method == chosen
+    assert said in why
+    assert "the same text as fp32 in" in why
+
+
+def test_the_table_of_shrinking_shows_speed_beside_fp32_and_why_and_how_few_lines_there_were():
+    trials = [vars(FULL), vars(trial("dynamic", 35.8, 0.60, 1, 0))]
+    about = {"trials": trials, "chosen": "dynamic", "why": "dynamic is taken: <b>.", "lines": 4, "built_in": 24}
+    shown = forms.ShrinkView(about)._repr_html_()
+    assert "Dynamic is taken: &lt;b&gt;." in shown
+    assert "35.8 (2.00 times fp32)" in shown
+    assert "dynamic ✓ chosen" in shown
+    assert "Only 4 lines" in shown
+    assert "on 24 built-in lines too" in shown
+    # A session of the version before has no reasons yet.
+    assert (
+        "static ✓ chosen"
+        in forms.ShrinkView(
+            {"trials": [vars(FULL), vars(trial("static", 9, 1, 0, 1))], "chosen": "static"}
+        )._repr_html_()
+    )
+
+
+class Pages:
+    """Stands in for the detector's answer: what matters here is who is asked, and for what."""
+
+    def __init__(self, monkeypatch, lines):
+        self.asked = []
+        monkeypatch.setattr(serve, "read_page", self.read)
+        self.lines = lines
+
+    def read(self, _reader, picture, *, name="page", **_more):
+        self.asked.append((name, picture.size))
+        return serve_page(self.lines)
+
+
+def serve_page(lines):
+    from fastsd_helpers.trocr.pages import Page
+
+    return Page("page", tuple(lines), 0.0, (1, 1))
+
+
+@pytest.mark.parametrize(("size", "is_page"), [((900, 700), True), ((900, 120), False)])
+@pytest.mark.parametrize("kind", ["picture", "file", "pdf"])
+def test_the_shared_page_sees_by_itself_what_is_a_page_pictures_files_and_pdfs_alike(
+    tmp_path, base, monkeypatch, size, is_page, kind
+):
+    gradio = pytest.importorskip("gradio")
+    from PIL import Image, ImageDraw
+
+    from fastsd_helpers.trocr.line import Line
+
+    picture = Image.new("RGB", size, "white")
+    ImageDraw.Draw(picture).text((20, 20), "fox", fill="black", font_size=60)
+    pages = Pages(monkeypatch, [Line("first", 0.9), Line("second", 0.8)])
+    blocks = serve.build_page(Reader(base, precision="fp32", max_new_tokens=4))
+    functions = {function.name: function.fn for function in blocks.fns.values()}
+    if kind == "picture":
+        text, rows = functions["read"](picture, False)
+    else:
+        path = tmp_path / ("scan.pdf" if kind == "pdf" else "scan.png")
+        picture.save(path)
+        text, rows = functions["read_file"](str(path), False)
+    assert bool(pages.asked) is is_page
+    assert (text == "first\nsecond") is is_page
+    assert len(rows) == (2 if is_page else 1)
+    with pytest.raises(gradio.Error, match="Drop a file first"):
+        functions["read_file"](None, False)
+
+
+def test_errors_are_counted_and_vectors_written_behind_buttons(tmp_path, base, lines):
+    pytest.importorskip("jiwer")
+    session = ReadingSession(tmp_path / "mine")
+    view = forms.show_evaluator(session)
+    view.go()
+    assert "No line is corrected yet" in text_of(view.box)
+    assert not (session.folder / "embeddings").exists()
+    forms.read_pictures(settings(lines, base), session)
+    for line in session.lines()[:5]:
+        session.correct(line.key, "fox")
+    view.go()
+    shown = text_of(view.box)
+    assert "wrong characters (CER): " in shown
+    assert "5 lines, " in shown
+    vectors = forms.show_embedder(session)
+    vectors.go()
+    assert "40 x 1 x" in text_of(vectors.box)
+    assert (session.folder / "embeddings" / "embeddings.safetensors").is_file()
+    assert len((session.folder / "embeddings" / "index.csv").read_text().splitlines()) == 41
