@@ -12,6 +12,7 @@ Exits with 1 if a run lost anything, ended with other weights, or the Drive was 
 
 import argparse
 import datetime
+import shutil
 import sys
 import tempfile
 import time
@@ -42,7 +43,9 @@ def main() -> int:
         passings, expected = count_passings(world, folder / "uninterrupted")
         for number, moment in enumerate(choose_drive_moments(passings, count=chosen.moments, seed=chosen.seed), 1):
             drive = make_drive(number)
-            outcome = kill_and_resume(world, folder / f"moment-{number}", moment, expected, drive=drive)
+            place = folder / f"moment-{number}"
+            outcome = kill_and_resume(world, place, moment, expected, drive=drive)
+            shutil.rmtree(place)
             failed += not outcome.equal
             verdict = "yes" if outcome.equal else f"NO: {outcome.problem}"
             lag = "never changes" if drive.lag_s == float("inf") else f"{drive.lag_s} s"

@@ -14,6 +14,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from trash_mount import Drive, TrashMount
+
 from faults.fingerprints import fingerprint, hash_file
 from faults.kill_resume import (
     SESSION,
@@ -285,3 +287,64 @@ def test_the_fingerprint_sees_names_order_types_shapes_and_bytes(tmp_path):
 
     assert hash_of(plain, note="another date") == hash_of(plain)
     assert len({hash_of(plain), *map(hash_of, others)}) == 6
+
+
+# ------------------------------------------------------------------------------------------- on a full Drive
+
+
+def on_drive(lag_s: float, overtaken: float = 0.0) -> Drive:
+    """A Drive for two checkpoints and the finished file, where all that is ever written takes over twice that."""
+    return Drive(20_000_000, lag_s, overtaken)
+
+
+def test_a_run_killed_while_it_empties_an_old_checkpoint_ends_with_the_same_weights(world, expected, tmp_path):
+    # What goes first is the text encoder's; the 40 moments are scripts/kill_on_full_drive.py.
+    outcome = kill_and_resume(
+        world, tmp_path / "place", Moment("emptied.after:2", 11, 0.2, 0.03), expected, drive=on_drive(0.2)
+    )
+    assert outcome.equal, outcome.problem
+    assert outcome.most > 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "drive"),
+    [
+        (Moment("emptied.before:1", 12, 0.2, 0.1), on_drive(0.0)),
+        (Moment("prune.removed:3", 13, 0.2, 0.1), on_drive(0.5, 1 / 3)),
+        (Moment("copy.half:9", 14, 0.2, 0.3), on_drive(float("inf"))),
+    ],
+    ids=lambda value: getattr(value, "fault", None),
+)
+def test_a_run_killed_on_a_drive_with_little_room_ends_with_the_same_weights(world, expected, tmp_path, moment, drive):
+    outcome = kill_and_resume(world, tmp_path / "place", moment, expected, drive=drive)
+    assert outcome.equal, outcome.problem
+
+
+@pytest.mark.parametrize(("overtaken", "left"), [(0.0, 0), (1.0, 1000)])
+def test_the_drive_counts_what_was_not_emptied_before_it_was_deleted(tmp_path, overtaken, left):
+    drive = Drive(3000, overtaken=overtaken)
+    mount = TrashMount(tmp_path / "view", tmp_path / "cloud", 1, drive=drive, notes=tmp_path / "notes", modes=())
+    for name in ("kept", "plain", "emptied"):
+        (mount.view / name).write_bytes(bytes(1000))
+    mount.step()
+    assert (mount.used, (mount.notes / "free").read_text()) == (3000, "0")
+    (mount.view / "more").write_bytes(b"x")
+    mount.settle()
+    assert mount.refused == {"more"}
+    (mount.view / "more").unlink()
+    (mount.notes / "emptied").write_text("emptied\n")
+    (mount.view / "emptied").unlink()
+    (mount.view / "plain").unlink()
+    (mount.view / "kept").rename(mount.view / "renamed")
+    mount.step()
+    assert (mount.trash, mount.used) == (1000 + left, 2000 + left)
+    assert (mount.cloud / "renamed").stat().st_size == 1000
+
+
+def test_the_drives_report_is_as_late_as_it_says(tmp_path):
+    drive = Drive(3000, lag_s=float("inf"))
+    mount = TrashMount(tmp_path / "view", tmp_path / "cloud", 1, drive=drive, notes=tmp_path / "notes", modes=())
+    (mount.view / "a").write_bytes(bytes(1000))
+    mount.step()
+    assert (mount.used, (mount.notes / "free").read_text()) == (1000, "3000")
