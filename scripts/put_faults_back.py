@@ -181,8 +181,8 @@ FAULTS = (
     Fault(
         "every setting of every form is folded away",
         "options.py",
-        "    advanced: bool = False,\n) -> Any:",
-        "    advanced: bool = True,\n) -> Any:",
+        "    advanced: bool = False,\n    known:",
+        "    advanced: bool = True,\n    known:",
         (
             "test_options.py::test_what_an_option_does_not_say_is_off",
             "test_forms.py::test_plain_settings_are_in_plain_sight",

@@ -18,7 +18,7 @@ from fastsd_helpers import captions, picture_files  # noqa: E402
 from fastsd_helpers.dreambooth import cache  # noqa: E402
 from fastsd_helpers.dreambooth.photos import decode_photo  # noqa: E402
 from fastsd_helpers.errors import DatasetError  # noqa: E402
-from fastsd_helpers.forms import caption_editor, reading_view  # noqa: E402
+from fastsd_helpers.forms import reading_view, view  # noqa: E402
 from fastsd_helpers.picture_files import FORMATS, PictureProblem, is_animated, open_picture, read_rgb  # noqa: E402
 from fastsd_helpers.trocr import pictures  # noqa: E402
 
@@ -171,10 +171,10 @@ def test_captions_refuse_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_what_only_shows_pictures_leaves_an_unusable_one_out(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(psd())
-    assert caption_editor._as_data(tmp_path / "a.png", 64) == ""
+    assert view.read_as_data(tmp_path / "a.png", 64) == ""
     assert reading_view.picture_tag(tmp_path / "a.png") == ""
     (tmp_path / "a.png").write_bytes(saved("PNG"))
-    assert caption_editor._as_data(tmp_path / "a.png", 64)
+    assert view.read_as_data(tmp_path / "a.png", 64)
     assert reading_view.picture_tag(tmp_path / "a.png")
 
 

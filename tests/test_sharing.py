@@ -179,7 +179,14 @@ def _reader() -> Any:
 
 def _artist() -> Any:
     return types.SimpleNamespace(
-        title="a stand-in", smallest=64, largest=128, multiple=64, size=64, steered_by="", has_before=False
+        title="a stand-in",
+        smallest=64,
+        largest=128,
+        multiple=64,
+        size=64,
+        steered_by="",
+        has_before=False,
+        lora_strength=None,
     )
 
 
