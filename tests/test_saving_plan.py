@@ -260,3 +260,18 @@ def test_no_room_for_the_finished_file_is_an_outlook_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(outlook, "plan_run", refuse)
     assert saving_outlook(DreamBoothConfig(base_model="demo"), prepared(tmp_path)) == ["No room. Make some."]
+
+
+def test_the_settings_form_says_what_a_cut_would_cost_and_follows_what_is_typed(tmp_path: Path) -> None:
+    pytest.importorskip("ipywidgets")
+    from fastsd_helpers.forms import show_form
+
+    session = Session.create("rex", root=tmp_path)
+    form = show_form(DreamBoothConfig, restore=session)
+    form.update(base_model="sd15", method="lora", unet_steps=1000)
+    form._on_change("unet_steps")
+    assert "A checkpoint every 200 steps" in form._outlook.value
+    assert "at most" in form._outlook.value
+    form.update(unet_steps="many")
+    form._on_change("unet_steps")
+    assert form._outlook.value == "", "what is wrong is said at the field alone"

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from fastsd_helpers.dreambooth.outlook import saving_outlook
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.choice import Choice
@@ -80,7 +82,7 @@ class Form(Generic[Config]):
         self.folder = here.folder if here is not None else None
         self._fields = {item.name: Field(item, choice=_choice(item, here)) for item in options}
         self.typed: set[str] = set()
-        self._message = load_widgets().HTML()
+        self._message, self._outlook = load_widgets().HTML(), load_widgets().HTML()
         if chooses and (choice := self._fields["session_name"].choice) is not None:
             choice.write(choice.first())  # the one used last, as the list was when it was drawn
         self.update(**(given or {}))
@@ -93,6 +95,7 @@ class Form(Generic[Config]):
         for name, field in self._fields.items():
             field.watch(functools.partial(self._on_change, name))
         self._show_defaults()
+        self._show_outlook()
         desk.keep_form(self)
 
     @property
@@ -176,7 +179,7 @@ class Form(Generic[Config]):
         widgets = load_widgets()
         plain = [field.row for field in self._fields.values() if not field.option.advanced]
         folded = [field.row for field in self._fields.values() if field.option.advanced]
-        parts = [widgets.VBox(plain), self._message]
+        parts = [widgets.VBox(plain), self._outlook, self._message]
         self._more = widgets.Accordion([widgets.VBox(folded)], selected_index=None)
         if folded:
             self._more.set_title(0, "More settings")
@@ -194,6 +197,17 @@ class Form(Generic[Config]):
             self._save(config)
             self._show_problems(None)
         self._show_defaults()
+        self._show_outlook()
+
+    def _show_outlook(self) -> None:
+        """Say how often a training with these settings saves, what a cut costs at worst, and what a LoRA would."""
+        if self.settings is not DreamBoothConfig or self._session is None:
+            return
+        lines = []
+        with contextlib.suppress(FastSDError, OSError):  # said at the fields, or when the training begins
+            config = from_values(DreamBoothConfig, self.values(), given=self._given())
+            lines = saving_outlook(config, self._session)
+        self._outlook.value = draw_notice("\n".join(lines))
 
     def _show_problems(self, err: FastSDError | None) -> None:
         """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
