@@ -20,7 +20,7 @@ from typing import Any
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.model_lookup import tokens_for
-from fastsd_helpers.processes import Child, LocalProcess, environment_for
+from fastsd_helpers.processes import Child, LocalProcess, environment_for, with_this_package
 from fastsd_helpers.runtime import redact, secret
 
 __all__ = ["Background", "answered_error", "environment_of_ours", "last_answer", "local_folder", "tail"]
@@ -42,9 +42,7 @@ def local_folder(of: Path) -> Path:
 
 def environment_of_ours(model: str) -> dict[str, str]:
     """The environment of a child that runs this library and opens `model`: with the tokens for that, and no others."""
-    environment = environment_for("training", this_python=True)
-    package = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
+    environment = with_this_package(environment_for("training", this_python=True))
     # From here, because Colab and Kaggle answer a notebook's kernel only; and only what this run's model may need.
     wanted = tokens_for(model)
     given = {name: token for name in wanted if (token := secret(name))}
@@ -183,14 +181,14 @@ class Background:
 
     def _death(self, what: str) -> FastSDError:
         code = self._child.returncode if self._child is not None else None
-        number = -code if code is not None and code < 0 else None
         # Of a process begun by another kernel the system does not tell how it ended.
-        if number in (None, _SIGNAL_OF_THE_SYSTEM):
+        if code in (None, -_SIGNAL_OF_THE_SYSTEM):
             return TrainingFailed(
                 f"{what} was ended from outside. Most often the machine's memory ran out.",
                 "What was saved is kept: run the cell again to go on; a smaller batch size needs less memory.",
             )
         said = "\n".join(self.log_lines(6))
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return TrainingFailed(
-            f"{what} crashed (signal {number}).", f"What was saved is kept: run it again to go on. It said:\n{said}"
+            f"{what} crashed ({how}).", f"What was saved is kept: run it again to go on. It said:\n{said}"
         )

@@ -48,6 +48,8 @@ with session.lock():
     if end == "crash":
         print("Fatal Python error: it broke", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGABRT)
+    if end == "break":
+        sys.exit("ImportError: it does not fit")
     if end == "refuse":
         print(json.dumps({"error": "Bad.", "hint": "Better.", "exit_code": 2}))
         sys.exit(2)
@@ -241,6 +243,16 @@ def test_a_crash_shows_its_last_words(session: Session, pretend: Any) -> None:
     assert "crashed after unet step 3 of 200 (signal 6)" in caught.value.problem
     assert "Fatal Python error: it broke" in caught.value.hint
     assert "it broke" in (session.logs / "train.log").read_text(), "kept for a bug report"
+
+
+def test_a_child_that_breaks_without_an_answer_is_not_taken_for_one_that_was_killed(
+    session: Session, pretend: Any
+) -> None:
+    pretend("break")
+    with pytest.raises(TrainingFailed) as caught:
+        start_training(DreamBoothConfig(), session).wait(every_s=0.02)
+    assert "crashed after unet step 3 of 200 (exit code 1)" in caught.value.problem
+    assert "ImportError: it does not fit" in caught.value.hint
 
 
 def test_no_secret_reaches_the_command_or_the_kept_log(

@@ -23,7 +23,7 @@ from fastsd_helpers.dreambooth.child import start_training
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import TunnelToolMissing
 from fastsd_helpers.model_lookup import tokens_for
-from fastsd_helpers.processes import Child, environment, environment_for, looks_secret
+from fastsd_helpers.processes import Child, environment, environment_for, looks_secret, with_this_package
 from fastsd_helpers.runtime import remember_secret
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.tunnels import TunnelConfig, node_packages, open_tunnel, services
@@ -207,6 +207,21 @@ def test_what_a_child_needs_is_there(full_of_secrets: None) -> None:
     assert "PYTHONPATH" not in ui
     assert training["HF_ENDPOINT"] == SECRETS["HF_ENDPOINT"], "the mirror that this run fetches from"
     assert "HF_ENDPOINT" not in ui
+
+
+def test_a_child_finds_this_library_but_no_backport_before_pythons_own_modules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = Path(environment.__file__).resolve().parents[2]
+    assert with_this_package({"PYTHONPATH": "/more"})["PYTHONPATH"] == f"{home}{os.pathsep}/more"
+    assert with_this_package({}) == {"PYTHONPATH": str(home)}
+    # As installed from a wheel: the folder of all packages, where one may be named like a module of Python's own.
+    monkeypatch.setattr(environment.sysconfig, "get_path", lambda name: str(home))
+    assert with_this_package({"PATH": "/bin"}) == {"PATH": "/bin"}
+    assert with_this_package({"PYTHONPATH": "/more"}) == {"PYTHONPATH": "/more"}
+    monkeypatch.undo()
+    monkeypatch.setattr(environment.site, "getsitepackages", lambda: [str(home)])
+    assert with_this_package({}) == {}
 
 
 def test_a_secret_under_an_allowed_name_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,16 +239,16 @@ class TrainingChild:
         where = (
             f"after {live.stage.replace('_', ' ')} step {live.step} of {live.steps}" if live.stage else "at its start"
         )
-        number = -code if code is not None and code < 0 else None
         # Of a process begun by another kernel the system does not tell how it ended.
-        if number in (None, _SIGNAL_OF_THE_SYSTEM):
-            said = f" (signal {_SIGNAL_OF_THE_SYSTEM})" if number else ""
+        if code in (None, -_SIGNAL_OF_THE_SYSTEM):
+            said = f" (signal {_SIGNAL_OF_THE_SYSTEM})" if code else ""
             used = f"; it had used {live.host_bytes / 2**30:.1f} GiB" if live.host_bytes else ""
             fact = f"The training was ended from outside {where}{said}{used}. Most often the machine's memory ran out"
             return shortage(self.session, "host", fact)
         lines = "\n".join(self.log_lines(6))
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return TrainingFailed(
-            f"The training crashed {where} (signal {number or code}).",
+            f"The training crashed {where} ({how}).",
             f"What was saved before is intact; run it again to go on. Its last words:\n{lines}",
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.forms.quiet import quieten_libraries
+from fastsd_helpers.processes import is_found_anyway
 from fastsd_helpers.runtime import start_log, where
 from fastsd_helpers.wheels import install
 
@@ -76,9 +77,8 @@ def _tell_children(here: Path) -> None:
     kernel finds it too, so that a cell may be run there before the first one; elsewhere nothing is installed unasked.
     """
     site = Path(sysconfig.get_path("purelib"))
-    installed = {site.resolve(), Path(sysconfig.get_path("platlib")).resolve()}
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    if here in installed:
+    if is_found_anyway(here):
         return
     if str(here) not in places:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *places])

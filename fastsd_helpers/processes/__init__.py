@@ -1,7 +1,7 @@
 """Processes of this machine: who one is and whether it lives, one lock between them, children watched and ended."""
 
 from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
-from fastsd_helpers.processes.environment import environment_for, looks_secret
+from fastsd_helpers.processes.environment import environment_for, is_found_anyway, looks_secret, with_this_package
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
@@ -20,7 +20,9 @@ __all__ = [
     "end_group",
     "environment_for",
     "file_lock",
+    "is_found_anyway",
     "looks_secret",
     "machine_id",
     "stop_signals",
+    "with_this_package",
 ]

@@ -6,12 +6,15 @@ beside these names is given to it by the one who starts it, by name.
 
 import os
 import re
-from collections.abc import Iterable
+import site
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.runtime import redact
 
-__all__ = ["Kind", "environment_for", "looks_secret"]
+__all__ = ["Kind", "environment_for", "is_found_anyway", "looks_secret", "with_this_package"]
 
 Kind = Literal["filter", "program", "git", "install", "proof", "tunnel", "training", "web UI"]
 
@@ -138,6 +141,25 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
         elif name in allowed and not _is_secret(value, may_have_password=name in keep_password):
             chosen[name] = value
     return chosen | {name: os.environ[name] for name in also if name in os.environ}
+
+
+def is_found_anyway(folder: Path) -> bool:
+    """Whether a folder is one of those in which every start of this Python looks for packages."""
+    places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    places += [*site.getsitepackages(), site.getusersitepackages()]
+    return folder.resolve() in {Path(place).resolve() for place in places}
+
+
+def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, in which a child of this Python finds the very copy of this library that runs here.
+
+    A folder where it looks anyway is not named: that would come before Python's own modules, and what lies in it under
+    the name of one, such as the old pathlib of Colab's image of July 2025, would take its place.
+    """
+    home = Path(__file__).resolve().parents[2]
+    places = [*([] if is_found_anyway(home) else [str(home)]), environment.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, places))
+    return {**environment, "PYTHONPATH": path} if path else dict(environment)
 
 
 def _is_secret(value: str, *, may_have_password: bool) -> bool:

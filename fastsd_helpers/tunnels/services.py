@@ -27,7 +27,7 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
     TunnelToolMissing,
 )
-from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for
+from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for, with_this_package
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels.holder import MARK
 from fastsd_helpers.tunnels.node_packages import bring_client
@@ -41,7 +41,6 @@ logger = logging.getLogger("fastsd_helpers")
 
 # gradio's own statement is "at most a week"; its server has also been set to 72 hours, which is what is promised here.
 _GRADIO_HOURS = 72
-_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass
@@ -255,8 +254,7 @@ def _hold(
     env: dict[str, str] | None = None,
     hidden: Sequence[str] = (),
 ) -> Child:
-    places = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**environment_for("tunnel", this_python=True), "PYTHONPATH": os.pathsep.join(places), **(env or {})}
+    environment = {**with_this_package(environment_for("tunnel", this_python=True)), **(env or {})}
     # Not with -m: that would complain that this package has imported the module before.
     code = "import sys; from fastsd_helpers.tunnels.holder import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-u", "-c", code, kind, *words]

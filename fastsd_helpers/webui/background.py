@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fastsd_helpers.processes import (
     boot_id,
     end_group,
     environment_for,
+    with_this_package,
 )
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.tunnels.services import find_token
@@ -31,7 +31,6 @@ __all__ = ["MARK", "SAID", "BackgroundLink", "end_link", "hold_link", "read_link
 logger = logging.getLogger("fastsd_helpers")
 
 MARK, SAID = "fastsd-link ", "fastsd-says "
-_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def hold_link(port: int, run: Path, config: TunnelConfig, login: Login) -> Backg
     """
     token = find_token(config) if config.kind in ("auto", "ngrok") else None
     secrets = {"password": login.password, "ngrok_token": token}
-    places = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = environment_for("tunnel", this_python=True) | {"PYTHONPATH": os.pathsep.join(places)}
+    environment = with_this_package(environment_for("tunnel", this_python=True))
     code = "import sys; from fastsd_helpers.webui.link_holder import main; sys.exit(main(sys.argv[1:]))"
     words = [str(port), str(run), json.dumps(to_values(config) | {"user": login.user})]
     command = [sys.executable, "-u", "-c", code, *words]
