@@ -2,7 +2,7 @@
 
     python scripts/colab_image.py 2026.08-gpu                  # `make colab IMAGE=2026.08-gpu`
     python scripts/colab_image.py 2025.07-cpu --into DIR       # environments and pictures go there
-    python scripts/colab_image.py 2026.08-gpu --only trocr     # run one set's paths in an environment that is there
+    python scripts/colab_image.py 2026.08-gpu --keep --only trocr   # one set's paths, in the environment that is there
 
 What our packages and the image's own notebook need is installed at the image's versions, from the package index,
 without letting a resolver choose: a package's needs that the image has are added at the image's version, the others are
@@ -182,12 +182,15 @@ def main() -> int:
     parser.add_argument("image", help="such as 2026.08-gpu: a list in tests/data/colab")
     parser.add_argument("--into", type=Path, default=Path("/tmp/fastsd-colab"), help="folder for the environment")
     parser.add_argument("--only", nargs="+", default=list(SETS), choices=SETS, help="paths of these sets alone")
+    parser.add_argument("--keep", action="store_true", help="go on with an environment that is there already")
     parser.add_argument("--report", type=Path, default=REPORT)
     chosen = parser.parse_args()
     image = read_image(chosen.image)
     work = chosen.into / f"{image.name}-work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    if not chosen.keep:
+        shutil.rmtree(chosen.into / image.name, ignore_errors=True)
     builder = Builder(image, chosen.into / image.name)
     started = time.monotonic()
     builder.build()
