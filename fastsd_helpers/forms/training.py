@@ -24,6 +24,7 @@ __all__ = ["RunConfig", "run_training"]
 logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.5
+_STOPPED = "Stopped; where it stands is said below."
 _ENDED = "The training has ended before its end; why is said below."
 
 
@@ -130,7 +131,7 @@ def _wait(child: TrainingChild, watch: "_Watch", session: Session) -> TrainResul
         watch.look(last=True)
         if stopped:
             watch.note_begun()
-        view.end(err.problem if stopped else _ENDED, good=False, plot=_recorded_plot(session))
+        view.end(_STOPPED if stopped else _ENDED, good=False, plot=_recorded_plot(session))
         raise
     watch.look(last=True)
     watch.note_begun()
