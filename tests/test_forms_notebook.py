@@ -635,7 +635,7 @@ def test_stop_asks_to_save_and_a_second_press_ends_at_once(
     with pytest.raises(Interrupted, match="Stopped at unet step 5"):
         training.run_training(DreamBoothConfig(), session)
     assert child.asked == ["stop", "kill"]
-    assert "Stopped; where it stands is said below" in views[0]._head.value
+    assert "Stopped: run this cell again to go on" in views[0]._head.value
 
 
 def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(

@@ -25,10 +25,10 @@ class Shapes(Studio):
         self.config = DreamBoothConfig(**{**settings, "lora_alpha": 16.0, **values})
         self.device, self.dtype, self._full_size = torch.device(kind), dtype, full_size
 
-    def _build(self, part: str):
+    def _builder_of(self, part: str):
         from tiny_models import FULL, SMALL, build_parts
 
-        return build_parts(FULL if self._full_size else SMALL)[part]
+        return lambda: build_parts(FULL if self._full_size else SMALL)[part]
 
 
 def test_a_lora_needs_less_memory_and_a_larger_batch_an_average_or_a_class_more() -> None:
@@ -67,15 +67,15 @@ class PublishedShapes(Shapes):
         super().__init__(kind="cuda", dtype=torch.float16, full_size=True, **spare, **values)
         self._is_21 = find_model(key).family == "sd21"
 
-    def _build(self, part: str):
+    def _builder_of(self, part: str):
         import diffusers
         import transformers
 
         if not self._is_21:
-            return super()._build(part)
+            return super()._builder_of(part)
         if part == "unet":
-            return diffusers.UNet2DConditionModel(**_SD21)
-        return transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=49408, **_SD21_TEXT))
+            return lambda: diffusers.UNet2DConditionModel(**_SD21)
+        return lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=49408, **_SD21_TEXT))
 
 
 @pytest.mark.slow

@@ -221,7 +221,7 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
 ):
     caplog.set_level("INFO", "fastsd_helpers")
     long = dataclasses.replace(TINY, epochs=80, measure_every=40)
-    page = Pressed(monkeypatch, at=1)
+    page = Pressed(monkeypatch, at=20)
     with pytest.raises(Interrupted, match=r"stopped at step \d+ of 240; everything up to there is saved") as caught:
         forms.teach_reader(long, session)
     stopped_at = int(caught.value.problem.partition("at step ")[2].partition(" of")[0])

@@ -24,7 +24,7 @@ __all__ = ["RunConfig", "run_training"]
 logger = logging.getLogger("fastsd_helpers")
 
 _LOOK_EVERY_S = 0.5
-_STOPPED = "Stopped; where it stands is said below."
+_STOPPED = "Stopped: run this cell again to go on."
 _ENDED = "The training has ended before its end; why is said below."
 
 

@@ -56,6 +56,6 @@ def test_a_page_loaded_anew_shows_the_training_and_its_stop_button(
         assert int(re.search(r"step (\d+) of 400", lab.output("5"))[1]) >= first
         stop.click()
         page.wait_for_function(
-            "() => /Stopped at unet step \\d+ of 400; everything is saved/.test(document.body.innerText)"
+            "() => /Stopped: run this cell again to go on/.test(document.body.innerText)"
         )
         assert list((folder / "Sessions" / "rex" / "checkpoints").iterdir())

@@ -54,7 +54,7 @@ def test_a_visitor_logs_in_and_reads_a_line(tmp_path):
             page.get_by_text("Handwriting reader").wait_for()
             page.locator("input[type=file]").first.set_input_files(str(tmp_path / "line.png"))
             page.locator("img").first.wait_for()
-            page.get_by_role("button", name="Read").click()
+            page.get_by_role("button", name="Read", exact=True).click()
             box = page.get_by_label("Text", exact=True)
             page.wait_for_function(
                 "expected => [...document.querySelectorAll('textarea')].some(area => area.value === expected)",
