@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 from test_forms import text_of
@@ -253,6 +254,10 @@ def test_a_new_kernel_finds_the_teaching_that_runs_and_watches_it(session, monke
     child = run.start()
     made = forms.teach_reader(TINY, ReadingSession(session.folder))
     assert "It is running already; this cell shows it." in caplog.text
+    for _ in range(200):  # its threads may end a moment after it
+        if not child.is_running():
+            break
+        time.sleep(0.05)
     assert not child.is_running()
     assert made.steps == 9
     assert made.first_step == 0

@@ -73,6 +73,7 @@ def test_ctrl_enter_keeps_the_prompt_and_goes_on_instead_of_running_the_cell(sho
     assert prompts.locator(".jp-InputPrompt").first.text_content() == number
     assert "keyboard" not in words.input_value()
     words.fill("typed, and never saved by a button")
+    photo.focus()  # as whoever chooses the next photo leaves the field
     photo.select_option(label=first.replace("%20", " "))
     wait_for(shown, lambda: "never saved by a button" in prompts.locator("table").inner_text())
 
