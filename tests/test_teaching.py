@@ -14,6 +14,7 @@ from fastsd_helpers.forms import TeachConfig, teaching, work_view
 from fastsd_helpers.trocr import teaching as runs
 from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune, split_lines
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.progress import TeachingNews, TeachingProgress, note_progress
 from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
 
 pytest.importorskip("ipywidgets")
@@ -216,6 +217,17 @@ class Pressed:
             view._button.click()
 
 
+def test_the_time_left_is_said_through_a_measurement_until_the_steps_are_done(tmp_path):
+    note, news = note_progress(tmp_path / "journal"), TeachingNews(tmp_path / "journal")
+    note(TeachingProgress("teaching", 1, 240, 90.0))
+    assert teaching._where(news.look()).startswith("Step 1 of 240, about ")
+    note(TeachingProgress("teaching", 2, 240, cer=0.5))
+    assert "left" in teaching._where(news.look())
+    note(TeachingProgress("after", 240, 240))
+    assert "left" not in teaching._where(news.look())
+    assert news.seconds_left is None
+
+
 @pytest.mark.slow
 def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_had_been_none(
     session, begun, tmp_path, monkeypatch, caplog
@@ -228,7 +240,6 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     stopped_at = int(caught.value.problem.partition("at step ")[2].partition(" of")[0])
     assert "Run this cell again to go on" in caught.value.hint
     assert page.views[-1]._button.layout.display == "none"
-    assert any("left" in words for words in page.seen), "the time left is said"
     page.at = 10_000
     # A new kernel has nothing but the session's folder.
     made = forms.teach_reader(long, ReadingSession(session.folder))

@@ -82,8 +82,10 @@ class TeachingNews:
             elif "message" in row:
                 self.messages.append(str(row["message"]))
             else:
+                # A measurement tells no time: what was known before it still holds.
+                known = self.seconds_left if row.get("stage", self.stage) == self.stage else None
                 self.stage, self.step, self.steps = row.get("stage", self.stage), row["step"], row["steps"]
-                self.seconds_left = row.get("seconds_left")
+                self.seconds_left = row.get("seconds_left", known)
                 if row.get("cer") is not None:
                     self.curve.append((row["step"], row["cer"]))
         return self
