@@ -11,19 +11,18 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastsd_helpers.errors import DriveError, FastSDError, Interrupted, TrainingFailed
-from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.files import file_errors, scratch_root, write_atomic
 from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.processes import Child, LocalProcess, environment_for, with_this_package
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["Background", "answered_error", "environment_of_ours", "last_answer", "local_folder", "tail"]
+__all__ = ["Background", "command_of", "environment_of_ours", "local_folder"]
 
 _POINTER = "child.json"
 _KEPT_LOG_BYTES = 256 * 1024
@@ -35,9 +34,12 @@ def local_folder(of: Path) -> Path:
 
     FASTSD_SCRATCH moves it. Nothing is created.
     """
-    user = getattr(os, "getuid", lambda: 0)()
-    root = os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}"
-    return Path(root) / f"{hashlib.sha256(str(of.absolute()).encode()).hexdigest()[:20]}-live"
+    return scratch_root() / f"{hashlib.sha256(str(of.absolute()).encode()).hexdigest()[:20]}-live"
+
+
+def command_of(words: Sequence[str]) -> list[str]:
+    """The command line of `fastsd WORDS --json` in this Python."""
+    return [sys.executable, "-m", "fastsd_helpers", *words, "--json"]
 
 
 def environment_of_ours(model: str) -> dict[str, str]:
@@ -52,7 +54,7 @@ def environment_of_ours(model: str) -> dict[str, str]:
     return environment | given
 
 
-def tail(path: Path) -> str:
+def _tail(path: Path) -> str:
     """The end of a file, 256 KB at most; empty where there is none."""
     try:
         with open(path, "rb") as file:
@@ -62,9 +64,9 @@ def tail(path: Path) -> str:
         return ""
 
 
-def last_answer(path: Path) -> dict[str, Any] | None:
+def _last_answer(path: Path) -> dict[str, Any] | None:
     """The JSON object that a command with --json wrote last; None where it wrote none."""
-    lines = tail(path).strip().splitlines()
+    lines = _tail(path).strip().splitlines()
     try:
         answer = json.loads(lines[-1]) if lines else None
     except ValueError:
@@ -72,8 +74,7 @@ def last_answer(path: Path) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def answered_error(answer: Mapping[str, Any]) -> FastSDError:
-    """The error that a command's answer tells of."""
+def _answered_error(answer: Mapping[str, Any]) -> FastSDError:
     kind = {130: Interrupted, 1: TrainingFailed}.get(answer.get("exit_code", 1), FastSDError)
     return kind(str(answer["error"]), str(answer.get("hint", "")))
 
@@ -86,18 +87,26 @@ class Background:
         folder: its local files.
     """
 
-    def __init__(self, folder: Path, process: LocalProcess, out: Path, log: Path, child: Child | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        process: LocalProcess,
+        out: Path | None = None,
+        log: Path | None = None,
+        child: Child | None = None,
+    ) -> None:
         self.folder, self.process = folder, process
         self._out, self._log, self._child = out, log, child
 
     @classmethod
-    def start(cls, words: Sequence[str], folder: Path, *, model: str) -> "Background":
-        """Start `fastsd WORDS --json`, and return at once; neither an interrupt nor a new kernel ends it.
+    def start(cls, command: Sequence[str], folder: Path, *, model: str, **own: Any) -> Self:
+        """Start a command (`command_of`), and return at once; neither an interrupt nor a new kernel ends it.
 
         Args:
-            words: the command's words.
+            command: prints its answer as JSON.
             folder: for its log and its answer, on this machine's own disk; see `local_folder`.
             model: what it opens, for the tokens it may need.
+            own: what a subclass is made with beside.
 
         Raises:
             DriveError: the folder cannot be written.
@@ -108,21 +117,20 @@ class Background:
             for old in [*folder.glob("*.out"), *folder.glob("*.log")]:
                 old.unlink()
             out, log = folder / f"{name}.out", folder / f"{name}.log"
-            command = [sys.executable, "-m", "fastsd_helpers", *words, "--json"]
             child = Child(command, log=log, out=out, env=environment_of_ours(model), outlives=True)
-        own = child.process
-        pointer = {"pid": own.pid, "start": own.start, "out": out.name, "log": log.name}
+        process = child.process
+        pointer = {"pid": process.pid, "start": process.start, "out": out.name, "log": log.name}
         write_atomic(folder / _POINTER, json.dumps(pointer).encode())
-        return cls(folder, own, out, log, child)
+        return cls(folder, process, out, log, child, **own)
 
     @classmethod
-    def find(cls, folder: Path) -> "Background | None":
+    def find(cls, folder: Path, **own: Any) -> Self | None:
         """Find the command that was started for this folder and still runs; None when there is none."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # nothing was started, or not wholly
             pointer = json.loads((folder / _POINTER).read_bytes())
             started = LocalProcess(pointer["pid"], pointer["start"])
             if started.is_alive():
-                return cls(folder, started, folder / pointer["out"], folder / pointer["log"])
+                return cls(folder, started, folder / pointer["out"], folder / pointer["log"], **own)
         return None
 
     def is_running(self) -> bool:
@@ -134,7 +142,7 @@ class Background:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once: what it has not saved is lost."""
+        """End it at once: what it has not saved is lost, and done again by the next run."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
@@ -143,18 +151,13 @@ class Background:
                 os.kill(self.process.pid, number)
 
     def log_lines(self, count: int = 12) -> list[str]:
-        """The end of what it has printed, with secrets hidden."""
-        lines = redact(tail(self._log)).replace("\r", "\n").splitlines()
+        """The end of what it has printed, with secrets hidden; nothing of one whose log is not here."""
+        lines = redact(_tail(self._log)).replace("\r", "\n").splitlines() if self._log is not None else []
         return [line for line in lines if line.strip()][-count:]
-
-    def keep_log(self, path: Path) -> None:
-        """Leave the end of its log where a bug report finds it, if that can be written."""
-        with contextlib.suppress(DriveError, OSError):
-            write_atomic(path, redact(tail(self._log)).encode())
 
     def wait(
         self, what: str, *, between: Callable[[], None] = lambda: None, every_s: float = 0.2, log: Path | None = None
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Wait until it has ended; then return its answer, or raise what went wrong.
 
         Args:
@@ -170,25 +173,37 @@ class Background:
             between()
             time.sleep(every_s)
         between()
-        if log is not None:
-            self.keep_log(log)
-        answer = last_answer(self._out)
+        if log is not None and self._log is not None:
+            with contextlib.suppress(DriveError, OSError):  # for a bug report: it is no reason to fail
+                write_atomic(log, redact(_tail(self._log)).encode())
+        return self._result(what)
+
+    def _result(self, what: str) -> Any:
+        answer = _last_answer(self._out) if self._out is not None else None
         if answer is None:
             raise self._death(what)
         if "error" in answer:
-            raise answered_error(answer)
+            raise _answered_error(answer)
         return answer
 
     def _death(self, what: str) -> FastSDError:
         code = self._child.returncode if self._child is not None else None
         # Of a process begun by another kernel the system does not tell how it ended.
         if code in (None, -_SIGNAL_OF_THE_SYSTEM):
-            return TrainingFailed(
-                f"{what} was ended from outside. Most often the machine's memory ran out.",
-                "What was saved is kept: run the cell again to go on; a smaller batch size needs less memory.",
-            )
+            return self._killed(what, f" (signal {_SIGNAL_OF_THE_SYSTEM})" if code else "")
         said = "\n".join(self.log_lines(6))
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return TrainingFailed(
-            f"{what} crashed ({how}).", f"What was saved is kept: run it again to go on. It said:\n{said}"
+            f"{what} crashed{self._where()} ({how}).",
+            f"What was saved is kept: run it again to go on. Its last words:\n{said}",
         )
+
+    def _killed(self, what: str, how: str) -> FastSDError:
+        return TrainingFailed(
+            f"{what} was ended from outside{self._where()}{how}. Most often the machine's memory ran out.",
+            "What was saved is kept: run the cell again to go on; a smaller batch size needs less memory.",
+        )
+
+    def _where(self) -> str:
+        """How far it was, as the rest of a sentence; "" where that is not known."""
+        return ""

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "new_link",
     "placed",
     "remembered_sha256",
+    "scratch_root",
     "sha256_of",
     "size_in_words",
     "sync_folder",
@@ -57,6 +59,15 @@ _REMOUNT = (
 _CHUNK_BYTES = 8 * 2**20
 _OWNER = re.compile(r"(?P<pid>\d+)(-(?P<start>\d+)-(?P<boot>[0-9a-f]*))?\.[0-9a-f]+\.part")
 _FOREIGN_S = 3600.0  # so long nobody wrote to it: what another machine left unfinished is nobody's
+
+
+def scratch_root() -> Path:
+    """The folder on this machine's own disk for what belongs to this machine and user alone; nothing is created.
+
+    FASTSD_SCRATCH moves it.
+    """
+    user = getattr(os, "getuid", lambda: 0)()
+    return Path(os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}")
 
 
 # ------------------------------------------------------------------------------------------------ errors

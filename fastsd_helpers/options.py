@@ -19,6 +19,7 @@ __all__ = [
     "options_of",
     "parse_value",
     "to_values",
+    "words_of",
 ]
 
 Config = TypeVar("Config")
@@ -171,6 +172,24 @@ def parse_value(spec: Option, text: str) -> Any:
             return False
         raise ValueError(text)
     return spec.kind(text)
+
+
+def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
+    """The words of a command line that give these settings the values they have.
+
+    What is left alone (None) is left out, and so is every secret. A value is in one word with its flag, so that one
+    that begins with a dash is no flag.
+    """
+    words = []
+    for spec in options_of(type(settings)):
+        value = getattr(settings, spec.name)
+        if spec.name not in names or spec.secret or value is None:
+            continue
+        if spec.kind is bool:
+            words.append(spec.flag if value else spec.flag.replace("--", "--no-", 1))
+        else:
+            words.append(f"{spec.flag}={value}")
+    return words
 
 
 def to_values(settings: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fastsd_helpers.dreambooth.progress import Progress
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.shortage import explain_shortage, settings_to_change
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError, TrainingFailed
+from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.sessions import Session
 
 # Stands in for the training itself, which takes a minute: it holds the session's real lock, writes the real journal,
@@ -263,7 +264,7 @@ def test_no_secret_reaches_the_command_or_the_kept_log(
     folder = live_folder(session)
     folder.mkdir(parents=True)
     (folder / "a.log").write_text(f"token hf_{'x' * 30} was used\n")
-    training = child.TrainingChild(session, child.LocalProcess(-1, "0"), out=folder / "a.out", log=folder / "a.log")
+    training = child.TrainingChild(folder, LocalProcess(-1, "0"), folder / "a.out", folder / "a.log", session=session)
     assert training.log_lines() == ["token ••• was used"]
 
 

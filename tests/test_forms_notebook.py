@@ -19,7 +19,6 @@ from test_forms import text_of
 from test_importing import old_session
 
 from fastsd_helpers import forms
-from fastsd_helpers.dreambooth.child import LocalProcess
 from fastsd_helpers.dreambooth.dataset import load_dataset
 from fastsd_helpers.dreambooth.engine import TrainResult
 from fastsd_helpers.dreambooth.learned import ExportConfig
@@ -48,11 +47,14 @@ from fastsd_helpers.forms import (
     sharing,
     show_form,
     training,
+    work_view,
 )
-from fastsd_helpers.forms.live_view import LiveView, in_words
+from fastsd_helpers.forms.live_view import LiveView
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
 from fastsd_helpers.forms.uploading import uploaded_files
+from fastsd_helpers.forms.view import in_words
 from fastsd_helpers.playground import PlaygroundConfig
+from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.sessions import Session, list_sessions
 
 ipywidgets = pytest.importorskip("ipywidgets")
@@ -507,7 +509,7 @@ def live(**values: Any) -> Live:
 def test_the_view_shows_progress_time_loss_memory_and_words(session: Session) -> None:
     view = LiveView()
     shown = live(losses={"unet": [(1, 0.5), (30, 0.25)]}, host_bytes=3 * 2**30, gpu_bytes=2**31, messages=["saved"])
-    view.show(shown, {"text_encoder": 20, "unet": 100}, session.samples, force=True)
+    view.show_run(shown, {"text_encoder": 20, "unet": 100}, session.samples, force=True)
     text = text_of(view.box)
     assert "U-Net (part 2 of 2): step 30 of 100, about 2 min left" in text
     assert (view._bar.done, view._bar.total) == (50, 120)
@@ -528,7 +530,7 @@ def test_the_view_shows_progress_time_loss_memory_and_words(session: Session) ->
 )
 def test_the_view_says_in_which_part_it_is(session: Session, state: Live, words: str) -> None:
     view = LiveView()
-    view.show(state, {"text_encoder": 20, "unet": 100}, session.samples)
+    view.show_run(state, {"text_encoder": 20, "unet": 100}, session.samples)
     assert words in view._head.value
 
 
@@ -537,9 +539,9 @@ def test_the_newest_sample_is_shown_small(session: Session) -> None:
     Image.new("RGB", (4096, 1024), "red").save(session.samples / "unet-000010.png")
     (session.samples / "unet-000020.png").write_bytes(b"half a picture")
     (session.samples / "unet-000020.png").touch()
-    view.show(live(), {"unet": 100}, session.samples, force=True)
+    view.show_run(live(), {"unet": 100}, session.samples, force=True)
     Image.new("RGB", (4096, 1024), "blue").save(session.samples / "unet-000030.png")
-    view.show(live(), {"unet": 100}, session.samples, force=True)
+    view.show_run(live(), {"unet": 100}, session.samples, force=True)
     data = base64.b64decode(re.search(r"base64,([^\"]+)", view._sample.value)[1])
     with Image.open(io.BytesIO(data)) as picture:
         assert max(picture.size) <= 1024
@@ -578,7 +580,10 @@ class Pretended:
     def kill(self) -> None:
         self.asked.append("kill")
 
-    def wait(self, *, between: Any) -> Any:
+    def is_running(self) -> bool:
+        return True
+
+    def wait(self, what: str, *, between: Any) -> Any:
         for _ in range(5):
             between()
         if isinstance(self.outcome, list):
@@ -631,7 +636,7 @@ def test_stop_asks_to_save_and_a_second_press_ends_at_once(
         if len(looks) in (2, 4):
             find(views[0].box, "Button").click()
 
-    monkeypatch.setattr(training, "answer_widgets", press)
+    monkeypatch.setattr(work_view, "answer_widgets", press)
     with pytest.raises(Interrupted, match="Stopped at unet step 5"):
         training.run_training(DreamBoothConfig(), session)
     assert child.asked == ["stop", "kill"]

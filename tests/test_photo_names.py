@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.captions import words_of
-from fastsd_helpers.dreambooth.picture_names import number_series, safe_stem, unique_stem
+from fastsd_helpers.dreambooth.picture_names import safe_stem, unique_stem
 from fastsd_helpers.photo_names import folder_words, name_photos, repeats_in
 
 
@@ -108,7 +108,8 @@ def test_what_a_pictures_file_is_called_says_the_same_where_its_record_is_lost()
 
 def test_the_notebooks_convention_holds_for_stems_without_endings() -> None:
     taken: set[str] = set()
-    stems = [unique_stem(safe_stem(stem), taken) for stem in number_series(["rex1", "rex2", "01_rex", "agent 47"])]
+    named = name_photos(["rex1.png", "rex2.png", "01_rex.png", "agent 47.png"])
+    stems = [unique_stem(safe_stem(photo.stem), taken) for photo in named]
     assert len({stem.casefold() for stem in stems}) == 4
     assert [words_of(f"{stem}.png") for stem in stems] == ["rex", "rex", "rex", "agent 47"]
 

@@ -21,9 +21,10 @@ from PIL import Image, ImageCms, ImageDraw, ImageFilter
 from fastsd_helpers import files
 from fastsd_helpers.dreambooth import photos as photos_module
 from fastsd_helpers.dreambooth.photos import decode_photo, measure_sharpness, open_photos, perceptual_hash
-from fastsd_helpers.dreambooth.picture_names import number_series, printable, safe_stem, unique_stem
+from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, load_dataset, prepare, prompt_table
 from fastsd_helpers.errors import DatasetError, DiskFull, SessionBusy, SettingsError
+from fastsd_helpers.photo_names import name_photos
 from fastsd_helpers.sessions import Session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -676,7 +677,8 @@ def test_the_prompt_table_counts_tokens_and_says_what_is_cut(
 
 
 def test_a_numbered_series_shares_its_words_and_a_lone_number_is_kept(session: Session, folder: Path) -> None:
-    assert number_series(["sks_dog_01", "sks_dog_02", "agent 47", "00", "01", "IMG_1", "IMG_2"]) == [
+    stems = ["sks_dog_01", "sks_dog_02", "agent 47", "00", "01", "IMG_1", "IMG_2"]
+    assert [photo.stem for photo in name_photos([f"{stem}.png" for stem in stems])] == [
         "sks_dog (1)",
         "sks_dog (2)",
         "agent 47",

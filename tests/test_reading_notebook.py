@@ -69,7 +69,7 @@ def test_stop_while_reading_keeps_the_lines_and_the_cell_run_again_reads_the_oth
         forms.read_pictures(settings(lines, base), session)
     before = len(read)
     assert 8 < before < 40
-    assert "Stopped." in views[-1]._head.value
+    assert "Stopped: run this cell again to go on." in views[-1]._head.value
     read.clear()
     monkeypatch.setattr(reading, "answer_widgets", lambda: None)
     forms.read_pictures(settings(lines, base), ReadingSession(tmp_path / "mine"))

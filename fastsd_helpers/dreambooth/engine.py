@@ -31,10 +31,10 @@ from fastsd_helpers.dreambooth.scratch import scratch_folder
 from fastsd_helpers.dreambooth.segments import Leg, steps_in_words
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage
-from fastsd_helpers.dreambooth.stopping import stop_signals
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
+from fastsd_helpers.processes import stop_signals
 from fastsd_helpers.runtime import (
     choose_waiting,
     describe_device,

@@ -3,20 +3,10 @@
 import re
 import unicodedata
 
-from fastsd_helpers.photo_names import name_photos
-
-__all__ = ["number_series", "printable", "safe_stem", "unique_stem"]
+__all__ = ["printable", "safe_stem", "unique_stem"]
 
 _STEM_BYTES = 80
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
-
-
-def number_series(stems: list[str]) -> list[str]:
-    """Turn a series such as "sks_dog_1", "sks_dog_2" into "sks_dog (1)", "sks_dog (2)", the notebooks' convention.
-
-    Then a file name's words are what stays the same, while the digits of a lone "agent 47" are kept.
-    """
-    return [photo.stem for photo in name_photos([f"{stem}.png" for stem in stems])]
 
 
 def safe_stem(stem: str) -> str:

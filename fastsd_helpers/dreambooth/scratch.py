@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from fastsd_helpers.files import scratch_root
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.sessions.identity import scratch_root
 
 __all__ = ["live_folder", "scratch_folder"]
 

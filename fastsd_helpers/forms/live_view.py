@@ -4,71 +4,36 @@ import html
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.dreambooth.live import Live
 from fastsd_helpers.forms.loss_curve import draw_loss_curve
-from fastsd_helpers.forms.view import Bar, View, draw_picture, load_widgets, make_button, make_frame
-from fastsd_helpers.wording import for_notebook
+from fastsd_helpers.forms.view import draw_picture, in_words, load_widgets
+from fastsd_helpers.forms.work_view import WorkView
 
-__all__ = ["LiveView", "in_words"]
+__all__ = ["LiveView"]
 
 _STAGES = {"text_encoder": "Text encoder", "unet": "U-Net"}
 _WIDEST_PX = 1024
-_MESSAGES = 4
+_STARTING = "Starting the training…"
 
 
-def in_words(seconds: float) -> str:
-    """A length of time as people say it: "40 s", "12 min", "1 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class LiveView(View):
-    """Widgets that show a training; `show` brings them up to date.
-
-    Attributes:
-        stop_clicks: how often the Stop button was pressed.
-    """
+class LiveView(WorkView):
+    """Widgets that show a training; `show_run` brings them up to date."""
 
     def __init__(self) -> None:
         widgets = load_widgets()
         layout = widgets.Layout
-        self.stop_clicks = 0
-        self._head = widgets.HTML("<b>Starting the training…</b>")
-        self._bar = Bar("steps of the training")
-        self._bar.widget.layout = layout(flex="1 1 220px", max_width="420px")
-        self._button = make_button("Stop", icon="stop", kind="warning", name="fastsd-stop")
-        self._button.on_click(self._on_stop)
-        self._facts = widgets.HTML()
-        self._curve = widgets.HTML()
-        self._sample_title = widgets.HTML()
+        self._facts, self._curve, self._sample_title = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._sample = widgets.HTML(layout=layout(display="none", max_width="512px"))
-        self._messages = widgets.HTML()
-        row = widgets.HBox([self._bar.widget, self._button], layout=layout(align_items="center"))
         pictures = widgets.VBox([self._sample_title, self._sample])
         middle = widgets.HBox([self._curve, pictures], layout=layout(align_items="flex-start"))
-        self.box = make_frame(self._head, row, self._facts, middle, self._messages)
+        saves = "Finishes the step, then saves everything."
+        super().__init__(_STARTING, "steps of the training", saves=saves, middle=[self._facts, middle])
         self._shown_sample: tuple[str, int] | None = None
         self._drawn = False
         self._last_curve = 0.0
 
-    def _on_stop(self, _button: Any) -> None:
-        self.stop_once()
-
-    def stop_once(self) -> None:
-        """Count one press of Stop: the first asks to save and end, the second ends at once."""
-        self.stop_clicks += 1
-        if self.stop_clicks == 1:
-            self._head.value = "<b>Stopping: the step is finished, then everything is saved…</b>"
-            self._button.description = "Stop at once"
-            self._button.tooltip = "what was done since the newest checkpoint is done again next time"
-        else:
-            self._button.disabled = True
-
-    def show(self, live: Live, steps: Mapping[str, int], samples: Path, *, force: bool = False) -> None:
+    def show_run(self, live: Live, steps: Mapping[str, int], samples: Path, *, force: bool = False) -> None:
         """Show where the run is.
 
         Args:
@@ -78,17 +43,13 @@ class LiveView(View):
             force: draw the curve now, however short ago the last time was.
         """
         known = [stage for stage in _STAGES if steps.get(stage)]
+        done, total = self._bar.done, self._bar.total
         if live.stage:
-            steps = {stage: live.steps for stage in (live.stage,)} if live.stage not in known else steps
+            steps = {live.stage: live.steps} if live.stage not in known else steps
             before = sum(steps[stage] for stage in known[: known.index(live.stage)]) if live.stage in known else 0
-            self._bar.show(before + live.step, sum(steps.values()))
-        if not self.stop_clicks:
-            self._head.value = f"<b>{html.escape(self._where(live, known, steps))}</b>"
+            done, total = before + live.step, sum(steps.values())
+        self.show(self._where(live, known, steps), done, total, messages=live.messages)
         self._facts.value = _facts(live)
-        self._messages.value = "<br>".join(
-            f"<span class='fastsd-quiet'>{html.escape(for_notebook(line))}</span>"
-            for line in live.messages[-_MESSAGES:]
-        )
         if force or time.monotonic() - self._last_curve > 1:
             if any(live.losses.values()):
                 self._curve.value = draw_loss_curve(live.losses, steps)
@@ -99,7 +60,7 @@ class LiveView(View):
     @staticmethod
     def _where(live: Live, known: list[str], steps: Mapping[str, int]) -> str:
         if not live.stage:
-            return "Loading the model and reading the pictures…" if live.process else "Starting the training…"
+            return "Loading the model and reading the pictures…" if live.process else _STARTING
         last = not known or live.stage == known[-1]
         if live.step >= live.steps:
             if last:
@@ -129,18 +90,14 @@ class LiveView(View):
         self._sample.layout.display = ""
         self._sample_title.value = f"<span class='fastsd-quiet'>newest pictures: {html.escape(newest.stem)}</span>"
 
-    def end(self, text: str, *, good: bool, plot: Path | None = None) -> None:
-        """Say how it ended; the buttons are out of use from now on.
+    def end(self, text: str, *, good: bool) -> None:
+        """Show how it ended; what it said last stays, such as which checkpoint was better than the end."""
+        said = self._message.value
+        super().end(text, good=good)
+        self._message.value = said
 
-        Args:
-            text: one sentence. What went wrong is not repeated here: the cell's error stands below.
-            good: whether it got to its end.
-            plot: the picture of the losses in the session, shown where this view has drawn none itself.
-        """
-        self._head.value = f"<b>{html.escape(for_notebook(text))}</b>"
-        self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
-        self._button.disabled = True
-        self._button.layout.display = "none"
+    def show_plot(self, plot: Path | None) -> None:
+        """Show the picture of the losses in the session where this view has drawn none itself."""
         if not self._drawn and plot is not None and plot.is_file():
             self._curve.value = draw_picture(plot, "the losses of the whole run", _WIDEST_PX, style="max-width:640px")
 

@@ -14,8 +14,8 @@ from fastsd_helpers.forms.file_bridge import FileBridge
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.polling import answer_widgets
 from fastsd_helpers.forms.reading_view import ConfidenceView
-from fastsd_helpers.forms.view import load_widgets, show_widget
-from fastsd_helpers.forms.work_view import WorkView, in_words
+from fastsd_helpers.forms.view import in_words, load_widgets, show_widget
+from fastsd_helpers.forms.work_view import WorkView
 from fastsd_helpers.options import check, option
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.trocr.checkpoint import quiet_transformers

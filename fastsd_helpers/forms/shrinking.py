@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.background import Background, local_folder
+from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.forms.view import show_widget
@@ -61,7 +61,7 @@ def _make(taught: Taught, out: Path) -> dict[str, Any]:
     view = WorkView("Making the int8 copies…", "progress of shrinking", saves="Ends it; nothing is replaced.")
     show_widget(view.box)
     folder = local_folder(out)
-    child = Background.find(folder) or Background.start(words, folder, model=str(taught.path))
+    child = Background.find(folder) or Background.start(command_of(words), folder, model=str(taught.path))
 
     def show() -> None:
         done = [line for line in child.log_lines(400) if " lines a second, " in line]

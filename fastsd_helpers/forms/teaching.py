@@ -12,8 +12,8 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.reading_view import picture_tag
-from fastsd_helpers.forms.view import draw_notice, load_widgets, show_widget
-from fastsd_helpers.forms.work_view import WorkView, in_words, wait_for
+from fastsd_helpers.forms.view import draw_notice, in_words, load_widgets, show_widget
+from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
 from fastsd_helpers.trocr.comparison import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult

@@ -1,7 +1,6 @@
 """The training cell: start the child process or find the one that runs, show it, stop it, hand its result back."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from fastsd_helpers.errors import FastSDError, Interrupted
 from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.forms.live_view import LiveView
-from fastsd_helpers.forms.polling import answer_widgets
 from fastsd_helpers.forms.sharing import disconnect_when_safe
+from fastsd_helpers.forms.work_view import wait_for
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
@@ -22,10 +21,6 @@ from fastsd_helpers.sessions.record import read_record
 __all__ = ["RunConfig", "run_training"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-_LOOK_EVERY_S = 0.5
-_STOPPED = "Stopped: run this cell again to go on."
-_ENDED = "The training has ended before its end; why is said below."
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def run_training(
     require(config, DreamBoothConfig)
     wanted = run_config or RunConfig()
     require(wanted, RunConfig)
-    child = find_training(session)
+    child, begun = find_training(session), lambda: None
     if child is None:
         child = start_training(
             config,
@@ -98,90 +93,50 @@ def run_training(
             more_steps=wanted.more_steps or 0,
             more_text_encoder_steps=wanted.more_text_encoder_steps or 0,
         )
-        watch = _Watch(child, LiveView(), _take_back)
+        begun = _take_back
     else:
         logger.info("A training of this session is running already; this cell shows it.")
         if restart or wanted.start_over or wanted.more_steps or wanted.more_text_encoder_steps:
             logger.info("It goes on as it was begun: what the training's form asks for is kept until it has ended.")
-        watch = _Watch(child, LiveView())
     logger.info("To stop it: the Stop button, or the notebook's own for this cell. Both let the training save first.")
-    result = _wait(child, watch, session)
+    result = _watch(child, session, begun)
     if wanted.disconnect_when_done:
         desk.untick(RunConfig, disconnect_when_done=False)
         disconnect_when_safe(result, session, disconnect=True)
     return result
 
 
-def _wait(child: TrainingChild, watch: "_Watch", session: Session) -> TrainResult:
-    view = watch.view
+def _watch(child: TrainingChild, session: Session, begun: Callable[[], None]) -> TrainResult:
+    """Show the training until it has ended; `begun` is called once it is known not to have been refused."""
+    view = LiveView()
     view.display()
+    steps: dict[str, int] = {}
+
+    def show() -> None:
+        live = child.live()
+        if live.stage and not steps:
+            begun()
+            # The run saves its segments before its first step.
+            steps.update(planned_steps(read_record(session.folder).record))
+        view.show_run(live, steps, session.samples, force=not child.is_running())
+
     try:
-        try:
-            result = child.wait(between=watch.look)
-        except KeyboardInterrupt:  # the notebook's interrupt button
-            watch.ask_to_stop()
-            result = child.wait(between=watch.look)
-    except KeyboardInterrupt as err:
-        view.end("This cell has ended; the training is still saving, in its own process.", good=False)
-        raise Interrupted(
-            "The cell was interrupted twice; the training saves and ends by itself.", "Run the cell again to watch it."
-        ) from err
+        result = wait_for(child, view, show, "The training")
     except FastSDError as err:
-        stopped = isinstance(err, Interrupted)
-        watch.look(last=True)
-        if stopped:
-            watch.note_begun()
-        view.end(_STOPPED if stopped else _ENDED, good=False, plot=_recorded_plot(session))
+        if isinstance(err, Interrupted):
+            begun()
+        view.show_plot(_recorded_plot(session))
         raise
-    watch.look(last=True)
-    watch.note_begun()
+    begun()
     end = "Finished before" if result.first_step == result.steps else "Done"
-    view.end(f"{end}: {result.path.name} is written and checked.", good=True, plot=result.loss_plot)
+    view.end(f"{end}: {result.path.name} is written and checked.", good=True)
+    view.show_plot(result.loss_plot)
     return result
 
 
 def _take_back() -> None:
     """Empty what was asked for once, so that "Run all" goes on with it and does not begin it twice."""
     desk.untick(RunConfig, more_steps=None, more_text_encoder_steps=None, start_over=False)
-
-
-class _Watch:
-    """Looks at the child twice a second, and answers the notebook's buttons more often than that."""
-
-    def __init__(self, child: TrainingChild, view: LiveView, begun: Callable[[], None] = lambda: None) -> None:
-        self._child, self.view = child, view
-        self._begun: Callable[[], None] | None = begun
-        self._asked = 0
-        self._looked = 0.0
-        self._steps: dict[str, int] = {}
-
-    def look(self, *, last: bool = False) -> None:
-        """Pass on what was clicked, then show what is new."""
-        answer_widgets()
-        if self.view.stop_clicks > self._asked:
-            self._asked = self.view.stop_clicks
-            if self._asked == 1:
-                self._child.stop()
-            else:
-                self._child.kill()
-        if last or time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            live = self._child.live()
-            if live.stage and not self._steps:
-                self.note_begun()
-                # The run saves its segments before its first step.
-                self._steps = planned_steps(read_record(self._child.session.folder).record)
-            self.view.show(live, self._steps, self._child.session.samples, force=last)
-            self._looked = time.monotonic()
-
-    def note_begun(self) -> None:
-        """What was asked for has begun: it was not refused."""
-        if self._begun is not None:
-            self._begun()
-            self._begun = None
-
-    def ask_to_stop(self) -> None:
-        """Do what the Stop button does."""
-        self.view.stop_once()
 
 
 def _recorded_plot(session: Session) -> Path | None:

@@ -17,6 +17,7 @@ __all__ = [
     "draw_notice",
     "draw_picture",
     "draw_script",
+    "in_words",
     "load_widgets",
     "make_button",
     "make_field",
@@ -161,6 +162,14 @@ def read_as_data(path: Path, size_px: int) -> str:
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as people say it: "40 s", "12 min", "1 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Bar:

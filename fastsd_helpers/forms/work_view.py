@@ -2,7 +2,7 @@
 
 import html
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastsd_helpers.background import Background
@@ -10,33 +10,28 @@ from fastsd_helpers.errors import FastSDError, Interrupted
 from fastsd_helpers.forms.polling import answer_widgets
 from fastsd_helpers.forms.view import Bar, View, draw_notice, load_widgets, make_button, make_frame
 
-__all__ = ["WorkView", "in_words", "wait_for"]
+__all__ = ["WorkView", "wait_for"]
 
 _LOOK_EVERY_S = 0.5
 _MESSAGES = 3
 
 
-def in_words(seconds: float) -> str:
-    """A length of time as people say it: "40 s", "12 min", "1 h 05 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 class WorkView(View):
-    """A head line, a bar, Stop, and room for a drawing.
+    """A head line, a bar, Stop, room for a drawing or more, and the newest lines of a log.
 
     Args:
         head: what is done at the start.
         name: what the bar is of, for a screen reader.
         saves: what a first press of Stop does, for its button.
+        middle: widgets in place of the drawing.
 
     Attributes:
         stop_clicks: how often Stop was pressed.
     """
 
-    def __init__(self, head: str, name: str, *, saves: str = "Stops soon, and keeps what is done.") -> None:
+    def __init__(
+        self, head: str, name: str, *, saves: str = "Stops soon, and keeps what is done.", middle: Sequence[Any] = ()
+    ) -> None:
         widgets = load_widgets()
         self.stop_clicks = 0
         self._head, self._drawing, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -45,7 +40,7 @@ class WorkView(View):
         self._button = make_button("Stop", icon="stop", kind="warning", about=saves, name="fastsd-stop")
         self._button.on_click(lambda _button: self.press_stop())
         row = widgets.HBox([self._bar.widget, self._button], layout=widgets.Layout(flex_flow="row wrap"))
-        self.box = make_frame(self._head, row, self._drawing, self._message)
+        self.box = make_frame(self._head, row, *(middle or [self._drawing]), self._message)
         self.show(head, 0, 1)
 
     def press_stop(self) -> None:
@@ -75,21 +70,22 @@ class WorkView(View):
     def end(self, text: str, *, good: bool) -> None:
         """Show how it ended; there is nothing to stop any more."""
         self._head.value = draw_notice(text, "good" if good else "warn")
-        self._bar.show(self._bar.done, self._bar.total, kind="good" if good else "bad")
+        self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
         self._button.layout.display = "none"
         self._message.value = ""
 
     def end_with(self, err: FastSDError) -> None:
         """Show that it ended early; what stopped it, and what to do next, is said once, below the cell."""
-        self.end("Stopped." if isinstance(err, Interrupted) else "It has ended; below is why.", good=False)
+        stopped = "Stopped: run this cell again to go on."
+        self.end(stopped if isinstance(err, Interrupted) else "Ended before its end; why is said below.", good=False)
 
 
-def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: str, **wait: Any) -> dict[str, Any]:
+def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: str, **wait: Any) -> Any:
     """Wait for a command in its own process; the view's Stop and the notebook's own let it save first.
 
     Args:
-        child: the command. view: where Stop is pressed. show: called twice a second. what: the work, as
-            "The fine-tuning". wait: see `Background.wait`.
+        child: the command. view: where Stop is pressed. show: called twice a second, and at the end. what: the work,
+            as "The fine-tuning". wait: see `Background.wait`.
 
     Raises:
         Interrupted: it was stopped. And what `Background.wait` raises.

@@ -17,25 +17,18 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import unicodedata
 import uuid
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.files import write_atomic
+from fastsd_helpers.files import scratch_root, write_atomic
 from fastsd_helpers.sessions.record import RECORD, read_record, write_record
 
-__all__ = ["claim_scratch", "needs_settling", "scratch_root", "settle_identity"]
+__all__ = ["claim_scratch", "needs_settling", "settle_identity"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-
-def scratch_root() -> Path:
-    """The folder of this machine in which each session has its own; FASTSD_SCRATCH moves it. Nothing is created."""
-    user = getattr(os, "getuid", lambda: 0)()
-    return Path(os.environ.get("FASTSD_SCRATCH") or Path(tempfile.gettempdir()) / f"fastsd-scratch-{user}")
 
 
 def needs_settling(folder: Path, record: dict[str, Any]) -> bool:

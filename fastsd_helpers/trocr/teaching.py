@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.background import Background, local_folder
+from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_writable, write_atomic
-from fastsd_helpers.options import options_of, to_values
+from fastsd_helpers.options import options_of, to_values, words_of
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult, finished_result, split_lines
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
 from fastsd_helpers.trocr.progress import JOURNAL, TeachingNews
@@ -65,16 +65,11 @@ class TeachingRun:
         """Start it in a process of its own, and return at once."""
         words = ["trocr", "finetune", str(self.folder / "learned.jsonl"), "--out", str(self.folder)]
         words += ["--held-out-data", str(self.folder / "held-out.jsonl"), f"--model={self.model}"]
-        for item in options_of(FineTuneConfig):
-            value = getattr(self.settings, item.name)
-            if value is None or value == item.default:
-                continue
-            if item.kind is bool:
-                words.append(item.flag if value else item.flag.replace("--", "--no-", 1))
-            else:  # in one word, so that a value that begins with a dash is no flag
-                words.append(f"{item.flag}={value}")
+        defaults = {item.name: item.default for item in options_of(FineTuneConfig)}
+        chosen = {name for name, value in to_values(self.settings).items() if value != defaults[name]}
+        words += words_of(self.settings, chosen)
         words += ["--restart"] * self.restart
-        return Background.start(words, local_folder(self.folder), model=self.model)
+        return Background.start(command_of(words), local_folder(self.folder), model=self.model)
 
     def finish(self) -> FineTuneResult:
         """Note the reader it made as the session's, and return what it made.

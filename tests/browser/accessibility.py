@@ -61,14 +61,15 @@ view = LiveView()
 wave = [(step, 0.2 + 0.1 * ((7 * step) % 5) / 5) for step in range(1, 100)]
 live = Live(stage="unet", step=60, steps=200, seconds_left=125.0, losses={"text_encoder": wave, "unet": wave[:60]},
             messages=["Saved after step 50."], host_bytes=3 * 2**30)
-view.show(live, {"text_encoder": 100, "unet": 200}, done.samples, force=True)
+view.show_run(live, {"text_encoder": 100, "unet": 200}, done.samples, force=True)
 view.display()
 """
 FINISHED = """
 from fastsd_helpers.forms.live_view import LiveView
 view = LiveView()
 view.display()
-view.end("Done.", good=True, plot=done.folder / done.record["result"]["loss_plot"])
+view.end("Done.", good=True)
+view.show_plot(done.folder / done.record["result"]["loss_plot"])
 """
 # Title -> code; the last line is what the cell shows.
 CELLS: dict[str, str] = {

@@ -195,6 +195,15 @@ class Lab:
             self.page.wait_for_timeout(200)
         raise AssertionError(f"{title} is still running: {self.output(title)[-2000:]}")
 
+    def wait_for_output(self, title: str, pattern: str, *, timeout_s: float = PATIENCE_S) -> str:
+        """Wait until what is below a cell holds a pattern; gives all of it."""
+        for _ in range(int(timeout_s * 4)):
+            shown = self.output(title)
+            if re.search(pattern, shown):
+                return shown
+            self.page.wait_for_timeout(250)
+        raise AssertionError(f"{pattern!r} did not appear below {title}:\n{self.output(title)[-2000:]}")
+
     def output(self, title: str) -> str:
         """What a person can read below a cell."""
         return self.cell(title).locator(".jp-OutputArea").first.inner_text()

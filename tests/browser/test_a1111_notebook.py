@@ -16,16 +16,6 @@ from fastsd_helpers.webui import status, stop
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
 
 
-def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> Any:
-    """Wait until what is below a cell matches a pattern; gives the match."""
-    for _ in range(int(timeout_s * 2)):
-        found = re.search(pattern, lab.output(title))
-        if found:
-            return found
-        lab.page.wait_for_timeout(500)
-    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
-
-
 def fill(lab: Lab, title: str, values: dict[str, str]) -> None:
     """Type values into the form below a cell."""
     for name, value in values.items():
@@ -71,7 +61,7 @@ def test_install_start_share_log_in_and_stop(tmp_path: Path, monkeypatch: pytest
             lab.page.bring_to_front()
             run(lab, "8")
             lab.cell("8").locator("button", has_text="Stop the web UI").click()
-            wait_until(lab, "8", "Stopped")
+            lab.wait_for_output("8", "Stopped")
             lab.shoot("8-stopped", "8")
             assert status("a1111", folder=programs, store=store)[1] is False
             run(lab, "9")
@@ -115,9 +105,10 @@ def start_and_share(lab: Lab) -> tuple[str, str, str]:
     unfold(lab, "7a")
     fill(lab, "7a", {name.replace("_", " "): value for name, value in LINK.items()})
     run(lab, "7b")
-    block = wait_until(lab, "7b", r"Link:\s+(\S+)\s+User:\s+(\S+)\s+Password:\s+(\S+)")
+    pattern = r"Link:\s+(\S+)\s+User:\s+(\S+)\s+Password:\s+(\S+)"
+    link, user, password = re.search(pattern, lab.wait_for_output("7b", pattern)).groups()
     lab.shoot("7b-shared", "7b")
-    return block[1], block[2], block[3]
+    return link, user, password
 
 
 def open_the_link(lab: Lab, link: str, user: str, password: str) -> None:

@@ -19,16 +19,6 @@ Image = pytest.importorskip("PIL.Image")
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
 
 
-def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> str:
-    """Wait until what is below a cell holds a pattern."""
-    for _ in range(int(timeout_s * 2)):
-        shown = lab.output(title)
-        if re.search(pattern, shown):
-            return shown
-        lab.page.wait_for_timeout(500)
-    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
-
-
 def photos(folder: Path) -> list[str]:
     """Three photos wider than high, the last one larger than a notebook's connection takes in one message."""
     made = []
@@ -64,7 +54,7 @@ def test_photos_crops_captions_training_stop_and_resume(tmp_path: Path, monkeypa
 def upload_photos(lab: Lab, files: list[str], session: Path) -> None:
     lab.run("3a")
     lab.cell("3a").locator("input.fastsd-file").set_input_files(files)
-    wait_until(lab, "3a", "3 uploaded photos in this session", timeout_s=300)
+    lab.wait_for_output("3a", "3 uploaded photos in this session", timeout_s=300)
     for file in files:
         assert (session / "uploads" / Path(file).name).read_bytes() == Path(file).read_bytes()
     lab.enter("3a", "size", "128")
@@ -90,10 +80,10 @@ def drag_a_crop(lab: Lab) -> None:
     lab.page.mouse.down()
     lab.page.mouse.move(middle[0] + way, middle[1], steps=5)
     lab.page.mouse.up()
-    wait_until(lab, "3c", r"200 x 200 px at \d+, 0\. Not used yet")
+    lab.wait_for_output("3c", r"200 x 200 px at \d+, 0\. Not used yet")
     lab.shoot("3c-dragged", "3c")
     lab.cell("3c").locator(".fastsd-apply-crops").click()
-    wait_until(lab, "3c", "1 with a box of yours")
+    lab.wait_for_output("3c", "1 with a box of yours")
     lab.shoot("3c-used", "3c")
 
 
@@ -101,7 +91,7 @@ def edit_a_caption(lab: Lab, session: Path) -> None:
     lab.run("3d")
     lab.cell("3d").locator("textarea").first.fill("a zib robot on the moon")
     lab.cell("3d").locator(".fastsd-save-caption").click()
-    wait_until(lab, "3d", "Saved. Now: a zib robot on the moon")
+    lab.wait_for_output("3d", "Saved. Now: a zib robot on the moon")
     assert "a zib robot on the moon\n" in [path.read_text() for path in (session / "captions").iterdir()]
     lab.shoot("3d-saved", "3d")
 
@@ -115,7 +105,7 @@ def train_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.shoot("4-settings", "4")
     lab.run("5a")
     lab.run("5b", wait=False)
-    wait_until(lab, "5b", r"step [2-9] of 40", timeout_s=900)
+    lab.wait_for_output("5b", r"step [2-9] of 40", timeout_s=900)
     lab.shoot("5-training", "5b")
     lab.cell("5b").locator(".fastsd-stop").click()
     lab.wait_done("5b", timeout_s=300)
@@ -136,7 +126,9 @@ def draw_in_the_playground(lab: Lab) -> None:
     lab.run("7a")
     lab.run("7b")
     lab.cell("7b").locator("button", has_text="Open the playground").click()
-    address = re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", wait_until(lab, "7b", r"Open: http://127\.0\.0\.1:\d+"))
+    address = re.search(
+        r"Open: (http://127\.0\.0\.1:\d+/?)", lab.wait_for_output("7b", r"Open: http://127\.0\.0\.1:\d+")
+    )
     lab.shoot("7-playground", "7b")
     page = lab.page.context.browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
     page.set_default_timeout(PATIENCE_S * 1000)
@@ -152,7 +144,7 @@ def draw_in_the_playground(lab: Lab) -> None:
     lab.shoot_page("7-drawn", page)
     page.close()
     lab.cell("7b").locator("button", has_text="Close it").click()
-    wait_until(lab, "7b", "Closed")
+    lab.wait_for_output("7b", "Closed")
 
 
 def made_in_one_go(session: Path) -> Path:

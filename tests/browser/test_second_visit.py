@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from faults.fingerprints import hash_file
 
-from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+from browser.lab import ROOT, Lab, open_browser, start_lab
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -29,15 +29,6 @@ def photos(folder: Path) -> list[str]:
         Image.frombytes("RGB", (160, 120), random.Random(number).randbytes(3 * 160 * 120)).save(path)
         made.append(str(path))
     return made
-
-
-def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> str:
-    for _ in range(int(timeout_s * 4)):
-        shown = lab.output(title)
-        if re.search(pattern, shown):
-            return shown
-        lab.page.wait_for_timeout(250)
-    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
 
 
 def restart_and_run_all(lab: Lab) -> None:
@@ -78,7 +69,7 @@ def first_visit(lab: Lab, sessions: Path, files: list[str]) -> None:
     assert (sessions / "rex").is_dir()
     lab.run("3a")
     lab.cell("3a").locator("input.fastsd-file").set_input_files(files)
-    wait_until(lab, "3a", "4 uploaded photos in this session")
+    lab.wait_for_output("3a", "4 uploaded photos in this session")
     lab.enter("3a", "size", "64")
     lab.shoot("3a-uploaded", "3a")
     lab.run("3b")
@@ -89,13 +80,13 @@ def first_visit(lab: Lab, sessions: Path, files: list[str]) -> None:
     lab.run("5a")
     lab.shoot("5a", "5a")
     lab.run("5b", wait=False)
-    wait_until(lab, "5b", rf"step [2-9] of {STEPS}", timeout_s=900)
+    lab.wait_for_output("5b", rf"step [2-9] of {STEPS}", timeout_s=900)
 
 
 def below(lab: Lab, title: str) -> str:
     """What is below a cell once it is in sight: JupyterLab draws no others."""
     lab.cell(title).scroll_into_view_if_needed()
-    return wait_until(lab, title, r"\S")
+    return lab.wait_for_output(title, r"\S")
 
 
 def second_visit(lab: Lab, sessions: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_readers import noise_pictures, write_reader
 
-from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+from browser.lab import ROOT, Lab, open_browser, start_lab
 
 pytest.importorskip("playwright")
 pytest.importorskip("accelerate")
@@ -17,15 +17,6 @@ pytest.importorskip("accelerate")
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
 
 STEPS = 400
-
-
-def wait_until(lab: Lab, title: str, pattern: str, timeout_s: float = PATIENCE_S) -> str:
-    for _ in range(int(timeout_s * 4)):
-        shown = lab.output(title)
-        if re.search(pattern, shown):
-            return shown
-        lab.page.wait_for_timeout(250)
-    raise AssertionError(f"{pattern!r} did not appear below {title}:\n{lab.output(title)[-2000:]}")
 
 
 def focused(lab: Lab) -> str:
@@ -66,14 +57,14 @@ def read(lab: Lab, lines: Path, reader: Path) -> None:
     lab.enter("3a", "reader", str(reader))
     lab.shoot("3a", "3a")
     lab.run("3b")
-    assert "12 lines read" in wait_until(lab, "3b", "12 lines read")
+    assert "12 lines read" in lab.wait_for_output("3b", "12 lines read")
     lab.shoot("3b", "3b")
 
 
 def correct_by_keyboard(lab: Lab, session: Path) -> None:
     """Type into the first line, Enter, Enter on the second as it stands; back, and over the end of the page."""
     lab.run("4")
-    wait_until(lab, "4", "0 of 12 lines looked at")
+    lab.wait_for_output("4", "0 of 12 lines looked at")
     keys = lab.page.keyboard
     first = lab.field("4", "line 1")
     first.scroll_into_view_if_needed()
@@ -83,7 +74,7 @@ def correct_by_keyboard(lab: Lab, session: Path) -> None:
     keys.press("Enter")
     assert focused(lab) == "line 2"
     keys.press("Enter")
-    wait_until(lab, "4", "2 of 12 lines looked at")
+    lab.wait_for_output("4", "2 of 12 lines looked at")
     assert focused(lab) == "line 3"
     keys.press("Shift+Enter")
     assert focused(lab) == "line 2", "back, and the cell is not run by it"
@@ -93,39 +84,39 @@ def correct_by_keyboard(lab: Lab, session: Path) -> None:
     for _ in range(8):
         keys.type("x")  # the text is selected: it is typed over
         keys.press("Enter")
-    wait_until(lab, "4", "lines 11 to 12 are shown")
+    lab.wait_for_output("4", "lines 11 to 12 are shown")
     lab.page.wait_for_function("() => document.activeElement.labels && document.activeElement.labels[0]")
     assert focused(lab) == "line 11", "Enter on the last of a page turns it"
     keys.press("Shift+Enter")
-    wait_until(lab, "4", "lines 1 to 10 are shown")
+    lab.wait_for_output("4", "lines 1 to 10 are shown")
     keys.press("Escape")
-    wait_until(lab, "4", "9 of 12 lines looked at")
+    lab.wait_for_output("4", "9 of 12 lines looked at")
     kept = json.loads((session / "corrections.json").read_text(encoding="utf-8"))
     assert "the quick fox" in {entry["text"] for entry in kept.values()}
     lab.run("4")
-    wait_until(lab, "4", "9 of 12 lines looked at")
+    lab.wait_for_output("4", "9 of 12 lines looked at")
     lab.shoot("4-again", "4")
 
 
 def teach_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.run("5a")
-    wait_until(lab, "5a", r"9 corrected lines: \d+ to learn from, \d+ held out to measure on")
+    lab.wait_for_output("5a", r"9 corrected lines: \d+ to learn from, \d+ held out to measure on")
     wanted = {"epochs": str(STEPS / 2), "batch size": "4", "patience": "0", "measure every": "100"}
     for name, value in wanted.items():
         lab.enter("5a", name, value)
     lab.shoot("5a", "5a")
     lab.run("5b", wait=False)
-    wait_until(lab, "5b", r"Step [1-9]\d* of \d+, about", timeout_s=900)
+    lab.wait_for_output("5b", r"Step [1-9]\d* of \d+, about", timeout_s=900)
     lab.shoot("5b-running", "5b")
     lab.cell("5b").get_by_role("button", name="Stop").click()
     lab.wait_done("5b", timeout_s=600)
-    stopped = wait_until(lab, "5b", r"stopped at step \d+ of \d+")
+    stopped = lab.wait_for_output("5b", r"stopped at step \d+ of \d+")
     lab.shoot("5b-stopped", "5b")
     at = int(re.search(r"stopped at step (\d+) of", stopped)[1])
     assert "Run this cell again to go on" in stopped
     lab.run("5b", wait=False)
     lab.wait_done("5b", timeout_s=1200)
-    ended = wait_until(lab, "5b", r"Done: ")
+    ended = lab.wait_for_output("5b", r"Done: ")
     lab.shoot("5b-done", "5b")
     assert not re.search(r"Traceback|Writing model shards|PosixPath|Warning", ended)
     (result,) = (session / "fine-tuned").glob("*/result.json")
