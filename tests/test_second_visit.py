@@ -177,6 +177,9 @@ def test_the_result_is_shown_from_the_session_after_a_restart(session: Session) 
     for words in ("The same prompts and noise before and after the training of rex", "Loss of rex: 0.5000 before"):
         assert f'alt="{words}' in shown
     assert "PosixPath" not in shown
+    assert "never" not in view.lines[2], "a session of an earlier version does not say what it was judged on"
+    again.save(result=again.record["result"] | {"judged_on": "training pictures, reserved noise"})
+    assert "Loss on training pictures, reserved noise: 0.5000 before" in show_result(again).lines[2]
 
 
 def test_before_the_end_and_after_stop_the_result_says_what_to_run(session: Session) -> None:

@@ -153,3 +153,18 @@ def test_a_lora_begins_with_the_matrices_that_were_recorded(small_base, tmp_path
     assert all(not tensor.any() for name, tensor in weights.items() if ".lora_B." in name)
     firsts = {tensor.flatten()[0].item() for name, tensor in weights.items() if ".lora_A." in name}
     assert len(firsts) == len(weights) // 2, "each from its own key"
+
+
+@pytest.mark.parametrize("segments", [["unet"], ["text_encoder", "unet"], ["text_encoder", "unet", "unet 2"]])
+def test_the_plot_says_which_pictures_the_held_out_loss_is_of(tmp_path, monkeypatch, segments) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    from fastsd_helpers.dreambooth.curves import plot_losses
+
+    drawn = []
+    real = figure.Figure
+    monkeypatch.setattr(figure, "Figure", lambda **options: drawn.append(real(**options)) or drawn[-1])
+    history = {name: torch.rand(5) for name in segments}
+    plot_losses(history, [[0, 0.5], [5, 0.4]], tmp_path / "loss.png", label="training pictures, reserved noise")
+    legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert legend[-1] == "held-out loss (training pictures, reserved noise)"
+    assert len(legend) == 1 + len({name.partition(" ")[0] for name in segments})

@@ -37,12 +37,12 @@ def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: 
         stage, _, segment = name.partition(" ")
         colour = _COLOURS[stage]
         # A later part of the run has the colour of its stage, and one line of the legend is enough for both.
-        label = f"{stage.replace('_', ' ')}: running mean" if not segment else None
+        mean = f"{stage.replace('_', ' ')}: running mean" if not segment else None
         steps = list(range(start + 1, start + len(losses) + 1))
         if segment:
             axes.axvline(start + 0.5, color="grey", linewidth=0.8, linestyle=":")
         axes.plot(steps, losses, color=colour, alpha=0.18, linewidth=0.8)
-        axes.plot(steps, _smooth(losses), color=colour, label=label)
+        axes.plot(steps, _smooth(losses), color=colour, label=mean)
         start += len(losses)
     if held_out:
         axes.plot([row[0] for row in held_out], [row[1] for row in held_out], "k.-", label=f"held-out loss ({label})")

@@ -270,7 +270,8 @@ def finish_run(
     write_atomic(card, _card(session, base, studio, config, path, sha256, losses, grid.name).encode())
     made = {"path": path, "grid": grid, "loss_plot": loss_plot, "model_card": card}
     relative = {name: str(file.relative_to(session.folder)) for name, file in made.items()}
-    session.save(result={"run": run, "more": more, "sha256": sha256, **losses, **relative})
+    judged = {"judged_on": studio.held_out_label}
+    session.save(result={"run": run, "more": more, "sha256": sha256, **losses, **judged, **relative})
     say(f"DONE: {path} was read back and verified ({written.tensors} tensors, sha256 {sha256[:12]}...).")
     return {**made, "sha256": sha256, **losses}
 

@@ -65,13 +65,16 @@ def show_result(session: Session) -> PicturesView:
     if made is None:
         raise unfinished(session)
     before, after = made["loss_before"], made["loss_after"]
+    # Earlier versions did not note it.
+    judged = record["result"].get("judged_on")
+    on = f" on {judged}" if judged else ""
     lines = [
         f"{session.name}: {made['path'].name}, {size_in_words(made['path'].stat().st_size)}, read back and compared.",
         f"It is in {made['path'].parent}",
-        f"Loss on pictures it never saw: {before:.4f} before, {after:.4f} after. sha256 {made['sha256']}",
+        f"Loss{on}: {before:.4f} before, {after:.4f} after. sha256 {made['sha256']}",
     ]
     alt = f"The same prompts and noise before and after the training of {session.name}"
-    curve = f"Loss of {session.name}: {before:.4f} before, {after:.4f} after, on pictures it never saw"
+    curve = f"Loss of {session.name}: {before:.4f} before, {after:.4f} after{on}"
     return PicturesView(lines, [(made["grid"], alt), (made["loss_plot"], curve)])
 
 
