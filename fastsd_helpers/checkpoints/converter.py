@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.folder_writer import copy_folder, write_component, write_folder
+from fastsd_helpers.checkpoints.folder_copy import copy_folder
+from fastsd_helpers.checkpoints.folder_writer import write_component, write_folder
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.lora import convert_lora, is_lora_folder
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
+from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     Prediction,
@@ -23,8 +25,8 @@ from fastsd_helpers.checkpoints.prediction import (
 )
 from fastsd_helpers.checkpoints.recipes import Recipe, copied
 from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_convertible
-from fastsd_helpers.checkpoints.single_file import open_single, refuse_small_floats
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, open_source
+from fastsd_helpers.checkpoints.single_file import open_single
+from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
 from fastsd_helpers.checkpoints.verifier import compare
 from fastsd_helpers.checkpoints.writer import (
     CheckpointFile,
@@ -224,6 +226,8 @@ def _write_parts(
         notes: list[str] = []
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
+            if parts[part].is_dir():
+                refuse_packed_config(parts[part])
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = opened.recipes(options.dtype)
         base = _open_base(family, options.base)
@@ -306,17 +310,7 @@ def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> Checkpo
         raise CheckpointError(
             f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder."
         )
-    parts = find_family("flux-all-in-one" if key == "flux" else key).parts
-    opened = {part: open_source(part, src / part) for part in parts}
-    try:
-        plans = {
-            part: {name: copied(source, name, options.dtype) for name in source.tensors}
-            for part, source in opened.items()
-        }
-        return copy_folder(src, dst, plans, family=key, dtype=options.dtype, verify=options.verify)
-    finally:
-        for source in opened.values():
-            source.close()
+    return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify)
 
 
 def _component_of(src: Path) -> str | None:
