@@ -18,7 +18,7 @@ from fastsd_helpers.inert import read_config
 __all__ = ["refuse_packed", "refuse_packed_config", "refuse_small_floats"]
 
 _HINT = "Get the fp16 or bf16 file of the same model."
-# What is left of a companion's name is the tensor that it belongs to: 'weight_scale_inv' and 'scale_weight' to 'weight'.
+# What is left of a companion's name is the tensor it belongs to: 'weight_scale_inv' and 'scale_weight' to 'weight'.
 _SCALE = re.compile(
     r"_?(scale|absmax|zero_?point|zero|quant|scb|g_idx|codebook|weight_format|nested|packed|inv|amax)s?_?"
 )
