@@ -190,7 +190,7 @@ def _shown(names: list[Path]) -> str:
 def _write(plan: _Plan, folder: Path, verify: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, recipes in plan.files.items():
-        _log.info("Writing %s (%d tensors) ...", folder / name, len(recipes))
+        _log.info("Writing %s (%d tensors) ...", f"{folder.name}/{name}", len(recipes))
         path = folder / name
         if path.suffix == ".bin":
             write_ckpt(path, recipes, hashes=False, bare=True)
