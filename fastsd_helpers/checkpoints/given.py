@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file
 from fastsd_helpers.checkpoints.lora import is_lora_folder
+from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.prediction import read_config
 from fastsd_helpers.checkpoints.weight_sets import weight_sets
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
@@ -48,7 +50,7 @@ def identify(path: Path) -> Given:
         CheckpointError, ModelError: it is no model, or several, of which one has to be named.
     """
     if path.is_file():
-        return Given("file", path)
+        return Given("file", path, notes=_misnamed(path))
     if not path.is_dir():
         raise CheckpointError(f"{path} is neither a file nor a folder.", "Give a model.")
     if (path / "model_index.json").is_file():
@@ -65,6 +67,12 @@ def identify(path: Path) -> Given:
     if part:
         return Given("part", path, part)
     return _only_file(path)
+
+
+def _misnamed(path: Path) -> tuple[str, ...]:
+    if path.suffix.lower() not in PICKLE_ENDINGS or not is_safetensors_file(path):
+        return ()
+    return (f"{path.name} is called {path.suffix} and is a safetensors file: it was read as one.",)
 
 
 def part_of(folder: Path) -> str:
@@ -119,7 +127,8 @@ def _only_file(folder: Path) -> Given:
     described = bool(read_config(folder / "config.json"))
     if not described and not any(_looks_like_a_part(file) for file in deeper):
         if len(files) == 1:
-            return Given("file", files[0], notes=(f"{files[0].name} is the only model file in {folder}.",))
+            alone = f"{files[0].name} is the only model file in {folder}."
+            return Given("file", files[0], notes=(alone, *_misnamed(files[0])))
         if files:
             raise CheckpointError(
                 f"{folder} holds {len(files)} model files: {_shown([path.name for path in files])}.",

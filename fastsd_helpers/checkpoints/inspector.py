@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file
 from fastsd_helpers.checkpoints.layout import (
     PART_WORDS,
     Family,
@@ -141,7 +142,7 @@ def _look(
         dtypes[fact.dtype] += fact.bytes
     return Inspection(
         path=path,
-        format="safetensors" if path.suffix.lower() == ".safetensors" else "pickle",
+        format="safetensors" if is_safetensors_file(path) else "pickle",
         kind=kind.what,
         what=kind.words,
         family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
@@ -285,7 +286,7 @@ def _advice(
     prediction: Prediction | None,
 ) -> list[str]:
     advice = []
-    if path.suffix.lower() != ".safetensors" and kind.family:
+    if not is_safetensors_file(path) and kind.family:
         advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
