@@ -33,11 +33,11 @@ class Given:
     """What was found.
 
     path: what is to be read, which may lie deeper than what was named.
-    part: of `part`, which one it is in a model.
+    part: which one `part` is in a model; of a `network`, which is none that is converted, its class.
     notes: what was chosen, one sentence each.
     """
 
-    what: Literal["pipeline", "part", "lora", "file"]
+    what: Literal["pipeline", "part", "lora", "network", "file"]
     path: Path
     part: str = ""
     notes: tuple[str, ...] = ()
@@ -66,7 +66,8 @@ def identify(path: Path) -> Given:
         return Given("lora", path)
     if part:
         return Given("part", path, part)
-    return _only_file(path)
+    kind = _class_of(path)
+    return Given("network", path, kind) if kind and weight_sets(path) else _only_file(path)
 
 
 def _misnamed(path: Path) -> tuple[str, ...]:
@@ -77,11 +78,12 @@ def _misnamed(path: Path) -> tuple[str, ...]:
 
 def part_of(folder: Path) -> str:
     """The part that a folder is, where its config.json is that of one part of a model; else nothing."""
-    if (folder / "model_index.json").exists() or not (folder / "config.json").is_file():
-        return ""
+    return "" if (folder / "model_index.json").exists() else _PARTS_BY_CLASS.get(_class_of(folder), "")
+
+
+def _class_of(folder: Path) -> str:
     config = read_config(folder / "config.json")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or [None]), None)
-    return _PARTS_BY_CLASS.get(str(name), "")
+    return str(config.get("_class_name") or next(iter(config.get("architectures") or [""]), ""))
 
 
 def _snapshot_of(root: Path) -> Path | None:
