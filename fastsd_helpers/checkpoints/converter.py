@@ -13,7 +13,7 @@ from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_gguf, refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     Prediction,
@@ -141,6 +141,7 @@ def convert(
     require_inert([src])  # links that lead nowhere or round in a circle too
     if given.what == "file":
         return _noted(_convert_file(src, dst, to_file, family, options), given)
+    refuse_gguf(src)
     if given.what == "part":
         return _noted(_convert_component(src, dst, to_file, given.part, family, options), given)
     found = detect_family(src)
