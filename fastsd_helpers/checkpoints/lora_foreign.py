@@ -100,7 +100,7 @@ def foreign_by_names(stems: Iterable[str], metadata: Mapping[str, str]) -> None:
                 raise _foreign(what, f"its metadata says {key} {said!r}", hint)
 
 
-def foreign_by_widths(family: str, layers: Iterable[tuple[str, Target | None, Size | None]]) -> None:
+def foreign_by_widths(layers: Iterable[tuple[str, Target | None, Size]]) -> None:
     """Refuse a LoRA whose layers have the family's names and another published model's widths.
 
     Args:
@@ -110,13 +110,11 @@ def foreign_by_widths(family: str, layers: Iterable[tuple[str, Target | None, Si
         CheckpointError: says which model, and what reads it.
     """
     for name, target, size in layers:
-        if size is None:
-            continue
         rows, columns = size
         what = ""
         if target is None:
-            deep = re.search(r"transformer_blocks[._](\d+)[._]", name) if family == "flux" else None
-            if deep and int(deep[1]) > 18 and "single_" not in name:  # Flux.1 has 19 of them, Qwen-Image 60
+            deep = re.search(r"(?:^|\.|lora_unet_|lora_transformer_|lycoris_)transformer_blocks[._](\d+)[._]", name)
+            if deep and int(deep[1]) > 18 and ".attentions." not in name:  # Flux.1 has 19 of them, Qwen-Image 60
                 what = _FLUX_WIDTHS.get(columns, "Qwen-Image" if columns == 3072 else "")
         elif target.module.part == "transformer" and target.module.row.sizes[1:] == ("d",):
             what = _FLUX_WIDTHS.get(columns, "")
@@ -131,23 +129,19 @@ def foreign_by_widths(family: str, layers: Iterable[tuple[str, Target | None, Si
             raise _foreign(what, f"{name!r} changes a layer of {rows} x {columns}", _COMFY)
 
 
-def module_shape(roles: Mapping[str, str], tensors: Mapping[str, TensorFact]) -> Size | None:
-    """(rows, columns) of the weight that an adapter changes, as far as its own matrices show them."""
+def module_shape(roles: Mapping[str, str], tensors: Mapping[str, TensorFact]) -> Size:
+    """(rows, columns) of the weight that an adapter changes; 0 where its own matrices do not show it."""
 
     def size(role: str, axis: int) -> int:
         shape = tensors[roles[role]].shape if role in roles else ()
         return shape[axis] if len(shape) > axis else 0
 
-    if "down" in roles and "up" in roles:
-        rows, columns = size("up", 0), size("down", 1)
-    elif "hada_w1_a" in roles:
-        rows, columns = size("hada_w1_a", 0), size("hada_w1_b", 1)
-    elif "lokr_w1" in roles or "lokr_w1_a" in roles:
+    if "hada_w1_a" in roles or "hada_w1_b" in roles:
+        return size("hada_w1_a", 0), size("hada_w1_b", 1)
+    if any(role.startswith("lokr_") for role in roles):
         rows = (size("lokr_w1", 0) or size("lokr_w1_a", 0)) * (size("lokr_w2", 0) or size("lokr_w2_a", 0))
-        columns = (size("lokr_w1", 1) or size("lokr_w1_b", 1)) * (size("lokr_w2", 1) or size("lokr_w2_b", 1))
-    else:
-        rows, columns = size("diff", 0), size("diff", 1)
-    return (rows, columns) if rows and columns else None
+        return rows, (size("lokr_w1", 1) or size("lokr_w1_b", 1)) * (size("lokr_w2", 1) or size("lokr_w2_b", 1))
+    return size("up", 0) or size("diff", 0), size("down", 1) or size("diff", 1)
 
 
 def real_sizes(family: str, target: Target) -> Size | None:

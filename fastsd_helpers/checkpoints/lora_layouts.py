@@ -25,8 +25,8 @@ _OWN = r"(?:\.(?!weight$|bias$)[^.]+)?"
 _ENDINGS = tuple(
     (re.compile(rf"(?P<stem>.*[^.])(?:{ending})", re.DOTALL), role)
     for ending, role in (
-        (rf"\.lora_down{_OWN}\.weight|\.lora_A{_OWN}\.weight|\.lora_A", "down"),
-        (rf"\.lora_up{_OWN}\.weight|\.lora_B{_OWN}\.weight|\.lora_B", "up"),
+        (rf"\.lora_down\.weight|\.lora_A{_OWN}\.weight|\.lora_A", "down"),
+        (rf"\.lora_up\.weight|\.lora_B{_OWN}\.weight|\.lora_B", "up"),
         (r"\.lora(?:_linear_layer)?\.down\.weight|(?<=_lora)\.down\.weight|(?<=_lora[12])\.down\.weight", "down"),
         (r"\.lora(?:_linear_layer)?\.up\.weight|(?<=_lora)\.up\.weight|(?<=_lora[12])\.up\.weight", "up"),
         (r"\.lora_mid\.weight", "mid"),
@@ -35,7 +35,8 @@ _ENDINGS = tuple(
         (rf"\.dora_scale|\.lora_magnitude_vector{_OWN}(?:\.weight)?", "dora_scale"),
         (rf"\.(?P<role>hada_(?:w[12]_[ab]|t[12])){_OWN}(?:\.weight)?", ""),
         (rf"\.(?P<role>lokr_(?:w[12](?:_[ab])?|t[12])){_OWN}(?:\.weight)?", ""),
-        (rf"\.(?P<role>oft_blocks|oft_diag|oft_[rR]|boft_[RsS]|rescale){_OWN}(?:\.weight|\.scaled_oft)?", ""),
+        (r"\.oft_R\.(?P<role>scaled_oft)", ""),
+        (rf"\.(?P<role>oft_blocks|oft_diag|oft_[rR]|boft_[RsS]|rescale){_OWN}(?:\.weight)?", ""),
         (r"\.(?P<role>a1|a2|b1|b2|bm)\.weight", ""),
         (rf"\.(?P<role>on_input|ia3_l){_OWN}", ""),
         (r"\.(?P<role>diff|diff_b|set_weight|reshape_weight|w_norm|b_norm|scalar)", ""),
@@ -196,7 +197,7 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") 
     stems = _by_stem(tensors)
     foreign_by_names(stems, metadata)
     family, targets = _choose(stems, tensors, metadata, part)
-    foreign_by_widths(family, ((stem, targets.get(stem), module_shape(stems[stem], tensors)) for stem in stems))
+    foreign_by_widths((stem, targets.get(stem), module_shape(stems[stem], tensors)) for stem in stems)
     for stem in stems:
         if stem not in targets:
             raise _unknown_layer(_stem(stem), family if targets else "", part)
@@ -331,7 +332,7 @@ def _fitting(family: str, targets: Mapping[str, Target], stems: Mapping[str, Map
     for stem, target in targets.items():
         shape = module_shape(stems[stem], tensors)
         real = real_sizes(family, target)
-        if shape is not None and real is not None:
+        if real is not None:
             count += sum(one == other for one, other in zip(shape, real, strict=True))
         down = stems[stem].get("down")
         count -= down is not None and len(tensors[down].shape) != max(len(target.module.row.sizes), 2)
