@@ -6,6 +6,7 @@ pytest.importorskip("numpy")
 import numpy as np
 from closeness import assert_close_to
 
+from fastsd_helpers.checkpoints.lora import LORA_FILE, convert_lora
 from fastsd_helpers.checkpoints.lora_layouts import is_lora, read_layout
 from fastsd_helpers.checkpoints.lora_names import LORA_FAMILIES, every_module, lora_modules, spelled_paths
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
@@ -15,6 +16,7 @@ from fastsd_helpers.errors import CheckpointError
 PRODUCTS = 1e-6
 AB = ("lora_A.weight", "lora_B.weight")
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
+PLAIN = {"dtype": "keep", "overwrite": False, "verify": True}
 AB_TO_DOWN, AB_TO_UP = zip(AB, DOWN_UP, strict=True)
 
 
@@ -229,10 +231,14 @@ def added_by_diffusers(pipe, arrays, parts):
     }
 
 
+CONVOLUTIONS = ("down_blocks.1.resnets.0.", "up_blocks.1.upsamplers.0.", "down_blocks.0.downsamplers.0.", "conv_in")
 PLACES = {
-    "sd15": ("down_blocks.1.attentions.0.", "up_blocks.2.attentions.1.", "mid_block.attentions.0."),
-    "sd21": ("down_blocks.1.attentions.0.", "up_blocks.2.attentions.1.", "mid_block.attentions.0."),
-    "sdxl": ("down_blocks.1.attentions.1.transformer_blocks.1.", "up_blocks.0.attentions.2.transformer_blocks.7."),
+    "sd15": ("down_blocks.1.attentions.0.", "mid_block.attentions.0.", "time_embedding.linear_1", *CONVOLUTIONS),
+    "sd21": ("down_blocks.1.attentions.0.", "mid_block.attentions.0.", "time_embedding.linear_1", *CONVOLUTIONS),
+    "sdxl": (
+        *("down_blocks.1.attentions.1.transformer_blocks.1.", "up_blocks.0.attentions.2.transformer_blocks.7."),
+        *("down_blocks.1.attentions.1.proj_in", "add_embedding.linear_1", *CONVOLUTIONS),
+    ),
 }
 LEAVES = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 TEXT_LEAVES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -277,7 +283,12 @@ def in_spelling(family, spelling, module):
         return text_rule(family)(part, path), DOWN_UP
     if spelling == "kohya":
         return "lora_unet_" + flat(original_path(module) if family == "sdxl" else path), DOWN_UP
-    return "lora_unet_" + flat(path), DOWN_UP
+    if spelling in ORIGINALS:
+        prefix, written, sides = ORIGINALS[spelling]
+        return prefix + written(original_path(module)), sides
+    if path.startswith("add_embedding") and spelling == "kohya by diffusers' paths":
+        return None  # diffusers does not find it under this name
+    return ("lycoris_" if spelling == "simpletuner" else "lora_unet_") + flat(path), DOWN_UP
 
 
 READ_BY_DIFFUSERS = [
@@ -287,25 +298,63 @@ READ_BY_DIFFUSERS = [
 ]
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize(("family", "spelling"), READ_BY_DIFFUSERS)
-def test_a_stable_diffusion_lora_means_what_diffusers_reads_in_it(family, spelling, readers):
-    pipe = readers(family)
+def written_by(pipe, family, spelling):
+    """A random LoRA of some layers in a spelling, and the rows of each weight."""
     random = np.random.default_rng(7)
     arrays, heights = {}, {}
     for module in some_layers(family):
         spelled = in_spelling(family, spelling, module)
         if spelled is not None:
             weight = weight_of(pipe, module.part, module.paths[0])
-            ones = (1,) * (weight.ndim - 2)
             heights[module.part, module.paths[0]] = len(weight)
-            for ending, array in zip(spelled[1], matrices(random, *weight.shape[:2], *ones), strict=True):
+            for ending, array in zip(spelled[1], matrices(random, *weight.shape[:2], *weight.shape[2:]), strict=True):
                 arrays[f"{spelled[0]}.{ending}"] = array
+    return arrays, heights
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("family", "spelling"), READ_BY_DIFFUSERS)
+def test_a_stable_diffusion_lora_means_what_diffusers_reads_in_it(family, spelling, readers):
+    pipe = readers(family)
+    arrays, heights = written_by(pipe, family, spelling)
     ours = by_definition(arrays, heights)
     theirs = added_by_diffusers(pipe, arrays, {part for part, _ in heights})
     assert ours.keys() == theirs.keys() == heights.keys()
     for place, (up, down) in ours.items():
         assert_close_to(theirs[place], up @ down, of_largest=PRODUCTS, about=str(place))
+
+
+def converted(arrays, folder):
+    """What each conversion of a LoRA writes: into a file, and into a folder where that is another thing."""
+    from safetensors.numpy import load_file, save_file
+
+    save_file(arrays, folder / "in.safetensors")
+    results = [load_file(convert_lora(folder / "in.safetensors", folder / "out.safetensors", **PLAIN).path)]
+    facts = {name: TensorFact("F32", array.shape) for name, array in arrays.items()}
+    if read_layout(facts, {}).naming not in ("diffusers", "peft"):
+        convert_lora(folder / "in.safetensors", folder / "out", **PLAIN)
+        results.append(load_file(folder / "out" / LORA_FILE))
+    return results
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(
+    ("family", "spelling"),
+    [
+        *(("sd15", spelling) for spelling in ("old", "processor", "kohya", "comfyui", "simpletuner")),
+        ("sd21", "kohya"),
+        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "unet", "peft")),
+    ],
+)
+def test_diffusers_finds_in_what_is_converted_what_the_source_says(family, spelling, readers, tmp_path):
+    pipe = readers(family)
+    arrays, heights = written_by(pipe, family, spelling)
+    wanted = by_definition(arrays, heights)
+    for made in converted(arrays, tmp_path):
+        found = added_by_diffusers(readers(family), made, {part for part, _ in heights})
+        assert found.keys() == wanted.keys()
+        for place, (up, down) in wanted.items():
+            assert_close_to(found[place], up @ down, of_largest=PRODUCTS, about=str(place))
 
 
 D, FM = 3072, 12288  # of Flux.1: diffusers takes its fused layers apart at these widths alone
@@ -367,38 +416,76 @@ def flux_stems(spelling):
                     yield "lora_transformer_" + flat(path), DOWN_UP, height, columns
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("alpha", [False, True])
-@pytest.mark.parametrize("spelling", ["diffusers", *PREFIXES, "onetrainer", "xlabs"])
-def test_a_flux_lora_means_what_diffusers_reads_in_it(spelling, alpha):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    pytest.importorskip("peft")
+FLUX_HEIGHTS = {("transformer", path): rows for _, _, paths in FLUX.values() for path, rows in paths.items()}
+WITH_ALPHA = ("kohya", "comfyui", "ai-toolkit", "onetrainer")
+
+
+def flux_written_by(spelling, alpha):
     random = np.random.default_rng(3)
     arrays = {}
     for stem, endings, rows, columns in flux_stems(spelling):
         for ending, array in zip(endings, matrices(random, rows, columns, rank=3), strict=True):
             arrays[f"{stem}.{ending}"] = array
-        # diffusers forgets the alpha of the final layer, and reads none of XLabs' and of its own names from here.
-        if spelling == "onetrainer" or (alpha and spelling in ("kohya", "comfyui", "ai-toolkit")):
-            arrays[f"{stem}.alpha"] = np.float32(3 if "final_layer" in stem or not alpha else 2)
-    heights = {("transformer", path): rows for _, _, paths in FLUX.values() for path, rows in paths.items()}
-    probe = {columns: random.standard_normal((columns, 2)) for columns in (64, 256, 768, D, FM, D + FM)}
-    factors = by_definition(arrays, heights)
-    ours = {path: up @ (down @ probe[down.shape[1]]) for (_, path), (up, down) in factors.items()}
-    given = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-    if spelling == "comfyui":  # diffusers reads these paths with the other endings alone
-        given = {name.replace(*AB_TO_DOWN).replace(*AB_TO_UP): tensor for name, tensor in given.items()}
-    read = diffusers.FluxPipeline.lora_state_dict(given)
-    theirs = {}
+        if spelling == "onetrainer" or (alpha and spelling in WITH_ALPHA):
+            # diffusers forgets the alpha of the final layer.
+            arrays[f"{stem}.alpha"] = np.array(3 if "final_layer" in stem or not alpha else 2, "<f4")
+    return arrays
+
+
+PROBES = {
+    columns: np.random.default_rng(columns).standard_normal((columns, 2)) for columns in (64, 256, 768, D, FM, D + FM)
+}
+
+
+def flux_by_definition(arrays):
+    """Diffusers path -> what the change of a layer makes of two random vectors: the change itself is too large."""
+    factors = by_definition(arrays, FLUX_HEIGHTS)
+    return {path: up @ (down @ PROBES[down.shape[1]]) for (_, path), (up, down) in factors.items()}
+
+
+def flux_by_diffusers(arrays):
+    import torch
+    from diffusers import FluxPipeline
+
+    read = FluxPipeline.lora_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
+    found = {}
     for name, down in read.items():
         if name.endswith(".lora_A.weight"):
             up = read[name.replace(".lora_A.", ".lora_B.")].numpy().astype("<f8")
             path = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
-            theirs[path] = up @ (down.numpy() @ probe[down.shape[1]])
-    assert ours.keys() == theirs.keys()
-    for path, change in ours.items():
-        assert_close_to(theirs[path], change, of_largest=PRODUCTS, about=path)
+            found[path] = up @ (down.numpy().astype("<f8") @ PROBES[down.shape[1]])
+    return found
+
+
+def assert_same_changes(found, wanted):
+    assert found.keys() == wanted.keys()
+    for path, change in wanted.items():
+        assert_close_to(found[path], change, of_largest=PRODUCTS, about=path)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("spelling", ["diffusers", *PREFIXES, "onetrainer", "xlabs"])
+def test_a_flux_lora_means_what_diffusers_reads_in_it(spelling, alpha):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    arrays = flux_written_by(spelling, alpha)
+    given = arrays
+    if spelling == "comfyui":  # diffusers reads these paths with the other endings alone
+        given = {name.replace(*AB_TO_DOWN).replace(*AB_TO_UP): array for name, array in arrays.items()}
+    assert_same_changes(flux_by_diffusers(given), flux_by_definition(arrays))
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("spelling", ["diffusers", *PREFIXES, "onetrainer", "xlabs"])
+def test_diffusers_finds_in_a_converted_flux_lora_what_the_source_says(spelling, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    arrays = flux_written_by(spelling, alpha=False)
+    for made in converted(arrays, tmp_path):
+        # A matrix of which one piece is not changed has zeros there.
+        found = {path: change for path, change in flux_by_diffusers(made).items() if change.any()}
+        assert_same_changes(found, flux_by_definition(arrays))
 
 
 # ------------------------------------------------------------------------------------------ which family, which part
