@@ -212,6 +212,31 @@ def test_halves_are_exchanged_only_where_the_original_names_them():
 
 
 @pytest.mark.parametrize(
+    ("stem", "path"),
+    [
+        ("unet.unet.conv_in", "conv_in"),
+        (f"unet.down_blocks.1.attentions.0._orig_mod.{ATTENTION[13:]}.ff.net.2", f"down_blocks.1.{ATTENTION}.ff.net.2"),
+        ("lora_unet__orig_mod_conv_in", "conv_in"),
+        ("_orig_mod.unet.conv_in", "conv_in"),
+        ("module.unet.conv_in", "conv_in"),
+        ("unet._fsdp_wrapped_module.conv_in", "conv_in"),
+        ("base_model.model.unet.conv_in", "conv_in"),
+        ("lycoris_text_model_encoder_layers_0_mlp_fc1", "encoder.layers.0.mlp.fc1"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out", "mid_block.attentions.0.tra"),
+    ],
+)
+def test_what_wraps_a_model_is_no_part_of_a_path(stem, path):
+    [module] = layout_of(f"{stem}.lora_down.weight").modules
+    assert module.module.paths[0].startswith(path)
+
+
+@pytest.mark.parametrize("ending", ["lora.down", "lora_layer.down", "lora_linear_layer.down", "lora_conv_layer.down"])
+def test_the_endings_of_older_versions_are_the_same_matrix(ending):
+    [module] = layout_of(f"unet.conv_in.{ending}.weight").modules
+    assert module.tensors == {"down": f"unet.conv_in.{ending}.weight"}
+
+
+@pytest.mark.parametrize(
     ("names", "words"),
     [
         (f"{KOHYA_XL}_attn1_to_k.lora_down.weight", "a LoRA for SDXL in kohya's names"),
@@ -341,6 +366,12 @@ def test_layers_with_and_without_a_dora_scale_are_a_dora():
         ("base_model.model.model.layers.0.self_attn.q_proj", 4096, "a language model"),
         ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 2560, "HiDream"),
         ("transformer.joint_transformer_blocks.0.attn.to_q", 3072, "AuraFlow"),
+        ("transformer.single_transformer_blocks.3.attn.to_out", 12288, "FLUX.2"),
+        ("diffusion_model.single_blocks.3.linear2", 12288, "FLUX.2 klein 4B"),
+        ("lora_unet_txt_in", 15360, "FLUX.2 dev"),
+        ("text_encoder_3.encoder.block.0.layer.0.SelfAttention.q", 4096, "Stable Diffusion 3"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 768, "the SDXL refiner"),
+        (f"unet.down_blocks.1.{ATTENTION}.attn2.to_k", 1280, "the SDXL refiner"),
     ],
 )
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
@@ -377,6 +408,13 @@ def test_the_smallest_flux_2_differs_from_flux_1_in_its_inner_layers(path, rows)
 def test_metadata_names_a_family_that_layers_do_not(metadata, what):
     with pytest.raises(CheckpointError, match=what):
         read_layout(pairs("lora_unet_double_blocks_0_img_attn_qkv"), metadata)
+
+
+def test_clip_g_and_t5_together_are_stable_diffusion_3s():
+    stems = [f"lora_te2_{TE}", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"]
+    with pytest.raises(CheckpointError, match="is one for Stable Diffusion 3, which is not converted"):
+        read_layout(pairs(*stems, sides=DOWN_UP), {})
+    assert read_layout(pairs(f"lora_te1_{TE}", stems[1], sides=DOWN_UP), {}).family == "flux"
 
 
 @pytest.mark.parametrize("said", ["flux-1-dev/lora", "flux-1-kontext-dev/lora", "flux1"])
@@ -427,6 +465,13 @@ def test_parts_may_be_written_in_two_layouts():
         (["text_encoder.text_model.embeddings.token_embedding.lora_embedding_A"], "token embeddings"),
         (["lora_te1_encoder_layers_40_mlp_fc1.lora_up.weight", f"{KOHYA_XL}_attn1_to_k.lora_up.weight"], "SDXL models"),
         ([], "no tensors of a LoRA"),
+        (["base_model.model.proj_out.lora_A.weight", "base_model.model.proj_out.lora_E"], "AdaLoRA"),
+        (["base_model.model.proj_out.vera_lambda_b"], "no LoRA .AdaLoRA, VeRA"),
+        (
+            ["base_model.model.proj_out.lora_A.weight", "base_model.model.norm.weight"],
+            "whole weights .* modules_to_save",
+        ),
+        (["img_in.lora_A.weight", "double_blocks.0.img_attn.norm.key_norm.scale"], "control LoRA of Flux.1"),
     ],
 )
 def test_what_is_no_tensor_of_a_known_layer_is_named(names, message):

@@ -1,4 +1,4 @@
-"""LoRA in every spelling, and what they are converted to, as diffusers reads them: the change of every layer is the same."""
+"""LoRA in every spelling, and what they are converted to, read by diffusers: every layer changes by the same."""
 
 import pytest
 
