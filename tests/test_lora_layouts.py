@@ -466,7 +466,7 @@ def test_parts_may_be_written_in_two_layouts():
         (["lora_te1_encoder_layers_40_mlp_fc1.lora_up.weight", f"{KOHYA_XL}_attn1_to_k.lora_up.weight"], "SDXL models"),
         ([], "no tensors of a LoRA"),
         (["base_model.model.proj_out.lora_A.weight", "base_model.model.proj_out.lora_E"], "AdaLoRA"),
-        (["base_model.model.proj_out.vera_lambda_b"], "no LoRA .AdaLoRA, VeRA"),
+        (["base_model.model.proj_out.vera_lambda_b"], "another adapter of peft.s .AdaLoRA, VeRA"),
         (
             ["base_model.model.proj_out.lora_A.weight", "base_model.model.norm.weight"],
             "whole weights .* modules_to_save",

@@ -9,7 +9,7 @@ from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.lora_foreign import foreign_by_names, foreign_by_widths, module_shape, real_sizes
 from fastsd_helpers.checkpoints.lora_names import LORA_FAMILIES, Module, Target, spelled_paths
-from fastsd_helpers.checkpoints.lora_spelling import Stem, is_lora, read_stem
+from fastsd_helpers.checkpoints.lora_spelling import Stem, by_stem, is_lora, read_stem
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.errors import CheckpointError
 
