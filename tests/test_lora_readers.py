@@ -360,7 +360,7 @@ def test_diffusers_finds_in_a_converted_flux_lora_what_the_source_says(spelling,
         assert_same_changes(found, flux_by_definition(arrays))
 
 
-# ---------------------------------------------------------------------------------------- what diffusers has no layer for
+# --------------------------------------------------------------------------------------- what diffusers has no name for
 
 
 def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
