@@ -151,6 +151,9 @@ def in_spelling(family, spelling, module):
         return dotted, (f"{middle}.down.weight", f"{middle}.up.weight")
     if spelling == "processor":
         return (old_processor(part, path), ("down.weight", "up.weight")) if attention else None
+    if text and spelling == "comfyui":
+        inside = f"text_model.{path}" if path != "text_projection" else path
+        return f"text_encoders.clip_{'g' if part == 'text_encoder_2' else 'l'}.transformer.{inside}", AB
     if text:
         return f"lora_te2_{path}" if path == "text_projection" else text_rule(family)(part, path), DOWN_UP
     if spelling == "kohya":
@@ -215,7 +218,7 @@ def converted(arrays, folder):
     [
         *(("sd15", spelling) for spelling in ("old", "processor", "kohya", "comfyui", "simpletuner")),
         ("sd21", "kohya"),
-        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "unet", "peft")),
+        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "comfyui", "peft")),
     ],
 )
 def test_diffusers_finds_in_what_is_converted_what_the_source_says(family, spelling, readers, tmp_path):
