@@ -11,6 +11,7 @@ from fastsd_helpers.checkpoints.lora import LORA_FILE, convert_lora
 from fastsd_helpers.checkpoints.lora_layouts import read_layout
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two fp32 matrices, the alpha shared out between them.
 PRODUCTS = 1e-6
@@ -357,3 +358,47 @@ def test_diffusers_finds_in_a_converted_flux_lora_what_the_source_says(spelling,
         # A matrix of which one piece is not changed has zeros there.
         found = {path: change for path, change in flux_by_diffusers(made).items() if change.any()}
         assert_same_changes(found, flux_by_definition(arrays))
+
+
+# --------------------------------------------------------------------------------------- what diffusers has no name for
+
+
+def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    stem, table = "lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_te1_text_model_embeddings_position_embedding"
+    random = np.random.default_rng(1)
+    arrays = {
+        f"{name}.{ending}": array
+        for name in (stem, table)
+        for ending, array in zip(DOWN_UP, matrices(random, 8, 6), strict=True)
+    }
+    save_file({**arrays, f"{table}.{DOWN_UP[1]}": np.zeros((8, 2), "<f4")}, tmp_path / "zeros.safetensors")
+    written = convert_lora(tmp_path / "zeros.safetensors", tmp_path / "out.safetensors", **PLAIN)
+    assert len(load_file(written.path)) == 2
+    assert any("1 layers of zeros for embeddings" in note for note in written.notes)
+    save_file(arrays, tmp_path / "numbers.safetensors")
+    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', no linear"):
+        convert_lora(tmp_path / "numbers.safetensors", tmp_path / "other.safetensors", **PLAIN)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_layers_of_t5_are_kept_both_ways_and_what_diffusers_leaves_out_is_said(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    random = np.random.default_rng(2)
+    stems = (
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+        "lora_te3_encoder_block_23_layer_1_DenseReluDense_wi_0",
+    )
+    arrays = {
+        f"{stem}.{ending}": array
+        for stem in stems
+        for ending, array in zip(DOWN_UP, matrices(random, 8, 6), strict=True)
+    }
+    save_file(arrays, tmp_path / "kohya.safetensors")
+    there = convert_lora(tmp_path / "kohya.safetensors", tmp_path / "diffusers.safetensors", **PLAIN)
+    assert any("2 layers change T5; diffusers' Flux.1 pipeline does not load those" in note for note in there.notes)
+    back = load_file(convert_lora(there.path, tmp_path / "back.safetensors", **PLAIN).path)
+    for name, array in arrays.items():
+        assert np.array_equal(back[name], array)

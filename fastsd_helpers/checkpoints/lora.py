@@ -81,6 +81,7 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
         if to_folder and lora.layout.naming in ("diffusers", "peft"):
             raise CheckpointError("A LoRA in kohya's names is one file.", "Give a name that ends in .safetensors.")
         layers, notes = read_lora(lora)
+        layers = _without_tables(layers, lora.layout.family, notes)
         sources = [
             SourceLayer(lora.source, module.module, module.path, module.tensors, layer.alpha)
             for module, layer in layers
@@ -88,6 +89,12 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
         family = lora.layout.family
         if to_folder or lora.layout.naming == "kohya":
             tensors, metadata = _to_diffusers(_as_diffusers(layers), family, dtype)
+            t5 = sum(family == "flux" and module.module.part == "text_encoder_2" for module, _ in layers)
+            if t5:
+                notes.append(
+                    f"{t5} layers change T5; diffusers' Flux.1 pipeline does not load those. ComfyUI reads them under "
+                    "the source's names."
+                )
         else:
             tensors, metadata = _to_kohya(_as_original(layers, family), family, dtype)
             metadata["modelspec.title"] = dst.stem
@@ -117,6 +124,29 @@ def _refuse_others(layout: LoraLayout) -> None:
                 f"The LoRA has {module.tensors['bias']!r}: biases, for which no conversion exists.",
                 "Give a plain LoRA, trained without biases.",
             )
+
+
+def _without_tables(
+    layers: list[tuple[LoraModule, Layer]], family: str, notes: list[str]
+) -> list[tuple[LoraModule, Layer]]:
+    """Leave out zeros for token and position embeddings, which some programs extract; peft has no names for them.
+
+    Raises:
+        CheckpointError: an embedding or a norm layer is changed.
+    """
+    known = set(lora_modules(family))
+    kept = []
+    for module, layer in layers:
+        if module.module in known or not module.module.kohya:
+            kept.append((module, layer))
+        elif layer.down.any() and layer.up.any():
+            raise CheckpointError(
+                f"The LoRA changes {module.spelled!r}, no linear layer and no convolution: nothing else names it.",
+                "Use it in ComfyUI as it is, or extract it again without the embeddings.",
+            )
+    if len(kept) < len(layers):
+        notes.append(f"{len(layers) - len(kept)} layers of zeros for embeddings or norms were left out.")
+    return kept
 
 
 def _write(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, check_shapes, match_names, measure
+from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.recipes import Recipe, original_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_source
 from fastsd_helpers.errors import CheckpointError
@@ -22,12 +23,14 @@ class Parts:
     """Open sources whose tensors are exactly those of the family at these widths.
 
     names: part -> the table's Diffusers name -> the name in the source.
+    notes: what was taken off the names or left out, one sentence each.
     """
 
     family: Family
     sources: Mapping[str, Source]
     names: Mapping[str, Mapping[str, str]]
     widths: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     def find(self, part: str, name: str) -> tuple[Source, str]:
         """The source that has a tensor of the table, and the name there."""
@@ -52,10 +55,12 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
             "Give each of them once.",
         )
     with ExitStack() as stack:
-        sources, names, shapes = {}, {}, {}
+        sources, names, shapes, notes = {}, {}, {}, []
         for part in family.parts:
-            sources[part] = source = open_source(part, given[part])
-            stack.callback(source.close)
+            opened = open_source(part, given[part])
+            stack.callback(opened.close)
+            sources[part] = source = tidy(opened)
+            notes += source.notes
             if not source.tensors:
                 raise CheckpointError(f"The {PART_WORDS[part]} holds no tensors.", "Give the whole model.")
             names[part] = match_names(family, part, source.tensors)
@@ -63,4 +68,4 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
         widths = measure(family, shapes)
         for part in family.parts:
             check_shapes(family, part, shapes[part], widths)
-        yield Parts(family, sources, names, widths)
+        yield Parts(family, sources, names, widths, tuple(notes))

@@ -96,7 +96,7 @@ def _flux(tensors: Facts) -> Kind | None:
     prefix = qkv.removesuffix("double_blocks.0.img_attn.qkv.weight")
     blocks = (_count(tensors, f"{prefix}double_blocks."), _count(tensors, f"{prefix}single_blocks."))
     if blocks != _FLUX_BLOCKS and any(name.startswith(f"{prefix}final_layer.") for name in tensors):
-        words = f"a Flux.1 file with {blocks[0]} and {blocks[1]} blocks, not 19 and 38 (Flux.1 Lite or another shortened one)"
+        words = f"a shortened Flux.1 file such as Flux.1 Lite: {blocks[0]} and {blocks[1]} blocks, not 19 and 38"
         return Kind("foreign", None, words, hint_of("comfy"))
     first = tensors.get(f"{prefix}img_in.weight")
     task = _FLUX_TASKS.get(first.shape[-1], "") if first is not None and first.shape else ""
@@ -212,9 +212,7 @@ def require_convertible(
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors.", "Download it again, or pick another file.")
     if kind.hint and not kind.what.startswith("lora"):
-        raise CheckpointError(
-            f"{path} is {kind.words} (it has {min(tensors)!r}), and is not converted.", kind.hint
-        )
+        raise CheckpointError(f"{path} is {kind.words} (it has {min(tensors)!r}), and is not converted.", kind.hint)
     if kind.what == "diffusers part" and kind.family is None:
         raise CheckpointError(
             f"{path} is {kind.words}, one part of a model.", "Give the whole folder, the one with model_index.json."
