@@ -119,15 +119,21 @@ class _Maker:
         """(part, path) -> (rank, effective alpha, whether a tensor says it)."""
         ranks = self.random.choice([1, 2, 4, 8], 3)
         alphas = self.random.choice([0.5, 1, 1.1, 3, 4, 16, 0.03125, -2, 32, 7.7], 4)
-        rank = {(m.part, p): int(ranks[0] if self.random.random() < 0.6 else self.random.choice(ranks)) for m, p in layers}
+        rank = {
+            (m.part, p): int(ranks[0] if self.random.random() < 0.6 else self.random.choice(ranks)) for m, p in layers
+        }
         ways = {
             "kohya": ("tensors", "some tensors", "nothing", "ss"),
             "diffusers": ("metadata", "metadata", "metadata", "plain", "tensors", "nothing"),
             "old": ("nothing", "plain"),
             "bare": ("common metadata", "plain", "nothing"),
             "bfl": ("tensors", "nothing", "plain"),
+            "bfl down": ("tensors",),
+            "onetrainer": ("tensors",),
+            "peft folder": ("config",),
+            "peft file": ("config",),
         }
-        way = str(self.random.choice(ways.get(self.naming, ("tensors",) if self.naming in ("bfl down", "onetrainer") else ("config",))))
+        way = str(self.random.choice(ways[self.naming]))
         self.words.append(way)
         self.way = way
         found = {}
@@ -288,11 +294,14 @@ def changes_of(path, family):
             stem = name.removesuffix(".lora_down.weight")
             module, alpha = kohya[stem], float(values[f"{stem}.alpha"])
             found |= _original(module, _product(values[name], values[f"{stem}.lora_up.weight"], alpha))
-        elif name.endswith(".lora_A.weight"):
-            stem = name.removesuffix(".lora_A.weight")
-            part, _, path = stem.partition(".")
-            alpha = _stated_alpha(said, part, path)
-            found[part, path.removeprefix("text_model.")] = _product(values[name], values[f"{stem}.lora_B.weight"], alpha)
+        for down, up in ((".lora_A", ".lora_B"), (".lora_linear_layer.down", ".lora_linear_layer.up")):
+            if name.endswith(f"{down}.weight"):
+                stem = name.removesuffix(f"{down}.weight")
+                part, _, path = stem.partition(".")
+                alpha = _stated_alpha(said, part, path)
+                found[part, path.removeprefix("text_model.")] = _product(
+                    values[name], values[f"{stem}{up}.weight"], alpha
+                )
     return found
 
 
@@ -321,10 +330,7 @@ def _original(module, delta):
         delta = np.roll(delta, len(delta) // 2, axis=0)
     width = delta.shape[1]
     edges = [width * place for place in range(len(module.paths))] + [len(delta)]
-    return {
-        (module.part, path): delta[edges[place] : edges[place + 1]]
-        for place, path in enumerate(module.paths)
-    }
+    return {(module.part, path): delta[edges[place] : edges[place + 1]] for place, path in enumerate(module.paths)}
 
 
 def largest_difference(found, truth):

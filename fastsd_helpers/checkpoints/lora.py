@@ -217,14 +217,16 @@ def _as_original(layers: Iterable[tuple[LoraModule, Layer]], family: str) -> lis
 def _to_kohya(layers: list[tuple[Module, Layer]], family: str, dtype: str) -> tuple[Stored, dict[str, str]]:
     tensors: Stored = {}
     for module, layer in layers:
+        # diffusers never comes back from a negative alpha in this layout (_convert_to_ai_toolkit): `up` takes the sign.
+        up, alpha = (layer.up, layer.alpha) if layer.alpha >= 0 else (-layer.up, -layer.alpha)
         tensors[f"{module.kohya}.lora_down.weight"] = _stored(layer.down, layer.dtype, dtype)
-        tensors[f"{module.kohya}.lora_up.weight"] = _stored(layer.up, layer.dtype, dtype)
-        tensors[f"{module.kohya}.alpha"] = _stored_number(layer.alpha)
+        tensors[f"{module.kohya}.lora_up.weight"] = _stored(up, layer.dtype, dtype)
+        tensors[f"{module.kohya}.alpha"] = _stored_number(alpha)
     return tensors, {
         "modelspec.architecture": _ARCHITECTURES[family],
         "modelspec.sai_model_spec": "1.0.1",
         "ss_base_model_version": _BASE_WORDS[family],
-        "ss_network_alpha": f"{_usual(layer.alpha for _, layer in layers):g}",
+        "ss_network_alpha": f"{_usual(abs(layer.alpha) for _, layer in layers):g}",
         "ss_network_dim": str(_usual(layer.rank for _, layer in layers)),
         "ss_network_module": "networks.lora_flux" if family == "flux" else "networks.lora",
         "ss_v2": str(family == "sd21"),
@@ -238,11 +240,14 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
         for module in lora_modules(family)
         if module.part.startswith("text") and module.row.original.startswith("text_model.")
     }
+    # And it knows peft's names in a text encoder by its attention layers; without one, only its own older names.
+    usual = {part for part, path in layers if not part.startswith("text") or ".self_attn." in path}
     tensors: Stored = {}
     for (part, path), layer in layers.items():
         name = f"{part}.{starts.get((part, path), '')}{path}"
-        tensors[f"{name}.lora_A.weight"] = _stored(layer.down, layer.dtype, dtype)
-        tensors[f"{name}.lora_B.weight"] = _stored(layer.up, layer.dtype, dtype)
+        down, up = ("lora_A", "lora_B") if part in usual else ("lora_linear_layer.down", "lora_linear_layer.up")
+        tensors[f"{name}.{down}.weight"] = _stored(layer.down, layer.dtype, dtype)
+        tensors[f"{name}.{up}.weight"] = _stored(layer.up, layer.dtype, dtype)
     described: dict[str, Any] = {}
     for part in sorted({part for part, _ in layers}):
         own = {path: layer for (other, path), layer in layers.items() if other == part}
