@@ -130,8 +130,6 @@ def convert(
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
     given = identify(src)
     src = given.path
-    for note in given.notes:
-        _log.info("%s", note)
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
