@@ -183,6 +183,15 @@ def test_the_family_is_told_by_names_then_widths_then_metadata_then_custom(stem,
 
 
 @pytest.mark.parametrize(
+    ("columns", "asked", "family"),
+    [(768, "flux", "flux"), (768, "sd15", "sd15"), (768, "sd21", "sd15"), (1024, "sd15", "sd21"), (8, "sd21", "sd21")],
+)
+def test_a_family_that_is_asked_for_is_taken_where_nothing_speaks_against_it(columns, asked, family):
+    tensors = pairs("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", columns=columns)
+    assert read_layout(tensors, {"ss_base_model_version": "sdxl_base_v1-0"}, family=asked).family == family
+
+
+@pytest.mark.parametrize(
     ("path", "columns", "part", "found"),
     [
         ("base_model.model.text_model.encoder.layers.0.mlp.fc1", 768, "", "text_encoder"),

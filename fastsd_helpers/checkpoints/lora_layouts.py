@@ -108,12 +108,13 @@ class LoraLayout:
     modules: tuple[LoraModule, ...]
 
 
-def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") -> LoraLayout:
+def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "", family: str = "") -> LoraLayout:
     """Tell what a LoRA file is: its family, whose names it has, its kind, and the tensors of every module.
 
     Args:
         metadata: the file's; where the names fit several families, what it says of the base model decides.
         part: the Diffusers part of a file whose names do not say it (peft's folders).
+        family: the one to take where names and published widths fit several, whatever the metadata say.
 
     Raises:
         CheckpointError: another family's LoRA, a layer that no model has, two layouts of one LoRA, or a tensor that
@@ -121,7 +122,7 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") 
     """
     stems = by_stem(tensors)
     foreign_by_names(stems, metadata)
-    family, targets = _choose(stems, tensors, metadata, part)
+    family, targets = _choose(stems, tensors, family or _hint(metadata), part)
     foreign_by_widths((stem, targets.get(stem), module_shape(stems[stem], tensors)) for stem in stems)
     for stem in stems:
         if stem not in targets:
@@ -139,15 +140,14 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") 
 
 
 def _choose(
-    stems: Mapping[str, Mapping[str, str]], tensors: Facts, metadata: Mapping[str, str], part: str
+    stems: Mapping[str, Mapping[str, str]], tensors: Facts, hint: str, part: str
 ) -> tuple[str, dict[str, Target]]:
     """The family whose modules these are, and what each stem means.
 
-    Where several have them all, real widths decide, then what the metadata says, then which family is trained with
-    such names, then the order of the families.
+    Where several have them all, published widths decide, then the hint, then which family is trained with such names,
+    then the order of the families.
     """
     taken = {stem: read_stem(stem) for stem in stems}
-    hint = _hint(metadata)
     best: tuple[tuple[int, int, int, int], str, dict[str, Target]] | None = None
     for family in LORA_FAMILIES:
         for bare in _bare_parts(family, part):
