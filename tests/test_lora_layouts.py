@@ -158,6 +158,7 @@ TE = "text_model_encoder_layers_0_mlp_fc1"
         (f"{KOHYA_15}_attn2_to_k", 8, {"ss_v2": "True"}, "sd21"),
         (f"{KOHYA_15}_attn1_to_k", 640, {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
         (f"{KOHYA_15}_attn1_to_k", 640, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "sdxl"),
+        (f"{KOHYA_15}_attn1_to_k", 640, {"ss_base_model_version": "sdxl", "ss_sd_model_name": "sd15.ckpt"}, "sdxl"),
         (f"{KOHYA_15}_attn2_to_k", 768, {"ss_base_model_version": "sdxl_base_v1-0"}, "sd15"),  # widths know better
         (f"{KOHYA_XL}_attn1_to_k", 640, {}, "sdxl"),  # kohya has the original's names for SDXL alone
         (f"diffusion_model.input_blocks.4.1.{BLOCK}.attn2.to_k", 768, {}, "sd15"),

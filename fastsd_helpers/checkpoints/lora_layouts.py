@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastsd_helpers.checkpoints.families import find_family
@@ -196,10 +196,11 @@ def _fitting(family: str, targets: Mapping[str, Target], stems: Mapping[str, Map
 def _hint(metadata: Mapping[str, str]) -> str:
     if metadata.get("ss_v2") == "True":
         return "sd21"
-    said = " ".join(
-        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
-    ).lower()
-    return next((family for family, pattern in _HINTS if pattern.search(said)), "")
+    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name"):
+        for family, pattern in _HINTS:
+            if pattern.search(metadata.get(key, "").lower()):
+                return family
+    return ""
 
 
 def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
@@ -255,19 +256,18 @@ def _naming(apart: Stem, target: Target, family: str) -> str:
     return "bfl" if family == "flux" else "original"
 
 
-def _kind(module: LoraModule, tensors: Facts) -> Iterator[str]:
+def _kinds(module: LoraModule, tensors: Facts) -> set[str]:
     roles = module.tensors
-    kinds = {name for role in roles for name in [next((kind for kind, p in _KINDS if p.match(role)), "")] if name}
+    kinds = {next((kind for kind, pattern in _KINDS if pattern.match(role)), "") for role in roles} - {""}
     if "oft" in kinds and "oft_blocks" in roles and len(tensors[roles["oft_blocks"]].shape) == 4:
         kinds = {*kinds - {"oft"}, "boft"}
     if "lora" in kinds and "dora_scale" in roles:
         kinds = {*kinds - {"lora"}, "dora"}
-    # A weight's difference takes its bias along; a norm layer's too.
-    yield from sorted(kinds)
+    return kinds
 
 
 def _kind_of_all(modules: tuple[LoraModule, ...], tensors: Facts) -> tuple[str, str]:
-    kinds = {kind for module in modules for kind in _kind(module, tensors)} or {"lora"}
+    kinds = set().union(*(_kinds(module, tensors) for module in modules)) or {"lora"}
     if kinds == {"lora", "dora"}:
         kinds = {"dora"}
     if len(kinds) == 1:
