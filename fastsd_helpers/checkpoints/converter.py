@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.folder_writer import copy_folder, write_component, write_folder
+from fastsd_helpers.checkpoints.folder_copy import copy_folder
+from fastsd_helpers.checkpoints.folder_writer import write_component, write_folder
+from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.layout import Family
-from fastsd_helpers.checkpoints.lora import convert_lora, is_lora_folder
+from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
+from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     Prediction,
@@ -23,8 +26,8 @@ from fastsd_helpers.checkpoints.prediction import (
 )
 from fastsd_helpers.checkpoints.recipes import Recipe, copied
 from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_convertible
-from fastsd_helpers.checkpoints.single_file import open_single, refuse_small_floats
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, open_source
+from fastsd_helpers.checkpoints.single_file import open_single
+from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
 from fastsd_helpers.checkpoints.verifier import compare
 from fastsd_helpers.checkpoints.writer import (
     CheckpointFile,
@@ -67,12 +70,6 @@ class ConvertConfig:
 _FILES = (".safetensors", ".ckpt")
 # Endings that are plainly meant as files; a folder of such a name would surprise.
 _OTHER_FILES = (".bin", ".gguf", ".h5", ".json", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".sft", ".yaml", ".zip")
-_PARTS_BY_CLASS = {
-    "AutoencoderKL": "vae",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
-    "T5EncoderModel": "text_encoder_2",
-}
 
 
 def convert(
@@ -118,8 +115,8 @@ def convert(
     base = Path(base).expanduser() if base is not None else None
     if not src.exists():
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
-    if not src.is_dir() and not src.is_file():
-        raise CheckpointError(f"{src} is neither a file nor a folder.", "Give a model.")
+    given = identify(src)
+    src = given.path
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
@@ -131,9 +128,9 @@ def convert(
     if base is not None:  # it lends tokenizers and descriptions
         require_inert([base])
     to_file = dst.suffix.lower() in _FILES
-    if src.is_dir() and is_lora_folder(src):
+    if given.what == "lora":
         require_inert([src])
-        return convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        return _noted(convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify), given)
     if to_file:
         check_destination(dst, overwrite=overwrite)
     else:
@@ -141,18 +138,19 @@ def convert(
             raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
         refuse_existing(dst, overwrite=overwrite)
     options = _Options(dtype, verify, overwrite, base, ema, hashes)
-    if src.is_file():
-        require_inert([src])
-        return _convert_file(src, dst, to_file, family, options)
-    part = _component_of(src)
-    if part is not None:
-        require_inert([src])
-        return _convert_component(src, dst, to_file, part, family, options)
+    require_inert([src])  # links that lead nowhere or round in a circle too
+    if given.what == "file":
+        return _noted(_convert_file(src, dst, to_file, family, options), given)
+    if given.what == "part":
+        return _noted(_convert_component(src, dst, to_file, given.part, family, options), given)
     found = detect_family(src)
-    require_inert([src])
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
-    return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
+    return _noted(_convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one), given)
+
+
+def _noted(written: CheckpointFile, given: Given) -> CheckpointFile:
+    return replace(written, notes=(*given.notes, *written.notes))
 
 
 def _check_name(dst: Path) -> None:
@@ -224,6 +222,8 @@ def _write_parts(
         notes: list[str] = []
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
+            if parts[part].is_dir():
+                refuse_packed_config(parts[part])
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = opened.recipes(options.dtype)
         base = _open_base(family, options.base)
@@ -306,35 +306,14 @@ def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> Checkpo
         raise CheckpointError(
             f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder."
         )
-    parts = find_family("flux-all-in-one" if key == "flux" else key).parts
-    opened = {part: open_source(part, src / part) for part in parts}
-    try:
-        plans = {
-            part: {name: copied(source, name, options.dtype) for name in source.tensors}
-            for part, source in opened.items()
-        }
-        return copy_folder(src, dst, plans, family=key, dtype=options.dtype, verify=options.verify)
-    finally:
-        for source in opened.values():
-            source.close()
-
-
-def _component_of(src: Path) -> str | None:
-    """The part that a folder is, where it is one part with its config.json beside the weights."""
-    if (src / "model_index.json").exists() or not (src / "config.json").is_file():
-        return None
-    config = read_config(src / "config.json")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or [None]), None)
-    if name == "FluxTransformer2DModel":
-        return "transformer"
-    return _PARTS_BY_CLASS.get(str(name))
+    return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify)
 
 
 def _convert_component(
     src: Path, dst: Path, to_file: bool, part: str, family: str | None, options: _Options
 ) -> CheckpointFile:
-    if not to_file:
-        raise CheckpointError(f"{src} is a folder already.", _ENDINGS)
+    if not to_file and options.dtype == "keep":
+        raise CheckpointError(f"{src} is a folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder.")
     config = read_config(src / "config.json")
     if part == "vae":
         key = "flux-ae" if config.get("latent_channels") == 16 else "vae"
@@ -352,6 +331,8 @@ def _convert_component(
             )
     if family not in (None, key):
         raise CheckpointError(f"{src} is {find_family(key).title}, not {family}.", "Leave the family out.")
+    if not to_file:
+        return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify)
     return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options)
 
 

@@ -24,12 +24,11 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, new_folder
 
-__all__ = ["copy_folder", "write_component", "write_folder"]
+__all__ = ["write_component", "write_folder"]
 
 _log = logging.getLogger("fastsd_helpers")
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_NOT_COPIED = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5", ".index.json")
 
 
 def write_folder(
@@ -98,22 +97,6 @@ def write_component(
         check_room(folder, _bytes_of([recipes]))
         _write_part(folder, part, recipes, config, base, verify)
     return _result(dst, [recipes], single.family.key, dtype, single.notes)
-
-
-def copy_folder(
-    src: Path, dst: Path, plans: Mapping[str, Mapping[str, Recipe]], *, family: str, dtype: str, verify: bool
-) -> CheckpointFile:
-    """Write a Diffusers folder again in another number format; everything but the weights is copied."""
-    with new_folder(dst) as folder:
-        check_room(folder, _bytes_of(plans.values()))
-        for path in sorted(src.rglob("*")):
-            inside = path.relative_to(src)
-            if path.is_file() and not path.name.endswith(_NOT_COPIED) and ".index." not in path.name:
-                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, folder / inside)
-        for part, recipes in plans.items():
-            _write_part(folder / part, part, recipes, None, None, verify)
-    return _result(dst, plans.values(), family, dtype, [])
 
 
 def _prefix(family: Family, part: str) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Family, check_original, match_original, measure_original
-from fastsd_helpers.checkpoints.number_formats import is_small_float
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.recipes import Recipe, copied, part_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["SingleFile", "averaged_names", "open_single", "refuse_small_floats"]
+__all__ = ["SingleFile", "averaged_names", "open_single"]
 
 _AVERAGES = "model_ema."
 
@@ -104,26 +104,3 @@ def _use_averages(family: Family, found: dict[str, str], averages: set[str], ema
         )
     found.update(usable)
     return (f"{len(usable)} averaged (EMA) weights were taken instead of the last ones.",)
-
-
-def refuse_small_floats(path: Path, source: Source, dtype: str) -> tuple[str, ...]:
-    """Refuse 8-bit weights unless they are to be widened; says so when they are.
-
-    Raises:
-        CheckpointError: `dtype` is keep, or the values need scales to be read.
-    """
-    small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
-    if not small:
-        return ()
-    scales = [name for name in source.tensors if name.endswith((".scale_weight", ".weight_scale", "scaled_fp8"))]
-    if scales:
-        raise CheckpointError(
-            f"{path} holds scaled 8-bit weights ({scales[0]!r}), which cannot be converted.",
-            "Get the fp16 or bf16 file of the same model.",
-        )
-    if dtype == "keep":
-        raise CheckpointError(
-            f"{path} holds {len(small)} tensors in an 8-bit format, such as {small[0]!r}.",
-            "Widen them with --dtype fp16 (what 8 bits have lost stays lost), or get the fp16 file of the same model.",
-        )
-    return (f"{len(small)} tensors were widened from 8 bits: what 8 bits had lost stays lost.",)
