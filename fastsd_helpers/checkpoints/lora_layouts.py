@@ -72,7 +72,7 @@ _PREFIXES = {
     "lora_te2_": ("kohya", "text_encoder_2", True),
     "lora_te3_": ("kohya", "t5", True),
     "lora_transformer_": ("onetrainer", "denoiser", True),
-    "lycoris_": ("simpletuner", "denoiser", True),
+    "lycoris_": ("simpletuner", "", True),
 }
 _LONGEST_FIRST = tuple(sorted(_PREFIXES, key=len, reverse=True))
 _PARTS = {
@@ -253,6 +253,11 @@ def _no_adapter(name: str) -> CheckpointError:
         return CheckpointError(
             f"The LoRA brings an embedding (textual inversion) of its own: {name!r}.",
             "Use it in the web UI as it is; or save the LoRA without the bundled embedding.",
+        )
+    if name.endswith(("query_norm.scale", "key_norm.scale")):
+        return CheckpointError(
+            f"The LoRA is a control LoRA of Flux.1 (Depth or Canny): it brings weights of its own, such as {name!r}.",
+            "ComfyUI and diffusers read it as it is.",
         )
     if "lora_embedding_" in name:
         return CheckpointError(

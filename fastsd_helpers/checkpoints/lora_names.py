@@ -113,8 +113,9 @@ def spelled_paths(family: str, part: str) -> tuple[dict[str, Target], dict[str, 
                 # XLabs' processor changes query, key and value of a single block, and not the inner layer beside them.
                 row = module.row
                 three = Row(row.part, row.diffusers[:3], row.original, ("3*d", "d"), row.stacked[:3])
-                name = _original(row).replace("linear1", "processor.qkv_lora")
-                dotted[name] = Target(Module(part, module.paths[:3], "", (), three))
+                target = Target(Module(part, module.paths[:3], "", (), three))
+                dotted[_original(row).replace("linear1", "processor.qkv_lora")] = target
+                dotted[f"{_original(row)}_qkv"] = target  # and ComfyUI's name for the same
     return dotted, flat
 
 
