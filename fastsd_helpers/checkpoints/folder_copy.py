@@ -32,7 +32,7 @@ from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import check_room, new_folder
 from fastsd_helpers.inert import read_config
 
-__all__ = ["copy_folder"]
+__all__ = ["copy_folder", "walk_folders"]
 
 _log = logging.getLogger("fastsd_helpers")
 
@@ -68,7 +68,7 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
     """
     notes: list[str] = []
     with ExitStack() as stack:
-        folders = list(_walk(src))
+        folders = list(walk_folders(src))
         sets = {inside: weight_sets(src / inside) for inside in folders if inside.parts or not _is_pipeline(src)}
         sets = {inside: found for inside, found in sets.items() if found}
         _require_parts(src, sets, notes)
@@ -101,15 +101,19 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _walk(src: Path, inside: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Every folder of a model, relative to it, links followed."""
+def walk_folders(src: Path, inside: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Every folder of a model, relative to it, links followed.
+
+    Raises:
+        CheckpointError: a link runs in a circle.
+    """
     real = (src / inside).resolve()
     if real in above:
         raise CheckpointError(f"{src / inside} is a link to a folder that holds it.", "Remove it: it is a circle.")
     yield inside
     for path in sorted((src / inside).iterdir()):
         if path.is_dir() and path.name not in _RECORDS:
-            yield from _walk(src, inside / path.name, (*above, real))
+            yield from walk_folders(src, inside / path.name, (*above, real))
 
 
 def _require_parts(src: Path, sets: Mapping[Path, list[WeightSet]], notes: list[str]) -> None:

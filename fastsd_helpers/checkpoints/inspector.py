@@ -4,10 +4,13 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file
+from fastsd_helpers.checkpoints.folder_inspector import folder_facts
+from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.layout import (
     PART_WORDS,
     Family,
@@ -25,7 +28,7 @@ from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.model_lookup import how_to_get
+from fastsd_helpers.model_lookup import how_to_get, lora_file
 from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
@@ -94,7 +97,7 @@ def inspect(
     scan: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Look at a .safetensors or .ckpt file. Nothing in it is run; tensors are read only to hash or scan them.
+    """Look at a .safetensors or .ckpt file, or a folder. Nothing in it is run; tensors are read only to hash or scan.
 
     Args:
         hashes: compute the SHA-256, which reads the whole file.
@@ -105,15 +108,18 @@ def inspect(
         CheckpointError: the file cannot be read safely.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.", how_to_get(path))
-    if path.is_file():  # what is none is named below
-        require_inert(path)
+    given = identify(path)
+    require_inert(given.path)
+    if given.what in ("pipeline", "part", "network"):
+        facts = folder_facts(given, (lambda source: _scan(source, progress)) if scan else None)
+        return Inspection(**{**facts, "problems": tuple(Problem(*problem) for problem in facts["problems"])})
+    path = lora_file(given.path) if given.what == "lora" else given.path
     source = open_file(path)
     try:
-        return _look(path, source, hashes, scan, progress)
+        found = _look(path, source, hashes, scan, progress)
+        return replace(found, advice=(*given.notes, *found.advice))
     finally:
         source.close()
 
@@ -141,7 +147,7 @@ def _look(
         dtypes[fact.dtype] += fact.bytes
     return Inspection(
         path=path,
-        format="safetensors" if path.suffix.lower() == ".safetensors" else "pickle",
+        format="safetensors" if is_safetensors_file(path) else "pickle",
         kind=kind.what,
         what=kind.words,
         family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
@@ -285,7 +291,7 @@ def _advice(
     prediction: Prediction | None,
 ) -> list[str]:
     advice = []
-    if path.suffix.lower() != ".safetensors" and kind.family:
+    if not is_safetensors_file(path) and kind.family:
         advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
