@@ -59,7 +59,8 @@ def write_folder(
         for part, recipes in plans.items():
             _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
             config = component_config(family, part, single.widths)
-            _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
+            said = {} if part == "vae" else single.metadata
+            _write_part(folder / part, part, recipes, config, base / part if base else None, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
@@ -95,7 +96,7 @@ def write_component(
     config = component_config(single.family, part, single.widths)
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of([recipes]))
-        _write_part(folder, part, recipes, config, base, verify)
+        _write_part(folder, part, recipes, config, base, verify, single.metadata)
     return _result(dst, [recipes], single.family.key, dtype, single.notes)
 
 
@@ -112,10 +113,11 @@ def _write_part(
     config: dict[str, Any] | None,
     base: Path | None,
     verify: bool,
+    metadata: Mapping[str, str],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHT_NAMES[part]
-    write_safetensors(path, recipes, metadata={"format": "pt"}, read_back=False, hashes=False)
+    write_safetensors(path, recipes, metadata={"format": "pt", **metadata}, read_back=False, hashes=False)
     if verify:
         compare(path, recipes)
     if base is not None and (base / "config.json").is_file():

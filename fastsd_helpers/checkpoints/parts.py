@@ -1,6 +1,6 @@
 """The parts of one model (U-Net, VAE, text encoder), opened together and found complete."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,14 @@ class Parts:
     """Open sources whose tensors are exactly those of the family at these widths.
 
     names: part -> the table's Diffusers name -> the name in the source.
+    change: what is done to the plan of a file, such as merging a LoRA.
     """
 
     family: Family
     sources: Mapping[str, Source]
     names: Mapping[str, Mapping[str, str]]
     widths: Mapping[str, int]
+    change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
 
     def find(self, part: str, name: str) -> tuple[Source, str]:
         """The source that has a tensor of the table, and the name there."""
@@ -35,7 +37,7 @@ class Parts:
 
     def recipes(self, dtype: str) -> dict[str, Recipe]:
         """Plan the single file: original name -> how it is made."""
-        return original_recipes(self.family, self.widths, self.find, dtype)
+        return self.change(original_recipes(self.family, self.widths, self.find, dtype))
 
 
 @contextmanager
