@@ -26,7 +26,10 @@ _POSITION_IDS = r".*\.embeddings\.position_ids|position_ids|embeddings\.position
 _MARKS = r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min)"  # they say what a model predicts
 _TRAINING = r"first_stage_model\.loss\..*|loss\..*"  # the discriminator of the VAE's training
 # Of the CLIP that the first text encoder was taken from; the images are made without it.
-_CLIP_HEADS = r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?(text_model\.)?(logit_scale|text_projection(\.weight)?)"
+_CLIP_HEADS = (
+    r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?(text_model\.)?"
+    r"(logit_scale|text_projection(\.weight)?)"
+)
 _LEFT_OUT = (_SCHEDULE, _POSITION_IDS, _MARKS, _TRAINING, _CLIP_HEADS)
 
 _SD1_TEXT = "cond_stage_model.transformer.text_model."
@@ -51,7 +54,7 @@ def _sd15(channels: int = 4) -> Family:
             *names_text.clip_rows("text_encoder", _SD1_TEXT, layers=12),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
@@ -79,7 +82,7 @@ def _sd21(channels: int = 4) -> Family:
             *names_text.open_clip_rows("text_encoder", _SD2_TEXT, layers=23),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
@@ -111,7 +114,7 @@ def _sdxl(channels: int = 4) -> Family:
             *names_text.open_clip_rows("text_encoder_2", _SDXL_G, layers=32, letter="g", projection=True),
         ),
         spellings=_CLIP_2,
-        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED, "text_encoder_2": names_text.CLIP_IGNORED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
@@ -182,7 +185,7 @@ def _flux_all_in_one() -> Family:
             *names_text.t5_rows("text_encoder_2", t5, layers=24, letter="t"),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
+        ignored={"text_encoder": names_text.CLIP_UNUSED, "text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
         measured={
             **names_flux.measured_transformer(),
             **names_vae.measured_vae(),
@@ -228,7 +231,7 @@ def _clip(key: str, title: str, layers: int, projection: bool) -> Family:
         parts=(part,),
         rows=tuple(rows),
         spellings=_CLIP_2,
-        ignored={part: names_text.CLIP_IGNORED},
+        ignored={part: names_text.CLIP_IGNORED if projection else names_text.CLIP_UNUSED},
         measured=names_text.measured_clip(part),
         original_spellings=tuple((plain, long) for long, plain in names_text.CLIP_SPELLINGS),
         left_out=(_POSITION_IDS, "logit_scale") if projection else (_POSITION_IDS,),

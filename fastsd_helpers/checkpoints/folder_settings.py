@@ -12,11 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.configs import component_config, scheduler_config
+from fastsd_helpers.checkpoints.configs import VAE_FACTORS, component_config, scheduler_config
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
 from fastsd_helpers.checkpoints.prediction import Prediction, marks, read_config
 
-__all__ = ["SETTINGS", "settings_in_words", "settings_of_file", "settings_of_folder", "with_settings"]
+__all__ = [
+    "SETTINGS",
+    "VAE_ARCHITECTURES",
+    "scaling_unknown",
+    "settings_in_words",
+    "settings_of_file",
+    "settings_of_folder",
+    "vae_architecture",
+    "vae_family",
+    "with_settings",
+]
 
 SETTINGS = "fastsd.settings"  # the header's field
 _PARTS = ("unet", "transformer", "vae")
@@ -70,12 +80,12 @@ def settings_of_folder(
     found: dict[str, dict[str, Any]] = {}
     for part in _PARTS:
         if part in family.parts:
-            alone = (folder / "config.json").is_file()
+            alone = not (folder / "model_index.json").is_file()
             config = read_config(folder / "config.json" if alone else folder / part / "config.json")
             wanted = component_config(family, part, widths, prediction=prediction, vae_of=vae_of)
             found[part] = _differing(part, config, wanted)
     schedule = read_config(folder / "scheduler" / "scheduler_config.json")
-    if schedule:
+    if schedule and family.parts[0] != "vae":
         wanted = scheduler_config(family, prediction, guided=bool(widths.get("guided", 1)))
         found["scheduler"] = _differing("scheduler", schedule, wanted)
         found["scheduler"] |= _prediction_lost(family, prediction)
@@ -161,3 +171,54 @@ def _allowed(part: str, name: str, value: Any) -> bool:
 def with_settings(config: dict[str, Any], part: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A configuration with what a header keeps for this part."""
     return {**config, **settings.get(part, {})}
+
+
+# ------------------------------------------------------------------------------------------------ a VAE alone
+
+# ModelSpec's word for a model -> the family whose VAE it has.
+_VAE_WORDS = (
+    (re.compile(r"xl"), "sdxl"),
+    (re.compile(r"v3|sd3"), "sd3"),
+    (re.compile(r"flux"), "flux"),
+    (re.compile(r"stable-diffusion-v[12]"), "sd15"),
+)
+VAE_ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1/vae",
+    "sd21": "stable-diffusion-v2-512/vae",
+    "sdxl": "stable-diffusion-xl-v1-base/vae",
+    "flux": "flux-1-dev/vae",
+    "sd3": "stable-diffusion-v3-medium/vae",
+}
+_OF_LATENTS = {"vae": ("sd15", "sd21", "sdxl"), "flux-ae": ("flux", "sd3")}
+
+
+def vae_family(layout: Family, asked: str, metadata: Mapping[str, str]) -> str:
+    """Whose VAE a file holds, which sets its scaling: what was asked for, or what the header says; "" if neither."""
+    asked = asked.removesuffix("-inpaint").removesuffix("-refiner").removesuffix("-all-in-one")
+    said = metadata.get("modelspec.architecture", "").lower()
+    words = [family for pattern, family in _VAE_WORDS if pattern.search(said)]
+    return next((family for family in (asked, *words[:1]) if family in _OF_LATENTS.get(layout.key, ())), "")
+
+
+def vae_architecture(config: Mapping[str, Any]) -> tuple[str, str]:
+    """(family, ModelSpec's word) of a VAE's folder by its scaling and shift; empty for one that no family has."""
+    factors = (config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0)
+    wide = config.get("latent_channels", 4) == 16
+    for family, architecture in VAE_ARCHITECTURES.items():
+        if VAE_FACTORS[family] == factors and wide == (family in _OF_LATENTS["flux-ae"]):
+            return family, architecture
+    return "", ""
+
+
+def scaling_unknown(layout: Family) -> str:
+    """The note on a VAE whose scaling had to be assumed."""
+    assumed, *others = ("flux", "sd3") if layout.key == "flux-ae" else ("sd15", "sdxl")
+    (scaling, shift), (other, other_shift) = VAE_FACTORS[assumed], VAE_FACTORS[others[0]]
+    names = {"sd15": "Stable Diffusion 1.x and 2.x", "sdxl": "SDXL", "flux": "Flux.1", "sd3": "Stable Diffusion 3"}
+    return (
+        f"Nothing in the file says whose VAE it is: scaling_factor {scaling}"
+        + (f" and shift_factor {shift}" if shift else "")
+        + f" of {names[assumed]} was written. {names[others[0]]}'s is {other}"
+        + (f" and {other_shift}" if other_shift else "")
+        + f": say it with --family {others[0]}."
+    )

@@ -52,9 +52,7 @@ def _table() -> tuple[dict[str, str], tuple[tuple[tuple[re.Pattern[str], ...], F
     table = tomllib.loads(text)
     rows = []
     for what, words, hint, signs in table["models"]["rows"]:
-        patterns = tuple(
-            re.compile(f"^{_START}(?:{sign.replace('#', '[^.]+')})", re.MULTILINE) for sign in signs
-        )
+        patterns = tuple(re.compile(f"^{_START}(?:{sign.replace('#', '[^.]+')})", re.MULTILINE) for sign in signs)
         rows.append((patterns, Foreign(what, words, table["hints"][hint])))
     return table["hints"], tuple(rows)
 
@@ -121,5 +119,6 @@ def _shortened(tensors: Facts) -> Foreign | None:
     shape = ((min(counts), max(counts)), len(middle))
     if shape == ((2, 10), 10):
         return None
-    words = _SHORTENED.get(shape, f"an SDXL file with another U-Net (transformer blocks {counts}, SDXL has [2, 2, 10, 10])")
-    return Foreign("foreign", words, "ComfyUI and SD.Next read it as it is; the converter knows the U-Net of SDXL alone.")
+    other = f"an SDXL file with another U-Net (transformer blocks {counts}, SDXL has [2, 2, 10, 10])"
+    hint = "ComfyUI and SD.Next read it as it is; of SDXL's kin only those with its own U-Net are converted."
+    return Foreign("foreign", _SHORTENED.get(shape, other), hint)

@@ -22,15 +22,27 @@ _KNOWN = (
     r"decoder\.(?:up|mid)|vae\.(?:encoder|decoder))\."
 )
 _WRAPPER = re.compile(rf"(?P<wrapper>(?:[A-Za-z_][A-Za-z0-9_]*\.){{1,3}}?)(?P<rest>{_KNOWN}.*)", re.DOTALL)
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "pipeline", "diffusion", "generator", "student")
+_WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+    "network",
+    "pipeline",
+    "diffusion",
+    "generator",
+    "student",
+)
 _AVERAGED = ("ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_state_dict_ema", "teacher", "target")
 _STATE = re.compile(
     r"(optimizer(_states?)?|optim|opt|lr_schedulers?|scheduler|callbacks|loops|scaler|grad_scaler|amp|rng_state)(\.|$).*"
-    r"|(global_step|step|steps|epoch|iteration|pytorch-lightning_version)",
+    r"|(global_step|step|steps|epoch|iteration|n_averaged|pytorch-lightning_version)",
     re.DOTALL,
 )
 # A VAE's attention under its names in Diffusers and in trainers of old.
-_ATTENTION = re.compile(r"(?P<start>(?:.*\.)?mid\.attn_1\.)(?P<leaf>to_q|to_k|to_v|to_out\.0|query|key|value|proj_attn)\.")
+_ATTENTION = re.compile(
+    r"(?P<start>(?:.*\.)?mid\.attn_1\.)(?P<leaf>to_q|to_k|to_v|to_out\.0|query|key|value|proj_attn)\."
+)
 _LEAVES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _LEAVES |= {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
 _CONVOLUTION = re.compile(r"(.*\.)?mid\.attn_1\.(q|k|v|proj_out)\.weight")
@@ -95,7 +107,8 @@ def _tidied(given: Iterable[str], *, strict: bool) -> _Tidied:
     names = {name: name for name in names if name not in state}
     names = _renamed(names, _without_segments, "the wrapper of torch.compile or of several GPUs", notes, strict)
     names = _unwrapped(names, notes, strict)
-    return _Tidied(_renamed(names, _respelled, "in an older spelling of the VAE's attention", notes, strict), tuple(notes))
+    names = _renamed(names, _respelled, "in another spelling of the VAE's attention", notes, strict)
+    return _Tidied(names, tuple(notes))
 
 
 def _renamed(names: Mapping[str, str], rename: Any, what: str, notes: list[str], strict: bool) -> dict[str, str]:
@@ -142,7 +155,7 @@ def _unwrapped(names: Mapping[str, str], notes: list[str], strict: bool) -> dict
         inside = wrapped[wrapper]
         averaged = wrapper.split(".")[0] in _AVERAGED
         if averaged and inside.keys() & plain.keys():
-            notes.append(f"{len(inside)} weights of a second copy ({wrapper}..., averaged or for training) were left out.")
+            notes.append(f"{len(inside)} weights of a second, averaged (EMA) copy ({wrapper}...) were left out.")
             continue
         for name, theirs in inside.items():
             if name in plain and strict:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, check_shapes, match_names, measure
+from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.recipes import Recipe, original_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_source
 from fastsd_helpers.errors import CheckpointError
@@ -22,6 +23,7 @@ class Parts:
     """Open sources whose tensors are exactly those of the family at these widths.
 
     names: part -> the table's Diffusers name -> the name in the source.
+    notes: what was taken off the names or left out, one sentence each.
     change: what is done to the plan of a file, such as merging a LoRA.
     """
 
@@ -29,6 +31,7 @@ class Parts:
     sources: Mapping[str, Source]
     names: Mapping[str, Mapping[str, str]]
     widths: Mapping[str, int]
+    notes: tuple[str, ...] = ()
     change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
 
     def find(self, part: str, name: str) -> tuple[Source, str]:
@@ -54,10 +57,12 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
             "Give each of them once.",
         )
     with ExitStack() as stack:
-        sources, names, shapes = {}, {}, {}
+        sources, names, shapes, notes = {}, {}, {}, []
         for part in family.parts:
-            sources[part] = source = open_source(part, given[part])
-            stack.callback(source.close)
+            opened = open_source(part, given[part])
+            stack.callback(opened.close)
+            sources[part] = source = tidy(opened)
+            notes += source.notes
             if not source.tensors:
                 raise CheckpointError(f"The {PART_WORDS[part]} holds no tensors.", "Give the whole model.")
             names[part] = match_names(family, part, source.tensors)
@@ -65,4 +70,4 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
         widths = measure(family, shapes)
         for part in family.parts:
             check_shapes(family, part, shapes[part], widths)
-        yield Parts(family, sources, names, widths)
+        yield Parts(family, sources, names, widths, tuple(notes))

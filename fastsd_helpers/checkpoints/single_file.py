@@ -7,7 +7,9 @@ from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Family, check_original, match_original, measure_original
+from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.packed import refuse_small_floats
+from fastsd_helpers.checkpoints.prediction import MARKS
 from fastsd_helpers.checkpoints.recipes import Recipe, copied, part_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
@@ -59,17 +61,19 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         CheckpointError: an unknown, missing or misshapen tensor; 8-bit weights with `keep`.
     """
     family = find_family(key)
-    source = open_file(path)
+    opened = open_file(path)
     try:
-        notes = refuse_small_floats(path, source, dtype)
+        source = tidy(opened)
+        notes = (*source.notes, *refuse_small_floats(path, source, dtype))
         plain = [name for name in source.tensors if not name.startswith(_AVERAGES)]
         found, unknown = match_original(family, plain)
         if unknown:
             raise CheckpointError(
                 f"{path} has a tensor {unknown[0]!r} that {family.title} does not have"
                 + (f" (and {len(unknown) - 1} more)." if len(unknown) > 1 else "."),
-                "Give a plain model: no merged adapters, no second model in the same file.",
+                "Give a plain model: without an adapter or a second model in the same file.",
             )
+        notes += _left_out(family, plain)
         averages = {name for name in source.tensors if name.startswith(_AVERAGES)}
         notes += _use_averages(family, found, averages, ema)
         shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
@@ -77,7 +81,18 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         check_original(family, shapes, widths)
         yield SingleFile(family, source, found, widths, notes)
     finally:
-        source.close()
+        opened.close()
+
+
+def _left_out(family: Family, names: list[str]) -> tuple[str, ...]:
+    """A note on what the file has and nothing that reads models needs."""
+    gone = sorted(
+        name for name in names if family.is_left_out(name) and not family.is_extra(name) and name not in MARKS
+    )
+    if not gone:
+        return ()
+    shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+    return (f"{len(gone)} tensors that no program needs to draw with it were left out: {shown}.",)
 
 
 def averaged_names(family: Family) -> dict[str, str]:
