@@ -70,7 +70,8 @@ def write_folder(
                 config = {**config, **read_config(base / part / "config.json"), **_latents(config)}
                 _write_json(folder / part / "config.json", config)
             config = with_settings(config, part, settings)
-            _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
+            said = {} if part == "vae" else single.metadata
+            _write_part(folder / part, part, recipes, config, base / part if base else None, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
         schedule = with_settings(schedule, "scheduler", settings)
@@ -121,7 +122,7 @@ def write_component(
         notes.append(f"{', '.join(left)}: left out, as the folder's class has no such weight and the model needs none.")
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of([recipes]))
-        _write_part(folder, part, recipes, config, base, verify)
+        _write_part(folder, part, recipes, config, base, verify, single.metadata)
     return _result(dst, [recipes], single.family.key, dtype, notes)
 
 
@@ -142,10 +143,11 @@ def _write_part(
     config: dict[str, Any] | None,
     base: Path | None,
     verify: bool,
+    metadata: Mapping[str, str],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHT_NAMES[part]
-    write_safetensors(path, recipes, metadata={"format": "pt"}, read_back=False, hashes=False)
+    write_safetensors(path, recipes, metadata={"format": "pt", **metadata}, read_back=False, hashes=False)
     if verify:
         compare(path, recipes)
     if base is not None and (base / "config.json").is_file():

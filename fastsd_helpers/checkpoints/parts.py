@@ -1,6 +1,6 @@
 """The parts of one model (U-Net, VAE, text encoder), opened together and found complete."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ class Parts:
 
     names: part -> the table's Diffusers name -> the name in the source.
     notes: what was taken off the names or left out, one sentence each.
+    change: what is done to the plan of a file, such as merging a LoRA.
     """
 
     family: Family
@@ -31,6 +32,7 @@ class Parts:
     names: Mapping[str, Mapping[str, str]]
     widths: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
 
     def find(self, part: str, name: str) -> tuple[Source, str]:
         """The source that has a tensor of the table, and the name there."""
@@ -38,7 +40,7 @@ class Parts:
 
     def recipes(self, dtype: str) -> dict[str, Recipe]:
         """Plan the single file: original name -> how it is made."""
-        return original_recipes(self.family, self.widths, self.find, dtype)
+        return self.change(original_recipes(self.family, self.widths, self.find, dtype))
 
 
 @contextmanager
