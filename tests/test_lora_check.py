@@ -1,6 +1,7 @@
 """A second reader reads what was written and finds every layer that counts differently; then nothing is left behind."""
 
 import json
+import re
 
 import pytest
 
@@ -57,6 +58,9 @@ def test_the_final_layer_of_flux_keeps_its_own_rank_and_alpha(rank, tmp_path) ->
     with SafetensorsFile(there.path) as file:
         said = json.loads(file.metadata["lora_adapter_metadata"])
     assert said["transformer.alpha_pattern"]["^proj_out"] == 1
+    # peft compares an expression with whole paths, and a list with their ends.
+    assert re.fullmatch(said["transformer.target_modules"], "proj_out")
+    assert not re.fullmatch(said["transformer.target_modules"], "single_transformer_blocks.1.proj_out")
     assert said["transformer.rank_pattern"].get("^proj_out", said["transformer.r"]) == rank
     back = checkpoints.convert(there.path, tmp_path / "back.safetensors", verify=True)
     for path in (there.path, back.path):

@@ -255,7 +255,7 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
         described |= {
             f"{part}.r": rank,
             f"{part}.lora_alpha": alpha,
-            f"{part}.target_modules": sorted(own),
+            f"{part}.target_modules": _targets(part, sorted(own), family),
             f"{part}.rank_pattern": {
                 exact_pattern(part, path): layer.rank for path, layer in own.items() if layer.rank != rank
             },
@@ -264,6 +264,17 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
             },
         }
     return tensors, {METADATA_KEY: json.dumps(described, sort_keys=True)}
+
+
+def _targets(part: str, paths: list[str], family: str) -> list[str] | str:
+    """The modules as peft's list of names, or as one expression where a name in the list would mean others too.
+
+    Versions before peft 0.17 give all of those a layer, which has no numbers.
+    """
+    others = {path for module in lora_modules(family) if module.part == part for path in module.paths} - set(paths)
+    if any(other.endswith(f".{path}") for path in paths for other in others):
+        return "|".join(paths)
+    return paths
 
 
 def _usual(values: Iterable[Any]) -> Any:
