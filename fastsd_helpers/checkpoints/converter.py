@@ -418,15 +418,16 @@ def _described(folder: Path) -> dict[str, str]:
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
-    source = tidy(open_file(src))
+    opened = open_file(src)
     try:
+        source = tidy(opened)
         kind = recognise(source.tensors, source.metadata)
         if not kind.what.startswith("lora"):
             kind = require_convertible(src, source.tensors, family, source.metadata)
         prediction = prediction_of_file(src, kind.family or "", source)
         metadata = dict(source.metadata)
     finally:
-        source.close()
+        opened.close()
     if kind.what.startswith("lora"):
         _refuse_merging(src, options.merging.files)
         if family is not None:

@@ -270,7 +270,8 @@ def _general_problems(
                 "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
             )
         )
-    if any(name.endswith("text_projection.weight") and "conditioner." in name for name in source.tensors):
+    second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
+    if any(second.fullmatch(name) for name in source.tensors):
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
