@@ -27,7 +27,7 @@ from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     MARKS,
@@ -261,8 +261,6 @@ def _write_parts(
         notes = list(opened.notes)
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
-            if parts[part].is_dir():
-                refuse_packed_config(parts[part])
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = options.merging.into_parts(opened).recipes(options.dtype)
         base = _open_base(family, options.base)
