@@ -16,6 +16,7 @@ ORDER = (
     "wording",
     "errors",
     "options",
+    "container",
     "runtime",
     "processes",
     "files",

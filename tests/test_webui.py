@@ -546,7 +546,7 @@ def test_running_without_its_model_is_told_apart(stub: Any, caplog: pytest.LogCa
     ("mood", "said", "hint"),
     [
         ("dies", "its environment lacks the module pytorch_lightning", "fastsd webui install"),
-        ("ram", "the machine's RAM was not enough", "more RAM"),
+        ("ram", "was killed (exit -9)", "more RAM"),
         ("url then death", "the GPU's memory was not enough", "lower setting for vram"),
     ],
 )
@@ -556,6 +556,14 @@ def test_a_start_that_fails_says_why(stub: Any, mood: str, said: str, hint: str)
     assert said in caught.value.problem
     assert hint in caught.value.hint
     assert status("a1111", **stub.where)[1] is False
+
+
+def test_a_start_that_the_system_ends_for_lack_of_memory_says_so(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter(range(100))
+    for module in ("process", "circumstances"):
+        monkeypatch.setattr(f"fastsd_helpers.webui.{module}.count_memory_kills", lambda: next(counts))
+    with pytest.raises(WebUICrashed, match=r"was ended by the system \(exit -9\): the machine's RAM was not enough"):
+        stub.start("ram")
 
 
 @pytest.mark.slow

@@ -62,6 +62,8 @@ def plan_launch(
         # A notebook sets one that only its own kernel has.
         "MPLBACKEND": "Agg",
         "PYTHONUNBUFFERED": "1",
+        # A crash of compiled code says in its log which file, and so which extension, had called it.
+        "PYTHONFAULTHANDLER": "1",
         "COMMANDLINE_ARGS": "",
     }
     # The same addresses that the installation used, should the UI look for its code again.

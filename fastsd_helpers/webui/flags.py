@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
-from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.runtime import Device, describe_device, host_memory_bytes
 from fastsd_helpers.webui.catalog import WebUI, uis
 
 __all__ = ["GPUS", "Machine", "Rule", "choose_flags", "describe_machine", "rules"]
@@ -85,12 +85,9 @@ def rules() -> list[Rule]:
 
 def describe_machine(device: Device | None = None) -> Machine:
     """This machine as the table sees it."""
-    import os
-
     device = device or describe_device()
-    host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
     gpu_gib = device.memory_gib if device.kind == "cuda" else 0.0
-    return Machine(device.name, gpu_gib, host_gib, device.capability)
+    return Machine(device.name, gpu_gib, host_memory_bytes() / 2**30, device.capability)
 
 
 def choose_flags(

@@ -20,13 +20,14 @@ from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
-from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
     RunState,
     end_process,
+    explain_end,
     find_at_port,
     is_running,
     port_is_free,
@@ -169,6 +170,7 @@ class RunningUI:
         self.tunnel: Tunnel | None = None
         self._config, self._plan, self._show = config, plan, show or (lambda line: None)
         self._child: Child | None = None
+        self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
 
@@ -238,7 +240,7 @@ class RunningUI:
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
             self._look(tail, {})
-            raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+            raise explain_end(self.state, self._child.returncode, self.places)
 
     def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
         """Read what is new in the log, show it, and remember what it says about the model."""
@@ -264,7 +266,7 @@ class RunningUI:
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_crash(self.ui.title, None, list(tail.last))
+            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
             logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
@@ -277,9 +279,9 @@ class RunningUI:
         """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
         if self.alive() or self._stopping.is_set() or self._child is None:
             return None
-        tail = LogTail(self.state.log)
-        tail.read()
-        return explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+        if self._problem is None or self._problem[0] is not self._child:
+            self._problem = (self._child, explain_end(self.state, self._child.returncode, self.places))
+        return self._problem[1]
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
