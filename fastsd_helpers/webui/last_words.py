@@ -7,7 +7,9 @@ from dataclasses import dataclass
 __all__ = ["Error", "find_crash_site", "find_last_error", "name_extension"]
 
 _TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):$")
-_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit|Interrupt|Buffer|Failure|Iteration)\b(?::|$)")
+_ERROR = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Exit|Interrupt|Buffer|Failure|Iteration)\b(?::|$)"
+)
 _ANY_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?::|$)")
 # A web UI reports what it goes on after in these ways; the traceback that follows has ended nothing but a thread.
 _SURVIVED = re.compile(

@@ -22,6 +22,7 @@ from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
+from fastsd_helpers.webui.kept_extensions import keep_settings
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
@@ -53,6 +54,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
+_KEEP_EVERY_S = 60.0  # for the settings of extensions: a rented machine can go at any moment
 _GRACE_S = 10  # what it gets to end by itself
 
 
@@ -208,6 +210,7 @@ class RunningUI:
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
         self._wait_for_model(tail)
+        threading.Thread(target=self._keep_settings, name="fastsd-settings", daemon=True).start()
         if self._config.restart:
             threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
 
@@ -294,6 +297,7 @@ class RunningUI:
             self.tunnel.close()
         if self._child is not None:
             self._child.close(_GRACE_S)
+            keep_settings(self.places)
         _forget(self.places)
 
     def __enter__(self) -> "RunningUI":
@@ -301,6 +305,11 @@ class RunningUI:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+    def _keep_settings(self) -> None:
+        child, well = self._child, True
+        while child.alive() and not self._stopping.wait(_KEEP_EVERY_S):
+            well = keep_settings(self.places, quiet=not well)
 
     def _keep_alive(self) -> None:
         self._child.wait()
@@ -398,6 +407,7 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
     if state is None or not is_running(state):
         return False
     end_process(state)
+    keep_settings(places)
     _forget(places)
     return True
 
