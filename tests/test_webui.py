@@ -46,6 +46,7 @@ from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.models import ModelsConfig, place_models
 from fastsd_helpers.webui.places import prepare_places
+from fastsd_helpers.webui.store_families import families_in_store
 
 A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
@@ -92,6 +93,31 @@ def test_small_gpus_and_processors_get_what_they_need() -> None:
     assert "--medvram-sdxl" in choose_flags(A1111, "sdxl", Machine("RTX 3070", 8.0, 32))[0]
     assert choose_flags(A1111, "sd15", CPU)[0][:4] == ["--use-cpu", "all", "--skip-torch-cuda-test", "--no-half"]
     assert choose_flags(find_ui("comfyui"), "flux", GPUS["T4"])[0][0] == "--lowvram"
+
+
+def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, str]) -> None:
+    checkpoints = Path(where["store"]) / "models" / "Stable-diffusion"
+    sizes = {"a.safetensors": 2.1e9, "b.ckpt": 4.3e9, "sub/xl.safetensors": 6.9e9, "large.safetensors": 13.9e9}
+    for name, size in sizes.items():
+        (checkpoints / name).parent.mkdir(parents=True, exist_ok=True)
+        with (checkpoints / name).open("wb") as file:
+            file.truncate(int(size))  # only sizes are looked at, or a header that cannot be read
+    places = find_places(A1111, **where)
+    assert families_in_store(A1111, places) == {"sd15": "a.safetensors", "sdxl": "large.safetensors"}
+    made = plan(LaunchConfig(model="sd15", **where), machine=GPUS["T4"])
+    assert "--lowram" in made.command, "the model beside it can be chosen while it runs"
+    assert any("large.safetensors" in reason for reason in made.reasons)
+    small = plan(LaunchConfig(model="sd15", **where), machine=Machine("GTX 1650", 4.0, 16))
+    assert "--lowvram" in small.command
+    for name in ("sub/xl.safetensors", "large.safetensors"):
+        (checkpoints / name).unlink()
+    made = plan(LaunchConfig(model="sd15", **where), machine=GPUS["T4"])
+    assert "--lowram" not in made.command
+    # One of SDXL's own size in 8 bit is told by what is in it.
+    write(checkpoints / "xl-fp8.safetensors", original("sdxl"))
+    import fastsd_helpers.webui.store_families as module
+
+    assert module._family_of(checkpoints / "xl-fp8.safetensors", int(3.5e9)) == "sdxl"
 
 
 def test_what_was_asked_for_is_used() -> None:
@@ -489,7 +515,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
     assert str(places.store / "models") in caught.value.problem
     assert "run the cell that connects Drive again" in caught.value.hint
     with pytest.raises(DriveError, match="Could not read"):
-        sys.modules["fastsd_helpers.webui.launch"]._family_in_store(A1111, places)
+        families_in_store(A1111, places)
 
 
 # ---------------------------------------------------------------------------------------------------------- running

@@ -14,6 +14,7 @@ from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
+from fastsd_helpers.webui.store_families import families_in_store
 
 __all__ = ["LaunchPlan", "environment_of", "plan_launch"]
 
@@ -41,7 +42,7 @@ class LaunchPlan:
 def plan_launch(
     config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, *, family: str, model: Path | None, login: Login
 ) -> LaunchPlan:
-    """Put together the command for a web UI; nothing is started or written.
+    """Put together the command for a web UI; nothing is started or written, the store's models are looked at.
 
     Args:
         family: of the model, such as sdxl.
@@ -49,10 +50,16 @@ def plan_launch(
         login: user and password of the UI itself.
 
     Raises:
-        WebUIError: this UI does not run the family.
+        WebUIError: this UI does not run the family. DriveError: the store does not answer.
     """
     chosen, reasons = choose_flags(
-        ui, family, machine, vram=config.vram, precision=config.precision, attention=config.attention
+        ui,
+        family,
+        machine,
+        vram=config.vram,
+        precision=config.precision,
+        attention=config.attention,
+        also=families_in_store(ui, places),
     )
     port = config.port or ui.port
     words, login_file, hidden = _words_of_ui(config, ui, places, port, model, login)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
-from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
@@ -76,7 +75,7 @@ def plan(
     login = choose_login(config.user, config.password)
     if config.model:
         require_named(config.model, ui, places)
-    family = family or (family_named(config.model) or "sd15" if config.model else _family_in_store(ui, places))
+    family = family or (family_named(config.model) if config.model else None) or "sd15"
     return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
 
 
@@ -116,7 +115,7 @@ def launch(
     prepare_places(places, ui)
     check_health(places.store)
     placed = place_model(config.model, ui, places) if config.model else None
-    family = placed.family if placed and placed.family else _family_in_store(ui, places)
+    family = placed.family if placed and placed.family else "sd15"
     login = choose_login(config.user, config.password)
     chosen = plan_launch(
         config,
@@ -134,14 +133,6 @@ def launch(
     running = RunningUI(ui, places, config, chosen, login, placed, show)
     running.start()
     return running
-
-
-def _family_in_store(ui: WebUI, places: Places) -> str:
-    # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
-    folder = places.store / "models" / dict(ui.folders)["checkpoint"]
-    with file_errors(folder, "read"):
-        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
-        return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
 
 
 class RunningUI:
