@@ -530,10 +530,10 @@ def stub(where: dict[str, str], bare_guard: Path) -> Any:
     places.code.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("stub_webui.py"), places.code / "launch.py")
 
-    def start(mood: str, **settings: Any) -> Any:
+    def start(mood: str, show: Any = None, machine: Machine = CPU, **settings: Any) -> Any:
         (places.code / "mood").write_text(mood)
         values = {"port": free_port(), "password": "ui-password-77", "wait_s": 60, **where, **settings}
-        return launch(LaunchConfig(**values), machine=CPU)
+        return launch(LaunchConfig(**values), machine=machine, show=show)
 
     yield type("Stub", (), {"start": staticmethod(start), "places": places, "where": where})
     stop("a1111", **where)
@@ -558,6 +558,19 @@ def test_it_is_not_asked_before_it_says_that_it_is_ready(stub: Any) -> None:
     assert not running.alive()
     assert status("a1111", **stub.where)[1] is False
     assert not (stub.places.run / "login").exists()
+
+
+@pytest.mark.parametrize("machine", [CPU, GPUS["T4"]])
+def test_lines_that_only_worry_are_in_the_log_and_not_shown(stub: Any, machine: Machine) -> None:
+    shown: list[str] = []
+    with stub.start("good", show=shown.append, machine=machine) as running:
+        log = running.log.read_text()
+    text = "\n".join(shown)
+    assert "Startup time: " in text
+    for line in ("To create a public link", "fatal: No names found", "Found no NVIDIA driver"):
+        assert line in log
+        # Where a GPU is meant to be used, that none was found is no noise.
+        assert (line in text) == (machine is not CPU and "NVIDIA" in line)
 
 
 def test_running_without_its_model_is_told_apart(stub: Any, caplog: pytest.LogCaptureFixture) -> None:

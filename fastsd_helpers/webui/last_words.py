@@ -1,10 +1,10 @@
-"""The end of a web UI's log as data: the error that was not caught, where it came from, and what was said after it."""
+"""A web UI's log as data: the error that ended it, where that came from, and the lines that mean nothing to a user."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Error", "find_crash_site", "find_last_error", "name_extension"]
+__all__ = ["Error", "find_crash_site", "find_last_error", "is_noise", "name_extension"]
 
 _TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):$")
 _ERROR = re.compile(
@@ -19,6 +19,9 @@ _SURVIVED = re.compile(
 _FRAME = re.compile(r'^ *File "([^"]+)", line \d+')
 # What the owner of an installation added; built-in extensions belong to the web UI.
 _EXTENSION = re.compile(r"[/\\](?:extensions|custom_nodes)[/\\]([^/\\]+)[/\\]")
+# Advice that does not hold here (a link is made another way), and git's words about a copy without its history.
+_NOISE = re.compile(r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything")
+_NOISE_ON_CPU = re.compile(r"Found no NVIDIA driver|memory monitor disabled|No CUDA GPUs are available")
 _MOST_AFTER = 8  # lines of the error's own text, and what other threads say while the process ends
 
 
@@ -102,3 +105,12 @@ def name_extension(files: Sequence[str]) -> str | None:
     """The extension that the innermost of these files belongs to; None when none of them is of one."""
     names = [found[1] for file in files if (found := _EXTENSION.search(file))]
     return names[-1] if names else None
+
+
+def is_noise(line: str, *, on_cpu: bool) -> bool:
+    """Whether a line of the log only worries who reads it; it stays in the log.
+
+    Args:
+        on_cpu: it was started to compute without a GPU, so that it finds none is known.
+    """
+    return bool(_NOISE.search(line)) or (on_cpu and bool(_NOISE_ON_CPU.search(line)))

@@ -18,10 +18,11 @@ from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
-from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
+from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch, with_allocator
 from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.kept_extensions import keep_settings
+from fastsd_helpers.webui.last_words import is_noise
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
@@ -76,7 +77,8 @@ def plan(
     if config.model:
         require_named(config.model, ui, places)
     family = family or (family_named(config.model) if config.model else None) or "sd15"
-    return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    chosen = plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    return with_allocator(chosen, ui, places) if machine is None else chosen  # of another one it is not known
 
 
 def launch(
@@ -126,6 +128,7 @@ def launch(
         model=placed.path if placed else None,
         login=login,
     )
+    chosen = with_allocator(chosen, ui, places)
     if chosen.login_file is not None:
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
@@ -163,6 +166,7 @@ class RunningUI:
         self.tunnel: Tunnel | None = None
         self._config, self._plan, self._show = config, plan, show or (lambda line: None)
         self._child: Child | None = None
+        self._on_cpu = "--use-cpu" in plan.command or "--cpu" in plan.command
         self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
@@ -242,7 +246,8 @@ class RunningUI:
 
         found = None
         for line in tail.read():
-            self._show(line)
+            if not is_noise(line, on_cpu=self._on_cpu):
+                self._show(line)
             if self.ui.loaded and re.search(self.ui.loaded, line):
                 self.model_loaded = True
             elif self.ui.refused and re.search(self.ui.refused, line):
