@@ -78,7 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(2**40, 2**40 - made.free, made.free)
     )
     monkeypatch.setattr(installer, "find_uv", lambda: Path("/opt/uv"))
-    monkeypatch.setattr(installer.subprocess, "run", made.run)
+    monkeypatch.setattr(installer, "run_told", made.run)
     return made
 
 
