@@ -145,7 +145,7 @@ def test_uv_is_asked_for_exactly_the_rows_that_are_missing(world: World, monkeyp
     (command,) = world.commands
     assert command[:3] == ["/opt/uv", "pip", "install"]
     assert command[command.index("--python") + 1] == str(world.here.python)
-    assert {"--no-config", "--no-deps", "--require-hashes", "--no-progress"} <= set(command)
+    assert {"--no-config", "--no-deps", "--require-hashes"} <= set(command)
     assert not {"--offline", "--no-index", "--find-links", "--reinstall-package"} & set(command)
     assert world.files["requirements.txt"] == f"alpha==1.0 --hash=sha256:{'0' * 64}\n"
     assert world.files["build.txt"] == "setuptools==80\nwheel==1\n"
