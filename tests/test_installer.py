@@ -153,7 +153,7 @@ def test_uv_is_asked_for_exactly_the_rows_that_are_missing(world: World, monkeyp
     assert Path(command[command.index("--build-constraints") + 1]).name == "build.txt"
     assert world.environ.get("HTTPS_PROXY") == "http://proxy"
     assert "UV_CONSTRAINT" not in world.environ, "another Python does not follow the platform's constraints"
-    assert world.options["timeout"] == 77
+    assert world.options["timeout_s"] == 77
     assert Path(world.options["cwd"]) != Path.cwd(), "uv would read a project's settings there"
 
 
