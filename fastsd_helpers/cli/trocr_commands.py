@@ -182,7 +182,8 @@ def embed(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.trocr.embeddings import write_embeddings
     from fastsd_helpers.trocr.reader import Reader
 
-    result = write_embeddings(Reader(chosen.model), chosen.images, chosen.out, pool=chosen.pool)
+    reader = Reader(chosen.model)
+    result = write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
     told = {"shape": " x ".join(map(str, result.shape)), "size": size_in_words(result.path.stat().st_size)}
     return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import write_atomic
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES
 
-__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines"]
+__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines", "write_table"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -145,6 +146,16 @@ def read_lines(source: Any) -> LineSet:
             "Each line needs a picture and its text.",
         )
     return found
+
+
+def write_table(path: Path, lines: Iterable[LabelledLine]) -> Path:
+    """Write lines whose pictures are files as a table that `read_lines` reads, under the names they have here."""
+    rows = [
+        {_OWN_NAME: line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text, "group": line.group}
+        for line in lines
+    ]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return path
 
 
 def _only_table(folder: Path) -> Path | None:
