@@ -38,7 +38,8 @@ CODE_PAGES = {
 }
 # Texts are written by Windows' programs, seldom by DOS's; and on older Unix machines, whose letters lie elsewhere.
 _OF_TEXTS = {
-    "cp1252": "Western European", "cp1251": "Cyrillic", "cp1250": "Central European", "cp1254": "Turkish", "iso8859_2": "Central European", "koi8_u": "Cyrillic", "euc_jp": "Japanese",
+    "cp1252": "Western European", "cp1251": "Cyrillic", "cp1250": "Central European", "cp1254": "Turkish",
+    "iso8859_2": "Central European", "koi8_u": "Cyrillic", "euc_jp": "Japanese",
 }  # fmt: skip
 _TEXT_PAGES = _OF_TEXTS | CODE_PAGES
 # What a page costs in texts before a letter is read: one letter alone says little.
