@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
@@ -25,6 +24,7 @@ from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
+    LocalUI,
     RunState,
     end_process,
     find_at_port,
@@ -141,7 +141,7 @@ def _family_in_store(ui: WebUI, places: Places) -> str:
         return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
 
 
-class RunningUI:
+class RunningUI(LocalUI):
     """A web UI that was started here.
 
     Attributes:
@@ -171,16 +171,6 @@ class RunningUI:
         self._child: Child | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the run."""
-        return Path(self.state.log)
 
     def start(self) -> None:
         """Start it and wait until it answers; `launch` has done so already."""

@@ -19,6 +19,7 @@ from fastsd_helpers.webui.places import Places
 
 __all__ = [
     "AtPort",
+    "LocalUI",
     "RunState",
     "end_process",
     "find_at_port",
@@ -46,6 +47,23 @@ class RunState:
     log: str
     command: list[str]  # without passwords
     admin: bool = False  # a link to it may administer it, as was asked for at this start
+
+
+class LocalUI:
+    """What every web UI that runs on this machine has, whoever started it; see RunningUI and AttachedUI."""
+
+    port: int
+    state: RunState | None
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the run."""
+        return Path(self.state.log)
 
 
 def start_process(
