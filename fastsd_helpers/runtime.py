@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Literal, TextIO
 
 from fastsd_helpers.errors import FastSDError, needs_package
+from fastsd_helpers.memory import total_memory_bytes
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -282,7 +283,7 @@ def describe_device() -> Device:
             reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
         )
     if torch.backends.mps.is_available():
-        memory = _host_memory_bytes()
+        memory = total_memory_bytes()
         has_bf16 = bool(torch.backends.mps.is_macos_or_newer(14, 0))
         return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
     built_for = torch.version.cuda
@@ -291,7 +292,7 @@ def describe_device() -> Device:
 
 
 def _describe_cpu(reason: str) -> Device:
-    return Device("cpu", _cpu_name(), _host_memory_bytes(), _cpu_has_bf16(), reason=reason)
+    return Device("cpu", _cpu_name(), total_memory_bytes(), _cpu_has_bf16(), reason=reason)
 
 
 def _cpu_fields() -> dict[str, str]:
@@ -312,19 +313,6 @@ def _cpu_has_bf16() -> bool:
     # x86 lists "flags", 64-bit ARM "Features"; elsewhere bfloat16 is taken to be emulated.
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _host_memory_bytes() -> int:
-    if not hasattr(os, "sysconf"):
-        return 0
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A container's limit is what kills a run, not the host's memory. Source: kernel docs, cgroup v2 and v1.
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(limit)
-        text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-        if text.isdigit():
-            return min(installed, int(text))
-    return installed
 
 
 def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:

@@ -16,6 +16,7 @@ ORDER = (
     "wording",
     "errors",
     "options",
+    "memory",
     "runtime",
     "processes",
     "files",
