@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.ckpt_writer import write_ckpt
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.merge import Merging
 from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
 from fastsd_helpers.checkpoints.recipes import Recipe, copied
 from fastsd_helpers.checkpoints.recognise import recognise
@@ -50,9 +52,12 @@ class _Plan:
     chosen: WeightSet
     source: Source
     files: dict[str, dict[str, Recipe]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
-def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) -> CheckpointFile:
+def copy_folder(
+    src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: Merging | None = None
+) -> CheckpointFile:
     """Write a Diffusers folder, a whole pipeline or one part, again in another number format.
 
     Links are followed. Of several sets of weights in a part, the one that diffusers loads is written; what is left out
@@ -60,6 +65,7 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
 
     Args:
         src: was found inert: no link in it dangles or runs in a circle.
+        merging: what is added to the weights on the way.
 
     Raises:
         CheckpointError: a part that model_index.json names is missing; weights are quantized, or contradict each
@@ -81,6 +87,8 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
         if any(plan.chosen.variant for plan in plans.values()):
             named = sorted({str(plan.chosen.variant) for plan in plans.values() if plan.chosen.variant})
             notes.append(f"The weights of the variant {', '.join(named)} were taken; load the copy with that variant.")
+        if merging:
+            _merge(merging, family, plans)
         side = _side_files(src, folders, plans, notes)
         with new_folder(dst) as folder:
             recast = (recipe for plan in plans.values() for part in plan.files.values() for recipe in part.values())
@@ -95,6 +103,19 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
     tensors = sum(len(recipes) for plan in plans.values() for recipes in plan.files.values())
     size = sum(path.stat().st_size for path in dst.rglob("*") if path.is_file())
     return CheckpointFile(dst, "", size, tensors, family, dtype, tuple(dict.fromkeys(notes)))
+
+
+def _merge(merging: Merging, key: str, plans: Mapping[Path, _Plan]) -> None:
+    # A Flux.1 folder has its text encoders, which the table of its single file leaves out.
+    family = find_family("flux-all-in-one" if key == "flux" and len(plans) > 1 else key)
+    own = {str(inside) if inside.parts else family.parts[0]: plan for inside, plan in plans.items()}
+    own = {part: plan for part, plan in own.items() if part in family.parts}
+    change = merging.into_sources(family, {part: plan.source for part, plan in own.items()})
+    for plan in own.values():
+        changed = {name: change(recipes) for name, recipes in plan.files.items()}
+        if changed != plan.files:
+            plan.metadata = merging.metadata(plan.source.metadata)
+        plan.files = changed
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -131,13 +152,6 @@ def _require_parts(src: Path, sets: Mapping[Path, list[WeightSet]], notes: list[
             f"{part} is named in model_index.json and is not in the source: the copy lacks it too, and diffusers "
             f"loads either with {part}=None."
         )
-    for part in index:
-        packed = sorted((src / part).glob("*.gguf")) if (src / part).is_dir() else []
-        if packed and Path(part) not in sets:
-            raise CheckpointError(
-                f"{packed[0]} is a GGUF file: its weights are packed in few bits and are not converted.",
-                "Give the model's .safetensors files.",
-            )
 
 
 def _plan(folder: Path, chosen: WeightSet, dtype: str, notes: list[str], stack: ExitStack) -> _Plan:
@@ -200,7 +214,9 @@ def _write(plan: _Plan, folder: Path, verify: bool) -> None:
             write_ckpt(path, recipes, hashes=False, bare=True)
         else:
             kept = {key: text for key, text in plan.source.metadata.items() if not key.startswith("modelspec.hash")}
-            write_safetensors(path, recipes, metadata={"format": "pt", **kept}, read_back=False, hashes=False)
+            write_safetensors(
+                path, recipes, metadata={"format": "pt", **kept, **plan.metadata}, read_back=False, hashes=False
+            )
         if verify:
             compare(path, recipes)
     if plan.chosen.sharded:

@@ -13,7 +13,7 @@ from functools import cache
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Row
 
-__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "kohya_modules", "lora_modules", "spelled_paths"]
+__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "spelled_paths"]
 
 LORA_FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -92,12 +92,6 @@ def lora_modules(family: str) -> tuple[Module, ...]:
 
 
 @cache
-def kohya_modules(family: str) -> dict[str, Module]:
-    """Name in a kohya-style file, or an alias -> module."""
-    return {name: module for module in lora_modules(family) for name in (*module.aliases, module.kohya)}
-
-
-@cache
 def spelled_paths(family: str, part: str) -> tuple[dict[str, Target], dict[str, Target]]:
     """Every path that files have for the modules of one part: with dots, and the same with underscores.
 
@@ -113,8 +107,9 @@ def spelled_paths(family: str, part: str) -> tuple[dict[str, Target], dict[str, 
                 # XLabs' processor changes query, key and value of a single block, and not the inner layer beside them.
                 row = module.row
                 three = Row(row.part, row.diffusers[:3], row.original, ("3*d", "d"), row.stacked[:3])
-                name = _original(row).replace("linear1", "processor.qkv_lora")
-                dotted[name] = Target(Module(part, module.paths[:3], "", (), three))
+                target = Target(Module(part, module.paths[:3], "", (), three))
+                dotted[_original(row).replace("linear1", "processor.qkv_lora")] = target
+                dotted[f"{_original(row)}_qkv"] = target  # and ComfyUI's name for the same
     return dotted, flat
 
 

@@ -3,17 +3,19 @@
 import difflib
 import importlib.resources
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from fastsd_helpers.downloads import fetch, fetch_repo, models_folder
+from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.links import show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
 from fastsd_helpers.files import file_errors, placed, sha256_of
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
-from fastsd_helpers.model_lookup.names import Name, known_model, understand
+from fastsd_helpers.model_lookup.names import FILE_ENDINGS, Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, models
 
 __all__ = ["fetch_model", "find_folder"]
@@ -71,6 +73,7 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
         kind.accept(known)
     if name.what == "folder":
         with file_errors(name.path, "read"):
+            snapshot_of(name.path)  # a cache with several says which there are
             kind.contents.require(name.path)
             return name.path.resolve()
     if name.what == "file":
@@ -150,6 +153,17 @@ def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
     shown = show_typed(name.text)
     if name.what == "link":
         return ModelError(f"'{shown}' is a link that cannot be used as a {kind.noun}.", f"Give {kind.choices()}.")
+    if scheme := re.match(r"(\w+):/", name.text):
+        return ModelNotFound(
+            f"'{shown}' is no link: nothing is fetched by {scheme[1]}://.", "Links begin with https://; correct it."
+        )
+    if re.match(r"(?:www\.)?[\w-]+(?:\.[\w-]+)*\.(?:com|co|org|net|io|ai|cn|de|app|dev)/", name.text):
+        return ModelNotFound(f"'{shown}' looks like a link without its beginning.", f"Write it whole: https://{shown}")
+    if name.text.lower().endswith(FILE_ENDINGS):
+        return ModelNotFound(
+            f"There is no file '{shown}'.",
+            f"Check the path, from {Path.cwd()}; names are case-sensitive. Or choose {kind.choices()}.",
+        )
     close = difflib.get_close_matches(name.text.lower()[:100], kind.keys(), n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     return ModelNotFound(
