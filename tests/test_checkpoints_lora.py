@@ -126,7 +126,7 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
     stored = read(written.path)
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
-    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_B.weight" in stored
+    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
     assert "1 layers do not say their alpha" in written.notes[0]
 
 
