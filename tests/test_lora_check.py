@@ -13,7 +13,7 @@ from table_models import values, write
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints import lora, lora_fusing
 from fastsd_helpers.checkpoints.lora_check import SourceLayer, check_lora
-from fastsd_helpers.checkpoints.lora_names import kohya_modules
+from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.sources import open_file
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
@@ -158,7 +158,8 @@ def check(path, source, changed):
     opened = open_file(write(source, layer(name, D, 5 * D, 4, 4)))
     tensors = {"down": f"{name}.lora_down.weight", "up": f"{name}.lora_up.weight"}
     try:
-        return check_lora(path, "flux", [SourceLayer(opened, kohya_modules("flux")[name], "", tensors, 4.0)])
+        module = next(module for module in lora_modules("flux") if module.kohya == name)
+        return check_lora(path, "flux", [SourceLayer(opened, module, "", tensors, 4.0)])
     finally:
         opened.close()
 

@@ -151,6 +151,9 @@ def in_spelling(family, spelling, module):
         return dotted, (f"{middle}.down.weight", f"{middle}.up.weight")
     if spelling == "processor":
         return (old_processor(part, path), ("down.weight", "up.weight")) if attention else None
+    if text and spelling == "comfyui":
+        inside = f"text_model.{path}" if path != "text_projection" else path
+        return f"text_encoders.clip_{'g' if part == 'text_encoder_2' else 'l'}.transformer.{inside}", AB
     if text:
         return f"lora_te2_{path}" if path == "text_projection" else text_rule(family)(part, path), DOWN_UP
     if spelling == "kohya":
@@ -215,7 +218,7 @@ def converted(arrays, folder):
     [
         *(("sd15", spelling) for spelling in ("old", "processor", "kohya", "comfyui", "simpletuner")),
         ("sd21", "kohya"),
-        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "unet", "peft")),
+        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "comfyui", "peft")),
     ],
 )
 def test_diffusers_finds_in_what_is_converted_what_the_source_says(family, spelling, readers, tmp_path):
@@ -358,6 +361,51 @@ def test_diffusers_finds_in_a_converted_flux_lora_what_the_source_says(spelling,
         # A matrix of which one piece is not changed has zeros there.
         found = {path: change for path, change in flux_by_diffusers(made).items() if change.any()}
         assert_same_changes(found, flux_by_definition(arrays))
+
+
+# ------------------------------------------------------------------------------------------ as peft and diffusers write
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("writer", ["save_lora_adapter", "save_pretrained"])
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_what_the_real_writers_save_is_converted_with_its_strength(family, writer, readers, tmp_path):
+    import peft
+    import torch
+    from safetensors.numpy import load_file
+
+    pipe = readers(family)
+    part = "transformer" if family == "flux" else "unet"
+    model = getattr(pipe, part)
+    targets = [path for _, _, paths in FLUX.values() for path in paths] if family == "flux" else []
+    targets = targets or [module.paths[0] for module in some_layers(family) if module.part == part]
+    config = peft.LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, target_modules=targets)
+    torch.manual_seed(4)
+    if writer == "save_lora_adapter":
+        model.add_adapter(config)
+        model.save_lora_adapter(tmp_path / "saved")
+        [source] = (tmp_path / "saved").glob("*.safetensors")
+    else:
+        wrapped = peft.get_peft_model(model, config)
+        wrapped.save_pretrained(tmp_path / "saved")
+        source = tmp_path / "saved"
+    wanted, heights = {}, {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            wanted[part, name] = layer.get_delta_weight("default").detach().numpy()
+        if getattr(layer, "weight", None) is not None:
+            heights[part, name] = len(layer.weight)
+    if writer == "save_lora_adapter":
+        model.unload_lora()
+    else:
+        wrapped.unload()
+    made = convert_lora(source, tmp_path / "kohya.safetensors", **PLAIN)
+    found = by_definition(load_file(made.path), heights)
+    for place, change in wanted.items():
+        up, down = found[place]
+        assert_close_to(up @ down, change.reshape(len(change), -1), of_largest=PRODUCTS, about=str(place))
+    rest = [place for place in found.keys() - wanted.keys() if found[place][0].any()]
+    assert not rest
 
 
 # --------------------------------------------------------------------------------------- what diffusers has no name for

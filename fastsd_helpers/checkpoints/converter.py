@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,9 @@ from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.lora import convert_lora
+from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     MARKS,
@@ -97,6 +99,7 @@ def convert(
     ema: bool = True,
     hashes: bool = True,
     all_in_one: bool = False,
+    merge: Sequence[str] = (),
 ) -> CheckpointFile:
     """Convert a model, a VAE, a text encoder or a LoRA, streamed; what is converted into what follows from `dst`.
 
@@ -117,6 +120,8 @@ def convert(
         ema: take the averaged weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
+        merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
+            LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
     Raises:
         CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`; the source is not touched, and
@@ -130,8 +135,6 @@ def convert(
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
     given = identify(src)
     src = given.path
-    for note in given.notes:
-        _log.info("%s", note)
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
@@ -144,28 +147,45 @@ def convert(
         require_inert([base])
     to_file = dst.suffix.lower() in _FILES
     if given.what == "lora":
+        _refuse_merging(src, merge)
         require_inert([src])
-        return _noted(convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify), given)
+        written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        return replace(written, notes=(*given.notes, *written.notes))
     if to_file:
         check_destination(dst, overwrite=overwrite)
     else:
         if dst.is_file():
             raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
         refuse_existing(dst, overwrite=overwrite)
-    options = _Options(dtype, verify, overwrite, base, ema, hashes)
     require_inert([src])  # links that lead nowhere or round in a circle too
+    with ExitStack() as stack:
+        merging = Merging(open_adapters(merge, stack), src.stem if src.is_file() else src.name)
+        refuse_sources(dst, merging.files)
+        options = _Options(dtype, verify, overwrite, base, ema, hashes, merging)
+        written = _convert_model(given, dst, to_file, family, options, all_in_one=all_in_one)
+    return replace(written, notes=tuple(dict.fromkeys((*given.notes, *written.notes, *merging.notes))))
+
+
+def _convert_model(
+    given: Given, dst: Path, to_file: bool, family: str | None, options: "_Options", *, all_in_one: bool
+) -> CheckpointFile:
+    src = given.path
     if given.what == "file":
-        return _noted(_convert_file(src, dst, to_file, family, options), given)
+        return _convert_file(src, dst, to_file, family, options)
     if given.what == "part":
-        return _noted(_convert_component(src, dst, to_file, given.part, family, options), given)
+        return _convert_component(src, dst, to_file, given.part, family, options)
     found = detect_family(src)
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
-    return _noted(_convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one), given)
+    return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
 
 
-def _noted(written: CheckpointFile, given: Given) -> CheckpointFile:
-    return replace(written, notes=(*given.notes, *written.notes))
+def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
+    if merge:
+        raise CheckpointError(
+            f"{src} is a LoRA, and a LoRA is merged into a model.",
+            "Give the model first: fastsd convert MODEL NEW.safetensors --merge LORA.",
+        )
 
 
 def _check_name(dst: Path) -> None:
@@ -190,6 +210,7 @@ class _Options:
     base: Path | None
     ema: bool
     hashes: bool
+    merging: Merging
 
 
 # ------------------------------------------------------------------------------------------------ from a folder
@@ -215,7 +236,8 @@ def _convert_pipeline(
         pass  # looked at before the large file is written
     written = _write_parts(dst, layout, parts, _described(src), options, prediction, folder=src)
     try:
-        beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, options, folder=src)
+        alone = replace(options, merging=Merging())
+        beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, alone, folder=src)
     except BaseException:
         dst.unlink(missing_ok=True)
         raise
@@ -239,15 +261,14 @@ def _write_parts(
         notes = list(opened.notes)
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
-            if parts[part].is_dir():
-                refuse_packed_config(parts[part])
             notes += refuse_small_floats(parts[part], source, options.dtype)
-        recipes = opened.recipes(options.dtype)
+        recipes = options.merging.into_parts(opened).recipes(options.dtype)
         base = _open_base(family, options.base)
         try:
             recipes |= _extras(opened, base, options, notes)
             recipes |= _marked(family, prediction)
             metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
+            metadata |= options.merging.metadata({})
             if folder is not None:
                 settings = _settings(folder, opened, prediction, metadata)
                 notes += settings_in_words(settings, header=dst.suffix.lower() == ".safetensors")
@@ -340,18 +361,25 @@ def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tupl
 
 
 def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
-    if options.dtype == "keep":
+    if options.dtype == "keep" and not options.merging:
         raise CheckpointError(
-            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder."
+            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
         )
-    return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify)
+    return _copy_folder(src, dst, key, options)
+
+
+def _copy_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
+    given = {"dtype": options.dtype, "verify": options.verify, "merging": options.merging}
+    return copy_folder(src, dst, family=key, **given)
 
 
 def _convert_component(
     src: Path, dst: Path, to_file: bool, part: str, family: str | None, options: _Options
 ) -> CheckpointFile:
-    if not to_file and options.dtype == "keep":
-        raise CheckpointError(f"{src} is a folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder.")
+    if not to_file and options.dtype == "keep" and not options.merging:
+        raise CheckpointError(
+            f"{src} is a folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
+        )
     config = read_config(src / "config.json")
     if part == "vae":
         key = "flux-ae" if config.get("latent_channels") == 16 else "vae"
@@ -370,7 +398,7 @@ def _convert_component(
     if family not in (None, key) and not vae_family(find_family(key), family or "", {}):
         raise CheckpointError(f"{src} is {find_family(key).title}, not {family}.", "Leave the family out.")
     if not to_file:
-        return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify)
+        return _copy_folder(src, dst, key, options)
     return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options, folder=src)
 
 
@@ -388,16 +416,18 @@ def _described(folder: Path) -> dict[str, str]:
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
-    source = tidy(open_file(src))
+    opened = open_file(src)
     try:
+        source = tidy(opened)
         kind = recognise(source.tensors, source.metadata)
         if not kind.what.startswith("lora"):
             kind = require_convertible(src, source.tensors, family, source.metadata)
         prediction = prediction_of_file(src, kind.family or "", source)
         metadata = dict(source.metadata)
     finally:
-        source.close()
+        opened.close()
     if kind.what.startswith("lora"):
+        _refuse_merging(src, options.merging.files)
         if family is not None:
             raise CheckpointError(f"{src} is {kind.words}, not a model of the family {family!r}.", "Leave it out.")
         return convert_lora(src, dst, dtype=options.dtype, overwrite=options.overwrite, verify=options.verify)
@@ -413,6 +443,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
             metadata |= {"modelspec.architecture": VAE_ARCHITECTURES[vae_of]} if vae_of else {}
         return _rewrite_file(src, dst, kind, prediction, metadata, options)
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
         shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
         if kind.what == "part":
@@ -441,13 +472,14 @@ def _rewrite_file(
 ) -> CheckpointFile:
     """A single file once more: another number format or file format, without buffers and training state."""
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
         own = {name: copied(single.source, name) for name in MARKS if name in single.source.tensors}
         recipes = {**single.whole(options.dtype), **_marked(single.family, prediction), **own}
         # What the source says of itself stays, but for what is no longer true.
         kept = {key: text for key, text in metadata.items() if not key.startswith(("modelspec.hash", "format"))}
         known = prediction_metadata(single.family, prediction, single.widths) if prediction.kind else {}
-        full = {**describe(single.family, dst, known), **kept}
+        full = {**describe(single.family, dst, known), **kept, **single.metadata}
         lost = settings_in_words(settings_of_file(kept), header=False) if dst.suffix.lower() == ".ckpt" else ()
         written = _write(dst, single.family.key, recipes, full, options)
         notes, beside = _write_sidecar(dst, sidecar(single.family, prediction, single.widths), options)

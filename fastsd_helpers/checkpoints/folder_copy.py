@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.ckpt_writer import write_ckpt
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.merge import Merging
 from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
 from fastsd_helpers.checkpoints.recipes import Recipe, copied
 from fastsd_helpers.checkpoints.recognise import recognise
@@ -32,7 +34,7 @@ from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import check_room, new_folder
 from fastsd_helpers.inert import read_config
 
-__all__ = ["copy_folder"]
+__all__ = ["copy_folder", "walk_folders"]
 
 _log = logging.getLogger("fastsd_helpers")
 
@@ -50,9 +52,12 @@ class _Plan:
     chosen: WeightSet
     source: Source
     files: dict[str, dict[str, Recipe]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
-def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) -> CheckpointFile:
+def copy_folder(
+    src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: Merging | None = None
+) -> CheckpointFile:
     """Write a Diffusers folder, a whole pipeline or one part, again in another number format.
 
     Links are followed. Of several sets of weights in a part, the one that diffusers loads is written; what is left out
@@ -60,6 +65,7 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
 
     Args:
         src: was found inert: no link in it dangles or runs in a circle.
+        merging: what is added to the weights on the way.
 
     Raises:
         CheckpointError: a part that model_index.json names is missing; weights are quantized, or contradict each
@@ -68,7 +74,7 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
     """
     notes: list[str] = []
     with ExitStack() as stack:
-        folders = list(_walk(src))
+        folders = list(walk_folders(src))
         sets = {inside: weight_sets(src / inside) for inside in folders if inside.parts or not _is_pipeline(src)}
         sets = {inside: found for inside, found in sets.items() if found}
         _require_parts(src, sets, notes)
@@ -81,6 +87,8 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
         if any(plan.chosen.variant for plan in plans.values()):
             named = sorted({str(plan.chosen.variant) for plan in plans.values() if plan.chosen.variant})
             notes.append(f"The weights of the variant {', '.join(named)} were taken; load the copy with that variant.")
+        if merging:
+            _merge(merging, family, plans)
         side = _side_files(src, folders, plans, notes)
         with new_folder(dst) as folder:
             recast = (recipe for plan in plans.values() for part in plan.files.values() for recipe in part.values())
@@ -97,19 +105,36 @@ def copy_folder(src: Path, dst: Path, *, family: str, dtype: str, verify: bool) 
     return CheckpointFile(dst, "", size, tensors, family, dtype, tuple(dict.fromkeys(notes)))
 
 
+def _merge(merging: Merging, key: str, plans: Mapping[Path, _Plan]) -> None:
+    # A Flux.1 folder has its text encoders, which the table of its single file leaves out.
+    family = find_family("flux-all-in-one" if key == "flux" and len(plans) > 1 else key)
+    own = {str(inside) if inside.parts else family.parts[0]: plan for inside, plan in plans.items()}
+    own = {part: plan for part, plan in own.items() if part in family.parts}
+    change = merging.into_sources(family, {part: plan.source for part, plan in own.items()})
+    for plan in own.values():
+        changed = {name: change(recipes) for name, recipes in plan.files.items()}
+        if changed != plan.files:
+            plan.metadata = merging.metadata(plan.source.metadata)
+        plan.files = changed
+
+
 def _is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
-def _walk(src: Path, inside: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Every folder of a model, relative to it, links followed."""
+def walk_folders(src: Path, inside: Path = Path(), above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Every folder of a model, relative to it, links followed.
+
+    Raises:
+        CheckpointError: a link runs in a circle.
+    """
     real = (src / inside).resolve()
     if real in above:
         raise CheckpointError(f"{src / inside} is a link to a folder that holds it.", "Remove it: it is a circle.")
     yield inside
     for path in sorted((src / inside).iterdir()):
         if path.is_dir() and path.name not in _RECORDS:
-            yield from _walk(src, inside / path.name, (*above, real))
+            yield from walk_folders(src, inside / path.name, (*above, real))
 
 
 def _require_parts(src: Path, sets: Mapping[Path, list[WeightSet]], notes: list[str]) -> None:
@@ -190,13 +215,15 @@ def _shown(names: list[Path]) -> str:
 def _write(plan: _Plan, folder: Path, verify: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, recipes in plan.files.items():
-        _log.info("Writing %s (%d tensors) ...", folder / name, len(recipes))
+        _log.info("Writing %s (%d tensors) ...", f"{folder.name}/{name}", len(recipes))
         path = folder / name
         if path.suffix == ".bin":
             write_ckpt(path, recipes, hashes=False, bare=True)
         else:
             kept = {key: text for key, text in plan.source.metadata.items() if not key.startswith("modelspec.hash")}
-            write_safetensors(path, recipes, metadata={"format": "pt", **kept}, read_back=False, hashes=False)
+            write_safetensors(
+                path, recipes, metadata={"format": "pt", **kept, **plan.metadata}, read_back=False, hashes=False
+            )
         if verify:
             compare(path, recipes)
     if plan.chosen.sharded:

@@ -66,11 +66,13 @@ def write_folder(
         for part, recipes in plans.items():
             _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
             config = component_config(family, part, single.widths, prediction=prediction)
-            if part == "vae" and base is not None and prediction.edm is not None:  # it tells what to draw with
-                config = {**config, **read_config(base / part / "config.json"), **_latents(config)}
-                _write_json(folder / part / "config.json", config)
-            config = with_settings(config, part, settings)
-            _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
+            lender = base / part if base else None
+            if part == "vae" and lender is not None and prediction.edm is not None:
+                # What the file says of latents stays.
+                config = {**config, **read_config(lender / "config.json"), **_latents(config)}
+                lender = None
+            said = {} if part == "vae" else single.metadata
+            _write_part(folder / part, part, recipes, with_settings(config, part, settings), lender, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
         schedule = with_settings(schedule, "scheduler", settings)
@@ -121,7 +123,7 @@ def write_component(
         notes.append(f"{', '.join(left)}: left out, as the folder's class has no such weight and the model needs none.")
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of([recipes]))
-        _write_part(folder, part, recipes, config, base, verify)
+        _write_part(folder, part, recipes, config, base, verify, single.metadata)
     return _result(dst, [recipes], single.family.key, dtype, notes)
 
 
@@ -142,10 +144,11 @@ def _write_part(
     config: dict[str, Any] | None,
     base: Path | None,
     verify: bool,
+    metadata: Mapping[str, str],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHT_NAMES[part]
-    write_safetensors(path, recipes, metadata={"format": "pt"}, read_back=False, hashes=False)
+    write_safetensors(path, recipes, metadata={"format": "pt", **metadata}, read_back=False, hashes=False)
     if verify:
         compare(path, recipes)
     if base is not None and (base / "config.json").is_file():

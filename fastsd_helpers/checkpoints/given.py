@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
 from fastsd_helpers.checkpoints.lora import is_lora_folder
+from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.prediction import read_config
 from fastsd_helpers.checkpoints.weight_sets import weight_sets
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
@@ -31,11 +33,11 @@ class Given:
     """What was found.
 
     path: what is to be read, which may lie deeper than what was named.
-    part: of `part`, which one it is in a model.
+    part: which one `part` is in a model; of a `network`, which is none that is converted, its class.
     notes: what was chosen, one sentence each.
     """
 
-    what: Literal["pipeline", "part", "lora", "file"]
+    what: Literal["pipeline", "part", "lora", "network", "file"]
     path: Path
     part: str = ""
     notes: tuple[str, ...] = ()
@@ -48,7 +50,8 @@ def identify(path: Path) -> Given:
         CheckpointError, ModelError: it is no model, or several, of which one has to be named.
     """
     if path.is_file():
-        return Given("file", path)
+        refuse_other_content(path)
+        return Given("file", path, notes=_misnamed(path))
     if not path.is_dir():
         raise CheckpointError(f"{path} is neither a file nor a folder.", "Give a model.")
     if (path / "model_index.json").is_file():
@@ -56,7 +59,9 @@ def identify(path: Path) -> Given:
     snapshot = _snapshot_of(path)
     if snapshot is not None:
         found = identify(snapshot)
-        return replace(found, notes=(f"The Hub cache {path.name} was read at {snapshot.name}.", *found.notes))
+        return replace(
+            found, notes=(f"The Hub cache {snapshot.parent.parent.name} was read at {snapshot.name}.", *found.notes)
+        )
     part = part_of(path)
     if part and weight_sets(path):
         return Given("part", path, part)
@@ -64,16 +69,24 @@ def identify(path: Path) -> Given:
         return Given("lora", path)
     if part:
         return Given("part", path, part)
-    return _only_file(path)
+    kind = _class_of(path)
+    return Given("network", path, kind) if kind and weight_sets(path) else _only_file(path)
+
+
+def _misnamed(path: Path) -> tuple[str, ...]:
+    if path.suffix.lower() not in PICKLE_ENDINGS or not is_safetensors_file(path):
+        return ()
+    return (f"{path.name} is called {path.suffix} and is a safetensors file: it was read as one.",)
 
 
 def part_of(folder: Path) -> str:
     """The part that a folder is, where its config.json is that of one part of a model; else nothing."""
-    if (folder / "model_index.json").exists() or not (folder / "config.json").is_file():
-        return ""
+    return "" if (folder / "model_index.json").exists() else _PARTS_BY_CLASS.get(_class_of(folder), "")
+
+
+def _class_of(folder: Path) -> str:
     config = read_config(folder / "config.json")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or [None]), None)
-    return _PARTS_BY_CLASS.get(str(name), "")
+    return str(config.get("_class_name") or next(iter(config.get("architectures") or [""]), ""))
 
 
 def _snapshot_of(root: Path) -> Path | None:
@@ -119,7 +132,8 @@ def _only_file(folder: Path) -> Given:
     described = bool(read_config(folder / "config.json"))
     if not described and not any(_looks_like_a_part(file) for file in deeper):
         if len(files) == 1:
-            return Given("file", files[0], notes=(f"{files[0].name} is the only model file in {folder}.",))
+            alone = f"{files[0].name} is the only model file in {folder}."
+            return Given("file", files[0], notes=(alone, *_misnamed(files[0])))
         if files:
             raise CheckpointError(
                 f"{folder} holds {len(files)} model files: {_shown([path.name for path in files])}.",

@@ -4,11 +4,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file
+from fastsd_helpers.checkpoints.folder_inspector import folder_facts
 from fastsd_helpers.checkpoints.folder_settings import settings_of_file, vae_family
+from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.layout import (
     PART_WORDS,
     Family,
@@ -17,7 +20,6 @@ from fastsd_helpers.checkpoints.layout import (
     measure_original,
 )
 from fastsd_helpers.checkpoints.leftovers import TidySource, tidy
-from fastsd_helpers.checkpoints.lora import lora_family
 from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
 from fastsd_helpers.checkpoints.pump import pump
@@ -27,7 +29,7 @@ from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.model_lookup import how_to_get
+from fastsd_helpers.model_lookup import how_to_get, lora_file
 from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
@@ -96,7 +98,7 @@ def inspect(
     scan: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Look at a .safetensors or .ckpt file. Nothing in it is run; tensors are read only to hash or scan them.
+    """Look at a .safetensors or .ckpt file, or a folder. Nothing in it is run; tensors are read only to hash or scan.
 
     Args:
         hashes: compute the SHA-256, which reads the whole file.
@@ -107,15 +109,18 @@ def inspect(
         CheckpointError: the file cannot be read safely.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.", how_to_get(path))
-    if path.is_file():  # what is none is named below
-        require_inert(path)
+    given = identify(path)
+    require_inert(given.path)
+    if given.what in ("pipeline", "part", "network"):
+        facts = folder_facts(given, (lambda source: _scan(source, progress)) if scan else None)
+        return Inspection(**{**facts, "problems": tuple(Problem(*problem) for problem in facts["problems"])})
+    path = lora_file(given.path) if given.what == "lora" else given.path
     source = open_file(path)
     try:
-        return _look(path, source, hashes, scan, progress)
+        found = _look(path, source, hashes, scan, progress)
+        return replace(found, advice=(*given.notes, *found.advice))
     finally:
         source.close()
 
@@ -149,10 +154,10 @@ def _look(
         dtypes[fact.dtype] += fact.bytes
     return Inspection(
         path=path,
-        format="safetensors" if path.suffix.lower() == ".safetensors" else "pickle",
+        format="safetensors" if is_safetensors_file(path) else "pickle",
         kind=kind.what,
         what=kind.words,
-        family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
+        family=kind.family,
         bytes=path.stat().st_size,
         tensors=len(source.tensors),
         parameters=sum(fact.count for fact in facts),
@@ -265,7 +270,8 @@ def _general_problems(
                 "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
             )
         )
-    if any(name.endswith("text_projection.weight") and "conditioner." in name for name in source.tensors):
+    second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
+    if any(second.fullmatch(name) for name in source.tensors):
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
@@ -300,7 +306,7 @@ def _advice(
     prediction: Prediction | None,
 ) -> list[str]:
     advice = []
-    if path.suffix.lower() != ".safetensors" and kind.family:
+    if not is_safetensors_file(path) and kind.family:
         advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
@@ -316,7 +322,7 @@ def _advice(
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():
         advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
-    if kind.what == "lora peft":
+    if kind.what == "lora peft" and kind.family:
         advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
     if kind.hint:
         advice.append(kind.hint)

@@ -15,7 +15,7 @@ from typing import Any
 from fastsd_helpers.checkpoints.lora_check import SourceLayer, check_lora
 from fastsd_helpers.checkpoints.lora_fusing import fuse, split, swap_halves
 from fastsd_helpers.checkpoints.lora_layers import LORA_FILE, Layer, adapters_in, open_lora, read_lora
-from fastsd_helpers.checkpoints.lora_layouts import LoraLayout, LoraModule, read_layout
+from fastsd_helpers.checkpoints.lora_layouts import LoraLayout, LoraModule
 from fastsd_helpers.checkpoints.lora_names import Module, lora_modules
 from fastsd_helpers.checkpoints.lora_strength import METADATA_KEY, exact_pattern
 from fastsd_helpers.checkpoints.number_formats import cast, cast_dtype
@@ -28,7 +28,7 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile, refuse_existing, r
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
-__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder", "lora_family"]
+__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _ARCHITECTURES = {
@@ -46,15 +46,6 @@ Stored = dict[str, tuple[TensorFact, Any]]  # tensor name -> what is written
 def is_lora_folder(folder: Path) -> bool:
     """Whether a folder is a LoRA: one file of diffusers', or adapters of peft, perhaps one per part."""
     return bool(adapters_in(folder)) or (folder / LORA_FILE).is_file()
-
-
-def lora_family(tensors: Mapping[str, TensorFact]) -> str:
-    """The family a LoRA belongs to, from its layers: sd15, sd21, sdxl or flux.
-
-    Raises:
-        CheckpointError: as `read_layout`.
-    """
-    return read_layout(tensors, {}).family
 
 
 def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: bool) -> CheckpointFile:

@@ -35,11 +35,17 @@ _BY_NAMES = tuple(
         (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]", "Qwen-Image", _COMFY),
         (r"joint_transformer_blocks|(double|single)_layers[._]\d", "AuraFlow", _COMFY),
         (r"double_stream_blocks|single_stream_blocks", "HiDream", _COMFY),
-        (r"token_refiner|(img|txt)_(mlp[._]fc\d|mod[._]linear)|\.(img|txt)_attn_(qkv|proj)", "HunyuanVideo", _VIDEO),
+        (
+            r"token_refiner|(img|txt)_(mlp[._]fc\d|mod[._]linear)|\.(img|txt)_attn_(qkv|proj)|(img|txt)_attn_[qkv]$",
+            "HunyuanVideo or HunyuanImage",
+            _VIDEO,
+        ),
         (r"motion_modules|temporal_transformer", "AnimateDiff", "ComfyUI reads it with an AnimateDiff extension."),
         (_TOP + r"blocks[._]\d+[._]((self|cross)_attn[._][qkvo](_img)?$|attn[12][._]to_|ffn[._])", "Wan", _VIDEO),
         (_TOP + r"blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj$", "Cosmos or Anima", _VIDEO),
         (_TOP + r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]$", "Mochi", _VIDEO),
+        (_TOP + r"blocks[._]\d+[._]attn[12][._](Wqkv|(q|kv|out)_proj)$", "Hunyuan-DiT", _COMFY),
+        (_TOP + r"blocks[._]\d+[._](cross_attn[._](q|kv)_linear|attn[._](qkv|proj))$", "PixArt", _COMFY),
         (
             rf"(noise|context)_refiner[._]\d|{_TOP}layers[._]\d+[._](attention|feed_forward|adaLN)",
             "Z-Image (or Lumina Image 2.0, which has the same names)",

@@ -4,7 +4,7 @@ A LoRA adds `alpha / rank * up @ down` to a weight. LyCORIS' convolutions in Tuc
 the two (`lora_mid`); it is multiplied into `down`, which changes nothing but the shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,15 @@ __all__ = [
     "Layer",
     "Lora",
     "adapters_in",
+    "as_adapted",
     "common_dtype",
+    "config_of",
     "open_lora",
     "read_lora",
     "read_matrices",
     "read_number",
     "read_values",
+    "settle_modules",
 ]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -171,27 +174,46 @@ def read_lora(lora: Lora) -> tuple[list[tuple[LoraModule, Layer]], list[str]]:
         CheckpointError: half a pair, matrices that do not fit each other, or an alpha that is not a finite number.
     """
     layers: list[tuple[LoraModule, Layer]] = []
-    adapted: list[Adapted] = []
+    adapted: list[tuple[LoraModule, Adapted]] = []
     for module in lora.layout.modules:
-        place = f"{module.module.part}.{module.path or module.spelled}"
-        layer = read_matrices(lora.source, module.tensors, place)
-        own = read_number(lora.source, module.tensors["alpha"]) if "alpha" in module.tensors else None
+        layer = read_matrices(lora.source, module.tensors, f"{module.module.part}.{module.path or module.spelled}")
         kernel, nothing = bool(set(layer.down.shape[2:]) - {1}), not (layer.down.any() and layer.up.any())
-        adapted.append(Adapted(_spellings(module), place, layer.rank, own, kernel, nothing))
+        adapted.append((module, as_adapted(lora, module, layer.rank, kernel=kernel, nothing=nothing)))
         layers.append((module, layer))
+    notes = settle_modules(lora, adapted)
+    for (_, one), (_, layer) in zip(adapted, layers, strict=True):
+        layer.alpha = one.alpha
+    return layers, notes
+
+
+def as_adapted(lora: Lora, module: LoraModule, rank: int, *, kernel: bool, nothing: bool) -> Adapted:
+    """What a module's strength is found by; `kernel` and `nothing` are Adapted's."""
+    place = f"{module.module.part}.{module.path or module.spelled}"
+    own = read_number(lora.source, module.tensors["alpha"]) if "alpha" in module.tensors else None
+    return Adapted(_spellings(module), place, rank, own, kernel, nothing)
+
+
+def settle_modules(lora: Lora, adapted: Sequence[tuple[LoraModule, Adapted]]) -> list[str]:
+    """Give every module the alpha that counts; returns what a person should know, one sentence each.
+
+    Raises:
+        CheckpointError: an alpha that is not a finite number, or metadata that cannot be read.
+    """
     notes: list[str] = []
     unsaid = 0
-    for part in dict.fromkeys(module.module.part for module, _ in layers):
-        config = lora.configs.get(part) or lora.configs.get("") or {}
-        own = [one for one, (module, _) in zip(adapted, layers, strict=True) if module.module.part == part]
-        unsaid += settle_alphas(own, find_statements(lora.source.metadata, config, part), notes)
-    for one, (_, layer) in zip(adapted, layers, strict=True):
-        layer.alpha = one.alpha
-    if unsaid == len(layers):
+    for part in dict.fromkeys(module.module.part for module, _ in adapted):
+        own = [one for module, one in adapted if module.module.part == part]
+        unsaid += settle_alphas(own, find_statements(lora.source.metadata, config_of(lora, part), part), notes)
+    if adapted and unsaid == len(adapted):
         notes.insert(0, "The file does not say the alpha; it was taken to be the rank, as diffusers does.")
     elif unsaid:
         notes.insert(0, f"{unsaid} layers do not say their alpha; it was taken to be the rank.")
-    return layers, list(dict.fromkeys(notes))
+    return list(dict.fromkeys(notes))
+
+
+def config_of(lora: Lora, part: str) -> Mapping[str, Any]:
+    """The adapter_config.json that speaks of a part; empty where there is none."""
+    return lora.configs.get(part) or lora.configs.get("") or {}
 
 
 def _spellings(module: LoraModule) -> tuple[str, ...]:
@@ -281,7 +303,7 @@ def read_values(source: Source, name: str) -> "np.ndarray":
     return np.frombuffer(wide, "<f4").reshape(fact.shape).copy()
 
 
-def common_dtype(dtypes) -> str:
+def common_dtype(dtypes: Iterable[str]) -> str:
     """A format that holds all of them; eight bits become sixteen, which hold every one of their values."""
     stored = {"F16" if is_small_float(dtype) else dtype for dtype in dtypes}
     return stored.pop() if len(stored) == 1 else "F32"

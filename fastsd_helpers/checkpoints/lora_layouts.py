@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastsd_helpers.checkpoints.families import find_family
@@ -108,12 +108,13 @@ class LoraLayout:
     modules: tuple[LoraModule, ...]
 
 
-def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") -> LoraLayout:
+def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "", family: str = "") -> LoraLayout:
     """Tell what a LoRA file is: its family, whose names it has, its kind, and the tensors of every module.
 
     Args:
         metadata: the file's; where the names fit several families, what it says of the base model decides.
         part: the Diffusers part of a file whose names do not say it (peft's folders).
+        family: the one to take where names and published widths fit several, whatever the metadata say.
 
     Raises:
         CheckpointError: another family's LoRA, a layer that no model has, two layouts of one LoRA, or a tensor that
@@ -121,7 +122,7 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") 
     """
     stems = by_stem(tensors)
     foreign_by_names(stems, metadata)
-    family, targets = _choose(stems, tensors, metadata, part)
+    family, targets = _choose(stems, tensors, family or _hint(metadata), part)
     foreign_by_widths((stem, targets.get(stem), module_shape(stems[stem], tensors)) for stem in stems)
     for stem in stems:
         if stem not in targets:
@@ -139,15 +140,14 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") 
 
 
 def _choose(
-    stems: Mapping[str, Mapping[str, str]], tensors: Facts, metadata: Mapping[str, str], part: str
+    stems: Mapping[str, Mapping[str, str]], tensors: Facts, hint: str, part: str
 ) -> tuple[str, dict[str, Target]]:
     """The family whose modules these are, and what each stem means.
 
-    Where several have them all, real widths decide, then what the metadata says, then which family is trained with
-    such names, then the order of the families.
+    Where several have them all, published widths decide, then the hint, then which family is trained with such names,
+    then the order of the families.
     """
     taken = {stem: read_stem(stem) for stem in stems}
-    hint = _hint(metadata)
     best: tuple[tuple[int, int, int, int], str, dict[str, Target]] | None = None
     for family in LORA_FAMILIES:
         for bare in _bare_parts(family, part):
@@ -196,10 +196,11 @@ def _fitting(family: str, targets: Mapping[str, Target], stems: Mapping[str, Map
 def _hint(metadata: Mapping[str, str]) -> str:
     if metadata.get("ss_v2") == "True":
         return "sd21"
-    said = " ".join(
-        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
-    ).lower()
-    return next((family for family, pattern in _HINTS if pattern.search(said)), "")
+    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name"):
+        for family, pattern in _HINTS:
+            if pattern.search(metadata.get(key, "").lower()):
+                return family
+    return ""
 
 
 def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
@@ -255,19 +256,18 @@ def _naming(apart: Stem, target: Target, family: str) -> str:
     return "bfl" if family == "flux" else "original"
 
 
-def _kind(module: LoraModule, tensors: Facts) -> Iterator[str]:
+def _kinds(module: LoraModule, tensors: Facts) -> set[str]:
     roles = module.tensors
-    kinds = {name for role in roles for name in [next((kind for kind, p in _KINDS if p.match(role)), "")] if name}
+    kinds = {next((kind for kind, pattern in _KINDS if pattern.match(role)), "") for role in roles} - {""}
     if "oft" in kinds and "oft_blocks" in roles and len(tensors[roles["oft_blocks"]].shape) == 4:
         kinds = {*kinds - {"oft"}, "boft"}
     if "lora" in kinds and "dora_scale" in roles:
         kinds = {*kinds - {"lora"}, "dora"}
-    # A weight's difference takes its bias along; a norm layer's too.
-    yield from sorted(kinds)
+    return kinds
 
 
 def _kind_of_all(modules: tuple[LoraModule, ...], tensors: Facts) -> tuple[str, str]:
-    kinds = {kind for module in modules for kind in _kind(module, tensors)} or {"lora"}
+    kinds = set().union(*(_kinds(module, tensors) for module in modules)) or {"lora"}
     if kinds == {"lora", "dora"}:
         kinds = {"dora"}
     if len(kinds) == 1:

@@ -170,7 +170,9 @@ def _of_config(config: Mapping[str, Any], where: str) -> Statement:
             "model as it was.",
             "Save it with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it.",
         )
-    alpha, rank = _number(config, "lora_alpha", where), _number(config, "r", where)
+    # peft's LoHa and LoKr have `alpha`.
+    alpha_key = "lora_alpha" if config.get("lora_alpha") is not None else "alpha"
+    alpha, rank = _number(config, alpha_key, where), _number(config, "r", where)
     return Statement(
         where,
         alpha,

@@ -35,10 +35,11 @@ class Kind:
     hint: str = ""
 
 
+_TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL", 2048: "SDXL"}
 _BESIDE_A_MODEL = ("adapter", "controlnet", "embedding")  # what may have LoRA inside and is still none
 _LYCORIS = re.compile(r".*\.(hada_w1_a|lokr_w1(_a)?|lokr_w2(_a)?|oft_blocks|oft_diag)(\.weight)?$", re.DOTALL)
 _KOHYA = re.compile(r"lora_(unet|te\d?)_")
-_MERGE = "It is not converted; merge it into a model: fastsd convert MODEL NEW.safetensors --merge THIS_FILE."
+_MERGE = "Merge it into a model: fastsd convert MODEL NEW.safetensors --merge THIS_FILE."
 _UNKNOWN = "Give a Stable Diffusion 1.x, 2.x, SDXL or Flux.1 model, a VAE, a text encoder or a LoRA."
 _WHOLE = "Give the whole model: U-Net, VAE and text encoder."
 _FLUX_BLOCKS = (19, 38)
@@ -48,6 +49,9 @@ _FLUX_TASKS = {384: " Fill (inpainting)", 128: " Canny or Depth"}
 def recognise(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind:
     """Tell what a file with these tensors is; its metadata help where names and shapes fit several."""
     tensors, metadata = tidy_facts(tensors), metadata or {}
+    embedding = _embedding(tensors)
+    if embedding is not None:
+        return embedding
     foreign = foreign_by_names(tensors)
     if foreign is not None and foreign.what in _BESIDE_A_MODEL:
         return _as_kind(foreign)
@@ -57,6 +61,19 @@ def recognise(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind
         return _as_kind(foreign)
     found = _original(tensors) or _part(tensors, metadata) or _diffusers(tensors)
     return found or Kind("unknown", None, "no model we know", _UNKNOWN)
+
+
+def _embedding(tensors: Facts) -> Kind | None:
+    names = set(tensors)
+    one = re.compile(r"emb_params|string_to_param\..*|<.*>", re.DOTALL)
+    if names and names <= {"clip_l", "clip_g", "t5xxl"}:
+        base = "Stable Diffusion 3" if "t5xxl" in names else "SDXL"
+    elif names and all(one.fullmatch(name) for name in names):
+        width = max((fact.shape[-1] for fact in tensors.values() if fact.shape), default=0)
+        base = _TEXT_WIDTHS.get(width, "Stable Diffusion")
+    else:
+        return None
+    return Kind("embedding", None, f"a textual inversion embedding for {base}", hint_of("embedding"))
 
 
 def _as_kind(foreign: Foreign) -> Kind:
@@ -212,7 +229,8 @@ def require_convertible(
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors.", "Download it again, or pick another file.")
     if kind.hint and not kind.what.startswith("lora"):
-        raise CheckpointError(f"{path} is {kind.words} (it has {min(tensors)!r}), and is not converted.", kind.hint)
+        example = f" (it has {min(tensors)!r})" if kind.what == "unknown" else ""
+        raise CheckpointError(f"{path} is {kind.words}{example}, and is not converted.", kind.hint)
     if kind.what == "diffusers part" and kind.family is None:
         raise CheckpointError(
             f"{path} is {kind.words}, one part of a model.", "Give the whole folder, the one with model_index.json."

@@ -1,8 +1,8 @@
 """A single file opened for conversion: its family known, every name accounted for, every shape checked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import find_family
@@ -25,6 +25,7 @@ class SingleFile:
 
     names: original name of the table -> the name in the source.
     notes: what was chosen or left out, one sentence each.
+    change: what is done to every plan, such as merging a LoRA; `metadata` is what a header then says of it.
     """
 
     family: Family
@@ -32,10 +33,13 @@ class SingleFile:
     names: Mapping[str, str]
     widths: Mapping[str, int]
     notes: tuple[str, ...]
+    change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, part: str, dtype: str, *, prefix: str = "") -> dict[str, Recipe]:
         """Plan one part of a Diffusers folder: name -> how it is made."""
-        return part_recipes(self.family, part, self.widths, self.source, self.names, dtype, prefix=prefix)
+        widths, source, names = self.widths, self.source, self.names
+        return self.change(part_recipes(self.family, part, widths, source, names, dtype, prefix=prefix))
 
     def whole(self, dtype: str) -> dict[str, Recipe]:
         """Plan another single file in the table's own names; extras of the family are kept."""
@@ -43,7 +47,7 @@ class SingleFile:
         for name in self.source.tensors:
             if self.family.is_extra(name):
                 recipes[name] = copied(self.source, name, dtype)
-        return recipes
+        return self.change(recipes)
 
 
 @contextmanager

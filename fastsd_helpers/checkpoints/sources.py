@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS, load_pickled
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact, dtype_name
@@ -57,19 +58,16 @@ def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> 
 
 
 def open_file(path: Path) -> Source:
-    """Open one weights file: safetensors, or a pickle of plain tensors.
+    """Open one weights file: safetensors, whatever it is called, or a pickle of plain tensors.
 
     Raises:
         CheckpointError: it cannot be read, or is neither.
     """
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a file.", "Give a .safetensors, .ckpt or .bin file.")
-    if path.suffix.lower() == ".gguf":
-        raise CheckpointError(
-            f"{path} is a GGUF file: its weights are packed in few bits, and what was lost cannot be brought back.",
-            "Give the model's .safetensors file.",
-        )
-    if path.suffix.lower() in PICKLE_ENDINGS:
+    if path.is_file():
+        refuse_other_content(path)
+    if path.suffix.lower() in PICKLE_ENDINGS and not is_safetensors_file(path):
         return _Memory(load_pickled(path), path.name, (path,))
     return _SafetensorsSource(path)
 
