@@ -115,6 +115,9 @@ def open_lora(path: Path, stack: ExitStack) -> Lora:
         CheckpointError: it cannot be read, or is not a LoRA of a family we know.
     """
     files = [(path, "")] if path.is_file() else adapters_in(path) or [(path / LORA_FILE, "")]
+    if len(files) == 1 and files[0][0].name in _ADAPTER_FILES and files[0][0].parent.name in _PARTS:
+        # One part's adapter alone: two text encoders have the same names, and the folder says which it is.
+        files = [(files[0][0], files[0][0].parent.name)]
     sources = []
     for file, _part in files:
         sources.append(open_file(file))
