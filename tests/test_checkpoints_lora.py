@@ -12,7 +12,7 @@ from table_models import read, write
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.lora import is_lora_folder
-from fastsd_helpers.checkpoints.lora_names import kohya_modules, lora_modules
+from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.errors import CheckpointError
 
@@ -126,7 +126,8 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
     stored = read(written.path)
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
-    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_B.weight" in stored
+    # diffusers knows peft's names in a text encoder by its attention, which this LoRA does not change.
+    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
     assert "1 layers do not say their alpha" in written.notes[0]
 
 
@@ -265,7 +266,6 @@ def test_no_two_modules_share_a_name(family):
     modules = lora_modules(family)
     names = [name for module in modules for name in (module.kohya, *module.aliases)]
     assert len(names) - len(set(names)) == 0
-    assert kohya_modules(family).keys() == set(names)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """How LoRA files spell their layers: every spelling is read, and as the programs that write and read it mean it."""
 
 import pytest
+from table_models import read, write
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.lora_layouts import is_lora, read_layout
 from fastsd_helpers.checkpoints.lora_names import LORA_FAMILIES, every_module, lora_modules, spelled_paths
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
@@ -9,6 +11,7 @@ from fastsd_helpers.errors import CheckpointError
 
 AB = ("lora_A.weight", "lora_B.weight")
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
+XLABS = ("down.weight", "up.weight")
 
 
 def facts(*names, rows=6, columns=8):
@@ -138,7 +141,8 @@ def test_no_path_means_two_things(family):
 
 # ------------------------------------------------------------------------------------------ which family, which part
 
-ATTENTION = "attentions.0.transformer_blocks.0"
+BLOCK = "transformer_blocks.0"
+ATTENTION = f"attentions.0.{BLOCK}"
 KOHYA_15 = f"lora_unet_down_blocks_1_{flat(ATTENTION)}"
 KOHYA_XL = "lora_unet_input_blocks_4_1_transformer_blocks_0"
 TE = "text_model_encoder_layers_0_mlp_fc1"
@@ -154,10 +158,11 @@ TE = "text_model_encoder_layers_0_mlp_fc1"
         (f"{KOHYA_15}_attn2_to_k", 8, {"ss_v2": "True"}, "sd21"),
         (f"{KOHYA_15}_attn1_to_k", 640, {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
         (f"{KOHYA_15}_attn1_to_k", 640, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "sdxl"),
+        (f"{KOHYA_15}_attn1_to_k", 640, {"ss_base_model_version": "sdxl", "ss_sd_model_name": "sd15.ckpt"}, "sdxl"),
         (f"{KOHYA_15}_attn2_to_k", 768, {"ss_base_model_version": "sdxl_base_v1-0"}, "sd15"),  # widths know better
         (f"{KOHYA_XL}_attn1_to_k", 640, {}, "sdxl"),  # kohya has the original's names for SDXL alone
-        (f"diffusion_model.input_blocks.4.1.{ATTENTION[13:]}.attn2.to_k", 768, {}, "sd15"),
-        (f"diffusion_model.input_blocks.4.1.{ATTENTION[13:]}.attn2.to_k", 2048, {}, "sdxl"),
+        (f"diffusion_model.input_blocks.4.1.{BLOCK}.attn2.to_k", 768, {}, "sd15"),
+        (f"diffusion_model.input_blocks.4.1.{BLOCK}.attn2.to_k", 2048, {}, "sdxl"),
         (f"down_blocks.1.{ATTENTION}.attn2.to_v", 2048, {}, "sdxl"),
         (f"lora_te_{TE}", 768, {}, "sd15"),
         (f"lora_te_{TE}", 1024, {}, "sd21"),
@@ -176,6 +181,15 @@ TE = "text_model_encoder_layers_0_mlp_fc1"
 )
 def test_the_family_is_told_by_names_then_widths_then_metadata_then_custom(stem, columns, metadata, family):
     assert layout_of(f"{stem}.lora_A.weight", metadata=metadata, columns=columns).family == family
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "family"),
+    [(768, "flux", "flux"), (768, "sd15", "sd15"), (768, "sd21", "sd15"), (1024, "sd15", "sd21"), (8, "sd21", "sd21")],
+)
+def test_a_family_that_is_asked_for_is_taken_where_nothing_speaks_against_it(columns, asked, family):
+    tensors = pairs("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", columns=columns)
+    assert read_layout(tensors, {"ss_base_model_version": "sdxl_base_v1-0"}, family=asked).family == family
 
 
 @pytest.mark.parametrize(
@@ -209,6 +223,31 @@ def test_halves_are_exchanged_only_where_the_original_names_them():
     [by_diffusers] = layout_of("lora_transformer_norm_out_linear.lora_up.weight").modules
     assert by_original.module == by_diffusers.module
     assert (by_original.fused, by_diffusers.fused, by_diffusers.path) == (True, False, "norm_out.linear")
+
+
+@pytest.mark.parametrize(
+    ("stem", "path"),
+    [
+        ("unet.unet.conv_in", "conv_in"),
+        (f"unet.down_blocks.1.attentions.0._orig_mod.{BLOCK}.ff.net.2", f"down_blocks.1.{ATTENTION}.ff.net.2"),
+        ("lora_unet__orig_mod_conv_in", "conv_in"),
+        ("_orig_mod.unet.conv_in", "conv_in"),
+        ("module.unet.conv_in", "conv_in"),
+        ("unet._fsdp_wrapped_module.conv_in", "conv_in"),
+        ("base_model.model.unet.conv_in", "conv_in"),
+        ("lycoris_text_model_encoder_layers_0_mlp_fc1", "encoder.layers.0.mlp.fc1"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out", "mid_block.attentions.0.tra"),
+    ],
+)
+def test_what_wraps_a_model_is_no_part_of_a_path(stem, path):
+    [module] = layout_of(f"{stem}.lora_down.weight").modules
+    assert module.module.paths[0].startswith(path)
+
+
+@pytest.mark.parametrize("ending", ["lora.down", "lora_layer.down", "lora_linear_layer.down", "lora_conv_layer.down"])
+def test_the_endings_of_older_versions_are_the_same_matrix(ending):
+    [module] = layout_of(f"unet.conv_in.{ending}.weight").modules
+    assert module.tensors == {"down": f"unet.conv_in.{ending}.weight"}
 
 
 @pytest.mark.parametrize(
@@ -331,6 +370,9 @@ def test_layers_with_and_without_a_dora_scale_are_a_dora():
         ("transformer.single_transformer_blocks.0.attn.to_q", 4096, "FLUX.2 klein 9B"),
         ("diffusion_model.double_blocks.0.img_attn_qkv", 3072, "HunyuanVideo"),
         ("lora_unet_double_blocks_0_img_mlp_fc1", 3072, "HunyuanVideo"),
+        ("lora_unet_double_blocks_0_img_attn_q", 3584, "HunyuanVideo or HunyuanImage"),
+        ("lora_unet_blocks_0_attn1_Wqkv", 1408, "Hunyuan-DiT"),
+        ("diffusion_model.blocks.0.cross_attn.kv_linear", 1152, "PixArt"),
         ("diffusion_model.blocks.0.self_attn.q", 5120, "Wan"),
         ("lora_unet_blocks_0_cross_attn_k_img", 5120, "Wan"),
         ("transformer.blocks.0.attn2.to_k", 5120, "Wan"),
@@ -341,6 +383,12 @@ def test_layers_with_and_without_a_dora_scale_are_a_dora():
         ("base_model.model.model.layers.0.self_attn.q_proj", 4096, "a language model"),
         ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 2560, "HiDream"),
         ("transformer.joint_transformer_blocks.0.attn.to_q", 3072, "AuraFlow"),
+        ("transformer.single_transformer_blocks.3.attn.to_out", 12288, "FLUX.2"),
+        ("diffusion_model.single_blocks.3.linear2", 12288, "FLUX.2 klein 4B"),
+        ("lora_unet_txt_in", 15360, "FLUX.2 dev"),
+        ("text_encoder_3.encoder.block.0.layer.0.SelfAttention.q", 4096, "Stable Diffusion 3"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 768, "the SDXL refiner"),
+        (f"unet.down_blocks.1.{ATTENTION}.attn2.to_k", 1280, "the SDXL refiner"),
     ],
 )
 @pytest.mark.parametrize("kind", ["lora", "lokr"])
@@ -379,6 +427,13 @@ def test_metadata_names_a_family_that_layers_do_not(metadata, what):
         read_layout(pairs("lora_unet_double_blocks_0_img_attn_qkv"), metadata)
 
 
+def test_clip_g_and_t5_together_are_stable_diffusion_3s():
+    stems = [f"lora_te2_{TE}", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"]
+    with pytest.raises(CheckpointError, match="is one for Stable Diffusion 3, which is not converted"):
+        read_layout(pairs(*stems, sides=DOWN_UP), {})
+    assert read_layout(pairs(f"lora_te1_{TE}", stems[1], sides=DOWN_UP), {}).family == "flux"
+
+
 @pytest.mark.parametrize("said", ["flux-1-dev/lora", "flux-1-kontext-dev/lora", "flux1"])
 def test_flux_1s_relatives_with_the_same_layers_are_flux_1(said):
     assert (
@@ -400,7 +455,7 @@ def test_flux_1s_relatives_with_the_same_layers_are_flux_1(said):
 )
 def test_one_lora_in_two_layouts_is_refused(one, other):
     def named(stem):
-        sides = ("down.weight", "up.weight") if "processor" in stem else AB
+        sides = XLABS if "processor" in stem else AB
         return pairs(stem, sides=sides)
 
     with pytest.raises(CheckpointError, match="one LoRA in two layouts") as caught:
@@ -427,6 +482,13 @@ def test_parts_may_be_written_in_two_layouts():
         (["text_encoder.text_model.embeddings.token_embedding.lora_embedding_A"], "token embeddings"),
         (["lora_te1_encoder_layers_40_mlp_fc1.lora_up.weight", f"{KOHYA_XL}_attn1_to_k.lora_up.weight"], "SDXL models"),
         ([], "no tensors of a LoRA"),
+        (["base_model.model.proj_out.lora_A.weight", "base_model.model.proj_out.lora_E"], "AdaLoRA"),
+        (["base_model.model.proj_out.vera_lambda_b"], "another adapter of peft.s .AdaLoRA, VeRA"),
+        (
+            ["base_model.model.proj_out.lora_A.weight", "base_model.model.norm.weight"],
+            "whole weights .* modules_to_save",
+        ),
+        (["img_in.lora_A.weight", "double_blocks.0.img_attn.norm.key_norm.scale"], "control LoRA of Flux.1"),
     ],
 )
 def test_what_is_no_tensor_of_a_known_layer_is_named(names, message):
@@ -439,3 +501,59 @@ def test_a_model_with_an_adapter_inside_is_no_lora():
     assert not is_lora(facts(f"{inside}.base_layer.weight", f"{inside}.lora_A.default.weight"))
     assert not is_lora(facts("model.diffusion_model.input_blocks.0.0.weight", "alpha", "first.alpha"))
     assert is_lora(pairs(inside))
+
+
+# ------------------------------------------------------------------------------------------ as a person meets it
+
+
+def saved(path, tensors):
+    """The same with numbers: 1.0 everywhere."""
+    return write(path, {name: (fact, b"\0\0\x80\x3f" * fact.count) for name, fact in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    ("stem", "sides", "what", "written"),
+    [
+        ("base_model.model.transformer_blocks.12.attn.to_q", AB, "Flux.1 in peft's", "double_blocks_12_img_attn_qkv"),
+        ("single_transformer_blocks.0.attn.to_q", AB, "Flux.1 in diffusers'", "single_blocks_0_linear1"),
+        ("diffusion_model.double_blocks.3.img_attn.proj", AB, "Flux.1 in Black", "double_blocks_3_img_attn_proj"),
+        ("diffusion_model.double_blocks.3.img_attn.proj", DOWN_UP, "Flux.1 in Black", "double_blocks_3_img_attn_proj"),
+        ("lora_transformer_single_transformer_blocks_0_attn_to_k", DOWN_UP, "Flux.1 in One", "single_blocks_0_linear1"),
+        (f"unet.output_blocks.3.1.{BLOCK}.attn1.to_q", DOWN_UP, "SD 1.5 in the original's", "up_blocks_1_attentions_0"),
+        ("double_blocks.0.processor.proj_lora1", XLABS, "Flux.1 in XLabs'", "double_blocks_0_img_attn_proj"),
+        (f"down_blocks.1.{ATTENTION}.attn2.to_k", AB, "SDXL in diffusers'", "input_blocks_4_1_transformer_blocks_0"),
+    ],
+)
+def test_inspect_says_what_it_is_and_convert_writes_kohyas_names(stem, sides, what, written, tmp_path):
+    path = saved(tmp_path / "in.safetensors", pairs(stem, sides=sides, columns=2048 if "attn2" in stem else 8, rows=8))
+    assert what in checkpoints.inspect(path).what
+    made = checkpoints.convert(path, tmp_path / "out.safetensors", verify=True)
+    names = set(read(made.path))
+    assert len(names) == 3
+    assert all(name.startswith("lora_unet_") and written in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("stem", "columns", "what"),
+    [
+        ("transformer.transformer_blocks.12.attn.to_q", 1536, "Stable Diffusion 3"),
+        ("diffusion_model.layers.3.attention.to_q", 3840, "Z-Image"),
+    ],
+)
+def test_another_familys_lora_is_named_by_inspect_and_refused_by_convert(stem, columns, what, tmp_path):
+    path = saved(tmp_path / "in.safetensors", pairs(stem, columns=columns, rows=8))
+    assert what in checkpoints.inspect(path).what
+    with pytest.raises(CheckpointError, match=what):
+        checkpoints.convert(path, tmp_path / "out.safetensors")
+    assert [place.name for place in tmp_path.glob("*.safetensors*")] == ["in.safetensors"]
+
+
+@pytest.mark.parametrize(("kind", "endings"), [("LoKr", "alpha lokr_w1 lokr_w2"), ("DoRA", "lora_A.weight dora_scale")])
+@pytest.mark.parametrize("stem", [f"{KOHYA_XL}_attn1_to_k", "transformer.single_transformer_blocks.0.proj_mlp"])
+def test_a_kind_that_is_not_converted_is_named_before_anything_is_written(kind, endings, stem, tmp_path):
+    path = saved(tmp_path / "in.safetensors", facts(*(f"{stem}.{ending}" for ending in endings.split())))
+    assert kind in checkpoints.inspect(path).what
+    with pytest.raises(CheckpointError, match=kind) as caught:
+        checkpoints.convert(path, tmp_path / "out.safetensors")
+    assert "merge" in caught.value.hint
+    assert [place.name for place in tmp_path.glob("*.safetensors*")] == ["in.safetensors"]

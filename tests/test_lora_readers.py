@@ -1,4 +1,4 @@
-"""LoRA in every spelling, and what they are converted to, as diffusers reads them: the change of every layer is the same."""
+"""LoRA in every spelling, and what they are converted to, read by diffusers: every layer changes by the same."""
 
 import pytest
 
@@ -11,6 +11,7 @@ from fastsd_helpers.checkpoints.lora import LORA_FILE, convert_lora
 from fastsd_helpers.checkpoints.lora_layouts import read_layout
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two fp32 matrices, the alpha shared out between them.
 PRODUCTS = 1e-6
@@ -150,6 +151,9 @@ def in_spelling(family, spelling, module):
         return dotted, (f"{middle}.down.weight", f"{middle}.up.weight")
     if spelling == "processor":
         return (old_processor(part, path), ("down.weight", "up.weight")) if attention else None
+    if text and spelling == "comfyui":
+        inside = f"text_model.{path}" if path != "text_projection" else path
+        return f"text_encoders.clip_{'g' if part == 'text_encoder_2' else 'l'}.transformer.{inside}", AB
     if text:
         return f"lora_te2_{path}" if path == "text_projection" else text_rule(family)(part, path), DOWN_UP
     if spelling == "kohya":
@@ -214,7 +218,7 @@ def converted(arrays, folder):
     [
         *(("sd15", spelling) for spelling in ("old", "processor", "kohya", "comfyui", "simpletuner")),
         ("sd21", "kohya"),
-        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "unet", "peft")),
+        *(("sdxl", spelling) for spelling in ("diffusers", "kohya", "comfyui", "peft")),
     ],
 )
 def test_diffusers_finds_in_what_is_converted_what_the_source_says(family, spelling, readers, tmp_path):
@@ -357,3 +361,92 @@ def test_diffusers_finds_in_a_converted_flux_lora_what_the_source_says(spelling,
         # A matrix of which one piece is not changed has zeros there.
         found = {path: change for path, change in flux_by_diffusers(made).items() if change.any()}
         assert_same_changes(found, flux_by_definition(arrays))
+
+
+# ------------------------------------------------------------------------------------------ as peft and diffusers write
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("writer", ["save_lora_adapter", "save_pretrained"])
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_what_the_real_writers_save_is_converted_with_its_strength(family, writer, readers, tmp_path):
+    import peft
+    import torch
+    from safetensors.numpy import load_file
+
+    pipe = readers(family)
+    part = "transformer" if family == "flux" else "unet"
+    model = getattr(pipe, part)
+    targets = [path for _, _, paths in FLUX.values() for path in paths] if family == "flux" else []
+    targets = targets or [module.paths[0] for module in some_layers(family) if module.part == part]
+    config = peft.LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, target_modules=targets)
+    torch.manual_seed(4)
+    if writer == "save_lora_adapter":
+        model.add_adapter(config)
+        model.save_lora_adapter(tmp_path / "saved")
+        [source] = (tmp_path / "saved").glob("*.safetensors")
+    else:
+        wrapped = peft.get_peft_model(model, config)
+        wrapped.save_pretrained(tmp_path / "saved")
+        source = tmp_path / "saved"
+    wanted, heights = {}, {}
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            wanted[part, name] = layer.get_delta_weight("default").detach().numpy()
+        if getattr(layer, "weight", None) is not None:
+            heights[part, name] = len(layer.weight)
+    if writer == "save_lora_adapter":
+        model.unload_lora()
+    else:
+        wrapped.unload()
+    made = convert_lora(source, tmp_path / "kohya.safetensors", **PLAIN)
+    found = by_definition(load_file(made.path), heights)
+    for place, change in wanted.items():
+        up, down = found[place]
+        assert_close_to(up @ down, change.reshape(len(change), -1), of_largest=PRODUCTS, about=str(place))
+    rest = [place for place in found.keys() - wanted.keys() if found[place][0].any()]
+    assert not rest
+
+
+# --------------------------------------------------------------------------------------- what diffusers has no name for
+
+
+def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    stem, table = "lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_te1_text_model_embeddings_position_embedding"
+    random = np.random.default_rng(1)
+    arrays = {
+        f"{name}.{ending}": array
+        for name in (stem, table)
+        for ending, array in zip(DOWN_UP, matrices(random, 8, 6), strict=True)
+    }
+    save_file({**arrays, f"{table}.{DOWN_UP[1]}": np.zeros((8, 2), "<f4")}, tmp_path / "zeros.safetensors")
+    written = convert_lora(tmp_path / "zeros.safetensors", tmp_path / "out.safetensors", **PLAIN)
+    assert len(load_file(written.path)) == 2
+    assert any("1 layers of zeros for embeddings" in note for note in written.notes)
+    save_file(arrays, tmp_path / "numbers.safetensors")
+    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', no linear"):
+        convert_lora(tmp_path / "numbers.safetensors", tmp_path / "other.safetensors", **PLAIN)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_layers_of_t5_are_kept_both_ways_and_what_diffusers_leaves_out_is_said(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    random = np.random.default_rng(2)
+    stems = (
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+        "lora_te3_encoder_block_23_layer_1_DenseReluDense_wi_0",
+    )
+    arrays = {
+        f"{stem}.{ending}": array
+        for stem in stems
+        for ending, array in zip(DOWN_UP, matrices(random, 8, 6), strict=True)
+    }
+    save_file(arrays, tmp_path / "kohya.safetensors")
+    there = convert_lora(tmp_path / "kohya.safetensors", tmp_path / "diffusers.safetensors", **PLAIN)
+    assert any("2 layers change T5; diffusers' Flux.1 pipeline does not load those" in note for note in there.notes)
+    back = load_file(convert_lora(there.path, tmp_path / "back.safetensors", **PLAIN).path)
+    for name, array in arrays.items():
+        assert np.array_equal(back[name], array)

@@ -27,6 +27,7 @@ from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.errors import CheckpointError
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -159,6 +160,26 @@ def test_a_text_encoder_alone_takes_its_share_of_a_lora_and_the_rest_is_named(mo
         change = added.get((key[0], key[1].removesuffix(".weight")), 0) if name.endswith(".weight") else 0
         assert_close_to(array(entry), before[key] + 0.7 * change, of_largest=ROUNDING, about=name)
     assert any("also changes the U-Net" in note for note in written.notes)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "flux"])
+def test_a_lora_of_a_text_encoder_alone_is_merged_into_every_family_that_has_such_layers(family, models, place):
+    home, before, _ = models(family)
+    path = "encoder.layers.3.mlp.fc1"
+    rows, columns = before["text_encoder", f"{path}.weight"].shape
+    down, up = noise(2, columns, seed=1), noise(rows, 2, seed=2)
+    name = f"text_encoder.text_model.{path}"
+    write(place / "te.safetensors", {f"{name}.lora_A.weight": stored(down), f"{name}.lora_B.weight": stored(up)})
+    checkpoints.convert(home / "model", place / "merged", merge=[str(place / "te.safetensors")])
+    assert_merged(place / "merged", before, {("text_encoder", path): up.astype("<f8") @ down}, 1)
+
+
+def test_a_lora_whose_layers_the_family_does_not_have_is_refused(models, place):
+    home, _, _ = models("sd15")
+    other, _, _ = models("sdxl")
+    with pytest.raises(CheckpointError, match=r"is a LoRA for SDXL in .*; the model is SD 1\.5"):
+        checkpoints.convert(home / "model", place / "merged", merge=[str(other / "lora.safetensors")])
+    assert not (place / "merged").exists()
 
 
 def test_a_flux_file_names_the_text_encoder_that_it_does_not_hold(models, place):

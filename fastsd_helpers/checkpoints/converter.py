@@ -27,7 +27,7 @@ from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_packed_config, refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     MARKS,
@@ -261,8 +261,6 @@ def _write_parts(
         notes = list(opened.notes)
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
-            if parts[part].is_dir():
-                refuse_packed_config(parts[part])
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = options.merging.into_parts(opened).recipes(options.dtype)
         base = _open_base(family, options.base)
@@ -418,15 +416,16 @@ def _described(folder: Path) -> dict[str, str]:
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
-    source = tidy(open_file(src))
+    opened = open_file(src)
     try:
+        source = tidy(opened)
         kind = recognise(source.tensors, source.metadata)
         if not kind.what.startswith("lora"):
             kind = require_convertible(src, source.tensors, family, source.metadata)
         prediction = prediction_of_file(src, kind.family or "", source)
         metadata = dict(source.metadata)
     finally:
-        source.close()
+        opened.close()
     if kind.what.startswith("lora"):
         _refuse_merging(src, options.merging.files)
         if family is not None:

@@ -44,11 +44,6 @@ def refuse_other_content(path: Path) -> None:
         )
     if kind in ("zip archive", "picture", "PDF document", "compressed archive", "document or installer", "program"):
         raise CheckpointError(f"{path} is no model but a {kind}.", _AGAIN)
-    if kind == "checkpoint" and path.suffix.lower() in (".safetensors", ".sft"):
-        raise CheckpointError(
-            f"{path} is called {path.suffix} and is a pickle (a .ckpt file), which can run code when it is opened.",
-            "Get the model's .safetensors file from a source you trust; as a .ckpt its content is looked at first.",
-        )
 
 
 def _head(path: Path) -> bytes:

@@ -149,7 +149,7 @@ def settings_of_file(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The settings that a header keeps; what is not of their form is passed over."""
     try:
         said = json.loads(metadata.get(SETTINGS, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(said, dict):
         return {}

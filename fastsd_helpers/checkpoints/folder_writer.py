@@ -66,12 +66,13 @@ def write_folder(
         for part, recipes in plans.items():
             _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
             config = component_config(family, part, single.widths, prediction=prediction)
-            if part == "vae" and base is not None and prediction.edm is not None:  # it tells what to draw with
-                config = {**config, **read_config(base / part / "config.json"), **_latents(config)}
-                _write_json(folder / part / "config.json", config)
-            config = with_settings(config, part, settings)
+            lender = base / part if base else None
+            if part == "vae" and lender is not None and prediction.edm is not None:
+                # What the file says of latents stays.
+                config = {**config, **read_config(lender / "config.json"), **_latents(config)}
+                lender = None
             said = {} if part == "vae" else single.metadata
-            _write_part(folder / part, part, recipes, config, base / part if base else None, verify, said)
+            _write_part(folder / part, part, recipes, with_settings(config, part, settings), lender, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
         schedule = with_settings(schedule, "scheduler", settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fastsd_helpers.checkpoints.file_content import is_safetensors_file
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
 from fastsd_helpers.checkpoints.lora import is_lora_folder
 from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.prediction import read_config
@@ -50,6 +50,7 @@ def identify(path: Path) -> Given:
         CheckpointError, ModelError: it is no model, or several, of which one has to be named.
     """
     if path.is_file():
+        refuse_other_content(path)
         return Given("file", path, notes=_misnamed(path))
     if not path.is_dir():
         raise CheckpointError(f"{path} is neither a file nor a folder.", "Give a model.")
@@ -58,7 +59,9 @@ def identify(path: Path) -> Given:
     snapshot = _snapshot_of(path)
     if snapshot is not None:
         found = identify(snapshot)
-        return replace(found, notes=(f"The Hub cache {path.name} was read at {snapshot.name}.", *found.notes))
+        return replace(
+            found, notes=(f"The Hub cache {snapshot.parent.parent.name} was read at {snapshot.name}.", *found.notes)
+        )
     part = part_of(path)
     if part and weight_sets(path):
         return Given("part", path, part)

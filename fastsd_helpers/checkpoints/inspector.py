@@ -20,7 +20,6 @@ from fastsd_helpers.checkpoints.layout import (
     measure_original,
 )
 from fastsd_helpers.checkpoints.leftovers import TidySource, tidy
-from fastsd_helpers.checkpoints.lora import lora_family
 from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
 from fastsd_helpers.checkpoints.pump import pump
@@ -158,7 +157,7 @@ def _look(
         format="safetensors" if is_safetensors_file(path) else "pickle",
         kind=kind.what,
         what=kind.words,
-        family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
+        family=kind.family,
         bytes=path.stat().st_size,
         tensors=len(source.tensors),
         parameters=sum(fact.count for fact in facts),
@@ -271,7 +270,8 @@ def _general_problems(
                 "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
             )
         )
-    if any(name.endswith("text_projection.weight") and "conditioner." in name for name in source.tensors):
+    second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
+    if any(second.fullmatch(name) for name in source.tensors):
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
@@ -322,7 +322,7 @@ def _advice(
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():
         advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
-    if kind.what == "lora peft":
+    if kind.what == "lora peft" and kind.family:
         advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
     if kind.hint:
         advice.append(kind.hint)

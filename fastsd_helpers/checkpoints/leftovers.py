@@ -4,6 +4,7 @@ They say nothing about the model, so they are taken off or left out before anyth
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _WRAPPERS = (
     "generator",
     "student",
 )
+_MOST = 8  # different wrappers; more of them are no training's
 _AVERAGED = ("ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_state_dict_ema", "teacher", "target")
 _STATE = re.compile(
     r"(optimizer(_states?)?|optim|opt|lr_schedulers?|scheduler|callbacks|loops|scaler|grad_scaler|amp|rng_state)(\.|$).*"
@@ -142,15 +144,17 @@ def _respelled(name: str) -> str:
 
 def _unwrapped(names: Mapping[str, str], notes: list[str], strict: bool) -> dict[str, str]:
     """Take one wrapper off, such as `model.` in front of all; a second, averaged copy under another one is left out."""
-    plain: dict[str, str] = {}
-    wrapped: dict[str, dict[str, str]] = {}
-    for name, theirs in names.items():
-        match = None if re.match(_KNOWN, name) else _WRAPPER.match(name)
-        first = match["wrapper"].split(".")[0] if match else ""
-        if match and first in (*_WRAPPERS, *_AVERAGED):
-            wrapped.setdefault(match["wrapper"], {})[match["rest"]] = theirs
-        else:
-            plain[name] = theirs
+    bare = {name: theirs for name, theirs in names.items() if re.match(_KNOWN, name)}
+    rest = {name: theirs for name, theirs in names.items() if name not in bare}
+    counts = Counter(match["wrapper"] for name in rest if (match := _WRAPPER.match(name)))
+    known = (*_WRAPPERS, *_AVERAGED)
+    wrappers = sorted(
+        (wrapper for wrapper, _count in counts.most_common(_MOST) if wrapper.split(".")[0] in known), key=len
+    )
+    plain, wrapped = dict(bare), {wrapper: {} for wrapper in wrappers}
+    for name, theirs in rest.items():
+        wrapper = next((wrapper for wrapper in reversed(wrappers) if name.startswith(wrapper)), "")
+        (wrapped[wrapper] if wrapper else plain)[name.removeprefix(wrapper)] = theirs
     for wrapper in sorted(wrapped, key=lambda wrapper: (wrapper.split(".")[0] in _AVERAGED, wrapper)):
         inside = wrapped[wrapper]
         averaged = wrapper.split(".")[0] in _AVERAGED

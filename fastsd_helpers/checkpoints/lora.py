@@ -15,7 +15,7 @@ from typing import Any
 from fastsd_helpers.checkpoints.lora_check import SourceLayer, check_lora
 from fastsd_helpers.checkpoints.lora_fusing import fuse, split, swap_halves
 from fastsd_helpers.checkpoints.lora_layers import LORA_FILE, Layer, adapters_in, open_lora, read_lora
-from fastsd_helpers.checkpoints.lora_layouts import LoraLayout, LoraModule, read_layout
+from fastsd_helpers.checkpoints.lora_layouts import LoraLayout, LoraModule
 from fastsd_helpers.checkpoints.lora_names import Module, lora_modules
 from fastsd_helpers.checkpoints.lora_strength import METADATA_KEY, exact_pattern
 from fastsd_helpers.checkpoints.number_formats import cast, cast_dtype
@@ -28,7 +28,7 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile, refuse_existing, r
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
-__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder", "lora_family"]
+__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _ARCHITECTURES = {
@@ -46,15 +46,6 @@ Stored = dict[str, tuple[TensorFact, Any]]  # tensor name -> what is written
 def is_lora_folder(folder: Path) -> bool:
     """Whether a folder is a LoRA: one file of diffusers', or adapters of peft, perhaps one per part."""
     return bool(adapters_in(folder)) or (folder / LORA_FILE).is_file()
-
-
-def lora_family(tensors: Mapping[str, TensorFact]) -> str:
-    """The family a LoRA belongs to, from its layers: sd15, sd21, sdxl or flux.
-
-    Raises:
-        CheckpointError: as `read_layout`.
-    """
-    return read_layout(tensors, {}).family
 
 
 def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: bool) -> CheckpointFile:
@@ -81,6 +72,7 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
         if to_folder and lora.layout.naming in ("diffusers", "peft"):
             raise CheckpointError("A LoRA in kohya's names is one file.", "Give a name that ends in .safetensors.")
         layers, notes = read_lora(lora)
+        layers = _without_tables(layers, lora.layout.family, notes)
         sources = [
             SourceLayer(lora.source, module.module, module.path, module.tensors, layer.alpha)
             for module, layer in layers
@@ -88,6 +80,12 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
         family = lora.layout.family
         if to_folder or lora.layout.naming == "kohya":
             tensors, metadata = _to_diffusers(_as_diffusers(layers), family, dtype)
+            t5 = sum(family == "flux" and module.module.part == "text_encoder_2" for module, _ in layers)
+            if t5:
+                notes.append(
+                    f"{t5} layers change T5; diffusers' Flux.1 pipeline does not load those. ComfyUI reads them under "
+                    "the source's names."
+                )
         else:
             tensors, metadata = _to_kohya(_as_original(layers, family), family, dtype)
             metadata["modelspec.title"] = dst.stem
@@ -117,6 +115,29 @@ def _refuse_others(layout: LoraLayout) -> None:
                 f"The LoRA has {module.tensors['bias']!r}: biases, for which no conversion exists.",
                 "Give a plain LoRA, trained without biases.",
             )
+
+
+def _without_tables(
+    layers: list[tuple[LoraModule, Layer]], family: str, notes: list[str]
+) -> list[tuple[LoraModule, Layer]]:
+    """Leave out zeros for token and position embeddings, which some programs extract; peft has no names for them.
+
+    Raises:
+        CheckpointError: an embedding or a norm layer is changed.
+    """
+    known = set(lora_modules(family))
+    kept = []
+    for module, layer in layers:
+        if module.module in known or not module.module.kohya:
+            kept.append((module, layer))
+        elif layer.down.any() and layer.up.any():
+            raise CheckpointError(
+                f"The LoRA changes {module.spelled!r}, no linear layer and no convolution: nothing else names it.",
+                "Use it in ComfyUI as it is, or extract it again without the embeddings.",
+            )
+    if len(kept) < len(layers):
+        notes.append(f"{len(layers) - len(kept)} layers of zeros for embeddings or norms were left out.")
+    return kept
 
 
 def _write(
@@ -196,14 +217,16 @@ def _as_original(layers: Iterable[tuple[LoraModule, Layer]], family: str) -> lis
 def _to_kohya(layers: list[tuple[Module, Layer]], family: str, dtype: str) -> tuple[Stored, dict[str, str]]:
     tensors: Stored = {}
     for module, layer in layers:
+        # diffusers never comes back from a negative alpha in this layout (_convert_to_ai_toolkit): `up` takes the sign.
+        up, alpha = (layer.up, layer.alpha) if layer.alpha >= 0 else (-layer.up, -layer.alpha)
         tensors[f"{module.kohya}.lora_down.weight"] = _stored(layer.down, layer.dtype, dtype)
-        tensors[f"{module.kohya}.lora_up.weight"] = _stored(layer.up, layer.dtype, dtype)
-        tensors[f"{module.kohya}.alpha"] = _stored_number(layer.alpha)
+        tensors[f"{module.kohya}.lora_up.weight"] = _stored(up, layer.dtype, dtype)
+        tensors[f"{module.kohya}.alpha"] = _stored_number(alpha)
     return tensors, {
         "modelspec.architecture": _ARCHITECTURES[family],
         "modelspec.sai_model_spec": "1.0.1",
         "ss_base_model_version": _BASE_WORDS[family],
-        "ss_network_alpha": f"{_usual(layer.alpha for _, layer in layers):g}",
+        "ss_network_alpha": f"{_usual(abs(layer.alpha) for _, layer in layers):g}",
         "ss_network_dim": str(_usual(layer.rank for _, layer in layers)),
         "ss_network_module": "networks.lora_flux" if family == "flux" else "networks.lora",
         "ss_v2": str(family == "sd21"),
@@ -217,11 +240,14 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
         for module in lora_modules(family)
         if module.part.startswith("text") and module.row.original.startswith("text_model.")
     }
+    # And it knows peft's names in a text encoder by its attention layers; without one, only its own older names.
+    usual = {part for part, path in layers if not part.startswith("text") or ".self_attn." in path}
     tensors: Stored = {}
     for (part, path), layer in layers.items():
         name = f"{part}.{starts.get((part, path), '')}{path}"
-        tensors[f"{name}.lora_A.weight"] = _stored(layer.down, layer.dtype, dtype)
-        tensors[f"{name}.lora_B.weight"] = _stored(layer.up, layer.dtype, dtype)
+        down, up = ("lora_A", "lora_B") if part in usual else ("lora_linear_layer.down", "lora_linear_layer.up")
+        tensors[f"{name}.{down}.weight"] = _stored(layer.down, layer.dtype, dtype)
+        tensors[f"{name}.{up}.weight"] = _stored(layer.up, layer.dtype, dtype)
     described: dict[str, Any] = {}
     for part in sorted({part for part, _ in layers}):
         own = {path: layer for (other, path), layer in layers.items() if other == part}
@@ -229,7 +255,7 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
         described |= {
             f"{part}.r": rank,
             f"{part}.lora_alpha": alpha,
-            f"{part}.target_modules": sorted(own),
+            f"{part}.target_modules": _targets(part, sorted(own), family),
             f"{part}.rank_pattern": {
                 exact_pattern(part, path): layer.rank for path, layer in own.items() if layer.rank != rank
             },
@@ -238,6 +264,17 @@ def _to_diffusers(layers: Split, family: str, dtype: str) -> tuple[Stored, dict[
             },
         }
     return tensors, {METADATA_KEY: json.dumps(described, sort_keys=True)}
+
+
+def _targets(part: str, paths: list[str], family: str) -> list[str] | str:
+    """The modules as peft's list of names, or as one expression where a name in the list would mean others too.
+
+    Versions before peft 0.17 give all of those a layer, which has no numbers.
+    """
+    others = {path for module in lora_modules(family) if module.part == part for path in module.paths} - set(paths)
+    if any(other.endswith(f".{path}") for path in paths for other in others):
+        return "|".join(paths)
+    return paths
 
 
 def _usual(values: Iterable[Any]) -> Any:

@@ -184,7 +184,7 @@ class _Written:
 
 
 def _is_diffusers(file: SafetensorsFile) -> bool:
-    return any(".lora_A." in name for name in file.tensors)
+    return "lora_adapter_metadata" in file.metadata
 
 
 def _index_kohya(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
@@ -208,9 +208,10 @@ def _index_diffusers(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
     said = json.loads(file.metadata["lora_adapter_metadata"])
     found = {}
     for name in file.tensors:
-        path, ending, _ = name.partition(".lora_A.weight")
-        if not ending:
+        match = re.fullmatch(r"(.+)\.(lora_A|lora_linear_layer\.down)\.weight", name)
+        if match is None:
             continue
+        path, up = match[1], {"lora_A": "lora_B"}.get(match[2], "lora_linear_layer.up")
         part, _, module = path.partition(".")
         key = (part, module.removeprefix("text_model.") if part.startswith("text") else module)
         if key not in modules:
@@ -221,7 +222,7 @@ def _index_diffusers(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
         )
         if rank != file.tensors[name].shape[0]:
             raise VerificationFailed(f"The written LoRA states rank {rank} for {_words(key)}.", _HINT)
-        found[key] = _Written(file, name, f"{path}.lora_B.weight", float(alpha))
+        found[key] = _Written(file, name, f"{path}.{up}.weight", float(alpha))
     return found
 
 

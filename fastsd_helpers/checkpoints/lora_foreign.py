@@ -25,16 +25,27 @@ _BY_NAMES = tuple(
     for pattern, what, hint in (
         (r"lora_prior_", "Stable Cascade", _COMFY),
         (r"distilled_guidance_layer", "Chroma", _FORGE),
-        (r"to_qkv_mlp_proj|(double|single)_stream_modulation|[._]ff(_context)?[._]linear_(in|out)$", "FLUX.2", _COMFY),
-        (r"joint_blocks[._]\d|[._](x_block|context_block)[._]", "Stable Diffusion 3", _COMFY),
+        (
+            r"to_qkv_mlp_proj|(double|single)_stream_modulation|[._]ff(_context)?[._]linear_(in|out)$"
+            r"|single_transformer_blocks[._]\d+[._]attn[._]to_out",
+            "FLUX.2",
+            _COMFY,
+        ),
+        (r"^text_encoder_3\.|joint_blocks[._]\d|[._](x_block|context_block)[._]", "Stable Diffusion 3", _COMFY),
         (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]", "Qwen-Image", _COMFY),
         (r"joint_transformer_blocks|(double|single)_layers[._]\d", "AuraFlow", _COMFY),
         (r"double_stream_blocks|single_stream_blocks", "HiDream", _COMFY),
-        (r"token_refiner|(img|txt)_(mlp[._]fc\d|mod[._]linear)|\.(img|txt)_attn_(qkv|proj)", "HunyuanVideo", _VIDEO),
+        (
+            r"token_refiner|(img|txt)_(mlp[._]fc\d|mod[._]linear)|\.(img|txt)_attn_(qkv|proj)|(img|txt)_attn_[qkv]$",
+            "HunyuanVideo or HunyuanImage",
+            _VIDEO,
+        ),
         (r"motion_modules|temporal_transformer", "AnimateDiff", "ComfyUI reads it with an AnimateDiff extension."),
         (_TOP + r"blocks[._]\d+[._]((self|cross)_attn[._][qkvo](_img)?$|attn[12][._]to_|ffn[._])", "Wan", _VIDEO),
         (_TOP + r"blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj$", "Cosmos or Anima", _VIDEO),
         (_TOP + r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]$", "Mochi", _VIDEO),
+        (_TOP + r"blocks[._]\d+[._]attn[12][._](Wqkv|(q|kv|out)_proj)$", "Hunyuan-DiT", _COMFY),
+        (_TOP + r"blocks[._]\d+[._](cross_attn[._](q|kv)_linear|attn[._](qkv|proj))$", "PixArt", _COMFY),
         (
             rf"(noise|context)_refiner[._]\d|{_TOP}layers[._]\d+[._](attention|feed_forward|adaLN)",
             "Z-Image (or Lumina Image 2.0, which has the same names)",
@@ -62,7 +73,21 @@ _FLUX_WIDTHS = {
     4096: "FLUX.2 klein 9B",
     6144: "FLUX.2 dev",
 }
-_SD_WIDTHS = {1280: "the SDXL refiner", 4096: "Kolors"}  # of the text
+_FLUX_OTHER_COLUMNS = {  # where another width goes in
+    ("context_embedder", 7680): "FLUX.2 klein 4B",
+    ("context_embedder", 12288): "FLUX.2 klein 9B",
+    ("context_embedder", 15360): "FLUX.2 dev",
+    ("context_embedder", 3584): "Qwen-Image",
+    ("proj_out", 12288): "FLUX.2 klein 4B",
+    ("proj_out", 16384): "FLUX.2 klein 9B",
+    ("proj_out", 24576): "FLUX.2 dev",
+}
+_SD_WIDTHS = {  # (width of the family's, what it is in another's)
+    **{
+        (width, columns): "the SDXL refiner" for width, columns in (("u0", 384), ("u1", 768), ("u2", 1536), ("x", 1280))
+    },
+    ("x", 4096): "Kolors",
+}
 _WIDTHS = {
     ("sd15", "unet"): {"u0": 320, "u1": 640, "u2": 1280, "u3": 1280, "x": 768},
     ("sd21", "unet"): {"u0": 320, "u1": 640, "u2": 1280, "u3": 1280, "x": 1024},
@@ -93,6 +118,9 @@ def foreign_by_names(stems: Iterable[str], metadata: Mapping[str, str]) -> None:
         for stem in stems:
             if pattern.search(stem):
                 raise _foreign(what, f"it changes {stem!r}", hint)
+    third = next((stem for stem in stems if re.match(r"lora_te3_encoder_block|text_encoders\.t5xxl", stem)), None)
+    if third and any(re.match(r"lora_te2_(text_model|encoder_layers)|text_encoders\.clip_g", stem) for stem in stems):
+        raise _foreign("Stable Diffusion 3", f"it changes CLIP-G and T5 ({third!r})", _COMFY)
     for key in ("modelspec.architecture", "ss_base_model_version"):
         said = metadata.get(key, "")
         for pattern, what, hint in _BY_METADATA:
@@ -118,13 +146,14 @@ def foreign_by_widths(layers: Iterable[tuple[str, Target | None, Size]]) -> None
                 what = _FLUX_WIDTHS.get(columns, "Qwen-Image" if columns == 3072 else "")
         elif target.module.part == "transformer" and target.module.row.sizes[1:] == ("d",):
             what = _FLUX_WIDTHS.get(columns, "")
-            original = target.module.row.original
             # FLUX.2 has gates in its inner layers, so that these are wider.
-            if columns == 3072 and not target.path:
-                wider = {"linear1": 27648, "img_mlp.0": 18432, "txt_mlp.0": 18432}
-                what = "FLUX.2 klein 4B" if any(end in original and rows == n for end, n in wider.items()) else ""
-        elif target.module.part == "unet" and target.module.row.sizes[1:2] == ("x",):
-            what = _SD_WIDTHS.get(columns, "")
+            original, wider = target.module.row.original, {"linear1": 27648, "img_mlp.0": 18432, "txt_mlp.0": 18432}
+            if columns == 3072 and not target.path and any(end in original and rows == n for end, n in wider.items()):
+                what = "FLUX.2 klein 4B"
+        elif target.module.part == "transformer":
+            what = _FLUX_OTHER_COLUMNS.get((target.module.paths[0].rpartition(".")[2], columns), "")
+        elif target.module.part == "unet" and len(target.module.row.sizes) > 1:
+            what = _SD_WIDTHS.get((target.module.row.sizes[1], columns), "")
         if what:
             raise _foreign(what, f"{name!r} changes a layer of {rows} x {columns}", _COMFY)
 

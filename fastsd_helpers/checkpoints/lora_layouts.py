@@ -1,18 +1,15 @@
-"""What a LoRA file is: each tensor's module and role in it, whoever wrote the file; told from names and shapes alone.
-
-Every spelling is a row of a table here: the endings that tell a tensor's role, the prefixes that tell the part, and
-lora_names.py for the paths between them. Source: the files named there, and KohakuBlueleaf/LyCORIS lycoris/modules/.
-"""
+"""What a LoRA file is: family, naming, kind, and the tensors of each module; told from names and shapes alone."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.lora_foreign import foreign_by_names, foreign_by_widths, module_shape, real_sizes
 from fastsd_helpers.checkpoints.lora_names import LORA_FAMILIES, Module, Target, spelled_paths
+from fastsd_helpers.checkpoints.lora_spelling import Stem, by_stem, is_lora, read_stem
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.errors import CheckpointError
 
@@ -20,61 +17,6 @@ __all__ = ["LoraLayout", "LoraModule", "is_lora", "read_layout"]
 
 Facts = Mapping[str, TensorFact]
 
-# An adapter's name of peft's may stand in the middle.
-_OWN = r"(?:\.(?!weight$|bias$)[^.]+)?"
-_ENDINGS = tuple(
-    (re.compile(rf"(?P<stem>.*[^.])(?:{ending})", re.DOTALL), role)
-    for ending, role in (
-        (rf"\.lora_down\.weight|\.lora_A{_OWN}\.weight|\.lora_A", "down"),
-        (rf"\.lora_up\.weight|\.lora_B{_OWN}\.weight|\.lora_B", "up"),
-        (r"\.lora(?:_linear_layer)?\.down\.weight|(?<=_lora)\.down\.weight|(?<=_lora[12])\.down\.weight", "down"),
-        (r"\.lora(?:_linear_layer)?\.up\.weight|(?<=_lora)\.up\.weight|(?<=_lora[12])\.up\.weight", "up"),
-        (r"\.lora_mid\.weight", "mid"),
-        (rf"\.lora_up\.bias|\.lora_B{_OWN}\.bias", "bias"),
-        (r"\.alpha", "alpha"),
-        (rf"\.dora_scale|\.lora_magnitude_vector{_OWN}(?:\.weight)?", "dora_scale"),
-        (rf"\.(?P<role>hada_(?:w[12]_[ab]|t[12])){_OWN}(?:\.weight)?", ""),
-        (rf"\.(?P<role>lokr_(?:w[12](?:_[ab])?|t[12])){_OWN}(?:\.weight)?", ""),
-        (r"\.oft_R\.(?P<role>scaled_oft)", ""),
-        (rf"\.(?P<role>oft_blocks|oft_diag|oft_[rR]|boft_[RsS]|rescale){_OWN}(?:\.weight)?", ""),
-        (r"\.(?P<role>a1|a2|b1|b2|bm)\.weight", ""),
-        (rf"\.(?P<role>on_input|ia3_l){_OWN}", ""),
-        (r"\.(?P<role>diff|diff_b|set_weight|reshape_weight|w_norm|b_norm|scalar)", ""),
-    )
-)
-# Prefix -> whose names they are, what they stand before, and whether underscores follow. Several may stand in one name,
-# and the longest fits first. "" tells nothing, "denoiser" is the U-Net or transformer.
-_PREFIXES = {
-    "base_model.model.": ("peft", "", False),
-    "_orig_mod.": ("", "", False),
-    "module.": ("", "", False),
-    "model.diffusion_model.": ("", "denoiser", False),
-    "diffusion_model.": ("", "denoiser", False),
-    "unet.": ("", "denoiser", False),
-    "transformer.": ("", "denoiser", False),
-    "text_encoder.": ("", "text_encoder", False),
-    "text_encoder_2.": ("", "text_encoder_2", False),
-    "text_encoders.clip_l.transformer.": ("", "clip_l", False),
-    "text_encoders.clip_l.": ("", "clip_l", False),
-    "text_encoders.clip_h.transformer.": ("", "clip_h", False),
-    "text_encoders.clip_g.transformer.": ("", "clip_g", False),
-    "text_encoders.clip_g.": ("", "clip_g", False),
-    "text_encoders.t5xxl.transformer.": ("", "t5", False),
-    "text_encoders.t5xxl.": ("", "t5", False),
-    "clip_l.": ("", "clip_l", False),
-    "clip_h.": ("", "clip_h", False),
-    "clip_g.": ("", "clip_g", False),
-    "t5.": ("", "t5", False),
-    "t5xxl.": ("", "t5", False),
-    "lora_unet_": ("kohya", "denoiser", True),
-    "lora_te_": ("kohya", "text_encoder", True),
-    "lora_te1_": ("kohya", "text_encoder", True),
-    "lora_te2_": ("kohya", "text_encoder_2", True),
-    "lora_te3_": ("kohya", "t5", True),
-    "lora_transformer_": ("onetrainer", "denoiser", True),
-    "lycoris_": ("simpletuner", "", True),
-}
-_LONGEST_FIRST = tuple(sorted(_PREFIXES, key=len, reverse=True))
 _PARTS = {
     "sd15": {"denoiser": "unet", "text_encoder": "text_encoder", "clip_l": "text_encoder"},
     "sd21": {"denoiser": "unet", "text_encoder": "text_encoder", "clip_h": "text_encoder"},
@@ -166,139 +108,46 @@ class LoraLayout:
     modules: tuple[LoraModule, ...]
 
 
-@dataclass(frozen=True)
-class _Stem:
-    """A module's name in the file, taken apart: whose prefix, what it stands before, and the path behind it."""
-
-    naming: str
-    part: str
-    flat: bool
-    path: str
-
-
-def is_lora(tensors: Facts) -> bool:
-    """Whether a file holds an adapter's tensors, and not a model with an adapter inside."""
-    if any(".base_layer." in name for name in tensors):
-        return False
-    return any(role not in ("alpha", "scalar") for name in tensors if (role := _taken_apart(name)[1]))
-
-
-def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "") -> LoraLayout:
+def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "", family: str = "") -> LoraLayout:
     """Tell what a LoRA file is: its family, whose names it has, its kind, and the tensors of every module.
 
     Args:
         metadata: the file's; where the names fit several families, what it says of the base model decides.
         part: the Diffusers part of a file whose names do not say it (peft's folders).
+        family: the one to take where names and published widths fit several, whatever the metadata say.
 
     Raises:
         CheckpointError: another family's LoRA, a layer that no model has, two layouts of one LoRA, or a tensor that
             belongs to no adapter.
     """
-    stems = _by_stem(tensors)
+    stems = by_stem(tensors)
     foreign_by_names(stems, metadata)
-    family, targets = _choose(stems, tensors, metadata, part)
+    family, targets = _choose(stems, tensors, family or _hint(metadata), part)
     foreign_by_widths((stem, targets.get(stem), module_shape(stems[stem], tensors)) for stem in stems)
     for stem in stems:
         if stem not in targets:
-            raise _unknown_layer(_stem(stem), family if targets else "", part)
+            raise _unknown_layer(read_stem(stem), family if targets else "", part)
     modules = _modules(stems, targets)
-    namings = Counter(_naming(_stem(stem), target, family) for stem, target in targets.items() if _inside(target))
-    namings = namings or Counter(_naming(_stem(stem), target, family) for stem, target in targets.items())
+    namings = Counter(_naming(read_stem(stem), target, family) for stem, target in targets.items() if _inside(target))
+    namings = namings or Counter(_naming(read_stem(stem), target, family) for stem, target in targets.items())
     naming = namings.most_common(1)[0][0]
     kind, kind_words = _kind_of_all(modules, tensors)
     words = f"{kind_words} for {_base_words(family, modules)} in {_NAMING_WORDS[naming]}"
     return LoraLayout(family, naming, words, kind, modules)
 
 
-# ------------------------------------------------------------------------------------------------ taking names apart
-
-
-def _by_stem(tensors: Facts) -> dict[str, dict[str, str]]:
-    """Stem -> role -> tensor name."""
-    stems: dict[str, dict[str, str]] = {}
-    left = []
-    for name in tensors:
-        stem, role = _taken_apart(name)
-        if not role:
-            left.append(name)
-            continue
-        roles = stems.setdefault(stem, {})
-        if role in roles:
-            raise CheckpointError(
-                f"The file holds two adapters for one layer: {roles[role]!r} and {name!r}.",
-                "Save one adapter alone, or download a file that holds one LoRA.",
-            )
-        roles[role] = name
-    for name in left:
-        stem = name.removesuffix(".weight")
-        if stem == name or "on_input" not in stems.get(stem, {}):  # IA3's own vector is called `weight`
-            raise _no_adapter(name)
-        stems[stem]["weight"] = name
-    if not stems:
-        raise CheckpointError("The file holds no tensors of a LoRA.", "Download it again, or pick another file.")
-    return stems
-
-
-def _taken_apart(name: str) -> tuple[str, str]:
-    """(stem, role) of a tensor; no role where it is none of an adapter's."""
-    for pattern, role in _ENDINGS:
-        match = pattern.fullmatch(name)
-        if match:
-            return match["stem"], role or match["role"]
-    return name, ""
-
-
-def _no_adapter(name: str) -> CheckpointError:
-    if name.startswith(("bundle_emb.", "emb_params", "string_to_param")):
-        return CheckpointError(
-            f"The LoRA brings an embedding (textual inversion) of its own: {name!r}.",
-            "Use it in the web UI as it is; or save the LoRA without the bundled embedding.",
-        )
-    if name.endswith(("query_norm.scale", "key_norm.scale")):
-        return CheckpointError(
-            f"The LoRA is a control LoRA of Flux.1 (Depth or Canny): it brings weights of its own, such as {name!r}.",
-            "ComfyUI and diffusers read it as it is.",
-        )
-    if "lora_embedding_" in name:
-        return CheckpointError(
-            f"The LoRA changes token embeddings ({name!r}), for which no conversion exists.",
-            "Use it with peft as it is, or save it without them.",
-        )
-    if re.search(r"\.lora_(down|up)\.\d+\.weight$", name):
-        return CheckpointError(
-            f"The LoRA is a training's intermediate file, with split layers ({name!r}).",
-            "Give the file that the trainer saves at the end.",
-        )
-    return CheckpointError(
-        f"The LoRA has {name!r}, which is no tensor of a LoRA or LyCORIS adapter.",
-        "Give the LoRA alone, as its trainer saved it.",
-    )
-
-
-def _stem(stem: str) -> _Stem:
-    naming, part, flat = "", "", False
-    while True:
-        prefix = next((prefix for prefix in _LONGEST_FIRST if stem.startswith(prefix)), "")
-        if not prefix or flat:
-            return _Stem(naming, part, flat, stem)
-        whose, before, flat = _PREFIXES[prefix]
-        naming, part = naming or whose, before or part
-        stem = stem.removeprefix(prefix)
-
-
 # ------------------------------------------------------------------------------------------------ families
 
 
 def _choose(
-    stems: Mapping[str, Mapping[str, str]], tensors: Facts, metadata: Mapping[str, str], part: str
+    stems: Mapping[str, Mapping[str, str]], tensors: Facts, hint: str, part: str
 ) -> tuple[str, dict[str, Target]]:
     """The family whose modules these are, and what each stem means.
 
-    Where several have them all, real widths decide, then what the metadata says, then which family is trained with
-    such names, then the order of the families.
+    Where several have them all, published widths decide, then the hint, then which family is trained with such names,
+    then the order of the families.
     """
-    taken = {stem: _stem(stem) for stem in stems}
-    hint = _hint(metadata)
+    taken = {stem: read_stem(stem) for stem in stems}
     best: tuple[tuple[int, int, int, int], str, dict[str, Target]] | None = None
     for family in LORA_FAMILIES:
         for bare in _bare_parts(family, part):
@@ -321,7 +170,7 @@ def _bare_parts(family: str, part: str) -> list[tuple[str, ...]]:
     return [both, ("text_encoder_2",)] if "text_encoder_2" in parts else [both]
 
 
-def _target(family: str, apart: _Stem, bare: tuple[str, ...]) -> Target | None:
+def _target(family: str, apart: Stem, bare: tuple[str, ...]) -> Target | None:
     parts = (_PARTS[family].get(apart.part, ""),) if apart.part else bare
     for part in parts:
         if part in _PARTS[family].values():
@@ -347,13 +196,14 @@ def _fitting(family: str, targets: Mapping[str, Target], stems: Mapping[str, Map
 def _hint(metadata: Mapping[str, str]) -> str:
     if metadata.get("ss_v2") == "True":
         return "sd21"
-    said = " ".join(
-        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
-    ).lower()
-    return next((family for family, pattern in _HINTS if pattern.search(said)), "")
+    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name"):
+        for family, pattern in _HINTS:
+            if pattern.search(metadata.get(key, "").lower()):
+                return family
+    return ""
 
 
-def _unknown_layer(apart: _Stem, family: str, part: str) -> CheckpointError:
+def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
     where = apart.part or part
     if family:
         known = _PARTS[family].get(where, where)
@@ -380,7 +230,7 @@ def _modules(stems: Mapping[str, Mapping[str, str]], targets: Mapping[str, Targe
         before = found[key].tensors if key in found else {}
         if before.keys() & stems[stem].keys():
             raise _twice(covered[module.part, (target.path or module.paths[0])][1], stem)
-        found[key] = LoraModule(module, not target.path, target.path, _stem(stem).path, {**before, **stems[stem]})
+        found[key] = LoraModule(module, not target.path, target.path, read_stem(stem).path, {**before, **stems[stem]})
     return tuple(found.values())
 
 
@@ -396,7 +246,7 @@ def _inside(target: Target) -> bool:
     return target.module.part in ("unet", "transformer")
 
 
-def _naming(apart: _Stem, target: Target, family: str) -> str:
+def _naming(apart: Stem, target: Target, family: str) -> str:
     if apart.naming:
         return apart.naming
     if "processor." in apart.path and not target.path:
@@ -406,19 +256,18 @@ def _naming(apart: _Stem, target: Target, family: str) -> str:
     return "bfl" if family == "flux" else "original"
 
 
-def _kind(module: LoraModule, tensors: Facts) -> Iterator[str]:
+def _kinds(module: LoraModule, tensors: Facts) -> set[str]:
     roles = module.tensors
-    kinds = {name for role in roles for name in [next((kind for kind, p in _KINDS if p.match(role)), "")] if name}
+    kinds = {next((kind for kind, pattern in _KINDS if pattern.match(role)), "") for role in roles} - {""}
     if "oft" in kinds and "oft_blocks" in roles and len(tensors[roles["oft_blocks"]].shape) == 4:
         kinds = {*kinds - {"oft"}, "boft"}
     if "lora" in kinds and "dora_scale" in roles:
         kinds = {*kinds - {"lora"}, "dora"}
-    # A weight's difference takes its bias along; a norm layer's too.
-    yield from sorted(kinds)
+    return kinds
 
 
 def _kind_of_all(modules: tuple[LoraModule, ...], tensors: Facts) -> tuple[str, str]:
-    kinds = {kind for module in modules for kind in _kind(module, tensors)} or {"lora"}
+    kinds = set().union(*(_kinds(module, tensors) for module in modules)) or {"lora"}
     if kinds == {"lora", "dora"}:
         kinds = {"dora"}
     if len(kinds) == 1:

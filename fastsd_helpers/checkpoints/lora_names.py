@@ -13,7 +13,7 @@ from functools import cache
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Row
 
-__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "kohya_modules", "lora_modules", "spelled_paths"]
+__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "spelled_paths"]
 
 LORA_FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -89,12 +89,6 @@ def lora_modules(family: str) -> tuple[Module, ...]:
     return tuple(
         module for module in every_module(family) if len(module.row.sizes) > 1 and not _is_table(module.paths[0])
     )
-
-
-@cache
-def kohya_modules(family: str) -> dict[str, Module]:
-    """Name in a kohya-style file, or an alias -> module."""
-    return {name: module for module in lora_modules(family) for name in (*module.aliases, module.kohya)}
 
 
 @cache

@@ -76,7 +76,7 @@ class Adapted:
     own_alpha: what its own tensor says.
     kernel: whether it is a convolution of more than one pixel.
     nothing: whether one of its matrices is all zeros.
-    alpha: what counts; settled here.
+    alpha, where: what counts, and the place that states it; settled here.
     """
 
     paths: tuple[str, ...]
@@ -86,6 +86,7 @@ class Adapted:
     kernel: bool = False
     nothing: bool = False
     alpha: float = 0.0
+    where: str = ""
 
 
 def find_pattern(patterns: Iterable[str], paths: Iterable[str]) -> str | None:
@@ -246,12 +247,11 @@ def settle_alphas(layers: list[Adapted], statements: list[Statement], notes: lis
     counts = next((one for one in statements if one.alpha is not None), None)
     unsaid = 0
     for adapted in layers:
-        stated = [one.alpha_of(adapted) for one in statements]
-        alpha = adapted.own_alpha
-        if alpha is None:
-            alpha = next((value for value in stated if value is not None), None)
-        unsaid += alpha is None
-        adapted.alpha = float(adapted.rank) if alpha is None else alpha
+        stated = [(one.alpha_of(adapted), one.where) for one in statements]
+        stated.insert(0, (adapted.own_alpha, "its own tensor"))
+        found = next(((alpha, where) for alpha, where in stated if alpha is not None), None)
+        unsaid += found is None
+        adapted.alpha, adapted.where = found or (float(adapted.rank), "")
         if not math.isfinite(adapted.alpha):
             raise CheckpointError(
                 f"The LoRA's alpha of {adapted.place} is {adapted.alpha}: how strongly it counts is not known.",
@@ -283,10 +283,9 @@ def _note_contradictions(layers: list[Adapted], statements: list[Statement], not
         other = [adapted for adapted, alpha in said if alpha is not None and _differ(alpha, adapted.alpha)]
         if other and (statement.firm or len(other) == len(layers)):
             stated = statement.alpha_of(other[0])
-            counted = "the layer's own tensor" if other[0].own_alpha is not None else "what was found first"
             notes.append(
                 f"The alpha of {_count(other)} is stated twice: {stated:g} in {statement.where}, "
-                f"{other[0].alpha:g} in {counted}, which counts."
+                f"and {other[0].alpha:g} in {other[0].where}, which counts."
             )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, match_names
 from fastsd_helpers.checkpoints.lora_changes import changed_tensors, read_change, read_scales, refuse_unmergeable
 from fastsd_helpers.checkpoints.lora_layers import LORA_FILE, Lora, adapters_in, open_lora
-from fastsd_helpers.checkpoints.lora_layouts import LoraModule, is_lora
+from fastsd_helpers.checkpoints.lora_layouts import LoraModule, is_lora, read_layout
 from fastsd_helpers.checkpoints.merge_places import Tensor, find_in_parts, find_in_single, spans_of
 from fastsd_helpers.checkpoints.merged_source import Addition, Merged
 from fastsd_helpers.checkpoints.parts import Parts
@@ -189,8 +189,7 @@ class Merging:
 
     def _plan(self, family: Family, find: Callable[[str, str], Tensor | None]) -> Change:
         merged = Merged()
-        for adapter in self.adapters:
-            _require_family(adapter, family)
+        for adapter in (_for_family(one, family) for one in self.adapters):
             self.notes += [*adapter.notes, *_add(adapter, family, find, merged)]
         return merged.recipes
 
@@ -223,13 +222,20 @@ def _plain(name: str) -> str:
     return name.replace(",", " ").strip()
 
 
-def _require_family(adapter: Adapter, family: Family) -> None:
+def _for_family(adapter: Adapter, family: Family) -> Adapter:
+    """The adapter as one of the model's family; a LoRA of a text encoder alone may fit several."""
     fits = _FAMILIES_OF_PARTS.get(family.key) or (family.key.removesuffix("-inpaint").removesuffix("-all-in-one"),)
-    if adapter.lora.layout.family not in fits:
-        raise CheckpointError(
-            f"{adapter.path.name} is {adapter.lora.layout.words}; the model is {family.title}.",
-            "Give a LoRA and a model of the same family.",
-        )
+    if adapter.lora.layout.family in fits:
+        return adapter
+    source = adapter.lora.source
+    for key in fits:
+        layout = read_layout(source.tensors, source.metadata, family=key)
+        if layout.family == key:
+            return replace(adapter, lora=replace(adapter.lora, layout=layout))
+    raise CheckpointError(
+        f"{adapter.path.name} is {adapter.lora.layout.words}; the model is {family.title}.",
+        "Give a LoRA and a model of the same family.",
+    )
 
 
 def _add(adapter: Adapter, family: Family, find: Callable[[str, str], Tensor | None], merged: Merged) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, check_shapes, match_names, measure
 from fastsd_helpers.checkpoints.leftovers import tidy
+from fastsd_helpers.checkpoints.packed import refuse_packed, refuse_packed_config
 from fastsd_helpers.checkpoints.recipes import Recipe, original_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_source
 from fastsd_helpers.errors import CheckpointError
@@ -61,6 +62,7 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
         for part in family.parts:
             opened = open_source(part, given[part])
             stack.callback(opened.close)
+            _refuse_packed(part, given[part], opened)
             sources[part] = source = tidy(opened)
             notes += source.notes
             if not source.tensors:
@@ -71,3 +73,11 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
         for part in family.parts:
             check_shapes(family, part, shapes[part], widths)
         yield Parts(family, sources, names, widths, tuple(notes))
+
+
+def _refuse_packed(part: str, given: object, source: Source) -> None:
+    """Before names are compared: packed weights have other names too, and that is not what is wrong with them."""
+    folder = Path(given) if isinstance(given, (str, Path)) else None
+    if folder is not None and folder.is_dir():
+        refuse_packed_config(folder)
+    refuse_packed(folder or f"The {PART_WORDS[part]}", source.tensors)
