@@ -303,11 +303,13 @@ def test_plain_8_bit_weights_are_widened_and_that_is_said(model, out):
     assert read(out / "safety_checker" / "model.safetensors")["a.weight"][0] == "F16"
 
 
-def test_a_gguf_file_in_the_place_of_weights_is_named(model, out):
-    (model / "safety_checker" / "model.safetensors").unlink()
-    (model / "safety_checker" / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(CheckpointError, match="is a GGUF file"):
-        recast(model, out)
+@pytest.mark.parametrize("part", ["safety_checker", "unet"])
+def test_a_gguf_file_in_the_place_of_weights_is_named(part, model, out):
+    next((model / part).glob("*.safetensors")).unlink()
+    (model / part / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(60))
+    for name in ("out", "out.safetensors"):
+        with pytest.raises(CheckpointError, match="is a GGUF file"):
+            recast(model, out.with_name(name))
     assert not out.exists()
 
 

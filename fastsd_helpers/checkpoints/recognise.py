@@ -92,8 +92,9 @@ def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
         if any(_LYCORIS.match(name) for name in tensors):
             return Kind("lycoris", None, "a LyCORIS adapter (LoHa, LoKr or OFT)", _MERGE)
         other = re.match(r"The LoRA is one for (.+?), which is not converted", err.problem)
-        words = f"a LoRA for {other[1]}" if other else f"a LoRA ({err.problem.rstrip('.')})"
-        return Kind(what, None, words, err.hint)
+        naming = "kohya's names" if what == "lora" else "diffusers' or peft's names"
+        words = f"a LoRA for {other[1]}" if other else f"a LoRA in {naming}"
+        return Kind(what, None, words, f"{err.problem} {err.hint}")
     if layout.kind != "lora":
         return Kind("lycoris", layout.family, layout.words, _MERGE)
     return Kind("lora" if layout.naming == "kohya" else "lora peft", layout.family, layout.words)
