@@ -192,7 +192,7 @@ def test_a_layer_too_many_is_found_and_the_same_product_of_other_matrices_is_not
     turned[f"{name}.lora_up.weight"] = turned[f"{name}.lora_up.weight"][0], np.ascontiguousarray(up).tobytes()
     turned[f"{name}.alpha"] = TensorFact("F32", ()), np.float32(2).tobytes()
     found = check(tmp_path / "b.safetensors", tmp_path / "source.safetensors", turned)
-    assert (found.layers, found.worst < 1e-14) == (1, True)
+    assert (found.layers, found.worst < 1e-7) == (1, True)
 
 
 # ------------------------------------------------------------------------------------------------ forms of layers
