@@ -27,7 +27,7 @@ from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_gguf, refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     MARKS,
@@ -172,6 +172,7 @@ def _convert_model(
     src = given.path
     if given.what == "file":
         return _convert_file(src, dst, to_file, family, options)
+    refuse_gguf(src)
     if given.what == "part":
         return _convert_component(src, dst, to_file, given.part, family, options)
     found = detect_family(src)
