@@ -1,6 +1,7 @@
 """`convert --merge`: every weight becomes W + strength * change, whatever the model's and the adapter's layout."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
@@ -122,24 +123,22 @@ def models(tmp_path_factory):
 # ------------------------------------------------------------------------------------------------ every way
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lora", ["lora", "kohya"])
+@pytest.mark.parametrize(("family", "lora"), [("sd15", "lora"), ("sdxl", "kohya"), ("flux", "kohya"), ("flux", "lora")])
 def test_a_folder_stays_a_folder_with_every_layer_changed(family, lora, models, place):
     home, before, added = models(family)
     asked = f"{home / lora}.safetensors:0.7"
-    written = checkpoints.convert(home / "model", place / "merged", merge=[asked], verify=True)
+    written = checkpoints.convert(home / "model", place / "merged", merge=[asked], verify=lora == "lora")
     assert_merged(place / "merged", before, added, 0.7)
     assert any("was merged with strength 0.7" in note for note in written.notes)
     index = "model_index.json"
     assert (place / "merged" / index).read_bytes() == (home / "model" / index).read_bytes()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lora", ["lora", "kohya"])
+@pytest.mark.parametrize(("family", "lora"), [("sd15", "kohya"), ("sd21", "lora"), ("flux", "lora"), ("flux", "kohya")])
 def test_a_file_and_a_folder_become_the_same_merged_file(family, lora, models, place):
     home, before, added = models(family)
     asked = [f"{home / lora}.safetensors:-1.5"]
-    given = {"verify": True, "merge": asked, "all_in_one": True}
+    given = {"verify": family == "sd21", "merge": asked, "all_in_one": True}
     checkpoints.convert(home / "model", place / "one.safetensors", **given)
     checkpoints.convert(home / "model.safetensors", place / "two.safetensors", **given)
     one, two = read(place / "one.safetensors"), read(place / "two.safetensors")
@@ -150,11 +149,11 @@ def test_a_file_and_a_folder_become_the_same_merged_file(family, lora, models, p
     assert_merged(place / "folder", before, added, -1.5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sd21", "sdxl"])
 def test_a_file_becomes_a_merged_folder(family, models, place):
     home, before, added = models(family)
     asked = [f"{home / 'kohya'}.safetensors:0.7"]
-    checkpoints.convert(home / "model.safetensors", place / "folder", merge=asked, verify=True)
+    checkpoints.convert(home / "model.safetensors", place / "folder", merge=asked)
     assert_merged(place / "folder", before, added, 0.7)
 
 
@@ -194,9 +193,9 @@ UNET_FILE = "diffusion_pytorch_model.safetensors"
 def test_weights_in_shards_and_a_variant_are_merged_where_they_lie(place):
     folder(place / "model", "sd15")
     unet = place / "model" / "unet"
-    entries = {
-        name: (TensorFact(kind, shape), content) for name, (kind, shape, content) in read(unet / UNET_FILE).items()
-    }
+    entries = {}
+    for name, (kind, shape, content) in read(unet / UNET_FILE).items():
+        entries[name] = TensorFact(kind, shape), content
     names = sorted(entries)
     homes = {}
     for number, chosen in enumerate((names[::2], names[1::2]), 1):
@@ -289,8 +288,7 @@ def merged_unet(place, tensors, asked=":0.7", metadata=None):
 
 
 def only_changes(before, after, *names):
-    changed = {name for (_, name), values in before.items() if not np.array_equal(values, after["unet", name])
-               } if False else {key for key in before if not np.array_equal(before[key], after[key])}  # fmt: skip
+    changed = {key for key, values in before.items() if not np.array_equal(values, after[key])}
     assert changed == {("unet", name) for name in names}
 
 
@@ -310,9 +308,8 @@ def test_lyco_kinds_of_one_file_are_each_merged_by_their_definition(place):
     }
     before, after, _ = merged_unet(place, tensors)
     values = {name: np.frombuffer(content, "<f4").reshape(fact.shape) for name, (fact, content) in tensors.items()}
-    kron = np.kron(
-        values[f"{kohya(TO_K)}.lokr_w1"], values[f"{kohya(TO_K)}.lokr_w2_a"] @ values[f"{kohya(TO_K)}.lokr_w2_b"]
-    )
+    second = values[f"{kohya(TO_K)}.lokr_w2_a"] @ values[f"{kohya(TO_K)}.lokr_w2_b"]
+    kron = np.kron(values[f"{kohya(TO_K)}.lokr_w1"], second)
     halves = [values[f"{kohya(CONV)}.hada_w{n}_a"] @ values[f"{kohya(CONV)}.hada_w{n}_b"] for n in "12"]
     wanted = {
         f"{TO_K}.weight": 1 / 2 * kron,
@@ -429,6 +426,7 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
         part: {name: tensor.clone() for name, tensor in model.state_dict().items()} for part, model in parts.items()
     }
     tensors, modules = {}, 0
+    targets = {part: [] for part in before}
     for module in lora_modules(family):
         if module.part == "text_encoder_2" and (family == "flux" or module.paths[0] == "text_projection"):
             continue  # diffusers does not read them
@@ -443,10 +441,13 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
             stem = f"{module.part}.{longer}"
             tensors[f"{stem}.lora_A.weight"] = stored(noise(3, *shape[1:], seed=modules))
             tensors[f"{stem}.lora_B.weight"] = stored(noise(shape[0], 3, *ones, seed=modules + 7))
+            targets[module.part].append(path)
             modules += 1
-    said = {f"{part}.{key}": value for part in before for key, value in (("r", 3), ("lora_alpha", 2.0))}
+    said = {}
+    for part, paths in targets.items():
+        said |= {f"{part}.r": 3, f"{part}.lora_alpha": 2.0, f"{part}.target_modules": paths} if paths else {}
     write(place / "lora.safetensors", tensors, {"lora_adapter_metadata": json.dumps(said)})
-    no = {"vae": parts["vae"], "scheduler": diffusers.DDIMScheduler(), "tokenizer": None}
+    no = {"vae": parts["vae"], "scheduler": None, "tokenizer": None}
     own = {part: model for part, model in parts.items() if part != "vae"}
     if family == "sdxl":
         pipe = diffusers.StableDiffusionXLPipeline(**own, **no, tokenizer_2=None, add_watermarker=False)
@@ -456,15 +457,13 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
         no |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipe = diffusers.StableDiffusionPipeline(**own, **no)
     pipe.load_lora_weights(place, weight_name="lora.safetensors")
-    pipe.fuse_lora(lora_scale=0.7)
+    pipe.fuse_lora(components=[part for part, paths in targets.items() if paths], lora_scale=0.7)
     pipe.unload_lora_weights()
     fused = {part: getattr(pipe, part).state_dict() for part in before}
     changed = sum(
         not torch.equal(fused[part][name], tensor) for part in before for name, tensor in before[part].items()
     )
     assert changed == modules > 100
-    from contextlib import ExitStack
-
     table = find_family(FAMILIES[family])
     with ExitStack() as stack:
         merging = Merging(open_adapters([f"{place / 'lora.safetensors'}:0.7"], stack))
