@@ -8,18 +8,28 @@ import pytest
 pytest.importorskip("numpy")
 import numpy as np
 from closeness import assert_close_to
-from table_models import folder, read, widths_of, write
+from merge_models import (
+    FAMILIES,
+    ROUNDING,
+    TO_K,
+    array,
+    assert_merged,
+    diffusers_lora,
+    kohya,
+    make_model,
+    noise,
+    stored,
+    weights_of,
+)
+from table_models import folder, read, write
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import part_shapes
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.errors import CheckpointError
 
-# Of the largest value: W + strength * scale * up @ down in fp32, with ranks of at most 8.
-ROUNDING = 1e-6
-FAMILIES = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "flux": "flux-all-in-one"}  # whose LoRA -> table
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -29,92 +39,14 @@ def place(tmp_path):
     return made
 
 
-def array(entry):
-    dtype, shape, content = entry
-    if dtype == "BF16":
-        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
-    kinds = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-    return np.frombuffer(content, kinds[dtype]).astype("<f8").reshape(shape)
-
-
-def stored(values, kind="<f4"):
-    names = {"<f2": "F16", "<f4": "F32", "<f8": "F64", "<i4": "I32"}
-    values = np.asarray(values)
-    return TensorFact(names[kind], values.shape), values.astype(kind).tobytes()
-
-
-def noise(*shape, seed=0, size=0.3):
-    return (np.random.default_rng(seed).standard_normal(shape) * size).astype("<f4")
-
-
-def shapes_of(key):
-    """(part, Diffusers name) -> shape, at the small widths."""
-    widths = widths_of(key)
-    return {
-        (row.part, name): shape
-        for row in find_family(key).rows
-        for name, shape in zip(row.diffusers, part_shapes(row, widths), strict=False)
-    }
-
-
-def every_layer(family, *, text=True):
-    """Modules and the shapes of their Diffusers weights, for all that the small model has."""
-    shapes = shapes_of(FAMILIES[family])
-    for module in lora_modules(family):
-        own = [shapes.get((module.part, f"{path}.weight")) for path in module.paths]
-        if all(own) and (text or not module.part.startswith("text")):
-            yield module, own
-
-
-def diffusers_lora(family, *, rank=2, alpha=3.0, text=True):
-    """(tensors, metadata, (part, path) -> what it adds): a LoRA of every layer in diffusers' names."""
-    tensors, added, parts = {}, {}, set()
-    for module, shapes in every_layer(family, text=text):
-        longer = module.part.startswith("text") and module.row.original.startswith("text_model.")
-        for path, shape in zip(module.paths, shapes, strict=True):
-            seed = len(added)
-            down, up = noise(rank, *shape[1:], seed=seed), noise(shape[0], rank, seed=-seed % 9973)
-            name = f"{module.part}.{'text_model.' if longer else ''}{path}"
-            tensors[f"{name}.lora_A.weight"] = stored(down)
-            tensors[f"{name}.lora_B.weight"] = stored(up.reshape(*up.shape, *(1,) * len(shape[2:])))
-            added[module.part, path] = alpha / rank * np.tensordot(up.astype("<f8"), down.astype("<f8"), 1)
-            parts.add(module.part)
-    said = {f"{part}.{key}": value for part in sorted(parts) for key, value in (("r", rank), ("lora_alpha", alpha))}
-    return tensors, {"lora_adapter_metadata": json.dumps(said)}, added
-
-
-def weights_of(model):
-    """(part, name) -> values, of a whole Diffusers folder; text encoders without `text_model.`"""
-    found = {}
-    for path in sorted(model.glob("*/*.safetensors")):
-        for name, entry in read(path).items():
-            found[path.parent.name, name.removeprefix("text_model.")] = array(entry)
-    return found
-
-
-def assert_merged(model, before, added, strength):
-    after = weights_of(model)
-    assert after.keys() == before.keys()
-    for (part, name), weight in before.items():
-        change = added.get((part, name.removesuffix(".weight")), 0) if name.endswith(".weight") else 0
-        wanted = weight + strength * np.reshape(change, weight.shape if np.ndim(change) else ())
-        assert_close_to(after[part, name], wanted, of_largest=ROUNDING, about=f"{part} {name}")
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder, the same as a file, a LoRA of every layer in diffusers' and in the family's other names; by family."""
+    """What `make_model` makes, once for each family."""
     made = {}
 
     def model(family):
         if family not in made:
-            home = tmp_path_factory.mktemp(family)
-            folder(home / "model", FAMILIES[family])
-            tensors, metadata, added = diffusers_lora(family)
-            write(home / "lora.safetensors", tensors, metadata)
-            checkpoints.convert(home / "lora.safetensors", home / "kohya.safetensors")
-            checkpoints.convert(home / "model", home / "model.safetensors", all_in_one=True)
-            made[family] = home, weights_of(home / "model"), added
+            made[family] = make_model(tmp_path_factory.mktemp(family), family)
         return made[family]
 
     return model
@@ -185,9 +117,6 @@ def test_the_sum_is_rounded_once_to_the_format_that_is_wanted(source, dtype, rou
         wanted = weight + 0.7 * change.reshape(weight.shape)
         error = np.abs(after[part, f"{path}.weight"] - wanted)
         assert (error <= rounding * np.abs(wanted) + 1e-6).all(), path
-
-
-UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def test_weights_in_shards_and_a_variant_are_merged_where_they_lie(place):
@@ -269,13 +198,8 @@ def test_a_flux_file_names_the_text_encoder_that_it_does_not_hold(models, place)
 
 # ------------------------------------------------------------------------------------------------ other kinds, biases
 
-TO_K = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 CONV = "down_blocks.1.resnets.0.conv1"
 NORM = "down_blocks.1.resnets.0.norm1"
-
-
-def kohya(path):
-    return "lora_unet_" + path.replace(".", "_")
 
 
 def merged_unet(place, tensors, asked=":0.7", metadata=None):
