@@ -196,7 +196,7 @@ class RunningUI:
             hidden=plan.hidden,
             admin=self._config.allow_admin,
         )
-        tail = LogTail(self.state.log)
+        tail = LogTail(self.state.log, keep=200)
         try:
             self._wait_until_ready(tail, begun + self._config.wait_s)
         except BaseException:
@@ -265,8 +265,7 @@ class RunningUI:
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
-            logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
+            logger.warning("%s", explain_refusal(self.ui.title, list(tail.last), self.ui.refused))
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
 
