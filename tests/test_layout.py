@@ -23,6 +23,7 @@ ORDER = (
     "picture_headers",
     "picture_files",
     "drive",
+    "code_pages",
     "zip_names",
     "inert",
     "downloads",

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DriveError, WebUICrashed
@@ -12,12 +11,12 @@ from fastsd_helpers.webui.background import BackgroundLink, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.launch import stop
 from fastsd_helpers.webui.places import Places, find_places
-from fastsd_helpers.webui.process import RunState, explain_end, find_at_port, is_running, read_state
+from fastsd_helpers.webui.process import LocalUI, RunState, explain_end, find_at_port, is_running, read_state
 
 __all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
 
 
-class AttachedUI:
+class AttachedUI(LocalUI):
     """A running web UI that another process started, as a kernel does that was restarted since.
 
     Attributes:
@@ -36,16 +35,6 @@ class AttachedUI:
         self.tunnel: Tunnel | None = None
         self._stopped = False
         self._problem: WebUICrashed | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the run."""
-        return Path(self.state.log)
 
     def alive(self) -> bool:
         """Whether its process still runs."""

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
@@ -26,6 +25,7 @@ from fastsd_helpers.webui.last_words import is_noise
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
+    LocalUI,
     RunState,
     end_process,
     explain_end,
@@ -138,7 +138,7 @@ def launch(
     return running
 
 
-class RunningUI:
+class RunningUI(LocalUI):
     """A web UI that was started here.
 
     Attributes:
@@ -170,16 +170,6 @@ class RunningUI:
         self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the run."""
-        return Path(self.state.log)
 
     def start(self) -> None:
         """Start it and wait until it answers; `launch` has done so already."""

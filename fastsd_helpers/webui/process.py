@@ -22,6 +22,7 @@ from fastsd_helpers.webui.places import Places
 
 __all__ = [
     "AtPort",
+    "LocalUI",
     "RunState",
     "end_process",
     "explain_end",
@@ -52,6 +53,23 @@ class RunState:
     command: list[str]  # without passwords
     admin: bool = False  # a link to it may administer it, as was asked for at this start
     kills: int | None = None  # programs that the system had ended for lack of memory before; see container.py
+
+
+class LocalUI:
+    """What every web UI that runs on this machine has, whoever started it; see RunningUI and AttachedUI."""
+
+    port: int
+    state: RunState | None
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the run."""
+        return Path(self.state.log)
 
 
 def start_process(
