@@ -15,7 +15,7 @@ import pytest
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.webui import InstallConfig, find_places, find_ui, install
 from fastsd_helpers.webui.extension_packages import prepare_extension
-from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings
+from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings, read_kept
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
