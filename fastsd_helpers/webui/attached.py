@@ -11,7 +11,7 @@ from fastsd_helpers.webui.background import BackgroundLink, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.launch import stop
 from fastsd_helpers.webui.places import Places, find_places
-from fastsd_helpers.webui.process import LocalUI, RunState, find_at_port, is_running, read_state
+from fastsd_helpers.webui.process import LocalUI, RunState, find_at_port, find_end, is_running, read_state
 
 __all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
 
