@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.errors import SettingsError, WebUIError
+from fastsd_helpers.errors import DiskFull, SettingsError, WebUIError
 from fastsd_helpers.webui import InstallConfig, find_places, find_ui, install
 from fastsd_helpers.webui.extension_packages import prepare_extension
 from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings, read_kept
@@ -231,6 +231,31 @@ def test_a_list_that_was_tampered_with_is_refused(machine: Machines) -> None:
     assert path.read_text() == "a page", "nothing was written over it"
 
 
+def test_one_that_cannot_be_kept_runs_here_and_that_is_said(
+    machine: Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = machine.folder / "sources" / "sd-large"
+    commit = commit_in(source, script__py="x = 1")
+    kept = sys.modules["fastsd_helpers.webui.kept_extensions"]
+    monkeypatch.setattr(kept, "_MOST_CODE_BYTES", 10)
+    with caplog.at_level(logging.WARNING, "fastsd_helpers"):
+        assert machine.install(extensions=str(source)).extensions == ["sd-large"]
+    assert "too much to keep" in caplog.text
+    machine.new()
+    assert machine.install().commits["sd-large"] == commit, "from its address"
+    full = machine.folder / "sources" / "sd-late"
+    commit_in(full, script__py="x = 1")
+
+    def no_room(*_words: Any) -> None:
+        raise DiskFull("Drive is full.", "Make room.")
+
+    monkeypatch.setattr(kept, "write_kept", no_room)
+    with caplog.at_level(logging.WARNING, "fastsd_helpers"):
+        result = machine.install(extensions=str(full))
+    assert result.extensions == ["sd-large", "sd-late"]
+    assert "sd-late is here, but could not be kept for the next machine: Drive is full. Make room." in caplog.text
+
+
 def test_kept_settings_never_leave_the_folder_and_bring_no_code(machine: Machines) -> None:
     source = machine.folder / "sources" / "sd-a"
     commit_in(source, script__py="x = 1")
@@ -337,6 +362,7 @@ def test_one_that_fails_is_switched_off_by_name_and_the_others_run(
     assert (machine.places.extensions / "sd-bad").is_dir()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_with_all_it_started_and_switched_off(machine: Machines, wheels: Path) -> None:
     from tunnel_doubles import processes_of
 
