@@ -287,7 +287,8 @@ def resolve_settings(
         resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
     resolved = _fill(resolved, _choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
-    if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
+    of_lora = given_values(config)  # what a run began with is filled in too, and nobody chose it now
+    if config.method == "full" and ("lora_alpha" in of_lora or of_lora.get("lora_rank", 16) != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
     precision, reason = _choose_precision(resolved.precision, device)
