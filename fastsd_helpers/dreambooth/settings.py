@@ -287,8 +287,7 @@ def resolve_settings(
         resolved = _fill(resolved, rates, reason, reasons)
     resolved = _fill(resolved, spec.defaults, f"from {spec.title}", reasons)
     resolved = _fill(resolved, _choose_prior(resolved), "prior preservation, because there is a class prompt", reasons)
-    of_lora = given_values(config)  # what a run began with is filled in too, and nobody chose it now
-    if config.method == "full" and ("lora_alpha" in of_lora or of_lora.get("lora_rank", 16) != _OFF["lora_rank"]):
+    if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
     precision, reason = _choose_precision(resolved.precision, device)
@@ -388,6 +387,8 @@ def settings_for_more(
     values = {name: value for name, value in saved.items() if name in known}
     for name in ("save_every", "keep_last", "sample_every"):  # chosen for another number of steps
         values[name] = begun_given.get(name)
+    if values["method"] == "full":  # filled in before, and nobody's choice
+        values |= {"lora_rank": _OFF["lora_rank"], "lora_alpha": None}
     if given.get("class_prompt") and not saved.get("class_prompt"):
         values |= {"prior_weight": None, "class_images": None}
     changes = {name: value for name, value in given.items() if name not in fixed}
