@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, TextIO
 
+from fastsd_helpers.container import find_memory_limit
 from fastsd_helpers.errors import FastSDError, needs_package
-from fastsd_helpers.memory import total_memory_bytes
 from fastsd_helpers.wording import for_notebook
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "describe_device",
     "end_runtime",
     "fault_point",
+    "host_memory_bytes",
     "in_notebook",
     "install_command",
     "load_peft",
@@ -283,7 +284,7 @@ def describe_device() -> Device:
             reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
         )
     if torch.backends.mps.is_available():
-        memory = total_memory_bytes()
+        memory = host_memory_bytes()
         has_bf16 = bool(torch.backends.mps.is_macos_or_newer(14, 0))
         return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
     built_for = torch.version.cuda
@@ -292,7 +293,7 @@ def describe_device() -> Device:
 
 
 def _describe_cpu(reason: str) -> Device:
-    return Device("cpu", _cpu_name(), total_memory_bytes(), _cpu_has_bf16(), reason=reason)
+    return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
 
 
 def _cpu_fields() -> dict[str, str]:
@@ -313,6 +314,15 @@ def _cpu_has_bf16() -> bool:
     # x86 lists "flags", 64-bit ARM "Features"; elsewhere bfloat16 is taken to be emulated.
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def host_memory_bytes() -> int:
+    """The memory of this machine, or of its container when that is less; 0 where the platform does not say."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # A container's limit is what kills a run, not the host's memory.
+    return min(installed, find_memory_limit() or installed)
 
 
 def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:

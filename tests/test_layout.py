@@ -16,7 +16,7 @@ ORDER = (
     "wording",
     "errors",
     "options",
-    "memory",
+    "container",
     "runtime",
     "processes",
     "files",

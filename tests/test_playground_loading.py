@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.errors import ModelError, SettingsError
-from fastsd_helpers.memory import free_memory_bytes, total_memory_bytes
 from fastsd_helpers.playground import Artist, loading
 from fastsd_helpers.playground.habits import habits_of
 from fastsd_helpers.playground.steering import load_controlnet
@@ -195,33 +194,10 @@ def test_a_model_larger_than_the_free_memory_is_refused_before_it_ends_the_progr
     from fastsd_helpers.model_lookup import fetch_model
 
     demo = fetch_model("demo")
-    monkeypatch.setattr(loading, "free_memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(loading, "find_memory_left", lambda: 10**6)
     with pytest.raises(ModelError, match=r"takes 0\.0 GB of memory while it is read, and 0\.0 GB are free") as caught:
         loading.load_pipeline(demo)
     assert "fastsd webui launch" in caught.value.hint
-
-
-def test_free_memory_is_some_and_less_than_there_is() -> None:
-    assert 0 < free_memory_bytes() <= total_memory_bytes()
-
-
-def test_a_containers_limit_counts_and_the_files_it_has_read_are_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fastsd_helpers import memory
-
-    for name, text in {
-        "memory.max": f"{8 * 2**20}\n",
-        "memory.current": f"{6 * 2**20}\n",
-        "memory.stat": f"anon 1\ninactive_file {2**20}\n",
-    }.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "_CGROUPS", ((str(tmp_path), *memory._CGROUPS[0][1:]),))
-    assert total_memory_bytes() == 8 * 2**20
-    assert free_memory_bytes() == 3 * 2**20
-    (tmp_path / "memory.max").write_text("max\n")
-    assert total_memory_bytes() > 2**30
-    assert free_memory_bytes() > 3 * 2**20
 
 
 # --------------------------------------------------------------------------------------------------- unions

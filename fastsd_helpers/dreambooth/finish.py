@@ -192,7 +192,7 @@ def export_run(
     with open_parts(family, parts) as opened:
         metadata |= prediction_metadata(family, predicts, opened.widths)
         beside = sidecar(family, predicts, opened.widths)
-    scratch = dst.with_name(f".{dst.stem}.new.safetensors")
+    scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
     written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
     fault_point("export.written")
     try:

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.container import find_memory_left
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import CheckpointError, ModelError
-from fastsd_helpers.memory import free_memory_bytes
 from fastsd_helpers.model_lookup import require_inert
 from fastsd_helpers.runtime import Device, describe_device
 
@@ -93,7 +93,7 @@ def _part_sizes(folder: Path, itemsize: int) -> dict[str, int]:
 
 def _require_memory(folder: Path, needed: int) -> None:
     """A machine that runs out of memory ends this program without a word: said before it happens."""
-    free = free_memory_bytes()
+    free = find_memory_left()
     if free and needed > _SHARE_OF_MEMORY * free:
         raise ModelError(
             f"{folder.name} takes {needed / 1e9:.1f} GB of memory while it is read, and {free / 1e9:.1f} GB are free.",

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
-from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
@@ -18,15 +17,18 @@ from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
-from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
-from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch, with_allocator
+from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
+from fastsd_helpers.webui.kept_extensions import keep_settings
+from fastsd_helpers.webui.last_words import is_noise
 from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.process import (
     LocalUI,
     RunState,
     end_process,
+    explain_end,
     find_at_port,
     is_running,
     port_is_free,
@@ -52,6 +54,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
+_KEEP_EVERY_S = 60.0  # for the settings of extensions: a rented machine can go at any moment
 _GRACE_S = 10  # what it gets to end by itself
 
 
@@ -73,8 +76,9 @@ def plan(
     login = choose_login(config.user, config.password)
     if config.model:
         require_named(config.model, ui, places)
-    family = family or (family_named(config.model) or "sd15" if config.model else _family_in_store(ui, places))
-    return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    family = family or (family_named(config.model) if config.model else None) or "sd15"
+    chosen = plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    return with_allocator(chosen, ui, places) if machine is None else chosen  # of another one it is not known
 
 
 def launch(
@@ -113,7 +117,7 @@ def launch(
     prepare_places(places, ui)
     check_health(places.store)
     placed = place_model(config.model, ui, places) if config.model else None
-    family = placed.family if placed and placed.family else _family_in_store(ui, places)
+    family = placed.family if placed and placed.family else "sd15"
     login = choose_login(config.user, config.password)
     chosen = plan_launch(
         config,
@@ -124,6 +128,7 @@ def launch(
         model=placed.path if placed else None,
         login=login,
     )
+    chosen = with_allocator(chosen, ui, places)
     if chosen.login_file is not None:
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
@@ -131,14 +136,6 @@ def launch(
     running = RunningUI(ui, places, config, chosen, login, placed, show)
     running.start()
     return running
-
-
-def _family_in_store(ui: WebUI, places: Places) -> str:
-    # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
-    folder = places.store / "models" / dict(ui.folders)["checkpoint"]
-    with file_errors(folder, "read"):
-        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
-        return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
 
 
 class RunningUI(LocalUI):
@@ -169,6 +166,8 @@ class RunningUI(LocalUI):
         self.tunnel: Tunnel | None = None
         self._config, self._plan, self._show = config, plan, show or (lambda line: None)
         self._child: Child | None = None
+        self._on_cpu = "--use-cpu" in plan.command or "--cpu" in plan.command
+        self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
 
@@ -196,6 +195,7 @@ class RunningUI(LocalUI):
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
         self._wait_for_model(tail)
+        threading.Thread(target=self._keep_settings, name="fastsd-settings", daemon=True).start()
         if self._config.restart:
             threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
 
@@ -228,7 +228,7 @@ class RunningUI(LocalUI):
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
             self._look(tail, {})
-            raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+            raise explain_end(self.state, self._child.returncode, self.places)
 
     def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
         """Read what is new in the log, show it, and remember what it says about the model."""
@@ -236,7 +236,8 @@ class RunningUI(LocalUI):
 
         found = None
         for line in tail.read():
-            self._show(line)
+            if not is_noise(line, on_cpu=self._on_cpu):
+                self._show(line)
             if self.ui.loaded and re.search(self.ui.loaded, line):
                 self.model_loaded = True
             elif self.ui.refused and re.search(self.ui.refused, line):
@@ -254,7 +255,7 @@ class RunningUI(LocalUI):
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_crash(self.ui.title, None, list(tail.last))
+            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
             logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
@@ -267,9 +268,9 @@ class RunningUI(LocalUI):
         """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
         if self.alive() or self._stopping.is_set() or self._child is None:
             return None
-        tail = LogTail(self.state.log)
-        tail.read()
-        return explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+        if self._problem is None or self._problem[0] is not self._child:
+            self._problem = (self._child, explain_end(self.state, self._child.returncode, self.places))
+        return self._problem[1]
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
@@ -282,6 +283,7 @@ class RunningUI(LocalUI):
             self.tunnel.close()
         if self._child is not None:
             self._child.close(_GRACE_S)
+            keep_settings(self.places)
         _forget(self.places)
 
     def __enter__(self) -> "RunningUI":
@@ -289,6 +291,11 @@ class RunningUI(LocalUI):
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+    def _keep_settings(self) -> None:
+        child, well = self._child, True
+        while child.alive() and not self._stopping.wait(_KEEP_EVERY_S):
+            well = keep_settings(self.places, quiet=not well)
 
     def _keep_alive(self) -> None:
         self._child.wait()
@@ -386,6 +393,7 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
     if state is None or not is_running(state):
         return False
     end_process(state)
+    keep_settings(places)
     _forget(places)
     return True
 
