@@ -215,6 +215,15 @@ def test_a_part_alone_is_recast_too(model, out):
     assert read(out / "diffusion_pytorch_model.safetensors")["a.weight"][0] == "F16"
 
 
+def test_the_source_is_not_written_into_nor_replaced(model, out):
+    before = files(model)
+    (out.parent / "link").symlink_to(model)
+    for inside in (model / "copy", model / "unet" / "copy", out.parent / "link" / "copy", model, model.parent):
+        with pytest.raises(CheckpointError):
+            checkpoints.convert(model, inside, dtype="fp16", overwrite=True)
+    assert files(model) == before
+
+
 # ------------------------------------------------------------------------------------------ what is refused or said
 
 
@@ -258,9 +267,11 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind):
+def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds (scaled|quantized) .*cannot be converted"):
         refuse_packed("model", PACKED[kind])
+    path = write(tmp_path / "a.safetensors", {name: (fact, bytes(fact.bytes)) for name, fact in PACKED[kind].items()})
+    assert any("cannot be converted" in problem.what for problem in checkpoints.inspect(path).problems)
     placed = {f"model.diffusion_model.{name}": fact for name, fact in PACKED[kind].items()}
     with pytest.raises(CheckpointError):
         refuse_packed("model", placed)

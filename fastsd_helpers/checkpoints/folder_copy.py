@@ -73,6 +73,8 @@ def copy_folder(
         VerificationFailed: a part has no weights in the result, or with `verify` others than it should have.
     """
     notes: list[str] = []
+    if src.resolve() in dst.resolve().parents:
+        raise CheckpointError(f"{dst} lies inside the model that is read.", "Choose a folder beside it.")
     with ExitStack() as stack:
         folders = list(walk_folders(src))
         sets = {inside: weight_sets(src / inside) for inside in folders if inside.parts or not _is_pipeline(src)}

@@ -44,10 +44,9 @@ def refuse_packed(where: Path | str, tensors: Mapping[str, TensorFact]) -> None:
     for name, fact in tensors.items():
         companion = _companion(name, fact, scales)
         if companion is not None:
-            bits = "8-bit" if is_small_float(fact.dtype) or fact.dtype in ("I8", "U8") else "quantized"
+            kind = "scaled 8-bit" if is_small_float(fact.dtype) else "quantized"
             raise CheckpointError(
-                f"{where} holds scaled {bits} weights ({name!r} with {companion!r} beside it), which cannot be "
-                "converted.",
+                f"{where} holds {kind} weights ({name!r} with {companion!r} beside it), which cannot be converted.",
                 _HINT,
             )
         if fact.dtype not in FLOATS and len(fact.shape) > 1 and re.search(r"weight(_packed)?$", name):
