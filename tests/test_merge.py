@@ -398,3 +398,14 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
         for (name, own_values, _), (_, their_values, _) in pieces:
             found, wanted = (np.frombuffer(bytes(values), "<f4") for values in (own_values, their_values))
             assert_close_to(found, wanted, of_largest=ROUNDING, about=name)
+
+
+def test_the_lora_of_the_benchmark_changes_every_layer_of_its_model(place):
+    from fastsd_helpers.bench.convert import make_folder, make_lora
+
+    make_folder(place / "model", 16)
+    lora = make_lora(place / "lora.safetensors", 16)
+    checkpoints.convert(place / "model", place / "merged", merge=[f"{lora}:0.7"])
+    before, after = weights_of(place / "model"), weights_of(place / "merged")
+    changed = {key for key, values in before.items() if not np.array_equal(values, after[key])}
+    assert len(changed) == len(read(lora)) // 2 > 300
