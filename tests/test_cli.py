@@ -282,7 +282,7 @@ def test_the_logger_of_a_program_that_calls_main_is_left_as_it_was(run: Any) -> 
 
 def test_models_are_listed_for_people_and_for_programs(run: Any) -> None:
     lines = run("models", "list").out.splitlines()
-    assert lines[0].split() == ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE", "CHECKED", "ONLINE"]
+    assert lines[0].split() == ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE"]
     assert any(line.startswith("sd15 ") for line in lines)
     found = {row["key"]: row for row in last_json(run("models", "list", "--json"))["models"]}
     assert found["demo"]["defaults"]["resolution"] == 128
