@@ -87,7 +87,7 @@ def get_model(chosen: argparse.Namespace) -> Answer:
     kind = name.spec.kind if name.spec else ""
     if kind == "reader":
         return _folder_answer(find_folder(ref, READER), None)
-    if name.what not in ("link", "file") and kind not in ("checkpoint", "vae", "text-encoder") and not chosen.file:
+    if name.what not in ("link", "file") and kind in ("", "base") and not chosen.file:
         folder = fetch_model(ref)
         return _folder_answer(folder, model_hash(folder))
     path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastsd_helpers.drive import check_health
@@ -22,8 +23,11 @@ from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import Machine, describe_machine
-from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
-from fastsd_helpers.webui.places import Places, find_places, prepare_places
+from fastsd_helpers.webui.forge_settings import choose_in_settings
+from fastsd_helpers.webui.model_files import BASE_KINDS
+from fastsd_helpers.webui.models import PlacedModel, drive_errors, offer_workflow, place_needed
+from fastsd_helpers.webui.needed import Needed, find_needed
+from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.process import (
     RunState,
     end_process,
@@ -56,13 +60,18 @@ _GRACE_S = 10  # what it gets to end by itself
 
 
 def plan(
-    config: LaunchConfig | None = None, *, machine: Machine | None = None, family: str | None = None
+    config: LaunchConfig | None = None,
+    *,
+    machine: Machine | None = None,
+    family: str | None = None,
+    root: Path | str | None = None,
 ) -> LaunchPlan:
-    """What `launch` would start: command, environment and reasons; nothing is fetched, written or started.
+    """What `launch` would start: files, command, environment and reasons; nothing is fetched, written or started.
 
     Args:
-        machine: another machine than this one, such as one of `flags.GPUS`.
+        machine: another machine than this one, such as one of `flags.GPUS`; its RAM counts too.
         family: of the model; found out from `config.model`, or from what is in the store, when None.
+        root: where sessions lie; None: the usual place.
 
     Raises:
         SettingsError: user or password are none. ModelNotFound: `config.model` names nothing.
@@ -71,14 +80,27 @@ def plan(
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     login = choose_login(config.user, config.password)
-    if config.model:
-        require_named(config.model, ui, places)
-    family = family or (family_named(config.model) or "sd15" if config.model else _family_in_store(ui, places))
-    return plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    machine = machine or describe_machine()
+    needed = _needed(config, ui, places, machine, root)
+    family = family or (needed.family or "sd15" if config.model else _family_in_store(ui, places))
+    base = next((file for file in needed.files if file.kind in BASE_KINDS), None)
+    model = model_folder(places, ui, base.kind) / "store" / base.name if base is not None and base.name else None
+    chosen = plan_launch(config, ui, places, machine, family=family, model=model, login=login, files=needed.files)
+    return replace(chosen, reasons=[*needed.reasons, *needed.warnings, *chosen.reasons])
+
+
+def _needed(config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, root: Path | str | None) -> Needed:
+    if not config.model:
+        return Needed(())
+    return find_needed(config.model, ui, places, machine, kind="checkpoint", t5=config.t5, root=root)
 
 
 def launch(
-    config: LaunchConfig | None = None, *, show: Callable[[str], None] | None = None, machine: Machine | None = None
+    config: LaunchConfig | None = None,
+    *,
+    show: Callable[[str], None] | None = None,
+    machine: Machine | None = None,
+    root: Path | str | None = None,
 ) -> "RunningUI":
     """Start a web UI, wait until it answers, and say whether its model was loaded.
 
@@ -86,7 +108,8 @@ def launch(
 
     Args:
         show: called with each line of its log while it starts.
-        machine: what decides the flags; this machine when None.
+        machine: what decides the sizes and flags; this machine when None.
+        root: where sessions lie; None: the usual place.
 
     Raises:
         WebUINotInstalled: nothing is installed. WebUIError: one is running already, the port is taken, the model is of
@@ -112,23 +135,21 @@ def launch(
         )
     prepare_places(places, ui)
     check_health(places.store)
-    placed = place_model(config.model, ui, places) if config.model else None
-    family = placed.family if placed and placed.family else _family_in_store(ui, places)
+    machine = machine or describe_machine()
+    with drive_errors(places):
+        placed = place_needed(_needed(config, ui, places, machine, root), ui, places)
+    base = next((model for model in placed if model.kind in BASE_KINDS), None)
+    family = base.family if base and base.family else _family_in_store(ui, places)
     login = choose_login(config.user, config.password)
-    chosen = plan_launch(
-        config,
-        ui,
-        places,
-        machine or describe_machine(),
-        family=family,
-        model=placed.path if placed else None,
-        login=login,
-    )
+    chosen = plan_launch(config, ui, places, machine, family=family, model=base.path if base else None, login=login)
+    if ui.key == "forge-neo":
+        choose_in_settings(placed, ui, places)
+    offer_workflow(placed, ui, places)
     if chosen.login_file is not None:
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
-    running = RunningUI(ui, places, config, chosen, login, placed, show)
+    running = RunningUI(ui, places, config, chosen, login, base, show)
     running.start()
     return running
 
