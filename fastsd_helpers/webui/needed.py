@@ -304,8 +304,8 @@ def _is_kind(path: Path, kind: str) -> bool:
 def _keys_hint(ui: WebUI, kind: str) -> str:
     wanted = _BASES if kind in ("auto", "checkpoint") else (kind,)
     keys = [spec.key for spec in models(None) if spec.kind in wanted and spec.family in ui.families]
-    what = "a file, a link, a Hub id or a session"
-    return f"Give {what}, or a key: {', '.join(keys)}." if keys else f"Give {what}."
+    what = "a file, a link, a Hub id"
+    return f"Give {what}, a session, or a key: {', '.join(keys)}." if keys else f"Give {what} or a session."
 
 
 def _not_found(ref: str, ui: WebUI, kind: str) -> ModelNotFound:
