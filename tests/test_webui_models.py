@@ -1,10 +1,8 @@
 """Models where web UIs look for them: every way to name one, what is kept, what is refused; files of few bytes."""
 
 import logging
-import math
 import os
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +49,6 @@ def one_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def write_gguf(path: Path, shapes: dict[str, tuple[int, ...]], architecture: str = "flux", cut: int = 0) -> Path:
-    """A GGUF file of F32 tensors, as its description says: slowest axis last, data at multiples of 32."""
-
-    def text(word: str) -> bytes:
-        return struct.pack("<Q", len(word)) + word.encode()
-
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 1)
-    head += text("general.architecture") + struct.pack("<I", 8) + text(architecture)
-    data = b""
-    for name, shape in shapes.items():
-        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, len(data))
-        values = bytes(4 * math.prod(shape))
-        data += values + bytes(-len(values) % 32)
-    whole = head + bytes(-len(head) % 32) + data
-    path.write_bytes(whole[: len(whole) - cut])
-    return path
-
-
-def write_lora(path: Path) -> Path:
-    shapes = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8, 1, 1),
-              "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": (8, 2, 1, 1)}  # fmt: skip
-    return table.write(path, table.values(shapes))
-
-
 # ------------------------------------------------------------------------------------------------- settings together
 
 
@@ -98,7 +72,7 @@ def test_every_kind_goes_to_its_own_folder_and_the_base_model_comes_first(
 ) -> None:
     files = {}
     for name in ("one.safetensors", "two.safetensors"):
-        files[name] = write_lora(tmp_path / name)
+        files[name] = table.write_lora(tmp_path / name)
     files["v.safetensors"] = table.write(tmp_path / "v.safetensors", table.original("vae", "F16"))
     words = table.write(tmp_path / "words.safetensors", table.values({"emb_params": (2, 768)}))
     config = ModelsConfig(
@@ -235,7 +209,7 @@ def test_what_a_reference_is_can_be_told_without_fetching_it(
     ui = find_ui("comfyui")
     places = find_places(ui, **where)
     folder = table.folder(tmp_path / "pipeline", "sdxl")
-    write_gguf(tmp_path / "model.gguf", {"double_blocks.0.img_attn.qkv.weight": (32, 8)})
+    table.write_gguf(tmp_path / "model.gguf", {"double_blocks.0.img_attn.qkv.weight": (32, 8)})
     expected = {"sd21-768": "sd21", "flux-dev": "flux", str(folder): "sdxl", "somebody/model": None,
                 "black-forest-labs/FLUX.1-dev": "flux", str(tmp_path / "model.gguf"): "flux",
                 "https://example.com/a.safetensors": None}  # fmt: skip
@@ -246,7 +220,7 @@ def test_what_a_reference_is_can_be_told_without_fetching_it(
 
 
 def test_a_lora_is_no_base_model_but_a_lora(places: Places, tmp_path: Path) -> None:
-    lora = write_lora(tmp_path / "style.safetensors")
+    lora = table.write_lora(tmp_path / "style.safetensors")
     with pytest.raises(ModelError, match=r"style\.safetensors is .*, not a base model"):
         place_model(str(lora), A1111, places)
     assert place_model(str(lora), A1111, places, kind="lora").kind == "lora"
