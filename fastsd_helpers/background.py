@@ -97,6 +97,7 @@ class Background:
     ) -> None:
         self.folder, self.process = folder, process
         self._out, self._log, self._child = out, log, child
+        self._asked_to_stop = False
 
     @classmethod
     def start(cls, command: Sequence[str], folder: Path, *, model: str, **own: Any) -> Self:
@@ -139,6 +140,7 @@ class Background:
 
     def stop(self) -> None:
         """Ask it to save and end. Nothing happens when it has ended."""
+        self._asked_to_stop = True
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -188,6 +190,9 @@ class Background:
 
     def _death(self, what: str) -> FastSDError:
         code = self._child.returncode if self._child is not None else None
+        if self._asked_to_stop and code in (None, -signal.SIGTERM, -signal.SIGKILL):
+            # Before it could answer: while it began, or because it was then ended at once.
+            return Interrupted(f"{what} was stopped{self._where()}.", "What was saved is kept: run it again to go on.")
         # Of a process begun by another kernel the system does not tell how it ended.
         if code in (None, -_SIGNAL_OF_THE_SYSTEM):
             return self._killed(what, f" (signal {_SIGNAL_OF_THE_SYSTEM})" if code else "")

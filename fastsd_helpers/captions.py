@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.advisories import require_safe_tokenizer
+from fastsd_helpers.code_pages import decode_text
 from fastsd_helpers.errors import DatasetError, ModelError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.model_lookup import CAPTIONER, find_folder
@@ -28,8 +29,6 @@ DEFAULT_CAPTIONER = "Salesforce/blip-image-captioning-base"  # 990 MB, BSD-3-Cla
 
 # A caption longer than this is no caption: the text encoder reads 77 tokens.
 _MOST_BYTES = 64 * 1024
-
-_NOT_IN_CP1252 = {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 
 # "(3)", "(3) (1)" and "copy" at the end: added by the operating system or by the old notebook's naming rule.
 _COUNTER = re.compile(r"(?:[\s_-]*\(\d+\)|[\s_-]+copy)+\s*$", re.IGNORECASE)
@@ -115,8 +114,12 @@ def _says_nothing(word: str) -> bool:
     return digits >= 2 and ((hexadecimal and (changes >= 2 or len(word) >= 16)) or (len(word) >= 16 and changes >= 4))
 
 
-def decode_caption(data: bytes) -> str | None:
-    """Read the bytes of a .txt: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252; empty gives None.
+def decode_caption(data: bytes, *, page: str | None = None) -> str | None:
+    """Read the bytes of a .txt: UTF-8 with or without BOM, UTF-16 with BOM, else a code page; empty gives None.
+
+    Args:
+        data: all of it.
+        page: the code page that was guessed from all captions of a set; by default it is guessed from this one.
 
     Raises:
         DatasetError: far too long, or no text at all.
@@ -124,21 +127,14 @@ def decode_caption(data: bytes) -> str | None:
     hint = "A caption is a short text file; rename or remove this one, or write the words into it."
     if len(data) > _MOST_BYTES:
         raise DatasetError(f"A caption of {len(data):,} bytes is too long to be one.", hint)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = data.decode("utf-16", errors="replace")
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            # Windows' own letters where they are all there: its quotes and dashes are control characters in Latin-1.
-            text = data.decode("latin-1" if set(data) & _NOT_IN_CP1252 else "cp1252")
+    text = decode_text(data, page)
     if "\0" in text:
         raise DatasetError("The caption holds zero bytes, so it is no text.", hint)
     return " ".join(text.split()) or None
 
 
-def read_caption(path: Path) -> str | None:
-    """Read the caption in a .txt file; None when there is no file or nothing in it.
+def read_caption(path: Path, *, page: str | None = None) -> str | None:
+    """Read the caption in a .txt file; None when there is no file or nothing in it. `page`: see `decode_caption`.
 
     Raises:
         DatasetError: the file is no caption.
@@ -151,7 +147,7 @@ def read_caption(path: Path) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     try:
-        return decode_caption(data)
+        return decode_caption(data, page=page)
     except DatasetError as err:
         raise DatasetError(f"{path} is no caption: {err.problem}", err.hint) from err
 

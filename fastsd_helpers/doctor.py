@@ -20,7 +20,16 @@ from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
 from fastsd_helpers.registry import find_model
-from fastsd_helpers.runtime import Device, describe_device, install_command, redact, secret, versions, where
+from fastsd_helpers.runtime import (
+    Device,
+    describe_device,
+    host_memory_bytes,
+    install_command,
+    redact,
+    secret,
+    versions,
+    where,
+)
 from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
@@ -233,7 +242,7 @@ def _machine(device: Device) -> dict[str, Any]:
         "place": where() + (f" {os.environ['COLAB_RELEASE_TAG']}" if os.environ.get("COLAB_RELEASE_TAG") else ""),
         "system": f"{platform.system()} {platform.machine()}, {'-'.join(platform.libc_ver()) or 'libc unknown'}",
         "processor": f"{_cpu_count()} cores",
-        "memory": f"{_ram_bytes() / 1e9:.1f} GB",
+        "memory": f"{host_memory_bytes() / 1e9:.1f} GB",
         "gpu": gpu,
     }
     driver = Path("/proc/driver/nvidia/version")
@@ -250,12 +259,6 @@ def _machine(device: Device) -> dict[str, Any]:
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ram_bytes() -> int:
-    if not hasattr(os, "sysconf"):
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # -------------------------------------------------------------------------------------------------- the looks
@@ -321,7 +324,7 @@ def _look_at_torch(device: Device) -> Iterator[Finding]:
 
 
 def _look_at_memory(device: Device) -> Iterator[Finding]:
-    ram = _ram_bytes()
+    ram = host_memory_bytes()
     if 0 < ram < _LITTLE_RAM:
         yield Finding(
             "warning", f"{ram / 1e9:.1f} GB of memory is little: converting a full model may end with exit code -9."

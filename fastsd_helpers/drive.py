@@ -15,9 +15,9 @@ from fastsd_helpers.files import file_errors, forget_cached, placed, sha256_of, 
 from fastsd_helpers.runtime import fault_point, where
 
 __all__ = [
-    "TRASH_NOTE",
     "check_health",
     "copy_verified",
+    "deletion_note",
     "delivers_late",
     "flush_drive",
     "has_arrived",
@@ -29,13 +29,12 @@ __all__ = [
     "shared_folder",
 ]
 
-TRASH_NOTE = "On Google Drive, deleted files count until the trash is emptied too: drive.google.com/drive/trash"
-
 # Colab's own button mounts at the first; the old fast-stable-diffusion notebooks at the second.
 _MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
 _SESSIONS = Path("Fast-Dreambooth", "Sessions")
 _FOLDER_LINK = re.compile(r"drive\.google\.com/(?:drive/(?:u/\d+/)?folders/|open\?id=)([\w-]{10,})")
 _CHUNK_BYTES = 8 * 2**20
+_TRASH = "drive.google.com/drive/trash"
 # Other mounts of Google Drive, whose trash is the same one. Source: the file systems' own names in /proc/self/mounts.
 _DRIVE_KINDS = {"fuse.drive", "fuse.google-drive-ocamlfuse", "fuse.GDriveFS"}
 
@@ -171,6 +170,21 @@ def keeps_trash(folder: Path | str) -> bool:
     """Say whether a folder lies on Google Drive, where what is deleted counts until the trash is emptied."""
     kind = _mount_kind(folder)
     return kind == "drive" or kind in _DRIVE_KINDS
+
+
+def deletion_note(folder: Path | str, *, emptied: str = "", deleted: str = "deleted files") -> str:
+    """Say when what is deleted in a folder on Google Drive makes room there; "" for a folder elsewhere.
+
+    Args:
+        folder: where it lies.
+        emptied: what of it is emptied first (see `remove_emptied`), as the beginning of a sentence; "" for nothing.
+        deleted: what is only deleted; "" for nothing.
+    """
+    if not keeps_trash(folder):
+        return ""
+    soon = f"{emptied} make room by themselves; Drive may show it some minutes later." if emptied else ""
+    later = f"{deleted[:1].upper()}{deleted[1:]} count on Google Drive until its trash is emptied: {_TRASH}"
+    return " ".join(filter(None, [soon, later if deleted else ""]))
 
 
 def _mount_kind(folder: Path | str) -> str:

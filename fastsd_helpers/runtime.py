@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, TextIO
 
+from fastsd_helpers.container import find_memory_limit
 from fastsd_helpers.errors import FastSDError, needs_package
 from fastsd_helpers.wording import for_notebook
 
@@ -33,6 +34,7 @@ __all__ = [
     "describe_device",
     "end_runtime",
     "fault_point",
+    "host_memory_bytes",
     "in_notebook",
     "install_command",
     "load_peft",
@@ -282,7 +284,7 @@ def describe_device() -> Device:
             reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
         )
     if torch.backends.mps.is_available():
-        memory = _host_memory_bytes()
+        memory = host_memory_bytes()
         has_bf16 = bool(torch.backends.mps.is_macos_or_newer(14, 0))
         return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
     built_for = torch.version.cuda
@@ -291,7 +293,7 @@ def describe_device() -> Device:
 
 
 def _describe_cpu(reason: str) -> Device:
-    return Device("cpu", _cpu_name(), _host_memory_bytes(), _cpu_has_bf16(), reason=reason)
+    return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
 
 
 def _cpu_fields() -> dict[str, str]:
@@ -314,17 +316,13 @@ def _cpu_has_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _host_memory_bytes() -> int:
+def host_memory_bytes() -> int:
+    """The memory of this machine, or of its container when that is less; 0 where the platform does not say."""
     if not hasattr(os, "sysconf"):
         return 0
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # A container's limit is what kills a run, not the host's memory. Source: kernel docs, cgroup v2 and v1.
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(limit)
-        text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-        if text.isdigit():
-            return min(installed, int(text))
-    return installed
+    # A container's limit is what kills a run, not the host's memory.
+    return min(installed, find_memory_limit() or installed)
 
 
 def peak_memory_bytes(kind: Literal["host", "cuda"] = "host") -> int:

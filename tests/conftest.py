@@ -4,9 +4,11 @@ import contextlib
 import ipaddress
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,51 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _OURS = ("FASTSD_FAULT", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE")
+
+
+_FOLDER = pytest.StashKey[Path]()
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if (folder := getattr(item, "funcargs", {}).get("tmp_path")) is not None:
+        item.stash[_FOLDER] = folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """What a test that passed has written is deleted when all its fixtures are done: all tests' files fill a disk.
+
+    Its folder stays, empty: the next test of that name gets another one, and nothing takes its files for these.
+    """
+    result = yield
+    folder = item.stash.get(_FOLDER, None)
+    if folder is not None and folder.is_dir() and not item.stash.get(_FAILED, False):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests and their processes put into the temporary folder goes with the run; tests' own folders are kept."""
+    if hasattr(config, "workerinput"):
+        return
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="fastsd-tests-")
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,9 @@ from modules.shared_cmd_options import cmd_opts  # noqa: E402
 words = sys.argv[1:]
 mood = Path(__file__).with_name("mood").read_text().strip()
 port = int(words[words.index("--port") + 1])
+print("fatal: No names found, cannot describe anything.", flush=True)
 print(f"Launching Web UI with arguments: {' '.join(words)}", flush=True)
+print("Warning: caught exception 'Found no NVIDIA driver on your system.', memory monitor disabled", flush=True)
 
 
 login = Path(words[words.index("--gradio-auth-path") + 1]).read_text(encoding="utf-8").strip()
@@ -120,6 +122,7 @@ early.set()
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Site)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 print(f"Running on local URL:  http://127.0.0.1:{port}", flush=True)
+print("To create a public link, set `share=True` in `launch()`.", flush=True)
 if mood == "url then death":
     print("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", flush=True)
     sys.exit(1)

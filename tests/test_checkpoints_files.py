@@ -499,7 +499,7 @@ def test_what_is_no_model_is_named(tensors, message, place):
 def test_a_vae_given_as_a_model_stays_a_vae(place):
     source = write(place / "vae.safetensors", original("vae"))
     assert checkpoints.convert(source, place / "out", verify=True).family == "vae"
-    refused(source, place, "a VAE of Stable Diffusion, not of the family 'sd15'", family="sd15")
+    refused(source, place, "a VAE of Stable Diffusion, not of the family 'flux'", family="flux")
 
 
 def test_a_wrong_family_by_force_is_refused(sd15, place):

@@ -11,8 +11,8 @@ from closeness import assert_close_to
 from table_models import read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.lora import is_lora_folder, lora_family
-from fastsd_helpers.checkpoints.lora_names import kohya_modules, lora_modules
+from fastsd_helpers.checkpoints.lora import is_lora_folder
+from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.errors import CheckpointError
 
@@ -126,7 +126,8 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
     stored = read(written.path)
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
-    assert "text_encoder_2.encoder.layers.0.mlp.fc1.lora_B.weight" in stored
+    # diffusers knows peft's names in a text encoder by its attention, which this LoRA does not change.
+    assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
     assert "1 layers do not say their alpha" in written.notes[0]
 
 
@@ -153,7 +154,9 @@ def test_peft_folders_keep_what_their_configuration_says(config, alpha, place):
     stored = read(written.path)
     assert array(stored[f"lora_unet_{UNET['sd15'].replace('.', '_')}.alpha"]) == alpha
     assert array(stored[f"lora_te_{TEXT.replace('.', '_')}.alpha"]) == 16
-    assert bool(written.notes) == (not config)
+    idle = "o_k" in config.get("alpha_pattern", {})
+    assert len(written.notes) == (not config or idle)
+    assert not idle or "names 'o_k', which is no layer of this LoRA" in written.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_flux_layers_are_fused_and_taken_apart_again(same, place):
     patterns = said["transformer.alpha_pattern"]
 
     def alpha_of(name):
-        return patterns.get(name.removeprefix("transformer."), said["transformer.lora_alpha"])
+        return patterns.get(f"^{name.removeprefix('transformer.')}", said["transformer.lora_alpha"])
 
     again = flux_change(read(back.path), "transformer.", alpha_of)
     assert again.keys() == wanted.keys()
@@ -263,7 +266,6 @@ def test_no_two_modules_share_a_name(family):
     modules = lora_modules(family)
     names = [name for module in modules for name in (module.kohya, *module.aliases)]
     assert len(names) - len(set(names)) == 0
-    assert kohya_modules(family).keys() == set(names)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +273,9 @@ def test_no_two_modules_share_a_name(family):
     [
         ((f"unet.{UNET['sd15']}.lora_A.weight",), "half a layer: (.|\n)*lacks its up matrix"),
         ((f"unet.{UNET['sd15']}.lora_A.weight", f"unet.{UNET['sd15']}.lora_magnitude_vector"), "DoRA"),
-        (("unet.strange.lora_A.weight", "unet.strange.lora_B.weight"), "changes 'strange' of the U-Net"),
-        (("lora_unet_strange.lora_down.weight", "lora_unet_strange.lora_up.weight"), "changes 'lora_unet_strange'"),
-        (("lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_mid.weight"), "lora_mid"),
+        (("unet.strange.lora_A.weight", "unet.strange.lora_B.weight"), "changes 'strange'"),
+        (("lora_unet_strange.lora_down.weight", "lora_unet_strange.lora_up.weight"), "changes 'strange'"),
+        (("lora_unet_conv_in.lora_down.weight", "lora_unet_conv_in.lora_mid.weight"), "lacks its up matrix"),
     ],
 )
 def test_what_cannot_be_converted_is_named(names, message, place):
@@ -297,18 +299,6 @@ def test_a_lora_is_not_a_model_and_keeps_its_place(place):
     found = checkpoints.inspect(place / "in.safetensors")
     assert (found.kind, found.family) == ("lora peft", "sd15")
     assert any("kohya" in sentence for sentence in found.advice)
-
-
-def test_the_family_of_a_lora_is_told_from_its_layers():
-    def facts(*names, columns=768):
-        return {name: TensorFact("F32", (4, columns)) for name in names}
-
-    assert lora_family(facts("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")) == "sdxl"
-    assert lora_family(facts("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight")) == "flux"
-    name = f"lora_unet_{UNET['sd15'].replace('.', '_')}.lora_down.weight"
-    assert lora_family(facts(name)) == "sd15"
-    assert lora_family(facts(name, columns=1024)) == "sd21"
-    assert lora_family(facts(name, columns=2048)) == "sdxl"
 
 
 # ------------------------------------------------------------------------------------------------ diffusers as reader
@@ -424,8 +414,8 @@ def test_the_most_common_rank_and_alpha_are_said_and_the_others_by_name(place):
         "unet.r": 4,
         "unet.lora_alpha": 3.0,
         "unet.target_modules": sorted([UNET["sd15"], OTHER, THIRD]),
-        "unet.rank_pattern": {THIRD: 2},
-        "unet.alpha_pattern": {UNET["sd15"]: 2.0},
+        "unet.rank_pattern": {f"^{THIRD}": 2},
+        "unet.alpha_pattern": {f"^{UNET['sd15']}": 2.0},
         "text_encoder.r": 3,
         "text_encoder.lora_alpha": 3.0,
         "text_encoder.target_modules": [TEXT.removeprefix("text_model.")],
@@ -576,23 +566,3 @@ def test_fused_layers_that_share_columns_each_keep_the_whole_rank(place):
     assert np.allclose(np.concatenate(parts), whole, atol=1e-6)
     assert described(written.path)["transformer.r"] == 4
     assert described(written.path)["transformer.lora_alpha"] == 2
-
-
-def test_more_names_tell_the_family():
-    def family(name, shape=(4, 768)):
-        return lora_family({"other.alpha": TensorFact("F32", ()), name: TensorFact("F32", shape)})
-
-    assert family("transformer.x.lora_A.weight") == "flux"
-    assert family("base_model.model.transformer_blocks.5.attn.to_q.lora_A.weight") == "flux"
-    assert family("base_model.model.single_transformer_blocks.1.attn.to_q.lora_A.weight") == "flux"
-    assert family("lora_unet_single_blocks_3_linear1.lora_down.weight") == "flux"
-    assert family("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight") == "sdxl"
-    assert family("unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_k.lora_A.weight") == "sdxl"
-    assert family("base_model.model.down_blocks.2.attentions.0.transformer_blocks.9.ff.lora_A.weight") == "sdxl"
-    assert family("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight") == "sd15"
-    key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    assert family(f"{key}.lora_A.weight", (4, 1024)) == family(f"{key}.lora.down.weight", (4, 1024)) == "sd21"
-    assert family(f"{key}.lora_B.weight", (4, 1024)) == "sd15", "the up matrix has another width"
-    assert family(f"{key}.lora_A.weight", (4, 1024, 1, 1)) == "sd21"
-    assert family(f"{key}.lora_A.weight", (1024,)) == "sd15"
-    assert lora_family({}) == "sd15"

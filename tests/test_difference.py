@@ -167,6 +167,20 @@ def test_everything_that_only_the_platform_can_bring_is_named_at_once():
 
 
 @pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        (["numpy>=2"], "Run: pip install numpy; fastsd never"),
+        (["torch>=2.3"], "Install PyTorch as its guide says (pytorch.org, Get started); fastsd never"),
+        (["torch>=2.3", "numpy>=2", "ipywidgets"], "Get started), and run: pip install ipywidgets numpy; fastsd never"),
+    ],
+)
+def test_the_way_to_bring_it_is_that_of_exactly_what_lacks(wanted, hint):
+    with pytest.raises(InstallError) as caught:
+        make_plan(lock_set(wanted), environment())
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
     "name", ["torch", "Torch", "torchvision", "torchaudio", "numpy", "nvidia-cudnn-cu12", "nvidia_nccl", "triton",
              "cuda-python", "jax", "jaxlib", "ipywidgets", "ipykernel", "ipython", "google-colab",
              "widgetsnbextension"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastsd_helpers import drive
+from fastsd_helpers.dreambooth import finish
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, room, shelf, store
 from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation
 from fastsd_helpers.dreambooth.resume.room import Room
@@ -391,6 +392,53 @@ def test_what_is_written_and_comes_back_between_two_reports_is_found_out_later(m
     report.now = 16
     book.look()
     assert (book.left, book.gives_back) == (90, True)
+
+
+def test_what_the_mount_has_not_uploaded_yet_is_in_no_report_however_old_that_is(monkeypatch):
+    arrived = {Path("slow"): False, Path("silent"): None}
+    monkeypatch.setattr(room, "has_arrived", arrived.get)
+    report = Report(monkeypatch, 100)
+    book = report.open()
+    with book.writing(30, Path("slow")):
+        pass
+    book.emptied(20)
+    report.now, report.free = 8, 120  # an emptied one came back meanwhile
+    book.look()
+    for report.now in (20, 100, 1000):
+        book.look()
+        assert book.left == 90
+    arrived[Path("slow")] = True
+    report.now = 1005
+    book.look()
+    assert book.left == 90, "the report may still be older than that"
+    report.now, report.free = 1020, 90
+    book.look()
+    assert book.left == 90
+    # A mount that does not tell: as before, by the time that a report may take.
+    with book.writing(5, Path("silent")):
+        pass
+    report.now, report.free = 1030, 95
+    book.look()
+    report.now = 1050
+    book.look()
+    assert book.left == 95
+
+
+def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, tmp_path):
+    account.quota = 300_000
+    with open_store(tmp_path) as opened:
+        save(opened, snapshot(2))
+        finish.require_room(opened, 150_000)
+        with pytest.raises(DiskFull, match=r"are surely free on Drive, the finished file takes 250\.0 kB\.") as caught:
+            finish.require_room(opened, 250_000)
+    assert "Empty Drive's trash" in caught.value.hint
+    assert "train again with the same session: the steps are done, so the file alone is made" in caught.value.hint
+
+
+def test_elsewhere_the_disk_itself_says_whether_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(drive, "_mount_kind", lambda _folder: "ext4")
+    with open_store(tmp_path) as opened:
+        finish.require_room(opened, 10**15)
 
 
 def test_no_verdict_comes_before_three_saves_and_the_time_a_report_may_take(monkeypatch):

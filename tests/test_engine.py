@@ -273,8 +273,8 @@ def test_the_plan_counts_steps_and_bytes(base_model, session) -> None:
 
 @pytest.mark.timeout(900)  # fp16 is slow on a processor, and this may not be its only work
 @pytest.mark.slow  # half a minute on a free core, minutes beside other work
-def test_half_precision_with_a_loss_scale_resumes_to_the_same_bits(base_model, session) -> None:
-    settings = config_for(base_model, precision="fp16", text_encoder_steps=0, unet_steps=3)
+def test_half_precision_with_a_loss_scale_resumes_to_the_same_bits(small_base, session) -> None:
+    settings = config_for(small_base, precision="fp16", text_encoder_steps=0, unet_steps=3)
     whole = train(settings, session)
 
     def stop(progress) -> None:

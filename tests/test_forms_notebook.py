@@ -801,7 +801,29 @@ def test_a_session_is_deleted_only_after_a_second_press(session: Session) -> Non
     view._delete.click()
     view._sure.click()
     assert [item.name for item in list_sessions(session.folder.parent)] == ["rex"]
-    assert "trash" in view._message.value
+    assert "trash" not in view._message.value, "this is no Drive"
+
+
+def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastsd_helpers.drive._mount_kind", lambda _folder: "drive")
+    for name in ("000001-unet-000001", "000002-unet-000002"):
+        (session.checkpoints / name).mkdir()
+        (session.checkpoints / name / "unet.safetensors").write_bytes(b"x" * 5000)
+    Session.create("cat", root=session.folder.parent)
+    view = forms.show_space(session)
+    assert "Checkpoints make room by themselves" in view._head.value
+    assert "finished files count on Google Drive until its trash is emptied" in view._head.value
+    view._choice.value = ("rex", "000001-unet-000001")
+    view._delete.click()
+    view._sure.click()
+    assert "Deleted: 5.0 kB. Checkpoints make room by themselves" in view._message.value
+    assert "trash" not in view._message.value
+    view._choice.value = ("cat", None)
+    view._delete.click()
+    view._sure.click()
+    assert "drive.google.com/drive/trash" in view._message.value
 
 
 def test_a_running_session_is_not_deleted(session: Session) -> None:

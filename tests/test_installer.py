@@ -78,7 +78,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(2**40, 2**40 - made.free, made.free)
     )
     monkeypatch.setattr(installer, "find_uv", lambda: Path("/opt/uv"))
-    monkeypatch.setattr(installer.subprocess, "run", made.run)
+    monkeypatch.setattr(installer, "run_told", made.run)
     return made
 
 
@@ -145,7 +145,7 @@ def test_uv_is_asked_for_exactly_the_rows_that_are_missing(world: World, monkeyp
     (command,) = world.commands
     assert command[:3] == ["/opt/uv", "pip", "install"]
     assert command[command.index("--python") + 1] == str(world.here.python)
-    assert {"--no-config", "--no-deps", "--require-hashes", "--no-progress"} <= set(command)
+    assert {"--no-config", "--no-deps", "--require-hashes"} <= set(command)
     assert not {"--offline", "--no-index", "--find-links", "--reinstall-package"} & set(command)
     assert world.files["requirements.txt"] == f"alpha==1.0 --hash=sha256:{'0' * 64}\n"
     assert world.files["build.txt"] == "setuptools==80\nwheel==1\n"
@@ -153,7 +153,7 @@ def test_uv_is_asked_for_exactly_the_rows_that_are_missing(world: World, monkeyp
     assert Path(command[command.index("--build-constraints") + 1]).name == "build.txt"
     assert world.environ.get("HTTPS_PROXY") == "http://proxy"
     assert "UV_CONSTRAINT" not in world.environ, "another Python does not follow the platform's constraints"
-    assert world.options["timeout"] == 77
+    assert world.options["timeout_s"] == 77
     assert Path(world.options["cwd"]) != Path.cwd(), "uv would read a project's settings there"
 
 

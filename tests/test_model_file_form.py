@@ -41,6 +41,9 @@ def test_a_folder_becomes_one_file_which_is_looked_at_and_becomes_a_folder(
         assert words in said.text
     look_or_convert(ModelFileConfig(file=str(one), write_to=str(tmp_path / "folder"), lends=str(MODEL)))
     assert (tmp_path / "folder" / "model_index.json").is_file()
+    said.clear()
+    look_or_convert(ModelFileConfig(file=str(tmp_path / "folder")))
+    assert "folder: a Diffusers folder of sd15" in said.text
     with pytest.raises(FastSDError, match=r"exists|there already") as caught:
         look_or_convert(ModelFileConfig(file=str(one), write_to=str(tmp_path / "folder")))
     assert "Traceback" not in str(caught.value)
@@ -53,7 +56,7 @@ def test_a_folder_becomes_one_file_which_is_looked_at_and_becomes_a_folder(
     ("made", "error"),
     [
         (None, SettingsError),
-        ("folder", SettingsError),
+        ("folder", (CheckpointError, ModelError)),
         (b"", CheckpointError),
         (b"<!DOCTYPE html>" * 9, CheckpointError),
         (b"\x08\x00\x00\x00\x00\x00\x00\x00{}", (CheckpointError, ModelError)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from notebook_webui import LINK, prepare_kernel
-from test_notebooks import ROOT, code_cells, output_of, run_notebook
+from test_notebooks import ROOT, code_cells, output_of, run_notebook, widgets7
 from tunnel_doubles import free_port
 
 from fastsd_helpers.webui import background_link, status, stop
@@ -15,15 +15,6 @@ from fastsd_helpers.webui import background_link, status, stop
 NOTEBOOK = ROOT / "notebooks" / "a1111.ipynb"
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(1800)]
-
-
-def widgets_overlay(version: str) -> Path | None:
-    """The folder with ipywidgets 7.7.1, or None for the 8 that is installed."""
-    pytest.importorskip("nbclient")
-    overlay = ROOT / ".venv-ipywidgets7" if version == "7.7.1" else None
-    if overlay is not None and not overlay.is_dir():
-        pytest.skip(f"{overlay.name} is not there; `make setup` makes it")
-    return overlay
 
 
 def shown_by_widgets(notebook: Any) -> str:
@@ -43,20 +34,19 @@ def settings_for(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("widgets", ["8", "7.7.1"])
 def test_it_installs_starts_and_shares_and_run_again_in_a_new_kernel_too_all_of_it_goes_on(
-    tmp_path: Path, widgets: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overlay = widgets_overlay(widgets)
+    pytest.importorskip("nbclient")
     prepare_kernel(tmp_path / "edges", monkeypatch)
     work, changes = tmp_path / "work", settings_for(tmp_path)
     work.mkdir()
     where = {"folder": str(tmp_path / "programs"), "store": str(work / "sd" / "stable-diffusion-webui")}
     try:
-        notebook = run_notebook(NOTEBOOK, work, changes=changes, widgets=overlay, times=2)
+        notebook = run_notebook(NOTEBOOK, work, changes=changes, widgets=widgets7(), times=2)
         first, link = status("a1111", **where), background_link("a1111", **where)
-        # Nothing is entered this time: a new kernel has nothing but what lies on disk.
-        again = run_notebook(NOTEBOOK, work, changes={}, widgets=overlay)
+        # Nothing is entered this time: a new kernel, with ipywidgets 8, has nothing but what lies on disk.
+        again = run_notebook(NOTEBOOK, work, changes={})
         assert status("a1111", **where) == first
         assert background_link("a1111", **where).pid == link.pid
     finally:
@@ -89,7 +79,7 @@ def test_it_installs_starts_and_shares_and_run_again_in_a_new_kernel_too_all_of_
 def test_cells_out_of_order_say_which_one_to_run_and_follow_what_was_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widgets_overlay("8")
+    pytest.importorskip("nbclient")
     prepare_kernel(tmp_path / "edges", monkeypatch)
     cells = {title.split(" ")[2]: title for title in code_cells(NOTEBOOK)}
     changes = settings_for(tmp_path)
@@ -156,7 +146,7 @@ def run_cells(sources: list[str], work: Path) -> list[str]:
 
 
 def test_without_a_network_the_playground_is_offered_and_the_reason_said(tmp_path: Path) -> None:
-    widgets_overlay("8")
+    pytest.importorskip("nbclient")
     changes = {
         "StoreConfig": {"without_gpu": True},
         # A place that has nothing: what git says of GitHub without a network, on every machine.
@@ -173,7 +163,7 @@ def test_without_a_network_the_playground_is_offered_and_the_reason_said(tmp_pat
 
 
 def test_without_a_gpu_nothing_is_installed_unless_it_was_asked_for(tmp_path: Path) -> None:
-    widgets_overlay("8")
+    pytest.importorskip("nbclient")
     if os.path.exists("/proc/driver/nvidia/version"):
         pytest.skip("there is a GPU here")
     notebook = run_notebook(NOTEBOOK, tmp_path, changes={"InstallConfig": {"folder": str(tmp_path / "programs")}})

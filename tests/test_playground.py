@@ -117,7 +117,7 @@ def test_the_page_draws_and_closes(artist: Artist) -> None:
     with open_playground(artist=artist) as page:
         assert page.url.startswith("http://127.0.0.1:")
         assert page.block() == f"Link:      {page.url}"
-        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6, None, 1, False, 1]
+        words = ["a fish", "", 7, 2, 128, 7.5, None, 0.6, None, 1, None, False, 1]
         request = urllib.request.Request(
             f"{page.url}gradio_api/call/draw",
             data=json.dumps({"data": words}).encode(),
@@ -211,9 +211,9 @@ def test_a_damaged_folder_is_said_so(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def demo_pipe() -> Any:
     pytest.importorskip("diffusers")
-    from fastsd_helpers.playground.artist import _pipeline
+    from fastsd_helpers.playground.loading import load_pipeline
 
-    return _pipeline(find_demo())
+    return load_pipeline(find_demo())
 
 
 def find_demo() -> Path:
@@ -242,7 +242,7 @@ def test_a_controlnet_steers_with_and_without_a_picture_to_begin_with(demo_pipe:
 
     a_controlnet(demo_pipe).save_pretrained(tmp_path / "net")
     artist = open_artist(controlnet=str(tmp_path / "net"))
-    assert artist.steered_by == "net"
+    assert artist.steering.tasks == ("net",)
     photo = Image.new("RGB", (200, 200), "white")
     ImageDraw.Draw(photo).rectangle((50, 50, 150, 150), fill="black")
     drawn = {}

@@ -7,7 +7,7 @@ import pytest
 from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
-from fastsd_helpers import forms
+from fastsd_helpers import background, forms
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.forms import reading, work_view
 from fastsd_helpers.forms.known import known_values
@@ -204,22 +204,97 @@ def test_the_shared_page_sees_by_itself_what_is_a_page_pictures_files_and_pdfs_a
         functions["read_file"](None, False)
 
 
-def test_errors_are_counted_and_vectors_written_behind_buttons(tmp_path, base, lines):
-    pytest.importorskip("jiwer")
+def test_nothing_is_counted_or_written_before_there_are_lines(tmp_path):
     session = ReadingSession(tmp_path / "mine")
-    view = forms.show_evaluator(session)
-    view.go()
-    assert "No line is corrected yet" in text_of(view.box)
+    counting, vectors = forms.show_evaluator(session), forms.show_embedder(session)
+    counting.go()
+    assert "No line is corrected yet" in text_of(counting.box)
+    vectors.go()
+    assert "No line is read yet" in text_of(vectors.box)
     assert not (session.folder / "embeddings").exists()
+
+
+class Presser:
+    """Stands for somebody at the page, who presses Stop as soon as the work is seen to go on, so and so often."""
+
+    def __init__(self, monkeypatch, presses=1):
+        self.views, self.presses, self.commands = [], presses, []
+        made, started = work_view.WorkView.__init__, background.Background.start.__func__
+
+        def init(view, *args, **more):
+            made(view, *args, **more)
+            self.views.append(view)
+
+        def start(cls, command, folder, **more):
+            self.commands.append(command)
+            return started(cls, command, folder, **more)
+
+        monkeypatch.setattr(work_view.WorkView, "__init__", init)
+        monkeypatch.setattr(background.Background, "start", classmethod(start))
+        monkeypatch.setattr(work_view, "answer_widgets", self.look)
+
+    def look(self):
+        view = self.views[-1]
+        if view.stop_clicks < self.presses:
+            view._button.click()
+
+
+@pytest.fixture
+def read_session(tmp_path, base, lines):
+    session = ReadingSession(tmp_path / "mine")
     forms.read_pictures(settings(lines, base), session)
     for line in session.lines()[:5]:
         session.correct(line.key, "fox")
+    return session
+
+
+def test_stop_ends_the_counting_of_errors_and_the_button_begins_anew(read_session, monkeypatch):
+    pytest.importorskip("jiwer")
+    page, view = Presser(monkeypatch), forms.show_evaluator(read_session)
+    view.go()
+    assert "Stopped; nothing was written or replaced. Press the button again" in text_of(view.box)
+    assert not view._button.disabled
+    assert not view._work.children, "there is nothing to stop any more"
+    page.presses = 0
     view.go()
     shown = text_of(view.box)
+    assert "Stopped" not in shown
     assert "wrong characters (CER): " in shown
     assert "5 lines, " in shown
-    vectors = forms.show_embedder(session)
-    vectors.go()
-    assert "40 x 1 x" in text_of(vectors.box)
-    assert (session.folder / "embeddings" / "embeddings.safetensors").is_file()
-    assert len((session.folder / "embeddings" / "index.csv").read_text().splitlines()) == 41
+    assert len(page.commands) == 2
+
+
+def test_stop_ends_the_writing_of_vectors_and_those_of_before_stay(read_session, monkeypatch):
+    folder = read_session.folder / "embeddings"
+    folder.mkdir()
+    (folder / "embeddings.safetensors").write_bytes(b"of before")
+    page, view = Presser(monkeypatch), forms.show_embedder(read_session)
+    view.go()
+    assert "Stopped; nothing was written or replaced. Press the button again" in text_of(view.box)
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"of before"]
+    page.presses = 0
+    view.go()
+    assert "40 x 1 x" in text_of(view.box)
+    assert len((folder / "index.csv").read_text().splitlines()) == 41
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_stop_ends_the_shrinking_and_a_copy_of_before_stays(tmp_path, base, read_session, monkeypatch, presses):
+    run = read_session.folder / "fine-tuned" / "abc"
+    shutil.copytree(base, run / "model")
+    sets = {"learned": [], "held_out": []}
+    for place, line in enumerate(read_session.corrected().lines):
+        row = [line.name, str(line.picture), line.text, line.group]
+        sets["held_out" if place < 2 else "learned"].append(row)
+    (run / "lines.json").write_text(json.dumps(sets))
+    read_session.save(taught={"model": str(base), "path": "fine-tuned/abc/model"})
+    (read_session.folder / "int8").mkdir()
+    (read_session.folder / "int8" / "quantization.json").write_text("{}")
+    monkeypatch.setattr(forms.shrinking, "_require_int8", lambda: None)
+    page = Presser(monkeypatch, presses)
+    with pytest.raises(Interrupted, match="nothing was replaced") as caught:
+        forms.shrink_reader(read_session)
+    assert "Run this cell again" in caught.value.hint
+    assert page.views[-1]._button.layout.display == "none"
+    assert [path.name for path in (read_session.folder / "int8").iterdir()] == ["quantization.json"]
+    assert "int8_report" not in read_session.record

@@ -148,15 +148,10 @@ def test_every_cut_of_a_file_is_noticed_and_so_is_a_byte_too_many(path):
 
 def test_a_header_is_taken_up_to_its_bound(path, monkeypatch):
     text = json.dumps({}).encode().ljust(100)
-    monkeypatch.setattr(safetensors_file, "_HEADER_LIMIT", 100)
+    monkeypatch.setattr(safetensors_file, "HEADER_LIMIT", 100)
     SafetensorsFile(file_of(path, text)).close()
-    with pytest.raises(CheckpointError, match="its header has 101 bytes, and no model needs more than 100"):
+    with pytest.raises(CheckpointError, match="its header has 101 bytes, and no reader takes more than 100"):
         SafetensorsFile(file_of(path, text + b" "))
-    monkeypatch.undo()
-    # The largest real headers have 300 kB, and parsing makes ten times as much: 8 MB is what a hostile file gets.
-    SafetensorsFile(file_of(path, b"{}".ljust(8_000_000))).close()
-    with pytest.raises(CheckpointError, match="no model needs more"):
-        SafetensorsFile(file_of(path, b"{}".ljust(8_000_001)))
 
 
 def test_a_file_that_shrinks_while_its_header_is_read_is_refused_and_closed(path, monkeypatch):

@@ -184,7 +184,8 @@ def _artist() -> Any:
         largest=128,
         multiple=64,
         size=64,
-        steered_by="",
+        steering=None,
+        habits=types.SimpleNamespace(steps=25, guidance=7.5, takes_negative=True),
         has_before=False,
         lora_strength=None,
     )

@@ -1,8 +1,10 @@
 """`fastsd trocr ...` from the command line: what it prints, writes and refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.bench.trocr import Settings, measure
@@ -42,6 +44,13 @@ def test_read_evaluate_and_embed(world, capsys):
     code, data = run(capsys, "trocr", "read", world / "lines", "--out", world / "many", *common, *limits)
     assert (code, data["pictures"], data["read_now"]) == (0, 3, 3)
     assert len((world / "many" / "lines.jsonl").read_text().splitlines()) == 3
+    code, data = run(capsys, "trocr", "read", world / "lines", "--attention", world / "looked", *common, *limits)
+    assert code == 0
+    assert [Path(path).name for path in data["attention"]] == ["0001-0.png", "0002-1.png", "0003-2.png"]
+    with Image.open(data["attention"][0]) as sheet:
+        assert sheet.width == 600
+    code, data = run(capsys, "trocr", "read", world / "lines", "--attention", world / "x", "--pages", *common, *limits)
+    assert (code, data["error"]) == (2, "--attention draws single lines.")
     code, data = run(capsys, "trocr", "evaluate", world / "lines", *common, *limits)
     assert code == 0
     assert data["scores"]["lines"] == 3

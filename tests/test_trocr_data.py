@@ -93,9 +93,20 @@ def test_a_table_of_no_use_is_refused_with_what_it_has(folder, content, told):
     (folder / "labels.csv").write_text(content)
     with pytest.raises(DatasetError, match=told):
         read_lines(folder)
-    (folder / "labels.csv").write_bytes("file_name,text\nx,\xe9".encode("latin-1"))
-    with pytest.raises(DatasetError, match="not UTF-8: byte 17"):
-        read_lines(folder)
+
+
+def test_tables_and_texts_of_other_code_pages_are_read_and_the_guess_is_said(folder, caplog):
+    rows = "\n".join(f"{name};строка {place}, написано от руки" for place, name in enumerate(NAMES))
+    (folder / "labels.csv").write_bytes(f"file_name;text\n{rows}".encode("cp1251"))
+    assert read_lines(folder).lines[1].text == "строка 1, написано от руки"
+    assert "labels.csv is not UTF-8, and read as Cyrillic (cp1251), for example" in caplog.text
+    (folder / "labels.csv").unlink()
+    caplog.clear()
+    # The short one by itself could be anything: texts of one folder are judged together.
+    for name, text in zip(NAMES, ["пёс", "кошка на диване", "снег", "наш дом у реки"], strict=True):
+        (folder / name).with_suffix(".txt").write_bytes(text.encode("koi8-r"))
+    assert [line.text for line in read_lines(folder).lines] == ["пёс", "кошка на диване", "снег", "наш дом у реки"]
+    assert caplog.text.count("read as Cyrillic (koi8_u)") == 1
 
 
 def test_a_split_never_divides_a_group(folder):
@@ -209,8 +220,12 @@ def test_odd_files_and_names_are_reported_and_the_rest_is_used(folder):
     for name, text in zip(NAMES, [b"the fox", b"caf\xe9", b"3,14", b"ok"], strict=True):
         (folder / name).with_suffix(".txt").write_bytes(text)
     found = read_lines(folder)
+    assert [line.text for line in found.lines] == ["the fox", "café", "3,14", "ok"]
+    assert found.problems == []
+    (folder / NAMES[1]).with_suffix(".txt").write_bytes("ein schöner grüner Käfer fällt über Bö".encode()[:-1] + b"!")
+    found = read_lines(folder)
     assert [line.text for line in found.lines] == ["the fox", "3,14", "ok"]
-    assert found.problems == [f"{NAMES[1]}: {NAMES[1][:-4]}.txt is not UTF-8: byte 3 cannot be read."]
+    assert "is not UTF-8 throughout: after 'r Käfer fällt über B' it cannot be read" in found.problems[0]
 
 
 # ------------------------------------------------------------------------------------------------------ scores

@@ -47,6 +47,7 @@ from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.models import ModelsConfig, place_models
 from fastsd_helpers.webui.needed import find_needed
 from fastsd_helpers.webui.places import prepare_places
+from fastsd_helpers.webui.store_families import families_in_store
 
 A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
@@ -94,6 +95,31 @@ def test_small_gpus_and_processors_get_what_they_need() -> None:
     assert choose_flags(A1111, "sd15", CPU)[0][:4] == ["--use-cpu", "all", "--skip-torch-cuda-test", "--no-half"]
     assert choose_flags(find_ui("comfyui"), "flux", Machine("RTX 3070", 8.0, 32))[0][0] == "--lowvram"
     assert "--lowvram" not in choose_flags(find_ui("comfyui"), "flux", GPUS["T4"])[0], "its size fits this GPU whole"
+
+
+def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, str]) -> None:
+    checkpoints = Path(where["store"]) / "models" / "Stable-diffusion"
+    sizes = {"a.safetensors": 2.1e9, "b.ckpt": 4.3e9, "sub/xl.safetensors": 6.9e9, "large.safetensors": 13.9e9}
+    for name, size in sizes.items():
+        (checkpoints / name).parent.mkdir(parents=True, exist_ok=True)
+        with (checkpoints / name).open("wb") as file:
+            file.truncate(int(size))  # only sizes are looked at, or a header that cannot be read
+    places = find_places(A1111, **where)
+    assert families_in_store(A1111, places) == {"sd15": "a.safetensors", "sdxl": "large.safetensors"}
+    made = plan(LaunchConfig(model="sd15", **where), machine=GPUS["T4"])
+    assert "--lowram" in made.command, "the model beside it can be chosen while it runs"
+    assert any("large.safetensors" in reason for reason in made.reasons)
+    small = plan(LaunchConfig(model="sd15", **where), machine=Machine("GTX 1650", 4.0, 16))
+    assert "--lowvram" in small.command
+    for name in ("sub/xl.safetensors", "large.safetensors"):
+        (checkpoints / name).unlink()
+    made = plan(LaunchConfig(model="sd15", **where), machine=GPUS["T4"])
+    assert "--lowram" not in made.command
+    # One of SDXL's own size in 8 bit is told by what is in it.
+    write(checkpoints / "xl-fp8.safetensors", original("sdxl"))
+    import fastsd_helpers.webui.store_families as module
+
+    assert module._family_of(checkpoints / "xl-fp8.safetensors", int(3.5e9)) == "sdxl"
 
 
 def test_what_was_asked_for_is_used() -> None:
@@ -481,7 +507,7 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
     assert str(places.store / "models") in caught.value.problem
     assert "run the cell that connects Drive again" in caught.value.hint
     with pytest.raises(DriveError, match="Could not read"):
-        sys.modules["fastsd_helpers.webui.launch"]._family_in_store(A1111, places)
+        families_in_store(A1111, places)
 
 
 # ---------------------------------------------------------------------------------------------------------- running
@@ -496,10 +522,10 @@ def stub(where: dict[str, str], bare_guard: Path) -> Any:
     places.code.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("stub_webui.py"), places.code / "launch.py")
 
-    def start(mood: str, **settings: Any) -> Any:
+    def start(mood: str, show: Any = None, machine: Machine = CPU, **settings: Any) -> Any:
         (places.code / "mood").write_text(mood)
         values = {"port": free_port(), "password": "ui-password-77", "wait_s": 60, **where, **settings}
-        return launch(LaunchConfig(**values), machine=CPU)
+        return launch(LaunchConfig(**values), machine=machine, show=show)
 
     yield type("Stub", (), {"start": staticmethod(start), "places": places, "where": where})
     stop("a1111", **where)
@@ -526,6 +552,19 @@ def test_it_is_not_asked_before_it_says_that_it_is_ready(stub: Any) -> None:
     assert not (stub.places.run / "login").exists()
 
 
+@pytest.mark.parametrize("machine", [CPU, GPUS["T4"]])
+def test_lines_that_only_worry_are_in_the_log_and_not_shown(stub: Any, machine: Machine) -> None:
+    shown: list[str] = []
+    with stub.start("good", show=shown.append, machine=machine) as running:
+        log = running.log.read_text()
+    text = "\n".join(shown)
+    assert "Startup time: " in text
+    for line in ("To create a public link", "fatal: No names found", "Found no NVIDIA driver"):
+        assert line in log
+        # Where a GPU is meant to be used, that none was found is no noise.
+        assert (line in text) == (machine is not CPU and "NVIDIA" in line)
+
+
 def test_running_without_its_model_is_told_apart(stub: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fastsd_helpers"), stub.start("refuses") as running:
         assert running.alive()
@@ -538,7 +577,7 @@ def test_running_without_its_model_is_told_apart(stub: Any, caplog: pytest.LogCa
     ("mood", "said", "hint"),
     [
         ("dies", "its environment lacks the module pytorch_lightning", "fastsd webui install"),
-        ("ram", "the machine's RAM was not enough", "more RAM"),
+        ("ram", "was killed (exit -9)", "more RAM"),
         ("url then death", "the GPU's memory was not enough", "lower setting for vram"),
     ],
 )
@@ -550,9 +589,17 @@ def test_a_start_that_fails_says_why(stub: Any, mood: str, said: str, hint: str)
     assert status("a1111", **stub.where)[1] is False
 
 
+def test_a_start_that_the_system_ends_for_lack_of_memory_says_so(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter(range(100))
+    for module in ("process", "circumstances"):
+        monkeypatch.setattr(f"fastsd_helpers.webui.{module}.count_memory_kills", lambda: next(counts))
+    with pytest.raises(WebUICrashed, match=r"was ended by the system \(exit -9\): the machine's RAM was not enough"):
+        stub.start("ram")
+
+
 @pytest.mark.slow
 def test_a_start_that_hangs_ends_at_the_deadline_and_leaves_nothing(stub: Any) -> None:
-    with pytest.raises(WebUIError, match="did not start within 10 s; it last said: Launching Web UI"):
+    with pytest.raises(WebUIError, match="did not start within 10 s; it last said: Warning: caught"):
         stub.start("mute", wait_s=10)
     assert processes_of(str(stub.places.code)) == []
     assert status("a1111", **stub.where)[1] is False

@@ -1,11 +1,13 @@
 """A Google Drive mount with a quota, a trash that counts, and a free space that is reported late.
 
-It suffices because what a run can tell of a real one is the free space alone, and what a later machine can tell is
-what was delivered: a file is counted with the size of its newest delivered revision, in the trash too, so one that was
-emptied in time counts nothing there, and one whose emptying was overtaken by its deletion counts in full.
+It suffices because what a run can tell of a real one is the free space and which files have arrived, and what a later
+machine can tell is what was delivered: a file is counted with the size of its newest delivered revision, in the trash
+too, so one that was emptied in time counts nothing there, and one whose emptying was overtaken by its deletion counts
+in full.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -37,7 +39,7 @@ class TrashMount(WriteBackMount):
 
     Attributes:
         most: bytes that were ever counted at the same time.
-        trash: bytes that the trash holds.
+        trash: bytes that the trash holds. emptied_by_hand: those that it held before.
         refused: files that had no room.
     """
 
@@ -54,7 +56,7 @@ class TrashMount(WriteBackMount):
     ) -> None:
         super().__init__(view, cloud, seed, modes=modes)
         notes.mkdir(parents=True, exist_ok=True)
-        self.drive, self.notes, self.trash, self.most = drive, notes, trash, 0
+        self.drive, self.notes, self.trash, self.most, self.emptied_by_hand = drive, notes, trash, 0, 0
         self.refused: set[str] = set()
         self._reports: list[tuple[float, int]] = []
         self._publish()
@@ -76,17 +78,32 @@ class TrashMount(WriteBackMount):
                 self._deliver(path)
         self._publish()
 
+    def empty_trash(self) -> None:
+        """What the owner of the Drive can do at any time."""
+        self.emptied_by_hand, self.trash = self.emptied_by_hand + self.trash, 0
+        self._publish()
+
     def _publish(self) -> None:
         now, used = time.monotonic(), self.used
         self.most = max(self.most, used)
         self._reports.append((now, max(0, self.drive.quota - used)))
         due = [free for at, free in self._reports if at <= now - self.drive.lag_s] or [self._reports[0][1]]
-        arriving = self.notes / "free.arriving"
-        arriving.write_text(str(due[-1]))
-        arriving.replace(self.notes / "free")
+        self._tell("free", str(due[-1]))
+        arrived = {path: stamp for path, stamp in _listing(self.view).items() if self._delivered.get(path) == stamp}
+        self._tell("arrived", json.dumps(sorted(arrived)))
+
+    def _tell(self, name: str, text: str) -> None:
+        arriving = self.notes / f"{name}.arriving"
+        arriving.write_text(text)
+        arriving.replace(self.notes / name)
 
     def _deliver(self, path: str) -> None:
         source, target = self.view / path, self.cloud / path
+        if path not in self._delivered and source.exists():
+            stamps = _listing(self.view)
+            gone = [other for other in self._delivered if other not in stamps and self._moved_to(other) == path]
+            for other in gone:  # a new name of what is there already is no second file, to Drive
+                self._deliver(other)
         there = target.stat().st_size if target.exists() else 0
         try:
             coming = source.stat().st_size
@@ -131,12 +148,12 @@ def _folder(path: str) -> str:
 
 
 def live_on(view: Path, notes: Path, quota: int) -> None:
-    """Let this process see a view as Google Drive: emptied files are told to the mount, free space comes from it."""
+    """Let this process see a view as Google Drive: what it empties is told, what is free and has arrived comes back."""
     from fastsd_helpers import drive
     from fastsd_helpers.dreambooth.resume import store
 
     root = os.path.realpath(view)
-    truncate, usage = os.ftruncate, shutil.disk_usage
+    truncate, usage, identity = os.ftruncate, shutil.disk_usage, os.getxattr
 
     def tell(handle: int, length: int) -> None:
         truncate(handle, length)
@@ -150,9 +167,15 @@ def live_on(view: Path, notes: Path, quota: int) -> None:
             return shutil._ntuple_diskusage(quota, 0, int((notes / "free").read_text()))
         return usage(path)
 
+    def identify(path: object, name: str) -> bytes:
+        if not os.path.realpath(path).startswith(root):
+            return identity(path, name)
+        arrived = json.loads((notes / "arrived").read_text())
+        return b"1AbC" if os.path.relpath(os.path.realpath(path), root) in arrived else b"local-1"
+
     def on_drive(folder: object) -> bool:
         return os.path.realpath(folder).startswith(root)
 
-    os.ftruncate, shutil.disk_usage = tell, read
+    os.ftruncate, shutil.disk_usage, os.getxattr = tell, read, identify
     drive._mount_kind = lambda folder: "drive" if on_drive(folder) else ""
     store._LOOK_S = 0.1

@@ -22,6 +22,7 @@ from fastsd_helpers.bench import Report
 from fastsd_helpers.checkpoints.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import part_shapes
+from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.prediction import Prediction
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
@@ -31,7 +32,7 @@ from fastsd_helpers.files import check_room
 from fastsd_helpers.options import check, option
 from fastsd_helpers.processes import environment_for
 
-__all__ = ["Settings", "make_folder", "measure"]
+__all__ = ["Settings", "make_folder", "make_lora", "measure"]
 
 # SD 1.5's own; half of them for a try on a small disk.
 _WIDTHS = {
@@ -60,7 +61,8 @@ print(json.dumps({{"inside": inside, "anonymous_mb": peak / 1000, "torch": "torc
 _CONVERT = _WATCHED.format(
     work="""
 from fastsd_helpers.checkpoints import convert
-convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3], hashes=len(sys.argv) > 4)
+merge = [sys.argv[5]] if len(sys.argv) > 5 else []
+convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3], hashes=sys.argv[4:5] == ["hashed"], merge=merge)
 """
 )
 _THEIRS = _WATCHED.format(
@@ -111,15 +113,17 @@ def _measure(work: Path, settings: Settings) -> Report:
         make_folder(folder, settings.divide)
     weights = sorted(folder.glob("*/*.safetensors"))
     seen: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("copy", "same", "same_hashed", "copy_half", "fp16", "fp16_hashed", "theirs")
+        name: [] for name in ("copy", "same", "same_hashed", "merged", "copy_half", "fp16", "fp16_hashed", "theirs")
     }
     with tempfile.TemporaryDirectory(dir=work, prefix="timed-") as scratch:
         made, half = Path(scratch) / "made.safetensors", Path(scratch) / "half.safetensors"
+        lora = make_lora(Path(scratch) / "lora.safetensors", settings.divide)
         _run(_CONVERT, [folder, half, "fp16"])
         timed = {
             "copy": (weights, lambda: _cat(weights, made)),
             "same": (weights, lambda: _run(_CONVERT, [folder, made, "keep"])),
             "same_hashed": (weights, lambda: _run(_CONVERT, [folder, made, "keep", "hashed"])),
+            "merged": ([*weights, lora], lambda: _run(_CONVERT, [folder, made, "keep", "", f"{lora}:0.7"])),
             "copy_half": ([half], lambda: _cat([half], made)),
             "fp16": (weights, lambda: _run(_CONVERT, [folder, made, "fp16"])),
             "fp16_hashed": (weights, lambda: _run(_CONVERT, [folder, made, "fp16", "hashed"])),
@@ -156,7 +160,9 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         "ratio_same_hashed_to_copy": round(seconds["same_hashed"] / seconds["copy"], 3),
         "ratio_fp16_to_writing_its_output": round(seconds["fp16"] / seconds["copy_half"], 3),
         "ratio_fp16_hashed_to_writing_its_output": round(seconds["fp16_hashed"] / seconds["copy_half"], 3),
+        "ratio_merged_to_copy": round(seconds["merged"] / seconds["copy"], 3),
         "anonymous_mb": round(anonymous, 1),
+        "anonymous_mb_merged": round(max(run["anonymous_mb"] for run in seen["merged"]), 1),
         "torch_imported": any(run["torch"] for run in ours),
         "processors": os.cpu_count(),
         "machine": platform.machine(),
@@ -175,6 +181,8 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         f"    with its SHA-256               {seconds['fp16_hashed']:6.2f} s   "
         f"{data['ratio_fp16_hashed_to_writing_its_output']:.2f} x",
         f"  anonymous memory, at most        {anonymous:6.0f} MB",
+        f"  merge a LoRA of every layer      {seconds['merged']:6.2f} s   {data['ratio_merged_to_copy']:.2f} x",
+        f"    its anonymous memory, at most  {data['anonymous_mb_merged']:6.0f} MB",
     ]
     if "theirs" in seconds:
         data["ratio_theirs_to_copy"] = round(seconds["theirs"] / seconds["copy"], 3)
@@ -258,6 +266,24 @@ def make_folder(folder: Path, divide: int = 1) -> None:
     scheduler = scheduler_config(family, Prediction("epsilon", ""))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     (folder / "model_index.json").write_text(json.dumps(model_index(family, {})))
+
+
+def make_lora(path: Path, divide: int = 1, rank: int = 16) -> Path:
+    """Write a LoRA in kohya's names for every linear layer and convolution of the U-Net and the text encoder, fp16."""
+    shapes = {
+        (part, name): fact.shape for part in ("unet", "text_encoder") for name, fact in _facts(part, divide).items()
+    }
+    tensors = {}
+    for module in lora_modules("sd15"):
+        shape = shapes.get((module.part, f"{module.paths[0]}.weight"))
+        if shape is not None:
+            ones = (1,) * len(shape[2:])
+            tensors[f"{module.kohya}.lora_down.weight"] = TensorFact("F32", (rank, *shape[1:]))
+            tensors[f"{module.kohya}.lora_up.weight"] = TensorFact("F32", (shape[0], rank, *ones))
+    source = _Noise(tensors)
+    recipes = {name: copied(source, name, "fp16") for name in tensors}
+    write_safetensors(path, recipes, metadata={"ss_network_alpha": f"{rank / 2:g}"}, read_back=False, hashes=False)
+    return path
 
 
 def _facts(part: str, divide: int) -> dict[str, TensorFact]:

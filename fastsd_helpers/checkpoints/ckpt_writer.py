@@ -38,11 +38,12 @@ _ALIGNMENT = 64  # torch's own; a mapped file is read in place
 
 
 def write_ckpt(
-    path: Path, recipes: Mapping[str, Recipe], *, finite: bool = False, hashes: bool = True
+    path: Path, recipes: Mapping[str, Recipe], *, finite: bool = False, hashes: bool = True, bare: bool = False
 ) -> tuple[str, int]:
     """Write `{"state_dict": {name: tensor}}` front to back; returns SHA-256 (hex) and size of what was read back.
 
-    Without `hashes` nothing is read back, and the SHA-256 is empty.
+    Without `hashes` nothing is read back, and the SHA-256 is empty. With `bare` the tensors lie at the top, as in the
+    .bin files of diffusers and transformers.
 
     Raises:
         CheckpointError: a tensor is of a format that .ckpt files do not have (8-bit floats), or cannot be read.
@@ -52,14 +53,14 @@ def write_ckpt(
     for name in names:
         if recipes[name].fact.dtype not in _STORAGES:
             raise CheckpointError(
-                f"A .ckpt file cannot hold {recipes[name].fact.dtype}, the format of {name!r}.",
+                f"A {path.suffix} file cannot hold {recipes[name].fact.dtype}, the format of {name!r}.",
                 "Choose fp16, or a name that ends in .safetensors.",
             )
     needed = sum(recipe.fact.bytes + 300 for recipe in recipes.values()) + 1000
     with new_file(path) as (file, temporary):
         check_room(path.parent, needed)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            _add(archive, file, "data.pkl", [_program([(name, recipes[name]) for name in names])])
+            _add(archive, file, "data.pkl", [_program([(name, recipes[name]) for name in names], bare)])
             place, member = 0, None
             for name, buffer, last in pump(((name, recipes[name]) for name in names), finite=finite):
                 if member is None:
@@ -91,9 +92,9 @@ def _member(file: BinaryIO, name: str, size: int) -> zipfile.ZipInfo:
     return info
 
 
-def _program(tensors: Sequence[tuple[str, Recipe]]) -> bytes:
+def _program(tensors: Sequence[tuple[str, Recipe]], bare: bool) -> bytes:
     """The pickle that rebuilds the dictionary: protocol 2, in the steps that torch itself writes."""
-    out = bytearray(b"\x80\x02}" + _text("state_dict") + b"}(")
+    out = bytearray(b"\x80\x02}" + (b"" if bare else _text("state_dict") + b"}") + b"(")
     for place, (name, recipe) in enumerate(tensors):
         fact = recipe.fact
         out += _text(name)
@@ -103,7 +104,7 @@ def _program(tensors: Sequence[tuple[str, Recipe]]) -> bytes:
         out += _text(str(place)) + _text("cpu") + _number(fact.count) + b"tQ"
         out += _number(0) + _numbers(fact.shape) + _numbers(_strides(fact.shape))
         out += b"\x89ccollections\nOrderedDict\n)R" + b"tR"
-    return bytes(out + b"us.")
+    return bytes(out + (b"u." if bare else b"us."))
 
 
 def _strides(shape: Shape) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.prediction import Prediction
 
-__all__ = ["WEIGHT_NAMES", "component_config", "guessed_heads", "model_index", "scheduler_config"]
+__all__ = ["VAE_FACTORS", "WEIGHT_NAMES", "component_config", "guessed_heads", "model_index", "scheduler_config"]
 
 WEIGHT_NAMES = {
     "text_encoder": "model.safetensors",
@@ -24,22 +24,36 @@ _PIPELINES = {
     "sd15": "StableDiffusionPipeline",
     "sd15-inpaint": "StableDiffusionInpaintPipeline",
     "sd21": "StableDiffusionPipeline",
+    "sd21-inpaint": "StableDiffusionInpaintPipeline",
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl-inpaint": "StableDiffusionXLInpaintPipeline",
     "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
     "flux-all-in-one": "FluxPipeline",
 }
-_VAE_FACTORS = {"sd15": (0.18215, 0.0), "sd21": (0.18215, 0.0), "sdxl": (0.13025, 0.0), "flux": (0.3611, 0.1159)}
+_FLUX_PIPELINES = {384: "FluxFillPipeline", 128: "FluxControlPipeline"}
+# Scaling and shift of latents, by the family whose VAE it is.
+VAE_FACTORS = {
+    **{"sd15": (0.18215, 0.0), "sd21": (0.18215, 0.0), "sdxl": (0.13025, 0.0)},
+    **{"flux": (0.3611, 0.1159), "sd3": (1.5305, 0.0609)},
+}
+_PLAYGROUND_SCALING = 0.5
 _SIDES = {"sd15": 64, "sd21": 64, "sdxl": 128}
 
 
-def component_config(family: Family, part: str, widths: Mapping[str, int]) -> dict[str, Any]:
-    """The config.json of one part."""
+def component_config(
+    family: Family, part: str, widths: Mapping[str, int], *, prediction: Prediction | None = None, vae_of: str = ""
+) -> dict[str, Any]:
+    """The config.json of one part.
+
+    Args:
+        prediction: what the model predicts, as far as a VAE's latents follow from it.
+        vae_of: of a VAE alone, the family it belongs to, one of VAE_FACTORS.
+    """
     base = family.key.split("-")[0]
     if part == "unet":
         return _unet(family.key, base, widths)
     if part == "vae":
-        return _vae("flux" if family.key.startswith("flux") else base, widths)
+        return _vae(vae_of or base, widths, prediction)
     if part == "transformer":
         return _transformer(widths)
     if family.key == "t5" or ("th" in widths and part == "text_encoder_2"):
@@ -79,6 +93,8 @@ def _unet(key: str, base: str, widths: Mapping[str, int]) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
         "use_linear_projection": base != "sd15",
     }
+    if base == "sd21":
+        config["upcast_attention"] = True  # 2.1 overflows in fp16 without, and draws black; 2.0 loses nothing by it
     if "adm" in widths:
         refiner = key == "sdxl-refiner"
         config |= {
@@ -90,26 +106,30 @@ def _unet(key: str, base: str, widths: Mapping[str, int]) -> dict[str, Any]:
     return config
 
 
-def _vae(base: str, widths: Mapping[str, int]) -> dict[str, Any]:
-    scaling, shift = _VAE_FACTORS.get(base, _VAE_FACTORS["sd15"])
+def _vae(base: str, widths: Mapping[str, int], prediction: Prediction | None) -> dict[str, Any]:
+    scaling, shift = VAE_FACTORS.get(base, VAE_FACTORS["sd15"])
+    wide = base in ("flux", "sd3")
     config: dict[str, Any] = {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": [widths[f"v{level}"] for level in range(4)],
         "down_block_types": ["DownEncoderBlock2D"] * 4,
         "in_channels": 3,
-        "latent_channels": 16 if base == "flux" else 4,
+        "latent_channels": 16 if wide else 4,
         "layers_per_block": 2,
         "norm_num_groups": 32,
         "out_channels": 3,
-        "sample_size": 1024 if base in ("sdxl", "flux") else 512,
+        "sample_size": 1024 if wide or base == "sdxl" else 512,
         "scaling_factor": scaling,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     }
-    if base == "flux":
+    if wide:
         config |= {"shift_factor": shift, "use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True}
     if base == "sdxl":
         config["force_upcast"] = True
+    edm = prediction.edm if prediction is not None else None
+    if edm is not None and edm.mean:
+        config |= {"scaling_factor": _PLAYGROUND_SCALING, "latents_mean": list(edm.mean), "latents_std": list(edm.std)}
     return config
 
 
@@ -117,7 +137,7 @@ def _clip(key: str, part: str, widths: Mapping[str, int]) -> dict[str, Any]:
     letter = "g" if "gh" in widths and part == "text_encoder_2" else ""
     width = widths[f"{letter}h"]
     second = part == "text_encoder_2"
-    layers = 32 if second else 23 if key in ("sd21", "clip-h") else 12
+    layers = 32 if second else 23 if key.startswith("sd21") or key == "clip-h" else 12
     quick = layers == 12
     vocab = widths[f"{letter}vocab"]
     config: dict[str, Any] = {
@@ -204,6 +224,10 @@ def scheduler_config(family: Family, prediction: Prediction, *, guided: bool = T
             "shift": 3.0 if guided else 1.0,
             "use_dynamic_shifting": guided,
         }
+    if prediction.edm is not None:
+        return _edm(prediction)
+    if prediction.kind == "flow":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
     common = {
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -220,11 +244,49 @@ def scheduler_config(family: Family, prediction: Prediction, *, guided: bool = T
     return {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, **common}
 
 
-def model_index(family: Family, tokenizers: Mapping[str, str]) -> dict[str, Any]:
+def _edm(prediction: Prediction) -> dict[str, Any]:
+    """As Playground v2.5 and CosXL were published, or as their documentation sets them up."""
+    edm = prediction.edm
+    assert edm is not None
+    common = {
+        "num_train_timesteps": 1000,
+        "rho": 7.0,
+        "sigma_data": edm.sigma_data,
+        "sigma_max": edm.sigma_max,
+        "sigma_min": edm.sigma_min,
+    }
+    if prediction.kind == "edm_v_prediction":
+        return {
+            "_class_name": "EDMEulerScheduler",
+            "prediction_type": "v_prediction",
+            "sigma_schedule": "exponential",
+            **common,
+        }
+    return {
+        "_class_name": "EDMDPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver++",
+        "dynamic_thresholding_ratio": 0.995,
+        "euler_at_final": False,
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "prediction_type": "epsilon",
+        "sample_max_value": 1.0,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "thresholding": False,
+        **common,
+    }
+
+
+def model_index(
+    family: Family, tokenizers: Mapping[str, str], *, scheduler: str = "", channels: int = 0
+) -> dict[str, Any]:
     """model_index.json; a tokenizer that the folder lacks stands there as nothing.
 
     Args:
         tokenizers: the ones that are there, with their class, such as {"tokenizer": "CLIPTokenizer"}.
+        scheduler: the scheduler's class; the family's own where it is left out.
+        channels: what a Flux.1 transformer takes in, which tells its task.
     """
     classes = {
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -234,14 +296,15 @@ def model_index(family: Family, tokenizers: Mapping[str, str]) -> dict[str, Any]
         "vae": ["diffusers", "AutoencoderKL"],
     }
     nothing: list[None] = [None, None]
-    index: dict[str, Any] = {"_class_name": _PIPELINES[family.key]}
+    index: dict[str, Any] = {"_class_name": _FLUX_PIPELINES.get(channels, _PIPELINES[family.key])}
     for part in family.parts:
         index[part] = classes[part]
     for part in ("text_encoder", "text_encoder_2"):
         if part in family.parts:
             name = part.replace("text_encoder", "tokenizer")
             index[name] = ["transformers", tokenizers[name]] if name in tokenizers else nothing
-    index["scheduler"] = ["diffusers", scheduler_config(family, Prediction(None, ""))["_class_name"]]
+    scheduler = scheduler or scheduler_config(family, Prediction(None, ""))["_class_name"]
+    index["scheduler"] = ["diffusers", scheduler]
     if family.key == "sdxl-refiner":
         index |= {"text_encoder": nothing, "tokenizer": nothing}
     if family.key.startswith("sdxl"):

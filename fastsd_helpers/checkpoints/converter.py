@@ -1,18 +1,36 @@
 """Convert models and LoRA between a Diffusers folder and a single file, whatever the source is."""
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fastsd_helpers.checkpoints.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.folder_writer import copy_folder, write_component, write_folder
+from fastsd_helpers.checkpoints.folder_copy import copy_folder
+from fastsd_helpers.checkpoints.folder_settings import (
+    SETTINGS,
+    VAE_ARCHITECTURES,
+    settings_in_words,
+    settings_of_file,
+    settings_of_folder,
+    vae_architecture,
+    vae_family,
+)
+from fastsd_helpers.checkpoints.folder_writer import write_component, write_folder
+from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.layout import Family
-from fastsd_helpers.checkpoints.lora import convert_lora, is_lora_folder
+from fastsd_helpers.checkpoints.leftovers import tidy
+from fastsd_helpers.checkpoints.lora import convert_lora
+from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
+    MARKS,
     Prediction,
     marks,
     prediction_metadata,
@@ -23,8 +41,8 @@ from fastsd_helpers.checkpoints.prediction import (
 )
 from fastsd_helpers.checkpoints.recipes import Recipe, copied
 from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_convertible
-from fastsd_helpers.checkpoints.single_file import open_single, refuse_small_floats
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, open_source
+from fastsd_helpers.checkpoints.single_file import open_single
+from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
 from fastsd_helpers.checkpoints.verifier import compare
 from fastsd_helpers.checkpoints.writer import (
     CheckpointFile,
@@ -67,12 +85,6 @@ class ConvertConfig:
 _FILES = (".safetensors", ".ckpt")
 # Endings that are plainly meant as files; a folder of such a name would surprise.
 _OTHER_FILES = (".bin", ".gguf", ".h5", ".json", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".sft", ".yaml", ".zip")
-_PARTS_BY_CLASS = {
-    "AutoencoderKL": "vae",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
-    "T5EncoderModel": "text_encoder_2",
-}
 
 
 def convert(
@@ -87,6 +99,7 @@ def convert(
     ema: bool = True,
     hashes: bool = True,
     all_in_one: bool = False,
+    merge: Sequence[str] = (),
 ) -> CheckpointFile:
     """Convert a model, a VAE, a text encoder or a LoRA, streamed; what is converted into what follows from `dst`.
 
@@ -107,6 +120,8 @@ def convert(
         ema: take the averaged weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
+        merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
+            LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
     Raises:
         CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`; the source is not touched, and
@@ -118,41 +133,59 @@ def convert(
     base = Path(base).expanduser() if base is not None else None
     if not src.exists():
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
-    if not src.is_dir() and not src.is_file():
-        raise CheckpointError(f"{src} is neither a file nor a folder.", "Give a model.")
+    given = identify(src)
+    src = given.path
     _check_name(dst)
     if dst.exists() and src.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
     cast_dtype("F32", dtype)
-    if family is not None:
+    if family is not None and family not in VAE_FACTORS:
         find_family(family)
     if base is not None and not base.exists():
         raise CheckpointError(f"There is no base model at {base}.", "Check the path, or leave the base out.")
     if base is not None:  # it lends tokenizers and descriptions
         require_inert([base])
     to_file = dst.suffix.lower() in _FILES
-    if src.is_dir() and is_lora_folder(src):
+    if given.what == "lora":
+        _refuse_merging(src, merge)
         require_inert([src])
-        return convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        return replace(written, notes=(*given.notes, *written.notes))
     if to_file:
         check_destination(dst, overwrite=overwrite)
     else:
         if dst.is_file():
             raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
         refuse_existing(dst, overwrite=overwrite)
-    options = _Options(dtype, verify, overwrite, base, ema, hashes)
-    if src.is_file():
-        require_inert([src])
+    require_inert([src])  # links that lead nowhere or round in a circle too
+    with ExitStack() as stack:
+        merging = Merging(open_adapters(merge, stack), src.stem if src.is_file() else src.name)
+        refuse_sources(dst, merging.files)
+        options = _Options(dtype, verify, overwrite, base, ema, hashes, merging)
+        written = _convert_model(given, dst, to_file, family, options, all_in_one=all_in_one)
+    return replace(written, notes=tuple(dict.fromkeys((*given.notes, *written.notes, *merging.notes))))
+
+
+def _convert_model(
+    given: Given, dst: Path, to_file: bool, family: str | None, options: "_Options", *, all_in_one: bool
+) -> CheckpointFile:
+    src = given.path
+    if given.what == "file":
         return _convert_file(src, dst, to_file, family, options)
-    part = _component_of(src)
-    if part is not None:
-        require_inert([src])
-        return _convert_component(src, dst, to_file, part, family, options)
+    if given.what == "part":
+        return _convert_component(src, dst, to_file, given.part, family, options)
     found = detect_family(src)
-    require_inert([src])
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
     return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
+
+
+def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
+    if merge:
+        raise CheckpointError(
+            f"{src} is a LoRA, and a LoRA is merged into a model.",
+            "Give the model first: fastsd convert MODEL NEW.safetensors --merge LORA.",
+        )
 
 
 def _check_name(dst: Path) -> None:
@@ -177,6 +210,7 @@ class _Options:
     base: Path | None
     ema: bool
     hashes: bool
+    merging: Merging
 
 
 # ------------------------------------------------------------------------------------------------ from a folder
@@ -192,7 +226,7 @@ def _convert_pipeline(
     prediction = prediction_of_folder(src)
     parts = {part: src / part for part in find_family(layout).parts}
     if key != "flux" or all_in_one:
-        return _write_parts(dst, layout, parts, _described(src), options, prediction)
+        return _write_parts(dst, layout, parts, _described(src), options, prediction, folder=src)
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
         raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
@@ -200,14 +234,15 @@ def _convert_pipeline(
     check_destination(vae, overwrite=options.overwrite)
     with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
         pass  # looked at before the large file is written
-    written = _write_parts(dst, layout, parts, _described(src), options, prediction)
+    written = _write_parts(dst, layout, parts, _described(src), options, prediction, folder=src)
     try:
-        beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, options)
+        alone = replace(options, merging=Merging())
+        beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, alone, folder=src)
     except BaseException:
         dst.unlink(missing_ok=True)
         raise
     note = f"{vae.name} beside it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
-    return replace(written, notes=(*written.notes, note), beside=(*written.beside, beside.path))
+    return replace(written, notes=(*written.notes, *beside.notes, note), beside=(*written.beside, beside.path))
 
 
 def _write_parts(
@@ -217,21 +252,27 @@ def _write_parts(
     described: Mapping[str, str],
     options: _Options,
     prediction: Prediction | None = None,
+    *,
+    folder: Path | None = None,
 ) -> CheckpointFile:
     family = find_family(key)
     prediction = prediction or Prediction(None, "")
     with open_parts(family, parts) as opened:
-        notes: list[str] = []
+        notes = list(opened.notes)
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
             notes += refuse_small_floats(parts[part], source, options.dtype)
-        recipes = opened.recipes(options.dtype)
+        recipes = options.merging.into_parts(opened).recipes(options.dtype)
         base = _open_base(family, options.base)
         try:
             recipes |= _extras(opened, base, options, notes)
             recipes |= _marked(family, prediction)
-            metadata = {**described, **prediction_metadata(family, prediction, opened.widths)}
-            if family.extras and not any(family.is_extra(name) for name in recipes) and key == "sd21":
+            metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
+            metadata |= options.merging.metadata({})
+            if folder is not None:
+                settings = _settings(folder, opened, prediction, metadata)
+                notes += settings_in_words(settings, header=dst.suffix.lower() == ".safetensors")
+            if family.extras and not any(family.is_extra(name) for name in recipes) and key.startswith("sd21"):
                 metadata["fastsd.left_out"] = "text_projection, logit_scale, transformer.resblocks.23"
             written = _write(dst, family.key, recipes, describe(family, dst, metadata), options)
         finally:
@@ -239,6 +280,19 @@ def _write_parts(
                 base.close()
         notes_file, beside = _write_sidecar(dst, sidecar(family, prediction, opened.widths), options)
     return replace(written, family=key, notes=(*notes, *notes_file), beside=beside)
+
+
+def _settings(folder: Path, opened: Parts, prediction: Prediction, metadata: dict[str, str]) -> dict[str, Any]:
+    """Find what the folder's configurations say beyond the weights, and add it to the header."""
+    family, vae_of = opened.family, ""
+    if family.parts == ("vae",):
+        alone = folder / "config.json"
+        vae_of, word = vae_architecture(read_config(alone if alone.is_file() else folder / "vae" / "config.json"))
+        metadata |= {"modelspec.architecture": word} if word else {}
+    settings = settings_of_folder(folder, family, opened.widths, prediction, vae_of=vae_of)
+    if settings:
+        metadata[SETTINGS] = json.dumps(settings)
+    return settings
 
 
 def _open_base(family: Family, base: Path | None) -> Source | None:
@@ -258,7 +312,12 @@ def _extras(opened: Parts, base: Source | None, options: _Options, notes: list[s
         carried = {name: copied(base, name, options.dtype) for name in base.tensors if family.is_extra(name)}
         notes.append(f"{len(carried)} tensors that Diffusers folders lack were carried over from the base file.")
         return carried
-    if family.key == "sd21":
+    for part, source in opened.sources.items():
+        if part == "text_encoder" and "text_projection.weight" in source.tensors:
+            if family.is_extra("text_projection.weight"):
+                return {"text_projection.weight": copied(source, "text_projection.weight", options.dtype)}
+            notes.append("The text encoder's text_projection was left out: the model draws without it.")
+    if family.key.startswith("sd21"):
         notes.append(
             "The text encoder's 24th layer, text_projection and logit_scale are left out: a Diffusers folder does not "
             "have them and no web UI needs them; --base ORIGINAL.safetensors carries them over."
@@ -302,39 +361,25 @@ def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tupl
 
 
 def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
-    if options.dtype == "keep":
+    if options.dtype == "keep" and not options.merging:
         raise CheckpointError(
-            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype a folder becomes a folder."
+            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
         )
-    parts = find_family("flux-all-in-one" if key == "flux" else key).parts
-    opened = {part: open_source(part, src / part) for part in parts}
-    try:
-        plans = {
-            part: {name: copied(source, name, options.dtype) for name in source.tensors}
-            for part, source in opened.items()
-        }
-        return copy_folder(src, dst, plans, family=key, dtype=options.dtype, verify=options.verify)
-    finally:
-        for source in opened.values():
-            source.close()
+    return _copy_folder(src, dst, key, options)
 
 
-def _component_of(src: Path) -> str | None:
-    """The part that a folder is, where it is one part with its config.json beside the weights."""
-    if (src / "model_index.json").exists() or not (src / "config.json").is_file():
-        return None
-    config = read_config(src / "config.json")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or [None]), None)
-    if name == "FluxTransformer2DModel":
-        return "transformer"
-    return _PARTS_BY_CLASS.get(str(name))
+def _copy_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
+    given = {"dtype": options.dtype, "verify": options.verify, "merging": options.merging}
+    return copy_folder(src, dst, family=key, **given)
 
 
 def _convert_component(
     src: Path, dst: Path, to_file: bool, part: str, family: str | None, options: _Options
 ) -> CheckpointFile:
-    if not to_file:
-        raise CheckpointError(f"{src} is a folder already.", _ENDINGS)
+    if not to_file and options.dtype == "keep" and not options.merging:
+        raise CheckpointError(
+            f"{src} is a folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
+        )
     config = read_config(src / "config.json")
     if part == "vae":
         key = "flux-ae" if config.get("latent_channels") == 16 else "vae"
@@ -345,14 +390,16 @@ def _convert_component(
     else:
         layers = config.get("num_hidden_layers")
         key = {12: "clip-l", 23: "clip-h", 32: "clip-g"}.get(layers, "")
-        if not key or (key == "clip-g") != (part == "text_encoder_2"):
+        if not key or (key == "clip-g" and part != "text_encoder_2"):
             raise CheckpointError(
                 f"{src} is a text encoder of {layers} layers, which no model of these families has.",
                 "Give the text encoder of a Stable Diffusion, SDXL or Flux.1 model.",
             )
-    if family not in (None, key):
+    if family not in (None, key) and not vae_family(find_family(key), family or "", {}):
         raise CheckpointError(f"{src} is {find_family(key).title}, not {family}.", "Leave the family out.")
-    return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options)
+    if not to_file:
+        return _copy_folder(src, dst, key, options)
+    return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options, folder=src)
 
 
 def _described(folder: Path) -> dict[str, str]:
@@ -369,29 +416,38 @@ def _described(folder: Path) -> dict[str, str]:
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
-    source = open_file(src)
+    opened = open_file(src)
     try:
-        kind = recognise(source.tensors) if "lora" in recognise(source.tensors).what else None
-        kind = kind or require_convertible(src, source.tensors, family)
-        prediction = prediction_of_file(src, kind.family or "", source.tensors, source.metadata)
+        source = tidy(opened)
+        kind = recognise(source.tensors, source.metadata)
+        if not kind.what.startswith("lora"):
+            kind = require_convertible(src, source.tensors, family, source.metadata)
+        prediction = prediction_of_file(src, kind.family or "", source)
         metadata = dict(source.metadata)
     finally:
-        source.close()
+        opened.close()
     if kind.what.startswith("lora"):
+        _refuse_merging(src, options.merging.files)
         if family is not None:
             raise CheckpointError(f"{src} is {kind.words}, not a model of the family {family!r}.", "Leave it out.")
         return convert_lora(src, dst, dtype=options.dtype, overwrite=options.overwrite, verify=options.verify)
     if kind.what == "diffusers part":
         if not to_file:
             raise CheckpointError(f"{src} is {kind.words} already.", _ENDINGS)
-        return _write_parts(dst, str(kind.family), {"vae": src}, {}, options)
+        vae_of = vae_family(find_family(str(kind.family)), family or "", metadata)
+        said = {"modelspec.architecture": VAE_ARCHITECTURES[vae_of]} if vae_of else {}
+        return _write_parts(dst, str(kind.family), {"vae": src}, said, options)
     if to_file:
+        if kind.what == "part" and family and kind.family != family:
+            vae_of = vae_family(find_family(str(kind.family)), family, {})
+            metadata |= {"modelspec.architecture": VAE_ARCHITECTURES[vae_of]} if vae_of else {}
         return _rewrite_file(src, dst, kind, prediction, metadata, options)
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
         shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
         if kind.what == "part":
-            return write_component(single, dst, **shared)
+            return write_component(single, dst, **shared, family=family or "")
         if kind.family == "flux":
             written = write_component(single, dst, **shared)
             note = (
@@ -402,6 +458,9 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
         if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
+    if prediction.kind is None and options.base is not None:
+        note = f"{prediction.source}: what the base predicts was taken."
+        return replace(written, notes=(*written.notes, note))
     if prediction.kind is None:
         note = f"{prediction.source}: epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
         return replace(written, notes=(*written.notes, note))
@@ -413,12 +472,15 @@ def _rewrite_file(
 ) -> CheckpointFile:
     """A single file once more: another number format or file format, without buffers and training state."""
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
+        single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
-        recipes = {**single.whole(options.dtype), **_marked(single.family, prediction)}
+        own = {name: copied(single.source, name) for name in MARKS if name in single.source.tensors}
+        recipes = {**single.whole(options.dtype), **_marked(single.family, prediction), **own}
         # What the source says of itself stays, but for what is no longer true.
         kept = {key: text for key, text in metadata.items() if not key.startswith(("modelspec.hash", "format"))}
         known = prediction_metadata(single.family, prediction, single.widths) if prediction.kind else {}
-        full = {**describe(single.family, dst, known), **kept}
+        full = {**describe(single.family, dst, known), **kept, **single.metadata}
+        lost = settings_in_words(settings_of_file(kept), header=False) if dst.suffix.lower() == ".ckpt" else ()
         written = _write(dst, single.family.key, recipes, full, options)
         notes, beside = _write_sidecar(dst, sidecar(single.family, prediction, single.widths), options)
-    return replace(written, notes=(*single.notes, *notes), beside=beside)
+    return replace(written, notes=(*single.notes, *lost, *notes), beside=beside)

@@ -23,9 +23,14 @@ _SCHEDULE = (
     r"log_sigmas|sigmas|model_ema\.(decay|num_updates))"
 )
 _POSITION_IDS = r".*\.embeddings\.position_ids|position_ids|embeddings\.position_ids"
-_MARKS = r"v_pred|ztsnr|edm_mean|edm_std"  # empty tensors that say what a model predicts
+_MARKS = r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min)"  # they say what a model predicts
 _TRAINING = r"first_stage_model\.loss\..*|loss\..*"  # the discriminator of the VAE's training
-_LEFT_OUT = (_SCHEDULE, _POSITION_IDS, _MARKS, _TRAINING)
+# Of the CLIP that the first text encoder was taken from; the images are made without it.
+_CLIP_HEADS = (
+    r"(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?(text_model\.)?"
+    r"(logit_scale|text_projection(\.weight)?)"
+)
+_LEFT_OUT = (_SCHEDULE, _POSITION_IDS, _MARKS, _TRAINING, _CLIP_HEADS)
 
 _SD1_TEXT = "cond_stage_model.transformer.text_model."
 _SD2_TEXT = "cond_stage_model.model."
@@ -49,7 +54,7 @@ def _sd15(channels: int = 4) -> Family:
             *names_text.clip_rows("text_encoder", _SD1_TEXT, layers=12),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
@@ -64,11 +69,12 @@ def _sd15(channels: int = 4) -> Family:
 
 
 @cache
-def _sd21() -> Family:
-    kind = UNetKind((1, 1, 1, 0), 1, linear=True)
+def _sd21(channels: int = 4) -> Family:
+    kind = UNetKind((1, 1, 1, 0), 1, channels=channels, linear=True)
+    task = "" if channels == 4 else " inpainting"
     return Family(
-        key="sd21",
-        title="SD 2.1",
+        key="sd21" if channels == 4 else "sd21-inpaint",
+        title="SD 2.1" if channels == 4 else "SD 2 inpainting",
         parts=("unet", "vae", "text_encoder"),
         rows=(
             *names_unet.unet_rows(kind),
@@ -76,14 +82,18 @@ def _sd21() -> Family:
             *names_text.open_clip_rows("text_encoder", _SD2_TEXT, layers=23),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
             **names_text.measured_clip("text_encoder"),
         },
         same=(("x", "h"),),
-        metadata=_metadata("stable-diffusion-v2-512", "https://github.com/Stability-AI/stablediffusion", 512),
+        metadata=_metadata(
+            "stable-diffusion-v2-inpainting" if task else "stable-diffusion-v2-512",
+            "https://github.com/Stability-AI/stablediffusion",
+            512,
+        ),
         left_out=(*_LEFT_OUT, _literal(_SD2_TEXT) + "attn_mask"),
         # The model reads the 23rd of 24 layers; Diffusers keeps no more than that.
         extras=(_literal(_SD2_TEXT) + r"(text_projection|logit_scale|transformer\.resblocks\.23\..*)",),
@@ -104,7 +114,7 @@ def _sdxl(channels: int = 4) -> Family:
             *names_text.open_clip_rows("text_encoder_2", _SDXL_G, layers=32, letter="g", projection=True),
         ),
         spellings=_CLIP_2,
-        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": names_text.CLIP_IGNORED},
+        ignored={"text_encoder": names_text.CLIP_UNUSED, "text_encoder_2": names_text.CLIP_IGNORED},
         measured={
             **names_unet.measured_unet(kind),
             **names_vae.measured_vae(),
@@ -175,7 +185,7 @@ def _flux_all_in_one() -> Family:
             *names_text.t5_rows("text_encoder_2", t5, layers=24, letter="t"),
         ),
         spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_IGNORED, "text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
+        ignored={"text_encoder": names_text.CLIP_UNUSED, "text_encoder_2": frozenset({"encoder.embed_tokens.weight"})},
         measured={
             **names_flux.measured_transformer(),
             **names_vae.measured_vae(),
@@ -221,10 +231,12 @@ def _clip(key: str, title: str, layers: int, projection: bool) -> Family:
         parts=(part,),
         rows=tuple(rows),
         spellings=_CLIP_2,
-        ignored={part: names_text.CLIP_IGNORED},
+        ignored={part: names_text.CLIP_IGNORED if projection else names_text.CLIP_UNUSED},
         measured=names_text.measured_clip(part),
         original_spellings=tuple((plain, long) for long, plain in names_text.CLIP_SPELLINGS),
-        left_out=(_POSITION_IDS, "logit_scale"),
+        left_out=(_POSITION_IDS, "logit_scale") if projection else (_POSITION_IDS,),
+        # What Stable Diffusion 3 reads and the models here do not: kept in a file, left out of a folder.
+        extras=() if projection else (r"(text_model\.)?(text_projection(\.weight)?|logit_scale)",),
     )
 
 
@@ -260,6 +272,7 @@ _TABLES: dict[str, Callable[[], Family]] = {
     "sd15": _sd15,
     "sd15-inpaint": lambda: _sd15(9),
     "sd21": _sd21,
+    "sd21-inpaint": lambda: _sd21(9),
     "sdxl": _sdxl,
     "sdxl-inpaint": lambda: _sdxl(9),
     "sdxl-refiner": _sdxl_refiner,

@@ -14,6 +14,12 @@ from fastsd_helpers.checkpoints.configs import (
     model_index,
     scheduler_config,
 )
+from fastsd_helpers.checkpoints.folder_settings import (
+    scaling_unknown,
+    settings_of_file,
+    vae_family,
+    with_settings,
+)
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
 from fastsd_helpers.checkpoints.prediction import Prediction, read_config
 from fastsd_helpers.checkpoints.recipes import Recipe
@@ -24,12 +30,11 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, new_folder
 
-__all__ = ["copy_folder", "write_component", "write_folder"]
+__all__ = ["write_component", "write_folder"]
 
 _log = logging.getLogger("fastsd_helpers")
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_NOT_COPIED = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5", ".index.json")
 
 
 def write_folder(
@@ -51,6 +56,7 @@ def write_folder(
         VerificationFailed: with `verify`, a part is not what it should be.
     """
     family = single.family
+    settings = settings_of_file(single.source.metadata)
     plans = {part: single.part(part, dtype, prefix=_prefix(family, part)) for part in family.parts}
     notes = list(single.notes)
     if base is not None:
@@ -59,15 +65,25 @@ def write_folder(
         check_room(folder, _bytes_of(plans.values()))
         for part, recipes in plans.items():
             _log.info("Writing the %s (%d tensors) ...", PART_WORDS[part], len(recipes))
-            config = component_config(family, part, single.widths)
-            _write_part(folder / part, part, recipes, config, base / part if base else None, verify)
+            config = component_config(family, part, single.widths, prediction=prediction)
+            lender = base / part if base else None
+            if part == "vae" and lender is not None and prediction.edm is not None:
+                # What the file says of latents stays.
+                config = {**config, **read_config(lender / "config.json"), **_latents(config)}
+                lender = None
+            said = {} if part == "vae" else single.metadata
+            _write_part(folder / part, part, recipes, with_settings(config, part, settings), lender, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
+        schedule = with_settings(schedule, "scheduler", settings)
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+        index = read_config(base / "model_index.json") if base else {}
         if base is not None and not _prediction_differs(base, prediction):
             shutil.copytree(base / "scheduler", folder / "scheduler", dirs_exist_ok=True)
-        index = read_config(base / "model_index.json") if base else {}
-        _write_json(folder / "model_index.json", index or model_index(family, tokenizers))
+        elif index:
+            index["scheduler"] = ["diffusers", schedule["_class_name"]]
+        made = model_index(family, tokenizers, scheduler=schedule["_class_name"], channels=single.widths.get("ins", 0))
+        _write_json(folder / "model_index.json", index or made)
     if base is None:
         lacking = [name for name in _TOKENIZERS if name.replace("tokenizer", "text_encoder") in family.parts]
         notes.append(
@@ -80,12 +96,13 @@ def write_folder(
 
 
 def write_component(
-    single: SingleFile, dst: Path, *, dtype: str, verify: bool, base: Path | None = None
+    single: SingleFile, dst: Path, *, dtype: str, verify: bool, base: Path | None = None, family: str = ""
 ) -> CheckpointFile:
     """Write a VAE, a text encoder or Flux's transformer alone into a new folder of its own; raises as `write_folder`.
 
     Args:
         base: a Diffusers folder of the part or of a whole model; the part's configuration is copied.
+        family: of a VAE, the one whose scaling is written; otherwise what its ModelSpec metadata say.
     """
     (part,) = single.family.parts
     if base is not None and (base / part).is_dir():
@@ -93,27 +110,25 @@ def write_component(
     if base is not None and not (base / "config.json").is_file():
         raise CheckpointError(f"The base {base} has no configuration of a {PART_WORDS[part]}.", "Leave the base out.")
     recipes = single.part(part, dtype, prefix=_prefix(single.family, part))
-    config = component_config(single.family, part, single.widths)
+    metadata = single.source.metadata
+    vae_of = vae_family(single.family, family, metadata) if part == "vae" else ""
+    settings = settings_of_file(metadata)
+    config = component_config(single.family, part, single.widths, vae_of=vae_of)
+    config = with_settings(config, part, settings)
+    notes = list(single.notes)
+    if part == "vae" and not vae_of and base is None and "scaling_factor" not in settings.get("vae", {}):
+        notes.append(scaling_unknown(single.family))
+    left = sorted(name for name in single.source.tensors if single.family.is_extra(name))
+    if left:
+        notes.append(f"{', '.join(left)}: left out, as the folder's class has no such weight and the model needs none.")
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of([recipes]))
-        _write_part(folder, part, recipes, config, base, verify)
-    return _result(dst, [recipes], single.family.key, dtype, single.notes)
+        _write_part(folder, part, recipes, config, base, verify, single.metadata)
+    return _result(dst, [recipes], single.family.key, dtype, notes)
 
 
-def copy_folder(
-    src: Path, dst: Path, plans: Mapping[str, Mapping[str, Recipe]], *, family: str, dtype: str, verify: bool
-) -> CheckpointFile:
-    """Write a Diffusers folder again in another number format; everything but the weights is copied."""
-    with new_folder(dst) as folder:
-        check_room(folder, _bytes_of(plans.values()))
-        for path in sorted(src.rglob("*")):
-            inside = path.relative_to(src)
-            if path.is_file() and not path.name.endswith(_NOT_COPIED) and ".index." not in path.name:
-                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, folder / inside)
-        for part, recipes in plans.items():
-            _write_part(folder / part, part, recipes, None, None, verify)
-    return _result(dst, plans.values(), family, dtype, [])
+def _latents(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in ("scaling_factor", "latents_mean", "latents_std") if name in config}
 
 
 def _prefix(family: Family, part: str) -> str:
@@ -129,10 +144,11 @@ def _write_part(
     config: dict[str, Any] | None,
     base: Path | None,
     verify: bool,
+    metadata: Mapping[str, str],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHT_NAMES[part]
-    write_safetensors(path, recipes, metadata={"format": "pt"}, read_back=False, hashes=False)
+    write_safetensors(path, recipes, metadata={"format": "pt", **metadata}, read_back=False, hashes=False)
     if verify:
         compare(path, recipes)
     if base is not None and (base / "config.json").is_file():
@@ -164,6 +180,10 @@ def _check_base(base: Path, family: Family, widths: Mapping[str, int]) -> None:
 
 def _prediction_differs(base: Path, prediction: Prediction) -> bool:
     config = read_config(base / "scheduler" / "scheduler_config.json")
+    if config and prediction.kind is None:
+        return False  # the file does not say it, and the base does
+    if prediction.zero_terminal_snr and not config.get("rescale_betas_zero_snr"):
+        return True
     return not config or (prediction.kind or "epsilon") not in (config.get("prediction_type", "epsilon"), "flow")
 
 

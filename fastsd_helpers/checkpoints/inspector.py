@@ -4,10 +4,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file
+from fastsd_helpers.checkpoints.folder_inspector import folder_facts
+from fastsd_helpers.checkpoints.folder_settings import settings_of_file, vae_family
+from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.layout import (
     PART_WORDS,
     Family,
@@ -15,7 +19,7 @@ from fastsd_helpers.checkpoints.layout import (
     match_original,
     measure_original,
 )
-from fastsd_helpers.checkpoints.lora import lora_family
+from fastsd_helpers.checkpoints.leftovers import TidySource, tidy
 from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
 from fastsd_helpers.checkpoints.pump import pump
@@ -25,7 +29,7 @@ from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.model_lookup import how_to_get
+from fastsd_helpers.model_lookup import how_to_get, lora_file
 from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
@@ -94,7 +98,7 @@ def inspect(
     scan: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Look at a .safetensors or .ckpt file. Nothing in it is run; tensors are read only to hash or scan them.
+    """Look at a .safetensors or .ckpt file, or a folder. Nothing in it is run; tensors are read only to hash or scan.
 
     Args:
         hashes: compute the SHA-256, which reads the whole file.
@@ -105,15 +109,18 @@ def inspect(
         CheckpointError: the file cannot be read safely.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder.", "Give a file: .safetensors or .ckpt.")
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.", how_to_get(path))
-    if path.is_file():  # what is none is named below
-        require_inert(path)
+    given = identify(path)
+    require_inert(given.path)
+    if given.what in ("pipeline", "part", "network"):
+        facts = folder_facts(given, (lambda source: _scan(source, progress)) if scan else None)
+        return Inspection(**{**facts, "problems": tuple(Problem(*problem) for problem in facts["problems"])})
+    path = lora_file(given.path) if given.what == "lora" else given.path
     source = open_file(path)
     try:
-        return _look(path, source, hashes, scan, progress)
+        found = _look(path, source, hashes, scan, progress)
+        return replace(found, advice=(*given.notes, *found.advice))
     finally:
         source.close()
 
@@ -121,12 +128,18 @@ def inspect(
 def _look(
     path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
 ) -> Inspection:
-    kind = recognise(source.tensors)
-    family = find_family(kind.family) if kind.family and kind.what != "diffusers part" else None
-    missing, unexpected, problems = _against_layout(family, source) if family else ((), (), [])
+    kind = recognise(source.tensors, source.metadata)
+    tidied, problems = _without_leftovers(source)
+    family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
+    missing, unexpected, found = _against_layout(family, tidied) if family else ((), (), [])
+    problems += found
     not_finite = _scan(source, progress) if scan else None
     problems += _general_problems(kind, family, source, not_finite)
-    prediction = prediction_of_file(path, kind.family or "", source.tensors, source.metadata) if family else None
+    prediction = None
+    try:
+        prediction = prediction_of_file(path, kind.family or "", tidied) if family else None
+    except CheckpointError as err:
+        problems.append(Problem(err.problem.rstrip("."), "what the model predicts is unknown"))
     if family is not None and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
@@ -141,14 +154,14 @@ def _look(
         dtypes[fact.dtype] += fact.bytes
     return Inspection(
         path=path,
-        format="safetensors" if path.suffix.lower() == ".safetensors" else "pickle",
+        format="safetensors" if is_safetensors_file(path) else "pickle",
         kind=kind.what,
         what=kind.words,
-        family=kind.family or (lora_family(source.tensors) if kind.what.startswith("lora") else None),
+        family=kind.family,
         bytes=path.stat().st_size,
         tensors=len(source.tensors),
         parameters=sum(fact.count for fact in facts),
-        parts=_parts(family, source) if family else {},
+        parts=_parts(family, tidied) if family else {},
         dtypes=dict(dtypes.most_common()),
         prediction=prediction.kind if prediction and kind.family in FAMILY_KEYS else None,
         prediction_source=prediction.source if prediction and kind.family in FAMILY_KEYS else "",
@@ -159,8 +172,15 @@ def _look(
         unexpected=unexpected,
         not_finite=not_finite,
         problems=tuple(problems),
-        advice=tuple(_advice(path, kind, family, source, missing, prediction)),
+        advice=(*getattr(tidied, "notes", ()), *_advice(path, kind, family, tidied, missing, prediction)),
     )
+
+
+def _without_leftovers(source: Source) -> tuple[Source | TidySource, list[Problem]]:
+    try:
+        return tidy(source), []
+    except CheckpointError as err:
+        return source, [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
 
 
 def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tuple[str, ...], list[Problem]]:
@@ -250,7 +270,8 @@ def _general_problems(
                 "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
             )
         )
-    if any(name.endswith("text_projection.weight") and "conditioner." in name for name in source.tensors):
+    second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
+    if any(second.fullmatch(name) for name in source.tensors):
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
@@ -285,11 +306,14 @@ def _advice(
     prediction: Prediction | None,
 ) -> list[str]:
     advice = []
-    if path.suffix.lower() != ".safetensors" and kind.family:
+    if not is_safetensors_file(path) and kind.family:
         advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
-        advice.append(f"It holds averaged weights ({averages / 1e9:.2f} GB) that no web UI reads: convert drops them.")
+        advice.append(
+            f"It holds averaged (EMA) weights of {averages / 1e9:.2f} GB, which no web UI reads: convert takes them "
+            "instead of the last ones, or leaves them out with --no-ema."
+        )
     if kind.what == "checkpoint" and family is not None and not missing:
         wide = sum(fact.bytes for fact in source.tensors.values() if fact.dtype == "F32")
         if wide > 100_000_000:
@@ -298,8 +322,14 @@ def _advice(
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():
         advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
-    if kind.what == "lora peft":
+    if kind.what == "lora peft" and kind.family:
         advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
+    if kind.hint:
+        advice.append(kind.hint)
+    if kind.what == "part" and kind.family in ("vae", "flux-ae") and family is not None:
+        settings = settings_of_file(source.metadata).get("vae", {})
+        if not vae_family(family, "", source.metadata) and "scaling_factor" not in settings:
+            advice.append("Its scaling factor is not in it: converting it to a folder, say whose it is with --family.")
     if kind.what in ("unknown", "unet"):
         advice.append("It cannot be used as a checkpoint.")
     return advice

@@ -13,6 +13,7 @@ from fastsd_helpers.checkpoints.layout import Row
 __all__ = [
     "CLIP_IGNORED",
     "CLIP_SPELLINGS",
+    "CLIP_UNUSED",
     "clip_rows",
     "measured_clip",
     "measured_t5",
@@ -42,6 +43,8 @@ _OPEN_CLIP_LAYER = (
 CLIP_SPELLINGS = tuple((f"text_model.{start}", start) for start in ("embeddings.", "encoder.", "final_layer_norm."))
 # A constant that transformers before 4.31 saved; no reader needs it, and some would cast it to half.
 CLIP_IGNORED = frozenset({"embeddings.position_ids"})
+# The same and the projection, where a model reads the layers alone; SD3's folders save this encoder with it.
+CLIP_UNUSED = CLIP_IGNORED | {"text_projection.weight"}
 
 
 def measured_clip(part: str, letter: str = "") -> dict[str, tuple[str, str, int]]:

@@ -1,12 +1,14 @@
 """The parts of one model (U-Net, VAE, text encoder), opened together and found complete."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, check_shapes, match_names, measure
+from fastsd_helpers.checkpoints.leftovers import tidy
+from fastsd_helpers.checkpoints.packed import refuse_packed, refuse_packed_config
 from fastsd_helpers.checkpoints.recipes import Recipe, original_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_source
 from fastsd_helpers.errors import CheckpointError
@@ -22,12 +24,16 @@ class Parts:
     """Open sources whose tensors are exactly those of the family at these widths.
 
     names: part -> the table's Diffusers name -> the name in the source.
+    notes: what was taken off the names or left out, one sentence each.
+    change: what is done to the plan of a file, such as merging a LoRA.
     """
 
     family: Family
     sources: Mapping[str, Source]
     names: Mapping[str, Mapping[str, str]]
     widths: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+    change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
 
     def find(self, part: str, name: str) -> tuple[Source, str]:
         """The source that has a tensor of the table, and the name there."""
@@ -35,7 +41,7 @@ class Parts:
 
     def recipes(self, dtype: str) -> dict[str, Recipe]:
         """Plan the single file: original name -> how it is made."""
-        return original_recipes(self.family, self.widths, self.find, dtype)
+        return self.change(original_recipes(self.family, self.widths, self.find, dtype))
 
 
 @contextmanager
@@ -52,10 +58,13 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
             "Give each of them once.",
         )
     with ExitStack() as stack:
-        sources, names, shapes = {}, {}, {}
+        sources, names, shapes, notes = {}, {}, {}, []
         for part in family.parts:
-            sources[part] = source = open_source(part, given[part])
-            stack.callback(source.close)
+            opened = open_source(part, given[part])
+            stack.callback(opened.close)
+            _refuse_packed(part, given[part], opened)
+            sources[part] = source = tidy(opened)
+            notes += source.notes
             if not source.tensors:
                 raise CheckpointError(f"The {PART_WORDS[part]} holds no tensors.", "Give the whole model.")
             names[part] = match_names(family, part, source.tensors)
@@ -63,4 +72,12 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
         widths = measure(family, shapes)
         for part in family.parts:
             check_shapes(family, part, shapes[part], widths)
-        yield Parts(family, sources, names, widths)
+        yield Parts(family, sources, names, widths, tuple(notes))
+
+
+def _refuse_packed(part: str, given: object, source: Source) -> None:
+    """Before names are compared: packed weights have other names too, and that is not what is wrong with them."""
+    folder = Path(given) if isinstance(given, (str, Path)) else None
+    if folder is not None and folder.is_dir():
+        refuse_packed_config(folder)
+    refuse_packed(folder or f"The {PART_WORDS[part]}", source.tensors)

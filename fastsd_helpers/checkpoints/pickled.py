@@ -15,6 +15,10 @@ from fastsd_helpers.inert import require_inert
 __all__ = ["PICKLE_ENDINGS", "load_pickled"]
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+# What trainers call the weights in their own files, the averaged ones of upscalers first.
+_WRAPPERS = ("params_ema", "g_ema", "params", "model_state_dict", "model", "module", "generator", "net", "ema")
+_STATE = ("optimizer", "optimizer_states", "lr_schedulers", "scheduler", "callbacks", "loops", "hyper_parameters")
+_COUNTERS = (int, float, str, bool, type(None))
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
@@ -43,11 +47,26 @@ def load_pickled(path: Path) -> dict[str, Any]:
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # a damaged pickle raises whatever its broken program runs into
         raise _refused(path) from err
-    with contextlib.suppress(KeyError, TypeError):
-        loaded = loaded["state_dict"]
+    loaded = _unwrapped(loaded)
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise _refused(path)
     return loaded
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """The tensors alone: out of what a trainer wrapped around them, and without its counters and settings."""
+    import torch
+
+    with contextlib.suppress(KeyError, TypeError):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+        return loaded
+    if isinstance(loaded.get("string_to_param"), dict):  # a textual inversion embedding
+        return {f"string_to_param.{name}": value for name, value in loaded["string_to_param"].items()}
+    if not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        inside = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), dict)), loaded)
+        return _unwrapped(inside) if inside is not loaded else loaded
+    return {name: value for name, value in loaded.items() if not isinstance(value, _COUNTERS) and name not in _STATE}
 
 
 def _refused(path: Path) -> CheckpointError:

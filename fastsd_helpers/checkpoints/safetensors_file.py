@@ -3,9 +3,9 @@
 Source: the format description in the README of huggingface/safetensors (8 bytes of length, a JSON header, the data).
 """
 
-import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,15 @@ from fastsd_helpers.checkpoints.layout import Shape
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import forget_cached
+from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["SafetensorsFile", "TensorFact", "dtype_name", "to_torch_dtype"]
 
-# The reference implementation takes headers of up to 100 MB; the largest real ones (Flux with all its parts) have
-# 300 kB. Parsing makes about ten times the text, so this is what a hostile file can make us allocate.
-_HEADER_LIMIT = 8_000_000
+# Each takes some 400 bytes of memory, which is what a hostile file can make us allocate.
+_MOST_TENSORS = 500_000
 _LARGEST_SIZE = 1 << 48
 
 _TORCH_NAMES = {
@@ -44,7 +44,7 @@ _TORCH_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorFact:
     """What a header says about one tensor, without its values."""
 
@@ -84,7 +84,7 @@ class SafetensorsFile:
     Attributes:
         tensors: name -> TensorFact, in the order of the data.
         metadata: the header's strings.
-        header: the first bytes of the file, up to the data.
+        data_start: how many bytes come before the data.
 
     Raises:
         CheckpointError: the file cannot be opened, is cut short, or its header contradicts itself.
@@ -100,9 +100,8 @@ class SafetensorsFile:
                 f"{path} cannot be opened: {err.strerror}.", "Check the path and that the file may be read."
             ) from err
         try:
-            self.header = self._read_header()
-            parsed = json.loads(self.header[8:], object_pairs_hook=_unique)
-            self.metadata, self.tensors, self._starts = self._check_header(parsed)
+            self.data_start, header = self._open_header()
+            self.metadata, self.tensors, self._starts = self._check_header(header)
         except CheckpointError:
             self._file.close()
             raise
@@ -161,45 +160,54 @@ class SafetensorsFile:
             return torch.empty(fact.shape, dtype=dtype)
         return torch.frombuffer(values, dtype=dtype).reshape(fact.shape)
 
-    def _read_header(self) -> bytes:
+    def head(self) -> Iterator[bytes]:
+        """The bytes before the data, in pieces."""
+        for start in range(0, self.data_start, 1 << 20):
+            piece = bytearray(min(1 << 20, self.data_start - start))
+            if not fill(self._file.fileno(), memoryview(piece), start):
+                raise self._damaged("it ends inside its header")
+            yield bytes(piece)
+
+    def _open_header(self) -> tuple[int, Any]:
         prefix = self._file.read(8)
         if len(prefix) < 8:
             raise self._damaged(f"it is only {self.bytes} bytes long")
         (length,) = struct.unpack("<Q", prefix)
         if length > self.bytes - 8:
             raise self._damaged("its header is not that of a safetensors file, or the file is cut short")
-        if length > _HEADER_LIMIT:
-            raise self._damaged(f"its header has {length:,} bytes, and no model needs more than {_HEADER_LIMIT:,}")
-        header = prefix
-        while len(header) < length + 8:
-            more = self._file.read(length + 8 - len(header))
-            if not more:
-                raise self._damaged("it ends inside its header")
-            header += more
-        return header
+        if length > HEADER_LIMIT:
+            raise self._damaged(f"its header has {length:,} bytes, and no reader takes more than {HEADER_LIMIT:,}")
+        header = open_header(self._file, length)
+        if len(header) < length:
+            raise self._damaged("it ends inside its header")
+        return 8 + length, header
 
     def _check_header(self, header: Any) -> tuple[dict[str, str], dict[str, TensorFact], dict[str, int]]:
-        metadata = header.pop("__metadata__", None) or {}
-        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-            raise ValueError("metadata")
-        ordered = sorted(header.items(), key=lambda item: tuple(map(_whole, item[1]["data_offsets"])))
-        tensors, starts, end = {}, {}, 0
-        for name, entry in ordered:
-            if entry["dtype"] not in DTYPE_BYTES:
+        metadata, found = {}, []
+        for kind, name, value in read_entries(header):
+            if kind == "metadata":
+                metadata[name] = value.read()
+                continue
+            if value["dtype"] not in DTYPE_BYTES:
                 raise CheckpointError(
                     f"{self.path.name} holds the tensor {name[:200]!r} in the unknown format "
-                    f"{str(entry['dtype'])[:40]!r}.",
+                    f"{str(value['dtype'])[:40]!r}.",
                     "Save it as fp32, fp16 or bf16 with the program that made it.",
                 )
-            if not isinstance(entry["shape"], list) or len(entry["shape"]) > 16:
+            if not isinstance(value["shape"], list) or len(value["shape"]) > 16:
                 raise ValueError(name)
-            fact = TensorFact(entry["dtype"], tuple(map(_whole, entry["shape"])))
-            start, stop = entry["data_offsets"]
+            start, stop = map(_whole, value["data_offsets"])
+            found.append((start, stop, name, TensorFact(value["dtype"], tuple(map(_whole, value["shape"])))))
+            if len(found) > _MOST_TENSORS:
+                raise self._damaged(f"it has more than {_MOST_TENSORS:,} tensors, which no model has")
+        found.sort(key=lambda item: item[:2])
+        tensors, starts, end = {}, {}, 0
+        for start, stop, name, fact in found:
             if start != end or stop - start != fact.bytes:  # no gaps, no overlaps, as the reference reader demands
                 raise ValueError(name)
-            tensors[name], starts[name], end = fact, len(self.header) + start, stop
-        if len(self.header) + end != self.bytes:
-            raise self._damaged(f"it has {self.bytes:,} bytes where its header promises {len(self.header) + end:,}")
+            tensors[name], starts[name], end = fact, self.data_start + start, stop
+        if self.data_start + end != self.bytes:
+            raise self._damaged(f"it has {self.bytes:,} bytes where its header promises {self.data_start + end:,}")
         return metadata, tensors, starts
 
     def _damaged(self, reason: str) -> CheckpointError:
@@ -212,14 +220,6 @@ class SafetensorsFile:
             f"{self.path.name} cannot be read at {what}: {err.strerror}.",
             "Copy the file to a local disk and try again.",
         )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Readers differ in which of two entries of one name they take.
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
 
 
 def _whole(number: Any) -> int:

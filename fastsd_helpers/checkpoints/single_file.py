@@ -1,18 +1,20 @@
 """A single file opened for conversion: its family known, every name accounted for, every shape checked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import Family, check_original, match_original, measure_original
-from fastsd_helpers.checkpoints.number_formats import is_small_float
+from fastsd_helpers.checkpoints.leftovers import tidy
+from fastsd_helpers.checkpoints.packed import refuse_small_floats
+from fastsd_helpers.checkpoints.prediction import MARKS
 from fastsd_helpers.checkpoints.recipes import Recipe, copied, part_recipes
 from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["SingleFile", "averaged_names", "open_single", "refuse_small_floats"]
+__all__ = ["SingleFile", "averaged_names", "open_single"]
 
 _AVERAGES = "model_ema."
 
@@ -23,6 +25,7 @@ class SingleFile:
 
     names: original name of the table -> the name in the source.
     notes: what was chosen or left out, one sentence each.
+    change: what is done to every plan, such as merging a LoRA; `metadata` is what a header then says of it.
     """
 
     family: Family
@@ -30,10 +33,13 @@ class SingleFile:
     names: Mapping[str, str]
     widths: Mapping[str, int]
     notes: tuple[str, ...]
+    change: Callable[[dict[str, Recipe]], dict[str, Recipe]] = dict
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, part: str, dtype: str, *, prefix: str = "") -> dict[str, Recipe]:
         """Plan one part of a Diffusers folder: name -> how it is made."""
-        return part_recipes(self.family, part, self.widths, self.source, self.names, dtype, prefix=prefix)
+        widths, source, names = self.widths, self.source, self.names
+        return self.change(part_recipes(self.family, part, widths, source, names, dtype, prefix=prefix))
 
     def whole(self, dtype: str) -> dict[str, Recipe]:
         """Plan another single file in the table's own names; extras of the family are kept."""
@@ -41,7 +47,7 @@ class SingleFile:
         for name in self.source.tensors:
             if self.family.is_extra(name):
                 recipes[name] = copied(self.source, name, dtype)
-        return recipes
+        return self.change(recipes)
 
 
 @contextmanager
@@ -55,17 +61,19 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         CheckpointError: an unknown, missing or misshapen tensor; 8-bit weights with `keep`.
     """
     family = find_family(key)
-    source = open_file(path)
+    opened = open_file(path)
     try:
-        notes = refuse_small_floats(path, source, dtype)
+        source = tidy(opened)
+        notes = (*source.notes, *refuse_small_floats(path, source, dtype))
         plain = [name for name in source.tensors if not name.startswith(_AVERAGES)]
         found, unknown = match_original(family, plain)
         if unknown:
             raise CheckpointError(
                 f"{path} has a tensor {unknown[0]!r} that {family.title} does not have"
                 + (f" (and {len(unknown) - 1} more)." if len(unknown) > 1 else "."),
-                "Give a plain model: no merged adapters, no second model in the same file.",
+                "Give a plain model: without an adapter or a second model in the same file.",
             )
+        notes += _left_out(family, plain)
         averages = {name for name in source.tensors if name.startswith(_AVERAGES)}
         notes += _use_averages(family, found, averages, ema)
         shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
@@ -73,7 +81,18 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         check_original(family, shapes, widths)
         yield SingleFile(family, source, found, widths, notes)
     finally:
-        source.close()
+        opened.close()
+
+
+def _left_out(family: Family, names: list[str]) -> tuple[str, ...]:
+    """A note on what the file has and nothing that reads models needs."""
+    gone = sorted(
+        name for name in names if family.is_left_out(name) and not family.is_extra(name) and name not in MARKS
+    )
+    if not gone:
+        return ()
+    shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+    return (f"{len(gone)} tensors that no program needs to draw with it were left out: {shown}.",)
 
 
 def averaged_names(family: Family) -> dict[str, str]:
@@ -104,26 +123,3 @@ def _use_averages(family: Family, found: dict[str, str], averages: set[str], ema
         )
     found.update(usable)
     return (f"{len(usable)} averaged (EMA) weights were taken instead of the last ones.",)
-
-
-def refuse_small_floats(path: Path, source: Source, dtype: str) -> tuple[str, ...]:
-    """Refuse 8-bit weights unless they are to be widened; says so when they are.
-
-    Raises:
-        CheckpointError: `dtype` is keep, or the values need scales to be read.
-    """
-    small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
-    if not small:
-        return ()
-    scales = [name for name in source.tensors if name.endswith((".scale_weight", ".weight_scale", "scaled_fp8"))]
-    if scales:
-        raise CheckpointError(
-            f"{path} holds scaled 8-bit weights ({scales[0]!r}), which cannot be converted.",
-            "Get the fp16 or bf16 file of the same model.",
-        )
-    if dtype == "keep":
-        raise CheckpointError(
-            f"{path} holds {len(small)} tensors in an 8-bit format, such as {small[0]!r}.",
-            "Widen them with --dtype fp16 (what 8 bits have lost stays lost), or get the fp16 file of the same model.",
-        )
-    return (f"{len(small)} tensors were widened from 8 bits: what 8 bits had lost stays lost.",)

@@ -2,32 +2,24 @@
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS, load_pickled
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact, dtype_name
+from fastsd_helpers.checkpoints.weight_sets import WeightSet, choose_set, weight_sets
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BytesSource", "Source", "open_file", "open_source"]
+__all__ = ["BytesSource", "Source", "open_file", "open_set", "open_source"]
 
 _log = logging.getLogger("fastsd_helpers")
-
-# diffusers' name first, then transformers'. A variant stands before the ending: model.fp16.safetensors.
-_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
-)
-_INDEX = re.compile(
-    r"(diffusion_pytorch_model|model|pytorch_model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json"
-)
-_VARIANTS = (None, "fp16", "bf16")  # the order of preference; another variant is taken only where it is alone
 
 
 class Source(Protocol):
@@ -66,19 +58,16 @@ def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> 
 
 
 def open_file(path: Path) -> Source:
-    """Open one weights file: safetensors, or a pickle of plain tensors.
+    """Open one weights file: safetensors, whatever it is called, or a pickle of plain tensors.
 
     Raises:
         CheckpointError: it cannot be read, or is neither.
     """
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a file.", "Give a .safetensors, .ckpt or .bin file.")
-    if path.suffix.lower() == ".gguf":
-        raise CheckpointError(
-            f"{path} is a GGUF file: its weights are packed in few bits, and what was lost cannot be brought back.",
-            "Give the model's .safetensors file.",
-        )
-    if path.suffix.lower() in PICKLE_ENDINGS:
+    if path.is_file():
+        refuse_other_content(path)
+    if path.suffix.lower() in PICKLE_ENDINGS and not is_safetensors_file(path):
         return _Memory(load_pickled(path), path.name, (path,))
     return _SafetensorsSource(path)
 
@@ -211,31 +200,21 @@ def _read_index(index: Path) -> dict[str, str]:
     return homes
 
 
+def open_set(chosen: WeightSet, part: str) -> Source:
+    """Open one set of a network's weights; `part` names it in messages.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read, or the index says something else than the files.
+    """
+    return _Shards(chosen.first, part) if chosen.sharded else open_file(chosen.first)
+
+
 def _open_folder(folder: Path, part: str) -> Source:
-    found: dict[tuple[str | None, str], Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = _WEIGHTS.fullmatch(path.name) or _INDEX.fullmatch(path.name)
-        if match is None or re.search(r"-\d{5}-of-\d{5}", path.name):
-            continue
-        place = (match["variant"], match["kind"])
-        if place in found:
-            raise CheckpointError(
-                f"{folder} holds both {found[place].name} and {path.name}.", "Remove the one that does not belong."
-            )
-        found[place] = path
-    variants = {variant for variant, _ in found}
-    wanted = next((variant for variant in _VARIANTS if variant in variants), None)
-    if variants and wanted not in variants:
-        if len(variants) > 1:
-            raise CheckpointError(
-                f"{folder} holds several variants: {', '.join(sorted(path.name for path in found.values()))}.",
-                "Give the path of the file you want.",
-            )
-        wanted = variants.pop()
-    chosen = found.get((wanted, "safetensors")) or found.get((wanted, "bin"))
-    if chosen is None:
+    sets = weight_sets(folder)
+    if not sets:
         raise CheckpointError(
             f"{folder} holds no weights of the {part}.", "Download the model again, or give a weights file."
         )
-    _log.debug("The %s is read from %s.", part, chosen)
-    return _Shards(chosen, part) if chosen.suffix == ".json" else open_file(chosen)
+    chosen = choose_set(folder, sets)
+    _log.debug("The %s is read from %s.", part, chosen.first)
+    return open_set(chosen, part)

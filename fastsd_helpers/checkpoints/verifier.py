@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.parts import open_parts
+from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
@@ -69,14 +70,16 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
         CheckpointError: a source cannot be read any more.
     """
     try:
-        stored: Any = SafetensorsFile(path) if path.suffix.lower() != ".ckpt" else open_file(path)
+        stored: Any = SafetensorsFile(path) if path.suffix.lower() not in PICKLE_ENDINGS else open_file(path)
     except CheckpointError as err:
         raise VerificationFailed(err.problem, _HINT) from err
     try:
         if isinstance(stored, SafetensorsFile):
             stored.forget_cached()
         _compare_lists(path, stored.tensors, wanted)
-        sha256 = hashlib.sha256(getattr(stored, "header", b""))
+        sha256 = hashlib.sha256()
+        for piece in stored.head() if isinstance(stored, SafetensorsFile) else ():
+            sha256.update(piece)
         _compare_values(path, stored, wanted, sha256)
     finally:
         stored.close()

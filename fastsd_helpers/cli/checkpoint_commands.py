@@ -31,6 +31,13 @@ def add_checkpoints(
     converting.add_argument(
         "dst", metavar="DST", type=Path, help="a name that ends in .safetensors or .ckpt for a file, else a folder"
     )
+    converting.add_argument(
+        "--merge",
+        metavar="LORA[:STRENGTH]",
+        action="append",
+        default=[],
+        help="add a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) to the model's weights, at strength 1 or as given; repeatable",
+    )
     add_flags(converting, ConvertConfig)
     inspecting = command(commands, "inspect", inspect, "what a model file is, and what is wrong with it")
     inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors or .ckpt")
@@ -50,7 +57,7 @@ def convert(chosen: argparse.Namespace) -> Answer:
     config = ConvertConfig(**given_values(chosen, ConvertConfig))
     values = {name: value if value != "" else None for name, value in to_values(config).items()}
     values["hashes"] = config.hashes or chosen.json
-    written = convert(chosen.src, chosen.dst, **values)
+    written = convert(chosen.src, chosen.dst, merge=chosen.merge, **values)
     facts = {
         "size": size_in_words(written.bytes),
         "tensors": written.tensors,

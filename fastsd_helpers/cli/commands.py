@@ -206,7 +206,7 @@ def export(chosen: argparse.Namespace) -> Answer:
 
 def delete(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth delete SESSION [--checkpoint NAME]`; on a terminal it asks first."""
-    from fastsd_helpers.sessions import delete_checkpoint, delete_session
+    from fastsd_helpers.sessions import delete_checkpoint, delete_session, room_note
 
     session = open_session(chosen)
     what, folder = f"the session {session.name}{_with_photos(session.folder)}", session.folder
@@ -222,10 +222,8 @@ def delete(chosen: argparse.Namespace) -> Answer:
         freed = delete_checkpoint(session, chosen.checkpoint)
     else:
         freed = delete_session(session.name, root=chosen.root)
-    lines = [
-        f"Deleted {what}: {size_in_words(freed)} freed.",
-        "On Google Drive the room is free once the trash is emptied too.",
-    ]
+    note = room_note(session.folder.parent, checkpoint=chosen.checkpoint)
+    lines = [f"Deleted {what}: {size_in_words(freed)}.", *filter(None, [note])]
     return Answer({"session": session.name, "path": folder, "deleted": True, "bytes": freed}, lines)
 
 

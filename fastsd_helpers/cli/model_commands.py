@@ -14,6 +14,8 @@ __all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "li
 
 logger = logging.getLogger("fastsd_helpers")
 
+_UNCHECKED = "Sizes and hashes are from published lists; a download that differs from its hash is refused."
+
 
 def add_models(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the groups `models` and `controlnet`; `subcommands` and `command` are the parser's own helpers."""
@@ -66,7 +68,10 @@ def list_models(chosen: argparse.Namespace) -> Answer:
             ]
         )
     head = ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE", "CHECKED ONLINE"]
-    return Answer({"models": found}, table(head, rows))
+    lines = table(head, rows)
+    if all(spec.checked == "never" for spec in found):  # a column of one word is no news
+        lines = [*table(head[:-1], [row[:-1] for row in rows]), _UNCHECKED]
+    return Answer({"models": found}, lines)
 
 
 def show_model(chosen: argparse.Namespace) -> Answer:
@@ -108,8 +113,8 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.controlnet import UIS, find_controlnet, find_controlnets, total_bytes
 
     found = find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
-    if not found and chosen.ui and chosen.task:
-        find_controlnet(chosen.base, chosen.task, ui=chosen.ui)  # says what works instead
+    if not found and chosen.task:
+        find_controlnet(chosen.base, chosen.task, ui=chosen.ui or next(iter(UIS)))  # says what works instead
     if not found:
         others = sorted({UIS[ui] for row in find_controlnets(chosen.base) for ui in row.uis})
         where = f" in {UIS[chosen.ui]}" if chosen.ui else ""

@@ -32,6 +32,9 @@ def add_trocr(commands: Any, subcommands: Callable[..., Any], command: Callable[
     reading.add_argument("--out", metavar="PATH", type=Path, help="file for the text; for one folder, a folder")
     reading.add_argument("--format", choices=("txt", "json", "csv", "jsonl"), help="of --out (default: its ending)")
     reading.add_argument("--pages", action="store_true", help="the pictures are whole pages: find their lines first")
+    reading.add_argument(
+        "--attention", metavar="DIR", type=Path, help="also draw where the reader looked for each character of a line"
+    )
     reading.add_argument("--shard", metavar="I/N", help="read part I of N of a folder (run N of them, same --out)")
     _add_model(reading)
     add_flags(reading, ReadConfig)
@@ -112,6 +115,8 @@ def read(chosen: argparse.Namespace) -> Answer:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
         raise SettingsError("--shard is for one folder, read into a folder.", "Name one folder, and one with --out.")
+    if chosen.attention and (chosen.pages or whole_folder):
+        raise SettingsError("--attention draws single lines.", "Leave out --pages, or give --out a file's name.")
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
     if format not in FORMATS:
         raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
@@ -136,13 +141,36 @@ def read(chosen: argparse.Namespace) -> Answer:
     else:
         lines = reader.read(chosen.images, progress=_progress())
     seconds = time.monotonic() - began
+    drawn = _draw_attention(reader, chosen.images, chosen.attention) if chosen.attention else []
     rows = [line.as_row() for line in lines]
     data: dict[str, Any] = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
     if chosen.out:
         write_atomic(chosen.out, rows_to_bytes(rows, format))
         data |= {"path": chosen.out, "sha256": sha256_of(chosen.out)}
+    if drawn:
+        data["attention"] = drawn
     texts = [f"{line.text}" if not line.problem else f"[{line.problem}]" for line in lines]
     return Answer(data, [f"Written: {chosen.out}"] if chosen.out else texts)
+
+
+def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
+    """Draw where the reader looked, a picture a line; returns them in the lines' order."""
+    import io
+
+    from fastsd_helpers.files import check_writable, write_atomic
+    from fastsd_helpers.trocr.attention import draw_attention, find_attention
+    from fastsd_helpers.trocr.pictures import gather
+
+    check_writable(folder)
+    drawn = []
+    for place, item in enumerate(gather(images), 1):
+        if item.picture is None:
+            continue
+        sheet = io.BytesIO()
+        draw_attention(item.picture, find_attention(reader, item.picture)).save(sheet, "PNG")
+        drawn.append(folder / f"{place:04d}-{Path(item.name).stem}.png")
+        write_atomic(drawn[-1], sheet.getvalue())
+    return drawn
 
 
 def _as_line(page: Any) -> list[Any]:
@@ -182,7 +210,8 @@ def embed(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.trocr.embeddings import write_embeddings
     from fastsd_helpers.trocr.reader import Reader
 
-    result = write_embeddings(Reader(chosen.model), chosen.images, chosen.out, pool=chosen.pool)
+    reader = Reader(chosen.model)
+    result = write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
     told = {"shape": " x ".join(map(str, result.shape)), "size": size_in_words(result.path.stat().st_size)}
     return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
 

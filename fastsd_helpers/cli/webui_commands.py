@@ -98,7 +98,10 @@ def install(chosen: argparse.Namespace) -> Answer:
     if chosen.extension:
         values["extensions"] = ",".join([*filter(None, [values.get("extensions", "")]), *chosen.extension])
     result = install_webui(InstallConfig(**values))
-    return Answer(plain(result), [f"Installed: {result.path}", f"Next: fastsd webui launch --ui {result.ui}"])
+    lines = [f"Installed: {result.path}"]
+    lines += [f"Extensions: {', '.join(result.extensions)}"] if result.extensions else []
+    lines += [f"Switched off: {name}: {why}" for name, why in result.switched_off.items()]
+    return Answer(plain(result), [*lines, f"Next: fastsd webui launch --ui {result.ui}"])
 
 
 def launch(chosen: argparse.Namespace) -> Answer:

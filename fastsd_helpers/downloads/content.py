@@ -1,13 +1,12 @@
 """What a file is, by its bytes and not by its name: a model, or something that only looks like one."""
 
-import json
 import struct
 import zipfile
 from pathlib import Path
 
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.inert import require_inert
-from fastsd_helpers.inert.tensors import HEADER_LIMIT
+from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries
 
 __all__ = ["SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
 
@@ -80,11 +79,11 @@ def _kind_of_safetensors(path: Path, length: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(8)
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            entries = read_entries(open_header(file, length))
+            end = max((entry["data_offsets"][1] for kind, _name, entry in entries if kind == "tensor"), default=0)
+        return "safetensors" if 8 + length + end == size else "broken safetensors"
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         return "broken safetensors"
-    return "safetensors" if 8 + length + max(ends, default=0) == size else "broken safetensors"
 
 
 def require_model(path: Path, shown: str) -> str:

@@ -7,6 +7,8 @@ import unicodedata
 from pathlib import PurePosixPath
 from typing import Any
 
+from fastsd_helpers.code_pages import decode_text
+
 __all__ = ["TABLE_SUFFIXES", "read_caption_table"]
 
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -24,10 +26,7 @@ def read_caption_table(name: str, data: bytes) -> dict[str, str]:
     """
     if len(data) > _MOST_BYTES:
         return {}
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
+    text = decode_text(data)
     suffix = PurePosixPath(name).suffix.lower()
     try:
         rows = _json_rows(text, lines=suffix == ".jsonl") if suffix in (".json", ".jsonl") else _csv_rows(text, suffix)

@@ -263,9 +263,10 @@ class _Run:
         self.studio.fill_caches(start.dataset, self._class_images(stop))
         for leg, done in start.open_legs:
             self._train_leg(leg, done, stop, lock)
-        for problem in self.store.flush_for(self.plan.export_bytes, stopped=stop.is_set):
+        for problem in self.store.flush_for(self.plan.finish_bytes, stopped=stop.is_set):
             self.say(problem)
         self.session.save_if_possible(**self._learned_of_drive())
+        finish.require_room(self.store, self.plan.finish_bytes)
         fault_point("finish.begin")
         result = finish.finish_run(
             self.session,
@@ -457,13 +458,12 @@ class _Run:
         spare_bytes = self.plan.spare_bytes(leg.stage, last=step == leg.end, gives_back=self.store.gives_back)
         tensors["history"] = self.history
         self.store.save(Snapshot(leg.stage, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes))
-        problem = self.session.save_if_possible(
+        if problem := self.session.save_if_possible(
             progress={"stage": leg.stage, "step": step, "steps": leg.end},
             checkpoints=self.store.generations(),
             seconds_per_step=self.seconds_per_step,
             **self._learned_of_drive(),
-        )
-        if problem:
+        ):
             self.say(problem)
         with contextlib.suppress(OSError):  # the plot is drawn again at the next checkpoint
             self.board.hand_over()

@@ -27,6 +27,8 @@ from fastsd_helpers.sessions import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fastsd_helpers.dreambooth.resume import CheckpointStore
+
 __all__ = [
     "Written",
     "draw_sample",
@@ -36,6 +38,7 @@ __all__ = [
     "finish_run",
     "finished_result",
     "require_exportable",
+    "require_room",
     "run_label",
     "sample_prompts",
 ]
@@ -75,6 +78,19 @@ def require_exportable(base: BaseModel) -> None:
     parts = {part: base.folder / part for part in ("unet", "text_encoder", "vae")}
     with open_parts(find_family(base.spec.family), parts):
         pass
+
+
+def require_room(store: "CheckpointStore", needed: int) -> None:
+    """Refuse to write the finished file onto a Drive that has not surely room for it: it would be lost without a word.
+
+    Raises:
+        DiskFull: with what to do; the training is complete, so going on makes the file alone.
+    """
+    then = (
+        "Then train again with the same session: the steps are done, so the file alone is made. Or write it to this "
+        "machine's disk: fastsd dreambooth export, with --out."
+    )
+    store.require_room(needed, what="the finished file", then=then)
 
 
 def draw_sample(session: Session, studio: Studio, job: Job, step: int, drawing: Drawing = FULL) -> Path:
@@ -176,7 +192,7 @@ def export_run(
     with open_parts(family, parts) as opened:
         metadata |= prediction_metadata(family, predicts, opened.widths)
         beside = sidecar(family, predicts, opened.widths)
-    scratch = dst.with_name(f".{dst.stem}.new.safetensors")
+    scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
     written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
     fault_point("export.written")
     try:

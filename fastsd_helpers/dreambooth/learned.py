@@ -44,8 +44,10 @@ class SampleConfig:
 class ExportConfig:
     """Settings for writing a session's model to one file."""
 
-    format: Literal["safetensors", "lora"] = option(
-        "safetensors", help="safetensors is the whole model; lora is what method lora trained, for web UIs"
+    format: Literal["safetensors", "ckpt", "lora"] = option(
+        "safetensors",
+        help="safetensors is the whole model; ckpt the same as a pickle of plain tensors, for programs that read "
+        "nothing else; lora is what method lora trained, for web UIs",
     )
     dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", help="number format of the weights")
     out: str = option("", help="file to write; empty: a new file in the session's exports folder")
@@ -54,8 +56,14 @@ class ExportConfig:
     base_model: str = option("", help=_WHERE, advanced=True)
 
     def __post_init__(self) -> None:
-        bad_name = self.out and Path(self.out).suffix != ".safetensors"
-        check(self, [f"out (--out) is {self.out!r}; it must end in .safetensors"] if bad_name else [])
+        bad_name = self.out and Path(self.out).suffix != self.ending
+        wanted = f"it must end in {self.ending}, as format (--format) is {self.format}"
+        check(self, [f"out (--out) is {self.out!r}; {wanted}"] if bad_name else [])
+
+    @property
+    def ending(self) -> str:
+        """The ending of the file's name."""
+        return ".ckpt" if self.format == "ckpt" else ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
     with tempfile.TemporaryDirectory() as folder:
         studio, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
     suffix = ("-lora" if config.format == "lora" else "") + ("" if config.dtype == "fp16" else f"-{config.dtype}")
-    name = f"{session.name}-{stage}-{step}{suffix}.safetensors"
+    name = f"{session.name}-{stage}-{step}{suffix}{config.ending}"
     path = Path(config.out).expanduser().absolute() if config.out else session.exports / name
     write = finish.export_lora if config.format == "lora" else finish.export_run
     written = write(session, studio, path, dtype=config.dtype, overwrite=config.overwrite)

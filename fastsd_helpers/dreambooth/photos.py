@@ -5,6 +5,7 @@ What this library made itself is passed over.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -19,9 +20,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from fastsd_helpers.captions import decode_caption, read_caption
+from fastsd_helpers.code_pages import PageGuess, guess_page
 from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES, read_caption_table
 from fastsd_helpers.dreambooth.decoding import MAX_MEGAPIXELS, Photo, decode_photo
 from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
+from fastsd_helpers.dreambooth.other_files import is_other_kind, why_no_photo
 from fastsd_helpers.dreambooth.own_output import MADE_HERE, is_made_here, is_own_sheet, is_session, sessions_among
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, natural_order
@@ -33,11 +36,9 @@ __all__ = [
     "Photo",
     "Photos",
     "decode_photo",
-    "is_other_kind",
     "measure_sharpness",
     "open_photos",
     "perceptual_hash",
-    "why_no_photo",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -45,6 +46,7 @@ logger = logging.getLogger("fastsd_helpers")
 _MAX_FILES = 2_000
 _MAX_MEMBERS = 20_000
 _MAX_FILE_BYTES = 256 * 2**20
+_JUDGED_BYTES = 64 * 1024
 _MAX_TOTAL_BYTES = 8 * 2**30
 
 _PICTURE_SUFFIXES = re.compile(r"\.(?:jpe?g|jpe|jfif|png|webp|heic|heif|hif|avif|bmp|gif|tiff?|mpo|ppm)")
@@ -55,30 +57,6 @@ _CAPTION_SUFFIXES = (".txt", ".caption")
 _QUIET_SUFFIXES = frozenset(
     {*TABLE_SUFFIXES, ".md", ".ini", ".xmp", ".aae", ".part", ".lock", ".npz", ".toml", ".yaml"}
 )
-_CONVERT = (
-    (
-        re.compile(r"\.(?:mp4|mov|avi|mkv|webm|m4v|3gp|mpg|mpeg|wmv)"),
-        "a video: save single frames of it as PNG or JPEG",
-    ),
-    (
-        re.compile(r"\.(?:dng|cr2|cr3|crw|nef|nrw|arw|srf|orf|rw2|raf|pef|srw|x3f|raw|3fr|iiq|erf)"),
-        "a camera's raw file: export it as JPEG from your photo program, or send it from the phone as JPEG",
-    ),
-    (re.compile(r"\.jxl"), "a JPEG XL picture: convert it to PNG or JPEG"),
-    (re.compile(r"\.(?:psd|psb|xcf|kra|ai|eps|svg|pdf|jp2|j2k|tga|exr|hdr|ico)"), "save it as PNG or JPEG"),
-)
-
-
-def why_no_photo(name: str) -> str:
-    """Say why a file of this name is no photo here, and where that helps how it becomes one."""
-    suffix = PurePosixPath(name).suffix.lower()
-    advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
-    return f"is not a picture ({suffix or 'no ending'}){advice}"
-
-
-def is_other_kind(name: str) -> bool:
-    """Whether a name's ending says that it is no photo here, though its first bytes may be those of one."""
-    return any(pattern.fullmatch(PurePosixPath(name).suffix.lower()) for pattern, _ in _CONVERT)
 
 
 @dataclass(frozen=True)
@@ -125,10 +103,26 @@ class Photos:
             DatasetError: the .txt is no caption.
         """
         source = self._captions.get(name)
-        words = None
-        if source is not None:
-            words = read_caption(source) if isinstance(source, Path) else decode_caption(_read(source))
+        if source is None:
+            return self._table.get(name)
+        page = self._page.code_page if self._page else None
+        words = (
+            read_caption(source, page=page) if isinstance(source, Path) else decode_caption(_read(source), page=page)
+        )
         return words or self._table.get(name)
+
+    def page_line(self) -> str | None:
+        """Which code page the captions are read in, as a sentence; None when all of them are UTF-8. Reads them all."""
+        return self._page.line("Captions are") if self._page else None
+
+    @functools.cached_property
+    def _page(self) -> PageGuess | None:
+        """The code page of the captions that are not UTF-8; one writer's, so all of them are looked at together."""
+        texts = []
+        for source in dict.fromkeys(self._captions.values()):
+            with contextlib.suppress(DatasetError):  # the one that cannot be read says so itself
+                texts.append(_read(source)[:_JUDGED_BYTES])
+        return guess_page(texts)
 
     def has_caption(self, name: str) -> bool:
         """Whether something is there that may be a photo's caption; nothing is read."""
@@ -470,7 +464,8 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
         if PurePosixPath(table).suffix.lower() not in TABLE_SUFFIXES or not photos.names:
             continue
         try:
-            rows = read_caption_table(table, _read(files[table]))
+            data = _read(files[table])
+            rows = read_caption_table(table, data)
         except DatasetError as err:
             photos.notes.append(f"{table} was not read: it {err.problem}.")
             continue
@@ -488,6 +483,7 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
             )
         elif rows:
             photos.notes.append(f"{_counted(used, 'caption')} from {table}.")
+            photos.notes += [guess.line(f"{table} is")] if (guess := guess_page([data])) else []
 
 
 def _counted(count: int, what: str) -> str:

@@ -61,6 +61,12 @@ class Plan:
     stage_steps: dict[str, int] = field(default_factory=dict)
     room_for_one: bool = True  # for the last checkpoint of each stage, beside the finished file
     bounded: bool = True  # what is kept and the one on its way have room together
+    fits: bool = True  # and the finished file beside them
+
+    @property
+    def finish_bytes(self) -> int:
+        """What the end of the run writes: the finished file, and what comes with it."""
+        return self.export_bytes + _beside(self.export_bytes)
 
     def lines(self) -> list[str]:
         """The plan, one sentence a line."""
@@ -97,8 +103,9 @@ class Plan:
             last: whether it is the stage's last one.
             gives_back: whether emptied ones are known to give their room back; if not, every one counts.
         """
-        if gives_back and (self.bounded or last):  # the finished file takes the place of an older one
-            return _MARGIN + (0 if self.room_for_one else self.export_bytes)
+        if gives_back and (self.bounded or last):
+            # Where all have no room together, the finished file takes the place of an older one.
+            return _MARGIN + (0 if self.room_for_one and not self.fits else self.export_bytes)
         names = list(self.generation_bytes)
         begin = names.index(stage) if stage in names else 0
         ends = names[begin + (1 if last else 0) :]
@@ -116,6 +123,11 @@ class Plan:
                 f"About {self.minutes:.1f} minutes of training are left{measured}; pictures and saving not counted."
             )
         return lines
+
+
+def _beside(export_bytes: int) -> int:
+    """Room for what is written with a finished file: pictures, the card, the record."""
+    return min(_MARGIN // 2, max(2**20, export_bytes // 16))
 
 
 def _gb(size: int) -> str:
@@ -172,7 +184,7 @@ def plan_run(
     standing = standing or Standing()
     sizes = generation_sizes(config, stages, parameters)
     free = free_bytes(folder)
-    check_room(folder, export_bytes, "the finished file", spare=2**20, hint=_ROOM_HINT)
+    check_room(folder, export_bytes, "the finished file", spare=_beside(export_bytes), hint=_ROOM_HINT)
     needs = _Needs(
         stages=stages,
         done={stage: min(standing.done.get(stage, 0), steps) for stage, steps in stages.items()},
@@ -220,6 +232,7 @@ def plan_run(
         stage_steps=dict(stages),
         room_for_one=needs.has_room_for_one,
         bounded=needs.bounded(keep_last),
+        fits=needs.fits(keep_last),
     )
 
 

@@ -254,7 +254,7 @@ def _read_all(
     hint = "Make room there, choose a smaller --size, or another folder with --root."
     check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
     work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
-    work.notes += photos.notes
+    work.notes += [*photos.notes, *filter(None, [photos.page_line()])]
     after_name = work.after_name is not None and path.resolve() == work.after_name.resolve()
     for number, (name, said) in enumerate(zip(photos.names, named, strict=True), start=1):
         try:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.captions import decode_caption
+from fastsd_helpers.code_pages import guess_page
 from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES
-from fastsd_helpers.dreambooth.photos import Photos, is_other_kind, open_photos, why_no_photo
+from fastsd_helpers.dreambooth.other_files import is_other_kind, why_no_photo
+from fastsd_helpers.dreambooth.photos import Photos, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, write_atomic
@@ -80,6 +82,7 @@ class _Shelf:
     saved: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    page: str | None = None  # code page of the captions that are no UTF-8
 
 
 def uploads_folder(session: Session) -> Path:
@@ -133,6 +136,10 @@ def save_uploads(session: Session, files: Iterable[tuple[str, bytes]]) -> Upload
                 _keep_photo(shelf, arrival)
         else:
             loose.append(_Arrival(name, data))
+    captions = [each.data for each in loose if PurePosixPath(each.name).suffix.lower() in _TEXTS]
+    if guess := guess_page(captions):  # of all that came together
+        shelf.page = guess.code_page
+        shelf.notes.append(guess.line("Captions are"))
     here: set[str] = set()  # names that came in this call: the photos of one name share its caption
     for arrival in sorted(loose, key=lambda each: PurePosixPath(each.name).suffix.lower() in _TEXTS):
         _keep(shelf, arrival, here)
@@ -226,7 +233,7 @@ def _keep_photo(shelf: _Shelf, arrival: _Arrival) -> None:
 
 def _keep_caption(shelf: _Shelf, path: PurePosixPath, data: bytes) -> None:
     try:
-        words = decode_caption(data)
+        words = decode_caption(data, page=shelf.page)
     except DatasetError as err:
         shelf.skipped.append((path.name, err.problem.rstrip(".")))
         return
@@ -270,7 +277,7 @@ def _photos_of_zip(name: str, data: bytes, shelf: _Shelf) -> Iterator[_Arrival]:
         try:
             with open_photos(path) as photos:
                 shelf.skipped += [(printable(member), reason) for member, reason in photos.skipped]
-                shelf.notes += photos.notes
+                shelf.notes += [*photos.notes, *filter(None, [photos.page_line()])]
                 if repeats_in(photos.names):
                     shelf.notes.append("Repeats in names of folders are not used: every photo counts the same.")
                 if not photos.names and not photos.skipped:

@@ -4,7 +4,6 @@ import html
 from abc import ABC, abstractmethod
 from typing import Any
 
-from fastsd_helpers.drive import TRASH_NOTE
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.view import View, load_widgets, make_button, make_field, make_frame
@@ -49,6 +48,10 @@ class DeleteView(View, ABC):
     def _remove(self, thing: Any) -> int:
         """Delete it; returns the bytes that were freed."""
 
+    @abstractmethod
+    def _note(self, thing: Any = None) -> str:
+        """When deleting makes room, of things in general or of one; "" where that is at once."""
+
     def _load(self) -> None:
         try:
             head, entries = self._list()
@@ -57,7 +60,7 @@ class DeleteView(View, ABC):
             return
         self._choice.options = entries
         self._delete.disabled = not entries
-        self._head.value = f"{head} {html.escape(TRASH_NOTE)}"
+        self._head.value = f"{head} {html.escape(self._note())}"
         self._ask(False)
 
     def _ask(self, asking: bool) -> None:
@@ -71,9 +74,10 @@ class DeleteView(View, ABC):
         if thing is None:
             return
         try:
+            note = self._note(thing)  # while it is there
             freed = self._remove(thing)
         except FastSDError as err:
             self._say_error(err)
             return
         self._load()
-        self._say(f"Deleted: {size_in_words(freed)} freed. {TRASH_NOTE}")
+        self._say(f"Deleted: {size_in_words(freed)}. {note}")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.view import load_widgets
 
 __all__ = ["FileBridge"]
@@ -29,7 +30,8 @@ const a=document.querySelector('.'+id+'-ack');
 if(a&&a.dataset.n==n){clearInterval(t);ok();}
 else if(Date.now()>end){clearInterval(t);bad(new Error('no answer'));}},50);});
 const text=(f)=>/\\.(txt|caption)$/i.test(f.name);
-const files=[...input.files].sort((a,b)=>text(a)-text(b));input.disabled=true;
+const large=[...input.files].filter(f=>f.size>+input.dataset.most).map(f=>f.name);
+const files=[...input.files].filter(f=>!large.includes(f.name)).sort((a,b)=>text(a)-text(b));input.disabled=true;
 try{for(const [i,f] of files.entries()){let o=0;do{
 const part=await new Promise((ok,bad)=>{const r=new FileReader();r.onerror=()=>bad(r.error);
 r.onload=()=>ok(r.result.split(',')[1]||'');r.readAsDataURL(f.slice(o,o+size));});
@@ -38,7 +40,8 @@ const n=crypto.getRandomValues(new Uint32Array(1))[0];
 field.value=JSON.stringify({n,name:f.name,offset:o,size:f.size,data:part});
 field.dispatchEvent(new Event('input',{bubbles:true}));field.dispatchEvent(new Event('change',{bubbles:true}));
 await wait(n);o+=size;}while(o<f.size);}
-say.textContent='';}
+say.textContent=large.length?'Not sent, because larger than '+input.dataset.limit+': '+large.join(', ')+
+'. Put it on your Drive or this machine (unpack a zip), and name its folder below.':'';}
 catch(e){say.textContent='The upload stopped ('+e.message+'). Is a cell running? Wait for it, and choose the rest.';}
 input.disabled=false;input.value='';})(this)
 """
@@ -74,7 +77,8 @@ class FileBridge:
             '<div style="line-height:1.6"><label style="max-width:100%"><b>Upload:</b> '
             '<input style="max-width:100%" type="file" multiple class="fastsd-file" '
             f'accept="{html.escape(accept, quote=True)}" '
-            f'data-bridge="{self._id}" data-piece="{_PIECE_BYTES}" onchange="{code}"></label> '
+            f'data-bridge="{self._id}" data-piece="{_PIECE_BYTES}" data-most="{_MOST_BYTES}" '
+            f'data-limit="{size_in_words(_MOST_BYTES)}" onchange="{code}"></label> '
             '<span class="fastsd-said fastsd-quiet" role="status"></span></div>'
         )
 

@@ -55,13 +55,10 @@ def look_or_convert(config: ModelFileConfig) -> None:
         logger.info("No file was named, so there is nothing to look at.")
         return
     source = Path(config.file.strip()).expanduser()
-    if source.is_file():
+    if source.is_file() or (source.is_dir() and not config.write_to.strip()):
         _look(source, config)
     elif not config.write_to.strip():
-        raise SettingsError(
-            f"{source} is {'a folder' if source.is_dir() else 'not there'}, and a file is looked at.",
-            "Choose a file in the form; of a Diffusers folder one file can be written.",
-        )
+        raise SettingsError(f"{source} is not there.", "Choose a file in the form, or give the path of a folder.")
     if config.write_to.strip():
         _convert(source, config)
 

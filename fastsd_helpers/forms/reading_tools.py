@@ -1,21 +1,26 @@
 """Things to do beside reading, each behind a button of its own: count a reader's errors, write its vectors."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from fastsd_helpers.background import local_folder
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.files import file_errors
 from fastsd_helpers.forms.form import show_form
-from fastsd_helpers.forms.polling import answer_widgets
-from fastsd_helpers.forms.tools import ToolView
+from fastsd_helpers.forms.tools import CommandTool, ToolView
 from fastsd_helpers.options import check, option
+from fastsd_helpers.trocr.evaluate import Evaluation, evaluation_from
+from fastsd_helpers.trocr.labels import read_lines, write_table
 from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
 from fastsd_helpers.trocr.teaching import taught_reader
 
 __all__ = ["EmbedConfig", "EvaluateConfig", "show_embedder", "show_evaluator"]
 
 _WORST = 5
+_MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with the environment
 
 
 @dataclass(frozen=True)
@@ -62,53 +67,67 @@ def _reader_for(session: ReadingSession, wanted: str) -> str:
     return str(session.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
 
 
-class _Evaluator(ToolView):
+def _place_of(session: ReadingSession, words: list[str]) -> Path:
+    """What stands for one piece of work: the same settings on the same lines are found again, others are not."""
+    return session.folder / hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+class _Evaluator(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
-        self._session = session
+        self._session, self._problems = session, []
         form = show_form(EvaluateConfig, restore=session)  # type: ignore[arg-type]
-        super().__init__("Count the errors", "The lines are read and compared with their text…", form=form)
+        busy = "The lines are read and compared with their text…"
+        super().__init__("Count the errors", busy, form=form, work="The counting")
 
-    def _do(self) -> Iterable[str]:
-        from fastsd_helpers.trocr.evaluate import evaluate
-        from fastsd_helpers.trocr.labels import read_lines
-        from fastsd_helpers.trocr.reader import Reader
-
+    def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
         lines = read_lines(config.data) if config.data else self._session.corrected()
-        result = evaluate(Reader(_reader_for(self._session, config.reader)), lines, progress=_let_the_page_speak)
+        reader, data = _reader_for(self._session, config.reader), config.data
+        self._problems = [] if data else lines.problems
+        if not data:
+            folder = local_folder(self._session.folder)
+            with file_errors(folder, "write to"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            data = str(write_table(folder / "evaluated.jsonl", lines.lines))
+        words = ["trocr", "evaluate", data, f"--model={reader}"]
+        marks = [*words, *(f"{line.name} {line.text}" for line in lines.lines)]
+        return words, reader, _place_of(self._session, marks), len(lines.lines)
+
+    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
+        result = evaluation_from({item.name: answer[item.name] for item in fields(Evaluation)})
         rates = (("wrong characters (CER)", result.scores.cer), ("wrong words (WER)", result.scores.wer))
         told = [
             f"{name}: {100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)" for name, rate in rates
         ]
         told.append(f"{result.scores.lines} lines, {100 * result.scores.exact:.0f} % of them without an error")
-        told += [f"left out: {problem}" for problem in result.left_out[:_WORST]]
+        told += [f"left out: {problem}" for problem in [*self._problems, *result.left_out][:_WORST]]
         return [*told, *(f"{row['name']}: {row['text']} — read as {row['read']}" for row in result.worst[:_WORST])]
 
 
-class _Embedder(ToolView):
+class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
         form = show_form(EmbedConfig, restore=session)  # type: ignore[arg-type]
-        super().__init__("Write the vectors", "The pictures are looked at…", form=form)
+        super().__init__("Write the vectors", "The pictures are looked at…", form=form, work="The writing")
 
-    def _do(self) -> Iterable[str]:
-        from fastsd_helpers.trocr.embeddings import write_embeddings
-        from fastsd_helpers.trocr.reader import Reader
-
+    def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
-        images = config.images or [str(line.picture) for line in self._session.lines() if line.key]
+        images = [config.images] if config.images else [str(line.picture) for line in self._session.lines() if line.key]
         if not images:
             raise SettingsError("No line is read yet.", "Read some pictures in cell 3b, or name some in 'images'.")
-        out = Path(self._session.folder) / "embeddings"
-        result = write_embeddings(Reader(_reader_for(self._session, config.reader)), images, out, pool=config.pool)
-        shape = " x ".join(map(str, result.shape))
+        if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
+            raise SettingsError(f"{len(images)} lines are too many at a time.", "Name a folder of theirs in 'images'.")
+        reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"
+        named = [f"./{image}" if image.startswith("-") else image for image in images]  # else it would be a flag
+        words = ["trocr", "embed", *named, f"--out={out}", f"--pool={config.pool}", f"--model={reader}"]
+        return words, reader, _place_of(self._session, words), len(images)
+
+    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
+        shape = " x ".join(map(str, answer["shape"]))
+        index = Path(answer["index"]).name
         return [
-            f"Written: {result.path} ({shape}: lines, vectors, numbers), and what each row is in {result.index.name}.",
-            *result.left_out[:_WORST],
+            f"Written: {answer['path']} ({shape}: lines, vectors, numbers), and what each row is in {index}.",
+            *answer["left_out"][:_WORST],
         ]
-
-
-def _let_the_page_speak(_done: int) -> None:
-    answer_widgets()

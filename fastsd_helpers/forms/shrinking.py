@@ -1,16 +1,15 @@
 """Shrinking the reader in a notebook: an int8 copy for computers without a GPU, and what it costs."""
 
 import html
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
-from fastsd_helpers.files import write_atomic
 from fastsd_helpers.forms.view import show_widget
 from fastsd_helpers.forms.work_view import WorkView, wait_for
+from fastsd_helpers.trocr.labels import write_table
 from fastsd_helpers.trocr.reading_session import ReadingSession
 from fastsd_helpers.trocr.teaching import Taught, taught_reader
 
@@ -55,9 +54,9 @@ def _make(taught: Taught, out: Path) -> dict[str, Any]:
     run = taught.path.parent
     measured = {line.name for line in taught.held_out.lines}
     words = ["trocr", "quantize", str(taught.path), str(out), "--overwrite"]
-    words += [f"--evaluate={_table(run / 'shrink-measured.jsonl', taught.held_out.lines)}"]
+    words += [f"--evaluate={write_table(run / 'shrink-measured.jsonl', taught.held_out.lines)}"]
     if rest := [line for line in taught.learned.lines if line.name not in measured]:
-        words.append(f"--calibrate={_table(run / 'shrink-calibrated.jsonl', rest)}")
+        words.append(f"--calibrate={write_table(run / 'shrink-calibrated.jsonl', rest)}")
     view = WorkView("Making the int8 copies…", "progress of shrinking", saves="Ends it; nothing is replaced.")
     show_widget(view.box)
     folder = local_folder(out)
@@ -73,14 +72,6 @@ def _make(taught: Taught, out: Path) -> dict[str, Any]:
         raise Interrupted("Shrinking was stopped; nothing was replaced.", "Run this cell again to begin anew.") from err
     view.end(f"Done: {answer['why']}", good=answer["method"] != "fp32")
     return answer
-
-
-def _table(path: Path, lines: Any) -> Path:
-    rows = [
-        {"fastsd_line": line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text} for line in lines
-    ]
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    return path
 
 
 def _require_int8() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastsd_helpers.files import bytes_in, free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
-from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions
+from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions, room_note
 
 __all__ = ["SpaceView", "show_space"]
 
@@ -37,6 +37,9 @@ class SpaceView(DeleteView):
     def _name(self, thing: tuple[str, str | None]) -> str:
         name, checkpoint = thing
         return f"the checkpoint {checkpoint} of {name}" if checkpoint else f"the session {name} with all its pictures"
+
+    def _note(self, thing: tuple[str, str | None] | None = None) -> str:
+        return room_note(self._session.folder.parent, checkpoint=thing[1] if thing else None)
 
     def _remove(self, thing: tuple[str, str | None]) -> int:
         name, checkpoint = thing

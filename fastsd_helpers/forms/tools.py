@@ -3,25 +3,29 @@
 "Run all" only shows them: they take minutes, or a file that somebody has to name first.
 """
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.captions import DEFAULT_CAPTIONER
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.errors import FastSDError, SettingsError
+from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.view import View, draw_notice, load_widgets, make_button, make_frame
+from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.sessions import Session
 
 __all__ = [
     "CaptionerConfig",
+    "CommandTool",
     "ConvertFileConfig",
     "InspectFileConfig",
     "ToolView",
@@ -30,6 +34,9 @@ __all__ = [
     "show_dry_run",
     "show_inspector",
 ]
+
+_DONE = re.compile(r"\b(\d+)(?: of \d+)? lines, ")
+_LOG_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class ToolView(View):
         self._form, self._busy = form, busy
         self._button = make_button(words, icon="play")
         self._button.on_click(lambda _button: self.go())
-        self._message = load_widgets().HTML()
-        self.box = make_frame(*([form.box] if form is not None else []), self._button, self._message)
+        self._message, self._work = load_widgets().HTML(), load_widgets().VBox()
+        self.box = make_frame(*([form.box] if form is not None else []), self._button, self._work, self._message)
 
     def go(self) -> None:
         """Do it, and say what came out or what is wrong."""
@@ -83,10 +90,10 @@ class ToolView(View):
         self._say(self._busy)
         try:
             lines = list(self._do())
+        except (KeyboardInterrupt, Interrupted):
+            self._say("Stopped; nothing was written or replaced. Press the button again to begin anew.", "warn")
         except FastSDError as err:
             self._say_error(err)
-        except KeyboardInterrupt:
-            self._say("Stopped.", "warn")
         else:
             self._message.value = draw_notice("\n".join(lines))
         finally:
@@ -95,6 +102,43 @@ class ToolView(View):
     @abstractmethod
     def _do(self) -> Iterable[str]:
         """Do it; returns what came out, a sentence a line."""
+
+
+class CommandTool(ToolView):
+    """A tool that is a command of ours in a process of its own: a bar and Stop are there while it works.
+
+    Args:
+        words, busy, form: see ToolView. work: the work in a sentence, as "The counting".
+    """
+
+    def __init__(self, words: str, busy: str, *, form: Form[Any], work: str) -> None:
+        super().__init__(words, busy, form=form)
+        self._name = work
+
+    def _do(self) -> Iterable[str]:
+        words, model, place, count = self._command()
+        view = WorkView(self._busy, f"progress: {self._button.description}", saves="Ends it; nothing is replaced.")
+        self._message.value, self._work.children = "", [view.box]
+        try:
+            folder = local_folder(place)
+            child = Background.find(folder) or Background.start(command_of(words), folder, model=model)
+
+            def show() -> None:
+                said = child.log_lines(_LOG_LINES)
+                done = [int(found[1]) for line in said if (found := _DONE.search(line))]
+                view.show(self._busy, done[-1] if done else 0, count, messages=said)
+
+            return self._told(wait_for(child, view, show, self._name))
+        finally:
+            self._work.children = []
+
+    @abstractmethod
+    def _command(self) -> tuple[Sequence[str], str, Path, int]:
+        """The words after `fastsd`, the model that is opened, a path that stands for this work, how many to do."""
+
+    @abstractmethod
+    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
+        """The command's answer, a sentence a line."""
 
 
 def show_captioner(session: Session) -> ToolView:

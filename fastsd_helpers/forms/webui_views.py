@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
+from fastsd_helpers.drive import deletion_note
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import free_bytes, size_in_words
 from fastsd_helpers.forms.delete_view import DeleteView
@@ -167,6 +168,9 @@ class KeptView(DeleteView):
 
     def _name(self, thing: Kept) -> str:
         return f"{thing.name} ({size_in_words(thing.bytes)})"
+
+    def _note(self, thing: Kept | None = None) -> str:
+        return deletion_note(thing.path if thing else self._webui.places.store)
 
     def _remove(self, thing: Kept) -> int:
         return delete_kept(thing, self._webui.places)

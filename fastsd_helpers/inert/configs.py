@@ -7,6 +7,7 @@ from typing import Any
 
 from fastsd_helpers.errors import ModelError, UnsafeModel
 from fastsd_helpers.files import file_errors
+from fastsd_helpers.inert.headers import unique_names
 from fastsd_helpers.inert.known import (
     is_diffusers_class,
     is_known_part,
@@ -15,7 +16,7 @@ from fastsd_helpers.inert.known import (
     is_transformers_type,
 )
 
-__all__ = ["look_at_config", "look_at_values", "read_config", "unique_names"]
+__all__ = ["look_at_config", "look_at_values", "read_config"]
 
 _AGAIN = "Download or copy the model again."
 _TRUST = "Nothing of it was run. Use a model from a source you trust; in one of your own, remove that entry."
@@ -35,15 +36,6 @@ _KEYS = frozenset(
 _ATTENTION = re.compile(r"_?(attn|attention|experts)_implementation\w*|attention_backend|_attention_backend")
 _BACKBONES = ("use_pretrained_backbone", "use_timm_backbone", "timm_model_name")
 _QUANTIZERS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
-
-
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: readers differ in which of two entries of one name they take."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _value in pairs]
-        raise ValueError(f"{next(name for name in found if names.count(name) > 1)[:60]!r} stands twice")
-    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

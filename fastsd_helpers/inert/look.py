@@ -119,11 +119,19 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
     elif ending == ".onnx":
         if alone:  # in a folder, nothing of ours opens it
             graphs.look_at_onnx(path)
+    elif ending in _PICKLES and alone and tensors.is_safetensors(head) and not packed:
+        # Readers of ours go by the first bytes; others go by the name, and would run it as a pickle.
+        tensors.look_at_header(path)
+        pickles.look_at_unknown(path, safetensors=True)
     elif ending in _PICKLES:
         (pickles.look_at_pickle if packed else pickles.look_at_unknown)(path)
     elif tensors.is_safetensors(head) or (ending in _TENSORS and not packed):
         tensors.look_at_header(path)  # its length may look like another kind's mark
     elif packed and ending in (*_TENSORS, ".gguf"):
+        if pickles.is_archive(head) and not pickles.has_pickle(path):
+            raise UnsafeModel(
+                f"{path} is called {ending} and is a zip archive, no model.", "Unpack it, or pick another."
+            )
         raise UnsafeModel(
             f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
             "Nothing of it was run. Use a model from a source you trust.",

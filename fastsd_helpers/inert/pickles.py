@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from fastsd_helpers.errors import UnsafeModel
 
-__all__ = ["is_archive", "is_pickle", "look_at_pickle", "look_at_unknown"]
+__all__ = ["has_pickle", "is_archive", "is_pickle", "look_at_pickle", "look_at_unknown"]
 
 _PROGRAM_LIMIT = 20_000_000  # the largest list of tensors of a real model has 1 MB
 _MEMBER_LIMIT = 50_000
@@ -89,6 +89,7 @@ _ACTS = frozenset(
         "EXT1", "EXT2", "EXT4"
     ]
 )  # fmt: skip
+_NAMES_SOMETHING = frozenset(["GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"])
 _WRITES = {"SETITEM": "dict", "SETITEMS": "dict", "APPEND": "list", "APPENDS": "list", "ADDITEMS": "set"}
 _HINT = "Use the model's .safetensors files, or download the file again from a source you trust."
 
@@ -130,10 +131,23 @@ def _follow(path: Path, _state: tuple[int, ...]) -> None:
         raise _refused(path, "it cannot be read as plain tensors") from err
 
 
-def look_at_unknown(path: Path) -> None:
+def has_pickle(path: Path) -> bool:
+    """Whether a zip file has a pickle in it, as those of torch do; one that cannot be read may have."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return True
+
+
+def look_at_unknown(path: Path, *, safetensors: bool = False) -> None:
     """Refuse a file that Python would take for a pickle of the oldest kind, which has no mark at its beginning.
 
     An unpickler does every step up to the first that it does not know, so the beginning alone can run code.
+
+    Args:
+        safetensors: it begins as a safetensors file, whose length can look like any step: only one that names
+            something to call counts.
     """
     with path.open("rb") as file:
         program = io.BytesIO(file.read(1_000_000))
@@ -146,9 +160,11 @@ def look_at_unknown(path: Path) -> None:
             for step, _argument, _place in pickletools.genops(program):
                 names.append(step.name)
     except Exception as err:  # not a step, or half of one
-        if not _ACTS.intersection(names):
+        if not (_NAMES_SOMETHING if safetensors else _ACTS).intersection(names):
             return
         raise _refused(path, "it begins as a pickle of a kind that torch does not write") from err
+    if safetensors and not _NAMES_SOMETHING.intersection(names):
+        return
     raise _refused(path, "it is a pickle of a kind that torch does not write")
 
 

@@ -4,15 +4,13 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.errors import UnsafeModel
-from fastsd_helpers.inert.configs import look_at_values, unique_names
+from fastsd_helpers.inert.configs import look_at_values
+from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries, unique_names
 
-__all__ = ["HEADER_LIMIT", "is_safetensors", "look_at_header"]
+__all__ = ["is_safetensors", "look_at_header"]
 
-# The largest real ones (Flux with all its parts) have 300 kB; parsing takes ten times the memory.
-HEADER_LIMIT = 8_000_000
 _MOST_METADATA = 1_000_000  # diffusers keeps the settings of a LoRA in it, a few kB
 
 
@@ -37,13 +35,20 @@ def look_at_header(path: Path) -> None:
             return
         if length > HEADER_LIMIT:
             raise UnsafeModel(
-                f"{path} is not a whole safetensors file: its header has {length:,} bytes, and no model needs "
+                f"{path} is not a whole safetensors file: its header has {length:,} bytes, and no reader takes "
                 f"more than {HEADER_LIMIT:,}.",
                 "Download it again, or use another file.",
             )
-        raw = file.read(length)
+        header = open_header(file, length)
     try:
-        header = json.loads(raw, object_pairs_hook=unique_names)
+        for kind, key, value in read_entries(header):
+            # peft takes its settings from here: by two of them it imports a module of a given name.
+            if kind == "metadata" and "adapter_metadata" in key:
+                if value.bytes > _MOST_METADATA:
+                    raise UnsafeModel(
+                        f"{path} is not used: its header's {key} has {value.bytes:,} characters.", "Use another file."
+                    )
+                _look_at_settings(path, key, value.read())
     except ValueError as err:
         if "twice" in str(err):
             raise UnsafeModel(
@@ -54,16 +59,9 @@ def look_at_header(path: Path) -> None:
         return
     except RecursionError:
         return
-    metadata: Any = header.get("__metadata__") if isinstance(header, dict) else None
-    for key, text in metadata.items() if isinstance(metadata, dict) else ():
-        # peft takes its settings from here: by two of them it imports a module of a given name.
-        if "adapter_metadata" in key and isinstance(text, str):
-            _look_at_settings(path, key, text)
 
 
 def _look_at_settings(path: Path, key: str, text: str) -> None:
-    if len(text) > _MOST_METADATA:
-        raise UnsafeModel(f"{path} is not used: its header's {key} has {len(text):,} characters.", "Use another file.")
     try:
         settings = json.loads(text, object_pairs_hook=unique_names)
     except json.JSONDecodeError:

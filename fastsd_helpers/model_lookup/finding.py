@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongF
 from fastsd_helpers.files import file_errors, placed, sha256_of
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup.kinds import BASE_MODEL, ModelKind
-from fastsd_helpers.model_lookup.names import Name, known_model, understand
+from fastsd_helpers.model_lookup.names import FILE_ENDINGS, Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, models
 
 __all__ = ["fetch_model", "find_folder"]
@@ -150,6 +151,17 @@ def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
     shown = show_typed(name.text)
     if name.what == "link":
         return ModelError(f"'{shown}' is a link that cannot be used as a {kind.noun}.", f"Give {kind.choices()}.")
+    if scheme := re.match(r"(\w+):/", name.text):
+        return ModelNotFound(
+            f"'{shown}' is no link: nothing is fetched by {scheme[1]}://.", "Links begin with https://; correct it."
+        )
+    if re.match(r"(?:www\.)?[\w-]+(?:\.[\w-]+)*\.(?:com|co|org|net|io|ai|cn|de|app|dev)/", name.text):
+        return ModelNotFound(f"'{shown}' looks like a link without its beginning.", f"Write it whole: https://{shown}")
+    if name.text.lower().endswith(FILE_ENDINGS):
+        return ModelNotFound(
+            f"There is no file '{shown}'.",
+            f"Check the path, from {Path.cwd()}; names are case-sensitive. Or choose {kind.choices()}.",
+        )
     close = difflib.get_close_matches(name.text.lower()[:100], kind.keys(), n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     return ModelNotFound(

@@ -10,9 +10,9 @@ from fastsd_helpers.downloads import is_link
 from fastsd_helpers.downloads.links import find_repo, token_for
 from fastsd_helpers.registry import ModelSpec, models
 
-__all__ = ["Name", "how_to_get", "known_model", "tokens_for", "understand"]
+__all__ = ["FILE_ENDINGS", "Name", "how_to_get", "known_model", "tokens_for", "understand"]
 
-_FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx", ".zip")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def understand(ref: str | Path) -> Name:
             return Name(text, what, path=path.absolute())
     repo = find_repo(text)
     # A path to a file that is not there has the shape of a Hub id too; no repository is called like that.
-    if repo is not None and (is_link(text) or not text.lower().endswith(_FILE_ENDINGS)):
+    if repo is not None and (is_link(text) or not text.lower().endswith(FILE_ENDINGS)):
         return Name(text, "hub", repo=repo[0], revision=repo[1])
     return Name(text, "link" if is_link(text) else "nothing")
 

@@ -1,31 +1,25 @@
 """Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
 
-import logging
 import secrets
 import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.advisories import require_safe_tokenizer
-from fastsd_helpers.downloads import read_json
 from fastsd_helpers.dreambooth.single_files import make_base
-from fastsd_helpers.errors import ModelError, SessionError, SettingsError, needs_package
-from fastsd_helpers.model_lookup import fetch_model, require_inert
+from fastsd_helpers.errors import SessionError, SettingsError, needs_package
+from fastsd_helpers.model_lookup import fetch_model
+from fastsd_helpers.playground.habits import habits_of
+from fastsd_helpers.playground.loading import load_pipeline
 from fastsd_helpers.playground.loras import find_lora, is_lora, put_beside, set_strength
-from fastsd_helpers.playground.steering import load_controlnet
+from fastsd_helpers.playground.steering import Steering, load_controlnet
 from fastsd_helpers.registry import spec_of
-from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import find_session
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["Artist", "open_artist"]
-
-logger = logging.getLogger("fastsd_helpers")
-
-_SHARE_OF_GPU = 0.8  # what weights may take of its memory; the rest is for the computation
 
 
 class Artist:
@@ -35,9 +29,10 @@ class Artist:
         title: what it draws with, in words.
         size: side of its pictures in pixels, the model's own.
         multiple, smallest, largest: which other sides it takes.
+        habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
         has_before: whether `draw` gives two pictures.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
-        steered_by: the task of its ControlNet, such as canny; "" when it has none.
+        steering: its ControlNet, and what that is steered by; None when it has none.
     """
 
     def __init__(
@@ -47,14 +42,16 @@ class Artist:
         after: Any,
         before: Any = None,
         *,
-        controlnet: Any = None,
-        steered_by: str = "",
+        steering: Steering | None = None,
         lora_strength: float | None = None,
     ) -> None:
         self.title, self._after, self._before = title, after, before
-        self._controlnet, self.steered_by = controlnet, steered_by
+        self.steering = steering
         self.size, self.multiple, self.smallest, self.largest = spec.native_px, spec.multiple, spec.min_px, spec.max_px
         self.has_before, self.lora_strength = before is not None, lora_strength
+        self.habits = habits_of(after)
+        if before is not None:
+            habits_of(before)  # its scheduler is put right too
         self._turn = threading.Lock()
 
     def draw(
@@ -62,14 +59,15 @@ class Artist:
         prompt: str,
         *,
         seed: int | None = 11,
-        steps: int = 25,
+        steps: int | None = None,
         size: int | None = None,
-        guidance: float = 7.5,
+        guidance: float | None = None,
         negative: str = "",
         start: "Image.Image | None" = None,
         strength: float = 0.6,
         control: "Image.Image | None" = None,
         control_strength: float = 1.0,
+        control_task: str = "",
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
@@ -77,9 +75,12 @@ class Artist:
 
         Args:
             seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
+            steps: 1 to 200; what the model was made for when None, and so is `guidance` (0 to 20).
             size: side in pixels; the model's own when None.
+            negative: what must not be in it; only for models that are drawn with guidance.
             start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
             control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
@@ -90,6 +91,9 @@ class Artist:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
         size = size or self.size
+        steps = self.habits.steps if steps is None else steps
+        guidance = self.habits.guidance if guidance is None else guidance
+        negative = negative.strip()
         chosen = seed is not None and seed != -1
         weight = self.lora_strength if lora_strength is None else lora_strength
         problems = [
@@ -99,8 +103,11 @@ class Artist:
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
             *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
             *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
-            *([] if control is None or self._controlnet is not None else ["no ControlNet was chosen for the picture"]),
-            *([] if size % 8 == 0 and self.smallest <= size <= self.largest else [self._bad_size(size)]),
+            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the picture"]),
+            *self._wrong_task(control_task),
+            *([] if 0 <= guidance <= 20 else [f"guidance is {guidance}; it must be 0 to 20"]),
+            *([] if self.habits.takes_negative or not negative else ["this model takes no negative prompt"]),
+            *self._wrong_size(size),
         ]
         if problems:
             raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
@@ -108,12 +115,14 @@ class Artist:
 
         seed = int(seed) if chosen else secrets.randbelow(2**32)
         options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
-        if negative.strip():
+        if negative:
             options["negative_prompt"] = negative
         if control is not None:
             control = control.convert("RGB").resize((size, size))
             control = _edges_of(control) if edges else control
             options["controlnet_conditioning_scale"] = float(control_strength)
+            if self.steering.modes:
+                options["control_mode"] = self.steering.modes[control_task or self.steering.tasks[0]]
         drawn = []
         # One at a time: two at once would need twice the memory.
         with self._turn:
@@ -126,28 +135,41 @@ class Artist:
                 # On the CPU, so that a seed gives the same picture on every machine.
                 options["generator"] = torch.Generator("cpu").manual_seed(seed)
                 if control is not None:
-                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self._controlnet)
+                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self.steering.model)
                     # Where noise is the start, most of these take the steering picture as "image".
                     options["control_image" if _takes(pipe, "control_image") else "image"] = control
                 elif start is not None:
                     pipe = _pipeline_like(pipe, from_picture=True)
+                words = options | {name: value for name, value in self.habits.extra if _takes(pipe, name)}
                 if start is None:
-                    picture = pipe(prompt, height=size, width=size, **options).images[0]
+                    picture = pipe(prompt, height=size, width=size, **words).images[0]
                 else:
                     begun = start.convert("RGB").resize((size, size))
-                    picture = pipe(prompt, **options | {"image": begun, "strength": strength}).images[0]
+                    picture = pipe(prompt, **words | {"image": begun, "strength": strength}).images[0]
                 drawn.append((title if chosen else f"{title}, seed {seed}", picture))
         return drawn
 
-    def _bad_size(self, size: int) -> str:
-        return f"size is {size}; it must be {self.smallest} to {self.largest} and a multiple of 8"
+    def _wrong_task(self, task: str) -> list[str]:
+        tasks = self.steering.tasks if self.steering is not None else ()
+        return [] if not task or task in tasks else [f"control_task is {task!r}; it must be one of {', '.join(tasks)}"]
+
+    def _wrong_size(self, size: int) -> list[str]:
+        step = self.habits.multiple
+        if size % step == 0 and self.smallest <= size <= self.largest:
+            return []
+        return [f"size is {size}; it must be {self.smallest} to {self.largest} and a multiple of {step}"]
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
     """Another pipeline of the same parts, that begins with a picture or is steered by one."""
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 
-    wanted = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image
+    wanted: Any = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image
+    if type(controlnet).__name__ == "ControlNetUnionModel":  # which the automatic ones take for a plain ControlNet
+        import diffusers
+
+        kind = "Img2ImgPipeline" if from_picture else "Pipeline"
+        wanted = getattr(diffusers, f"StableDiffusionXLControlNetUnion{kind}")
     made = wanted.from_pipe(pipe, **({"controlnet": controlnet} if controlnet is not None else {}))
     made.set_progress_bar_config(disable=True)
     return made
@@ -195,13 +217,13 @@ def open_artist(
         raise SettingsError("A LoRA is added to a model, and this is a session.", "Name a model, or leave lora empty.")
     if session is None:
         folder = fetch_model(ref or "demo", convert=make_base)
-        pipe = _pipeline(folder)
+        pipe = load_pipeline(folder)
         if lora:
             put_beside(pipe, find_lora(lora, root=root), lora)
         spec = spec_of(ref or "demo", folder)
         strength = lora_strength if lora else None
         steering = _steering(pipe, controlnet, spec.family)
-        return Artist(ref or "the demo model", spec, pipe, lora_strength=strength, **steering)
+        return Artist(ref or "the demo model", spec, pipe, lora_strength=strength, steering=steering)
     base = session.record["base_model"].get("ref")
     made = session.finished_model()
     if not base:
@@ -214,69 +236,18 @@ def open_artist(
     folder = fetch_model(base, convert=make_base)
     spec = spec_of(base, folder)
     if is_lora(made):
-        pipe = _pipeline(folder)
+        pipe = load_pipeline(folder)
         put_beside(pipe, made, made.name)
         steering = _steering(pipe, controlnet, spec.family)
-        return Artist(f"session {session.name}", spec, pipe, pipe, lora_strength=lora_strength, **steering)
+        return Artist(f"session {session.name}", spec, pipe, pipe, lora_strength=lora_strength, steering=steering)
     with tempfile.TemporaryDirectory() as scratch:
         # A finished model is one file; the base lends it the tokenizer and the exact shape.
         learned = Path(scratch) / "learned"
         convert(made, learned, base=folder)
-        after = _pipeline(learned)
+        after = load_pipeline(learned)
     steering = _steering(after, controlnet, spec.family)
-    return Artist(f"session {session.name}", spec, after, _pipeline(folder), **steering)
+    return Artist(f"session {session.name}", spec, after, load_pipeline(folder), steering=steering)
 
 
-def _pipeline(folder: Path) -> Any:
-    import diffusers
-    import torch
-    from diffusers import DiffusionPipeline
-
-    require_inert(folder)
-    for part in folder.glob("tokenizer*"):
-        require_safe_tokenizer(part)
-    device = describe_device()
-    dtype = torch.float16 if device.kind == "cuda" else torch.float32
-    name = str(read_json(folder, "model_index.json").get("_class_name"))
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
-        raise ModelError(
-            f"{folder / 'model_index.json'} names {name[:80]!r}, which is no pipeline of this diffusers.",
-            "Update diffusers, or choose another model.",
-        )
-    # What judges pictures is not part of every model, and needs weights of its own.
-    without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, torch_dtype=dtype, **without, **_no_code(diffusers.__version__)
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
-        raise ModelError(
-            f"{folder} cannot be loaded: {str(err).splitlines()[0]}", "Download the model again, or choose another one."
-        ) from err
-    pipe.set_progress_bar_config(disable=True)
-    if device.kind == "cuda" and _weights_bytes(pipe) > _SHARE_OF_GPU * device.memory_bytes:
-        logger.info("The model is larger than %s holds at once: its parts take turns there.", device.name)
-        pipe.enable_model_cpu_offload()
-        return pipe
-    return pipe.to(device.kind)
-
-
-def _no_code(version: str) -> dict[str, bool]:
-    """Said to diffusers from 0.38 on: versions before it take no such word, and rely on our look alone."""
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return {"trust_remote_code": False} if numbers >= (0, 38) else {}
-
-
-def _weights_bytes(pipe: Any) -> int:
-    import torch
-
-    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    return sum(value.numel() * value.element_size() for part in parts for value in part.parameters())
-
-
-def _steering(pipe: Any, controlnet: str, family: str) -> dict[str, Any]:
-    if not controlnet.strip():
-        return {}
-    made, task = load_controlnet(pipe, controlnet.strip(), family)
-    return {"controlnet": made, "steered_by": task}
+def _steering(pipe: Any, controlnet: str, family: str) -> Steering | None:
+    return load_controlnet(pipe, controlnet.strip(), family) if controlnet.strip() else None

@@ -94,6 +94,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
         strength: float,
         control: Any,
         control_strength: float,
+        control_task: str | None,
         edges: bool,
         lora_strength: float,
     ) -> list[Any]:
@@ -109,6 +110,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 strength=strength,
                 control=control,
                 control_strength=control_strength,
+                control_task=control_task or "",
                 edges=edges,
                 lora_strength=lora_strength if artist.lora_strength is not None else None,
             )
@@ -121,13 +123,15 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
         with gradio.Row():
             with gradio.Column():
                 prompt = gradio.Textbox(label="Prompt", lines=2)
-                negative = gradio.Textbox(label="What must not be in it")
-                seed = gradio.Number(label="Seed (-1: another one every time)", value=11, precision=0)
-                steps = gradio.Slider(1, 100, value=25, step=1, label="Steps")
+                negative = gradio.Textbox(label="What must not be in it", visible=artist.habits.takes_negative)
+                seed = gradio.Number(label="Seed (empty: another one every time)", value=11, precision=0)
+                steps = gradio.Slider(1, 100, value=artist.habits.steps, step=1, label="Steps")
                 size = gradio.Slider(
                     artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"
                 )
-                guidance = gradio.Slider(0, 20, value=7.5, step=0.5, label="How strongly the prompt steers")
+                guidance = gradio.Slider(
+                    0, 20, value=artist.habits.guidance, step=0.5, label="Guidance: how strongly the prompt steers"
+                )
                 lora_strength = gradio.Slider(
                     0,
                     2,
@@ -139,14 +143,18 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 with gradio.Accordion("Begin with a picture", open=False):
                     start = picture_field(gradio, "Picture")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
-                with gradio.Accordion(f"Steer it by a picture: {artist.steered_by}", visible=bool(artist.steered_by)):
+                tasks = artist.steering.tasks if artist.steering is not None else ()
+                with gradio.Accordion(f"Steer it by a picture: {', '.join(tasks)}", visible=bool(tasks)):
                     control = picture_field(gradio, "Picture")
+                    control_task = gradio.Dropdown(
+                        list(tasks), value=tasks[0] if tasks else None, label="What it shows", visible=len(tasks) > 1
+                    )
                     control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="How strongly it steers")
-                    edges = gradio.Checkbox(label="It is a photo: find its edges", visible=artist.steered_by == "canny")
+                    edges = gradio.Checkbox(label="It is a photo: find its edges", visible="canny" in tasks)
                 button = gradio.Button("Draw", variant="primary")
             gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
-        inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength, edges]
-        inputs.append(lora_strength)
+        inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength]
+        inputs += [control_task, edges, lora_strength]
         button.click(draw, inputs, gallery, api_name="draw")
         prompt.submit(draw, inputs, gallery, api_name=False)
     return blocks.queue(max_size=16)

@@ -1,21 +1,51 @@
 """A ControlNet for a pipeline that is loaded: from the table, a file, a Diffusers folder or the Hub."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.controlnet import ControlNet, fetch_controlnet, find_controlnet
-from fastsd_helpers.downloads import HubFile, fetch
+from fastsd_helpers.downloads import HubFile, fetch, read_json
 from fastsd_helpers.downloads.files import models_folder
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.model_lookup import CONTROLNET, find_folder, require_inert, understand
 
-__all__ = ["load_controlnet"]
+__all__ = ["Steering", "load_controlnet"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_WEIGHTS_OF_ALL = "diffusion_pytorch_model"  # with a variant's name behind it, such as _promax
+# The control mode that a union model is told, by task. Source: the model cards of InstantX/FLUX.1-dev-Controlnet-Union
+# and xinsir/controlnet-union-sdxl-1.0; the latter's 7, inpainting, needs a mask and is not offered.
+_FLUX_MODES = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "openpose": 4, "gray": 5, "lq": 6}
+_SDXL_MODES = {
+    **{"openpose": 0, "depth": 1, "softedge": 2, "scribble": 2, "canny": 3, "lineart": 3, "lineart-anime": 3},
+    **{"mlsd": 3, "normal": 4, "seg": 5, "tile": 6},
+}
 
 
-def load_controlnet(pipe: Any, ref: str, family: str) -> tuple[Any, str]:
+@dataclass(frozen=True)
+class Steering:
+    """A loaded ControlNet.
+
+    Attributes:
+        model: on the pipeline's processor, in its number format.
+        title: the task it was chosen for, or its own name.
+        modes: task -> control mode of a union model, which does several; empty for one that does what it does.
+    """
+
+    model: Any
+    title: str
+    modes: dict[str, int]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its picture may be: the tasks of a union model, the chosen one first; else its title alone."""
+        first = [self.title] if self.title in self.modes else []
+        return tuple(dict.fromkeys([*first, *self.modes])) or (self.title,)
+
+
+def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
     """Load a ControlNet for a pipeline, on its processor and in its number format.
 
     A single file in the layout of the original ControlNet takes its shape from the pipeline's own U-Net, so no
@@ -24,9 +54,6 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> tuple[Any, str]:
     Args:
         ref: a task (`canny`) or key of the ControlNet table, a file, a Diffusers folder or a Hub id.
         family: of the base model.
-
-    Returns:
-        The model, and its task or name.
 
     Raises:
         ModelError: it does not go together with this model; the hint says what does. DownloadError.
@@ -48,7 +75,16 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> tuple[Any, str]:
             "Give one for the same family: `fastsd controlnet list --base KEY --ui playground` has them.",
         ) from err
     main = _main_part(pipe)
-    return made.to(device=main.device, dtype=main.dtype).eval(), name
+    return Steering(made.to(device=main.device, dtype=main.dtype).eval(), name, _modes_of(made))
+
+
+def _modes_of(made: Any) -> dict[str, int]:
+    """The tasks of a union model, as many as its configuration has control types for."""
+    for count, modes in (("num_mode", _FLUX_MODES), ("num_control_type", _SDXL_MODES)):
+        known = made.config.get(count)
+        if known:
+            return {task: mode for task, mode in modes.items() if mode < known}
+    return {}
 
 
 def _main_part(pipe: Any) -> Any:
@@ -56,27 +92,37 @@ def _main_part(pipe: Any) -> Any:
 
 
 def _of_row(pipe: Any, row: ControlNet) -> Any:
-    if row.file.rpartition("/")[2] == _WEIGHTS:  # a Diffusers repository, whose description lies beside the weights
+    # A Diffusers repository, whose description lies beside the weights.
+    if row.file.rpartition("/")[2].startswith(_WEIGHTS_OF_ALL):
         return _of_folder(pipe, _fetch_folder(row))
     return _of_file(pipe, fetch_controlnet(row, models_folder() / "controlnet"))
 
 
 def _fetch_folder(row: ControlNet) -> Path:
-    folder = models_folder() / "controlnet" / row.repo.replace("/", "--")
-    fetch(HubFile(row.repo, row.file.replace(_WEIGHTS, _CONFIG), row.revision), folder, name=_CONFIG)
+    where, _, file = row.file.rpartition("/")
+    variant = Path(file).stem.removeprefix(_WEIGHTS_OF_ALL)  # "_promax", or nothing
+    folder = models_folder() / "controlnet" / (row.repo.replace("/", "--") + variant)
+    described = f"{where}/config{variant}.json".lstrip("/")
+    fetch(HubFile(row.repo, described, row.revision), folder, name=_CONFIG)
     size = row.bytes if row.bytes_exact else None
     fetch(HubFile(row.repo, row.file, row.revision), folder, name=_WEIGHTS, size=size, sha256=row.sha256)
     return folder
 
 
 def _of_folder(pipe: Any, folder: Path) -> Any:
-    from diffusers import ControlNetModel, FluxControlNetModel
+    import diffusers
 
     require_inert(folder)
     main = _main_part(pipe)
-    kind = ControlNetModel if hasattr(pipe, "unet") else FluxControlNetModel
+    unet = hasattr(pipe, "unet")
+    # By what it holds: xinsir's names itself after the class of its own repository.
+    union = "num_control_type" in read_json(folder, _CONFIG)
+    wanted = "ControlNetUnionModel" if union else "ControlNetModel" if unet else "FluxControlNetModel"
+    kind = getattr(diffusers, wanted, None)
+    if kind is None:
+        raise ValueError(f"diffusers {diffusers.__version__} has no {wanted}; a newer one does")
     made = kind.from_pretrained(folder, local_files_only=True, torch_dtype=main.dtype)
-    name = "cross_attention_dim" if kind is ControlNetModel else "joint_attention_dim"
+    name = "cross_attention_dim" if unet else "joint_attention_dim"
     ours, its = getattr(main.config, name), getattr(made.config, name)
     if ours != its:
         raise ValueError(f"it reads prompts of width {its}, and this model writes {ours}")

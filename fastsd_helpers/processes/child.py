@@ -254,14 +254,15 @@ class LogTail:
 
     Args:
         log: the file, which may not be there yet; or the descriptor of an open one.
+        keep: how many of its last lines are kept.
 
     Attributes:
-        last: its last 60 lines, without empty ones, colours, and the many states of a progress bar.
+        last: its last lines, without empty ones, colours, and the many states of a progress bar.
     """
 
-    def __init__(self, log: Path | str | int) -> None:
+    def __init__(self, log: Path | str | int, *, keep: int = _KEPT_LINES) -> None:
         self._log, self._position, self._rest = log, 0, b""
-        self.last: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.last: deque[str] = deque(maxlen=keep)
 
     def read(self, *, ended: bool = False) -> list[str]:
         """The lines that came since the last call; with `ended` also one that lacks its end."""

@@ -10,6 +10,7 @@ from fastsd_helpers.sessions.session import (
     delete_session,
     find_session,
     list_sessions,
+    room_note,
 )
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "is_old_session",
     "list_sessions",
     "local_holder",
+    "room_note",
     "whole_prompt",
 ]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastsd_helpers.captions import decode_caption, read_caption, write_caption
+from fastsd_helpers.code_pages import guess_page
 from fastsd_helpers.drive import copy_verified, sessions_root
 from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
 from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
@@ -224,8 +225,11 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
     found: dict[str, str] = {}
     zipped = origin / "captions.zip"
     if zipped.is_file():
-        for member, data in _members(zipped, {".txt"}, notes):
-            if caption := decode_caption(data):
+        members = list(_members(zipped, {".txt"}, notes))
+        guess = guess_page(data for _member, data in members)
+        notes += [guess.line(f"Captions in {zipped.name} are")] if guess else []
+        for member, data in members:
+            if caption := decode_caption(data, page=guess.code_page if guess else None):
                 found[PurePosixPath(member).stem] = caption
     from_zip = set(found)
     # The old notebook left some captions beside the pictures; those in captions/ are newer.

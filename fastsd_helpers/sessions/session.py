@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import keeps_trash, remove_emptied, sessions_root
+from fastsd_helpers.drive import deletion_note, keeps_trash, remove_emptied, sessions_root
 from fastsd_helpers.errors import (
     DriveError,
     FastSDError,
@@ -28,7 +28,15 @@ from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
-__all__ = ["Session", "SessionSummary", "delete_checkpoint", "delete_session", "find_session", "list_sessions"]
+__all__ = [
+    "Session",
+    "SessionSummary",
+    "delete_checkpoint",
+    "delete_session",
+    "find_session",
+    "list_sessions",
+    "room_note",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -355,6 +363,12 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
             _empty_checkpoints(left_over)
             shutil.rmtree(left_over)
     return size
+
+
+def room_note(root: Path, *, checkpoint: str | None) -> str:
+    """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`."""
+    rest = "" if checkpoint else "its photos, pictures and finished files"
+    return deletion_note(root, emptied="Checkpoints", deleted=rest)
 
 
 def _empty_checkpoints(folder: Path) -> None:

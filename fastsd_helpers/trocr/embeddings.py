@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ class EmbedResult:
     sha256: str
 
 
-def write_embeddings(reader: Any, images: Any, out: Path, *, pool: str = "mean") -> EmbedResult:
+def write_embeddings(
+    reader: Any, images: Any, out: Path, *, pool: str = "mean", progress: Callable[[int], None] | None = None
+) -> EmbedResult:
     """Embed pictures of lines and write `embeddings.safetensors` and `index.csv` (row, name) into the folder `out`.
 
     Args:
         reader, images, pool: see `Reader.embed`.
+        progress: called after each picture with how many are done.
 
     Raises:
         DatasetError: no picture can be used.
@@ -43,6 +47,8 @@ def write_embeddings(reader: Any, images: Any, out: Path, *, pool: str = "mean")
         else:
             names.append(item.name)
             rows.append(values)
+        if progress is not None:
+            progress(len(names) + len(left_out))
     if not rows:
         raise DatasetError("None of the pictures can be used.", left_out[0] if left_out else "Give some pictures.")
     stacked = np.ascontiguousarray(np.stack(rows), dtype=np.float32)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.code_pages import decode_text, guess_page
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.files import write_atomic
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES
 
-__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines"]
+__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines", "write_table"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -147,6 +149,16 @@ def read_lines(source: Any) -> LineSet:
     return found
 
 
+def write_table(path: Path, lines: Iterable[LabelledLine]) -> Path:
+    """Write lines whose pictures are files as a table that `read_lines` reads, under the names they have here."""
+    rows = [
+        {_OWN_NAME: line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text, "group": line.group}
+        for line in lines
+    ]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return path
+
+
 def _only_table(folder: Path) -> Path | None:
     tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
     return tables[0] if len(tables) == 1 else None
@@ -183,14 +195,20 @@ def _from_pairs(folder: Path) -> LineSet:
             f"{folder} holds neither a table of lines nor pictures.",
             f"Put {', '.join(_TABLES[:3])} there, or pictures with a .txt of the same name.",
         )
-    for path in pictures:
+    beside = {path: [path.with_suffix(".txt"), path.with_suffix(".gt.txt")] for path in pictures}
+    texts = {path: next((file for file in files if file.is_file()), None) for path, files in beside.items()}
+    written = {file: file.read_bytes() for file in texts.values() if file is not None}
+    guess = guess_page(written.values())
+    if guess is not None:
+        logger.warning("%s", guess.line(f"Texts in {folder.name} are"))
+    for path, text in texts.items():
         name = path.relative_to(folder).as_posix()
-        text = next((file for file in (path.with_suffix(".txt"), path.with_suffix(".gt.txt")) if file.is_file()), None)
         if text is None:
             found.problems.append(f"{name} has no {path.stem}.txt beside it.")
             continue
         try:
-            _add(found, name, path, _decode(text), group_of(name))
+            words = _decode(text, written[text], guess.code_page if guess else None)
+            _add(found, name, path, words, group_of(name))
         except DatasetError as err:
             found.problems.append(f"{name}: {err.problem}")
     return found
@@ -204,16 +222,15 @@ def group_of(name: str) -> str:
     return parent or (page[1] if page else stem)
 
 
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        return raw.decode("utf-16" if wide else "utf-8-sig")  # Excel and Notepad put a mark in front
-    except UnicodeDecodeError as err:
+def _decode(path: Path, data: bytes, page: str | None) -> str:
+    text = decode_text(data, page)
+    if "\ufffd" in text and "\ufffd".encode() not in data:
+        before = text.partition("\ufffd")[0][-20:]
+        kind = "UTF-16" if data[:1] in (b"\xff", b"\xfe") else "UTF-8"
         raise DatasetError(
-            f"{path.name} is not {'UTF-16' if wide else 'UTF-8'}: byte {err.start} cannot be read.",
-            "Save it again as UTF-8.",
-        ) from err
+            f"{path.name} is not {kind} throughout: after {before!r} it cannot be read.", "Save it again as UTF-8."
+        )
+    return text
 
 
 def _column(columns: Iterable[str], wanted: tuple[str, ...]) -> str | None:
@@ -232,7 +249,11 @@ def _no_columns(what: str, columns: Iterable[Any], picture: Any, text: Any) -> D
 
 
 def _from_table(path: Path) -> LineSet:
-    text = _decode(path)
+    data = path.read_bytes()
+    guess = guess_page([data])
+    if guess is not None:
+        logger.warning("%s", guess.line(f"{path.name} is"))
+    text = _decode(path, data, guess.code_page if guess else None)
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         rows = _rows_of_jsonl(path, text)

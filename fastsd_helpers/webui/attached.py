@@ -2,24 +2,21 @@
 
 import contextlib
 import json
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DriveError, WebUICrashed
 from fastsd_helpers.files import write_atomic
-from fastsd_helpers.processes import LogTail
 from fastsd_helpers.tunnels import Login, Tunnel
 from fastsd_helpers.webui.background import BackgroundLink, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
-from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.launch import stop
 from fastsd_helpers.webui.places import Places, find_places
-from fastsd_helpers.webui.process import RunState, find_at_port, is_running, read_state
+from fastsd_helpers.webui.process import LocalUI, RunState, explain_end, find_at_port, is_running, read_state
 
 __all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
 
 
-class AttachedUI:
+class AttachedUI(LocalUI):
     """A running web UI that another process started, as a kernel does that was restarted since.
 
     Attributes:
@@ -37,16 +34,7 @@ class AttachedUI:
         self.port = state.port
         self.tunnel: Tunnel | None = None
         self._stopped = False
-
-    @property
-    def url(self) -> str:
-        """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the run."""
-        return Path(self.state.log)
+        self._problem: WebUICrashed | None = None
 
     def alive(self) -> bool:
         """Whether its process still runs."""
@@ -56,10 +44,8 @@ class AttachedUI:
         """Why it ended, when it has ended by itself; None while it runs or after it was stopped, by whomever."""
         if self._stopped or self.alive() or not (self.places.run / "login").exists():  # stopping takes its login away
             return None
-        tail = LogTail(self.state.log)
-        with contextlib.suppress(OSError):
-            tail.read()
-        return explain_crash(self.ui.title, None, list(tail.last))
+        self._problem = self._problem or explain_end(self.state, None, self.places)
+        return self._problem
 
     def stop(self) -> None:
         """End the link, then the web UI with all it started; calling it twice is harmless."""

@@ -2,8 +2,9 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
@@ -11,14 +12,16 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
+from fastsd_helpers.webui.allocator import find_allocator, preload
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
 from fastsd_helpers.webui.needed import NeededFile
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
+from fastsd_helpers.webui.store_families import families_in_store
 
-__all__ = ["LaunchPlan", "environment_of", "plan_launch"]
+__all__ = ["LaunchPlan", "environment_of", "plan_launch", "with_allocator"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def plan_launch(
     login: Login,
     files: Sequence[NeededFile] = (),
 ) -> LaunchPlan:
-    """Put together the command for a web UI; nothing is started or written.
+    """Put together the command for a web UI; nothing is started or written, the store's models are looked at.
 
     Args:
         family: of the model, such as sdxl.
@@ -76,10 +79,16 @@ def plan_launch(
         login: user and password of the UI itself.
 
     Raises:
-        WebUIError: this UI does not run the family.
+        WebUIError: this UI does not run the family. DriveError: the store does not answer.
     """
     chosen, reasons = choose_flags(
-        ui, family, machine, vram=config.vram, precision=config.precision, attention=config.attention
+        ui,
+        family,
+        machine,
+        vram=config.vram,
+        precision=config.precision,
+        attention=config.attention,
+        also=families_in_store(ui, places),
     )
     port = config.port or ui.port
     words, login_file, hidden = _words_of_ui(config, ui, places, port, model, login)
@@ -89,6 +98,8 @@ def plan_launch(
         # A notebook sets one that only its own kernel has.
         "MPLBACKEND": "Agg",
         "PYTHONUNBUFFERED": "1",
+        # A crash of compiled code says in its log which file, and so which extension, had called it.
+        "PYTHONFAULTHANDLER": "1",
         "COMMANDLINE_ARGS": "",
     }
     # The same addresses that the installation used, should the UI look for its code again.
@@ -105,6 +116,18 @@ def plan_launch(
         warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""
         reasons = [*reasons, f"pass_env: it gets {name} too{warning}"]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on, tuple(files))
+
+
+def with_allocator(chosen: LaunchPlan, ui: WebUI, places: Places) -> LaunchPlan:
+    """The plan with the memory allocator of this machine, where the web UI gains by it and it is installed."""
+    if ui.key == "comfyui":  # its own way to start knows none
+        return chosen
+    library = find_allocator(places.python if places.python.exists() else Path(sys.executable))
+    if library is None:
+        return chosen
+    reason = f"{library.name} is loaded first: memory is given back when models are switched (not with NO_TCMALLOC)."
+    more = {"LD_PRELOAD": preload(library)}
+    return replace(chosen, environment=chosen.environment | more, reasons=[*chosen.reasons, reason])
 
 
 def environment_of(plan: LaunchPlan) -> dict[str, str]:

@@ -52,14 +52,10 @@ def read_extensions(text: str) -> list[Repository]:
     return list(found.values())
 
 
-def warn_of(ui: WebUI, extension: Repository, folder: Path) -> None:
-    """Say what adding an extension means, and what it asks for that is not installed."""
+def warn_of(ui: WebUI, extension: Repository) -> None:
+    """Say what adding an extension means."""
     logger.warning(
         "The extension %s is a program: with every start of %s it runs with all your rights. Add only what you trust.",
         extension.name,
         ui.title,
     )
-    if (folder / "requirements.txt").is_file():
-        logger.warning(
-            "%s has packages of its own, which are not installed: see %s.", extension.name, folder / "requirements.txt"
-        )

@@ -1,9 +1,10 @@
-"""Memory of the GPU and family of the model -> the flags a web UI is started with, each with its reason."""
+"""Memory of the GPU and families of the models -> the flags a web UI is started with, each with its reason."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
-from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.runtime import Device, describe_device, host_memory_bytes
 from fastsd_helpers.webui.catalog import WebUI, uis
 
 __all__ = ["GPUS", "Machine", "Rule", "choose_flags", "describe_machine", "rules"]
@@ -85,16 +86,20 @@ def rules() -> list[Rule]:
 
 def describe_machine(device: Device | None = None) -> Machine:
     """This machine as the table sees it."""
-    import os
-
     device = device or describe_device()
-    host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
     gpu_gib = device.memory_gib if device.kind == "cuda" else 0.0
-    return Machine(device.name, gpu_gib, host_gib, device.capability)
+    return Machine(device.name, gpu_gib, host_memory_bytes() / 2**30, device.capability)
 
 
 def choose_flags(
-    ui: WebUI, family: str, machine: Machine, *, vram: str = "auto", precision: str = "auto", attention: str = "sdp"
+    ui: WebUI,
+    family: str,
+    machine: Machine,
+    *,
+    vram: str = "auto",
+    precision: str = "auto",
+    attention: str = "sdp",
+    also: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Choose the flags for a web UI, a family of models and a machine.
 
@@ -102,6 +107,8 @@ def choose_flags(
         vram: auto (the table), or full, medium, low.
         precision: auto, fp16, fp32.
         attention: sdp, sdp-repeatable (same picture for the same seed), split.
+        also: other families that it can be switched to while it runs, each with the name of a file: flags are for
+            the one that needs most.
 
     Returns:
         The flags, and one sentence of reason for each choice that was made.
@@ -113,15 +120,23 @@ def choose_flags(
         others = [other.title for other in uis() if family in other.families]
         raise WebUIError(
             f"{ui.title} does not run {family} models.",
-            f"Choose {' or '.join(others)}." if others else "No web UI here does.",
+            f"Choose {' or '.join(others)}." if others else f"It runs {', '.join(ui.families)}.",
         )
-    base = family.removesuffix("-inpaint").removesuffix("-refiner")
+    base, more = _plain(family), []
+    for other, name in (also or {}).items():
+        if _EVERY.index(_plain(other)) > _EVERY.index(base):
+            base, more = _plain(other), [f"{name}, a model of {_plain(other)}, can be chosen too: it needs the most."]
     flags, reasons = _memory_flags(ui, base, machine, vram)
+    reasons = [*more, *reasons]
     precision_flags, precision_reasons = _precision_flags(ui, base, machine, precision)
     flags += precision_flags
     reasons += precision_reasons
     flags += _ATTENTION[ui.key][attention]
     return flags, reasons
+
+
+def _plain(family: str) -> str:
+    return family.removesuffix("-inpaint").removesuffix("-refiner")
 
 
 def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[list[str], list[str]]:

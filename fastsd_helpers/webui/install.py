@@ -12,7 +12,8 @@ from typing import Any
 
 from fastsd_helpers.files import check_room, write_atomic
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
-from fastsd_helpers.webui.extensions import read_extensions, warn_of
+from fastsd_helpers.webui.extensions import read_extensions
+from fastsd_helpers.webui.own_extensions import OwnExtensions
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
 from fastsd_helpers.webui.repositories import clone, commit_of, read_mirrors
 from fastsd_helpers.webui.settings import InstallConfig
@@ -39,6 +40,8 @@ class InstallResult:
     seconds: float
     steps: dict[str, float]  # step -> seconds
     commits: dict[str, str]
+    extensions: list[str]  # of the owner's, those that run
+    switched_off: dict[str, str]  # those that do not, and why
 
 
 def install_webui(config: InstallConfig | None = None) -> InstallResult:
@@ -55,8 +58,9 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     _name_leftovers(ui, places)
+    owned = OwnExtensions(ui, places, config)
     added = read_extensions(config.extensions)
-    mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added)])
+    mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added, *owned.kept)])
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
     check_room(places.root, needed, ui.title, hint="Make room, or choose another folder with --folder.")
     prepare_places(places, ui)
@@ -68,7 +72,7 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     if logger.getEffectiveLevel() > logging.INFO:
         logger.setLevel(logging.INFO)  # the file holds every step, whatever the screen shows
     try:
-        return _install(config, ui, places, mirrors, log)
+        return _install(config, ui, places, mirrors, owned, log)
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
@@ -88,7 +92,9 @@ def _name_leftovers(ui: WebUI, places: Places) -> None:
         )
 
 
-def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str, str], log: Path) -> InstallResult:
+def _install(
+    config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str, str], owned: OwnExtensions, log: Path
+) -> InstallResult:
     started, steps = time.monotonic(), {}
 
     def step(name: str, work: Callable[[], Any]) -> None:
@@ -103,14 +109,12 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
     for item in wanted:
         step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
-    for item in read_extensions(config.extensions):
-        step(f"extension {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
-        warn_of(ui, item, folder_of(places, item))
-        wanted.append(item)
+    owned.bring(step, mirrors)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
     step("packages", lambda: _install_packages(config, ui, places))
-    commits = {item.name: commit_of(folder_of(places, item)) or "" for item in wanted}
+    owned.prepare(step)
+    commits = {item.name: commit_of(folder_of(places, item)) or "" for item in wanted} | owned.commits()
     result = InstallResult(
         ui=ui.key,
         path=places.code,
@@ -120,6 +124,8 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
         seconds=round(time.monotonic() - started, 1),
         steps=steps,
         commits=commits,
+        extensions=owned.running(),
+        switched_off=owned.switched_off,
     )
     record = {
         "ui": ui.key,
@@ -127,6 +133,7 @@ def _install(config: InstallConfig, ui: WebUI, places: Places, mirrors: dict[str
         "steps": steps,
         "store": str(places.store),
         "controlnet": config.controlnet,
+        "extensions": owned.running(),
     }
     write_atomic(places.installed, (json.dumps(record, indent=1) + "\n").encode())
     logger.info("%s is installed in %s (%.0f s).", ui.title, places.root, result.seconds)
@@ -154,8 +161,7 @@ def _said_to_go_on(name: str, begun: float) -> Iterator[None]:
 def folder_of(places: Places, repository: Repository) -> Path:
     """Where the code of one repository belongs."""
     if repository.folder.startswith("extension/"):
-        kept = "custom_nodes" if places.ui == "comfyui" else "extensions"
-        return places.data / kept / repository.folder.removeprefix("extension/")
+        return places.extensions / repository.folder.removeprefix("extension/")
     return places.code / repository.folder if repository.folder else places.code
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
-from fastsd_helpers.files import file_errors
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
@@ -20,17 +19,21 @@ from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
 from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
-from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch
-from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch, with_allocator
+from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.forge_settings import choose_in_settings
+from fastsd_helpers.webui.kept_extensions import keep_settings
+from fastsd_helpers.webui.last_words import is_noise
 from fastsd_helpers.webui.model_files import BASE_KINDS
 from fastsd_helpers.webui.models import PlacedModel, drive_errors, offer_workflow, place_needed
 from fastsd_helpers.webui.needed import Needed, find_needed
 from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.process import (
+    LocalUI,
     RunState,
     end_process,
+    explain_end,
     find_at_port,
     is_running,
     port_is_free,
@@ -56,6 +59,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
+_KEEP_EVERY_S = 60.0  # for the settings of extensions: a rented machine can go at any moment
 _GRACE_S = 10  # what it gets to end by itself
 
 
@@ -80,13 +84,14 @@ def plan(
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     login = choose_login(config.user, config.password)
-    machine = machine or describe_machine()
-    needed = _needed(config, ui, places, machine, root)
-    family = family or (needed.family or "sd15" if config.model else _family_in_store(ui, places))
+    here = machine or describe_machine()
+    needed = _needed(config, ui, places, here, root)
+    family = family or needed.family or "sd15"
     base = next((file for file in needed.files if file.kind in BASE_KINDS), None)
     model = model_folder(places, ui, base.kind) / "store" / base.name if base is not None and base.name else None
-    chosen = plan_launch(config, ui, places, machine, family=family, model=model, login=login, files=needed.files)
-    return replace(chosen, reasons=[*needed.reasons, *needed.warnings, *chosen.reasons])
+    chosen = plan_launch(config, ui, places, here, family=family, model=model, login=login, files=needed.files)
+    chosen = replace(chosen, reasons=[*needed.reasons, *needed.warnings, *chosen.reasons])
+    return with_allocator(chosen, ui, places) if machine is None else chosen  # of another one it is not known
 
 
 def _needed(config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, root: Path | str | None) -> Needed:
@@ -139,9 +144,10 @@ def launch(
     with drive_errors(places):
         placed = place_needed(_needed(config, ui, places, machine, root), ui, places)
     base = next((model for model in placed if model.kind in BASE_KINDS), None)
-    family = base.family if base and base.family else _family_in_store(ui, places)
+    family = base.family if base and base.family else "sd15"
     login = choose_login(config.user, config.password)
     chosen = plan_launch(config, ui, places, machine, family=family, model=base.path if base else None, login=login)
+    chosen = with_allocator(chosen, ui, places)
     if ui.key == "forge-neo":
         choose_in_settings(placed, ui, places)
     offer_workflow(placed, ui, places)
@@ -154,15 +160,7 @@ def launch(
     return running
 
 
-def _family_in_store(ui: WebUI, places: Places) -> str:
-    # Only the memory flags depend on it: sdxl's are the careful ones where large files lie.
-    folder = places.store / "models" / dict(ui.folders)["checkpoint"]
-    with file_errors(folder, "read"):
-        files = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".ckpt") and path.is_file()]
-        return "sdxl" if any(path.stat().st_size > 6e9 for path in files) else "sd15"
-
-
-class RunningUI:
+class RunningUI(LocalUI):
     """A web UI that was started here.
 
     Attributes:
@@ -190,18 +188,10 @@ class RunningUI:
         self.tunnel: Tunnel | None = None
         self._config, self._plan, self._show = config, plan, show or (lambda line: None)
         self._child: Child | None = None
+        self._on_cpu = "--use-cpu" in plan.command or "--cpu" in plan.command
+        self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
         self.state: RunState | None = None
-
-    @property
-    def url(self) -> str:
-        """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> Path:
-        """The log of the run."""
-        return Path(self.state.log)
 
     def start(self) -> None:
         """Start it and wait until it answers; `launch` has done so already."""
@@ -227,6 +217,7 @@ class RunningUI:
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
         self._wait_for_model(tail)
+        threading.Thread(target=self._keep_settings, name="fastsd-settings", daemon=True).start()
         if self._config.restart:
             threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
 
@@ -259,7 +250,7 @@ class RunningUI:
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
             self._look(tail, {})
-            raise explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+            raise explain_end(self.state, self._child.returncode, self.places)
 
     def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
         """Read what is new in the log, show it, and remember what it says about the model."""
@@ -267,7 +258,8 @@ class RunningUI:
 
         found = None
         for line in tail.read():
-            self._show(line)
+            if not is_noise(line, on_cpu=self._on_cpu):
+                self._show(line)
             if self.ui.loaded and re.search(self.ui.loaded, line):
                 self.model_loaded = True
             elif self.ui.refused and re.search(self.ui.refused, line):
@@ -285,7 +277,7 @@ class RunningUI:
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_crash(self.ui.title, None, list(tail.last))
+            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
             logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
@@ -298,9 +290,9 @@ class RunningUI:
         """Why it ended, when it has ended by itself; None while it runs or after `stop`."""
         if self.alive() or self._stopping.is_set() or self._child is None:
             return None
-        tail = LogTail(self.state.log)
-        tail.read()
-        return explain_crash(self.ui.title, self._child.returncode, list(tail.last))
+        if self._problem is None or self._problem[0] is not self._child:
+            self._problem = (self._child, explain_end(self.state, self._child.returncode, self.places))
+        return self._problem[1]
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
@@ -313,6 +305,7 @@ class RunningUI:
             self.tunnel.close()
         if self._child is not None:
             self._child.close(_GRACE_S)
+            keep_settings(self.places)
         _forget(self.places)
 
     def __enter__(self) -> "RunningUI":
@@ -320,6 +313,11 @@ class RunningUI:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+    def _keep_settings(self) -> None:
+        child, well = self._child, True
+        while child.alive() and not self._stopping.wait(_KEEP_EVERY_S):
+            well = keep_settings(self.places, quiet=not well)
 
     def _keep_alive(self) -> None:
         self._child.wait()
@@ -417,6 +415,7 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
     if state is None or not is_running(state):
         return False
     end_process(state)
+    keep_settings(places)
     _forget(places)
     return True
 

@@ -49,6 +49,21 @@ class Places:
         return self.data / "models"
 
     @property
+    def extensions(self) -> Path:
+        """Its folder of extensions, on this machine."""
+        return self.data / ("custom_nodes" if self.ui == "comfyui" else "extensions")
+
+    @property
+    def switched_off(self) -> Path:
+        """Extensions that are here and not run."""
+        return self.data / "extensions-off"
+
+    @property
+    def kept_extensions(self) -> Path:
+        """What the store keeps of the owner's extensions."""
+        return self.store / "extensions-kept" / self.ui
+
+    @property
     def run(self) -> Path:
         """State of a running one, and its login; readable for this user alone."""
         return self.root / "run"

@@ -10,17 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.container import count_memory_kills
+from fastsd_helpers.errors import WebUICrashed, WebUIError
 from fastsd_helpers.files import write_atomic
-from fastsd_helpers.processes import Child, LocalProcess, boot_id, end_group
+from fastsd_helpers.processes import Child, LocalProcess, LogTail, boot_id, end_group
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.tunnels.ports import PortNote, note_port, open_private, read_port
+from fastsd_helpers.webui.circumstances import look_around
+from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.places import Places
 
 __all__ = [
     "AtPort",
+    "LocalUI",
     "RunState",
     "end_process",
+    "explain_end",
     "find_at_port",
     "is_running",
     "port_is_free",
@@ -31,6 +36,7 @@ __all__ = [
 ]
 
 _KEPT_LOGS = 5
+_READ_LINES = 400  # of a log's end, for why it ended: one error can be a hundred lines
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,24 @@ class RunState:
     log: str
     command: list[str]  # without passwords
     admin: bool = False  # a link to it may administer it, as was asked for at this start
+    kills: int | None = None  # programs that the system had ended for lack of memory before; see container.py
+
+
+class LocalUI:
+    """What every web UI that runs on this machine has, whoever started it; see RunningUI and AttachedUI."""
+
+    port: int
+    state: RunState | None
+
+    @property
+    def url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        """The log of the run."""
+        return Path(self.state.log)
 
 
 def start_process(
@@ -74,7 +98,9 @@ def start_process(
         ) from err
     shown = [_hide(word, hidden) for word in command]
     started = int(child.process.start or 0)
-    state = RunState(places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin)
+    state = RunState(
+        places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin, count_memory_kills()
+    )
     write_atomic(places.run / "state.json", json.dumps(asdict(state)).encode())
     note_port(port, PortNote(child.process, run=places.run))
     return child, state
@@ -133,6 +159,14 @@ def _read_login(path: Path) -> Login | None:
 def is_running(state: RunState) -> bool:
     """Whether that very process still runs."""
     return state.boot == boot_id() and _leader(state).is_alive()
+
+
+def explain_end(state: RunState, code: int | None, places: Places) -> WebUICrashed:
+    """Why a web UI has ended: by its exit code (None: not known), its log, and what the machine has left now."""
+    tail = LogTail(state.log, keep=_READ_LINES)
+    with contextlib.suppress(OSError):
+        tail.read(ended=True)
+    return explain_crash(state.title, code, list(tail.last), around=look_around(places, state.kills))
 
 
 def end_process(state: RunState, *, grace_s: float = 10) -> None:

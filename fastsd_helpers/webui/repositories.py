@@ -15,7 +15,7 @@ from fastsd_helpers.files import file_errors, unfinished_name
 from fastsd_helpers.processes import environment_for
 from fastsd_helpers.webui.catalog import Repository
 
-__all__ = ["clone", "commit_of", "read_mirrors"]
+__all__ = ["clone", "commit_of", "list_own_files", "pack", "read_mirrors", "revision_of", "unpack"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -53,6 +53,15 @@ def commit_of(folder: Path) -> str | None:
         return None
     done = _git(["rev-parse", "HEAD"], folder)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def revision_of(folder: Path) -> tuple[str, str] | None:
+    """Where a folder's code was fetched from by `clone`, and the revision asked for; None when it was not."""
+    if commit_of(folder) is None:
+        return None
+    place = _git(["config", "--local", "remote.origin.url"], folder).stdout.strip()
+    revision = _git(["config", "--local", "fastsd.revision"], folder).stdout.strip()
+    return (place, revision) if place and revision else None
 
 
 def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | None = None) -> bool:
@@ -141,6 +150,51 @@ def _fetch(folder: Path, place: str, revision: str) -> str:
     _git(["remote", "remove", "origin"], folder)
     _git(["remote", "add", "origin", place], folder)
     return ""
+
+
+def pack(folder: Path, bundle: Path) -> list[str]:
+    """Write the code of a repository's present commit into one file.
+
+    Returns:
+        The commits whose parents are not in it: `unpack` has to be told.
+
+    Raises:
+        WebUIError: git could not.
+    """
+    done = _git(["bundle", "create", "--quiet", str(bundle), "HEAD"], folder)
+    if done.returncode != 0:
+        raise WebUIError(f"{folder} could not be packed: {_last(done.stderr)}.", "Make room, and run this again.")
+    shallow = folder / ".git" / "shallow"
+    return shallow.read_text(encoding="ascii").split() if shallow.exists() else []
+
+
+def unpack(bundle: Path, folder: Path, repository: Repository, shallow: Sequence[str]) -> None:
+    """Bring the code out of such a file to an empty folder, at the repository's commit.
+
+    Raises:
+        WebUIError: it does not hold that commit, or is damaged.
+    """
+    _git(["init", "--quiet"], folder)
+    if shallow:
+        (folder / ".git" / "shallow").write_text("".join(f"{commit}\n" for commit in shallow), encoding="ascii")
+    done = _git(["fetch", "--quiet", str(bundle), "HEAD"], folder)
+    if done.returncode == 0:
+        done = _git(["checkout", "--quiet", "--force", "-B", "fastsd", repository.revision], folder)
+    if done.returncode != 0 or commit_of(folder) != repository.revision:
+        raise WebUIError(
+            f"{bundle} does not hold {repository.name} at {repository.revision[:10]}.",
+            "Delete that file and run this again: the code is fetched from its address.",
+        )
+    _git(["config", "fastsd.revision", repository.revision], folder)
+    _git(["remote", "add", "origin", repository.urls[0]], folder)
+
+
+def list_own_files(folder: Path) -> list[str]:
+    """Names of the files of a repository that its code does not have, ignored ones too, or has otherwise."""
+    found = []
+    for words in (["ls-files", "--others", "-z"], ["diff", "--name-only", "-z", "HEAD"]):
+        found += _git(words, folder).stdout.split("\0")
+    return sorted({name for name in found if name})
 
 
 def _git(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:

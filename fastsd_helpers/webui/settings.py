@@ -25,8 +25,14 @@ class InstallConfig:
     extensions: str = option(
         "",
         help="extensions to add: https git addresses or folders, comma separated, each with @COMMIT if wanted; an "
-        "extension is a program and runs with all your rights",
+        "extension is a program and runs with all your rights; it is kept and brought back on the next machine",
         advanced=True,
+    )
+    remove_extensions: str = option(
+        "", help="names of extensions to take out, comma separated; their settings stay in the store", advanced=True
+    )
+    extension_wait_s: int = option(
+        600, help="seconds that one extension's requirements and installer may take", low=10, high=7200, advanced=True
     )
     mirrors: str = option("", help="other places of the code: NAME=URL-OR-FOLDER, NAME=...", advanced=True)
     skip_packages: str = option(

@@ -1,6 +1,7 @@
 """What a set asks for and a Python lacks: the difference that has to be installed, and nothing more."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -143,6 +144,15 @@ def has_all(lock_set: LockSet, environment: Environment, *, skip: Iterable[str] 
     )
 
 
+def _bring_by_hand(names: Iterable[str]) -> str:
+    """How what only the platform can bring is brought, for exactly what lacks."""
+    of_torch = [name for name in names if re.match(r"torch|nvidia-|triton", name)]
+    others = " ".join(sorted(name for name in names if name not in of_torch))
+    steps = ["install PyTorch as its guide says (pytorch.org, Get started)"] if of_torch else []
+    steps += [f"run: pip install {others}"] if others else []
+    return ", and ".join(steps).replace("install", "Install", 1) if of_torch else steps[0].capitalize()
+
+
 def _exact(lock_set: LockSet, installed: dict[str, str]) -> Iterator[tuple[LockedRow, str | None, str]]:
     for row in lock_set.rows:
         before = installed.get(row.name)
@@ -190,8 +200,8 @@ def _missing(
         raise InstallError(
             f"This Python lacks what only its platform can bring: {', '.join(sorted(lacking.values()))} "
             "(absent or too old).",
-            "Install PyTorch first as its guide says (pytorch.org, Get started), and numpy beside it; fastsd never "
-            "installs or replaces them. Then run this again.",
+            f"{_bring_by_hand(lacking)}; fastsd never installs or replaces what belongs to the platform. Then run this "
+            "again.",
         )
     if too_old:
         wishes = " ".join(f"'{wish}'" for _said, wish in sorted(too_old.values()))

@@ -23,6 +23,7 @@ from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, m
 from fastsd_helpers.wheels.environment import Environment, find_uv, read_environment
 from fastsd_helpers.wheels.failures import explain
 from fastsd_helpers.wheels.lockfile import Lock, LockedRow, LockSet, read_lock
+from fastsd_helpers.wheels.progress import run_told
 from fastsd_helpers.wheels.proof import prove
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
@@ -404,7 +405,7 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
         environ = environment_for("install", this_python=environment.is_this)
         if uv is not None:
             tool = "uv"
-            command = [str(uv), "pip", "install", "--no-config", "--no-progress", "--python", str(environment.python)]
+            command = [str(uv), "pip", "install", "--no-config", "--python", str(environment.python)]
             command += ["--no-deps", "--require-hashes", "--build-constraints", str(build), "-r", str(rows)]
             command += ["--offline", "--no-index"] if offline else []
             command += [word for name in plan.in_part for word in ("--reinstall-package", name)]
@@ -432,18 +433,7 @@ def _call(
     """Run uv or pip; a failure is told with the package it is about."""
     try:
         # In a folder of its own: uv would read a project's settings from the current one.
-        done = subprocess.run(
-            command,
-            cwd=work,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        done = run_told(command, cwd=work, env=environ, timeout_s=timeout_s)
     except OSError as err:
         raise DependencyMissing(
             f"{command[0]} cannot be started: {err.strerror}.", "Install it again: pip install --force-reinstall uv"

@@ -101,7 +101,7 @@ class Lock:
                 return item
         there = ", ".join(item.python for item in same)
         if same[0].own_environment:
-            hint = f"Make its environment with Python {same[0].python}: `uv venv --python {same[0].python} FOLDER`."
+            hint = f"Run `fastsd webui install --ui {name}`, which makes its environment with Python {same[0].python}."
         else:
             hint = f"Use Python {there} (in Colab: Runtime > Change runtime type)"
             too_old = _minor(python) < min(_minor(item.python) for item in same)

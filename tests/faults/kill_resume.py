@@ -430,10 +430,11 @@ class Outcome:
     problem: str = ""
     most: int = 0  # bytes that counted on the Drive at the same time
     trash: int = 0
+    poor: str = ""  # what a Drive had no room for
 
     def note_drive(self, mount: TrashMount) -> None:
         """Take over what a Drive counted; more than its quota is a problem."""
-        self.most, self.trash = mount.most, mount.trash
+        self.most, self.trash = mount.most, mount.trash + mount.emptied_by_hand
         if mount.refused or mount.most > mount.drive.quota:
             self.equal, self.problem = False, f"over the room: {sorted(mount.refused)} {self.problem}"
 
@@ -483,7 +484,8 @@ def choose_drive_moments(passings: dict[str, int], *, count: int, seed: int) -> 
         if fault not in chosen or len(set(chosen)) > 20:
             chosen.append(fault)
     return [
-        Moment(fault, seed * 1000 + index, 0.2, chance.choice((0.03, 0.1, 0.3))) for index, fault in enumerate(chosen)
+        Moment(fault, seed * 1000 + index, 0.2, chance.choice((0.03, 0.3) if index % 2 else (1.0, 3.0)))
+        for index, fault in enumerate(chosen)
     ]
 
 
@@ -544,8 +546,14 @@ def kill_and_resume(
     outcome.lost = ", ".join(f"{count} {kind}" for kind, count in kinds if count) or "-"
     second = place.begin(settle_s=moment.settle_s)
     status = second.wait()
-    place.leave()
     said = second.said()
+    if drive is not None and second.last().get("kind") == "DiskFull":
+        # As it says: the trash is emptied, and the same session is trained again.
+        outcome.poor = "the finished file, until the trash was emptied"
+        place.mount.empty_trash()
+        again = place.begin(settle_s=moment.settle_s)
+        status, said = again.wait(), [*said, *again.said()]
+    place.leave()
     outcome.passed_over = [
         sentence for sentence in said if re.match(r"session\.json|Checkpoint .*; (going on|starting) from ", sentence)
     ]
@@ -555,7 +563,8 @@ def kill_and_resume(
         outcome.problem = f"the resumed run ended with {status}: {said[-1:]}"
     else:
         # Where a Drive had no room for the last checkpoint, the run says so, and its file is what there is to compare.
-        poor = drive is not None and any("was not written to" in sentence for sentence in said)
+        poor = drive is not None and not outcome.poor and any("was not written to" in sentence for sentence in said)
+        outcome.poor = outcome.poor or ("the last checkpoint" if poor else "")
         try:
             found = fingerprint(place.cloud / SESSION, SETTINGS["unet_steps"], file_only=poor)
         except Exception as err:  # what was made is not there, or not whole: one case failed, the others go on

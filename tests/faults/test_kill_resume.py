@@ -313,12 +313,33 @@ def test_a_run_killed_while_it_empties_an_old_checkpoint_ends_with_the_same_weig
         (Moment("emptied.before:1", 12, 0.2, 0.1), on_drive(0.0)),
         (Moment("prune.removed:3", 13, 0.2, 0.1), on_drive(0.5, 1 / 3)),
         (Moment("copy.half:9", 14, 0.2, 0.3), on_drive(float("inf"))),
+        (Moment("emptied.after:2", 1020, 0.2, 1.0), on_drive(0.2, 1 / 3)),
     ],
     ids=lambda value: getattr(value, "fault", None),
 )
 def test_a_run_killed_on_a_drive_with_little_room_ends_with_the_same_weights(world, expected, tmp_path, moment, drive):
     outcome = kill_and_resume(world, tmp_path / "place", moment, expected, drive=drive)
     assert outcome.equal, outcome.problem
+
+
+def test_a_file_that_was_renamed_is_never_counted_twice_and_emptying_the_trash_makes_room(tmp_path):
+    mount = TrashMount(
+        tmp_path / "view", tmp_path / "cloud", 1, drive=Drive(1500), notes=tmp_path / "notes", modes=("out_of_order",)
+    )
+    (mount.view / ".a.x.part").write_bytes(bytes(1000))
+    mount.step()
+    (mount.view / ".a.x.part").rename(mount.view / "a")
+    mount._deliver("a")  # the new name first
+    assert not mount.refused
+    assert (mount.used, mount.most) == (1000, 1000)
+    assert json.loads((mount.notes / "arrived").read_text()) == [".a.x.part"]
+    mount.step()
+    assert json.loads((mount.notes / "arrived").read_text()) == ["a"]
+    (mount.view / "a").unlink()
+    mount.step()
+    assert mount.trash == 1000
+    mount.empty_trash()
+    assert (mount.used, (mount.notes / "free").read_text()) == (0, "1500")
 
 
 @pytest.mark.parametrize(("overtaken", "left"), [(0.0, 0), (1.0, 1000)])

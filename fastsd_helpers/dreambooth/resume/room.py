@@ -2,7 +2,8 @@
 
 Free space as the mount reports it is an old answer: what was written since is not in it yet, and what was emptied may
 come back later or never. So only what was seen counts: `left` is the last report less all that was written and has not
-been seen to go off a report. Room that comes back shows as a report that rises; nothing else is taken for it.
+been seen to go off a report. Room that comes back shows as a report that rises; nothing else is taken for it. An upload
+may take longer than a report: what the mount says is still to be uploaded is in no report, however old it is.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_helpers.drive import has_arrived
 from fastsd_helpers.errors import DiskFull, DriveError
 from fastsd_helpers.files import free_bytes, size_in_words
 
@@ -25,7 +27,8 @@ class _Debt:
     """Bytes that were written and that no report shows yet."""
 
     bytes: int
-    at: float
+    at: float  # when it was written, or last known not to have arrived
+    path: Path | None = None
 
 
 class Room:
@@ -72,6 +75,9 @@ class Room:
         if free == 0 < self._reported:  # also what some mounts say while they are reconnecting
             return
         now = self._clock()
+        for debt in self._debts:
+            if debt.path is not None and debt.at <= now and has_arrived(debt.path) is False:
+                debt.at = now
         if free != self._reported:
             self._changed_at = now
         if free < self._reported:
@@ -105,12 +111,14 @@ class Room:
             return None
         return max(0, self._reported - sum(debt.bytes for debt in self._debts))
 
-    def check(self, needed: int, spare: int) -> None:
+    def check(self, needed: int, spare: int, *, what: str = "it", then: str = "") -> None:
         """Refuse what there is not surely room for; a mount that never answered refuses nothing.
 
         Args:
             needed: bytes to be written.
             spare: bytes that must be free beside them.
+            what: what takes them, in the sentence.
+            then: what to do once there is room, as a sentence.
 
         Raises:
             DiskFull: with both figures.
@@ -120,14 +128,19 @@ class Room:
             return
         beside = f", and {size_in_words(spare)} must stay free for the end of the run" if spare else ""
         raise DiskFull(
-            f"{size_in_words(left)} are surely free on Drive, it takes {size_in_words(needed)}{beside}.",
-            "Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to get room.",
+            f"{size_in_words(left)} are surely free on Drive, {what} takes {size_in_words(needed)}{beside}.",
+            f"Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to get room. {then}".rstrip(),
         )
 
     @contextlib.contextmanager
-    def writing(self, count: int) -> Iterator[None]:
-        """Note bytes that the block writes there; when it fails, nothing of them stays."""
-        debt = _Debt(count, float("inf"))
+    def writing(self, count: int, path: Path | None = None) -> Iterator[None]:
+        """Note bytes that the block writes there; when it fails, nothing of them stays.
+
+        Args:
+            count: so many.
+            path: the file they make, which the mount may be asked about.
+        """
+        debt = _Debt(count, float("inf"), path)
         self._debts.append(debt)
         try:
             yield

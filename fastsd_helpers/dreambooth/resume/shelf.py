@@ -179,8 +179,9 @@ class Shelf:
             path = f"{name}/{entry.role}.safetensors"
             if os.path.lexists(self.folder / path):  # damaged: a name is never used twice
                 path = f"{name}/{entry.role}-{secrets.token_hex(4)}.safetensors"
-            with self._room.writing(entry.bytes) if self._room is not None else contextlib.nullcontext():
-                copy_verified(local, self.folder / path, sha256=entry.sha256)
+            room, target = self._room, self.folder / path
+            with room.writing(entry.bytes, target) if room is not None else contextlib.nullcontext():
+                copy_verified(local, target, sha256=entry.sha256)
             with self._lock:
                 self._places.setdefault(entry.sha256, set()).add(path)
         return replace(entry, path=path, carried=not path.startswith(f"{name}/"))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from fastsd_helpers.dreambooth.resume.generation import (
     summary_row,
     verify_files,
 )
+from fastsd_helpers.dreambooth.resume.job import Job
 from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
@@ -48,18 +49,6 @@ _PATIENCE_S = 900.0  # a mount that hangs must not hold a training for ever
 _RETRY_S = 60.0
 _SETTLE_S = 120.0  # how long Drive gets to deliver a generation before an older one may go
 _LOOK_S = 30.0  # how often a Drive with a trash is asked how much is free, and whether an old one may go by now
-
-
-@dataclass
-class _Job:
-    """A generation on its way to the mount."""
-
-    name: str
-    files: tuple[FileEntry, ...]
-    record: dict[str, Any]
-    keep: bool
-    problem: FastSDError | None = None
-    spare_bytes: int = 0
 
 
 class CheckpointStore:
@@ -104,9 +93,9 @@ class CheckpointStore:
             settle_s = _SETTLE_S if delivers_late(folder) else 0.0
         self._settle_s = settle_s
         self._change = threading.Condition()  # guards what follows
-        self._queue: deque[_Job] = deque()  # the first one is being copied
-        self._failed: list[_Job] = []
-        self._dropped: list[_Job] = []
+        self._queue: deque[Job] = deque()  # the first one is being copied
+        self._failed: list[Job] = []
+        self._dropped: list[Job] = []
         self._closed = False
         self._thread: threading.Thread | None = None
         self._latest: dict[str, FileEntry] = {}  # role -> its file in the newest generation
@@ -177,7 +166,7 @@ class CheckpointStore:
             f"Checkpoint {describe(generation.name)} was found on this machine; it is copied to {self.folder}."
         )
         with self._change:
-            self._queue.append(_Job(generation.name, generation.files, generation.record, generation.keep))
+            self._queue.append(Job(generation.name, generation.files, generation.record, generation.keep))
             self._start_thread()
 
     def keep(self, last: int) -> None:
@@ -220,6 +209,19 @@ class CheckpointStore:
                 self._change.wait(timeout=min(_LOOK_S, self._settle_s + 0.05))
         return problems
 
+    def require_room(self, needed: int, *, what: str, then: str) -> None:
+        """Refuse, on a Drive with a trash, what there is not surely room for beside the checkpoints.
+
+        Args:
+            needed: its bytes. what: it, in the sentence. then: what to do once there is room.
+
+        Raises:
+            DiskFull: there is not, however long was waited.
+        """
+        if self._room is not None:
+            self._look()
+            self._room.check(needed, 0, what=what, then=then)
+
     def can_carry(self, role: str) -> bool:
         """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
         with self._change:
@@ -261,7 +263,7 @@ class CheckpointStore:
             carried = [replace(self._latest[role], carried=True) for role in snapshot.carried]
         try:
             written = self._local.write(name, snapshot)
-            job = _Job(name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes)
+            job = Job(name, (*written, *carried), snapshot.record, snapshot.keep, spare_bytes=snapshot.spare_bytes)
             write_atomic(self.scratch / name / MANIFEST, self._manifest(job, job.files))
         except DriveError as err:
             self._local.discard(name)
@@ -292,12 +294,8 @@ class CheckpointStore:
                 self._start_thread()
             while self._queue:
                 self._change.wait()
-            problems = [
-                f"Checkpoint {describe(job.name)} was not written to {self.folder}: {job.problem.problem} "
-                f"Until this machine is gone it is in {self.scratch}."
-                for job in self._failed
-                if job.problem is not None
-            ]
+            failed = [job for job in self._failed if job.problem is not None]
+            problems = [job.not_written(self.folder, self.scratch) for job in failed]
             return problems + ([self._local_problem] if self._local_problem else [])
 
     def close(self) -> None:
@@ -350,7 +348,7 @@ class CheckpointStore:
                         f"{self.folder} has taken nothing for {self._patience_s:.0f} s."
                     )
 
-    def _manifest(self, job: _Job, files: tuple[FileEntry, ...]) -> bytes:
+    def _manifest(self, job: Job, files: tuple[FileEntry, ...]) -> bytes:
         seq, stage, step = parse_name(job.name)
         return make_manifest(
             seq=seq, stage=stage, step=step, keep=job.keep, timeline=self.timeline, record=job.record, files=files
@@ -396,7 +394,7 @@ class CheckpointStore:
             return self._retry_s
         return None if self._room is None else _LOOK_S
 
-    def _deliver(self, job: _Job) -> FastSDError | None:
+    def _deliver(self, job: Job) -> FastSDError | None:
         """Put one generation on the mount; failures are reported and returned, never raised."""
         try:
             self._discard_dropped()
@@ -449,7 +447,7 @@ class CheckpointStore:
         except DriveError as err:
             self._report_once("prune", f"Old checkpoints could not be removed: {err.problem} {err.hint}")
 
-    def _make_room(self, job: _Job) -> None:
+    def _make_room(self, job: Job) -> None:
         """On a Drive with a trash, refuse what there is not surely room for, beside what must come later."""
         if self._room is None:
             return
@@ -458,7 +456,7 @@ class CheckpointStore:
         needed = sum(entry.bytes for entry in job.files if self._shelf.find(entry) is None)
         self._room.check(needed, job.spare_bytes)
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, job: Job) -> None:
         if (self.folder / job.name / MANIFEST).exists():
             # An earlier attempt got as far as the manifest and was then found not to be whole. Nothing is ever
             # overwritten, so it gets a name of its own.

@@ -1,0 +1,56 @@
+"""What a file is by its first bytes, whatever it is called: safetensors, or something that is no model at all."""
+
+from pathlib import Path
+
+from fastsd_helpers.downloads.content import describe_content
+from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.inert.tensors import is_safetensors
+
+__all__ = ["is_safetensors_file", "refuse_other_content"]
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_AGAIN = "Download the file again, or pick another one."
+
+
+def is_safetensors_file(path: Path) -> bool:
+    """Whether a file begins as a safetensors file does; whether it is whole, its reader says."""
+    return is_safetensors(_head(path)[:16])
+
+
+def refuse_other_content(path: Path) -> None:
+    """Refuse what is often found under the name of a model and is none.
+
+    Raises:
+        CheckpointError: a GGUF file, a Git LFS pointer, a web page, an empty file, a picture, an archive: says which.
+    """
+    head = _head(path)
+    if head.startswith(b"GGUF") or (path.suffix.lower() == ".gguf" and not is_safetensors(head[:16])):
+        raise CheckpointError(
+            f"{path} is a GGUF file: its weights are packed in few bits, and what was lost cannot be brought back.",
+            "Give the model's .safetensors file.",
+        )
+    if head.startswith(_POINTER):
+        size = next((line.split()[1] for line in head.decode("latin-1").splitlines() if line.startswith("size ")), "")
+        whole = f"; the file itself has {int(size):,} bytes" if size.isdigit() else ""
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, a few lines of text in the place of the model{whole}.",
+            "Run `git lfs pull` in its repository, or download the file itself.",
+        )
+    kind = describe_content(path) if head and not is_safetensors(head[:16]) else ""
+    if kind == "web page":
+        raise CheckpointError(
+            f"{path} is a web page that was saved under the name of a model.",
+            "Log in at the site, or accept the model's terms there, and download the file itself.",
+        )
+    if kind in ("zip archive", "picture", "PDF document", "compressed archive", "document or installer", "program"):
+        raise CheckpointError(f"{path} is no model but a {kind}.", _AGAIN)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(4096)
+    except OSError as err:
+        raise CheckpointError(
+            f"{path} cannot be opened: {err.strerror}.", "Check the path and that the file may be read."
+        ) from err

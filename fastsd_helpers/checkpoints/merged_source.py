@@ -1,0 +1,167 @@
+"""A model's tensors with changes added while they are read: whatever copies, stacks or casts them sees them merged.
+
+A changed tensor is given in fp32 (fp64 where it is stored so), computed a few rows at a time: neither the weight nor
+the change is ever in memory as a whole, but where a tensor is the transpose of the weight that is meant.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.checkpoints.lycoris import Change
+from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES, cast
+from fastsd_helpers.checkpoints.recipes import Recipe
+from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.sources import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Addition", "Merged", "MergedSource", "Span"]
+
+_KEPT = 8  # changes whose factors stay in memory: neighbouring pieces of a tensor are computed at the same time
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of a model's tensor that are rows of one changed weight.
+
+    first: where they begin in the tensor; at: where they begin in the weight.
+    turned: the tensor is the transpose of the weight; then the span is all of it.
+    """
+
+    source: Source
+    name: str
+    first: int
+    at: int
+    count: int
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Addition:
+    """`strength` times a change, and the rows it is added to.
+
+    build: reads the change's factors.
+    """
+
+    strength: float
+    build: Callable[[], Change]
+    spans: Sequence[Span]
+
+    def weights(self, first: int, last: int) -> "np.ndarray":
+        """The weight's own rows, float32 [last - first, columns], as they are without any change."""
+        import numpy as np
+
+        found = []
+        for span in sorted(self.spans, key=lambda one: one.at):
+            begin, end = max(first, span.at), min(last, span.at + span.count)
+            if begin < end:
+                found.append(_own_rows(span, begin - span.at, end - span.at))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+class MergedSource:
+    """A source whose changed tensors are given changed; the others are not asked for.
+
+    Attributes:
+        tensors: the changed ones, in the format they are given in.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._additions: dict[str, list[tuple[Addition, Span]]] = {}
+        self._changes: OrderedDict[int, Change] = OrderedDict()
+        self._alone = threading.Lock()
+        self.tensors: dict[str, TensorFact] = {}
+        self.files: tuple[Path, ...] = source.files
+        self.metadata: Mapping[str, str] = source.metadata
+
+    def add(self, addition: Addition, span: Span) -> None:
+        """Change one of the tensors."""
+        fact = self._source.tensors[span.name]
+        self.tensors[span.name] = TensorFact("F64" if fact.dtype == "F64" else "F32", fact.shape)
+        self._additions.setdefault(span.name, []).append((addition, span))
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a changed tensor's bytes from `start` on."""
+        view = memoryview(buffer).cast("B")
+        if not view:
+            return
+        fact = self.tensors[name]
+        size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
+        begin, end = start // size, (start + len(view)) // size
+        first, last = begin // width, -(-end // width)
+        whole = _read_rows(self._source, name, first, last, wide=fact.dtype == "F64")
+        for addition, span in self._additions[name]:
+            top, bottom = max(first, span.first), min(last, span.first + span.count)
+            if top < bottom:
+                change = self._change(addition)
+                moved = span.at - span.first
+                if span.turned:
+                    added = change.rows(0, change.shape[0], addition.weights).T[top:bottom]
+                else:
+                    added = change.rows(top + moved, bottom + moved, addition.weights)
+                whole[top - first : bottom - first] += added * whole.dtype.type(addition.strength)
+        values = whole.reshape(-1)[begin - first * width : end - first * width]
+        view[:] = memoryview(values.view("u1"))
+
+    def _change(self, addition: Addition) -> Change:
+        with self._alone:
+            if id(addition) not in self._changes:
+                self._changes[id(addition)] = addition.build()
+                if len(self._changes) > _KEPT:
+                    self._changes.popitem(last=False)
+            self._changes.move_to_end(id(addition))
+            return self._changes[id(addition)]
+
+    def locate(self, name: str) -> None:
+        """The values are in no file."""
+
+    def close(self) -> None:
+        """Whoever opened the source closes it."""
+
+
+@dataclass
+class Merged:
+    """Changes to the tensors of a model's sources, whichever of its files they lie in."""
+
+    sources: dict[int, MergedSource] = field(default_factory=dict)
+
+    def add(self, addition: Addition) -> None:
+        """Change every tensor that the addition has rows in."""
+        for span in addition.spans:
+            self.sources.setdefault(id(span.source), MergedSource(span.source)).add(addition, span)
+
+    def recipes(self, recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        """The same plan with the changed tensors; formats and shapes of the result stay."""
+        return {name: replace(recipe, pieces=tuple(self._pieces(recipe))) for name, recipe in recipes.items()}
+
+    def _pieces(self, recipe: Recipe) -> Iterable[Any]:
+        for piece in recipe.pieces:
+            changed = self.sources.get(id(piece.source))
+            there = changed is not None and piece.name in changed.tensors
+            yield replace(piece, source=changed) if there else piece
+
+
+def _own_rows(span: Span, first: int, last: int) -> "np.ndarray":
+    if not span.turned:
+        return _read_rows(span.source, span.name, span.first + first, span.first + last)
+    return _read_rows(span.source, span.name, 0, span.source.tensors[span.name].shape[0]).T[first:last]
+
+
+def _read_rows(source: Source, name: str, first: int, last: int, *, wide: bool = False) -> "np.ndarray":
+    """Rows of a tensor, float32 (or with `wide` float64) [last - first, columns], in memory of their own."""
+    import numpy as np
+
+    fact = source.tensors[name]
+    size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
+    values = np.empty((last - first) * width * size, "u1")
+    source.read_into(name, first * width * size, values)
+    if wide:
+        return values.view("<f8").reshape(last - first, width)
+    made = values if fact.dtype == "F32" else cast(values, fact.dtype, "F32", owner=lambda: f"The tensor {name!r}")
+    return np.frombuffer(made, "<f4").reshape(last - first, width)
