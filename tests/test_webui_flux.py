@@ -21,6 +21,7 @@ from fastsd_helpers.webui.bundles import choose_bundle, runs_in  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS, Machine  # noqa: E402
 from fastsd_helpers.webui.forge_settings import choose_in_settings  # noqa: E402
 from fastsd_helpers.webui.gguf import read_gguf  # noqa: E402
+from fastsd_helpers.webui.model_files import look_at  # noqa: E402
 from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
 from fastsd_helpers.webui.needed import find_needed  # noqa: E402
 from fastsd_helpers.webui.places import Places, prepare_places, store_folder  # noqa: E402
@@ -332,6 +333,21 @@ def test_the_kind_of_a_file_is_told_by_its_content_and_another_kind_is_refused(c
             if wrong != kind and {wrong, kind} != {"checkpoint", "diffusion-model"}:
                 with pytest.raises(ModelError, match="not a"):
                     place(str(file), COMFY, comfy, kind=wrong)
+
+
+def test_a_model_of_a_family_without_a_table_is_placed_where_one_says_what_it_is(
+    where: dict[str, str], comfy: Places, tmp_path: Path
+) -> None:
+    # The transformer of Qwen-Image by its names, which ComfyUI and Forge Neo run.
+    shapes = {"txt_norm.weight": (8,), "img_in.weight": (8, 8), "transformer_blocks.0.attn.add_q_proj.weight": (8, 8)}
+    file = table.write(tmp_path / "other.safetensors", table.values(shapes))
+    assert look_at(file).foreign
+    assert place(str(file), COMFY, comfy, kind="diffusion-model")[0].kind == "diffusion-model"
+    with pytest.raises(ModelError):
+        place(str(file), COMFY, comfy)
+    with pytest.raises(WebUIError, match=r"other\.safetensors is") as caught:
+        place(str(file), A1111, find_places(A1111, **where), kind="checkpoint")
+    assert "sd15" in str(caught.value.hint)
 
 
 def test_what_goes_with_another_family_is_refused_by_a_web_ui_without_it_and_said_beside_another_model(

@@ -77,9 +77,11 @@ def list_models(chosen: argparse.Namespace) -> Answer:
 def show_model(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd models show KEY`."""
     from fastsd_helpers.registry import find_model
+    from fastsd_helpers.webui.bundles import runs_in
 
     spec = find_model(chosen.key)
-    return Answer(plain(spec), pairs(plain(spec)))
+    data = {**plain(spec), "runs_in": list(runs_in(spec))}
+    return Answer(data, pairs(data))
 
 
 def get_model(chosen: argparse.Namespace) -> Answer:

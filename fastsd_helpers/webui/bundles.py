@@ -53,6 +53,8 @@ def require_runs(found: ModelFile, ui: WebUI, name: str) -> None:
     Raises:
         WebUIError, ModelError: with the web UIs that do.
     """
+    if found.foreign and not ui.runs_others:
+        raise WebUIError(f"{name} is {found.what}.", f"{ui.title} runs models of {', '.join(ui.families)}.")
     if found.family is None:
         return
     if found.kind in BASE_KINDS:

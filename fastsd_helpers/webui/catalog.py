@@ -40,6 +40,7 @@ class WebUI:
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     hides_dotted: bool = False  # it serves no file below a folder whose name begins with a dot (Gradio 3, routes.py)
     closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
+    runs_others: bool = False  # it also runs families that nothing here has a table of
     guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
@@ -161,6 +162,7 @@ _FORGE_NEO = WebUI(
         ("upscaler", "ESRGAN"),
     ),
     closed=A1111_CLOSED,
+    runs_others=True,
     guard="forge_neo.py",
     tried="a fork of it, installed and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), and "
     "started with this lock; this very commit was not run",
@@ -204,6 +206,7 @@ _COMFYUI = WebUI(
         ("upscaler", "upscale_models"),
     ),
     closed=COMFYUI_CLOSED,
+    runs_others=True,
     guard="comfyui.py",
     tried="installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); drawn with at "
     "0.3.64 (comfyui_cpu.md); on no GPU yet",

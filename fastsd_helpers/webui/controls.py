@@ -94,11 +94,11 @@ def place_controlnet(base: str | None, task: str, ui: WebUI, places: Places) -> 
         base = row.family
     row = find_controlnet(base, task, ui=ui.key)
     prepare_places(places, ui)
-    path = fetch_controlnet(row, store_folder(places, ui, "controlnet"))
+    # Flux's are plain LoRAs, which are loaded as such; SDXL's are read by the loaders of ControlNets.
+    kind = "lora" if row.kind == "control-lora" and row.family == "flux" else "controlnet"
+    path = fetch_controlnet(row, store_folder(places, ui, kind))
     found = look_at(path)
     require_kind(path, found, "lora" if found.kind == "lora" and row.kind == "control-lora" else "controlnet")
     if found.family and base_family(found.family) != row.family:
         raise ModelError(f"{path.name} is for {found.family}, not for {row.family}.", "Choose another ControlNet.")
-    return PlacedModel(
-        model_folder(places, ui, "controlnet") / "store" / path.name, "controlnet", row.family, "downloaded"
-    )
+    return PlacedModel(model_folder(places, ui, kind) / "store" / path.name, kind, row.family, "downloaded")

@@ -51,6 +51,7 @@ class ModelFile:
     family: str | None
     what: str
     notes: tuple[str, ...] = ()
+    foreign: bool = False  # a model of a family that nothing here has a table of
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def _of_tensors(path: Path) -> ModelFile:
         kind, goes_with = of_part.get(family or "", ("text-encoder" if family else "", None))
         return ModelFile(kind, goes_with, found.what, notes)
     first = found.kind.split()[0]
-    kind = {"lycoris": "lora"}.get(first, first if first in KINDS else "")
-    return ModelFile(kind, base_family(family), found.what, notes)
+    kind = {"lycoris": "lora", "adapter": "controlnet"}.get(first, first if first in KINDS else "")
+    return ModelFile(kind, base_family(family), found.what, notes, foreign=first == "foreign")
 
 
 def _plain(family: str | None) -> str | None:
@@ -165,7 +166,7 @@ def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
     """
     if found.kind == wanted or (wanted == "checkpoint" and found.kind in BASE_KINDS):
         return found.kind
-    if not found.kind and wanted in _OF_MANY_LAYOUTS:
+    if not found.kind and (wanted in _OF_MANY_LAYOUTS or (found.foreign and wanted != "auto")):
         return wanted
     if wanted == "auto" and found.kind:
         return found.kind
