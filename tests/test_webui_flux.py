@@ -14,9 +14,10 @@ from table_models import write_gguf, write_lora  # noqa: E402
 
 from fastsd_helpers.cli.entry import main  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, WebUIError  # noqa: E402
+from fastsd_helpers.forms.known import known_values  # noqa: E402
 from fastsd_helpers.registry import find_model, models  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
-from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, place, plan, uis  # noqa: E402
+from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, list_kept, place, plan, uis  # noqa: E402
 from fastsd_helpers.webui.bundles import choose_bundle, runs_in  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS, Machine  # noqa: E402
 from fastsd_helpers.webui.forge_settings import choose_in_settings  # noqa: E402
@@ -459,3 +460,35 @@ def test_reasons_are_shown_before_anything_is_fetched(
     with pytest.raises(ZeroDivisionError):
         place("flux-dev", COMFY, comfy, machine=GPUS["T4"])
     assert "flux1-dev-Q4_K_S.gguf (6.8 GB) is the largest that fits" in caplog.text
+
+
+def test_a_folder_that_two_kinds_share_is_listed_once(where: dict[str, str], tmp_path: Path) -> None:
+    places = find_places(FORGE, **where)
+    place_flux(FORGE, places, tmp_path)
+    names = [item.name for item in list_kept(places, FORGE) if item.kind != "program"]
+    assert sorted(names) == [
+        "ae.safetensors",
+        "clip_l.safetensors",
+        "flux1-dev-Q4_K_S.gguf",
+        "t5xxl_fp8_e4m3fn.safetensors",
+    ]
+
+
+def test_the_form_offers_what_the_web_ui_runs(where: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chosen:
+        ui, places, family = FORGE, find_places(FORGE, **where), "flux"
+
+    offered = {value for _label, value in known_values("webui_models", Chosen())}
+    assert {"flux-dev", "flux-schnell", "flux-dev-fp8", "flux-dev-gguf-q4", "sdxl"} <= offered
+    assert not {"sd21-512", "demo"} & offered, "neither runs there"
+    assert {value for _label, value in known_values("webui_text_encoders", Chosen())} == {
+        "",
+        "flux-clip-l",
+        "flux-t5-fp16",
+        "flux-t5-fp8",
+    }
+    assert "flux-vae" in {value for _label, value in known_values("webui_vaes", Chosen())}
+    Chosen.ui = COMFY
+    assert ("all" in {value for _label, value in known_values("controlnets", Chosen())}) is True
+    Chosen.ui = FORGE
+    assert known_values("controlnets", Chosen()) == [("none", "")], "no Flux ControlNets there"
