@@ -100,7 +100,11 @@ def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -
     assert [spec.key for spec in choose_bundle(find_model("flux-dev-fp8"), FORGE, GPUS["T4"]).specs] == ["flux-dev-fp8"]
     with pytest.raises(WebUIError) as caught:
         choose_bundle(find_model("flux-dev"), A1111, GPUS["A100"])
-    assert caught.value.hint.startswith("Choose Forge Neo or ComfyUI or a model of sd15")
+    assert caught.value.hint.startswith("Choose Forge Neo or ComfyUI, or a model of sd15")
+    (said,) = choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["T4"]).reasons
+    assert "wants about 19 GiB of RAM, and T4 has 12.7" in said
+    assert said.endswith("flux-dev takes a size that fits.")
+    assert choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["L4"]).reasons == ()
 
 
 def test_every_row_of_the_table_can_be_placed_in_some_web_ui_and_says_where(where: dict[str, str]) -> None:
@@ -207,6 +211,19 @@ def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, 
         assert page["nodes"][node - 1]["outputs"][slot] | {"type": kind} == page["nodes"][node - 1]["outputs"][slot]
         assert page["nodes"][to - 1]["inputs"][place_in]["link"] == wire
     assert {node["type"] for node in page["nodes"]} == set(set_in)
+
+
+def test_an_installation_without_the_node_pack_for_gguf_is_told(
+    comfy: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    placed = place_flux(COMFY, comfy, tmp_path)
+    comfy.installed.write_text("{}")
+    write_workflow(placed, COMFY, comfy)
+    assert "Run again: fastsd webui install --ui comfyui" in caplog.text
+    caplog.clear()
+    (comfy.data / "custom_nodes" / "ComfyUI-GGUF").mkdir()
+    write_workflow(placed, COMFY, comfy)
+    assert not caplog.text
 
 
 def test_schnell_draws_in_four_steps_without_guidance(comfy: Places, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import ModelError, WebUIError
-from fastsd_helpers.registry import ModelSpec, find_model
+from fastsd_helpers.registry import ModelSpec, find_model, models
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.webui.catalog import WebUI, uis
 from fastsd_helpers.webui.flags import Machine
@@ -43,7 +43,7 @@ def require_family(ui: WebUI, family: str, ref: str) -> None:
         others = [other.title for other in uis() if family in other.families]
         raise WebUIError(
             f"{ui.title} does not run '{ref}', which is a {family} model.",
-            f"Choose {' or '.join([*others, ''])}a model of {', '.join(ui.families)}.",
+            f"Choose {' or '.join(others)}{', or ' if others else ''}a model of {', '.join(ui.families)}.",
         )
 
 
@@ -87,7 +87,7 @@ def choose_bundle(spec: ModelSpec, ui: WebUI, machine: Machine, *, t5: str = "au
     parts = parts_of(spec.family)
     alone = spec.kind == "diffusion-model" or bool(spec.sizes)
     if not parts or not alone:
-        return Bundle((spec,))
+        return Bundle((spec,), _reasons_of_whole(spec, machine))
     rest = [find_model(keys[-1]) for part, keys in parts.items() if part != "T5"]
     small_t5, large_t5 = find_model(parts["T5"][-1]), find_model(parts["T5"][0])
     least = {"fp16": large_t5}.get(t5, small_t5)
@@ -108,6 +108,19 @@ def choose_bundle(spec: ModelSpec, ui: WebUI, machine: Machine, *, t5: str = "au
     reasons.append(_reason_of_t5(text, large_t5, t5, machine))
     smaller = sizes[sizes.index(chosen) + 1 :]
     return Bundle((chosen, text, *rest), tuple(reasons), tuple(size.key for size in smaller if not size.gated))
+
+
+def _reasons_of_whole(spec: ModelSpec, machine: Machine) -> tuple[str, ...]:
+    """Say of a file that holds the whole model that this machine's RAM is too small for it."""
+    need = (_bytes(spec) + _ROOM_HOST) / _GIB
+    if not machine.host_gib or need <= machine.host_gib:
+        return ()
+    base = next((one for one in models() if one.sizes and one.key == spec.key.removesuffix("-fp8")), None)
+    instead = f"{base.key} takes a size that fits." if base else "A smaller model needs less."
+    return (
+        f"{file_name(spec)} ({_gb(spec)}) wants about {need:.0f} GiB of RAM, and {machine.name} has "
+        f"{machine.host_gib:.1f}: the start may be killed for its memory. {instead}",
+    )
 
 
 def _fits(size: ModelSpec, beside: float, machine: Machine) -> bool:

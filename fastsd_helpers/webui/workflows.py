@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from fastsd_helpers.webui.model_files import BASE_KINDS, PlacedModel, base_famil
 from fastsd_helpers.webui.places import Places, model_folder
 
 __all__ = ["make_workflow", "write_workflow"]
+
+logger = logging.getLogger("fastsd_helpers")
 
 _PROMPT = "a photo of a lighthouse at dusk, warm light in its windows"
 _SIDE = {"sd15": 512, "sd21": 768}  # px; every other family draws at 1024
@@ -190,6 +193,12 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> 
     graph = make_workflow(placed, ui, places)
     if graph is None:
         return None
+    packed = any(model.path.suffix.lower() == ".gguf" for model in placed)
+    if packed and places.installed.exists() and not any((places.data / "custom_nodes").glob("*[gG][gG][uU][fF]*")):
+        logger.warning(
+            "GGUF files are read by the node pack ComfyUI-GGUF, which this installation lacks. Run again: fastsd webui "
+            "install --ui comfyui"
+        )
     base = next(model for model in placed if model.kind in BASE_KINDS)
     name = f"fastsd-{base_family(base.family) or 'model'}"
     folder, api = (places.store / "comfyui" / part for part in ("user/default/workflows", "api-workflows"))
