@@ -13,12 +13,14 @@ import table_models as table  # noqa: E402
 from table_models import write_gguf, write_lora  # noqa: E402
 
 from fastsd_helpers.cli.entry import main  # noqa: E402
+from fastsd_helpers.controlnet import find_controlnets, total_bytes  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, WebUIError  # noqa: E402
 from fastsd_helpers.forms.known import known_values  # noqa: E402
 from fastsd_helpers.registry import find_model, models  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
 from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, list_kept, place, plan, uis  # noqa: E402
 from fastsd_helpers.webui.bundles import choose_bundle, runs_in  # noqa: E402
+from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS, Machine  # noqa: E402
 from fastsd_helpers.webui.forge_settings import choose_in_settings  # noqa: E402
 from fastsd_helpers.webui.gguf import read_gguf  # noqa: E402
@@ -194,7 +196,12 @@ def test_a_transformer_alone_says_what_it_lacks(
 def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, tmp_path: Path) -> None:
     placed = place_flux(COMFY, comfy, tmp_path)
     lora = write_lora(tmp_path / "style.safetensors")
-    graph = make_workflow([*placed, *place(str(lora), COMFY, comfy)], COMFY, comfy)
+    both = [*placed, *place(str(lora), COMFY, comfy)]
+    graph = make_workflow(both, COMFY, comfy)
+    written = write_workflow(both, COMFY, comfy)
+    assert "LoraLoader" in write_workflow(placed, COMFY, comfy).read_text(), "a start without it takes nothing away"
+    assert write_workflow(placed[:1], COMFY, comfy, keep=True) is None, "a transformer alone draws nothing"
+    assert written.name == "fastsd-flux.json"
     set_in = {node["class_type"]: node["inputs"] for node in graph.for_api().values()}
     assert set_in["UnetLoaderGGUF"]["unet_name"] == "store/flux1-dev-Q4_K_S.gguf"
     assert set_in["DualCLIPLoader"]["clip_name1"] == "store/t5xxl_fp8_e4m3fn.safetensors"
@@ -509,3 +516,21 @@ def test_the_form_offers_what_the_web_ui_runs(where: dict[str, str], monkeypatch
     assert ("all" in {value for _label, value in known_values("controlnets", Chosen())}) is True
     Chosen.ui = FORGE
     assert known_values("controlnets", Chosen()) == [("none", "")], "no Flux ControlNets there"
+
+
+def test_all_controlnets_that_fit_are_one_choice_whose_room_is_looked_at_first(
+    comfy: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(row: Any, folder: Path) -> Path:
+        fetched.append(row.key)
+        return table.write(folder / row.save_as, table.values({"control_model.zero_convs.0.0": (4, 4)}))
+
+    monkeypatch.setattr("fastsd_helpers.webui.controls.fetch_controlnet", fetch)
+    check = "fastsd_helpers.webui.controls.check_room"
+    monkeypatch.setattr(check, lambda _folder, needed, *_words, **_named: fetched.append(needed))
+    placed = place_controlnets(ControlNetConfig(tasks="all", base="sd21-768"), COMFY, comfy)
+    rows = find_controlnets("sd21", ui="comfyui")
+    assert fetched == [total_bytes(rows), *(row.key for row in rows)]
+    assert {model.path.parent.parent.name for model in placed} == {"controlnet"}

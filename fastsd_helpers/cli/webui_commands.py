@@ -177,12 +177,14 @@ def _local_block(running: Any) -> str:
 
 def place_models(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui place MODEL`."""
-    from fastsd_helpers.webui import find_places, find_ui, place, place_controlnet
+    from fastsd_helpers.webui import ControlNetConfig, find_places, find_ui, place, place_controlnet, place_controlnets
     from fastsd_helpers.webui.flags import GPUS
 
     ui = find_ui(chosen.ui)
     places = find_places(ui, folder=chosen.folder, store=chosen.store)
-    if chosen.kind == "controlnet":
+    if chosen.kind == "controlnet" and chosen.model == "all" and chosen.base:
+        placed = place_controlnets(ControlNetConfig(tasks="all", base=chosen.base), ui, places)
+    elif chosen.kind == "controlnet":
         placed = [place_controlnet(chosen.base, chosen.model, ui, places)]
     else:
         machine = GPUS.get(chosen.gpu)

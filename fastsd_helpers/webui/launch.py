@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
+from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
@@ -150,7 +151,7 @@ def launch(
     chosen = with_allocator(chosen, ui, places)
     if ui.key == "forge-neo":
         choose_in_settings(placed, ui, places)
-    offer_workflow(placed, ui, places)
+    offer_workflow(placed, ui, places, keep=understand(config.model).what == "file")
     if chosen.login_file is not None:
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:

@@ -98,9 +98,9 @@ def place_models(
     return placed
 
 
-def offer_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> None:
+def offer_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, keep: bool = False) -> None:
     """Write ComfyUI's workflow with these files, and say where it is; nothing for other web UIs."""
-    workflow = write_workflow(placed, ui, places) if ui.key == "comfyui" else None
+    workflow = write_workflow(placed, ui, places, keep=keep) if ui.key == "comfyui" else None
     if workflow is not None:
         logger.info("A workflow with these files is in ComfyUI's list of workflows: %s", workflow.stem)
 

@@ -178,11 +178,14 @@ def _name(model: PlacedModel, ui: WebUI, places: Places) -> str:
     return model.path.relative_to(model_folder(places, ui, model.kind)).as_posix()
 
 
-def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> Path | None:
+def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, keep: bool = False) -> Path | None:
     """Write the workflow of a base model where ComfyUI's page lists it, and the one for its API beside its settings.
 
     One that was changed on the page stays as it is: the new one gets a number. One of ours that has this base model,
     and LoRAs where now there are none, stays too.
+
+    Args:
+        keep: leave one of ours that has this base model, with whatever else was chosen for it.
 
     Returns:
         The page's file; None where the base model's files do not make a workflow.
@@ -212,7 +215,8 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> 
             for number in range(1, 1000)
             if _is_ours(path := folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json"))
         )
-        if not any(model.kind == "lora" for model in placed) and _has_more(target, _name(base, ui, places)):
+        lora = any(model.kind == "lora" for model in placed)
+        if not lora and _has(target, _name(base, ui, places), "" if keep else '"LoraLoader"'):
             return target
         write_atomic(target, json.dumps(page, indent=1).encode())
         write_atomic(api / f"{name}.json", json.dumps(graph.for_api(), indent=1).encode())
@@ -223,9 +227,9 @@ def _digest(page: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**page, "extra": {}}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _has_more(path: Path, base: str) -> bool:
+def _has(path: Path, base: str, more: str) -> bool:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return json.dumps(base) in text and '"LoraLoader"' in text
+    return json.dumps(base) in text and more in text
 
 
 def _is_ours(path: Path) -> bool:
