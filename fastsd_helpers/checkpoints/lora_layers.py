@@ -4,7 +4,7 @@ A LoRA adds `alpha / rank * up @ down` to a weight. LyCORIS' convolutions in Tuc
 the two (`lora_mid`); it is multiplied into `down`, which changes nothing but the shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,7 +303,7 @@ def read_values(source: Source, name: str) -> "np.ndarray":
     return np.frombuffer(wide, "<f4").reshape(fact.shape).copy()
 
 
-def common_dtype(dtypes) -> str:
+def common_dtype(dtypes: Iterable[str]) -> str:
     """A format that holds all of them; eight bits become sixteen, which hold every one of their values."""
     stored = {"F16" if is_small_float(dtype) else dtype for dtype in dtypes}
     return stored.pop() if len(stored) == 1 else "F32"
