@@ -391,7 +391,7 @@ def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: 
     view._sure.click()
     assert not items["checkpoint"].path.exists()
     assert not items["checkpoint"].path.with_suffix(".yaml").exists()
-    assert "5.0 kB freed" in view._message.value
+    assert "Deleted: 5.0 kB." in view._message.value
     for kind in ("pictures", "program"):
         view._choice.value = next(item for _label, item in view._choice.options if item.kind == kind)
         view._delete.click()
