@@ -534,3 +534,46 @@ def test_all_controlnets_that_fit_are_one_choice_whose_room_is_looked_at_first(
     rows = find_controlnets("sd21", ui="comfyui")
     assert fetched == [total_bytes(rows), *(row.key for row in rows)]
     assert {model.path.parent.parent.name for model in placed} == {"controlnet"}
+
+
+def test_a_folder_with_one_model_file_is_that_file_and_others_say_what_they_hold(comfy: Places, tmp_path: Path) -> None:
+    for name, files in {"none": (), "two": ("a.safetensors", "b.safetensors"), "one": ("a.safetensors",)}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("x")
+        for file in files:
+            table.write(tmp_path / name / file, table.original("vae", "F16"))
+    assert [model.kind for model in place(str(tmp_path / "one"), COMFY, comfy)] == ["vae"]
+    with pytest.raises(ModelError, match="holds no model file"):
+        place(str(tmp_path / "none"), COMFY, comfy)
+    with pytest.raises(ModelError, match=r"holds 2 model files \(a.safetensors, b.safetensors\)"):
+        place(str(tmp_path / "two"), COMFY, comfy)
+
+
+def test_a_gguf_of_another_architecture_is_taken_as_what_it_is_said_to_be(comfy: Places, tmp_path: Path) -> None:
+    file = str(write_gguf(tmp_path / "wan.gguf", {"blocks.0.x.weight": (4, 4)}, "wan"))
+    with pytest.raises(ModelError, match="of the architecture 'wan'") as caught:
+        place(file, COMFY, comfy)
+    assert "diffusion-model" in caught.value.hint
+    assert place(file, COMFY, comfy, kind="diffusion-model")[0].path.parent.name == "diffusion_models"
+
+
+def test_a_gated_file_without_access_gives_way_to_its_open_copy(
+    comfy: Places, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 30)
+    asked = []
+
+    def fetch(source: Any, folder: Path, *, name: str | None = None, **_more: Any) -> Path:
+        asked.append(source.repo)
+        if source.repo == "black-forest-labs/FLUX.1-dev":
+            raise ModelError("FLUX.1-dev is gated and this token has no access to it.", "Accept the licence.")
+        family = {"t5": "t5", "clip": "clip-l", "ae": "flux-ae"}.get((name or source.file)[:4].rstrip("xl._s"), "flux")
+        return table.write(folder / (name or source.file), table.original(family, "F16"))
+
+    monkeypatch.setattr("fastsd_helpers.webui.needed.fetch", fetch)
+    monkeypatch.setattr("fastsd_helpers.webui.models.check_room", lambda *_words, **_named: None)
+    placed = place("flux-dev", COMFY, comfy, machine=GPUS["A100"])
+    assert placed[0].path.name == "flux1-dev-fp8-transformer.safetensors"
+    assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is taken instead" in caplog.text
+    assert asked[:2] == ["black-forest-labs/FLUX.1-dev", "Kijai/flux-fp8"]
+    assert sorted(model.kind for model in placed[1:]) == ["text-encoder", "text-encoder", "vae"]

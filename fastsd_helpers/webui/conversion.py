@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing
@@ -59,22 +60,28 @@ def from_folder(name: Name, kind: str, title: str, ui: WebUI, store: Path) -> tu
     folder = find_folder(name.text, _one_of_any(ui, name.text) if kind == "auto" else _ONE.get(kind, LORA))
     if (folder / "model_index.json").is_file():
         return converted(name.text, title, ui, store), "converted"
-    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
-    if kind != "controlnet":
-        files = [lora_file(folder)]
-    if len(files) != 1:
-        raise ModelError(f"{name.text} holds {len(files)} weights files.", "Give the file itself, or a link to it.")
+    names = [path.name for path in folder.iterdir()]
+    file = lora_file(folder) if set(names) & _ADAPTERS else folder / _only(name.text, names)
     if name.what == "folder":
-        return files[0], "linked"
-    target = store / f"{title}{files[0].suffix}"
-    if not (target.is_file() and target.stat().st_size == files[0].stat().st_size):
-        check_room(store, files[0].stat().st_size, title)
+        return file, "linked"
+    target = store / f"{title}{file.suffix}"
+    if not (target.is_file() and target.stat().st_size == file.stat().st_size):
+        check_room(store, file.stat().st_size, title)
         with placed(target) as unfinished:
-            shutil.copyfile(files[0], unfinished)
+            shutil.copyfile(file, unfinished)
     return target, "downloaded"
 
 
 _ONE = {"controlnet": CONTROLNET}
+_ADAPTERS = {"pytorch_lora_weights.safetensors", "adapter_model.safetensors"}
+
+
+def _only(where: str, names: Iterable[str]) -> str:
+    files = sorted(name for name in names if name.lower().endswith(ENDINGS))
+    if len(files) != 1:
+        said = f"{len(files)} model files ({', '.join(files[:4])})" if files else "no model file"
+        raise ModelError(f"{where} holds {said}.", "Give the file itself, or a link to it.")
+    return files[0]
 
 
 def _one_of_any(ui: WebUI, ref: str) -> ModelKind:
@@ -82,7 +89,9 @@ def _one_of_any(ui: WebUI, ref: str) -> ModelKind:
 
     def wanted(listing: Listing) -> list[str]:
         if "model_index.json" not in listing.names:
-            return LORA.contents.wanted(listing)
+            if set(listing.names) & _ADAPTERS:
+                return LORA.contents.wanted(listing)
+            return [_only(listing.where, [found for found in listing.names if "/" not in found])]
         require_family(ui, family_of(listing), ref)
         return PIPELINE.wanted(listing)
 

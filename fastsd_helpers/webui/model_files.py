@@ -123,7 +123,8 @@ def _of_gguf(path: Path) -> ModelFile:
     architecture = {"sd1": "sd15"}.get(header.architecture, header.architecture)
     if architecture in ("sd15", "sdxl"):
         return ModelFile("diffusion-model", architecture, f"a U-Net of {architecture} in GGUF")
-    return ModelFile("", None, f"a GGUF file of the architecture '{header.architecture or 'unknown'}'")
+    words = f"a GGUF file of the architecture '{header.architecture or 'unknown'}'"
+    return ModelFile("", None, words, foreign=bool(header.architecture))
 
 
 def _of_tensors(path: Path) -> ModelFile:
@@ -171,7 +172,8 @@ def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
     if wanted == "auto" and found.kind:
         return found.kind
     if not found.kind:
-        hint = "Name its kind if you know it: --kind controlnet, upscaler or embedding."
+        kinds = "diffusion-model, text-encoder" if found.foreign else "controlnet, upscaler, embedding"
+        hint = f"Name its kind if you know it (--kind): {kinds}."
         raise ModelError(f"{path.name} is {found.what}.", hint if wanted == "auto" else f"Give {a_kind(wanted)}.")
     raise ModelError(
         f"{path.name} is {found.what}, not {a_kind(wanted)}.",
