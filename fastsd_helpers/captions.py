@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,7 +143,10 @@ def read_caption(path: Path, *, page: str | None = None) -> str | None:
     """
     with file_errors(path, "read"):
         try:
-            size = path.stat().st_size
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+                raise DatasetError(f"{path} is no caption: it is not an ordinary file.", "Remove or rename it.")
+            size = found.st_size
             data = path.read_bytes() if size <= _MOST_BYTES else b"\0" * (_MOST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -3,7 +3,7 @@
     python scripts/kill_on_full_drive.py [--moments N] [--seed S] [--write]
 
 The Drive is simulated (tests/trash_mount.py): what is deleted counts until its trash is emptied, unless it was emptied
-before; deliveries are late and out of order, on every second Drive slow too; free space is reported late; on every
+before; deliveries are late and out of order, on every fourth Drive slow too; free space is reported late; on every
 third the deletion of one emptied file in three arrives before its emptying, so that it counts in full, and every eighth
 never changes what it reports. There is room for two checkpoints and the finished file, where all that is ever written
 takes over twice that. Where room for the finished file is not sure, the run says so and ends; the trash is then emptied
@@ -59,7 +59,8 @@ def main() -> int:
             print(rows[-1], flush=True)
     summary = (
         f"{len(rows) - failed} of {len(rows)} resumed runs ended with the weights of the uninterrupted run, bit for "
-        f"bit, on a Drive of {make_drive(1).quota / 1e6:.0f} MB that was never asked for more."
+        f"bit, on a Drive of {make_drive(1).quota / 1e6:.0f} MB"
+        + (" that was never asked for more." if not failed else "; the others lost something or went over the room.")
     )
     print(f"\n{summary}")
     if chosen.write:

@@ -1,5 +1,6 @@
 """Captions: words of file names, the order in which a prompt is chosen, and .txt files of any origin."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,9 @@ def test_only_pictures_without_a_caption_are_described(tmp_path: Path, monkeypat
     assert first.prompt == "my own words"
     assert "zib robot" in second.prompt
     assert auto_captions.caption_pictures(session, model="no/model-is-opened-when-there-is-nothing-to-do") == []
+
+
+def test_a_pipe_in_a_captions_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "dog.txt")
+    with pytest.raises(DatasetError, match="is no caption: it is not an ordinary file"):
+        read_caption(tmp_path / "dog.txt")

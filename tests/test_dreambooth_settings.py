@@ -7,8 +7,9 @@ import pytest
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_steps
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings, settings_for_more
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.options import to_values
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import Device
 
@@ -215,3 +216,15 @@ def test_every_field_changes_the_run(name, bases, tmp_path, monkeypatch, no_fsyn
             monkeypatch.setattr("fastsd_helpers.dreambooth.base_model.spec_of", lambda ref, folder, spec=spec: spec)
         seen.append(observe(config_for(base, **values), tmp_path / str(number), monkeypatch))
     assert seen[0] != seen[1]
+
+
+def test_more_steps_of_a_full_run_say_nothing_of_lora() -> None:
+    begun = resolve()[0]
+    assert begun.lora_alpha is not None
+    steps = {"unet_steps": 20, "text_encoder_steps": 0}
+    begun_steps = {"unet_steps": begun.unet_steps, "text_encoder_steps": begun.text_encoder_steps}
+    config, _ = settings_for_more(
+        {"unet_lr": 1e-6}, to_values(begun), steps=steps, begun_steps=begun_steps, begun_given={}
+    )
+    _, reasons = resolve_settings(config, SD15, CPU)
+    assert not any("have no effect" in reason for reason in reasons)

@@ -14,7 +14,8 @@ from table_models import folder, original, read, values, write
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
-from fastsd_helpers.errors import CheckpointError, FastSDError
+from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError
+from fastsd_helpers.model_lookup import BASE_MODEL, find_folder
 
 LORA = {
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8, 1, 1),
@@ -84,6 +85,7 @@ def test_a_hub_cache_is_read_at_the_snapshot_that_main_names(kept, tmp_path):
     assert "was read at def" in written.notes[0]
     assert read(written.path) == read(checkpoints.convert(kept, tmp_path / "same.safetensors").path)
     assert checkpoints.inspect(root).path == root / "snapshots" / "def"
+    assert find_folder(str(root), BASE_MODEL) == root / "snapshots" / "def", "placing and training find it too"
 
 
 def test_a_hub_cache_without_one_clear_snapshot_names_them(kept, tmp_path):
@@ -93,14 +95,16 @@ def test_a_hub_cache_without_one_clear_snapshot_names_them(kept, tmp_path):
     (root / "snapshots" / "def").mkdir()
     for main in ("gone", None):
         (root / "refs" / "main").write_text(main) if main else (root / "refs" / "main").unlink()
-        with pytest.raises(CheckpointError, match=r"2 snapshots \(abc, def\)") as caught:
+        with pytest.raises(ModelError, match=r"2 snapshots \(abc, def\)") as caught:
             identify(root)
         assert str(root / "snapshots" / "abc") in caught.value.hint
+        with pytest.raises(ModelError, match="2 snapshots"):
+            find_folder(str(root), BASE_MODEL)
     shutil.rmtree(root / "snapshots")
     (root / "snapshots").mkdir()
-    with pytest.raises(CheckpointError, match="holds no snapshot"):
+    with pytest.raises(ModelError, match="holds no snapshot"):
         identify(root)
-    with pytest.raises(CheckpointError, match="Hub cache of 1 model: models--a--b") as caught:
+    with pytest.raises(ModelError, match="Hub cache of 1 model: models--a--b") as caught:
         identify(root.parent)
     assert "models--a--b" in caught.value.hint
 

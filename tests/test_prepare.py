@@ -941,3 +941,14 @@ def test_listing_photos_sorts_them_as_people_count(folder: Path) -> None:
         (folder / name).write_bytes(b"x")
     with open_photos(folder) as found:
         assert found.names == ["Dog (1).png", "dog (2).png", "dog (10).png"]
+
+
+def test_pipes_among_the_photos_are_skipped_and_not_waited_for(session: Session, folder: Path) -> None:
+    picture(1).save(folder / "good.png")
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "odd.xyz")  # of an ending that only its first bytes could tell
+    report = prepare(PrepareConfig(images=str(folder), size=64), session)
+    skipped = {item["source"]: item["reason"] for item in report.skipped}
+    assert skipped["pipe.jpg"] == "is not an ordinary file"
+    assert "odd.xyz" in skipped
+    assert report.train == 1

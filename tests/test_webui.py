@@ -615,6 +615,28 @@ def test_another_process_finds_it_and_stops_it_with_all_it_started(stub: Any) ->
     assert stop("a1111", **stub.where) is False
 
 
+def test_another_process_says_why_it_ended_and_nothing_of_one_that_was_stopped(
+    stub: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [word for name in ("folder", "store") for word in (f"--{name}", stub.where[name])]
+    running = stub.start("good")
+    with running.log.open("a") as log:
+        log.write('Traceback (most recent call last):\n  File "/x/extensions/sd-a/a.py", line 1, in f\nKeyError: 1\n')
+    assert "problem" not in json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
+    os.killpg(running.state.pid, 9)
+    running.wait(10)
+    said = json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
+    assert said["running"] is False
+    assert "in the extension sd-a: KeyError: 1" in said["problem"]
+    state = stub.places.run / "state.json"
+    kept = state.read_text()
+    state.write_text(json.dumps({**json.loads(kept), "boot": "another"}))
+    assert "was started again since" in _run(capsys, "webui", "status", *places)[1]
+    state.write_text(kept)
+    running.stop()
+    assert "problem" not in json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
+
+
 def test_a_process_with_the_same_number_is_not_taken_for_it(stub: Any) -> None:
     running = stub.start("good")
     running.stop()

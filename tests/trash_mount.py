@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from fakes import WriteBackMount, _listing
 
 __all__ = ["Drive", "TrashMount", "live_on"]
+
+_REPORT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,32 @@ class TrashMount(WriteBackMount):
         self.drive, self.notes, self.trash, self.most, self.emptied_by_hand = drive, notes, trash, 0, 0
         self.refused: set[str] = set()
         self._reports: list[tuple[float, int]] = []
+        self._busy = threading.RLock()  # a delivery is counted wholly or not at all
+        self._reporter: threading.Thread | None = None
         self._publish()
 
     @property
     def used(self) -> int:
         """Bytes that count now."""
         return self.trash + sum(size for _mtime, _inode, size in _listing(self.cloud).values())
+
+    def start(self, every_s: float = 0.02) -> "TrashMount":
+        """Deliver in a thread, and report in another: a report is not late because an upload is slow."""
+
+        def report() -> None:
+            while not self._stop.wait(_REPORT_S):
+                self._publish()
+
+        super().start(every_s)
+        self._reporter = threading.Thread(target=report, daemon=True)
+        self._reporter.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop delivering and reporting."""
+        super().stop()
+        if self._reporter is not None:
+            self._reporter.join()
 
     def step(self) -> None:
         """Deliver some of what is waiting, and report what is free."""
@@ -84,6 +107,10 @@ class TrashMount(WriteBackMount):
         self._publish()
 
     def _publish(self) -> None:
+        with self._busy:
+            self._publish_now()
+
+    def _publish_now(self) -> None:
         now, used = time.monotonic(), self.used
         self.most = max(self.most, used)
         self._reports.append((now, max(0, self.drive.quota - used)))
@@ -98,6 +125,10 @@ class TrashMount(WriteBackMount):
         arriving.replace(self.notes / name)
 
     def _deliver(self, path: str) -> None:
+        with self._busy:
+            self._deliver_now(path)
+
+    def _deliver_now(self, path: str) -> None:
         source, target = self.view / path, self.cloud / path
         if path not in self._delivered and source.exists():
             stamps = _listing(self.view)

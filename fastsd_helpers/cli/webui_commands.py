@@ -195,7 +195,8 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
-    from fastsd_helpers.webui import background_link, status
+    from fastsd_helpers.webui import background_link, find_places, find_ui, status
+    from fastsd_helpers.webui.process import find_end
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
@@ -203,7 +204,12 @@ def status(chosen: argparse.Namespace) -> Answer:
     data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
     link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
     data |= {"link": link.url} if link is not None else {}
-    return Answer(data, [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)])
+    lines = [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)]
+    ended = find_end(find_places(find_ui(chosen.ui), folder=chosen.folder, store=chosen.store))
+    if ended is not None:
+        data |= {"problem": ended.problem, "hint": ended.hint}
+        lines += [ended.problem, ended.hint]
+    return Answer(data, lines)
 
 
 def show_log(chosen: argparse.Namespace) -> Answer:

@@ -67,7 +67,7 @@ def advise(
     if tokenizer is not None:
         line = long_prompts_line(
             {image.path.name: image.prompt for image in images},
-            lambda prompt: len(tokenizer(prompt, truncation=False)["input_ids"]),
+            lambda prompt: len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"]),
         )
         lines += [line] if line else []
     if instance_prompt and instance_prompt.strip():

@@ -278,7 +278,7 @@ def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer
     """
     rows = []
     for item, path, prompt in _with_prompts(session, instance_prompt):
-        tokens = len(tokenizer(prompt, truncation=False)["input_ids"]) if tokenizer is not None else None
+        tokens = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"]) if tokenizer is not None else None
         # Some tokenizers say "no limit" with a huge number.
         limit = min(getattr(tokenizer, "model_max_length", _CLIP_TOKENS), _CLIP_TOKENS)
         rows.append(PromptRow(path.name, prompt, tokens, tokens is not None and tokens > limit, item["held_out"]))

@@ -139,6 +139,8 @@ def _read(source: _Source) -> bytes:
             raise DatasetError(f"is damaged inside the zip: {_one_line(err)}") from err
     try:
         size = source.stat().st_size
+        if not source.is_file():  # a pipe or a device would be waited for, for ever
+            raise DatasetError("is not an ordinary file")
         if size > _MAX_FILE_BYTES:
             raise DatasetError(f"has {size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20} MiB")
         return source.read_bytes()
@@ -426,6 +428,8 @@ def _is_picture(source: _Source) -> bool:
     """Whether a file of an unknown ending begins as pictures do."""
     try:
         if isinstance(source, Path):
+            if not source.is_file():
+                return False
             with source.open("rb") as file:
                 return is_picture_head(file.read(64))
         with source.archive.open(source.info) as packed:

@@ -387,6 +387,8 @@ def settings_for_more(
     values = {name: value for name, value in saved.items() if name in known}
     for name in ("save_every", "keep_last", "sample_every"):  # chosen for another number of steps
         values[name] = begun_given.get(name)
+    if values["method"] == "full":  # filled in before, and nobody's choice
+        values |= {"lora_rank": _OFF["lora_rank"], "lora_alpha": None}
     if given.get("class_prompt") and not saved.get("class_prompt"):
         values |= {"prior_weight": None, "class_images": None}
     changes = {name: value for name, value in given.items() if name not in fixed}

@@ -99,9 +99,11 @@ def _install(
 
     def step(name: str, work: Callable[[], Any]) -> None:
         begun = time.monotonic()
-        with _said_to_go_on(name, begun):
-            changed = work()
-        steps[name] = round(time.monotonic() - begun, 2)
+        try:
+            with _said_to_go_on(name, begun):
+                changed = work()
+        finally:
+            steps[name] = round(time.monotonic() - begun, 2)
         how = "done in" if changed is not False else "was there already; looked at in"
         logger.info("%s: %s %.1f s", name, how, steps[name])
 

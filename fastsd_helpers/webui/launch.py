@@ -1,6 +1,5 @@
 """Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
 
-import contextlib
 import logging
 import threading
 import time
@@ -37,6 +36,7 @@ from fastsd_helpers.webui.process import (
     explain_end,
     find_at_port,
     is_running,
+    note_stopped,
     port_is_free,
     read_state,
     start_process,
@@ -209,11 +209,13 @@ class RunningUI(LocalUI):
             hidden=plan.hidden,
             admin=self._config.allow_admin,
         )
-        tail = LogTail(self.state.log)
+        tail = LogTail(self.state.log, keep=200)
         try:
             self._wait_until_ready(tail, begun + self._config.wait_s)
-        except BaseException:
+        except BaseException as err:
             self._child.close(_GRACE_S)
+            if not isinstance(err, WebUICrashed):
+                note_stopped(self.places)
             raise
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
@@ -278,8 +280,7 @@ class RunningUI(LocalUI):
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
-            logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
+            logger.warning("%s", explain_refusal(self.ui.title, list(tail.last), self.ui.refused))
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
 
@@ -423,5 +424,4 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
 
 def _forget(places: Places) -> None:
     end_link(places.run)
-    with contextlib.suppress(OSError):
-        (places.run / "login").unlink()
+    note_stopped(places)

@@ -484,7 +484,7 @@ def choose_drive_moments(passings: dict[str, int], *, count: int, seed: int) -> 
         if fault not in chosen or len(set(chosen)) > 20:
             chosen.append(fault)
     return [
-        Moment(fault, seed * 1000 + index, 0.2, chance.choice((0.03, 0.3) if index % 2 else (1.0, 3.0)))
+        Moment(fault, seed * 1000 + index, 0.2, chance.choice((1.0, 2.0) if index % 4 == 2 else (0.03, 0.1, 0.3)))
         for index, fault in enumerate(chosen)
     ]
 
