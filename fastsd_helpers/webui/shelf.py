@@ -35,8 +35,12 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
     """
     found = []
     with file_errors(places.store, "read"):
+        seen = set()  # two kinds may share a folder
         for kind, _name in ui.folders:
             folder = store_folder(places, ui, kind)
+            if folder in seen:
+                continue
+            seen.add(folder)
             for path in sorted(folder.rglob("*")):
                 # A note that tells web UIs "put models here" is no model.
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
