@@ -359,7 +359,7 @@ def test_on_a_terminal_deleting_shows_the_size_and_asks(tmp_path: Path, typed: s
     os.close(ours)
     assert command.returncode == 0, err
     assert "Delete the session rex (2.0 MB)?" in err
-    assert ("2.0 MB freed" in out) is gone
+    assert ("Deleted the session rex: 2.0 MB." in out) is gone
     assert ("Nothing was deleted" in out) is not gone
     assert session.folder.exists() is not gone
 
