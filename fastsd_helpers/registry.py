@@ -59,9 +59,12 @@ class ModelSpec:
     sources: tuple[Source, ...] = ()
     former: tuple[str, ...] = ()
     folder: str | None = None  # inside the package, instead of sources
-    checkpoint: dict[str, Any] | None = None  # repo, file, bytes, sha256 of the single file
+    checkpoint: dict[str, Any] | None = None  # repo, file, bytes, sha256, ... of the single file
     defaults: dict[str, Any] = field(default_factory=dict)
-    kind: Literal["base", "reader", "checkpoint", "vae", "text-encoder"] = "base"
+    kind: Literal["base", "reader", "checkpoint", "diffusion-model", "vae", "text-encoder", "embedding", "upscaler"] = (
+        "base"
+    )
+    sizes: tuple[str, ...] = ()  # keys of the same weights in other number formats, the largest first
     about_bytes: int | None = None  # rounded size of a whole download
     vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
     note: str = ""
@@ -82,8 +85,8 @@ def models(kind: str | None = "base") -> list[ModelSpec]:
     """List the known models of a kind in the order of models.toml.
 
     Args:
-        kind: base (what training and drawing start from), reader (handwriting), checkpoint, vae, text-encoder (single
-            files that web UIs use); None for all.
+        kind: base (what training and drawing start from), reader (handwriting), checkpoint, diffusion-model, vae,
+            text-encoder, embedding, upscaler (single files that web UIs use); None for all.
     """
     return [spec for spec in _specs().values() if kind is None or spec.kind == kind]
 
@@ -106,6 +109,7 @@ def _spec_from(key: str, row: dict[str, Any]) -> ModelSpec:
     values = dict(row)
     values["sources"] = tuple(Source(**source) for source in row.get("sources", ()))
     values["former"] = tuple(row.get("former", ()))
+    values["sizes"] = tuple(row.get("sizes", ()))
     own = row.get("defaults", {})
     values["defaults"] = {"resolution": row["native_px"], **own} if row.get("kind", "base") == "base" else dict(own)
     values["checkpoint"] = dict(row["checkpoint"]) if "checkpoint" in row else None

@@ -1,4 +1,4 @@
-"""Write docs/webui-flags.md: what `fastsd webui launch --dry-run` chooses for the GPUs people rent.
+"""Write docs/webui-flags.md: the files and flags that `fastsd webui launch --dry-run` chooses for GPUs people rent.
 
 python scripts/make_webui_flags.py
 """
@@ -10,18 +10,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fastsd_helpers.errors import WebUIError  # noqa: E402
-from fastsd_helpers.webui.catalog import uis  # noqa: E402
-from fastsd_helpers.webui.flags import GPUS, choose_flags  # noqa: E402
+from fastsd_helpers.registry import find_model  # noqa: E402
+from fastsd_helpers.webui.bundles import choose_bundle, file_name  # noqa: E402
+from fastsd_helpers.webui.catalog import WebUI, uis  # noqa: E402
+from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags  # noqa: E402
 
+MODELS = ("sd15", "sdxl", "flux-dev", "flux-schnell")
 FAMILIES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux": "Flux"}
 
 
 def make_page() -> str:
     """The whole page as Markdown."""
     lines = [
-        "# The flags a web UI is started with",
+        "# The files and flags a web UI is started with",
         "",
-        "What `fastsd webui launch --dry-run --gpu GPU --family FAMILY` chooses. Written by",
+        "What `fastsd webui launch --dry-run --gpu GPU --model KEY` chooses. Written by",
         "`scripts/make_webui_flags.py`; a test compares this page with the code. None of this was run on these GPUs",
         "yet: the limits follow from the sizes of the weights and the web UIs' own documentation.",
     ]
@@ -43,7 +46,36 @@ def make_page() -> str:
                 except WebUIError as err:
                     shown, reasons = "refused", [err.problem, err.hint]
                 lines.append(f"| {gpu}, {machine.gpu_gib:.0f} GiB | {title} | {shown} | {' '.join(reasons)} |")
+        lines += _files_of(ui)
     return "\n".join(lines) + "\n"
+
+
+def _files_of(ui: WebUI) -> list[str]:
+    """Files of each model for each machine, without a token, added up against GPU and RAM in decimal GB."""
+    lines = [
+        "",
+        "Without a token. On the GPU: the model and 2.5 GB to work in. In RAM: text encoders and VAE, while they rest,",
+        "and 3 GB for the program.",
+        "",
+        "| machine | model | files | on the GPU | in RAM |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for gpu in ("T4", "L4", "A100"):
+        for key in MODELS:
+            spec = find_model(key)
+            if spec.family in ui.families:
+                specs = choose_bundle(spec, ui, GPUS[gpu]).specs
+                lines.append(
+                    f"| {gpu} | {key} | {_row([(file_name(one), one.bytes or 0) for one in specs], GPUS[gpu])} |"
+                )
+    return lines
+
+
+def _row(files: list[tuple[str, int]], machine: Machine) -> str:
+    names = ", ".join(f"{name} ({size / 1e9:.1f})" for name, size in files)
+    gpu, host = (gib * 2**30 / 1e9 for gib in (machine.gpu_gib, machine.host_gib))
+    drawing, resting = files[0][1] / 1e9 + 2.5, sum(size for _name, size in files[1:]) / 1e9 + 3
+    return f"{names} | {drawing:.1f} of {gpu:.1f} | {resting:.1f} of {host:.1f}"
 
 
 if __name__ == "__main__":

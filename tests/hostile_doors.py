@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsd_helpers.playground.artist as artist
+import fastsd_helpers.playground.loading as loading
 import fastsd_helpers.playground.loras as loras
 from fastsd_helpers.checkpoints import convert, inspect
 from fastsd_helpers.demo import MODEL_FOLDER
@@ -20,7 +21,7 @@ Door = Callable[[str, Path], object]
 
 @functools.cache
 def _demo_pipeline() -> Any:
-    return artist._pipeline(MODEL_FOLDER)
+    return loading.load_pipeline(MODEL_FOLDER)
 
 
 def playground(ref: str, _place: Path) -> object:

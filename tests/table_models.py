@@ -4,6 +4,8 @@ That the tables are right is tested with the real classes (test_checkpoints_fami
 """
 
 import json
+import math
+import struct
 
 import numpy as np
 
@@ -86,3 +88,27 @@ def read(path):
 
     with SafetensorsFile(path) as file:
         return {name: (fact.dtype, fact.shape, bytes(file.read_bytes(name))) for name, fact in file.tensors.items()}
+
+
+def write_gguf(path, shapes, architecture="flux", cut=0):
+    """A GGUF file of F32 tensors, as its description says: fastest axis first, data at multiples of 32."""
+
+    def text(word):
+        return struct.pack("<Q", len(word)) + word.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 1)
+    head += text("general.architecture") + struct.pack("<I", 8) + text(architecture)
+    data = b""
+    for name, shape in shapes.items():
+        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), 0, len(data))
+        numbers = bytes(4 * math.prod(shape))
+        data += numbers + bytes(-len(numbers) % 32)
+    whole = head + bytes(-len(head) % 32) + data
+    path.write_bytes(whole[: len(whole) - cut])
+    return path
+
+
+def write_lora(path):
+    """A LoRA for one layer of Stable Diffusion 1.5, in kohya's names."""
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    return write(path, values({f"{layer}.lora_down.weight": (2, 8, 1, 1), f"{layer}.lora_up.weight": (8, 2, 1, 1)}))

@@ -282,7 +282,7 @@ def test_the_logger_of_a_program_that_calls_main_is_left_as_it_was(run: Any) -> 
 
 def test_models_are_listed_for_people_and_for_programs(run: Any) -> None:
     lines = run("models", "list").out.splitlines()
-    assert lines[0].split() == ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE", "CHECKED", "ONLINE"]
+    assert lines[0].split() == ["KEY", "KIND", "FAMILY", "RESOLUTION", "SIZE", "GPU", "LICENCE"]
     assert any(line.startswith("sd15 ") for line in lines)
     found = {row["key"]: row for row in last_json(run("models", "list", "--json"))["models"]}
     assert found["demo"]["defaults"]["resolution"] == 128
@@ -359,7 +359,7 @@ def test_on_a_terminal_deleting_shows_the_size_and_asks(tmp_path: Path, typed: s
     os.close(ours)
     assert command.returncode == 0, err
     assert "Delete the session rex (2.0 MB)?" in err
-    assert ("2.0 MB freed" in out) is gone
+    assert ("Deleted the session rex: 2.0 MB." in out) is gone
     assert ("Nothing was deleted" in out) is not gone
     assert session.folder.exists() is not gone
 

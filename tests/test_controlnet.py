@@ -119,3 +119,12 @@ def test_sizes_add_up_and_a_download_asks_for_the_name_the_extension_knows(tmp_p
 def test_the_built_in_model_is_offered_no_controlnet() -> None:
     with pytest.raises(ModelError, match="'demo' is no base model for ControlNets"):
         find_controlnets("demo")
+
+
+def test_a_control_is_offered_only_for_programs_that_load_its_kind_of_file() -> None:
+    for ui in ("playground", "comfyui"):
+        keys = {row.key for row in find_controlnets("flux-dev", ui=ui)}
+        assert ("flux-tools-canny-lora" in keys) == (ui == "comfyui"), "a LoRA, which the playground does not steer by"
+        assert {"flux-union-pro2", "flux-union-instantx"} <= keys
+    assert find_controlnet("sd21-768", "canny", ui="comfyui").key == "sd21-canny"
+    assert find_controlnet("sdxl", "sdxl-sai-canny-256", ui="comfyui").kind == "control-lora"

@@ -131,6 +131,17 @@ def test_of_an_error_that_follows_from_another_the_last_one_counts() -> None:
     assert "sd-face-swap (exit 1): ValueError: no settings" in explain_crash("A", 1, lines).problem
 
 
+def test_a_web_ui_without_a_model_is_told_where_to_put_one() -> None:
+    # As AUTOMATIC1111 v1.10.1 says it, in a thread that it outlives.
+    error = "FileNotFoundError: No checkpoints found. When searching for checkpoints, looked at:"
+    lines = ["loading stable diffusion model: FileNotFoundError", *uncaught(error, CODE)]
+    lines = [*lines, " - file /code/model.ckpt", "Stable diffusion model failed to load"]
+    caught = explain_refusal("A", lines, find_ui("a1111").refused)
+    assert caught.problem == "A runs, and has no model yet."
+    assert "fastsd webui place sd15" in caught.hint
+    assert "Its last line" in explain_crash("A", 1, lines).problem, "and that is not what ended it"
+
+
 def test_an_error_in_a_thread_and_one_long_before_the_end_are_no_cause() -> None:
     thread = ["Exception in thread Thread-5 (watch):", *uncaught("KeyError: 'x'", EXTENSION)]
     assert "Its last line" in explain_crash("A", 1, [*thread, "Saving settings"]).problem

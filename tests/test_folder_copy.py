@@ -215,6 +215,15 @@ def test_a_part_alone_is_recast_too(model, out):
     assert read(out / "diffusion_pytorch_model.safetensors")["a.weight"][0] == "F16"
 
 
+def test_the_source_is_not_written_into_nor_replaced(model, out):
+    before = files(model)
+    (out.parent / "link").symlink_to(model)
+    for inside in (model / "copy", model / "unet" / "copy", out.parent / "link" / "copy", model, model.parent):
+        with pytest.raises(CheckpointError):
+            checkpoints.convert(model, inside, dtype="fp16", overwrite=True)
+    assert files(model) == before
+
+
 # ------------------------------------------------------------------------------------------ what is refused or said
 
 
@@ -258,9 +267,11 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind):
+def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds (scaled|quantized) .*cannot be converted"):
         refuse_packed("model", PACKED[kind])
+    path = write(tmp_path / "a.safetensors", {name: (fact, bytes(fact.bytes)) for name, fact in PACKED[kind].items()})
+    assert any("cannot be converted" in problem.what for problem in checkpoints.inspect(path).problems)
     placed = {f"model.diffusion_model.{name}": fact for name, fact in PACKED[kind].items()}
     with pytest.raises(CheckpointError):
         refuse_packed("model", placed)
@@ -303,11 +314,13 @@ def test_plain_8_bit_weights_are_widened_and_that_is_said(model, out):
     assert read(out / "safety_checker" / "model.safetensors")["a.weight"][0] == "F16"
 
 
-def test_a_gguf_file_in_the_place_of_weights_is_named(model, out):
-    (model / "safety_checker" / "model.safetensors").unlink()
-    (model / "safety_checker" / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(CheckpointError, match="is a GGUF file"):
-        recast(model, out)
+@pytest.mark.parametrize("part", ["safety_checker", "unet"])
+def test_a_gguf_file_in_the_place_of_weights_is_named(part, model, out):
+    next((model / part).glob("*.safetensors")).unlink()
+    (model / part / "model-Q4.gguf").write_bytes(b"GGUF" + bytes(60))
+    for name in ("out", "out.safetensors"):
+        with pytest.raises(CheckpointError, match="is a GGUF file"):
+            recast(model, out.with_name(name))
     assert not out.exists()
 
 

@@ -182,7 +182,9 @@ def test_a_vae_gets_the_scaling_of_the_family_that_its_header_or_the_user_names(
         checkpoints.convert(mute, place / "no", family=other)
 
 
-@pytest.mark.parametrize(("key", "words"), [("vae", "0.13025: say it with --family sdxl"), ("flux-ae", "1.5305")])
+@pytest.mark.parametrize(
+    ("key", "words"), [("vae", "0.13025: say it with family (--family sdxl)"), ("flux-ae", "1.5305")]
+)
 def test_a_vae_that_says_nothing_is_converted_with_a_note_on_what_was_assumed(key, words, place):
     source = write(place / "in.safetensors", original(key))
     (note,) = checkpoints.convert(source, place / "folder").notes
@@ -261,6 +263,8 @@ def test_nothing_is_named_of_what_the_published_folders_say(key, schedule, place
         ("sd15", "scheduler", {"prediction_type": "sample"}, 'prediction_type "sample"'),
         ("sd15", "scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true"),
         ("sdxl", "scheduler", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr true"),
+        ("sd15", "scheduler", {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0}, 'class "EDMEulerScheduler"'),
+        ("sdxl", "scheduler", {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0}, 'class "EDMEulerScheduler"'),
         ("sd15", "scheduler", {"beta_schedule": "linear"}, 'beta_schedule "linear"'),
         ("sd15", "scheduler", {"beta_start": 0.0015, "beta_end": 0.0195}, "beta_end 0.0195, beta_start 0.0015"),
         ("sdxl", "scheduler", {"timestep_spacing": "trailing"}, 'timestep_spacing "trailing"'),

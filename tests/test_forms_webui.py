@@ -211,11 +211,11 @@ def test_controlnets_are_for_the_model_that_was_chosen(
 ) -> None:
     caplog.set_level("INFO", logger="fastsd_helpers")
     asked = []
-    module = sys.modules["fastsd_helpers.webui.models"]
+    module = sys.modules["fastsd_helpers.webui.controls"]
     monkeypatch.setattr(
         module,
         "place_controlnet",
-        lambda base, task, ui, places: asked.append((base, task)) or module.PlacedModel(Path(task), "x", base, "done"),
+        lambda base, task, ui, places: asked.append((base, task)) or module.PlacedModel(Path(task), "x", None, "done"),
     )
     webui.family = "sdxl"
     cells.fetch_controlnets(ControlNetConfig(tasks="canny, depth"), webui)
@@ -234,10 +234,9 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
     asked = []
     module = sys.modules["fastsd_helpers.webui.models"]
     made = module.PlacedModel(webui.store / "m.safetensors", "checkpoint", "sd15", "downloaded")
-    monkeypatch.setattr(module, "place_model", lambda ref, ui, places, **more: asked.append((ref, more)) or made)
+    monkeypatch.setattr(module, "place", lambda ref, ui, places, **more: asked.append((ref, more["kind"])) or [made])
     cells.fetch_models(ModelsConfig(lora="a.safetensors, b.safetensors"), webui)
-    lora = {"kind": "lora"}
-    assert asked == [("sd15", {}), ("a.safetensors", lora), ("b.safetensors", lora)]
+    assert asked == [("sd15", "checkpoint"), ("a.safetensors", "lora"), ("b.safetensors", "lora")]
     assert "there is none yet, so sd15 is taken" in caplog.text
     assert (webui.model, webui.family) == (str(webui.store / "m.safetensors"), "sd15")
     folder = webui.store / "models" / "Stable-diffusion"
@@ -392,7 +391,7 @@ def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: 
     view._sure.click()
     assert not items["checkpoint"].path.exists()
     assert not items["checkpoint"].path.with_suffix(".yaml").exists()
-    assert "5.0 kB freed" in view._message.value
+    assert "Deleted: 5.0 kB." in view._message.value
     for kind in ("pictures", "program"):
         view._choice.value = next(item for _label, item in view._choice.options if item.kind == kind)
         view._delete.click()

@@ -14,7 +14,8 @@ from table_models import folder, original, read, values, write
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.given import identify
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
-from fastsd_helpers.errors import CheckpointError, FastSDError
+from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError
+from fastsd_helpers.model_lookup import BASE_MODEL, find_folder
 
 LORA = {
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8, 1, 1),
@@ -84,6 +85,7 @@ def test_a_hub_cache_is_read_at_the_snapshot_that_main_names(kept, tmp_path):
     assert "was read at def" in written.notes[0]
     assert read(written.path) == read(checkpoints.convert(kept, tmp_path / "same.safetensors").path)
     assert checkpoints.inspect(root).path == root / "snapshots" / "def"
+    assert find_folder(str(root), BASE_MODEL) == root / "snapshots" / "def", "placing and training find it too"
 
 
 def test_a_hub_cache_without_one_clear_snapshot_names_them(kept, tmp_path):
@@ -93,14 +95,16 @@ def test_a_hub_cache_without_one_clear_snapshot_names_them(kept, tmp_path):
     (root / "snapshots" / "def").mkdir()
     for main in ("gone", None):
         (root / "refs" / "main").write_text(main) if main else (root / "refs" / "main").unlink()
-        with pytest.raises(CheckpointError, match=r"2 snapshots \(abc, def\)") as caught:
+        with pytest.raises(ModelError, match=r"2 snapshots \(abc, def\)") as caught:
             identify(root)
         assert str(root / "snapshots" / "abc") in caught.value.hint
+        with pytest.raises(ModelError, match="2 snapshots"):
+            find_folder(str(root), BASE_MODEL)
     shutil.rmtree(root / "snapshots")
     (root / "snapshots").mkdir()
-    with pytest.raises(CheckpointError, match="holds no snapshot"):
+    with pytest.raises(ModelError, match="holds no snapshot"):
         identify(root)
-    with pytest.raises(CheckpointError, match="Hub cache of 1 model: models--a--b") as caught:
+    with pytest.raises(ModelError, match="Hub cache of 1 model: models--a--b") as caught:
         identify(root.parent)
     assert "models--a--b" in caught.value.hint
 
@@ -239,24 +243,18 @@ def test_what_is_no_model_is_named_whatever_it_is_called(kind, ending, tmp_path)
         assert caught.value.hint
 
 
-def mixed(program):
-    """A safetensors file whose length, read as a pickle, begins a program in the text behind it."""
-    text = b'{"__metadata__":{"a":"' + program + b'"}}'
-    length = 0x8A | 22 << 8  # the step LONG1 takes 22 bytes: the rest of the length and the first of the text
-    raw = text.ljust(length)
-    return struct.pack("<Q", length) + raw
+def mixed(rest):
+    """A file that begins as safetensors; as a pickle its length is the step LONG1 over 22 bytes, up to `rest`."""
+    length = 0x8A | 22 << 8
+    return struct.pack("<Q", length) + (b'{"__metadata__":' + rest).ljust(length)
 
 
-def test_a_safetensors_file_that_is_a_pickle_too_is_refused_under_a_pickles_name(tmp_path):
-    content = mixed(b"cposix\\nsystem\\n")
-    assert content[:2] == b"\x8a\x16"
-    program = content.replace(b"\\n", b"\n")[: len(content)]
-    (tmp_path / "model.ckpt").write_bytes(program.ljust(len(content)))
-    with pytest.raises(FastSDError):
+def test_a_safetensors_file_that_would_run_under_a_pickles_name_is_refused(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(mixed(b"cposix\nsystem\n(S'true'\ntR."))
+    with pytest.raises(FastSDError, match=r"(begins as|is) a pickle of a kind"):
         checkpoints.inspect(tmp_path / "model.ckpt")
-    # The same with names of steps alone, as the length of an honest header has them, is a file of tensors.
-    (tmp_path / "honest.ckpt").write_bytes(mixed(b"R." * 4))
-    assert identify(tmp_path / "honest.ckpt").what == "file"
+    # An honest length can look like any step, but names nothing to call.
+    (tmp_path / "honest.ckpt").write_bytes(mixed(b'{"a":"R.R."}}'))
     assert checkpoints.inspect(tmp_path / "honest.ckpt").format == "safetensors"
 
 

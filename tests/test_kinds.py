@@ -282,6 +282,26 @@ def test_stable_diffusion_with_other_channels_is_named(key, channels, words):
     assert "unCLIP" in recognise(unclip).words
 
 
+@pytest.mark.parametrize(
+    ("key", "words"), [("sd15", "Stable Diffusion 1.x"), ("sd21", "Stable Diffusion 2.x"), ("sdxl", "SDXL")]
+)
+def test_a_unet_alone_is_told_with_its_family(key, words):
+    alone = {name: fact for name, fact in facts_of(key).items() if name.startswith(UNET)}
+    assert recognise(alone).words == f"a U-Net of {words} without its text encoder"
+    bare = {name.removeprefix(UNET): fact for name, fact in alone.items()}
+    assert recognise(bare).words == f"a U-Net alone, in the original names, of {words}"
+
+
+@pytest.mark.parametrize(
+    ("start", "words"), [("first_stage_model.", "has no VAE"), ("model.diffusion_model.out", "lacks the tensor")]
+)
+def test_a_model_without_a_part_is_told_by_the_part(start, words, place):
+    tensors = {name: value for name, value in original("sd15", "F16").items() if not name.startswith(start)}
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoints.convert(write(place / "in.safetensors", tensors), place / "out")
+    assert caught.value.hint
+
+
 def t5_of(layers, *, wide=True, every=False):
     names = ["shared.weight"]
     for place in range(layers):

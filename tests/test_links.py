@@ -210,7 +210,7 @@ def test_the_newest_version_is_taken_unless_one_is_named(civitai: FileServer) ->
     assert not any("authorization" in {name.lower() for name in seen.headers} for seen in civitai.seen)
 
 
-def test_of_several_files_the_one_that_fits_the_link_best_is_taken(civitai: FileServer) -> None:
+def test_of_several_files_the_one_that_the_link_means_is_taken_and_no_other(civitai: FileServer) -> None:
     version(
         civitai,
         file("a.ckpt", type="Model", metadata={"format": "PickleTensor", "size": "full", "fp": "fp32"}),
@@ -228,11 +228,33 @@ def test_of_several_files_the_one_that_fits_the_link_best_is_taken(civitai: File
         ("?format=PICKLETENSOR", "a.ckpt"),
         ("?size=pruned&fp=fp16", "b.safetensors"),
         ("?fp=fp16", "c.safetensors"),
-        ("?fp=fp8", "c.safetensors"),
+        ("?type=Model&format=SafeTensor&size=full&fp=fp16", "c.safetensors"),
     ]:
         assert find_link(base + query).name == name, query
+    for query in ("?fp=fp8", "?size=pruned&fp=fp32", "?type=Training%20Data", "?fileId=99"):
+        with pytest.raises(DownloadError, match="has no file with") as caught:
+            find_link(base + query)
+        assert "b.safetensors" in caught.value.hint, "what there is"
+    version(civitai, file("new.safetensors", type="Model"), file("v.safetensors", type="VAE", metadata={"fp": "fp16"}))
+    assert find_link(f"{base}?fp=fp16&type=Model").name == "new.safetensors", "it says nothing of its numbers"
     version(civitai, file("x.ckpt"), file("y.safetensors"), file("z.pt"))
     assert find_link(base).name == "y.safetensors", "no pickle where there is another"
+
+
+def test_a_link_with_the_number_of_a_file_gives_that_file(civitai: FileServer) -> None:
+    version(
+        civitai,
+        file("first.safetensors", id=70, type="Model", primary=True, metadata={"format": "SafeTensor", "fp": "fp16"}),
+        file("second.safetensors", id=71, type="Model", metadata={"format": "SafeTensor", "fp": "fp16"}),
+    )
+    for place in (
+        "/api/download/models/7?type=Model&format=SafeTensor&fileId=71",
+        "/models/12?modelVersionId=7&fileId=71",
+    ):
+        found = find_link(civitai.url() + place)
+        assert found.name == "second.safetensors"
+        assert found.url.endswith("/get/second.safetensors?fileId=71"), "two files may have one address but for this"
+    assert find_link(f"{civitai.url()}/api/download/models/7").name == "first.safetensors"
 
 
 def test_hash_and_name_are_taken_only_when_they_are_some(civitai: FileServer) -> None:

@@ -107,6 +107,17 @@ def test_each_adapter_of_a_folder_has_its_own_configuration(tmp_path) -> None:
     assert sorted(alphas_of(written.path).values()) == [2.0, 16.0]
 
 
+@pytest.mark.parametrize("given", ["text_encoder_2", "text_encoder_2/adapter_model.safetensors"])
+def test_one_adapter_of_a_folder_is_of_the_part_that_its_folder_is_named_after(given, tmp_path) -> None:
+    """The two text encoders of SDXL have the same names."""
+    place = tmp_path / "text_encoder_2"
+    write(place / "adapter_model.safetensors", pairs(f"base_model.model.text_model.{TEXT}", columns=1280))
+    (place / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 2}))
+    written = checkpoints.convert(tmp_path / given, tmp_path / "out.safetensors")
+    assert alphas_of(written.path) == {kohya(f"text_model.{TEXT}", "te2"): 2}
+    assert written.family == "sdxl-lora"
+
+
 @pytest.mark.parametrize("config", [{"r": 4}, {"peft_type": "LORA"}, {"r": 4, "lora_alpha": None}])
 def test_a_configuration_without_an_alpha_means_what_peft_makes_of_it(config, tmp_path) -> None:
     """peft's LoraConfig takes 8, whatever the rank."""

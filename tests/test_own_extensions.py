@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.errors import SettingsError, WebUIError
+from fastsd_helpers.errors import DiskFull, SettingsError, WebUIError
 from fastsd_helpers.webui import InstallConfig, find_places, find_ui, install
 from fastsd_helpers.webui.extension_packages import prepare_extension
-from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings
+from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings, read_kept
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -204,9 +204,12 @@ def test_a_store_that_others_can_write_to_brings_nothing_back_by_itself(
     assert not is_shared(Path("/content/drive/MyDrive/sd"))
 
 
-@pytest.mark.parametrize(
-    ("row", "value"),
-    [
+def test_a_list_that_was_tampered_with_is_refused(machine: Machines) -> None:
+    source = machine.folder / "sources" / "sd-a"
+    commit_in(source, script__py="x = 1")
+    machine.install(extensions=str(source))
+    path = machine.places.kept_extensions / "list.json"
+    for row, value in (
         ("name", "../../escape"),
         ("address", "ext::sh -c touch% /tmp/x"),
         ("address", "--upload-pack=x"),
@@ -215,19 +218,42 @@ def test_a_store_that_others_can_write_to_brings_nothing_back_by_itself(
         ("commit", "HEAD"),
         ("shallow", ["../x"]),
         ("extra", 1),
-    ],
-)
-def test_a_list_that_was_tampered_with_is_refused(machine: Machines, row: str, value: Any) -> None:
-    source = machine.folder / "sources" / "sd-a"
-    commit_in(source, script__py="x = 1")
-    machine.install(extensions=str(source))
-    path = machine.places.kept_extensions / "list.json"
-    found = json.loads(path.read_text())
-    found["extensions"][0][row] = value
-    path.write_text(json.dumps(found))
-    machine.new()
+    ):
+        found = json.loads(path.read_text())
+        changed = {"extensions": [{**found["extensions"][0], row: value}]}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(WebUIError, match="the list of your extensions, is damaged"):
+            read_kept(machine.places)
+        path.write_text(json.dumps(found))
+    path.write_text("a page")
     with pytest.raises(WebUIError, match="the list of your extensions, is damaged"):
         machine.install()
+    assert path.read_text() == "a page", "nothing was written over it"
+
+
+def test_one_that_cannot_be_kept_runs_here_and_that_is_said(
+    machine: Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = machine.folder / "sources" / "sd-large"
+    commit = commit_in(source, script__py="x = 1")
+    kept = sys.modules["fastsd_helpers.webui.kept_extensions"]
+    monkeypatch.setattr(kept, "_MOST_CODE_BYTES", 10)
+    with caplog.at_level(logging.WARNING, "fastsd_helpers"):
+        assert machine.install(extensions=str(source)).extensions == ["sd-large"]
+    assert "too much to keep" in caplog.text
+    machine.new()
+    assert machine.install().commits["sd-large"] == commit, "from its address"
+    full = machine.folder / "sources" / "sd-late"
+    commit_in(full, script__py="x = 1")
+
+    def no_room(*_words: Any) -> None:
+        raise DiskFull("Drive is full.", "Make room.")
+
+    monkeypatch.setattr(kept, "write_kept", no_room)
+    with caplog.at_level(logging.WARNING, "fastsd_helpers"):
+        result = machine.install(extensions=str(full))
+    assert result.extensions == ["sd-large", "sd-late"]
+    assert "sd-late is here, but could not be kept for the next machine: Drive is full. Make room." in caplog.text
 
 
 def test_kept_settings_never_leave_the_folder_and_bring_no_code(machine: Machines) -> None:
@@ -246,6 +272,20 @@ def test_kept_settings_never_leave_the_folder_and_bring_no_code(machine: Machine
     machine.install()
     there = machine.places.extensions / "sd-a"
     assert not [name for name in ("evil.py", "__pycache__", "link.json", ".git/hook.txt") if (there / name).exists()]
+
+
+def test_deleting_the_program_keeps_the_settings_of_its_extensions(machine: Machines) -> None:
+    from fastsd_helpers.webui.shelf import delete_kept, list_kept
+
+    source = machine.folder / "sources" / "sd-a"
+    commit_in(source, script__py="x = 1")
+    machine.install(extensions=str(source))
+    (machine.places.extensions / "sd-a" / "mine.txt").write_text("mine")
+    program = next(item for item in list_kept(machine.places, machine.ui) if item.kind == "program")
+    delete_kept(program, machine.places)
+    assert not machine.places.root.exists()
+    machine.install()
+    assert (machine.places.extensions / "sd-a" / "mine.txt").read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------------------- what they ask for
@@ -273,7 +313,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{about}/RECORD", "")
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")  # no index is asked
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwx")
     return folder
@@ -311,6 +351,8 @@ def test_one_that_fails_is_switched_off_by_name_and_the_others_run(
         result = machine.install(extensions=f"{bad},{good}")
     assert result.extensions == ["sd-good"]
     assert said in result.switched_off["sd-bad"]
+    assert "Using Python" not in result.switched_off["sd-bad"]
+    assert "what sd-bad asks for" in result.steps, "it is timed all the same"
     assert "The extension sd-bad is switched off" in caplog.text
     assert "--remove-extensions sd-bad" in caplog.text
     assert not (machine.places.extensions / "sd-bad").exists()
@@ -320,6 +362,7 @@ def test_one_that_fails_is_switched_off_by_name_and_the_others_run(
     assert (machine.places.extensions / "sd-bad").is_dir()
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_with_all_it_started_and_switched_off(machine: Machines, wheels: Path) -> None:
     from tunnel_doubles import processes_of
 
@@ -330,7 +373,7 @@ def test_one_that_hangs_is_ended_with_all_it_started_and_switched_off(machine: M
     machine.install()
     shutil.copytree(source, machine.places.extensions / "sd-slow")
     with pytest.raises(WebUIError, match="its installer did not end in time; it last said: waiting"):
-        prepare_extension(machine.ui, machine.places, "sd-slow", wait_s=3)
+        prepare_extension(machine.ui, machine.places, "sd-slow", wait_s=4)
     assert processes_of(marker) == []
 
 

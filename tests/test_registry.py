@@ -113,7 +113,7 @@ def test_the_readers_and_single_files_have_keys_of_their_own():
     assert "sdxl-vae" in {spec.key for spec in models("vae")}
     assert len({spec.key for spec in models(None)}) == len(models(None)) > len(models())
     for spec in models(None):
-        assert spec.kind in ("base", "reader", "checkpoint", "vae", "text-encoder")
+        assert spec.kind in ("base", "reader", "checkpoint", "diffusion-model", "vae", "text-encoder")
         assert bool(spec.sources or spec.checkpoint) != bool(spec.folder), spec.key
         assert spec.kind == "base" or not spec.defaults, spec.key
         for use, needed in spec.vram_gb.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from bare_guard import use_bare_guard
-from table_models import folder, original, write
+from table_models import original, write
 from tunnel_doubles import free_port, processes_of
 
 from fastsd_helpers.errors import (
@@ -45,6 +45,7 @@ from fastsd_helpers.webui import (
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.models import ModelsConfig, place_models
+from fastsd_helpers.webui.needed import find_needed
 from fastsd_helpers.webui.places import prepare_places
 from fastsd_helpers.webui.store_families import families_in_store
 
@@ -92,7 +93,8 @@ def test_small_gpus_and_processors_get_what_they_need() -> None:
     assert "--lowvram" in choose_flags(A1111, "sdxl", Machine("GTX 1650", 4.0, 16))[0]
     assert "--medvram-sdxl" in choose_flags(A1111, "sdxl", Machine("RTX 3070", 8.0, 32))[0]
     assert choose_flags(A1111, "sd15", CPU)[0][:4] == ["--use-cpu", "all", "--skip-torch-cuda-test", "--no-half"]
-    assert choose_flags(find_ui("comfyui"), "flux", GPUS["T4"])[0][0] == "--lowvram"
+    assert choose_flags(find_ui("comfyui"), "flux", Machine("RTX 3070", 8.0, 32))[0][0] == "--lowvram"
+    assert "--lowvram" not in choose_flags(find_ui("comfyui"), "flux", GPUS["T4"])[0], "its size fits this GPU whole"
 
 
 def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, str]) -> None:
@@ -441,25 +443,16 @@ def test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags(
     path = write(tmp_path / "home" / "some name.safetensors", original(family))
     (tmp_path / "link.safetensors").symlink_to(path)
     ref = {"file": str(path), "link to the file": str(tmp_path / "link.safetensors"), "with ~": f"~/{path.name}"}[named]
-    assert models.family_named(ref) == family
+    assert find_needed(ref, A1111, find_places(A1111, **where), CPU).family == family
     made = plan(LaunchConfig(model=ref, **where), machine=GPUS["T4"])
     for flag in choose_flags(A1111, family, GPUS["T4"])[0]:
         assert flag in made.command
     assert ("--lowram" in made.command) == family.startswith("sdxl")
 
 
-def test_the_family_of_what_cannot_be_told_without_fetching_it_is_left_open(tmp_path: Path) -> None:
-    for ref in ("", "somebody/a-model", "https://example.org/model.safetensors", str(tmp_path / "gone.safetensors")):
-        assert models.family_named(ref) is None, ref
-    (tmp_path / "flux.gguf").write_bytes(b"GGUF")
-    assert models.family_named(str(tmp_path / "flux.gguf")) == "flux"
-    assert [models.family_named(key) for key in ("demo", "sd15", "sdxl", "flux-dev")] == [
-        "sd15",
-        "sd15",
-        "sdxl",
-        "flux",
-    ]
-    assert models.family_named(str(folder(tmp_path / "folder", "sdxl"))) == "sdxl"
+def test_the_family_of_what_cannot_be_told_without_fetching_it_is_left_open(where: dict[str, str]) -> None:
+    for ref in ("somebody/a-model", "https://example.org/model.safetensors"):
+        assert find_needed(ref, A1111, find_places(A1111, **where), CPU).family is None, ref
 
 
 def test_what_is_no_model_or_not_for_this_ui_is_refused(where: dict[str, str], tmp_path: Path) -> None:
@@ -483,7 +476,7 @@ def test_controlnets_that_do_not_fit_are_refused_with_what_does(where: dict[str,
     with pytest.raises(ModelError, match="is for sd15, and sdxl is sdxl") as caught:
         place_controlnet("sdxl", "sd15-canny", A1111, places)
     assert "Take 'sdxl" in caught.value.hint
-    assert models.family_named("sdxl") == "sdxl"
+    assert find_needed("sdxl", A1111, places, CPU).family == "sdxl"
 
 
 @pytest.mark.parametrize("action", ["look", "place"])
@@ -497,18 +490,17 @@ def test_a_drive_that_goes_in_the_middle_is_one_sentence(
     places = find_places(A1111, **where)
     prepare_places(places, A1111)
     file = places.store / "x.safetensors"
-    file.write_bytes(b"x")
+    write(file, original("vae"))
     lost = OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(places.store / "models"))
 
     def gone(*_words: Any) -> Any:
         raise lost
 
     monkeypatch.setattr(Path, "rglob", gone)
-    monkeypatch.setattr(models, "_link_with_config", gone)
-    monkeypatch.setattr(models, "_bring", lambda *_words: (file, "linked"))
+    monkeypatch.setattr(models, "new_link", gone)
     actions = {
         "look": lambda: place_models(ModelsConfig(), A1111, places),
-        "place": lambda: place_model("x", A1111, places, kind="vae"),
+        "place": lambda: place_model(str(file), A1111, places, kind="vae"),
     }
     with pytest.raises(DriveError) as caught:
         actions[action]()
@@ -621,6 +613,28 @@ def test_another_process_finds_it_and_stops_it_with_all_it_started(stub: Any) ->
     running.wait(10)
     assert processes_of(marker) == []
     assert stop("a1111", **stub.where) is False
+
+
+def test_another_process_says_why_it_ended_and_nothing_of_one_that_was_stopped(
+    stub: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [word for name in ("folder", "store") for word in (f"--{name}", stub.where[name])]
+    running = stub.start("good")
+    with running.log.open("a") as log:
+        log.write('Traceback (most recent call last):\n  File "/x/extensions/sd-a/a.py", line 1, in f\nKeyError: 1\n')
+    assert "problem" not in json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
+    os.killpg(running.state.pid, 9)
+    running.wait(10)
+    said = json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
+    assert said["running"] is False
+    assert "in the extension sd-a: KeyError: 1" in said["problem"]
+    state = stub.places.run / "state.json"
+    kept = state.read_text()
+    state.write_text(json.dumps({**json.loads(kept), "boot": "another"}))
+    assert "was started again since" in _run(capsys, "webui", "status", *places)[1]
+    state.write_text(kept)
+    running.stop()
+    assert "problem" not in json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
 
 
 def test_a_process_with_the_same_number_is_not_taken_for_it(stub: Any) -> None:

@@ -16,14 +16,11 @@ from file_server import FileServer  # noqa: E402
 from fastsd_helpers.errors import ModelError, ModelNotFound, WebUIError  # noqa: E402
 from fastsd_helpers.options import options_of  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
-from fastsd_helpers.webui import find_places, find_ui, place_model  # noqa: E402
-from fastsd_helpers.webui.models import (  # noqa: E402
-    ControlNetConfig,
-    ModelsConfig,
-    family_named,
-    place_controlnets,
-    place_models,
-)
+from fastsd_helpers.webui import find_places, find_ui, models, place_model  # noqa: E402
+from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  # noqa: E402
+from fastsd_helpers.webui.flags import GPUS  # noqa: E402
+from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
+from fastsd_helpers.webui.needed import find_needed  # noqa: E402
 from fastsd_helpers.webui.places import Places  # noqa: E402
 
 A1111, FORGE = find_ui("a1111"), find_ui("forge-neo")
@@ -52,12 +49,6 @@ def one_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def write_lora(path: Path) -> Path:
-    shapes = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8, 1, 1),
-              "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": (8, 2, 1, 1)}  # fmt: skip
-    return table.write(path, table.values(shapes))
-
-
 # ------------------------------------------------------------------------------------------------- settings together
 
 
@@ -66,8 +57,11 @@ def test_what_most_people_need_is_in_plain_sight_and_the_rest_folded_away() -> N
     assert [(item.name, item.default, item.advanced) for item in settings] == [
         ("model", "auto", False),
         ("lora", "", False),
+        ("t5", "auto", True),
         ("vae", "", True),
         ("embedding", "", True),
+        ("text_encoder", "", True),
+        ("upscaler", "", True),
         ("tasks", "", False),
         ("base", "auto", True),
     ]
@@ -77,22 +71,23 @@ def test_every_kind_goes_to_its_own_folder_and_the_base_model_comes_first(
     one_of: Any, places: Places, tmp_path: Path
 ) -> None:
     files = {}
-    for name in ("one.safetensors", "two.safetensors", "v.safetensors"):
-        files[name] = write_lora(tmp_path / name)
-    (tmp_path / "words.pt").write_bytes(b"x")
+    for name in ("one.safetensors", "two.safetensors"):
+        files[name] = table.write_lora(tmp_path / name)
+    files["v.safetensors"] = table.write(tmp_path / "v.safetensors", table.original("vae", "F16"))
+    words = table.write(tmp_path / "words.safetensors", table.values({"emb_params": (2, 768)}))
     config = ModelsConfig(
         model=f"  {one_of('sd15')} ",
         lora=f" {files['one.safetensors']} , {files['two.safetensors']},,",
         vae=str(files["v.safetensors"]),
-        embedding=str(tmp_path / "words.pt"),
+        embedding=str(words),
     )
     placed = place_models(config, A1111, places)
     assert [(model.path.name, model.kind, model.family, model.how) for model in placed] == [
         ("sd15.safetensors", "checkpoint", "sd15", "linked"),
-        ("one.safetensors", "lora", None, "linked"),
-        ("two.safetensors", "lora", None, "linked"),
+        ("one.safetensors", "lora", "sd15", "linked"),
+        ("two.safetensors", "lora", "sd15", "linked"),
         ("v.safetensors", "vae", None, "linked"),
-        ("words.pt", "embedding", None, "linked"),
+        ("words.safetensors", "embedding", None, "linked"),
     ]
     assert len({model.path.parent for model in placed}) == 4
     assert all(model.path.resolve().is_file() for model in placed)
@@ -109,9 +104,8 @@ def test_auto_takes_nothing_while_the_store_has_a_base_model_and_says_which(
     (store / "folder.safetensors").mkdir()
     (store / "notes.txt").write_text("x")
     asked = []
-    monkeypatch.setattr("fastsd_helpers.webui.models.place_model", lambda ref, *_more, **_named: asked.append(ref))
-    with pytest.raises(AttributeError):  # what stands in for place_model gives no path to report
-        place_models(ModelsConfig(), A1111, places)
+    monkeypatch.setattr(models, "place", lambda ref, *_more, **_named: asked.append(ref) or [])
+    assert place_models(ModelsConfig(), A1111, places) == []
     assert asked == ["sd15"], "a folder, a text and an empty folder are no models"
     with caplog.at_level(logging.INFO, "fastsd_helpers"):
         for name in ("deeper/b.ckpt", *(f"a{number}.safetensors" for number in range(5))):
@@ -198,8 +192,8 @@ def test_a_link_is_fetched_into_the_store_once(one_of: Any, places: Places) -> N
 
 @pytest.mark.parametrize(("family", "runs"), [("sd15", True), ("sd21", True), ("sdxl", True), ("flux", False)])
 def test_the_family_named_a_file_decides_where_it_runs(one_of: Any, places: Places, family: str, runs: bool) -> None:
-    assert family_named(str(one_of(family))) == family
     if runs:
+        assert find_needed(str(one_of(family)), A1111, places, GPUS["T4"]).family == family
         assert place_model(str(one_of(family)), A1111, places).family == family
     else:
         with pytest.raises(WebUIError, match=f"does not run '.*', which is a {family} model") as caught:
@@ -209,18 +203,24 @@ def test_the_family_named_a_file_decides_where_it_runs(one_of: Any, places: Plac
         assert A1111.title not in caught.value.hint
 
 
-def test_what_a_reference_is_can_be_told_without_fetching_it(one_of: Any, tmp_path: Path) -> None:
+def test_what_a_reference_is_can_be_told_without_fetching_it(
+    one_of: Any, where: dict[str, str], tmp_path: Path
+) -> None:
+    ui = find_ui("comfyui")
+    places = find_places(ui, **where)
     folder = table.folder(tmp_path / "pipeline", "sdxl")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    (tmp_path / "empty").mkdir()
-    expected = {"": None, "sd21-768": "sd21", "flux-dev": "flux", str(folder): "sdxl", "no/such": None,
-                str(tmp_path / "model.gguf"): "flux", str(tmp_path / "empty"): None,
+    table.write_gguf(tmp_path / "model.gguf", {"double_blocks.0.img_attn.qkv.weight": (32, 8)})
+    expected = {"sd21-768": "sd21", "flux-dev": "flux", str(folder): "sdxl", "somebody/model": None,
+                "black-forest-labs/FLUX.1-dev": "flux", str(tmp_path / "model.gguf"): "flux",
                 "https://example.com/a.safetensors": None}  # fmt: skip
-    assert {ref: family_named(ref) for ref in expected} == expected
+    assert {ref: find_needed(ref, ui, places, GPUS["T4"]).family for ref in expected} == expected
+    for ref in ("", "no-such"):
+        with pytest.raises(ModelNotFound):
+            find_needed(ref, ui, places, GPUS["T4"])
 
 
 def test_a_lora_is_no_base_model_but_a_lora(places: Places, tmp_path: Path) -> None:
-    lora = write_lora(tmp_path / "style.safetensors")
+    lora = table.write_lora(tmp_path / "style.safetensors")
     with pytest.raises(ModelError, match=r"style\.safetensors is .*, not a base model"):
         place_model(str(lora), A1111, places)
     assert place_model(str(lora), A1111, places, kind="lora").kind == "lora"
@@ -228,12 +228,12 @@ def test_a_lora_is_no_base_model_but_a_lora(places: Places, tmp_path: Path) -> N
         place_model(str(lora), A1111, places, kind="hat")
 
 
-@pytest.mark.parametrize("kind", ["lora", "vae", "embedding"])
-def test_names_of_base_models_mean_nothing_for_other_kinds(places: Places, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "noun"), [("lora", "a LoRA"), ("vae", "a VAE"), ("embedding", "an embedding")])
+def test_names_of_base_models_mean_nothing_for_other_kinds(places: Places, kind: str, noun: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
         place_model("sd15", A1111, places, kind=kind)
-    assert "sd15" in caught.value.problem
-    assert "sdxl" in caught.value.hint
+    assert caught.value.problem == f"'sd15' (Stable Diffusion 1.5) is a base model, not {noun}."
+    assert ("sdxl-vae" in caught.value.hint) == (kind == "vae")
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".zip", ""])
@@ -241,12 +241,14 @@ def test_files_of_other_kinds_are_refused(places: Places, tmp_path: Path, suffix
     (tmp_path / f"thing{suffix}").write_bytes(b"x")
     with pytest.raises(ModelError, match="is no model file") as caught:
         place_model(str(tmp_path / f"thing{suffix}"), A1111, places, kind="vae")
-    assert ".safetensors, .ckpt, .pt, .pth, .gguf, .bin" in caught.value.hint
+    assert ".safetensors, .sft, .ckpt, .pt, .pth, .gguf, .bin" in caught.value.hint
 
 
-@pytest.mark.parametrize("suffix", [".PT", ".Bin", ".gguf", ".pth", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".PT", ".Bin", ".pth", ".ckpt"])
 def test_every_kind_of_file_is_taken_in_capitals_too(places: Places, tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"thing{suffix}").write_bytes(b"x")
+    torch = pytest.importorskip("torch")
+    shapes = {name: fact.shape for name, (fact, _bytes) in table.original("vae").items()}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / f"thing{suffix}")
     placed = place_model(str(tmp_path / f"thing{suffix}"), A1111, places, kind="vae")
     assert placed.path.resolve() == tmp_path / f"thing{suffix}"
 
@@ -322,10 +324,11 @@ def test_controlnets_are_fetched_for_the_base_that_is_named_else_for_the_family(
 
     def fetch(row: Any, folder: Path) -> Path:
         fetched.append((row.family, "canny" in row.tasks, "depth" in row.tasks))
-        (folder / row.save_as).write_bytes(b"x")
-        return folder / row.save_as
+        return table.write(
+            folder / row.save_as, table.values({"control_model.input_hint_block.0.weight": (4, 3, 3, 3)})
+        )
 
-    monkeypatch.setattr("fastsd_helpers.webui.models.fetch_controlnet", fetch)
+    monkeypatch.setattr("fastsd_helpers.webui.controls.fetch_controlnet", fetch)
     placed = place_controlnets(ControlNetConfig(tasks=" canny , depth,"), A1111, places)
     assert fetched == [("sd15", True, False), ("sd15", False, True)]
     assert [(model.kind, model.family, model.how, model.path.is_file()) for model in placed] == [

@@ -1,23 +1,21 @@
 """Convert models and LoRA between a Diffusers folder and a single file, whatever the source is."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fastsd_helpers.checkpoints.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.folder_copy import copy_folder
 from fastsd_helpers.checkpoints.folder_settings import (
-    SETTINGS,
     VAE_ARCHITECTURES,
+    describe_folder,
+    resolution_of,
     settings_in_words,
     settings_of_file,
-    settings_of_folder,
-    vae_architecture,
     vae_family,
 )
 from fastsd_helpers.checkpoints.folder_writer import write_component, write_folder
@@ -27,7 +25,7 @@ from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.lora import convert_lora
 from fastsd_helpers.checkpoints.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_small_floats
+from fastsd_helpers.checkpoints.packed import refuse_gguf, refuse_small_floats
 from fastsd_helpers.checkpoints.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.prediction import (
     MARKS,
@@ -71,7 +69,9 @@ class ConvertConfig:
     verify: bool = option(False, help="read what was written back and compare every tensor's bytes with the source")
     overwrite: bool = option(False, help="replace DST if it exists")
     base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
-    family: str = option("", help="refuse a source that is of another family", advanced=True)
+    family: str = option(
+        "", help="refuse a source that is of another family; of a VAE alone: whose it is, such as sdxl", advanced=True
+    )
     ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
     hashes: bool = option(
         False, help="compute the SHA-256 of a file, which a fast disk waits for; --json and --verify do"
@@ -116,7 +116,7 @@ def convert(
         overwrite: replace `dst` if it exists.
         base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
-        family: refuse a source that is of another family.
+        family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
         ema: take the averaged weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
@@ -172,6 +172,7 @@ def _convert_model(
     src = given.path
     if given.what == "file":
         return _convert_file(src, dst, to_file, family, options)
+    refuse_gguf(src)
     if given.what == "part":
         return _convert_component(src, dst, to_file, given.part, family, options)
     found = detect_family(src)
@@ -226,7 +227,7 @@ def _convert_pipeline(
     prediction = prediction_of_folder(src)
     parts = {part: src / part for part in find_family(layout).parts}
     if key != "flux" or all_in_one:
-        return _write_parts(dst, layout, parts, _described(src), options, prediction, folder=src)
+        return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
         raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
@@ -234,7 +235,7 @@ def _convert_pipeline(
     check_destination(vae, overwrite=options.overwrite)
     with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
         pass  # looked at before the large file is written
-    written = _write_parts(dst, layout, parts, _described(src), options, prediction, folder=src)
+    written = _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
     try:
         alone = replace(options, merging=Merging())
         beside = _write_parts(vae, "flux-ae", {"vae": src / "vae"}, {}, alone, folder=src)
@@ -270,7 +271,7 @@ def _write_parts(
             metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
             metadata |= options.merging.metadata({})
             if folder is not None:
-                settings = _settings(folder, opened, prediction, metadata)
+                settings = describe_folder(folder, family, opened.widths, prediction, metadata)
                 notes += settings_in_words(settings, header=dst.suffix.lower() == ".safetensors")
             if family.extras and not any(family.is_extra(name) for name in recipes) and key.startswith("sd21"):
                 metadata["fastsd.left_out"] = "text_projection, logit_scale, transformer.resblocks.23"
@@ -280,19 +281,6 @@ def _write_parts(
                 base.close()
         notes_file, beside = _write_sidecar(dst, sidecar(family, prediction, opened.widths), options)
     return replace(written, family=key, notes=(*notes, *notes_file), beside=beside)
-
-
-def _settings(folder: Path, opened: Parts, prediction: Prediction, metadata: dict[str, str]) -> dict[str, Any]:
-    """Find what the folder's configurations say beyond the weights, and add it to the header."""
-    family, vae_of = opened.family, ""
-    if family.parts == ("vae",):
-        alone = folder / "config.json"
-        vae_of, word = vae_architecture(read_config(alone if alone.is_file() else folder / "vae" / "config.json"))
-        metadata |= {"modelspec.architecture": word} if word else {}
-    settings = settings_of_folder(folder, family, opened.widths, prediction, vae_of=vae_of)
-    if settings:
-        metadata[SETTINGS] = json.dumps(settings)
-    return settings
 
 
 def _open_base(family: Family, base: Path | None) -> Source | None:
@@ -400,16 +388,6 @@ def _convert_component(
     if not to_file:
         return _copy_folder(src, dst, key, options)
     return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options, folder=src)
-
-
-def _described(folder: Path) -> dict[str, str]:
-    """What the folder's configs say that the weights do not: the resolution."""
-    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
-    sample_size, levels = unet.get("sample_size"), len(vae.get("block_out_channels", ()))
-    if isinstance(sample_size, int) and levels:
-        side = sample_size * 2 ** (levels - 1)
-        return {"modelspec.resolution": f"{side}x{side}"}
-    return {}
 
 
 # ------------------------------------------------------------------------------------------------ from a file

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from fastsd_helpers.downloads.content import describe_content
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.inert.pickles import has_pickle, is_archive
 from fastsd_helpers.inert.tensors import is_safetensors
 
 __all__ = ["is_safetensors_file", "refuse_other_content"]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_NO_MODELS = ("zip archive", "picture", "PDF document", "compressed archive", "document or installer", "program")
 _AGAIN = "Download the file again, or pick another one."
 
 
@@ -21,7 +23,7 @@ def refuse_other_content(path: Path) -> None:
     """Refuse what is often found under the name of a model and is none.
 
     Raises:
-        CheckpointError: a GGUF file, a Git LFS pointer, a web page, an empty file, a picture, an archive: says which.
+        CheckpointError: a GGUF file, a Git LFS pointer, a web page, a picture, an archive, a program: says which.
     """
     head = _head(path)
     if head.startswith(b"GGUF") or (path.suffix.lower() == ".gguf" and not is_safetensors(head[:16])):
@@ -36,13 +38,16 @@ def refuse_other_content(path: Path) -> None:
             f"{path} is a Git LFS pointer, a few lines of text in the place of the model{whole}.",
             "Run `git lfs pull` in its repository, or download the file itself.",
         )
-    kind = describe_content(path) if head and not is_safetensors(head[:16]) else ""
+    if is_archive(head):
+        kind = "" if has_pickle(path) else "zip archive"
+    else:
+        kind = describe_content(path) if head and not is_safetensors(head[:16]) else ""
     if kind == "web page":
         raise CheckpointError(
             f"{path} is a web page that was saved under the name of a model.",
             "Log in at the site, or accept the model's terms there, and download the file itself.",
         )
-    if kind in ("zip archive", "picture", "PDF document", "compressed archive", "document or installer", "program"):
+    if kind in _NO_MODELS:
         raise CheckpointError(f"{path} is no model but a {kind}.", _AGAIN)
 
 

@@ -73,6 +73,8 @@ def copy_folder(
         VerificationFailed: a part has no weights in the result, or with `verify` others than it should have.
     """
     notes: list[str] = []
+    if src.resolve() in dst.resolve().parents:
+        raise CheckpointError(f"{dst} lies inside the model that is read.", "Choose a folder beside it.")
     with ExitStack() as stack:
         folders = list(walk_folders(src))
         sets = {inside: weight_sets(src / inside) for inside in folders if inside.parts or not _is_pipeline(src)}
@@ -152,13 +154,6 @@ def _require_parts(src: Path, sets: Mapping[Path, list[WeightSet]], notes: list[
             f"{part} is named in model_index.json and is not in the source: the copy lacks it too, and diffusers "
             f"loads either with {part}=None."
         )
-    for part in index:
-        packed = sorted((src / part).glob("*.gguf")) if (src / part).is_dir() else []
-        if packed and Path(part) not in sets:
-            raise CheckpointError(
-                f"{packed[0]} is a GGUF file: its weights are packed in few bits and are not converted.",
-                "Give the model's .safetensors files.",
-            )
 
 
 def _plan(folder: Path, chosen: WeightSet, dtype: str, notes: list[str], stack: ExitStack) -> _Plan:

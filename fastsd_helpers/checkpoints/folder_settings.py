@@ -19,6 +19,8 @@ from fastsd_helpers.checkpoints.prediction import Prediction, marks, read_config
 __all__ = [
     "SETTINGS",
     "VAE_ARCHITECTURES",
+    "describe_folder",
+    "resolution_of",
     "scaling_unknown",
     "settings_in_words",
     "settings_of_file",
@@ -78,6 +80,8 @@ def settings_of_folder(
         vae_of: of a VAE alone, the family that its file will name.
     """
     found: dict[str, dict[str, Any]] = {}
+    if prediction.edm is not None and not marks(family, prediction):  # no UI reads it of such a file
+        prediction = Prediction("epsilon", "")
     for part in _PARTS:
         if part in family.parts:
             alone = not (folder / "model_index.json").is_file()
@@ -101,9 +105,16 @@ def _differing(part: str, config: Mapping[str, Any], wanted: Mapping[str, Any]) 
         if _plain(value) != _plain(wanted.get(name)) and not (part == "vae" and name == "sample_size"):
             differing[name] = value
     name = str(config.get("_class_name", ""))
-    if part == "scheduler" and name != wanted.get("_class_name") and not _SAMPLERS.fullmatch(name):
+    if part == "scheduler" and not _alike(name, str(wanted.get("_class_name"))):
         differing["_class_name"] = name
     return differing
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two schedulers are ways of sampling the same model, which a user chooses between."""
+    if one.startswith("EDM") or other.startswith("EDM"):
+        return one[:3] == other[:3]
+    return one == other or bool(_SAMPLERS.fullmatch(one))
 
 
 def _plain(value: Any) -> Any:
@@ -173,6 +184,33 @@ def with_settings(config: dict[str, Any], part: str, settings: Mapping[str, Mapp
     return {**config, **settings.get(part, {})}
 
 
+def describe_folder(
+    folder: Path, family: Family, widths: Mapping[str, int], prediction: Prediction, metadata: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Add to a file's header what its folder says beyond the weights; returns what `settings_of_folder` found."""
+    vae_of = ""
+    if family.parts == ("vae",):
+        alone = not (folder / "model_index.json").is_file()
+        vae_of, word = vae_architecture(
+            read_config(folder / "config.json" if alone else folder / "vae" / "config.json")
+        )
+        metadata |= {"modelspec.architecture": word} if word else {}
+    settings = settings_of_folder(folder, family, widths, prediction, vae_of=vae_of)
+    if settings:
+        metadata[SETTINGS] = json.dumps(settings)
+    return settings
+
+
+def resolution_of(folder: Path) -> dict[str, str]:
+    """ModelSpec's word for the resolution that a pipeline's configurations name."""
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    sample_size, levels = unet.get("sample_size"), len(vae.get("block_out_channels", ()))
+    if isinstance(sample_size, int) and levels:
+        side = sample_size * 2 ** (levels - 1)
+        return {"modelspec.resolution": f"{side}x{side}"}
+    return {}
+
+
 # ------------------------------------------------------------------------------------------------ a VAE alone
 
 # ModelSpec's word for a model -> the family whose VAE it has.
@@ -220,5 +258,5 @@ def scaling_unknown(layout: Family) -> str:
         + (f" and shift_factor {shift}" if shift else "")
         + f" of {names[assumed]} was written. {names[others[0]]}'s is {other}"
         + (f" and {other_shift}" if other_shift else "")
-        + f": say it with --family {others[0]}."
+        + f": say it with family (--family {others[0]})."
     )

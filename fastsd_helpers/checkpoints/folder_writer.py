@@ -113,6 +113,8 @@ def write_component(
     metadata = single.source.metadata
     vae_of = vae_family(single.family, family, metadata) if part == "vae" else ""
     settings = settings_of_file(metadata)
+    if family and vae_of:  # what was asked for comes before what a header keeps
+        settings = {}
     config = component_config(single.family, part, single.widths, vae_of=vae_of)
     config = with_settings(config, part, settings)
     notes = list(single.notes)

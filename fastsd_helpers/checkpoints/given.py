@@ -13,6 +13,7 @@ from fastsd_helpers.checkpoints.lora import is_lora_folder
 from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.prediction import read_config
 from fastsd_helpers.checkpoints.weight_sets import weight_sets
+from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
 from fastsd_helpers.errors import CheckpointError
 
@@ -56,7 +57,7 @@ def identify(path: Path) -> Given:
         raise CheckpointError(f"{path} is neither a file nor a folder.", "Give a model.")
     if (path / "model_index.json").is_file():
         return Given("pipeline", path)
-    snapshot = _snapshot_of(path)
+    snapshot = snapshot_of(path)
     if snapshot is not None:
         found = identify(snapshot)
         return replace(
@@ -87,41 +88,6 @@ def part_of(folder: Path) -> str:
 def _class_of(folder: Path) -> str:
     config = read_config(folder / "config.json")
     return str(config.get("_class_name") or next(iter(config.get("architectures") or [""]), ""))
-
-
-def _snapshot_of(root: Path) -> Path | None:
-    """The snapshot that a Hub cache stands for: the one refs/main names, else its only one; None for other folders.
-
-    Raises:
-        CheckpointError: it holds several and refs/main names none of them, or it is a cache of several models.
-    """
-    if root.name == "snapshots" and (root.parent / "refs").is_dir():
-        root = root.parent
-    if not (root / "snapshots").is_dir() or not any((root / name).is_dir() for name in ("refs", "blobs")):
-        models = sorted(path.name for path in root.glob("models--*") if path.is_dir())
-        if not models:
-            return None
-        raise CheckpointError(
-            f"{root} is a Hub cache of {len(models)} model{'s' * (len(models) > 1)}: {_shown(models)}.",
-            f"Give one of them, such as {root / models[0]}.",
-        )
-    snapshots = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
-    named = root / "refs" / "main"
-    commit = named.read_text(encoding="utf-8", errors="replace").strip() if named.is_file() else ""
-    for snapshot in snapshots:
-        if snapshot.name == commit:
-            return snapshot
-    if len(snapshots) == 1:
-        return snapshots[0]
-    if not snapshots:
-        raise CheckpointError(
-            f"{root} is the Hub cache of a model and holds no snapshot of it.", "Download the model again."
-        )
-    raise CheckpointError(
-        f"{root} is a Hub cache with {len(snapshots)} snapshots ({_shown([path.name for path in snapshots])}), and "
-        "refs/main names none of them.",
-        f"Give one of them, such as {snapshots[0]}.",
-    )
 
 
 def _only_file(folder: Path) -> Given:

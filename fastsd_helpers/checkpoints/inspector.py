@@ -21,6 +21,7 @@ from fastsd_helpers.checkpoints.layout import (
 )
 from fastsd_helpers.checkpoints.leftovers import TidySource, tidy
 from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
+from fastsd_helpers.checkpoints.packed import refuse_packed
 from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import copied
@@ -278,6 +279,11 @@ def _general_problems(
                 "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong pictures in all of them",
             )
         )
+    try:
+        refuse_packed("It", source.tensors)
+    except CheckpointError as err:
+        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
+        problems.append(Problem(err.problem.rstrip("."), effect))
     small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
     if small:
         problems.append(

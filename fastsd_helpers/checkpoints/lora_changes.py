@@ -158,10 +158,11 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
             name = module.tensors["dora_scale"]
             lengths = _read(lora.source, name)
             return Decomposed(change, lengths, shape, on_input=_on_input(name, lengths.shape))
-    except (ValueError, KeyError, IndexError) as err:
-        raise CheckpointError(
-            f"The LoRA's factors of {place_of(module)} do not fit each other: {err}.", _DAMAGED
-        ) from err
+    except KeyError as err:
+        raise CheckpointError(f"The LoRA has half a layer: {place_of(module)} lacks {err}.", _DAMAGED) from err
+    except ValueError as err:
+        problem = f"The LoRA's factors of {place_of(module)} do not fit each other: {err}."
+        raise CheckpointError(problem, _DAMAGED) from err
     return change
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.checkpoints.layout import Row
 from fastsd_helpers.checkpoints.lora_layouts import LoraLayout, LoraModule, read_layout
 from fastsd_helpers.checkpoints.lora_strength import Adapted, find_statements, settle_alphas
 from fastsd_helpers.checkpoints.number_formats import FLOATS, cast, is_small_float
@@ -115,6 +116,9 @@ def open_lora(path: Path, stack: ExitStack) -> Lora:
         CheckpointError: it cannot be read, or is not a LoRA of a family we know.
     """
     files = [(path, "")] if path.is_file() else adapters_in(path) or [(path / LORA_FILE, "")]
+    if len(files) == 1 and files[0][0].name in _ADAPTER_FILES and files[0][0].parent.name in _PARTS:
+        # One part's adapter alone: two text encoders have the same names, and the folder says which it is.
+        files = [(files[0][0], files[0][0].parent.name)]
     sources = []
     for file, _part in files:
         sources.append(open_file(file))
@@ -176,7 +180,9 @@ def read_lora(lora: Lora) -> tuple[list[tuple[LoraModule, Layer]], list[str]]:
     layers: list[tuple[LoraModule, Layer]] = []
     adapted: list[tuple[LoraModule, Adapted]] = []
     for module in lora.layout.modules:
-        layer = read_matrices(lora.source, module.tensors, f"{module.module.part}.{module.path or module.spelled}")
+        place = f"{module.module.part}.{module.path or module.spelled}"
+        layer = read_matrices(lora.source, module.tensors, place)
+        _shape_as(layer, module.module.row, place)
         kernel, nothing = bool(set(layer.down.shape[2:]) - {1}), not (layer.down.any() and layer.up.any())
         adapted.append((module, as_adapted(lora, module, layer.rank, kernel=kernel, nothing=nothing)))
         layers.append((module, layer))
@@ -184,6 +190,19 @@ def read_lora(lora: Lora) -> tuple[list[tuple[LoraModule, Layer]], list[str]]:
     for (_, one), (_, layer) in zip(adapted, layers, strict=True):
         layer.alpha = one.alpha
     return layers, notes
+
+
+def _shape_as(layer: Layer, row: Row, place: str) -> None:
+    """Give the matrices as many axes as the weight has; some trainers leave out, or add, those of length one."""
+    kernel = tuple(int(size) for size in row.sizes[2:])
+    if (layer.down.shape[2:] or (1, 1)) != (kernel or (1, 1)):
+        raise CheckpointError(
+            f"The LoRA's matrices of {place} do not fit: {list(layer.down.shape)} for a "
+            f"{'convolution of ' + ' x '.join(row.sizes[2:]) if kernel else 'linear layer'}.",
+            _DAMAGED,
+        )
+    layer.down = layer.down.reshape(layer.rank, -1, *kernel)
+    layer.up = layer.up.reshape(len(layer.up), -1, *(1 for _ in kernel))
 
 
 def as_adapted(lora: Lora, module: LoraModule, rank: int, *, kernel: bool, nothing: bool) -> Adapted:

@@ -40,7 +40,7 @@ class Change(Protocol):
         """That of the weight it is meant for."""
 
     def rows(self, first: int, last: int, weights: Weights) -> "np.ndarray":
-        """float32 [last - first, columns] of the change; `weights` gives the weight's own rows where they are asked."""
+        """float32 [last - first, columns], the caller's own; `weights` gives the weight's rows, if asked."""
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,19 @@ def open_adapters(asked: Iterable[str], stack: ExitStack) -> tuple[Adapter, ...]
         CheckpointError: there is no such file, it is no adapter or one that is not merged, or the strength is no number
             other than 0.
     """
-    adapters = []
-    for text in asked:
-        path, strength = _read_request(str(text))
-        adapters.append(_open_adapter(path, strength, stack))
+    adapters = [_open_adapter(*_read_request(str(text)), stack) for text in asked]
+    for place, adapter in enumerate(adapters):
+        same = [one for one in adapters[:place] if one.path.samefile(adapter.path)]
+        if same:
+            together = adapter.strength + sum(one.strength for one in same)
+            note = f"{adapter.path.name} is given {len(same) + 1} times: together it counts {together:g}."
+            adapters[place] = replace(adapter, notes=(*adapter.notes, note))
     return tuple(adapters)
 
 
 def _read_request(text: str) -> tuple[Path, float]:
+    if not text.strip():
+        raise CheckpointError("--merge names no LoRA.", _FORM)
     whole = Path(text).expanduser()
     head, colon, tail = text.rpartition(":")
     named = Path(head).expanduser() if colon and head else None
@@ -108,9 +113,13 @@ def _number(text: str) -> float | None:
 def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
     require_inert([path])
     _require_adapter(path)
-    lora = open_lora(path, stack)
-    refuse_unmergeable(lora)
-    scales, notes = read_scales(lora)
+    try:
+        lora = open_lora(path, stack)
+        refuse_unmergeable(lora)
+        scales, notes = read_scales(lora)
+    except CheckpointError as err:
+        named = path.name in err.problem
+        raise CheckpointError(err.problem if named else f"{path.name}: {err.problem}", err.hint) from err
     said = [f"{path.name}: {note}" for note in notes]
     if strength < 0:
         said.append(f"{path.name}: the strength {strength:g} is negative: it works in the opposite direction.")

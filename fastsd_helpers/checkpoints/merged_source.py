@@ -88,26 +88,43 @@ class MergedSource:
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         """Fill a buffer with a changed tensor's bytes from `start` on."""
-        view = memoryview(buffer).cast("B")
-        if not view:
-            return
+        import numpy as np
+
         fact = self.tensors[name]
-        size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
-        begin, end = start // size, (start + len(view)) // size
+        size = DTYPE_BYTES[fact.dtype]
+        values = np.frombuffer(buffer, f"<f{size}")
+        if not values.size:
+            return
+        begin, end = start // size, start // size + len(values)
+        self._read_own(name, begin, values)
+        width = fact.count // fact.shape[0]
         first, last = begin // width, -(-end // width)
-        whole = _read_rows(self._source, name, first, last, wide=fact.dtype == "F64")
         for addition, span in self._additions[name]:
             top, bottom = max(first, span.first), min(last, span.first + span.count)
             if top < bottom:
-                change = self._change(addition)
-                moved = span.at - span.first
-                if span.turned:
-                    added = change.rows(0, change.shape[0], addition.weights).T[top:bottom]
-                else:
-                    added = change.rows(top + moved, bottom + moved, addition.weights)
-                whole[top - first : bottom - first] += added * whole.dtype.type(addition.strength)
-        values = whole.reshape(-1)[begin - first * width : end - first * width]
-        view[:] = memoryview(values.view("u1"))
+                added = self._rows(addition, span, top, bottom).reshape(-1)
+                added *= np.float32(addition.strength)
+                # Its first and last row may reach beyond what is asked for.
+                low, high = max(begin, top * width), min(end, bottom * width)
+                values[low - begin : high - begin] += added[low - top * width : high - top * width]
+
+    def _read_own(self, name: str, begin: int, values: "np.ndarray") -> None:
+        stored = self._source.tensors[name].dtype
+        size = DTYPE_BYTES[stored]
+        if stored == self.tensors[name].dtype:
+            self._source.read_into(name, begin * size, values.view("u1"))
+            return
+        values[:] = _read_values(self._source, name, begin, len(values))
+
+    def _rows(self, addition: Addition, span: Span, top: int, bottom: int) -> "np.ndarray":
+        """The change of these rows of a tensor, at strength 1."""
+        import numpy as np
+
+        change = self._change(addition)
+        if span.turned:
+            return np.ascontiguousarray(change.rows(0, change.shape[0], addition.weights).T[top:bottom])
+        moved = span.at - span.first
+        return change.rows(top + moved, bottom + moved, addition.weights)
 
     def _change(self, addition: Addition) -> Change:
         with self._alone:
@@ -148,20 +165,22 @@ class Merged:
 
 
 def _own_rows(span: Span, first: int, last: int) -> "np.ndarray":
-    if not span.turned:
-        return _read_rows(span.source, span.name, span.first + first, span.first + last)
-    return _read_rows(span.source, span.name, 0, span.source.tensors[span.name].shape[0]).T[first:last]
+    height, *_ = shape = span.source.tensors[span.name].shape
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    if span.turned:
+        return _read_values(span.source, span.name, 0, height * width).reshape(height, width).T[first:last]
+    begin = (span.first + first) * width
+    return _read_values(span.source, span.name, begin, (last - first) * width).reshape(last - first, width)
 
 
-def _read_rows(source: Source, name: str, first: int, last: int, *, wide: bool = False) -> "np.ndarray":
-    """Rows of a tensor, float32 (or with `wide` float64) [last - first, columns], in memory of their own."""
+def _read_values(source: Source, name: str, begin: int, count: int) -> "np.ndarray":
+    """Values of a tensor as float32, in memory of their own."""
     import numpy as np
 
-    fact = source.tensors[name]
-    size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
-    values = np.empty((last - first) * width * size, "u1")
-    source.read_into(name, first * width * size, values)
-    if wide:
-        return values.view("<f8").reshape(last - first, width)
-    made = values if fact.dtype == "F32" else cast(values, fact.dtype, "F32", owner=lambda: f"The tensor {name!r}")
-    return np.frombuffer(made, "<f4").reshape(last - first, width)
+    stored = source.tensors[name].dtype
+    size = DTYPE_BYTES[stored]
+    values = np.empty(count * size, "u1")
+    source.read_into(name, begin * size, values)
+    return np.frombuffer(cast(values, stored, "F32", owner=lambda: f"The tensor {name!r}"), "<f4")

@@ -12,10 +12,11 @@ from typing import Any
 from fastsd_helpers.checkpoints.number_formats import FLOATS, is_small_float
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.weight_sets import weight_sets
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.inert import read_config
 
-__all__ = ["refuse_packed", "refuse_packed_config", "refuse_small_floats"]
+__all__ = ["refuse_gguf", "refuse_packed", "refuse_packed_config", "refuse_small_floats"]
 
 _HINT = "Get the fp16 or bf16 file of the same model."
 # What is left of a companion's name is the tensor it belongs to: 'weight_scale_inv' and 'scale_weight' to 'weight'.
@@ -43,10 +44,9 @@ def refuse_packed(where: Path | str, tensors: Mapping[str, TensorFact]) -> None:
     for name, fact in tensors.items():
         companion = _companion(name, fact, scales)
         if companion is not None:
-            bits = "8-bit" if is_small_float(fact.dtype) or fact.dtype in ("I8", "U8") else "quantized"
+            kind = "scaled 8-bit" if is_small_float(fact.dtype) else "quantized"
             raise CheckpointError(
-                f"{where} holds scaled {bits} weights ({name!r} with {companion!r} beside it), which cannot be "
-                "converted.",
+                f"{where} holds {kind} weights ({name!r} with {companion!r} beside it), which cannot be converted.",
                 _HINT,
             )
         if fact.dtype not in FLOATS and len(fact.shape) > 1 and re.search(r"weight(_packed)?$", name):
@@ -105,6 +105,21 @@ def refuse_packed_config(folder: Path) -> None:
                 )
         todo += [inner for inner in (value.values() if isinstance(value, dict) else value)
                  if isinstance(inner, (dict, list))]  # fmt: skip
+
+
+def refuse_gguf(folder: Path) -> None:
+    """Refuse a model of which a part has its weights as a GGUF file alone.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    for part in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        packed = sorted(part.glob("*.gguf"))
+        if packed and not weight_sets(part) and (part / "config.json").is_file():
+            raise CheckpointError(
+                f"{packed[0]} is a GGUF file: its weights are packed in few bits and are not converted.",
+                "Give the model's .safetensors files.",
+            )
 
 
 def refuse_small_floats(path: Path, source: Source, dtype: str) -> tuple[str, ...]:

@@ -92,8 +92,9 @@ def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
         if any(_LYCORIS.match(name) for name in tensors):
             return Kind("lycoris", None, "a LyCORIS adapter (LoHa, LoKr or OFT)", _MERGE)
         other = re.match(r"The LoRA is one for (.+?), which is not converted", err.problem)
-        words = f"a LoRA for {other[1]}" if other else f"a LoRA ({err.problem.rstrip('.')})"
-        return Kind(what, None, words, err.hint)
+        naming = "kohya's names" if what == "lora" else "diffusers' or peft's names"
+        words = f"a LoRA for {other[1]}" if other else f"a LoRA in {naming}"
+        return Kind(what, None, words, f"{err.problem} {err.hint}")
     if layout.kind != "lora":
         return Kind("lycoris", layout.family, layout.words, _MERGE)
     return Kind("lora" if layout.naming == "kohya" else "lora peft", layout.family, layout.words)
@@ -126,7 +127,7 @@ def _stable_diffusion(tensors: Facts) -> Kind | None:
     first = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
     if first is None:
         if "input_blocks.0.0.weight" in tensors:
-            return Kind("unet", None, "a U-Net alone, in the original names", _WHOLE)
+            return Kind("unet", None, f"a U-Net alone, in the original names, of {_unet_of(tensors, '')}", _WHOLE)
         return None
     starts = tuple(
         start
@@ -142,7 +143,8 @@ def _stable_diffusion(tensors: Facts) -> Kind | None:
     elif any(name.startswith("cond_stage_model.") for name in tensors):
         base, words = "sd15", "a Stable Diffusion 1.x{} file"
     else:
-        return Kind("unet", None, "a U-Net without its text encoder", _WHOLE)
+        of = _unet_of(tensors, "model.diffusion_model.")
+        return Kind("unet", None, f"a U-Net of {of} without its text encoder", _WHOLE)
     foreign = foreign_unet(tensors, base)
     if foreign is not None:
         return _as_kind(foreign)
@@ -150,6 +152,15 @@ def _stable_diffusion(tensors: Facts) -> Kind | None:
     kind = {"edm_mean": " (Playground v2.5)", "edm_vpred.sigma_max": " (CosXL)"} if base == "sdxl" else {}
     name = " inpainting" if inpainting else next((text for mark, text in kind.items() if mark in tensors), "")
     return Kind("checkpoint", base + ("-inpaint" if inpainting else ""), words.format(name))
+
+
+def _unet_of(tensors: Facts, prefix: str) -> str:
+    if f"{prefix}label_emb.0.0.weight" in tensors:
+        return "SDXL"
+    projection = tensors.get(f"{prefix}input_blocks.1.1.proj_in.weight")
+    if projection is None:
+        return "Stable Diffusion"
+    return "Stable Diffusion 2.x" if len(projection.shape) == 2 else "Stable Diffusion 1.x"
 
 
 # ------------------------------------------------------------------------------------------------ parts

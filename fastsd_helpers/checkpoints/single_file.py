@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import Family, check_original, match_original, measure_original
+from fastsd_helpers.checkpoints.layout import PART_WORDS, Family, check_original, match_original, measure_original
 from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.packed import refuse_small_floats
 from fastsd_helpers.checkpoints.prediction import MARKS
@@ -76,6 +76,13 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         notes += _left_out(family, plain)
         averages = {name for name in source.tensors if name.startswith(_AVERAGES)}
         notes += _use_averages(family, found, averages, ema)
+        present = {family.to_diffusers[name].part for name in found}
+        lacking = " and no ".join(PART_WORDS[part] for part in family.parts if part not in present)
+        if lacking:
+            raise CheckpointError(
+                f"{path} is a file of {family.title} that has no {lacking}.",
+                "Give the whole model; web UIs load this one with the part that is missing chosen beside it.",
+            )
         shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
         widths = measure_original(family, shapes)
         check_original(family, shapes, widths)

@@ -40,7 +40,7 @@ def add_checkpoints(
     )
     add_flags(converting, ConvertConfig)
     inspecting = command(commands, "inspect", inspect, "what a model file is, and what is wrong with it")
-    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors or .ckpt")
+    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
     add_flags(inspecting, InspectConfig)
     group = subcommands(commands.add_parser("bench", help="the measurements this project reports"))
     for name, row in BENCHMARKS.items():

@@ -77,9 +77,11 @@ def list_models(chosen: argparse.Namespace) -> Answer:
 def show_model(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd models show KEY`."""
     from fastsd_helpers.registry import find_model
+    from fastsd_helpers.webui.bundles import runs_in
 
     spec = find_model(chosen.key)
-    return Answer(plain(spec), pairs(plain(spec)))
+    data = {**plain(spec), "runs_in": list(runs_in(spec))}
+    return Answer(data, pairs(data))
 
 
 def get_model(chosen: argparse.Namespace) -> Answer:
@@ -92,7 +94,7 @@ def get_model(chosen: argparse.Namespace) -> Answer:
     kind = name.spec.kind if name.spec else ""
     if kind == "reader":
         return _folder_answer(find_folder(ref, READER), None)
-    if name.what not in ("link", "file") and kind not in ("checkpoint", "vae", "text-encoder") and not chosen.file:
+    if name.what not in ("link", "file") and kind in ("", "base") and not chosen.file:
         folder = fetch_model(ref)
         return _folder_answer(folder, model_hash(folder))
     path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)

@@ -24,7 +24,9 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     """
     from fastsd_helpers.playground import PlaygroundConfig
     from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.webui.bundles import T5_SIZES
     from fastsd_helpers.webui.flags import GPUS
+    from fastsd_helpers.webui.model_files import KINDS
     from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
     group = subcommands(
@@ -47,16 +49,24 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     start.add_argument("--dry-run", action="store_true", help="only say what would be started, and why")
     start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of the one here")
     start.add_argument("--family", metavar="FAMILY", help="with --dry-run: for a model of this family, such as sdxl")
+    start.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
     place = command(
-        group, "place", place_models, "put a model, LoRA, VAE, embedding or ControlNet where the UI finds it"
+        group, "place", place_models, "put a model, a session, LoRA, VAE, ControlNet, ... where the UI finds it"
     )
     place.add_argument(
         "model", metavar="MODEL", help="key, file, folder, link, Hub id or session; for a ControlNet its task"
     )
     place.add_argument(
-        "--kind", default="checkpoint", help="checkpoint, lora, vae, embedding, text-encoder, controlnet"
+        "--kind",
+        default="auto",
+        choices=("auto", *KINDS),
+        metavar="KIND",
+        help=f"{', '.join(KINDS)}; auto: what it is (default)",
     )
     place.add_argument("--base", metavar="KEY", help="with --kind controlnet: the base model it is for, such as sd15")
+    place.add_argument("--t5", default="auto", choices=T5_SIZES, help="size of Flux's large text encoder")
+    place.add_argument("--gpu", choices=sorted(GPUS), help="choose sizes for this GPU instead of the one here")
+    place.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
     _add_where(place)
     for name, run, about in (
         ("status", status, "whether a web UI runs, since when and where its log is"),
@@ -111,12 +121,13 @@ def launch(chosen: argparse.Namespace) -> Answer:
     link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)
     if chosen.dry_run:
-        planned = plan(config, machine=machine, family=chosen.family)
-        data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port}
+        planned = plan(config, machine=machine, family=chosen.family, root=chosen.root)
+        files = [file.about() for file in planned.files]
+        data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port, "files": files}
         return Answer(data, [*planned.lines(), "Nothing was started."])
     if link is not None:
         require_shareable(link)
-    running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True))
+    running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True), root=chosen.root)
     data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
     try:
         if link is not None:
@@ -166,23 +177,26 @@ def _local_block(running: Any) -> str:
 
 def place_models(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui place MODEL`."""
-    from fastsd_helpers.errors import SettingsError
-    from fastsd_helpers.webui import find_places, find_ui, place_controlnet, place_model
+    from fastsd_helpers.webui import ControlNetConfig, find_places, find_ui, place, place_controlnet, place_controlnets
+    from fastsd_helpers.webui.flags import GPUS
 
     ui = find_ui(chosen.ui)
     places = find_places(ui, folder=chosen.folder, store=chosen.store)
-    if chosen.kind == "controlnet":
-        if not chosen.base:
-            raise SettingsError("A ControlNet belongs to a base model.", "Name it: --base sd15")
-        placed = place_controlnet(chosen.base, chosen.model, ui, places)
+    if chosen.kind == "controlnet" and chosen.model == "all" and chosen.base:
+        placed = place_controlnets(ControlNetConfig(tasks="all", base=chosen.base), ui, places)
+    elif chosen.kind == "controlnet":
+        placed = [place_controlnet(chosen.base, chosen.model, ui, places)]
     else:
-        placed = place_model(chosen.model, ui, places, kind=chosen.kind)
-    return Answer(plain(placed), [f"{ui.title} finds it now ({placed.how}): {placed.path}"])
+        machine = GPUS.get(chosen.gpu)
+        placed = place(chosen.model, ui, places, kind=chosen.kind, machine=machine, t5=chosen.t5, root=chosen.root)
+    lines = [f"{ui.title} finds it now ({model.kind}, {model.how}): {model.path}" for model in placed]
+    return Answer({**plain(placed[0]), "placed": [plain(model) for model in placed]}, lines)
 
 
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
-    from fastsd_helpers.webui import background_link, status
+    from fastsd_helpers.webui import background_link, find_places, find_ui, status
+    from fastsd_helpers.webui.process import find_end
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
@@ -190,7 +204,12 @@ def status(chosen: argparse.Namespace) -> Answer:
     data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
     link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
     data |= {"link": link.url} if link is not None else {}
-    return Answer(data, [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)])
+    lines = [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)]
+    ended = find_end(find_places(find_ui(chosen.ui), folder=chosen.folder, store=chosen.store))
+    if ended is not None:
+        data |= {"problem": ended.problem, "hint": ended.hint}
+        lines += [ended.problem, ended.hint]
+    return Answer(data, lines)
 
 
 def show_log(chosen: argparse.Namespace) -> Answer:

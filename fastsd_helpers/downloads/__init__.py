@@ -6,7 +6,7 @@ address, and goes on where it was stopped.
 """
 
 from fastsd_helpers.downloads.content import describe_content
-from fastsd_helpers.downloads.files import Wanted, fetch, fetch_all, models_folder
+from fastsd_helpers.downloads.files import Wanted, fetch, fetch_all, models_folder, wanted_file
 from fastsd_helpers.downloads.hub import fetch_repo
 from fastsd_helpers.downloads.links import HubFile, holds_secret, is_link
 from fastsd_helpers.downloads.pipeline import model_hash, pick_weights, read_json, require_pipeline, variant_of
@@ -28,4 +28,5 @@ __all__ = [
     "read_json",
     "require_pipeline",
     "variant_of",
+    "wanted_file",
 ]

@@ -31,7 +31,7 @@ from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNot
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
 from fastsd_helpers.processes import LockHeld, file_lock
 
-__all__ = ["Wanted", "fetch", "fetch_all", "models_folder"]
+__all__ = ["Wanted", "fetch", "fetch_all", "models_folder", "wanted_file"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -102,7 +102,8 @@ def fetch(
         found = _not_a_link(str(source).strip())
         if isinstance(found, Path):
             return found
-        source, size, sha256 = found
+        source, size, sha256 = found.source, found.size, found.sha256
+        name, mirrors = name or found.name, (*mirrors, *found.mirrors)
     folder = Path(folder).expanduser() if folder is not None else models_folder()
     if name is not None:
         safe_name(name)
@@ -150,11 +151,22 @@ def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | Fast
         return list(pool.map(one, wanted))
 
 
-def _not_a_link(text: str) -> Path | tuple[HubFile, int | None, str | None]:
+def wanted_file(about: dict[str, Any], folder: Path | None = None) -> Wanted:
+    """What to ask `fetch_all` for to get the single file of a row of models.toml, its table `checkpoint`."""
+    return Wanted(
+        HubFile(about["repo"], about["file"], about.get("revision")),
+        folder,
+        name=about.get("save_as"),
+        size=about.get("bytes"),
+        sha256=about.get("sha256"),
+        mirrors=tuple(HubFile(row["repo"], row["file"], row.get("revision")) for row in about.get("mirrors", ())),
+    )
+
+
+def _not_a_link(text: str) -> Path | Wanted:
     row = models_table().get(text)
     if row and "checkpoint" in row:
-        about = row["checkpoint"]
-        return HubFile(about["repo"], about["file"]), about.get("bytes"), about.get("sha256")
+        return wanted_file(row["checkpoint"])
     path = Path(text).expanduser()
     if text and path.is_file():
         return path.resolve()

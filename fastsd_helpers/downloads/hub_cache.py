@@ -1,4 +1,4 @@
-"""What one call adds to a repository's folder in the Hub's cache, and takes away again when it is refused."""
+"""A repository's folder in the Hub's cache: the snapshot it stands for, and what a refused call added to it."""
 
 import contextlib
 import re
@@ -6,9 +6,44 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsd_helpers.errors import FastSDError, UnsafeModel
+from fastsd_helpers.errors import FastSDError, ModelError, UnsafeModel
 
-__all__ = ["removed_when_refused"]
+__all__ = ["removed_when_refused", "snapshot_of"]
+
+
+def snapshot_of(root: Path) -> Path | None:
+    """The snapshot that a Hub cache stands for: the one refs/main names, else its only one; None for other folders.
+
+    Raises:
+        ModelError: it holds several and refs/main names none of them, or it is a cache of several models.
+    """
+    if root.name == "snapshots" and (root.parent / "refs").is_dir():
+        root = root.parent
+    if not (root / "snapshots").is_dir() or not any((root / name).is_dir() for name in ("refs", "blobs")):
+        models = sorted(path.name for path in root.glob("models--*") if path.is_dir())
+        if not models:
+            return None
+        raise ModelError(
+            f"{root} is a Hub cache of {len(models)} model{'s' * (len(models) > 1)}: {_shown(models)}.",
+            f"Give one of them, such as {root / models[0]}.",
+        )
+    snapshots = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
+    named = root / "refs" / "main"
+    commit = named.read_text(encoding="utf-8", errors="replace").strip() if named.is_file() else ""
+    for snapshot in snapshots:
+        if snapshot.name == commit:
+            return snapshot
+    if len(snapshots) == 1:
+        return snapshots[0]
+    if not snapshots:
+        raise ModelError(
+            f"{root} is the Hub cache of a model and holds no snapshot of it.", "Download the model again."
+        )
+    raise ModelError(
+        f"{root} is a Hub cache with {len(snapshots)} snapshots ({_shown([path.name for path in snapshots])}), and "
+        "refs/main names none of them.",
+        f"Give one of them, such as {snapshots[0]}.",
+    )
 
 
 @contextlib.contextmanager
@@ -53,3 +88,7 @@ def _remove_new(place: Path, before: set[Path]) -> None:
     for path in sorted(_listed(place) - before, reverse=True):  # what is in a folder before the folder
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -231,21 +231,19 @@ def _civitai(parts: Any) -> Link:
 
 def _civitai_file(about: dict[str, Any], query: dict[str, str], token: str | None) -> Link:
     files = [file for file in about.get("files") or [] if file.get("downloadUrl")]
-    wanted = {key: query[key].lower() for key in ("type", "format", "size", "fp") if key in query}
-
-    def fits(file: dict[str, Any]) -> tuple[int, bool, bool]:
-        details = {"type": file.get("type"), **(file.get("metadata") or {})}
-        score = sum(str(details.get(key) or "").lower() == value for key, value in wanted.items())
-        return score, bool(file.get("primary")), str(file.get("name", "")).endswith(".safetensors")
-
     if not files:
         raise DownloadError(
             "CivitAI names no file for that version.",
             "It may be in early access or taken down: open its page and look, or choose another version.",
         )
-    file = max(files, key=fits)
+    fitting = _wanted_of(files, query)
+    file = max(
+        fitting, key=lambda file: (bool(file.get("primary")), str(file.get("name", "")).endswith(".safetensors"))
+    )
     sha256 = str((file.get("hashes") or {}).get("SHA256") or "").lower()
     url = urljoin(_CIVITAI, str(file["downloadUrl"]))
+    if query.get("fileId") and "fileId=" not in url:  # two files may have one address but for this
+        url += f"{'&' if '?' in url else '?'}{urlencode({'fileId': query['fileId']})}"
     host = (urlsplit(url).hostname or "").removeprefix("www.")
     return Link(
         url=url,
@@ -253,6 +251,35 @@ def _civitai_file(about: dict[str, Any], query: dict[str, str], token: str | Non
         name=Path(str(file["name"])).name if file.get("name") else None,
         sha256=sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else None,
         site="civitai",
+    )
+
+
+def _wanted_of(files: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
+    """The files that a link means by fileId, type, format, size and fp, or a refusal that lists what there is."""
+
+    def details(file: dict[str, Any]) -> dict[str, str]:
+        found = {"fileId": file.get("id"), "type": file.get("type"), **(file.get("metadata") or {})}
+        return {key: str(value).lower() for key, value in found.items() if value is not None}
+
+    wanted = {key: query[key].lower() for key in ("fileId", "type", "format", "size", "fp") if query.get(key)}
+    fitting = [file for file in files if all(details(file).get(key) == value for key, value in wanted.items())]
+    if not fitting and "fileId" not in wanted:
+        # Many a file says little of itself: one model that contradicts nothing is meant.
+        kind = wanted.get("type", "model")
+        alike = [file for file in files if details(file).get("type", "model") == kind]
+        fitting = [
+            file for file in alike if all(details(file).get(key, value) == value for key, value in wanted.items())
+        ]
+        fitting = fitting if len(fitting) == 1 else []
+    if fitting:
+        return fitting
+    there = "; ".join(
+        " ".join([str(file.get("name", "")), *(f"{key}={details(file).get(key, '-')}" for key in wanted)])
+        for file in files[:8]
+    )
+    asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
+    raise DownloadError(
+        f"That version on CivitAI has no file with {asked}.", f"It has: {there}. Change the link, or leave that out."
     )
 
 

@@ -24,6 +24,8 @@ _SOURCES: dict[str, str] = {
     "model_files": "fastsd_helpers.forms.webui_known:known_model_files",
     "webui_embeddings": "fastsd_helpers.forms.webui_known:known_embeddings",
     "webui_loras": "fastsd_helpers.forms.webui_known:known_loras",
+    "webui_text_encoders": "fastsd_helpers.forms.webui_known:known_text_encoders",
+    "webui_upscalers": "fastsd_helpers.forms.webui_known:known_upscalers",
     "webui_models": "fastsd_helpers.forms.webui_known:known_models",
     "webui_start_models": "fastsd_helpers.forms.webui_known:known_start_models",
     "webui_vaes": "fastsd_helpers.forms.webui_known:known_vaes",

@@ -39,6 +39,10 @@ class ModelFileConfig:
         advanced=True,
     )
 
+    family: str = option(
+        "", help="refuse a file of another family; of a VAE alone: whose it is (sd15, sdxl, flux, sd3)", advanced=True
+    )
+
     def __post_init__(self) -> None:
         check(self, ["write_to needs a file to convert"] if self.write_to.strip() and not self.file.strip() else [])
 
@@ -92,6 +96,7 @@ def _convert(source: Path, config: ModelFileConfig) -> None:
         verify=config.read_back,
         overwrite=config.replace,
         base=config.lends.strip() or None,
+        family=config.family.strip() or None,
     )
     how = "Written, read back and compared" if config.read_back else "Written"
     logger.info("%s: %s (%s, %d tensors).", how, written.path.absolute(), size_in_words(written.bytes), written.tensors)

@@ -42,6 +42,7 @@ from fastsd_helpers.webui import (
     stop,
 )
 from fastsd_helpers.webui.attached import note_run, read_note
+from fastsd_helpers.webui.model_files import BASE_KINDS
 
 __all__ = [
     "NotebookUI",
@@ -133,7 +134,7 @@ def fetch_models(config: ModelsConfig, webui: NotebookUI) -> None:
     if webui.left_out():
         return
     placed = place_models(config, webui.ui, webui.places)
-    base = next((model for model in placed if model.kind == "checkpoint"), None)
+    base = next((model for model in placed if model.kind in BASE_KINDS), None)
     webui.model, webui.family = (str(base.path.resolve()), base.family) if base else ("", None)
 
 

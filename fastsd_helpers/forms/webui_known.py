@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.controlnet import tasks
+from fastsd_helpers.controlnet import find_controlnets, tasks, total_bytes
 from fastsd_helpers.drive import sessions_root
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.files import file_errors
+from fastsd_helpers.files import file_errors, size_in_words
 from fastsd_helpers.registry import models
 from fastsd_helpers.webui import Places, WebUI, find_places, find_ui
+from fastsd_helpers.webui.bundles import runs_in
+from fastsd_helpers.webui.model_files import BASE_KINDS, ENDINGS, look_at
 from fastsd_helpers.webui.places import store_folder
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ __all__ = [
     "known_model_files",
     "known_models",
     "known_start_models",
+    "known_text_encoders",
+    "known_upscalers",
     "known_vaes",
 ]
 
 Entries = list[tuple[str, str]]
 
-_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".bin")
 _MOST = 200  # a list that nobody can read helps nobody
 
 
@@ -45,13 +48,23 @@ def known_start_models(session: "Session | None" = None) -> Entries:
 
 def known_loras(session: "Session | None" = None) -> Entries:
     """LoRAs: files of the store, and what DreamBooth sessions have made, by file."""
-    made = [(f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions() if "lora" in path.stem]
+    made = [(f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions() if _is_lora(path)]
     return [("none", ""), *_of_store(session, "lora"), *made]
 
 
 def known_vaes(session: "Session | None" = None) -> Entries:
-    """VAE files of the store."""
-    return [("none", ""), *_of_store(session, "vae")]
+    """VAE files of the store, and the registry's for this web UI."""
+    return [("none", ""), *_of_store(session, "vae"), *_of_registry(session, "vae")]
+
+
+def known_text_encoders(session: "Session | None" = None) -> Entries:
+    """Text encoders of the store, and the registry's for this web UI."""
+    return [("none", ""), *_of_store(session, "text-encoder"), *_of_registry(session, "text-encoder")]
+
+
+def known_upscalers(session: "Session | None" = None) -> Entries:
+    """Upscalers of the store."""
+    return [("none", ""), *_of_store(session, "upscaler")]
 
 
 def known_embeddings(session: "Session | None" = None) -> Entries:
@@ -66,7 +79,11 @@ def known_controlnets(session: "Session | None" = None) -> Entries:
         found = tasks(family, ui=ui.key)
     except FastSDError:  # there are none for this family or this web UI
         found = []
-    return [("none", ""), *((task, task) for task in found)]
+    if not found:
+        return [("none", "")]
+    rows = find_controlnets(family, ui=ui.key)
+    whole = f"all that fit: {len(rows)} files, {size_in_words(total_bytes(rows))}"
+    return [("none", ""), *((task, task) for task in found), (whole, "all")]
 
 
 def known_controlnet_bases(session: "Session | None" = None) -> Entries:
@@ -94,14 +111,27 @@ def known_model_files(session: "Session | None" = None) -> Entries:
 
 
 def _base_models(session: "Session | None") -> Entries:
-    ui, _places, _family = _chosen(session)
-    sessions = dict.fromkeys(name for name, path in _made_by_sessions() if "lora" not in path.stem)
-    keys = [spec for spec in models() if spec.kind in ("base", "checkpoint") and spec.family in ui.families]
+    sessions = dict.fromkeys(name for name, _path in _made_by_sessions())
+    there = dict.fromkeys(entry for kind in BASE_KINDS for entry in _of_store(session, kind))
     return [
-        *_of_store(session, "checkpoint"),
+        *there,
         *((f"your session {name}", name) for name in sessions),
-        *((f"{spec.key}: {spec.title}", spec.key) for spec in keys),
+        *(entry for kind in ("base", *BASE_KINDS) for entry in _of_registry(session, kind)),
     ]
+
+
+def _of_registry(session: Any, kind: str) -> Entries:
+    """Keys of a kind that the chosen web UI runs."""
+    ui, _places, _family = _chosen(session)
+    return [(f"{spec.key}: {spec.title}", spec.key) for spec in models(kind) if ui.key in runs_in(spec)]
+
+
+def _is_lora(path: Path) -> bool:
+    """Whether a session's file is a LoRA, by its header and not by its name; one that cannot be read is none."""
+    try:
+        return look_at(path).kind == "lora"
+    except FastSDError:
+        return False
 
 
 def _chosen(session: Any) -> tuple[WebUI, Places, str]:
@@ -122,7 +152,7 @@ def _of_store(session: Any, kind: str) -> Entries:
 def _files(folder: Path) -> Iterable[str]:
     """Names of the model files below a folder, sorted; a folder that is not there has none."""
     with file_errors(folder, "read"):
-        found = [path for path in folder.rglob("*") if path.suffix.lower() in _FILES and path.is_file()]
+        found = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
     return sorted(path.relative_to(folder).as_posix() for path in found)[:_MOST]
 
 

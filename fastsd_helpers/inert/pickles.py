@@ -134,9 +134,11 @@ def _follow(path: Path, _state: tuple[int, ...]) -> None:
 def has_pickle(path: Path) -> bool:
     """Whether a zip file has a pickle in it, as those of torch do; one that cannot be read may have."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+        with path.open("rb") as file:
+            _table_of(path, file)
+            with zipfile.ZipFile(file) as archive:
+                return any(name.endswith(".pkl") for name in archive.namelist())
+    except Exception:  # zipfile raises many things for a damaged file
         return True
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastsd_helpers.downloads import fetch, fetch_repo, models_folder
+from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.links import show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
@@ -72,6 +73,7 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
         kind.accept(known)
     if name.what == "folder":
         with file_errors(name.path, "read"):
+            snapshot_of(name.path)  # a cache with several says which there are
             kind.contents.require(name.path)
             return name.path.resolve()
     if name.what == "file":

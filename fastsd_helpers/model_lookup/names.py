@@ -1,5 +1,6 @@
 """What a user named: a key, folder, file, link or repository of the Hub; nobody is asked and nothing fetched."""
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.downloads import is_link
+from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.links import find_repo, token_for
+from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.registry import ModelSpec, models
 
 __all__ = ["FILE_ENDINGS", "Name", "how_to_get", "known_model", "tokens_for", "understand"]
@@ -19,7 +22,8 @@ FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx"
 class Name:
     """What a text names.
 
-    text: as typed, without blanks around it. spec: of a key. path: of a folder or file, absolute. repo, revision: of
+    text: as typed, without blanks around it. spec: of a key. path: of a folder or file, absolute; of a Hub cache its
+    snapshot. repo, revision: of
     a repository of the Hub.
     """
 
@@ -40,6 +44,9 @@ def understand(ref: str | Path) -> Name:
     path = Path(os.path.expanduser(text)) if text else None
     for what, is_it in (("folder", os.path.isdir), ("file", os.path.isfile)):
         if path is not None and is_it(path):
+            if what == "folder":
+                with contextlib.suppress(FastSDError, OSError):  # who opens it says why
+                    path = snapshot_of(path) or path
             return Name(text, what, path=path.absolute())
     repo = find_repo(text)
     # A path to a file that is not there has the shape of a Hub id too; no repository is called like that.

@@ -2,6 +2,7 @@
 
 from fastsd_helpers.webui.attached import AttachedUI, find_link, find_running
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
+from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnet, place_controlnets
 from fastsd_helpers.webui.install import InstallResult, install_webui
 from fastsd_helpers.webui.launch import (
     RunningUI,
@@ -14,15 +15,7 @@ from fastsd_helpers.webui.launch import (
     status,
     stop,
 )
-from fastsd_helpers.webui.models import (
-    ControlNetConfig,
-    ModelsConfig,
-    PlacedModel,
-    place_controlnet,
-    place_controlnets,
-    place_model,
-    place_models,
-)
+from fastsd_helpers.webui.models import ModelsConfig, PlacedModel, place, place_model, place_models
 from fastsd_helpers.webui.places import Places, find_places
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 from fastsd_helpers.webui.shelf import Kept, delete_kept, list_kept
@@ -48,6 +41,7 @@ __all__ = [
     "install_webui",
     "launch",
     "list_kept",
+    "place",
     "place_controlnet",
     "place_controlnets",
     "place_model",

@@ -11,7 +11,7 @@ from fastsd_helpers.webui.background import BackgroundLink, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.launch import stop
 from fastsd_helpers.webui.places import Places, find_places
-from fastsd_helpers.webui.process import LocalUI, RunState, explain_end, find_at_port, is_running, read_state
+from fastsd_helpers.webui.process import LocalUI, RunState, find_at_port, find_end, is_running, read_state
 
 __all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
 
@@ -42,9 +42,9 @@ class AttachedUI(LocalUI):
 
     def problem(self) -> WebUICrashed | None:
         """Why it ended, when it has ended by itself; None while it runs or after it was stopped, by whomever."""
-        if self._stopped or self.alive() or not (self.places.run / "login").exists():  # stopping takes its login away
+        if self._stopped or self.alive():
             return None
-        self._problem = self._problem or explain_end(self.state, None, self.places)
+        self._problem = self._problem or find_end(self.places)
         return self._problem
 
     def stop(self) -> None:

@@ -40,6 +40,7 @@ class WebUI:
     folders: tuple[tuple[str, str], ...] = ()  # kind of model -> folder below models/
     hides_dotted: bool = False  # it serves no file below a folder whose name begins with a dot (Gradio 3, routes.py)
     closed: tuple[ClosedPath, ...] = ()  # what no visitor of a link may use
+    runs_others: bool = False  # it also runs families that nothing here has a table of
     guard: str = ""  # file of guards/ that starts it
     tried: str = ""  # what of this was run, and when
 
@@ -122,6 +123,7 @@ _A1111 = WebUI(
         ("vae", "VAE"),
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
+        ("upscaler", "ESRGAN"),
     ),
     closed=A1111_CLOSED,
     guard="a1111.py",
@@ -151,13 +153,16 @@ _FORGE_NEO = WebUI(
     has_login=True,
     folders=(
         ("checkpoint", "Stable-diffusion"),
+        ("diffusion-model", "Stable-diffusion"),  # it tells by the content which of the two a file is
         ("lora", "Lora"),
         ("vae", "VAE"),
         ("text-encoder", "text_encoder"),
         ("embedding", "embeddings"),
         ("controlnet", "ControlNet"),
+        ("upscaler", "ESRGAN"),
     ),
     closed=A1111_CLOSED,
+    runs_others=True,
     guard="forge_neo.py",
     tried="a fork of it, installed and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), and "
     "started with this lock; this very commit was not run",
@@ -176,6 +181,13 @@ _COMFYUI = WebUI(
             (f"{_SD}comfyanonymous/ComfyUI.git", f"{_SD}Comfy-Org/ComfyUI.git"),
             "2f35f4a08176d993cded35dac3332be4f7287f41",
         ),
+        # GGUF files, in which Flux fits a small GPU, are read by this node pack alone. Its newest commit of 2025-12.
+        Repository(
+            "gguf",
+            "extension/ComfyUI-GGUF",
+            (f"{_SD}city96/ComfyUI-GGUF.git",),
+            "795e45156ece99afbc3efef911e63fcb46e6a20d",
+        ),
     ),
     families=("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
     entry="main.py",
@@ -185,13 +197,16 @@ _COMFYUI = WebUI(
     has_login=False,
     folders=(
         ("checkpoint", "checkpoints"),
+        ("diffusion-model", "diffusion_models"),
         ("lora", "loras"),
         ("vae", "vae"),
         ("text-encoder", "text_encoders"),
         ("embedding", "embeddings"),
         ("controlnet", "controlnet"),
+        ("upscaler", "upscale_models"),
     ),
     closed=COMFYUI_CLOSED,
+    runs_others=True,
     guard="comfyui.py",
     tried="installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); drawn with at "
     "0.3.64 (comfyui_cpu.md); on no GPU yet",

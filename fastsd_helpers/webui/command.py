@@ -3,17 +3,20 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.files import size_in_words
 from fastsd_helpers.processes import environment_for, looks_secret
 from fastsd_helpers.tunnels import Login
 from fastsd_helpers.webui.allocator import find_allocator, preload
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.install import folder_of
+from fastsd_helpers.webui.needed import NeededFile
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.settings import LaunchConfig
 from fastsd_helpers.webui.store_families import families_in_store
@@ -33,22 +36,46 @@ class LaunchPlan:
     login_file: Path | None
     hidden: list[str] = field(repr=False)
     passed_on: tuple[str, ...] = ()  # names of this process's environment that the user wants it to have too
+    files: tuple[NeededFile, ...] = ()  # that the model needs in this web UI
 
     def lines(self) -> list[str]:
         """In words for people, ready to paste into a shell; without passwords."""
         shown = [word if word not in self.hidden else "•••" for word in self.command]
         settings = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
-        return [*self.reasons, f"cd {shlex.quote(str(self.cwd))}", " ".join([*settings, *map(shlex.quote, shown)])]
+        return [
+            *self.reasons,
+            *self._files(),
+            f"cd {shlex.quote(str(self.cwd))}",
+            " ".join([*settings, *map(shlex.quote, shown)]),
+        ]
+
+    def _files(self) -> list[str]:
+        sized = [file.bytes for file in self.files if file.bytes]
+        lines = [
+            f"{file.folder}/{file.name or '(named by its site)'}"
+            f"{f'  {size_in_words(file.bytes)}' if file.bytes else ''}  from {file.source}"
+            for file in self.files
+        ]
+        return [*lines, f"{len(self.files)} files, {size_in_words(sum(sized))}."] if len(sized) > 1 else lines
 
 
 def plan_launch(
-    config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, *, family: str, model: Path | None, login: Login
+    config: LaunchConfig,
+    ui: WebUI,
+    places: Places,
+    machine: Machine,
+    *,
+    family: str,
+    model: Path | None,
+    login: Login,
+    files: Sequence[NeededFile] = (),
 ) -> LaunchPlan:
     """Put together the command for a web UI; nothing is started or written, the store's models are looked at.
 
     Args:
         family: of the model, such as sdxl.
         model: the checkpoint file to start with; None: whatever the UI finds.
+        files: what the model needs, for the plan's words.
         login: user and password of the UI itself.
 
     Raises:
@@ -88,7 +115,7 @@ def plan_launch(
     for name in passed_on:
         warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""
         reasons = [*reasons, f"pass_env: it gets {name} too{warning}"]
-    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on)
+    return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on, tuple(files))
 
 
 def with_allocator(chosen: LaunchPlan, ui: WebUI, places: Places) -> LaunchPlan:
@@ -142,7 +169,10 @@ def _words_of_ui(
         kinds = {"checkpoint": "--ckpt-dirs", "lora": "--lora-dirs", "vae": "--vae-dirs"}
         kinds |= {"text-encoder": "--text-encoder-dirs", "embedding": "--embeddings-dir"}
         for kind, flag in kinds.items():
-            words += [flag, str(model_folder(places, ui, kind))]
+            folder = model_folder(places, ui, kind)
+            words += [flag, str(folder)]
+            if kind in ("vae", "text-encoder"):
+                words += [flag, str(folder / "store")]  # of these two it follows no link to a folder
     if delivers_late(store):
         words.append("--no-hashing")  # it would read every model on Drive as a whole
     if config.theme != "auto":

@@ -172,12 +172,15 @@ def explain_refusal(title: str, lines: Sequence[str], refused: str) -> WebUICras
     """
     ends = [at for at, line in enumerate(lines) if re.search(refused, line)]
     before = [line for line in lines[: ends[-1]] if line.strip()] if ends else list(lines)
+    if any("No checkpoints found" in line for line in lines):
+        return WebUICrashed(
+            f"{title} runs, and has no model yet.",
+            "Put one in its place: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
+        )
     error = find_last_error(before, near_end=False)
     explained = _look_up(error, before)
-    if explained is not None:
-        return _with_extension(title, *explained, error)
-    said = f": {error.line[:200]}" if error else "."
-    return WebUICrashed(f"{title} refused the model{said}", "Look at it with `fastsd inspect FILE`.")
+    what, hint = explained or (error.line[:200] if error else "", "Look at it with `fastsd inspect FILE`.")
+    return WebUICrashed(f"{title} runs, but it refused the model{f': {what}' if what else ''}.", hint)
 
 
 def _signal_of(code: int | None) -> signal.Signals | None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ __all__ = ["find_switched_off", "prepare_extension", "put_away", "switch_off", "
 
 logger = logging.getLogger("fastsd_helpers")
 
+_INTRODUCTION = re.compile(r"Using Python |Resolved \d+ |error: No solution found")
 _FILES = ("requirements.txt", "install.py")
 
 
@@ -91,7 +93,8 @@ def _run(
         raise WebUIError(f"{what} could not be run: {os.strerror(err.errno or 0)}.", f"See {log}.") from err
     try:
         code = child.wait(max(1.0, ends - time.monotonic()))
-        last = " / ".join(line.strip(" ×╰─▶│├\t") for line in child.last_lines(3))[:300]
+        said = [line.strip(" ×╰─▶│├\t") for line in child.last_lines(4)]
+        last = " / ".join(line for line in said if not _INTRODUCTION.match(line))[-300:]
     finally:
         child.close()
     if code is None:

@@ -60,7 +60,7 @@ _RULES = (
     Rule("comfyui", _SMALL, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
     Rule("comfyui", _LARGE, 5.5, ("--lowvram",), "parts of the model are moved"),
     Rule("comfyui", _LARGE, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-    Rule("comfyui", ("flux",), 15.5, ("--lowvram",), "even in 8 bit it leaves little room: parts of it are moved"),
+    Rule("comfyui", ("flux",), 9.5, ("--lowvram",), "even in 4 bit it leaves little room: parts of it are moved"),
     Rule("comfyui", ("flux",), _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
 )
 

@@ -99,13 +99,15 @@ def _install(
 
     def step(name: str, work: Callable[[], Any]) -> None:
         begun = time.monotonic()
-        with _said_to_go_on(name, begun):
-            changed = work()
-        steps[name] = round(time.monotonic() - begun, 2)
+        try:
+            with _said_to_go_on(name, begun):
+                changed = work()
+        finally:
+            steps[name] = round(time.monotonic() - begun, 2)
         how = "done in" if changed is not False else "was there already; looked at in"
         logger.info("%s: %s %.1f s", name, how, steps[name])
 
-    wanted = [item for item in ui.repositories if config.controlnet or not item.folder.startswith("extension/")]
+    wanted = [item for item in ui.repositories if config.controlnet or item.name != "controlnet"]
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
     for item in wanted:
         step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))

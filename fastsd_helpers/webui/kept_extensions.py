@@ -10,13 +10,14 @@ import logging
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.errors import FastSDError, WebUIError
-from fastsd_helpers.files import file_errors, placed, unfinished_name, write_atomic
+from fastsd_helpers.files import file_errors, placed, size_in_words, unfinished_name, write_atomic
 from fastsd_helpers.webui.catalog import Repository
 from fastsd_helpers.webui.places import Places
 from fastsd_helpers.webui.repositories import commit_of, list_own_files, pack, unpack
@@ -45,6 +46,7 @@ _SETTINGS = {*_TEXT, *_OTHER}
 _NEVER = {"__pycache__", ".git", "node_modules", "venv", ".venv", "site-packages"}
 _MOST_BYTES = 20 * 10**6  # of one file
 _MOST_FILES = 2000
+_MOST_CODE_BYTES = 200 * 10**6
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,32 @@ def keep(extension: Repository, folder: Path, places: Places) -> KeptExtension:
     if before is not None and (before.commit, before.address) == (commit, extension.urls[0]) and bundle.exists():
         item = replace(before, revision=extension.revision)
     else:
-        with file_errors(places.kept_extensions, "write to"):
-            places.kept_extensions.mkdir(parents=True, exist_ok=True)
-        with placed(bundle) as new:
-            shallow = pack(folder, new)
+        shallow = _keep_code(extension.name, folder, bundle)
         added = before.added if before is not None else time.strftime("%Y-%m-%d")
         item = KeptExtension(extension.name, extension.urls[0], extension.revision, commit, added, shallow)
     write_kept(places, [*(other for name, other in kept.items() if name != item.name), item])
     _keep_settings_of(item, folder, places)
     return item
+
+
+def _keep_code(name: str, folder: Path, bundle: Path) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="fastsd-extension-") as work:
+        packed = Path(work) / "code.bundle"
+        shallow = pack(folder, packed)
+        with file_errors(bundle.parent, "write to"):
+            bundle.parent.mkdir(parents=True, exist_ok=True)
+            bundle.unlink(missing_ok=True)
+        if packed.stat().st_size > _MOST_CODE_BYTES:
+            logger.warning(
+                "The code of the extension %s takes %s, too much to keep: on the next machine it is fetched from its "
+                "address.",
+                name,
+                size_in_words(packed.stat().st_size),
+            )
+            return shallow
+        with placed(bundle) as new:
+            shutil.copyfile(packed, new)
+    return shallow
 
 
 def bring_back(item: KeptExtension, folder: Path, places: Places) -> bool:

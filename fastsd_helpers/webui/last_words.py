@@ -14,7 +14,7 @@ _ANY_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?::|$)")
 # A web UI reports what it goes on after in these ways; the traceback that follows has ended nothing but a thread.
 _SURVIVED = re.compile(
     r"^\*\*\* |^Exception in thread |^Exception ignored in|never retrieved$|^Exception in callback|^Error calling: |"
-    r"^Error completing request|^Exception in ASGI application|^ERROR: +Exception in "
+    r"^Error completing request|^(?:loading|changing) .*: \w+$|^Exception in ASGI application|^ERROR: +Exception in "
 )
 _FRAME = re.compile(r'^ *File "([^"]+)", line \d+')
 # What the owner of an installation added; built-in extensions belong to the web UI.

@@ -1,13 +1,15 @@
 """Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
 
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
+from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.processes import Child, LogTail
 from fastsd_helpers.runtime import secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
@@ -20,10 +22,13 @@ from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch, with_allocator
 from fastsd_helpers.webui.crash import explain_refusal
 from fastsd_helpers.webui.flags import Machine, describe_machine
+from fastsd_helpers.webui.forge_settings import choose_in_settings
 from fastsd_helpers.webui.kept_extensions import keep_settings
 from fastsd_helpers.webui.last_words import is_noise
-from fastsd_helpers.webui.models import PlacedModel, family_named, place_model, require_named
-from fastsd_helpers.webui.places import Places, find_places, prepare_places
+from fastsd_helpers.webui.model_files import BASE_KINDS
+from fastsd_helpers.webui.models import PlacedModel, drive_errors, offer_workflow, place_needed
+from fastsd_helpers.webui.needed import Needed, find_needed
+from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.process import (
     LocalUI,
     RunState,
@@ -31,6 +36,7 @@ from fastsd_helpers.webui.process import (
     explain_end,
     find_at_port,
     is_running,
+    note_stopped,
     port_is_free,
     read_state,
     start_process,
@@ -59,13 +65,18 @@ _GRACE_S = 10  # what it gets to end by itself
 
 
 def plan(
-    config: LaunchConfig | None = None, *, machine: Machine | None = None, family: str | None = None
+    config: LaunchConfig | None = None,
+    *,
+    machine: Machine | None = None,
+    family: str | None = None,
+    root: Path | str | None = None,
 ) -> LaunchPlan:
-    """What `launch` would start: command, environment and reasons; nothing is fetched, written or started.
+    """What `launch` would start: files, command, environment and reasons; nothing is fetched, written or started.
 
     Args:
-        machine: another machine than this one, such as one of `flags.GPUS`.
+        machine: another machine than this one, such as one of `flags.GPUS`; its RAM counts too.
         family: of the model; found out from `config.model`, or from what is in the store, when None.
+        root: where sessions lie; None: the usual place.
 
     Raises:
         SettingsError: user or password are none. ModelNotFound: `config.model` names nothing.
@@ -74,15 +85,28 @@ def plan(
     ui = find_ui(config.ui)
     places = find_places(ui, folder=config.folder or None, store=config.store or None)
     login = choose_login(config.user, config.password)
-    if config.model:
-        require_named(config.model, ui, places)
-    family = family or (family_named(config.model) if config.model else None) or "sd15"
-    chosen = plan_launch(config, ui, places, machine or describe_machine(), family=family, model=None, login=login)
+    here = machine or describe_machine()
+    needed = _needed(config, ui, places, here, root)
+    family = family or needed.family or "sd15"
+    base = next((file for file in needed.files if file.kind in BASE_KINDS), None)
+    model = model_folder(places, ui, base.kind) / "store" / base.name if base is not None and base.name else None
+    chosen = plan_launch(config, ui, places, here, family=family, model=model, login=login, files=needed.files)
+    chosen = replace(chosen, reasons=[*needed.reasons, *needed.warnings, *chosen.reasons])
     return with_allocator(chosen, ui, places) if machine is None else chosen  # of another one it is not known
 
 
+def _needed(config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, root: Path | str | None) -> Needed:
+    if not config.model:
+        return Needed(())
+    return find_needed(config.model, ui, places, machine, kind="checkpoint", t5=config.t5, root=root)
+
+
 def launch(
-    config: LaunchConfig | None = None, *, show: Callable[[str], None] | None = None, machine: Machine | None = None
+    config: LaunchConfig | None = None,
+    *,
+    show: Callable[[str], None] | None = None,
+    machine: Machine | None = None,
+    root: Path | str | None = None,
 ) -> "RunningUI":
     """Start a web UI, wait until it answers, and say whether its model was loaded.
 
@@ -90,7 +114,8 @@ def launch(
 
     Args:
         show: called with each line of its log while it starts.
-        machine: what decides the flags; this machine when None.
+        machine: what decides the sizes and flags; this machine when None.
+        root: where sessions lie; None: the usual place.
 
     Raises:
         WebUINotInstalled: nothing is installed. WebUIError: one is running already, the port is taken, the model is of
@@ -116,24 +141,22 @@ def launch(
         )
     prepare_places(places, ui)
     check_health(places.store)
-    placed = place_model(config.model, ui, places) if config.model else None
-    family = placed.family if placed and placed.family else "sd15"
+    machine = machine or describe_machine()
+    with drive_errors(places):
+        placed = place_needed(_needed(config, ui, places, machine, root), ui, places)
+    base = next((model for model in placed if model.kind in BASE_KINDS), None)
+    family = base.family if base and base.family else "sd15"
     login = choose_login(config.user, config.password)
-    chosen = plan_launch(
-        config,
-        ui,
-        places,
-        machine or describe_machine(),
-        family=family,
-        model=placed.path if placed else None,
-        login=login,
-    )
+    chosen = plan_launch(config, ui, places, machine, family=family, model=base.path if base else None, login=login)
     chosen = with_allocator(chosen, ui, places)
+    if ui.key == "forge-neo":
+        choose_in_settings(placed, ui, places)
+    offer_workflow(placed, ui, places, keep=understand(config.model).what == "file")
     if chosen.login_file is not None:
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
-    running = RunningUI(ui, places, config, chosen, login, placed, show)
+    running = RunningUI(ui, places, config, chosen, login, base, show)
     running.start()
     return running
 
@@ -186,11 +209,13 @@ class RunningUI(LocalUI):
             hidden=plan.hidden,
             admin=self._config.allow_admin,
         )
-        tail = LogTail(self.state.log)
+        tail = LogTail(self.state.log, keep=200)
         try:
             self._wait_until_ready(tail, begun + self._config.wait_s)
-        except BaseException:
+        except BaseException as err:
             self._child.close(_GRACE_S)
+            if not isinstance(err, WebUICrashed):
+                note_stopped(self.places)
             raise
         self.seconds = time.monotonic() - begun
         logger.info("%s answers on port %d after %.0f s.", self.ui.title, self.port, self.seconds)
@@ -255,8 +280,7 @@ class RunningUI(LocalUI):
             self._look(tail, {})
             time.sleep(0.1)
         if self.model_loaded is False:
-            cause = explain_refusal(self.ui.title, list(tail.last), self.ui.refused)
-            logger.warning("%s runs, but it refused the model. %s", self.ui.title, cause.hint)
+            logger.warning("%s", explain_refusal(self.ui.title, list(tail.last), self.ui.refused))
         elif self.model_loaded is None:
             logger.info("The model is still being loaded; the page can be opened already.")
 
@@ -400,5 +424,4 @@ def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = No
 
 def _forget(places: Places) -> None:
     end_link(places.run)
-    with contextlib.suppress(OSError):
-        (places.run / "login").unlink()
+    note_stopped(places)

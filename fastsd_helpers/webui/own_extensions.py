@@ -72,7 +72,8 @@ class OwnExtensions:
         """Bring the code of every extension to its folder, and put those that were added on the list.
 
         Raises:
-            WebUIError: the code of one that was asked for now could not be had. DriveError: the list cannot be written.
+            WebUIError: the code of one that was asked for now could not be had. DriveError: one cannot be taken out of
+                the list.
         """
         places = self._places
         if self._removed:
@@ -110,7 +111,15 @@ class OwnExtensions:
             if fresh:
                 restore_settings(item.name, folder, self._places)
         warn_of(self._ui, item)
-        keep(item, folder, self._places)
+        try:
+            keep(item, folder, self._places)
+        except DriveError as err:
+            logger.warning(
+                "The extension %s is here, but could not be kept for the next machine: %s %s",
+                item.name,
+                err.problem,
+                err.hint,
+            )
         return changed
 
     def _bring_back(self, item: KeptExtension, mirrors: Mapping[str, str]) -> bool:
@@ -192,7 +201,7 @@ class OwnExtensions:
             listed = {item.name for item in read_kept(self._places)}
         except (WebUIError, DriveError):
             listed = set()
-        return sorted(name for name in listed if self._folder(name).is_dir())
+        return sorted(name for name in {*listed, *self._asked} if self._folder(name).is_dir())
 
     def commits(self) -> dict[str, str]:
         """The commit of each that runs."""

@@ -9,7 +9,7 @@ from fastsd_helpers.files import file_errors
 from fastsd_helpers.runtime import where
 from fastsd_helpers.webui.catalog import WebUI
 
-__all__ = ["Places", "find_places", "link", "model_folder", "prepare_places", "store_folder"]
+__all__ = ["Places", "find_places", "link", "model_folder", "prepare_places", "require_folder", "store_folder"]
 
 # Where the previous notebook kept its own: models, pictures and settings there are used as they are.
 _STORE = Path("sd", "stable-diffusion-webui")
@@ -143,15 +143,21 @@ def prepare_places(places: Places, ui: WebUI) -> None:
 
 
 def model_folder(places: Places, ui: WebUI, kind: str) -> Path:
-    """The local folder in which the UI looks for models of a kind (checkpoint, lora, vae, embedding, controlnet).
+    """The local folder in which the UI looks for models of a kind (checkpoint, lora, vae, embedding, controlnet, ...).
 
     Raises:
         WebUIError: the UI has no such models.
     """
+    name = require_folder(ui, kind)
+    return places.data / name if kind == "embedding" and ui.key != "comfyui" else places.models / name
+
+
+def require_folder(ui: WebUI, kind: str) -> str:
+    """The UI's own name of its folder for models of a kind; raises WebUIError when it has none."""
     name = dict(ui.folders).get(kind)
     if name is None:
         raise WebUIError(f"{ui.title} has no folder for models of the kind '{kind}'.", f"It has {_kinds(ui)}.")
-    return places.data / name if kind == "embedding" and ui.key != "comfyui" else places.models / name
+    return name
 
 
 def store_folder(places: Places, ui: WebUI, kind: str) -> Path:

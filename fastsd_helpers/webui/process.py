@@ -27,7 +27,9 @@ __all__ = [
     "end_process",
     "explain_end",
     "find_at_port",
+    "find_end",
     "is_running",
+    "note_stopped",
     "port_is_free",
     "read_run",
     "read_state",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _KEPT_LOGS = 5
+_STOPPED = "stopped"  # a mark beside the record of a run: it was ended on purpose
 _READ_LINES = 400  # of a log's end, for why it ended: one error can be a hundred lines
 
 
@@ -89,6 +92,8 @@ def start_process(
         WebUIError: the program cannot be started.
     """
     log = _new_log(places)
+    with contextlib.suppress(FileNotFoundError):
+        (places.run / _STOPPED).unlink()
     try:
         child = Child(command, log=log, env=env, cwd=cwd, hidden=hidden, outlives=True)
     except OSError as err:
@@ -159,6 +164,26 @@ def _read_login(path: Path) -> Login | None:
 def is_running(state: RunState) -> bool:
     """Whether that very process still runs."""
     return state.boot == boot_id() and _leader(state).is_alive()
+
+
+def note_stopped(places: Places) -> None:
+    """Remember that what was started last was ended on purpose, and take its login away."""
+    with contextlib.suppress(OSError):
+        (places.run / _STOPPED).touch()
+    with contextlib.suppress(OSError):
+        (places.run / "login").unlink()
+
+
+def find_end(places: Places) -> WebUICrashed | None:
+    """Why what was started last has ended, whoever started it; None while it runs, and when it was ended on purpose."""
+    state = read_state(places)
+    if state is None or is_running(state) or (places.run / _STOPPED).exists():
+        return None
+    if state.boot != boot_id():
+        return WebUICrashed(f"{state.title} ended with this machine, which was started again since.", "Start it again.")
+    if "--gradio-auth-path" in state.command and not (places.run / "login").exists():
+        return None  # ended on purpose by a version that made no mark
+    return explain_end(state, None, places)
 
 
 def explain_end(state: RunState, code: int | None, places: Places) -> WebUICrashed:

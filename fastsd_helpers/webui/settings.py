@@ -54,6 +54,7 @@ class LaunchConfig:
         help="model to start with: key, file, link, Hub id or session; empty: what is there",
         known="webui_start_models",
     )
+    t5: Literal["auto", "fp8", "fp16"] = option("auto", help="size of Flux's large text encoder", advanced=True)
     vram: Literal["auto", "full", "medium", "low"] = option("auto", help="how much of the model stays on the GPU")
     precision: Literal["auto", "fp16", "fp32"] = option("auto", help="number format of the computation")
     attention: Literal["sdp", "sdp-repeatable", "split"] = option(

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.files import bytes_in, file_errors
 from fastsd_helpers.webui.catalog import WebUI
+from fastsd_helpers.webui.kept_extensions import keep_settings
 from fastsd_helpers.webui.places import Places, store_folder
 from fastsd_helpers.webui.process import is_running, read_state
 
@@ -34,8 +35,12 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
     """
     found = []
     with file_errors(places.store, "read"):
+        seen = set()  # two kinds may share a folder
         for kind, _name in ui.folders:
             folder = store_folder(places, ui, kind)
+            if folder in seen:
+                continue
+            seen.add(folder)
             for path in sorted(folder.rglob("*")):
                 # A note that tells web UIs "put models here" is no model.
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
@@ -58,6 +63,7 @@ def delete_kept(item: Kept, places: Places) -> int:
         raise WebUIError(f"{state.title} is running, so it was not deleted.", "Stop it first.")
     with file_errors(item.path, "delete"):
         if item.kind == _PROGRAM:
+            keep_settings(places)  # of its extensions, whose folders go with it
             shutil.rmtree(item.path)  # links to the store are removed, not followed
         elif item.kind == _PICTURES:
             for path in item.path.iterdir():
