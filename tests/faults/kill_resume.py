@@ -551,6 +551,7 @@ def kill_and_resume(
         # As it says: the trash is emptied, and the same session is trained again.
         outcome.poor = "the finished file, until the trash was emptied"
         place.mount.empty_trash()
+        time.sleep(min(drive.lag_s, 5.0) + 0.5)  # a person comes back once the Drive reports it
         again = place.begin(settle_s=moment.settle_s)
         status, said = again.wait(), [*said, *again.said()]
     place.leave()
