@@ -60,7 +60,7 @@ def main() -> int:
     summary = (
         f"{len(rows) - failed} of {len(rows)} resumed runs ended with the weights of the uninterrupted run, bit for "
         f"bit, on a Drive of {make_drive(1).quota / 1e6:.0f} MB"
-        + (" that was never asked for more." if not failed else "; the others lost something or went over the room.")
+        + (" that was never asked for more." if not failed else "; the others are marked NO, with why.")
     )
     print(f"\n{summary}")
     if chosen.write:
