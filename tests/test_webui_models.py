@@ -148,6 +148,23 @@ def test_a_file_in_the_store_is_named_by_its_place_there(one_of: Any, places: Pl
         assert placed.how == ("there already" if ref.startswith("mine") else "linked")
 
 
+def test_a_safetensors_file_called_ckpt_is_linked_by_what_it_is(
+    one_of: Any, places: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A web UI goes by the ending, and would unpickle it."""
+    misnamed = tmp_path / "dog.ckpt"
+    shutil.copyfile(one_of("sd15"), misnamed)
+    placed = place_model(str(misnamed), A1111, places)
+    assert placed.path.name == "dog.safetensors"
+    assert placed.path.resolve() == misnamed
+    inside = places.store / "models" / "Stable-diffusion" / "cat.ckpt"
+    inside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(one_of("sd15"), inside)
+    with caplog.at_level(logging.WARNING, logger="fastsd_helpers"):
+        place_model("cat.ckpt", A1111, places)
+    assert f"rename {inside} to cat.safetensors" in caplog.text
+
+
 def test_a_file_is_looked_into_and_not_hashed(
     one_of: Any, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,14 +235,25 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
     source = _moved(source, store_folder(places, ui, known), store_folder(places, ui, kind))
     folder, store = model_folder(places, ui, kind), store_folder(places, ui, kind)
     family = found.family or (file.family if file.family and kind in BASE_KINDS else None)
+    name = _name_by_content(source)
     if source.resolve().is_relative_to(store):
+        if name != source.name:
+            logger.warning("Web UIs go by a file's ending: rename %s to %s, which is what it is.", source, name)
         return PlacedModel(folder / "store" / source.resolve().relative_to(store), kind, family, how)
-    target = folder / source.name
+    target = folder / name
     if target.exists() and not target.is_symlink():
         return PlacedModel(target, kind, family, "there already")
     for one in with_description(source):
         new_link(target.with_suffix(one.suffix) if one != source else target, one)
     return PlacedModel(target, kind, family, how)
+
+
+def _name_by_content(source: Path) -> str:
+    """A file's name with the ending that its content asks for: a web UI would unpickle a safetensors called .ckpt."""
+    from fastsd_helpers.checkpoints.file_content import is_safetensors_file
+
+    right = source.suffix.lower() in (".safetensors", ".sft") or not is_safetensors_file(source)
+    return source.name if right else f"{source.stem}.safetensors"
 
 
 def _moved(source: Path, arrived: Path, wanted: Path) -> Path:
