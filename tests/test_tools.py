@@ -126,3 +126,24 @@ def test_a_model_is_converted_and_empty_fields_are_named(session: Session, tmp_p
     view._form.update(target=str(tmp_path / "small.safetensors"))
     said = press(view)
     assert 'role="alert"' in said, "never over its own source"
+
+
+def test_a_conversion_runs_in_a_process_of_its_own_and_merges_what_is_named(session: Session, tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    import table_models as table
+
+    source = table.write(tmp_path / "dog.safetensors", table.original("sd15", "F16"))
+    shapes = {"lora_unet_conv_in.lora_down.weight": (2, 4, 3, 3), "lora_unet_conv_in.lora_up.weight": (8, 2, 1, 1)}
+    lora = table.write(tmp_path / "hat.safetensors", table.values(shapes))
+    view = show_converter(session)
+    view._form.update(source=str(source), target=str(tmp_path / "new.safetensors"), merge=f"{lora}:0.5", verify=True)
+    said = press(view)
+    assert "Written and read back" in said
+    assert "hat.safetensors was merged with strength 0.5: 1 layers" in said
+    before, after = table.read(source), table.read(tmp_path / "new.safetensors")
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    assert before[name] != after[name]
+    assert {key for key in before if before[key] != after[key]} == {name}
+    assert not view._work.children, "there is nothing to stop any more"
+    view._form.update(target=str(tmp_path / "other.safetensors"), merge="nothere.safetensors:0.5")
+    assert "There is no LoRA at" in press(view)

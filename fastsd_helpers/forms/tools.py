@@ -6,7 +6,7 @@
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.form import Form, show_form
 from fastsd_helpers.forms.view import View, draw_notice, load_widgets, make_button, make_frame
 from fastsd_helpers.forms.work_view import WorkView, wait_for
-from fastsd_helpers.options import check, option, to_values
+from fastsd_helpers.options import check, option, words_of
 from fastsd_helpers.sessions import Session
 
 __all__ = [
@@ -63,6 +63,7 @@ class InspectFileConfig(InspectConfig, _File):
 class _Files:
     source: str = option("", help="a Diffusers folder, a .safetensors or .ckpt file, or a LoRA")
     target: str = option("", help="the new one: a name that ends in .safetensors or .ckpt for a file, else a folder")
+    merge: str = option("", help="LoRA to add to the model's weights: FILE or FILE:0.7, several with commas between")
 
 
 @dataclass(frozen=True)
@@ -218,22 +219,25 @@ def show_converter(session: Session) -> ToolView:
     return _Converter(session)
 
 
-class _Converter(ToolView):
+class _Converter(CommandTool):
     def __init__(self, session: Session) -> None:
-        self._session = session
-        super().__init__("Convert", "It is converted…", form=show_form(ConvertFileConfig))
+        self._session, self._verify = session, False
+        super().__init__("Convert", "It is converted…", form=show_form(ConvertFileConfig), work="The converting")
 
-    def _do(self) -> list[str]:
-        from fastsd_helpers.checkpoints.converter import convert
-
+    def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
         source, target = config.source.strip(), config.target.strip()
         empty = [name for name, value in (("source", source), ("target", target)) if not value]
         if empty:
             raise SettingsError(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty.", "Type it above.")
-        values = {name: value if value != "" else None for name, value in to_values(config).items()}
-        del values["source"], values["target"]
-        made = convert(Path(source).expanduser(), Path(target).expanduser(), **values)
-        checked = "Written and read back" if config.verify else "Written"
-        return [f"{checked}: {made.path} ({size_in_words(made.bytes)}, {made.family}, {made.dtype})", *made.notes]
+        self._verify = config.verify
+        paths = [str(Path(name).expanduser().absolute()) for name in (source, target)]
+        added = [f"--merge={lora.strip()}" for lora in config.merge.split(",") if lora.strip()]
+        own = {item.name for item in fields(ConvertConfig)}
+        return ["convert", *paths, *added, *words_of(config, own)], source, Path(paths[1]), 0
+
+    def _told(self, answer: Mapping[str, Any]) -> list[str]:
+        checked = "Written and read back" if self._verify else "Written"
+        size = size_in_words(answer["bytes"])
+        return [f"{checked}: {answer['path']} ({size}, {answer['family']}, {answer['dtype']})", *answer["notes"]]
