@@ -3,6 +3,7 @@
     python scripts/try_images.py                          # every image whose list is here
     python scripts/try_images.py 2025.07-cpu --only trocr # one image, one set's paths and notebook
     python scripts/try_images.py --without trocr-int8     # as if this set had not been installed
+    python scripts/try_images.py --notebooks --write      # the notebooks alone; recorded in benchmarks/results
 
 See image_farm.py for what that Python is, main_paths.py for the paths; then the notebooks run from their first cell to
 the last, with pictures from outside the package.
@@ -22,6 +23,17 @@ from image_farm import make_farm
 
 __all__ = ["NOTEBOOKS", "use_everything", "values_for"]
 
+REPORT = ROOT / "benchmarks" / "results" / "colab_lists.md"
+_HEAD = (
+    "# Every Colab image's list, where nothing else can be imported",
+    "",
+    "`python scripts/try_images.py --notebooks --write`: each notebook from its first cell to its last, with pictures from",
+    "outside the package, in a Python that finds only what the image's list and our sets bring (image_farm.py), at the",
+    "versions of this environment. Not here: packages of the list that are not installed in it.",
+    "",
+    "| image | packages | not here | what ran |",
+    "| --- | ---: | --- | --- |",
+)
 # Notebook -> the set whose paths make its pictures, and which its first cell installs.
 NOTEBOOKS = {"dreambooth": "dreambooth", "trocr": "trocr", "a1111": "webui"}
 
@@ -91,16 +103,23 @@ def main() -> int:
     parser.add_argument("images", nargs="*", help="default: every image whose list is here")
     parser.add_argument("--only", nargs="+", default=list(SETS), choices=SETS, help="these sets' paths and notebooks")
     parser.add_argument("--without", nargs="+", default=[], choices=SETS, help="do not install these sets")
+    parser.add_argument("--notebooks", action="store_true", help="the notebooks alone")
+    parser.add_argument("--write", action="store_true", help=f"record the table in {REPORT.relative_to(ROOT)}")
     chosen = parser.parse_args()
-    failed = 0
+    failed, lines = 0, []
     for name in chosen.images or image_names():
         with tempfile.TemporaryDirectory(prefix="fastsd-image-") as folder:
             work = Path(folder)
             installed = tuple(item for item in SETS if item not in chosen.without)
             farm = make_farm(read_image(name), work / "python", sets=installed)
             print(f"{name}: {len(farm.brought)} packages; not here: {', '.join(sorted(farm.lacking)) or 'none'}")
-            rows = use_everything(farm.python, work / "work", tuple(chosen.only))
+            alone = ("pictures",) if chosen.notebooks else ()
+            rows = use_everything(farm.python, work / "work", tuple(chosen.only), paths=alone)
             failed += sum(not row["ok"] for row in rows)
+            said = ", ".join(f"{row['path']} {'ok' if row['ok'] else '**failed**'}" for row in rows)
+            lines.append(f"| {name} | {len(farm.brought)} | {', '.join(sorted(farm.lacking)) or '-'} | {said} |")
+            if chosen.write:
+                REPORT.write_text("\n".join([*_HEAD, *lines, ""]), encoding="utf-8")
     print(f"{failed} failed" if failed else "Everything ran.")
     return 1 if failed else 0
 
