@@ -27,9 +27,9 @@ REPORT = ROOT / "benchmarks" / "results" / "colab_lists.md"
 _HEAD = (
     "# Every Colab image's list, where nothing else can be imported",
     "",
-    "`python scripts/try_images.py --notebooks --write`: each notebook from its first cell to its last, with pictures from",
-    "outside the package, in a Python that finds only what the image's list and our sets bring (image_farm.py), at the",
-    "versions of this environment. Not here: packages of the list that are not installed in it.",
+    "`python scripts/try_images.py --notebooks --write`: each notebook from its first cell to its last, with pictures",
+    "from outside the package, in a Python that finds only what the image's list and our sets bring (image_farm.py), at",
+    "the versions of this environment. Not here: what a set adds and this environment has not.",
     "",
     "| image | packages | not here | what ran |",
     "| --- | ---: | --- | --- |",
