@@ -149,9 +149,9 @@ FAULTS = (
     ),
     Fault(
         "a launch with an SDXL file gets Stable Diffusion 1.5's memory flags",
-        "webui/models.py",
-        'return _family_of_file(name.path) if name.what == "file" else None',
-        "return None",
+        "webui/launch.py",
+        'family = family or needed.family or "sd15"',
+        'family = family or "sd15"',
         ("test_webui.py::test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags",),
     ),
     Fault(

@@ -652,8 +652,8 @@ class Words:
 
     model_max_length = 77
 
-    def __call__(self, text: str, *, truncation: bool) -> dict[str, list[int]]:
-        assert truncation is False
+    def __call__(self, text: str, *, truncation: bool, verbose: bool) -> dict[str, list[int]]:
+        assert truncation is verbose is False
         return {"input_ids": list(range(len(text.split()) + 2))}
 
 

@@ -294,13 +294,13 @@ def record_of(session: Path) -> dict[str, Any]:
 STOP_AFTER_TWO = """
 from fastsd_helpers.dreambooth.child import TrainingChild
 _wait = TrainingChild.wait
-def wait(self, *, between=lambda: None, every_s=0.2):
+def wait(self, what, *, between=lambda: None, every_s=0.2):
     asked = []
     def look():
         between()
         if not asked and self.live().step >= 2:
             asked.append(self.stop())
-    return _wait(self, between=look, every_s=0.02)
+    return _wait(self, what, between=look, every_s=0.02)
 TrainingChild.wait = wait
 """
 

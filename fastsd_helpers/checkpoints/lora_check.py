@@ -6,6 +6,7 @@ them being spelled out: both are products of narrow matrices, whose norm follows
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -144,8 +145,8 @@ def _compare(key: Key, wanted: _Product, found: _Product | None) -> float:
     # Each value of either matrix is off by what rounding to its format allows, and by no more.
     up, down = np.abs(found.up), np.abs(found.down)
     allowed = ((1 + found.unit) ** 2 - 1 + _TOLERANCE) * _norm(_Product(up, down, abs(found.scale)))
-    sums = np.sqrt(len(up)) * np.linalg.norm(down.sum(axis=0)), np.sqrt(down.shape[1]) * np.linalg.norm(up.sum(axis=1))
-    allowed += found.tiny * abs(found.scale) * sum(sums)
+    sums = len(up) * np.square(down.sum(axis=0)).sum(), down.shape[1] * np.square(up.sum(axis=1)).sum()
+    allowed += found.tiny * abs(found.scale) * sum(map(math.sqrt, sums))
     if not error <= allowed:
         raise VerificationFailed(
             f"The written LoRA changes {_words(key)} by {_norm(found):.6g} in all, the source by {size:.6g}; they "

@@ -44,7 +44,7 @@ class NeededFile:
     bytes: int | None
     source: str
     family: str | None = None
-    bring: Callable[[Path], tuple[Path, str]] = field(default=lambda _store: (Path(), ""), repr=False, compare=False)
+    bring: Callable[[Path], tuple[Path, str]] = field(repr=False, compare=False, kw_only=True)
 
     def about(self) -> dict[str, Any]:
         """As it is listed: kind, folder, name, bytes, source."""
