@@ -139,8 +139,9 @@ def install(
         waiting = _waiting_for_proof(plan, skip) if check_imports else {}
         if plan.changes:
             logger.info(
-                "Installing %d packages (%.0f MB) for '%s' into %s.",
+                "Installing %d package%s (%.0f MB) for '%s' into %s.",
                 len(plan.changes),
+                "" if len(plan.changes) == 1 else "s",
                 plan.bytes / 1e6,
                 name,
                 environment.prefix,
