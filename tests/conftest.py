@@ -1,6 +1,7 @@
 """What holds for every test: home, sessions and current directory are temporary, and nothing leaves this machine."""
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     That bytes reach the disk before their name appears is tested in test_drive.py, with the real calls.
     """
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty folder: the test's own has a home in it."""
+    made = tmp_path / "place"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture(scope="session")
+def merge_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What `merge_models.make_model` makes of a family, once; not to be changed."""
+    from merge_models import make_model
+
+    return functools.cache(lambda family: make_model(tmp_path_factory.mktemp(family), family))
 
 
 @pytest.fixture(scope="session")

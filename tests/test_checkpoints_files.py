@@ -43,13 +43,6 @@ from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, Fast
 WHOLE = ("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux-all-in-one")
 
 
-@pytest.fixture
-def place(tmp_path):
-    made = tmp_path / "place"
-    made.mkdir()
-    return made
-
-
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory):
     """A single file of the SD 1.5 layout; only to be read."""

@@ -201,7 +201,20 @@ def test_a_field_left_alone_says_what_the_model_brings() -> None:
     widget(form, "base_model").value = "demo"
     from fastsd_helpers.registry import find_model
 
-    assert widget(form, "unet_steps").placeholder == f"demo: {find_model('demo').defaults['unet_steps']}"
+    brings = f"demo: {find_model('demo').defaults['unet_steps']}"
+    assert brings in text_of(form._fields["unet_steps"].row)
+    widget(form, "base_model").value = "somebody/some-model"
+    assert brings not in text_of(form._fields["unet_steps"].row)
+
+
+def test_nothing_is_sent_to_a_field_in_which_somebody_may_be_typing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page shows the last value that was sent with whatever comes, and forgets what is typed and not sent yet."""
+    form, sent = show_form(PaintConfig), []
+    for field in form._fields.values():
+        field.widget.observe(lambda change: sent.append((change.owner.description, change.name)))
+    widget(form, "base_model").value = "demo"
+    widget(form, "unet_steps").value = "-3"
+    assert {owner for owner, _name in sent} <= {"base model", "base model: another one", "unet steps"}
 
 
 def test_known_models_are_offered_and_others_may_be_typed() -> None:

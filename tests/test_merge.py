@@ -16,7 +16,6 @@ from merge_models import (
     assert_merged,
     diffusers_lora,
     kohya,
-    make_model,
     noise,
     stored,
     weights_of,
@@ -32,32 +31,12 @@ from fastsd_helpers.errors import CheckpointError
 UNET_FILE = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def place(tmp_path):
-    made = tmp_path / "place"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """What `make_model` makes, once for each family."""
-    made = {}
-
-    def model(family):
-        if family not in made:
-            made[family] = make_model(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return model
-
-
 # ------------------------------------------------------------------------------------------------ every way
 
 
 @pytest.mark.parametrize(("family", "lora"), [("sd15", "lora"), ("sdxl", "kohya"), ("flux", "kohya"), ("flux", "lora")])
-def test_a_folder_stays_a_folder_with_every_layer_changed(family, lora, models, place):
-    home, before, added = models(family)
+def test_a_folder_stays_a_folder_with_every_layer_changed(family, lora, merge_models, place):
+    home, before, added = merge_models(family)
     asked = f"{home / lora}.safetensors:0.7"
     written = checkpoints.convert(home / "model", place / "merged", merge=[asked], verify=lora == "lora")
     assert_merged(place / "merged", before, added, 0.7)
@@ -67,8 +46,8 @@ def test_a_folder_stays_a_folder_with_every_layer_changed(family, lora, models, 
 
 
 @pytest.mark.parametrize(("family", "lora"), [("sd15", "kohya"), ("sd21", "lora"), ("flux", "lora"), ("flux", "kohya")])
-def test_a_file_and_a_folder_become_the_same_merged_file(family, lora, models, place):
-    home, before, added = models(family)
+def test_a_file_and_a_folder_become_the_same_merged_file(family, lora, merge_models, place):
+    home, before, added = merge_models(family)
     asked = [f"{home / lora}.safetensors:-1.5"]
     given = {"verify": family == "sd21", "merge": asked, "all_in_one": True}
     checkpoints.convert(home / "model", place / "one.safetensors", **given)
@@ -82,16 +61,16 @@ def test_a_file_and_a_folder_become_the_same_merged_file(family, lora, models, p
 
 
 @pytest.mark.parametrize("family", ["sd21", "sdxl"])
-def test_a_file_becomes_a_merged_folder(family, models, place):
-    home, before, added = models(family)
+def test_a_file_becomes_a_merged_folder(family, merge_models, place):
+    home, before, added = merge_models(family)
     asked = [f"{home / 'kohya'}.safetensors:0.7"]
     checkpoints.convert(home / "model.safetensors", place / "folder", merge=asked)
     assert_merged(place / "folder", before, added, 0.7)
 
 
-def test_a_ckpt_is_read_and_written(models, place):
+def test_a_ckpt_is_read_and_written(merge_models, place):
     pytest.importorskip("torch")
-    home, before, added = models("sd15")
+    home, before, added = merge_models("sd15")
     checkpoints.convert(home / "model.safetensors", place / "model.ckpt")
     asked = [f"{home / 'kohya'}.safetensors:0.7"]
     checkpoints.convert(place / "model.ckpt", place / "merged.ckpt", merge=asked, verify=True)
@@ -141,8 +120,8 @@ def test_weights_in_shards_and_a_variant_are_merged_where_they_lie(place):
     assert_merged(place / "merged", before, added, 1.0)
 
 
-def test_several_loras_add_up_in_any_order_and_the_same_one_twice(models, place):
-    home, before, added = models("sd15")
+def test_several_loras_add_up_in_any_order_and_the_same_one_twice(merge_models, place):
+    home, before, added = merge_models("sd15")
     first = f"{home / 'lora'}.safetensors:0.5"
     second = f"{home / 'kohya'}.safetensors:0.25"
     for name, asked in (("one", [first, second]), ("two", [second, first]), ("three", [first, first])):
@@ -150,8 +129,8 @@ def test_several_loras_add_up_in_any_order_and_the_same_one_twice(models, place)
         assert_merged(place / name, before, added, 1.0 if name == "three" else 0.75)
 
 
-def test_a_text_encoder_alone_takes_its_share_of_a_lora_and_the_rest_is_named(models, place):
-    home, before, added = models("sd15")
+def test_a_text_encoder_alone_takes_its_share_of_a_lora_and_the_rest_is_named(merge_models, place):
+    home, before, added = merge_models("sd15")
     asked = [f"{home / 'kohya'}.safetensors:0.7"]
     written = checkpoints.convert(home / "model" / "text_encoder", place / "clip", merge=asked, verify=True)
     (path,) = (place / "clip").glob("*.safetensors")
@@ -163,8 +142,8 @@ def test_a_text_encoder_alone_takes_its_share_of_a_lora_and_the_rest_is_named(mo
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "flux"])
-def test_a_lora_of_a_text_encoder_alone_is_merged_into_every_family_that_has_such_layers(family, models, place):
-    home, before, _ = models(family)
+def test_a_lora_of_a_text_encoder_alone_is_merged_into_every_family_that_has_such_layers(family, merge_models, place):
+    home, before, _ = merge_models(family)
     path = "encoder.layers.3.mlp.fc1"
     rows, columns = before["text_encoder", f"{path}.weight"].shape
     down, up = noise(2, columns, seed=1), noise(rows, 2, seed=2)
@@ -174,16 +153,16 @@ def test_a_lora_of_a_text_encoder_alone_is_merged_into_every_family_that_has_suc
     assert_merged(place / "merged", before, {("text_encoder", path): up.astype("<f8") @ down}, 1)
 
 
-def test_a_lora_whose_layers_the_family_does_not_have_is_refused(models, place):
-    home, _, _ = models("sd15")
-    other, _, _ = models("sdxl")
+def test_a_lora_whose_layers_the_family_does_not_have_is_refused(merge_models, place):
+    home, _, _ = merge_models("sd15")
+    other, _, _ = merge_models("sdxl")
     with pytest.raises(CheckpointError, match=r"is a LoRA for SDXL in .*; the model is SD 1\.5"):
         checkpoints.convert(home / "model", place / "merged", merge=[str(other / "lora.safetensors")])
     assert not (place / "merged").exists()
 
 
-def test_a_flux_file_names_the_text_encoder_that_it_does_not_hold(models, place):
-    home, before, added = models("flux")
+def test_a_flux_file_names_the_text_encoder_that_it_does_not_hold(merge_models, place):
+    home, before, added = merge_models("flux")
     written = checkpoints.convert(home / "model", place / "f.safetensors", merge=[f"{home / 'lora'}.safetensors:0.7"])
     assert any("also changes the text encoder" in note for note in written.notes)
     checkpoints.convert(place / "f.safetensors", place / "transformer")

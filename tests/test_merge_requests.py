@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("numpy")
 import numpy as np
-from merge_models import TO_K, assert_merged, kohya, make_model, noise, stored
+from merge_models import TO_K, assert_merged, kohya, noise, stored
 from table_models import write
 
 from fastsd_helpers import checkpoints
@@ -17,26 +17,6 @@ from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.errors import CheckpointError
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture
-def place(tmp_path):
-    made = tmp_path / "place"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """What `make_model` makes, once for each family."""
-    made = {}
-
-    def model(family):
-        if family not in made:
-            made[family] = make_model(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return model
 
 
 # ------------------------------------------------------------------------------------------------ what is refused, said
@@ -85,10 +65,10 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 @pytest.mark.parametrize("way", ["model", "model.safetensors"])
-def test_a_file_that_cannot_be_merged_is_named_and_nothing_is_written(case, way, models, place):
+def test_a_file_that_cannot_be_merged_is_named_and_nothing_is_written(case, way, merge_models, place):
     tensors, message = BAD_FILES[case]
     write(place / "bad.safetensors", tensors)
-    home, _, _ = models("sd15")
+    home, _, _ = merge_models("sd15")
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoints.convert(home / way, place / "merged.safetensors", merge=[str(place / "bad.safetensors")])
     assert "bad.safetensors" in caught.value.problem
@@ -114,8 +94,8 @@ def test_a_file_that_cannot_be_merged_is_named_and_nothing_is_written(case, way,
         ("model.safetensors", "not a LoRA: it cannot be merged"),
     ],
 )
-def test_what_is_asked_for_wrongly_is_said(asked, message, models, place, monkeypatch):
-    home, _, _ = models("sd15")
+def test_what_is_asked_for_wrongly_is_said(asked, message, merge_models, place, monkeypatch):
+    home, _, _ = merge_models("sd15")
     for name in ("l.safetensors", "a", "a:0.5"):
         write(place / name, GOOD)
     (place / "empty").mkdir()
@@ -138,7 +118,7 @@ def test_what_is_asked_for_wrongly_is_said(asked, message, models, place, monkey
         ("a:0.50", 0.5),
     ],
 )
-def test_paths_with_colons_and_strengths_are_told_apart(asked, strength, models, place, monkeypatch):
+def test_paths_with_colons_and_strengths_are_told_apart(asked, strength, merge_models, place, monkeypatch):
     for name in ("l.safetensors", "C:x.safetensors", "a", "a:0.5"):
         write(place / name, GOOD)
     monkeypatch.chdir(place)
@@ -147,8 +127,8 @@ def test_paths_with_colons_and_strengths_are_told_apart(asked, strength, models,
         assert adapter.strength == strength
 
 
-def test_the_result_says_what_was_merged_and_a_second_merge_adds_to_it(models, place):
-    home, _, _ = models("sd15")
+def test_the_result_says_what_was_merged_and_a_second_merge_adds_to_it(merge_models, place):
+    home, _, _ = merge_models("sd15")
     lora = home / "lora.safetensors"
     once = checkpoints.convert(home / "model", place / "once.safetensors", merge=[f"{lora}:0.7", f"{lora}:-0.2"])
     assert any("given 2 times: together it counts 0.5" in note for note in once.notes)
@@ -172,15 +152,15 @@ def test_the_result_says_what_was_merged_and_a_second_merge_adds_to_it(models, p
         assert file.metadata["format"] == "pt"
 
 
-def test_a_lora_is_not_merged_into_a_lora(models, place):
-    home, _, _ = models("sd15")
+def test_a_lora_is_not_merged_into_a_lora(merge_models, place):
+    home, _, _ = merge_models("sd15")
     for source in (home / "lora.safetensors", home / "kohya.safetensors"):
         with pytest.raises(CheckpointError, match="merged into a model"):
             checkpoints.convert(source, place / "x.safetensors", merge=[str(home / "lora.safetensors")])
 
 
-def test_the_lora_that_is_read_is_not_overwritten(models, place):
-    home, _, _ = models("sd15")
+def test_the_lora_that_is_read_is_not_overwritten(merge_models, place):
+    home, _, _ = merge_models("sd15")
     write(place / "l.safetensors", GOOD)
     before = (place / "l.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="one of the files the model is read from"):
@@ -190,11 +170,11 @@ def test_the_lora_that_is_read_is_not_overwritten(models, place):
     assert (place / "l.safetensors").read_bytes() == before
 
 
-def test_a_merge_that_was_written_wrongly_is_found(models, place, monkeypatch):
+def test_a_merge_that_was_written_wrongly_is_found(merge_models, place, monkeypatch):
     from fastsd_helpers.checkpoints import converter
     from fastsd_helpers.errors import VerificationFailed
 
-    home, _, _ = models("sd15")
+    home, _, _ = merge_models("sd15")
     write_as_it_is = converter.write_recipes
 
     def damaged(dst, recipes, **settings):
@@ -213,10 +193,10 @@ def test_a_merge_that_was_written_wrongly_is_found(models, place, monkeypatch):
         )
 
 
-def test_the_command_line_takes_several_merges(models, place, capsys):
+def test_the_command_line_takes_several_merges(merge_models, place, capsys):
     from fastsd_helpers.cli import main
 
-    home, before, added = models("sd15")
+    home, before, added = merge_models("sd15")
     asked = ["--merge", f"{home / 'lora.safetensors'}:0.5", "--merge", f"{home / 'kohya.safetensors'}:0.2"]
     assert main(["convert", str(home / "model"), str(place / "merged"), *asked]) == 0
     assert "kohya.safetensors was merged with strength 0.2" in capsys.readouterr().out

@@ -53,7 +53,7 @@ class Field:
 
     def __init__(self, option: Option, *, choice: Choice | None = None) -> None:
         self.option, self.choice = option, choice
-        self.problem = ""
+        self.problem, self._about, self._help_text = "", None, ""
         widgets = load_widgets()
         self.widget = choice.text if choice else self._make_widget(widgets)
         self._below = widgets.HTML(layout=widgets.Layout(display="none"))
@@ -68,6 +68,7 @@ class Field:
             self.row.add_class("fastsd-field")
         else:
             self.row = make_field(self.widget, help, below=self._below)
+            self._about, self._help_text = self.row.children[1] if help else None, html.escape(help)
         if option.default is not MISSING:
             self.write(option.default)
 
@@ -84,7 +85,9 @@ class Field:
             return widgets.Dropdown(options=[("", None), ("yes", True), ("no", False)], **name)
         if option.kind is bool:
             return widgets.Checkbox(indent=True, **name)
-        return widgets.Text(continuous_update=False, **name)
+        # Where the help says what an empty field means, it is not chosen automatically.
+        empty = "automatic" if option.optional and "; empty:" not in option.help else ""
+        return widgets.Text(continuous_update=False, placeholder=empty, **name)
 
     def _help(self) -> str:
         bounds = (self.option.low, self.option.high)
@@ -117,9 +120,13 @@ class Field:
             ) from err
 
     def suggest(self, text: str) -> None:
-        """Say in grey what an empty field will use."""
-        if hasattr(self.widget, "placeholder"):
-            self.widget.placeholder = text
+        """Say beside the field what it will use when it is left empty.
+
+        Not in the field itself: ipywidgets takes whatever comes for a text field as a reason to show the last value
+        that was sent, and what somebody is typing at that moment would be gone.
+        """
+        if self._about is not None:
+            self._about.value = self._help_text + (f" · <b>{html.escape(text)}</b>" if text else "")
 
     def complain(self, problem: str) -> None:
         """Say beneath the field what is wrong with its value; "" takes it back."""

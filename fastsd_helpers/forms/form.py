@@ -236,9 +236,7 @@ class Form(Generic[Config]):
         defaults, owner = _model_defaults(self.values().get("base_model"))
         for name, field in self._fields.items():
             if field.option.optional:
-                # Where the help says what an empty field means, it is not chosen automatically.
-                otherwise = "" if "; empty:" in field.option.help else "automatic"
-                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else otherwise)
+                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else "")
 
     def _say(self, text: str) -> None:
         self._message.value = draw_notice(text, "bad")
@@ -253,7 +251,7 @@ def _choice(option: Option, session: "Session | None") -> Choice | None:
 
 
 def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:
-    """The defaults that a base model brings, and whose they are, in words for the placeholder."""
+    """The defaults that a base model brings, and whose they are, in words."""
     for spec in models():
         if spec.key == base_model:
             return spec.defaults, spec.key
