@@ -90,6 +90,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take files in this order: those with slow tests first, so that none is begun last and runs on alone.
+
+    They come from both ends of the list in turns, which keeps the browsers, its first, from being all open at once.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow = sorted({item.path for item in items if item.get_closest_marker("slow")})
+    turns = (path for pair in zip(slow, reversed(slow), strict=True) for path in pair)
+    place = {path: number for number, path in enumerate(dict.fromkeys(turns))}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Callable[..., Any]]:
+    """`forks("torch").run(words)`: run Python in a process of a server that has imported these modules already."""
+    from forked import ForkServer
+
+    with contextlib.ExitStack() as servers:
+        yield functools.cache(lambda *modules: servers.enter_context(ForkServer(modules)))
+
+
 @pytest.fixture(autouse=True)
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
