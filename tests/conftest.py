@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import ipaddress
 import logging
 import os
@@ -18,6 +19,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
+
+# Looking for cycles is a fifth of the time that importing PyTorch and its kin takes, and then each test has its share.
+gc.set_threshold(50_000, 20, 20)
 
 from fastsd_helpers.runtime import make_cpu_sums_repeatable  # noqa: E402
 
@@ -101,6 +105,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     turns = (path for pair in zip(slow, reversed(slow), strict=True) for path in pair)
     place = {path: number for number, path in enumerate(dict.fromkeys(turns))}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay to the end: no search for cycles need pass through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

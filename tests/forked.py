@@ -6,6 +6,7 @@ compares runs is a new interpreter. The server has one thread and has run none o
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -110,9 +111,12 @@ def _serve() -> None:
     """Answer each line, a request, with two: the new process's number, and when it has ended its status."""
     answers = os.dup(1)
     os.dup2(2, 1)
+    gc.disable()  # which spares a fifth of the time of imports
     for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.freeze()
+    gc.enable()
     for line in iter(sys.stdin.buffer.raw.readline, b""):
         request = json.loads(line)
         pid = os.fork()
