@@ -133,7 +133,8 @@ def draw_scene(scene: Scene, generator: "np.random.Generator") -> "Image.Image":
 
 
 def _shade(colour: tuple[int, int, int], generator: "np.random.Generator", *, spread: float) -> tuple[int, int, int]:
-    return tuple(int(min(255, max(0, part + generator.normal(0, spread)))) for part in colour)
+    red, green, blue = (int(min(255, max(0, part + generator.normal(0, spread)))) for part in colour)
+    return red, green, blue
 
 
 def _draw_background(name: str, generator: "np.random.Generator") -> "Image.Image":
@@ -248,7 +249,7 @@ def draw_subject(subject: str, place: str, background: str, generator: "np.rando
     {"robot": _draw_robot, "fish": _draw_fish, "mushroom": _draw_mushroom}[subject](
         ImageDraw.Draw(layer), centre, radius
     )
-    layer = layer.rotate(generator.normal(0, 4), Image.Resampling.BICUBIC, center=tuple(centre))
+    layer = layer.rotate(generator.normal(0, 4), Image.Resampling.BICUBIC, center=(centre[0], centre[1]))
     canvas.paste(layer, mask=layer)
     return canvas.reduce(_SCALE)
 

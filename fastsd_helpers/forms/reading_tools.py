@@ -74,8 +74,9 @@ def _place_of(session: ReadingSession, words: list[str]) -> Path:
 
 class _Evaluator(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
-        self._session, self._problems = session, []
-        form = show_form(EvaluateConfig, restore=session)  # type: ignore[arg-type]
+        self._session = session
+        self._problems: list[str] = []
+        form = show_form(EvaluateConfig, restore=session)
         busy = "The lines are read and compared with their text…"
         super().__init__("Count the errors", busy, form=form, work="The counting")
 
@@ -108,7 +109,7 @@ class _Evaluator(CommandTool):
 class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
-        form = show_form(EmbedConfig, restore=session)  # type: ignore[arg-type]
+        form = show_form(EmbedConfig, restore=session)
         super().__init__("Write the vectors", "The pictures are looked at…", form=form, work="The writing")
 
     def _command(self) -> tuple[list[str], str, Path, int]:

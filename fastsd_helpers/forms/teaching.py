@@ -67,7 +67,7 @@ class TeachForm(Form[TeachConfig]):
     def __init__(self, session: ReadingSession) -> None:
         self._reading = session
         self._about = load_widgets().HTML()
-        super().__init__(TeachConfig, session=session)  # type: ignore[arg-type]
+        super().__init__(TeachConfig, session=session)
         self._tell()
 
     def _draw(self) -> Any:

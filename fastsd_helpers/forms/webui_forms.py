@@ -67,7 +67,7 @@ class _LastStore:
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]
     """Make the form of the store; it shows what was entered last from this folder, after a restart too."""
-    return Form(settings, session=_LastStore())  # type: ignore[arg-type]
+    return Form(settings, session=_LastStore())
 
 
 def show_ui_form(settings: type[Config], webui: "NotebookUI") -> "UIForm[Config]":
@@ -86,7 +86,7 @@ class UIForm(Form[Config]):
 
     def __init__(self, settings: type[Config], webui: "NotebookUI") -> None:
         self._webui, self._of = webui, settings
-        super().__init__(settings, session=webui)  # type: ignore[arg-type]
+        super().__init__(settings, session=webui)
         self.update(**_settled_values(settings, webui))
 
     def config(self) -> Config:

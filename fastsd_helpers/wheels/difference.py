@@ -1,6 +1,7 @@
 """What a set asks for and a Python lacks: the difference that has to be installed, and nothing more."""
 
 import fnmatch
+import importlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -79,16 +80,15 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def requirements_module() -> ModuleType:
     """`packaging.requirements`: on its own, or the copy that pip carries."""
     try:
-        from packaging import requirements
+        return importlib.import_module("packaging.requirements")
     except ImportError:
         try:
-            from pip._vendor.packaging import requirements
+            return importlib.import_module("pip._vendor.packaging.requirements")
         except ImportError as err:
             raise DependencyMissing(
                 "Neither packaging nor pip is installed, so version ranges cannot be compared.",
                 "Run: python -m ensurepip",
             ) from err
-    return requirements
 
 
 def names_to_ask(lock_set: LockSet) -> set[str]:
@@ -120,6 +120,7 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
     """
     skip = tuple(skip)
     left: dict[str, str] = {}
+    every: Iterable[tuple[LockedRow, str | None, str]]
     if lock_set.own_environment:
         every = _exact(lock_set, environment.installed)
     else:
