@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_a_circle_is_noticed_at_every_level(back: str) -> None:
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     long = {path.name: count for _u, _m, path in our_files() if (count := len(path.read_text().splitlines())) > 500}
     assert not long, "split these by meaning into a package of the same name"
+
+
+def test_the_type_checker_looks_at_every_module() -> None:
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    spared = [name for row in settings["overrides"] for name in row["module"] if name.startswith(PACKAGE.name)]
+    assert (settings["files"], spared) == ([PACKAGE.name], [])
+    assert not {"exclude", "ignore_errors"} & settings.keys()
+    silenced = [module for _unit, module, path in our_files() if "# mypy:" in path.read_text(encoding="utf-8")]
+    assert not silenced, "a whole file is taken out of the check"
 
 
 def test_the_package_itself_imports_nothing_at_import() -> None:

@@ -215,8 +215,8 @@ def status(chosen: argparse.Namespace) -> Answer:
 
 def show_log(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui log`."""
+    from fastsd_helpers.processes import LogTail
     from fastsd_helpers.webui import status
-    from fastsd_helpers.webui.process import LogTail
 
     state, _runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:

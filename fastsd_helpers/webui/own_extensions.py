@@ -129,12 +129,11 @@ class OwnExtensions:
             here = commit_of(folder)
             if here != item.commit:
                 logger.warning(
-                    "The extension %s is at %s here, and kept at %s. To keep this one: --extension %s@%s",
+                    "The extension %s is at %s here, and kept at %s.%s",
                     item.name,
                     (here or "no commit")[:10],
                     item.commit[:10],
-                    item.address,
-                    here,
+                    f" To keep this one: --extension {item.address}@{here}" if here else "",
                 )
             return False
         try:

@@ -1,7 +1,6 @@
 """What a set asks for and a Python lacks: the difference that has to be installed, and nothing more."""
 
 import fnmatch
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,15 +79,17 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def requirements_module() -> ModuleType:
     """`packaging.requirements`: on its own, or the copy that pip carries."""
     try:
-        return importlib.import_module("packaging.requirements")
+        from packaging import requirements
     except ImportError:
         try:
-            return importlib.import_module("pip._vendor.packaging.requirements")
+            from pip._vendor.packaging import requirements as carried
         except ImportError as err:
             raise DependencyMissing(
                 "Neither packaging nor pip is installed, so version ranges cannot be compared.",
                 "Run: python -m ensurepip",
             ) from err
+        return carried
+    return requirements
 
 
 def names_to_ask(lock_set: LockSet) -> set[str]:
