@@ -135,6 +135,13 @@ def test_every_file_has_its_place_in_the_list() -> None:
     assert {"errors", "options", "runtime", "forms", "cli"} <= units
 
 
+def test_the_page_for_contributors_has_the_same_list() -> None:
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("| floor |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = [name.strip() for row in table for name in row.replace("\\", "").split("|")[2].split(",")]
+    assert tuple(named) == ORDER
+
+
 @pytest.mark.parametrize(("unit", "module", "path"), our_files(), ids=lambda value: str(value).rsplit("/", 1)[-1])
 def test_a_file_keeps_to_the_layout(unit: str, module: str, path: Path) -> None:
     assert list(layout_problems(unit, module, path.read_text(encoding="utf-8"))) == []
