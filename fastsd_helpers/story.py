@@ -1,4 +1,4 @@
-"""`fastsd demo`: the whole DreamBooth story on the embedded model, with pictures; no GPU, no network."""
+"""`fastsd demo`: complete DreamBooth example on the embedded model, with images; no GPU, no network."""
 
 import logging
 import shutil

@@ -42,8 +42,8 @@ _log = logging.getLogger("fastsd_helpers")
 class InspectConfig:
     """Settings of `inspect` as flags."""
 
-    hashes: bool = option(True, help="compute the SHA-256 and AUTOMATIC1111's short hash, which reads the whole file")
-    scan: bool = option(False, help="look for weights that are no finite numbers, which reads the whole file")
+    hashes: bool = option(True, help="compute the SHA-256 and AUTOMATIC1111's short hash, which reads the entire file")
+    scan: bool = option(False, help="look for NaN and Inf in the weights, which reads the entire file")
 
     def __post_init__(self) -> None:
         check(self)

@@ -67,22 +67,28 @@ class PrepareConfig:
     """Settings for preparing the photos of one subject."""
 
     images: str = option("", help="folder or zip with the subject's photos")
-    size: int = option(512, help="side of the prepared pictures in pixels", low=64, high=4096, step=64)
+    size: int = option(512, help="resolution: side of the prepared images in pixels", low=64, high=4096, step=64)
     crop: Literal["smart", "center", "none"] = option(
-        "smart", help="smart keeps the subject in the square, none keeps the photo's shape"
+        "smart",
+        help=(
+            "smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
+            "ratio"
+        ),
     )
     hold_out: Literal["auto", "none"] = option(
         "auto",
-        help="auto sets one photo of ten aside, to measure what was learned on a photo that was never trained on; "
-        "none trains on all",
+        help="validation split: auto holds out one photo of ten, to measure the loss on photos that were never "
+        "trained on; none trains on all",
     )
-    held_out: str = option("", help="folder or zip with photos that are only measured, never trained on", advanced=True)
+    held_out: str = option(
+        "", help="validation set: folder or zip with photos for the held-out loss, never trained on", advanced=True
+    )
     boxes: str = option(
         "",
-        help='JSON file with a box for some photos: {"dog.jpg": [left, top, right, bottom]} in pixels',
+        help='JSON file with a crop box for some photos: {"dog.jpg": [left, top, right, bottom]} in pixels',
         advanced=True,
     )
-    face_model: str = option("", help="YuNet's ONNX file, to find faces with", advanced=True)
+    face_model: str = option("", help="YuNet's ONNX file, for face detection", advanced=True)
 
     def __post_init__(self) -> None:
         clash = self.boxes and self.crop == "none"

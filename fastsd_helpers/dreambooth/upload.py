@@ -46,8 +46,8 @@ class UploadConfig:
     """Settings for an upload to the Hub."""
 
     repo: str = option("", help="name of the model on the Hub: NAME, or OWNER/NAME; empty: nothing is uploaded")
-    private: bool = option(True, help="only you can see it")
-    samples: bool = option(True, help="also upload the pictures that were drawn while training")
+    private: bool = option(True, help="private repository: only you can see it")
+    samples: bool = option(True, help="also upload the sample images generated during training")
     hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class SessionConfig:
     """Which session to work in."""
 
     session_name: str = option(
-        "", help="one of your sessions to go on with it, or a new name; empty: the one used last", known="sessions"
+        "", help="name of a session to resume, or a new name; empty: the one used last", known="sessions"
     )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)

@@ -38,7 +38,7 @@ class ReadingSessionConfig:
 
     session_name: str = option(
         "",
-        help="one of your sessions to go on with it, or a new name; empty: the one used last",
+        help="name of a session to resume, or a new name; empty: the one used last",
         known="reading_sessions",
     )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")

@@ -27,8 +27,12 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 class EvaluateConfig:
     """Which reader to measure, and on what."""
 
-    reader: str = option("auto", help="key, folder or Hub id; auto: the one this session uses", known="readers")
-    data: str = option("", help="folder or table of lines with their text; empty: the lines corrected in this session")
+    reader: str = option(
+        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+    )
+    data: str = option(
+        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -38,10 +42,12 @@ class EvaluateConfig:
 class EmbedConfig:
     """Which pictures to write the encoder's vectors of, and how."""
 
-    reader: str = option("auto", help="key, folder or Hub id; auto: the one this session uses", known="readers")
-    images: str = option("", help="picture, folder, PDF or link; empty: the lines of this session")
+    reader: str = option(
+        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+    )
+    images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")
     pool: Literal["mean", "columns", "none"] = option(
-        "mean", help="one vector a line, one a column of patches, or one a patch"
+        "mean", help="pooling: one embedding per line (mean), per column of patches, or per patch token (none)"
     )
 
     def __post_init__(self) -> None:

@@ -88,7 +88,7 @@ def finetune(
     Args:
         data: lines with their text; see `labels.read_lines`.
         out: folder for checkpoints/, model/ and settings.json.
-        model: key, folder or Hub id of the reader to begin with.
+        model: recognition model: key, folder or Hub id to begin with.
         held_out: lines to measure on; left alone, a part of `data` by writer or page.
         restart: forget what `out` holds of an earlier run.
         report: called at every stage, step and measurement.

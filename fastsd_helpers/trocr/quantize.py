@@ -70,9 +70,9 @@ def quantize(
     """Write an int8 copy of a reader that opens like any reader; the better of the methods tried.
 
     Args:
-        model: key, folder or Hub id of the reader.
+        model: recognition model: key, folder or Hub id.
         out: the folder to write.
-        evaluate_on: lines with their text, to measure on.
+        evaluate_on: ground truth to evaluate on: lines with their text.
         calibrate_on: lines (their text is not used), or a table of them, for the static method; left alone, only
             dynamic is tried.
         overwrite: replace `out`.

@@ -37,19 +37,34 @@ class ReadConfig:
     """Settings for reading lines."""
 
     beams: int = option(
-        1, help="beginnings kept at every step: 1 reads greedily, 4 is a little better, slower", low=1, high=16
+        1,
+        help="beam width: candidate texts kept per step; 1 is greedy decoding, 4 is a little more accurate and slower",
+        low=1,
+        high=16,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
-        "auto", help="number format; int8 needs the package openvino on a CPU, bitsandbytes on a GPU"
+        "auto",
+        help=(
+            "precision: dtype of weights and computation; int8 needs the package openvino on a CPU, bitsandbytes on a "
+            "GPU"
+        ),
     )
-    min_new_tokens: int | None = option(None, help="fewest tokens of a line", low=0, high=512, advanced=True)
+    min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
     max_new_tokens: int | None = option(
-        None, help="most tokens of a line; left alone, the checkpoint's own, else 128", low=1, high=1024, advanced=True
+        None,
+        help="maximum number of tokens per line; default: the checkpoint's own, else 128",
+        low=1,
+        high=1024,
+        advanced=True,
     )
-    loop_guard: bool = option(True, help="read a line again when it repeats itself without end")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="processor", advanced=True)
+    loop_guard: bool = option(True, help="repetition guard: read a line again if the model repeats itself endlessly")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="device to compute on", advanced=True)
     batch_size: int | None = option(
-        None, help="lines read together; left alone, 8 on a CPU and up to 64 on a GPU", low=1, high=1024, advanced=True
+        None,
+        help="batch size: lines read together; default: 8 on a CPU and up to 64 on a GPU",
+        low=1,
+        high=1024,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:

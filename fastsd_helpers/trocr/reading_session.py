@@ -46,14 +46,17 @@ _CHUNK = 256  # lines read and written down together
 
 @dataclass(frozen=True)
 class _Pictures:
-    images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
+    images: str = option("", help="image, folder, PDF or link; empty: what was uploaded, else the built-in samples")
     reader: str = option(
         "auto",
-        help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}",
+        help=(
+            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
+            f"{_DEMO_READER}"
+        ),
         known="readers",
     )
     pages: Literal["auto", "lines", "pages"] = option(
-        "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
+        "auto", help="what the images are: single lines, or whole pages, whose lines are found first (segmentation)"
     )
 
 

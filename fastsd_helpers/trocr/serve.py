@@ -20,13 +20,13 @@ __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
 class ServeConfig:
     """Settings of the shared page."""
 
-    port: int = option(7860, help="port; 0 takes a free one", low=0, high=65535)
+    port: int = option(7860, help="local port; 0: any free one", low=0, high=65535)
     user: str = option("reader", help="user name of the login")
-    login: bool = option(True, help="ask for user and password; never off when shared")
+    login: bool = option(True, help="ask for user and password; always on when shared")
     share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
-        "no", help="make a public link with a login; auto tries the services in order"
+        "no", help="open a tunnel: a public link with a login; auto tries the services in order"
     )
-    password: str | None = option(None, help="password of the login; empty: a strong one is made", secret=True)
+    password: str | None = option(None, help="password of the login; empty: a strong one is generated", secret=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.share, bool):  # as it was saved by earlier versions

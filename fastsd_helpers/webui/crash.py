@@ -123,7 +123,7 @@ def explain_crash(
     Args:
         title: the web UI's name.
         code: as subprocess gives it (negative: the signal that ended it); None when it is not known.
-        lines: the last lines of its log.
+        lines: show the last lines of its log.
         around: what the machine had left then.
     """
     around = around or Circumstances()
