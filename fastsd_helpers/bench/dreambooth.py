@@ -1,7 +1,7 @@
 """How long an optimizer step of the U-Net takes beside a plain loop, with the split and the peak memory of both.
 
-The plain loop does what diffusers' examples/dreambooth/train_dreambooth.py does at every step: read the picture, encode
-it with the VAE, encode the prompt with the text encoder, and train the U-Net. Model, pictures, precision and batch are
+The plain loop does what diffusers' examples/dreambooth/train_dreambooth.py does at every step: read the image, encode
+it with the VAE, encode the prompt with the text encoder, and train the U-Net. Model, images, precision and batch are
 the same; each round of each loop is a process of its own, the two take turns, and the medians are compared.
 """
 

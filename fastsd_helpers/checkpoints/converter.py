@@ -450,7 +450,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
         note = f"{prediction.source}: what the base predicts was taken."
         return replace(written, notes=(*written.notes, note))
     if prediction.kind is None:
-        note = f"{prediction.source}: epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
+        note = f"{prediction.source}: epsilon was assumed. If images come out as noise, it is a v-prediction model."
         return replace(written, notes=(*written.notes, note))
     return written
 

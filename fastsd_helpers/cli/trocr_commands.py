@@ -176,7 +176,7 @@ def read(chosen: argparse.Namespace) -> Answer:
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
-    """Draw where the reader looked, a picture a line; returns them in the lines' order."""
+    """Draw where the reader looked, an image a line; returns them in the lines' order."""
     import io
 
     from fastsd_helpers.files import check_writable, write_atomic

@@ -30,7 +30,7 @@ class SampleConfig:
 
     prompt: str = option("", help="prompt: what to generate; empty: the session's own prompts")
     seed: int = option(11, help="random seed of the first image", low=0, high=2**31 - 1)
-    count: int = option(4, help="pictures", low=1, high=16)
+    count: int = option(4, help="number of images", low=1, high=16)
     sample_steps: int = option(25, help="denoising steps", low=1, high=200)
     guidance: float = option(
         7.5, help="guidance scale (CFG): how closely the image follows the prompt", low=0.0, high=30.0
@@ -73,7 +73,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """The pictures that were drawn."""
+    """The images that were drawn."""
 
     path: Path  # a PNG with all of them
     prompts: tuple[str, ...]
@@ -131,7 +131,7 @@ def open_learned(
 
 
 def sample(config: SampleConfig, session: Session) -> SampleResult:
-    """Draw pictures with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
+    """Draw images with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
 
     Raises:
         SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.

@@ -258,7 +258,7 @@ class DreamBoothConfig:
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
-        """The classes whose pictures are trained beside the photos; empty without prior preservation."""
+        """The classes whose images are trained beside the photos; empty without prior preservation."""
         if not (self.class_prompt and self.prior_weight and self.class_images):
             return ()
         return tuple(" ".join(part.split()) for part in self.class_prompt.split("|"))
@@ -279,12 +279,12 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
     """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
 
     Raises:
-        ModelError: the user's own pictures and no GPU.
+        ModelError: the user's own images and no GPU.
     """
     if ref != "auto":
         return ref, ""
     if demo_pictures:
-        return "demo", "base model demo: the pictures are the demo's own"
+        return "demo", "base model demo: the images are the demo's own"
     if device.kind == "cuda":
         return "sd15", f"base model sd15: there is a GPU ({device.name})"
     raise ModelError(
@@ -345,7 +345,7 @@ def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[st
 
 
 def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
-    """How many times the model's own number of pictures one optimizer step sees."""
+    """How many times the model's own number of images one optimizer step sees."""
     own = spec.defaults.get("batch_size", 1)
     return (config.batch_size or own) * config.accumulation / own
 

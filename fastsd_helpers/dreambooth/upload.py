@@ -1,4 +1,4 @@
-"""Upload a finished session to the Hugging Face Hub: the model file, its card, and pictures; private unless asked."""
+"""Upload a finished session to the Hugging Face Hub: the model file, its card, and images; private unless asked."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ class UploadResult:
 
 
 def upload(config: UploadConfig, session: Session) -> UploadResult:
-    """Upload a finished session's model file, card and pictures in one commit, then compare them with the Hub's list.
+    """Upload a finished session's model file, card and images in one commit, then compare them with the Hub's list.
 
     Files that are there already with the same content are not sent again. An existing public repository is refused
     while `private` is on.

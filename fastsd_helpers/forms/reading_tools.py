@@ -40,7 +40,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Which pictures to write the encoder's vectors of, and how."""
+    """Which images to write the encoder's vectors of, and how."""
 
     reader: str = option(
         "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
@@ -115,14 +115,14 @@ class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
         form = show_form(EmbedConfig, restore=session)  # type: ignore[arg-type]
-        super().__init__("Write the vectors", "The pictures are looked at…", form=form, work="The writing")
+        super().__init__("Write the vectors", "The images are looked at…", form=form, work="The writing")
 
     def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
         images = [config.images] if config.images else [str(line.picture) for line in self._session.lines() if line.key]
         if not images:
-            raise SettingsError("No line is read yet.", "Read some pictures in cell 3b, or name some in 'images'.")
+            raise SettingsError("No line is read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
             raise SettingsError(f"{len(images)} lines are too many at a time.", "Name a folder of theirs in 'images'.")
         reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"

@@ -241,7 +241,7 @@ def compare_reading(session: ReadingSession) -> "CompareView | None":
 
 
 class CompareView:
-    """A table of held-out lines: picture, truth, before, after; above it the error rates of both.
+    """A table of held-out lines: image, truth, before, after; above it the error rates of both.
 
     Attributes:
         comparison: what is shown.

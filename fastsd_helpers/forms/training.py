@@ -68,7 +68,7 @@ def run_training(
 
     Args:
         config: settings; a training that is running keeps its own.
-        session: with prepared pictures.
+        session: with prepared images.
         run_config: train on after the end, start over, disconnect. What was asked for is taken back in its form as soon
             as it has begun, so that the same cell run again goes on with it.
         restart: the same as `start_over` there.

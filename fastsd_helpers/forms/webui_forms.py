@@ -25,7 +25,7 @@ _SETTLED: dict[type, tuple[str, ...]] = {InstallConfig: ("store",), LaunchConfig
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where models, pictures and settings are kept, and on which machine the web UI may run."""
+    """Where models, images and settings are kept, and on which machine the web UI may run."""
 
     google_drive: bool = option(
         True, help="keep them on your Google Drive, where they survive a disconnect (Colab only)"

@@ -146,11 +146,11 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     label="LoRA weight",
                     visible=artist.lora_strength is not None,
                 )
-                with gradio.Accordion("Begin with a picture", open=False):
+                with gradio.Accordion("Begin with an image", open=False):
                     start = picture_field(gradio, "Picture")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
                 tasks = artist.steering.tasks if artist.steering is not None else ()
-                with gradio.Accordion(f"Steer it by a picture: {', '.join(tasks)}", visible=bool(tasks)):
+                with gradio.Accordion(f"Steer it by an image: {', '.join(tasks)}", visible=bool(tasks)):
                     control = picture_field(gradio, "Picture")
                     control_task = gradio.Dropdown(
                         list(tasks), value=tasks[0] if tasks else None, label="What it shows", visible=len(tasks) > 1

@@ -318,7 +318,7 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
 
 
 def _drop_unreadable(lines: LineSet) -> LineSet:
-    """Leave out lines whose picture cannot be opened, with a warning each; learning would stop at the first."""
+    """Leave out lines whose image cannot be opened, with a warning each; learning would stop at the first."""
     kept = []
     for line in lines.lines:
         item = next(iter(gather([line.picture])))

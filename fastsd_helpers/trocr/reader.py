@@ -84,7 +84,7 @@ class SelfTest:
 
 
 class _Taken(NamedTuple):
-    """A picture on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
+    """An image on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
 
     name: str
     refused: Line | None = None
@@ -148,21 +148,21 @@ class Reader:
     # ------------------------------------------------------------------------------------------------ reading
 
     def read(self, images: Any, *, progress: Callable[[int], None] | None = None) -> list[Line]:
-        """Read pictures of single lines.
+        """Read images of single lines.
 
         Args:
-            images: one or many of: paths, folders, PDFs, links, PIL pictures, arrays; see `pictures.gather`.
+            images: one or many of: paths, folders, PDFs, links, PIL images, arrays; see `pictures.gather`.
             progress: called with the number of lines done, after every batch.
 
         Returns:
-            One Line per picture, in the order given; a picture that cannot be used has `problem` set.
+            One Line per image, in the order given; an image that cannot be used has `problem` set.
         """
         return list(self.stream(images, progress=progress))
 
     def stream(self, images: Any, *, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
         """Read as `read` does, and give each line as soon as it and those before it are done.
 
-        Memory stays bounded whatever the number of pictures, and their size: each is made small as soon as it is open,
+        Memory stays bounded whatever the number of images, and their size: each is made small as soon as it is open,
         and 8 batches of small ones are held at a time.
         """
         done = 0
@@ -184,7 +184,7 @@ class Reader:
                 yield from (line for line in results if line is not None)
 
     def _take(self, pool: ThreadPoolExecutor, item: Item) -> "_Taken":
-        """What is needed of a picture, with the large one held no longer than it takes to make it small."""
+        """What is needed of an image, with the large one held no longer than it takes to make it small."""
         if item.picture is None:
             logger.warning("%s", item.problem)
             return _Taken(item.name, refused=Line("", 0.0, name=item.name, problem=item.problem))
@@ -251,8 +251,8 @@ class Reader:
                 of the grid; columns = one vector per column of the grid, left to right along the line.
 
         Returns:
-            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. A picture that cannot be
-            used gives a row of not-a-number and a warning; without any picture, [0, 0, 0].
+            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. An image that cannot be
+            used gives a row of not-a-number and a warning; without any image, [0, 0, 0].
 
         The encoder's own `pooler_output` is not used: published TrOCR models never trained it.
         """
@@ -265,7 +265,7 @@ class Reader:
         return np.stack([np.full(shape, np.nan, np.float32) if row is None else row for row in rows])
 
     def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
-        """Give (item, float32 [tokens, width]) one by one; None for a picture that cannot be used.
+        """Give (item, float32 [tokens, width]) one by one; None for an image that cannot be used.
 
         Raises:
             SettingsError: a `pool` that does not exist.

@@ -65,7 +65,7 @@ def build_page(reader: Any) -> Any:
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
-            raise gradio.Error("Drop a picture first.")
+            raise gradio.Error("Drop an image first.")
         return answer(gather([picture]), whole_page)
 
     def read_file(file: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
@@ -98,7 +98,7 @@ def build_page(reader: Any) -> Any:
 
 
 def _read_item(reader: Any, item: Item, whole_page: bool) -> list[Line]:
-    """The lines of a picture, found first where it is, or looks like, a page; a page without any is read as a line."""
+    """The lines of an image, found first where it is, or looks like, a page; a page without any is read as a line."""
     if item.picture is None:
         return [Line("", 0.0, name=item.name, problem=item.problem)]
     if whole_page or looks_like_page(item.picture):

@@ -29,7 +29,7 @@ _ALL = "all"
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """ControlNets to fetch: pictures that steer the drawing."""
+    """ControlNets to fetch: images that steer the drawing."""
 
     tasks: str = option(
         "",

@@ -21,7 +21,7 @@ _ERRORS = (
     (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
         "the GPU's memory was not enough",
-        "Choose a lower setting for vram, a smaller picture or a smaller model; close other programs on this GPU.",
+        "Choose a lower setting for vram, a smaller image or a smaller model; close other programs on this GPU.",
     ),
     (
         r"no kernel image is available|is not compatible with the current PyTorch",
