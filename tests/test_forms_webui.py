@@ -237,7 +237,8 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
     asked = []
     module = sys.modules["fastsd_helpers.webui.models"]
     made = module.PlacedModel(webui.store / "m.safetensors", "checkpoint", "sd15", "downloaded")
-    monkeypatch.setattr(module, "place", lambda ref, ui, places, **more: asked.append((ref, more["kind"])) or [made])
+    monkeypatch.setattr(module, "find_needed", lambda ref, *_rest, **more: asked.append((ref, more["kind"])) or ref)
+    monkeypatch.setattr(module, "place_needed", lambda ref, *_rest: [made])
     cells.fetch_models(ModelsConfig(lora="a.safetensors, b.safetensors"), webui)
     assert asked == [("sd15", "checkpoint"), ("a.safetensors", "lora"), ("b.safetensors", "lora")]
     assert "there is none yet, so sd15 is taken" in caplog.text
