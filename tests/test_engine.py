@@ -1,4 +1,4 @@
-"""The training run, on a real model of Stable Diffusion 1.5's layout with random weights and 64-pixel pictures."""
+"""The training run, on a real model of Stable Diffusion 1.5's layout with random weights and 64-pixel images."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ from fastsd_helpers.sessions import Session  # noqa: E402
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Session:
-    """Three prepared pictures and one held out."""
+    """Three prepared images and one held out."""
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     generator = np.random.default_rng(0)
     for folder, count in (("train", 3), ("held-out", 1)):
@@ -48,7 +48,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> 
 
 @pytest.fixture
 def undrawn(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """The same, for runs whose weights are looked at and not their pictures and plots, which take longer than those."""
+    """The same, for runs whose weights are looked at and not their images and plots, which take longer than those."""
     draw_quickly(monkeypatch)
     return session
 
