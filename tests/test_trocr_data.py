@@ -418,7 +418,7 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path, forks)
     # Other pictures, or another reader, do not go into the same folder.
     (tmp_path / "lines" / "99.png").write_bytes(b"x")
     other = run("whole")
-    assert "holds the results of another run: images was 11 and is 12" in other.stderr
+    assert "holds the results of another run: pictures was 11 and is 12" in other.stderr
 
 
 def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):
