@@ -40,7 +40,7 @@ $(READY): pyproject.toml requirements-dev.txt Makefile
 install-packages:
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet --no-compile $(TORCH)
 	$(PIP) install --quiet --no-compile --constraint requirements-dev.txt --editable ".[dev]"
-	@$(BIN)/python -m compileall -q -j 0 -x '/(tests?|models|pipelines)/' .venv/lib || true
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(tests?|models|pipelines)/' .venv/lib || true
 
 install-fronts:
 	@rm -rf $(WIDGETS7)
