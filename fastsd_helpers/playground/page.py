@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError, needs_package
+from fastsd_helpers.errors import DependencyMissing, SettingsError
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.playground.artist import Artist, open_artist
-from fastsd_helpers.tunnels import LocalPage, TunnelConfig, require_shareable
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, import_gradio, require_shareable
 
 __all__ = ["Page", "PlaygroundConfig", "open_playground"]
 
@@ -66,8 +66,7 @@ def open_playground(
             that fails later leaves the page open on this machine, and is in `Page.problem`.
     """
     config = config or PlaygroundConfig()
-    with needs_package("The playground", "Run: pip install gradio"):
-        import gradio
+    gradio = import_gradio("The playground", "Run: pip install gradio")
     link = dataclasses.replace(tunnel or TunnelConfig(), kind=config.share) if config.share != "no" else None
     if link is not None:
         require_shareable(link)

@@ -5,15 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsd_helpers.errors import needs_package
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.pages import looks_like_page, read_page
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES, Item, gather
-from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, require_shareable
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, import_gradio, require_shareable
 
 __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
+
+_NEEDS = ("The page", "Run: fastsd install trocr")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Served(LocalPage):
 
 def build_page(reader: Any) -> Any:
     """Make the page (a gradio.Blocks), not started."""
-    with needs_package("The page", "Run: fastsd install trocr"):
-        import gradio
+    gradio = import_gradio(*_NEEDS)
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
@@ -115,8 +115,7 @@ def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) ->
         SettingsError: a user or password that no login can have. DependencyMissing: gradio is not installed. And what
             `tunnels.require_shareable` raises.
     """
-    with needs_package("The page", "Run: fastsd install trocr"):
-        import gradio  # noqa: F401
+    import_gradio(*_NEEDS)
     link = _link(config, tunnel)
     if config.login:
         choose_login(config.user, config.password)
