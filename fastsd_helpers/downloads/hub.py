@@ -317,7 +317,7 @@ class HubRepo:
         if (proxy := proxy_problem(err)) is not None:
             return ModelError(redact(proxy[0]), proxy[1])
         detail = redact(f"{type(err).__name__}: {err}".split("\n")[0])
-        broken = isinstance(err, (LocalEntryNotFoundError, *network_errors()))
+        broken = isinstance(err, network_errors(LocalEntryNotFoundError))
         if (
             broken and status is None and not isinstance(err, json.JSONDecodeError)
         ):  # requests counts that one as its own
@@ -332,9 +332,9 @@ class HubRepo:
         )
 
 
-def network_errors() -> tuple[type[Exception], ...]:
-    """The transport errors of whatever HTTP client this huggingface_hub uses: requests, httpx or httpx2."""
-    found: list[type[Exception]] = [ConnectionError, TimeoutError]
+def network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """`more` and the transport errors of whatever HTTP client this huggingface_hub uses: requests, httpx or httpx2."""
+    found: list[type[Exception]] = [*more, ConnectionError, TimeoutError]
     for module, name in (("httpx2", "TransportError"), ("httpx", "TransportError"), ("requests", "RequestException")):
         if importlib.util.find_spec(module):
             found.append(getattr(importlib.import_module(module), name))
@@ -344,7 +344,7 @@ def network_errors() -> tuple[type[Exception], ...]:
 def client_errors() -> tuple[type[Exception], ...]:
     """Everything that the Hub's client raises for the network, the disk, the Hub, or a proxy that is named wrongly."""
     # hf_xet raises RuntimeError, httpx ImportError.
-    return (OSError, ValueError, RuntimeError, ImportError, *network_errors())
+    return network_errors(OSError, ValueError, RuntimeError, ImportError)
 
 
 def with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = ()) -> Any:

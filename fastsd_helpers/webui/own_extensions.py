@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,18 @@ class OwnExtensions:
             )
         for name in [*self._asked, *(item.name for item in self.kept)]:
             switch_on(places, name)
-        ways = [(item, self._add) for item in self._asked.values()] + [(item, self._bring_back) for item in self.kept]
-        for item, bring in ways:
+        ways: list[tuple[str, Callable[[], bool]]] = [
+            *((item.name, partial(self._add, item, mirrors)) for item in self._asked.values()),
+            *((kept.name, partial(self._bring_back, kept, mirrors)) for kept in self.kept),
+        ]
+        for name, bring in ways:
             try:
-                step(f"extension {item.name}", lambda item=item, bring=bring: bring(item, mirrors))
+                step(f"extension {name}", bring)
             except FastSDError as err:
-                if self._folder(item.name).is_dir():  # an earlier commit of it, which runs
-                    logger.warning("The extension %s stays as it is here: %s %s", item.name, err.problem, err.hint)
+                if self._folder(name).is_dir():  # an earlier commit of it, which runs
+                    logger.warning("The extension %s stays as it is here: %s %s", name, err.problem, err.hint)
                 else:
-                    self._switch_off(item.name, err)
+                    self._switch_off(name, err)
         self._name_others()
 
     def _add(self, item: Repository, mirrors: Mapping[str, str]) -> bool:
@@ -107,7 +111,7 @@ class OwnExtensions:
         same = known is not None and (known.address, known.revision) == (item.urls[0], item.revision)
         folder = self._folder(item.name)
         fresh = not folder.exists()
-        if same and fresh:
+        if known is not None and same and fresh:
             changed = self._bring_back(known, mirrors)
         else:
             changed = clone(item, folder, mirrors=mirrors)
@@ -128,15 +132,14 @@ class OwnExtensions:
     def _bring_back(self, item: KeptExtension, mirrors: Mapping[str, str]) -> bool:
         folder = self._folder(item.name)
         if folder.exists():
-            there = commit_of(folder)
-            if there != item.commit:
+            here = commit_of(folder)
+            if here != item.commit:
                 logger.warning(
-                    "The extension %s is at %s here, and kept at %s. To keep this one: --extension %s@%s",
+                    "The extension %s is at %s here, and kept at %s.%s",
                     item.name,
-                    (there or "no commit")[:10],
+                    (here or "no commit")[:10],
                     item.commit[:10],
-                    item.address,
-                    there,
+                    f" To keep this one: --extension {item.address}@{here}" if here else "",
                 )
             return False
         try:
@@ -176,7 +179,7 @@ class OwnExtensions:
             try:
                 step(
                     f"what {name} asks for",
-                    lambda name=name: prepare_extension(self._ui, self._places, name, wait_s=self._wait_s),
+                    partial(prepare_extension, self._ui, self._places, name, wait_s=self._wait_s),
                 )
             except DependencyMissing:
                 raise
