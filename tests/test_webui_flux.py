@@ -82,6 +82,7 @@ def test_the_gated_file_is_taken_with_a_token_and_its_open_copy_without(monkeypa
         (GPUS["T4"], "fp16", "flux-t5-fp16"),
         (GPUS["L4"], "auto", "flux-t5-fp16"),
         (GPUS["L4"], "fp8", "flux-t5-fp8"),
+        (Machine("a desktop", 23.6, 24), "auto", "flux-t5-fp8"),  # all of it together just fits, with nothing to spare
     ],
 )
 def test_the_size_of_t5_follows_the_ram_unless_it_is_chosen(machine: Machine, t5: str, expected: str) -> None:

@@ -135,8 +135,8 @@ def _fits(size: ModelSpec, beside: float, machine: Machine) -> bool:
 
 
 def _holds_large(chosen: ModelSpec, large: ModelSpec, beside: float, machine: Machine) -> bool:
-    # With room for all files at once: the large T5 is a comfort, and no reason to run short.
-    return _bytes(chosen) + _bytes(large) + beside + _ROOM_HOST <= machine.host_gib * _GIB
+    # With a fifth to spare beside all files at once: the large T5 is a comfort, and no reason to run short.
+    return _bytes(chosen) + _bytes(large) + beside + _ROOM_HOST <= 0.8 * machine.host_gib * _GIB
 
 
 def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine: Machine, *, fits: bool) -> str:
