@@ -116,7 +116,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 lora_strength=lora_strength if artist.lora_strength is not None else None,
             )
         except (SettingsError, DependencyMissing) as err:
-            raise gradio.Error(f"{err.problem} {err.hint}") from err
+            raise gradio.Error(f"{err.problem} {err.hint}", print_exception=False) from err
         return [(picture, title) for title, picture in drawn]
 
     with gradio.Blocks(title="Playground", analytics_enabled=False) as blocks:
@@ -135,7 +135,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     20,
                     value=artist.habits.guidance,
                     step=0.5,
-                    label="Guidance: guidance scale (CFG): how closely the image follows the prompt",
+                    label="Guidance scale (CFG): how closely the image follows the prompt",
                 )
                 lora_strength = gradio.Slider(
                     0,

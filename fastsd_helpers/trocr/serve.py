@@ -65,18 +65,18 @@ def build_page(reader: Any) -> Any:
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
-            raise gradio.Error("Drop an image first.")
+            raise gradio.Error("Drop an image first.", print_exception=False)
         return answer(gather([picture]), whole_page)
 
     def read_file(file: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if file is None:
-            raise gradio.Error("Drop a file first.")
+            raise gradio.Error("Drop a file first.", print_exception=False)
         return answer(gather(file), whole_page)
 
     def answer(items: Iterable[Item], whole_page: bool) -> tuple[str, list[list[Any]]]:
         lines = [line for item in items for line in _read_item(reader, item, whole_page)]
         if all(line.problem for line in lines):
-            raise gradio.Error(lines[0].problem if lines else "There is nothing to read in it.")
+            raise gradio.Error(lines[0].problem if lines else "There is nothing to read in it.", print_exception=False)
         rows = [[line.text, round(line.confidence, 3), line.problem or " ".join(line.notes)] for line in lines]
         return "\n".join(line.text for line in lines if not line.problem), rows
 
