@@ -287,9 +287,6 @@ def test_what_fits_stays_and_what_is_absent_comes_with_its_own_needs():
     del full["tensorboard"], full["werkzeug"], full["pillow-heif"]
     assert set(planned("dreambooth", full)) == {"tensorboard", "werkzeug", "pillow-heif"}
     assert planned("dreambooth", full)["werkzeug"].startswith("tensorboard needs werkzeug")
-    part = all_of("webui")
-    del part["rich"], part["mdurl"]
-    assert set(planned("webui", part)) == {"rich", "mdurl"}, "a part of what is there was taken out"
 
 
 def test_a_package_that_is_too_old_is_not_replaced_and_it_is_told_how_to_raise_it():

@@ -172,20 +172,12 @@ def _missing(
     lacking: dict[str, str] = {}
     too_old: dict[str, tuple[str, str]] = {}
     waiting = [(requirement_of(text), "fastsd") for text in lock_set.wanted]
-    whole: set[str] = set()
     while waiting:
         requirement, asked_by = waiting.pop(0)
         name = canonical(requirement.name)
         found = _what_is(requirement, installed)
         if name in picked or found == "fits":
-            row = lock_set.row(name)
-            # What the locked version needs is known; somebody may have taken a part of it out.
-            if name not in picked and name not in whole and row is not None and installed.get(name) == row.version:
-                whole.add(name)
-                waiting += [(requirement_of(need), name) for need in row.needs]
             continue
-        if asked_by in whole and found != "absent":
-            continue  # its owner has brought them together
         here, version = _build_of(name, installed)
         if found == "newer":
             left.setdefault(here, f"{here} {version} ({asked_by} asks for {requirement.specifier})")
