@@ -82,6 +82,7 @@ def test_the_gated_file_is_taken_with_a_token_and_its_open_copy_without(monkeypa
         (GPUS["T4"], "fp16", "flux-t5-fp16"),
         (GPUS["L4"], "auto", "flux-t5-fp16"),
         (GPUS["L4"], "fp8", "flux-t5-fp8"),
+        (Machine("a desktop", 23.6, 24), "auto", "flux-t5-fp8"),  # all of it together just fits, with nothing to spare
     ],
 )
 def test_the_size_of_t5_follows_the_ram_unless_it_is_chosen(machine: Machine, t5: str, expected: str) -> None:
@@ -95,6 +96,8 @@ def test_a_machine_that_is_too_small_gets_the_smallest_size_and_is_told_so() -> 
     assert bundle.specs[0].key == "flux-dev-gguf-q4"
     assert "is too large" in " ".join(bundle.reasons)
     assert "sdxl or sd15" in " ".join(bundle.reasons)
+    (said, _of_t5) = choose_bundle(find_model("flux-schnell"), COMFY, GPUS["T4"]).reasons
+    assert "has 11.9 GB, too much for its RAM" in said, "a T4's GPU would hold it"
 
 
 def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -> None:
