@@ -178,7 +178,7 @@ def test_memory_and_disk_at_the_end_decide_where_the_log_is_silent() -> None:
     assert "Left at its end" in explain_crash("A", 7, HARMLESS, around=other).problem
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL", "SIGBUS"])
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"])
 def test_a_real_crash_of_compiled_code_names_the_extension_that_called_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / "extensions" / "sd-fast-math" / "scripts" / "fast.py"
     file.parent.mkdir(parents=True)
@@ -190,7 +190,39 @@ def test_a_real_crash_of_compiled_code_names_the_extension_that_called_it(tmp_pa
     )
     assert done.returncode == -getattr(signal, name)
     lines = [*HARMLESS, *(done.stdout + done.stderr).splitlines()]
-    assert "crashed in the extension sd-fast-math" in explain_crash("A", done.returncode, lines).problem
+    said = explain_crash("A", done.returncode, lines).problem
+    assert "crashed in the extension sd-fast-math" in said
+    assert explain_crash("A", None, lines).problem == said, "its log tells the signal to whom the exit is not known"
+    gone_on = explain_crash("A", None, [*lines, "Total progress: 20it"]).problem
+    assert "crashed" not in gone_on, "a program that it had started, and outlived"
+
+
+def test_a_model_that_is_overwritten_in_use_is_told_and_no_extension_is_blamed(tmp_path: Path) -> None:
+    file = tmp_path / "custom_nodes" / "comfyui-reads" / "read.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import mmap, os, sys\n"
+        "def work(path):\n"
+        "    with open(path, 'r+b') as model:\n"
+        "        held = mmap.mmap(model.fileno(), 0)\n"
+        "        os.truncate(path, 0)\n"
+        "        sys.stderr.write('  0%|     | 0/1 [00:00<?, ?it/s]')\n"
+        "        return held[5000]\n"
+    )
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"w" * 10_000)
+    code = f"import sys; sys.path.insert(0, {str(file.parent)!r})\nimport read\nread.work({str(model)!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGBUS
+    for number in (done.returncode, 135, None):
+        said = explain_crash("A", number, [*HARMLESS, *done.stderr.splitlines()])
+        assert "a model was overwritten while it was in use" in said.problem
+        assert "comfyui-reads" not in f"{said.problem} {said.hint}"
+        assert "under another name" in said.hint
+    lost = explain_crash("A", None, done.stderr.splitlines(), around=Circumstances(store_lost=True))
+    assert "connection to Drive was lost" in lost.problem
 
 
 def test_an_abort_says_what_was_thrown() -> None:
