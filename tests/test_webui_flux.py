@@ -193,6 +193,29 @@ def test_a_transformer_alone_says_what_it_lacks(
         assert f"fastsd webui place {key} --ui comfyui" in caplog.text
 
 
+@pytest.mark.parametrize("ui", [FORGE, COMFY])
+def test_what_was_placed_from_elsewhere_under_other_names_is_found_beside_a_transformer(
+    ui: Any, where: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places, own = find_places(ui, **where), tmp_path / "downloads"
+    table.write(own / "vae-ft-mse.safetensors", table.original("vae", "F16"))
+    place(str(own / "vae-ft-mse.safetensors"), ui, places)
+    model = write_gguf(own / "mine.gguf", FLUX)
+    assert [one.kind for one in place(str(model), ui, places)] == ["diffusion-model"], "a VAE of another family is none"
+    for family, name in (("t5", "my_T5-large.safetensors"), ("clip-l", "Clip_L2.safetensors"), ("flux-ae", "AE2.sft")):
+        place(str(table.write(own / name, table.original(family, "F16"))), ui, places)
+    caplog.clear()
+    placed = place(str(model), ui, places)
+    assert [one.path.resolve().name for one in placed] == [
+        *("mine.gguf", "my_T5-large.safetensors", "Clip_L2.safetensors", "AE2.sft")
+    ]
+    assert "not there yet" not in caplog.text
+    assert all(one.path.is_file() and one.path.is_symlink() for one in placed)
+    (own / "AE2.sft").unlink()
+    assert [one.kind for one in place(str(model), ui, places)].count("vae") == 0, "its owner took it away"
+    assert "fastsd webui place flux-vae" in caplog.text
+
+
 def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, tmp_path: Path) -> None:
     placed = place_flux(COMFY, comfy, tmp_path)
     lora = write_lora(tmp_path / "style.safetensors")
