@@ -324,6 +324,32 @@ def test_a_settings_file_that_is_none_is_left_alone(
     assert "chosen on the page" in caplog.text
 
 
+@pytest.mark.parametrize("before", [None, "", "{}", '{"samples_format": "webp"}', '{"VERSION_UID": "PY311"}'])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_forge_neo_never_meets_settings_that_it_would_ask_about_on_a_terminal(
+    where: dict[str, str], tmp_path: Path, before: str | None, chosen: bool
+) -> None:
+    places = find_places(FORGE, **where)
+    checkpoint = table.write(tmp_path / "sdxl.safetensors", table.original("sdxl", "F16"))
+    placed = place(str(checkpoint), FORGE, places) if chosen else []
+    file, code = places.store / "config.json", places.code / "modules" / "launch_utils.py"
+    code.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None:
+        file.write_text(before)
+    choose_in_settings(placed, FORGE, places)
+    assert "VERSION_UID" not in (file.read_text() if file.exists() and before != '{"VERSION_UID": "PY311"}' else "")
+    code.write_text('import os\n\nVERSION_UID: Final[str] = "PY313"\n')
+    choose_in_settings(placed, FORGE, places)
+    if before is None and not chosen:
+        assert not file.exists(), "it makes its own"
+        return
+    settings = json.loads(file.read_text())
+    assert settings["VERSION_UID"] == "PY313"
+    assert settings.get("samples_format") == json.loads(before or "{}").get("samples_format")
+    assert settings.get("sd_model_checkpoint") == ("sdxl.safetensors" if chosen else None)
+
+
 # ------------------------------------------------------------------------------------------------- looked at
 
 
