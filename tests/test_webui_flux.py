@@ -363,7 +363,7 @@ def test_forge_neo_never_meets_settings_that_it_would_ask_about_on_a_terminal(
         ("a.safetensors", b"", "is an empty file"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "Git LFS pointer"),
         ("a.pt", b"only words", "is plain text"),
-        ("a.ckpt", b"\x89PNG\r\n\x1a\n" + bytes(50), "is a picture"),
+        ("a.ckpt", b"\x89PNG\r\n\x1a\n" + bytes(50), "is an image"),
         ("a.gguf", b"GGUF\x03", "truncated or damaged GGUF"),
     ],
 )
