@@ -289,6 +289,25 @@ def test_a_workflow_that_was_changed_on_the_page_is_kept(comfy: Places, tmp_path
     assert write_workflow(placed, COMFY, comfy) == second
 
 
+def test_a_four_bit_transformer_is_told_in_one_line_each_and_not_tensor_by_tensor(
+    comfy: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts: dict[str, Any] = {}
+    for name, (fact, _bytes) in table.original("flux", "F16").items():
+        packed = len(fact.shape) == 2 and "blocks" in name
+        facts[name] = ("U8", (fact.count // 2, 1)) if packed else ("F16", fact.shape)
+        if packed:
+            facts |= {f"{name}.absmax": ("F32", (4,)), f"{name}.quant_map": ("F32", (16,))}
+            facts[f"{name}.quant_state.bitsandbytes__nf4"] = ("U8", (80,))
+    tensors: dict[str, Any] = {}
+    for dtype in ("U8", "F16", "F32"):
+        tensors |= table.values({name: shape for name, (own, shape) in facts.items() if own == dtype}, dtype)
+    placed = place(str(table.write(tmp_path / "flux1-dev-nf4.safetensors", tensors)), COMFY, comfy)
+    assert [(model.kind, model.family) for model in placed] == [("diffusion-model", "flux")]
+    assert "4-bit weights of bitsandbytes" in caplog.text
+    assert len(caplog.records) < 6, caplog.text
+
+
 def test_forge_neo_starts_with_the_model_and_what_lies_beside_it(where: dict[str, str], tmp_path: Path) -> None:
     places = find_places(FORGE, **where)
     placed = place_flux(FORGE, places, tmp_path)

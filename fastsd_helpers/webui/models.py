@@ -242,6 +242,13 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
         logger.info("%s: %s", source.name, note)
     if kind in BASE_KINDS:
         _warn_of_shape(source, ui)
+    if found.four_bit:
+        logger.warning(
+            "%s holds 4-bit weights of bitsandbytes, which %s as it is installed here cannot draw with. Take a GGUF or "
+            "fp8 file of the same model: a key, such as flux-dev, chooses the size.",
+            source.name,
+            ui.title,
+        )
     require_folder(ui, kind)
     source = _moved(source, store_folder(places, ui, known), store_folder(places, ui, kind))
     folder, store = model_folder(places, ui, kind), store_folder(places, ui, kind)
