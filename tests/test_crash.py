@@ -9,7 +9,7 @@ import pytest
 
 from fastsd_helpers.container import count_memory_kills, find_memory_left, find_memory_limit
 from fastsd_helpers.webui import find_places, find_ui
-from fastsd_helpers.webui.circumstances import Circumstances, look_around
+from fastsd_helpers.webui.circumstances import Circumstances, find_store_trouble, look_around
 from fastsd_helpers.webui.crash import explain_crash, explain_refusal
 
 # What every log of AUTOMATIC1111 on a CPU has, with an extension that could not be loaded and an error that a visitor
@@ -312,9 +312,23 @@ def test_the_flags_follow_the_limit_of_the_container(monkeypatch: pytest.MonkeyP
 
 def test_the_machine_is_looked_at_when_it_has_ended(tmp_path: Path) -> None:
     places = find_places(find_ui("a1111"), folder=tmp_path / "programs", store=tmp_path / "store")
+    places.store.mkdir()  # as a start does
     around = look_around(places, count_memory_kills())
     assert around.memory_left > 0
     assert around.disk_left > 0
     assert not around.killed_for_memory
     assert not around.store_lost
     assert look_around(places, None).killed_for_memory is None
+
+
+def test_a_web_ui_that_outlives_its_store_says_so_until_it_is_back(tmp_path: Path) -> None:
+    places = find_places(find_ui("comfyui"), folder=tmp_path / "programs", store=tmp_path / "drive" / "store")
+    places.store.mkdir(parents=True)
+    assert find_store_trouble("ComfyUI", places) is None
+    (tmp_path / "drive").rename(tmp_path / "away")
+    trouble = find_store_trouble("ComfyUI", places)
+    assert str(places.store) in trouble.problem
+    assert "need not be started again" in trouble.hint
+    assert look_around(places, None).store_lost
+    (tmp_path / "away").rename(tmp_path / "drive")
+    assert find_store_trouble("ComfyUI", places) is None

@@ -20,6 +20,10 @@ _LATER = "Start it again."
 _LESS = "Choose a smaller model or a machine with more RAM; for SDXL, a GPU of 12 GB and more with --lowram."
 _DISK = ("the disk is full", "Make room on this machine's disk, then start it again.")
 _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive again, then start it again.")
+_STORE = (
+    "the folder of its models does not answer: the connection to Drive was lost, or it was moved away",
+    "Run the cell that connects Drive again, or bring the folder back; then start it again.",
+)
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
 # (pattern in the error that ended it, what happened, what to do); the first that fits is taken.
@@ -157,7 +161,7 @@ def explain_crash(
         return _with_extension(title, *explained, error)
     if around.killed_for_memory and code is None:
         return WebUICrashed(f"{title} was ended by the system: the machine's RAM was not enough.", _LESS)
-    for happened, (what, hint) in ((around.disk_full, _DISK), (around.store_lost, _DRIVE)):
+    for happened, (what, hint) in ((around.disk_full, _DISK), (around.store_lost, _STORE)):
         if happened:
             return WebUICrashed(f"{title} ended{_how(code)}: {what}.", hint)
     if error is not None:
@@ -218,7 +222,7 @@ def _by_signal(
     if around.disk_full and number in (signal.SIGBUS, signal.SIGABRT, signal.SIGXFSZ):
         return WebUICrashed(f"{title} ended (exit {code}): {_DISK[0]}.", _DISK[1])
     if around.store_lost and number == signal.SIGBUS:
-        return WebUICrashed(f"{title} ended (exit {code}): {_DRIVE[0]}.", _DRIVE[1])
+        return WebUICrashed(f"{title} ended (exit {code}): {_STORE[0]}.", _STORE[1])
     if number == signal.SIGBUS:
         # Models are read where they lie, as they are asked for: what is cut off there is missed only then.
         return WebUICrashed(
