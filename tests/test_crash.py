@@ -11,6 +11,7 @@ from fastsd_helpers.container import count_memory_kills, find_memory_left, find_
 from fastsd_helpers.webui import find_places, find_ui
 from fastsd_helpers.webui.circumstances import Circumstances, find_store_trouble, look_around
 from fastsd_helpers.webui.crash import explain_crash, explain_refusal
+from fastsd_helpers.webui.last_words import is_noise
 
 # What every log of AUTOMATIC1111 on a CPU has, with an extension that could not be loaded and an error that a visitor
 # met, all of which it outlives.
@@ -319,6 +320,17 @@ def test_the_machine_is_looked_at_when_it_has_ended(tmp_path: Path) -> None:
     assert not around.killed_for_memory
     assert not around.store_lost
     assert look_around(places, None).killed_for_memory is None
+
+
+def test_advice_that_would_break_the_environment_is_kept_from_the_start() -> None:
+    for line in (
+        "[WARNING] WARNING: You need pytorch with cu130 or higher to use optimized CUDA operations.",
+        "WARNING WARNING WARNING",
+        "If you are on nvidia 20 series and above it is required that you update your pytorch to cu130 or higher.",
+    ):
+        assert is_noise(line, on_cpu=False), line
+    for line in ("[WARNING] clip missing: ['text_projection.weight']", "[INFO] pytorch version: 2.10.0+cu128"):
+        assert not is_noise(line, on_cpu=True), line
 
 
 def test_a_web_ui_that_outlives_its_store_says_so_until_it_is_back(tmp_path: Path) -> None:

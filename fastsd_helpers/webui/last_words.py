@@ -20,8 +20,12 @@ _SURVIVED = re.compile(
 _FRAME = re.compile(r'^ *File "([^"]+)", line \d+')
 # What the owner of an installation added; built-in extensions belong to the web UI.
 _EXTENSION = re.compile(r"[/\\](?:extensions|custom_nodes)[/\\]([^/\\]+)[/\\]")
-# Advice that does not hold here (a link is made another way), and git's words about a copy without its history.
-_NOISE = re.compile(r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything")
+# Advice that does not hold here (a link is made another way; a newer torch wants a newer driver than rented machines
+# have), and git's words about a copy without its history.
+_NOISE = re.compile(
+    r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything|"
+    r"pytorch (?:with|to) cu\d+ or higher|^(?:WARNING ?){3}$"
+)
 _NOISE_ON_CPU = re.compile(r"Found no NVIDIA driver|memory monitor disabled|No CUDA GPUs are available")
 # What Python's faulthandler writes. Source: Modules/faulthandler.c and Python/traceback.c of CPython.
 _FATAL = re.compile(r"Fatal Python error: (.+)")  # behind a progress bar, which ends no line
