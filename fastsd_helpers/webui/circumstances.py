@@ -69,7 +69,7 @@ def find_store_trouble(title: str, places: Places) -> DriveError | None:
     if not _is_lost(places):
         return None
     return DriveError(
-        f"{title} runs, but the folder of its models and pictures does not answer: {places.store}.",
+        f"{title} runs, but the folder of its models and images does not answer: {places.store}.",
         f"Bring it back (in the notebook: the cell that connects Drive); {title} need not be started again.",
     )
 

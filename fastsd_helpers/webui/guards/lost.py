@@ -13,7 +13,7 @@ from frame import setting, when_loaded
 __all__ = ["STORE", "Lost", "gone", "require_there", "with_advice"]
 
 STORE = (
-    "The folder of the models and pictures does not answer, as when the connection to Drive is lost. Bring it back (in "
+    "The folder of the models and images does not answer, as when the connection to Drive is lost. Bring it back (in "
     "the notebook: the cell that connects Drive), then try again; ComfyUI runs on."
 )
 _MODEL = (
