@@ -1,5 +1,6 @@
 """Flux by its key: sizes for GPU and RAM, the files of each web UI, ComfyUI's workflow, Forge Neo's settings."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -241,6 +242,9 @@ def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, 
         assert page["nodes"][node - 1]["outputs"][slot] | {"type": kind} == page["nodes"][node - 1]["outputs"][slot]
         assert page["nodes"][to - 1]["inputs"][place_in]["link"] == wire
     assert {node["type"] for node in page["nodes"]} == set(set_in)
+    for one, next_one in itertools.pairwise(page["nodes"]):
+        if one["pos"][0] == next_one["pos"][0]:  # with the title of the next between them
+            assert next_one["pos"][1] >= one["pos"][1] + one["size"][1] + 40, "nodes do not lie on each other"
 
 
 def test_an_installation_without_the_node_pack_for_gguf_is_told(
