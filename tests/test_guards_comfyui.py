@@ -309,7 +309,7 @@ def test_a_film_is_a_file_that_names_no_other_and_a_picture_of_a_wanted_kind(com
     psd.write_bytes(
         b"8BPS\x00\x01" + bytes(6) + b"\x00\x03\x00\x00\x00\x01\x00\x00\x00\x01\x00\x08\x00\x03" + bytes(12)
     )
-    said = comfy.ask(("picture", str(comfy.data / "input" / "a.png"), True), ("picture", str(psd), True))
+    said = comfy.ask(("image", str(comfy.data / "input" / "a.png"), True), ("image", str(psd), True))
     assert said[0] == "GIF"
     assert said[1].startswith("UnidentifiedImageError")
 
