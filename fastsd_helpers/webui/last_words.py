@@ -121,10 +121,10 @@ def find_crash_site(lines: Sequence[str]) -> tuple[str, ...]:
 
 def find_crash_signal(lines: Sequence[str]) -> signal.Signals | None:
     """The signal that ended a process, told by its log alone: the last that it wrote is Python's word of that crash."""
-    begin = max((at for at, line in enumerate(lines) if _FATAL.search(line)), default=None)
-    if begin is None or not all(_OF_CRASH.match(line) for line in lines[begin + 1 :]):
+    fatal = [(at, found[1]) for at, line in enumerate(lines) if (found := _FATAL.search(line))]
+    if not fatal or not all(_OF_CRASH.match(line) for line in lines[fatal[-1][0] + 1 :]):
         return None  # such as a program of its own that crashed, after which it went on
-    return _FATAL_SIGNALS.get(_FATAL.search(lines[begin])[1].strip().replace("-", " "))
+    return _FATAL_SIGNALS.get(fatal[-1][1].strip().replace("-", " "))
 
 
 def name_extension(files: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ __all__ = ["find_part"]
 _WORDS = {"T5": "t5", "CLIP": "clip_l", "VAE": "ae"}  # in the names that people give these files
 
 
-def find_part(part: str, family: str, ui: WebUI, places: Places, *, largest: bool = False) -> Path | None:
+def find_part(part: str, family: str | None, ui: WebUI, places: Places, *, largest: bool = False) -> Path | None:
     """A part that a base model of a family needs beside it, wherever it was placed from; None when there is none.
 
     The names of the registry come first; then another file that is what is wanted, by its name and its content.
@@ -48,7 +48,7 @@ def _models(folder: Path) -> Iterator[Path]:
             yield path.resolve()
 
 
-def _is_part(path: Path, kind: str, family: str, *, told: bool) -> bool:
+def _is_part(path: Path, kind: str, family: str | None, *, told: bool) -> bool:
     try:
         found = look_at(path)
     except FastSDError:

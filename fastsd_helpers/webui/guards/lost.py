@@ -83,7 +83,7 @@ def _(module: Any) -> None:
 def _(module: Any) -> None:
     executor = getattr(module, "PromptExecutor", None)
     original = getattr(executor, "handle_execution_error", None)
-    if original is None:
+    if executor is None or original is None:
         return
 
     @functools.wraps(original)
