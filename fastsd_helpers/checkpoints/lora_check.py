@@ -18,7 +18,7 @@ from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.lora_names import Module, lora_modules
 from fastsd_helpers.checkpoints.number_formats import cast
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
-from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.sources import Source, read_whole
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -193,13 +193,7 @@ def _are_copies(layer: SourceLayer, written: _Written) -> bool:
     facts = [(layer.source.tensors[ours], written.file.tensors.get(theirs)) for ours, theirs in pairs]
     if any(ours != theirs for ours, theirs in facts) or layer.alpha != written.alpha:
         return False
-    return all(_bytes(layer.source, ours) == _bytes(written.file, theirs) for ours, theirs in pairs)
-
-
-def _bytes(source: Source | SafetensorsFile, name: str) -> bytearray:
-    raw = bytearray(source.tensors[name].bytes)
-    source.read_into(name, 0, raw)
-    return raw
+    return all(read_whole(layer.source, ours) == read_whole(written.file, theirs) for ours, theirs in pairs)
 
 
 def _is_diffusers(file: SafetensorsFile) -> bool:
@@ -277,7 +271,7 @@ def _floats(source: Source | SafetensorsFile, name: str) -> "np.ndarray":
     if name not in source.tensors:
         raise VerificationFailed(f"The written LoRA lacks {name!r}.", _HINT)
     fact = source.tensors[name]
-    raw = _bytes(source, name)
+    raw = read_whole(source, name)
     if fact.dtype == "BF16":
         values = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     elif fact.dtype in ("F16", "F32", "F64"):

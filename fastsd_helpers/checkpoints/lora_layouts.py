@@ -90,6 +90,11 @@ class LoraModule:
     spelled: str
     tensors: Mapping[str, str]
 
+    @property
+    def place(self) -> str:
+        """The module in words, for messages."""
+        return f"{self.module.part}.{self.path or self.spelled}"
+
 
 @dataclass(frozen=True)
 class LoraLayout:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.sources import Source, read_whole
 from fastsd_helpers.errors import CheckpointError
 
 __all__ = [
@@ -141,8 +141,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
 def _floats(source: Source, name: str, count: int, *, positive: bool = False) -> tuple[float, ...]:
     fact = source.tensors[name]
     if fact.count == count and fact.dtype in (*_FORMATS, "BF16"):
-        content = bytearray(fact.bytes)
-        source.read_into(name, 0, content)
+        content = read_whole(source, name)
         if fact.dtype == "BF16":
             content = bytearray(b"".join(b"\0\0" + content[at : at + 2] for at in range(0, len(content), 2)))
         values = struct.unpack(f"<{count}{_FORMATS.get(fact.dtype, 'f')}", content)
