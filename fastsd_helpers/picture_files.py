@@ -29,6 +29,7 @@ __all__ = [
     "load_picture",
     "open_picture",
     "picture_field",
+    "png_bytes",
     "read_rgb",
     "upright",
 ]
@@ -265,6 +266,13 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
             return ImageOps.exif_transpose(picture)
     except Exception:  # malformed EXIF data fail in many ways; the pixels are fine
         return None
+
+
+def png_bytes(picture: "Image.Image") -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_rgb(source: Path | bytes | BinaryIO) -> "Image.Image":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.dreambooth import finish, rehearsal
+from fastsd_helpers.dreambooth import finish, learned, rehearsal
 from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
 from fastsd_helpers.dreambooth.best import BEST, offer_best
@@ -169,7 +169,7 @@ class _Run:
         self.start: Start = find_start(
             config, session, self.device, run=self.number, generation=self.generation, more=more
         )
-        finish.require_exportable(self.start.base)
+        learned.require_exportable(self.start.base)
         self.studio = Studio(self.start.base, self.start.config, self.device)
         self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
         # What is planned is the newest segment: those before it are done.
@@ -178,7 +178,7 @@ class _Run:
             self.start.config,
             stages,
             {stage: self.studio.trained_count_of(stage) for stage in stages},
-            finish.export_bytes(self.start.base, self.studio),
+            learned.export_bytes(self.start.base, self.studio),
             session.folder,
             standing=self._standing(stages),
         )
@@ -420,13 +420,13 @@ class _Run:
         start = self.start
         tensors, rest = job.state()
         carried = []
-        for stage, learned in self.studio.trained.items():
-            if stage == leg.stage or learned is None:
+        for stage, weights in self.studio.trained.items():
+            if stage == leg.stage or weights is None:
                 continue
             if self.store.can_carry(stage):
                 carried.append(stage)
             else:
-                tensors[stage] = learned
+                tensors[stage] = weights
         if self.config.keep_best and leg == start.legs[-1]:
             if judged is not None and (self.best is None or judged < self.best["loss"]):
                 self.best = {"stage": leg.stage, "step": step, "loss": judged}

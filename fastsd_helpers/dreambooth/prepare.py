@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-import io
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.photo_names import NamedPhoto, name_photos, repeats_in
+from fastsd_helpers.picture_files import png_bytes
 from fastsd_helpers.sessions import Session, whole_prompt
 from fastsd_helpers.smart_crop import CropBox, crop_box, square_box
 
@@ -279,7 +279,7 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
     picture = _resize(photo.image, box, work.config, warnings)
     if min(box.size) >= _SHARPNESS_NEEDS_PX and measure_sharpness(photo.image.crop(box.as_tuple())) < _BLURRED_BELOW:
         warnings.append("blurred")
-    payload = _encode_png(picture)
+    payload = png_bytes(picture)
     sha256 = hashlib.sha256(payload).hexdigest()
     came_with = _caption_of(photos, name, warnings)
     if came_with and after_name:
@@ -342,12 +342,6 @@ def _resize(image: "Image.Image", box: CropBox, config: PrepareConfig, warnings:
     keep_w, keep_h = part.width // 8 * 8, part.height // 8 * 8
     left, top = (part.width - keep_w) // 2, (part.height - keep_h) // 2
     return part.crop((left, top, left + keep_w, top + keep_h))
-
-
-def _encode_png(picture: "Image.Image") -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _compare_with_others(

@@ -91,13 +91,14 @@ def put_in() -> None:
     from fastsd_helpers.dreambooth import engine, finish, learned, prepare, train  # noqa: F401
 
     def write(session: Any, studio: Any, dst: Path, **_words: Any) -> Any:
+        from fastsd_helpers.checkpoints import CheckpointFile
         from fastsd_helpers.files import sha256_of, write_atomic
 
         dst.parent.mkdir(exist_ok=True)
         write_atomic(
             dst, repr(sorted((stage, value["w"].tolist()) for stage, value in studio.trained.items() if value)).encode()
         )
-        return finish.Written(dst, dst.stat().st_size, 1, sha256_of(dst))
+        return CheckpointFile(dst, sha256_of(dst), dst.stat().st_size, 1)
 
     def draw(session: Any, *_rest: Any) -> Path:
         session.samples.mkdir(exist_ok=True)
@@ -114,9 +115,9 @@ def put_in() -> None:
         module.Studio = StandInStudio
     engine.open_stage = StandInJob
     engine.plot_losses = finish.plot_losses = plot
-    finish.export_bytes = lambda *_: 2**20
-    finish.require_exportable = lambda _base: None
-    finish.export_run = finish.export_lora = write
+    learned.export_bytes = lambda *_: 2**20
+    learned.require_exportable = lambda _base: None
+    learned.export_run = learned.export_lora = write
     finish.draw_before_and_after = draw
 
 
