@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "MOST_PIXELS",
+    "PICTURE_SUFFIXES",
     "PictureProblem",
     "is_animated",
     "is_picture_head",
@@ -33,6 +34,10 @@ __all__ = [
     "read_rgb",
     "upright",
 ]
+
+# How files with pictures are called, in lower case; what one is its content decides.
+PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif"))
+PICTURE_SUFFIXES |= {".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 MOST_PIXELS = 178_956_970  # where Pillow itself ends, unless somebody has switched that off

@@ -272,7 +272,7 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
     from fastsd_helpers.dreambooth.base_model import BaseModel
     from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
-    from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage
+    from fastsd_helpers.dreambooth.stages import Studio, open_stage
 
     base, device = BaseModel.fetch(str(model)), describe_device()
     config = DreamBoothConfig(
@@ -287,7 +287,7 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
     studio = Studio(base, config, device)
     began = clock._now()
     studio.fill_caches(Dataset(tuple(PreparedImage(path, "", _PROMPT) for path in pictures), ()))
-    job = open_stage(next(stage for stage in STAGES if stage.name == "unet"), studio, None)
+    job = open_stage("unet", studio, None)
     caches = clock._now() - began
     plain_step = job.optimizer.step
 

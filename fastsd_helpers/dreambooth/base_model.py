@@ -77,6 +77,10 @@ class BaseModel:
             ) from err
         return module.requires_grad_(False).eval()
 
+    def load(self, part: str) -> Any:
+        """The U-Net or the text encoder, by its name."""
+        return self.load_unet() if part == "unet" else self.load_text_encoder()
+
     def load_unet(self) -> Any:
         """The U-Net in float32, frozen: latents [batch, 4, h/8, w/8] and text [batch, 77, width] to the prediction."""
         return self._load(_diffusers().UNet2DConditionModel, "unet")

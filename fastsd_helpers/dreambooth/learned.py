@@ -15,8 +15,9 @@ from fastsd_helpers.dreambooth.best import choose_checkpoint
 from fastsd_helpers.dreambooth.lora import write_lora_file
 from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_with, sample_prompts, save_picture
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.dreambooth.stages import STAGES, Studio
+from fastsd_helpers.dreambooth.stages import Studio
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import check, from_values, option
@@ -133,10 +134,10 @@ def open_learned(
         config = from_values(DreamBoothConfig, generation.record["settings"])
         base = find_base(generation, session, base_model)
         studio = Studio(base, config, describe_device())
-        for stage in STAGES:
-            role = choice.role if stage.name == choice.stage else stage.name
+        for stage in STAGE_NAMES:
+            role = choice.role if stage == choice.stage else stage
             if role in generation.roles:
-                studio.trained[stage.name] = generation.load(role)
+                studio.trained[stage] = generation.load(role)
         studio.prompts = list(generation.record["prompts"])
         studio.prompt_of = list(range(len(studio.prompts)))
     return studio, choice.stage, choice.step

@@ -11,8 +11,9 @@ import logging
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.dataset import PreparedImage, recorded_images
+from fastsd_helpers.dreambooth.decoding import decode_photo
 from fastsd_helpers.dreambooth.originals import own_place
-from fastsd_helpers.dreambooth.photos import Photos, decode_photo, open_photos
+from fastsd_helpers.dreambooth.photos import Photos, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable
 from fastsd_helpers.dreambooth.prior import find_class_images, write_class_image
 from fastsd_helpers.errors import DatasetError

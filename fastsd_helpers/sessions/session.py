@@ -66,6 +66,14 @@ class Session:
     def __init__(self, folder: Path, record: dict[str, Any], notices: list[str] | None = None) -> None:
         self.name = folder.name
         self.folder = folder
+        self.instance_images = folder / "instance_images"  # the prepared pictures of the subject
+        self.captions = folder / "captions"  # one .txt per picture
+        self.held_out_images = folder / "held_out_images"  # prepared pictures that are never trained on
+        self.class_images = folder / "class_images"  # pictures of the subject's class (prior preservation)
+        self.checkpoints = folder / "checkpoints"  # the training states
+        self.samples = folder / "samples"  # the pictures drawn while training
+        self.logs = folder / "logs"  # logs, plots and TensorBoard events
+        self.exports = folder / "exports"  # the finished models
         self.record = record
         self.notices = notices or []
         self._saved = copy.deepcopy(record)
@@ -193,46 +201,6 @@ class Session:
         """
         self.settle_identity()
         return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
-
-    @property
-    def instance_images(self) -> Path:
-        """Folder of the prepared pictures of the subject."""
-        return self.folder / "instance_images"
-
-    @property
-    def captions(self) -> Path:
-        """Folder of the captions, one .txt per picture."""
-        return self.folder / "captions"
-
-    @property
-    def held_out_images(self) -> Path:
-        """Folder of prepared pictures that are never trained on."""
-        return self.folder / "held_out_images"
-
-    @property
-    def class_images(self) -> Path:
-        """Folder of the pictures of the subject's class (prior preservation)."""
-        return self.folder / "class_images"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the training states."""
-        return self.folder / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """Folder of the pictures drawn while training."""
-        return self.folder / "samples"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of logs, plots and TensorBoard events."""
-        return self.folder / "logs"
-
-    @property
-    def exports(self) -> Path:
-        """Folder of the finished models."""
-        return self.folder / "exports"
 
     def finished_model(self) -> Path:
         """The newest of its finished models.
@@ -454,11 +422,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _count(folder: Path) -> int:
-    return (
-        sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(folder))
-        if folder.is_dir()
-        else 0
-    )
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
 
 
 def _children(folder: Path) -> list[Path]:
