@@ -8,8 +8,9 @@ from typing import Any
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.dreambooth.dataset import recorded_images
 from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
+from fastsd_helpers.dreambooth.presets import choose_base_model
 from fastsd_helpers.dreambooth.segments import STAGE_NAMES
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, resolve_settings
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
 from fastsd_helpers.errors import DiskFull, FastSDError, ModelError, SettingsError
 from fastsd_helpers.registry import ModelSpec, find_model, spec_of
 from fastsd_helpers.runtime import describe_device

@@ -182,22 +182,11 @@ def plan_run(
         DiskFull: not even the finished file fits.
     """
     standing = standing or Standing()
-    sizes = generation_sizes(config, stages, parameters)
-    free = free_bytes(folder)
     check_room(folder, export_bytes, "the finished file", spare=_beside(export_bytes), hint=_ROOM_HINT)
-    needs = _Needs(
-        stages=stages,
-        done={stage: min(standing.done.get(stage, 0), steps) for stage, steps in stages.items()},
-        sizes=sizes,
-        # The earlier stage's weights lie once beside the later one's checkpoints.
-        carried=4 * parameters.get("text_encoder", 0) if len(stages) > 1 else 0,
-        export=export_bytes,
-        free=free,
-        held=standing.held_bytes,
-        emptied=keeps_trash(folder) and standing.gives_back is not False,
-        trusted=bool(standing.gives_back),
-        all_count=delivers_late(folder),
-    )
+    sizes = generation_sizes(config, stages, parameters)
+    # The earlier stage's weights lie once beside the later one's checkpoints.
+    carried = 4 * parameters.get("text_encoder", 0) if len(stages) > 1 else 0
+    needs = _needs_of(folder, stages, sizes, carried, export_bytes, standing)
     reasons: list[str] = []
     # Where deleted ones count, keeping fewer would make no room.
     keep_last = config.keep_last or (2 if needs.fits(2) or (needs.all_count and not needs.emptied) else 1)
@@ -223,7 +212,7 @@ def plan_run(
         generation_bytes=sizes,
         export_bytes=export_bytes,
         written_bytes=export_bytes + written,
-        free_bytes=free,
+        free_bytes=needs.free,
         reasons=tuple(reasons),
         seconds_per_step=dict(standing.seconds_per_step),
         lost_steps=_lost_steps(needs, save_every),
@@ -233,6 +222,23 @@ def plan_run(
         room_for_one=needs.has_room_for_one,
         bounded=needs.bounded(keep_last),
         fits=needs.fits(keep_last),
+    )
+
+
+def _needs_of(
+    folder: Path, stages: dict[str, int], sizes: dict[str, int], carried: int, export_bytes: int, standing: Standing
+) -> "_Needs":
+    return _Needs(
+        stages=stages,
+        done={stage: min(standing.done.get(stage, 0), steps) for stage, steps in stages.items()},
+        sizes=sizes,
+        carried=carried,
+        export=export_bytes,
+        free=free_bytes(folder),
+        held=standing.held_bytes,
+        emptied=keeps_trash(folder) and standing.gives_back is not False,
+        trusted=bool(standing.gives_back),
+        all_count=delivers_late(folder),
     )
 
 
