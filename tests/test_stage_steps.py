@@ -121,7 +121,7 @@ def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage
     if stage is TEXT_ENCODER:
         assert all(torch.equal(tensor, others[name]) for name, tensor in job.unet.state_dict().items())
     assert studio.trained == {"text_encoder": None, "unet": None}
-    studio.keep(stage, job)
+    studio.keep(job)
     assert studio.trained[stage].keys() == after.keys()
 
 
@@ -136,7 +136,7 @@ def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_
     for step in range(3):
         job.take_step(step, 1e-2)
     learned = job.text_for([0, 1]).detach()
-    studio.keep(TEXT_ENCODER, job)
+    studio.keep(job)
     second = open_stage(UNET, studio, None)
     assert torch.allclose(second.text_for([0, 1]), learned, atol=1e-5)
     assert not second.text_for([0]).requires_grad

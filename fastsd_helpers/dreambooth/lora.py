@@ -130,6 +130,7 @@ def write_lora_file(
                 pair = (tensors[key].detach().float().cpu().numpy() for key in (name, name.replace("_A.", "_B.")))
                 layers.append((modules[part, name.removesuffix(".lora_A.weight")], Layer(*pair, alpha, "F32")))
     metadata = {
+        "ss_network_alpha": str(alpha),
         "ss_output_name": path.stem,
         "ss_resolution": f"({px}, {px})",
         "modelspec.title": path.stem,

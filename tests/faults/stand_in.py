@@ -52,16 +52,16 @@ class StandInStudio:
         self.pictures = str([[image.sha256, image.prompt] for image in images])
         self.prompts = sorted({image.prompt for image in images})
 
-    def keep(self, stage: Any, job: Any) -> None:
-        self.trained[stage.name] = job.weights()
+    def keep(self, job: Any) -> None:
+        self.trained[job.stage] = job.weights()
 
 
 class StandInJob:
     """In place of a network and its optimizer."""
 
-    def __init__(self, stage: Any, studio: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
-        self.stage, self._studio, self._key, self._before = stage.name, studio, key or stage.name, before
-        begun = studio.trained[stage.name]
+    def __init__(self, stage: str, studio: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
+        self.stage, self._studio, self._key, self._before = stage, studio, key or stage, before
+        begun = studio.trained[stage]
         self._weights = begun["w"].tolist() if begun else [0.0] * 8
         self._moments = [0.0] * 8
         if resumed is not None:
