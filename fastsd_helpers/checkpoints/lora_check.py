@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "SourceLayer", "check_lora"]
 
+_METADATA_KEY = "lora_adapter_metadata"  # as diffusers has it
 _HINT = "Nothing was written. Please report it with the name of this LoRA; the source is as it was."
 _TOLERANCE = 1e-6  # of a layer's change: sums of products in fp32, and an alpha stored in fp32
 _UNIT = {"F64": 0.0, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # the largest relative error of rounding
@@ -87,7 +88,7 @@ def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> Checke
     except CheckpointError as err:
         raise VerificationFailed(err.problem, _HINT) from err
     try:
-        written = _index_diffusers(file, family) if _is_diffusers(file) else _index_kohya(file, family)
+        written = _index_diffusers(file, family) if _METADATA_KEY in file.metadata else _index_kohya(file, family)
         seen: set[Key] = set()
         worst, where = 0.0, ""
         last: dict[str, _Product] = {}
@@ -196,10 +197,6 @@ def _are_copies(layer: SourceLayer, written: _Written) -> bool:
     return all(read_whole(layer.source, ours) == read_whole(written.file, theirs) for ours, theirs in pairs)
 
 
-def _is_diffusers(file: SafetensorsFile) -> bool:
-    return "lora_adapter_metadata" in file.metadata
-
-
 def _index_kohya(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
     modules = {module.kohya: module for module in lora_modules(family)}
     found = {}
@@ -218,7 +215,7 @@ def _index_kohya(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
 
 def _index_diffusers(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
     modules = {(module.part, path) for module in lora_modules(family) for path in module.paths}
-    said = json.loads(file.metadata["lora_adapter_metadata"])
+    said = json.loads(file.metadata[_METADATA_KEY])
     found = {}
     for name in file.tensors:
         match = re.fullmatch(r"(.+)\.(lora_A|lora_linear_layer\.down)\.weight", name)

@@ -50,12 +50,10 @@ def make_cell(photo: "Image.Image", picture: "Image.Image", box: CropBox, item: 
 
 
 def _fit(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    scale = _THUMB / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    return image.resize(size, kind, reducing_gap=2.0)
+    kind = Image.Resampling.LANCZOS if max(image.size) > _THUMB else Image.Resampling.BICUBIC
+    return ImageOps.contain(image, (_THUMB, _THUMB), kind)
 
 
 def _draw_box(photo: "Image.Image", box: CropBox) -> "Image.Image":
