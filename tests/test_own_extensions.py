@@ -133,6 +133,16 @@ def test_it_comes_back_when_its_repository_is_gone_or_the_kept_code_is_damaged(m
     assert machine.install().commits["sd-a"] == commit
 
 
+def test_one_without_a_commit_here_is_no_version_to_keep(machine: Machines, caplog: pytest.LogCaptureFixture) -> None:
+    source = machine.folder / "sources" / "sd-a"
+    commit_in(source, script__py="x = 1")
+    machine.install(extensions=str(source))
+    shutil.rmtree(machine.places.extensions / "sd-a" / ".git")
+    machine.install()
+    assert "sd-a is at no commit here" in caplog.text
+    assert "None" not in caplog.text
+
+
 def test_the_newest_is_asked_for_once_and_a_commit_whenever_it_is_named(machine: Machines) -> None:
     source = machine.folder / "sources" / "sd-a"
     first = commit_in(source, script__py="x = 1")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastsd_helpers.checkpoints.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.families import find_family
@@ -65,18 +65,28 @@ _log = logging.getLogger("fastsd_helpers")
 class ConvertConfig:
     """Settings of `convert` as flags; an empty text is nothing."""
 
-    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="number format of the weights")
-    verify: bool = option(False, help="read what was written back and compare every tensor's bytes with the source")
+    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="dtype of the weights")
+    verify: bool = option(False, help="read the result back and compare every tensor bit by bit with the source")
     overwrite: bool = option(False, help="replace DST if it exists")
-    base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
+    base: str = option(
+        "",
+        help=(
+            "source of missing tokenizers and configurations (a folder) or of SD 2.x's last text encoder layer (a file)"
+        ),
+    )
     family: str = option(
-        "", help="refuse a source that is of another family; of a VAE alone: whose it is, such as sdxl", advanced=True
+        "",
+        help="model family: refuse a source of another one; for a VAE alone: the family it belongs to, such as sdxl",
+        advanced=True,
     )
-    ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
+    ema: bool = option(True, help="use the EMA weights of an old training checkpoint", advanced=True)
     hashes: bool = option(
-        False, help="compute the SHA-256 of a file, which a fast disk waits for; --json and --verify do"
+        False,
+        help=(
+            "compute the SHA-256 of the file, which takes longer than writing on a fast disk; verifying needs it anyway"
+        ),
     )
-    all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
+    all_in_one: bool = option(False, help="Flux: write text encoders and VAE into the same file")
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,7 +127,7 @@ def convert(
         base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
-        ema: take the averaged weights of an old training checkpoint where it has them.
+        ema: use the EMA weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
         merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
@@ -187,7 +197,7 @@ def _convert_model(given: Given, dst: Path, options: "_Options") -> CheckpointFi
     return _convert_pipeline(src, dst, to_file, found, options)
 
 
-def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
+def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
     if merge:
         raise CheckpointError(
             f"{src} is a LoRA, and a LoRA is merged into a model.",
@@ -372,7 +382,7 @@ def _convert_component(src: Path, dst: Path, to_file: bool, part: str, options: 
     elif "d_model" in config:
         key = "t5"
     else:
-        layers = config.get("num_hidden_layers")
+        layers: Any = config.get("num_hidden_layers")
         key = {12: "clip-l", 23: "clip-h", 32: "clip-g"}.get(layers, "")
         if not key or (key == "clip-g" and part != "text_encoder_2"):
             raise CheckpointError(
@@ -419,7 +429,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
-        shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
+        shared: dict[str, Any] = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
         if kind.what == "part":
             return write_component(single, dst, **shared, family=family or "")
         if kind.family == "flux":
@@ -429,11 +439,11 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
                 "a Flux.1 folder. An all-in-one file becomes a whole folder."
             )
             return replace(written, notes=(*written.notes, note))
-        if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
+        if options.base is not None and detect_family(options.base) != str(kind.family).removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
     if prediction.kind is None:
-        note = "epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
+        note = "epsilon was assumed. If images come out as noise, it is a v-prediction model."
         note = "what the base predicts was taken." if options.base is not None else note
         return replace(written, notes=(*written.notes, f"{prediction.source}: {note}"))
     return written

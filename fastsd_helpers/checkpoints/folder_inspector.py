@@ -30,7 +30,10 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
     folders = [root / part for part in index if (root / part).is_dir()] if index else [root]
     sets = {folder: found for folder in folders if (found := weight_sets(folder))}
     variant = choose_variant(sets.values())
-    sizes, dtypes, counts, not_finite = {}, Counter(), Counter(), {}
+    sizes: dict[str, int] = {}
+    not_finite: dict[str, int] = {}
+    dtypes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for folder, found in sets.items():
         part = given.part if folder == root else folder.name
         words = PART_WORDS.get(part, part)
@@ -81,7 +84,7 @@ def _whole_problems(missing: list[str], not_finite: Mapping[str, int]) -> Iterat
         fact = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
         yield fact, "diffusers loads it only when told to leave that out"
     if not_finite:
-        yield f"{len(not_finite)} tensors hold values that are no finite numbers", "pictures come out black"
+        yield f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"
 
 
 def _named(value: Any) -> bool:

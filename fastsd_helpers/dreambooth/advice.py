@@ -1,4 +1,4 @@
-"""What is to be said of prepared pictures and their prompts before a training begins, and what cannot be trained on."""
+"""What is to be said of prepared images and their prompts before a training begins, and what cannot be trained on."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fastsd_helpers.wording import list_some
 __all__ = ["advise", "least_tokens", "long_prompts_line", "notes_on_prepared"]
 
 _MOST_TOKENS = 77
-_MANY = 100  # pictures of one subject
+_MANY = 100  # images of one subject
 # Source: the pattern of CLIP's byte-pair encoding. Each piece is one token or more.
 _PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_", re.IGNORECASE)
 
@@ -29,7 +29,7 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
     """A sentence on the prompts that are longer than a text encoder reads; None when there are none.
 
     Args:
-        prompts: picture -> prompt.
+        prompts: image -> prompt.
         count: tokens of a prompt, start and end with them.
     """
     cut = [name for name, prompt in prompts.items() if count(prompt) > _MOST_TOKENS]
@@ -42,7 +42,7 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
 
 
 def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: int, chosen: bool) -> list[str]:
-    """Say what is to be said of pictures that take the place of those in the session's record.
+    """Say what is to be said of images that take the place of those in the session's record.
 
     Args:
         images: what session.json will say about each. size: side they were prepared with, in pixels.
@@ -57,15 +57,15 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
         )
     train = len(images) - len(held_out)
     if train == 1:
-        notes.append("One picture teaches little more than itself: 5 to 30 from different sides do better.")
+        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
     if train > _MANY:
-        notes.append(f"{train} pictures are many for one subject: 5 to 30 good ones usually do better, and faster.")
+        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
     said = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in images}
     notes += filter(None, [long_prompts_line(said)])
     odd = sum(item["method"] == "none" and not _is_square(item["box"]) for item in images)
     if odd:
         notes.append(
-            f"{odd} of {len(images)} pictures are not square, and training needs squares: prepare them with "
+            f"{odd} of {len(images)} images are not square, and training needs squares: prepare them with "
             "crop smart or center before you train."
         )
     trained = (session.record.get("settings") or {}).get("resolution")
@@ -78,7 +78,7 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
         before = {(item["sha256"], item["held_out"], _prompt_before(session, item)) for item in recorded}
         if before != {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in images}:
             notes.append(
-                "Training has begun on other pictures or prompts: going on would mix the two sets, so start it again "
+                "Training has begun on other images or prompts: going on would mix the two sets, so start it again "
                 "with --restart."
             )
     return notes
@@ -89,7 +89,7 @@ def _is_square(box: list[int]) -> bool:
 
 
 def _prompt_before(session: Session, item: dict[str, Any]) -> str:
-    """What a picture that was prepared before says by itself: its caption now, else the words of its name."""
+    """What an image that was prepared before says by itself: its caption now, else the words of its name."""
     stem = PurePosixPath(item["file"]).stem
     return read_caption(session.captions / f"{stem}.txt") or item.get("stem_words", words_of(f"{stem}.png"))
 
@@ -100,7 +100,7 @@ def advise(
     """Say what of the user's would not be used as it was meant.
 
     Raises:
-        DatasetError: a picture is not square.
+        DatasetError: an image is not square.
     """
     lines = []
     images = (*dataset.train, *dataset.held_out)
@@ -110,13 +110,13 @@ def advise(
         if width != height:
             raise DatasetError(
                 f"{image.path.name} is {width} x {height}; training needs squares.",
-                "Prepare the pictures again with --crop smart or --crop center.",
+                "Prepare the images again with --crop smart or --crop center.",
             )
         sides[image.path.name] = width
     small = min(sides.values(), default=resolution)
     if small < resolution:
         lines.append(
-            f"The pictures were prepared at {small} px and are enlarged to {resolution} px, which blurs them: prepare "
+            f"The images were prepared at {small} px and are enlarged to {resolution} px, which blurs them: prepare "
             f"them again with size {resolution} (--size {resolution}), or train at resolution {small}."
         )
     if tokenizer is not None:
@@ -128,7 +128,7 @@ def advise(
     if instance_prompt and instance_prompt.strip():
         captions = sum(read_caption(session.captions / f"{image.path.stem}.txt") is not None for image in images)
         if captions:
-            which = "any picture" if captions == len(images) else f"{captions} of {len(images)} pictures"
+            which = "any image" if captions == len(images) else f"{captions} of {len(images)} images"
             lines.append(
                 f"The instance prompt (--instance-prompt) is not used for {which}: they have captions of their own."
             )
@@ -140,4 +140,4 @@ def _size_of(path: Any) -> tuple[int, int]:
         with open_picture(path) as picture:
             return picture.size
     except PictureProblem as err:
-        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the pictures again.") from err
+        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the images again.") from err

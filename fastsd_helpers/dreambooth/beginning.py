@@ -1,4 +1,4 @@
-"""What a call of `train` begins or goes on with: the run's segments, settings, base model and pictures.
+"""What a call of `train` begins or goes on with: the run's segments, settings, base model and images.
 
 Everything that may not change within a run is refused here, by session.json and the checkpoints alone where that is
 possible, and before a network is loaded.
@@ -15,6 +15,7 @@ from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_o
 from fastsd_helpers.dreambooth.settings import (
     DreamBoothConfig,
     Given,
+    ResolvedConfig,
     given_values,
     refuse_changes,
     resolve_settings,
@@ -50,7 +51,7 @@ class MoreSteps:
 class Start:
     """What a call begins or goes on with."""
 
-    config: DreamBoothConfig  # of the newest segment; save_every, keep_last and sample_every may be open
+    config: ResolvedConfig  # of the newest segment; save_every, keep_last and sample_every may be open
     base: BaseModel
     base_model: dict[str, str]  # ref and sha256, as it is recorded
     dataset: Dataset
@@ -150,7 +151,7 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
     if _pictures_of(dataset) != segment.pictures:
         when = "" if finished else " after its end"
         raise SettingsError(
-            "The pictures or captions changed since this session's run was begun: "
+            "The images or captions changed since this session's run was begun: "
             f"{what_changed(segment.pictures, dataset)}.",
             f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
             "or start from step 0 with --restart; nothing saved is lost.",
@@ -270,7 +271,7 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
         SettingsError: what is there has other weights.
     """
     known, sha256 = _known_places(session, generation), generation.record["base_model"]["sha256"]
-    if ref in (None, "", "auto", *known):
+    if not ref or ref in ("auto", *known):
         ref = ref if ref in known else known[0]
         base = _fetch_again(ref, sha256)
         if base.sha256() != sha256:

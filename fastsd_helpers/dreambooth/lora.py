@@ -117,7 +117,7 @@ def write_lora_file(
 
     Args:
         parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
-        spec: the base model. px: side of the pictures it was trained on.
+        spec: the base model. px: side of the images it was trained on.
 
     Raises:
         CheckpointError, DiskFull, DriveReadOnly, DriveError, VerificationFailed: as `write_kohya`.

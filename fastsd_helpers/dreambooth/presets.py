@@ -51,7 +51,7 @@ def choose_steps(spec: ModelSpec, photos: int, *, preset: str, rows: float) -> t
 
     Args:
         spec: the model, whose default steps are taken as meant for 15 photos.
-        photos: pictures that are trained on.
+        photos: images that are trained on.
         preset: key of PRESETS.
         rows: how many times the model's own batch one optimizer step sees; more need fewer steps.
     """
@@ -90,12 +90,12 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
     """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
 
     Raises:
-        ModelError: the user's own pictures and no GPU.
+        ModelError: the user's own images and no GPU.
     """
     if ref != "auto":
         return ref, ""
     if demo_pictures:
-        return "demo", "base model demo: the pictures are the demo's own"
+        return "demo", "base model demo: the images are the demo's own"
     if device.kind == "cuda":
         return "sd15", f"base model sd15: there is a GPU ({device.name})"
     raise ModelError(

@@ -25,14 +25,14 @@ _SETTLED: dict[type, tuple[str, ...]] = {InstallConfig: ("store",), LaunchConfig
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where models, pictures and settings are kept, and on which machine the web UI may run."""
+    """Where models, images and settings are kept, and on which machine the web UI may run."""
 
     google_drive: bool = option(
-        True, help="keep them on your Google Drive, where they outlast this machine (Colab only)"
+        True, help="keep them on your Google Drive, where they survive a disconnect (Colab only)"
     )
-    without_gpu: bool = option(False, help="go on without a GPU too: a picture then takes minutes")
+    without_gpu: bool = option(False, help="continue without a GPU: an image then takes minutes")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
-    store: str = option("", help="another folder; empty: sd/stable-diffusion-webui", advanced=True)
+    store: str = option("", help="another data directory; empty: sd/stable-diffusion-webui", advanced=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -67,7 +67,7 @@ class _LastStore:
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]
     """Make the form of the store; it shows what was entered last from this folder, after a restart too."""
-    return Form(settings, session=_LastStore())  # type: ignore[arg-type]
+    return Form(settings, session=_LastStore())
 
 
 def show_ui_form(settings: type[Config], webui: "NotebookUI") -> "UIForm[Config]":
@@ -86,7 +86,7 @@ class UIForm(Form[Config]):
 
     def __init__(self, settings: type[Config], webui: "NotebookUI") -> None:
         self._webui, self._of = webui, settings
-        super().__init__(settings, session=webui)  # type: ignore[arg-type]
+        super().__init__(settings, session=webui)
         self.update(**_settled_values(settings, webui))
 
     def config(self) -> Config:

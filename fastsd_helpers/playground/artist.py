@@ -1,4 +1,4 @@
-"""Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
+"""Draws with a model or a session: from noise, from an image, steered by a ControlNet, with a LoRA added."""
 
 import secrets
 import tempfile
@@ -27,10 +27,10 @@ class Artist:
 
     Attributes:
         title: what it draws with, in words.
-        size: side of its pictures in pixels, the model's own.
+        size: side of its images in pixels, the model's own.
         multiple, smallest, largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
-        has_before: whether `draw` gives two pictures.
+        has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
         steering: its ControlNet, and what that is steered by; None when it has none.
     """
@@ -71,21 +71,21 @@ class Artist:
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
-        """Draw one picture, or two of the same noise: before and after the training.
+        """Draw one image, or two of the same noise: before and after the training.
 
         Args:
             seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
             steps: 1 to 200; what the model was made for when None, and so is `guidance` (0 to 20).
             size: side in pixels; the model's own when None.
             negative: what must not be in it; only for models that are drawn with guidance.
-            start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
-            control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            start: an image to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            control: an image for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
             control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
         Returns:
-            (title, picture) of each.
+            (title, image) of each.
 
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
@@ -94,16 +94,17 @@ class Artist:
         steps = self.habits.steps if steps is None else steps
         guidance = self.habits.guidance if guidance is None else guidance
         negative = negative.strip()
-        chosen = seed is not None and seed != -1
+        seed = None if seed == -1 else seed
+        chosen = seed is not None
         weight = self.lora_strength if lora_strength is None else lora_strength
         problems = [
-            *([] if not chosen or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
+            *([] if seed is None or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
             *([] if prompt.strip() else ["there is no prompt"]),
             *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
             *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
             *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
-            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the picture"]),
+            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the image"]),
             *self._wrong_task(control_task),
             *([] if 0 <= guidance <= 20 else [f"guidance is {guidance}; it must be 0 to 20"]),
             *([] if self.habits.takes_negative or not negative else ["this model takes no negative prompt"]),
@@ -113,16 +114,17 @@ class Artist:
             raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
         import torch
 
-        seed = int(seed) if chosen else secrets.randbelow(2**32)
-        options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
+        seed = int(seed) if seed is not None else secrets.randbelow(2**32)
+        options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
         if negative:
             options["negative_prompt"] = negative
-        if control is not None:
+        steering = self.steering
+        if control is not None and steering is not None:
             control = control.convert("RGB").resize((size, size))
             control = _edges_of(control) if edges else control
             options["controlnet_conditioning_scale"] = float(control_strength)
-            if self.steering.modes:
-                options["control_mode"] = self.steering.modes[control_task or self.steering.tasks[0]]
+            if steering.modes:
+                options["control_mode"] = steering.modes[control_task or steering.tasks[0]]
         drawn = []
         # One at a time: two at once would need twice the memory.
         with self._turn:
@@ -131,11 +133,11 @@ class Artist:
                     continue
                 if self.lora_strength is not None:
                     # With a LoRA, before and after are one model, which takes half the memory.
-                    set_strength(pipe, 0.0 if title == "before" else float(weight))
+                    set_strength(pipe, 0.0 if title == "before" else float(weight or 0.0))
                 # On the CPU, so that a seed gives the same picture on every machine.
                 options["generator"] = torch.Generator("cpu").manual_seed(seed)
-                if control is not None:
-                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self.steering.model)
+                if control is not None and steering is not None:
+                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=steering.model)
                     # Where noise is the start, most of these take the steering picture as "image".
                     options["control_image" if _takes(pipe, "control_image") else "image"] = control
                 elif start is not None:
@@ -161,7 +163,7 @@ class Artist:
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
-    """Another pipeline of the same parts, that begins with a picture or is steered by one."""
+    """Another pipeline of the same parts, that begins with an image or is steered by one."""
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 
     wanted: Any = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image

@@ -54,7 +54,7 @@ _DELETED = ".deleted-"
 
 
 class Session:
-    """One subject: its pictures, settings, checkpoints and results, in one folder.
+    """One subject: its images, settings, checkpoints and results, in one folder.
 
     Attributes:
         name: the folder's name.
@@ -66,12 +66,12 @@ class Session:
     def __init__(self, folder: Path, record: dict[str, Any], notices: list[str] | None = None) -> None:
         self.name = folder.name
         self.folder = folder
-        self.instance_images = folder / "instance_images"  # the prepared pictures of the subject
+        self.instance_images = folder / "instance_images"  # the prepared images of the subject
         self.captions = folder / "captions"  # one .txt per picture
-        self.held_out_images = folder / "held_out_images"  # prepared pictures that are never trained on
-        self.class_images = folder / "class_images"  # pictures of the subject's class (prior preservation)
+        self.held_out_images = folder / "held_out_images"  # prepared images that are never trained on
+        self.class_images = folder / "class_images"  # images of the subject's class (prior preservation)
         self.checkpoints = folder / "checkpoints"  # the training states
-        self.samples = folder / "samples"  # the pictures drawn while training
+        self.samples = folder / "samples"  # the images drawn while training
         self.logs = folder / "logs"  # logs, plots and TensorBoard events
         self.exports = folder / "exports"  # the finished models
         self.record = record
@@ -335,7 +335,7 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
 
 def room_note(root: Path, *, checkpoint: str | None) -> str:
     """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`."""
-    rest = "" if checkpoint else "its photos, pictures and finished files"
+    rest = "" if checkpoint else "its photos, images and finished files"
     return deletion_note(root, emptied="Checkpoints", deleted=rest)
 
 
@@ -385,7 +385,7 @@ def delete_checkpoint(session: Session, name: str) -> int:
 
 
 def _files_shared_with_others(checkpoints: Path, name: str) -> set[str]:
-    shared = set()
+    shared: set[str] = set()
     for folder in _children(checkpoints):
         manifest = folder / "manifest.json"
         if folder.name == name or not manifest.is_file():

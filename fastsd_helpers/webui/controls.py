@@ -29,15 +29,18 @@ _ALL = "all"
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """ControlNets to fetch: pictures that steer the drawing."""
+    """ControlNets to fetch: images that steer the drawing."""
 
     tasks: str = option(
         "",
-        help="such as canny, openpose, depth, or files and links; separated by commas; all: all that fit; empty: none",
+        help=(
+            "ControlNets: tasks such as canny, openpose, depth, or files and links; separated by commas; all: all that "
+            "fit; empty: none"
+        ),
         known="controlnets",
     )
     base: str = option(
-        "auto", help="the base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
+        "auto", help="base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
     )
 
     def __post_init__(self) -> None:

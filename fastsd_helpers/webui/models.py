@@ -55,7 +55,9 @@ class ModelsConfig:
         known="webui_models",
     )
     lora: str = option("", help="LoRA: files, links, Hub ids or sessions", known="webui_loras")
-    t5: Literal["auto", "fp8", "fp16"] = option("auto", help="size of Flux's large text encoder", advanced=True)
+    t5: Literal["auto", "fp8", "fp16"] = option(
+        "auto", help="T5 precision: dtype of Flux's large text encoder", advanced=True
+    )
     vae: str = option("", help="VAE: keys, files or links", advanced=True, known="webui_vaes")
     embedding: str = option(
         "", help="embeddings (textual inversion): files or links", advanced=True, known="webui_embeddings"
@@ -170,7 +172,7 @@ def place(
             session: its finished model, or its LoRA with the base model.
         kind: a key of KINDS, checkpoint meaning any base model; auto: what it is.
         machine: decides the sizes; this machine when None.
-        t5: size of Flux's large text encoder: auto, fp8 or fp16.
+        t5: T5 precision: dtype of Flux's large text encoder: auto, fp8 or fp16.
         root: where sessions lie; None: the usual place.
 
     Returns:

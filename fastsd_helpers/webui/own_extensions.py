@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,12 @@ class OwnExtensions:
         for name in [*self._asked, *(item.name for item in self.kept)]:
             switch_on(places, name)
         for item in self._asked.values():
-            step(f"extension {item.name}", lambda item=item: self._add(item, mirrors))
-        for item in self.kept:
+            step(f"extension {item.name}", partial(self._add, item, mirrors))
+        for kept in self.kept:
             try:
-                step(f"extension {item.name}", lambda item=item: self._bring_back(item, mirrors))
+                step(f"extension {kept.name}", partial(self._bring_back, kept, mirrors))
             except FastSDError as err:
-                self._switch_off(item.name, err)
+                self._switch_off(kept.name, err)
         self._name_others()
 
     def _add(self, item: Repository, mirrors: Mapping[str, str]) -> bool:
@@ -104,7 +105,7 @@ class OwnExtensions:
         same = known is not None and (known.address, known.revision) == (item.urls[0], item.revision)
         folder = self._folder(item.name)
         fresh = not folder.exists()
-        if same and fresh:
+        if known is not None and same and fresh:
             changed = self._bring_back(known, mirrors)
         else:
             changed = clone(item, folder, mirrors=mirrors)
@@ -125,15 +126,14 @@ class OwnExtensions:
     def _bring_back(self, item: KeptExtension, mirrors: Mapping[str, str]) -> bool:
         folder = self._folder(item.name)
         if folder.exists():
-            there = commit_of(folder)
-            if there != item.commit:
+            here = commit_of(folder)
+            if here != item.commit:
                 logger.warning(
-                    "The extension %s is at %s here, and kept at %s. To keep this one: --extension %s@%s",
+                    "The extension %s is at %s here, and kept at %s.%s",
                     item.name,
-                    (there or "no commit")[:10],
+                    (here or "no commit")[:10],
                     item.commit[:10],
-                    item.address,
-                    there,
+                    f" To keep this one: --extension {item.address}@{here}" if here else "",
                 )
             return False
         try:
@@ -173,7 +173,7 @@ class OwnExtensions:
             try:
                 step(
                     f"what {name} asks for",
-                    lambda name=name: prepare_extension(self._ui, self._places, name, wait_s=self._wait_s),
+                    partial(prepare_extension, self._ui, self._places, name, wait_s=self._wait_s),
                 )
             except DependencyMissing:
                 raise
