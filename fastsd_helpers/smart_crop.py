@@ -65,14 +65,14 @@ def crop_box(
     """
     width, height = image.size
     middle = (width / 2, height / 2)
-    saliency, finder, faces = None, "", []
+    saliency = None
     if method != "center" and width != height:
         rgb = image.convert("RGB")
         saliency = find_saliency(rgb)
         finder, faces = find_faces(rgb, face_model=face_model)
-    if faces:
-        start, focus = _frame_faces(width, height, faces, saliency)
-        return _square_from(width, height, start, finder, focus)
+        if faces:
+            start, focus = _frame_faces(width, height, faces, saliency)
+            return _square_from(width, height, start, finder, focus)
     if saliency is None:
         return _square_from(width, height, abs(width - height) / 2, "center", middle)
     start = _best_start(_profile(saliency, width, height), width, height)

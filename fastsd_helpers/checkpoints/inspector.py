@@ -232,8 +232,8 @@ def _against_layout(family: Family, source: Source) -> _Layout:
         )
         problems.append(Problem(f"{respelled} text encoder tensors lack 'text_model.' in their names", effect))
     sizes: Counter[str] = Counter()
-    for name, fact in facts.items():
-        sizes[PART_WORDS[family.to_diffusers[name].part]] += fact.bytes
+    for name in facts:
+        sizes[PART_WORDS[family.to_diffusers[name].part]] += facts[name].bytes
     return _Layout(tuple(missing), tuple(unexpected), dict(sizes), tuple(problems))
 
 

@@ -180,7 +180,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
 
 
 def _start(
-    config: DreamBoothConfig,
+    config: ResolvedConfig,
     base: BaseModel,
     dataset: Dataset,
     segments: list[Segment],

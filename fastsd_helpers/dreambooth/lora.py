@@ -125,10 +125,11 @@ def write_lora_file(
     modules = {(module.part, path): module for module in lora_modules(spec.family) for path in module.paths}
     layers = []
     for part, tensors in parts.items():
-        for name in sorted(tensors or {}):
-            if name.endswith(".lora_A.weight"):
-                pair = (tensors[key].detach().float().cpu().numpy() for key in (name, name.replace("_A.", "_B.")))
-                layers.append((modules[part, name.removesuffix(".lora_A.weight")], Layer(*pair, alpha, "F32")))
+        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in sorted((tensors or {}).items())}
+        for name, down in arrays.items():
+            layer, dot, _rest = name.partition(".lora_A.weight")
+            if dot:
+                layers.append((modules[part, layer], Layer(down, arrays[f"{layer}.lora_B.weight"], alpha, "F32")))
     metadata = {
         "ss_network_alpha": str(alpha),
         "ss_output_name": path.stem,

@@ -342,15 +342,14 @@ def resolve_settings(
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
-    for name, choose in (
-        ("precision", choose_precision),
-        ("optimizer", choose_optimizer),
-        ("gradient_checkpointing", choose_checkpointing),
-    ):
-        value, reason = choose(getattr(resolved, name), device)
-        resolved = replace(resolved, **{name: value})
-        reasons.append(reason)
-    return cast(ResolvedConfig, resolved), [reason for reason in reasons if reason]
+    chosen: Given = {}
+    chosen["precision"], precision_reason = choose_precision(resolved.precision, device)
+    chosen["optimizer"], optimizer_reason = choose_optimizer(resolved.optimizer, device)
+    chosen["gradient_checkpointing"], checkpointing_reason = choose_checkpointing(
+        resolved.gradient_checkpointing, device
+    )
+    reasons += [precision_reason, optimizer_reason, checkpointing_reason]
+    return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]
 
 
 def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[str]) -> DreamBoothConfig:
