@@ -9,11 +9,12 @@ pytest.importorskip("diffusers")
 
 from test_stages import open_studio, pictures  # noqa: E402
 
+from fastsd_helpers.dreambooth.base_model import suit_cpu  # noqa: E402
 from fastsd_helpers.dreambooth.dataset import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.denoising import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
 from fastsd_helpers.dreambooth.segments import STAGE_NAMES  # noqa: E402
-from fastsd_helpers.dreambooth.stages import open_stage, suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.stages import open_stage  # noqa: E402
 
 TEXT_ENCODER, UNET = STAGE_NAMES
 PRIOR = {"class_prompt": "a robot", "class_images": 1, "prior_weight": 0.5}

@@ -311,15 +311,10 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
     require_inert(model)
     device = torch.device(describe_device().kind)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
-    vae = (
-        AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype)
-        .requires_grad_(False)
-        .to(device)
-    )
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", local_files_only=True).requires_grad_(
-        False
-    )
-    text_encoder.to(device, dtype)
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype).to(device)
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", local_files_only=True)
+    text_encoder.to(device, dtype).requires_grad_(False)
+    vae.requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True).to(device).train()
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

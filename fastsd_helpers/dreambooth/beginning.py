@@ -96,8 +96,7 @@ def find_start(
     Args:
         config: what the user gave.
         session, device: as they are.
-        run: the run's number.
-        generation: its newest whole checkpoint.
+        run, generation: the run's number, and its newest whole checkpoint.
         more: steps asked for after its end.
 
     Raises:
@@ -124,17 +123,15 @@ def find_start(
             given, last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
         )
     else:
-        own = {name: value for name, value in given.items() if name != "base_model"}
-        refuse_changes(own, last.settings, begun_steps=begun_steps, finished=not open_legs)
+        refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     base = find_base(generation, session, given.get("base_model"))
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
         reasons += chosen
     else:
-        saved = {**last.settings, "base_model": base.ref}
-        own = {name: value for name, value in given.items() if name not in begun_steps} | {"base_model": base.ref}
-        config, reasons = resolve_settings(from_values(DreamBoothConfig, own), base.spec, device, saved=saved)
+        own = from_values(DreamBoothConfig, _without(given, *begun_steps) | {"base_model": base.ref})
+        config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
     reasons += check_resolution(base.spec, config.resolution)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     if begins:
@@ -145,6 +142,10 @@ def find_start(
         if given.keys() - last.given.keys():
             segments = [*segments[:-1], replace(last, given=last.given | given)]
     return _start(config, base, dataset, segments, reasons, open_legs, _segment_of(generation))
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool) -> None:

@@ -393,9 +393,8 @@ def _record_of(work: _Work, session: Session, images: Path, held_out: Path | Non
 def _notes(work: _Work, session: Session) -> list[str]:
     notes = list(work.notes)
     there = {item["source_sha256"] for item in work.images}
-    lost = {sha256: edited for sha256, edited in work.edited.items() if sha256 not in there}
-    if lost:
-        written = set_captions_aside(session, dict(lost.values()))
+    if lost := [edited for sha256, edited in work.edited.items() if sha256 not in there]:
+        written = set_captions_aside(session, dict(lost))
         notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
-    config = work.config
-    return [*notes, *notes_on_prepared(session, work.images, size=config.size, chosen=bool(config.held_out))]
+    size, chosen = work.config.size, bool(work.config.held_out)
+    return [*notes, *notes_on_prepared(session, work.images, size=size, chosen=chosen)]

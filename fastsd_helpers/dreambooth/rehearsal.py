@@ -10,10 +10,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.base_model import suit_cpu
 from fastsd_helpers.dreambooth.cache import Latents
 from fastsd_helpers.dreambooth.plan import Plan
 from fastsd_helpers.dreambooth.segments import STAGE_NAMES
-from fastsd_helpers.dreambooth.stages import Studio, open_stage, suit_cpu
+from fastsd_helpers.dreambooth.stages import Studio, open_stage
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,16 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.average import Average
-from fastsd_helpers.dreambooth.base_model import BaseModel, plain_names
+from fastsd_helpers.dreambooth.base_model import (
+    BaseModel,
+    checkpoint_gradients,
+    plain_names,
+    put_tensors,
+    suit_cpu,
+)
 from fastsd_helpers.dreambooth.cache import Latents, encode_images, encode_prompts, tokenize
 from fastsd_helpers.dreambooth.chance import draw_offset, draw_step
 from fastsd_helpers.dreambooth.denoising import HeldOut, held_out_loss, make_held_out, training_loss
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.resume import Generation
 
-__all__ = ["Job", "Studio", "open_stage", "suit_cpu"]
+__all__ = ["Job", "Studio", "open_stage"]
 
 
 @dataclass(frozen=True)
@@ -225,46 +230,6 @@ class Studio:
         self.trained[job.stage] = {name: tensor.cpu() for name, tensor in job.weights().items()}
 
 
-def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
-    """Load weights saved under plain names, whatever spelling this module's library version has."""
-    own = module.state_dict()
-    spelling = {name.removeprefix("text_model."): name for name in own}
-    module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
-
-
-def _checkpoint_gradients(module: Any) -> None:
-    """Keep few of the values of the forward pass and compute the others again in the backward pass."""
-    if hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing()
-    else:
-        # The older form finds no gradient where a frozen layer comes first, as it does with LoRA.
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module.train()  # both libraries checkpoint only in training mode; these models have no dropout
-
-
-def suit_cpu(module: Any) -> None:
-    """Choose the forms of attention and GroupNorm that are fast in training in bf16 on a CPU.
-
-    The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
-    as long on the channels-last values that bf16 convolutions hand over. In fp32 neither is so.
-    """
-    import torch
-    from torch.nn import functional
-
-    def group_norm(norm: Any, x: "torch.Tensor") -> "torch.Tensor":
-        return functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
-
-    if hasattr(module, "set_attn_processor"):
-        from diffusers.models.attention_processor import AttnProcessor
-
-        module.set_attn_processor(AttnProcessor())
-    elif hasattr(module, "set_attn_implementation"):
-        module.set_attn_implementation("eager")
-    for part in module.modules():
-        if isinstance(part, torch.nn.GroupNorm):
-            part.forward = MethodType(group_norm, part)
-
-
 class Job(ABC):
     """One stage under way: the trained module, its optimizer, and the step."""
 
@@ -291,7 +256,7 @@ class Job(ABC):
         self.optimizer = build_optimizer(studio.config.optimizer, self.parameters, lr)
         self.scaler = torch.amp.GradScaler(studio.device.type, enabled=studio.dtype is torch.float16)
         if studio.config.gradient_checkpointing:
-            _checkpoint_gradients(module)
+            checkpoint_gradients(module)
 
     @abstractmethod
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
@@ -396,7 +361,7 @@ class TextEncoderJob(Job):
         super().__init__(studio, studio.load_to_train(self.stage), studio.config.text_encoder_lr, **leg)
         self.unet = studio.load_unet()
         if studio.config.gradient_checkpointing:
-            _checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
+            checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
         self.ids = tokenize(studio.tokenizer, studio.texts).to(studio.device)
 
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
