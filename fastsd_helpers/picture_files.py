@@ -23,15 +23,21 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "MOST_PIXELS",
+    "PICTURE_SUFFIXES",
     "PictureProblem",
     "is_animated",
     "is_picture_head",
     "load_picture",
     "open_picture",
     "picture_field",
+    "png_bytes",
     "read_rgb",
     "upright",
 ]
+
+# How files with pictures are called, in lower case; what one is its content decides.
+PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif"))
+PICTURE_SUFFIXES |= {".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF")
 MOST_PIXELS = 178_956_970  # where Pillow itself ends, unless somebody has switched that off
@@ -268,6 +274,13 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
             return ImageOps.exif_transpose(picture)
     except Exception:  # malformed EXIF data fail in many ways; the pixels are fine
         return None
+
+
+def png_bytes(picture: "Image.Image") -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_rgb(source: Path | bytes | BinaryIO) -> "Image.Image":

@@ -106,14 +106,10 @@ def _specs() -> dict[str, ModelSpec]:
 
 
 def _spec_from(key: str, row: dict[str, Any]) -> ModelSpec:
-    values = dict(row)
-    values["sources"] = tuple(Source(**source) for source in row.get("sources", ()))
-    values["former"] = tuple(row.get("former", ()))
-    values["sizes"] = tuple(row.get("sizes", ()))
-    own = row.get("defaults", {})
-    values["defaults"] = {"resolution": row["native_px"], **own} if row.get("kind", "base") == "base" else dict(own)
-    values["checkpoint"] = dict(row["checkpoint"]) if "checkpoint" in row else None
-    return ModelSpec(key=key, **values)
+    lists = {name: tuple(row.get(name, ())) for name in ("former", "sizes")}
+    sources = tuple(Source(**source) for source in row.get("sources", ()))
+    own = {"resolution": row["native_px"]} if row.get("kind", "base") == "base" else {}
+    return ModelSpec(key=key, **{**row, **lists, "sources": sources, "defaults": own | row.get("defaults", {})})
 
 
 # ------------------------------------------------------------------------------------------ what a folder is
@@ -179,10 +175,6 @@ def _has(index: dict[str, Any], part: str) -> bool:
     return bool(isinstance(index.get(part), list) and index[part] and index[part][0])
 
 
-def _config(folder: Path, part: str, name: str = "config.json") -> dict[str, Any]:
-    return read_json(folder, f"{part}/{name}")
-
-
 def _unknown_kind(where: Path | str, reason: str) -> WrongFamily:
     families = ", ".join(sorted({spec.family for spec in models()}))
     return WrongFamily(
@@ -194,8 +186,7 @@ def require_trainable(model: Path | Listing) -> str:
     """Return the family of a folder or listing that DreamBooth can train, or raise WrongFamily with what works."""
     family = family_of(model) if isinstance(model, Listing) else detect_family(model)
     listing = model if isinstance(model, Listing) else Listing.of_folder(model)
-    where = listing.where
-    hint = _trainable_hint()
+    where, hint = listing.where, _trainable_hint()
     if family not in TRAINABLE_FAMILIES:
         raise WrongFamily(f"{where} is a {family} model, which DreamBooth here cannot train yet.", hint)
     unet, vae = listing.read("unet/config.json"), listing.read("vae/config.json")
@@ -243,7 +234,7 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         nearest = min(rows, key=lambda spec: abs(math.log(spec.native_px / native_px)))
     prediction = nearest.prediction_type
     if base != "flux":
-        prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        prediction = read_json(folder, "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
             raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
     least, most = nearest.min_px, nearest.max_px
@@ -274,8 +265,8 @@ def _native_px(folder: Path) -> int | None:
     """Pixels of the latent size the U-Net was configured for; None for models that record none (Flux)."""
     if not (folder / "unet" / "config.json").is_file():
         return None
-    size = _config(folder, "unet").get("sample_size")
-    blocks = len(_config(folder, "vae").get("block_out_channels", ()))
+    size = read_json(folder, "unet/config.json").get("sample_size")
+    blocks = len(read_json(folder, "vae/config.json").get("block_out_channels", ()))
     return size * 2 ** (blocks - 1) if isinstance(size, int) and size > 0 and blocks else None
 
 

@@ -65,16 +65,16 @@ def crop_box(
     """
     width, height = image.size
     middle = (width / 2, height / 2)
-    if method == "center" or width == height:
-        return _square_at(width, height, middle, "center")
-    rgb = image.convert("RGB")
-    saliency = find_saliency(rgb)
-    finder, faces = find_faces(rgb, face_model=face_model)
-    if faces:
-        start, focus = _frame_faces(width, height, faces, saliency)
-        return _square_from(width, height, start, finder, focus)
+    saliency = None
+    if method != "center" and width != height:
+        rgb = image.convert("RGB")
+        saliency = find_saliency(rgb)
+        finder, faces = find_faces(rgb, face_model=face_model)
+        if faces:
+            start, focus = _frame_faces(width, height, faces, saliency)
+            return _square_from(width, height, start, finder, focus)
     if saliency is None:
-        return _square_at(width, height, middle, "center")
+        return _square_from(width, height, abs(width - height) / 2, "center", middle)
     start = _best_start(_profile(saliency, width, height), width, height)
     return _square_from(width, height, start, "saliency", _centre_of_mass(saliency, width, height))
 
@@ -318,9 +318,3 @@ def _square_from(width: int, height: int, start: float, method: Method, focus: t
     place = min(max(round(start), 0), max(width, height) - side)
     left, top = (place, 0) if width >= height else (0, place)
     return CropBox(left, top, left + side, top + side, method, focus)
-
-
-def _square_at(width: int, height: int, focus: tuple[float, float], method: Method) -> CropBox:
-    side = min(width, height)
-    along = focus[0] if width >= height else focus[1]
-    return _square_from(width, height, along - side / 2, method, focus)

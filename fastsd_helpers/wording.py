@@ -5,8 +5,9 @@ below a cell, the log, a view) `for_notebook` puts the form's field or the cell 
 """
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["for_notebook", "label_of"]
+__all__ = ["for_notebook", "label_of", "list_some"]
 
 _TRAINING = "(in the training's form)"
 _PLACE = "'google drive' or 'shared drive' (in the session's form)"
@@ -53,6 +54,12 @@ _KEPT = re.compile(
     r"(?<!\w)'[^'\n]*'(?!\w)|\"[^\"\n]*\"|`(?!fastsd)[^`\n]*`|\b(?:pip|uv) [^\n.`]*"
     r"|(?<=extra_args \(--extra-args\) has )[^;\n]*?(?=, which)"
 )
+
+
+def list_some(names: Iterable[object], most: int = 3) -> str:
+    """The first names of a list, and how many more there are: "a, b, c and 4 more"."""
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def label_of(name: str) -> str:

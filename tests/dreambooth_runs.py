@@ -77,9 +77,8 @@ def config_for(base: Path, **values: Any) -> Any:
 
 def draw_quickly(monkeypatch: Any) -> None:
     """One denoising step an image and no loss plot: both take time and go into no weight."""
-    import functools
 
-    from fastsd_helpers.dreambooth import engine, finish, prior
+    from fastsd_helpers.dreambooth import engine, finish, prior, sampling
 
     def no_plot(history: Any, held_out: Any, path: Path, *, label: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +87,9 @@ def draw_quickly(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(engine, "plot_losses", no_plot)
     monkeypatch.setattr(finish, "plot_losses", no_plot)
-    monkeypatch.setattr(finish, "draw_pictures", functools.partial(finish.draw_pictures, steps=1))
+    draw = sampling.draw_pictures
+    for module in (finish, sampling):
+        monkeypatch.setattr(module, "draw_pictures", lambda *args, **options: draw(*args, **options | {"steps": 1}))
     monkeypatch.setattr(prior, "_STEPS", 1)
 
 

@@ -15,6 +15,7 @@ from fastsd_helpers.checkpoints.families import find_family
 from fastsd_helpers.checkpoints.layout import part_shapes
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.sources import read_whole
 
 FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 NAMINGS = {
@@ -284,7 +285,7 @@ class _Maker:
 def changes_of(path, family):
     """What a written LoRA adds to every weight of Diffusers, by the definition of kohya's or of diffusers' layout."""
     with SafetensorsFile(path) as file:
-        values = {name: _values(fact, file.read_bytes(name)) for name, fact in file.tensors.items()}
+        values = {name: _values(fact, read_whole(file, name)) for name, fact in file.tensors.items()}
         metadata = file.metadata
     kohya = {module.kohya: module for module in lora_modules(family)}
     said = json.loads(metadata.get("lora_adapter_metadata", "{}"))

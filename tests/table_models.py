@@ -16,7 +16,7 @@ from fastsd_helpers.checkpoints.prediction import Prediction
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import BytesSource
+from fastsd_helpers.checkpoints.sources import BytesSource, read_whole
 
 WIDTHS = {
     **{"u0": 8, "u1": 16, "u2": 32, "u3": 32, "x": 24, "adm": 16, "v0": 8, "v1": 16, "v2": 32, "v3": 32},
@@ -87,7 +87,7 @@ def read(path):
     from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 
     with SafetensorsFile(path) as file:
-        return {name: (fact.dtype, fact.shape, bytes(file.read_bytes(name))) for name, fact in file.tensors.items()}
+        return {name: (fact.dtype, fact.shape, bytes(read_whole(file, name))) for name, fact in file.tensors.items()}
 
 
 def write_gguf(path, shapes, architecture="flux", cut=0):

@@ -175,19 +175,19 @@ def test_only_pictures_without_a_caption_are_described(tmp_path: Path, monkeypat
     pytest.importorskip("numpy")
     from dreambooth_runs import make_session
 
-    from fastsd_helpers.dreambooth import auto_captions
+    from fastsd_helpers.dreambooth import captioning
     from fastsd_helpers.dreambooth.dataset import prompt_table
 
     session = make_session(tmp_path, photos=2, held_out=0)
     names = [row.image for row in prompt_table(session)]
     captions.write_caption(session.captions / f"{Path(names[0]).stem}.txt", "my own words")
     model = make_captioner(tmp_path / "blip")
-    written = auto_captions.caption_pictures(session, model=str(model))
+    written = captioning.caption_pictures(session, model=str(model))
     assert [path.stem for path in written] == [Path(names[1]).stem]
     first, second = prompt_table(session)
     assert first.prompt == "my own words"
     assert "zib robot" in second.prompt
-    assert auto_captions.caption_pictures(session, model="no/model-is-opened-when-there-is-nothing-to-do") == []
+    assert captioning.caption_pictures(session, model="no/model-is-opened-when-there-is-nothing-to-do") == []
 
 
 def test_a_pipe_in_a_captions_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:

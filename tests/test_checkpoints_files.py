@@ -36,7 +36,7 @@ from fastsd_helpers.checkpoints.recognise import recognise
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.single_file import averaged_names
-from fastsd_helpers.checkpoints.sources import BytesSource
+from fastsd_helpers.checkpoints.sources import BytesSource, read_whole
 from fastsd_helpers.cli import main
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, FastSDError, ModelError, VerificationFailed
 
@@ -562,7 +562,7 @@ def test_an_adapter_that_was_not_merged_is_refused(place):
     model = folder(place / "model", "sd15")
     path = model / "unet" / "diffusion_pytorch_model.safetensors"
     with SafetensorsFile(path) as file:
-        tensors = {name: (fact, bytes(file.read_bytes(name))) for name, fact in file.tensors.items()}
+        tensors = {name: (fact, bytes(read_whole(file, name))) for name, fact in file.tensors.items()}
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     tensors[f"{name}.base_layer.weight"] = tensors.pop(f"{name}.weight")
     write(path, tensors)

@@ -15,8 +15,7 @@ from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.dreambooth import child
 from fastsd_helpers.dreambooth.child import find_training, start_training, train_command
-from fastsd_helpers.dreambooth.live import Journal, JournalReader, live_folder
-from fastsd_helpers.dreambooth.progress import Progress
+from fastsd_helpers.dreambooth.live import Journal, JournalReader, Progress, live_folder
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.shortage import explain_shortage, settings_to_change
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError, TrainingFailed
@@ -28,7 +27,7 @@ from fastsd_helpers.sessions import Session
 PRETENDER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from fastsd_helpers.dreambooth.progress import Progress
+from fastsd_helpers.dreambooth.live import Progress
 from fastsd_helpers.dreambooth.live import Journal
 from fastsd_helpers.sessions import Session
 root, name, end = sys.argv[1:4]

@@ -90,7 +90,8 @@ def test_its_captions_become_whole_prompts(tmp_path: Path) -> None:
 
 
 def test_prepare_and_the_prompts_need_nothing_more(tmp_path: Path) -> None:
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare, prompt_table
+    from fastsd_helpers.dreambooth.dataset import prompt_table
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
 
     origin = old_session(tmp_path / "old" / "my_dog")
     session = import_session("rex", source=origin, root=tmp_path / "sessions").session
@@ -127,7 +128,8 @@ def test_a_damaged_session_of_ours_is_not_taken_for_an_old_one(tmp_path: Path) -
 
 
 def test_captions_that_lie_beside_the_pictures_count_too(tmp_path: Path) -> None:
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare, prompt_table
+    from fastsd_helpers.dreambooth.dataset import prompt_table
+    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
 
     folder = old_session(tmp_path / "sessions" / "my_dog", captions=False)
     (folder / "instance_images" / "zib-dog-(3).txt").write_text("at night")

@@ -16,8 +16,9 @@ from fakes import WriteBackMount
 from fastsd_helpers.dreambooth import dataset as dataset_module
 from fastsd_helpers.dreambooth import originals
 from fastsd_helpers.dreambooth.captioning import set_caption
+from fastsd_helpers.dreambooth.dataset import load_dataset
 from fastsd_helpers.dreambooth.photos import open_photos
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, load_dataset, prepare
+from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
 from fastsd_helpers.errors import DatasetError, DiskFull
 from fastsd_helpers.sessions import Session, delete_session, import_session
 

@@ -16,7 +16,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from fastsd_helpers import captions, picture_files  # noqa: E402
 from fastsd_helpers.dreambooth import cache  # noqa: E402
-from fastsd_helpers.dreambooth.photos import decode_photo  # noqa: E402
+from fastsd_helpers.dreambooth.decoding import decode_photo  # noqa: E402
 from fastsd_helpers.errors import DatasetError  # noqa: E402
 from fastsd_helpers.forms import reading_view, view  # noqa: E402
 from fastsd_helpers.picture_files import FORMATS, PictureProblem, is_animated, open_picture, read_rgb  # noqa: E402

@@ -20,9 +20,12 @@ from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from fastsd_helpers import files
 from fastsd_helpers.dreambooth import photos as photos_module
-from fastsd_helpers.dreambooth.photos import decode_photo, measure_sharpness, open_photos, perceptual_hash
+from fastsd_helpers.dreambooth.dataset import load_dataset, prompt_table
+from fastsd_helpers.dreambooth.decoding import decode_photo
+from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
+from fastsd_helpers.dreambooth.photos import open_photos
 from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, load_dataset, prepare, prompt_table
+from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
 from fastsd_helpers.errors import DatasetError, DiskFull, SessionBusy, SettingsError
 from fastsd_helpers.photo_names import name_photos
 from fastsd_helpers.sessions import Session
@@ -409,7 +412,7 @@ def test_a_file_that_cannot_be_used_is_skipped_with_its_reason(name: str, sessio
 def test_a_decompression_bomb_is_refused_before_any_pixel_is_allocated() -> None:
     code = (
         "import sys, resource\n"
-        "from fastsd_helpers.dreambooth.photos import decode_photo\n"
+        "from fastsd_helpers.dreambooth.decoding import decode_photo\n"
         "from PIL import Image\n"
         "Image.MAX_IMAGE_PIXELS = None\n"  # even with Pillow's own guard off, as notebooks set it
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

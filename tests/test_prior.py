@@ -125,7 +125,7 @@ def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monk
 def test_sample_prompts_are_spread_over_all_subjects() -> None:
     from types import SimpleNamespace
 
-    from fastsd_helpers.dreambooth.finish import sample_prompts
+    from fastsd_helpers.dreambooth.sampling import sample_prompts
 
     prompts = [f"a {index}" for index in range(6)] + ["b 1", "b 2"]
     studio = SimpleNamespace(prompts=prompts, prompt_of=list(range(8)))

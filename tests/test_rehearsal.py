@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 from dreambooth_runs import build_base, config_for, draw_quickly, make_session, stop_at  # noqa: E402
 
 from fastsd_helpers.dreambooth import plan, train  # noqa: E402
-from fastsd_helpers.dreambooth.footprint import peak_bytes, saved_bytes  # noqa: E402
+from fastsd_helpers.dreambooth.rehearsal import peak_bytes, saved_bytes  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
 from fastsd_helpers.dreambooth.stages import Studio  # noqa: E402
 from fastsd_helpers.errors import Interrupted  # noqa: E402

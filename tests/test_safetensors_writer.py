@@ -14,7 +14,7 @@ import numpy as np
 from fastsd_helpers.checkpoints.recipes import Piece, Recipe, copied
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
+from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, read_whole
 from fastsd_helpers.errors import CheckpointError, DiskFull, VerificationFailed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the call is Linux's")
@@ -49,7 +49,7 @@ def check(path: Path, values: dict[str, Any], dtype: str = "keep") -> None:
     with SafetensorsFile(path) as file:
         assert set(file.tensors) == set(wanted)
         for name, array in wanted.items():
-            assert bytes(file.read_bytes(name)) == array.astype(_KINDS[dtype]).tobytes(), name
+            assert bytes(read_whole(file, name)) == array.astype(_KINDS[dtype]).tobytes(), name
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ class Cut(Exception):
 @contextlib.contextmanager
 def cut_at(monkeypatch: pytest.MonkeyPatch, name: str, time: int = 1) -> Any:
     """End a run at the given passing of a fault point, without anything that a run does when it is stopped."""
-    from fastsd_helpers.dreambooth import engine, finish
+    from fastsd_helpers.dreambooth import engine
+    from fastsd_helpers.dreambooth import learned as results
 
     passed: list[str] = []
 
@@ -38,7 +39,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, name: str, time: int = 1) -> Any:
             raise Cut(name)
 
     with monkeypatch.context() as patch:
-        for module in (engine, finish):
+        for module in (engine, results):
             patch.setattr(module, "fault_point", point)
         yield
     assert fault_point is not point

@@ -9,12 +9,14 @@ pytest.importorskip("diffusers")
 
 from test_stages import open_studio, pictures  # noqa: E402
 
+from fastsd_helpers.dreambooth.base_model import suit_cpu  # noqa: E402
 from fastsd_helpers.dreambooth.dataset import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.denoising import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.stages import STAGES, open_stage, suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES  # noqa: E402
+from fastsd_helpers.dreambooth.stages import open_stage  # noqa: E402
 
-TEXT_ENCODER, UNET = STAGES
+TEXT_ENCODER, UNET = STAGE_NAMES
 PRIOR = {"class_prompt": "a robot", "class_images": 1, "prior_weight": 0.5}
 
 
@@ -51,7 +53,7 @@ def plain_step(job, step, lr):
     return loss.item(), [None if gradient is None else gradient * scale for gradient in gradients], norm.item()
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize(
     "values",
     [
@@ -101,7 +103,7 @@ def test_a_large_gradient_is_cut_before_the_optimizer_sees_it(small_base, tmp_pa
     assert seen == [pytest.approx(1.0, rel=1e-3)]
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage, method):
     studio = studio_for(small_base, tmp_path, method=method, lora_rank=2)
@@ -120,8 +122,8 @@ def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage
     if stage is TEXT_ENCODER:
         assert all(torch.equal(tensor, others[name]) for name, tensor in job.unet.state_dict().items())
     assert studio.trained == {"text_encoder": None, "unet": None}
-    studio.keep(stage, job)
-    assert studio.trained[stage.name].keys() == after.keys()
+    studio.keep(job)
+    assert studio.trained[stage].keys() == after.keys()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -135,7 +137,7 @@ def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_
     for step in range(3):
         job.take_step(step, 1e-2)
     learned = job.text_for([0, 1]).detach()
-    studio.keep(TEXT_ENCODER, job)
+    studio.keep(job)
     second = open_stage(UNET, studio, None)
     assert torch.allclose(second.text_for([0, 1]), learned, atol=1e-5)
     assert not second.text_for([0]).requires_grad
@@ -155,7 +157,7 @@ def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_
 # --------------------------------------------------------------------------------------------- stopped and resumed
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("values", [{}, {"ema": 0.9}, {"method": "lora", "lora_rank": 2, "ema": 0.5}], ids=str)
 def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, no_fsync, stage, values):
     studio = studio_for(small_base, tmp_path, **values)
@@ -163,9 +165,9 @@ def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, no_fsyn
     for step in range(2):
         job.take_step(step, 1e-2)
     tensors, record = job.state()
-    assert set(tensors) == {stage.name, "optimizer", *(["raw"] if "ema" in values else [])}
+    assert set(tensors) == {stage, "optimizer", *(["raw"] if "ema" in values else [])}
     with CheckpointStore(tmp_path / "checkpoints", scratch=tmp_path / "scratch", report=print) as store:
-        store.save(Snapshot(stage.name, 2, tensors, record))
+        store.save(Snapshot(stage, 2, tensors, record))
         assert store.flush() == []
         generation = store.newest()[0]
     again = open_stage(stage, studio, generation)
@@ -238,7 +240,7 @@ def test_the_form_for_cpus_computes_the_same(small_base):
     assert text_encoder.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_few_values_are_kept_when_asked_and_never_else(small_base, tmp_path, stage):
     for asked in (True, False):
         job = open_stage(stage, studio_for(small_base, tmp_path, gradient_checkpointing=asked), None)

@@ -16,8 +16,9 @@ from fastsd_helpers.dreambooth.cache import encode_images  # noqa: E402
 from fastsd_helpers.dreambooth.chance import draw_offset, draw_step  # noqa: E402
 from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot  # noqa: E402
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.settings import resolve_settings  # noqa: E402
-from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage  # noqa: E402
+from fastsd_helpers.dreambooth.stages import Studio, open_stage  # noqa: E402
 from fastsd_helpers.errors import CheckpointError  # noqa: E402
 from fastsd_helpers.runtime import Device  # noqa: E402
 
@@ -109,20 +110,20 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
 # ------------------------------------------------------------------------------------------------- a checkpoint
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tmp_path, no_fsync, stage):
     studio = open_studio(small_base, method="lora", lora_rank=2)
     studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
     job = open_stage(stage, studio, None)
     before = {name: tensor.clone() for name, tensor in job.weights().items()}
     state, record = job.state()
-    learned = {name: tensor + 1 for name, tensor in state[stage.name].items()}
+    learned = {name: tensor + 1 for name, tensor in state[stage].items()}
     first = next(iter(learned))
 
     def saved(number: int, tensors: "dict[str, torch.Tensor]") -> Generation:
         scratch = tmp_path / f"scratch-{number}"
         with CheckpointStore(tmp_path / f"checkpoints-{number}", scratch=scratch, report=print) as store:
-            store.save(Snapshot(stage.name, 1, {**state, stage.name: tensors}, record))
+            store.save(Snapshot(stage, 1, {**state, stage: tensors}, record))
             assert store.flush() == []
             return store.newest()[0]
 
@@ -147,7 +148,7 @@ def test_a_lora_begins_with_the_matrices_that_were_recorded(small_base, tmp_path
     """A run that is begun anew, and one that an earlier version began, start from the same ones."""
     studio = open_studio(small_base, method="lora", lora_rank=2)
     studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
-    weights = open_stage(STAGES[0], studio, None).weights()
+    weights = open_stage(STAGE_NAMES[0], studio, None).weights()
     name = "encoder.layers.3.self_attn.q_proj.lora_A.weight"
     assert weights[name][1, :4].tolist() == pytest.approx(LORA_A, abs=1e-6)
     assert all(not tensor.any() for name, tensor in weights.items() if ".lora_B." in name)

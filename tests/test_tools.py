@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.dreambooth import auto_captions, engine
+from fastsd_helpers.dreambooth import captioning, engine
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.forms import (
@@ -47,7 +47,7 @@ def model_file(folder: Path) -> Path:
 
 def test_nothing_is_done_before_the_button_is_pressed(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    monkeypatch.setattr(auto_captions, "caption_pictures", lambda *_a, **_m: done.append("captions") or [])
+    monkeypatch.setattr(captioning, "caption_pictures", lambda *_a, **_m: done.append("captions") or [])
     monkeypatch.setattr(engine, "plan", lambda *_a, **_m: done.append("plan"))
     settings = show_form(DreamBoothConfig, restore=session)
     views = [show_captioner(session), show_dry_run(settings, session), show_inspector(session), show_converter(session)]
@@ -62,7 +62,7 @@ def test_photos_are_described_by_the_model_that_was_named(session: Session, monk
         asked.append(model)
         return ["a.png"]
 
-    monkeypatch.setattr(auto_captions, "caption_pictures", describe)
+    monkeypatch.setattr(captioning, "caption_pictures", describe)
     view = show_captioner(session)
     view._form.update(captioner="me/blip")
     monkeypatch.setattr("fastsd_helpers.dreambooth.captioning.prompt_rows", lambda _session: [])
@@ -76,7 +76,7 @@ def test_a_captioner_that_is_not_there_is_a_sentence_with_the_next_step(
     def refuse(*_a: Any, **_m: Any) -> None:
         raise ModelError("The captioning model x cannot be loaded.", "Write the captions by hand.")
 
-    monkeypatch.setattr(auto_captions, "caption_pictures", refuse)
+    monkeypatch.setattr(captioning, "caption_pictures", refuse)
     said = press(show_captioner(session))
     assert "cannot be loaded" in said
     assert "by hand" in said

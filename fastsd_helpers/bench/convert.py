@@ -27,6 +27,7 @@ from fastsd_helpers.checkpoints.prediction import Prediction
 from fastsd_helpers.checkpoints.recipes import copied
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.sources import Values
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.files import check_room
 from fastsd_helpers.options import check, option
@@ -231,14 +232,13 @@ def _checked(command: list[str], **settings: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ the model
 
 
-class _Noise:
+class _Noise(Values):
     """Random weights that take no room: a window that moves over one block of them."""
 
     def __init__(self, tensors: dict[str, TensorFact]) -> None:
         import numpy as np
 
-        self.tensors, self.files = tensors, ()
-        self.metadata: dict[str, str] = {}
+        self.tensors = tensors
         self._block = (np.random.default_rng(0).standard_normal(1 << 20) * 0.05).astype("<f4").view("u1")
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
@@ -247,12 +247,6 @@ class _Noise:
         view = np.frombuffer(buffer, "u1")
         place = (start + 4 * len(name)) % len(self._block) // 4 * 4
         view[:] = np.resize(np.roll(self._block, -place), len(view))
-
-    def locate(self, name: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def make_folder(folder: Path, divide: int = 1) -> None:

@@ -272,7 +272,7 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
     from fastsd_helpers.dreambooth.base_model import BaseModel
     from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
-    from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage
+    from fastsd_helpers.dreambooth.stages import Studio, open_stage
 
     base, device = BaseModel.fetch(str(model)), describe_device()
     config = DreamBoothConfig(
@@ -287,7 +287,7 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
     studio = Studio(base, config, device)
     began = clock._now()
     studio.fill_caches(Dataset(tuple(PreparedImage(path, "", _PROMPT) for path in pictures), ()))
-    job = open_stage(next(stage for stage in STAGES if stage.name == "unet"), studio, None)
+    job = open_stage("unet", studio, None)
     caches = clock._now() - began
     plain_step = job.optimizer.step
 
@@ -311,15 +311,10 @@ def _open_plain(settings: Settings, model: Path, pictures: list[Path], clock: _C
     require_inert(model)
     device = torch.device(describe_device().kind)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
-    vae = (
-        AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype)
-        .requires_grad_(False)
-        .to(device)
-    )
-    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", local_files_only=True).requires_grad_(
-        False
-    )
-    text_encoder.to(device, dtype)
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", local_files_only=True, torch_dtype=dtype).to(device)
+    text_encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", local_files_only=True)
+    text_encoder.to(device, dtype).requires_grad_(False)
+    vae.requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", local_files_only=True).to(device).train()
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

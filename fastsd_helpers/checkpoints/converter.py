@@ -139,14 +139,33 @@ def convert(
         WrongFamily, ModelNotFound, ModelError: `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
-    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    dst = Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
+    given = _look(Path(src).expanduser(), dst, base, family, dtype)
+    src = given.path
+    if given.what == "lora":
+        _refuse_merging(src, merge)
+        require_inert([src])
+        written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
+        return replace(written, notes=(*given.notes, *written.notes))
+    (check_destination if dst.suffix.lower() in _FILES else _check_folder)(dst, overwrite=overwrite)
+    require_inert([src])  # links that lead nowhere or round in a circle too
+    with ExitStack() as stack:
+        merging = Merging(open_adapters(merge, stack), src.stem if src.is_file() else src.name)
+        refuse_sources(dst, merging.files)
+        written = _convert_model(
+            given, dst, _Options(dtype, verify, overwrite, base, family, ema, hashes, all_in_one, merging)
+        )
+    return replace(written, notes=tuple(dict.fromkeys((*given.notes, *written.notes, *merging.notes))))
+
+
+def _look(src: Path, dst: Path, base: Path | None, family: str | None, dtype: str) -> Given:
+    """What is given, after every argument was checked that needs no look inside."""
     if not src.exists():
         raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
     given = identify(src)
-    src = given.path
     _check_name(dst)
-    if dst.exists() and src.samefile(dst):
+    if dst.exists() and given.path.samefile(dst):
         raise CheckpointError(f"{dst} is both source and destination.", "Choose another name for the new file.")
     cast_dtype("F32", dtype)
     if family is not None and family not in VAE_FACTORS:
@@ -155,40 +174,27 @@ def convert(
         raise CheckpointError(f"There is no base model at {base}.", "Check the path, or leave the base out.")
     if base is not None:  # it lends tokenizers and descriptions
         require_inert([base])
+    return given
+
+
+def _check_folder(dst: Path, *, overwrite: bool) -> None:
+    if dst.is_file():
+        raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
+    refuse_existing(dst, overwrite=overwrite)
+
+
+def _convert_model(given: Given, dst: Path, options: "_Options") -> CheckpointFile:
+    src, family = given.path, options.family
     to_file = dst.suffix.lower() in _FILES
-    if given.what == "lora":
-        _refuse_merging(src, merge)
-        require_inert([src])
-        written = convert_lora(src, dst, dtype=dtype, overwrite=overwrite, verify=verify)
-        return replace(written, notes=(*given.notes, *written.notes))
-    if to_file:
-        check_destination(dst, overwrite=overwrite)
-    else:
-        if dst.is_file():
-            raise CheckpointError(f"{dst} is a file; a folder would be written there.", _ENDINGS)
-        refuse_existing(dst, overwrite=overwrite)
-    require_inert([src])  # links that lead nowhere or round in a circle too
-    with ExitStack() as stack:
-        merging = Merging(open_adapters(merge, stack), src.stem if src.is_file() else src.name)
-        refuse_sources(dst, merging.files)
-        options = _Options(dtype, verify, overwrite, base, ema, hashes, merging)
-        written = _convert_model(given, dst, to_file, family, options, all_in_one=all_in_one)
-    return replace(written, notes=tuple(dict.fromkeys((*given.notes, *written.notes, *merging.notes))))
-
-
-def _convert_model(
-    given: Given, dst: Path, to_file: bool, family: str | None, options: "_Options", *, all_in_one: bool
-) -> CheckpointFile:
-    src = given.path
     if given.what == "file":
-        return _convert_file(src, dst, to_file, family, options)
+        return _convert_file(src, dst, to_file, options)
     refuse_gguf(src)
     if given.what == "part":
-        return _convert_component(src, dst, to_file, given.part, family, options)
+        return _convert_component(src, dst, to_file, given.part, options)
     found = detect_family(src)
     if family not in (None, found):
         raise CheckpointError(f"{src} is a {found} model, not {family}.", "Leave the family out.")
-    return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
+    return _convert_pipeline(src, dst, to_file, found, options)
 
 
 def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
@@ -219,24 +225,25 @@ class _Options:
     verify: bool
     overwrite: bool
     base: Path | None
+    family: str | None
     ema: bool
     hashes: bool
+    all_in_one: bool
     merging: Merging
 
 
 # ------------------------------------------------------------------------------------------------ from a folder
 
 
-def _convert_pipeline(
-    src: Path, dst: Path, to_file: bool, key: str, options: _Options, *, all_in_one: bool
-) -> CheckpointFile:
+def _convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: _Options) -> CheckpointFile:
     refuse_sources(dst, (src / "model_index.json",))
     if not to_file:
-        return _recast_folder(src, dst, key, options)
-    layout = "flux-all-in-one" if key == "flux" and all_in_one else key
+        _refuse_same(src, options, "Diffusers folder")
+        return _recast(src, dst, key, options)
+    layout = "flux-all-in-one" if key == "flux" and options.all_in_one else key
     prediction = prediction_of_folder(src)
     parts = {part: src / part for part in find_family(layout).parts}
-    if key != "flux" or all_in_one:
+    if key != "flux" or options.all_in_one:
         return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
@@ -268,38 +275,33 @@ def _write_parts(
 ) -> CheckpointFile:
     family = find_family(key)
     prediction = prediction or Prediction(None, "")
-    with open_parts(family, parts) as opened:
+    with open_parts(family, parts) as opened, ExitStack() as stack:
         notes = list(opened.notes)
         for part, source in opened.sources.items():
             refuse_sources(dst, source.files)
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = options.merging.into_parts(opened).recipes(options.dtype)
-        base = _open_base(family, options.base)
-        try:
-            recipes |= _extras(opened, base, options, notes)
-            recipes |= _marked(family, prediction)
-            metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
-            metadata |= options.merging.metadata({})
-            if folder is not None:
-                settings = describe_folder(folder, family, opened.widths, prediction, metadata)
-                notes += settings_in_words(settings, header=dst.suffix.lower() == ".safetensors")
-            if family.extras and not any(family.is_extra(name) for name in recipes) and key.startswith("sd21"):
-                metadata["fastsd.left_out"] = "text_projection, logit_scale, transformer.resblocks.23"
-            written = _write(dst, family.key, recipes, describe(family, dst, metadata), options)
-        finally:
-            if base is not None:
-                base.close()
+        recipes |= _extras(opened, _open_base(family, options.base, stack), options, notes)
+        recipes |= _marked(family, prediction)
+        metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
+        metadata |= options.merging.metadata({})
+        if folder is not None:
+            settings = describe_folder(folder, family, opened.widths, prediction, metadata)
+            notes += settings_in_words(settings, header=dst.suffix.lower() == ".safetensors")
+        if family.extras and not any(family.is_extra(name) for name in recipes) and key.startswith("sd21"):
+            metadata["fastsd.left_out"] = "text_projection, logit_scale, transformer.resblocks.23"
+        written = _write(dst, family.key, recipes, describe(family, dst, metadata), options)
         notes_file, beside = _write_sidecar(dst, sidecar(family, prediction, opened.widths), options)
     return replace(written, family=key, notes=(*notes, *notes_file), beside=beside)
 
 
-def _open_base(family: Family, base: Path | None) -> Source | None:
+def _open_base(family: Family, base: Path | None, stack: ExitStack) -> Source | None:
     if base is None or not family.extras or base.is_dir():
         return None
     source = open_file(base)
+    stack.callback(source.close)
     kind = recognise(source.tensors)
     if kind.family != family.key:
-        source.close()
         raise CheckpointError(f"The base {base} is {kind.words}, not a {family.title} file.", "Give another base.")
     return source
 
@@ -358,25 +360,20 @@ def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tupl
     return (f"Keep {path.name} beside it: it tells web UIs that the model predicts velocity (v).",), (path,)
 
 
-def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
+def _refuse_same(src: Path, options: _Options, what: str) -> None:
     if options.dtype == "keep" and not options.merging:
-        raise CheckpointError(
-            f"{src} is a Diffusers folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
-        )
-    return _copy_folder(src, dst, key, options)
+        hint = f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
+        raise CheckpointError(f"{src} is a {what} already.", hint)
 
 
-def _copy_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
+def _recast(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
     return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify, merging=options.merging)
 
 
-def _convert_component(
-    src: Path, dst: Path, to_file: bool, part: str, family: str | None, options: _Options
-) -> CheckpointFile:
-    if not to_file and options.dtype == "keep" and not options.merging:
-        raise CheckpointError(
-            f"{src} is a folder already.", f"{_ENDINGS} With --dtype or --merge a folder becomes a folder."
-        )
+def _convert_component(src: Path, dst: Path, to_file: bool, part: str, options: _Options) -> CheckpointFile:
+    if not to_file:
+        _refuse_same(src, options, "folder")
+    family = options.family
     config = read_config(src / "config.json")
     if part == "vae":
         key = "flux-ae" if config.get("latent_channels") == 16 else "vae"
@@ -395,15 +392,15 @@ def _convert_component(
     if family not in (None, key) and not vae_family(find_family(key), family or "", {}):
         raise CheckpointError(f"{src} is {find_family(key).title}, not {family}.", "Leave the family out.")
     if not to_file:
-        return _copy_folder(src, dst, key, options)
+        return _recast(src, dst, key, options)
     return _write_parts(dst, key, {find_family(key).parts[0]: src}, {}, options, folder=src)
 
 
 # ------------------------------------------------------------------------------------------------ from a file
 
 
-def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, options: _Options) -> CheckpointFile:
-    opened = open_file(src)
+def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> CheckpointFile:
+    opened, family = open_file(src), options.family
     try:
         source = tidy(opened)
         kind = recognise(source.tensors, source.metadata)
@@ -445,12 +442,10 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
         if options.base is not None and detect_family(options.base) != str(kind.family).removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
-    if prediction.kind is None and options.base is not None:
-        note = f"{prediction.source}: what the base predicts was taken."
-        return replace(written, notes=(*written.notes, note))
     if prediction.kind is None:
-        note = f"{prediction.source}: epsilon was assumed. If images come out as noise, it is a v-prediction model."
-        return replace(written, notes=(*written.notes, note))
+        note = "epsilon was assumed. If images come out as noise, it is a v-prediction model."
+        note = "what the base predicts was taken." if options.base is not None else note
+        return replace(written, notes=(*written.notes, f"{prediction.source}: {note}"))
     return written
 
 

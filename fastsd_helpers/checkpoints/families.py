@@ -1,7 +1,8 @@
 """Which name table belongs to which model family, found by its key; parts alone have tables of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from fastsd_helpers.checkpoints import names_flux, names_text, names_unet, names_vae
 from fastsd_helpers.checkpoints.layout import Family
@@ -12,6 +13,7 @@ __all__ = ["FAMILY_KEYS", "PART_KEYS", "find_family"]
 
 _COMPVIS = "https://github.com/CompVis/stable-diffusion"
 _STABILITY = "https://github.com/Stability-AI/generative-models"
+_STABILITY_2 = "https://github.com/Stability-AI/stablediffusion"
 _FLUX = "https://github.com/black-forest-labs/flux"
 
 # What the original training code kept beside the weights. Readers compute these; a copy rounded to fp16 would
@@ -36,127 +38,94 @@ _SD1_TEXT = "cond_stage_model.transformer.text_model."
 _SD2_TEXT = "cond_stage_model.model."
 _SDXL_L = "conditioner.embedders.0.transformer.text_model."
 _SDXL_G = "conditioner.embedders.1.model."
+_REFINER_G = "conditioner.embedders.0.model."
 _CLIP = {"text_encoder": names_text.CLIP_SPELLINGS, "vae": names_vae.VAE_SPELLINGS}
 _CLIP_2 = {**_CLIP, "text_encoder_2": names_text.CLIP_SPELLINGS}
 
 
-@cache
-def _sd15(channels: int = 4) -> Family:
-    kind = UNetKind((1, 1, 1, 0), 1, channels=channels)
-    task = "" if channels == 4 else " inpainting"
+def _stable_diffusion(
+    key: str, title: str, kind: UNetKind, texts: Mapping[str, str], *, width: str, left_out: str = "", **rest: Any
+) -> Family:
+    """A family of a U-Net, a VAE and text encoders (part -> prefix); `width` is that of their output together."""
+    rows = [*names_unet.unet_rows(kind), *names_vae.vae_rows("first_stage_model.")]
+    measured = names_unet.measured_unet(kind) | names_vae.measured_vae()
+    for part, prefix in texts.items():
+        if part == "text_encoder_2":
+            rows += names_text.open_clip_rows(part, prefix, layers=32, letter="g", projection=True)
+        elif prefix == _SD2_TEXT:
+            rows += names_text.open_clip_rows(part, prefix, layers=23)
+        else:
+            rows += names_text.clip_rows(part, prefix, layers=12)
+        measured |= names_text.measured_clip(part, "g" if part == "text_encoder_2" else "")
+    inpainting = kind.channels == 9
     return Family(
-        key="sd15" if channels == 4 else "sd15-inpaint",
-        title=f"SD 1.5{task}",
-        parts=("unet", "vae", "text_encoder"),
-        rows=(
-            *names_unet.unet_rows(kind),
-            *names_vae.vae_rows("first_stage_model."),
-            *names_text.clip_rows("text_encoder", _SD1_TEXT, layers=12),
-        ),
-        spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_UNUSED},
-        measured={
-            **names_unet.measured_unet(kind),
-            **names_vae.measured_vae(),
-            **names_text.measured_clip("text_encoder"),
+        key=key + "-inpaint" * inpainting,
+        title=title + " inpainting" * inpainting,
+        parts=("unet", "vae", *texts),
+        rows=tuple(rows),
+        spellings=_CLIP_2,
+        ignored={
+            part: names_text.CLIP_IGNORED if part == "text_encoder_2" else names_text.CLIP_UNUSED for part in texts
         },
-        same=(("x", "h"),),
-        metadata=_metadata("stable-diffusion-v1" + ("-inpainting" if task else ""), _COMPVIS, 512),
-        # Some exporters left `text_model.` out when transformers 5 did.
-        original_spellings=(("cond_stage_model.transformer.", _SD1_TEXT),),
-        left_out=_LEFT_OUT,
+        measured=measured,
+        same=(("x", width),),
+        left_out=(*_LEFT_OUT, left_out) if left_out else _LEFT_OUT,
+        **rest,
     )
 
 
-@cache
+def _sd15(channels: int = 4) -> Family:
+    return _stable_diffusion(
+        "sd15",
+        "SD 1.5",
+        UNetKind((1, 1, 1, 0), 1, channels=channels),
+        {"text_encoder": _SD1_TEXT},
+        width="h",
+        metadata=_metadata("stable-diffusion-v1" + ("" if channels == 4 else "-inpainting"), _COMPVIS, 512),
+        # Some exporters left `text_model.` out when transformers 5 did.
+        original_spellings=(("cond_stage_model.transformer.", _SD1_TEXT),),
+    )
+
+
 def _sd21(channels: int = 4) -> Family:
-    kind = UNetKind((1, 1, 1, 0), 1, channels=channels, linear=True)
-    task = "" if channels == 4 else " inpainting"
-    return Family(
-        key="sd21" if channels == 4 else "sd21-inpaint",
-        title="SD 2.1" if channels == 4 else "SD 2 inpainting",
-        parts=("unet", "vae", "text_encoder"),
-        rows=(
-            *names_unet.unet_rows(kind),
-            *names_vae.vae_rows("first_stage_model."),
-            *names_text.open_clip_rows("text_encoder", _SD2_TEXT, layers=23),
-        ),
-        spellings=_CLIP,
-        ignored={"text_encoder": names_text.CLIP_UNUSED},
-        measured={
-            **names_unet.measured_unet(kind),
-            **names_vae.measured_vae(),
-            **names_text.measured_clip("text_encoder"),
-        },
-        same=(("x", "h"),),
-        metadata=_metadata(
-            "stable-diffusion-v2-inpainting" if task else "stable-diffusion-v2-512",
-            "https://github.com/Stability-AI/stablediffusion",
-            512,
-        ),
-        left_out=(*_LEFT_OUT, _literal(_SD2_TEXT) + "attn_mask"),
+    return _stable_diffusion(
+        "sd21",
+        "SD 2.1" if channels == 4 else "SD 2",
+        UNetKind((1, 1, 1, 0), 1, channels=channels, linear=True),
+        {"text_encoder": _SD2_TEXT},
+        width="h",
+        metadata=_metadata(f"stable-diffusion-v2-{'512' if channels == 4 else 'inpainting'}", _STABILITY_2, 512),
+        left_out=_literal(_SD2_TEXT) + "attn_mask",
         # The model reads the 23rd of 24 layers; Diffusers keeps no more than that.
         extras=(_literal(_SD2_TEXT) + r"(text_projection|logit_scale|transformer\.resblocks\.23\..*)",),
     )
 
 
-@cache
 def _sdxl(channels: int = 4) -> Family:
-    kind = UNetKind((0, 2, 10), 10, channels=channels, linear=True, added=True)
-    return Family(
-        key="sdxl" if channels == 4 else "sdxl-inpaint",
-        title="SDXL" if channels == 4 else "SDXL inpainting",
-        parts=("unet", "vae", "text_encoder", "text_encoder_2"),
-        rows=(
-            *names_unet.unet_rows(kind),
-            *names_vae.vae_rows("first_stage_model."),
-            *names_text.clip_rows("text_encoder", _SDXL_L, layers=12),
-            *names_text.open_clip_rows("text_encoder_2", _SDXL_G, layers=32, letter="g", projection=True),
-        ),
-        spellings=_CLIP_2,
-        ignored={"text_encoder": names_text.CLIP_UNUSED, "text_encoder_2": names_text.CLIP_IGNORED},
-        measured={
-            **names_unet.measured_unet(kind),
-            **names_vae.measured_vae(),
-            **names_text.measured_clip("text_encoder"),
-            **names_text.measured_clip("text_encoder_2", "g"),
-        },
-        same=(("x", "h+gh"),),
+    return _stable_diffusion(
+        "sdxl",
+        "SDXL",
+        UNetKind((0, 2, 10), 10, channels=channels, linear=True, added=True),
+        {"text_encoder": _SDXL_L, "text_encoder_2": _SDXL_G},
+        width="h+gh",
         metadata=_metadata("stable-diffusion-xl-v1-base", _STABILITY, 1024),
         original_spellings=(("conditioner.embedders.0.transformer.", _SDXL_L),),
-        left_out=_LEFT_OUT,
         extras=(_literal(_SDXL_G) + "logit_scale",),
     )
 
 
-@cache
 def _sdxl_refiner() -> Family:
-    kind = UNetKind((0, 4, 4, 0), 4, linear=True, added=True)
-    prefix = "conditioner.embedders.0.model."
-    return Family(
-        key="sdxl-refiner",
-        title="SDXL refiner",
-        parts=("unet", "vae", "text_encoder_2"),
-        rows=(
-            *names_unet.unet_rows(kind),
-            *names_vae.vae_rows("first_stage_model."),
-            *names_text.open_clip_rows("text_encoder_2", prefix, layers=32, letter="g", projection=True),
-        ),
-        spellings=_CLIP_2,
-        ignored={"text_encoder_2": names_text.CLIP_IGNORED},
-        measured={
-            **names_unet.measured_unet(kind),
-            **names_vae.measured_vae(),
-            **names_text.measured_clip("text_encoder_2", "g"),
-        },
-        same=(("x", "gh"),),
+    return _stable_diffusion(
+        "sdxl-refiner",
+        "SDXL refiner",
+        UNetKind((0, 4, 4, 0), 4, linear=True, added=True),
+        {"text_encoder_2": _REFINER_G},
+        width="gh",
         metadata=_metadata("stable-diffusion-xl-v1-refiner", _STABILITY, 1024),
-        left_out=_LEFT_OUT,
-        extras=(_literal(prefix) + "logit_scale",),
+        extras=(_literal(_REFINER_G) + "logit_scale",),
     )
 
 
-@cache
 def _flux() -> Family:
     return Family(
         key="flux",
@@ -171,7 +140,6 @@ def _flux() -> Family:
     )
 
 
-@cache
 def _flux_all_in_one() -> Family:
     clip, t5 = "text_encoders.clip_l.transformer.text_model.", "text_encoders.t5xxl.transformer."
     return Family(
@@ -203,7 +171,6 @@ def _flux_all_in_one() -> Family:
     )
 
 
-@cache
 def _vae(flux: bool) -> Family:
     return Family(
         key="flux-ae" if flux else "vae",
@@ -218,7 +185,6 @@ def _vae(flux: bool) -> Family:
     )
 
 
-@cache
 def _clip(key: str, title: str, layers: int, projection: bool) -> Family:
     part = "text_encoder_2" if key == "clip-g" else "text_encoder"
     # A text encoder alone keeps Hugging Face's names in every web UI, and the prefix.
@@ -240,7 +206,6 @@ def _clip(key: str, title: str, layers: int, projection: bool) -> Family:
     )
 
 
-@cache
 def _t5() -> Family:
     return Family(
         key="t5",
@@ -289,6 +254,7 @@ PART_KEYS = ("vae", "flux-ae", "clip-l", "clip-h", "clip-g", "t5")
 FAMILY_KEYS = tuple(key for key in _TABLES if key not in PART_KEYS)
 
 
+@cache
 def find_family(key: str) -> Family:
     """Look up a family's name table; raises CheckpointError for a family that has none."""
     if key not in _TABLES:

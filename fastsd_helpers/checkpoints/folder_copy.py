@@ -33,6 +33,7 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile, refuse_sources
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import check_room, new_folder
 from fastsd_helpers.inert import read_config
+from fastsd_helpers.wording import list_some
 
 __all__ = ["copy_folder", "walk_folders"]
 
@@ -187,9 +188,9 @@ def _side_files(src: Path, folders: list[Path], plans: Mapping[Path, _Plan], not
             (left_out if again else copied_files).append(path.relative_to(src))
     unchanged = [name for name in copied_files if name.suffix in (".safetensors", ".bin", ".pt", ".pth")]
     if unchanged:
-        notes.append(f"Copied unchanged, as no part of the model: {_shown(unchanged)}.")
+        notes.append(f"Copied unchanged, as no part of the model: {list_some(unchanged, 6)}.")
     if left_out:
-        notes.append(f"Left out, as the same weights once more: {_shown(left_out)}.")
+        notes.append(f"Left out, as the same weights once more: {list_some(left_out, 6)}.")
     return copied_files
 
 
@@ -202,10 +203,6 @@ def _is_whole_model(path: Path) -> bool:
         return recognise(source.tensors).what == "checkpoint"
     finally:
         source.close()
-
-
-def _shown(names: list[Path]) -> str:
-    return ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _write(plan: _Plan, folder: Path, verify: bool) -> None:

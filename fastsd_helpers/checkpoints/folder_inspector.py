@@ -1,7 +1,8 @@
 """What a Diffusers folder is, a whole pipeline or one network, told from the files themselves; half known ones too."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +37,25 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
     for folder, found in sets.items():
         part = given.part if folder == root else folder.name
         words = PART_WORDS.get(part, part)
-        try:
-            source = open_set(choose_set(folder, found, variant), words)
-        except CheckpointError as err:
-            problems.append((err.problem.rstrip("."), "the part cannot be loaded"))
-            continue
-        try:
+        with ExitStack() as stack:
+            try:
+                source = open_set(choose_set(folder, found, variant), words)
+            except CheckpointError as err:
+                problems.append((err.problem.rstrip("."), "the part cannot be loaded"))
+                continue
+            stack.callback(source.close)
             problems += _packed(folder, source.tensors)
             sizes[words] = sum(fact.bytes for fact in source.tensors.values())
             for fact in source.tensors.values():
                 dtypes[fact.dtype] += fact.bytes
-                counts["parameters"] += fact.count
+            counts["parameters"] += sum(fact.count for fact in source.tensors.values())
             counts["tensors"] += len(source.tensors)
             if scan is not None:
                 not_finite |= {f"{folder.name}/{name}": bad for name, bad in scan(source).items()}
-        finally:
-            source.close()
     missing = [part for part, value in index.items() if _named(value) and not (root / part).is_dir()]
-    if missing:
-        problems.append(
-            (f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there",
-             "diffusers loads it only when told to leave that out"),
-        )  # fmt: skip
-    if not_finite:
-        problems.append((f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"))
+    problems += _whole_problems(missing, not_finite)
     family, words = _family(given, index, problems)
-    prediction = prediction_of_folder(root) if index else None
+    prediction = prediction_of_folder(root) if index and family else None
     files = [path for folder in walk_folders(root) for path in (root / folder).iterdir() if path.is_file()]
     return {
         "path": root,
@@ -70,14 +64,12 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
         "what": words,
         "family": family,
         "bytes": sum(path.stat().st_size for path in files),
-        "tensors": counts["tensors"],
-        "parameters": counts["parameters"],
+        **{name: counts[name] for name in ("tensors", "parameters")},
         "parts": sizes,
         "dtypes": dict(dtypes.most_common()),
-        "prediction": prediction.kind if prediction and family else None,
-        "prediction_source": prediction.source if prediction and family else "",
-        "sha256": None,
-        "short_hash": None,
+        "prediction": prediction.kind if prediction else None,
+        "prediction_source": prediction.source if prediction else "",
+        **dict.fromkeys(("sha256", "short_hash")),
         "metadata": {key: value for key, value in index.items() if isinstance(value, str)},
         "missing": tuple(missing),
         "unexpected": (),
@@ -85,6 +77,14 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
         "problems": problems,
         "advice": (*given.notes, *([f"It is read with the variant {variant}."] if variant else [])),
     }
+
+
+def _whole_problems(missing: list[str], not_finite: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    if missing:
+        fact = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
+        yield fact, "diffusers loads it only when told to leave that out"
+    if not_finite:
+        yield f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"
 
 
 def _named(value: Any) -> bool:

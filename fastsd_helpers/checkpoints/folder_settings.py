@@ -25,9 +25,7 @@ __all__ = [
     "settings_in_words",
     "settings_of_file",
     "settings_of_folder",
-    "vae_architecture",
     "vae_family",
-    "with_settings",
 ]
 
 SETTINGS = "fastsd.settings"  # the header's field
@@ -67,7 +65,6 @@ _SHOWN = (
     r"projection_class_embeddings_input_dim|joint_attention_dim|pooled_projection_dim|guidance_embeds|"
     r"use_linear_projection|use_(post_)?quant_conv|addition_embed_type|transformer_layers_per_block"
 )
-_NOT_NAMED = {"sample_size"}  # modelspec.resolution says it
 
 
 def settings_of_folder(
@@ -84,8 +81,7 @@ def settings_of_folder(
         prediction = Prediction("epsilon", "")
     for part in _PARTS:
         if part in family.parts:
-            alone = not (folder / "model_index.json").is_file()
-            config = read_config(folder / "config.json" if alone else folder / part / "config.json")
+            config = _config_of(folder, part)
             wanted = component_config(family, part, widths, prediction=prediction, vae_of=vae_of)
             found[part] = _differing(part, config, wanted)
     schedule = read_config(folder / "scheduler" / "scheduler_config.json")
@@ -94,6 +90,12 @@ def settings_of_folder(
         found["scheduler"] = _differing("scheduler", schedule, wanted)
         found["scheduler"] |= _prediction_lost(family, prediction)
     return {part: settings for part, settings in found.items() if settings}
+
+
+def _config_of(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a pipeline's part, or of a folder that is that part alone."""
+    whole = (folder / "model_index.json").is_file()
+    return read_config(folder / part / "config.json" if whole else folder / "config.json")
 
 
 def _differing(part: str, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,17 +140,14 @@ def settings_in_words(settings: Mapping[str, Mapping[str, Any]], *, header: bool
     named = [
         f"{PART_WORDS.get(part, part)}: "
         + ", ".join(f"{'class' if name == '_class_name' else name} {_short(value)}" for name, value in values.items())
-        for part, values in ((part, _without(values)) for part, values in settings.items())
-        if values
+        for part, all_values in settings.items()
+        # modelspec.resolution says the other
+        if (values := {name: value for name, value in all_values.items() if name != "sample_size"})
     ]
     if not named:
         return ()
     kept = " Its header keeps them for a folder made of it." if header else " They are lost; a .safetensors keeps them."
     return (f"Web UIs do not read these settings of the folder from a file: {'; '.join(named)}.{kept}",)
-
-
-def _without(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in _NOT_NAMED}
 
 
 def _short(value: Any) -> str:
@@ -179,21 +178,13 @@ def _allowed(part: str, name: str, value: Any) -> bool:
     return plain and bool(re.fullmatch(r"[a-z0-9_]+", name)) and not re.fullmatch(_SHOWN, name)
 
 
-def with_settings(config: dict[str, Any], part: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A configuration with what a header keeps for this part."""
-    return {**config, **settings.get(part, {})}
-
-
 def describe_folder(
     folder: Path, family: Family, widths: Mapping[str, int], prediction: Prediction, metadata: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Add to a file's header what its folder says beyond the weights; returns what `settings_of_folder` found."""
+    """Add to a file's header what its folder says beyond the weights; returns what was found."""
     vae_of = ""
     if family.parts == ("vae",):
-        alone = not (folder / "model_index.json").is_file()
-        vae_of, word = vae_architecture(
-            read_config(folder / "config.json" if alone else folder / "vae" / "config.json")
-        )
+        vae_of, word = _vae_architecture(_config_of(folder, "vae"))
         metadata |= {"modelspec.architecture": word} if word else {}
     settings = settings_of_folder(folder, family, widths, prediction, vae_of=vae_of)
     if settings:
@@ -238,7 +229,7 @@ def vae_family(layout: Family, asked: str, metadata: Mapping[str, str]) -> str:
     return next((family for family in (asked, *words[:1]) if family in _OF_LATENTS.get(layout.key, ())), "")
 
 
-def vae_architecture(config: Mapping[str, Any]) -> tuple[str, str]:
+def _vae_architecture(config: Mapping[str, Any]) -> tuple[str, str]:
     """(family, ModelSpec's word) of a VAE's folder by its scaling and shift; empty for one that no family has."""
     factors = (config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0)
     wide = config.get("latent_channels", 4) == 16

@@ -18,7 +18,6 @@ from fastsd_helpers.checkpoints.folder_settings import (
     scaling_unknown,
     settings_of_file,
     vae_family,
-    with_settings,
 )
 from fastsd_helpers.checkpoints.layout import PART_WORDS, Family
 from fastsd_helpers.checkpoints.prediction import Prediction, read_config
@@ -35,6 +34,7 @@ __all__ = ["write_component", "write_folder"]
 _log = logging.getLogger("fastsd_helpers")
 
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+_OF_LATENTS = ("scaling_factor", "latents_mean", "latents_std")
 
 
 def write_folder(
@@ -69,13 +69,14 @@ def write_folder(
             lender = base / part if base else None
             if part == "vae" and lender is not None and prediction.edm is not None:
                 # What the file says of latents stays.
-                config = {**config, **read_config(lender / "config.json"), **_latents(config)}
+                own = {name: config[name] for name in _OF_LATENTS if name in config}
+                config = {**config, **read_config(lender / "config.json"), **own}
                 lender = None
             said = {} if part == "vae" else single.metadata
-            _write_part(folder / part, part, recipes, with_settings(config, part, settings), lender, verify, said)
+            _write_part(folder / part, part, recipes, {**config, **settings.get(part, {})}, lender, verify, said)
         tokenizers = _copy_tokenizers(base, folder)
         schedule = scheduler_config(family, prediction, guided=bool(single.widths.get("guided", 1)))
-        schedule = with_settings(schedule, "scheduler", settings)
+        schedule |= settings.get("scheduler", {})
         _write_json(folder / "scheduler" / "scheduler_config.json", schedule)
         index = read_config(base / "model_index.json") if base else {}
         if base is not None and not _prediction_differs(base, prediction):
@@ -115,8 +116,7 @@ def write_component(
     settings = settings_of_file(metadata)
     if family and vae_of:  # what was asked for comes before what a header keeps
         settings = {}
-    config = component_config(single.family, part, single.widths, vae_of=vae_of)
-    config = with_settings(config, part, settings)
+    config = component_config(single.family, part, single.widths, vae_of=vae_of) | settings.get(part, {})
     notes = list(single.notes)
     if part == "vae" and not vae_of and base is None and "scaling_factor" not in settings.get("vae", {}):
         notes.append(scaling_unknown(single.family))
@@ -129,10 +129,6 @@ def write_component(
     return _result(dst, [recipes], single.family.key, dtype, notes)
 
 
-def _latents(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in ("scaling_factor", "latents_mean", "latents_std") if name in config}
-
-
 def _prefix(family: Family, part: str) -> str:
     # transformers of every version reads a CLIP text encoder with it.
     clip = part == "text_encoder" or (part == "text_encoder_2" and "flux" not in family.key and family.key != "t5")
@@ -143,7 +139,7 @@ def _write_part(
     folder: Path,
     part: str,
     recipes: Mapping[str, Recipe],
-    config: dict[str, Any] | None,
+    config: dict[str, Any],
     base: Path | None,
     verify: bool,
     metadata: Mapping[str, str],
@@ -155,7 +151,7 @@ def _write_part(
         compare(path, recipes)
     if base is not None and (base / "config.json").is_file():
         shutil.copyfile(base / "config.json", folder / "config.json")
-    elif config is not None:
+    else:
         _write_json(folder / "config.json", config)
 
 

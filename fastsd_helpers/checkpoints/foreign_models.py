@@ -9,10 +9,11 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
 
-__all__ = ["Foreign", "foreign_by_names", "foreign_unet", "hint_of"]
+__all__ = ["Foreign", "foreign_by_names", "foreign_unet", "hint_of", "lora_patterns"]
 
 Facts = Mapping[str, TensorFact]
 
@@ -47,25 +48,35 @@ class Foreign:
 
 
 @functools.cache
-def _table() -> tuple[dict[str, str], tuple[tuple[tuple[re.Pattern[str], ...], Foreign], ...]]:
+def _table() -> dict[str, Any]:
     text = importlib.resources.files("fastsd_helpers").joinpath("foreign_models.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
+    return tomllib.loads(text)
+
+
+@functools.cache
+def _models() -> tuple[tuple[tuple[re.Pattern[str], ...], Foreign], ...]:
     rows = []
-    for what, words, hint, signs in table["models"]["rows"]:
+    for what, words, hint, signs in _table()["models"]["rows"]:
         patterns = tuple(re.compile(f"^{_START}(?:{sign.replace('#', '[^.]+')})", re.MULTILINE) for sign in signs)
-        rows.append((patterns, Foreign(what, words, table["hints"][hint])))
-    return table["hints"], tuple(rows)
+        rows.append((patterns, Foreign(what, words, hint_of(hint))))
+    return tuple(rows)
+
+
+@functools.cache
+def lora_patterns(where: str) -> tuple[tuple[re.Pattern[str], str, str], ...]:
+    """(pattern, family, hint) of LoRA of other families, by the `names` of layers or by `metadata`."""
+    return tuple((re.compile(pattern), what, hint_of(hint)) for what, hint, pattern in _table()["loras"][where])
 
 
 def hint_of(key: str) -> str:
     """What to do with a kind of file, by its key in the table of hints."""
-    return _table()[0][key]
+    return _table()["hints"][key]
 
 
 def foreign_by_names(tensors: Facts) -> Foreign | None:
     """The first row of the table whose every sign is among the names."""
     text = "\n".join(tensors)
-    for patterns, foreign in _table()[1]:
+    for patterns, foreign in _models():
         if all(pattern.search(text) for pattern in patterns):
             return _more_exactly(foreign, tensors)
     return None

@@ -16,6 +16,7 @@ from fastsd_helpers.checkpoints.weight_sets import weight_sets
 from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.wording import list_some
 
 __all__ = ["Given", "identify", "part_of"]
 
@@ -102,7 +103,7 @@ def _only_file(folder: Path) -> Given:
             return Given("file", files[0], notes=(alone, *_misnamed(files[0])))
         if files:
             raise CheckpointError(
-                f"{folder} holds {len(files)} model files: {_shown([path.name for path in files])}.",
+                f"{folder} holds {len(files)} model files: {list_some([path.name for path in files], 5)}.",
                 "Give the one that is meant.",
             )
     names = [path.name for path in inside if path.is_file()] + [f"{file.parent.name}/{file.name}" for file in deeper]
@@ -111,7 +112,3 @@ def _only_file(folder: Path) -> Given:
 
 def _looks_like_a_part(file: Path) -> bool:
     return file.name == "config.json" or file.suffix.lower() in _MODEL_FILES
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,10 +1,9 @@
 """Say what a model file is without loading it: family, number formats, prediction type, hashes, problems, advice."""
 
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
@@ -35,7 +34,7 @@ from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
-_log = logging.getLogger("fastsd_helpers")
+_TWO_NAMES = "no web UI reads both; which one counts is chance"
 
 _MOST_SHAPES = 8  # that differ and are named: with others than the first, the file is of another model
 
@@ -134,17 +133,17 @@ def _look(
     kind = recognise(source.tensors, source.metadata)
     tidied, problems = _without_leftovers(source)
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
-    missing, unexpected, found = _against_layout(family, tidied) if family else ((), (), [])
+    layout = _against_layout(family, tidied) if family else _Layout()
     packed = _packed_problem(source)
     # Codes have shapes of their own, and scales beside them: what they are is the one thing to say.
-    problems += found if packed is None else [packed, *_missing_problems(list(missing))]
+    problems += layout.problems if packed is None else [packed, *_missing_problems(list(layout.missing))]
     not_finite = _scan(source, progress) if scan else None
-    problems += _general_problems(kind, family, source, not_finite)
+    problems += _general_problems(family, source, not_finite)
     prediction = None
     try:
         prediction = prediction_of_file(path, kind.family or "", tidied) if family else None
     except CheckpointError as err:
-        problems.append(Problem(err.problem.rstrip("."), "what the model predicts is unknown"))
+        problems.append(_problem_of(err, "what the model predicts is unknown"))
     if family is not None and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
@@ -166,37 +165,51 @@ def _look(
         bytes=path.stat().st_size,
         tensors=len(source.tensors),
         parameters=sum(fact.count for fact in facts),
-        parts=_parts(family, tidied) if family else {},
+        parts=layout.parts,
         dtypes=dict(dtypes.most_common()),
         prediction=prediction.kind if prediction and kind.family in FAMILY_KEYS else None,
         prediction_source=prediction.source if prediction and kind.family in FAMILY_KEYS else "",
         sha256=sha256,
         short_hash=sha256[:10] if sha256 else None,
         metadata=dict(source.metadata),
-        missing=missing,
-        unexpected=unexpected,
+        missing=layout.missing,
+        unexpected=layout.unexpected,
         not_finite=not_finite,
         problems=tuple(problems),
-        advice=(*getattr(tidied, "notes", ()), *_advice(path, kind, family, tidied, missing, prediction)),
+        advice=(*getattr(tidied, "notes", ()), *_advice(path, kind, family, tidied, layout.missing, prediction)),
     )
+
+
+def _problem_of(err: CheckpointError, effect: str) -> Problem:
+    return Problem(err.problem.rstrip("."), effect)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a file is against its family's layout; `parts` as in `Inspection`."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    parts: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
 
 def _without_leftovers(source: Source) -> tuple[Source, list[Problem]]:
     try:
         return tidy(source), []
     except CheckpointError as err:
-        return source, [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
+        return source, [_problem_of(err, _TWO_NAMES)]
 
 
-def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tuple[str, ...], list[Problem]]:
-    problems = []
+def _against_layout(family: Family, source: Source) -> _Layout:
     plain = [name for name in source.tensors if not name.startswith("model_ema.")]
     try:
         found, unexpected = match_original(family, plain)
     except CheckpointError as err:
-        return (), (), [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
-    shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
-    missing: list[str] = []
+        return _Layout(problems=(_problem_of(err, _TWO_NAMES),))
+    facts = {name: source.tensors[theirs] for name, theirs in found.items()}
+    shapes = {name: fact.shape for name, fact in facts.items()}
+    problems = []
     try:
         wanted = expected_shapes(family, measure_original(family, shapes))
         missing = sorted(wanted.keys() - shapes.keys())
@@ -204,15 +217,11 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
         for name in others[:_MOST_SHAPES]:
             left = len(others) - _MOST_SHAPES if name == others[:_MOST_SHAPES][-1] else 0
             more = f", and {left} more differ" if left > 0 else ""
-            problems.append(
-                Problem(
-                    f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}{more}",
-                    "loading stops with a size mismatch in every web UI",
-                )
-            )
+            fact = f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}{more}"
+            problems.append(Problem(fact, "loading stops with a size mismatch in every web UI"))
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
-        problems.append(Problem(err.problem.rstrip("."), "the file is not whole"))
+        problems.append(_problem_of(err, "the file is not whole"))
     problems += _missing_problems(missing)
     if unexpected:
         problems.append(
@@ -221,15 +230,18 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
                 "ComfyUI and Forge ignore them; AUTOMATIC1111 refuses extra U-Net tensors in SD 2.x files",
             )
         )
-    respelled = sorted(name for name, theirs in found.items() if name != theirs)
+    respelled = sum(name != theirs for name, theirs in found.items())
     if respelled and family.key.startswith(("sd15", "sdxl")):
         effect = (
             "no web UI renames them: the first text encoder stays at random"
             if family.key.startswith("sdxl")
             else "web UIs rename them; diffusers' own loader stops at them"
         )
-        problems.append(Problem(f"{len(respelled)} text encoder tensors lack 'text_model.' in their names", effect))
-    return tuple(missing), tuple(unexpected), problems
+        problems.append(Problem(f"{respelled} text encoder tensors lack 'text_model.' in their names", effect))
+    sizes: Counter[str] = Counter()
+    for name in facts:
+        sizes[PART_WORDS[family.to_diffusers[name].part]] += facts[name].bytes
+    return _Layout(tuple(missing), tuple(unexpected), dict(sizes), tuple(problems))
 
 
 def _missing_problems(missing: list[str]) -> list[Problem]:
@@ -260,57 +272,42 @@ def _packed_problem(source: Source) -> Problem | None:
         refuse_packed("It", source.tensors)
     except CheckpointError as err:
         effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
-        return Problem(err.problem.rstrip("."), effect)
+        return _problem_of(err, effect)
     return None
 
 
-def _general_problems(
-    kind: Kind, family: Family | None, source: Source, not_finite: Mapping[str, int] | None
-) -> list[Problem]:
-    problems = []
+def _general_problems(family: Family | None, source: Source, not_finite: Mapping[str, int] | None) -> Iterator[Problem]:
     halves = [
         name for name, fact in source.tensors.items() if name.endswith("position_ids") and fact.dtype[0] not in "IU"
     ]
     if halves:
-        problems.append(
-            Problem(
-                f"{halves[0]} is stored as fractions, not whole numbers",
-                "AUTOMATIC1111 reads words in wrong places where the numbers were rounded; the others recompute it",
-            )
+        yield Problem(
+            f"{halves[0]} is stored as fractions, not whole numbers",
+            "AUTOMATIC1111 reads words in wrong places where the numbers were rounded; the others recompute it",
         )
     schedule = source.tensors.get("alphas_cumprod")
     if family is not None and schedule is not None and schedule.dtype != "F32":
-        problems.append(
-            Problem(
-                "the noise schedule (alphas_cumprod) is stored rounded",
-                "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
-            )
+        yield Problem(
+            "the noise schedule (alphas_cumprod) is stored rounded",
+            "AUTOMATIC1111 uses it instead of the exact one; the others compute their own",
         )
     second = re.compile(r"conditioner\.embedders\.(1|0\.model)\.(.*\.)?text_projection\.weight", re.DOTALL)
     if any(second.fullmatch(name) for name in source.tensors):
-        problems.append(
-            Problem(
-                "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
-                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
-            )
+        yield Problem(
+            "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
+            "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
         )
-    small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
-    if small:
-        problems.append(
-            Problem(
-                f"{len(small)} tensors are in an 8-bit format",
-                "ComfyUI and Forge read them; AUTOMATIC1111 widens them; nothing can be trained on them",
-            )
+    if small := sum(is_small_float(fact.dtype) for fact in source.tensors.values()):
+        yield Problem(
+            f"{small} tensors are in an 8-bit format",
+            "ComfyUI and Forge read them; AUTOMATIC1111 widens them; nothing can be trained on them",
         )
     if not_finite:
         worst = max(not_finite, key=lambda name: not_finite[name])
-        problems.append(
-            Problem(
-                f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
-                "images come out black",
-            )
+        yield Problem(
+            f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
+            "images come out black",
         )
-    return problems
 
 
 def _advice(
@@ -349,17 +346,6 @@ def _advice(
     if kind.what in ("unknown", "unet"):
         advice.append("It cannot be used as a checkpoint.")
     return advice
-
-
-def _parts(family: Family, source: Source) -> dict[str, int]:
-    try:
-        found, _ = match_original(family, [name for name in source.tensors if not name.startswith("model_ema.")])
-    except CheckpointError:
-        return {}
-    sizes: Counter[str] = Counter()
-    for name, theirs in found.items():
-        sizes[PART_WORDS[family.to_diffusers[name].part]] += source.tensors[theirs].bytes
-    return dict(sizes)
 
 
 def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[str, int]:

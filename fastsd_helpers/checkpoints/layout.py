@@ -5,9 +5,10 @@ directions of renaming and the completeness checks read the same rows, so they c
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from fastsd_helpers.errors import CheckpointError
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_original",
     "check_shapes",
     "expected_shapes",
+    "layer_rows",
     "match_names",
     "match_original",
     "measure",
@@ -60,6 +62,16 @@ class Row:
     stacked: tuple[str, ...] = ()
     form: str = "same"
     unless_equal: tuple[str, str] | None = None
+
+
+def layer_rows(
+    part: str, diffusers: str, original: str, sizes: str, *, bias: bool = True, **rest: Any
+) -> Iterator[Row]:
+    """The weight of a layer and its bias, which has the first of the weight's `sizes`; `rest` are fields of both."""
+    shape = tuple(sizes.split())
+    yield Row(part, (f"{diffusers}.weight",), f"{original}.weight", shape, **rest)
+    if bias:
+        yield Row(part, (f"{diffusers}.bias",), f"{original}.bias", shape[:1], **rest)
 
 
 @dataclass(frozen=True)
@@ -232,12 +244,10 @@ def _measure(
     return widths
 
 
-def expected_shapes(family: Family, widths: Widths, part: str | None = None) -> dict[str, Shape]:
-    """List the original file's tensors at these widths: name -> shape; of one part, or of all."""
+def expected_shapes(family: Family, widths: Widths) -> dict[str, Shape]:
+    """List the original file's tensors at these widths: name -> shape."""
     return {
-        row.original: tuple(_size(size, widths) for size in row.sizes)
-        for row in family.rows
-        if part in (None, row.part) and _exists(row, widths)
+        row.original: tuple(_size(size, widths) for size in row.sizes) for row in family.rows if _exists(row, widths)
     }
 
 

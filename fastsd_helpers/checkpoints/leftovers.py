@@ -6,7 +6,6 @@ They say nothing about the model, so they are taken off or left out before anyth
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,8 @@ _KNOWN = (
     r"decoder\.(?:up|mid)|vae\.(?:encoder|decoder))\."
 )
 _WRAPPER = re.compile(rf"(?P<wrapper>(?:[A-Za-z_][A-Za-z0-9_]*\.){{1,3}}?)(?P<rest>{_KNOWN}.*)", re.DOTALL)
-_WRAPPERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "net",
-    "network",
-    "pipeline",
-    "diffusion",
-    "generator",
-    "student",
+_WRAPPERS = tuple(
+    ["model", "state_dict", "model_state_dict", "net", "network", "pipeline", "diffusion", "generator", "student"]
 )
 _MOST = 8  # different wrappers; more of them are no training's
 _AVERAGED = ("ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_state_dict_ema", "teacher", "target")
@@ -50,16 +41,10 @@ _LEAVES |= {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
 _CONVOLUTION = re.compile(r"(.*\.)?mid\.attn_1\.(q|k|v|proj_out)\.weight")
 
 
-@dataclass(frozen=True)
-class _Tidied:
-    names: Mapping[str, str]  # as they are now -> as the file has them
-    notes: tuple[str, ...]
-
-
 def tidy_facts(tensors: Mapping[str, TensorFact]) -> dict[str, TensorFact]:
     """The tensors under their names without leftovers; a file that has one twice keeps the first of them."""
-    tidied = _tidied(tensors, strict=False)
-    return {name: _fact(name, tensors[theirs]) for name, theirs in tidied.names.items()}
+    names, _notes = _tidied(tensors, strict=False)
+    return {name: _fact(name, tensors[theirs]) for name, theirs in names.items()}
 
 
 class TidySource:
@@ -88,8 +73,7 @@ def tidy(source: Source) -> TidySource:
     Raises:
         CheckpointError: without its wrapper a tensor would have the name of another one.
     """
-    tidied = _tidied(source.tensors, strict=True)
-    return TidySource(source, tidied.names, tidied.notes)
+    return TidySource(source, *_tidied(source.tensors, strict=True))
 
 
 def _fact(name: str, fact: TensorFact) -> TensorFact:
@@ -99,7 +83,8 @@ def _fact(name: str, fact: TensorFact) -> TensorFact:
     return fact
 
 
-def _tidied(given: Iterable[str], *, strict: bool) -> _Tidied:
+def _tidied(given: Iterable[str], *, strict: bool) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(name as it is now -> as the file has it, a sentence for each kind of leftover)."""
     notes: list[str] = []
     names = {name: name for name in given}
     whole = any(re.match(rf"(?:.*\.)?{_KNOWN}", name) for name in names)
@@ -110,7 +95,7 @@ def _tidied(given: Iterable[str], *, strict: bool) -> _Tidied:
     names = _renamed(names, _without_segments, "the wrapper of torch.compile or of several GPUs", notes, strict)
     names = _unwrapped(names, notes, strict)
     names = _renamed(names, _respelled, "in another spelling of the VAE's attention", notes, strict)
-    return _Tidied(names, tuple(notes))
+    return names, tuple(notes)
 
 
 def _renamed(names: Mapping[str, str], rename: Any, what: str, notes: list[str], strict: bool) -> dict[str, str]:

@@ -28,7 +28,7 @@ from fastsd_helpers.checkpoints.writer import CheckpointFile, refuse_existing, r
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
-__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder"]
+__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder", "write_kohya"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _ARCHITECTURES = {
@@ -150,11 +150,7 @@ def _write(
     verify: bool,
     notes: list[str],
 ) -> CheckpointFile:
-    made = BytesSource(tensors)
-    recipes = {name: copied(made, name) for name in tensors}
-    sha256, size = write_safetensors(path, recipes, metadata={"format": "pt", **metadata}, read_back=False)
-    if verify:
-        compare(path, recipes)
+    sha256, size = _write_tensors(path, tensors, metadata, verify=verify)
     checked = check_lora(path, family, sources)
     if checked.worst > _NOTABLE_ROUNDING:
         notes = [
@@ -162,7 +158,37 @@ def _write(
             f"Rounding to {dtype} changes what {checked.where} does by {checked.worst:.0%}: its numbers are very "
             "small. --dtype fp32 keeps them.",
         ]
-    return CheckpointFile(path, sha256, size, len(recipes), f"{family}-lora", dtype, tuple(notes))
+    return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype, tuple(notes))
+
+
+def _write_tensors(
+    path: Path, tensors: Stored, metadata: Mapping[str, str], *, verify: bool, finite: bool = False
+) -> tuple[str, int]:
+    made = BytesSource(tensors)
+    recipes = {name: copied(made, name) for name in tensors}
+    metadata = {"format": "pt", **metadata}
+    sha256, size = write_safetensors(path, recipes, metadata=metadata, read_back=False, finite=finite)
+    if verify:
+        compare(path, recipes)
+    return sha256, size
+
+
+def write_kohya(
+    path: Path, layers: list[tuple[Module, Layer]], family: str, *, dtype: str, metadata: Mapping[str, str]
+) -> CheckpointFile:
+    """Write a LoRA in kohya's names, which every web UI reads; it is read back and every value compared.
+
+    Args:
+        layers: each with the module of `lora_modules` that it changes.
+        metadata: for the header, before what is said there of family, rank and alpha.
+
+    Raises:
+        CheckpointError: a value is no finite number, or becomes infinite in `dtype`.
+        DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
+    """
+    tensors, described = _to_kohya(layers, family, dtype)
+    sha256, size = _write_tensors(path, tensors, {**described, **metadata}, verify=True, finite=True)
+    return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype)
 
 
 # ------------------------------------------------------------------------------------------------ the layers

@@ -13,6 +13,8 @@ from fastsd_helpers.checkpoints.lora_layers import (
     config_of,
     read_matrices,
     read_values,
+    require_finite,
+    require_floats,
     settle_modules,
 )
 from fastsd_helpers.checkpoints.lora_layouts import LoraModule
@@ -27,14 +29,14 @@ from fastsd_helpers.checkpoints.lycoris import (
     Scaled,
     rank_of_factors,
 )
-from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES, FLOATS, cast
+from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES, cast
 from fastsd_helpers.checkpoints.sources import Source
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["changed_tensors", "place_of", "read_change", "read_scales", "refuse_unmergeable"]
+__all__ = ["changed_tensors", "read_change", "read_scales", "refuse_unmergeable"]
 
 _WEIGHT_ROLES = ("down", "hada_", "lokr_", "diff", "w_norm", "on_input")
 _BIAS_ROLES = ("bias", "diff_b", "b_norm")
@@ -55,11 +57,6 @@ _UNMERGEABLE = {
 _DAMAGED = "Download it again, or take an earlier save of it."
 
 
-def place_of(module: LoraModule) -> str:
-    """The module in words, for messages."""
-    return f"{module.module.part}.{module.path or module.spelled}"
-
-
 def changed_tensors(module: LoraModule) -> list[str]:
     """Which of the module's tensors it changes: `weight`, `bias`, or both."""
     roles = module.tensors
@@ -78,18 +75,18 @@ def refuse_unmergeable(lora: Lora) -> None:
             kind = _UNMERGEABLE.get(role) or _UNMERGEABLE.get(role.partition("_")[0])
             if kind is not None:
                 raise CheckpointError(
-                    f"{place_of(module)} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
+                    f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
                     "it is computed.",
                     "Use it in the web UI as it is; LoRA, LoHa, LoKr, DoRA, IA3 and full differences can be merged.",
                 )
         if "scalar" in module.tensors and (read_values(lora.source, module.tensors["scalar"]) != 1).any():
             raise CheckpointError(
-                f"{place_of(module)} has a {module.tensors['scalar']!r} that is not 1, which readers ignore.",
+                f"{module.place} has a {module.tensors['scalar']!r} that is not 1, which readers ignore.",
                 "Save it again with LyCORIS, which multiplies it in.",
             )
         if not changed_tensors(module):
             raise CheckpointError(
-                f"The LoRA has half a layer: {place_of(module)} has nothing but {', '.join(module.tensors.values())}.",
+                f"The LoRA has half a layer: {module.place} has nothing but {', '.join(module.tensors.values())}.",
                 _DAMAGED,
             )
 
@@ -130,7 +127,7 @@ def _stated_rank(lora: Lora, module: LoraModule) -> int | None:
 def _has_zeros(lora: Lora, module: LoraModule) -> bool:
     """Whether one of the factors is all zeros, so that the product is."""
     if "down" in module.tensors or "up" in module.tensors:
-        layer = read_matrices(lora.source, module.tensors, place_of(module))
+        layer = read_matrices(lora.source, module.tensors, module.place)
         return not (layer.down.any() and layer.up.any())
     factors = (name for role, name in module.tensors.items() if role.startswith(("hada_", "lokr_")))
     return any(not _read(lora.source, name).any() for name in factors)
@@ -150,7 +147,7 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
         change = _bias(lora, module, scale) if tensor == "bias" else _weight(lora, module, scale, shape)
         if _stripped(change.shape) != _stripped(shape) and not _flattened(change.shape, shape):
             raise CheckpointError(
-                f"The LoRA changes {place_of(module)}.{tensor} as a tensor of {list(change.shape)}; the model's has "
+                f"The LoRA changes {module.place}.{tensor} as a tensor of {list(change.shape)}; the model's has "
                 f"{list(shape)}.",
                 "It was made for a model of other widths: give the model it belongs to.",
             )
@@ -159,9 +156,9 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
             lengths = _read(lora.source, name)
             return Decomposed(change, lengths, shape, on_input=_on_input(name, lengths.shape))
     except KeyError as err:
-        raise CheckpointError(f"The LoRA has half a layer: {place_of(module)} lacks {err}.", _DAMAGED) from err
+        raise CheckpointError(f"The LoRA has half a layer: {module.place} lacks {err}.", _DAMAGED) from err
     except ValueError as err:
-        problem = f"The LoRA's factors of {place_of(module)} do not fit each other: {err}."
+        problem = f"The LoRA's factors of {module.place} do not fit each other: {err}."
         raise CheckpointError(problem, _DAMAGED) from err
     return change
 
@@ -169,7 +166,7 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
 def _weight(lora: Lora, module: LoraModule, scale: float, shape: tuple[int, ...]) -> Change:
     roles = module.tensors
     if "down" in roles or "up" in roles:
-        layer = read_matrices(lora.source, roles, place_of(module))
+        layer = read_matrices(lora.source, roles, module.place)
         return LowRank(layer.up.reshape(len(layer.up), -1), layer.down, scale)
     if any(role.startswith("hada_") for role in roles):
         return HadamardProduct(_factors(lora.source, roles, "hada_"), scale)
@@ -194,7 +191,7 @@ def _differences(source: Source, name: str, scale: float = 1.0) -> Differences:
     import numpy as np
 
     fact = source.tensors[name]
-    _require_floats(name, fact.dtype)
+    require_floats(name, fact.dtype)
     size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
 
     def read(first: int, last: int) -> "np.ndarray":
@@ -202,7 +199,7 @@ def _differences(source: Source, name: str, scale: float = 1.0) -> Differences:
         source.read_into(name, first * width * size, values)
         made = cast(values, fact.dtype, "F32", owner=lambda: f"The LoRA's tensor {name!r}")
         rows = np.frombuffer(made, "<f4").reshape(last - first, width)
-        _require_finite(name, rows)
+        require_finite(name, rows)
         return rows
 
     return Differences(fact.shape, read, scale)
@@ -215,28 +212,10 @@ def _factors(source: Source, roles: Mapping[str, str], start: str) -> "dict[str,
 def _read(source: Source, name: str) -> "np.ndarray":
     dtype = source.tensors[name].dtype
     if not name.endswith("on_input"):
-        _require_floats(name, dtype)
+        require_floats(name, dtype)
     values = read_values(source, name)
-    _require_finite(name, values)
+    require_finite(name, values)
     return values
-
-
-def _require_floats(name: str, dtype: str) -> None:
-    if dtype not in FLOATS:
-        raise CheckpointError(
-            f"The LoRA's tensor {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
-            "Give the LoRA in fp32, fp16 or bf16.",
-        )
-
-
-def _require_finite(name: str, values: "np.ndarray") -> None:
-    import numpy as np
-
-    if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"The LoRA's tensor {name!r} holds infinite values or values that are not a number.",
-            "It broke down while it was trained: take an earlier save of it.",
-        )
 
 
 def _on_input(name: str, shape: tuple[int, ...]) -> bool:

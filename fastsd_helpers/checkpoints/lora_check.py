@@ -18,7 +18,7 @@ from fastsd_helpers.checkpoints.layout import PART_WORDS
 from fastsd_helpers.checkpoints.lora_names import Module, lora_modules
 from fastsd_helpers.checkpoints.number_formats import cast
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
-from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.sources import Source, read_whole
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "SourceLayer", "check_lora"]
 
+_METADATA_KEY = "lora_adapter_metadata"  # as diffusers has it
 _HINT = "Nothing was written. Please report it with the name of this LoRA; the source is as it was."
 _TOLERANCE = 1e-6  # of a layer's change: sums of products in fp32, and an alpha stored in fp32
 _UNIT = {"F64": 0.0, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}  # the largest relative error of rounding
@@ -87,7 +88,7 @@ def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> Checke
     except CheckpointError as err:
         raise VerificationFailed(err.problem, _HINT) from err
     try:
-        written = _index_diffusers(file, family) if _is_diffusers(file) else _index_kohya(file, family)
+        written = _index_diffusers(file, family) if _METADATA_KEY in file.metadata else _index_kohya(file, family)
         seen: set[Key] = set()
         worst, where = 0.0, ""
         last: dict[str, _Product] = {}
@@ -193,17 +194,7 @@ def _are_copies(layer: SourceLayer, written: _Written) -> bool:
     facts = [(layer.source.tensors[ours], written.file.tensors.get(theirs)) for ours, theirs in pairs]
     if any(ours != theirs for ours, theirs in facts) or layer.alpha != written.alpha:
         return False
-    return all(_bytes(layer.source, ours) == _bytes(written.file, theirs) for ours, theirs in pairs)
-
-
-def _bytes(source: Source | SafetensorsFile, name: str) -> bytearray:
-    raw = bytearray(source.tensors[name].bytes)
-    source.read_into(name, 0, raw)
-    return raw
-
-
-def _is_diffusers(file: SafetensorsFile) -> bool:
-    return "lora_adapter_metadata" in file.metadata
+    return all(read_whole(layer.source, ours) == read_whole(written.file, theirs) for ours, theirs in pairs)
 
 
 def _index_kohya(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
@@ -224,7 +215,7 @@ def _index_kohya(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
 
 def _index_diffusers(file: SafetensorsFile, family: str) -> dict[Key, _Written]:
     modules = {(module.part, path) for module in lora_modules(family) for path in module.paths}
-    said = json.loads(file.metadata["lora_adapter_metadata"])
+    said = json.loads(file.metadata[_METADATA_KEY])
     found = {}
     for name in file.tensors:
         match = re.fullmatch(r"(.+)\.(lora_A|lora_linear_layer\.down)\.weight", name)
@@ -277,7 +268,7 @@ def _floats(source: Source | SafetensorsFile, name: str) -> "np.ndarray":
     if name not in source.tensors:
         raise VerificationFailed(f"The written LoRA lacks {name!r}.", _HINT)
     fact = source.tensors[name]
-    raw = _bytes(source, name)
+    raw = read_whole(source, name)
     if fact.dtype == "BF16":
         values = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     elif fact.dtype in ("F16", "F32", "F64"):

@@ -1,12 +1,14 @@
 """LoRA of families that have no conversion here: each is named, from its layers' names, its metadata or its widths.
 
-Widths that no published model has say nothing: such a LoRA goes by its names alone. Source: comfy/lora.py and
-comfy/supported_models.py of ComfyUI, and the transformers' default configurations in diffusers.
+Names and metadata are told by the patterns in foreign_models.toml. Widths that no published model has say nothing: such
+a LoRA goes by its names alone. Source: comfy/lora.py and comfy/supported_models.py of ComfyUI, and the transformers'
+default configurations in diffusers.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
+from fastsd_helpers.checkpoints.foreign_models import hint_of, lora_patterns
 from fastsd_helpers.checkpoints.layout import part_shapes
 from fastsd_helpers.checkpoints.lora_names import Target
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
@@ -14,58 +16,6 @@ from fastsd_helpers.errors import CheckpointError
 
 __all__ = ["foreign_by_names", "foreign_by_widths", "module_shape", "real_sizes"]
 
-_COMFY = "ComfyUI and SD.Next read it as it is."
-_VIDEO = "ComfyUI reads it as it is."
-_FORGE = "ComfyUI and Forge read it as it is."
-_TEXT = "It changes no image model: use it with the program it was made for."
-# Patterns of a layer's name, dots and underscores alike, most telling first.
-_TOP = r"(?:^|\.|lora_unet__?)"
-_BY_NAMES = tuple(
-    (re.compile(pattern), what, hint)
-    for pattern, what, hint in (
-        (r"lora_prior_", "Stable Cascade", _COMFY),
-        (r"distilled_guidance_layer", "Chroma", _FORGE),
-        (
-            r"to_qkv_mlp_proj|(double|single)_stream_modulation|[._]ff(_context)?[._]linear_(in|out)$"
-            r"|single_transformer_blocks[._]\d+[._]attn[._]to_out",
-            "FLUX.2",
-            _COMFY,
-        ),
-        (r"^text_encoder_3\.|joint_blocks[._]\d|[._](x_block|context_block)[._]", "Stable Diffusion 3", _COMFY),
-        (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]", "Qwen-Image", _COMFY),
-        (r"joint_transformer_blocks|(double|single)_layers[._]\d", "AuraFlow", _COMFY),
-        (r"double_stream_blocks|single_stream_blocks", "HiDream", _COMFY),
-        (
-            r"token_refiner|(img|txt)_(mlp[._]fc\d|mod[._]linear)|\.(img|txt)_attn_(qkv|proj)|(img|txt)_attn_[qkv]$",
-            "HunyuanVideo or HunyuanImage",
-            _VIDEO,
-        ),
-        (r"motion_modules|temporal_transformer", "AnimateDiff", "ComfyUI reads it with an AnimateDiff extension."),
-        (_TOP + r"blocks[._]\d+[._]((self|cross)_attn[._][qkvo](_img)?$|attn[12][._]to_|ffn[._])", "Wan", _VIDEO),
-        (_TOP + r"blocks[._]\d+[._](self|cross)_attn[._](q|k|v|output)_proj$", "Cosmos or Anima", _VIDEO),
-        (_TOP + r"blocks[._]\d+[._]attn[._](qkv|proj)_[xy]$", "Mochi", _VIDEO),
-        (_TOP + r"blocks[._]\d+[._]attn[12][._](Wqkv|(q|kv|out)_proj)$", "Hunyuan-DiT", _COMFY),
-        (_TOP + r"blocks[._]\d+[._](cross_attn[._](q|kv)_linear|attn[._](qkv|proj))$", "PixArt", _COMFY),
-        (
-            rf"(noise|context)_refiner[._]\d|{_TOP}layers[._]\d+[._](attention|feed_forward|adaLN)",
-            "Z-Image (or Lumina Image 2.0, which has the same names)",
-            _COMFY,
-        ),
-        (r"(^|transformer\.|model\.)transformer_blocks\.\d+\.attn1\.", "PixArt, LTX-Video, CogVideoX or Sana", _COMFY),
-        (r"(^|transformer\.|model\.)transformer_blocks\.\d+\.attn2\.", "Stable Diffusion 3.5", _COMFY),
-        (r"(model|language_model)[._]layers[._]\d+[._](self_attn|mlp)[._]", "a language model", _TEXT),
-    )
-)
-_BY_METADATA = (
-    (re.compile(r"stable-diffusion-v?3|sd3|sd_?3\.5"), "Stable Diffusion 3", _COMFY),
-    (re.compile(r"chroma"), "Chroma", _FORGE),
-    (re.compile(r"flux[._-]?2|klein"), "FLUX.2", _COMFY),
-    (re.compile(r"qwen"), "Qwen-Image", _COMFY),
-    (re.compile(r"z[._-]?image"), "Z-Image", _COMFY),
-    (re.compile(r"lumina"), "Lumina Image 2.0", _COMFY),
-    (re.compile(r"hunyuan"), "HunyuanVideo or HunyuanImage", _VIDEO),
-    (re.compile(r"(^|[^a-z])wan([^a-z]|$)"), "Wan", _VIDEO),
-)
 # Flux.1's layer width is 3072; these are others' with the same names.
 _FLUX_WIDTHS = {
     1536: "Stable Diffusion 3 (medium)",
@@ -114,16 +64,16 @@ def foreign_by_names(stems: Iterable[str], metadata: Mapping[str, str]) -> None:
         CheckpointError: says which, and what reads it.
     """
     stems = list(stems)
-    for pattern, what, hint in _BY_NAMES:
+    for pattern, what, hint in lora_patterns("names"):
         for stem in stems:
             if pattern.search(stem):
                 raise _foreign(what, f"it changes {stem!r}", hint)
     third = next((stem for stem in stems if re.match(r"lora_te3_encoder_block|text_encoders\.t5xxl", stem)), None)
     if third and any(re.match(r"lora_te2_(text_model|encoder_layers)|text_encoders\.clip_g", stem) for stem in stems):
-        raise _foreign("Stable Diffusion 3", f"it changes CLIP-G and T5 ({third!r})", _COMFY)
+        raise _foreign("Stable Diffusion 3", f"it changes CLIP-G and T5 ({third!r})", hint_of("next"))
     for key in ("modelspec.architecture", "ss_base_model_version"):
         said = metadata.get(key, "")
-        for pattern, what, hint in _BY_METADATA:
+        for pattern, what, hint in lora_patterns("metadata"):
             if pattern.search(said.lower()):
                 raise _foreign(what, f"its metadata says {key} {said!r}", hint)
 
@@ -155,7 +105,7 @@ def foreign_by_widths(layers: Iterable[tuple[str, Target | None, Size]]) -> None
         elif target.module.part == "unet" and len(target.module.row.sizes) > 1:
             what = _SD_WIDTHS.get((target.module.row.sizes[1], columns), "")
         if what:
-            raise _foreign(what, f"{name!r} changes a layer of {rows} x {columns}", _COMFY)
+            raise _foreign(what, f"{name!r} changes a layer of {rows} x {columns}", hint_of("next"))
 
 
 def module_shape(roles: Mapping[str, str], tensors: Mapping[str, TensorFact]) -> Size:

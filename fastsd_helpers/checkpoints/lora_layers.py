@@ -16,7 +16,7 @@ from fastsd_helpers.checkpoints.lora_strength import Adapted, find_statements, s
 from fastsd_helpers.checkpoints.number_formats import FLOATS, cast, is_small_float
 from fastsd_helpers.checkpoints.prediction import read_config
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.sources import Source, open_file
+from fastsd_helpers.checkpoints.sources import Source, Values, open_file, read_whole
 from fastsd_helpers.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ __all__ = [
     "open_lora",
     "read_lora",
     "read_matrices",
-    "read_number",
     "read_values",
+    "require_finite",
+    "require_floats",
     "settle_modules",
 ]
 
@@ -69,13 +70,6 @@ class Layer:
     def scale(self) -> float:
         """What `up @ down` counts."""
         return self.alpha / self.rank
-
-    def delta(self) -> "np.ndarray":
-        """What is added to the weight, float32 [out, in] or [out, in, height, width]."""
-        import numpy as np
-
-        up, down = self.up.reshape(len(self.up), -1), self.down.reshape(self.rank, -1)
-        return (np.float32(self.scale) * (up @ down)).reshape(len(up), *self.down.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ def _config_of(file: Path, source: Source) -> dict[str, Any]:
     return read_config(file.parent / _CONFIG_FILE) if ours else {}
 
 
-class _Joined:
+class _Joined(Values):
     """Adapters of several parts as one source; each tensor's name begins with its part."""
 
     def __init__(self, sources: Sequence[tuple[Source, str]]) -> None:
@@ -151,7 +145,6 @@ class _Joined:
                 self._home[f"{part}.{plain}" if part else plain] = source, name
         self.tensors: dict[str, TensorFact] = {name: source.tensors[own] for name, (source, own) in self._home.items()}
         self.files = tuple(file for source, _ in sources for file in source.files)
-        self.metadata: Mapping[str, str] = {}
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         source, own = self._home[name]
@@ -160,9 +153,6 @@ class _Joined:
     def locate(self, name: str) -> tuple[int, int] | None:
         source, own = self._home[name]
         return source.locate(own)
-
-    def close(self) -> None:
-        """Whoever opened the sources closes them."""
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -180,9 +170,8 @@ def read_lora(lora: Lora) -> tuple[list[tuple[LoraModule, Layer]], list[str]]:
     layers: list[tuple[LoraModule, Layer]] = []
     adapted: list[tuple[LoraModule, Adapted]] = []
     for module in lora.layout.modules:
-        place = f"{module.module.part}.{module.path or module.spelled}"
-        layer = read_matrices(lora.source, module.tensors, place)
-        _shape_as(layer, module.module.row, place)
+        layer = read_matrices(lora.source, module.tensors, module.place)
+        _shape_as(layer, module.module.row, module.place)
         kernel, nothing = bool(set(layer.down.shape[2:]) - {1}), not (layer.down.any() and layer.up.any())
         adapted.append((module, as_adapted(lora, module, layer.rank, kernel=kernel, nothing=nothing)))
         layers.append((module, layer))
@@ -207,9 +196,8 @@ def _shape_as(layer: Layer, row: Row, place: str) -> None:
 
 def as_adapted(lora: Lora, module: LoraModule, rank: int, *, kernel: bool, nothing: bool) -> Adapted:
     """What a module's strength is found by; `kernel` and `nothing` are Adapted's."""
-    place = f"{module.module.part}.{module.path or module.spelled}"
-    own = read_number(lora.source, module.tensors["alpha"]) if "alpha" in module.tensors else None
-    return Adapted(_spellings(module), place, rank, own, kernel, nothing)
+    own = _read_number(lora.source, module.tensors["alpha"]) if "alpha" in module.tensors else None
+    return Adapted(_spellings(module), module.place, rank, own, kernel, nothing)
 
 
 def settle_modules(lora: Lora, adapted: Sequence[tuple[LoraModule, Adapted]]) -> list[str]:
@@ -260,24 +248,35 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
         raise CheckpointError(f"The LoRA has half a layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
     names = [tensors[role] for role in ("down", "up", "mid") if role in tensors]
     for name in names:
-        dtype = source.tensors[name].dtype
-        if dtype not in FLOATS and not is_small_float(dtype):
-            raise CheckpointError(
-                f"The LoRA's matrix {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
-                "Give the LoRA in fp32, fp16 or bf16.",
-            )
+        require_floats(name, source.tensors[name].dtype, "matrix")
     down, up, *middle = (read_values(source, name) for name in names)
     _check_fit(down, up, middle, place)
     dtype = common_dtype(source.tensors[name].dtype for name in names)
     if middle:  # [rank, rank, height, width]
         down, dtype = np.einsum("rshw,si->rihw", middle[0], down.reshape(len(down), -1)), "F32"
     for name, values in zip(names, (down, up, *middle), strict=True):
-        if not np.isfinite(values).all():
-            raise CheckpointError(
-                f"The LoRA's matrix {name!r} holds infinite values or values that are not a number.",
-                "It broke down while it was trained: take an earlier save of it.",
-            )
+        require_finite(name, values, "matrix")
     return Layer(down, up, float(len(down)), dtype)
+
+
+def require_floats(name: str, dtype: str, what: str = "tensor") -> None:
+    """Refuse whole numbers in the place of a LoRA's weights; raises CheckpointError."""
+    if dtype not in FLOATS:
+        raise CheckpointError(
+            f"The LoRA's {what} {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
+            "Give the LoRA in fp32, fp16 or bf16.",
+        )
+
+
+def require_finite(name: str, values: "np.ndarray", what: str = "tensor") -> None:
+    """Refuse infinite values and those that are not a number; raises CheckpointError."""
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"The LoRA's {what} {name!r} holds infinite values or values that are not a number.",
+            "It broke down while it was trained: take an earlier save of it.",
+        )
 
 
 def _check_fit(down: "np.ndarray", up: "np.ndarray", middle: "Sequence[np.ndarray]", place: str) -> None:
@@ -296,12 +295,7 @@ def _check_fit(down: "np.ndarray", up: "np.ndarray", middle: "Sequence[np.ndarra
         raise CheckpointError(f"The LoRA's matrices of {place} do not fit: {shapes}.", _DAMAGED)
 
 
-def read_number(source: Source, name: str) -> float:
-    """Read a tensor that holds one number, such as an alpha.
-
-    Raises:
-        CheckpointError: it holds none or several.
-    """
+def _read_number(source: Source, name: str) -> float:
     fact = source.tensors[name]
     if fact.count != 1:
         raise CheckpointError(f"The LoRA's {name!r} holds {fact.count} numbers instead of one.", _DAMAGED)
@@ -312,9 +306,7 @@ def read_values(source: Source, name: str) -> "np.ndarray":
     """Read a tensor as float32, whatever it is stored in."""
     import numpy as np
 
-    fact = source.tensors[name]
-    values = bytearray(fact.bytes)
-    source.read_into(name, 0, values)
+    fact, values = source.tensors[name], read_whole(source, name)
     if fact.dtype.startswith(("I", "U")):
         kind = f"<{fact.dtype[0].lower()}{int(fact.dtype[1:]) // 8}"
         return np.frombuffer(values, kind).astype("<f4").reshape(fact.shape)

@@ -90,6 +90,11 @@ class LoraModule:
     spelled: str
     tensors: Mapping[str, str]
 
+    @property
+    def place(self) -> str:
+        """The module in words, for messages."""
+        return f"{self.module.part}.{self.path or self.spelled}"
+
 
 @dataclass(frozen=True)
 class LoraLayout:
@@ -128,8 +133,8 @@ def read_layout(tensors: Facts, metadata: Mapping[str, str], *, part: str = "", 
         if stem not in targets:
             raise _unknown_layer(read_stem(stem), family if targets else "", part)
     modules = _modules(stems, targets)
-    namings = Counter(_naming(read_stem(stem), target, family) for stem, target in targets.items() if _inside(target))
-    namings = namings or Counter(_naming(read_stem(stem), target, family) for stem, target in targets.items())
+    networks = {stem: target for stem, target in targets.items() if not target.module.part.startswith("text")}
+    namings = Counter(_naming(read_stem(stem), target, family) for stem, target in (networks or targets).items())
     naming = namings.most_common(1)[0][0]
     kind, kind_words = _kind_of_all(modules, tensors)
     words = f"{kind_words} for {_base_words(family, modules)} in {_NAMING_WORDS[naming]}"
@@ -240,10 +245,6 @@ def _twice(one: str, other: str) -> CheckpointError:
         "Keep the tensors of one layout and save them as a file of their own: programs that read both would add the "
         "LoRA twice.",
     )
-
-
-def _inside(target: Target) -> bool:
-    return target.module.part in ("unet", "transformer")
 
 
 def _naming(apart: Stem, target: Target, family: str) -> str:

@@ -15,7 +15,7 @@ from fastsd_helpers.checkpoints.lycoris import Change
 from fastsd_helpers.checkpoints.number_formats import DTYPE_BYTES, cast
 from fastsd_helpers.checkpoints.recipes import Recipe
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.sources import Source, Values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ class Addition:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class MergedSource:
+class MergedSource(Values):
     """A source whose changed tensors are given changed; the others are not asked for.
 
     Attributes:
@@ -134,12 +134,6 @@ class MergedSource:
                     self._changes.popitem(last=False)
             self._changes.move_to_end(id(addition))
             return self._changes[id(addition)]
-
-    def locate(self, name: str) -> None:
-        """The values are in no file."""
-
-    def close(self) -> None:
-        """Whoever opened the source closes it."""
 
 
 @dataclass

@@ -8,8 +8,9 @@ scripts/convert_flux_to_diffusers.py.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
-from fastsd_helpers.checkpoints.layout import Row
+from fastsd_helpers.checkpoints.layout import Row, layer_rows
 
 __all__ = ["measured_transformer", "transformer_rows"]
 
@@ -51,6 +52,8 @@ _DOUBLE_NORMS = (
     ("attn.norm_added_k", "txt_attn.norm.key_norm"),
 )
 
+_layer = partial(layer_rows, "transformer")
+
 
 def measured_transformer() -> dict[str, tuple[str, str, int]]:
     """Which tensor shows which width."""
@@ -74,7 +77,9 @@ def transformer_rows(prefix: str) -> Iterator[Row]:
     for ours, theirs, sizes in _GUIDANCE:
         yield from _layer(ours, prefix + theirs, sizes, unless_equal=("guided", "0"))
     # Diffusers has (scale, shift) here, the original (shift, scale).
-    yield from _layer("norm_out.linear", f"{prefix}final_layer.adaLN_modulation.1", "2*d d", form="swapped")
+    yield from layer_rows(
+        "transformer", "norm_out.linear", f"{prefix}final_layer.adaLN_modulation.1", "2*d d", form="swapped"
+    )
     for block in range(_DOUBLE_BLOCKS):
         ours, theirs = f"transformer_blocks.{block}.", f"{prefix}double_blocks.{block}."
         for leaf, their_leaf, sizes in _DOUBLE:
@@ -91,14 +96,6 @@ def transformer_rows(prefix: str) -> Iterator[Row]:
         yield from _layer(f"{ours}proj_out", f"{theirs}linear2", "d d+fm")
         for leaf, their_leaf in (("attn.norm_q", "norm.query_norm"), ("attn.norm_k", "norm.key_norm")):
             yield Row("transformer", (f"{ours}{leaf}.weight",), f"{theirs}{their_leaf}.scale", ("hd",))
-
-
-def _layer(
-    diffusers: str, original: str, sizes: str, *, form: str = "same", unless_equal: tuple[str, str] | None = None
-) -> Iterator[Row]:
-    shape = tuple(sizes.split())
-    yield Row("transformer", (f"{diffusers}.weight",), f"{original}.weight", shape, (), form, unless_equal)
-    yield Row("transformer", (f"{diffusers}.bias",), f"{original}.bias", shape[:1], (), form, unless_equal)
 
 
 def _stacked(diffusers: list[str], original: str, sizes: tuple[str, str], firsts: tuple[str, ...]) -> Iterator[Row]:

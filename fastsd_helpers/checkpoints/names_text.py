@@ -8,7 +8,7 @@ Source: the key lists of transformers' CLIPTextModel and T5EncoderModel, and of 
 
 from collections.abc import Iterator
 
-from fastsd_helpers.checkpoints.layout import Row
+from fastsd_helpers.checkpoints.layout import Row, layer_rows
 
 __all__ = [
     "CLIP_IGNORED",
@@ -65,8 +65,8 @@ def clip_rows(part: str, prefix: str, *, layers: int, letter: str = "", projecti
     for layer in range(layers):
         for leaf, widths in _CLIP_LAYER:
             name = f"encoder.layers.{layer}.{leaf}"
-            yield from _layer(part, name, prefix + name, widths.format(h=h, m=m))
-    yield from _layer(part, "final_layer_norm", f"{prefix}final_layer_norm", h)
+            yield from layer_rows(part, name, prefix + name, widths.format(h=h, m=m))
+    yield from layer_rows(part, "final_layer_norm", f"{prefix}final_layer_norm", h)
     if projection:
         yield Row(part, ("text_projection.weight",), projection, (h, h))
 
@@ -84,8 +84,8 @@ def open_clip_rows(part: str, prefix: str, *, layers: int, letter: str = "", pro
             stacked = tuple(f"{ours}.self_attn.{letter}_proj.{leaf}" for letter in "qkv")
             yield Row(part, stacked, f"{theirs}.attn.in_proj_{leaf}", sizes, (h, h, h))
         for leaf, their_leaf, widths in _OPEN_CLIP_LAYER:
-            yield from _layer(part, f"{ours}.{leaf}", f"{theirs}.{their_leaf}", widths.format(h=h, m=m))
-    yield from _layer(part, "final_layer_norm", f"{prefix}ln_final", h)
+            yield from layer_rows(part, f"{ours}.{leaf}", f"{theirs}.{their_leaf}", widths.format(h=h, m=m))
+    yield from layer_rows(part, "final_layer_norm", f"{prefix}ln_final", h)
     if projection:
         # OpenCLIP computes x @ P, Hugging Face x @ W.T: both are square, so no shape check would notice.
         yield Row(part, ("text_projection.weight",), f"{prefix}text_projection", (h, h), form="turned")
@@ -125,9 +125,3 @@ def t5_rows(part: str, prefix: str, *, layers: int, letter: str = "") -> Iterato
 def _clip_tables(letter: str) -> tuple[tuple[str, tuple[str, str]], ...]:
     h = f"{letter}h"
     return (("token_embedding", (f"{letter}vocab", h)), ("position_embedding", (f"{letter}positions", h)))
-
-
-def _layer(part: str, diffusers: str, original: str, sizes: str) -> Iterator[Row]:
-    shape = tuple(sizes.split())
-    yield Row(part, (f"{diffusers}.weight",), f"{original}.weight", shape)
-    yield Row(part, (f"{diffusers}.bias",), f"{original}.bias", shape[:1])

@@ -10,8 +10,9 @@ of diffusers.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from fastsd_helpers.checkpoints.layout import Row
+from fastsd_helpers.checkpoints.layout import Row, layer_rows
 
 __all__ = ["UNetKind", "measured_unet", "unet_rows"]
 
@@ -117,18 +118,17 @@ def unet_rows(kind: UNetKind) -> Iterator[Row]:
             yield from _layer(f"up_blocks.{level}.upsamplers.0.conv", above, f"{width} {width} 3 3")
 
 
-def _layer(diffusers: str, original: str, sizes: str, unless_equal: tuple[str, str] | None = None) -> Iterator[Row]:
-    shape = tuple(sizes.split())
-    original = _PREFIX + original
-    yield Row("unet", (f"{diffusers}.weight",), f"{original}.weight", shape, unless_equal=unless_equal)
-    if not diffusers.endswith(_WITHOUT_BIAS):
-        yield Row("unet", (f"{diffusers}.bias",), f"{original}.bias", shape[:1], unless_equal=unless_equal)
+def _layer(diffusers: str, original: str, sizes: str, **rest: Any) -> Iterator[Row]:
+    bias = not diffusers.endswith(_WITHOUT_BIAS)
+    return layer_rows("unet", diffusers, _PREFIX + original, sizes, bias=bias, **rest)
 
 
 def _resnet(diffusers: str, original: str, before: str, after: str) -> Iterator[Row]:
     for ours, theirs, sizes in _RESNET:
         changes = (before, after) if ours == "conv_shortcut" else None
-        yield from _layer(f"{diffusers}.{ours}", f"{original}.{theirs}", sizes.format(i=before, o=after), changes)
+        yield from _layer(
+            f"{diffusers}.{ours}", f"{original}.{theirs}", sizes.format(i=before, o=after), unless_equal=changes
+        )
 
 
 def _attention(diffusers: str, original: str, width: str, depth: int, kind: UNetKind) -> Iterator[Row]:

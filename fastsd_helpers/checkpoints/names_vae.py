@@ -7,8 +7,9 @@ Source: the key lists of CompVis/stable-diffusion and black-forest-labs/flux, an
 """
 
 from collections.abc import Iterator
+from functools import partial
 
-from fastsd_helpers.checkpoints.layout import Row
+from fastsd_helpers.checkpoints.layout import Row, layer_rows
 
 __all__ = ["VAE_SPELLINGS", "measured_vae", "vae_rows"]
 
@@ -48,6 +49,8 @@ VAE_SPELLINGS = tuple(
     for old, new in _OLD_ATTENTION
 )
 
+_layer = partial(layer_rows, "vae")
+
 
 def measured_vae() -> dict[str, tuple[str, str, int]]:
     """Which tensor shows which width."""
@@ -75,7 +78,9 @@ def vae_rows(prefix: str, *, flux: bool = False) -> Iterator[Row]:
             yield from _resnet(ours, prefix + theirs, width if place else before, width)
         if level < _LEVELS - 1:
             below = f"{prefix}encoder.down.{level}.downsample.conv"
-            yield from _layer(f"encoder.down_blocks.{level}.downsamplers.0.conv", below, f"{width} {width} 3 3")
+            yield from layer_rows(
+                "vae", f"encoder.down_blocks.{level}.downsamplers.0.conv", below, f"{width} {width} 3 3"
+            )
     for level in range(_LEVELS):  # the original counts the decoder's levels from the picture down
         width, before = f"v{3 - level}", f"v{min(4 - level, 3)}"
         for place in range(3):
@@ -84,14 +89,6 @@ def vae_rows(prefix: str, *, flux: bool = False) -> Iterator[Row]:
         if level < _LEVELS - 1:
             above = f"{prefix}decoder.up.{3 - level}.upsample.conv"
             yield from _layer(f"decoder.up_blocks.{level}.upsamplers.0.conv", above, f"{width} {width} 3 3")
-
-
-def _layer(
-    diffusers: str, original: str, sizes: str, *, unless_equal: tuple[str, str] | None = None, form: str = "same"
-) -> Iterator[Row]:
-    shape = tuple(sizes.split())
-    yield Row("vae", (f"{diffusers}.weight",), f"{original}.weight", shape, (), form, unless_equal)
-    yield Row("vae", (f"{diffusers}.bias",), f"{original}.bias", shape[:1], unless_equal=unless_equal)
 
 
 def _resnet(diffusers: str, original: str, before: str, after: str) -> Iterator[Row]:

@@ -170,20 +170,16 @@ def _to_16_bits(wide: "np.ndarray", wanted: str, owner: Callable[[], str], out: 
         if (narrow & 0x7FFF).max() < 0x7C00:  # neither infinite nor not-a-number, before or afterwards
             return narrow
     if not hasattr(_scratch, "arrays"):
-        _scratch.arrays = np.empty((3, _BLOCK), "<u4")
+        _scratch.arrays = np.empty((2, _BLOCK), "<u4")
     for first in range(0, wide.size, _BLOCK):
         block, made = wide[first : first + _BLOCK], narrow[first : first + _BLOCK]
-        magnitude, *spare = _scratch.arrays[:, : block.size]
+        magnitude, rounded = _scratch.arrays[:, : block.size]
         np.bitwise_and(block.view("<u4"), 0x7FFFFFFF, out=magnitude)
-        ordinary = magnitude.max() < _TOO_LARGE[wanted]  # neither infinite nor not-a-number, now or afterwards
-        if not ordinary and ((magnitude >= _TOO_LARGE[wanted]) & (magnitude < _INFINITE)).any():
+        largest = magnitude.max()
+        if largest >= _TOO_LARGE[wanted] and ((magnitude >= _TOO_LARGE[wanted]) & (magnitude < _INFINITE)).any():
             raise _too_large(wide[np.isfinite(wide)], wanted, owner)
-        if wanted == "BF16":
-            _to_bf16(block, made, ordinary, spare[0])
-        elif ordinary:
-            _to_fp16(block, made, magnitude, *spare)
-        else:
-            _strange_to_fp16(block, made)
+        to_half = _to_bf16 if wanted == "BF16" else _to_fp16
+        to_half(block, made, magnitude > _INFINITE if largest > _INFINITE else None, rounded)
     return narrow
 
 
@@ -195,7 +191,8 @@ def _too_large(finite: "np.ndarray", wanted: str, owner: Callable[[], str]) -> C
     )
 
 
-def _to_bf16(wide: "np.ndarray", narrow: "np.ndarray", ordinary: bool, rounded: "np.ndarray") -> None:
+def _to_bf16(wide: "np.ndarray", narrow: "np.ndarray", strange: "np.ndarray | None", rounded: "np.ndarray") -> None:
+    """Round a block; `strange` tells which values are none, `rounded` is as long and free to use."""
     import numpy as np
 
     bits = wide.view("<u4")
@@ -206,44 +203,16 @@ def _to_bf16(wide: "np.ndarray", narrow: "np.ndarray", ordinary: bool, rounded: 
     rounded += bits
     rounded >>= 16
     np.copyto(narrow, rounded, casting="unsafe")
-    if not ordinary:
-        # What torch's vector instructions write for every one that is not a number.
-        narrow[(bits & 0x7FFFFFFF) > _INFINITE] = 0xFFFF
+    if strange is not None:
+        narrow[strange] = 0xFFFF  # what torch's vector instructions write for every one of them
 
 
-def _to_fp16(
-    wide: "np.ndarray", narrow: "np.ndarray", rounded: "np.ndarray", power: "np.ndarray", other: "np.ndarray"
-) -> None:
-    """Round values that fit, whose bits without the sign are in `rounded`; numpy's own cast takes twice as long.
-
-    Beside 2^13 times its own power of two a value keeps just the eleven digits of fp16: the addition does the
-    rounding, and leaves them as the sum's lowest bits. Below 2^-14 the digits are those of a subnormal.
-    """
-    import numpy as np
-
-    bits = wide.view("<u4")
-    np.bitwise_and(rounded, 0x7F800000, out=power)
-    np.maximum(power, 0x38800000, out=power)  # 2^-14
-    np.add(power, (13 << 23) + 0x3C00, out=other)  # 0x3C00: the two formats count exponents from different places
-    total = rounded.view("<f4")
-    total += other.view("<f4")
-    power >>= 13
-    rounded += power
-    np.right_shift(bits, 16, out=other)
-    other &= 0x8000
-    rounded += other
-    np.copyto(narrow, rounded, casting="unsafe")  # the sixteen lowest bits
-
-
-def _strange_to_fp16(wide: "np.ndarray", narrow: "np.ndarray") -> None:
-    """Round values of which some are infinite or not a number."""
+def _to_fp16(wide: "np.ndarray", narrow: "np.ndarray", strange: "np.ndarray | None", _rounded: "np.ndarray") -> None:
     import numpy as np
 
     with np.errstate(under="ignore", invalid="ignore"):
         np.copyto(narrow.view("<f2"), wide, casting="same_kind")
-    bits = wide.view("<u4")
-    unordered = (bits & 0x7FFFFFFF) > _INFINITE
-    if unordered.any():
+    if strange is not None:
         # As processors do: sign and upper digits stay, and it is a quiet one.
-        strange = bits[unordered]
-        narrow[unordered] = ((strange >> 16) & 0x8000) | 0x7E00 | ((strange >> 13) & 0x3FF)
+        bits = wide.view("<u4")[strange]
+        narrow[strange] = ((bits >> 16) & 0x8000) | 0x7E00 | ((bits >> 13) & 0x3FF)

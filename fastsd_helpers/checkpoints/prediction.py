@@ -4,6 +4,7 @@ Weights do not show it. A Diffusers folder says it in its scheduler; a single fi
 and 2.x) or in small tensors (SDXL); ModelSpec metadata too, which web UIs do not read.
 """
 
+import importlib.resources
 import json
 import math
 import struct
@@ -14,7 +15,7 @@ from typing import Any
 
 from fastsd_helpers.checkpoints.layout import Family
 from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.sources import Source
+from fastsd_helpers.checkpoints.sources import Source, read_whole
 from fastsd_helpers.errors import CheckpointError
 
 __all__ = [
@@ -141,8 +142,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
 def _floats(source: Source, name: str, count: int, *, positive: bool = False) -> tuple[float, ...]:
     fact = source.tensors[name]
     if fact.count == count and fact.dtype in (*_FORMATS, "BF16"):
-        content = bytearray(fact.bytes)
-        source.read_into(name, 0, content)
+        content = read_whole(source, name)
         if fact.dtype == "BF16":
             content = bytearray(b"".join(b"\0\0" + content[at : at + 2] for at in range(0, len(content), 2)))
         values = struct.unpack(f"<{count}{_FORMATS.get(fact.dtype, 'f')}", content)
@@ -192,8 +192,9 @@ def prediction_metadata(family: Family, prediction: Prediction, widths: Mapping[
 def sidecar(family: Family, prediction: Prediction, widths: Mapping[str, int]) -> str | None:
     """The text of the .yaml that must lie beside an SD 1.x or 2.x file that predicts velocity; None for others.
 
-    AUTOMATIC1111 takes it for the whole configuration, Forge reads `parameterization` from it. The layout is that of
-    Stability-AI/stablediffusion's v2-inference-v.yaml and CompVis/stable-diffusion's v1-inference.yaml.
+    AUTOMATIC1111 takes it for the whole configuration, Forge reads `parameterization` from it. The layout, in
+    v_prediction.yaml, is that of Stability-AI/stablediffusion's v2-inference-v.yaml and CompVis/stable-diffusion's
+    v1-inference.yaml.
     """
     if prediction.kind != "v_prediction" or not family.key.startswith(("sd15", "sd21")):
         return None
@@ -202,68 +203,22 @@ def sidecar(family: Family, prediction: Prediction, widths: Mapping[str, int]) -
     channels = 9 if family.key.endswith("-inpaint") else 4
     target = "ldm.models.diffusion.ddpm." + ("LatentInpaintDiffusion" if channels == 9 else "LatentDiffusion")
     heads = "num_head_channels: 64\n        use_linear_in_transformer: True" if second else "num_heads: 8"
+    encoder = "FrozenCLIPEmbedder"
     if second:
-        text = "FrozenOpenCLIPEmbedder\n      params:\n        freeze: True\n        layer: penultimate"
-    else:
-        text = "FrozenCLIPEmbedder"
-    return f"""model:
-  target: {target}
-  params:
-    parameterization: "v"
-    linear_start: 0.00085
-    linear_end: 0.0120
-    num_timesteps_cond: 1
-    log_every_t: 200
-    timesteps: 1000
-    first_stage_key: jpg
-    cond_stage_key: txt
-    image_size: 64
-    channels: 4
-    cond_stage_trainable: False
-    conditioning_key: {"hybrid" if channels == 9 else "crossattn"}
-    monitor: val/loss_simple_ema
-    scale_factor: 0.18215
-    use_ema: False
-
-    unet_config:
-      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
-      params:
-        use_checkpoint: True
-        image_size: 32
-        in_channels: {channels}
-        out_channels: 4
-        model_channels: {base}
-        attention_resolutions: [4, 2, 1]
-        num_res_blocks: 2
-        channel_mult: [{", ".join(str(widths[f"u{level}"] // base) for level in range(4))}]
-        {heads}
-        use_spatial_transformer: True
-        transformer_depth: 1
-        context_dim: {widths["x"]}
-        legacy: False
-
-    first_stage_config:
-      target: ldm.models.autoencoder.AutoencoderKL
-      params:
-        embed_dim: 4
-        monitor: val/rec_loss
-        ddconfig:
-          double_z: True
-          z_channels: 4
-          resolution: 256
-          in_channels: 3
-          out_ch: 3
-          ch: {encoder_base}
-          ch_mult: [{", ".join(str(widths[f"v{level}"] // encoder_base) for level in range(4))}]
-          num_res_blocks: 2
-          attn_resolutions: []
-          dropout: 0.0
-        lossconfig:
-          target: torch.nn.Identity
-
-    cond_stage_config:
-      target: ldm.modules.encoders.modules.{text}
-"""
+        encoder = "FrozenOpenCLIPEmbedder\n      params:\n        freeze: True\n        layer: penultimate"
+    text = importlib.resources.files("fastsd_helpers").joinpath("v_prediction.yaml").read_text(encoding="utf-8")
+    return text.format(
+        target=target,
+        conditioning="hybrid" if channels == 9 else "crossattn",
+        channels=channels,
+        base=base,
+        unet_levels=", ".join(str(widths[f"u{level}"] // base) for level in range(4)),
+        heads=heads,
+        context=widths["x"],
+        encoder_base=encoder_base,
+        vae_levels=", ".join(str(widths[f"v{level}"] // encoder_base) for level in range(4)),
+        text=encoder,
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.folder_settings import vae_family
 from fastsd_helpers.checkpoints.foreign_models import Foreign, foreign_by_names, foreign_unet, hint_of
 from fastsd_helpers.checkpoints.leftovers import tidy_facts
 from fastsd_helpers.checkpoints.lora_layouts import is_lora, read_layout
@@ -59,7 +61,7 @@ def recognise(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind
         return _lora(tensors, metadata)
     if foreign is not None:
         return _as_kind(foreign)
-    found = _original(tensors) or _part(tensors, metadata) or _diffusers(tensors)
+    found = _flux(tensors) or _stable_diffusion(tensors) or _part(tensors, metadata) or _diffusers(tensors)
     return found or Kind("unknown", None, "no model we know", _UNKNOWN)
 
 
@@ -101,10 +103,6 @@ def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
 
 
 # ------------------------------------------------------------------------------------------------ whole models
-
-
-def _original(tensors: Facts) -> Kind | None:
-    return _flux(tensors) or _stable_diffusion(tensors)
 
 
 def _flux(tensors: Facts) -> Kind | None:
@@ -255,10 +253,6 @@ def require_convertible(
 
 
 def _is_of(kind: Kind, family: str) -> bool:
-    """Whether a file is of a family; a VAE or a text encoder alone also of the families whose part it can be."""
-    if kind.family == family:
-        return True
-    if kind.what not in ("part", "diffusers part"):
-        return False
-    wanted = {"vae": ("sd15", "sd21", "sdxl"), "flux-ae": ("flux", "sd3")}.get(kind.family or "", ())
-    return family.removesuffix("-inpaint").removesuffix("-refiner").removesuffix("-all-in-one") in wanted
+    """Whether a file is of a family; a VAE alone also of the families whose part it can be."""
+    alone = kind.what in ("part", "diffusers part") and kind.family is not None
+    return kind.family == family or (alone and bool(vae_family(find_family(kind.family), family, {})))

@@ -19,7 +19,7 @@ from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SafetensorsFile", "TensorFact", "dtype_name", "to_torch_dtype"]
+__all__ = ["SafetensorsFile", "TensorFact", "dtype_name"]
 
 # Each takes some 400 bytes of memory, which is what a hostile file can make us allocate.
 _MOST_TENSORS = 500_000
@@ -63,13 +63,6 @@ class TensorFact:
     def bytes(self) -> int:
         """The size of the values."""
         return DTYPE_BYTES[self.dtype] * self.count
-
-
-def to_torch_dtype(name: str) -> "torch.dtype":
-    """torch's dtype for a safetensors dtype name."""
-    import torch
-
-    return getattr(torch, _TORCH_NAMES[name])
 
 
 def dtype_name(dtype: "torch.dtype") -> str | None:
@@ -142,23 +135,6 @@ class SafetensorsFile:
     def locate(self, name: str) -> tuple[int, int]:
         """The descriptor of the open file, and where in it a tensor's bytes begin."""
         return self._file.fileno(), self._starts[name]
-
-    def read_bytes(self, name: str) -> bytearray:
-        """Read one tensor's values as they lie in the file (little endian)."""
-        values = bytearray(self.tensors[name].bytes)
-        self.read_into(name, 0, values)
-        return values
-
-    def read(self, name: str) -> "torch.Tensor":
-        """Read one tensor onto the CPU."""
-        import torch
-
-        fact = self.tensors[name]
-        dtype = to_torch_dtype(fact.dtype)
-        values = self.read_bytes(name)
-        if not values:
-            return torch.empty(fact.shape, dtype=dtype)
-        return torch.frombuffer(values, dtype=dtype).reshape(fact.shape)
 
     def head(self) -> Iterator[bytes]:
         """The bytes before the data, in pieces."""

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
@@ -17,7 +18,7 @@ from fastsd_helpers.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BytesSource", "Source", "open_file", "open_set", "open_source"]
+__all__ = ["BytesSource", "Source", "Values", "open_file", "open_set", "open_source", "read_whole"]
 
 _log = logging.getLogger("fastsd_helpers")
 
@@ -45,6 +46,26 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of files and tensors."""
+
+
+class Values:
+    """What every source has whose tensors lie in no file of its own."""
+
+    files: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        """The values are in no file."""
+
+    def close(self) -> None:
+        """Whoever opened what it reads from closes that."""
+
+
+def read_whole(source: Any, name: str) -> bytearray:
+    """A tensor's bytes as they lie in a source or a SafetensorsFile (little endian)."""
+    values = bytearray(source.tensors[name].bytes)
+    source.read_into(name, 0, values)
+    return values
 
 
 def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> Source:
@@ -93,28 +114,20 @@ class _SafetensorsSource:
         self._file.close()
 
 
-class BytesSource:
+class BytesSource(Values):
     """Small tensors whose values are at hand: name -> (fact, bytes)."""
 
     def __init__(self, tensors: Mapping[str, tuple[TensorFact, Any]]) -> None:
         self._values = {name: memoryview(values).cast("B") for name, (_fact, values) in tensors.items()}
         self.tensors = {name: fact for name, (fact, _values) in tensors.items()}
-        self.files: tuple[Path, ...] = ()
-        self.metadata: Mapping[str, str] = {}
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         """Fill a buffer with a tensor's bytes from `start` on."""
         view = memoryview(buffer).cast("B")
         view[:] = self._values[name][start : start + len(view)]
 
-    def locate(self, name: str) -> None:
-        """Nothing of it is in a file."""
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class _Memory:
+class _Memory(Values):
     def __init__(self, tensors: Mapping[str, Any], owner: str, files: tuple[Path, ...] = ()) -> None:
         import torch
 
@@ -123,7 +136,6 @@ class _Memory:
         self._lock = threading.Lock()
         self.tensors: dict[str, TensorFact] = {}
         self.files = files
-        self.metadata: Mapping[str, str] = {}
         for name, tensor in tensors.items():
             dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
             if dtype is None:
@@ -137,9 +149,6 @@ class _Memory:
         view = memoryview(buffer).cast("B")
         if view:
             view[:] = self._bytes_of(name)[start : start + len(view)]
-
-    def locate(self, name: str) -> None:
-        pass
 
     def _bytes_of(self, name: str) -> memoryview:
         import torch

@@ -38,7 +38,7 @@ def caption(chosen: argparse.Namespace) -> Answer:
     written = []
     if chosen.auto or chosen.captioner:
         from fastsd_helpers.captions import DEFAULT_CAPTIONER
-        from fastsd_helpers.dreambooth.auto_captions import caption_pictures
+        from fastsd_helpers.dreambooth.captioning import caption_pictures
 
         written = caption_pictures(session, model=chosen.captioner or DEFAULT_CAPTIONER)
     rows = prompt_rows(session)

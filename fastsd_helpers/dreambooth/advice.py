@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
-from fastsd_helpers.captions import read_caption
-from fastsd_helpers.dreambooth.dataset import Dataset
+from fastsd_helpers.captions import read_caption, words_of
+from fastsd_helpers.dreambooth.dataset import Dataset, recorded_images
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.picture_files import PictureProblem, open_picture
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import list_some
 
-__all__ = ["MOST_TOKENS", "advise", "least_tokens", "long_prompts_line"]
+__all__ = ["advise", "least_tokens", "long_prompts_line", "notes_on_prepared"]
 
-MOST_TOKENS = 77
+_MOST_TOKENS = 77
+_MANY = 100  # images of one subject
 # Source: the pattern of CLIP's byte-pair encoding. Each piece is one token or more.
 _PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_", re.IGNORECASE)
 
@@ -29,14 +32,66 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
         prompts: image -> prompt.
         count: tokens of a prompt, start and end with them.
     """
-    cut = [name for name, prompt in prompts.items() if count(prompt) > MOST_TOKENS]
+    cut = [name for name, prompt in prompts.items() if count(prompt) > _MOST_TOKENS]
     if not cut:
         return None
-    shown = ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
     return (
-        f"{len(cut)} of {len(prompts)} prompts are longer than the {MOST_TOKENS} tokens the model reads: the end is "
-        f"cut off ({shown}). Put what matters first, or shorten them."
+        f"{len(cut)} of {len(prompts)} prompts are longer than the {_MOST_TOKENS} tokens the model reads: the end is "
+        f"cut off ({list_some(cut)}). Put what matters first, or shorten them."
     )
+
+
+def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: int, chosen: bool) -> list[str]:
+    """Say what is to be said of images that take the place of those in the session's record.
+
+    Args:
+        images: what session.json will say about each. size: side they were prepared with, in pixels.
+        chosen: the user named photos that are only measured.
+    """
+    notes = []
+    held_out = [PurePosixPath(item["file"]).name for item in images if item["held_out"]]
+    if held_out and not chosen:
+        notes.append(
+            f"Held out: {list_some(held_out)}. One photo of ten is never trained on, to measure what was learned; "
+            "with hold-out none all are trained on."
+        )
+    train = len(images) - len(held_out)
+    if train == 1:
+        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
+    if train > _MANY:
+        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
+    said = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in images}
+    notes += filter(None, [long_prompts_line(said)])
+    odd = sum(item["method"] == "none" and not _is_square(item["box"]) for item in images)
+    if odd:
+        notes.append(
+            f"{odd} of {len(images)} images are not square, and training needs squares: prepare them with "
+            "crop smart or center before you train."
+        )
+    trained = (session.record.get("settings") or {}).get("resolution")
+    if isinstance(trained, int) and trained > size:
+        notes.append(
+            f"This session is trained at {trained} px, and these are {size} px: prepare them with size {trained}."
+        )
+    progress, recorded = session.record.get("progress") or {}, recorded_images(session)
+    if recorded and (progress.get("stage") or progress.get("step")):
+        before = {(item["sha256"], item["held_out"], _prompt_before(session, item)) for item in recorded}
+        if before != {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in images}:
+            notes.append(
+                "Training has begun on other images or prompts: going on would mix the two sets, so start it again "
+                "with --restart."
+            )
+    return notes
+
+
+def _is_square(box: list[int]) -> bool:
+    return box[2] - box[0] == box[3] - box[1]
+
+
+def _prompt_before(session: Session, item: dict[str, Any]) -> str:
+    """What an image that was prepared before says by itself: its caption now, else the words of its name."""
+    stem = PurePosixPath(item["file"]).stem
+    return read_caption(session.captions / f"{stem}.txt") or item.get("stem_words", words_of(f"{stem}.png"))
 
 
 def advise(

@@ -5,6 +5,7 @@ Families differ in how they read a prompt and in what the U-Net predicts; the tr
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.downloads import model_hash, read_json, variant_of
@@ -16,7 +17,7 @@ from fastsd_helpers.registry import ModelSpec, require_trainable, require_traina
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BaseModel", "plain_names"]
+__all__ = ["BaseModel", "checkpoint_gradients", "plain_names", "put_tensors", "suit_cpu"]
 
 
 def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
@@ -77,6 +78,10 @@ class BaseModel:
             ) from err
         return module.requires_grad_(False).eval()
 
+    def load(self, part: str) -> Any:
+        """The U-Net or the text encoder, by its name."""
+        return self.load_unet() if part == "unet" else self.load_text_encoder()
+
     def load_unet(self) -> Any:
         """The U-Net in float32, frozen: latents [batch, 4, h/8, w/8] and text [batch, 77, width] to the prediction."""
         return self._load(_diffusers().UNet2DConditionModel, "unet")
@@ -128,3 +133,43 @@ def _diffusers() -> Any:
     with needs_package("Training", "Run: fastsd install dreambooth"):
         import diffusers
     return diffusers
+
+
+def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
+    """Load weights saved under plain names, whatever spelling this module's library version has."""
+    own = module.state_dict()
+    spelling = {name.removeprefix("text_model."): name for name in own}
+    module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
+
+
+def checkpoint_gradients(module: Any) -> None:
+    """Keep few of the values of the forward pass and compute the others again in the backward pass."""
+    if hasattr(module, "enable_gradient_checkpointing"):
+        module.enable_gradient_checkpointing()
+    else:
+        # The older form finds no gradient where a frozen layer comes first, as it does with LoRA.
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module.train()  # both libraries checkpoint only in training mode; these models have no dropout
+
+
+def suit_cpu(module: Any) -> None:
+    """Choose the forms of attention and GroupNorm that are fast in training in bf16 on a CPU.
+
+    The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
+    as long on the channels-last values that bf16 convolutions hand over. In fp32 neither is so.
+    """
+    import torch
+    from torch.nn import functional
+
+    def group_norm(norm: Any, x: "torch.Tensor") -> "torch.Tensor":
+        return functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    if hasattr(module, "set_attn_processor"):
+        from diffusers.models.attention_processor import AttnProcessor
+
+        module.set_attn_processor(AttnProcessor())
+    elif hasattr(module, "set_attn_implementation"):
+        module.set_attn_implementation("eager")
+    for part in module.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.forward = MethodType(group_norm, part)

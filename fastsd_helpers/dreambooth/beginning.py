@@ -9,13 +9,13 @@ from typing import Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.dataset import Dataset, load_dataset, recorded_images, what_changed
+from fastsd_helpers.dreambooth.presets import choose_base_model
 from fastsd_helpers.dreambooth.resume import Generation
 from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_of, read_segments, segments_in
 from fastsd_helpers.dreambooth.settings import (
     DreamBoothConfig,
     Given,
     ResolvedConfig,
-    choose_base_model,
     given_values,
     refuse_changes,
     resolve_settings,
@@ -96,8 +96,7 @@ def find_start(
     Args:
         config: what the user gave.
         session, device: as they are.
-        run: the run's number.
-        generation: its newest whole checkpoint.
+        run, generation: the run's number, and its newest whole checkpoint.
         more: steps asked for after its end.
 
     Raises:
@@ -117,54 +116,47 @@ def find_start(
     open_legs = _open_legs(legs_of(segments), generation)
     begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
     begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
-    reasons: list[str] = []
+    last = segments[-1]
     if begins:
         steps = more.as_steps(segments[0])
         config, reasons = settings_for_more(
-            given, segments[-1].settings, steps=steps, begun_steps=begun_steps, begun_given=segments[-1].given
+            given, last.settings, steps=steps, begun_steps=begun_steps, begun_given=last.given
         )
     else:
-        own = {name: value for name, value in given.items() if name != "base_model"}
-        refuse_changes(own, segments[-1].settings, begun_steps=begun_steps, finished=not open_legs)
+        refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     base = find_base(generation, session, given.get("base_model"))
     # The same weights in another place are the same model.
-    config = replace(config, base_model=base.ref)
     if begins:
-        config, chosen = resolve_settings(config, base.spec, device)
+        config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
         reasons += chosen
     else:
-        saved = {**segments[-1].settings, "base_model": base.ref}
-        named = {**given, "base_model": base.ref}
-        own = {name: value for name, value in named.items() if name not in begun_steps}
-        config, reasons = resolve_settings(from_values(DreamBoothConfig, own), base.spec, device, saved=saved)
+        own = from_values(DreamBoothConfig, _without(given, *begun_steps) | {"base_model": base.ref})
+        config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
     reasons += check_resolution(base.spec, config.resolution)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
-    pictures = _pictures_of(dataset)
     if begins:
-        segments = [*segments, _next_segment(config, pictures, given, segments)]
+        segments = [*segments, _next_segment(config, _pictures_of(dataset), given, segments)]
         open_legs = [(leg, 0) for leg in legs_of(segments) if leg.segment == len(segments) - 1]
-    elif pictures != segments[-1].pictures:
-        when = "" if not open_legs or len(segments) > saved_segments else " after its end"
+    else:
+        _refuse_other_pictures(dataset, last, finished=not open_legs or len(segments) > saved_segments)
+        if given.keys() - last.given.keys():
+            segments = [*segments[:-1], replace(last, given=last.given | given)]
+    return _start(config, base, dataset, segments, reasons, open_legs, _segment_of(generation))
+
+
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool) -> None:
+    if _pictures_of(dataset) != segment.pictures:
+        when = "" if finished else " after its end"
         raise SettingsError(
             "The images or captions changed since this session's run was begun: "
-            f"{what_changed(segments[-1].pictures, dataset)}.",
+            f"{what_changed(segment.pictures, dataset)}.",
             f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
             "or start from step 0 with --restart; nothing saved is lost.",
         )
-    elif given.keys() - segments[-1].given.keys():
-        newest = replace(segments[-1], given=segments[-1].given | given)
-        segments = [*segments[:-1], newest]
-    return Start(
-        config=config,
-        base=base,
-        base_model={"ref": base.ref, "sha256": base.sha256()},
-        dataset=dataset,
-        segments=segments,
-        legs=legs_of(segments),
-        open_legs=open_legs,
-        reached=_segment_of(generation),
-        reasons=[reason for reason in reasons if reason],
-    )
 
 
 def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps) -> Start:
@@ -175,11 +167,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         given = given_values(config)
     if more:
         known = [getattr(config, f"{stage}_steps") for stage in STAGE_NAMES]
-        planned = "" if None in known else f" of {sum(known)}"
-        raise SettingsError(
-            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step 0{planned}.",
-            "Train without it first.",
-        )
+        raise _not_at_its_end(f"0{'' if None in known else f' of {sum(known)}'}", "")
     ref = given.get("base_model", "auto")
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
     base = BaseModel.fetch(ref)
@@ -189,17 +177,27 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
     reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
-    legs = legs_of(segments)
-    return Start(
-        config=config,
-        base=base,
-        base_model={"ref": base.ref, "sha256": base.sha256()},
-        dataset=dataset,
-        segments=segments,
-        legs=legs,
-        open_legs=[(leg, 0) for leg in legs],
-        reached=0,
-        reasons=[line for line in reasons if line],
+    return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)
+
+
+def _start(
+    config: ResolvedConfig,
+    base: BaseModel,
+    dataset: Dataset,
+    segments: list[Segment],
+    reasons: list[str],
+    open_legs: list[tuple[Leg, int]],
+    reached: int,
+) -> Start:
+    recorded = {"ref": base.ref, "sha256": base.sha256()}
+    reasons = [reason for reason in reasons if reason]
+    return Start(config, base, recorded, dataset, segments, legs_of(segments), open_legs, reached, reasons)
+
+
+def _not_at_its_end(where: str, then: str) -> SettingsError:
+    return SettingsError(
+        f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {where}.",
+        f"Train without it first{then}.",
     )
 
 
@@ -243,10 +241,7 @@ def _begins_another(
         legs = legs_of(segments)
         steps = sum(leg.steps for leg in legs)
         done = steps - sum(leg.steps - made for leg, made in open_legs)
-        raise SettingsError(
-            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {done} of {steps}.",
-            "Train without it first: that goes on with the run.",
-        )
+        raise _not_at_its_end(f"{done} of {steps}", ": that goes on with the run")
     return False
 
 

@@ -1,28 +1,37 @@
-"""The captions of prepared images as a person edits them: which image has which prompt, and a new one for it."""
+"""The captions of prepared images: which has which prompt, a new one from a person, those of a captioning model."""
 
 import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastsd_helpers import demo
-from fastsd_helpers.captions import write_caption
-from fastsd_helpers.dreambooth.dataset import PromptRow, prompt_table, recorded_images, settle_exchange
+from fastsd_helpers.captions import DEFAULT_CAPTIONER, describe_pictures, name_subject, read_caption, write_caption
+from fastsd_helpers.dreambooth.dataset import (
+    PromptRow,
+    load_dataset,
+    prompt_of,
+    prompt_table,
+    recorded_images,
+    settle_exchange,
+)
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
+from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import list_some
 
-__all__ = ["find_picture", "prompt_rows", "set_caption"]
+__all__ = ["caption_pictures", "find_picture", "prompt_rows", "set_caption"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 
-def prompt_rows(session: Session, *, instance_prompt: str | None = None) -> list[PromptRow]:
+def prompt_rows(session: Session) -> list[PromptRow]:
     """List every prepared image with its exact prompt; tokens are counted when the model's tokenizer is here.
 
     Raises:
         DatasetError: nothing is prepared.
     """
-    return prompt_table(session, instance_prompt, _tokenizer_here(session))
+    return prompt_table(session, tokenizer=_tokenizer_here(session))
 
 
 def _tokenizer_here(session: Session) -> Any:
@@ -75,8 +84,7 @@ def _source_names(item: dict[str, Any]) -> set[str]:
 
 
 def _names_of(items: list[dict[str, Any]]) -> str:
-    names = [PurePosixPath(item["file"]).name for item in items]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return list_some([PurePosixPath(item["file"]).name for item in items], 8)
 
 
 def set_caption(session: Session, name: str, words: str | None) -> Path:
@@ -87,9 +95,41 @@ def set_caption(session: Session, name: str, words: str | None) -> Path:
     Raises:
         DatasetError: no image of that name. DriveError: the caption cannot be written.
     """
-    settle_exchange(session)  # or it would be written beside pictures that are about to go
+    settle_exchange(session)  # or it would be written beside images that are about to go
     item = find_picture(session, name)
     path = session.captions / f"{PurePosixPath(item['file']).stem}.txt"
     # The caption that came with the photo, or else none: then its name speaks.
     write_caption(path, words if words and words.strip() else item.get("came_with", item.get("caption")))
     return path
+
+
+def caption_pictures(session: Session, *, model: str = DEFAULT_CAPTIONER) -> list[Path]:
+    """Describe every prepared image that has no caption, with the words of its name in the description.
+
+    Writes captions/NAME.txt one by one, so a stop loses nothing; captions that are there stay as they are. A run that
+    has begun with other captions goes on only with --restart.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        DatasetError: nothing is prepared. ModelNotFound, WrongFamily: the model cannot be used.
+    """
+    load_dataset(session)  # every image is there and unchanged
+    missing = []
+    settle_exchange(session)
+    for item in recorded_images(session):
+        name = PurePosixPath(item["file"])
+        caption = session.captions / f"{name.stem}.txt"
+        if read_caption(caption) is None:
+            subject = prompt_of(session, item, None)
+            missing.append((session.folder / name, caption, subject))
+    if not missing:
+        return []
+    written = []
+    described = describe_pictures([path for path, _, _ in missing], model=model, device=describe_device().kind)
+    for (_, caption, subject), words in zip(missing, described, strict=True):
+        session.captions.mkdir(exist_ok=True)
+        write_caption(caption, name_subject(words, subject))
+        written.append(caption)
+    return written

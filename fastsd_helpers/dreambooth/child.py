@@ -41,15 +41,7 @@ def train_command(
     return command_of([*words, *(f"{flag}={count}" for flag, count in more.items() if count)])
 
 
-def start_training(
-    config: DreamBoothConfig,
-    session: Session,
-    *,
-    restart: bool = False,
-    take_over: bool = False,
-    more_steps: int = 0,
-    more_text_encoder_steps: int = 0,
-) -> "TrainingChild":
+def start_training(config: DreamBoothConfig, session: Session, **how: Any) -> "TrainingChild":
     """Start the training of a session in its own process, and return at once.
 
     The process is in a session of its own and goes on when the one that started it ends, whatever ends that: only
@@ -57,21 +49,13 @@ def start_training(
     when the cell is interrupted, which JupyterLab also does before it restarts a kernel.
 
     Args:
-        config, session, restart, take_over, more_steps, more_text_encoder_steps: as for `train`.
+        config, session: as for `train`. how: restart, take_over, more_steps, more_text_encoder_steps, as for it.
 
     Raises:
         DriveError: the local folder for its log cannot be written.
     """
     session.settle_identity()
-    command = train_command(
-        config,
-        session,
-        restart=restart,
-        take_over=take_over,
-        more_steps=more_steps,
-        more_text_encoder_steps=more_text_encoder_steps,
-    )
-    model = _model_named(config, session)
+    command, model = train_command(config, session, **how), _model_named(config, session)
     return TrainingChild.start(command, live_folder(session), model=model, session=session)
 
 

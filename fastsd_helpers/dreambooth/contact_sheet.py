@@ -1,12 +1,12 @@
 """The contact sheet: every photo with its crop drawn on it, the crop itself, and what is to be said about it."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.picture_files import png_bytes
 from fastsd_helpers.smart_crop import CropBox
 
 if TYPE_CHECKING:
@@ -50,12 +50,10 @@ def make_cell(photo: "Image.Image", picture: "Image.Image", box: CropBox, item: 
 
 
 def _fit(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    scale = _THUMB / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    return image.resize(size, kind, reducing_gap=2.0)
+    kind = Image.Resampling.LANCZOS if max(image.size) > _THUMB else Image.Resampling.BICUBIC
+    return ImageOps.contain(image, (_THUMB, _THUMB), kind)
 
 
 def _draw_box(photo: "Image.Image", box: CropBox) -> "Image.Image":
@@ -99,21 +97,12 @@ def draw_contact_sheet(path: Path, cells: Sequence[Cell], *, title: str, size: i
         for column, cell in enumerate(row):
             _draw_cell(sheet, draw, cell, _GAP + column * (_CELL_W + _GAP), y, height)
         y += height + _GAP
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, png_bytes(sheet))
 
 
 def _cell_height(cell: Cell) -> int:
-    return (
-        _PAD
-        + max(cell.original.height, cell.crop.height)
-        + 12
-        + 20
-        + 20
-        + 18 * min(3, len(cell.item["warnings"]))
-        + _PAD
-    )
+    words = 12 + 20 + 20 + 18 * min(3, len(cell.item["warnings"]))
+    return 2 * _PAD + max(cell.original.height, cell.crop.height) + words
 
 
 def _draw_cell(sheet: "Image.Image", draw: "ImageDraw.ImageDraw", cell: Cell, x: int, y: int, height: int) -> None:

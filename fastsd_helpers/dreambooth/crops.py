@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsd_helpers.dreambooth.dataset import recorded_images
+from fastsd_helpers.dreambooth.decoding import decode_photo
 from fastsd_helpers.dreambooth.originals import own_place
-from fastsd_helpers.dreambooth.photos import decode_photo, open_photos
+from fastsd_helpers.dreambooth.photos import open_photos
 from fastsd_helpers.dreambooth.picture_names import printable
 from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
 from fastsd_helpers.errors import DatasetError

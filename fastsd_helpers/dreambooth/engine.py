@@ -13,24 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.dreambooth import finish, rehearsal
+from fastsd_helpers.dreambooth import finish, learned, rehearsal
 from fastsd_helpers.dreambooth.advice import advise
 from fastsd_helpers.dreambooth.beginning import MoreSteps, Start, find_start
 from fastsd_helpers.dreambooth.best import BEST, offer_best
 from fastsd_helpers.dreambooth.curves import BoardLog, plot_losses
 from fastsd_helpers.dreambooth.dataset import PreparedImage
+from fastsd_helpers.dreambooth.live import Progress, Report, log_progress, scratch_folder
 from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
 from fastsd_helpers.dreambooth.outlook import counts_of
 from fastsd_helpers.dreambooth.own_class import OwnClassPictures
 from fastsd_helpers.dreambooth.picture_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.prior import ClassDrawing
-from fastsd_helpers.dreambooth.progress import Progress, Report, log_progress
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
-from fastsd_helpers.dreambooth.scratch import scratch_folder
-from fastsd_helpers.dreambooth.segments import Leg, steps_in_words
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, steps_in_words
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage
+from fastsd_helpers.dreambooth.stages import Studio, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
 from fastsd_helpers.files import check_writable
 from fastsd_helpers.options import to_values
@@ -169,7 +168,7 @@ class _Run:
         self.start: Start = find_start(
             config, session, self.device, run=self.number, generation=self.generation, more=more
         )
-        finish.require_exportable(self.start.base)
+        learned.require_exportable(self.start.base)
         self.studio = Studio(self.start.base, self.start.config, self.device)
         self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
         # What is planned is the newest segment: those before it are done.
@@ -178,7 +177,7 @@ class _Run:
             self.start.config,
             stages,
             {stage: self.studio.trained_count_of(stage) for stage in stages},
-            finish.export_bytes(self.start.base, self.studio),
+            learned.export_bytes(self.start.base, self.studio),
             session.folder,
             standing=self._standing(stages),
         )
@@ -333,9 +332,9 @@ class _Run:
         self.best = generation.record.get("best") if start.segments[-1].judged_since <= start.reached else None
         # What a leg that was cut has learned its optimizer's state belongs to: the leg loads both.
         unfinished = {leg.stage for leg, done in start.open_legs if done}
-        for stage in STAGES:
-            if stage.name in generation.roles and stage.name not in unfinished:
-                self.studio.trained[stage.name] = generation.load(stage.name)
+        for stage in STAGE_NAMES:
+            if stage in generation.roles and stage not in unfinished:
+                self.studio.trained[stage] = generation.load(stage)
         curve = {stage: losses.tolist() for stage, losses in self.history.items()}
         self.say(f"Going on after step {start.steps_done} of {start.steps}.", history=curve)
         before = generation.record.get("arithmetics", [])
@@ -349,8 +348,8 @@ class _Run:
         """The training loop; `done` steps of the leg are made already."""
         import torch
 
-        config, stage = self.config, next(each for each in STAGES if each.name == leg.stage)
-        job = open_stage(stage, self.studio, self.generation if done else None, key=leg.key, before=leg.before)
+        config = self.config
+        job = open_stage(leg.stage, self.studio, self.generation if done else None, key=leg.key, before=leg.before)
         losses = self.history.get(leg.stage, torch.zeros(0)).tolist()[: leg.before + done]
         if not done and self._is_first_judged(leg):
             self._judge(job, leg.offset)
@@ -382,7 +381,7 @@ class _Run:
                 self._draw_sample(job, step + 1)
             if to_save:
                 self._save(leg, job, step + 1, judged)
-        self.studio.keep(stage, job)
+        self.studio.keep(job)
 
     def _draw_sample(self, job: Any, step: int) -> None:
         """Draw with the model as it is; what was asked for in full, else what the training's time allows."""
@@ -420,13 +419,13 @@ class _Run:
         start = self.start
         tensors, rest = job.state()
         carried = []
-        for stage, learned in self.studio.trained.items():
-            if stage == leg.stage or learned is None:
+        for stage, weights in self.studio.trained.items():
+            if stage == leg.stage or weights is None:
                 continue
             if self.store.can_carry(stage):
                 carried.append(stage)
             else:
-                tensors[stage] = learned
+                tensors[stage] = weights
         if self.config.keep_best and leg == start.legs[-1]:
             if judged is not None and (self.best is None or judged < self.best["loss"]):
                 self.best = {"stage": leg.stage, "step": step, "loss": judged}

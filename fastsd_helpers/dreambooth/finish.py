@@ -2,26 +2,19 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.checkpoints import verify_checkpoint, write_checkpoint
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.parts import open_parts
-from fastsd_helpers.checkpoints.prediction import Prediction, prediction_metadata, sidecar
+from fastsd_helpers.dreambooth import learned
 from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.curves import plot_losses
-from fastsd_helpers.dreambooth.lora import kohya_metadata, kohya_tensors, write_lora_file
 from fastsd_helpers.dreambooth.picture_budget import FULL, Drawing, Teller
-from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
+from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, draw_with, sample_prompts, save_picture
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.stages import Job, Studio
-from fastsd_helpers.errors import CheckpointError, SettingsError
 from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import to_values
-from fastsd_helpers.runtime import fault_point, versions
+from fastsd_helpers.runtime import versions
 from fastsd_helpers.sessions import Session
 
 if TYPE_CHECKING:
@@ -29,55 +22,9 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.dreambooth.resume import CheckpointStore
 
-__all__ = [
-    "Written",
-    "draw_sample",
-    "export_bytes",
-    "export_lora",
-    "export_run",
-    "finish_run",
-    "finished_result",
-    "require_exportable",
-    "require_room",
-    "run_label",
-    "sample_prompts",
-]
+__all__ = ["draw_sample", "finish_run", "finished_result", "require_room"]
 
 _SAMPLE_SEEDS = (11, 12, 13, 14)
-
-
-@dataclass(frozen=True)
-class Written:
-    """A finished file that was read back and verified."""
-
-    path: Path
-    bytes: int
-    tensors: int
-    sha256: str
-
-
-def export_bytes(base: BaseModel, studio: Studio) -> int:
-    """Size of the finished float16 file, from the model's configurations; of the LoRA alone with method lora."""
-    import torch
-    from diffusers import AutoencoderKL
-
-    if studio.config.method == "lora":
-        return 2 * sum(studio.trained_count_of(part) for part in ("unet", "text_encoder")) + 2**20
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
-    counts = [studio.count_of(part) for part in ("unet", "text_encoder")]
-    return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
-
-
-def require_exportable(base: BaseModel) -> None:
-    """Refuse a model before it is trained whose parts fit no single-file layout; reads names and shapes only.
-
-    Raises:
-        CheckpointError: a tensor is missing, or has another shape than in the family's models.
-    """
-    parts = {part: base.folder / part for part in ("unet", "text_encoder", "vae")}
-    with open_parts(find_family(base.spec.family), parts):
-        pass
 
 
 def require_room(store: "CheckpointStore", needed: int) -> None:
@@ -98,10 +45,10 @@ def draw_sample(session: Session, studio: Studio, job: Job, step: int, drawing: 
     import torch
 
     prompts = sample_prompts(studio, drawing.pictures)
-    with job.shown(), studio.autocast(), torch.no_grad():
-        text = job.text_for([studio.prompts.index(prompt) for prompt in prompts]).float()
     vae = studio.base.load_vae().to(studio.device)
     with job.shown(), studio.autocast():
+        with torch.no_grad():
+            text = job.text_for([studio.prompts.index(prompt) for prompt in prompts]).float()
         pictures = draw_pictures(
             studio.base,
             job.unet,
@@ -110,25 +57,12 @@ def draw_sample(session: Session, studio: Studio, job: Job, step: int, drawing: 
             studio.empty_text().to(text),
             size=studio.config.resolution,
             seeds=_SAMPLE_SEEDS[: len(prompts)],
+            steps=drawing.steps,
             device=studio.device,
-            **_steps_of(drawing),
         )
     path = session.samples / f"{job.stage}-{step:06d}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
     return path
-
-
-def sample_prompts(studio: Studio, count: int = len(_SAMPLE_SEEDS)) -> list[str]:
-    """Up to four different training prompts; one prompt alone is drawn with four seeds."""
-    prompts = list(dict.fromkeys(studio.prompts[index] for index in studio.prompt_of))
-    if len(prompts) <= count:
-        return (prompts * count)[:count] if len(prompts) == 1 else prompts
-    # Spread over all of them: with several subjects the first few prompts are all of the first one.
-    return [prompts[index * len(prompts) // count] for index in range(count)]
-
-
-def _steps_of(drawing: Drawing) -> dict[str, Any]:
-    return {} if drawing.steps == FULL.steps else {"steps": drawing.steps}
 
 
 def draw_before_and_after(
@@ -138,101 +72,19 @@ def draw_before_and_after(
     prompts = sample_prompts(studio, drawing.pictures)
     pictures = "one image" if len(prompts) == 1 else f"{len(prompts)} images"
     say(f"Drawing before and after: {pictures} each, in {drawing.steps} steps ...")
-    teller = Teller(say, "before and after", 2 * drawing.steps)
+    options = {
+        "seeds": _SAMPLE_SEEDS[: len(prompts)],
+        "steps": drawing.steps,
+        "after_step": Teller(say, "before and after", 2 * drawing.steps),
+    }
     vae = studio.base.load_vae().to(studio.device)
     rows = []
-    trained, nothing = studio.trained, dict.fromkeys(studio.trained)
-    for weights in (nothing, trained):
+    for weights in (dict.fromkeys(studio.trained), studio.trained):
         studio.trained = weights
-        text_encoder = studio.load_text_encoder()
-        text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
-        del text_encoder
-        unet = studio.load_unet()
-        with studio.autocast():
-            rows.append(
-                draw_pictures(
-                    studio.base,
-                    unet,
-                    vae,
-                    text[:-1],
-                    text[-1:],
-                    size=studio.config.resolution,
-                    seeds=_SAMPLE_SEEDS[: len(prompts)],
-                    device=studio.device,
-                    after_step=teller,
-                    **_steps_of(drawing),
-                )
-            )
-        del unet
+        rows.append(draw_with(studio, vae, prompts, **options))
     path = session.samples / f"before-after{label}.png"
     save_picture(draw_grid(rows, ["before", "after"], prompts), path)
     return path
-
-
-def export_run(
-    session: Session, studio: Studio, dst: Path, *, dtype: str = "fp16", title: str = "", overwrite: bool = False
-) -> Written:
-    """Write trained and untouched parts as one file, a LoRA merged into them, put it in place and read it back.
-
-    Raises:
-        CheckpointError: `dst` exists. DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
-    """
-    if dst.exists() and not overwrite:
-        raise CheckpointError(f"{dst} exists already.", "Name another file, or use --overwrite.")
-    parts = studio.whole_parts()
-    parts["vae"] = studio.base.folder / "vae"
-    size = studio.config.resolution
-    metadata = {
-        "modelspec.title": title or session.name,
-        "modelspec.resolution": f"{size}x{size}",
-        "modelspec.trigger_phrase": studio.prompts[0] if studio.prompts else "",
-    }
-    family = find_family(studio.base.spec.family)
-    predicts = Prediction(studio.base.spec.prediction_type, "the base model")
-    with open_parts(family, parts) as opened:
-        metadata |= prediction_metadata(family, predicts, opened.widths)
-        beside = sidecar(family, predicts, opened.widths)
-    scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
-    written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
-    fault_point("export.written")
-    try:
-        verify_checkpoint(written, parts)
-        if beside:  # without it AUTOMATIC1111 draws noise with a model that predicts velocity
-            write_atomic(dst.with_suffix(".yaml"), beside.encode())
-        scratch.replace(dst)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return Written(dst, written.bytes, written.tensors, sha256_of(dst))
-
-
-def export_lora(
-    session: Session, studio: Studio, dst: Path, *, dtype: str = "fp16", overwrite: bool = False
-) -> Written:
-    """Write what method lora trained, both parts in one file, in the layout that web UIs read.
-
-    Raises:
-        SettingsError: the session was trained with method full. CheckpointError: `dst` exists.
-        DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
-    """
-    config, spec = studio.config, studio.base.spec
-    if config.method != "lora":
-        raise SettingsError(
-            f"Session {session.name} was trained with method full: there is no LoRA in it.",
-            "Export the whole model (--format safetensors), or train with --method lora.",
-        )
-    if dst.exists() and not overwrite:
-        raise CheckpointError(f"{dst} exists already.", "Name another file, or use --overwrite.")
-    tensors = kohya_tensors(studio.trained, family=spec.family, alpha=config.lora_alpha, dtype=dtype)
-    metadata = kohya_metadata(
-        name=dst.stem,
-        family=spec.family,
-        prediction_type=spec.prediction_type,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        px=config.resolution,
-    )
-    sha256 = write_lora_file(dst, tensors, metadata)
-    return Written(dst, dst.stat().st_size, len(tensors), sha256)
 
 
 def run_label(run: int, more: int) -> str:
@@ -276,7 +128,7 @@ def finish_run(
     label = run_label(run, more)
     grid = draw_before_and_after(session, studio, label, say, drawing)
     loss_plot = plot_losses(history, held_out, session.logs / f"loss{label}.png", label=studio.held_out_label)
-    write = export_lora if config.method == "lora" else export_run
+    write = learned.export_lora if config.method == "lora" else learned.export_run
     suffix = "-lora" if config.method == "lora" else ""
     written = write(session, studio, session.exports / f"{session.name}{label}{suffix}.safetensors", overwrite=True)
     path, sha256 = written.path, written.sha256

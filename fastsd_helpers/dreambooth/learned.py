@@ -1,24 +1,42 @@
-"""What a session has learned so far: draw with it, or write it to a file, without training."""
+"""What a session has learned: drawn with, and written as one verified file, at the end of a run or at any time."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fastsd_helpers.dreambooth import finish
+from fastsd_helpers.checkpoints import CheckpointFile, verify_checkpoint, write_checkpoint
+from fastsd_helpers.checkpoints.families import find_family
+from fastsd_helpers.checkpoints.parts import open_parts
+from fastsd_helpers.checkpoints.prediction import Prediction, prediction_metadata, sidecar
+from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.beginning import find_base
 from fastsd_helpers.dreambooth.best import choose_checkpoint
-from fastsd_helpers.dreambooth.cache import encode_prompts
+from fastsd_helpers.dreambooth.lora import write_lora_file
 from fastsd_helpers.dreambooth.resume import CheckpointStore
-from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
+from fastsd_helpers.dreambooth.sampling import draw_grid, draw_with, sample_prompts, save_picture
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
-from fastsd_helpers.dreambooth.stages import STAGES, Studio
-from fastsd_helpers.errors import SessionError
+from fastsd_helpers.dreambooth.stages import Studio
+from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError
+from fastsd_helpers.files import sha256_of, write_atomic
 from fastsd_helpers.options import check, from_values, option
-from fastsd_helpers.runtime import describe_device
+from fastsd_helpers.runtime import describe_device, fault_point
 from fastsd_helpers.sessions import Session
 
-__all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "open_learned", "sample"]
+__all__ = [
+    "ExportConfig",
+    "ExportResult",
+    "SampleConfig",
+    "SampleResult",
+    "export",
+    "export_bytes",
+    "export_lora",
+    "export_run",
+    "open_learned",
+    "require_exportable",
+    "sample",
+]
 
 _WHERE = "where the base model is now, if it was moved: the same weights are the same model; empty: where it was"
 _WHICH = "checkpoint to use: best (lowest held-out loss), or the name of one; empty: the latest"
@@ -121,10 +139,10 @@ def open_learned(
         config = from_values(ResolvedConfig, generation.record["settings"])
         base = find_base(generation, session, base_model)
         studio = Studio(base, config, describe_device())
-        for stage in STAGES:
-            role = choice.role if stage.name == choice.stage else stage.name
+        for stage in STAGE_NAMES:
+            role = choice.role if stage == choice.stage else stage
             if role in generation.roles:
-                studio.trained[stage.name] = generation.load(role)
+                studio.trained[stage] = generation.load(role)
         studio.prompts = list(generation.record["prompts"])
         studio.prompt_of = list(range(len(studio.prompts)))
     return studio, choice.stage, choice.step
@@ -139,23 +157,10 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
     """
     with tempfile.TemporaryDirectory() as folder:
         studio, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
-    prompts = [config.prompt] * config.count if config.prompt else finish.sample_prompts(studio, config.count)
-    text_encoder = studio.load_text_encoder()
-    text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
+    prompts = [config.prompt] * config.count if config.prompt else sample_prompts(studio, config.count)
     vae = studio.base.load_vae().to(studio.device)
-    with studio.autocast():
-        pictures = draw_pictures(
-            studio.base,
-            studio.load_unet(),
-            vae,
-            text[:-1],
-            text[-1:],
-            size=studio.config.resolution,
-            seeds=[config.seed + index for index in range(len(prompts))],
-            steps=config.sample_steps,
-            guidance=config.guidance,
-            device=studio.device,
-        )
+    seeds = [config.seed + index for index in range(len(prompts))]
+    pictures = draw_with(studio, vae, prompts, seeds=seeds, steps=config.sample_steps, guidance=config.guidance)
     path = session.samples / f"drawn-{config.seed}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
     return SampleResult(path, tuple(prompts), step, stage)
@@ -173,6 +178,92 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
     suffix = ("-lora" if config.format == "lora" else "") + ("" if config.dtype == "fp16" else f"-{config.dtype}")
     name = f"{session.name}-{stage}-{step}{suffix}{config.ending}"
     path = Path(config.out).expanduser().absolute() if config.out else session.exports / name
-    write = finish.export_lora if config.format == "lora" else finish.export_run
+    write = export_lora if config.format == "lora" else export_run
     written = write(session, studio, path, dtype=config.dtype, overwrite=config.overwrite)
     return ExportResult(path, written.sha256, written.bytes, stage, step)
+
+
+# ------------------------------------------------------------------------------------------------- the file
+
+
+def export_bytes(base: BaseModel, studio: Studio) -> int:
+    """Size of the finished float16 file, from the model's configurations; of the LoRA alone with method lora."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    if studio.config.method == "lora":
+        return 2 * sum(studio.trained_count_of(part) for part in ("unet", "text_encoder")) + 2**20
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
+    counts = [studio.count_of(part) for part in ("unet", "text_encoder")]
+    return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
+
+
+def require_exportable(base: BaseModel) -> None:
+    """Refuse a model before it is trained whose parts fit no single-file layout; reads names and shapes only.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape than in the family's models.
+    """
+    parts = {part: base.folder / part for part in ("unet", "text_encoder", "vae")}
+    with open_parts(find_family(base.spec.family), parts):
+        pass
+
+
+def _refuse_existing(dst: Path, overwrite: bool) -> None:
+    if dst.exists() and not overwrite:
+        raise CheckpointError(f"{dst} exists already.", "Name another file, or use --overwrite.")
+
+
+def export_run(
+    session: Session, studio: Studio, dst: Path, *, dtype: str = "fp16", overwrite: bool = False
+) -> CheckpointFile:
+    """Write trained and untouched parts as one file, a LoRA merged into them, put it in place and read it back.
+
+    Raises:
+        CheckpointError: `dst` exists. DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
+    """
+    _refuse_existing(dst, overwrite)
+    parts = studio.whole_parts()
+    parts["vae"] = studio.base.folder / "vae"
+    size = studio.config.resolution
+    metadata = {
+        "modelspec.title": session.name,
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.trigger_phrase": studio.prompts[0] if studio.prompts else "",
+    }
+    family = find_family(studio.base.spec.family)
+    predicts = Prediction(studio.base.spec.prediction_type, "the base model")
+    with open_parts(family, parts) as opened:
+        metadata |= prediction_metadata(family, predicts, opened.widths)
+        beside = sidecar(family, predicts, opened.widths)
+    scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
+    written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
+    fault_point("export.written")
+    try:
+        verify_checkpoint(written, parts)
+        if beside:  # without it AUTOMATIC1111 draws noise with a model that predicts velocity
+            write_atomic(dst.with_suffix(".yaml"), beside.encode())
+        scratch.replace(dst)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return replace(written, path=dst, sha256=sha256_of(dst))
+
+
+def export_lora(
+    session: Session, studio: Studio, dst: Path, *, dtype: str = "fp16", overwrite: bool = False
+) -> CheckpointFile:
+    """Write what method lora trained, both parts in one file, in the layout that web UIs read.
+
+    Raises:
+        SettingsError: the session was trained with method full. CheckpointError: `dst` exists.
+        DiskFull, DriveReadOnly. VerificationFailed: what was read back differs.
+    """
+    config, spec = studio.config, studio.base.spec
+    if config.method != "lora":
+        raise SettingsError(
+            f"Session {session.name} was trained with method full: there is no LoRA in it.",
+            "Export the whole model (--format safetensors), or train with --method lora.",
+        )
+    _refuse_existing(dst, overwrite)
+    return write_lora_file(dst, studio.trained, spec=spec, alpha=config.lora_alpha, px=config.resolution, dtype=dtype)

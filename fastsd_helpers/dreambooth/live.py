@@ -7,17 +7,26 @@ machine can watch or stop the run. A line that was cut by a kill is passed over;
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.dreambooth.progress import Progress, log_progress
-from fastsd_helpers.dreambooth.scratch import live_folder, scratch_folder
+from fastsd_helpers.files import scratch_root
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import Session
 
-__all__ = ["Journal", "JournalReader", "Live", "live_folder", "scratch_folder"]
+__all__ = [
+    "Journal",
+    "JournalReader",
+    "Live",
+    "Progress",
+    "Report",
+    "live_folder",
+    "log_progress",
+    "scratch_folder",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -25,6 +34,41 @@ _FILE = "progress.jsonl"
 _EVERY_S = 0.5
 _MOST_POINTS = 600  # of a loss curve; neighbours are averaged beyond
 _MOST_MESSAGES = 200
+
+
+def scratch_folder(session: Session, suffix: str = "") -> Path:
+    """A local folder for this session alone; FASTSD_SCRATCH moves it. Nothing is created."""
+    return scratch_root() / f"{session.record['id']}{suffix}"
+
+
+def live_folder(session: Session) -> Path:
+    """The local folder of a session's live files; FASTSD_SCRATCH moves it. Nothing is created."""
+    return scratch_folder(session, "-live")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is; handed to `report` after every step, and with `message` when there is something to say."""
+
+    stage: str = ""
+    step: int = 0  # finished steps of this stage
+    steps: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
+    message: str = ""
+    history: Mapping[str, Sequence[float]] | None = None  # stage -> every loss so far, when a run is gone on with
+
+
+Report = Callable[[Progress], None]
+
+
+def log_progress(progress: Progress) -> None:
+    """Log the progress as a terminal shows it: each message, and about 20 lines of a stage's steps."""
+    if progress.message:
+        logger.info("%s", progress.message)
+    elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
+        left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
 
 
 class Journal:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.checkpoints import CheckpointFile
+from fastsd_helpers.checkpoints.lora import write_kohya
+from fastsd_helpers.checkpoints.lora_layers import Layer
 from fastsd_helpers.checkpoints.lora_names import lora_modules
 from fastsd_helpers.dreambooth.chance import generator_for
-from fastsd_helpers.errors import CheckpointError, VerificationFailed
-from fastsd_helpers.files import sha256_of, write_atomic
+from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import load_peft
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "add_lora",
     "count_lora",
-    "kohya_metadata",
-    "kohya_tensors",
     "lora_parameters",
     "merge_lora",
     "plain_lora_name",
@@ -35,7 +35,6 @@ _TARGETS = {
     "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
 }
 _ADAPTER = "default"
-_KOHYA_SIDES = {"A": "lora_down", "B": "lora_up"}
 
 
 def _targets(module: Any, part: str) -> Iterator[tuple[str, Any]]:
@@ -105,75 +104,42 @@ def merge_lora(
 # ------------------------------------------------------------------------------------------------- the file
 
 
-def kohya_tensors(
-    parts: "Mapping[str, Mapping[str, torch.Tensor] | None]", *, family: str, alpha: float, dtype: str = "fp16"
-) -> "dict[str, torch.Tensor]":
-    """All parts' matrices under kohya's names, each layer with its alpha: a reader's strength is alpha / rank.
+def write_lora_file(
+    path: Path,
+    parts: "Mapping[str, Mapping[str, torch.Tensor] | None]",
+    *,
+    spec: ModelSpec,
+    alpha: float,
+    px: int,
+    dtype: str = "fp16",
+) -> CheckpointFile:
+    """Write all parts' matrices in kohya's layout, each layer with its alpha: a reader's strength is alpha / rank.
 
     Args:
         parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
-        family: whose modules they belong to, `sd15` or `sd21`.
+        spec: the base model. px: side of the images it was trained on.
 
     Raises:
-        CheckpointError: a value is no finite number, or becomes infinite in fp16.
+        CheckpointError, DiskFull, DriveReadOnly, DriveError, VerificationFailed: as `write_kohya`.
     """
-    import torch
-
-    wanted = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    layers = {(module.part, path): module.kohya for module in lora_modules(family) for path in module.paths}
-    written: dict[str, torch.Tensor] = {}
+    modules = {(module.part, path): module for module in lora_modules(spec.family) for path in module.paths}
+    layers = []
     for part, tensors in parts.items():
-        for name, tensor in sorted((tensors or {}).items()):
-            path, _, matrix = name.removesuffix(".weight").rpartition(".lora_")
-            layer = layers[part, path]
-            kohya = f"{layer}.{_KOHYA_SIDES[matrix]}.weight"
-            value = tensor.detach().cpu().to(wanted).contiguous()
-            if not torch.isfinite(value).all():
-                raise CheckpointError(
-                    f"The LoRA's tensor {kohya!r} holds values that are not finite numbers in {dtype}.",
-                    "Choose fp32, or export an earlier checkpoint and train on with a lower learning rate.",
-                )
-            written[kohya] = value
-            written[f"{layer}.alpha"] = torch.tensor(alpha, dtype=wanted)
-    return written
-
-
-def kohya_metadata(*, name: str, family: str, prediction_type: str, rank: int, alpha: float, px: int) -> dict[str, str]:
-    """The header that web UIs guess a LoRA's family from, as kohya's scripts write it."""
-    v = prediction_type == "v_prediction"
-    version = {"sd15": "sd_v1", "sd21": "sd_v2"}[family] + ("_v" if v else "")
-    architecture = {"sd15": "stable-diffusion-v1", "sd21": f"stable-diffusion-v2-{'768-v' if v else '512'}"}[family]
-    return {
-        "format": "pt",
-        "ss_base_model_version": version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
+        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in sorted((tensors or {}).items())}
+        for name, down in arrays.items():
+            layer, dot, _rest = name.partition(".lora_A.weight")
+            if dot:
+                layers.append((modules[part, layer], Layer(down, arrays[f"{layer}.lora_B.weight"], alpha, "F32")))
+    metadata = {
         "ss_network_alpha": str(alpha),
-        "ss_output_name": name,
+        "ss_output_name": path.stem,
         "ss_resolution": f"({px}, {px})",
-        "ss_v2": str(family == "sd21"),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.title": name,
-        "modelspec.prediction_type": "v" if v else "epsilon",
+        "modelspec.title": path.stem,
+        "modelspec.prediction_type": "v" if spec.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{px}x{px}",
     }
-
-
-def write_lora_file(path: Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str]) -> str:
-    """Write a LoRA whole or not at all, read it back from the disk and compare every value; returns its SHA-256.
-
-    Raises:
-        DiskFull, DriveReadOnly, DriveError: it cannot be written.
-        VerificationFailed: what was read back differs.
-    """
-    import torch
-    from safetensors.torch import load, save
-
-    data = save(tensors, metadata=metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
-    stored = load(path.read_bytes())
-    if stored.keys() != tensors.keys() or not all(torch.equal(stored[name], tensors[name]) for name in tensors):
-        raise VerificationFailed(f"{path} was read back with other values.", "Export it again; check the disk.")
-    return sha256_of(path)
+    if spec.prediction_type == "v_prediction":
+        metadata["ss_base_model_version"] = f"sd_v{1 if spec.family == 'sd15' else 2}_v"
+        if spec.family == "sd21":
+            metadata["modelspec.architecture"] = "stable-diffusion-v2-768-v/lora"
+    return write_kohya(path, layers, spec.family, dtype=dtype, metadata=metadata)

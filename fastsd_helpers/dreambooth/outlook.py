@@ -8,7 +8,9 @@ from typing import Any
 from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.dreambooth.dataset import recorded_images
 from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig, choose_base_model, resolve_settings
+from fastsd_helpers.dreambooth.presets import choose_base_model
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
 from fastsd_helpers.errors import DiskFull, FastSDError, ModelError, SettingsError
 from fastsd_helpers.registry import ModelSpec, find_model, spec_of
 from fastsd_helpers.runtime import describe_device
@@ -16,7 +18,6 @@ from fastsd_helpers.sessions import Session
 
 __all__ = ["Counts", "count_values", "counts_of", "plan_from_settings", "saving_outlook", "standing_of"]
 
-STAGES = ("text_encoder", "unet")
 # LoRA matrices lie beside these layers of the attention.
 _TARGETS = {
     "unet": (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight"),
@@ -143,7 +144,7 @@ def plan_from_settings(config: DreamBoothConfig, session: Session) -> Plan | Non
     except SettingsError:  # another run than the one that is recorded
         saved = None
         resolved, _reasons = resolve_settings(config, spec, device, photos=photos)
-    stages = {stage: steps for stage in STAGES if (steps := getattr(resolved, f"{stage}_steps"))}
+    stages = {stage: steps for stage in STAGE_NAMES if (steps := getattr(resolved, f"{stage}_steps"))}
     standing = standing_of(session, stages, counts.lora(resolved.lora_rank))
     if saved is None:
         standing = Standing(gives_back=standing.gives_back, lora=standing.lora)

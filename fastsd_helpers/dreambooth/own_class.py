@@ -6,16 +6,16 @@ The copies are what is trained on, so a run goes on where the folder they came f
 """
 
 import hashlib
-import io
 import json
 import logging
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.dataset import PreparedImage, recorded_images
+from fastsd_helpers.dreambooth.decoding import decode_photo
 from fastsd_helpers.dreambooth.originals import own_place
-from fastsd_helpers.dreambooth.photos import Photos, decode_photo, open_photos
+from fastsd_helpers.dreambooth.photos import Photos, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable
-from fastsd_helpers.dreambooth.prior import find_class_images
+from fastsd_helpers.dreambooth.prior import find_class_images, write_class_image
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.photo_names import name_photos
@@ -132,7 +132,4 @@ class OwnClassPictures:
 
         picture = decode_photo(data).image
         picture = ImageOps.fit(picture, (self._size, self._size), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        write_atomic(self.folder / f"{number:05d}-{digest[:12]}.png", buffer.getvalue())
+        write_class_image(self.folder, number, picture)

@@ -22,24 +22,15 @@ from typing import IO
 from fastsd_helpers.captions import decode_caption, read_caption
 from fastsd_helpers.code_pages import PageGuess, guess_page
 from fastsd_helpers.dreambooth.caption_tables import TABLE_SUFFIXES, read_caption_table
-from fastsd_helpers.dreambooth.decoding import MAX_MEGAPIXELS, Photo, decode_photo
-from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
 from fastsd_helpers.dreambooth.other_files import is_other_kind, why_no_photo
 from fastsd_helpers.dreambooth.own_output import MADE_HERE, is_made_here, is_own_sheet, is_session, sessions_among
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, natural_order
-from fastsd_helpers.picture_files import is_picture_head
+from fastsd_helpers.picture_files import PICTURE_SUFFIXES, is_picture_head
+from fastsd_helpers.wording import list_some
 from fastsd_helpers.zip_names import read_names
 
-__all__ = [
-    "MAX_MEGAPIXELS",
-    "Photo",
-    "Photos",
-    "decode_photo",
-    "measure_sharpness",
-    "open_photos",
-    "perceptual_hash",
-]
+__all__ = ["Photos", "open_photos"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -49,7 +40,6 @@ _MAX_FILE_BYTES = 256 * 2**20
 _JUDGED_BYTES = 64 * 1024
 _MAX_TOTAL_BYTES = 8 * 2**30
 
-_PICTURE_SUFFIXES = re.compile(r"\.(?:jpe?g|jpe|jfif|png|webp|heic|heif|hif|avif|bmp|gif|tiff?|mpo|ppm)")
 _ARCHIVE_SUFFIXES = frozenset({".rar", ".7z", ".tar", ".gz", ".tgz", ".bz2", ".xz"})
 # Files that programs leave beside photos and that nobody means.
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
@@ -249,7 +239,7 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
     photos = _sort_out(files, only=_zips_in(files))
     _read_inner(photos, files, folder, opened)
     if sessions:
-        shown = ", ".join(sorted(sessions)[:3]) + (f" and {len(sessions) - 3} more" if len(sessions) > 3 else "")
+        shown = list_some(sorted(sessions))
         photos.notes.append(f"Not looked into, because they are sessions with images that were made here: {shown}.")
     return photos
 
@@ -387,7 +377,7 @@ def _is_ignored(name: str) -> bool:
 def _looks_like_picture(name: str) -> bool:
     # A name without ending may be a picture; its content decides.
     suffix = PurePosixPath(name).suffix.lower()
-    return bool(_PICTURE_SUFFIXES.fullmatch(suffix)) or not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix)
+    return suffix in PICTURE_SUFFIXES or not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix)
 
 
 def _check_count(count: int, path: Path) -> None:
@@ -453,7 +443,7 @@ def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[st
             alone.append(caption)
     if alone and photos.names:
         photos.notes.append(
-            f"{_counted(len(alone), 'caption file')} with the name of no photo, so not used: {_some(alone)}. "
+            f"{_counted(len(alone), 'caption file')} with the name of no photo, so not used: {list_some(alone)}. "
             "A photo's caption has its name, with .txt at the end."
         )
 
@@ -483,7 +473,7 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
         if rows and not used:
             photos.notes.append(
                 f"{table} has {_counted(len(rows), 'caption')}, but none of the files it names is here "
-                f"({_some(list(rows))}), so it is not used."
+                f"({list_some(list(rows))}), so it is not used."
             )
         elif rows:
             photos.notes.append(f"{_counted(used, 'caption')} from {table}.")
@@ -492,7 +482,3 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -59,7 +59,6 @@ class Plan:
     lost_steps: dict[str, int] = field(default_factory=dict)  # stage -> steps lost at worst when the machine goes
     peak_bytes: int = 0  # taken at a time at most, what is there already included
     lora_line: str = ""  # what training a LoRA instead would cost
-    stage_steps: dict[str, int] = field(default_factory=dict)
     room_for_one: bool = True  # for the last checkpoint of each stage, beside the finished file
     bounded: bool = True  # what is kept and the one on its way have room together
     fits: bool = True  # and the finished file beside them
@@ -183,22 +182,11 @@ def plan_run(
         DiskFull: not even the finished file fits.
     """
     standing = standing or Standing()
-    sizes = generation_sizes(config, stages, parameters)
-    free = free_bytes(folder)
     check_room(folder, export_bytes, "the finished file", spare=_beside(export_bytes), hint=_ROOM_HINT)
-    needs = _Needs(
-        stages=stages,
-        done={stage: min(standing.done.get(stage, 0), steps) for stage, steps in stages.items()},
-        sizes=sizes,
-        # The earlier stage's weights lie once beside the later one's checkpoints.
-        carried=4 * parameters.get("text_encoder", 0) if len(stages) > 1 else 0,
-        export=export_bytes,
-        free=free,
-        held=standing.held_bytes,
-        emptied=keeps_trash(folder) and standing.gives_back is not False,
-        trusted=bool(standing.gives_back),
-        all_count=delivers_late(folder),
-    )
+    sizes = generation_sizes(config, stages, parameters)
+    # The earlier stage's weights lie once beside the later one's checkpoints.
+    carried = 4 * parameters.get("text_encoder", 0) if len(stages) > 1 else 0
+    needs = _needs_of(folder, stages, sizes, carried, export_bytes, standing)
     reasons: list[str] = []
     # Where deleted ones count, keeping fewer would make no room.
     keep_last = config.keep_last or (2 if needs.fits(2) or (needs.all_count and not needs.emptied) else 1)
@@ -209,33 +197,51 @@ def plan_run(
     elif not needs.has_room_for_one:
         reasons.append(_no_room_line(needs, save_every or max(stages.values(), default=1)))
     if config.keep_last is None and keep_last == 1 and needs.has_room_for_one and save_every:
-        needed, there = needs.needed(2), needs.room
-        reasons.append(
-            f"Only one checkpoint is kept: keeping two takes {_gb(needed)} with the third on its way, and there are "
-            f"{_gb(max(0, there))}. If the newest is damaged there is no older one."
-        )
+        reasons.append(_one_kept_line(needs))
     sample_every = config.sample_every
     if sample_every is None:
         sample_every = max(1, max(stages.values(), default=4) // 4)
+    decided = replace(config, save_every=save_every, keep_last=keep_last, sample_every=sample_every)
     written = sum(sizes[stage] for stage, _step in needs.saves(save_every))
     return Plan(
-        config=cast(
-            PlannedConfig, replace(config, save_every=save_every, keep_last=keep_last, sample_every=sample_every)
-        ),
+        config=cast(PlannedConfig, decided),
         steps=sum(stages.values()),
         generation_bytes=sizes,
         export_bytes=export_bytes,
         written_bytes=export_bytes + written,
-        free_bytes=free,
+        free_bytes=needs.free,
         reasons=tuple(reasons),
         seconds_per_step=dict(standing.seconds_per_step),
         lost_steps=_lost_steps(needs, save_every),
         peak_bytes=needs.peak(keep_last, written),
         lora_line=_compare_lora(config, needs, standing.lora),
-        stage_steps=dict(stages),
         room_for_one=needs.has_room_for_one,
         bounded=needs.bounded(keep_last),
         fits=needs.fits(keep_last),
+    )
+
+
+def _one_kept_line(needs: "_Needs") -> str:
+    return (
+        f"Only one checkpoint is kept: keeping two takes {_gb(needs.needed(2))} with the third on its way, and "
+        f"there are {_gb(max(0, needs.room))}. If the newest is damaged there is no older one."
+    )
+
+
+def _needs_of(
+    folder: Path, stages: dict[str, int], sizes: dict[str, int], carried: int, export_bytes: int, standing: Standing
+) -> "_Needs":
+    return _Needs(
+        stages=stages,
+        done={stage: min(standing.done.get(stage, 0), steps) for stage, steps in stages.items()},
+        sizes=sizes,
+        carried=carried,
+        export=export_bytes,
+        free=free_bytes(folder),
+        held=standing.held_bytes,
+        emptied=keeps_trash(folder) and standing.gives_back is not False,
+        trusted=bool(standing.gives_back),
+        all_count=delivers_late(folder),
     )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-import io
 import json
 import logging
 import os
@@ -12,51 +11,39 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers.captions import read_caption, words_of, write_caption
-from fastsd_helpers.dreambooth.advice import long_prompts_line
+from fastsd_helpers.dreambooth.advice import notes_on_prepared
 from fastsd_helpers.dreambooth.contact_sheet import MOST_CELLS, Cell, draw_contact_sheet, make_cell
 from fastsd_helpers.dreambooth.dataset import (
-    Dataset,
-    PreparedImage,
-    PromptRow,
     exchange_pictures,
     finish_exchange,
-    load_dataset,
     prompt_of,
-    prompt_table,
     recorded_images,
     start_exchange,
 )
+from fastsd_helpers.dreambooth.decoding import decode_photo
 from fastsd_helpers.dreambooth.hold_out import choose_held_out, subject_of
+from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
 from fastsd_helpers.dreambooth.originals import photos_of_user, set_aside, set_captions_aside
 from fastsd_helpers.dreambooth.photo_places import NO_PICTURES_HINT, find_held_out, find_photos
-from fastsd_helpers.dreambooth.photos import Photos, decode_photo, measure_sharpness, open_photos, perceptual_hash
+from fastsd_helpers.dreambooth.photos import Photos, open_photos
 from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
 from fastsd_helpers.dreambooth.report import PrepareResult, counted_prompts
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_room, file_errors, write_atomic
 from fastsd_helpers.options import check, option, to_values
 from fastsd_helpers.photo_names import NamedPhoto, name_photos, repeats_in
+from fastsd_helpers.picture_files import png_bytes
 from fastsd_helpers.sessions import Session, whole_prompt
 from fastsd_helpers.smart_crop import CropBox, crop_box, square_box
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "Dataset",
-    "PrepareConfig",
-    "PrepareResult",
-    "PreparedImage",
-    "PromptRow",
-    "load_dataset",
-    "prepare",
-    "prompt_table",
-]
+__all__ = ["PrepareConfig", "PrepareResult", "prepare"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _SHEET = "contact-sheet.png"
-_MANY = 100
 _BLURRED_BELOW = 60.0
 _SHARPNESS_NEEDS_PX = 384  # below, single pixels are judged, which are soft in most cameras
 _ALIKE_BITS = 32  # of 255
@@ -143,7 +130,7 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             if not held_out:
                 _hold_some_out(work)
             _check_boxes(work)
-            notes = _notes(work, session, images)
+            notes = _notes(work, session)
             draw_contact_sheet(new / _SHEET, work.cells, title=session.name, size=config.size, total=len(work.images))
             sheet = session.logs / _SHEET
             with file_errors(sheet, "write"):
@@ -285,7 +272,7 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
     picture = _resize(photo.image, box, work.config, warnings)
     if min(box.size) >= _SHARPNESS_NEEDS_PX and measure_sharpness(photo.image.crop(box.as_tuple())) < _BLURRED_BELOW:
         warnings.append("blurred")
-    payload = _encode_png(picture)
+    payload = png_bytes(picture)
     sha256 = hashlib.sha256(payload).hexdigest()
     came_with = _caption_of(photos, name, warnings)
     if came_with and after_name:
@@ -350,12 +337,6 @@ def _resize(image: "Image.Image", box: CropBox, config: PrepareConfig, warnings:
     return part.crop((left, top, left + keep_w, top + keep_h))
 
 
-def _encode_png(picture: "Image.Image") -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _compare_with_others(
     work: _Work, picture: "Image.Image", sha256: str, warnings: list[str], caption: str | None
 ) -> None:
@@ -409,63 +390,11 @@ def _record_of(work: _Work, session: Session, images: Path, held_out: Path | Non
     }
 
 
-def _notes(work: _Work, session: Session, images: Path) -> list[str]:
-    train = sum(not item["held_out"] for item in work.images)
+def _notes(work: _Work, session: Session) -> list[str]:
     notes = list(work.notes)
-    held_out = [PurePosixPath(item["file"]).name for item in work.images if item["held_out"]]
-    if held_out and not work.config.held_out:
-        shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if len(held_out) > 3 else "")
-        notes.append(
-            f"Held out: {shown}. One photo of ten is never trained on, to measure what was learned; with hold-out none "
-            "all are trained on."
-        )
-    if train == 1:
-        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
-    if train > _MANY:
-        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
-    lost = {sha256: edited for sha256, edited in work.edited.items() if sha256 not in _sources(work)}
-    if lost:
-        written = set_captions_aside(session, dict(lost.values()))
+    there = {item["source_sha256"] for item in work.images}
+    if lost := [edited for sha256, edited in work.edited.items() if sha256 not in there]:
+        written = set_captions_aside(session, dict(lost))
         notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
-    named = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in work.images}
-    notes += filter(None, [long_prompts_line(named)])
-    notes += _notes_on_training(work, session)
-    return notes
-
-
-def _sources(work: _Work) -> set[str]:
-    return {item["source_sha256"] for item in work.images}
-
-
-def _notes_on_training(work: _Work, session: Session) -> list[str]:
-    notes = []
-    record, size = session.record, work.config.size
-    if work.config.crop == "none":
-        odd = sum(item["box"][2] - item["box"][0] != item["box"][3] - item["box"][1] for item in work.images)
-        if odd:
-            notes.append(
-                f"{odd} of {len(work.images)} images are not square, and training needs squares: prepare them with "
-                "crop smart or center before you train."
-            )
-    trained = (record.get("settings") or {}).get("resolution")
-    if isinstance(trained, int) and trained > size:
-        notes.append(
-            f"This session is trained at {trained} px, and these are {size} px: prepare them with size {trained}."
-        )
-    progress = record.get("progress") or {}
-    if not recorded_images(session) or not (progress.get("stage") or progress.get("step")):
-        return notes
-    before = {(item["sha256"], item["held_out"], _prompt_before(session, item)) for item in recorded_images(session)}
-    after = {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in work.images}
-    if before != after:
-        notes.append(
-            "Training has begun on other images or prompts: going on would mix the two sets, so start it again with "
-            "--restart."
-        )
-    return notes
-
-
-def _prompt_before(session: Session, item: dict[str, Any]) -> str:
-    """What an image that was prepared before says by itself: its caption now, else the words of its name."""
-    stem = PurePosixPath(item["file"]).stem
-    return read_caption(session.captions / f"{stem}.txt") or item.get("stem_words", words_of(f"{stem}.png"))
+    size, chosen = work.config.size, bool(work.config.held_out)
+    return [*notes, *notes_on_prepared(session, work.images, size=size, chosen=chosen)]

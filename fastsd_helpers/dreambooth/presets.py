@@ -1,11 +1,23 @@
-"""Starting values for a kind of subject, steps from the number of photos, and the learning rates of LoRA."""
+"""What is chosen for a user: by the kind of subject, the number of photos, the method, and the device."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsd_helpers.errors import ModelError, SettingsError
 from fastsd_helpers.registry import ModelSpec
+from fastsd_helpers.runtime import Device
 
-__all__ = ["PRESETS", "Preset", "choose_lora_rates", "choose_steps"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "choose_base_model",
+    "choose_checkpointing",
+    "choose_lora_rates",
+    "choose_optimizer",
+    "choose_precision",
+    "choose_steps",
+]
 
 # The number of photos that a model's own steps are meant for: SD 1.5's 1500 steps are 100 a photo then, the number
 # that public DreamBooth guides agree on.
@@ -72,3 +84,68 @@ def choose_lora_rates(spec: ModelSpec) -> tuple[dict[str, float], str]:
         for name, least in (("unet_lr", 1e-4), ("text_encoder_lr", 5e-5))
     }
     return rates, "rates for LoRA"
+
+
+def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple[str, str]:
+    """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
+
+    Raises:
+        ModelError: the user's own images and no GPU.
+    """
+    if ref != "auto":
+        return ref, ""
+    if demo_pictures:
+        return "demo", "base model demo: the images are the demo's own"
+    if device.kind == "cuda":
+        return "sd15", f"base model sd15: there is a GPU ({device.name})"
+    raise ModelError(
+        "There is no GPU, and Stable Diffusion 1.5 takes days to train without one.",
+        "In Colab: Runtime > Change runtime type > T4 GPU. To try the small embedded model instead, choose base_model "
+        "demo (--base-model demo).",
+    )
+
+
+def choose_precision(wanted: str, device: Device) -> tuple[str, str]:
+    """Choose the number format of the forward pass behind "auto": (format, reason)."""
+    if wanted != "auto":
+        if wanted == "bf16" and device.kind == "cuda" and not device.has_bf16:
+            return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
+        if wanted == "fp16" and device.kind == "cpu":
+            better = "bf16 or fp32" if device.has_bf16 else "fp32"
+            return wanted, f"precision fp16 as you chose; a processor is many times slower at it than at {better}"
+        return wanted, ""
+    if device.kind == "cuda":
+        if device.has_bf16:
+            return "bf16", f"precision bf16: {device.name} has it, and it needs no loss scaling"
+        return "fp16", f"precision fp16: {device.name} has no bf16 units; the loss scale is saved with each checkpoint"
+    if device.has_bf16:
+        return "bf16", "precision bf16: this processor has bf16 units"
+    return "fp32", "precision fp32: this processor has no half-precision units"
+
+
+def choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
+    """Choose the optimizer behind "auto": (optimizer, reason); raises SettingsError for one that cannot be had."""
+    installed = importlib.util.find_spec("bitsandbytes") is not None
+    if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
+        missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
+        raise SettingsError(
+            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which picks what works."
+        )
+    if wanted != "auto":
+        return wanted, ""
+    if device.kind == "cuda" and installed:
+        return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
+    why = "bitsandbytes is not installed" if device.kind == "cuda" else "the 8-bit form needs an NVIDIA GPU"
+    return "adamw", f"optimizer adamw: {why}"
+
+
+def choose_checkpointing(wanted: bool | None, device: Device) -> tuple[bool, str]:
+    """Choose whether values of the forward pass are computed again, from the GPU's memory: (choice, reason)."""
+    if wanted is not None:
+        return wanted, ""
+    # SD 1.5 at 512 px, batch 1, fp16, 8-bit AdamW peaks near 13.7 GiB without it and under 10 with it
+    # (T4 table in ShivamShrirao's README); a T4 has 15.
+    small = device.kind == "cuda" and device.memory_gib < 22
+    if small:
+        return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
+    return False, ""

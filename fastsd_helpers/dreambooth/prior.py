@@ -7,7 +7,6 @@ its name: one that a mount cut short is drawn again, a user's own files beside t
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable
@@ -20,11 +19,14 @@ from fastsd_helpers.dreambooth.dataset import PreparedImage
 from fastsd_helpers.dreambooth.sampling import draw_pictures
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.picture_files import png_bytes
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["ClassDrawing", "find_class_images"]
+    from PIL import Image
+
+__all__ = ["ClassDrawing", "find_class_images", "write_class_image"]
 
 _NAME = re.compile(r"^(\d{5})-([0-9a-f]{12})\.png$")
 # Drawn in fixed groups: on some devices a picture's last bits depend on the others in its batch.
@@ -41,6 +43,14 @@ def find_class_images(folder: Path) -> dict[int, Path]:
             if match and hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[2]):
                 found[int(match[1])] = path
     return found
+
+
+def write_class_image(folder: Path, number: int, picture: "Image.Image") -> Path:
+    """Write one class picture of a folder, named as `find_class_images` finds it."""
+    data = png_bytes(picture)
+    path = folder / f"{number:05d}-{hashlib.sha256(data).hexdigest()[:12]}.png"
+    write_atomic(path, data)
+    return path
 
 
 class ClassDrawing:
@@ -110,7 +120,7 @@ class ClassDrawing:
                 with autocast():
                     pictures = self._draw(range(first, first + _GROUP), networks, device)
                 for number in set(range(first, first + _GROUP)) & set(missing):
-                    found[number] = self._write(number, pictures[number - first])
+                    found[number] = write_class_image(self.folder, number, pictures[number - first])
         return tuple(
             PreparedImage(found[number], "", self.prompts[number % len(self.prompts)]) for number in range(self.count)
         )
@@ -138,11 +148,3 @@ class ClassDrawing:
     def _seed_of(self, number: int) -> int:
         digest = hashlib.sha256(f"{self.seed}/class/{number}".encode()).digest()
         return int.from_bytes(digest[:6], "little")
-
-    def _write(self, number: int, picture: Any) -> Path:
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        digest = hashlib.sha256(data.getvalue()).hexdigest()
-        path = self.folder / f"{number:05d}-{digest[:12]}.png"
-        write_atomic(path, data.getvalue())
-        return path

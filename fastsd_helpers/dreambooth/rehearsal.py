@@ -1,18 +1,33 @@
-"""How long a run will take: a few real steps of each stage on random latents, timed, and nothing of them kept."""
+"""What a run will take: its memory by the model's shapes, its time by a few real steps on random latents.
+
+No weights are loaded for the memory, and no device is asked. Weights, gradients, the optimizer's state and averages are
+counted exactly. What the forward pass keeps for the backward pass is found by running the U-Net on the `meta` device
+and adding up what autograd saves; half precision and gradient checkpointing are then two factors, so that part is good
+to about a fifth. Allocator losses are not in it.
+"""
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.base_model import suit_cpu
 from fastsd_helpers.dreambooth.cache import Latents
-from fastsd_helpers.dreambooth.footprint import peak_bytes
 from fastsd_helpers.dreambooth.plan import Plan
-from fastsd_helpers.dreambooth.stages import STAGES, Studio, open_stage
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES
+from fastsd_helpers.dreambooth.stages import Studio, open_stage
 
-__all__ = ["rehearse"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["peak_bytes", "rehearse", "saved_bytes"]
 
 _STEPS = 3  # the first one is not timed: it is the one that finds the fastest kernels
 _ENOUGH_S = 20.0
+# Under autocast most values are kept in 16 bits, those of norms in 32.
+_HALF = 0.6
+# Each block's inputs, and the whole of one block while it is computed again.
+_CHECKPOINTED = 0.3
+_CUDA_BYTES = 600 * 2**20  # CUDA's own context and libraries
 
 
 def rehearse(plan: Plan, studio: Studio, left: dict[str, int], prompts: list[str]) -> Plan:
@@ -30,14 +45,14 @@ def rehearse(plan: Plan, studio: Studio, left: dict[str, int], prompts: list[str
 
     _fill(studio, prompts)
     memory, seconds, reasons = {}, {}, []
-    for stage in STAGES:
-        if left.get(stage.name):
-            memory[stage.name] = peak_bytes(studio, stage.name)
+    for stage in STAGE_NAMES:
+        if left.get(stage):
+            memory[stage] = peak_bytes(studio, stage)
             try:
-                seconds[stage.name] = _time_step(open_stage(stage, studio, None))
+                seconds[stage] = _time_step(open_stage(stage, studio, None))
             except torch.OutOfMemoryError:
                 reasons.append(
-                    f"The {stage.name} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
+                    f"The {stage} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
                     "--batch-size 1, a smaller --resolution or --method lora."
                 )
     minutes = None if reasons else sum(seconds[stage] * left[stage] for stage in seconds) / 60
@@ -71,3 +86,53 @@ def _time_step(job: Any) -> float:
         if timed[0] > _ENOUGH_S:
             break
     return min(timed[1:] or timed)
+
+
+def peak_bytes(studio: Studio, stage: str) -> int:
+    """Bytes at the peak of a stage's optimizer step, on the device that the studio trains on."""
+    config = studio.config
+    unet, trained = studio.count_of("unet"), studio.trained_count_of(stage)
+    present = unet + (studio.count_of("text_encoder") if stage == "text_encoder" else 0)
+    weights = present * (
+        4 if studio.dtype is None else 6
+    )  # autocast keeps a 16-bit copy of each until the step is done
+    state_bytes = 2 if config.optimizer == "adamw8bit" else 8
+    learning = trained * (4 + state_bytes + (4 if config.ema else 0))
+    kept = saved_bytes(studio, learns=stage == "unet") * (_HALF if studio.dtype else 1.0)
+    kept *= _CHECKPOINTED if config.gradient_checkpointing else 1.0
+    own = _CUDA_BYTES if studio.device.type == "cuda" else 0
+    return int(weights + learning + kept) + own
+
+
+def saved_bytes(studio: Studio, *, learns: bool) -> int:
+    """Bytes in float32 that one forward pass of the U-Net keeps for its backward pass, weights not counted.
+
+    Args:
+        studio: for the U-Net's configuration and the settings' batch and resolution.
+        learns: whether the U-Net itself is trained, or only what comes before it.
+    """
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+
+    config = studio.config
+    unet = studio.build_empty("unet").requires_grad_(learns and config.method == "full")
+    if studio.suits_cpu():
+        suit_cpu(unet)
+    rows = config.batch_size * (2 if config.class_prompts else 1)
+    side = config.resolution // 8
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    seen: dict[int, Any] = {}  # holds the storages, so that no number is given twice
+
+    def note(tensor: "torch.Tensor") -> "torch.Tensor":
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = (storage, tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.device("meta"):
+        latents = torch.empty(rows, unet.config.in_channels, side, side)
+        text = torch.empty(rows, 77, unet.config.cross_attention_dim, requires_grad=True)
+        timesteps = torch.empty(rows, dtype=torch.int64)
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            unet(latents, timesteps, text)
+    return sum(size for _, size in seen.values())

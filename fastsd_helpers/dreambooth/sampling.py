@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.cache import encode_prompts
+from fastsd_helpers.dreambooth.stages import Studio
+from fastsd_helpers.files import write_atomic
+from fastsd_helpers.picture_files import png_bytes
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["draw_grid", "draw_pictures", "save_picture"]
+__all__ = ["draw_grid", "draw_pictures", "draw_with", "sample_prompts", "save_picture"]
 
 
 def draw_pictures(
@@ -61,6 +65,25 @@ def draw_pictures(
     return [Image.fromarray(array) for array in values.astype(np.uint8)]
 
 
+def draw_with(studio: Studio, vae: Any, prompts: list[str], **options: Any) -> "list[Image.Image]":
+    """Draw an image of each prompt with the studio's networks as they are; `options` are those of `draw_pictures`."""
+    text_encoder = studio.load_text_encoder()
+    text = encode_prompts(text_encoder, studio.tokenizer, [*prompts, ""], device=studio.device)
+    del text_encoder
+    unet, size = studio.load_unet(), studio.config.resolution
+    with studio.autocast():
+        return draw_pictures(studio.base, unet, vae, text[:-1], text[-1:], size=size, device=studio.device, **options)
+
+
+def sample_prompts(studio: Studio, count: int = 4) -> list[str]:
+    """Up to so many different training prompts; one prompt alone is drawn with as many seeds."""
+    prompts = list(dict.fromkeys(studio.prompts[index] for index in studio.prompt_of))
+    if len(prompts) <= count:
+        return (prompts * count)[:count] if len(prompts) == 1 else prompts
+    # Spread over all of them: with several subjects the first few prompts are all of the first one.
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
 def draw_grid(rows: "list[list[Image.Image]]", titles: list[str], captions: list[str] | None = None) -> "Image.Image":
     """Lay images out in titled rows, with a caption over each column."""
     from PIL import Image, ImageDraw, ImageFont
@@ -100,10 +123,4 @@ def _wrap(pen: Any, text: str, font: Any, width: int) -> list[str]:
 
 def save_picture(picture: "Image.Image", path: Path) -> None:
     """Write a PNG so that it is whole or not there."""
-    import io
-
-    from fastsd_helpers.files import write_atomic
-
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    write_atomic(path, data.getvalue())
+    write_atomic(path, png_bytes(picture))

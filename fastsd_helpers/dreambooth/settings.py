@@ -1,23 +1,27 @@
 """The settings of one DreamBooth run, and how what the user left alone is filled in."""
 
-import importlib.util
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastsd_helpers.downloads import holds_secret
-from fastsd_helpers.dreambooth.presets import PRESETS, choose_lora_rates, choose_steps
-from fastsd_helpers.errors import ModelError, SettingsError
+from fastsd_helpers.dreambooth.presets import (
+    PRESETS,
+    choose_checkpointing,
+    choose_lora_rates,
+    choose_optimizer,
+    choose_precision,
+    choose_steps,
+)
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import Device
 
 __all__ = [
-    "FREE_TO_CHANGE",
     "DreamBoothConfig",
     "Given",
     "PlannedConfig",
     "ResolvedConfig",
-    "choose_base_model",
     "given_values",
     "refuse_changes",
     "resolve_settings",
@@ -27,7 +31,7 @@ __all__ = [
 Given = dict[str, Any]
 
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
-FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
+_FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
 # The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
 _FIXED = ("base_model", "method", "preset", "steps", "lora_rank", "lora_alpha")
 _STEPS = ("unet_steps", "text_encoder_steps")
@@ -306,25 +310,6 @@ def given_values(config: DreamBoothConfig) -> Given:
     }
 
 
-def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple[str, str]:
-    """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
-
-    Raises:
-        ModelError: the user's own images and no GPU.
-    """
-    if ref != "auto":
-        return ref, ""
-    if demo_pictures:
-        return "demo", "base model demo: the images are the demo's own"
-    if device.kind == "cuda":
-        return "sd15", f"base model sd15: there is a GPU ({device.name})"
-    raise ModelError(
-        "There is no GPU, and Stable Diffusion 1.5 takes days to train without one.",
-        "In Colab: Runtime > Change runtime type > T4 GPU. To try the small embedded model instead, choose base_model "
-        "demo (--base-model demo).",
-    )
-
-
 def resolve_settings(
     config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None, photos: int = 0
 ) -> tuple[ResolvedConfig, list[str]]:
@@ -341,7 +326,7 @@ def resolve_settings(
         given = given_values(config)
         refuse_changes(given, saved)
         known = {field.name for field in fields(config)}
-        changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
+        changed = {name: given[name] for name in _FREE_TO_CHANGE if name in given}
         values = {name: value for name, value in (_OFF | saved).items() if name in known} | changed
         return cast(ResolvedConfig, replace(config, **values)), ["settings as this session was started with"]
     reasons: list[str] = []
@@ -357,13 +342,13 @@ def resolve_settings(
     if config.method == "full" and (config.lora_alpha is not None or config.lora_rank != _OFF["lora_rank"]):
         reasons.append("lora_rank and lora_alpha have no effect with method full")
     resolved = _fill(resolved, {**_OFF, "lora_alpha": float(config.lora_rank)}, "", reasons)
-    precision, reason = _choose_precision(resolved.precision, device)
-    reasons.append(reason)
-    optimizer, reason = _choose_optimizer(resolved.optimizer, device)
-    reasons.append(reason)
-    checkpointing, reason = _choose_checkpointing(resolved, device)
-    reasons.append(reason)
-    chosen: Given = {"precision": precision, "optimizer": optimizer, "gradient_checkpointing": checkpointing}
+    chosen: Given = {}
+    chosen["precision"], precision_reason = choose_precision(resolved.precision, device)
+    chosen["optimizer"], optimizer_reason = choose_optimizer(resolved.optimizer, device)
+    chosen["gradient_checkpointing"], checkpointing_reason = choose_checkpointing(
+        resolved.gradient_checkpointing, device
+    )
+    reasons += [precision_reason, optimizer_reason, checkpointing_reason]
     return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]
 
 
@@ -403,7 +388,7 @@ def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = No
     changed = {
         name: value
         for name, value in given.items()
-        if name in saved and name not in FREE_TO_CHANGE and value != saved[name]
+        if name in saved and name not in _FREE_TO_CHANGE and value != saved[name]
     }
     if not changed:
         return
@@ -462,46 +447,3 @@ def settings_for_more(
     new = [f"{name} {value}" for name, value in changes.items() if value != saved.get(name)]
     said = f"settings as before, but {', '.join(new)}" if new else "settings as before"
     return DreamBoothConfig(**values | changes | steps), [said]
-
-
-def _choose_precision(wanted: str, device: Device) -> tuple[str, str]:
-    if wanted != "auto":
-        if wanted == "bf16" and device.kind == "cuda" and not device.has_bf16:
-            return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
-        if wanted == "fp16" and device.kind == "cpu":
-            better = "bf16 or fp32" if device.has_bf16 else "fp32"
-            return wanted, f"precision fp16 as you chose; a processor is many times slower at it than at {better}"
-        return wanted, ""
-    if device.kind == "cuda":
-        if device.has_bf16:
-            return "bf16", f"precision bf16: {device.name} has it, and it needs no loss scaling"
-        return "fp16", f"precision fp16: {device.name} has no bf16 units; the loss scale is saved with each checkpoint"
-    if device.has_bf16:
-        return "bf16", "precision bf16: this processor has bf16 units"
-    return "fp32", "precision fp32: this processor has no half-precision units"
-
-
-def _choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
-    installed = importlib.util.find_spec("bitsandbytes") is not None
-    if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
-        missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
-        raise SettingsError(
-            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which picks what works."
-        )
-    if wanted != "auto":
-        return wanted, ""
-    if device.kind == "cuda" and installed:
-        return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
-    why = "bitsandbytes is not installed" if device.kind == "cuda" else "the 8-bit form needs an NVIDIA GPU"
-    return "adamw", f"optimizer adamw: {why}"
-
-
-def _choose_checkpointing(config: DreamBoothConfig, device: Device) -> tuple[bool, str]:
-    if config.gradient_checkpointing is not None:
-        return config.gradient_checkpointing, ""
-    # SD 1.5 at 512 px, batch 1, fp16, 8-bit AdamW peaks near 13.7 GiB without it and under 10 with it
-    # (T4 table in ShivamShrirao's README); a T4 has 15.
-    small = device.kind == "cuda" and device.memory_gib < 22
-    if small:
-        return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
-    return False, ""

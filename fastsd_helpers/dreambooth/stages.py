@@ -1,22 +1,29 @@
 """What each stage trains, and how one optimizer step of it is taken.
 
-A family or method that trains something else adds a row to STAGES or a job here; the loop in engine.py stays as it is.
+A stage's name is also the role of its weights in a checkpoint. A family or method that trains something else adds a
+name to STAGE_NAMES or a job here; the loop in engine.py stays as it is.
 """
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.dreambooth.average import Average
-from fastsd_helpers.dreambooth.base_model import BaseModel, plain_names
+from fastsd_helpers.dreambooth.base_model import (
+    BaseModel,
+    checkpoint_gradients,
+    plain_names,
+    put_tensors,
+    suit_cpu,
+)
 from fastsd_helpers.dreambooth.cache import Latents, encode_images, encode_prompts, tokenize
 from fastsd_helpers.dreambooth.chance import draw_offset, draw_step
 from fastsd_helpers.dreambooth.denoising import HeldOut, held_out_loss, make_held_out, training_loss
 from fastsd_helpers.dreambooth.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
+from fastsd_helpers.dreambooth.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.runtime import Device, reuse_freed_memory
@@ -27,17 +34,7 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.resume import Generation
 
-__all__ = ["STAGES", "Batch", "Job", "Stage", "Studio", "open_stage", "suit_cpu"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its name is also the role of its weights in a checkpoint."""
-
-    name: str
-
-
-STAGES = (Stage("text_encoder"), Stage("unet"))
+__all__ = ["Job", "Studio", "open_stage"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Studio:
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         self.schedule = base.load_noise_schedule()
         self.tokenizer = base.load_tokenizer()
-        self.trained: dict[str, dict[str, torch.Tensor] | None] = {stage.name: None for stage in STAGES}
+        self.trained: dict[str, dict[str, torch.Tensor] | None] = dict.fromkeys(STAGE_NAMES)
         self.latents: Latents
         self.held_out: HeldOut
         self.held_out_label = ""
@@ -157,24 +154,21 @@ class Studio:
         """
         import torch
 
-        config = self.config
-        latents, noise, timesteps, prompts = self._draw_rows(
-            key, step, part, self.latents, self.prompt_of, flip=config.flip
-        )
+        own = self._draw_rows(key, step, part, self.latents, self.prompt_of, flip=self.config.flip)
         if self.class_latents is None:
-            return Batch(latents, noise, timesteps, prompts)
+            return own
         others = self._draw_rows(f"{key}/class", step, part, self.class_latents, self.class_prompt_of)
         return Batch(
-            torch.cat([latents, others[0]]),
-            torch.cat([noise, others[1]]),
-            torch.cat([timesteps, others[2]]),
-            prompts + others[3],
-            class_rows=len(others[3]),
+            torch.cat([own.latents, others.latents]),
+            torch.cat([own.noise, others.noise]),
+            torch.cat([own.timesteps, others.timesteps]),
+            own.prompts + others.prompts,
+            class_rows=len(others.prompts),
         )
 
     def _draw_rows(
         self, key: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
-    ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]":
+    ) -> Batch:
         config = self.config
         draw = draw_step(
             config.seed,
@@ -194,7 +188,7 @@ class Studio:
             noise = noise + config.offset_noise * offset
         latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
         prompts = [prompt_of[image] for image in draw.images]
-        return latents, noise.to(self.device), draw.timesteps.to(self.device), prompts
+        return Batch(latents, noise.to(self.device), draw.timesteps.to(self.device), prompts)
 
     def empty_text(self) -> "torch.Tensor":
         """The embedding of the empty prompt, float32 [1, 77, width]: what guidance leads away from."""
@@ -210,8 +204,7 @@ class Studio:
 
     def load_to_train(self, part: str) -> Any:
         """A network on the device as its stage begins: with method lora without what its own matrices add to it."""
-        load = self.base.load_unet if part == "unet" else self.base.load_text_encoder
-        module = load()
+        module = self.base.load(part)
         return self.prepare(module if self.config.method == "lora" else self._with_trained(module, part))
 
     def _with_trained(self, module: Any, part: str) -> Any:
@@ -228,53 +221,13 @@ class Studio:
         for part, tensors in self.trained.items():
             whole[part] = tensors or self.base.folder / part
             if tensors is not None and self.config.method == "lora":
-                load = self.base.load_unet if part == "unet" else self.base.load_text_encoder
-                whole[part] = plain_names(merge_lora(load().state_dict(), tensors, alpha=self.config.lora_alpha))
+                state = self.base.load(part).state_dict()
+                whole[part] = plain_names(merge_lora(state, tensors, alpha=self.config.lora_alpha))
         return whole
 
-    def keep(self, stage: Stage, job: "Job") -> None:
+    def keep(self, job: "Job") -> None:
         """Remember a finished stage's weights for the next stage and for the finished file."""
-        self.trained[stage.name] = {name: tensor.cpu() for name, tensor in job.weights().items()}
-
-
-def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
-    """Load weights saved under plain names, whatever spelling this module's library version has."""
-    own = module.state_dict()
-    spelling = {name.removeprefix("text_model."): name for name in own}
-    module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
-
-
-def _checkpoint_gradients(module: Any) -> None:
-    """Keep few of the values of the forward pass and compute the others again in the backward pass."""
-    if hasattr(module, "enable_gradient_checkpointing"):
-        module.enable_gradient_checkpointing()
-    else:
-        # The older form finds no gradient where a frozen layer comes first, as it does with LoRA.
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module.train()  # both libraries checkpoint only in training mode; these models have no dropout
-
-
-def suit_cpu(module: Any) -> None:
-    """Choose the forms of attention and GroupNorm that are fast in training in bf16 on a CPU.
-
-    The fused attention's backward pass takes several times the plain one's in bf16, and GroupNorm's takes 5 to 20 times
-    as long on the channels-last values that bf16 convolutions hand over. In fp32 neither is so.
-    """
-    import torch
-    from torch.nn import functional
-
-    def group_norm(norm: Any, x: "torch.Tensor") -> "torch.Tensor":
-        return functional.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
-
-    if hasattr(module, "set_attn_processor"):
-        from diffusers.models.attention_processor import AttnProcessor
-
-        module.set_attn_processor(AttnProcessor())
-    elif hasattr(module, "set_attn_implementation"):
-        module.set_attn_implementation("eager")
-    for part in module.modules():
-        if isinstance(part, torch.nn.GroupNorm):
-            part.forward = MethodType(group_norm, part)
+        self.trained[job.stage] = {name: tensor.cpu() for name, tensor in job.weights().items()}
 
 
 class Job(ABC):
@@ -303,7 +256,7 @@ class Job(ABC):
         self.optimizer = build_optimizer(studio.config.optimizer, self.parameters, lr)
         self.scaler = torch.amp.GradScaler(studio.device.type, enabled=studio.dtype is torch.float16)
         if studio.config.gradient_checkpointing:
-            _checkpoint_gradients(module)
+            checkpoint_gradients(module)
 
     @abstractmethod
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
@@ -408,7 +361,7 @@ class TextEncoderJob(Job):
         super().__init__(studio, studio.load_to_train(self.stage), studio.config.text_encoder_lr, **leg)
         self.unet = studio.load_unet()
         if studio.config.gradient_checkpointing:
-            _checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
+            checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
         self.ids = tokenize(studio.tokenizer, studio.texts).to(studio.device)
 
     def text_for(self, prompts: list[int]) -> "torch.Tensor":
@@ -431,7 +384,7 @@ class UnetJob(Job):
         return self.text[prompts].to(self.studio.device)
 
 
-def open_stage(stage: Stage, studio: Studio, resumed: "Generation | None", *, key: str = "", before: int = 0) -> Job:
+def open_stage(stage: str, studio: Studio, resumed: "Generation | None", *, key: str = "", before: int = 0) -> Job:
     """Set a stage up at its beginning, or as the checkpoint `resumed` left it.
 
     Args:
@@ -439,7 +392,7 @@ def open_stage(stage: Stage, studio: Studio, resumed: "Generation | None", *, ke
         resumed: the checkpoint; its optimizer's state is gone on with too.
         key, before: of a later segment: what its randomness is drawn with, and the stage's steps in earlier ones.
     """
-    kind = TextEncoderJob if stage.name == "text_encoder" else UnetJob
+    kind = TextEncoderJob if stage == "text_encoder" else UnetJob
     job = kind(studio, key=key, before=before)
     if resumed is not None:
         job.restore(resumed)

@@ -23,15 +23,13 @@ from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.photo_names import name_photos, repeats_in
-from fastsd_helpers.picture_files import is_picture_head
+from fastsd_helpers.picture_files import PICTURE_SUFFIXES, is_picture_head
 from fastsd_helpers.sessions import Session
 
 __all__ = ["UploadReport", "count_uploads", "list_uploads", "remove_uploads", "save_uploads", "uploads_folder"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_KINDS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".bmp"))
-_KINDS |= {".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 _TEXTS = (".txt", ".caption")
 _ARRIVED = ".arrived.json"  # name as it was sent, in lower case -> stems of what came under it last
 _HERE = "is here already as "
@@ -175,7 +173,7 @@ def _digest(data: bytes) -> str:
 def _is_zip(name: str, data: bytes) -> bool:
     suffix = PurePosixPath(name).suffix.lower()
     # A zip by another name: a browser or a phone may have changed its ending.
-    by_content = data[:4] == b"PK\3\4" and (suffix in _KINDS or not suffix) and zipfile.is_zipfile(io.BytesIO(data))
+    by_content = suffix in (*PICTURE_SUFFIXES, "") and data[:4] == b"PK\3\4" and zipfile.is_zipfile(io.BytesIO(data))
     return suffix == ".zip" or by_content
 
 
@@ -188,7 +186,7 @@ def _keep(shelf: _Shelf, arrival: _Arrival, here: set[str]) -> None:
         _keep_caption(shelf, path, arrival.data)
     elif suffix in TABLE_SUFFIXES:
         _keep_table(shelf, path, arrival.data)
-    elif suffix in _KINDS or (not is_other_kind(path.name) and is_picture_head(arrival.data[:64])):
+    elif suffix in PICTURE_SUFFIXES or (not is_other_kind(path.name) and is_picture_head(arrival.data[:64])):
         key = _key(path)
         before = list(shelf.latest.get(key, [])) if key in here else []
         _keep_photo(shelf, arrival)
@@ -238,7 +236,7 @@ def _keep_caption(shelf: _Shelf, path: PurePosixPath, data: bytes) -> None:
         shelf.skipped.append((path.name, err.problem.rstrip(".")))
         return
     stem = safe_stem(path.stem)
-    if PurePosixPath(stem).suffix.lower() in _KINDS:  # "dog.png.txt"
+    if PurePosixPath(stem).suffix.lower() in PICTURE_SUFFIXES:  # "dog.png.txt"
         stem = PurePosixPath(stem).stem
     for each in shelf.latest.get(stem.casefold()) or [stem]:
         _write_caption(shelf, each, words or "", name=path.name)

@@ -158,8 +158,7 @@ class _Captioner(ToolView):
         super().__init__("Describe the photos", "The model is loaded, and looks at the photos…", form=form)
 
     def _do(self) -> list[str]:
-        from fastsd_helpers.dreambooth.auto_captions import caption_pictures
-        from fastsd_helpers.dreambooth.captioning import prompt_rows
+        from fastsd_helpers.dreambooth.captioning import caption_pictures, prompt_rows
 
         assert self._form is not None
         written = set(caption_pictures(self._session, model=self._form.config().captioner))

@@ -1,16 +1,14 @@
 """Sessions: the folder and session.json of one subject; create, open, list, delete, and the lock of a run."""
 
+from fastsd_helpers.sessions.deletion import delete_checkpoint, delete_session, room_note
 from fastsd_helpers.sessions.importing import ImportResult, import_session, is_old_session, whole_prompt
 from fastsd_helpers.sessions.lock import SessionLock, local_holder
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.sessions.session import (
     Session,
     SessionSummary,
-    delete_checkpoint,
-    delete_session,
     find_session,
     list_sessions,
-    room_note,
 )
 
 __all__ = [

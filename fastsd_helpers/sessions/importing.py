@@ -24,17 +24,17 @@ from fastsd_helpers.drive import copy_verified, sessions_root
 from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
 from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
 from fastsd_helpers.photo_names import name_photos
+from fastsd_helpers.picture_files import PICTURE_SUFFIXES
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import FOLDERS, Session
+from fastsd_helpers.wording import list_some
 from fastsd_helpers.zip_names import read_names
 
 __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_PICTURES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".bmp"))
-_PICTURES |= {".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 _MOST_MEMBERS = 5_000
 _MOST_BYTES = 256 * 2**20  # of one picture
 _STEP = re.compile(r"_step_(\d+)$")
@@ -144,7 +144,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
             for path in pictures:
                 write_atomic(target / "instance_images" / path.name, path.read_bytes())
         elif not pictures and zipped.is_file():
-            for member, data in _members(zipped, _PICTURES, notes):
+            for member, data in _members(zipped, PICTURE_SUFFIXES, notes):
                 write_atomic(target / "instance_images" / member, data)
         captions = _bring_captions(origin, target, notes, in_place=in_place)
         kept = _bring_weights(weights, target, in_place=in_place)
@@ -187,7 +187,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
 def _pictures_in(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in _PICTURES and path.is_file() and not path.name.startswith("."):
+            if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith("."):
                 yield path
 
 
@@ -250,7 +250,7 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
         elif stem in from_zip and not path.exists():
             write_caption(path, caption)
     if lost := sorted(set(found) - set(used)):
-        shown = ", ".join(f"{stem}.txt" for stem in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        shown = list_some(f"{stem}.txt" for stem in lost)
         notes.append(f"Captions with the name of no image, so not used: {shown}.")
     return len(used)
 

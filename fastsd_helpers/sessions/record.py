@@ -22,7 +22,17 @@ from fastsd_helpers.errors import SessionError
 from fastsd_helpers.files import file_errors, natural_order, write_atomic
 from fastsd_helpers.runtime import install_command
 
-__all__ = ["RECORD", "SCHEMA", "TWINS", "ReadResult", "new_record", "read_record", "write_record"]
+__all__ = [
+    "GENERATION_NAME",
+    "RECORD",
+    "SCHEMA",
+    "TWINS",
+    "ReadResult",
+    "content_hash",
+    "new_record",
+    "read_record",
+    "write_record",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -33,7 +43,8 @@ _KEEP_TWINS = 3
 # A mounted Drive delivers minutes late but deletes at once: a copy goes only when three newer ones are this old.
 _SETTLE_S = 120.0
 _TWIN_NAME = re.compile(r"^(\d{6,})-[0-9a-f]{8}\.json$")
-_GENERATION_NAME = re.compile(r"^(\d{6,})-([a-z0-9_]+)-(\d{6,})-[0-9a-f]{8}$")
+# A checkpoint's folder: sequence number, stage, step, and a random end.
+GENERATION_NAME = re.compile(r"^(\d{6,})-([a-z0-9_]+)-(\d{6,})-[0-9a-f]{8}$")
 # Source: PNG (Portable Network Graphics) Specification, 5.2 and 11.2.5: the signature, and the chunk that ends a file.
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -91,13 +102,14 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def _to_bytes(record: dict[str, Any]) -> bytes:
     try:
-        body = {**record, "sha256": _hash_of(record)}
+        body = {**record, "sha256": content_hash(record)}
         return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as err:
         raise SessionError(f"The session's record holds a value that JSON cannot: {err}.", "Report this.") from err
 
 
-def _hash_of(record: dict[str, Any]) -> str:
+def content_hash(record: dict[str, Any]) -> str:
+    """The SHA-256 of what a record says, whatever the order of its keys."""
     plain = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -204,7 +216,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any] | None, str]:
     if schema == 0:  # had neither hash nor sequence
         return {**body, "schema": 0, "sequence": 0}, ""
     expected = body.pop("sha256", None)
-    if not isinstance(body.get("sequence"), int) or expected != _hash_of(body):
+    if not isinstance(body.get("sequence"), int) or expected != content_hash(body):
         return None, "does not match its own hash (half written, or edited by hand)"
     return body, ""
 
@@ -287,7 +299,7 @@ def _read_manifests(folder: Path) -> list[dict[str, Any]]:
     found = []
     try:
         names = sorted(
-            (path.name for path in folder.iterdir() if _GENERATION_NAME.match(path.name)),
+            (path.name for path in folder.iterdir() if GENERATION_NAME.match(path.name)),
             key=lambda name: (int(name.split("-")[0]), name),
         )
     except OSError as err:

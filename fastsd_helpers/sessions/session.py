@@ -3,17 +3,14 @@
 import contextlib
 import copy
 import difflib
-import json
 import logging
 import os
-import secrets
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.drive import deletion_note, keeps_trash, remove_emptied, sessions_root
+from fastsd_helpers.drive import sessions_root
 from fastsd_helpers.errors import (
     DriveError,
     FastSDError,
@@ -28,15 +25,7 @@ from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
-__all__ = [
-    "Session",
-    "SessionSummary",
-    "delete_checkpoint",
-    "delete_session",
-    "find_session",
-    "list_sessions",
-    "room_note",
-]
+__all__ = ["FOLDERS", "Session", "SessionSummary", "children", "find_session", "folder_of", "list_sessions"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -50,7 +39,6 @@ FOLDERS = (
     "logs",
     "exports",
 )
-_DELETED = ".deleted-"
 
 
 class Session:
@@ -66,6 +54,14 @@ class Session:
     def __init__(self, folder: Path, record: dict[str, Any], notices: list[str] | None = None) -> None:
         self.name = folder.name
         self.folder = folder
+        self.instance_images = folder / "instance_images"  # the prepared images of the subject
+        self.captions = folder / "captions"  # one .txt per picture
+        self.held_out_images = folder / "held_out_images"  # prepared images that are never trained on
+        self.class_images = folder / "class_images"  # images of the subject's class (prior preservation)
+        self.checkpoints = folder / "checkpoints"  # the training states
+        self.samples = folder / "samples"  # the images drawn while training
+        self.logs = folder / "logs"  # logs, plots and TensorBoard events
+        self.exports = folder / "exports"  # the finished models
         self.record = record
         self.notices = notices or []
         self._saved = copy.deepcopy(record)
@@ -108,7 +104,7 @@ class Session:
             SessionError: a newer version of this library wrote it.
             DriveError: the folder cannot be read.
         """
-        folder = _find(name, sessions_root(root))
+        folder = folder_of(name, sessions_root(root))
         result = read_record(folder)
         session = cls(folder, result.record, list(result.notices))
         if not result.damaged:
@@ -194,46 +190,6 @@ class Session:
         self.settle_identity()
         return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
 
-    @property
-    def instance_images(self) -> Path:
-        """Folder of the prepared images of the subject."""
-        return self.folder / "instance_images"
-
-    @property
-    def captions(self) -> Path:
-        """Folder of the captions, one .txt per image."""
-        return self.folder / "captions"
-
-    @property
-    def held_out_images(self) -> Path:
-        """Folder of prepared images that are never trained on."""
-        return self.folder / "held_out_images"
-
-    @property
-    def class_images(self) -> Path:
-        """Folder of the images of the subject's class (prior preservation)."""
-        return self.folder / "class_images"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the training states."""
-        return self.folder / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        """Folder of the images drawn while training."""
-        return self.folder / "samples"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of logs, plots and TensorBoard events."""
-        return self.folder / "logs"
-
-    @property
-    def exports(self) -> Path:
-        """Folder of the finished models."""
-        return self.folder / "exports"
-
     def finished_model(self) -> Path:
         """The newest of its finished models.
 
@@ -312,7 +268,7 @@ def _summarise(folder: Path) -> SessionSummary:
         with file_errors(folder, "read"):
             size = bytes_in(folder)
             images = _count(folder / "instance_images")
-            checkpoints = sum((path / "manifest.json").is_file() for path in _children(folder / "checkpoints"))
+            checkpoints = sum((path / "manifest.json").is_file() for path in children(folder / "checkpoints"))
             exports = _count(folder / "exports")
     except FastSDError as err:
         problem = err.problem
@@ -332,107 +288,8 @@ def _summarise(folder: Path) -> SessionSummary:
     )
 
 
-def delete_session(name: str, *, root: Path | str | None = None) -> int:
-    """Delete a session with everything in it, and return how many bytes it had.
-
-    On Google Drive its checkpoints are emptied first, so that the trash holds nothing of them; photos, captions,
-    samples and finished files lie whole in the trash until that is emptied.
-
-    A session that is only a shortcut to somebody else's folder loses the shortcut, not the folder.
-
-    Raises:
-        SessionNotFound: there is none of that name.
-        SessionBusy: a run is using it.
-        DriveError: it could not be removed.
-    """
-    sessions = sessions_root(root)
-    folder = _find(name, sessions)
-    with file_errors(folder, "delete"):
-        if folder.is_symlink():
-            folder.unlink()
-            return 0
-        size = bytes_in(folder)
-        identity = None
-        with contextlib.suppress(SessionError):
-            identity = read_record(folder).record.get("id")
-        with SessionLock(folder, identity=identity):
-            # Renamed first, so that a deletion that is cut leaves no half session; leftovers go with the next one.
-            gone = sessions / f"{_DELETED}{folder.name[:60]}-{secrets.token_hex(4)}"
-            folder.rename(gone)
-        for left_over in sessions.glob(f"{_DELETED}*"):
-            _empty_checkpoints(left_over)
-            shutil.rmtree(left_over)
-    return size
-
-
-def room_note(root: Path, *, checkpoint: str | None) -> str:
-    """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`."""
-    rest = "" if checkpoint else "its photos, images and finished files"
-    return deletion_note(root, emptied="Checkpoints", deleted=rest)
-
-
-def _empty_checkpoints(folder: Path) -> None:
-    """On Google Drive, empty and remove a deleted session's weights; what it only links to is somebody else's."""
-    checkpoints = folder / "checkpoints"
-    if not keeps_trash(folder) or checkpoints.is_symlink():
-        return
-    for generation in _children(checkpoints):
-        for path in generation.glob("*.safetensors") if not generation.is_symlink() else ():
-            remove_emptied(path)
-
-
-def delete_checkpoint(session: Session, name: str) -> int:
-    """Delete one checkpoint and return the bytes freed; files that other checkpoints share with it stay.
-
-    On Google Drive its files are emptied first, so that the trash holds nothing of them.
-
-    Raises:
-        SessionError: there is none of that name.
-        SessionBusy: a run is using the session.
-        DriveError: it could not be removed.
-    """
-    there = [path.name for path in _children(session.checkpoints)]
-    if name not in there:
-        raise SessionError(
-            f"Session {session.name!r} has no checkpoint {name!r}.",
-            f"Choose one of: {', '.join(there) or 'none there'}.",
-        )
-    folder = session.checkpoints / name
-    freed = 0
-    with session.lock(), file_errors(folder, "delete"):
-        shared = _files_shared_with_others(session.checkpoints, name)
-        files = sorted(folder.iterdir(), key=lambda path: path.name != "manifest.json")
-        for path in files:  # the manifest first: without it nothing takes the rest for a whole checkpoint
-            if f"{name}/{path.name}" not in shared:
-                freed += path.lstat().st_size
-                if keeps_trash(folder) and path.suffix == ".safetensors" and not folder.is_symlink():
-                    remove_emptied(path)
-                else:
-                    path.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        kept = [item for item in session.record.get("checkpoints", []) if item.get("name") != name]
-        session.save(checkpoints=kept)
-    return freed
-
-
-def _files_shared_with_others(checkpoints: Path, name: str) -> set[str]:
-    shared: set[str] = set()
-    for folder in _children(checkpoints):
-        manifest = folder / "manifest.json"
-        if folder.name == name or not manifest.is_file():
-            continue
-        try:
-            shared.update(entry["path"] for entry in json.loads(manifest.read_bytes())["files"])
-        except (ValueError, KeyError, TypeError) as err:
-            raise SessionError(
-                f"Checkpoint {name!r} may share files with {folder.name!r}, whose manifest is damaged.",
-                f"Delete the checkpoint {folder.name!r} first, or delete the whole session.",
-            ) from err
-    return shared
-
-
-def _find(name: str, root: Path) -> Path:
+def folder_of(name: str, root: Path) -> Path:
+    """The folder of a session under the sessions root; raises SessionNotFound with names like it."""
     with file_errors(root, "read"):
         there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
     there = [found for found in there if not found.startswith(".")]
@@ -454,14 +311,12 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _count(folder: Path) -> int:
-    return (
-        sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(folder))
-        if folder.is_dir()
-        else 0
-    )
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
 
 
-def _children(folder: Path) -> list[Path]:
+def children(folder: Path) -> list[Path]:
+    """The folders in a folder by name, hidden ones not; none where it is not there."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -11,7 +11,6 @@ The mount is tests/fakes.py's WriteBackMount: the killed run's own view of it is
 a new view with what had been delivered, cut short or changed by then.
 """
 
-import functools
 import json
 import multiprocessing
 import os
@@ -332,14 +331,15 @@ def _train(request: dict[str, Any]) -> None:
     _check_fresh(request["scratch"])
     os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
     from fastsd_helpers import runtime
-    from fastsd_helpers.dreambooth import engine, finish
+    from fastsd_helpers.dreambooth import engine, finish, sampling
     from fastsd_helpers.dreambooth.resume import room, store
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.errors import FastSDError
     from fastsd_helpers.sessions import Session
 
     engine.plot_losses = lambda *args, **kwargs: None
-    finish.draw_pictures = functools.partial(finish.draw_pictures, steps=1)
+    draw = sampling.draw_pictures
+    finish.draw_pictures = sampling.draw_pictures = lambda *args, **options: draw(*args, **options | {"steps": 1})
     if request["settle_s"] is not None:
         store.delivers_late, store._SETTLE_S = (lambda folder: True), request["settle_s"]
     if request["drive"] is not None:

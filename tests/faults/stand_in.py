@@ -52,16 +52,16 @@ class StandInStudio:
         self.pictures = str([[image.sha256, image.prompt] for image in images])
         self.prompts = sorted({image.prompt for image in images})
 
-    def keep(self, stage: Any, job: Any) -> None:
-        self.trained[stage.name] = job.weights()
+    def keep(self, job: Any) -> None:
+        self.trained[job.stage] = job.weights()
 
 
 class StandInJob:
     """In place of a network and its optimizer."""
 
-    def __init__(self, stage: Any, studio: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
-        self.stage, self._studio, self._key, self._before = stage.name, studio, key or stage.name, before
-        begun = studio.trained[stage.name]
+    def __init__(self, stage: str, studio: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
+        self.stage, self._studio, self._key, self._before = stage, studio, key or stage, before
+        begun = studio.trained[stage]
         self._weights = begun["w"].tolist() if begun else [0.0] * 8
         self._moments = [0.0] * 8
         if resumed is not None:
@@ -91,13 +91,14 @@ def put_in() -> None:
     from fastsd_helpers.dreambooth import engine, finish, learned, prepare, train  # noqa: F401
 
     def write(session: Any, studio: Any, dst: Path, **_words: Any) -> Any:
+        from fastsd_helpers.checkpoints import CheckpointFile
         from fastsd_helpers.files import sha256_of, write_atomic
 
         dst.parent.mkdir(exist_ok=True)
         write_atomic(
             dst, repr(sorted((stage, value["w"].tolist()) for stage, value in studio.trained.items() if value)).encode()
         )
-        return finish.Written(dst, dst.stat().st_size, 1, sha256_of(dst))
+        return CheckpointFile(dst, sha256_of(dst), dst.stat().st_size, 1)
 
     def draw(session: Any, *_rest: Any) -> Path:
         session.samples.mkdir(exist_ok=True)
@@ -114,9 +115,9 @@ def put_in() -> None:
         module.Studio = StandInStudio
     engine.open_stage = StandInJob
     engine.plot_losses = finish.plot_losses = plot
-    finish.export_bytes = lambda *_: 2**20
-    finish.require_exportable = lambda _base: None
-    finish.export_run = finish.export_lora = write
+    learned.export_bytes = lambda *_: 2**20
+    learned.require_exportable = lambda _base: None
+    learned.export_run = learned.export_lora = write
     finish.draw_before_and_after = draw
 
 

@@ -109,9 +109,9 @@ def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, l
 
 
 def open_job(studio, stage: str):
-    from fastsd_helpers.dreambooth.stages import STAGES, open_stage
+    from fastsd_helpers.dreambooth.stages import open_stage
 
-    return open_stage(next(each for each in STAGES if each.name == stage), studio, None)
+    return open_stage(stage, studio, None)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

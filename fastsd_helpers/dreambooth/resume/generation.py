@@ -9,7 +9,6 @@ says, whether the file lies in this folder or, carried over unchanged, in an ear
 order of arrival, not the clock, not the presence of the manifest.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.drive import copy_verified
-from fastsd_helpers.errors import CheckpointError, DriveError
+from fastsd_helpers.errors import CheckpointError, DriveError, FastSDError
 from fastsd_helpers.files import file_errors, sha256_of
 from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.sessions.record import GENERATION_NAME, content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ __all__ = [
     "MANIFEST",
     "FileEntry",
     "Generation",
+    "Job",
     "NotWhole",
     "Snapshot",
     "describe",
@@ -48,7 +49,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _SCHEMA = 1
-_NAME = re.compile(r"^(\d{6,})-([a-z0-9_]+)-(\d{6,})-[0-9a-f]{8}$")
 _ROLE = re.compile(r"^[a-z0-9_]+$")
 _FILE = re.compile(r"^[A-Za-z0-9_.-]+$")
 
@@ -155,6 +155,30 @@ class Generation:
         return tensors
 
 
+@dataclass
+class Job:
+    """A generation on its way to the mount, and what went wrong with it last.
+
+    Attributes:
+        spare_bytes: room that must be left on a Drive for what comes after it.
+    """
+
+    name: str
+    files: tuple[FileEntry, ...]
+    record: dict[str, Any]
+    keep: bool
+    problem: FastSDError | None = None
+    spare_bytes: int = 0
+
+    def not_written(self, folder: Path, scratch: Path) -> str:
+        """Why it is not in the folder, and where it is instead, as a sentence."""
+        why = self.problem.problem if self.problem is not None else "It was not tried yet."
+        return (
+            f"Checkpoint {describe(self.name)} was not written to {folder}: {why} "
+            f"Until this machine is gone it is in {scratch}."
+        )
+
+
 def role_problem(role: str) -> str | None:
     """Say why a role cannot name a file, or None when it can."""
     return None if _ROLE.match(role) else f"{role!r} cannot be the name of a checkpoint's file."
@@ -210,14 +234,14 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
 def generation_name(seq: int, stage: str, step: int) -> str:
     """Make a folder name that no other generation has, not even one of a run whose files were never seen here."""
     name = f"{seq:06d}-{stage}-{step:06d}-{secrets.token_hex(4)}"
-    if not _NAME.match(name):
+    if not GENERATION_NAME.match(name):
         raise CheckpointError(f"{stage!r} at step {step} cannot name a checkpoint.", "Use lower case letters and _.")
     return name
 
 
 def parse_name(name: str) -> tuple[int, str, int] | None:
     """Read sequence number, stage and step from a folder name; None for any other folder."""
-    found = _NAME.match(name)
+    found = GENERATION_NAME.match(name)
     return (int(found[1]), found[2], int(found[3])) if found else None
 
 
@@ -246,36 +270,13 @@ def list_generations(folder: Path) -> list[str]:
     return sorted(names, key=lambda name: (int(name.split("-")[0]), name), reverse=True)
 
 
-def make_manifest(
-    *,
-    seq: int,
-    stage: str,
-    step: int,
-    keep: bool,
-    timeline: str,
-    record: dict[str, Any],
-    files: tuple[FileEntry, ...],
-) -> bytes:
-    """Write a manifest's bytes, with the hash of its own content."""
-    body = {
-        "schema": _SCHEMA,
-        "seq": seq,
-        "stage": stage,
-        "step": step,
-        "keep": keep,
-        "timeline": timeline,
-        "record": record,
-        "files": [asdict(entry) for entry in files],
-    }
+def make_manifest(*, files: tuple[FileEntry, ...], **about: Any) -> bytes:
+    """A manifest's bytes, with the hash of its own content; `about`: seq, stage, step, keep, timeline, record."""
+    body = {"schema": _SCHEMA, **about, "files": [asdict(entry) for entry in files]}
     try:
-        return json.dumps({**body, "sha256": _hash_of(body)}, indent=1, allow_nan=False).encode() + b"\n"
+        return json.dumps({**body, "sha256": content_hash(body)}, indent=1, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as err:
         raise CheckpointError(f"The checkpoint's record holds what JSON cannot: {err}.", "Report this.") from err
-
-
-def _hash_of(body: dict[str, Any]) -> str:
-    plain = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def read_generation(folder: Path, name: str, *, scratch: Path | None = None) -> Generation:
@@ -295,7 +296,7 @@ def read_generation(folder: Path, name: str, *, scratch: Path | None = None) -> 
     try:
         body = json.loads(path.read_bytes())
         expected = body.pop("sha256")
-        matches = expected == _hash_of(body)
+        matches = expected == content_hash(body)
     except FileNotFoundError:
         raise NotWhole(f"is incomplete: its {MANIFEST} is missing") from None
     except OSError as err:

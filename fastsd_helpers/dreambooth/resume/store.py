@@ -19,6 +19,7 @@ from fastsd_helpers.dreambooth.resume.generation import (
     MANIFEST,
     FileEntry,
     Generation,
+    Job,
     NotWhole,
     Snapshot,
     describe,
@@ -31,7 +32,6 @@ from fastsd_helpers.dreambooth.resume.generation import (
     summary_row,
     verify_files,
 )
-from fastsd_helpers.dreambooth.resume.job import Job
 from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.dreambooth.resume.scratch import Scratch
 from fastsd_helpers.dreambooth.resume.shelf import Shelf
