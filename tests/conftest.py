@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
+PLACES = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
+sys.path[:0] = [path for path in PLACES if path not in sys.path]
 
 from fastsd_helpers.runtime import make_cpu_sums_repeatable  # noqa: E402
 

@@ -14,7 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.demo import networks, pictures  # noqa: E402
+import demo_networks as networks  # noqa: E402
+import demo_pictures as pictures  # noqa: E402
+
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, export, plan, prepare, sample, train  # noqa: E402
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig  # noqa: E402
 from fastsd_helpers.errors import (  # noqa: E402
