@@ -15,7 +15,7 @@ from fastsd_helpers.forms.reading_view import picture_tag
 from fastsd_helpers.forms.view import draw_notice, in_words, load_widgets, show_widget
 from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
-from fastsd_helpers.trocr.comparison import ComparedLine, Comparison, compare_readers
+from fastsd_helpers.trocr.evaluate import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult
 from fastsd_helpers.trocr.progress import TeachingNews
 from fastsd_helpers.trocr.reading_session import ReadingSession

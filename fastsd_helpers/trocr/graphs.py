@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DependencyMissing, ModelError, needs_package
+from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS
@@ -360,19 +360,18 @@ class GraphEngine:
 
 
 def int8_engine(checkpoint: Checkpoint) -> Any:
-    """The int8 engine for a reader: its own graphs, graphs made now and kept, bitsandbytes on a GPU, else torch's.
+    """The int8 engine for a reader: its own graphs, bitsandbytes on a GPU, else graphs made now and kept.
 
     Made on load they have int8 weights and no calibration; `quantize` makes and measures better ones.
+
+    Raises:
+        DependencyMissing: openvino or nncf is not installed.
     """
     if checkpoint.has_graphs:
         return GraphEngine(checkpoint.folder)
     if checkpoint.device == "cuda":
         return TorchEngine(_in_bitsandbytes(checkpoint), device="cuda")
-    try:
-        _require("openvino", "nncf")
-    except DependencyMissing as err:
-        logger.warning("%s PyTorch's own int8 is used: slower, and without int8 vectors.", err.problem)
-        return TorchEngine(_in_torch(checkpoint.model), device="cpu")
+    _require("openvino", "nncf")
     folder = _kept_folder(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that begin together would make it over each other.
@@ -392,18 +391,6 @@ def _kept_folder(checkpoint: Checkpoint) -> Path:
             about = path.resolve().stat()
             state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{_VERSION}-{state.hexdigest()[:16]}"
-
-
-def _in_torch(model: Any) -> Any:
-    """PyTorch's dynamic int8 of all linear layers: 546 MB at base size, deprecated by PyTorch itself."""
-    import warnings
-
-    import torch
-    from torch.ao.quantization import quantize_dynamic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def _in_bitsandbytes(checkpoint: Checkpoint) -> Any:
