@@ -116,6 +116,17 @@ class ReadingSession:
         """The folder's name."""
         return self.folder.name
 
+    @property
+    def reader(self) -> str:
+        """The reader it works with: the one it taught last, else the one that read last, else the usual one."""
+        path = self.folder / str((self.record.get("taught") or {}).get("path", ""))
+        return str(path) if (path / "config.json").is_file() else self.untaught_reader
+
+    @property
+    def untaught_reader(self) -> str:
+        """The reader that read last, else the usual one: what a first teaching begins with."""
+        return str(self.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
+
     def save(self, **changes: Any) -> None:
         """Write values into session.json."""
         self.record |= changes

@@ -22,7 +22,7 @@ from fastsd_helpers.options import options_of, to_values, words_of
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult, finished_result, split_lines
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
 from fastsd_helpers.trocr.progress import JOURNAL, TeachingNews
-from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
+from fastsd_helpers.trocr.reading_session import ReadingSession
 
 __all__ = ["Taught", "TeachingRun", "choose_run", "divide", "open_run", "taught_reader"]
 
@@ -173,7 +173,7 @@ def choose_run(
     held = read_lines(held_out_data) if held_out_data else None
     taught = taught_reader(session)
     extra = more_steps if taught is not None and not start_over else 0
-    model = str(taught.path) if extra else _reader_of(session)
+    model = str(taught.path) if extra else session.untaught_reader
     taught = taught if taught is not None and Path(model).resolve() == taught.path.resolve() else None
     if unfinished and not same:
         logger.info("An unfinished teaching with other settings is kept; enter them again, and it goes on.")
@@ -211,10 +211,6 @@ def open_run(session: ReadingSession) -> TeachingRun | None:
     if (inside / "config.json").is_file():  # a reader of this session, which may be mounted elsewhere now
         model = str(inside)
     return TeachingRun(session, folder, model, str(entered.get("base", model)), settings)
-
-
-def _reader_of(session: ReadingSession) -> str:
-    return str(session.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
 
 
 def _corrected_or_none(session: ReadingSession) -> LineSet:
