@@ -127,28 +127,9 @@ def write_graphs(
         encoder.reshape({0: openvino.PartialShape([-1, 3, height, width])})
         decoder = openvino.convert_model(decoder_module, example_input=examples[1])
         layers = config.decoder.decoder_layers
-        names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
-        crossing = names[2 * layers :]
-        for ends, called in (
-            (encoder.inputs, ["pixels"]),
-            (encoder.outputs, ["hidden", *crossing]),
-            (decoder.inputs, ["tokens", "step", *names]),
-        ):
-            for end, name in zip(ends, called, strict=True):
-                end.get_tensor().set_names({name})
+        _name_ends(encoder, decoder, layers)
         if rest:
-            nncf = rest[0]
-            if method == "static":
-                arrays = [batch.numpy() for batch in batches or []]
-                encoder = nncf.quantize(
-                    encoder,
-                    nncf.Dataset(arrays),
-                    model_type=nncf.ModelType.TRANSFORMER,
-                    subset_size=max(1, len(arrays)),
-                )
-            else:
-                encoder = nncf.compress_weights(encoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
-            decoder = nncf.compress_weights(decoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            encoder, decoder = _in_int8(rest[0], encoder, decoder, batches or [] if method == "static" else None)
     with new_folder(out) as fresh:
         (fresh / GRAPHS).mkdir()
         openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
@@ -160,6 +141,29 @@ def write_graphs(
         about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
         write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
     return out
+
+
+def _name_ends(encoder: Any, decoder: Any, layers: int) -> None:
+    names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
+    for ends, called in (
+        (encoder.inputs, ["pixels"]),
+        (encoder.outputs, ["hidden", *names[2 * layers :]]),
+        (decoder.inputs, ["tokens", "step", *names]),
+    ):
+        for end, name in zip(ends, called, strict=True):
+            end.get_tensor().set_names({name})
+
+
+def _in_int8(nncf: Any, encoder: Any, decoder: Any, batches: "list[torch.Tensor] | None") -> tuple[Any, Any]:
+    """Both graphs with int8 weights; with batches the encoder's sums are in int8 too, in the ranges of these."""
+    mode = nncf.CompressWeightsMode.INT8_ASYM
+    if batches is None:
+        encoder = nncf.compress_weights(encoder, mode=mode)
+    else:
+        data = nncf.Dataset([batch.numpy() for batch in batches])
+        kind = nncf.ModelType.TRANSFORMER
+        encoder = nncf.quantize(encoder, data, model_type=kind, subset_size=max(1, len(batches)))
+    return encoder, nncf.compress_weights(decoder, mode=mode)
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:

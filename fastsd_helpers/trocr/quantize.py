@@ -82,10 +82,7 @@ def quantize(
         DatasetError: a picture is in both sets. DependencyMissing: openvino or
         nncf is not installed.
     """
-    if out.exists() and not overwrite:
-        raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
-    if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
-        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+    _require_replaceable(out, overwrite)
     measured = read_lines(evaluate_on)
     calibration = _calibration_pictures(calibrate_on, measured) if calibrate_on is not None else []
     checkpoint = open_checkpoint(model, precision="fp32", device="cpu")
@@ -103,8 +100,7 @@ def quantize(
                         len(measured.lines), len(more))  # fmt: skip
         texts, first = _try(checkpoint.folder, "fp32", measured, more, None)
         trials = [first]
-        methods = ["dynamic"] + (["static"] if calibration else [])
-        for method in methods:
+        for method in ("dynamic", *["static"] * bool(calibration)):
             resized = [checkpoint.pixels.resize(picture) for picture in calibration]
             # One line a batch: ranges are measured per picture, and a calibration set fits no memory as one.
             batches = [checkpoint.pixels.batch([values]) for values in resized] if method == "static" else None
@@ -133,6 +129,13 @@ def quantize(
         why,
         len(more),
     )
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
+    if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
+        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
 
 
 def choose_trial(trials: list[Trial]) -> tuple[Trial, str]:

@@ -233,13 +233,8 @@ class ReadingSession:
             DatasetError: nothing there. DependencyMissing: a page, and rapidocr is not installed.
         """
         by, by_place = _fingerprint(reader, pages), _fingerprint_by_place(reader, pages)
-        lines: dict[str, dict[str, Any]] = {}
-        known: dict[str, list[dict[str, Any]]] = {}
         journal = self._load_rows(_JOURNAL)
-        for before in (self._rows, journal):
-            same = [row | {"by": by} for row in before if row.get("by") in (by, by_place)]
-            lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
-            known |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
+        lines, known = _known_rows((self._rows, journal), by, by_place)
         rows: list[dict[str, Any]] = []
         detector: Any = None
         for is_page, items in _runs(gather(images, recursive=True), pages):
@@ -266,16 +261,19 @@ class ReadingSession:
                 write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
-        write_atomic(self.folder / _LINES, _as_jsonl(rows))
         # Of another reading that was cut short, and may go on; and of other pictures, which may be wanted again.
-        others = [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))]
+        self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))])
+        return self.lines()
+
+    def _take_rows(self, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+        """These rows are what was read; the others are kept in the journal."""
+        write_atomic(self.folder / _LINES, _as_jsonl(rows))
         if left := _not_among(others, rows):
             write_atomic(self.folder / _JOURNAL, _as_jsonl(left))
         else:
             (self.folder / _JOURNAL).unlink(missing_ok=True)
         self._rows = rows
         self._write_text()
-        return self.lines()
 
     def _line_rows(
         self,
@@ -454,6 +452,19 @@ def _files_of(reader: Any) -> list[Path]:
 def _settings_of(reader: Any, pages: str) -> list[Any]:
     settings = reader.settings
     return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
+
+
+def _known_rows(
+    known: Iterable[list[dict[str, Any]]], by: str, by_place: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """What this very reader has read: rows of single lines by their key, and those of pages by the page's."""
+    lines: dict[str, dict[str, Any]] = {}
+    pages: dict[str, list[dict[str, Any]]] = {}
+    for rows in known:
+        same = [row | {"by": by} for row in rows if row.get("by") in (by, by_place)]
+        lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
+        pages |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
+    return lines, pages
 
 
 def _not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -186,16 +186,15 @@ def choose_run(
     run = TeachingRun(session, folder, model, taught.base if taught else model, settings, restart=start_over)
     if run.result() is None:
         _write_sets(session, folder, learned, held)
-    session.save(
-        teaching={
-            "folder": _inside(session, folder),
-            "values": dict(values),
-            "model": _inside(session, Path(model)) if taught else model,
-            "base": run.base,
-            "settings": to_values(settings),
-        }
-    )
+    _note(run, values, own=taught is not None)
     return run
+
+
+def _note(run: TeachingRun, values: Mapping[str, Any], *, own: bool) -> None:
+    """Write down what the run is, so that it is found again; `own` says that its reader is one of the session's."""
+    model = _inside(run.session, Path(run.model)) if own else run.model
+    noted = {"folder": _inside(run.session, run.folder), "values": dict(values), "model": model, "base": run.base}
+    run.session.save(teaching=noted | {"settings": to_values(run.settings)})
 
 
 def open_run(session: ReadingSession) -> TeachingRun | None:
