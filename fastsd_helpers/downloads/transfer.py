@@ -20,10 +20,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fastsd_helpers.errors import DownloadError
-from fastsd_helpers.files import check_room, file_errors
+from fastsd_helpers.files import check_room, file_errors, write_all
 from fastsd_helpers.runtime import redact
 
-__all__ = ["Answer", "Remote", "ask", "part_name", "transfer"]
+__all__ = ["Answer", "Remote", "ask", "discard", "part_name", "transfer"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -227,49 +227,53 @@ def transfer(
         DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
     """
     failures = _Failures(url, pauses_s)
-    told = False
     while True:
-        note = _Note.read(part, sha256)
-        have = part.stat().st_size if note and part.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        if have and note.etag:
-            headers["If-Range"] = note.etag
+        have, headers = _what_is_here(part, sha256)
         try:
             with _open(url, token, headers, cookies) as answer:
                 remote, start = _read_head(answer, have)
                 if remote.is_page:
                     return remote
-                if size is not None and remote.total is not None and remote.total != size:
-                    raise DownloadError(
-                        f"{failures.host} offers {remote.total} bytes where {size} are expected.",
-                        "The file there is another version or not whole: use another source.",
-                    )
-                if begun and not told:
+                _require_size(remote.total, size, most, failures.host)
+                if begun is not None:
                     begun(remote)
-                    told = True
+                    begun = None  # once
                 check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
-                if most is not None and (remote.total or 0) > most:
-                    raise _too_large(failures.host, most)
                 bound = size if remote.total is None and size is not None else most
-                whole = _append(answer, part, start, remote.total, failures, bound)
-            if whole:
-                return remote
+                if _append(answer, part, start, remote.total, failures, bound):
+                    return remote
             raise http.client.IncompleteRead(b"")
         except urllib.error.HTTPError as err:
             with err:
-                if err.code == 416:  # the part is longer than the file: it is of another version
-                    _discard(part)
-                    failures.pause(err)
-                elif err.code in _BUSY:
-                    failures.pause(err)
-                else:
+                if err.code not in (416, *_BUSY):
                     page = b"html" in (err.headers.get("Content-Type") or "").lower().encode()
                     return Remote(err.code, None, None, page, err.read(100_000))
+                if err.code == 416:  # the part is longer than the file: it is of another version
+                    discard(part)
+                failures.pause(err)
         except _NETWORK as err:
             if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             failures.pause(err)
+
+
+def _what_is_here(part: Path, sha256: str | None) -> tuple[int, dict[str, str]]:
+    """How many bytes of an earlier try can be used, and the headers that ask for the rest."""
+    note = _Note.read(part, sha256)
+    have = part.stat().st_size if note and part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    return have, headers | ({"If-Range": note.etag} if have and note.etag else {})
+
+
+def _require_size(total: int | None, size: int | None, most: int | None, host: str) -> None:
+    if size is not None and total is not None and total != size:
+        raise DownloadError(
+            f"{host} offers {total} bytes where {size} are expected.",
+            "The file there is another version or not whole: use another source.",
+        )
+    if most is not None and (total or 0) > most:
+        raise _too_large(host, most)
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,8 @@ def _note_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _discard(part: Path) -> None:
+def discard(part: Path) -> None:
+    """Delete a part file and its note."""
     part.unlink(missing_ok=True)
     _note_path(part).unlink(missing_ok=True)
 
@@ -366,23 +371,21 @@ def _append(
                 if not chunk:
                     break
                 with file_errors(part, "write"):
-                    rest = memoryview(chunk)
-                    while rest:
-                        rest = rest[os.write(out, rest) :]
+                    write_all(out, chunk)
                 done += len(chunk)
                 failures.progressed(done)
                 report(done)
                 if total is not None and done > total:
                     break
                 if most is not None and done > most:
-                    _discard(part)
+                    discard(part)
                     raise _too_large(failures.host, most)
         with file_errors(part, "write"):
             os.fsync(out)
     finally:
         os.close(out)
     if total is not None and done > total:
-        _discard(part)
+        discard(part)
         return False
     # Without an announced length the end of the connection is the end of the file.
     return total is None or done == total

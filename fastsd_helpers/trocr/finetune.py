@@ -98,19 +98,13 @@ def finetune(
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
-    _require_packages(config)
-    import transformers
-
-    checkpoint = _open_learner(model, out)
+    checkpoint = _open_learner(config, model, out)
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
-    finished = finished_result(out)
-    if finished is not None:
+    if (finished := finished_result(out)) is not None:
         logger.info("This run is finished already: %s", finished.path)
         return finished
-    transformers.set_seed(config.seed)
-    report(TeachingProgress("before"))
-    before = _evaluate(checkpoint.folder, held_set, config, stop)
+    before = _evaluate_before(checkpoint.folder, held_set, config, report, stop)
     trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop)
     first_step = _learn(trainer, out, stop)
     target = out / "model"
@@ -118,36 +112,34 @@ def finetune(
         with quiet_transformers(), _named_failures(out):
             _write_model(trainer.model, tokenizer, checkpoint, target, config)
     trainer.accelerator.wait_for_everyone()
-    steps = trainer.state.global_step
-    report(TeachingProgress("after", steps, steps))
+    report(TeachingProgress("after", steps := trainer.state.global_step, steps))
     after = _evaluate(target, held_set, config, stop)
     made = FineTuneResult(
-        path=target.absolute(),
-        cer_before=before.scores.cer.rate,
-        cer_after=after.scores.cer.rate,
-        before=before,
-        after=after,
-        steps=steps,
-        first_step=first_step,
+        target.absolute(), before.scores.cer.rate, after.scores.cer.rate, before, after, steps, first_step,
         seconds=time.monotonic() - began,
         train_lines=len(train_set.lines),
         held_out_lines=len(held_set.lines),
         added_letters="".join(added),
         curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
-    )
+    )  # fmt: skip
     if made.cer_after > made.cer_before:
         logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
     if trainer.is_world_process_zero():
         _write_card(made, config, str(model), train_set, held_set)
-        kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
-        write_atomic(out / _RESULT, json.dumps(kept, ensure_ascii=False).encode())
-        # Three times the size of the model, and of no use any more.
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        _write_result(made, out)
     return made
 
 
-def _open_learner(model: str | Path, out: Path) -> Checkpoint:
+def _write_result(made: FineTuneResult, out: Path) -> None:
+    kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
+    write_atomic(out / _RESULT, json.dumps(kept, ensure_ascii=False).encode())
+    # Three times the size of the model, and of no use any more.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Checkpoint:
     """Open the reader to begin with; one that cannot learn, or that the run would delete, is refused."""
+    _require_packages(config)
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
         raise SettingsError(
@@ -271,6 +263,16 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
 
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
     return evaluate(reader, held, progress=look)
+
+
+def _evaluate_before(
+    model: Path, held: LineSet, config: FineTuneConfig, report: TeachingReport, stop: threading.Event | None
+) -> Evaluation:
+    import transformers
+
+    transformers.set_seed(config.seed)  # of everything that comes, the new weights too
+    report(TeachingProgress("before"))
+    return _evaluate(model, held, config, stop)
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:

@@ -90,16 +90,15 @@ def quantize(
         raise SettingsError(f"{checkpoint.folder.name} is int8 already.", "Name the model it was made from.")
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise SettingsError(f"{out} holds the model itself.", "Name another folder.")
-    work, aside = (out.with_name(f".{out.name}.{what}") for what in ("trials", "before"))
+    work = out.with_name(f".{out.name}.trials")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         more = _built_in_lines() if len(measured.lines) < _FEW else []
         if more:
-            logger.info("%d lines are few to measure on, so speed and agreement are measured on %d built-in ones too.",
-                        len(measured.lines), len(more))  # fmt: skip
-        texts, first = _try(checkpoint.folder, "fp32", measured, more, None)
-        trials = [first]
+            told = "%d lines are few to measure on, so speed and agreement are measured on %d built-in ones too."
+            logger.info(told, len(measured.lines), len(more))
+        texts, *trials = _try(checkpoint.folder, "fp32", measured, more, None)
         for method in ("dynamic", *["static"] * bool(calibration)):
             resized = [checkpoint.pixels.resize(picture) for picture in calibration]
             # One line a batch: ranges are measured per picture, and a calibration set fits no memory as one.
@@ -111,11 +110,7 @@ def quantize(
         if chosen.method != "fp32":
             folder = work / chosen.method
             _write_report(folder, trials, chosen, why, len(calibration), measured, checkpoint.folder.name)
-            if out.exists():  # a kill between the two renames leaves the old one aside
-                shutil.rmtree(aside, ignore_errors=True)
-                out.rename(aside)
-            folder.rename(out)
-            shutil.rmtree(aside, ignore_errors=True)
+            _put_in_place(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     written = chosen.method != "fp32"
@@ -136,6 +131,15 @@ def _require_replaceable(out: Path, overwrite: bool) -> None:
         raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
     if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
         raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    aside = out.with_name(f".{out.name}.before")
+    if out.exists():  # a kill between the two renames leaves the old one aside
+        shutil.rmtree(aside, ignore_errors=True)
+        out.rename(aside)
+    folder.rename(out)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def choose_trial(trials: list[Trial]) -> tuple[Trial, str]:
