@@ -291,7 +291,7 @@ FAULTS = (
     ),
     Fault(
         "with a folder of wheels, a package that comes from GitHub cannot be installed",
-        "wheels/installer.py",
+        "wheels/tools.py",
         "if row.url and folder and (folder / row.files[0].name).is_file():",
         "if row.url and folder and (folder / row.files[0].name):",
         ("test_wheels.py::test_an_archive_with_an_address_is_taken_from_the_folder_else_asked_for_there",),

@@ -13,8 +13,8 @@ from check_advisories import list_problems, lock_problems
 
 from fastsd_helpers import advisories, doctor
 from fastsd_helpers.advisories import old_packages, parse_advisories, read_advisories
-from fastsd_helpers.doctor import KNOWN_BAD
 from fastsd_helpers.errors import InstallError, ModelError
+from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.wheels import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.lockfile import canonical
 

@@ -33,6 +33,7 @@ ORDER = (
     "background",
     "wheels",
     "advisories",
+    "known_bad",
     "doctor",
     "faces",
     "smart_crop",

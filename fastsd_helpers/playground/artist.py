@@ -93,7 +93,6 @@ class Artist:
         size = size or self.size
         steps = self.habits.steps if steps is None else steps
         guidance = self.habits.guidance if guidance is None else guidance
-        negative = negative.strip()
         chosen = seed is not None and seed != -1
         weight = self.lora_strength if lora_strength is None else lora_strength
         _require(
@@ -106,17 +105,16 @@ class Artist:
             (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
             *self._rules(control, control_task, negative, size),
         )
-        options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
-        options |= {"negative_prompt": negative} if negative else {}
+        options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
+        options |= {"negative_prompt": negative.strip()} if negative.strip() else {}
         if control is not None:
-            control = control.convert("RGB").resize((size, size))
-            control = _edges_of(control) if edges else control
+            control = _steering_picture(control, size, edges)
             options |= {"controlnet_conditioning_scale": float(control_strength), **self._mode(control_task)}
         begun = {"image": start.convert("RGB").resize((size, size)), "strength": strength} if start is not None else {}
         options |= begun or {"height": size, "width": size}
-        seed = int(seed) if chosen else secrets.randbelow(2**32)
-        drawn = self._draw_both(prompt, seed, options, weight, control)
-        return drawn if chosen else [(f"{title}, seed {seed}", picture) for title, picture in drawn]
+        number = int(seed) if chosen else secrets.randbelow(2**32)
+        drawn = self._draw_both(prompt, number, options, weight, control)
+        return [(title if chosen else f"{title}, seed {number}", picture) for title, picture in drawn]
 
     def _rules(self, control: Any, task: str, negative: str, size: int) -> list[tuple[object, str]]:
         """What this model and its ControlNet take."""
@@ -125,7 +123,7 @@ class Artist:
         return [
             (control is None or self.steering is not None, "no ControlNet was chosen for the picture"),
             (not task or task in tasks, f"control_task is {task!r}; it must be one of {', '.join(tasks)}"),
-            (self.habits.takes_negative or not negative, "this model takes no negative prompt"),
+            (self.habits.takes_negative or not negative.strip(), "this model takes no negative prompt"),
             (
                 size % step == 0 and self.smallest <= size <= self.largest,
                 f"size is {size}; it must be {bounds}",
@@ -195,8 +193,11 @@ def _takes(pipe: Any, name: str) -> bool:
     return name in inspect.signature(pipe.__call__).parameters
 
 
-def _edges_of(picture: "Image.Image") -> "Image.Image":
-    """White edges on black, as the canny ControlNets were trained on (thresholds 100 and 200)."""
+def _steering_picture(picture: "Image.Image", size: int, edges: bool) -> "Image.Image":
+    """The picture in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
+    picture = picture.convert("RGB").resize((size, size))
+    if not edges:
+        return picture
     with needs_package("Finding edges", "Run: pip install opencv-python-headless"):
         import cv2
     import numpy as np

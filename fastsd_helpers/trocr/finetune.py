@@ -23,7 +23,14 @@ from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, Sett
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import to_values
 from fastsd_helpers.runtime import load_peft
-from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
+from fastsd_helpers.trocr.checkpoint import (
+    PICTURES,
+    WORDS,
+    Checkpoint,
+    copy_files,
+    open_checkpoint,
+    quiet_transformers,
+)
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
 from fastsd_helpers.trocr.labels import LineSet
 from fastsd_helpers.trocr.pictures import gather
@@ -350,15 +357,10 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
     with new_folder(target) as fresh:
         network.save_pretrained(fresh)
         if config.vocabulary == "keep":
-            for name in ("tokenizer.json", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
-                         "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):  # fmt: skip
-                if (checkpoint.folder / name).is_file():
-                    shutil.copyfile(checkpoint.folder / name, fresh / name)
+            copy_files(checkpoint.folder, WORDS, fresh)
         else:
             tokenizer.save_pretrained(fresh)
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, fresh / name)
+        copy_files(checkpoint.folder, PICTURES, fresh)
 
 
 def _relation(train: LineSet, held: LineSet) -> str:

@@ -13,7 +13,6 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.processes import file_lock
 from fastsd_helpers.runtime import describe_device
-from fastsd_helpers.trocr.checkpoint import Checkpoint
+from fastsd_helpers.trocr.checkpoint import PICTURES, WORDS, Checkpoint, copy_files, open_in_bitsandbytes
 from fastsd_helpers.trocr.decoder import TorchEngine, cross_keys, decoder_step, position_rows
 from fastsd_helpers.trocr.signal_stack import signal_stack_kept
 
@@ -38,9 +37,6 @@ __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
 logger = logging.getLogger("fastsd_helpers")
 
 _VERSION = 3  # of the two graphs' inputs and outputs
-_COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-           "sentencepiece.bpe.model", "added_tokens.json")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -134,9 +130,7 @@ def write_graphs(
         (fresh / GRAPHS).mkdir()
         openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
         openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
-        for name in _COPIED:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, fresh / name)
+        copy_files(checkpoint.folder, ("config.json", "generation_config.json", *PICTURES, *WORDS), fresh)
         about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
         about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
         write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
@@ -374,7 +368,7 @@ def int8_engine(checkpoint: Checkpoint) -> Any:
     if checkpoint.has_graphs:
         return GraphEngine(checkpoint.folder)
     if checkpoint.device == "cuda":
-        return TorchEngine(_in_bitsandbytes(checkpoint), device="cuda")
+        return TorchEngine(open_in_bitsandbytes(checkpoint), device="cuda")
     _require("openvino", "nncf")
     folder = _kept_folder(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -395,21 +389,3 @@ def _kept_folder(checkpoint: Checkpoint) -> Path:
             about = path.resolve().stat()
             state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{_VERSION}-{state.hexdigest()[:16]}"
-
-
-def _in_bitsandbytes(checkpoint: Checkpoint) -> Any:
-    """Open the same folder with 8-bit weights on the GPU. Not tried by our tests, which have no GPU."""
-    import torch
-    import transformers
-
-    from fastsd_helpers.trocr.checkpoint import repair_positions
-
-    settings = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["output_projection"])
-    model = transformers.VisionEncoderDecoderModel.from_pretrained(
-        checkpoint.folder, local_files_only=True, quantization_config=settings, device_map={"": 0}
-    )
-    repair_positions(model)
-    for module in model.modules():
-        if type(module).__name__ == "TrOCRSinusoidalPositionalEmbedding":
-            module.weights = module.weights.to("cuda", torch.float16)
-    return model.eval()
