@@ -90,9 +90,8 @@ class Artist:
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
-        size = size or self.size
-        steps = self.habits.steps if steps is None else steps
-        guidance = self.habits.guidance if guidance is None else guidance
+        size, usual = size or self.size, self.habits
+        steps, guidance = usual.steps if steps is None else steps, usual.guidance if guidance is None else guidance
         chosen = seed is not None and seed != -1
         weight = self.lora_strength if lora_strength is None else lora_strength
         _require(
@@ -102,8 +101,7 @@ class Artist:
             (0 < strength <= 1, f"strength is {strength}; it must be above 0 and at most 1"),
             (0 <= control_strength <= 2, f"control_strength is {control_strength}; it must be 0 to 2"),
             (weight is None or 0 <= weight <= 2, f"lora_strength is {weight}; it must be 0 to 2"),
-            (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
-            *self._rules(control, control_task, negative, size),
+            *self._rules(control, control_task, guidance, negative, size),
         )
         options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
         options |= {"negative_prompt": negative.strip()} if negative.strip() else {}
@@ -116,18 +114,16 @@ class Artist:
         drawn = self._draw_both(prompt, number, options, weight, control)
         return [(title if chosen else f"{title}, seed {number}", picture) for title, picture in drawn]
 
-    def _rules(self, control: Any, task: str, negative: str, size: int) -> list[tuple[object, str]]:
+    def _rules(self, control: Any, task: str, guidance: float, negative: str, size: int) -> list[tuple[object, str]]:
         """What this model and its ControlNet take."""
         tasks, step = self.steering.tasks if self.steering is not None else (), self.habits.multiple
         bounds = f"{self.smallest} to {self.largest} and a multiple of {step}"
         return [
             (control is None or self.steering is not None, "no ControlNet was chosen for the picture"),
             (not task or task in tasks, f"control_task is {task!r}; it must be one of {', '.join(tasks)}"),
+            (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
             (self.habits.takes_negative or not negative.strip(), "this model takes no negative prompt"),
-            (
-                size % step == 0 and self.smallest <= size <= self.largest,
-                f"size is {size}; it must be {bounds}",
-            ),
+            (size % step == 0 and self.smallest <= size <= self.largest, f"size is {size}; it must be {bounds}"),
         ]
 
     def _mode(self, task: str) -> dict[str, Any]:
