@@ -103,7 +103,7 @@ def examine(*, root: Path | None = None, kept: str = "sessions", folder: str = "
     """Look at this machine; nothing is changed, downloaded or sent.
 
     Args:
-        root: the sessions folder whose disk is looked at; left alone, the usual one.
+        root: the sessions folder whose disk is checked; left alone, the usual one.
         kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
     """
     device = describe_device()
@@ -245,7 +245,7 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
 
 def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -> Iterator[Finding]:
     here = free_bytes(Path.cwd())
-    level = "warning" if here < _LITTLE_DISK else "ok"
+    level: Literal["warning", "ok"] = "warning" if here < _LITTLE_DISK else "ok"
     todo = "Delete what you no longer need on this machine." if level == "warning" else ""
     yield Finding(level, f"{here / 1e9:.1f} GB are free on this machine's disk.", todo)
     folder, problem = _within(_MOUNT_S, lambda: sessions_root().parents[1] / below if below else sessions_root(root))

@@ -166,7 +166,7 @@ def _is_program(text: str) -> bool:
 
 
 def _says_something(text: str) -> bool:
-    """Whether a word is left that is more than a name for pictures."""
+    """Whether a word is left that is more than a name for images."""
     return any(not PICTURE_WORD.fullmatch(word) for word in re.findall(r"[^\W\d_]+", text.casefold()))
 
 
@@ -197,8 +197,8 @@ def _words_of_set(names: list[_Name]) -> list[str]:
         if len(places) == 1:
             for place in places:
                 numbers = range(len(names[place].runs))
-                for dropped in [numbers[-1:], numbers] if numbers else []:
-                    shorter = _without(names[place], set(dropped))
+                for some in [numbers[-1:], numbers] if numbers else []:
+                    shorter = _without(names[place], set(some))
                     if shorter.casefold() in bare - {"", words[place].casefold()}:
                         words[place] = shorter
                         break

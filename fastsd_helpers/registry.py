@@ -42,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: what it is, where it comes from, which pictures it takes and its default settings."""
+    """One model: what it is, where it comes from, which images it takes and its default settings."""
 
     key: str
     title: str
@@ -246,10 +246,10 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
             raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
-    limits = {"min_px": nearest.min_px, "max_px": nearest.max_px}
+    least, most = nearest.min_px, nearest.max_px
     if native_px != nearest.native_px:
         step = nearest.multiple
-        limits = {"min_px": max(step, native_px // 2 // step * step), "max_px": 2 * native_px}
+        least, most = max(step, native_px // 2 // step * step), 2 * native_px
     return replace(
         nearest,
         key=ref,
@@ -265,7 +265,8 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         folder=None,
         checkpoint=None,
         defaults={**nearest.defaults, "resolution": native_px},
-        **limits,
+        min_px=least,
+        max_px=most,
     )
 
 
@@ -282,7 +283,7 @@ def _native_px(folder: Path) -> int | None:
 
 
 def check_resolution(spec: ModelSpec, px: int) -> list[str]:
-    """Check the side of the training pictures for a model.
+    """Check the side of the training images for a model.
 
     Returns:
         Warnings for a size that works but is not what the model was made for.
@@ -304,10 +305,10 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     if px == spec.native_px:
         return []
     if px < spec.native_px:
-        reason = "smaller pictures train faster but lose detail and blur what the model knows"
+        reason = "smaller images train faster but lose detail and blur what the model knows"
     else:
         reason = (
-            f"larger pictures take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
+            f"larger images take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
             "and the model may repeat the subject in them"
         )
     return [

@@ -9,7 +9,8 @@ from closeness import Written, assert_close_to, assert_same_lines, written
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
-from fastsd_helpers.trocr import Reader
+from fastsd_helpers.runtime import Device, describe_cpu
+from fastsd_helpers.trocr import Reader, checkpoint
 from fastsd_helpers.trocr.search import Found, find_loop, unlooped
 
 torch = pytest.importorskip("torch")
@@ -106,7 +107,7 @@ def test_lines_come_in_order_whatever_the_batch(checkpoints):
     for size in (2, 7):
         together = Reader(folder, precision="fp32", max_new_tokens=25, batch_size=size).read(pictures)
         assert_same_lines(written(together), apart, of_largest=STEPS, judge=judge_by(alone, pictures))
-        assert [line.name for line in together] == [f"picture {place + 1}" for place in range(23)]
+        assert [line.name for line in together] == [f"image {place + 1}" for place in range(23)]
 
 
 def test_the_pictures_are_opened_as_they_are_needed(checkpoints):
@@ -319,7 +320,7 @@ def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     ("settings", "told"),
     [
         ({"size": {"shortest_edge": 384}}, "no size that can be used"),
-        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut pictures"),
+        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut images"),
     ],
 )
 def test_picture_settings_that_no_trocr_model_has_are_refused(tmp_path, settings, told):
@@ -336,3 +337,16 @@ def test_picture_settings_inside_the_processors_file_are_found(checkpoints, tmp_
     inner = json.loads((folder / "old.json").read_text()) | {"size": {"height": 64, "width": 64}}
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "X", "image_processor": inner}))
     assert Reader(folder).checkpoint.pixels.mean == [0.5, 0.5, 0.5]
+
+
+def test_a_cpu_chosen_beside_a_gpu_is_judged_by_its_own_formats(checkpoints, monkeypatch):
+    gpu = Device("cuda", "some GPU", 80 * 2**30, has_bf16=True)
+    cpu = describe_cpu("as asked")
+    judged = []
+    monkeypatch.setattr(checkpoint, "describe_device", lambda: gpu)
+    monkeypatch.setattr(
+        checkpoint, "choose_precision", lambda _wanted, device, _count: judged.append(device) or ("fp32", "for a test")
+    )
+    opened = checkpoint.open_checkpoint(checkpoints("small"), device="cpu")
+    assert judged == [cpu]
+    assert (opened.device, cpu.name in opened.reason) == ("cpu", True)

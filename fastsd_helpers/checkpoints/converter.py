@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastsd_helpers.checkpoints.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.families import find_family
@@ -65,18 +65,28 @@ _log = logging.getLogger("fastsd_helpers")
 class ConvertConfig:
     """Settings of `convert` as flags; an empty text is nothing."""
 
-    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="number format of the weights")
-    verify: bool = option(False, help="read what was written back and compare every tensor's bytes with the source")
+    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="dtype of the weights")
+    verify: bool = option(False, help="read the result back and compare every tensor bit by bit with the source")
     overwrite: bool = option(False, help="replace DST if it exists")
-    base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
+    base: str = option(
+        "",
+        help=(
+            "source of missing tokenizers and configurations (a folder) or of SD 2.x's last text encoder layer (a file)"
+        ),
+    )
     family: str = option(
-        "", help="refuse a source that is of another family; of a VAE alone: whose it is, such as sdxl", advanced=True
+        "",
+        help="model family: refuse a source of another one; for a VAE alone: the family it belongs to, such as sdxl",
+        advanced=True,
     )
-    ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
+    ema: bool = option(True, help="use the EMA weights of an old training checkpoint", advanced=True)
     hashes: bool = option(
-        False, help="compute the SHA-256 of a file, which a fast disk waits for; --json and --verify do"
+        False,
+        help=(
+            "compute the SHA-256 of the file, which takes longer than writing on a fast disk; verifying needs it anyway"
+        ),
     )
-    all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
+    all_in_one: bool = option(False, help="Flux: write text encoders and VAE into the same file")
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,7 +127,7 @@ def convert(
         base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
-        ema: take the averaged weights of an old training checkpoint where it has them.
+        ema: use the EMA weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
         merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
@@ -181,7 +191,7 @@ def _convert_model(
     return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
 
 
-def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
+def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
     if merge:
         raise CheckpointError(
             f"{src} is a LoRA, and a LoRA is merged into a model.",
@@ -357,8 +367,7 @@ def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> Checkpo
 
 
 def _copy_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
-    given = {"dtype": options.dtype, "verify": options.verify, "merging": options.merging}
-    return copy_folder(src, dst, family=key, **given)
+    return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify, merging=options.merging)
 
 
 def _convert_component(
@@ -376,7 +385,7 @@ def _convert_component(
     elif "d_model" in config:
         key = "t5"
     else:
-        layers = config.get("num_hidden_layers")
+        layers: Any = config.get("num_hidden_layers")
         key = {12: "clip-l", 23: "clip-h", 32: "clip-g"}.get(layers, "")
         if not key or (key == "clip-g" and part != "text_encoder_2"):
             raise CheckpointError(
@@ -423,7 +432,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
-        shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
+        shared: dict[str, Any] = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
         if kind.what == "part":
             return write_component(single, dst, **shared, family=family or "")
         if kind.family == "flux":
@@ -433,14 +442,14 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
                 "a Flux.1 folder. An all-in-one file becomes a whole folder."
             )
             return replace(written, notes=(*written.notes, note))
-        if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
+        if options.base is not None and detect_family(options.base) != str(kind.family).removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
     if prediction.kind is None and options.base is not None:
         note = f"{prediction.source}: what the base predicts was taken."
         return replace(written, notes=(*written.notes, note))
     if prediction.kind is None:
-        note = f"{prediction.source}: epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
+        note = f"{prediction.source}: epsilon was assumed. If images come out as noise, it is a v-prediction model."
         return replace(written, notes=(*written.notes, note))
     return written
 

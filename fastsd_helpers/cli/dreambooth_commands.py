@@ -27,37 +27,40 @@ def add_dreambooth(commands: Any) -> None:
     from fastsd_helpers.dreambooth.prepare import PrepareConfig
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 
-    group = subcommands(commands.add_parser("dreambooth", help="teach a model a subject from 5-30 photos"))
-    _session_command(group, "new", new_session, "make a session: the folder that keeps everything about one subject")
-    listing = command(group, "list", list_sessions, "every session, how far it is and how much room it takes")
-    add_root(listing)
-    _session_command(group, "show", show_session, "one session: progress, settings, pictures, checkpoints")
-    preparing = _session_command(group, "prepare", prepare, "read, check and crop the photos")
-    add_flags(preparing, PrepareConfig)
-    training = _session_command(group, "train", train, "train, or go on with a run that was stopped")
-    add_flags(training, DreamBoothConfig)
-    training.add_argument(
-        "--restart", action="store_true", help="start from the beginning, with settings that may differ"
+    group = subcommands(
+        commands.add_parser("dreambooth", help="DreamBooth: fine-tune Stable Diffusion on a subject from 5-30 photos")
     )
+    _session_command(group, "new", new_session, "create a session: the folder that keeps everything about one subject")
+    listing = command(group, "list", list_sessions, "list the sessions with progress and disk usage")
+    add_root(listing)
+    _session_command(group, "show", show_session, "show a session: progress, settings, images, checkpoints")
+    preparing = _session_command(group, "prepare", prepare, "prepare the dataset: read, check and crop the photos")
+    add_flags(preparing, PrepareConfig)
+    training = _session_command(group, "train", train, "train, or resume an interrupted run")
+    add_flags(training, DreamBoothConfig)
+    training.add_argument("--restart", action="store_true", help="start again from step 0; settings may differ")
     training.add_argument(
-        "--take-over", action="store_true", help="use a session that another machine seems to be using still"
+        "--take-over", action="store_true", help="break the lock of a session that another machine still seems to use"
     )
     training.add_argument(
         "--more-steps",
         metavar="N",
         type=_count,
         default=0,
-        help="after the end of a finished run, go on with N steps more (1 or more): with the settings that are given "
-        "now, and the photos and captions as they are now",
+        help="after a finished run, train N more steps (1 or more), with the settings given "
+        "now and the photos and captions as they are now",
     )
     training.add_argument(
         "--more-text-encoder-steps",
         metavar="N",
         type=_count,
         default=0,
-        help="the same with N steps of the text encoder (1 or more), before those of --more-steps",
+        help="the same for the text encoder, N steps (1 or more) before those of --more-steps",
     )
-    about = "say what would be done: steps, minutes, bytes, memory, what was chosen; times a few steps, keeps none"
+    about = (
+        "show the plan without training: steps, minutes, bytes, memory, chosen settings; times a few steps and "
+        "discards them"
+    )
     training.add_argument("--dry-run", action="store_true", help=about)
     _add_results(group)
     _add_rest(group)
@@ -66,9 +69,9 @@ def add_dreambooth(commands: Any) -> None:
 def _add_results(group: Any) -> None:
     from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
 
-    sampling = _session_command(group, "sample", sample, "draw with what a session has learned so far")
+    sampling = _session_command(group, "sample", sample, "generate images with a session's latest checkpoint")
     add_flags(sampling, SampleConfig)
-    exporting = _session_command(group, "export", export, "write what a session has learned so far to one model file")
+    exporting = _session_command(group, "export", export, "export a session's checkpoint to a single model file")
     add_flags(exporting, ExportConfig)
 
 
@@ -76,30 +79,32 @@ def _add_rest(group: Any) -> None:
     from fastsd_helpers.dreambooth.upload import UploadConfig
 
     deleting = _session_command(group, "delete", delete, "delete a session, or one of its checkpoints, after asking")
-    deleting.add_argument("--checkpoint", metavar="NAME", help="delete this checkpoint alone (`show` lists them)")
+    deleting.add_argument("--checkpoint", metavar="NAME", help="delete only this checkpoint (`show` lists them)")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
-    about = "make a session out of one of the old fast-DreamBooth notebook, or of somebody else's folder"
+    about = "import a session of the old fast-DreamBooth notebook, or somebody else's folder"
     importing = _session_command(group, "import", import_session, about)
     importing.add_argument(
         "--from",
         dest="source",
         metavar="DIR",
         type=Path,
-        help="the folder it comes from, which is only read; left alone: the folder of that name among the sessions",
+        help="source folder, which is only read; default: the folder of that name among the sessions",
     )
-    about = "show the exact prompt of every picture, and change it"
+    about = "show and edit the captions: the exact prompt of every image"
     captioning = _session_command(group, "caption", caption, about)
+    captioning.add_argument("--set", metavar="FILE=WORDS", action="append", default=[], help="caption of one image")
     captioning.add_argument(
-        "--set", metavar="FILE=WORDS", action="append", default=[], help="the words one picture is trained with"
-    )
-    captioning.add_argument(
-        "--auto", action="store_true", help="describe the pictures that have no caption of their own with a BLIP model"
+        "--auto", action="store_true", help="caption the images that have no caption of their own with a BLIP model"
     )
     captioning.add_argument(
         "--captioner", metavar="MODEL", default="", help="Hub id or folder of the BLIP model for --auto"
     )
     captioning.add_argument(
-        "--clear", metavar="FILE", action="append", default=[], help="go back to the words of the file name"
+        "--clear",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="remove the caption: the words of the file name are the prompt again",
     )
     about = "upload a finished model to the Hugging Face Hub, private unless --no-private (needs HF_TOKEN)"
     uploading = _session_command(group, "upload", upload, about)

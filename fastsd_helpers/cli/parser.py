@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
     commands = subcommands(parser)
-    demo = command(commands, "demo", run_demo, "the whole DreamBooth story on the embedded model, with pictures")
+    demo = command(commands, "demo", run_demo, "complete DreamBooth example on the embedded model, with images")
     demo.add_argument(
         "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
     )

@@ -18,7 +18,7 @@ def add_share_flag(group: Any, about: str) -> None:
     metavar = "auto|ngrok|gradio|cloudflared|localtunnel|colab"
     group.add_argument("--share", nargs="?", const="auto", metavar=metavar, default=argparse.SUPPRESS, help=about)
     no = {"action": "store_const", "const": "no", "default": argparse.SUPPRESS}
-    group.add_argument("--no-share", dest="share", help="make no public link", **no)
+    group.add_argument("--no-share", dest="share", help="open no tunnel (no public link)", **no)
 
 
 def add_link_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,14 +44,16 @@ def link_settings(
     from fastsd_helpers.errors import SettingsError
     from fastsd_helpers.tunnels import TunnelConfig
 
-    given = {name: getattr(chosen, f"link_{name}") for name in _OFFERED if hasattr(chosen, f"link_{name}")}
+    given: dict[str, Any] = {
+        name: getattr(chosen, f"link_{name}") for name in _OFFERED if hasattr(chosen, f"link_{name}")
+    }
     if kind in (None, "no"):
         if given:
             flag = next(iter(given)).replace("_", "-")
             raise SettingsError(f"--{flag} is for a public link, and none is asked for.", "Add --share.")
         return None
-    password = password or given_password(chosen)
-    return TunnelConfig(kind=kind, password=password, **({"user": user} if user else {}), **given)
+    given |= {"kind": kind, "password": password or given_password(chosen)} | ({"user": user} if user else {})
+    return TunnelConfig(**given)
 
 
 def show_link(link: Any, as_json: bool, *, ends: str = "Ctrl-C closes it.") -> dict[str, Any]:

@@ -191,9 +191,10 @@ def _refused(err: urllib.error.HTTPError) -> Remote:
 def _what_is_here(part: Path, sha256: str | None) -> tuple[int, dict[str, str]]:
     """How many bytes of an earlier try can be used, and the headers that ask for the rest."""
     note = _Note.read(part, sha256)
-    have = part.stat().st_size if note and part.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    return have, headers | ({"If-Range": note.etag} if have and note.etag else {})
+    have = part.stat().st_size if note is not None and part.exists() else 0
+    if note is None or not have:
+        return 0, {}
+    return have, {"Range": f"bytes={have}-", **({"If-Range": note.etag} if note.etag else {})}
 
 
 def _require_size(total: int | None, size: int | None, most: int | None, host: str) -> None:

@@ -3,7 +3,7 @@
 import io
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import placed, write_atomic
 
@@ -22,7 +22,7 @@ def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: 
         history: stage -> float32 [steps], one loss a step, in the order in which they were trained; of a later
             segment "unet 2" and so on.
         held_out: [position, loss] pairs, positions counted over both stages.
-        label: which pictures the held-out loss is of.
+        label: which images the held-out loss is of.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ class BoardLog:
 
     def __init__(self, local: Path, folder: Path) -> None:
         self._local, self._folder = local, folder
-        self._writer = None
+        self._writer: Any = None
 
     def add(self, name: str, value: float, position: int) -> None:
         """Log one scalar at an optimizer step counted over both stages; nothing when TensorBoard is not installed."""

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from fastsd_helpers.captions import decode_caption, read_caption
 from fastsd_helpers.code_pages import PageGuess, guess_page
@@ -75,7 +75,7 @@ class Photos:
     """The photos of one folder or zip, by name in natural order; the files are only read when asked for.
 
     Attributes:
-        names: of the files that look like pictures, with "/" between folders.
+        names: of the files that look like images, with "/" between folders.
         skipped: name and reason of the files that do not.
         notes: sentences on what was passed over or guessed.
     """
@@ -165,13 +165,13 @@ def _one_line(err: BaseException) -> str:
 
 @contextlib.contextmanager
 def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos]:
-    """List the photos of a folder (with its sub-folders), of a zip, or a single picture.
+    """List the photos of a folder (with its sub-folders), of a zip, or a single image.
 
-    Zips are read where they are all there is: in a folder without pictures, and in a zip without pictures. Sessions
+    Zips are read where they are all there is: in a folder without images, and in a zip without images. Sessions
     and what was drawn here are passed over, wherever they lie.
 
     Args:
-        path: folder, zip or picture.
+        path: folder, zip or image.
         leave_out: a folder inside `path` that is not looked into.
 
     Raises:
@@ -250,12 +250,12 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
     _read_inner(photos, files, folder, opened)
     if sessions:
         shown = ", ".join(sorted(sessions)[:3]) + (f" and {len(sessions) - 3} more" if len(sessions) > 3 else "")
-        photos.notes.append(f"Not looked into, because they are sessions with pictures that were made here: {shown}.")
+        photos.notes.append(f"Not looked into, because they are sessions with images that were made here: {shown}.")
     return photos
 
 
 @contextlib.contextmanager
-def _open_zip(file: "Path | BinaryIO", path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as err:
@@ -306,7 +306,7 @@ def _list_zip(
     if (line := named.line(path.name)) is not None and photos.names:
         photos.notes.append(line)
     if own:
-        photos.notes.append(f"{path.name} holds a session: pictures that were made here are not taken from it.")
+        photos.notes.append(f"{path.name} holds a session: images that were made here are not taken from it.")
     return photos
 
 
@@ -319,7 +319,7 @@ def _is_made_here(name: str, sessions: set[str]) -> bool:
 
 
 def _zips_in(files: dict[str, _Source]) -> set[str]:
-    """The zips to read: all of them where there is no picture beside them."""
+    """The zips to read: all of them where there is no image beside them."""
     if any(_looks_like_picture(name) for name in files):
         return set()
     return {name for name in files if name.lower().endswith(".zip")}
@@ -333,7 +333,7 @@ def _read_inner(
         source = files[name]
         inner_path = Path(name)
         try:
-            file: Path | BinaryIO = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
+            file: Path | IO[bytes] = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
             archive = opened.enter_context(_open_zip(file, inner_path))
             inner = _list_zip(archive, inner_path, opened, inner=True, spent=spent)
         except DatasetError as err:
@@ -350,7 +350,7 @@ def _read_inner(
     _check_count(len(photos.names), path)
 
 
-def _unpacked(source: _Member) -> BinaryIO:
+def _unpacked(source: _Member) -> IO[bytes]:
     """A zip inside a zip, where it can be read from any place."""
     try:
         file = tempfile.SpooledTemporaryFile(max_size=64 * 2**20)  # noqa: SIM115, closed by the caller's stack
@@ -360,7 +360,7 @@ def _unpacked(source: _Member) -> BinaryIO:
         file.seek(0)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as err:
         raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
@@ -393,7 +393,7 @@ def _looks_like_picture(name: str) -> bool:
 def _check_count(count: int, path: Path) -> None:
     if count > _MAX_FILES:
         raise DatasetError(
-            f"{path} holds more than {_MAX_FILES:,} pictures.",
+            f"{path} holds more than {_MAX_FILES:,} images.",
             "Give the folder or zip of one subject; 5 to 30 photos do.",
         )
 
@@ -425,7 +425,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
 
 
 def _is_picture(source: _Source) -> bool:
-    """Whether a file of an unknown ending begins as pictures do."""
+    """Whether a file of an unknown ending begins as images do."""
     try:
         if isinstance(source, Path):
             if not source.is_file():
@@ -476,9 +476,9 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
         used = 0
         for file, words in rows.items():
             last = by_last.get(PurePosixPath(file).name.casefold(), [])
-            name = by_name.get(file.casefold()) or (last[0] if len(set(last)) == 1 else None)
-            if name is not None:
-                photos._table[name] = words
+            meant = by_name.get(file.casefold()) or (last[0] if len(set(last)) == 1 else None)
+            if meant is not None:
+                photos._table[meant] = words
                 used += 1
         if rows and not used:
             photos.notes.append(

@@ -17,7 +17,7 @@ from fastsd_helpers.dreambooth.chance import draw_offset, draw_step
 from fastsd_helpers.dreambooth.denoising import HeldOut, held_out_loss, make_held_out, training_loss
 from fastsd_helpers.dreambooth.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.runtime import Device, reuse_freed_memory
 
@@ -42,7 +42,7 @@ STAGES = (Stage("text_encoder"), Stage("unet"))
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: the photos' rows, then as many of class pictures where the prior is preserved."""
+    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
 
     latents: "torch.Tensor"  # float32 [rows, 4, h/8, w/8] on the device, as all three
     noise: "torch.Tensor"
@@ -54,7 +54,7 @@ class Batch:
 class Studio:
     """What both stages share: base model, device, precision, caches, and what was trained so far."""
 
-    def __init__(self, base: BaseModel, config: DreamBoothConfig, device: Device) -> None:
+    def __init__(self, base: BaseModel, config: ResolvedConfig, device: Device) -> None:
         import torch
 
         self.base, self.config = base, config
@@ -127,12 +127,12 @@ class Studio:
         return self.device.type == "cpu" and half and (self.config.resolution // 8) ** 2 < 1024
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
-        """Encode every picture once, and fix the held-out noise; the VAE is freed afterwards."""
+        """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
         vae = self.base.load_vae().to(self.device)
         self.latents = encode_images(vae, dataset.train, config.resolution, device=self.device, flip=config.flip)
         judged = dataset.held_out or dataset.train
-        self.held_out_label = "pictures never trained on" if dataset.held_out else "training pictures, reserved noise"
+        self.held_out_label = "images never trained on" if dataset.held_out else "training images, reserved noise"
         latents = self.latents
         if dataset.held_out:
             latents = encode_images(vae, dataset.held_out, config.resolution, device=self.device)

@@ -260,7 +260,8 @@ def _write_caption(shelf: _Shelf, stem: str, words: str, *, name: str = "") -> N
 
 
 def _keep_table(shelf: _Shelf, path: PurePosixPath, data: bytes) -> None:
-    stem, suffix, taken = safe_stem(path.stem), path.suffix.lower(), set()
+    stem, suffix = safe_stem(path.stem), path.suffix.lower()
+    taken: set[str] = set()
     while (target := shelf.folder / f"{unique_stem(stem, taken)}{suffix}").is_file():
         if target.read_bytes() == data:
             shelf.skipped.append((path.name, f"{_HERE}{target.name}"))
@@ -281,7 +282,7 @@ def _photos_of_zip(name: str, data: bytes, shelf: _Shelf) -> Iterator[_Arrival]:
                 if repeats_in(photos.names):
                     shelf.notes.append("Repeats in names of folders are not used: every photo counts the same.")
                 if not photos.names and not photos.skipped:
-                    shelf.skipped.append((printable(name), "holds no pictures"))
+                    shelf.skipped.append((printable(name), "holds no images"))
                 named = name_photos([printable(member) for member in photos.names])
                 for member, said in zip(photos.names, named, strict=True):
                     yield from _member(photos, member, said.stem if said.folder else None, shelf)
@@ -304,7 +305,7 @@ def _member(photos: Photos, member: str, stem: str | None, shelf: _Shelf) -> Ite
 
 
 def remove_uploads(session: Session, names: Iterable[str] | None = None) -> int:
-    """Delete uploaded files of a session; pictures that were prepared from them stay. Returns how many.
+    """Delete uploaded files of a session; images that were prepared from them stay. Returns how many.
 
     Args:
         session: whose folder `uploads` they are in.

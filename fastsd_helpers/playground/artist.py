@@ -1,4 +1,4 @@
-"""Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
+"""Draws with a model or a session: from noise, from an image, steered by a ControlNet, with a LoRA added."""
 
 import secrets
 import tempfile
@@ -27,10 +27,10 @@ class Artist:
 
     Attributes:
         title: what it draws with, in words.
-        size: side of its pictures in pixels, the model's own.
+        size: side of its images in pixels, the model's own.
         multiple, smallest, largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
-        has_before: whether `draw` gives two pictures.
+        has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
         steering: its ControlNet, and what that is steered by; None when it has none.
     """
@@ -71,31 +71,31 @@ class Artist:
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
-        """Draw one picture, or two of the same noise: before and after the training.
+        """Draw one image, or two of the same noise: before and after the training.
 
         Args:
             seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
             steps: 1 to 200; what the model was made for when None, and so is `guidance` (0 to 20).
             size: side in pixels; the model's own when None.
             negative: what must not be in it; only for models that are drawn with guidance.
-            start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
-            control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            start: an image to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            control: an image for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
             control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
         Returns:
-            (title, picture) of each.
+            (title, image) of each.
 
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
         size, usual = size or self.size, self.habits
         steps, guidance = usual.steps if steps is None else steps, usual.guidance if guidance is None else guidance
-        chosen = seed is not None and seed != -1
+        seed = None if seed == -1 else seed
         weight = self.lora_strength if lora_strength is None else lora_strength
         _require(
-            (not chosen or 0 <= seed < 2**63, f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"),
+            (seed is None or 0 <= seed < 2**63, f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"),
             (prompt.strip(), "there is no prompt"),
             (1 <= steps <= 200, f"steps is {steps}; it must be 1 to 200"),
             (0 < strength <= 1, f"strength is {strength}; it must be above 0 and at most 1"),
@@ -105,30 +105,26 @@ class Artist:
         )
         options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
         options |= {"negative_prompt": negative.strip()} if negative.strip() else {}
-        if control is not None:
+        if control is not None and self.steering is not None:
             control = _steering_picture(control, size, edges)
-            options |= {"controlnet_conditioning_scale": float(control_strength), **self._mode(control_task)}
+            options |= {"controlnet_conditioning_scale": float(control_strength), **self.steering.mode(control_task)}
         begun = {"image": start.convert("RGB").resize((size, size)), "strength": strength} if start is not None else {}
         options |= begun or {"height": size, "width": size}
-        number = int(seed) if chosen else secrets.randbelow(2**32)
+        number = int(seed) if seed is not None else secrets.randbelow(2**32)
         drawn = self._draw_both(prompt, number, options, weight, control)
-        return [(title if chosen else f"{title}, seed {number}", picture) for title, picture in drawn]
+        return [(title if seed is not None else f"{title}, seed {number}", picture) for title, picture in drawn]
 
     def _rules(self, control: Any, task: str, guidance: float, negative: str, size: int) -> list[tuple[object, str]]:
         """What this model and its ControlNet take."""
         tasks, step = self.steering.tasks if self.steering is not None else (), self.habits.multiple
         bounds = f"{self.smallest} to {self.largest} and a multiple of {step}"
         return [
-            (control is None or self.steering is not None, "no ControlNet was chosen for the picture"),
+            (control is None or self.steering is not None, "no ControlNet was chosen for the image"),
             (not task or task in tasks, f"control_task is {task!r}; it must be one of {', '.join(tasks)}"),
             (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
             (self.habits.takes_negative or not negative.strip(), "this model takes no negative prompt"),
             (size % step == 0 and self.smallest <= size <= self.largest, f"size is {size}; it must be {bounds}"),
         ]
-
-    def _mode(self, task: str) -> dict[str, Any]:
-        """Which of its tasks a union ControlNet is to do."""
-        return {"control_mode": self.steering.modes[task or self.steering.tasks[0]]} if self.steering.modes else {}
 
     def _draw_both(
         self, prompt: str, seed: int, options: dict[str, Any], weight: float | None, control: Any
@@ -141,7 +137,7 @@ class Artist:
                     continue
                 if self.lora_strength is not None:
                     # With a LoRA, before and after are one model, which takes half the memory.
-                    set_strength(pipe, 0.0 if title == "before" else float(weight))
+                    set_strength(pipe, 0.0 if title == "before" else float(weight or 0.0))
                 drawn.append((title, self._draw_with(pipe, prompt, seed, options, control)))
         return drawn
 
@@ -151,7 +147,7 @@ class Artist:
         # On the CPU, so that a seed gives the same picture on every machine.
         words = options | {"generator": torch.Generator("cpu").manual_seed(seed)}
         begins = "image" in options
-        if control is not None:
+        if control is not None and self.steering is not None:
             pipe = _pipeline_like(pipe, from_picture=begins, controlnet=self.steering.model)
             # Where noise is the start, most of these take the steering picture as "image".
             words["control_image" if begins or _takes(pipe, "control_image") else "image"] = control
@@ -169,7 +165,7 @@ def _require(*rules: tuple[object, str]) -> None:
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
-    """Another pipeline of the same parts, that begins with a picture or is steered by one."""
+    """Another pipeline of the same parts, that begins with an image or is steered by one."""
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 
     wanted: Any = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image

@@ -40,9 +40,13 @@ class Steering:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What its picture may be: the tasks of a union model, the chosen one first; else its title alone."""
+        """What its image may be: the tasks of a union model, the chosen one first; else its title alone."""
         first = [self.title] if self.title in self.modes else []
         return tuple(dict.fromkeys([*first, *self.modes])) or (self.title,)
+
+    def mode(self, task: str) -> dict[str, Any]:
+        """What a union model's call is told of the task, the first one where none is named; nothing for another."""
+        return {"control_mode": self.modes[task or self.tasks[0]]} if self.modes else {}
 
 
 def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
@@ -62,7 +66,7 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
     # Outside of the block below: what is wrong with a name or a download is said already.
     folder = find_folder(ref, CONTROLNET) if named.what in ("folder", "hub") else None
     try:
-        if named.what == "file":
+        if named.what == "file" and named.path is not None:
             made, name = _of_file(pipe, named.path), named.path.name
         elif folder is not None:
             made, name = _of_folder(pipe, folder), named.path.name if named.path else ref

@@ -29,7 +29,7 @@ class Evaluation:
 
 
 def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None = None) -> Evaluation:
-    """Read the pictures of `data` with `reader` and compare with their text.
+    """Read the images of `data` with `reader` and compare with their text.
 
     Args:
         reader: a Reader.
@@ -51,7 +51,7 @@ def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
         else:
             pairs.append((line, found))
     if not pairs:
-        raise DatasetError(f"No picture of {lines.source} can be read.", left_out[0] if left_out else "")
+        raise DatasetError(f"No image of {lines.source} can be read.", left_out[0] if left_out else "")
     scores = score_lines([line.text for line, _found in pairs], [found.text for _line, found in pairs])
     ranked = sorted(pairs, key=lambda pair: -line_errors(pair[0].text, pair[1].text)[0])
     worst = tuple(
@@ -71,14 +71,16 @@ def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
 
 def evaluation_from(values: dict[str, Any]) -> Evaluation:
     """The evaluation that `dataclasses.asdict` made `values` of, also when they have been through JSON."""
-    scores = {name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()}
-    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    scores: dict[str, Any] = {
+        name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()
+    }
+    rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Evaluation(**{**rest, "scores": Scores(**scores)})
 
 
 @dataclass(frozen=True)
 class ComparedLine:
-    """One line: its picture, what it says, what both readers make of it, and their errors in characters."""
+    """One line: its image, what it says, what both readers make of it, and their errors in characters."""
 
     picture: Any
     text: str
@@ -105,7 +107,7 @@ def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Co
         lines: whose text is known; none of them should have been learned from.
 
     Raises:
-        DatasetError: no picture can be read. ModelError and its kin: a reader cannot be opened.
+        DatasetError: no image can be read. ModelError and its kin: a reader cannot be opened.
     """
     pictures = [line.picture for line in lines.lines]
     read = [Reader(model).read(pictures) for model in (before, after)]
@@ -114,4 +116,4 @@ def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Co
         for line, *texts in zip(lines.lines, *([found.text for found in each] for each in read), strict=True)
     ]
     compared.sort(key=lambda line: -abs(line.errors_before - line.errors_after))
-    return Comparison(*(_judge(lines, each) for each in read), tuple(compared))
+    return Comparison(_judge(lines, read[0]), _judge(lines, read[1]), tuple(compared))

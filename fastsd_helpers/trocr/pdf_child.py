@@ -18,7 +18,7 @@ def draw(path: str, first: int, last: int, dpi: int, most_pixels: int, seconds: 
     """Draw the pages from `first` up to, and without, `last`; counted from 0.
 
     Args:
-        dpi: of the pictures; a page that would have more than `most_pixels` gets fewer.
+        dpi: of the images; a page that would have more than `most_pixels` gets fewer.
         seconds: of processor time for opening the file and for each page; then the system ends this process.
         out: the descriptor that the answers are written to.
     """
@@ -87,7 +87,8 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     _limit(int(sys.argv[3]))
     try:
-        draw(sys.argv[2], *(int(word) for word in sys.argv[4:9]), answers)
+        first, last, dpi, most_pixels, seconds = (int(word) for word in sys.argv[4:9])
+        draw(sys.argv[2], first, last, dpi, most_pixels, seconds, answers)
     except BrokenPipeError:
         pass  # nobody wants more pages
     except Exception as error:  # an answer, whatever it is: nobody reads what this process prints

@@ -36,19 +36,34 @@ class ReadConfig:
     """Settings for reading lines."""
 
     beams: int = option(
-        1, help="beginnings kept at every step: 1 reads greedily, 4 is a little better, slower", low=1, high=16
+        1,
+        help="beam width: candidate texts kept per step; 1 is greedy decoding, 4 is a little more accurate and slower",
+        low=1,
+        high=16,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
-        "auto", help="number format; int8 needs the package openvino on a CPU, bitsandbytes on a GPU"
+        "auto",
+        help=(
+            "precision: dtype of weights and computation; int8 needs the package openvino on a CPU, bitsandbytes on a "
+            "GPU"
+        ),
     )
-    min_new_tokens: int | None = option(None, help="fewest tokens of a line", low=0, high=512, advanced=True)
+    min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
     max_new_tokens: int | None = option(
-        None, help="most tokens of a line; left alone, the checkpoint's own, else 128", low=1, high=1024, advanced=True
+        None,
+        help="maximum number of tokens per line; default: the checkpoint's own, else 128",
+        low=1,
+        high=1024,
+        advanced=True,
     )
-    loop_guard: bool = option(True, help="read a line again when it repeats itself without end")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="processor", advanced=True)
+    loop_guard: bool = option(True, help="repetition guard: read a line again if the model repeats itself endlessly")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="device to compute on", advanced=True)
     batch_size: int | None = option(
-        None, help="lines read together; left alone, 8 on a CPU and up to 64 on a GPU", low=1, high=1024, advanced=True
+        None,
+        help="batch size: lines read together; default: 8 on a CPU and up to 64 on a GPU",
+        low=1,
+        high=1024,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -58,12 +73,17 @@ class ReadConfig:
 
 
 class _Taken(NamedTuple):
-    """A picture on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
+    """An image on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
 
     name: str
     refused: Line | None = None
     length: float = 0.0
     small: "Future[Any] | None" = None
+
+    def picture(self) -> Any:
+        """The small picture of one that was not refused, once it is made."""
+        assert self.small is not None
+        return self.small.result()
 
 
 class Reader:
@@ -90,14 +110,14 @@ class Reader:
         batch_size: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
+        choices: dict[str, Any] = {"precision": precision, "device": device}  # looked at by the settings themselves
         self.settings = ReadConfig(
             beams=beams,
-            precision=precision,
             min_new_tokens=min_new_tokens,
             max_new_tokens=max_new_tokens,
             loop_guard=loop_guard,
-            device=device,
             batch_size=batch_size,
+            **choices,
         )
         self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
         self.engine = _make_engine(self.checkpoint)
@@ -122,21 +142,21 @@ class Reader:
     # ------------------------------------------------------------------------------------------------ reading
 
     def read(self, images: Any, *, progress: Callable[[int], None] | None = None) -> list[Line]:
-        """Read pictures of single lines.
+        """Read images of single lines.
 
         Args:
-            images: one or many of: paths, folders, PDFs, links, PIL pictures, arrays; see `pictures.gather`.
+            images: one or many of: paths, folders, PDFs, links, PIL images, arrays; see `pictures.gather`.
             progress: called with the number of lines done, after every batch.
 
         Returns:
-            One Line per picture, in the order given; a picture that cannot be used has `problem` set.
+            One Line per image, in the order given; an image that cannot be used has `problem` set.
         """
         return list(self.stream(images, progress=progress))
 
     def stream(self, images: Any, *, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
         """Read as `read` does, and give each line as soon as it and those before it are done.
 
-        Memory stays bounded whatever the number of pictures, and their size: each is made small as soon as it is open,
+        Memory stays bounded whatever the number of images, and their size: each is made small as soon as it is open,
         and 8 batches of small ones are held at a time.
         """
         done = 0
@@ -149,7 +169,7 @@ class Reader:
                 places.sort(key=lambda place: -window[place].length)
                 for first in range(0, len(places), self.batch_size):
                     batch = places[first : first + self.batch_size]
-                    found = self._find([window[place].small.result() for place in batch])
+                    found = self._find([window[place].picture() for place in batch])
                     for place, line in zip(batch, found, strict=True):
                         results[place] = self._to_line(window[place].name, line)
                     done += len(batch)
@@ -158,7 +178,7 @@ class Reader:
                 yield from (line for line in results if line is not None)
 
     def _take(self, pool: ThreadPoolExecutor, item: Item) -> "_Taken":
-        """What is needed of a picture, with the large one held no longer than it takes to make it small."""
+        """What is needed of an image, with the large one held no longer than it takes to make it small."""
         if item.picture is None:
             logger.warning("%s", item.problem)
             return _Taken(item.name, refused=Line("", 0.0, name=item.name, problem=item.problem))
@@ -225,8 +245,8 @@ class Reader:
                 of the grid; columns = one vector per column of the grid, left to right along the line.
 
         Returns:
-            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. A picture that cannot be
-            used gives a row of not-a-number and a warning; without any picture, [0, 0, 0].
+            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. An image that cannot be
+            used gives a row of not-a-number and a warning; without any image, [0, 0, 0].
 
         The encoder's own `pooler_output` is not used: published TrOCR models never trained it.
         """
@@ -239,7 +259,7 @@ class Reader:
         return np.stack([np.full(shape, np.nan, np.float32) if row is None else row for row in rows])
 
     def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
-        """Give (item, float32 [tokens, width]) one by one; None for a picture that cannot be used.
+        """Give (item, float32 [tokens, width]) one by one; None for an image that cannot be used.
 
         Raises:
             SettingsError: a `pool` that does not exist.
@@ -250,10 +270,9 @@ class Reader:
             raise SettingsError(f"pool is {pool!r}; choose none, mean or columns.", "Change the value and run again.")
         items = iter(gather(images))
         while batch := list(islice(items, self.batch_size)):
-            good = [item for item in batch if item.picture is not None]
+            resized = [self.checkpoint.pixels.resize(item.picture) for item in batch if item.picture is not None]
             vectors: list[np.ndarray] = []
-            if good:
-                resized = [self.checkpoint.pixels.resize(item.picture) for item in good]
+            if resized:
                 with torch.inference_mode():
                     hidden = self.engine.encode(self.checkpoint.pixels.batch(resized))
                     vectors = list(_pool(self._places(hidden), self.grid, pool))

@@ -34,7 +34,7 @@ _READ_BY = (".safetensors", ".bin", ".json")  # files of a reader
 
 @dataclass(frozen=True)
 class SavedLine:
-    """A line of the session: its picture, what was read, and what a person says is right (None: nobody looked yet)."""
+    """A line of the session: its image, what was read, and what a person says is right (None: nobody looked yet)."""
 
     key: str
     picture: Path
@@ -75,7 +75,7 @@ def make_row(line: Line, source: str, *, key: str = "", page: str = "", by: str 
 
 
 def fingerprint(reader: Any, pages: str) -> str:
-    """What a reading depends on besides the picture: the weights, by what they hold, and every setting.
+    """What a reading depends on besides the image: the weights, by what they hold, and every setting.
 
     A reader that was downloaded again on a new machine is the same one.
     """

@@ -1,6 +1,6 @@
-"""A reading session: one folder with the lines of your pictures, what was read in them, and what you corrected.
+"""A reading session: one folder with the lines of your images, what was read in them, and what you corrected.
 
-A line is known by the pixels of its picture, so corrections stay with it when the same pictures are read again, by
+A line is known by the pixels of its image, so corrections stay with it when the same images are read again, by
 another reader too. What was corrected is a data set to learn from.
 """
 
@@ -55,20 +55,23 @@ _CHUNK = 256  # lines read and written down together
 
 @dataclass(frozen=True)
 class _Pictures:
-    images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
+    images: str = option("", help="image, folder, PDF or link; empty: what was uploaded, else the built-in samples")
     reader: str = option(
         "auto",
-        help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}",
+        help=(
+            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
+            f"{_DEMO_READER}"
+        ),
         known="readers",
     )
     pages: Literal["auto", "lines", "pages"] = option(
-        "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
+        "auto", help="what the images are: single lines, or whole pages, whose lines are found first (segmentation)"
     )
 
 
 @dataclass(frozen=True)
 class ReadPicturesConfig(ReadConfig, _Pictures):
-    """Which pictures to read, and how."""
+    """Which images to read, and how."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,7 +158,7 @@ class ReadingSession:
         try:
             return [json.loads(row) for row in text.split("\n") if row]
         except ValueError as err:
-            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the pictures again.") from err
+            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the images again.") from err
 
     # ------------------------------------------------------------------------------------------------- uploads
 
@@ -174,11 +177,13 @@ class ReadingSession:
         return path
 
     def save_uploads(self, name: str, data: bytes) -> "Uploaded":
-        """Keep an uploaded file, or the pictures and PDFs of a zip; names in a zip are read as their writer meant them.
+        """Keep an uploaded file, or the images and PDFs of a zip; names in a zip are read as their writer meant them.
 
         A file that is there already, under whatever name, is not kept twice: its lines would come twice too.
         """
-        kept, there, left_out = [], [], []
+        kept: list[tuple[str, str]] = []
+        there: list[tuple[str, str]] = []
+        left_out: list[str] = []
         for member, content in unpack_upload(name, data, left_out):
             before = {path.name for path in self.list_uploads()}
             twin = self._twin_of(content)
@@ -207,7 +212,7 @@ class ReadingSession:
         progress: Callable[[int], None] | None = None,
         between: Callable[[int], None] | None = None,
     ) -> list[SavedLine]:
-        """Read pictures of lines or pages into the session; what was read before is replaced, corrections stay.
+        """Read images of lines or pages into the session; what was read before is replaced, corrections stay.
 
         Args:
             reader: a Reader.
@@ -250,7 +255,7 @@ class ReadingSession:
                     page = key_of(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
-                        known[page] = self._page_rows(reader, chunk[0], page, detector, by)
+                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by)
                     rows += known[page]
                 write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
@@ -288,13 +293,15 @@ class ReadingSession:
             else:
                 yield make_row(next(read), group_of(item.name), key=key, by=by)
 
-    def _page_rows(self, reader: Any, item: Item, key: str, detector: Any, by: str) -> list[dict[str, Any]]:
-        page, crops = cut_lines(reader, item.picture, name=item.name, detector=detector)
+    def _page_rows(
+        self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str
+    ) -> list[dict[str, Any]]:
+        page, crops = cut_lines(reader, picture, name=name, detector=detector)
         if not page.lines:
-            nothing = Line("", 0.0, name=item.name, problem=f"{item.name}: no line was found.")
-            return [make_row(nothing, item.name, page=key, by=by)]
+            nothing = Line("", 0.0, name=name, problem=f"{name}: no line was found.")
+            return [make_row(nothing, name, page=key, by=by)]
         return [
-            make_row(line, item.name, key=self._keep(crop), page=key, by=by)
+            make_row(line, name, key=self._keep(crop), page=key, by=by)
             for line, crop in zip(page.lines, crops, strict=True)
         ]
 
@@ -317,7 +324,7 @@ class ReadingSession:
             DatasetError: this installation has no samples.
         """
         if not SAMPLES_FOLDER.is_dir():
-            raise DatasetError("This installation has no sample lines.", "Name pictures of your own in `images`.")
+            raise DatasetError("This installation has no sample lines.", "Name images of your own in `images`.")
         known = read_lines(SAMPLES_FOLDER)
         lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines", **watched)
         self._right = self._load("corrections.json", {})
@@ -350,7 +357,7 @@ class ReadingSession:
         """
         row = next((row for row in self._rows if key and row["key"] == key), None)
         if row is None:
-            raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the pictures first.")
+            raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the images first.")
         self._right = self._load("corrections.json", {})  # another notebook may have the session open too
         if text is None:
             self._right.pop(key, None)

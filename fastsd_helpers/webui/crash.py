@@ -17,11 +17,12 @@ _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive 
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
 # (pattern in the error that ended it, what happened, what to do); the first that fits is taken.
-_ERRORS = (
+_Table = tuple[tuple[str, str, str], ...]  # pattern, what it means, what to do
+_ERRORS: _Table = (
     (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
         "the GPU's memory was not enough",
-        "Choose a lower setting for vram, a smaller picture or a smaller model; close other programs on this GPU.",
+        "Choose a lower setting for vram, a smaller image or a smaller model; close other programs on this GPU.",
     ),
     (
         r"no kernel image is available|is not compatible with the current PyTorch",
@@ -75,7 +76,7 @@ _ERRORS = (
     ),
 )
 # These may also be the last that is said without a traceback.
-_SAID = (
+_SAID: _Table = (
     (
         r"Cannot find empty port|address already in use|Errno 98\b",
         "its port is in use",
@@ -123,7 +124,7 @@ def explain_crash(
     Args:
         title: the web UI's name.
         code: as subprocess gives it (negative: the signal that ended it); None when it is not known.
-        lines: the last lines of its log.
+        lines: show the last lines of its log.
         around: what the machine had left then.
     """
     around = around or Circumstances()
@@ -229,9 +230,9 @@ def _by_signal(
 
 def _look_up(error: Error | None, lines: Sequence[str]) -> tuple[str, str] | None:
     said = [line for line in lines[-_SAID_LINES:] if not _HARMLESS.search(line)]
-    sources = [(error.text, (*_ERRORS, *_SAID))] if error is not None else []
+    sources: list[tuple[str, _Table]] = [(error.text, (*_ERRORS, *_SAID))] if error is not None else []
     # What was said after the error is nearer to the end than the error itself.
-    last = ("\n".join(said), _SAID)
+    last: tuple[str, _Table] = ("\n".join(said), _SAID)
     sources = [*sources, last] if error is None or error.after == 0 else [last, *sources]
     for text, table in sources:
         for pattern, what, hint in table:

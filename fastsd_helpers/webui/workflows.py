@@ -111,7 +111,7 @@ class _Graph:
 
 
 def make_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> _Graph | None:
-    """The graph that draws a picture with a base model, the files beside it and the LoRAs; None without a base model.
+    """The graph that draws an image with a base model, the files beside it and the LoRAs; None without a base model.
 
     A model that lacks text encoders and VAE wants them among `placed`.
     """
@@ -130,7 +130,7 @@ def make_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> _
         model, clip, vae = (loader, 0), (loader, 1), (loader, 2)
     elif family == "flux" and len(names["text-encoder"]) >= 2 and names["vae"]:
         loads = "UnetLoaderGGUF" if file.lower().endswith(".gguf") else "UNETLoader"
-        more = {} if loads == "UnetLoaderGGUF" else {"weight_dtype": "default"}
+        more: dict[str, Any] = {} if loads == "UnetLoaderGGUF" else {"weight_dtype": "default"}
         model = (graph.add(loads, unet_name=file, **more), 0)
         first, second = names["text-encoder"][:2]
         packed = f"{first} {second}".lower().find(".gguf") >= 0

@@ -112,7 +112,7 @@ def install(
             it what is there (such as a commit archive whose host cannot be reached) and the rest from the index.
         skip: names or patterns (`torch`, `nvidia-*`) that the caller installs otherwise.
         lock: another lock file.
-        dry_run: only say what would be installed.
+        dry_run: only show what would be installed.
         check_imports: import every new module in a fresh Python afterwards.
         timeout_s: how long uv or pip may take.
 
@@ -129,7 +129,8 @@ def install(
     environment = plan.environment
     if plan.changes:
         _check_place(plan)
-    tool, imported, modules = "none", {}, ()
+    tool, imported = "none", {}
+    modules: tuple[str, ...] = ()
     with _one_at_a_time(environment.prefix):
         # Another installation may have done it meanwhile.
         plan, waiting = _look(found, name, python, skip, check_imports)
