@@ -21,10 +21,12 @@ from fastsd_helpers.trocr.search import Found, beam_search, find_loop, greedy_se
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ReadConfig", "Reader"]
+__all__ = ["DEMO_READER", "OWN_READER", "ReadConfig", "Reader", "choose_reader"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+OWN_READER = "trocr-base-handwritten"
+DEMO_READER = "demo-reader"
 _WINDOW = 8  # batches that are opened together, so that lines of like length can be put into one batch
 _BATCH_ON_CPU = 8
 _BATCH_ON_GPU = 64
@@ -70,6 +72,15 @@ class ReadConfig:
         low, high = self.min_new_tokens, self.max_new_tokens
         crossed = isinstance(low, int) and isinstance(high, int) and low > high
         check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
+
+
+def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
+    """Choose the reader: (key, folder or Hub id; why)."""
+    if wanted != "auto":
+        return wanted, "as asked"
+    if own_pictures:
+        return OWN_READER, "made for handwriting, and of the middle size"
+    return DEMO_READER, "small, built in, and made for these samples"
 
 
 class _Taken(NamedTuple):

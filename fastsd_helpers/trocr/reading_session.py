@@ -22,7 +22,7 @@ from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_li
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.pages import cut_lines, open_detector
 from fastsd_helpers.trocr.pictures import Item, gather
-from fastsd_helpers.trocr.reader import ReadConfig
+from fastsd_helpers.trocr.reader import DEMO_READER, OWN_READER, ReadConfig, choose_reader
 from fastsd_helpers.trocr.reading_rows import (
     SavedLine,
     as_jsonl,
@@ -45,8 +45,6 @@ __all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine"
 logger = logging.getLogger("fastsd_helpers")
 
 SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
-_OWN_READER = "trocr-base-handwritten"
-_DEMO_READER = "demo-reader"
 _BLOCK = 5  # neighbouring lines of a single page that are held out together
 _VERSION = 1
 _LINES, _JOURNAL = "lines.jsonl", "reading.jsonl"
@@ -59,8 +57,7 @@ class _Pictures:
     reader: str = option(
         "auto",
         help=(
-            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
-            f"{_DEMO_READER}"
+            f"recognition model: key, folder or Hub id; auto: {OWN_READER}, and for the built-in samples {DEMO_READER}"
         ),
         known="readers",
     )
@@ -76,15 +73,6 @@ class ReadPicturesConfig(ReadConfig, _Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, ["reader (--reader) is empty"] if not str(self.reader).strip() else [])
-
-
-def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
-    """Choose the reader: (key, folder or Hub id; why)."""
-    if wanted != "auto":
-        return wanted, "as asked"
-    if own_pictures:
-        return _OWN_READER, "made for handwriting, and of the middle size"
-    return _DEMO_READER, "small, built in, and made for these samples"
 
 
 class ReadingSession:
@@ -136,29 +124,28 @@ class ReadingSession:
             logger.warning("%s", err.problem)
 
     def _load(self, name: str, otherwise: Any) -> Any:
-        path = self.folder / name
-        with file_errors(path, "read"):
-            if not path.is_file():
-                return otherwise
-            text = path.read_text(encoding="utf-8")
+        text = self._text_of(name)
         try:
-            found = json.loads(text)
+            found = json.loads(text) if text is not None else otherwise
         except ValueError as err:
-            raise SessionDamaged(
-                f"{path} is damaged: {err}.", "Restore it from Drive's versions, or rename it."
-            ) from err
+            hint = "Restore it from Drive's versions, or rename it."
+            raise SessionDamaged(f"{self.folder / name} is damaged: {err}.", hint) from err
         if not isinstance(found, type(otherwise)):
-            raise SessionDamaged(f"{path} is damaged: no {type(otherwise).__name__}.", "Restore it, or rename it.")
+            problem = f"{self.folder / name} is damaged: no {type(otherwise).__name__}."
+            raise SessionDamaged(problem, "Restore it, or rename it.")
         return found
 
     def _load_rows(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(row) for row in (self._text_of(name) or "").split("\n") if row]
+        except ValueError as err:
+            hint = "Rename it, and read the images again."
+            raise SessionDamaged(f"{self.folder / name} is damaged: {err}.", hint) from err
+
+    def _text_of(self, name: str) -> str | None:
         path = self.folder / name
         with file_errors(path, "read"):
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        try:
-            return [json.loads(row) for row in text.split("\n") if row]
-        except ValueError as err:
-            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the images again.") from err
+            return path.read_text(encoding="utf-8") if path.is_file() else None
 
     # ------------------------------------------------------------------------------------------------- uploads
 

@@ -132,8 +132,7 @@ def install(
     tool, imported = "none", {}
     modules: tuple[str, ...] = ()
     with _one_at_a_time(environment.prefix):
-        # Another installation may have done it meanwhile.
-        plan, waiting = _look(found, name, python, skip, check_imports)
+        plan, waiting = _look(found, name, python, skip, check_imports)  # another one may have done it meanwhile
         if plan.changes:
             imported = _imported_versions(plan) if environment.is_this else {}
             tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
