@@ -1,4 +1,4 @@
-"""Known holes of the packages in use, and what became of each: the dated list of advisories.toml, read and checked."""
+"""Known holes of the packages in use, and what became of each: the dated list of advisories.toml."""
 
 import datetime
 import functools
@@ -9,11 +9,9 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastsd_helpers.errors import InstallError, ModelError
-from fastsd_helpers.runtime import where
-from fastsd_helpers.wheels import Lock
+from fastsd_helpers.runtime import install_command, where
 from fastsd_helpers.wheels.difference import is_protected, requirements_module
 from fastsd_helpers.wheels.lockfile import canonical
 
@@ -21,18 +19,15 @@ __all__ = [
     "Advisories",
     "Advisory",
     "OldPackage",
-    "lock_problems",
+    "contains",
+    "is_older",
     "old_packages",
     "parse_advisories",
     "read_advisories",
     "require_safe_tokenizer",
 ]
 
-_ID = re.compile(r"CVE-\d{4}-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-\d{4}-\d+")
 _FIXED = re.compile(r"fixed by (\d[\w.]*)")
-_WHY = re.compile(r"(not reachable|open): \S.{20,}")
-_PIN = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
-_SOURCES = ("run", "read", "recalled")
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Advisory:
 
     def concerns(self, version: str) -> bool:
         """Whether a version lies in the range."""
-        return _contains(self.affected, version)
+        return contains(self.affected, version)
 
     @property
     def fixed_by(self) -> str | None:
@@ -113,13 +108,15 @@ class OldPackage:
         return f'To be rid of them{place}: pip install -U "{self.name}>={self.safe_from}"'
 
 
-def _contains(text: str, version: str) -> bool:
+def contains(text: str, version: str) -> bool:
+    """Whether a version lies in a range such as ">=10.3,<12.1.1"."""
     # A local build such as 2.8.0+cu126 is that version.
     return requirements_module().Requirement(f"x{text}").specifier.contains(version.partition("+")[0], prereleases=True)
 
 
-def _older(one: str, other: str) -> bool:
-    return _contains(f"<{other}", one)
+def is_older(one: str, other: str) -> bool:
+    """Whether a version is older than another."""
+    return contains(f"<{other}", one)
 
 
 @functools.cache
@@ -127,88 +124,30 @@ def read_advisories() -> Advisories:
     """The list of this package.
 
     Raises:
-        InstallError: it is missing or a row of it is not whole.
+        InstallError: it is damaged.
     """
     text = importlib.resources.files("fastsd_helpers").joinpath("advisories.toml").read_text(encoding="utf-8")
     return parse_advisories(text)
 
 
 def parse_advisories(text: str) -> Advisories:
-    """The list as it is written in advisories.toml.
+    """The list as it is written in advisories.toml; scripts/check_advisories.py says what is wrong with a row.
 
     Raises:
-        InstallError: a row lacks something, or says what cannot be; every such row is named.
+        InstallError: it is damaged.
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        raise InstallError(f"The list of advisories cannot be read: {err}.", "Put the line right.") from err
-    problems = [
-        f"row {place} ({row.get('package', 'no package')}) {problem}"
-        for place, row in enumerate(table.get("advisory", ()), 1)
-        for problem in _row_problems(row)
-    ]
-    if problems:
-        raise InstallError(f"The list of advisories is not whole: {'; '.join(problems)}.", "Put these rows right.")
-    rows = tuple(
-        Advisory(**{**row, "ids": tuple(row["ids"]), "sets": tuple(row.get("sets", ()))}) for row in table["advisory"]
-    )
+        rows = tuple(
+            Advisory(**{**row, "ids": tuple(row["ids"]), "sets": tuple(row.get("sets", ()))})
+            for row in table["advisory"]
+        )
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as err:
+        raise InstallError(
+            f"The list of advisories cannot be read: {err}.",
+            f"Install fastsd_helpers again: {install_command(again=True)}",
+        ) from err
     return Advisories(rows, dict(table.get("safe_from", {})))
-
-
-def _row_problems(row: dict[str, Any]) -> Iterator[str]:
-    known = {"package", "ids", "affected", "answer", "date", "source", "older", "sets"}
-    if set(row) - known:
-        yield f"has the unknown keys {', '.join(sorted(set(row) - known))}"
-    name, ids, answer = row.get("package"), row.get("ids"), row.get("answer", "")
-    if not isinstance(name, str) or canonical(name) != name or not name:
-        yield "has no package, written as indexes compare names"
-    if not isinstance(ids, list) or not ids or not all(isinstance(text, str) and _ID.fullmatch(text) for text in ids):
-        yield "has no ids, such as CVE-2026-25990 or GHSA-cfh3-3jmp-rvhc"
-    if not isinstance(row.get("date"), datetime.date):
-        yield "has no date"
-    if row.get("source") not in _SOURCES:
-        yield f"has no source, one of {', '.join(_SOURCES)}"
-    affected = row.get("affected")
-    if not isinstance(affected, str) or not re.match(r"[<>=!~]", affected) or not _parses(affected):
-        yield f"has no range that can be read ({affected!r})"
-        return
-    fixed = _FIXED.fullmatch(answer)
-    if fixed is None and not _WHY.fullmatch(answer):
-        yield "has no answer: fixed by VERSION, not reachable: WHY, open: WHY"
-    elif fixed is not None and _contains(affected, fixed[1]):
-        yield f"is answered with {fixed[1]}, which lies in its range"
-
-
-def _parses(text: str) -> bool:
-    try:
-        requirements_module().Requirement(f"x{text}")
-    except ValueError:
-        return False
-    return True
-
-
-def lock_problems(lock: Lock, advisories: Advisories) -> Iterator[str]:
-    """Locked versions with a known hole that no row answers for, and those older than what is safe."""
-    for item in lock.sets:
-        for row in item.rows:
-            yield from _version_problems(item.name, item.python, row.name, row.version, advisories)
-            least = advisories.safe_from.get(row.name)
-            if not item.own_environment and least and _older(row.version, least):
-                yield f"{item.name} {item.python}: {row.name} {row.version} is older than {least}, safe from"
-    # The tools that build the few sources are the same for all sets.
-    for name, version in sorted(set(_PIN.findall("\n".join(item.build for item in lock.sets)))):
-        yield from _version_problems("build", "tools", canonical(name), version, advisories)
-
-
-def _version_problems(set_name: str, python: str, name: str, version: str, advisories: Advisories) -> Iterator[str]:
-    mine = [row for row in advisories.rows if row.package == name and row.concerns(version)]
-    own = {found for row in mine if set_name in row.sets and row.fixed_by is None for found in row.ids}
-    for row in mine:
-        if row.sets and set_name not in row.sets:
-            continue
-        if row.fixed_by is not None and not own & {*row.ids}:
-            yield f"{set_name} {python}: {name} {version} has {row.ids[0]} ({row.answer})"
 
 
 def old_packages(names: Iterable[str] | None = None) -> Iterator[OldPackage]:
@@ -225,7 +164,7 @@ def old_packages(names: Iterable[str] | None = None) -> Iterator[OldPackage]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if _older(version, least):
+        if is_older(version, least):
             rows = tuple(row for row in advisories.of(name, version) if row.fixed_by)
             yield OldPackage(name, version, least, rows)
 

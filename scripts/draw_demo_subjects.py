@@ -7,9 +7,10 @@ Writes fastsd_helpers/demo/subjects/{subject}/ and .../held_out/{subject}/; the 
 
 from pathlib import Path
 
+import demo_pictures as pictures
 import numpy as np
 
-from fastsd_helpers.demo import SUBJECTS_FOLDER, pictures
+from fastsd_helpers.demo import SUBJECTS_FOLDER
 
 
 def main() -> None:

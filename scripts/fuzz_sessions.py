@@ -60,9 +60,8 @@ def main() -> int:
 
 def draw_photos(folder: Path) -> Path:
     """Six different pictures, as a user's own."""
+    import demo_pictures as pictures
     import numpy as np
-
-    from fastsd_helpers.demo import pictures
 
     folder.mkdir()
     generator = np.random.default_rng(0)

@@ -14,12 +14,13 @@ import time
 from datetime import date
 from pathlib import Path
 
+import demo_pictures as pictures
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from fastsd_helpers.demo import MODEL_FOLDER, pictures
+from fastsd_helpers.demo import MODEL_FOLDER
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures

@@ -261,9 +261,8 @@ def interrupt(name: str) -> None:
 
 
 def draw_photos() -> tuple[str, str]:
+    import demo_pictures as pictures
     import numpy as np
-
-    from fastsd_helpers.demo import pictures
 
     generator = np.random.default_rng(0)
     for folder, count in (("photos", 3), ("held-out", 1)):

@@ -17,10 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
+import demo_pictures as pictures
 import torch
 from PIL import Image
 
-from fastsd_helpers.demo import SUBJECTS_FOLDER, pictures
+from fastsd_helpers.demo import SUBJECTS_FOLDER
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_pictures import BACKGROUNDS, COLOURS, OBJECTS, PLACES, Scene
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
-from fastsd_helpers.demo.pictures import BACKGROUNDS, COLOURS, OBJECTS, PLACES, Scene
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.cache import encode_prompts

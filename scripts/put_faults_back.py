@@ -81,8 +81,8 @@ FAULTS = (
     Fault(
         "a loss on training pictures is shown as one of pictures never trained on",
         "dreambooth/stages.py",
-        '"pictures never trained on" if dataset.held_out else',
-        '"pictures never trained on" if not dataset.held_out else',
+        '"images never trained on" if dataset.held_out else',
+        '"images never trained on" if not dataset.held_out else',
         ("test_stages.py::test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which",),
     ),
     Fault(
@@ -291,7 +291,7 @@ FAULTS = (
     ),
     Fault(
         "with a folder of wheels, a package that comes from GitHub cannot be installed",
-        "wheels/installer.py",
+        "wheels/tools.py",
         "if row.url and folder and (folder / row.files[0].name).is_file():",
         "if row.url and folder and (folder / row.files[0].name):",
         ("test_wheels.py::test_an_archive_with_an_address_is_taken_from_the_folder_else_asked_for_there",),
@@ -299,8 +299,8 @@ FAULTS = (
     Fault(
         "the bounds on wrong passwords that were asked for are not those of the gate",
         "tunnels/gate.py",
-        "self._limiter = limiter or LoginLimiter()",
-        "self._limiter = LoginLimiter()",
+        "Entrance(login, limiter or LoginLimiter(), session_s=",
+        "Entrance(login, LoginLimiter(), session_s=",
         (
             "test_gate.py::test_the_bounds_that_were_given_are_those_of_the_gate",
             "test_gate.py::test_two_gates_may_share_one_count",

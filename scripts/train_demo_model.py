@@ -22,12 +22,14 @@ import math
 import time
 from pathlib import Path
 
+import demo_networks as networks
+import demo_pictures as pictures
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image, ImageDraw
 
-from fastsd_helpers.demo import MODEL_FOLDER, networks, pictures
+from fastsd_helpers.demo import MODEL_FOLDER
 
 LATENT_SCALE = 0.18215
 ENCODER_STEPS = 600  # then the encoder stays as it is, so that the U-Net can be trained before the decoder is done

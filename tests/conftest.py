@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
+PLACES = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
+sys.path[:0] = [path for path in PLACES if path not in sys.path]
 
 # Looking for cycles is a fifth of the time that importing PyTorch and its kin takes, and then each test has its share.
 gc.set_threshold(50_000, 20, 20)

@@ -45,9 +45,9 @@ def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
 
 def make_session(folder: Path, *, names: tuple[str, ...] = ("zib robot",), photos: int = 3, held_out: int = 1) -> Any:
     """A session with prepared 64-pixel images of one subject per name."""
+    import demo_pictures as pictures
     import numpy as np
 
-    from fastsd_helpers.demo import pictures
     from fastsd_helpers.dreambooth import PrepareConfig, prepare
     from fastsd_helpers.sessions import Session
 

@@ -2,17 +2,19 @@
 
 import importlib.metadata
 import importlib.resources
+import re
 import tomllib
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from check_advisories import list_problems, lock_problems
 
 from fastsd_helpers import advisories, doctor
-from fastsd_helpers.advisories import lock_problems, old_packages, parse_advisories, read_advisories
-from fastsd_helpers.doctor import KNOWN_BAD
+from fastsd_helpers.advisories import old_packages, parse_advisories, read_advisories
 from fastsd_helpers.errors import InstallError, ModelError
+from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.wheels import Lock, LockedRow, LockSet, read_lock
 from fastsd_helpers.wheels.lockfile import canonical
 
@@ -193,14 +195,23 @@ def test_an_answer_is_checked_against_the_version_that_is_locked() -> None:
         ('source = "read"', 'source = "read"\nolde = "x"', "unknown keys olde"),
     ],
 )
-def test_a_row_that_lacks_something_is_an_error_that_names_it(before: str, after: str, words: str) -> None:
+def test_a_row_that_lacks_something_is_named_with_what_it_lacks(before: str, after: str, words: str) -> None:
     assert before in ROW
+    said = list_problems(ROW + ROW.replace(before, after))
     if words.endswith("|"):  # a comma at the end is still a range
-        parse_advisories(ROW.replace(before, after))
+        assert said == []
         return
-    with pytest.raises(InstallError, match=words):
-        parse_advisories(ROW + ROW.replace(before, after))
+    assert said
+    assert all(line.startswith("row 2 ") for line in said)
+    assert re.search(words, " ".join(said))
     assert len(parse_advisories(ROW).rows) == 1
+
+
+def test_a_damaged_list_is_an_error_with_what_to_do() -> None:
+    for text in (ROW.replace('ids = ["CVE-2026-1234"]', ""), ROW + 'olde = "x"', "[[advisory", "rows = 1"):
+        with pytest.raises(InstallError, match="cannot be read") as damaged:
+            parse_advisories(text)
+        assert "Install fastsd_helpers again" in damaged.value.hint
 
 
 def test_every_id_stands_for_one_answer() -> None:
@@ -298,6 +309,7 @@ def test_a_safe_package_and_one_that_is_not_here_are_not_named(monkeypatch: pyte
 def test_the_list_is_part_of_the_package() -> None:
     text = importlib.resources.files("fastsd_helpers").joinpath("advisories.toml").read_text(encoding="utf-8")
     assert parse_advisories(text) == read_advisories()
+    assert list_problems(text) == []
     assert len(read_advisories().rows) > 45
 
 

@@ -5,9 +5,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+import demo_pictures as pictures
 import numpy as np
 
-from fastsd_helpers.demo import pictures
 from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.sampling import draw_pictures

@@ -9,8 +9,9 @@ import pytest
 
 from fastsd_helpers import doctor
 from fastsd_helpers.cli.answers import plain
-from fastsd_helpers.doctor import KNOWN_BAD, Finding, examine
+from fastsd_helpers.doctor import Finding, examine
 from fastsd_helpers.errors import DriveError
+from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.runtime import Device
 
 CPU = Device("cpu", "Test CPU", 8 * 2**30, False, reason="no GPU is attached")

@@ -16,7 +16,8 @@ from tiny_models import load_file
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.demo import pictures  # noqa: E402
+import demo_pictures as pictures  # noqa: E402
+
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, export, plan, prepare, sample, train  # noqa: E402
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig  # noqa: E402
 from fastsd_helpers.errors import (  # noqa: E402

@@ -54,7 +54,7 @@ SHA256 = hashlib.sha256(MODEL).hexdigest()
 def _quick(monkeypatch):
     for name in ("CIVITAI_TOKEN", "HF_ENDPOINT", "FASTSD_MODELS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("fastsd_helpers.downloads.transfer._PAUSES_S", (0.0,) * 3)
+    monkeypatch.setattr("fastsd_helpers.downloads.retries._PAUSES_S", (0.0,) * 3)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
-from fastsd_helpers.wheels import InstallReport, installer
+from fastsd_helpers.wheels import InstallReport, installer, tools
 from fastsd_helpers.wheels.difference import Change
 from fastsd_helpers.wheels.environment import Environment
 from fastsd_helpers.wheels.lockfile import Lock, LockedFile, LockedRow, LockSet
@@ -77,8 +77,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
         shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(2**40, 2**40 - made.free, made.free)
     )
-    monkeypatch.setattr(installer, "find_uv", lambda: Path("/opt/uv"))
-    monkeypatch.setattr(installer, "run_told", made.run)
+    monkeypatch.setattr(tools, "find_uv", lambda: Path("/opt/uv"))
+    monkeypatch.setattr(tools, "run_told", made.run)
     return made
 
 
@@ -179,7 +179,7 @@ def test_the_network_is_asked_unless_there_is_a_folder_or_it_was_forbidden(
     network: bool,
 ) -> None:
     if tool == "pip":
-        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setattr(tools, "find_uv", lambda: None)
     (tmp_path / "wheels").mkdir()
     found = install(wheel_folder=tmp_path / "wheels" if with_folder else None, offline=offline)
     (command,) = world.commands
@@ -192,7 +192,7 @@ def test_the_network_is_asked_unless_there_is_a_folder_or_it_was_forbidden(
 
 
 def test_pip_is_asked_the_same_with_its_own_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installer, "find_uv", lambda: None)
+    monkeypatch.setattr(tools, "find_uv", lambda: None)
     install()
     command = world.commands[-1]
     assert command[:6] == [sys.executable, "-m", "pip", "--python", str(world.here.python), "install"]
@@ -206,13 +206,13 @@ def test_pip_is_asked_the_same_with_its_own_words(world: World, monkeypatch: pyt
 
 
 def test_a_pip_on_the_path_serves_when_this_python_has_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installer, "find_uv", lambda: None)
-    monkeypatch.setattr(installer, "_has_pip", lambda: False)
-    monkeypatch.setattr(installer.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(tools, "find_uv", lambda: None)
+    monkeypatch.setattr(tools, "_has_pip", lambda: False)
+    monkeypatch.setattr(tools.shutil, "which", lambda name: f"/usr/bin/{name}")
     world.here = replace(world.here, is_this=True)
     install()
     assert world.commands[-1][:3] == ["/usr/bin/pip", "--python", str(world.here.python)]
-    monkeypatch.setattr(installer.shutil, "which", lambda name: None)
+    monkeypatch.setattr(tools.shutil, "which", lambda name: None)
     world.here = replace(world.here, installed={})
     with pytest.raises(DependencyMissing, match="Neither uv nor pip"):
         install()
@@ -240,7 +240,7 @@ def test_an_archive_in_the_folder_is_taken_from_there(world: World, tmp_path: Pa
 @pytest.mark.parametrize("tool", ["uv", "pip"])
 def test_what_was_cut_short_is_written_anew(world: World, monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     if tool == "pip":
-        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setattr(tools, "find_uv", lambda: None)
     world.here.installed.update(alpha="1.0", beta="2.5")
     notes = {
         "alpha": Unproved("1.0", whole=False),
@@ -434,8 +434,8 @@ def test_without_any_pip_nothing_is_kept_and_that_is_said(
     ways = [(False, None, ("beta",), True), (False, None, (), False), (True, None, ("beta",), False),
             (False, "/usr/bin/pip", ("beta",), False)]  # fmt: skip
     for module, program, lacking, said in ways:
-        monkeypatch.setattr(installer, "_has_pip", lambda module=module: module)
-        monkeypatch.setattr(installer.shutil, "which", lambda name, program=program: program)
+        monkeypatch.setattr(tools, "_has_pip", lambda module=module: module)
+        monkeypatch.setattr(tools.shutil, "which", lambda name, program=program: program)
         cache = Cache(lacking)
         monkeypatch.setattr(installer, "WheelCache", lambda _folder, _set, cache=cache: cache)
         world.here.installed.clear()

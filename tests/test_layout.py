@@ -34,6 +34,7 @@ ORDER = (
     "background",
     "wheels",
     "advisories",
+    "known_bad",
     "doctor",
     "faces",
     "smart_crop",

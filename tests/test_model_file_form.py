@@ -10,6 +10,7 @@ import pytest
 from fastsd_helpers import demo, forms
 from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError, SettingsError
 from fastsd_helpers.forms import ModelFileConfig, look_or_convert, page_view
+from fastsd_helpers.tunnels import LocalPage
 from fastsd_helpers.webui import InstallConfig
 
 pytest.importorskip("ipywidgets")
@@ -87,17 +88,21 @@ def test_a_page_that_takes_long_to_open_says_how_long_and_what_the_library_does(
     monkeypatch.setattr(page_view, "_TELL_EVERY_S", 0.01)
     shown, go_on = [], threading.Event()
 
-    class View(page_view.PageView[str]):
-        def _start(self) -> str:
+    class Page(LocalPage):
+        def __init__(self) -> None:
+            pass
+
+        def close(self) -> None:
+            shown.append("ended")
+
+    class View(page_view.PageView[LocalPage]):
+        def _start(self) -> LocalPage:
             logging.getLogger("fastsd_helpers").warning("The weights are read.")
             assert go_on.wait(60)
-            return "page"
+            return Page()
 
-        def _where(self, page: str) -> tuple[str, str]:
+        def _where(self, page: LocalPage) -> tuple[str, str]:
             return "http://127.0.0.1:1", "User: x"
-
-        def _end(self, page: str) -> None:
-            shown.append("ended")
 
     view = View("playground", "Loading the model…")
 
@@ -113,18 +118,16 @@ def test_a_page_that_takes_long_to_open_says_how_long_and_what_the_library_does(
     before = len(shown)
     view._close.click()
     assert "Closed." in view._message.value
+    assert "ended" in shown[before:], "the page itself is closed"
     assert [text for text in shown[before:] if "Loading" in text] == [], "nothing is said after it is open"
 
 
 def test_a_page_that_cannot_be_opened_says_why_and_can_be_tried_again() -> None:
-    class View(page_view.PageView[str]):
-        def _start(self) -> str:
+    class View(page_view.PageView[LocalPage]):
+        def _start(self) -> LocalPage:
             raise ModelError("There is no model <x>.", "Choose another one.")
 
-        def _where(self, page: str) -> tuple[str, str]:
-            raise AssertionError(page)
-
-        def _end(self, page: str) -> None:
+        def _where(self, page: LocalPage) -> tuple[str, str]:
             raise AssertionError(page)
 
     view = View("playground", "Loading the model…")

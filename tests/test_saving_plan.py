@@ -200,7 +200,8 @@ def test_the_published_models_are_counted_right_by_their_configurations_and_by_t
 
 def test_a_model_that_is_here_is_counted_by_its_files():
     torch = pytest.importorskip("torch")
-    from fastsd_helpers.demo import networks
+    import demo_networks as networks
+
     from fastsd_helpers.dreambooth.lora import count_lora
 
     counts = count_values(Path(outlook.__file__).parents[1] / "demo" / "model")

@@ -87,7 +87,7 @@ def test_a_lost_a_new_and_a_changed_name_are_each_told(monkeypatch: pytest.Monke
 
 def test_a_lost_flag_and_a_new_command_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshots.help_texts()
-    monkeypatch.setattr(fastsd_helpers.cli.parser, "_add_root", lambda parser: None)
+    monkeypatch.setattr(fastsd_helpers.cli.dreambooth_commands, "add_root", lambda parser: None)
     lost = snapshots.differences(before, snapshots.help_texts())
     assert len(lost) > 5
     assert all(line.startswith("-") and " --root DIR" in line for line in lost)

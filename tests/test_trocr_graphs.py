@@ -190,14 +190,13 @@ def test_readers_that_begin_together_make_the_int8_graphs_once(tmp_path, monkeyp
     assert len(made) == 1
 
 
-def test_int8_without_its_package_falls_back_to_pytorch_and_an_int8_folder_says_what_is_missing(
-    tmp_path, monkeypatch, caplog
-):
+def test_int8_without_its_package_says_what_is_missing_and_what_reads_without_it(tmp_path, monkeypatch):
     write_reader(tmp_path / "base")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    lines = Reader(tmp_path / "base", precision="int8", max_new_tokens=4).read(noise_pictures(2))
-    assert len(lines) == 2
-    assert "PyTorch's own int8 is used" in caplog.text
+    with pytest.raises(DependencyMissing, match="int8 on a CPU needs the package openvino") as missing:
+        Reader(tmp_path / "base", precision="int8")
+    assert "--precision bf16 or fp32" in missing.value.hint
+    assert len(Reader(tmp_path / "base", max_new_tokens=4).read(noise_pictures(2))) == 2
     (tmp_path / "base" / "openvino").mkdir()
     (tmp_path / "base" / "openvino" / "decoder.xml").write_text("")
     with pytest.raises(DependencyMissing, match="needs the package openvino"):

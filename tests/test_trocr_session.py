@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SessionDamaged, SessionError, SettingsError
-from fastsd_helpers.trocr import Reader, reading_session
+from fastsd_helpers.trocr import Reader, reading_rows, reading_session
 from fastsd_helpers.trocr.pages import looks_like_page
 from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader
 
@@ -135,7 +135,7 @@ def test_what_the_version_before_has_read_is_not_read_again(tmp_path, reader, pi
     session.read(reader, str(pictures), pages="lines")
     path = tmp_path / "mine" / "lines.jsonl"
     rows = [json.loads(row) for row in path.read_text().splitlines()]
-    by = reading_session._fingerprint_by_place(reader, "lines")
+    by = reading_rows.fingerprint_by_place(reader, "lines")
     path.write_text("".join(json.dumps(row | {"by": by}) + "\n" for row in rows))
     read = []
     counting = mock.Mock(wraps=reader)

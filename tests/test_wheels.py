@@ -21,7 +21,7 @@ from fakes import read_only, small_disk
 from fastsd_helpers import wheels
 from fastsd_helpers.errors import DependencyMissing, DiskFull, InstallError
 from fastsd_helpers.runtime import install_command
-from fastsd_helpers.wheels import difference, installer, unproved
+from fastsd_helpers.wheels import difference, installer, tools, unproved
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.lockfile import canonical, digest_of
 
@@ -459,19 +459,19 @@ def test_a_failed_proof_is_remembered_and_repeated(tmp_path, python):
     ],
 )
 def test_what_an_installation_was_cut_short_with_is_installed_anew(shelf, python, monkeypatch, tool, lost):
-    call = installer._call
+    call = tools._call
 
     def stopped(*args):
         call(*args)
         (site_folder(python) / lost).unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(installer, "_call", stopped)
+    monkeypatch.setattr(tools, "_call", stopped)
     with pytest.raises(KeyboardInterrupt):
         install(shelf, python)
-    monkeypatch.setattr(installer, "_call", call)
+    monkeypatch.setattr(tools, "_call", call)
     if tool == "pip":
-        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setattr(tools, "find_uv", lambda: None)
     report = install(shelf, python, check_imports=True)
     assert {change.name for change in report.changes} >= {"gamma"}
     assert (report.tool, "gamma" in report.modules) == (tool, True)
@@ -606,20 +606,20 @@ def test_two_installations_into_one_python_wait_for_each_other(shelf, python, mo
 
 
 def test_without_uv_and_pip_there_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(installer, "_has_pip", lambda: False)
+    monkeypatch.setattr(tools, "_has_pip", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(DependencyMissing, match="Neither uv nor pip") as caught:
-        installer._pip(environment({}))
+        tools._pip(environment({}))
     assert caught.value.hint == "Run: pip install uv"
     monkeypatch.setattr(shutil, "which", lambda name: "/elsewhere/pip")
-    assert installer._pip(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
+    assert tools._pip(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
 
 
 @needs_uv
 def test_a_uv_that_cannot_be_started_is_told_and_nothing_is_changed(shelf, python, tmp_path, monkeypatch):
     (tmp_path / "uv").write_bytes(b"\x7fELF, cut short")
     (tmp_path / "uv").chmod(0o755)
-    monkeypatch.setattr(installer, "find_uv", lambda: tmp_path / "uv")
+    monkeypatch.setattr(tools, "find_uv", lambda: tmp_path / "uv")
     before = site_of(python)
     with pytest.raises(DependencyMissing, match="uv cannot be started: Exec format error") as caught:
         install(shelf, python)
@@ -651,8 +651,8 @@ def test_the_command_line_without_uv_and_pip_ends_with_2(python, tmp_path):
 def test_without_pip_the_wheels_are_installed_and_it_is_said_that_none_are_kept(cached, monkeypatch, caplog):
     run, archive = cached
     uv = wheels.find_uv()
-    monkeypatch.setattr(installer, "find_uv", lambda: uv)
-    monkeypatch.setattr(installer, "_has_pip", lambda: False)
+    monkeypatch.setattr(tools, "find_uv", lambda: uv)
+    monkeypatch.setattr(tools, "_has_pip", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert len(run().changes) == 3
     assert "pip is not installed, so the wheels cannot be kept" in caplog.text
@@ -662,7 +662,7 @@ def test_without_pip_the_wheels_are_installed_and_it_is_said_that_none_are_kept(
 @needs_uv
 @pytest.mark.slow
 def test_pip_does_it_too_when_there_is_no_uv(shelf, python, monkeypatch):
-    monkeypatch.setattr(installer, "find_uv", lambda: None)
+    monkeypatch.setattr(tools, "find_uv", lambda: None)
     report = install(shelf, python)
     assert (report.tool, len(report.changes)) == ("pip", 3)
     folder, _lock, _rows = shelf
@@ -852,7 +852,7 @@ def test_an_index_that_answers_wrongly_changes_nothing_and_is_told_with_what_to_
     if mode == "nobody":
         monkeypatch.setenv("UV_DEFAULT_INDEX", "http://user:indexpassword@127.0.0.1:9/simple/")
     if tool == "pip":
-        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setattr(tools, "find_uv", lambda: None)
         monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
         monkeypatch.setenv("PIP_RETRIES", "0")
     before = site_of(python)
@@ -870,7 +870,7 @@ def test_a_yanked_version_is_still_the_locked_one(shelf, index, python, monkeypa
     _folder, lock, _rows = shelf
     index.mode = "yanked"
     if tool == "pip":
-        monkeypatch.setattr(installer, "find_uv", lambda: None)
+        monkeypatch.setattr(tools, "find_uv", lambda: None)
         monkeypatch.setenv("PIP_INDEX_URL", os.environ["UV_DEFAULT_INDEX"])
     report = wheels.install("little", python=python, lock=lock, check_imports=False)
     assert (report.tool, len(report.changes)) == (tool, 3)

@@ -119,20 +119,19 @@ def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def make_model(name: str, folder: Path) -> Path:
     """The embedded model, or a new folder with Stable Diffusion 1.5's networks at some width and random weights."""
-    if name == "demo":
-        from fastsd_helpers.demo import MODEL_FOLDER
+    from fastsd_helpers.demo import MODEL_FOLDER
 
+    if name == "demo":
         return MODEL_FOLDER
     import diffusers
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from fastsd_helpers.demo import networks
-
     torch.manual_seed(0)
     part = _DIVISORS[name]
     groups = 32 if part == 1 else 16
-    vocabulary = networks.build_tokenizer_files(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL_FOLDER / "tokenizer", local_files_only=True)
+    vocabulary = len(tokenizer)
     width = 768 // part
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -155,7 +154,7 @@ def make_model(name: str, folder: Path) -> Path:
             norm_num_groups=groups,
         ),
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        tokenizer=tokenizer,
         unet=diffusers.UNet2DConditionModel(
             sample_size=_SIDES[name] // 8,
             block_out_channels=tuple(channels // part for channels in (320, 640, 1280, 1280)),
@@ -163,7 +162,7 @@ def make_model(name: str, folder: Path) -> Path:
             attention_head_dim=8 // part,  # so diffusers calls the number of heads; each is as wide as the original's
             norm_num_groups=groups,
         ),
-        scheduler=networks.build_scheduler(),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(MODEL_FOLDER / "scheduler", local_files_only=True),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

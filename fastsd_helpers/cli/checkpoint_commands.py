@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section
-from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
 
 __all__ = ["add_checkpoints", "bench", "convert", "inspect"]
@@ -17,10 +17,8 @@ _log = logging.getLogger("fastsd_helpers")
 _EVERY_S = 5.0
 
 
-def add_checkpoints(
-    commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]
-) -> None:
-    """Add `convert`, `inspect` and `bench` to the parser; the last two arguments are the parser's own helpers."""
+def add_checkpoints(commands: Any) -> None:
+    """Add `convert`, `inspect` and `bench` to the parser."""
     from fastsd_helpers.bench import BENCHMARKS, load_benchmark
     from fastsd_helpers.checkpoints.converter import ConvertConfig
     from fastsd_helpers.checkpoints.inspector import InspectConfig

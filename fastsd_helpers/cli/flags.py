@@ -1,15 +1,18 @@
-"""Settings classes as command-line flags: names, limits, defaults and help all come from the class."""
+"""Commands, and settings classes as their flags: names, limits, defaults and help all come from the class."""
 
 import argparse
 import contextlib
+from collections.abc import Callable
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
+from fastsd_helpers.cli.answers import Answer
 from fastsd_helpers.cli.passwords import add_password_flags, given_password
 from fastsd_helpers.cli.sharing import add_share_flag
 from fastsd_helpers.options import Option, options_of, parse_value
 
-__all__ = ["add_flags", "given_values"]
+__all__ = ["add_flags", "add_root", "command", "given_values", "subcommands"]
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -69,3 +72,27 @@ def given_values(chosen: argparse.Namespace, settings: type) -> dict[str, Any]:
         elif item.secret and item.name == "password" and (password := given_password(chosen)) is not None:
             given[item.name] = password
     return given
+
+
+def subcommands(parser: argparse.ArgumentParser) -> Any:
+    """Make a group of commands of a parser."""
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def command(group: Any, name: str, run: Callable[[argparse.Namespace], Answer], help: str) -> argparse.ArgumentParser:
+    """Add a command to a group; `run` does it."""
+    parser = group.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    # The flags are read when they are needed: most of them are added after this line.
+    parser.set_defaults(run=run, prog=parser.prog, flags=parser._option_string_actions)
+    return parser
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that picks the folder of the sessions."""
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        type=Path,
+        help="folder that holds the sessions (default: Fast-Dreambooth/Sessions on a mounted Drive, else here)",
+    )

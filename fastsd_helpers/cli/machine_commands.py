@@ -1,18 +1,18 @@
 """The commands about this machine: `fastsd doctor` and `fastsd install`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, plain
+from fastsd_helpers.cli.flags import command
 from fastsd_helpers.errors import SettingsError
 
 __all__ = ["add_machine", "doctor", "install"]
 
 
-def add_machine(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands to the parser; `command` is the parser's own helper."""
+def add_machine(commands: Any) -> None:
+    """Add the commands to the parser."""
     examining = command(
         commands,
         "doctor",

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
+from fastsd_helpers.cli.flags import command, subcommands
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
 
@@ -17,8 +17,8 @@ logger = logging.getLogger("fastsd_helpers")
 _UNCHECKED = "Sizes and hashes are from published lists; a download that differs from its hash is refused."
 
 
-def add_models(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the groups `models` and `controlnet`; `subcommands` and `command` are the parser's own helpers."""
+def add_models(commands: Any) -> None:
+    """Add the groups `models` and `controlnet` to the parser."""
     models = subcommands(commands.add_parser("models", help="list, describe and download models"))
     listing = command(models, "list", list_models, "list the model keys with family, size, GPU memory and licence")
     listing.add_argument(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain, section
-from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.files import size_in_words
 
@@ -22,8 +22,8 @@ DEFAULT_READER = "trocr-base-handwritten"
 _EVERY_S = 5.0
 
 
-def add_trocr(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the group `trocr` to the parser; `subcommands` and `command` are the parser's own helpers."""
+def add_trocr(commands: Any) -> None:
+    """Add the group `trocr` to the parser."""
     from fastsd_helpers.trocr.reader import ReadConfig
 
     group = subcommands(
@@ -61,10 +61,10 @@ def add_trocr(commands: Any, subcommands: Callable[..., Any], command: Callable[
         help="pooling: one embedding per line (mean), per column of patches, or per patch token (none) (default: mean)",
     )
     _add_model(embedding)
-    _add_making(group, command)
+    _add_making(group)
 
 
-def _add_making(group: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_making(group: Any) -> None:
     from fastsd_helpers.trocr.finetune import FineTuneConfig
     from fastsd_helpers.trocr.serve import ServeConfig
 

@@ -3,31 +3,21 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from fastsd_helpers.cli.answers import Answer, pairs, plain
-from fastsd_helpers.cli.flags import add_flags, given_values
+from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.passwords import add_password_flags
 from fastsd_helpers.cli.sharing import add_link_flags, add_share_flag, link_settings, show, show_link
 
 __all__ = ["add_webui"]
 
 
-def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands; help and limits come from the settings classes.
-
-    Args:
-        commands: where to.
-        subcommands: makes a group of commands of a parser.
-        command: adds one command to a group.
-    """
+def add_webui(commands: Any) -> None:
+    """Add `webui`, `tunnel` and `playground` to the parser; help and limits come from the settings classes."""
     from fastsd_helpers.playground import PlaygroundConfig
     from fastsd_helpers.tunnels import TunnelConfig
-    from fastsd_helpers.webui.bundles import T5_SIZES
-    from fastsd_helpers.webui.flags import GPUS
-    from fastsd_helpers.webui.model_files import KINDS
-    from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
+    from fastsd_helpers.webui.settings import InstallConfig
 
     group = subcommands(
         commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111, Forge Neo or ComfyUI")
@@ -41,6 +31,30 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
         help="extension to add: an https git address or a folder; it is a program that runs with "
         "all your rights; repeatable",
     )
+    _add_launch(group)
+    _add_place(group)
+    for name, run, about in (
+        ("status", status, "whether a web UI is running, since when, and where its log is"),
+        ("log", show_log, "show the last lines of its log"),
+        ("stop", stop, "stop it, whoever started it"),
+    ):
+        _add_where(command(group, name, run, about))
+    link = command(
+        commands, "tunnel", tunnel, "share a program on this machine through a tunnel: a public link behind a login"
+    )
+    link.add_argument("number", metavar="PORT", type=int, help="local port the program listens on")
+    add_flags(link, TunnelConfig)
+    play = command(commands, "playground", playground, "web page to try one model or session right away")
+    play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
+    add_flags(play, PlaygroundConfig)
+    add_link_flags(play)
+    add_password_flags(play)
+
+
+def _add_launch(group: Any) -> None:
+    from fastsd_helpers.webui.flags import GPUS
+    from fastsd_helpers.webui.settings import LaunchConfig
+
     start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C stops it")
     add_flags(start, LaunchConfig)
     add_share_flag(
@@ -54,6 +68,13 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of this machine's")
     start.add_argument("--family", metavar="FAMILY", help="with --dry-run: for a model of this family, such as sdxl")
     start.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
+
+
+def _add_place(group: Any) -> None:
+    from fastsd_helpers.webui.bundles import T5_SIZES
+    from fastsd_helpers.webui.flags import GPUS
+    from fastsd_helpers.webui.model_files import KINDS
+
     place = command(
         group,
         "place",
@@ -77,22 +98,6 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     place.add_argument("--gpu", choices=sorted(GPUS), help="choose sizes for this GPU instead of this machine's")
     place.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
     _add_where(place)
-    for name, run, about in (
-        ("status", status, "whether a web UI is running, since when, and where its log is"),
-        ("log", show_log, "show the last lines of its log"),
-        ("stop", stop, "stop it, whoever started it"),
-    ):
-        _add_where(command(group, name, run, about))
-    link = command(
-        commands, "tunnel", tunnel, "share a program on this machine through a tunnel: a public link behind a login"
-    )
-    link.add_argument("number", metavar="PORT", type=int, help="local port the program listens on")
-    add_flags(link, TunnelConfig)
-    play = command(commands, "playground", playground, "web page to try one model or session right away")
-    play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
-    add_flags(play, PlaygroundConfig)
-    add_link_flags(play)
-    add_password_flags(play)
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:

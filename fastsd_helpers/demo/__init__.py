@@ -1,7 +1,7 @@
-"""The embedded demo: a small Stable-Diffusion-1.5-shaped model and the images it was taught with.
+"""The embedded demo: a small Stable-Diffusion-1.5-shaped model, a small recognition model, and images to try them on.
 
-`pictures` draws captioned images and the three demo subjects; `networks` builds the untrained networks
-and the tokenizer; `model/` holds the weights that `scripts/train_demo_model.py` made of them.
+What made them is in scripts/: `demo_pictures.py` draws captioned images and the three subjects, `demo_networks.py`
+builds the untrained networks and the tokenizer, `train_demo_model.py` made of them the weights in `model/`.
 """
 
 from pathlib import Path

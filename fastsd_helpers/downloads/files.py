@@ -25,7 +25,7 @@ from fastsd_helpers.downloads.links import (
     show_url,
 )
 from fastsd_helpers.downloads.table import models_table
-from fastsd_helpers.downloads.transfer import Answer, Remote, part_name, transfer
+from fastsd_helpers.downloads.transfer import Answer, Remote, discard, part_name, transfer
 from fastsd_helpers.drive import copy_verified
 from fastsd_helpers.errors import DiskFull, DownloadError, FastSDError, ModelNotFound, UnsafeModel
 from fastsd_helpers.files import check_room, file_errors, placed, sha256_of
@@ -91,13 +91,7 @@ def fetch(
         DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
         DiskFull, DriveReadOnly, DriveError: the disk.
     """
-    if sha256 is not None:
-        sha256 = sha256.strip().lower()
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise DownloadError(
-                f"'{sha256[:80]}' is no sha256: that has 64 digits from 0 to 9 and a to f.",
-                "Copy it again, whole; or leave it out.",
-            )
+    sha256 = _checked_hash(sha256) if sha256 is not None else None
     if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):
         found = _not_a_link(str(source).strip())
         if isinstance(found, Path):
@@ -121,6 +115,16 @@ def fetch(
         raise failures[0]
     problems = " ".join(err.problem for err in failures)
     raise DownloadError(f"None of the {len(failures)} sources worked. {problems}", failures[0].hint) from failures[-1]
+
+
+def _checked_hash(sha256: str) -> str:
+    sha256 = sha256.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise DownloadError(
+            f"'{sha256[:80]}' is no sha256: that has 64 digits from 0 to 9 and a to f.",
+            "Copy it again, whole; or leave it out.",
+        )
+    return sha256
 
 
 def fetch_all(wanted: Sequence[Wanted], *, at_once: int = 3) -> list[Path | FastSDError]:
@@ -255,15 +259,15 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
         try:
             remote = _transfer(link, part, begun)
         except _AlreadyHere:
-            _remove_part(part)
+            discard(part)
             return chosen[0]
         problem = _problem_with(part, link, remote)
         if problem:
             logger.warning("%s %s; fetching it again from the start.", shown, problem)
-            _remove_part(part)
+            discard(part)
             problem = _problem_with(part, link, _transfer(link, part, begun))
         if problem:
-            _remove_part(part)
+            discard(part)
             raise DownloadError(
                 f"{shown} {problem}, twice.",
                 "The source has another version, or something on the way changes files: use another source.",
@@ -273,18 +277,18 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
             try:
                 kind = look_at_arrived(part, target.name, shown)
             except UnsafeModel as err:
-                _remove_part(part)
+                discard(part)
                 raise UnsafeModel(
                     err.problem.replace(str(part), shown), f"What was fetched of it is removed. {err.hint}"
                 ) from err
             except DownloadError:
-                _remove_part(part)
+                discard(part)
                 raise
             if target.suffix == "" and kind in SUFFIXES:
                 target = target.with_name(safe_name(target.name + SUFFIXES[kind]))
         if target.exists() and not overwrite:
             if _is_here(target, part.stat().st_size, sha256_of(part), overwrite):
-                _remove_part(part)
+                discard(part)
             return target
         with file_errors(target, "write"):
             os.replace(part, target)
@@ -351,11 +355,6 @@ def _problem_with(part: Path, link: Link, remote: Remote) -> str | None:
     return None
 
 
-def _remove_part(part: Path) -> None:
-    for path in (part, part.with_name(part.name + ".json")):
-        path.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _only_one(part: Path) -> Iterator[None]:
     """Refuse a second download of the same file into the same folder at the same time."""
@@ -373,7 +372,7 @@ def _only_one(part: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 if part.stat().st_size == 0:
-                    _remove_part(part)
+                    discard(part)
 
 
 def _place(kept: Path, target: Path, overwrite: bool) -> Path:

@@ -1,6 +1,5 @@
 """Move bytes over HTTP: ranges, resume, retries with pauses, and a token that never follows a redirect elsewhere."""
 
-import email.utils
 import errno
 import hashlib
 import http.client
@@ -19,21 +18,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fastsd_helpers.downloads.retries import BUSY, Failures
 from fastsd_helpers.errors import DownloadError
-from fastsd_helpers.files import check_room, file_errors
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.files import check_room, file_errors, write_all
 
-__all__ = ["Answer", "Remote", "ask", "part_name", "transfer"]
+__all__ = ["Answer", "Remote", "ask", "discard", "part_name", "transfer"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
-_LONGEST_WAIT_S = 120.0  # of what a server asks for in Retry-After
 _TIMEOUT_S = 60.0  # without a byte
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 200 * 2**20  # room left over, so that the machine stays usable
 _REPORT_S = 10.0
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -108,84 +104,18 @@ def ask(url: str, *, token: str | None = None, limit: int = 1_000_000) -> Answer
     Raises:
         DownloadError: nobody answered.
     """
-    failures = _Failures(url)
+    failures = Failures(url)
     while True:
         try:
             with _open(url, token, {}) as answer:
                 return Answer(answer.status, answer.read(limit), answer.headers, _cookies_of(answer.headers))
         except urllib.error.HTTPError as err:
-            if err.code not in _BUSY:
+            if err.code not in BUSY:
                 with err:
                     return Answer(err.code, err.read(limit), err.headers)
             failures.pause(err)
         except _NETWORK as err:
             failures.pause(err)
-
-
-class _Failures:
-    """Counts failures in a row, pauses between tries, and gives up with a sentence."""
-
-    def __init__(self, url: str, pauses_s: tuple[float, ...] | None = None) -> None:
-        parts = urlsplit(url)
-        self.host = parts.hostname or ""
-        self._pauses_s = _PAUSES_S if pauses_s is None else pauses_s
-        self.count = 0
-        self.furthest = 0
-
-    def pause(self, err: Exception) -> None:
-        """Wait before the next try.
-
-        Raises:
-            DownloadError: there were too many tries, or the server asks for a longer wait than anybody has.
-        """
-        asked = _retry_after(err)
-        if asked is not None and asked > _LONGEST_WAIT_S:
-            raise DownloadError(
-                f"{self.host} is busy and asks to wait for {asked / 60:.0f} minutes.",
-                "Run this again then; what arrived is kept.",
-            ) from err
-        if self.count >= len(self._pauses_s):
-            raise DownloadError(
-                f"{self.host}: {self._reason(err)}, {self.count + 1} times in a row.", _hint(err)
-            ) from err
-        pause = asked if asked is not None else self._pauses_s[self.count]
-        self.count += 1
-        logger.info("%s: %s; trying again in %.0f s.", self.host, self._reason(err), pause)
-        time.sleep(pause)
-
-    def progressed(self, done: int) -> None:
-        """More arrived than ever before: failures count from zero again."""
-        if done > self.furthest:
-            self.furthest, self.count = done, 0
-
-    @staticmethod
-    def _reason(err: Exception) -> str:
-        if isinstance(err, urllib.error.HTTPError):
-            return f"answer {err.code}"
-        reason = getattr(err, "reason", err)
-        if isinstance(err, http.client.IncompleteRead):
-            return "the connection broke off"
-        text = redact(" ".join(str(reason).split()))[:120]
-        return f"no connection ({text or type(err).__name__})"
-
-
-def _hint(err: Exception) -> str:
-    if isinstance(err, urllib.error.HTTPError):
-        return "Wait a few minutes and run this again; what arrived is kept."
-    return "Check the network and the address, then run this again; what arrived is kept."
-
-
-def _retry_after(err: Exception) -> float | None:
-    """Seconds that a busy server asks for: a number or a date (RFC 9110, 10.2.3); None when it says nothing."""
-    text = (
-        (getattr(err, "headers", None) or {}).get("Retry-After", "") if isinstance(err, urllib.error.HTTPError) else ""
-    )
-    if re.fullmatch(r"\d{1,9}", text.strip()):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()) if text else None
-    except (TypeError, ValueError):
-        return None
 
 
 # -------------------------------------------------------------------------------------------------- one file
@@ -226,50 +156,55 @@ def transfer(
     Raises:
         DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
     """
-    failures = _Failures(url, pauses_s)
-    told = False
+    failures = Failures(url, pauses_s)
     while True:
-        note = _Note.read(part, sha256)
-        have = part.stat().st_size if note and part.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        if note is not None and have and note.etag:
-            headers["If-Range"] = note.etag
+        have, headers = _what_is_here(part, sha256)
         try:
             with _open(url, token, headers, cookies) as answer:
                 remote, start = _read_head(answer, have)
                 if remote.is_page:
                     return remote
-                if size is not None and remote.total is not None and remote.total != size:
-                    raise DownloadError(
-                        f"{failures.host} offers {remote.total} bytes where {size} are expected.",
-                        "The file there is another version or not whole: use another source.",
-                    )
-                if begun and not told:
-                    begun(remote)
-                    told = True
+                _require_size(remote.total, size, most, failures.host)
+                begun = begun(remote) if begun is not None else None  # once
                 check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
-                if most is not None and (remote.total or 0) > most:
-                    raise _too_large(failures.host, most)
                 bound = size if remote.total is None and size is not None else most
-                whole = _append(answer, part, start, remote.total, failures, bound)
-            if whole:
-                return remote
+                if _append(answer, part, start, remote.total, failures, bound):
+                    return remote
             raise http.client.IncompleteRead(b"")
         except urllib.error.HTTPError as err:
             with err:
+                if err.code not in (416, *BUSY):
+                    return _refused(err)
                 if err.code == 416:  # the part is longer than the file: it is of another version
-                    _discard(part)
-                    failures.pause(err)
-                elif err.code in _BUSY:
-                    failures.pause(err)
-                else:
-                    page = b"html" in (err.headers.get("Content-Type") or "").lower().encode()
-                    return Remote(err.code, None, None, page, err.read(100_000))
+                    discard(part)
+                failures.pause(err)
         except _NETWORK as err:
-            if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
             failures.pause(err)
+
+
+def _refused(err: urllib.error.HTTPError) -> Remote:
+    page = "html" in (err.headers.get("Content-Type") or "").lower()
+    return Remote(err.code, None, None, page, err.read(100_000))
+
+
+def _what_is_here(part: Path, sha256: str | None) -> tuple[int, dict[str, str]]:
+    """How many bytes of an earlier try can be used, and the headers that ask for the rest."""
+    note = _Note.read(part, sha256)
+    have = part.stat().st_size if note is not None and part.exists() else 0
+    if note is None or not have:
+        return 0, {}
+    return have, {"Range": f"bytes={have}-", **({"If-Range": note.etag} if note.etag else {})}
+
+
+def _require_size(total: int | None, size: int | None, most: int | None, host: str) -> None:
+    if size is not None and total is not None and total != size:
+        raise DownloadError(
+            f"{host} offers {total} bytes where {size} are expected.",
+            "The file there is another version or not whole: use another source.",
+        )
+    if most is not None and (total or 0) > most:
+        raise _too_large(host, most)
 
 
 @dataclass(frozen=True)
@@ -301,7 +236,8 @@ def _note_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _discard(part: Path) -> None:
+def discard(part: Path) -> None:
+    """Delete a part file and its note."""
     part.unlink(missing_ok=True)
     _note_path(part).unlink(missing_ok=True)
 
@@ -343,7 +279,7 @@ def _too_large(host: str, most: int) -> DownloadError:
 
 
 def _append(
-    answer: Any, part: Path, start: int, total: int | None, failures: _Failures, most: int | None = None
+    answer: Any, part: Path, start: int, total: int | None, failures: Failures, most: int | None = None
 ) -> bool:
     """Write what arrives; False when the connection broke before the end."""
     with file_errors(part, "write"):
@@ -366,23 +302,21 @@ def _append(
                 if not chunk:
                     break
                 with file_errors(part, "write"):
-                    rest = memoryview(chunk)
-                    while rest:
-                        rest = rest[os.write(out, rest) :]
+                    write_all(out, chunk)
                 done += len(chunk)
                 failures.progressed(done)
                 report(done)
                 if total is not None and done > total:
                     break
                 if most is not None and done > most:
-                    _discard(part)
+                    discard(part)
                     raise _too_large(failures.host, most)
         with file_errors(part, "write"):
             os.fsync(out)
     finally:
         os.close(out)
     if total is not None and done > total:
-        _discard(part)
+        discard(part)
         return False
     # Without an announced length the end of the connection is the end of the file.
     return total is None or done == total

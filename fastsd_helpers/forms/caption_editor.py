@@ -17,6 +17,7 @@ from fastsd_helpers.forms.view import (
     draw_notice,
     draw_picture,
     draw_script,
+    draw_table,
     load_widgets,
     make_button,
     make_field,
@@ -250,19 +251,19 @@ class CaptionEditor(View):
     def _draw_table(self) -> str:
         counted = any(row.tokens is not None for row in self._rows.values())
         heads = ["image", "photo", "exact prompt", *(["tokens"] if counted else []), "notes"]
-        lines = ["".join(f'<th scope="col">{head}</th>' for head in heads)]
+        rows = []
         for row in self._rows.values():
             if row.image not in self._thumbs:
                 self._thumbs[row.image] = read_as_data(self._path_of(row), _THUMB_PX)
             notes = ["never trained on: held out"] * row.held_out
             notes += [f"⚠ over {_MOST_TOKENS} tokens: its end is cut off"] * row.truncated
-            cells = [
-                draw_picture(self._thumbs[row.image], row.image, _THUMB_PX),
-                f"<span style='overflow-wrap:anywhere'>{html.escape(row.image)}</span>",
-                html.escape(row.prompt),
-                *([str(row.tokens if row.tokens is not None else "")] if counted else []),
-                html.escape(", ".join(notes)),
-            ]
-            lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f'<div class="fastsd-scroll" tabindex="0" role="group" aria-label="prompts"><table>{body}</table></div>'
+            rows.append(
+                [
+                    draw_picture(self._thumbs[row.image], row.image, _THUMB_PX),
+                    f"<span style='overflow-wrap:anywhere'>{html.escape(row.image)}</span>",
+                    html.escape(row.prompt),
+                    *([str(row.tokens if row.tokens is not None else "")] if counted else []),
+                    html.escape(", ".join(notes)),
+                ]
+            )
+        return draw_table("prompts", heads, rows)

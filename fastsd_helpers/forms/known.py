@@ -1,7 +1,11 @@
 """Values that a form offers beside free text: the sessions there are, models, readers, checkpoints."""
 
 import importlib
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.files import size_in_words
+from fastsd_helpers.registry import models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -9,26 +13,26 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.resume import Generation
     from fastsd_helpers.sessions import Session
 
-__all__ = ["OTHER", "checkpoint_choices", "known_values"]
+__all__ = ["OTHER", "checkpoint_choices", "known_values", "reader_choices"]
 
 # The value of an entry that words the choice to type something else, as "a new session: type its name".
 OTHER = "\0other"
 
-# Key -> "module:function" of this library; the function gets the open session, or None, and returns what
-# `known_values` returns.
+# Key -> "module:function" of this library, or "module:function:kind"; the function gets the open session, or None, and
+# the kind where there is one, and returns what `known_values` returns.
 _SOURCES: dict[str, str] = {
-    "readers": "fastsd_helpers.forms.reader_choice:reader_choices",
+    "readers": "fastsd_helpers.forms.known:reader_choices",
     "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
     "controlnet_bases": "fastsd_helpers.forms.webui_known:known_controlnet_bases",
     "controlnets": "fastsd_helpers.forms.webui_known:known_controlnets",
     "model_files": "fastsd_helpers.forms.webui_known:known_model_files",
-    "webui_embeddings": "fastsd_helpers.forms.webui_known:known_embeddings",
-    "webui_loras": "fastsd_helpers.forms.webui_known:known_loras",
-    "webui_text_encoders": "fastsd_helpers.forms.webui_known:known_text_encoders",
-    "webui_upscalers": "fastsd_helpers.forms.webui_known:known_upscalers",
+    "webui_embeddings": "fastsd_helpers.forms.webui_known:known_files:embedding",
+    "webui_loras": "fastsd_helpers.forms.webui_known:known_files:lora",
+    "webui_text_encoders": "fastsd_helpers.forms.webui_known:known_files:text-encoder",
+    "webui_upscalers": "fastsd_helpers.forms.webui_known:known_files:upscaler",
     "webui_models": "fastsd_helpers.forms.webui_known:known_models",
     "webui_start_models": "fastsd_helpers.forms.webui_known:known_start_models",
-    "webui_vaes": "fastsd_helpers.forms.webui_known:known_vaes",
+    "webui_vaes": "fastsd_helpers.forms.webui_known:known_files:vae",
     "sessions": "fastsd_helpers.forms.recent:session_choices",
     "reading_sessions": "fastsd_helpers.forms.recent:reading_choices",
 }
@@ -44,8 +48,8 @@ def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, 
     Raises:
         KeyError: no such list; a fault of the settings class.
     """
-    module, _, function = _SOURCES[key].partition(":")
-    return getattr(importlib.import_module(module), function)(session)
+    module, function, *kind = _SOURCES[key].split(":")
+    return getattr(importlib.import_module(module), function)(session, *kind)
 
 
 def checkpoint_choices(session: "Session | None") -> list[tuple[str, str]]:
@@ -83,3 +87,41 @@ def _whole(folder: "Path", name: str) -> "Generation | None":
     except NotWhole:
         return None
     return generation
+
+
+def reader_choices(session: Any = None) -> list[tuple[str, str]]:
+    """What the list of readers shows, and its value: auto, this session's readers, those of others, published ones.
+
+    Args:
+        session: the open reading session; None where there is none.
+    """
+    entries = [("auto: what suits the images", "auto")]
+    if session is not None:
+        own = [session.folder]
+        try:
+            others = sorted(path for path in session.folder.parent.iterdir() if path.is_dir() and path not in own)
+        except OSError:  # a Drive that is busy: what is known without it is offered
+            others = []
+        for folder in [*own, *others]:
+            entries += _taught_in(folder)
+    for spec in models(kind="reader"):
+        size = f", {size_in_words(spec.about_bytes)}" if spec.about_bytes else ""
+        entries.append((f"{spec.key}: {spec.title}{size}", spec.key))
+    return entries
+
+
+def _taught_in(folder: "Path") -> list[tuple[str, str]]:
+    """The reader a session taught last, and its int8 copy."""
+    try:
+        record = json.loads((folder / "session.json").read_text(encoding="utf-8"))
+        path = folder / str((record.get("taught") or {})["path"])
+        known = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    found = []
+    if (path / "config.json").is_file():
+        rate = f"{100 * known.get('cer_after', 0):.1f} % wrong characters"
+        found.append((f"taught in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
+        if (folder / "int8" / "quantization.json").is_file():
+            found.append((f"shrunk in {folder.name}: int8, for a CPU", str(folder / "int8")))
+    return found

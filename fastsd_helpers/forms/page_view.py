@@ -12,12 +12,13 @@ from typing import Generic, TypeVar
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.view import View, load_widgets, make_button, make_frame
 from fastsd_helpers.runtime import redact
+from fastsd_helpers.tunnels import LocalPage
 
 __all__ = ["PageView"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-Page = TypeVar("Page")
+Page = TypeVar("Page", bound=LocalPage)
 
 _TELL_EVERY_S = 1.0
 
@@ -62,7 +63,7 @@ class PageView(View, ABC, Generic[Page]):
         """Close the page and its link."""
         page, self.page = self.page, None
         if page is not None:
-            self._end(page)
+            page.close()
             self._say("Closed.")
         self._open.disabled, self._close.disabled = False, True
 
@@ -95,10 +96,6 @@ class PageView(View, ABC, Generic[Page]):
     @abstractmethod
     def _where(self, page: Page) -> tuple[str, str]:
         """Its address, and what to tell of its login."""
-
-    @abstractmethod
-    def _end(self, page: Page) -> None:
-        """Close it."""
 
 
 class _LastWords(logging.Handler):

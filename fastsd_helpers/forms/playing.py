@@ -43,6 +43,3 @@ class PlayView(PageView[Page]):
 
     def _where(self, page: Page) -> tuple[str, str]:
         return page.tunnel.url if page.tunnel is not None else page.url, page.block()
-
-    def _end(self, page: Page) -> None:
-        page.close()

@@ -3,7 +3,7 @@
 from fastsd_helpers.forms.form import require
 from fastsd_helpers.forms.page_view import PageView
 from fastsd_helpers.runtime import colab_link, in_notebook, where
-from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
+from fastsd_helpers.trocr.reading_session import ReadingSession
 from fastsd_helpers.trocr.serve import ServeConfig, Served, serve
 
 __all__ = ["ShareView", "share_reader"]
@@ -32,14 +32,7 @@ class ShareView(PageView[Served]):
     def _start(self) -> Served:
         from fastsd_helpers.trocr.reader import Reader
 
-        return serve(Reader(self._model()), self._config)
-
-    def _model(self) -> str:
-        path = self._session.folder / str((self._session.record.get("taught") or {}).get("path", ""))
-        if (path / "config.json").is_file():
-            return str(path)
-        chosen = self._session.record.get("reader")
-        return str(chosen) if chosen else choose_reader("auto", own_pictures=True)[0]
+        return serve(Reader(self._session.reader), self._config)
 
     def _where(self, page: Served) -> tuple[str, str]:
         url = page.url
@@ -49,6 +42,3 @@ class ShareView(PageView[Served]):
         if page.tunnel is not None or page.problem is not None:
             login = f"{login}\n{page.block()}"
         return url, login
-
-    def _end(self, page: Served) -> None:
-        page.close()

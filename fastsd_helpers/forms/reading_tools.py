@@ -14,8 +14,7 @@ from fastsd_helpers.forms.tools import CommandTool, ToolView
 from fastsd_helpers.options import check, option
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluation_from
 from fastsd_helpers.trocr.labels import read_lines, write_table
-from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
-from fastsd_helpers.trocr.teaching import taught_reader
+from fastsd_helpers.trocr.reading_session import ReadingSession
 
 __all__ = ["EmbedConfig", "EvaluateConfig", "show_embedder", "show_evaluator"]
 
@@ -65,12 +64,7 @@ def show_embedder(session: ReadingSession) -> ToolView:
 
 
 def _reader_for(session: ReadingSession, wanted: str) -> str:
-    taught = taught_reader(session)
-    if wanted != "auto":
-        return wanted
-    if taught is not None:
-        return str(taught.path)
-    return str(session.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
+    return session.reader if wanted == "auto" else wanted
 
 
 def _place_of(session: ReadingSession, words: list[str]) -> Path:

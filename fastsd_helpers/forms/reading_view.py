@@ -1,13 +1,18 @@
 """Looking at lines that were read: each image with its text, every token coloured by how sure the reader was."""
 
-import base64
 import html
-import io
 from pathlib import Path
 
 from fastsd_helpers.forms.doubt import draw_doubt
-from fastsd_helpers.forms.view import View, load_widgets, make_button, make_frame
-from fastsd_helpers.picture_files import PictureProblem, read_rgb
+from fastsd_helpers.forms.view import (
+    View,
+    draw_picture,
+    draw_table,
+    load_widgets,
+    make_button,
+    make_frame,
+    read_as_data,
+)
 from fastsd_helpers.trocr.reading_session import ReadingSession, SavedLine
 
 __all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
@@ -28,16 +33,9 @@ def picture_tag(path: Path, about: str = "") -> str:
     Args:
         about: what it shows, for those who do not see it.
     """
-    try:
-        picture = read_rgb(path)
-    except (OSError, ValueError, PictureProblem):
-        return ""
-    picture.thumbnail((2 * _WIDTH_PX, 2 * _HEIGHT_PX))
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=80)
-    source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    data = read_as_data(path, 2 * _WIDTH_PX, 2 * _HEIGHT_PX)  # twice as many, for screens with small pixels
     size = f"max-width:min({_WIDTH_PX}px,100%);max-height:{_HEIGHT_PX}px;width:auto;margin:0"
-    return f"<img src='{source}' alt='{html.escape(about, quote=True)}' style='display:block;{size}'>"
+    return draw_picture(data, about, _WIDTH_PX, style=size) if data else ""
 
 
 class ConfidenceView(View):
@@ -85,19 +83,10 @@ class ConfidenceView(View):
             if lines
             else "&nbsp;Nothing is read yet."
         )
-        heads = "".join(
-            f"<th scope='col' style='text-align:left;padding:2px 10px'>{name}</th>"
-            for name in ("line", "sure", "text", "notes")
-        )
-        rows = "".join(f"<tr>{_row(line)}</tr>" for line in shown)
-        self._table.value = (
-            "<div tabindex='0' role='group' aria-label='lines that were read' "
-            "style='max-height:560px;overflow:auto'><table style='border-collapse:collapse'>"
-            f"<tr>{heads}</tr>{rows}</table></div>"
-        )
+        self._table.value = draw_table("lines that were read", ("line", "sure", "text", "notes"), map(_row, shown))
 
 
-def _row(line: SavedLine) -> str:
+def _row(line: SavedLine) -> list[str]:
     read = line.read
     notes = {"looped": "repeated itself: read again", "cut": "its end is cut off"}
     told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
@@ -105,6 +94,4 @@ def _row(line: SavedLine) -> str:
     sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
     picture = picture_tag(line.picture, f"a line of {read.name}") if line.key else html.escape(read.name)
     wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
-    cells = [picture, sure, f"<span style='{wrap}'>{text}</span>"]
-    cells.append(html.escape(", ".join(told)))
-    return "".join(f"<td style='text-align:left;padding:3px 10px'>{cell}</td>" for cell in cells)
+    return [picture, sure, f"<span style='{wrap}'>{text}</span>", html.escape(", ".join(told))]

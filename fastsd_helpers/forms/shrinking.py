@@ -7,7 +7,7 @@ from typing import Any
 
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
-from fastsd_helpers.forms.view import show_widget
+from fastsd_helpers.forms.view import draw_table, show_widget
 from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.trocr.labels import write_table
 from fastsd_helpers.trocr.reading_session import ReadingSession
@@ -91,20 +91,19 @@ class ShrinkView:
 
     def _repr_html_(self) -> str:
         names = ("numbers", "size", "lines a second", "wrong characters", "same text as the full reader")
-        heads = "".join(f"<th scope='col' style='text-align:left;padding:2px 10px'>{name}</th>" for name in names)
-        full = self.about["trials"][0]
-        rows = ""
+        full, rows = self.about["trials"][0], []
         for trial in self.about["trials"]:
             chosen = " ✓ chosen" if trial["method"] == self.about["chosen"] else ""
             speed = trial["lines_per_second"] / full["lines_per_second"]
-            cells = (
-                f"{html.escape(trial['method'])}{chosen}",
-                f"{trial['bytes'] / 1e6:.1f} MB",
-                f"{trial['lines_per_second']:.1f} ({speed:.2f} times fp32)",
-                f"{100 * trial['cer']:.1f} % ({100 * trial['cer_low']:.1f} to {100 * trial['cer_high']:.1f})",
-                f"{100 * trial['same_text']:.0f} % of lines",
+            rows.append(
+                (
+                    f"{html.escape(trial['method'])}{chosen}",
+                    f"{trial['bytes'] / 1e6:.1f} MB",
+                    f"{trial['lines_per_second']:.1f} ({speed:.2f} times fp32)",
+                    f"{100 * trial['cer']:.1f} % ({100 * trial['cer_low']:.1f} to {100 * trial['cer_high']:.1f})",
+                    f"{100 * trial['same_text']:.0f} % of lines",
+                )
             )
-            rows += "<tr>" + "".join(f"<td style='padding:3px 10px'>{cell}</td>" for cell in cells) + "</tr>"
         why = html.escape(self.about.get("why", ""))
         few = ""
         if built_in := self.about.get("built_in", 0):
@@ -113,5 +112,4 @@ class ShrinkView:
                 f"agreement were measured on {built_in} built-in lines too. More corrected lines make this surer.</p>"
             )
         where = "<p>The copy is offered as <i>reader</i> above.</p>" if self.about["chosen"] != "fp32" else ""
-        table = f"<table style='border-collapse:collapse'><tr>{heads}</tr>{rows}</table>"
-        return f"<p>{why[:1].upper()}{why[1:]}</p>{few}<div style='overflow-x:auto'>{table}</div>{where}"
+        return f"<p>{why[:1].upper()}{why[1:]}</p>{few}{draw_table('the copies that were made', names, rows)}{where}"

@@ -12,10 +12,10 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.form import Form, require
 from fastsd_helpers.forms.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.reading_view import picture_tag
-from fastsd_helpers.forms.view import draw_notice, in_words, load_widgets, show_widget
+from fastsd_helpers.forms.view import draw_notice, draw_table, in_words, load_widgets, show_widget
 from fastsd_helpers.forms.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
-from fastsd_helpers.trocr.comparison import ComparedLine, Comparison, compare_readers
+from fastsd_helpers.trocr.evaluate import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult
 from fastsd_helpers.trocr.progress import TeachingNews
 from fastsd_helpers.trocr.reading_session import ReadingSession
@@ -260,17 +260,17 @@ class CompareView:
             f"<b>{told[1]}</b> after; in brackets where 95 % of samples of such lines lie.</p>"
         )
         names = ("line", "it says", "before", "after", "errors")
-        heads = "".join(f"<th style='text-align:left;padding:2px 10px'>{name}</th>" for name in names)
-        rows = "".join(f"<tr>{_compared(line)}</tr>" for line in self.comparison.lines[:_SHOWN])
+        table = draw_table("lines that were compared", names, map(_compared, self.comparison.lines[:_SHOWN]))
         more = len(self.comparison.lines) - _SHOWN
         below = f"<p>{more} more lines changed less.</p>" if more > 0 else ""
-        return f"{head}<table style='border-collapse:collapse'><tr>{heads}</tr>{rows}</table>{below}"
+        return f"{head}{table}{below}"
 
 
-def _compared(line: ComparedLine) -> str:
-    picture = (
-        picture_tag(Path(line.picture), "a line that was compared") if isinstance(line.picture, (str, Path)) else ""
-    )
-    texts = (html.escape(text) for text in (line.text, line.before, line.after))
-    cells = [picture, *texts, f"{line.errors_before} → {line.errors_after}"]
-    return "".join(f"<td style='text-align:left;padding:3px 10px;overflow-wrap:anywhere'>{cell}</td>" for cell in cells)
+def _compared(line: ComparedLine) -> list[str]:
+    about = "a line that was compared"
+    picture = picture_tag(Path(line.picture), about) if isinstance(line.picture, (str, Path)) else ""
+    texts = [
+        f"<span style='overflow-wrap:anywhere'>{html.escape(text)}</span>"
+        for text in (line.text, line.before, line.after)
+    ]
+    return [picture, *texts, f"{line.errors_before} → {line.errors_after}"]

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "draw_notice",
     "draw_picture",
     "draw_script",
+    "draw_table",
     "in_words",
     "load_widgets",
     "make_button",
@@ -150,7 +152,7 @@ def draw_picture(source: Path | str, alt: str, size_px: int, *, style: str = "")
     return f'<img src="{data}" alt="{html.escape(alt, quote=True)}" style="display:block;{style}">'
 
 
-def read_as_data(path: Path, size_px: int) -> str:
+def read_as_data(path: Path, width_px: int, height_px: int | None = None) -> str:
     """An image file as a data: address of at most that many pixels; an empty one when it cannot be read."""
     from fastsd_helpers.picture_files import PictureProblem, read_rgb
 
@@ -158,10 +160,26 @@ def read_as_data(path: Path, size_px: int) -> str:
         picture = read_rgb(path)
     except (OSError, ValueError, PictureProblem):
         return ""
-    picture.thumbnail((size_px, size_px))
+    picture.thumbnail((width_px, height_px or width_px))
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def draw_table(name: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table as HTML, in a box of its own that scrolls.
+
+    Args:
+        name: what it holds, for those who hear it. heads: text. rows: their cells, as HTML.
+    """
+    style = "style='text-align:left;padding:3px 10px'"
+    lines = ["".join(f"<th scope='col' {style}>{html.escape(text)}</th>" for text in heads)]
+    lines += ["".join(f"<td {style}>{cell}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f"<div tabindex='0' role='group' aria-label='{html.escape(name, quote=True)}' style='max-height:560px;"
+        f"overflow:auto'><table style='border-collapse:collapse'>{body}</table></div>"
+    )
 
 
 def in_words(seconds: float) -> str:

@@ -21,14 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "known_controlnet_bases",
     "known_controlnets",
-    "known_embeddings",
-    "known_loras",
+    "known_files",
     "known_model_files",
     "known_models",
     "known_start_models",
-    "known_text_encoders",
-    "known_upscalers",
-    "known_vaes",
 ]
 
 Entries = list[tuple[str, str]]
@@ -46,30 +42,11 @@ def known_start_models(session: "Session | None" = None) -> Entries:
     return [("the one placed in section 4, else what is there", ""), *_base_models(session)]
 
 
-def known_loras(session: "Session | None" = None) -> Entries:
-    """LoRAs: files of the store, and what DreamBooth sessions have made, by file."""
-    made = [(f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions() if _is_lora(path)]
-    return [("none", ""), *_of_store(session, "lora"), *made]
-
-
-def known_vaes(session: "Session | None" = None) -> Entries:
-    """VAE files of the store, and the registry's for this web UI."""
-    return [("none", ""), *_of_store(session, "vae"), *_of_registry(session, "vae")]
-
-
-def known_text_encoders(session: "Session | None" = None) -> Entries:
-    """Text encoders of the store, and the registry's for this web UI."""
-    return [("none", ""), *_of_store(session, "text-encoder"), *_of_registry(session, "text-encoder")]
-
-
-def known_upscalers(session: "Session | None" = None) -> Entries:
-    """Upscalers of the store."""
-    return [("none", ""), *_of_store(session, "upscaler")]
-
-
-def known_embeddings(session: "Session | None" = None) -> Entries:
-    """Embeddings of the store."""
-    return [("none", ""), *_of_store(session, "embedding")]
+def known_files(session: "Session | None", kind: str) -> Entries:
+    """Files of a kind: of the store, of the registry for this web UI, and the LoRAs that DreamBooth sessions made."""
+    made = [(name, path) for name, path in _made_by_sessions() if _is_lora(path)] if kind == "lora" else []
+    sessions = [(f"session {name}: {path.name}", str(path)) for name, path in made]
+    return [("none", ""), *_of_store(session, kind), *sessions, *_of_registry(session, kind)]
 
 
 def known_controlnets(session: "Session | None" = None) -> Entries:

@@ -90,41 +90,45 @@ class Artist:
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
         """
-        size = size or self.size
-        steps = self.habits.steps if steps is None else steps
-        guidance = self.habits.guidance if guidance is None else guidance
-        negative = negative.strip()
+        size, usual = size or self.size, self.habits
+        steps, guidance = usual.steps if steps is None else steps, usual.guidance if guidance is None else guidance
         seed = None if seed == -1 else seed
-        chosen = seed is not None
         weight = self.lora_strength if lora_strength is None else lora_strength
-        problems = [
-            *([] if seed is None or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
-            *([] if prompt.strip() else ["there is no prompt"]),
-            *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
-            *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
-            *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
-            *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
-            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the image"]),
-            *self._wrong_task(control_task),
-            *([] if 0 <= guidance <= 20 else [f"guidance is {guidance}; it must be 0 to 20"]),
-            *([] if self.habits.takes_negative or not negative else ["this model takes no negative prompt"]),
-            *self._wrong_size(size),
-        ]
-        if problems:
-            raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
-        import torch
-
-        seed = int(seed) if seed is not None else secrets.randbelow(2**32)
+        _require(
+            (seed is None or 0 <= seed < 2**63, f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"),
+            (prompt.strip(), "there is no prompt"),
+            (1 <= steps <= 200, f"steps is {steps}; it must be 1 to 200"),
+            (0 < strength <= 1, f"strength is {strength}; it must be above 0 and at most 1"),
+            (0 <= control_strength <= 2, f"control_strength is {control_strength}; it must be 0 to 2"),
+            (weight is None or 0 <= weight <= 2, f"lora_strength is {weight}; it must be 0 to 2"),
+            *self._rules(control, control_task, guidance, negative, size),
+        )
         options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
-        if negative:
-            options["negative_prompt"] = negative
-        steering = self.steering
-        if control is not None and steering is not None:
-            control = control.convert("RGB").resize((size, size))
-            control = _edges_of(control) if edges else control
-            options["controlnet_conditioning_scale"] = float(control_strength)
-            if steering.modes:
-                options["control_mode"] = steering.modes[control_task or steering.tasks[0]]
+        options |= {"negative_prompt": negative.strip()} if negative.strip() else {}
+        if control is not None and self.steering is not None:
+            control = _steering_picture(control, size, edges)
+            options |= {"controlnet_conditioning_scale": float(control_strength), **self.steering.mode(control_task)}
+        begun = {"image": start.convert("RGB").resize((size, size)), "strength": strength} if start is not None else {}
+        options |= begun or {"height": size, "width": size}
+        number = int(seed) if seed is not None else secrets.randbelow(2**32)
+        drawn = self._draw_both(prompt, number, options, weight, control)
+        return [(title if seed is not None else f"{title}, seed {number}", picture) for title, picture in drawn]
+
+    def _rules(self, control: Any, task: str, guidance: float, negative: str, size: int) -> list[tuple[object, str]]:
+        """What this model and its ControlNet take."""
+        tasks, step = self.steering.tasks if self.steering is not None else (), self.habits.multiple
+        bounds = f"{self.smallest} to {self.largest} and a multiple of {step}"
+        return [
+            (control is None or self.steering is not None, "no ControlNet was chosen for the image"),
+            (not task or task in tasks, f"control_task is {task!r}; it must be one of {', '.join(tasks)}"),
+            (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
+            (self.habits.takes_negative or not negative.strip(), "this model takes no negative prompt"),
+            (size % step == 0 and self.smallest <= size <= self.largest, f"size is {size}; it must be {bounds}"),
+        ]
+
+    def _draw_both(
+        self, prompt: str, seed: int, options: dict[str, Any], weight: float | None, control: Any
+    ) -> "list[tuple[str, Image.Image]]":
         drawn = []
         # One at a time: two at once would need twice the memory.
         with self._turn:
@@ -134,32 +138,30 @@ class Artist:
                 if self.lora_strength is not None:
                     # With a LoRA, before and after are one model, which takes half the memory.
                     set_strength(pipe, 0.0 if title == "before" else float(weight or 0.0))
-                # On the CPU, so that a seed gives the same picture on every machine.
-                options["generator"] = torch.Generator("cpu").manual_seed(seed)
-                if control is not None and steering is not None:
-                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=steering.model)
-                    # Where noise is the start, most of these take the steering picture as "image".
-                    options["control_image" if _takes(pipe, "control_image") else "image"] = control
-                elif start is not None:
-                    pipe = _pipeline_like(pipe, from_picture=True)
-                words = options | {name: value for name, value in self.habits.extra if _takes(pipe, name)}
-                if start is None:
-                    picture = pipe(prompt, height=size, width=size, **words).images[0]
-                else:
-                    begun = start.convert("RGB").resize((size, size))
-                    picture = pipe(prompt, **words | {"image": begun, "strength": strength}).images[0]
-                drawn.append((title if chosen else f"{title}, seed {seed}", picture))
+                drawn.append((title, self._draw_with(pipe, prompt, seed, options, control)))
         return drawn
 
-    def _wrong_task(self, task: str) -> list[str]:
-        tasks = self.steering.tasks if self.steering is not None else ()
-        return [] if not task or task in tasks else [f"control_task is {task!r}; it must be one of {', '.join(tasks)}"]
+    def _draw_with(self, pipe: Any, prompt: str, seed: int, options: dict[str, Any], control: Any) -> "Image.Image":
+        import torch
 
-    def _wrong_size(self, size: int) -> list[str]:
-        step = self.habits.multiple
-        if size % step == 0 and self.smallest <= size <= self.largest:
-            return []
-        return [f"size is {size}; it must be {self.smallest} to {self.largest} and a multiple of {step}"]
+        # On the CPU, so that a seed gives the same picture on every machine.
+        words = options | {"generator": torch.Generator("cpu").manual_seed(seed)}
+        begins = "image" in options
+        if control is not None and self.steering is not None:
+            pipe = _pipeline_like(pipe, from_picture=begins, controlnet=self.steering.model)
+            # Where noise is the start, most of these take the steering picture as "image".
+            words["control_image" if begins or _takes(pipe, "control_image") else "image"] = control
+        elif begins:
+            pipe = _pipeline_like(pipe, from_picture=True)
+        words |= {name: value for name, value in self.habits.extra if _takes(pipe, name)}
+        return pipe(prompt, **words).images[0]
+
+
+def _require(*rules: tuple[object, str]) -> None:
+    """Refuse what breaks rules, all of them in one sentence; each is whether it holds, and what to say where not."""
+    problems = [problem for holds, problem in rules if not holds]
+    if problems:
+        raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
@@ -183,8 +185,11 @@ def _takes(pipe: Any, name: str) -> bool:
     return name in inspect.signature(pipe.__call__).parameters
 
 
-def _edges_of(picture: "Image.Image") -> "Image.Image":
-    """White edges on black, as the canny ControlNets were trained on (thresholds 100 and 200)."""
+def _steering_picture(picture: "Image.Image", size: int, edges: bool) -> "Image.Image":
+    """The picture in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
+    picture = picture.convert("RGB").resize((size, size))
+    if not edges:
+        return picture
     with needs_package("Finding edges", "Run: pip install opencv-python-headless"):
         import cv2
     import numpy as np

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +84,9 @@ def open_playground(
     return page
 
 
-def _draw_page(gradio: Any, artist: Artist) -> Any:
+def _drawing(gradio: Any, artist: Artist) -> Callable[..., list[Any]]:
+    """What the page's button does."""
+
     def draw(
         prompt: str,
         negative: str,
@@ -119,6 +122,10 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
             raise gradio.Error(f"{err.problem} {err.hint}", print_exception=False) from err
         return [(picture, title) for title, picture in drawn]
 
+    return draw
+
+
+def _draw_page(gradio: Any, artist: Artist) -> Any:
     with gradio.Blocks(title="Playground", analytics_enabled=False) as blocks:
         gradio.Markdown(f"## Playground: {artist.title}")
         with gradio.Row():
@@ -160,6 +167,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
             gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
         inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength]
         inputs += [control_task, edges, lora_strength]
+        draw = _drawing(gradio, artist)
         button.click(draw, inputs, gallery, api_name="draw")
         prompt.submit(draw, inputs, gallery, api_name=False)
     return blocks.queue(max_size=16)

@@ -44,6 +44,10 @@ class Steering:
         first = [self.title] if self.title in self.modes else []
         return tuple(dict.fromkeys([*first, *self.modes])) or (self.title,)
 
+    def mode(self, task: str) -> dict[str, Any]:
+        """What a union model's call is told of the task, the first one where none is named; nothing for another."""
+        return {"control_mode": self.modes[task or self.tasks[0]]} if self.modes else {}
+
 
 def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
     """Load a ControlNet for a pipeline, on its processor and in its number format.

@@ -4,7 +4,8 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,26 @@ from fastsd_helpers.trocr.pixels import Pixels
 from fastsd_helpers.trocr.search import Limits
 
 __all__ = [
-    "PRECISIONS",
+    "PICTURES",
+    "WORDS",
     "Checkpoint",
-    "choose_precision",
+    "copy_files",
     "load_tokenizer",
     "load_weights",
     "open_checkpoint",
+    "open_in_bitsandbytes",
     "quiet_transformers",
     "repair_positions",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+# Files of a reader's folder: those of its tokenizer, and of its picture settings.
+WORDS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("sentencepiece.bpe.model", "added_tokens.json"),
+)
+PICTURES = ("preprocessor_config.json", "processor_config.json")
 _OLD_DEFAULT_LENGTH = 20  # what transformers fills in for a checkpoint that says nothing
 _LONGEST_LINE = 128
 _FEW_PARAMETERS = 20_000_000
@@ -68,7 +76,7 @@ def open_checkpoint(
 
     Args:
         device: auto, cpu, cuda or mps.
-        precision: one of PRECISIONS; int8 here loads fp32 weights, for the caller to turn into graphs.
+        precision: auto, fp32, bf16, fp16 or int8; int8 here loads fp32 weights, for the caller to turn into graphs.
 
     Raises:
         ModelError and its kin: see `model_lookup.find_folder`; SettingsError: there is no such device here.
@@ -99,7 +107,7 @@ def open_checkpoint(
         chosen = describe_cpu("as asked")  # whose formats and memory are not the GPU's
     model = _load_model(folder, repairs)
     count = sum(weight.numel() for weight in model.parameters())
-    precision, reason = choose_precision(precision, chosen, count)
+    precision, reason = _choose_precision(precision, chosen, count)
     _to_precision(model, precision, chosen.kind)
     for repair in repairs:
         logger.warning("%s: %s", folder.name, repair)
@@ -107,7 +115,7 @@ def open_checkpoint(
     return Checkpoint(folder, model, tokenizer, pixels, limits, chosen.kind, precision, reason, repairs, config)
 
 
-def choose_precision(precision: str, device: Device, parameters: int) -> tuple[str, str]:
+def _choose_precision(precision: str, device: Device, parameters: int) -> tuple[str, str]:
     """Choose the number format for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
     if precision != "auto":
         return precision, "as asked"
@@ -220,6 +228,21 @@ def repair_positions(model: Any, repairs: list[str] | None = None) -> None:
                 repairs.append("its position table came empty out of transformers and was computed again.")
 
 
+def open_in_bitsandbytes(checkpoint: Checkpoint) -> Any:
+    """Open the same folder with 8-bit weights on the GPU. Not tried by our tests, which have no GPU."""
+    import torch
+    import transformers
+
+    settings = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["output_projection"])
+    model = transformers.VisionEncoderDecoderModel.from_pretrained(
+        checkpoint.folder, local_files_only=True, quantization_config=settings, device_map={"": 0}
+    )
+    repair_positions(model)
+    for module in _sinusoidal_tables(model):
+        module.weights = module.weights.to("cuda", torch.float16)
+    return model.eval()
+
+
 # ------------------------------------------------------------------------------------------ words and pictures
 
 
@@ -290,6 +313,13 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
         return read_json(folder, "preprocessor_config.json")
     whole = read_json(folder, "processor_config.json")  # newer versions keep it inside the processor's
     return whole.get("image_processor") or whole
+
+
+def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
+    """Copy those of these files that a reader's folder has."""
+    for name in names:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
 
 
 # ----------------------------------------------------------------------------------------------------- limits

@@ -1,14 +1,17 @@
-"""Read lines whose text is known and say how many errors there are, with the worst lines shown."""
+"""Read lines whose text is known and say how many errors there are: of one reader, or of two beside each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.trocr.labels import read_lines
+from fastsd_helpers.trocr.labels import LineSet, read_lines
+from fastsd_helpers.trocr.line import Line
+from fastsd_helpers.trocr.reader import Reader
 from fastsd_helpers.trocr.scores import Score, Scores, line_errors, score_lines
 
-__all__ = ["Evaluation", "evaluate", "evaluation_from"]
+__all__ = ["ComparedLine", "Comparison", "Evaluation", "compare_readers", "evaluate", "evaluation_from"]
 
 _WORST = 10
 
@@ -36,7 +39,10 @@ def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None =
         DatasetError: no line of it can be used.
     """
     lines = read_lines(data)
-    read = reader.read([line.picture for line in lines.lines], progress=progress)
+    return _judge(lines, reader.read([line.picture for line in lines.lines], progress=progress))
+
+
+def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
     left_out = list(lines.problems)
     pairs = []
     for line, found in zip(lines.lines, read, strict=True):
@@ -70,3 +76,44 @@ def evaluation_from(values: dict[str, Any]) -> Evaluation:
     }
     rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Evaluation(**{**rest, "scores": Scores(**scores)})
+
+
+@dataclass(frozen=True)
+class ComparedLine:
+    """One line: its image, what it says, what both readers make of it, and their errors in characters."""
+
+    picture: Any
+    text: str
+    before: str
+    after: str
+    errors_before: int
+    errors_after: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both evaluations, and every line, those that changed most first."""
+
+    before: Evaluation
+    after: Evaluation
+    lines: tuple[ComparedLine, ...]
+
+
+def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Comparison:
+    """Read the same lines with two readers, one after the other, and compare.
+
+    Args:
+        before, after: key, folder or Hub id.
+        lines: whose text is known; none of them should have been learned from.
+
+    Raises:
+        DatasetError: no image can be read. ModelError and its kin: a reader cannot be opened.
+    """
+    pictures = [line.picture for line in lines.lines]
+    read = [Reader(model).read(pictures) for model in (before, after)]
+    compared = [
+        ComparedLine(line.picture, line.text, *texts, *(line_errors(line.text, text)[0] for text in texts))
+        for line, *texts in zip(lines.lines, *([found.text for found in each] for each in read), strict=True)
+    ]
+    compared.sort(key=lambda line: -abs(line.errors_before - line.errors_after))
+    return Comparison(_judge(lines, read[0]), _judge(lines, read[1]), tuple(compared))

@@ -21,17 +21,23 @@ from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
-from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import to_values
 from fastsd_helpers.runtime import load_peft
-from fastsd_helpers.trocr.checkpoint import Checkpoint, open_checkpoint, quiet_transformers
+from fastsd_helpers.trocr.checkpoint import (
+    PICTURES,
+    WORDS,
+    Checkpoint,
+    copy_files,
+    open_checkpoint,
+    quiet_transformers,
+)
 from fastsd_helpers.trocr.evaluate import Evaluation, evaluate, evaluation_from
-from fastsd_helpers.trocr.labels import LineSet, read_lines
+from fastsd_helpers.trocr.labels import LineSet
 from fastsd_helpers.trocr.pictures import gather
 from fastsd_helpers.trocr.progress import TeachingProgress, TeachingReport
 from fastsd_helpers.trocr.reader import Reader
-from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_schedule
-from fastsd_helpers.trocr.trainer import StoppedHere, TrainingLines, make_trainer
+from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule, choose_schedule, split_lines
+from fastsd_helpers.trocr.trainer import StoppedHere, TrainingLines, last_whole_checkpoint, make_trainer
 from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
 
 __all__ = [
@@ -47,7 +53,6 @@ __all__ = [
 logger = logging.getLogger("fastsd_helpers")
 
 _RESULT = "result.json"
-_MEASURED_OF_LEARNED = 50  # lines to measure on where none are held out
 _LEAST_FREE_BYTES = 64_000_000  # with less, a failed write is taken for a full disk
 _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|fc2|dense)"
 
@@ -100,46 +105,98 @@ def finetune(
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
-    _require_packages(config)
-    import transformers
+    checkpoint = _open_learner(config, model, out)
+    train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
+    _check_settings(out, config, str(model), train_set, held_set, restart)
+    if (finished := finished_result(out)) is not None:
+        logger.info("This run is finished already: %s", finished.path)
+        return finished
+    before = _evaluate_before(checkpoint.folder, held_set, config, report, stop)
+    trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop)
+    first_step = _learn(trainer, out, stop)
+    target = out / "model"
+    if trainer.is_world_process_zero():
+        with quiet_transformers(), _named_failures(out):
+            _write_model(trainer.model, tokenizer, checkpoint, target, config)
+    trainer.accelerator.wait_for_everyone()
+    report(TeachingProgress("after", steps := trainer.state.global_step, steps))
+    after = _evaluate(target, held_set, config, stop)
+    made = FineTuneResult(
+        target.absolute(), before.scores.cer.rate, after.scores.cer.rate, before, after, steps, first_step,
+        seconds=time.monotonic() - began,
+        train_lines=len(train_set.lines),
+        held_out_lines=len(held_set.lines),
+        added_letters="".join(added),
+        curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
+    )  # fmt: skip
+    if made.cer_after > made.cer_before:
+        logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
+    if trainer.is_world_process_zero():
+        _write_card(made, config, str(model), train_set, held_set)
+        _write_result(made, out)
+    return made
 
+
+def _write_result(made: FineTuneResult, out: Path) -> None:
+    kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
+    write_atomic(out / _RESULT, json.dumps(kept, ensure_ascii=False).encode())
+    # Three times the size of the model, and of no use any more.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Checkpoint:
+    """Open the reader to begin with; one that cannot learn, or that the run would delete, is refused."""
+    _require_packages(config)
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
         raise SettingsError(
             f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
         )
-    _keep_apart(checkpoint.folder, out)
-    train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
-    _check_settings(out, config, str(model), train_set, held_set, restart)
-    finished = finished_result(out)
-    if finished is not None:
-        logger.info("This run is finished already: %s", finished.path)
-        return finished
-    transformers.set_seed(config.seed)
-    report(TeachingProgress("before"))
-    before = _evaluate(checkpoint.folder, held_set, config, stop)
-    network, tokenizer = checkpoint.model, checkpoint.tokenizer
-    coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
+    folder = checkpoint.folder.resolve()
+    for name in ("model", "checkpoints"):  # its own to write
+        if folder.is_relative_to((out / name).resolve()):
+            raise SettingsError(
+                f"The reader to begin with, {folder}, lies in the folder of the run, where it would be overwritten.",
+                "Name another folder for the run.",
+            )
+    return checkpoint
+
+
+def _make_learner(
+    config: FineTuneConfig,
+    checkpoint: Checkpoint,
+    train: LineSet,
+    held: LineSet,
+    out: Path,
+    report: TeachingReport,
+    stop: threading.Event | None,
+) -> tuple[Any, Any, list[str]]:
+    """The trainer of this run, the tokenizer, and the letters that were added to it."""
+    network, tokenizer, limits = checkpoint.model, checkpoint.tokenizer, checkpoint.limits
+    texts = [line.text for line in train.lines]
+    coverage = measure_coverage(tokenizer, texts)
     if coverage.advice != "keep" and config.vocabulary == "keep":
         logger.warning("The tokenizer takes %.2f tokens a letter: %s. Consider vocabulary=%s.",
                        coverage.tokens_per_character, coverage.reason, coverage.advice)  # fmt: skip
-    tokenizer, added = prepare_vocabulary(
-        network, tokenizer, [line.text for line in train_set.lines], config.vocabulary
-    )
-    limits = checkpoint.limits
+    tokenizer, added = prepare_vocabulary(network, tokenizer, texts, config.vocabulary)
     end = tokenizer.eos_token_id if config.vocabulary == "replace" else limits.eos[0]
     start = end if config.vocabulary == "replace" else limits.start
     longest = min(network.config.decoder.max_position_embeddings, 512)
-    _set_generation(network, tokenizer, start, end, train_set, longest)
+    _set_generation(network, tokenizer, start, end, train, longest)
     network = _choose_what_learns(network, config)
-    train_lines = TrainingLines(train_set, checkpoint, tokenizer, start, end, longest, config)
-    held_lines = TrainingLines(held_set, checkpoint, tokenizer, start, end, longest, None)
+    train_lines = TrainingLines(train, checkpoint, tokenizer, start, end, longest, config)
+    held_lines = TrainingLines(held, checkpoint, tokenizer, start, end, longest, None)
     schedule = choose_schedule(config, len(train_lines), sum(weight.numel() for weight in network.parameters()))
     train_lines.config = dataclasses.replace(config, token_noise=schedule.token_noise)
     if schedule.reason:
         logger.info("%s", schedule.reason)
     trainer = make_trainer(config, schedule, network, tokenizer, train_lines, held_lines, out, report=report, stop=stop)
-    resume = _last_whole_checkpoint(out / "checkpoints")
+    return trainer, tokenizer, added
+
+
+def _learn(trainer: Any, out: Path, stop: threading.Event | None) -> int:
+    """Train, from the last whole checkpoint on; returns the step it began with."""
+    resume = last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
         logger.info("Going on from step %d of %d.", first_step, trainer.planned_steps)
@@ -150,35 +207,7 @@ def finetune(
             trainer.learn(resume)
         except StoppedHere as err:
             raise _interrupted(err.step, err.steps) from err
-        target = out / "model"
-        if trainer.is_world_process_zero():
-            _write_model(trainer.model, tokenizer, checkpoint, target, config)
-    trainer.accelerator.wait_for_everyone()
-    report(TeachingProgress("after", trainer.state.global_step, trainer.state.global_step))
-    after = _evaluate(target, held_set, config, stop)
-    made = FineTuneResult(
-        target.absolute(),
-        before.scores.cer.rate,
-        after.scores.cer.rate,
-        before,
-        after,
-        trainer.state.global_step,
-        first_step,
-        time.monotonic() - began,
-        len(train_set.lines),
-        len(held_set.lines),
-        "".join(added),
-        tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
-    )
-    if made.cer_after > made.cer_before:
-        logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
-    if trainer.is_world_process_zero():
-        _write_card(target, config, str(model), before, after, train_set, held_set)
-        kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
-        write_atomic(out / _RESULT, json.dumps(kept, ensure_ascii=False).encode())
-        # Three times the size of the model, and of no use any more.
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return made
+    return first_step
 
 
 def _interrupted(step: int, steps: int) -> Interrupted:
@@ -186,17 +215,6 @@ def _interrupted(step: int, steps: int) -> Interrupted:
     return Interrupted(
         f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to go on."
     )
-
-
-def _keep_apart(model: Path, out: Path) -> None:
-    """Refuse a run that would delete the reader it begins with: model/ and checkpoints/ are its own to write."""
-    model = model.resolve()
-    for name in ("model", "checkpoints"):
-        if model.is_relative_to((out / name).resolve()):
-            raise SettingsError(
-                f"The reader to begin with, {model}, lies in the folder of the run, where it would be overwritten.",
-                "Name another folder for the run.",
-            )
 
 
 def finished_result(out: Path) -> FineTuneResult | None:
@@ -217,34 +235,6 @@ def _require_packages(config: FineTuneConfig) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise DependencyMissing(f"Fine-tuning needs {' and '.join(missing)}.", "Run: fastsd install trocr")
-
-
-def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
-    """The lines a run learns from and those it measures on: as given, or divided by writer or page.
-
-    With `held_out` 0 none are set apart, and some of those that are learned are measured on.
-
-    Raises:
-        DatasetError: no usable lines, or a single group of them.
-    """
-    lines = read_lines(data)
-    if held_out is not None:
-        return lines, read_lines(held_out)
-    if not config.held_out:
-        # Measured all the same, for a run must show where it is; but what it says is another thing, and said so.
-        step = max(1, len(lines.lines) // _MEASURED_OF_LEARNED)
-        logger.warning(
-            "No line is held out: it is measured on lines that it learns from, which says how well it knows those, and "
-            "nothing about new ones."
-        )
-        return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
-    rest, held = lines.split(config.held_out, seed=config.seed)
-    logger.info(
-        "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
-        len(rest.lines),
-        len(held.lines),
-    )
-    return rest, held
 
 
 def _check_settings(
@@ -280,6 +270,16 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
 
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
     return evaluate(reader, held, progress=look)
+
+
+def _evaluate_before(
+    model: Path, held: LineSet, config: FineTuneConfig, report: TeachingReport, stop: threading.Event | None
+) -> Evaluation:
+    import transformers
+
+    transformers.set_seed(config.seed)  # of everything that comes, the new weights too
+    report(TeachingProgress("before"))
+    return _evaluate(model, held, config, stop)
 
 
 def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: LineSet, longest: int) -> None:
@@ -350,40 +350,6 @@ def _named_failures(out: Path) -> Iterator[None]:
         raise
 
 
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of which every part is there; one that a kill cut short is passed over."""
-    if not folder.is_dir():
-        return None
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    for path in sorted(found, key=lambda path: -int(path.name.rsplit("-", 1)[1])):
-        weights = [*path.glob("*.safetensors")]
-        if weights and all((path / name).is_file() for name in needed) and _opens(path, weights):
-            return path
-        logger.warning("%s is not whole and is passed over.", path.name)
-    return None
-
-
-# What transformers' trainer opens when it resumes.
-_RESUMED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
-
-
-def _opens(path: Path, weights: list[Path]) -> bool:
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        require_inert([path, *(path / name for name in _RESUMED if (path / name).is_file())])
-        torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
-        for file in weights:
-            with safe_open(str(file), framework="pt"):
-                pass
-    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError):
-        return False
-    return True
-
-
 def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: Path, config: FineTuneConfig) -> None:
     """Write the finished reader beside its place, then move it there: a folder is whole or it is not there."""
     if config.method == "lora":
@@ -391,15 +357,10 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
     with new_folder(target) as fresh:
         network.save_pretrained(fresh)
         if config.vocabulary == "keep":
-            for name in ("tokenizer.json", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
-                         "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):  # fmt: skip
-                if (checkpoint.folder / name).is_file():
-                    shutil.copyfile(checkpoint.folder / name, fresh / name)
+            copy_files(checkpoint.folder, WORDS, fresh)
         else:
             tokenizer.save_pretrained(fresh)
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, fresh / name)
+        copy_files(checkpoint.folder, PICTURES, fresh)
 
 
 def _relation(train: LineSet, held: LineSet) -> str:
@@ -408,21 +369,14 @@ def _relation(train: LineSet, held: LineSet) -> str:
     return "that it learned from (none were held out)" if learned else "that were not learned from"
 
 
-def _write_card(
-    target: Path,
-    config: FineTuneConfig,
-    model: str,
-    before: Evaluation,
-    after: Evaluation,
-    train: LineSet,
-    held: LineSet,
-) -> None:
+def _write_card(made: FineTuneResult, config: FineTuneConfig, model: str, train: LineSet, held: LineSet) -> None:
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
+    after = made.after.scores
     text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
 
-Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * before.scores.cer.rate:.2f} % before,
-**{100 * after.scores.cer.rate:.2f} %** after ({100 * after.scores.cer.low:.2f} to {100 * after.scores.cer.high:.2f} %,
-95 % of bootstrap samples). Word error rate after: {100 * after.scores.wer.rate:.2f} %. Learned from
+Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * made.cer_before:.2f} % before,
+**{100 * made.cer_after:.2f} %** after ({100 * after.cer.low:.2f} to {100 * after.cer.high:.2f} %,
+95 % of bootstrap samples). Word error rate after: {100 * after.wer.rate:.2f} %. Learned from
 {len(train.lines)} lines.
 
 | setting | value |
@@ -431,4 +385,4 @@ Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 *
 
 Lines are read with `fastsd trocr read IMAGE --model FOLDER`, or with transformers' VisionEncoderDecoderModel.
 """
-    write_atomic(target / "README.md", text.encode())
+    write_atomic(made.path / "README.md", text.encode())

@@ -13,20 +13,19 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.errors import DependencyMissing, ModelError, needs_package
+from fastsd_helpers.errors import ModelError, needs_package
 from fastsd_helpers.files import new_folder, write_atomic
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import GRAPHS
 from fastsd_helpers.processes import file_lock
 from fastsd_helpers.runtime import describe_device
-from fastsd_helpers.trocr.checkpoint import Checkpoint
+from fastsd_helpers.trocr.checkpoint import PICTURES, WORDS, Checkpoint, copy_files, open_in_bitsandbytes
 from fastsd_helpers.trocr.decoder import TorchEngine, cross_keys, decoder_step, position_rows
 from fastsd_helpers.trocr.signal_stack import signal_stack_kept
 
@@ -38,9 +37,6 @@ __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
 logger = logging.getLogger("fastsd_helpers")
 
 _VERSION = 3  # of the two graphs' inputs and outputs
-_COPIED = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-           "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-           "sentencepiece.bpe.model", "added_tokens.json")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -128,39 +124,41 @@ def write_graphs(
         encoder.reshape({0: openvino.PartialShape([-1, 3, height, width])})
         decoder = openvino.convert_model(decoder_module, example_input=examples[1])
         layers = config.decoder.decoder_layers
-        names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
-        crossing = names[2 * layers :]
-        for ends, called in (
-            (encoder.inputs, ["pixels"]),
-            (encoder.outputs, ["hidden", *crossing]),
-            (decoder.inputs, ["tokens", "step", *names]),
-        ):
-            for end, name in zip(ends, called, strict=True):
-                end.get_tensor().set_names({name})
+        _name_ends(encoder, decoder, layers)
         if rest:
-            nncf = rest[0]
-            if method == "static":
-                arrays = [batch.numpy() for batch in batches or []]
-                encoder = nncf.quantize(
-                    encoder,
-                    nncf.Dataset(arrays),
-                    model_type=nncf.ModelType.TRANSFORMER,
-                    subset_size=max(1, len(arrays)),
-                )
-            else:
-                encoder = nncf.compress_weights(encoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
-            decoder = nncf.compress_weights(decoder, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            encoder, decoder = _in_int8(rest[0], encoder, decoder, batches or [] if method == "static" else None)
     with new_folder(out) as fresh:
         (fresh / GRAPHS).mkdir()
         openvino.save_model(encoder, fresh / GRAPHS / "encoder.xml", compress_to_fp16=False)
         openvino.save_model(decoder, fresh / GRAPHS / "decoder.xml", compress_to_fp16=False)
-        for name in _COPIED:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, fresh / name)
+        copy_files(checkpoint.folder, ("config.json", "generation_config.json", *PICTURES, *WORDS), fresh)
         about = {"version": _VERSION, "method": method, "from": checkpoint.folder.name, "layers": layers}
         about |= {"most_steps": config.decoder.max_position_embeddings, "openvino": openvino.__version__}
         write_atomic(fresh / GRAPHS / "about.json", json.dumps(about, indent=1).encode())
     return out
+
+
+def _name_ends(encoder: Any, decoder: Any, layers: int) -> None:
+    names = [f"{what}{layer}{part}" for what in ("own_", "cross_") for layer in range(layers) for part in "kv"]
+    for ends, called in (
+        (encoder.inputs, ["pixels"]),
+        (encoder.outputs, ["hidden", *names[2 * layers :]]),
+        (decoder.inputs, ["tokens", "step", *names]),
+    ):
+        for end, name in zip(ends, called, strict=True):
+            end.get_tensor().set_names({name})
+
+
+def _in_int8(nncf: Any, encoder: Any, decoder: Any, batches: "list[torch.Tensor] | None") -> tuple[Any, Any]:
+    """Both graphs with int8 weights; with batches the encoder's sums are in int8 too, in the ranges of these."""
+    mode = nncf.CompressWeightsMode.INT8_ASYM
+    if batches is None:
+        encoder = nncf.compress_weights(encoder, mode=mode)
+    else:
+        data = nncf.Dataset([batch.numpy() for batch in batches])
+        kind = nncf.ModelType.TRANSFORMER
+        encoder = nncf.quantize(encoder, data, model_type=kind, subset_size=max(1, len(batches)))
+    return encoder, nncf.compress_weights(decoder, mode=mode)
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -361,19 +359,18 @@ class GraphEngine:
 
 
 def int8_engine(checkpoint: Checkpoint) -> Any:
-    """The int8 engine for a reader: its own graphs, graphs made now and kept, bitsandbytes on a GPU, else torch's.
+    """The int8 engine for a reader: its own graphs, bitsandbytes on a GPU, else graphs made now and kept.
 
     Made on load they have int8 weights and no calibration; `quantize` makes and measures better ones.
+
+    Raises:
+        DependencyMissing: openvino or nncf is not installed.
     """
     if checkpoint.has_graphs:
         return GraphEngine(checkpoint.folder)
     if checkpoint.device == "cuda":
-        return TorchEngine(_in_bitsandbytes(checkpoint), device="cuda")
-    try:
-        _require("openvino", "nncf")
-    except DependencyMissing as err:
-        logger.warning("%s PyTorch's own int8 is used: slower, and without int8 vectors.", err.problem)
-        return TorchEngine(_in_torch(checkpoint.model), device="cpu")
+        return TorchEngine(open_in_bitsandbytes(checkpoint), device="cuda")
+    _require("openvino", "nncf")
     folder = _kept_folder(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that begin together would make it over each other.
@@ -393,33 +390,3 @@ def _kept_folder(checkpoint: Checkpoint) -> Path:
             about = path.resolve().stat()
             state.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return cache / "fastsd" / "readers" / f"{checkpoint.folder.name}-int8-{_VERSION}-{state.hexdigest()[:16]}"
-
-
-def _in_torch(model: Any) -> Any:
-    """PyTorch's dynamic int8 of all linear layers: 546 MB at base size, deprecated by PyTorch itself."""
-    import warnings
-
-    import torch
-    from torch.ao.quantization import quantize_dynamic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-
-
-def _in_bitsandbytes(checkpoint: Checkpoint) -> Any:
-    """Open the same folder with 8-bit weights on the GPU. Not tried by our tests, which have no GPU."""
-    import torch
-    import transformers
-
-    from fastsd_helpers.trocr.checkpoint import repair_positions
-
-    settings = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["output_projection"])
-    model = transformers.VisionEncoderDecoderModel.from_pretrained(
-        checkpoint.folder, local_files_only=True, quantization_config=settings, device_map={"": 0}
-    )
-    repair_positions(model)
-    for module in model.modules():
-        if type(module).__name__ == "TrOCRSinusoidalPositionalEmbedding":
-            module.weights = module.weights.to("cuda", torch.float16)
-    return model.eval()

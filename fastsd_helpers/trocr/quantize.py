@@ -82,10 +82,7 @@ def quantize(
         DatasetError: an image is in both sets. DependencyMissing: openvino or
         nncf is not installed.
     """
-    if out.exists() and not overwrite:
-        raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
-    if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
-        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+    _require_replaceable(out, overwrite)
     measured = read_lines(evaluate_on)
     calibration = _calibration_pictures(calibrate_on, measured) if calibrate_on is not None else []
     checkpoint = open_checkpoint(model, precision="fp32", device="cpu")
@@ -93,18 +90,16 @@ def quantize(
         raise SettingsError(f"{checkpoint.folder.name} is int8 already.", "Name the model it was made from.")
     if checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise SettingsError(f"{out} holds the model itself.", "Name another folder.")
-    work, aside = (out.with_name(f".{out.name}.{what}") for what in ("trials", "before"))
+    work = out.with_name(f".{out.name}.trials")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         more = _built_in_lines() if len(measured.lines) < _FEW else []
         if more:
-            logger.info("%d lines are few to measure on, so speed and agreement are measured on %d built-in ones too.",
-                        len(measured.lines), len(more))  # fmt: skip
-        texts, first = _try(checkpoint.folder, "fp32", measured, more, None)
-        trials = [first]
-        methods = ["dynamic"] + (["static"] if calibration else [])
-        for method in methods:
+            told = "%d lines are few to measure on, so speed and agreement are measured on %d built-in ones too."
+            logger.info(told, len(measured.lines), len(more))
+        texts, *trials = _try(checkpoint.folder, "fp32", measured, more, None)
+        for method in ("dynamic", *["static"] * bool(calibration)):
             resized = [checkpoint.pixels.resize(picture) for picture in calibration]
             # One line a batch: ranges are measured per picture, and a calibration set fits no memory as one.
             batches = [checkpoint.pixels.batch([values]) for values in resized] if method == "static" else None
@@ -115,11 +110,7 @@ def quantize(
         if chosen.method != "fp32":
             folder = work / chosen.method
             _write_report(folder, trials, chosen, why, len(calibration), measured, checkpoint.folder.name)
-            if out.exists():  # a kill between the two renames leaves the old one aside
-                shutil.rmtree(aside, ignore_errors=True)
-                out.rename(aside)
-            folder.rename(out)
-            shutil.rmtree(aside, ignore_errors=True)
+            _put_in_place(folder, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     written = chosen.method != "fp32"
@@ -133,6 +124,22 @@ def quantize(
         why,
         len(more),
     )
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
+    if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
+        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    aside = out.with_name(f".{out.name}.before")
+    if out.exists():  # a kill between the two renames leaves the old one aside
+        shutil.rmtree(aside, ignore_errors=True)
+        out.rename(aside)
+    folder.rename(out)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def choose_trial(trials: list[Trial]) -> tuple[Trial, str]:

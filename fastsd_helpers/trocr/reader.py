@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,10 +21,12 @@ from fastsd_helpers.trocr.search import Found, beam_search, find_loop, greedy_se
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ReadConfig", "Reader", "SelfTest"]
+__all__ = ["DEMO_READER", "OWN_READER", "ReadConfig", "Reader", "choose_reader"]
 
 logger = logging.getLogger("fastsd_helpers")
 
+OWN_READER = "trocr-base-handwritten"
+DEMO_READER = "demo-reader"
 _WINDOW = 8  # batches that are opened together, so that lines of like length can be put into one batch
 _BATCH_ON_CPU = 8
 _BATCH_ON_GPU = 64
@@ -73,14 +74,13 @@ class ReadConfig:
         check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
 
 
-@dataclass(frozen=True)
-class SelfTest:
-    """What the test line gave: its text, and whether transformers' own loop writes the same tokens."""
-
-    text: str
-    same_as_transformers: bool | None  # None where there are no PyTorch weights to compare with
-    finite: bool
-    seconds: float
+def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
+    """Choose the reader: (key, folder or Hub id; why)."""
+    if wanted != "auto":
+        return wanted, "as asked"
+    if own_pictures:
+        return OWN_READER, "made for handwriting, and of the middle size"
+    return DEMO_READER, "small, built in, and made for these samples"
 
 
 class _Taken(NamedTuple):
@@ -304,33 +304,6 @@ class Reader:
         down, across = patch if isinstance(patch, (list, tuple)) else (patch, patch)
         return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
 
-    # ---------------------------------------------------------------------------------------------- self-test
-
-    def self_test(self) -> SelfTest:
-        """Read a line drawn here, and compare with transformers' own loop, slow as it is.
-
-        On some machines arithmetic itself is broken (transformers issue 37639: every line reads ':'); this tells.
-        """
-        import torch
-
-        from fastsd_helpers.trocr.pictures import to_rgb
-
-        began = time.monotonic()
-        line = self.read([to_rgb(_draw_test_line())])[0]
-        model = self.checkpoint.model
-        finite = all(token.confidence == token.confidence for token in line.tokens)
-        same = None
-        if model is not None and self.settings.beams == 1 and "looped" not in line.notes:
-            pixels = self.checkpoint.pixels.batch([self.checkpoint.pixels.resize(to_rgb(_draw_test_line()))])
-            with torch.inference_mode():
-                ids = model.generate(
-                    pixels.to(model.device, model.dtype),
-                    generation_config=_plain_generation(self.limits, model),
-                )[0, 1:].tolist()
-            ends = [place for place, token in enumerate(ids) if token in self.limits.eos]
-            same = ids[: ends[0] if ends else None] == [token.id for token in line.tokens]
-        return SelfTest(line.text, same, finite, time.monotonic() - began)
-
 
 def _make_engine(checkpoint: Checkpoint) -> Any:
     if checkpoint.has_graphs or checkpoint.precision == "int8":
@@ -350,28 +323,3 @@ def _pool(places: Any, grid: tuple[int, int], pool: str) -> "np.ndarray":
     # Whatever comes before the grid (CLS, for the small models a distillation token too) says nothing of a place.
     cells = places[:, -rows * columns :].unflatten(1, (rows, columns))
     return (cells.mean(dim=(1, 2))[:, None] if pool == "mean" else cells.mean(dim=1)).numpy()
-
-
-def _draw_test_line() -> Any:
-    from PIL import Image, ImageDraw, ImageFont
-
-    picture = Image.new("RGB", (360, 40), "white")
-    font = ImageFont.load_default(size=26)  # PIL's own, so that every machine draws the same line
-    ImageDraw.Draw(picture).text((8, 4), "The quick brown fox", font=font, fill="black")
-    return picture
-
-
-def _plain_generation(limits: Any, model: Any) -> Any:
-    import transformers
-
-    padding = model.config.decoder.pad_token_id
-    return transformers.GenerationConfig(
-        max_new_tokens=limits.max_new_tokens,
-        min_new_tokens=limits.min_new_tokens or None,
-        num_beams=1,
-        do_sample=False,
-        use_cache=True,
-        decoder_start_token_id=limits.start,
-        eos_token_id=list(limits.eos),
-        pad_token_id=limits.eos[0] if padding is None else padding,
-    )

@@ -4,27 +4,37 @@ A line is known by the pixels of its image, so corrections stay with it when the
 another reader too. What was corrected is a data set to learn from.
 """
 
-import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers import demo
 from fastsd_helpers.errors import DatasetError, FastSDError, Interrupted, SessionDamaged
-from fastsd_helpers.files import check_writable, file_errors, remembered_sha256, write_atomic
+from fastsd_helpers.files import check_writable, file_errors, write_atomic
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions.names import check_name, clean_name
 from fastsd_helpers.trocr.bulk import rows_to_bytes
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_lines
 from fastsd_helpers.trocr.line import Line
-from fastsd_helpers.trocr.pages import cut_lines, looks_like_page, open_detector
+from fastsd_helpers.trocr.pages import cut_lines, open_detector
 from fastsd_helpers.trocr.pictures import Item, gather
-from fastsd_helpers.trocr.reader import ReadConfig
+from fastsd_helpers.trocr.reader import DEMO_READER, OWN_READER, ReadConfig, choose_reader
+from fastsd_helpers.trocr.reading_rows import (
+    SavedLine,
+    as_jsonl,
+    chunks,
+    fingerprint,
+    fingerprint_by_place,
+    key_of,
+    known_rows,
+    make_row,
+    not_among,
+    runs_of,
+)
 from fastsd_helpers.trocr.uploads import Uploaded, unpack_upload
 
 if TYPE_CHECKING:
@@ -35,12 +45,9 @@ __all__ = ["SAMPLES_FOLDER", "ReadPicturesConfig", "ReadingSession", "SavedLine"
 logger = logging.getLogger("fastsd_helpers")
 
 SAMPLES_FOLDER = Path(demo.__file__).parent / "reader_samples"
-_OWN_READER = "trocr-base-handwritten"
-_DEMO_READER = "demo-reader"
 _BLOCK = 5  # neighbouring lines of a single page that are held out together
 _VERSION = 1
 _LINES, _JOURNAL = "lines.jsonl", "reading.jsonl"
-_READ_BY = (".safetensors", ".bin", ".json")  # files of a reader
 _CHUNK = 256  # lines read and written down together
 
 
@@ -50,8 +57,7 @@ class _Pictures:
     reader: str = option(
         "auto",
         help=(
-            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
-            f"{_DEMO_READER}"
+            f"recognition model: key, folder or Hub id; auto: {OWN_READER}, and for the built-in samples {DEMO_READER}"
         ),
         known="readers",
     )
@@ -67,31 +73,6 @@ class ReadPicturesConfig(ReadConfig, _Pictures):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, ["reader (--reader) is empty"] if not str(self.reader).strip() else [])
-
-
-@dataclass(frozen=True)
-class SavedLine:
-    """A line of the session: its image, what was read, and what a person says is right (None: nobody looked yet)."""
-
-    key: str
-    picture: Path
-    source: str
-    read: Line
-    right: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The best that is known: the correction, else what was read."""
-        return self.read.text if self.right is None else self.right
-
-
-def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
-    """Choose the reader: (key, folder or Hub id; why)."""
-    if wanted != "auto":
-        return wanted, "as asked"
-    if own_pictures:
-        return _OWN_READER, "made for handwriting, and of the middle size"
-    return _DEMO_READER, "small, built in, and made for these samples"
 
 
 class ReadingSession:
@@ -119,6 +100,17 @@ class ReadingSession:
         """The folder's name."""
         return self.folder.name
 
+    @property
+    def reader(self) -> str:
+        """The reader it works with: the one it taught last, else the one that read last, else the usual one."""
+        path = self.folder / str((self.record.get("taught") or {}).get("path", ""))
+        return str(path) if (path / "config.json").is_file() else self.untaught_reader
+
+    @property
+    def untaught_reader(self) -> str:
+        """The reader that read last, else the usual one: what a first teaching begins with."""
+        return str(self.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
+
     def save(self, **changes: Any) -> None:
         """Write values into session.json."""
         self.record |= changes
@@ -132,29 +124,28 @@ class ReadingSession:
             logger.warning("%s", err.problem)
 
     def _load(self, name: str, otherwise: Any) -> Any:
-        path = self.folder / name
-        with file_errors(path, "read"):
-            if not path.is_file():
-                return otherwise
-            text = path.read_text(encoding="utf-8")
+        text = self._text_of(name)
         try:
-            found = json.loads(text)
+            found = json.loads(text) if text is not None else otherwise
         except ValueError as err:
-            raise SessionDamaged(
-                f"{path} is damaged: {err}.", "Restore it from Drive's versions, or rename it."
-            ) from err
+            hint = "Restore it from Drive's versions, or rename it."
+            raise SessionDamaged(f"{self.folder / name} is damaged: {err}.", hint) from err
         if not isinstance(found, type(otherwise)):
-            raise SessionDamaged(f"{path} is damaged: no {type(otherwise).__name__}.", "Restore it, or rename it.")
+            problem = f"{self.folder / name} is damaged: no {type(otherwise).__name__}."
+            raise SessionDamaged(problem, "Restore it, or rename it.")
         return found
 
     def _load_rows(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(row) for row in (self._text_of(name) or "").split("\n") if row]
+        except ValueError as err:
+            hint = "Rename it, and read the images again."
+            raise SessionDamaged(f"{self.folder / name} is damaged: {err}.", hint) from err
+
+    def _text_of(self, name: str) -> str | None:
         path = self.folder / name
         with file_errors(path, "read"):
-            text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        try:
-            return [json.loads(row) for row in text.split("\n") if row]
-        except ValueError as err:
-            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the images again.") from err
+            return path.read_text(encoding="utf-8") if path.is_file() else None
 
     # ------------------------------------------------------------------------------------------------- uploads
 
@@ -226,18 +217,13 @@ class ReadingSession:
         Raises:
             DatasetError: nothing there. DependencyMissing: a page, and rapidocr is not installed.
         """
-        by, by_place = _fingerprint(reader, pages), _fingerprint_by_place(reader, pages)
-        lines: dict[str, dict[str, Any]] = {}
-        known: dict[str, list[dict[str, Any]]] = {}
+        by, by_place = fingerprint(reader, pages), fingerprint_by_place(reader, pages)
         journal = self._load_rows(_JOURNAL)
-        for before in (self._rows, journal):
-            same = [row | {"by": by} for row in before if row.get("by") in (by, by_place)]
-            lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
-            known |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
+        lines, known = known_rows((self._rows, journal), by, by_place)
         rows: list[dict[str, Any]] = []
         detector: Any = None
-        for is_page, items in _runs(gather(images, recursive=True), pages):
-            for chunk in _chunks(items, 1 if is_page else _CHUNK):
+        for is_page, items in runs_of(gather(images, recursive=True), pages):
+            for chunk in chunks(items, 1 if is_page else _CHUNK):
                 if not is_page:
                     try:
                         for row in self._line_rows(reader, chunk, lines, by, between):
@@ -246,30 +232,34 @@ class ReadingSession:
                                 progress(len(rows))
                     except (KeyboardInterrupt, Interrupted):
                         # Stopped in the middle of a chunk: what was read of it is not read again.
-                        write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
+                        write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                         raise
                 elif chunk[0].picture is None:
                     logger.warning("%s", chunk[0].problem)
-                    rows.append(_row(Line("", 0.0, name=chunk[0].name, problem=chunk[0].problem), chunk[0].name, by=by))
+                    unread = Line("", 0.0, name=chunk[0].name, problem=chunk[0].problem)
+                    rows.append(make_row(unread, chunk[0].name, by=by))
                 else:
-                    page = _key(chunk[0].picture)
+                    page = key_of(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
                         known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by)
                     rows += known[page]
-                write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
+                write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
-        write_atomic(self.folder / _LINES, _as_jsonl(rows))
         # Of another reading that was cut short, and may go on; and of other pictures, which may be wanted again.
-        others = [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))]
-        if left := _not_among(others, rows):
-            write_atomic(self.folder / _JOURNAL, _as_jsonl(left))
+        self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))])
+        return self.lines()
+
+    def _take_rows(self, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+        """These rows are what was read; the others are kept in the journal."""
+        write_atomic(self.folder / _LINES, as_jsonl(rows))
+        if left := not_among(others, rows):
+            write_atomic(self.folder / _JOURNAL, as_jsonl(left))
         else:
             (self.folder / _JOURNAL).unlink(missing_ok=True)
         self._rows = rows
         self._write_text()
-        return self.lines()
 
     def _line_rows(
         self,
@@ -283,12 +273,12 @@ class ReadingSession:
         new = [item for item, key in zip(items, keys, strict=True) if key not in known]
         # Few at a time on a CPU, so that a stop costs seconds and loses nothing that was read.
         few = reader.batch_size * (2 if reader.checkpoint.device == "cpu" else 8)
-        read = (line for group in _chunks(iter(new), few) for line in reader.read(group, progress=between))
+        read = (line for group in chunks(iter(new), few) for line in reader.read(group, progress=between))
         for item, key in zip(items, keys, strict=True):
             if key in known:
                 yield known[key] | {"name": item.name, "source": group_of(item.name)}
             else:
-                yield _row(next(read), group_of(item.name), key=key, by=by)
+                yield make_row(next(read), group_of(item.name), key=key, by=by)
 
     def _page_rows(
         self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str
@@ -296,14 +286,14 @@ class ReadingSession:
         page, crops = cut_lines(reader, picture, name=name, detector=detector)
         if not page.lines:
             nothing = Line("", 0.0, name=name, problem=f"{name}: no line was found.")
-            return [_row(nothing, name, page=key, by=by)]
+            return [make_row(nothing, name, page=key, by=by)]
         return [
-            _row(line, name, key=self._keep(crop), page=key, by=by)
+            make_row(line, name, key=self._keep(crop), page=key, by=by)
             for line, crop in zip(page.lines, crops, strict=True)
         ]
 
     def _keep(self, picture: "Image.Image") -> str:
-        key = _key(picture)
+        key = key_of(picture)
         path = self.pictures / f"{key}.png"
         if not path.is_file():
             data = io.BytesIO()
@@ -402,61 +392,3 @@ class ReadingSession:
             group = entry["source"] if len(sources) > 1 else f"{entry['source']}, part {place // _BLOCK + 1}"
             found.lines.append(LabelledLine(f"{key}.png", self.pictures / f"{key}.png", entry["text"], group))
         return found
-
-
-def _runs(items: Iterable[Item], pages: str) -> Iterator[tuple[bool, Iterator[Item]]]:
-    """Divide items into runs of pages and of lines, in order, without opening more of them than needed."""
-
-    def is_page(item: Item) -> bool:
-        return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
-
-    return groupby(items, key=is_page)
-
-
-def _chunks(items: Iterator[Item], count: int) -> Iterator[list[Item]]:
-    while chunk := list(islice(items, count)):
-        yield chunk
-
-
-def _key(picture: "Image.Image") -> str:
-    picture = picture.convert("RGB")
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:20]
-
-
-def _row(line: Line, source: str, *, key: str = "", page: str = "", by: str = "") -> dict[str, Any]:
-    return {"key": key, "page": page, "by": by, "source": source, **line.as_row()}
-
-
-def _fingerprint(reader: Any, pages: str) -> str:
-    """What a reading depends on besides the image: the weights, by what they hold, and every setting.
-
-    A reader that was downloaded again on a new machine is the same one.
-    """
-    files = [(path.name, remembered_sha256(path)) for path in _files_of(reader)]
-    return hashlib.sha256(repr([files, _settings_of(reader, pages)]).encode()).hexdigest()[:16]
-
-
-def _fingerprint_by_place(reader: Any, pages: str) -> str:
-    """The same as versions before wrote it: by where the weights lie, their sizes and times."""
-    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_of(reader)]
-    told = [str(reader.checkpoint.folder), weights, _settings_of(reader, pages)]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def _files_of(reader: Any) -> list[Path]:
-    return [path for path in sorted(reader.checkpoint.folder.rglob("*")) if path.suffix in _READ_BY]
-
-
-def _settings_of(reader: Any, pages: str) -> list[Any]:
-    settings = reader.settings
-    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
-
-
-def _not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows whose line, or page, the others do not have from the same reader."""
-    known = {(row["by"], row["page"] or row["key"]) for row in others}
-    return [row for row in rows if (row["by"], row["page"] or row["key"]) not in known]
-
-
-def _as_jsonl(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,15 +1,20 @@
-"""The settings of teaching a reader, and what is chosen for those that were left alone: epochs, rate, noise."""
+"""The settings of teaching a reader, what is chosen for those that were left alone, and which lines are held out."""
 
+import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastsd_helpers.options import check, option
+from fastsd_helpers.trocr.labels import LineSet, read_lines
 
-__all__ = ["FineTuneConfig", "Schedule", "choose_schedule"]
+__all__ = ["FineTuneConfig", "Schedule", "choose_schedule", "split_lines"]
+
+logger = logging.getLogger("fastsd_helpers")
 
 _FEW_PARAMETERS = 20_000_000
 _NOISE_OF_SMALL = 0.3
+_MEASURED_OF_LEARNED = 50  # lines to measure on where none are held out
 _LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
 
 
@@ -129,3 +134,31 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
         if small:
             told.append(f"{noise:.0%} of the letters before are exchanged, so that it keeps looking")
     return Schedule(epochs, lr, f"Chosen: {'; '.join(told)}." if told else "", noise)
+
+
+def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
+    """The lines a run learns from and those it measures on: as given, or divided by writer or page.
+
+    With `held_out` 0 none are set apart, and some of those that are learned are measured on.
+
+    Raises:
+        DatasetError: no usable lines, or a single group of them.
+    """
+    lines = read_lines(data)
+    if held_out is not None:
+        return lines, read_lines(held_out)
+    if not config.held_out:
+        # Measured all the same, for a run must show where it is; but what it says is another thing, and said so.
+        step = max(1, len(lines.lines) // _MEASURED_OF_LEARNED)
+        logger.warning(
+            "No line is held out: it is measured on lines that it learns from, which says how well it knows those, and "
+            "nothing about new ones."
+        )
+        return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
+    rest, held = lines.split(config.held_out, seed=config.seed)
+    logger.info(
+        "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
+        len(rest.lines),
+        len(held.lines),
+    )
+    return rest, held

@@ -151,16 +151,9 @@ def beam_search(engine: Engine, hidden: Any, limits: Limits, beams: int) -> list
 
         # Among the first `beams` candidates, those that end are finished lines; the others go on.
         for row, candidate in (ends[:, :beams]).nonzero().tolist():
-            ranked = finished[int(places[row])]
-            mean = float(sums[row, candidate]) / (step + 1)
-            line = Found(
-                history[row, candidate].tolist(),
-                history_logs[row, candidate].tolist(),
-                bool(torch.isin(token[row, candidate], eos)),
-            )
-            ranked.append((mean, line))
-            ranked.sort(key=lambda item: -item[0])  # stable: what was found first stays first among equals
-            del ranked[beams:]
+            ended = bool(torch.isin(token[row, candidate], eos))
+            line = Found(history[row, candidate].tolist(), history_logs[row, candidate].tolist(), ended)
+            _rank(finished[int(places[row])], float(sums[row, candidate]) / (step + 1), line, beams)
         if last:
             break
         sums = sums + ends * -1.0e9
@@ -184,6 +177,12 @@ def beam_search(engine: Engine, hidden: Any, limits: Limits, beams: int) -> list
 def _pick(values: "torch.Tensor", which: "torch.Tensor") -> "torch.Tensor":
     """Rows `which` [lines, m] of [lines, beams, length] -> [lines, m, length]."""
     return values.gather(1, which[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _rank(ranked: list[tuple[float, Found]], mean: float, line: Found, most: int) -> None:
+    ranked.append((mean, line))
+    ranked.sort(key=lambda item: -item[0])  # stable: what was found first stays first among equals
+    del ranked[most:]
 
 
 def _is_settled(ranked: list[tuple[float, Found]], scores: "torch.Tensor", length: int) -> bool:

@@ -22,7 +22,7 @@ from fastsd_helpers.options import options_of, to_values, words_of
 from fastsd_helpers.trocr.finetune import FineTuneConfig, FineTuneResult, finished_result, split_lines
 from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
 from fastsd_helpers.trocr.progress import JOURNAL, TeachingNews
-from fastsd_helpers.trocr.reading_session import ReadingSession, choose_reader
+from fastsd_helpers.trocr.reading_session import ReadingSession
 
 __all__ = ["Taught", "TeachingRun", "choose_run", "divide", "open_run", "taught_reader"]
 
@@ -173,7 +173,7 @@ def choose_run(
     held = read_lines(held_out_data) if held_out_data else None
     taught = taught_reader(session)
     extra = more_steps if taught is not None and not start_over else 0
-    model = str(taught.path) if taught is not None and extra else _reader_of(session)
+    model = str(taught.path) if taught is not None and extra else session.untaught_reader
     taught = taught if taught is not None and Path(model).resolve() == taught.path.resolve() else None
     if unfinished and not same:
         logger.info("An unfinished teaching with other settings is kept; enter them again, and it goes on.")
@@ -186,16 +186,15 @@ def choose_run(
     run = TeachingRun(session, folder, model, taught.base if taught else model, settings, restart=start_over)
     if run.result() is None:
         _write_sets(session, folder, learned, held)
-    session.save(
-        teaching={
-            "folder": _inside(session, folder),
-            "values": dict(values),
-            "model": _inside(session, Path(model)) if taught else model,
-            "base": run.base,
-            "settings": to_values(settings),
-        }
-    )
+    _note(run, values, own=taught is not None)
     return run
+
+
+def _note(run: TeachingRun, values: Mapping[str, Any], *, own: bool) -> None:
+    """Write down what the run is, so that it is found again; `own` says that its reader is one of the session's."""
+    model = _inside(run.session, Path(run.model)) if own else run.model
+    noted = {"folder": _inside(run.session, run.folder), "values": dict(values), "model": model, "base": run.base}
+    run.session.save(teaching=noted | {"settings": to_values(run.settings)})
 
 
 def open_run(session: ReadingSession) -> TeachingRun | None:
@@ -211,10 +210,6 @@ def open_run(session: ReadingSession) -> TeachingRun | None:
     if (inside / "config.json").is_file():  # a reader of this session, which may be mounted elsewhere now
         model = str(inside)
     return TeachingRun(session, folder, model, str(entered.get("base", model)), settings)
-
-
-def _reader_of(session: ReadingSession) -> str:
-    return str(session.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
 
 
 def _corrected_or_none(session: ReadingSession) -> LineSet:

@@ -1,5 +1,6 @@
 """The trainer of a reader: transformers' Seq2SeqTrainer, with the lines as it takes them."""
 
+import json
 import logging
 import math
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, TrainingFailed
+from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import Device, describe_device, fault_point
 from fastsd_helpers.trocr.augment import change_line
 from fastsd_helpers.trocr.checkpoint import Checkpoint, load_weights
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.trocr.schedule import FineTuneConfig, Schedule
 
-__all__ = ["StoppedHere", "TrainingLines", "label_ids", "make_trainer"]
+__all__ = ["StoppedHere", "TrainingLines", "label_ids", "last_whole_checkpoint", "make_trainer"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -116,34 +118,15 @@ def _choose_precision(device: Device) -> str:
     return "fp16" if device.kind == "cuda" else "fp32"
 
 
-def make_trainer(
-    config: "FineTuneConfig",
-    schedule: "Schedule",
-    network: Any,
-    tokenizer: Any,
-    train: TrainingLines,
-    held: TrainingLines,
-    out: Path,
-    *,
-    report: TeachingReport = lambda _progress: None,
-    stop: "threading.Event | None" = None,
-) -> Any:
-    """Make the Seq2SeqTrainer that teaches `network` the lines of `train` and measures on those of `held`.
-
-    Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log and to `report`. Once
-    `stop` is set, the step under way is finished and saved, and `learn` ends with StoppedHere.
-    """
-    import torch
-    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
-    from transformers.trainer_callback import PrinterCallback
-
-    from fastsd_helpers.trocr.scores import line_errors
+def _arguments(config: "FineTuneConfig", schedule: "Schedule", lines: int, out: Path) -> tuple[Any, int]:
+    """The trainer's settings, and how many steps they are."""
+    from transformers import Seq2SeqTrainingArguments
 
     device = describe_device()
     precision = config.precision if config.precision != "auto" else _choose_precision(device)
     # What `accelerate launch` and `torchrun` set; each process takes batches of its own.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = math.ceil(len(train) / config.batch_size / processes)
+    batches = math.ceil(lines / config.batch_size / processes)
     steps_an_epoch = math.ceil(batches / config.accumulation)
     steps = max(1, math.ceil(steps_an_epoch * schedule.epochs))
     # A measurement reads every held-out line and writes the model three times over, with its optimizer.
@@ -187,28 +170,17 @@ def make_trainer(
         logger.info("One of %d GPUs is used. For all of them: accelerate launch -m fastsd_helpers trocr finetune ...",
                     arguments.n_gpu)  # fmt: skip
         arguments._n_gpu = 1
+    return arguments, steps
 
-    def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        """The mean over all tokens of a step, in whatever batches and processes they are.
 
-        The model's own loss is the mean of one batch, and the trainer, which takes it for this one, would neither
-        divide it by the batches of a step nor spare it a factor for the processes.
-        """
-        scores = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        total = torch.nn.functional.cross_entropy(
-            scores.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-        )
-        return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
+def _make_watcher(
+    config: "FineTuneConfig", train: TrainingLines, report: TeachingReport, stop: "threading.Event | None"
+) -> Any:
+    """The callback that tells of the run, asks whether to stop, and makes what is drawn a function of the step."""
+    import torch
+    from transformers import TrainerCallback
 
-    def measure(predicted: Any) -> dict[str, float]:
-        pairs = []
-        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
-            read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
-            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
-            pairs.append(line_errors(truth, read))
-        return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
-
-    class Epochs(TrainerCallback):
+    class Watcher(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_rest: Any) -> None:
             self.began, self.first = time.monotonic(), state.global_step
             for row in state.log_history:  # measured before the run was stopped
@@ -252,6 +224,12 @@ def make_trainer(
             if config.patience and _without_a_better(state) >= config.patience:
                 control.should_training_stop = True
 
+    return Watcher()
+
+
+def _trainer_class(config: "FineTuneConfig", out: Path) -> type:
+    from transformers import Seq2SeqTrainer, TrainerState
+
     class Trainer(Seq2SeqTrainer):
         """transformers 5 writes a ViT's weights under their old names, and its trainer reads them back by the new ones,
         without a word where none fits: the encoder stays as it was, at a resume and when the best model is taken.
@@ -288,7 +266,54 @@ def make_trainer(
             else:
                 _copy_weights(str(best), self.model)
 
-    trainer = Trainer(
+    return Trainer
+
+
+def make_trainer(
+    config: "FineTuneConfig",
+    schedule: "Schedule",
+    network: Any,
+    tokenizer: Any,
+    train: TrainingLines,
+    held: TrainingLines,
+    out: Path,
+    *,
+    report: TeachingReport = lambda _progress: None,
+    stop: "threading.Event | None" = None,
+) -> Any:
+    """Make the Seq2SeqTrainer that teaches `network` the lines of `train` and measures on those of `held`.
+
+    Checkpoints go to `out/checkpoints`, the two newest and the best; progress goes to the log and to `report`. Once
+    `stop` is set, the step under way is finished and saved, and `learn` ends with StoppedHere.
+    """
+    import torch
+    from transformers.trainer_callback import PrinterCallback
+
+    from fastsd_helpers.trocr.scores import line_errors
+
+    arguments, steps = _arguments(config, schedule, len(train), out)
+
+    def loss_of(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """The mean over all tokens of a step, in whatever batches and processes they are.
+
+        The model's own loss is the mean of one batch, and the trainer, which takes it for this one, would neither
+        divide it by the batches of a step nor spare it a factor for the processes.
+        """
+        scores = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        total = torch.nn.functional.cross_entropy(
+            scores.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        return total / (labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def measure(predicted: Any) -> dict[str, float]:
+        pairs = []
+        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
+            read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
+            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
+            pairs.append(line_errors(truth, read))
+        return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
+
+    trainer = _trainer_class(config, out)(
         model=network,
         args=arguments,
         train_dataset=train,
@@ -296,7 +321,7 @@ def make_trainer(
         data_collator=train.collate,
         compute_loss_func=loss_of,
         compute_metrics=measure,
-        callbacks=[Epochs()],
+        callbacks=[_make_watcher(config, train, report, stop)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.planned_steps = steps
@@ -319,3 +344,37 @@ def _copy_weights(folder: str, model: Any) -> None:
     if missing:
         raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
     model.load_state_dict(fresh.state_dict())
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of which every part is there; one that a kill cut short is passed over."""
+    if not folder.is_dir():
+        return None
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    for path in sorted(found, key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+        weights = [*path.glob("*.safetensors")]
+        if weights and all((path / name).is_file() for name in needed) and _opens(path, weights):
+            return path
+        logger.warning("%s is not whole and is passed over.", path.name)
+    return None
+
+
+# What transformers' trainer opens when it resumes.
+_RESUMED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+
+
+def _opens(path: Path, weights: list[Path]) -> bool:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        require_inert([path, *(path / name for name in _RESUMED if (path / name).is_file())])
+        torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
+        for file in weights:
+            with safe_open(str(file), framework="pt"):
+                pass
+    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError):
+        return False
+    return True

@@ -83,34 +83,11 @@ def prepare_vocabulary(
     head = model.decoder.get_output_embeddings().weight.data
     tied = head.data_ptr() == embeddings.data_ptr()
     old_words, old_head = embeddings.clone(), head.clone()
-
-    def pieces(letter: str) -> list[int]:
-        unknown = tokenizer.unk_token_id
-        return [token for token in tokenizer.encode(letter, add_special_tokens=False) if token != unknown]
-
-    if mode == "extend":
-        coverage = measure_coverage(tokenizer, texts)
-        added = [*coverage.lost_letters, *coverage.costly_letters]
-        taken = _byte_letters(tokenizer)
-        if refused := "".join(letter for letter in added if letter in taken):
-            logger.info("%s: written as bytes, as before; this tokenizer has other uses for these letters.", refused)
-            added = [letter for letter in added if letter not in taken]
-        sources = {letter: pieces(letter) for letter in added}
-        first = len(tokenizer)
-        tokenizer.add_tokens(added)
-        _resize(model, len(tokenizer))
-        places = {letter: first + place for place, letter in enumerate(added)}
-        new_tokenizer = tokenizer
-    else:
-        letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
-        new_tokenizer = _letters_tokenizer(letters)
-        _resize(model, len(new_tokenizer))
-        added, sources = letters, {letter: pieces(letter) for letter in letters}
-        places = {letter: new_tokenizer.convert_tokens_to_ids(letter) for letter in letters}
-        sources["▁"], places["▁"] = pieces(" "), new_tokenizer.convert_tokens_to_ids("▁")
-        for mark, old in zip(_MARKS, (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id,
-                                      tokenizer.unk_token_id), strict=True):  # fmt: skip
-            sources[mark], places[mark] = [old], new_tokenizer.convert_tokens_to_ids(mark)
+    new_tokenizer, added, sources = (_extended if mode == "extend" else _replaced)(tokenizer, texts)
+    places = {word: new_tokenizer.convert_tokens_to_ids(word) for word in sources}
+    model.decoder.resize_token_embeddings(len(new_tokenizer), mean_resizing=False)
+    model.config.decoder.vocab_size = len(new_tokenizer)
+    if mode == "replace":
         _set_marks(model, new_tokenizer)
     with torch.no_grad():
         pairs = [(model.decoder.get_input_embeddings().weight, old_words)]
@@ -122,6 +99,33 @@ def prepare_vocabulary(
     return new_tokenizer, added
 
 
+def _extended(tokenizer: Any, texts: list[str]) -> tuple[Any, list[str], dict[str, list[Any]]]:
+    """The tokenizer with new letters, these, and each new token's old ones, whose vectors it begins with."""
+    coverage = measure_coverage(tokenizer, texts)
+    added = [*coverage.lost_letters, *coverage.costly_letters]
+    taken = _byte_letters(tokenizer)
+    if refused := "".join(letter for letter in added if letter in taken):
+        logger.info("%s: written as bytes, as before; this tokenizer has other uses for these letters.", refused)
+        added = [letter for letter in added if letter not in taken]
+    sources = {letter: _pieces(tokenizer, letter) for letter in added}
+    tokenizer.add_tokens(added)
+    return tokenizer, added, sources
+
+
+def _replaced(tokenizer: Any, texts: list[str]) -> tuple[Any, list[str], dict[str, list[Any]]]:
+    """As `_extended`, of a tokenizer that has the letters of the texts alone."""
+    letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
+    sources = {letter: _pieces(tokenizer, letter) for letter in letters} | {"▁": _pieces(tokenizer, " ")}
+    marks = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    sources |= {mark: [old] for mark, old in zip(_MARKS, marks, strict=True)}
+    return _letters_tokenizer(letters), letters, sources
+
+
+def _pieces(tokenizer: Any, letter: str) -> list[int]:
+    unknown = tokenizer.unk_token_id
+    return [token for token in tokenizer.encode(letter, add_special_tokens=False) if token != unknown]
+
+
 def _byte_letters(tokenizer: Any) -> frozenset[str]:
     """The letters a byte-level tokenizer writes single bytes with: a token that is one of them reads as that byte."""
     from tokenizers import pre_tokenizers
@@ -129,11 +133,6 @@ def _byte_letters(tokenizer: Any) -> frozenset[str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
     return frozenset(pre_tokenizers.ByteLevel.alphabet() if "ByteLevel" in json.dumps(decoder) else ())
-
-
-def _resize(model: Any, size: int) -> None:
-    model.decoder.resize_token_embeddings(size, mean_resizing=False)
-    model.config.decoder.vocab_size = size
 
 
 def _set_marks(model: Any, tokenizer: Any) -> None:

@@ -56,38 +56,17 @@ def open_gate(
     Raises:
         DependencyMissing: aiohttp is not installed. TunnelError: it could not listen.
     """
-    return Gate(
-        port,
-        login,
-        upstream_login=upstream_login,
-        session_s=session_s,
-        limiter=limiter,
-        closed=closed,
-        address_header=address_header,
-    )
+    entrance = Entrance(login, limiter or LoginLimiter(), session_s=session_s, closed=closed)
+    entrance.address_header = address_header
+    return Gate(login, entrance, Proxy(port, hidden_login=login, upstream_login=upstream_login), closed)
 
 
 class Gate:
     """A running gate: `port` is where it listens, `nonce` what it answers at ALIVE_PATH to prove it is this one."""
 
-    def __init__(
-        self,
-        upstream_port: int,
-        login: Login | None,
-        *,
-        upstream_login: Login | None = None,
-        session_s: float = 7 * 86400,
-        limiter: LoginLimiter | None = None,
-        closed: Sequence[ClosedPath] = (),
-        address_header: str | None = None,
-    ) -> None:
-        self.upstream_port, self.login, self.nonce = upstream_port, login, secrets.token_urlsafe(24)
-        self.port = 0
-        self._closed_paths = tuple(closed)
-        self._proxy = Proxy(upstream_port, hidden_login=login, upstream_login=upstream_login)
-        self._limiter = limiter or LoginLimiter()
-        self._entrance = Entrance(login, self._limiter, session_s=session_s, closed=self._closed_paths)
-        self._entrance.address_header = address_header
+    def __init__(self, login: Login | None, entrance: Entrance, proxy: Proxy, closed: Sequence[ClosedPath]) -> None:
+        self.login, self.nonce, self.port = login, secrets.token_urlsafe(24), 0
+        self._entrance, self._proxy, self._closed_paths = entrance, proxy, tuple(closed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()

@@ -33,6 +33,7 @@ from fastsd_helpers.tunnels.holder import MARK
 from fastsd_helpers.tunnels.node_packages import bring_client
 from fastsd_helpers.tunnels.probe import ask, read_json
 from fastsd_helpers.tunnels.programs import bring_program, own_program
+from fastsd_helpers.tunnels.refusals import explain_ngrok, short, unknown
 from fastsd_helpers.tunnels.settings import TunnelConfig
 
 __all__ = ["SERVICES", "Running", "find_token", "frpc_places", "require_package", "require_token", "start_service"]
@@ -115,77 +116,10 @@ def _start_ngrok(port: int, config: TunnelConfig) -> Running:
         agent = own_program("ngrok") or str(bring_program("ngrok", folder))
         words = [str(port), agent, *([config.ngrok_domain] if config.ngrok_domain else [])]
         child = _hold("ngrok", words, folder, env={"NGROK_AUTHTOKEN": token}, hidden=[token])
-    url = _read_held("ngrok", child, folder, config, _explain_ngrok)
+    url = _read_held("ngrok", child, folder, config, explain_ngrok)
     note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
     # Source: ngrok.com/docs, "Upstream headers": the last entry is the address that its edge has seen.
     return Running(url, child, note, folder=folder, address_header="X-Forwarded-For")
-
-
-def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
-    text, code = said.get("text", ""), said.get("code", "")
-    found = re.search(r"ERR_NGROK_(\d+)", f"{code} {text}")
-    number = int(found[1]) if found else 0
-    # It says "authentication failed" of nearly everything, whatever the cause.
-    if number == 9040 or re.search(r"from your IP|\bIP (polic|restriction)", text):
-        return TunnelServiceDown(
-            f"ngrok takes no connections from this machine's address{_code(number)}; the token is not the cause.",
-            "Choose another service: ngrok, or a rule of the account, closes some countries and data centres out.",
-        )
-    if number in _DOMAIN_REFUSED:
-        return TunnelTokenRefused(
-            f"ngrok does not give this domain to this account: {_DOMAIN_REFUSED[number]} (ERR_NGROK_{number}).",
-            "Take the domain that dashboard.ngrok.com/domains shows for the account of this token, or leave "
-            "ngrok_domain (--ngrok-domain) empty.",
-        )
-    if number in (121, 6024) or ("version" in text and "too old" in text):
-        return TunnelToolMissing(
-            f"ngrok's agent here is too old for its service{_code(number)}.",
-            "Install a newer one from ngrok.com/download, so that it is found on the path, or choose another service.",
-        )
-    # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
-    # pages are for accounts only.
-    if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and not number):
-        return TunnelTokenRefused(
-            f"ngrok does not take this token{_code(number)}.",
-            "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
-        )
-    if number in (108, 334, 324):
-        return TunnelLimited(
-            f"ngrok's plan for this account allows no further link at once{_code(number)}.",
-            "Stop the other notebook or program that uses this token (dashboard.ngrok.com/agents), or choose another "
-            "service.",
-        )
-    if number in (725, 727, 728, 734):
-        return TunnelLimited(
-            f"ngrok's traffic limit for this account is used up{_code(number)}.", "Choose another service."
-        )
-    refused = re.search(r"authentication failed: ([^\"\\\r\n]{1,200})", text, re.IGNORECASE)
-    if refused:
-        words = _short(re.sub(r"\s*ERR_NGROK_\d+\s*", "", refused[1]))
-        return TunnelTokenRefused(
-            f"ngrok refused this account{_code(number)}: {words}.",
-            f"See ngrok.com/docs/errors/err_ngrok_{number}, or choose another service.",
-        )
-    return _unknown("ngrok", text)
-
-
-# Source: ngrok.com/docs/errors.
-_DOMAIN_REFUSED = {
-    313: "subdomains of one's own need a paid plan",
-    314: "domains of one's own need a paid plan",
-    317: "it is reserved by another account",
-    318: "it has not been reserved",
-    319: "it has not been reserved",
-    320: "it is reserved by another account",
-    326: "it has not been reserved",
-    7117: "it has not been reserved",
-    7118: "it has not been reserved by this account",
-    15002: "it belongs to another account",
-}
-
-
-def _code(number: int) -> str:
-    return f" (ERR_NGROK_{number})" if number else ""
 
 
 # ----------------------------------------------------------------------------------------------- gradio share
@@ -232,7 +166,7 @@ def _explain_gradio(said: dict[str, Any]) -> TunnelError:
         return TunnelServiceDown(
             "gradio's share service does not answer.", "See status.gradio.app, and choose another service meanwhile."
         )
-    return _unknown("gradio", text)
+    return unknown("gradio", text)
 
 
 def require_package(kind: str) -> None:
@@ -309,7 +243,7 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
         return None
 
     with _closed_on_failure(child, folder):
-        url = _wait("cloudflared", child, find, config, lambda text: _unknown("cloudflared", text))
+        url = _wait("cloudflared", child, find, config, lambda text: unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
     note = "Cloudflare's quick tunnel, without an account and without any promise."
     # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
@@ -332,7 +266,7 @@ def _explain_cloudflared(text: str) -> TunnelError | None:
         )
     if re.search(r"failed to (request|unmarshal|parse) quick Tunnel|\b50\d Internal|error code: 1101", text, re.I):
         return TunnelServiceDown(
-            f"Cloudflare made no quick tunnel: {_short(text)}.", "Try again in some minutes, or another service."
+            f"Cloudflare made no quick tunnel: {short(text)}.", "Try again in some minutes, or another service."
         )
     return None
 
@@ -379,12 +313,12 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
 def _explain_localtunnel(text: str) -> TunnelError:
     if re.search(r"EAI_AGAIN|ENOTFOUND", text):
         return TunnelServiceDown(
-            f"localtunnel does not reach its server: {_short(text)}.",
+            f"localtunnel does not reach its server: {short(text)}.",
             "Check the connection, or choose another service.",
         )
     if re.search(r"connection refused|ECONNREFUSED|firewall", text, re.IGNORECASE):
         return TunnelServiceDown("localtunnel's server takes no connections.", "Choose another service.")
-    return _unknown("localtunnel", text)
+    return unknown("localtunnel", text)
 
 
 def _visitor_password() -> str | None:
@@ -407,7 +341,7 @@ def _wait(
     try:
         return child.wait_for(find, time.monotonic() + config.wait_s)
     except ChildMute:
-        said = _short("\n".join(child.last_lines(5)))
+        said = short("\n".join(child.last_lines(5)))
         last = f"; it last said: {said}" if said else " and said nothing"
         raise TunnelTimeout(
             f"{kind} gave no link within {config.wait_s} s{last}.",
@@ -415,20 +349,6 @@ def _wait(
         ) from None
     except ChildEnded:
         raise explain("\n".join(child.last_lines(20))) from None
-
-
-def _unknown(kind: str, text: str) -> TunnelError:
-    said = _short(text)
-    return TunnelServiceDown(
-        f"{kind} ended without a link{f': {said}' if said else ' and without a word'}.",
-        "Try again, or choose another service.",
-    )
-
-
-def _short(text: str) -> str:
-    """The last words of a log in one line, without what could be a link with a key in it."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"\?\S+", "?…", " / ".join(line[:200] for line in lines[-2:])).rstrip(".")
 
 
 def _new_folder() -> Path:

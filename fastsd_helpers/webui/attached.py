@@ -7,13 +7,31 @@ from typing import Any
 from fastsd_helpers.errors import DriveError, WebUICrashed
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.tunnels import Login, Tunnel
-from fastsd_helpers.webui.background import BackgroundLink, read_link
+from fastsd_helpers.webui.background import BackgroundLink, end_link, read_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
-from fastsd_helpers.webui.launch import stop
+from fastsd_helpers.webui.kept_extensions import keep_settings
 from fastsd_helpers.webui.places import Places, find_places
-from fastsd_helpers.webui.process import LocalUI, RunState, find_at_port, find_end, is_running, read_state
+from fastsd_helpers.webui.process import (
+    LocalUI,
+    RunState,
+    end_process,
+    find_at_port,
+    find_end,
+    is_running,
+    note_stopped,
+    read_state,
+)
 
-__all__ = ["AttachedUI", "find_link", "find_running", "note_run", "read_note"]
+__all__ = [
+    "AttachedUI",
+    "background_link",
+    "find_link",
+    "find_running",
+    "note_run",
+    "read_note",
+    "status",
+    "stop",
+]
 
 
 class AttachedUI(LocalUI):
@@ -92,3 +110,27 @@ def read_note(running: Any) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
     return noted if same else {}
+
+
+def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
+    """What was started last of this web UI, and whether it still runs."""
+    state = read_state(find_places(find_ui(ui), folder=folder, store=store))
+    return state, state is not None and is_running(state)
+
+
+def background_link(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> BackgroundLink | None:
+    """The link that `share_in_background` made of this web UI, at its present address; None when there is none."""
+    return read_link(find_places(find_ui(ui), folder=folder, store=store).run)
+
+
+def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
+    """End this web UI, whoever started it; False when it does not run."""
+    places = find_places(find_ui(ui), folder=folder, store=store)
+    state = read_state(places)
+    if state is None or not is_running(state):
+        return False
+    end_process(state)
+    keep_settings(places)
+    end_link(places.run)
+    note_stopped(places)
+    return True

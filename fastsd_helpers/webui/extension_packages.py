@@ -19,7 +19,7 @@ from fastsd_helpers.webui.repositories import commit_of
 from fastsd_helpers.wheels import read_lock
 from fastsd_helpers.wheels.environment import find_uv, read_environment
 
-__all__ = ["find_switched_off", "prepare_extension", "put_away", "switch_off", "switch_on"]
+__all__ = ["prepare_extension", "put_away", "switch_off", "switch_on"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -132,12 +132,6 @@ def switch_on(places: Places, name: str) -> None:
     if place.is_dir() and not (places.extensions / name).exists():
         places.extensions.mkdir(parents=True, exist_ok=True)
         shutil.move(str(place), str(places.extensions / name))
-
-
-def find_switched_off(places: Places) -> list[str]:
-    """Names of the extensions that are here and not run."""
-    folder = places.switched_off
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".old")) if folder.is_dir() else []
 
 
 def _done_file(places: Places) -> Path:

@@ -18,7 +18,7 @@ from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.passing import ClosedPath
 from fastsd_helpers.tunnels.ports import read_port
 from fastsd_helpers.tunnels.probe import ask
-from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link, read_link
+from fastsd_helpers.webui.background import BackgroundLink, end_link, hold_link
 from fastsd_helpers.webui.catalog import WebUI, find_ui
 from fastsd_helpers.webui.command import LaunchPlan, environment_of, plan_launch, with_allocator
 from fastsd_helpers.webui.crash import explain_refusal
@@ -32,8 +32,6 @@ from fastsd_helpers.webui.needed import Needed, find_needed
 from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.process import (
     LocalUI,
-    RunState,
-    end_process,
     explain_end,
     find_at_port,
     is_running,
@@ -47,14 +45,11 @@ from fastsd_helpers.webui.settings import LaunchConfig
 
 __all__ = [
     "RunningUI",
-    "background_link",
     "launch",
     "plan",
     "share",
     "share_in_background",
     "share_port",
-    "status",
-    "stop",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -315,7 +310,8 @@ class RunningUI(LocalUI):
         if self._child is not None:
             self._child.close(_GRACE_S)
             keep_settings(self.places)
-        _forget(self.places)
+        end_link(self.places.run)
+        note_stopped(self.places)
 
     def __enter__(self) -> "RunningUI":
         return self
@@ -401,34 +397,3 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tu
     if tunnel.kind == "colab":
         tunnel.login = own  # no gate is in front of this link
     return tunnel
-
-
-# ------------------------------------------------------------------------------- from another process
-
-
-def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
-    """What was started last of this web UI, and whether it still runs."""
-    state = read_state(find_places(find_ui(ui), folder=folder, store=store))
-    return state, state is not None and is_running(state)
-
-
-def background_link(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> BackgroundLink | None:
-    """The link that `share_in_background` made of this web UI, at its present address; None when there is none."""
-    return read_link(find_places(find_ui(ui), folder=folder, store=store).run)
-
-
-def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
-    """End this web UI, whoever started it; False when it does not run."""
-    places = find_places(find_ui(ui), folder=folder, store=store)
-    state = read_state(places)
-    if state is None or not is_running(state):
-        return False
-    end_process(state)
-    keep_settings(places)
-    _forget(places)
-    return True
-
-
-def _forget(places: Places) -> None:
-    end_link(places.run)
-    note_stopped(places)

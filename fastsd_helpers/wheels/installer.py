@@ -5,8 +5,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,17 +12,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
+from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import check_room
-from fastsd_helpers.processes import LockHeld, environment_for, file_lock
+from fastsd_helpers.processes import LockHeld, file_lock
 from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
-from fastsd_helpers.wheels.environment import Environment, find_uv, read_environment
-from fastsd_helpers.wheels.failures import explain
-from fastsd_helpers.wheels.lockfile import Lock, LockedRow, LockSet, read_lock
-from fastsd_helpers.wheels.progress import run_told
+from fastsd_helpers.wheels.environment import Environment, read_environment
+from fastsd_helpers.wheels.lockfile import Lock, LockSet, read_lock
 from fastsd_helpers.wheels.proof import prove
+from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
 __all__ = ["InstallReport", "install"]
@@ -126,8 +123,7 @@ def install(
     started = time.monotonic()
     found = read_lock(lock)
     skip = tuple(skip)
-    plan = _plan(found, name, python, skip)
-    waiting = _waiting_for_proof(plan, skip) if check_imports else {}
+    plan, waiting = _look(found, name, python, skip, check_imports)
     if dry_run or not (plan.changes or waiting):
         return _report(plan, started, tool="none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
     environment = plan.environment
@@ -136,17 +132,8 @@ def install(
     tool, imported = "none", {}
     modules: tuple[str, ...] = ()
     with _one_at_a_time(environment.prefix):
-        plan = _plan(found, name, python, skip)  # another installation may have done it meanwhile
-        waiting = _waiting_for_proof(plan, skip) if check_imports else {}
+        plan, waiting = _look(found, name, python, skip, check_imports)  # another one may have done it meanwhile
         if plan.changes:
-            logger.info(
-                "Installing %d package%s (%.0f MB) for '%s' into %s.",
-                len(plan.changes),
-                "" if len(plan.changes) == 1 else "s",
-                plan.bytes / 1e6,
-                name,
-                environment.prefix,
-            )
             imported = _imported_versions(plan) if environment.is_this else {}
             tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
             # What had been uninstalled, and was imported before that, has a name again only now.
@@ -155,9 +142,19 @@ def install(
         if names and check_imports:
             modules = _prove(environment, names, plan.left)
         _forget(environment.site, names)
+    return _report(plan, started, tool=tool, restart=_to_restart(plan, imported), modules=modules)
+
+
+def _look(
+    lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...], check_imports: bool
+) -> tuple[Plan, dict[str, Unproved]]:
+    plan = _plan(lock, name, python, skip)
+    return plan, _waiting_for_proof(plan, skip) if check_imports else {}
+
+
+def _to_restart(plan: Plan, imported: dict[str, str]) -> tuple[str, ...]:
     now = {row.name: row.version for row in plan.rows}
-    restart = tuple(sorted(package for package, version in imported.items() if now.get(package) != version))
-    return _report(plan, started, tool=tool, restart=restart, modules=modules)
+    return tuple(sorted(package for package, version in imported.items() if now.get(package) != version))
 
 
 def _waiting_for_proof(plan: Plan, skip: tuple[str, ...]) -> dict[str, Unproved]:
@@ -179,16 +176,18 @@ def _change(
     timeout_s: float,
 ) -> str:
     """Install the plan's rows, with a note of them until each is proved; returns the tool's name."""
-    environment = plan.environment
+    environment, count = plan.environment, len(plan.changes)
+    told = "Installing %d package%s (%.0f MB) for '%s' into %s."
+    logger.info(told, count, "s"[: count != 1], plan.bytes / 1e6, plan.lock_set.name, environment.prefix)
     site, names = environment.site, [row.name for row in plan.rows]
     earlier = read_unproved(site)
     # Written first: whatever ends this process, the next one knows which packages may be there in part.
     write_unproved(site, earlier | {row.name: Unproved(row.version, whole=False) for row in plan.rows})
     try:
         if cache is not None and wheel_folder is None:
-            tool = _run_from_cache(plan, WheelCache(cache, plan.lock_set), bool(offline), timeout_s)
+            tool = run_from_cache(plan, WheelCache(cache, plan.lock_set), bool(offline), timeout_s)
         else:
-            tool = _run(plan, wheel_folder, wheel_folder is not None if offline is None else offline, timeout_s)
+            tool = run_plan(plan, wheel_folder, wheel_folder is not None if offline is None else offline, timeout_s)
     except FastSDError:
         after = read_environment(python, names).installed
         before = environment.installed
@@ -353,120 +352,3 @@ def _one_at_a_time(prefix: Path) -> Iterator[None]:
                 "Delete it, or set TMPDIR to a folder of your own, then run this again.",
             ) from err
         yield
-
-
-def _run_from_cache(plan: Plan, cache: WheelCache, offline: bool, timeout_s: float) -> str:
-    """Install from the archive of wheels, offline; what it lacks is downloaded first, and afterwards kept in it."""
-    with tempfile.TemporaryDirectory(prefix="fastsd-wheels-") as work:
-        folder = Path(work)
-        lacking = cache.unpack(plan.rows, folder)
-        if lacking and not _has_pip() and shutil.which("pip") is None:
-            logger.warning("pip is not installed, so the wheels cannot be kept in %s.", cache.path)
-            return _run(plan, folder, offline, timeout_s)
-        if lacking:
-            _download(plan, lacking, folder, offline, timeout_s)
-        else:
-            logger.info("Every wheel is in %s: nothing is downloaded.", cache.path)
-        tool = _run(plan, folder, True, timeout_s)
-        if lacking:
-            cache.keep(folder)
-    return tool
-
-
-def _download(plan: Plan, rows: Iterable[LockedRow], folder: Path, offline: bool, timeout_s: float) -> None:
-    """Fetch the rows' files, compared with the lock, with pip: uv keeps no wheels that could be copied."""
-    environment = plan.environment
-    with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
-        listed, build = _write_lines(plan, rows, None, Path(work))
-        command = [*_pip(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
-        command += ["--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
-        command += ["--no-index"] if offline else []
-        environ = environment_for("install", this_python=environment.is_this)
-        environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
-        _call("pip", command, Path(work), environ, plan, None, timeout_s)
-
-
-def _write_lines(plan: Plan, rows: Iterable[LockedRow], folder: Path | None, work: Path) -> tuple[Path, Path]:
-    """Two requirement files: the rows, and the build tools of those that have no wheel."""
-    listed, build = work / "requirements.txt", work / "build.txt"
-    listed.write_text("".join(f"{_line(row, folder)}\n" for row in rows), encoding="utf-8")
-    # Without hashes, because pip and uv would then want one of everything a build asks for.
-    build.write_text(re.sub(r" --hash=\S+", "", plan.lock_set.build) + "\n", encoding="utf-8")
-    return listed, build
-
-
-def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float) -> str:
-    """Let uv, or pip, install the plan's rows; returns the tool's name."""
-    environment = plan.environment
-    folder = Path(wheel_folder).expanduser().absolute() if wheel_folder else None
-    if folder is not None and not folder.is_dir():
-        raise InstallError(f"There is no folder of wheels {folder}.", "Check its path.")
-    with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
-        rows, build = _write_lines(plan, plan.rows, folder, Path(work))
-        uv = find_uv()
-        environ = environment_for("install", this_python=environment.is_this)
-        if uv is not None:
-            tool = "uv"
-            command = [str(uv), "pip", "install", "--no-config", "--python", str(environment.python)]
-            command += ["--no-deps", "--require-hashes", "--build-constraints", str(build), "-r", str(rows)]
-            command += ["--offline", "--no-index"] if offline else []
-            command += [word for name in plan.in_part for word in ("--reinstall-package", name)]
-        else:
-            tool = "pip"
-            command = [*_pip(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
-            command += ["--require-hashes", "--no-color", "-r", str(rows)]
-            command += ["--no-index"] if offline else []
-            command += ["--force-reinstall"] if plan.in_part else []
-            environ |= {"PIP_CONSTRAINT": str(build), "PIP_BUILD_CONSTRAINT": str(build)}
-        command += ["--find-links", str(folder)] if folder else []
-        _call(tool, command, Path(work), environ, plan, wheel_folder, timeout_s)
-    return tool
-
-
-def _call(
-    tool: str,
-    command: list[str],
-    work: Path,
-    environ: dict[str, str],
-    plan: Plan,
-    wheel_folder: Path | None,
-    timeout_s: float,
-) -> None:
-    """Run uv or pip; a failure is told with the package it is about."""
-    try:
-        # In a folder of its own: uv would read a project's settings from the current one.
-        done = run_told(command, cwd=work, env=environ, timeout_s=timeout_s)
-    except OSError as err:
-        raise DependencyMissing(
-            f"{command[0]} cannot be started: {err.strerror}.", "Install it again: pip install --force-reinstall uv"
-        ) from err
-    except subprocess.TimeoutExpired as err:
-        raise InstallError(
-            f"{tool} did not finish within {timeout_s / 60:.0f} minutes.",
-            "Check the network and run this again: what was downloaded is kept.",
-        ) from err
-    if done.returncode != 0:
-        raise explain(tool, done.stdout, plan, wheel_folder, offline="--no-index" in command)
-
-
-def _line(row: LockedRow, folder: Path | None) -> str:
-    """A row as uv reads it; a commit archive that lies in the folder is taken from there."""
-    if row.url and folder and (folder / row.files[0].name).is_file():
-        return row.line.replace(row.url, (folder / row.files[0].name).as_uri())
-    return row.line
-
-
-def _pip(environment: Environment) -> list[str]:
-    if _has_pip():
-        own = [sys.executable, "-m", "pip"]
-        return own if environment.is_this else [*own, "--python", str(environment.python)]
-    found = shutil.which("pip")  # that of another Python, as in an environment that uv made
-    if found is None:
-        raise DependencyMissing("Neither uv nor pip is installed, so nothing can be installed.", "Run: pip install uv")
-    return [found, "--python", str(environment.python)]
-
-
-def _has_pip() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("pip") is not None

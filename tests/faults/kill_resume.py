@@ -124,8 +124,8 @@ class World:
 def make_world(folder: Path, variant: str = "full") -> World:
     """Make a small base model with random weights, and a session of 4 + 2 drawn images; see VARIANTS."""
     import numpy as np
+    from demo_pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption
 
-    from fastsd_helpers.demo.pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
     from fastsd_helpers.sessions import Session
 

@@ -141,7 +141,7 @@ def test_the_original_code_computes_the_same_for_an_inpainting_model(tmp_path):
 
 
 def test_the_demo_model_has_exactly_the_tensors_of_sd15():
-    from fastsd_helpers.demo import networks
+    import demo_networks as networks
 
     with torch.device("meta"):
         parts = {

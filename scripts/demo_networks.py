@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsd_helpers.demo.pictures import SIZE_PX, all_scenes
+from demo_pictures import SIZE_PX, all_scenes
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
