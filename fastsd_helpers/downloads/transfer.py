@@ -23,11 +23,18 @@ from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.files import check_room, file_errors
 from fastsd_helpers.runtime import redact
 
-__all__ = ["Answer", "Remote", "ask", "part_name", "transfer"]
+__all__ = [
+    "PAUSES_S",
+    "Answer",
+    "Remote",
+    "ask",
+    "part_name",
+    "transfer",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
 _LONGEST_WAIT_S = 120.0  # of what a server asks for in Retry-After
 _TIMEOUT_S = 60.0  # without a byte
 _CHUNK_BYTES = 1 << 20
@@ -128,7 +135,7 @@ class _Failures:
     def __init__(self, url: str, pauses_s: tuple[float, ...] | None = None) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
-        self._pauses_s = _PAUSES_S if pauses_s is None else pauses_s
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self.count = 0
         self.furthest = 0
 

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.resume import Generation
     from fastsd_helpers.sessions import Session
 
-__all__ = ["OTHER", "checkpoint_choices", "known_values"]
+__all__ = ["OTHER", "SOURCES", "checkpoint_choices", "known_values"]
 
 # The value of an entry that words the choice to type something else, as "a new session: type its name".
 OTHER = "\0other"
 
 # Key -> "module:function" of this library; the function gets the open session, or None, and returns what
 # `known_values` returns.
-_SOURCES: dict[str, str] = {
+SOURCES: dict[str, str] = {
     "readers": "fastsd_helpers.forms.reader_choice:reader_choices",
     "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
     "controlnet_bases": "fastsd_helpers.forms.webui_known:known_controlnet_bases",
@@ -44,7 +44,7 @@ def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, 
     Raises:
         KeyError: no such list; a fault of the settings class.
     """
-    module, _, function = _SOURCES[key].partition(":")
+    module, _, function = SOURCES[key].partition(":")
     return getattr(importlib.import_module(module), function)(session)
 
 

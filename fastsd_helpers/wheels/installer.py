@@ -27,7 +27,7 @@ from fastsd_helpers.wheels.progress import run_told
 from fastsd_helpers.wheels.proof import prove
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
-__all__ = ["InstallReport", "install"]
+__all__ = ["InstallReport", "imported_versions", "install", "one_at_a_time", "pip_command"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -135,7 +135,7 @@ def install(
         _check_place(plan)
     tool, imported = "none", {}
     modules: tuple[str, ...] = ()
-    with _one_at_a_time(environment.prefix):
+    with one_at_a_time(environment.prefix):
         plan = _plan(found, name, python, skip)  # another installation may have done it meanwhile
         waiting = _waiting_for_proof(plan, skip) if check_imports else {}
         if plan.changes:
@@ -147,10 +147,10 @@ def install(
                 name,
                 environment.prefix,
             )
-            imported = _imported_versions(plan) if environment.is_this else {}
+            imported = imported_versions(plan) if environment.is_this else {}
             tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
             # What had been uninstalled, and was imported before that, has a name again only now.
-            imported = (_imported_versions(plan, uninstalled=True) if environment.is_this else {}) | imported
+            imported = (imported_versions(plan, uninstalled=True) if environment.is_this else {}) | imported
         names = list(dict.fromkeys([*(row.name for row in plan.rows), *waiting]))
         if names and check_imports:
             modules = _prove(environment, names, plan.left)
@@ -292,7 +292,7 @@ def _report(
     )
 
 
-def _imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, str]:
+def imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, str]:
     """The packages of the plan that this process has imported, with the version it has in memory.
 
     With `uninstalled` only those whose module says its version: nothing else is left of what was there.
@@ -331,7 +331,7 @@ def _check_place(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(prefix: Path) -> Iterator[None]:
+def one_at_a_time(prefix: Path) -> Iterator[None]:
     """Hold a lock for one Python, which goes with this process however that ends."""
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"fastsd-install-{os.getuid()}-{name}.lock"
@@ -378,7 +378,7 @@ def _download(plan: Plan, rows: Iterable[LockedRow], folder: Path, offline: bool
     environment = plan.environment
     with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
         listed, build = _write_lines(plan, rows, None, Path(work))
-        command = [*_pip(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
+        command = [*pip_command(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
         command += ["--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
         command += ["--no-index"] if offline else []
         environ = environment_for("install", this_python=environment.is_this)
@@ -413,7 +413,7 @@ def _run(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: float)
             command += [word for name in plan.in_part for word in ("--reinstall-package", name)]
         else:
             tool = "pip"
-            command = [*_pip(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
+            command = [*pip_command(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
             command += ["--require-hashes", "--no-color", "-r", str(rows)]
             command += ["--no-index"] if offline else []
             command += ["--force-reinstall"] if plan.in_part else []
@@ -456,7 +456,8 @@ def _line(row: LockedRow, folder: Path | None) -> str:
     return row.line
 
 
-def _pip(environment: Environment) -> list[str]:
+def pip_command(environment: Environment) -> list[str]:
+    """The command that runs pip for an environment: ours, or that of another Python."""
     if _has_pip():
         own = [sys.executable, "-m", "pip"]
         return own if environment.is_this else [*own, "--python", str(environment.python)]
