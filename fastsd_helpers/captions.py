@@ -1,4 +1,4 @@
-"""Captions of training pictures: read them, write them, take words from file names, and decide on the exact prompt."""
+"""Captions of training images: read them, write them, take words from file names, and decide on the exact prompt."""
 
 import itertools
 import re
@@ -63,7 +63,7 @@ _UUID = re.compile(r"[0-9a-f]{8}[-_ ]?(?:[0-9a-f]{4}[-_ ]?){3}[0-9a-f]{12}", re.
 def resolve_prompt(
     file_name: str, caption: str | None, *, instance_prompt: str | None, session_name: str, words: str | None = None
 ) -> str:
-    """Decide which words a picture is trained with.
+    """Decide which words an image is trained with.
 
     The first of these that has any words: the picture's own caption (its .txt), which is the exact prompt; the
     instance prompt; the words of the file name; the session's name.
@@ -176,9 +176,9 @@ def write_caption(path: Path, caption: str | None) -> None:
 def describe_pictures(
     pictures: Sequence[Path], *, model: str = DEFAULT_CAPTIONER, device: str = "cpu"
 ) -> Iterator[str]:
-    """Describe pictures one by one in a few words, such as "a dog sitting on a couch", with a BLIP model.
+    """Describe images one by one in a few words, such as "a dog sitting on a couch", with a BLIP model.
 
-    Source: Li et al. 2022, "BLIP". Greedy decoding, so a picture always gets the same words.
+    Source: Li et al. 2022, "BLIP". Greedy decoding, so an image always gets the same words.
 
     Args:
         pictures: files; see `picture_files.FORMATS`.
@@ -209,7 +209,7 @@ def describe_pictures(
 
 
 def _open_captioner(model: str) -> tuple[Any, Any, Any]:
-    with needs_package("Describing pictures", "Run: fastsd install dreambooth"):
+    with needs_package("Describing images", "Run: fastsd install dreambooth"):
         import transformers
     # The PIL form needs no torchvision, which may be absent, and gives everyone the same pixels.
     images = getattr(transformers, "BlipImageProcessorPil", None) or transformers.BlipImageProcessor

@@ -202,7 +202,7 @@ def examine(
     """Look at this machine; nothing is changed, downloaded or sent.
 
     Args:
-        root: the sessions folder whose disk is looked at; left alone, the usual one.
+        root: the sessions folder whose disk is checked; left alone, the usual one.
         kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
         looks: which of LOOKS; left alone, all of them.
     """

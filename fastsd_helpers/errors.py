@@ -8,7 +8,7 @@
     │   ├── SessionBusy          another run holds its lock
     │   ├── SessionDamaged       session.json or every checkpoint is unreadable
     │   └── SessionUnfinished    it has no finished model yet (a ModelNotFound too)
-    ├── DatasetError             the pictures given cannot be trained on
+    ├── DatasetError             the images given cannot be trained on
     ├── DriveError               the folder or mounted Drive cannot be used
     │   ├── DriveReadOnly
     │   └── DiskFull
@@ -132,7 +132,7 @@ class SessionDamaged(SessionError):
 
 
 class DatasetError(FastSDError):
-    """The pictures given cannot be trained on."""
+    """The images given cannot be trained on."""
 
 
 class DriveError(FastSDError):

@@ -166,7 +166,7 @@ def _is_program(text: str) -> bool:
 
 
 def _says_something(text: str) -> bool:
-    """Whether a word is left that is more than a name for pictures."""
+    """Whether a word is left that is more than a name for images."""
     return any(not PICTURE_WORD.fullmatch(word) for word in re.findall(r"[^\W\d_]+", text.casefold()))
 
 

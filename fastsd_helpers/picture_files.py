@@ -1,4 +1,4 @@
-"""The one place where picture files are opened: by their content, only in formats of a list, within bounds.
+"""The one place where image files are opened: by their content, only in formats of a list, within bounds.
 
 Pillow reads some forty formats; most of its known holes are in those nobody sends photos or scans in, and one (EPS)
 starts another program. Here the first bytes decide which of a few decoders may see the file, whatever its name says and
@@ -55,26 +55,26 @@ _REFUSED_BEGINNINGS = (
     (rb"8BPS", "a Photoshop file (PSD)", _SAVE),
     (rb"%!|\xc5\xd0\xd3\xc6", "a PostScript file (EPS)", _SAVE),
     (rb"%PDF|.{1,64}%PDF-", "a PDF document", "give its name the ending .pdf, or save its pages as PNG"),
-    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 picture", _SAVE),
-    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL picture", _SAVE),
+    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "a JPEG 2000 image", _SAVE),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL image", _SAVE),
     (rb"\0\0[\x01\x02]\0[^\0]", "an icon (ICO)", _SAVE),
     (rb"icns", "an icon (ICNS)", _SAVE),
     (rb"DDS ", "a texture (DDS)", _SAVE),
     (rb"SIMPLE  =", "a FITS image", _SAVE),
     (rb"....[\x11\x12]\xaf", "an animation (FLI)", _SAVE),
-    (rb"\x01\xda[\0\x01][\x01\x02]", "an SGI picture", _SAVE),
-    (rb"\x59\xa6\x6a\x95", "a Sun raster picture", _SAVE),
-    (rb"\x0a[\0-\x05][\0\x01][\x01-\x08]", "a PCX picture", _SAVE),
+    (rb"\x01\xda[\0\x01][\x01\x02]", "an SGI image", _SAVE),
+    (rb"\x59\xa6\x6a\x95", "a Sun raster image", _SAVE),
+    (rb"\x0a[\0-\x05][\0\x01][\x01-\x08]", "a PCX image", _SAVE),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office or FlashPix file", _SAVE),
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "a Windows metafile (WMF, EMF)", _SAVE),
-    (rb"qoif", "a QOI picture", _SAVE),
-    (rb"/\* XPM", "an XPM picture", _SAVE),
+    (rb"qoif", "a QOI image", _SAVE),
+    (rb"/\* XPM", "an XPM image", _SAVE),
     (rb"PK\x03\x04|PK\x05\x06|PK\x07\x08", "a zip archive, or a document that is one", "unpack it"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed archive", "unpack it"),
-    (rb"....ftyp|RIFF|\x1a\x45\xdf\xa3|OggS", "a video or sound", "save a single picture of it"),
-    (rb"\s*<!doctype html|\s*<html", "a web page, not a picture", "download the picture itself"),
+    (rb"....ftyp|RIFF|\x1a\x45\xdf\xa3|OggS", "a video or sound", "save a single image of it"),
+    (rb"\s*<!doctype html|\s*<html", "a web page, not an image", "download the image itself"),
     (rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!doctype svg)|.{0,400}<svg[\s>]", "a drawing or document in XML (SVG)", _SAVE),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the picture itself", "fetch it with `git lfs pull`"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the image itself", "fetch it with `git lfs pull`"),
 )
 _REFUSED = tuple(
     (re.compile(start, re.DOTALL | re.IGNORECASE), f"is {what}: {todo}") for start, what, todo in _REFUSED_BEGINNINGS
@@ -84,7 +84,7 @@ _QUIET = threading.Lock()
 
 
 class PictureProblem(DatasetError):
-    """A picture file that is not opened; `problem` completes "photo.jpg ...".
+    """An image file that is not opened; `problem` completes "photo.jpg ...".
 
     Attributes:
         why: kind (another kind of file), size (too many pixels) or damage.
@@ -98,11 +98,11 @@ class PictureProblem(DatasetError):
 
 @contextlib.contextmanager
 def open_picture(source: Path | bytes | BinaryIO, *, most_pixels: int = MOST_PIXELS) -> "Iterator[Image.Image]":
-    """Open a picture file; its size is checked by its header, and no pixel is decoded yet.
+    """Open an image file; its size is checked by its header, and no pixel is decoded yet.
 
     Args:
         source: a file, its bytes, or an open file that can be read from its beginning again.
-        most_pixels: a larger picture is refused.
+        most_pixels: a larger image is refused.
 
     Raises:
         PictureProblem: it is empty, of a kind that is not opened here, too large or damaged.
@@ -138,7 +138,7 @@ def is_picture_head(head: bytes) -> bool:
 
 
 def _damaged(reason: str) -> PictureProblem:
-    return PictureProblem(f"is a damaged picture: {reason}", "damage", reason)
+    return PictureProblem(f"is a damaged image: {reason}", "damage", reason)
 
 
 def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
@@ -185,8 +185,8 @@ def _format_of(head: bytes) -> str:
         if start.match(head):
             raise PictureProblem(problem, "kind")
     if not any(byte < 9 for byte in head):
-        raise PictureProblem("is a text file, not a picture", "kind")
-    raise PictureProblem("is no picture that can be read", "kind")
+        raise PictureProblem("is a text file, not an image", "kind")
+    raise PictureProblem("is no image that can be read", "kind")
 
 
 @contextlib.contextmanager
@@ -234,7 +234,7 @@ def _register(name: str) -> None:
             return
     if name == "HEIF":
         raise PictureProblem("is a HEIC photo, and the package pillow-heif is not installed", "kind")
-    raise PictureProblem(f"is an AVIF picture, which Pillow {__version__} cannot open: {_SAVE}", "kind")
+    raise PictureProblem(f"is an AVIF image, which Pillow {__version__} cannot open: {_SAVE}", "kind")
 
 
 def load_picture(picture: "Image.Image") -> "Image.Image":
@@ -259,7 +259,7 @@ def is_animated(picture: "Image.Image") -> bool:
 
 
 def upright(picture: "Image.Image") -> "Image.Image | None":
-    """Turn a picture as its EXIF data say; None when those are damaged."""
+    """Turn an image as its EXIF data say; None when those are damaged."""
     from PIL import ImageOps
 
     try:
@@ -271,7 +271,7 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
 
 
 def read_rgb(source: Path | bytes | BinaryIO) -> "Image.Image":
-    """Read a whole picture as RGB, as it lies in the file.
+    """Read a whole image as RGB, as it lies in the file.
 
     Raises:
         PictureProblem, OSError: see `open_picture`.
@@ -281,13 +281,13 @@ def read_rgb(source: Path | bytes | BinaryIO) -> "Image.Image":
 
 
 def picture_field(gradio: Any, label: str) -> Any:
-    """A field of a Gradio page for a picture: what visitors upload is opened here, never by Gradio.
+    """A field of a Gradio page for an image: what visitors upload is opened here, never by Gradio.
 
     Args:
         gradio: the module. Its own field would give a file of any format to Pillow before our code is asked.
 
     Returns:
-        a gradio.Image; functions get an upright PIL picture in the file's own mode, or None.
+        a gradio.Image; functions get an upright PIL image in the file's own mode, or None.
     """
     field = gradio.Image(label=label, type="pil", image_mode=None)
 
@@ -295,15 +295,15 @@ def picture_field(gradio: Any, label: str) -> Any:
         if payload is None:
             return None
         if not payload.path:  # a data: address, which only a program can send
-            raise gradio.Error("Upload the picture as a file.")
+            raise gradio.Error("Upload the image as a file.")
         try:
             with open_picture(Path(payload.path)) as picture:
                 load_picture(picture)
                 return upright(picture) or picture.copy()
         except OSError as err:
-            raise gradio.Error(f"The picture cannot be read: {err.strerror}.") from err
+            raise gradio.Error(f"The image cannot be read: {err.strerror}.") from err
         except DatasetError as err:
-            raise gradio.Error(f"The picture {err.problem}.") from err
+            raise gradio.Error(f"The image {err.problem}.") from err
 
     field.preprocess = preprocess
     return field

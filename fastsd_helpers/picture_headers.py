@@ -1,4 +1,4 @@
-"""What a picture file says of itself, read by us before Pillow believes it.
+"""What an image file says of itself, read by us before Pillow believes it.
 
 Older Pillows trust some of it too far: a table of tags may claim the same megabytes a thousand times, and a JPEG's
 decoder writes lines as long as *it* reads them in the header, into a buffer as long as Pillow read them.
@@ -83,7 +83,7 @@ def read_jpeg(file: BinaryIO) -> JpegHeader | None:
 
 
 def _check_scans(file: BinaryIO, header: JpegHeader) -> None:
-    """Refuse a picture that is drawn over and over: each scan is a few bytes, and the work of the whole picture."""
+    """Refuse an image that is drawn over and over: each scan is a few bytes, and the work of the whole image."""
     first = file.read(3)  # of the first scan: two bytes of length, and how many layers it holds
     if not header.progressive and len(first) == 3 and first[2] >= header.layers:
         return  # libjpeg reads no other scan

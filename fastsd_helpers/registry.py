@@ -42,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: what it is, where it comes from, which pictures it takes and its default settings."""
+    """One model: what it is, where it comes from, which images it takes and its default settings."""
 
     key: str
     title: str
@@ -283,7 +283,7 @@ def _native_px(folder: Path) -> int | None:
 
 
 def check_resolution(spec: ModelSpec, px: int) -> list[str]:
-    """Check the side of the training pictures for a model.
+    """Check the side of the training images for a model.
 
     Returns:
         Warnings for a size that works but is not what the model was made for.
@@ -305,10 +305,10 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     if px == spec.native_px:
         return []
     if px < spec.native_px:
-        reason = "smaller pictures train faster but lose detail and blur what the model knows"
+        reason = "smaller images train faster but lose detail and blur what the model knows"
     else:
         reason = (
-            f"larger pictures take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
+            f"larger images take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
             "and the model may repeat the subject in them"
         )
     return [

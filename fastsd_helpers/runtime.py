@@ -94,7 +94,7 @@ def where() -> Literal["colab", "kaggle", "jupyter", "terminal"]:
 
 
 def in_notebook() -> bool:
-    """Say whether this very process is a notebook kernel, which can show widgets and pictures."""
+    """Say whether this very process is a notebook kernel, which can show widgets and images."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None

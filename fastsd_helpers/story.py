@@ -1,4 +1,4 @@
-"""`fastsd demo`: the whole DreamBooth story on the embedded model, with pictures; no GPU, no network."""
+"""`fastsd demo`: complete DreamBooth example on the embedded model, with images; no GPU, no network."""
 
 import logging
 import shutil
@@ -35,7 +35,7 @@ class DemoResult:
 
 
 def run_demo(out: Path | str = "demo-output") -> DemoResult:
-    """Teach the embedded model a robot from six pictures, and keep every step of it in `out`.
+    """Teach the embedded model a robot from six images, and keep every step of it in `out`.
 
     Killed and started again, it goes on where it was; finished, it returns at once. Writes a session folder, and the
     grid, the plot, the checkpoint file and its card beside it.
@@ -54,11 +54,11 @@ def run_demo(out: Path | str = "demo-output") -> DemoResult:
             held_out=str(demo.SUBJECTS_FOLDER / "held_out" / _SUBJECT),
             size=_SIZE_PX,
         )
-        logger.info("1 of 3: six pictures of a %s are cropped, captioned and checked.", _SUBJECT)
+        logger.info("1 of 3: six images of a %s are cropped, captioned and checked.", _SUBJECT)
         prepare(photos, session)
     logger.info("2 of 3: the text encoder learns the new words, then the U-Net learns the %s.", _SUBJECT)
     result = train(DreamBoothConfig(base_model="demo"), session)
-    logger.info("3 of 3: the pictures, the plot, the file and its card are put together in %s.", out)
+    logger.info("3 of 3: the images, the plot, the file and its card are put together in %s.", out)
     placed = {
         "path": out / "robot.safetensors",
         "grid": out / "before-after.png",
@@ -78,7 +78,7 @@ def run_demo(out: Path | str = "demo-output") -> DemoResult:
         next_steps=(
             f"Look at {placed['grid']}: same words and noise, before and after (held-out loss {lower:.0f} % lower).",
             f"Draw more: fastsd dreambooth sample {_SUBJECT} --root {root} --prompt 'a zib robot at the top'",
-            "Teach it your own pictures: fastsd dreambooth new mine, then prepare mine --images FOLDER --size 128, "
+            "Teach it your own images: fastsd dreambooth new mine, then prepare mine --images FOLDER --size 128, "
             "then train mine --base-model demo",
         ),
     )

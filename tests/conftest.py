@@ -158,7 +158,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Any:
-    """A session with a few prepared pictures, whose runs draw no more than they must."""
+    """A session with a few prepared images, whose runs draw no more than they must."""
     from dreambooth_runs import draw_quickly, make_session
 
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))

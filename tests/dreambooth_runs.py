@@ -44,7 +44,7 @@ def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
 
 
 def make_session(folder: Path, *, names: tuple[str, ...] = ("zib robot",), photos: int = 3, held_out: int = 1) -> Any:
-    """A session with prepared 64-pixel pictures of one subject per name."""
+    """A session with prepared 64-pixel images of one subject per name."""
     import numpy as np
 
     from fastsd_helpers.demo import pictures
@@ -76,7 +76,7 @@ def config_for(base: Path, **values: Any) -> Any:
 
 
 def draw_quickly(monkeypatch: Any) -> None:
-    """One denoising step a picture and no loss plot: both take time and go into no weight."""
+    """One denoising step an image and no loss plot: both take time and go into no weight."""
     import functools
 
     from fastsd_helpers.dreambooth import engine, finish, prior

@@ -1,4 +1,4 @@
-"""What is said before a training begins, and class pictures of a user's own."""
+"""What is said before a training begins, and class images of a user's own."""
 
 import hashlib
 import io
@@ -72,7 +72,7 @@ def test_train_says_first_what_would_not_be_used_as_it_was_meant(small_base: Pat
     )
     assert f"1 of 4 prompts are longer than the 77 tokens the model reads: the end is cut off ({name}.png)" in said
     assert "prepared at 64 px and are enlarged to 128 px" in said
-    assert "not used for 1 of 4 pictures: they have captions of their own" in said
+    assert "not used for 1 of 4 images: they have captions of their own" in said
     quiet = " ".join(first_lines(config_for(small_base), Session.open("robot", root=small_session.folder.parent)))
     assert "enlarged" not in quiet
     assert "not used" not in quiet
@@ -86,7 +86,7 @@ def test_prepare_says_it_where_it_can_be_known(small_session: Session, tmp_path:
     notes = " ".join(prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session).notes)
     assert "This session is trained at 768 px, and these are 64 px" in notes
     assert "prompts are longer than the 77 tokens" in notes
-    assert "1 of 4 pictures are not square" in notes
+    assert "1 of 4 images are not square" in notes
 
 
 def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
@@ -128,11 +128,11 @@ def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
     before = content(tmp_path / "dogs")
     from fastsd_helpers.dreambooth.prior import ClassDrawing
 
-    monkeypatch.setattr(ClassDrawing, "fill", lambda *_, **__: pytest.fail("class pictures were drawn"))
+    monkeypatch.setattr(ClassDrawing, "fill", lambda *_, **__: pytest.fail("class images were drawn"))
     settings = config_for(small_base, text_encoder_steps=0, class_prompt="a dog", class_folder=str(place))
     said: list[str] = []
     train(settings, small_session, report=lambda progress: said.append(progress.message))
-    assert "5 class pictures of yours." in said
+    assert "5 class images of yours." in said
     assert content(tmp_path / "dogs") == before
     sizes = {Image.open(path).size for path in small_session.class_images.rglob("*.png")}
     assert sizes == {(64, 64)}
@@ -154,12 +154,12 @@ def test_a_photo_of_the_subject_and_what_is_no_picture_are_left_out_and_said(
     photo = next(Path(small_session.record["dataset"]["settings"]["images"]).glob("*.png"))
     shutil.copy(photo, place / "me.png")
     own = OwnClassPictures(small_session, str(place), ("a dog",), size=64)
-    assert own.check() == f"class pictures: your own, 7 in {place}"
+    assert own.check() == f"class images: your own, 7 in {place}"
     pictures, said = own.fill()
     assert len(pictures) == 5
-    assert "Skipped the class picture me.png: is one of the photos of the subject." in said
+    assert "Skipped the class image me.png: is one of the photos of the subject." in said
     assert any("broken.png" in line for line in said)
-    assert own.check() == "class pictures: your own, 5 copied before"
+    assert own.check() == "class images: your own, 5 copied before"
 
 
 def test_copies_that_a_mount_lost_are_made_again(small_session: Session, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_with_several_classes_the_folders_say_which_is_which(small_session: Sess
         other.check()
 
 
-@pytest.mark.parametrize("kind", ["nowhere", "empty", "no picture", "empty zip"])
+@pytest.mark.parametrize("kind", ["nowhere", "empty", "no image", "empty zip"])
 def test_a_place_without_class_pictures_is_a_sentence_before_anything_is_loaded(
     small_base: Path, small_session: Session, tmp_path: Path, kind: str
 ) -> None:
@@ -193,9 +193,9 @@ def test_a_place_without_class_pictures_is_a_sentence_before_anything_is_loaded(
         place.write_bytes(data.getvalue())
     elif kind != "nowhere":
         place.mkdir()
-        if kind == "no picture":
+        if kind == "no image":
             (place / "clip.mp4").write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"no class pictures|no folder or zip"):
+    with pytest.raises(DatasetError, match=r"no class images|no folder or zip"):
         first_lines(config_for(small_base, class_prompt="a dog", class_folder=str(place)), small_session)
     assert "run" not in small_session.record
 

@@ -396,7 +396,7 @@ def test_prepare_says_what_was_read_and_where_to_look(run: Any, tmp_path: Path) 
     words = ["dreambooth", "prepare", "rex", "--root", tmp_path, "--images", photos(tmp_path / "in"), "--size", "64"]
     done = run(*words)
     assert done.code == 0, done.err
-    assert "3 pictures to train on, 64 px." in done.out
+    assert "3 images to train on, 64 px." in done.out
     assert "Next: fastsd dreambooth train rex" in done.out
     answer = last_json(run(*words, "--json"))
     assert answer["train"] == 3
@@ -415,15 +415,15 @@ def test_a_report_that_was_logged_is_not_repeated_where_the_log_is_seen_too(tmp_
         )
     assert done.returncode == 0
     said = (tmp_path / "out").read_text()
-    assert said.count("3 pictures to train on, 64 px.") == 1
+    assert said.count("3 images to train on, 64 px.") == 1
     assert said.rstrip().endswith("Next: fastsd dreambooth train rex")
-    assert (tmp_path / "err").read_text().count("3 pictures to train on, 64 px.") == (0 if together else 1)
+    assert (tmp_path / "err").read_text().count("3 images to train on, 64 px.") == (0 if together else 1)
 
 
 def test_prepare_without_usable_pictures_is_a_users_mistake(run: Any, tmp_path: Path) -> None:
     Session.create("rex", root=tmp_path)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "note.jpg").write_text("no picture")
+    (tmp_path / "in" / "note.jpg").write_text("no image")
     for images in (tmp_path / "in", tmp_path / "nowhere"):
         done = run("dreambooth", "prepare", "rex", "--root", tmp_path, "--images", images)
         assert done.code == 2
@@ -455,7 +455,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prepared(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of a session `rex` with three pictures."""
+    """The root of a session `rex` with three images."""
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     Session.create("rex", root=tmp_path / "root")
     images = photos(tmp_path / "in")

@@ -97,7 +97,7 @@ def test_weights_follow_the_signal_to_noise_ratio(prediction, gamma):
     schedule = schedule_of(prediction)
     weights = min_snr_weights(schedule, TIMESTEPS, gamma)
     assert torch.allclose(weights.double(), snr_weights(schedule, TIMESTEPS, gamma), rtol=1e-5)
-    assert weights[0] < 0.05, "a nearly clean picture counts little"
+    assert weights[0] < 0.05, "a nearly clean image counts little"
     if prediction == "epsilon":
         assert weights[-1] == 1
 

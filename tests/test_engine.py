@@ -1,4 +1,4 @@
-"""The training run, on a real model of Stable Diffusion 1.5's layout with random weights and 64-pixel pictures."""
+"""The training run, on a real model of Stable Diffusion 1.5's layout with random weights and 64-pixel images."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """Three prepared pictures and one held out."""
+    """Three prepared images and one held out."""
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     generator = np.random.default_rng(0)
     for folder, count in (("train", 3), ("held-out", 1)):

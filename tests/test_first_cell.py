@@ -379,7 +379,7 @@ def test_an_unpacked_copy_has_its_command_and_on_a_lent_machine_the_next_kernel_
     [
         ("dreambooth", "free where sessions are kept ({here}/Fast-Dreambooth/Sessions)"),
         ("trocr", "free where sessions are kept ({here}/Fast-TrOCR/Sessions)"),
-        ("webui", "free where models and pictures are kept ({here}/sd/stable-diffusion-webui)"),
+        ("webui", "free where models and images are kept ({here}/sd/stable-diffusion-webui)"),
     ],
 )
 def test_each_notebook_names_the_folder_that_it_will_use(

@@ -135,7 +135,7 @@ def test_a_second_upload_adds_and_says_what_it_left_out(session: Session) -> Non
     names = [path.name for path in list_uploads(session)]
     assert names == ["a (2).png", "a.png"]
     shown = text_of(form._box)
-    for words in ("copy of a.png: is here already as a.png", "film.mp4: is not a picture", "empty.jpg: is empty"):
+    for words in ("copy of a.png: is here already as a.png", "film.mp4: is not an image", "empty.jpg: is empty"):
         assert words in shown
 
 
@@ -220,7 +220,7 @@ def test_prepared_pictures_stay_when_no_new_photos_are_named(
     result = prepare_pictures(PrepareConfig(), prepared)
     assert (result.train, result.size) == (3, 64)
     assert prepared.record["dataset"]["id"] == before
-    assert "the 3 pictures that are prepared in this session are used" in caplog.text
+    assert "the 3 images that are prepared in this session are used" in caplog.text
 
 
 def test_prepared_pictures_stay_when_the_named_photos_are_gone(prepared: Session, tmp_path: Path) -> None:

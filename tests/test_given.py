@@ -226,7 +226,7 @@ OTHERS = {
     "spaced page": (lambda path: b"\n  <HTML lang='en'>", "is a web page"),
     "pointer": (lambda path: POINTER, r"is a Git LFS pointer.*4,265,146,304 bytes"),
     "gguf": (lambda path: b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "is a GGUF file"),
-    "picture": (lambda path: b"\x89PNG\r\n\x1a\n" + bytes(40), "is no model but a picture"),
+    "picture": (lambda path: b"\x89PNG\r\n\x1a\n" + bytes(40), "is no model but an image"),
     "zip": (zipped, "a zip archive"),
 }
 

@@ -355,7 +355,7 @@ def test_only_the_wanted_picture_formats_are_opened_and_old_names_are_there(tmp_
     code = """
 import io, sys, frame
 sys.meta_path.insert(0, frame._Finder())
-import pictures
+import images
 from PIL import Image, ImageDraw, ImageFont
 answers = {}
 for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PCX", "TGA", "SGI", "PPM", "ICO"):

@@ -116,7 +116,7 @@ acts = {
     "torch": lambda name: torch.save({}, name),
     "film": lambda name: av.open(name)["container_options"]["format_whitelist"].split(","),
     "make film": lambda name: "container_options" in av.open(name, "w"),
-    "picture": lambda name: PIL.Image.open(name).format,
+    "image": lambda name: PIL.Image.open(name).format,
 }
 said = []
 for act, name, prompt in json.loads(sys.argv[2]):

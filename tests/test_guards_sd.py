@@ -193,7 +193,7 @@ ADMINISTRATION = [
 ]  # fmt: skip
 HONEST = [
     "img2img.img2img('id', '', '', '', '')", "img2img.process_batch(1, [], '', '', [])",
-    "postprocessing.run_postprocessing(0, 'picture', None, '', '', True)",
+    "postprocessing.run_postprocessing(0, 'image', None, '', '', True)",
     "images.save_image(1, os.environ['R'] + '/data/outputs/txt2img', 'x')",
     "images.save_image_with_geninfo(1, '', os.environ['R'] + '/data/models/Lora/x.preview.png')",
     "util.walk_files(os.environ['R'] + '/data/models')", "api.decode_base64_to_image('data:image/png;base64,AAAA')",

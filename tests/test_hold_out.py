@@ -1,4 +1,4 @@
-"""Which pictures are held out: one of ten, and never a subject's last."""
+"""Which images are held out: one of ten, and never a subject's last."""
 
 from collections import Counter
 

@@ -160,7 +160,7 @@ def test_a_session_without_pictures_says_so(tmp_path: Path) -> None:
     (origin / "bare.ckpt").write_bytes(b"weights")
     result = import_session("bare", source=origin, root=tmp_path / "sessions")
     assert result.pictures == 0
-    assert "no pictures" in " ".join(result.lines())
+    assert "no images" in " ".join(result.lines())
 
 
 # ------------------------------------------------------------------------------------------- bad input
@@ -386,7 +386,7 @@ def test_the_command_shows_and_changes_captions(tmp_path: Path, capsys: pytest.C
     assert "zib dog on a beach" in shown, "what the photo came with"
     assert main([*words, "--set", "cat.png=a cat", "--clear", names[1]]) == 2
     said = capsys.readouterr().err
-    assert "No prepared picture is named 'cat.png'" in said
+    assert "No prepared image is named 'cat.png'" in said
     assert names[0] in said
     assert main([*words, "--set", "no equals sign"]) == 2
     assert "FILE=WORDS" in capsys.readouterr().err
@@ -410,7 +410,7 @@ def leave_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.fixture
 def zipped(tmp_path: Path) -> Path:
-    """An old session whose pictures and captions are zips; to be written over."""
+    """An old session whose images and captions are zips; to be written over."""
     return old_session(tmp_path / "old" / "my_dog", zipped=True)
 
 
@@ -493,7 +493,7 @@ def test_captions_come_from_the_zip_the_pictures_folder_and_the_captions_folder_
         "zib-dog-(3).txt": "ZIB Dog three",
     }
     assert result.captions == 3
-    assert result.lines()[0] == "Imported rex: 3 pictures and 3 captions."
+    assert result.lines()[0] == "Imported rex: 3 images and 3 captions."
     assert any("Each caption became the whole prompt" in note for note in result.notes)
 
 
@@ -503,7 +503,7 @@ def test_in_place_nothing_is_written_to_a_caption_and_prepare_makes_it_whole(tmp
     result = import_session("my_dog", root=tmp_path / "sessions")
     assert (folder / "instance_images" / "zib-dog-(3).txt").read_text() == "at night"
     assert not (folder / "instance_images" / "zib-dog-(1).txt").exists()
-    assert result.lines()[0] == "Imported my_dog: 3 pictures and 1 captions."
+    assert result.lines()[0] == "Imported my_dog: 3 images and 1 captions."
     assert result.checkpoint is None
     assert "checkpoint" not in result.session.record["imported"]
 
@@ -511,7 +511,7 @@ def test_in_place_nothing_is_written_to_a_caption_and_prepare_makes_it_whole(tmp
 def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
     origin = old_session(tmp_path / "old" / "my_dog", step=500, captions=False)
     plain = import_session("plain", source=origin, root=tmp_path / "sessions")
-    assert plain.lines()[0] == "Imported plain: 3 pictures."
+    assert plain.lines()[0] == "Imported plain: 3 images."
     assert "Left where they are: my_dog_step_500.ckpt." in plain.notes
     assert not any("concept images" in note or "prompt" in note for note in plain.notes)
     about = plain.session.record["imported"]

@@ -446,7 +446,7 @@ def test_a_photo_that_is_given_twice_keeps_the_caption_of_either_and_is_said_onc
     result = run(session, tmp_path / "photos")
     assert result.train == 6
     assert [line for line in result.lines() if "given twice" in line] == [
-        "6 photos were given twice and are taken once (such as two/zib dog (1).jpg, which is the same picture as "
+        "6 photos were given twice and are taken once (such as two/zib dog (1).jpg, which is the same image as "
         "one/zib dog (1).jpg)."
     ]
     assert "with words" in [image.prompt for image in load_dataset(session).train]
@@ -483,10 +483,10 @@ def test_other_kinds_of_files_are_named_with_how_they_become_photos(
 
 def test_the_exact_prompts_are_shown_and_that_they_differ(session: Session, tmp_path: Path) -> None:
     lay(tmp_path / "photos", 3, "rex{}.jpg")
-    assert "Prompt of all 3 pictures: rex" in run(session, tmp_path / "photos").lines()
+    assert "Prompt of all 3 images: rex" in run(session, tmp_path / "photos").lines()
     lay(tmp_path / "photos", 1, "max.jpg", first=9)
     lines = run(session, tmp_path / "photos").lines()
-    place = lines.index("4 pictures with 2 different prompts:")
+    place = lines.index("4 images with 2 different prompts:")
     assert lines[place + 1 : place + 3] == ["  3 x rex", "  1 x max"]
     assert "one prompt" in lines[place + 3]
 
@@ -548,7 +548,7 @@ def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepar
     assert ("rex2", 1) in kept.prompts
     again = prepare(config, session)
     assert again.prompts == (("rex", 4),)
-    assert any("Training has begun on other pictures or prompts" in note for note in again.notes)
+    assert any("Training has begun on other images or prompts" in note for note in again.notes)
     session.save(dataset=dataset)
     (tmp_path / "photos" / "rex2.txt").write_text("a caption of its own")
     prepare_pictures(config, session)

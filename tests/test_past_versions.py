@@ -244,7 +244,7 @@ def test_a_lora_run_with_class_pictures_goes_on_by_the_command_line(
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (answer["first_step"], answer["steps"]) == (2 + 3, 2 + 6)
     again = {path.name: path.read_bytes() for path in (sessions / "lora-cut" / "class_images").rglob("*.png")}
-    assert again == drawn, "class pictures that are there are not drawn again"
+    assert again == drawn, "class images that are there are not drawn again"
     assert main(["dreambooth", "export", "lora-cut", "--out", "whole.safetensors", "--json"]) == 0
     assert_loads(Path("whole.safetensors"))
     assert warnings_in(caplog) == []

@@ -1,4 +1,4 @@
-"""One opener for all pictures: which formats pass, by content and never by name, and that nothing else opens any."""
+"""One opener for all images: which formats pass, by content and never by name, and that nothing else opens any."""
 
 import ast
 import contextlib
@@ -72,7 +72,7 @@ REFUSED = {
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(60), "compressed"),
     "mp4": (lambda: b"\0\0\0\x20ftypisom" + bytes(60), "video"),
     "wav": (lambda: b"RIFF\x24\0\0\0WAVEfmt " + bytes(60), "video or sound"),
-    "tga": (lambda: saved("TGA"), "no picture that can be read"),
+    "tga": (lambda: saved("TGA"), "no image that can be read"),
     "xbm": (lambda: saved("XBM", drawing().convert("1")), "text file"),
     "xpm": (lambda: b"/* XPM */ static char *a[] = {", "XPM"),
     "empty": (lambda: b"", "empty"),
@@ -135,7 +135,7 @@ def test_whatever_else_this_pillow_knows_is_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["PSD", "EPS", "FLI", "JPEG2000"])
 def test_a_decoder_gets_only_files_of_its_own_format(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A PNG's first bytes before anything else: the decoder of PNG alone is asked, and it finds no picture."""
+    """A PNG's first bytes before anything else: the decoder of PNG alone is asked, and it finds no image."""
     Image.init()
     asked = []
     monkeypatch.setitem(Image.OPEN, name, (lambda *_: asked.append(name), lambda _prefix: True))
@@ -343,7 +343,7 @@ _PLUGINS = ("ImagePlugin", "PdfParser", "EpsImage", "PsdImage")
 
 
 def opened_elsewhere(source: str) -> list[str]:
-    """Every way in which a source text opens a picture by itself."""
+    """Every way in which a source text opens an image by itself."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
@@ -479,7 +479,7 @@ def test_a_jpeg_has_one_size_for_pillow_and_for_its_decoder() -> None:
         plain[:place] + small + plain[place:],
         plain[: place + len(size)] + small + plain[place + len(size) :],
     ):
-        with pytest.raises(PictureProblem, match="is a damaged picture"):
+        with pytest.raises(PictureProblem, match="is a damaged image"):
             read_rgb(forged)
     # What stands between segments is passed over by both; where they differ, the picture is refused.
     for between in (b"\xff\xff\xff", b"junk", b"\xff\x00"):

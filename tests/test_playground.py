@@ -68,7 +68,7 @@ def test_without_a_seed_the_noise_is_another_every_time_and_is_named(artist: Art
         ({"seed": -2}, "seed is -2"),
         ({"strength": 0}, "strength is 0"),
         ({"control_strength": 3}, "control_strength is 3; it must be 0 to 2"),
-        ({"control": "a picture"}, "no ControlNet was chosen for the picture"),
+        ({"control": "an image"}, "no ControlNet was chosen for the image"),
     ],
 )
 def test_what_the_model_cannot_draw_is_said_so(artist: Artist, options: dict[str, Any], said: str) -> None:
@@ -145,7 +145,7 @@ def test_the_embedded_model_draws_and_starts_from_a_picture() -> None:
     assert picture.size == (128, 128)
     assert len(set(picture.getdata())) > 100
     [(_, again)] = artist.draw("a red fish", steps=3)
-    assert again.tobytes() == picture.tobytes(), "a seed is a picture"
+    assert again.tobytes() == picture.tobytes(), "a seed is an image"
     [(_, other)] = artist.draw("a blue house", steps=4, start=picture, strength=0.5)
     assert other.tobytes() != picture.tobytes()
 
@@ -251,13 +251,13 @@ def test_a_controlnet_steers_with_and_without_a_picture_to_begin_with(demo_pipe:
         "steered": {"control": photo},
         "weakly": {"control": photo, "control_strength": 0.0},
         "by edges": {"control": photo, "edges": True},
-        "from a picture": {"start": photo},
+        "from an image": {"start": photo},
         "both": {"start": photo, "control": photo},
     }.items():
         [(_, picture)] = artist.draw("a red fish", steps=2, **more)
         drawn[name] = picture.tobytes()
     assert drawn["weakly"] == drawn["plain"], "a strength of 0 steers nothing"
-    assert len(set(drawn.values())) == 5, "everything else is another picture"
+    assert len(set(drawn.values())) == 5, "everything else is another image"
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (300, 300)) -> Image.Image:
-    """A sharp picture unlike those of other seeds: random bars in random colours."""
+    """A sharp image unlike those of other seeds: random bars in random colours."""
     random = np.random.default_rng(seed)
     image = Image.new("RGB", size, tuple(random.integers(60, 200, 3).tolist()))
     draw = ImageDraw.Draw(image)
@@ -142,7 +142,7 @@ def test_one_picture_is_allowed_with_a_warning_and_given_as_a_file_too(session: 
     fill(folder, 1)
     result = run(session, folder / "sks_dog (1).jpg")
     assert result.train == 1
-    assert any("One picture" in note for note in result.notes)
+    assert any("One image" in note for note in result.notes)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_three_hundred_pictures_are_allowed_with_a_note_and_bounded_memory(sessi
     done = run_python(code, folder, session.folder.parent)
     said, mib = done.stdout.strip().splitlines()
     assert said.startswith("270|30|")
-    assert "270 pictures are many" in said
+    assert "270 images are many" in said
     assert int(mib) < 400
     with Image.open(session.logs / "contact-sheet.png") as sheet:
         assert sheet.height < 8000
@@ -208,7 +208,7 @@ def test_a_held_out_folder_inside_the_photos_is_kept_apart(session: Session, fol
     assert dataset.held_out[0].path == session.held_out_images / "sks_dog (1) (2).png"
     assert dataset.held_out[0].prompt == "sks dog"
     # Measuring on a training picture would flatter the model.
-    assert result.skipped == ({"source": "copy.jpg", "reason": "is the same picture as sks_dog (1).jpg"},)
+    assert result.skipped == ({"source": "copy.jpg", "reason": "is the same image as sks_dog (1).jpg"},)
 
 
 def test_sub_folders_are_read_and_equal_names_in_them_are_kept_apart(session: Session, folder: Path) -> None:
@@ -363,7 +363,7 @@ def test_an_animation_gives_its_first_frame_and_says_so() -> None:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """The header of a huge picture, and hardly any data."""
+    """The header of a huge image, and hardly any data."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = b"IDAT" + zlib.compress(b"\0" * 1000)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -376,13 +376,13 @@ BAD = {
     "web page": (lambda: b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
     "lfs pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "empty": (lambda: b"", "is empty"),
-    "noise": (lambda: bytes(range(256)) * 9, "is no picture"),
+    "noise": (lambda: bytes(range(256)) * 9, "is no image"),
     "bomb": (lambda: huge_png(30_000, 30_000), "more than 128 megapixels"),
     "bomb below pillow's own limit": (lambda: huge_png(13_000, 13_000), "13000 x 13000: more than 128 megapixels"),
     "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "cut short or damaged"),
     "cut png": (lambda: as_bytes(picture(1))[:-900], "cut short or damaged"),
     "cut webp": (lambda: as_bytes(picture(1), "WEBP")[:900], "damaged"),
-    "damaged header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\1" * 50, "damaged picture"),
+    "damaged header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\1" * 50, "damaged image"),
     "tiny": (lambda: as_bytes(Image.new("RGB", (8, 8))), "only 8 x 8"),
     "ribbon": (lambda: as_bytes(Image.new("RGB", (2000, 20))), "times as long as wide"),
     "transparent": (lambda: as_bytes(Image.new("RGBA", (40, 40))), "fully transparent"),
@@ -429,12 +429,12 @@ def test_a_decompression_bomb_is_refused_before_any_pixel_is_allocated() -> None
     ("make", "problem"),
     [
         (lambda folder: folder / "nowhere", "no folder or zip"),
-        (lambda folder: folder, "no pictures in"),
-        (lambda folder: _write(folder / "notes.txt", b"hello").parent, "no pictures in"),
-        (lambda folder: _write(folder / "clip.mov", b"hello").parent, r"clip\.mov is not a picture"),
+        (lambda folder: folder, "no images in"),
+        (lambda folder: _write(folder / "notes.txt", b"hello").parent, "no images in"),
+        (lambda folder: _write(folder / "clip.mov", b"hello").parent, r"clip\.mov is not an image"),
         (lambda folder: _write(folder / "photos.rar", b"Rar!"), "archive that is not read"),
         (lambda folder: _write(folder / "photos.zip", b"PK\3\4 cut"), "damaged or no zip"),
-        (lambda folder: zip_of(folder / "empty.zip", {}), "no pictures in"),
+        (lambda folder: zip_of(folder / "empty.zip", {}), "no images in"),
     ],
 )
 def test_no_usable_picture_ends_with_what_to_give(
@@ -502,7 +502,7 @@ def test_a_zip_that_would_unpack_to_too_much_is_refused(
         run(session, archive)
     monkeypatch.undo()
     monkeypatch.setattr(photos_module, "_MAX_FILES", 2)
-    with pytest.raises(DatasetError, match="more than 2 pictures"):
+    with pytest.raises(DatasetError, match="more than 2 images"):
         run(session, archive)
 
 
@@ -548,7 +548,7 @@ def test_copies_are_skipped_and_pictures_nearly_alike_are_reported(session: Sess
     picture(2).save(folder / "e other.png")
     result = run(session, folder)
     assert [item["source"] for item in result.images] == ["a.png", "d smaller.jpg", "e other.png"]
-    assert {item["reason"] for item in result.skipped} == {"is the same picture as a.png"}
+    assert {item["reason"] for item in result.skipped} == {"is the same image as a.png"}
     assert result.images[1]["warnings"] == ["looks almost like a.png"]
     assert result.images[2]["warnings"] == []
 
@@ -889,7 +889,7 @@ def test_too_little_room_is_said_before_any_work(
 ) -> None:
     fill(folder, 2)
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 1000)
-    with pytest.raises(DiskFull, match="needed for 2 pictures"):
+    with pytest.raises(DiskFull, match="needed for 2 images"):
         run(session, folder, size=1024)
 
 
@@ -916,9 +916,9 @@ def test_a_picture_that_is_not_the_recorded_one_is_named(change: str, session: S
 
 
 def test_reading_before_preparing_says_what_to_run(session: Session) -> None:
-    with pytest.raises(DatasetError, match="no prepared pictures"):
+    with pytest.raises(DatasetError, match="no prepared images"):
         load_dataset(session, instance_prompt=None)
-    with pytest.raises(DatasetError, match="no prepared pictures"):
+    with pytest.raises(DatasetError, match="no prepared images"):
         prompt_table(session)
 
 

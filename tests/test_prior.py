@@ -53,14 +53,14 @@ def test_class_pictures_are_drawn_once_for_a_seed_and_a_users_own_are_not_counte
     own.write_bytes(b"a user's own file")
     said: list[str] = []
     train(settings, small_session, restart=True, report=lambda progress: said.append(progress.message))
-    assert not any("class pictures" in line and "Drawing" in line for line in said)
+    assert not any("class images" in line and "Drawing" in line for line in said)
     train(
         config_for(small_base, text_encoder_steps=0, unet_steps=1, seed=1, **PRIOR),
         small_session,
         restart=True,
         report=lambda progress: said.append(progress.message),
     )
-    assert "Drawing 6 of 6 class pictures (a robot | a dog) ..." in said
+    assert "Drawing 6 of 6 class images (a robot | a dog) ..." in said
     assert own.read_bytes() == b"a user's own file"
     assert len(list(small_session.class_images.iterdir())) == 2
 
@@ -70,7 +70,7 @@ def test_a_stop_while_class_pictures_are_drawn_keeps_those_that_are_there(
 ) -> None:
     settings = config_for(small_base, **PRIOR)
     report = stop_at("", 0)  # the first sentence that is said
-    with pytest.raises(Interrupted, match="Stopped after 0 of 6 class pictures; they are kept"):
+    with pytest.raises(Interrupted, match="Stopped after 0 of 6 class images; they are kept"):
         train(settings, small_session, report=report)
     drawing = prior.ClassDrawing.fill
     answers = iter([False, True])

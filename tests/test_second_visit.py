@@ -118,7 +118,7 @@ def test_while_a_training_is_unfinished_the_same_photos_stay_as_they_were_prepar
     recorded = recorded_images(session)
     session.save(run=1, progress={"stage": "unet", "step": 3, "steps": 9})
     prepare_pictures(config, session)
-    assert "A training has begun with these pictures" in caplog.text
+    assert "A training has begun with these images" in caplog.text
     assert recorded_images(session) == recorded
     (folder / "zib robot (6).png").write_bytes(photo(6))
     caplog.clear()
@@ -129,7 +129,7 @@ def test_while_a_training_is_unfinished_the_same_photos_stay_as_they_were_prepar
 def test_the_contact_sheet_is_shown_with_words(session: Session, tmp_path: Path) -> None:
     made = prepare_pictures(PrepareConfig(images=str(photos(tmp_path / "mine")), size=64), session)
     shown = "".join(str(child.value) for child in show_prepared(made).box.children)
-    assert 'alt="Contact sheet of the 5 prepared pictures with their prompts"' in shown
+    assert 'alt="Contact sheet of the 5 prepared images with their prompts"' in shown
     assert "data:image/jpeg;base64," in shown
 
 
@@ -178,8 +178,8 @@ def test_the_result_is_shown_from_the_session_after_a_restart(session: Session) 
         assert f'alt="{words}' in shown
     assert "PosixPath" not in shown
     assert "never" not in view.lines[2], "a session of an earlier version does not say what it was judged on"
-    again.save(result=again.record["result"] | {"judged_on": "training pictures, reserved noise"})
-    assert "Loss on training pictures, reserved noise: 0.5000 before" in show_result(again).lines[2]
+    again.save(result=again.record["result"] | {"judged_on": "training images, reserved noise"})
+    assert "Loss on training images, reserved noise: 0.5000 before" in show_result(again).lines[2]
 
 
 def test_before_the_end_and_after_stop_the_result_says_what_to_run(session: Session) -> None:
@@ -196,7 +196,7 @@ def test_before_the_end_and_after_stop_the_result_says_what_to_run(session: Sess
 def test_a_result_that_was_lost_or_changed_says_so(session: Session) -> None:
     finished(session)
     (session.folder / "exports" / "rex.safetensors").write_bytes(b"cut")
-    with pytest.raises(SessionUnfinished, match=r"rex.safetensors or a picture beside it is missing"):
+    with pytest.raises(SessionUnfinished, match=r"rex.safetensors or an image beside it is missing"):
         show_result(session)
     with pytest.raises(VerificationFailed):
         show_disconnect(session)
@@ -360,7 +360,7 @@ def train_with_a_cut(folder: Path, mine: Path) -> Path:
     with Visit(folder) as visit:
         said = visit.run_all()
     assert "Going on with rex, last used" in said
-    assert "A training has begun with these pictures" in said
+    assert "A training has begun with these images" in said
     assert "robot are used" not in said
     assert "rex.safetensors" in said
     for raw in ("✗", "PosixPath", "'text/plain': 'False'", "'text/plain': '[]'", "'text/plain': \"{", "Result("):

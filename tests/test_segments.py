@@ -134,7 +134,7 @@ def test_new_photos_and_captions_are_trained_in_a_new_segment_alone(
     train(settings, small_session)
     name = small_session.record["dataset"]["images"][0]["file"].split("/")[1]
     set_caption(small_session, name, "zib robot at the sea")
-    with pytest.raises(SettingsError, match="pictures or captions changed") as caught:
+    with pytest.raises(SettingsError, match="images or captions changed") as caught:
         train(settings, small_session)
     assert "--more-steps N" in caught.value.hint
     result = train(settings, small_session, more_steps=1)

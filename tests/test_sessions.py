@@ -307,7 +307,7 @@ def test_without_any_readable_copy_the_folder_itself_is_read(root, dog):
     assert opened.record["progress"] == {"stage": "unet", "step": 20, "steps": 30}
     assert opened.record["settings"] == {"unet_steps": 30}
     assert [row["step"] for row in opened.record["checkpoints"]] == [10, 20]
-    assert "rebuilt from 2 pictures and 2 checkpoints" in opened.notices[0]
+    assert "rebuilt from 2 images and 2 checkpoints" in opened.notices[0]
     assert opened.record["sequence"] > 1  # numbers go on from what the twins' names say
     assert Session.open("dog", root=root).notices == []
 

@@ -1,4 +1,4 @@
-"""What a stage works on: which pictures are learned, which are judged, what a forward pass gets, what is put back."""
+"""What a stage works on: which images are learned, which are judged, what a forward pass gets, what is put back."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ LORA_A = [0.185367, -0.194415, -0.038644, 0.157072]
 
 
 def pictures(folder: Path, kind: str, *prompts: str) -> tuple[PreparedImage, ...]:
-    """One picture of random pixels for each prompt."""
+    """One image of random pixels for each prompt."""
     made = []
     for place, prompt in enumerate(prompts):
         path = folder / f"{kind}-{place}.png"
@@ -63,9 +63,9 @@ def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_whic
     assert rows == each * len(judged)
     own = encode_images(vae, judged, 64, device="cpu").mean
     for row in range(rows):
-        assert torch.equal(studio.held_out.latents[row], own[row // each]), "mirrored, or another picture"
+        assert torch.equal(studio.held_out.latents[row], own[row // each]), "mirrored, or another image"
         assert studio.prompts[studio.held_out.prompts[row]] == judged[row // each].prompt
-    said = "pictures never trained on" if held_out else "training pictures, reserved noise"
+    said = "images never trained on" if held_out else "training images, reserved noise"
     assert studio.held_out_label == studio.held_out.label == said
     trained = {latent.flatten()[0].item() for latent in studio.latents.mean}
     assert trained.isdisjoint(latent.flatten()[0].item() for latent in studio.held_out.latents) == bool(held_out)
@@ -164,7 +164,7 @@ def test_the_plot_says_which_pictures_the_held_out_loss_is_of(tmp_path, monkeypa
     real = figure.Figure
     monkeypatch.setattr(figure, "Figure", lambda **options: drawn.append(real(**options)) or drawn[-1])
     history = {name: torch.rand(5) for name in segments}
-    plot_losses(history, [[0, 0.5], [5, 0.4]], tmp_path / "loss.png", label="training pictures, reserved noise")
+    plot_losses(history, [[0, 0.5], [5, 0.4]], tmp_path / "loss.png", label="training images, reserved noise")
     legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    assert legend[-1] == "held-out loss (training pictures, reserved noise)"
+    assert legend[-1] == "held-out loss (training images, reserved noise)"
     assert len(legend) == 1 + len({name.partition(" ")[0] for name in segments})

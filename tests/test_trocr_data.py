@@ -76,7 +76,7 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line_and_the_rest_is_used(f
     assert [line.text for line in found.lines] == TEXTS
     told = "\n".join(found.problems)
     assert f"line 6: {NAMES[0]} comes a second time, with another text" in told
-    assert "line 7: there is no picture missing.png" in told
+    assert "line 7: there is no image missing.png" in told
     assert "line 9: more fields than the head has" in told
     assert "line 10: fewer fields" in told
 
@@ -84,9 +84,9 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line_and_the_rest_is_used(f
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("picture_id,words_there\n1,2", "no column for its text|no column for the picture"),
+        ("picture_id,words_there\n1,2", "no column for its text|no column for the image"),
         ("file_name,author\nx,y", "no column for its text; its columns are file_name, author"),
-        ("file_name,text\nnothing.png,text", "there is no picture nothing.png"),
+        ("file_name,text\nnothing.png,text", "there is no image nothing.png"),
     ],
 )
 def test_a_table_of_no_use_is_refused_with_what_it_has(folder, content, told):
@@ -415,7 +415,7 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
     # Other pictures, or another reader, do not go into the same folder.
     (tmp_path / "lines" / "99.png").write_bytes(b"x")
     other = run("whole")
-    assert "holds the results of another run: pictures was 11 and is 12" in other.stderr
+    assert "holds the results of another run: images was 11 and is 12" in other.stderr
 
 
 def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):
@@ -514,7 +514,7 @@ def test_pictures_are_found_without_their_folder_or_ending(folder):
     assert [line.picture.relative_to(folder).as_posix() for line in found.lines] == [
         "images/images.jpg", "image/image.jpg", "lines/lines.jpg", "scan.jpeg", "old.tif", NAMES[0],
     ]  # fmt: skip
-    assert found.problems == ["labels.csv, line 8: there is no picture gone."]
+    assert found.problems == ["labels.csv, line 8: there is no image gone."]
 
 
 def test_a_second_line_of_one_picture_is_left_out_and_said(folder):
@@ -580,7 +580,7 @@ def test_what_is_no_table_is_refused_with_what_would_be(folder):
     with pytest.raises(DatasetError, match="There is no file or folder"):
         read_lines(folder / "nothing")
     (folder / "sub").mkdir()
-    with pytest.raises(DatasetError, match="holds neither a table of lines nor pictures"):
+    with pytest.raises(DatasetError, match="holds neither a table of lines nor images"):
         read_lines(folder / "sub")
     with pytest.raises(DatasetError, match=r"list has no line that can be used\."):
         read_lines([])
@@ -595,7 +595,7 @@ def test_only_the_first_twenty_problems_are_told_one_by_one(folder, caplog):
         caplog.clear()
         assert len(read_lines(folder).problems) == count
         told = [record.getMessage() for record in caplog.records]
-        assert sum("there is no picture" in text for text in told) == 20
+        assert sum("there is no image" in text for text in told) == 20
         assert [text for text in told if "more lines left out" in text] == (
             [f"... and {more} lines left out."] if more else []
         )
@@ -658,7 +658,7 @@ def test_the_head_tells_what_separates_the_fields(folder, separator):
         (folder / "labels.csv").write_text("\n".join([*blank, *rows, f"gone{separator}x"]))
         found = read_lines(folder)
         assert [line.text for line in found.lines] == [f"a{others}b"] * 2
-        assert found.problems == [f"labels.csv, line {len(blank) + 4}: there is no picture gone."]
+        assert found.problems == [f"labels.csv, line {len(blank) + 4}: there is no image gone."]
 
 
 def test_the_interval_is_that_of_a_thousand_resamples_of_the_lines():
@@ -688,7 +688,7 @@ def test_the_interval_is_that_of_a_thousand_resamples_of_the_lines():
 def test_an_empty_table_is_a_sentence(folder, name, content):
     (folder / name).write_text(content)
     with pytest.raises(
-        DatasetError, match=r"labels\.(csv|tsv) has no column for the picture's name and its text|no line that"
+        DatasetError, match=r"labels\.(csv|tsv) has no column for the image's name and its text|no line that"
     ):
         read_lines(folder / name)
 

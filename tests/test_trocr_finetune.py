@@ -36,7 +36,7 @@ GREEK = "αβγδ"
 
 
 def draw(text):
-    """A made-up letter that a model of 30 000 numbers learns in seconds: one quarter of the picture is black."""
+    """A made-up letter that a model of 30 000 numbers learns in seconds: one quarter of the image is black."""
     picture = Image.new("RGB", (64, 64), "white")
     x, y = divmod(ord(text) % 4, 2)
     ImageDraw.Draw(picture).rectangle((32 * x + 2, 32 * y + 2, 32 * x + 29, 32 * y + 29), fill="black")

@@ -1,4 +1,4 @@
-"""Bad and odd pictures: each is reported with its name, and those after it are read."""
+"""Bad and odd images: each is reported with its name, and those after it are read."""
 
 import numpy as np
 import pytest
@@ -39,13 +39,13 @@ def test_every_kind_of_bad_file_is_named_and_the_good_ones_are_read(reader, tmp_
     ink().convert("CMYK").save(folder / "h-cmyk.jpg")
     Image.fromarray(np.asarray(ink().convert("L")).astype(np.uint16) * 257).save(folder / "i-16bit.png")
     ink().save(folder / "j-moving.gif", save_all=True, append_images=[ink(), ink()])
-    (folder / "k-text.png").write_text("no picture")
+    (folder / "k-text.png").write_text("no image")
     lines = {line.name: line for line in reader.read(folder)}
     bad = {name: line.problem for name, line in lines.items() if line.problem}
     assert sorted(bad) == ["b-empty.png", "c-corrupt.jpg", "d-cut.png", "e-tiny.png", "f-blank.png", "k-text.png"]
     assert all(name in problem for name, problem in bad.items())
     for name, words in (("b-empty.png", "0 bytes"), ("d-cut.png", "damaged"), ("e-tiny.png", "1 x 1 px"),
-                        ("f-blank.png", "blank"), ("k-text.png", "no picture")):  # fmt: skip
+                        ("f-blank.png", "blank"), ("k-text.png", "no image")):  # fmt: skip
         assert words in bad[name]
     assert all(lines[name].tokens for name in ("a-good.png", "g-wide.png", "h-cmyk.jpg", "i-16bit.png", "j-moving.gif"))
     # One and the same line in another mode is read alike.
@@ -78,7 +78,7 @@ def test_a_wrong_path_and_an_empty_folder_are_told(reader, tmp_path):
     with pytest.raises(DatasetError, match="no file or folder"):
         reader.read(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="no picture in"):
+    with pytest.raises(DatasetError, match="no image in"):
         list(gather(tmp_path / "empty"))
 
 

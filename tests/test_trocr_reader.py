@@ -107,7 +107,7 @@ def test_lines_come_in_order_whatever_the_batch(checkpoints):
     for size in (2, 7):
         together = Reader(folder, precision="fp32", max_new_tokens=25, batch_size=size).read(pictures)
         assert_same_lines(written(together), apart, of_largest=STEPS, judge=judge_by(alone, pictures))
-        assert [line.name for line in together] == [f"picture {place + 1}" for place in range(23)]
+        assert [line.name for line in together] == [f"image {place + 1}" for place in range(23)]
 
 
 def test_the_pictures_are_opened_as_they_are_needed(checkpoints):
@@ -328,7 +328,7 @@ def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     ("settings", "told"),
     [
         ({"size": {"shortest_edge": 384}}, "no size that can be used"),
-        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut pictures"),
+        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut images"),
     ],
 )
 def test_picture_settings_that_no_trocr_model_has_are_refused(tmp_path, settings, told):

@@ -27,7 +27,7 @@ def run(*words, fault=None, launch=(sys.executable,)):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A tiny reader without dropout, and 2000 pictures (60 different ones) in two folders."""
+    """A tiny reader without dropout, and 2000 images (60 different ones) in two folders."""
     folder = tmp_path_factory.mktemp("scale")
     write_reader(folder / "reader", seed=1, end=4.0, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
     drawn = noise_pictures(60)

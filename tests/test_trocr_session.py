@@ -112,7 +112,7 @@ def test_a_second_stop_loses_nothing_of_the_first(tmp_path, reader, monkeypatch)
     assert len(read) == 4, "six were read before the first stop"
     read.clear()
     assert len(session.read(counting, str(others), pages="lines")) == 4
-    assert not read, "what was read of other pictures is known when they are wanted again"
+    assert not read, "what was read of other images is known when they are wanted again"
 
 
 def test_a_reader_that_was_downloaded_again_reads_nothing_twice(tmp_path, reader, pictures):
@@ -156,7 +156,7 @@ def test_a_picture_that_cannot_be_read_is_no_line_of_the_text(tmp_path, reader, 
 
 
 def zipped(*names, page=None):
-    """A zip of pictures; with a code page its names are written in that, as Windows does, and it says nothing of it."""
+    """A zip of images; with a code page its names are written in that, as Windows does, and it says nothing of it."""
     data = io.BytesIO()
     stand_ins = {
         f"{place:03d}".ljust(len(name.encode(page)), "x") if page else name: name for place, name in enumerate(names)
@@ -178,7 +178,7 @@ def test_a_zip_with_folders_gives_its_pictures_and_two_of_one_name_stay_two(tmp_
     made = session.save_uploads("C:\\letters.ZIP", zipped(*names))
     assert len(made.kept) == 2
     assert len({path.name for path in session.list_uploads()}) == 2
-    assert [line for line in made.left_out if "notes.txt" in line and "no picture" in line]
+    assert [line for line in made.left_out if "notes.txt" in line and "no image" in line]
     assert [line for line in made.left_out if "zip in a zip" in line]
     again = session.save_uploads("letters.zip", zipped(*names))
     assert not again.kept
@@ -207,7 +207,7 @@ def test_names_of_a_zip_from_windows_are_read_in_the_letters_they_were_written_i
 def test_what_is_no_zip_and_a_zip_without_pictures_are_said(tmp_path):
     session = ReadingSession(tmp_path / "mine")
     assert "damaged or no zip" in session.save_uploads("a.zip", b"PK").left_out[0]
-    assert "holds no picture" in session.save_uploads("b.zip", zipped("x/readme.md")).left_out[-1]
+    assert "holds no image" in session.save_uploads("b.zip", zipped("x/readme.md")).left_out[-1]
     assert session.list_uploads() == []
 
 
@@ -254,7 +254,7 @@ def test_pages_are_told_from_lines_and_their_lines_cut(tmp_path, reader):
     page.save(tmp_path / "page.png")
     session = ReadingSession(tmp_path / "mine")
     lines = session.read(reader, [str(tmp_path / "page.png"), noise_pictures(1)[0]])
-    assert [line.source for line in lines] == ["page.png"] * 6 + ["picture 2"]
+    assert [line.source for line in lines] == ["page.png"] * 6 + ["image 2"]
     tops = [line.read.box[0][1] for line in lines[:6]]
     assert tops == sorted(tops)
     for line in lines[:6]:

@@ -1,4 +1,4 @@
-"""Uploaded photos are shown with small pictures and removed one by one, after a second press."""
+"""Uploaded photos are shown with small images and removed one by one, after a second press."""
 
 from typing import Any
 
@@ -87,7 +87,7 @@ def test_a_photo_that_cannot_be_shown_can_be_removed_all_the_same(session: Sessi
     (session.folder / "uploads" / "broken <b>.png").write_bytes(b"no picture")
     view = opened(show_photos_form(session))
     tile = tile_of(view, "broken &lt;b&gt;.png")
-    assert "no picture" in tile.children[0].value
+    assert "no image" in tile.children[0].value
     assert "<b>" not in tile.children[0].value.replace("<br>", "")
     tile.children[2].click()
     tile.children[2].click()

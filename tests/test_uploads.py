@@ -128,7 +128,7 @@ def test_zips_by_any_name_and_in_each_other_are_read(session: Session) -> None:
     save_uploads(session, [("outer.zip", zip_of({"photos.zip": inner})), ("photos.jpg", zip_of({"c.png": photo(3)}))])
     assert captions(session) == {photo(1): "words", photo(3): None}
     report = save_uploads(session, [("empty.zip", zip_of({"readme.md": "x"}))])
-    assert report.skipped == (("empty.zip", "holds no pictures"),)
+    assert report.skipped == (("empty.zip", "holds no images"),)
 
 
 def test_what_is_no_photo_is_named_with_what_to_do(session: Session) -> None:

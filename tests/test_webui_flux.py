@@ -314,7 +314,7 @@ def test_a_settings_file_that_is_none_is_left_alone(
         ("a.safetensors", b"", "is an empty file"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "Git LFS pointer"),
         ("a.pt", b"only words", "is plain text"),
-        ("a.ckpt", b"\x89PNG\r\n\x1a\n" + bytes(50), "is a picture"),
+        ("a.ckpt", b"\x89PNG\r\n\x1a\n" + bytes(50), "is an image"),
         ("a.gguf", b"GGUF\x03", "truncated or damaged GGUF"),
     ],
 )

@@ -166,7 +166,7 @@ def write_reader(
 
 
 def noise_pictures(count, *, seed=0):
-    """Pictures of random pixels of many widths: unlike one another, so that readers write different lines."""
+    """Images of random pixels of many widths: unlike one another, so that readers write different lines."""
     import numpy as np
     from PIL import Image
 
@@ -181,7 +181,7 @@ def noise_pictures(count, *, seed=0):
 def judge_by(reader, pictures):
     """transformers' own forward pass over a whole line, without a cache or a search, for `closeness.assert_same_lines`.
 
-    Called with a picture's place and token ids it gives the log-probabilities of every next token,
+    Called with an image's place and token ids it gives the log-probabilities of every next token,
     [tokens + 1, vocabulary].
     """
     import torch

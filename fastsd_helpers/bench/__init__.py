@@ -28,10 +28,12 @@ class Report:
 
 
 BENCHMARKS = {
-    "dreambooth": Benchmark("a training step, beside a plain loop as diffusers publishes it", "dreambooth"),
-    "convert": Benchmark("a full-size model to one file, beside a plain copy of as many bytes", "convert"),
-    "install": Benchmark("installing what a workflow lacks, beside plain pip", "install"),
-    "trocr": Benchmark("lines read a second at base size, beside transformers' own loop", "trocr"),
+    "dreambooth": Benchmark("a training step, versus diffusers' published script as baseline", "dreambooth"),
+    "convert": Benchmark(
+        "converting a full-size model to a single file, versus a plain copy of as many bytes", "convert"
+    ),
+    "install": Benchmark("installing what a workflow lacks, versus plain pip", "install"),
+    "trocr": Benchmark("lines read per second at base size, versus transformers' own generate loop", "trocr"),
 }
 
 

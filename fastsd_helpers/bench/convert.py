@@ -80,10 +80,12 @@ with open(sys.argv[sys.argv.index("--checkpoint_path") + 1], "rb") as file:
 class Settings:
     """Settings of the benchmark of `fastsd convert`."""
 
-    work: str = option("", help="folder with room for 11 GB; empty: a temporary one here, removed afterwards")
-    rounds: int = option(3, help="times that everything is measured; the median counts", low=1, high=20)
-    divide: int = option(1, help="take a model whose widths are divided by this: 1 is SD 1.5 itself", low=1, high=16)
-    script: str = option("", help="diffusers' convert_diffusers_to_original_stable_diffusion.py, to be timed too")
+    work: str = option("", help="folder with 11 GB of free space; empty: a temporary one here, removed afterwards")
+    rounds: int = option(3, help="number of measurements; the median counts", low=1, high=20)
+    divide: int = option(1, help="divide the model's widths by this: 1 is SD 1.5 itself", low=1, high=16)
+    script: str = option(
+        "", help="path of diffusers' convert_diffusers_to_original_stable_diffusion.py, to time it too"
+    )
 
     def __post_init__(self) -> None:
         check(self)

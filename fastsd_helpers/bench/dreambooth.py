@@ -1,7 +1,7 @@
 """How long an optimizer step of the U-Net takes beside a plain loop, with the split and the peak memory of both.
 
-The plain loop does what diffusers' examples/dreambooth/train_dreambooth.py does at every step: read the picture, encode
-it with the VAE, encode the prompt with the text encoder, and train the U-Net. Model, pictures, precision and batch are
+The plain loop does what diffusers' examples/dreambooth/train_dreambooth.py does at every step: read the image, encode
+it with the VAE, encode the prompt with the text encoder, and train the U-Net. Model, images, precision and batch are
 the same; each round of each loop is a process of its own, the two take turns, and the medians are compared.
 """
 
@@ -44,13 +44,13 @@ class Settings:
     model: Literal["demo", "quarter", "sd15"] = option(
         "demo", help="the embedded model; SD 1.5 at a quarter of its widths; or all of it (random weights, for a GPU)"
     )
-    resolution: int = option(0, help="side of the pictures in pixels; 0 = the model's own", low=0, high=1024)
-    batch_size: int = option(0, help="pictures a step; 0 = the model's own", low=0, high=16)
-    precision: Literal["fp32", "fp16", "bf16"] = option("fp32", help="number format of the forward pass")
-    gradient_checkpointing: bool = option(False, help="less memory, slower, in both loops")
-    steps: int = option(10, help="timed steps of each round", low=1, high=1000)
-    rounds: int = option(3, help="rounds of each loop; the median is reported", low=1, high=25)
-    threads: int = option(0, help="threads on a CPU; 0 = as many as torch takes", low=0, high=256)
+    resolution: int = option(0, help="resolution: side of the images in pixels; 0 = the model's own", low=0, high=1024)
+    batch_size: int = option(0, help="batch size; 0 = the model's default", low=0, high=16)
+    precision: Literal["fp32", "fp16", "bf16"] = option("fp32", help="precision: dtype of the forward pass")
+    gradient_checkpointing: bool = option(False, help="gradient checkpointing in both loops: less memory, slower")
+    steps: int = option(10, help="timed steps per round", low=1, high=1000)
+    rounds: int = option(3, help="rounds per loop; the median is reported", low=1, high=25)
+    threads: int = option(0, help="CPU threads; 0 = torch's default", low=0, high=256)
 
     def __post_init__(self) -> None:
         check(self)

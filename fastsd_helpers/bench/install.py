@@ -29,11 +29,11 @@ _LINES_MB_S = (25, 100)
 class Settings:
     """Settings of the measurement."""
 
-    workflow: str = option("dreambooth", help="the set of wheels.lock that is installed")
+    workflow: str = option("dreambooth", help="set of wheels.lock to install")
     packages: str = option(
-        "bitsandbytes,pillow-heif", help="the packages of it to install, by name, with commas; empty for all of them"
+        "bitsandbytes,pillow-heif", help="packages of that set to install, separated by commas; empty: all of them"
     )
-    rounds: int = option(3, help="how often each is measured", low=1, high=20)
+    rounds: int = option(3, help="number of measurements; the median counts", low=1, high=20)
 
     def __post_init__(self) -> None:
         check(self)

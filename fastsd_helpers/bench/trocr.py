@@ -40,16 +40,16 @@ GEOMETRY = {
 class Settings:
     """Settings of the benchmark of `fastsd trocr read`."""
 
-    geometry: Literal["base", "tiny"] = option("base", help="shape of the model; tiny is for a try")
+    geometry: Literal["base", "tiny"] = option("base", help="size of the model; tiny is for a quick try")
     lines: int = option(8, help="lines read by every variant in every round", low=1, high=10_000)
     tokens: int = option(16, help="tokens forced per line", low=2, high=128)
     rounds: int = option(3, help="rounds; the median counts", low=1, high=20)
-    batch: int = option(8, help="lines in a batch, for the variants that use batches", low=1, high=1024)
+    batch: int = option(8, help="batch size of the variants that use batches", low=1, high=1024)
     int8: bool = option(True, help="measure int8 too (needs openvino and nncf)")
     beams: bool = option(True, help="measure beam search with 4 beams too")
-    threads: int = option(0, help="CPU threads of every variant; 0: as many as they take", low=0, high=256)
-    memory: bool = option(True, help="measure each variant's peak memory, in a process of its own")
-    work: str = option("", help="folder to keep the model in (1.7 GB); empty: a temporary one")
+    threads: int = option(0, help="CPU threads of every variant; 0: their default", low=0, high=256)
+    memory: bool = option(True, help="measure each variant's peak memory, in a separate process")
+    work: str = option("", help="folder for the model (1.7 GB); empty: a temporary one")
 
     def __post_init__(self) -> None:
         check(self)

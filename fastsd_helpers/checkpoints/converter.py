@@ -65,18 +65,28 @@ _log = logging.getLogger("fastsd_helpers")
 class ConvertConfig:
     """Settings of `convert` as flags; an empty text is nothing."""
 
-    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="number format of the weights")
-    verify: bool = option(False, help="read what was written back and compare every tensor's bytes with the source")
+    dtype: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="dtype of the weights")
+    verify: bool = option(False, help="read the result back and compare every tensor bit by bit with the source")
     overwrite: bool = option(False, help="replace DST if it exists")
-    base: str = option("", help="what lends tokenizers and configurations (a folder) or SD 2.x's last layer (a file)")
+    base: str = option(
+        "",
+        help=(
+            "source of missing tokenizers and configurations (a folder) or of SD 2.x's last text encoder layer (a file)"
+        ),
+    )
     family: str = option(
-        "", help="refuse a source that is of another family; of a VAE alone: whose it is, such as sdxl", advanced=True
+        "",
+        help="model family: refuse a source of another one; for a VAE alone: the family it belongs to, such as sdxl",
+        advanced=True,
     )
-    ema: bool = option(True, help="take the averaged weights of an old training checkpoint", advanced=True)
+    ema: bool = option(True, help="use the EMA weights of an old training checkpoint", advanced=True)
     hashes: bool = option(
-        False, help="compute the SHA-256 of a file, which a fast disk waits for; --json and --verify do"
+        False,
+        help=(
+            "compute the SHA-256 of the file, which takes longer than writing on a fast disk; verifying needs it anyway"
+        ),
     )
-    all_in_one: bool = option(False, help="Flux: text encoders and VAE in the same file")
+    all_in_one: bool = option(False, help="Flux: write text encoders and VAE into the same file")
 
     def __post_init__(self) -> None:
         check(self)
@@ -117,7 +127,7 @@ def convert(
         base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
-        ema: take the averaged weights of an old training checkpoint where it has them.
+        ema: use the EMA weights of an old training checkpoint where it has them.
         hashes: compute a file's SHA-256 while it is written (about 2 GB/s); `verify` always does.
         all_in_one: a Flux file with its text encoders and VAE, instead of `ae.safetensors` beside the transformer.
         merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
@@ -439,7 +449,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
         note = f"{prediction.source}: what the base predicts was taken."
         return replace(written, notes=(*written.notes, note))
     if prediction.kind is None:
-        note = f"{prediction.source}: epsilon was assumed. If pictures come out as noise, it is a v-prediction model."
+        note = f"{prediction.source}: epsilon was assumed. If images come out as noise, it is a v-prediction model."
         return replace(written, notes=(*written.notes, note))
     return written
 

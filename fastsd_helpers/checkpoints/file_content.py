@@ -10,7 +10,7 @@ from fastsd_helpers.inert.tensors import is_safetensors
 __all__ = ["is_safetensors_file", "refuse_other_content"]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_NO_MODELS = ("zip archive", "picture", "PDF document", "compressed archive", "document or installer", "program")
+_NO_MODELS = ("zip archive", "image", "PDF document", "compressed archive", "document or installer", "program")
 _AGAIN = "Download the file again, or pick another one."
 
 
@@ -23,7 +23,7 @@ def refuse_other_content(path: Path) -> None:
     """Refuse what is often found under the name of a model and is none.
 
     Raises:
-        CheckpointError: a GGUF file, a Git LFS pointer, a web page, a picture, an archive, a program: says which.
+        CheckpointError: a GGUF file, a Git LFS pointer, a web page, an image, an archive, a program: says which.
     """
     head = _head(path)
     if head.startswith(b"GGUF") or (path.suffix.lower() == ".gguf" and not is_safetensors(head[:16])):
@@ -48,7 +48,7 @@ def refuse_other_content(path: Path) -> None:
             "Log in at the site, or accept the model's terms there, and download the file itself.",
         )
     if kind in _NO_MODELS:
-        raise CheckpointError(f"{path} is no model but a {kind}.", _AGAIN)
+        raise CheckpointError(f"{path} is no model but {'an' if kind == 'image' else 'a'} {kind}.", _AGAIN)
 
 
 def _head(path: Path) -> bytes:

@@ -59,9 +59,7 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
              "diffusers loads it only when told to leave that out"),
         )  # fmt: skip
     if not_finite:
-        problems.append(
-            (f"{len(not_finite)} tensors hold values that are no finite numbers", "pictures come out black")
-        )
+        problems.append((f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"))
     family, words = _family(given, index, problems)
     prediction = prediction_of_folder(root) if index else None
     files = [path for folder in walk_folders(root) for path in (root / folder).iterdir() if path.is_file()]

@@ -42,8 +42,8 @@ _log = logging.getLogger("fastsd_helpers")
 class InspectConfig:
     """Settings of `inspect` as flags."""
 
-    hashes: bool = option(True, help="compute the SHA-256 and AUTOMATIC1111's short hash, which reads the whole file")
-    scan: bool = option(False, help="look for weights that are no finite numbers, which reads the whole file")
+    hashes: bool = option(True, help="compute the SHA-256 and AUTOMATIC1111's short hash, which reads the entire file")
+    scan: bool = option(False, help="look for NaN and Inf in the weights, which reads the entire file")
 
     def __post_init__(self) -> None:
         check(self)
@@ -232,8 +232,8 @@ def _missing_problems(missing: list[str]) -> list[Problem]:
         groups.setdefault(_part_of(name), []).append(name)
     effects = {
         "U-Net": "the model cannot be loaded",
-        "VAE": "web UIs use another VAE if one is chosen, else pictures are noise",
-        "text encoder": "the prompt is read with random weights: pictures have nothing to do with it",
+        "VAE": "web UIs use another VAE if one is chosen, else images are noise",
+        "text encoder": "the prompt is read with random weights: images have nothing to do with it",
     }
     return [
         Problem(
@@ -276,7 +276,7 @@ def _general_problems(
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
-                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong pictures in all of them",
+                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
             )
         )
     try:
@@ -297,7 +297,7 @@ def _general_problems(
         problems.append(
             Problem(
                 f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
-                "pictures come out black",
+                "images come out black",
             )
         )
     return problems
@@ -323,7 +323,7 @@ def _advice(
     if kind.what == "checkpoint" and family is not None and not missing:
         wide = sum(fact.bytes for fact in source.tensors.values() if fact.dtype == "F32")
         if wide > 100_000_000:
-            advice.append("For drawing pictures, fp16 is enough and half as large: fastsd convert --dtype fp16.")
+            advice.append("For drawing images, fp16 is enough and half as large: fastsd convert --dtype fp16.")
     velocity = prediction is not None and prediction.kind == "v_prediction"
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():

@@ -25,24 +25,34 @@ def add_checkpoints(
     from fastsd_helpers.checkpoints.converter import ConvertConfig
     from fastsd_helpers.checkpoints.inspector import InspectConfig
 
-    about = "a Diffusers folder to one file, a file to a folder, a LoRA to the other names"
+    about = (
+        "convert between a Diffusers folder and a single-file checkpoint, or a LoRA between diffusers and kohya keys"
+    )
     converting = command(commands, "convert", convert, about)
-    converting.add_argument("src", metavar="SRC", type=Path, help="Diffusers folder, .safetensors, .ckpt, or a LoRA")
     converting.add_argument(
-        "dst", metavar="DST", type=Path, help="a name that ends in .safetensors or .ckpt for a file, else a folder"
+        "src", metavar="SRC", type=Path, help="source: Diffusers folder, .safetensors, .ckpt or a LoRA"
+    )
+    converting.add_argument(
+        "dst",
+        metavar="DST",
+        type=Path,
+        help="destination: a name that ends in .safetensors or .ckpt for a single file, else a folder",
     )
     converting.add_argument(
         "--merge",
         metavar="LORA[:STRENGTH]",
         action="append",
         default=[],
-        help="add a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) to the model's weights, at strength 1 or as given; repeatable",
+        help=(
+            "merge a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) into the model's weights, with weight 1 or as given; "
+            "repeatable"
+        ),
     )
     add_flags(converting, ConvertConfig)
-    inspecting = command(commands, "inspect", inspect, "what a model file is, and what is wrong with it")
+    inspecting = command(commands, "inspect", inspect, "identify a model file and list its problems")
     inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
     add_flags(inspecting, InspectConfig)
-    group = subcommands(commands.add_parser("bench", help="the measurements this project reports"))
+    group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
     for name, row in BENCHMARKS.items():
         measuring = command(group, name, bench, row.about)
         add_flags(measuring, load_benchmark(name).Settings)

@@ -46,9 +46,9 @@ def _limits(item: Option) -> str:
     elif high is not None:
         parts.append(f"{high} or less")
     if item.default is MISSING:
-        parts.append("must be given")
+        parts.append("required")
     elif item.default is None:
-        parts += [] if "left alone" in item.help else ["may be left alone"]
+        parts += [] if "default:" in item.help else ["optional"]
     elif item.default != "":
         parts.append(f"default: {item.default if item.kind is not bool else ('no', 'yes')[item.default]}")
     return f" ({'; '.join(parts)})" if parts else ""

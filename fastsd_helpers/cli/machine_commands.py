@@ -13,16 +13,24 @@ __all__ = ["add_machine", "doctor", "install"]
 
 def add_machine(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands to the parser; `command` is the parser's own helper."""
-    examining = command(commands, "doctor", doctor, "what this machine is, what is missing, what to do (no secrets)")
-    examining.add_argument("--root", metavar="DIR", type=Path, help="the sessions folder whose disk is looked at")
-    about = "install what a workflow needs and this Python lacks, hash-checked"
+    examining = command(
+        commands,
+        "doctor",
+        doctor,
+        "environment report: hardware, versions, what is missing and how to fix it (no secrets)",
+    )
+    examining.add_argument("--root", metavar="DIR", type=Path, help="the sessions folder whose disk is checked")
+    about = "install the packages a workflow needs and this Python lacks, hash-checked"
     installing = command(commands, "install", install, about)
-    installing.add_argument("workflow", metavar="{dreambooth,webui,trocr,trocr-int8}", help="what you want to do")
-    installing.add_argument("--dry-run", action="store_true", help="only say what would be installed")
+    installing.add_argument("workflow", metavar="{dreambooth,webui,trocr,trocr-int8}", help="workflow to install")
+    installing.add_argument("--dry-run", action="store_true", help="only show what would be installed")
     installing.add_argument(
         "--wheels", metavar="DIR", type=Path, help="install from this folder of wheels, with no network"
     )
-    about = "keep the wheels in one archive in this folder (on Drive, say) and install from it the next time"
+    about = (
+        "wheel cache: keep the wheels in one archive in this folder (on Drive, for example) and install from it the "
+        "next time"
+    )
     installing.add_argument("--cache", metavar="DIR", type=Path, help=about)
 
 

@@ -19,24 +19,30 @@ _UNCHECKED = "Sizes and hashes are from published lists; a download that differs
 
 def add_models(commands: Any, subcommands: Callable[..., Any], command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the groups `models` and `controlnet`; `subcommands` and `command` are the parser's own helpers."""
-    models = subcommands(commands.add_parser("models", help="the models that are known by a short key, and downloads"))
-    listing = command(models, "list", list_models, "every model key with its family, size, GPU and licence")
-    listing.add_argument("--all", action="store_true", help="also readers, VAEs and single files for web UIs")
-    show = command(models, "show", show_model, "where a model comes from, its licence and its defaults")
+    models = subcommands(commands.add_parser("models", help="list, describe and download models"))
+    listing = command(models, "list", list_models, "list the model keys with family, size, GPU memory and licence")
+    listing.add_argument(
+        "--all", action="store_true", help="also recognition models, VAEs and single-file checkpoints for web UIs"
+    )
+    show = command(models, "show", show_model, "show a model's source, licence and defaults")
     show.add_argument("key", metavar="KEY", help="a key from `fastsd models list --all`")
-    getting = command(models, "get", get_model, "bring a model onto this machine, whole and checked")
+    getting = command(models, "get", get_model, "download a model, complete and verified")
     getting.add_argument("ref", metavar="KEY|REPO|URL|PATH", help="a key, a Hub id (owner/name), a link or a path")
-    getting.add_argument("--file", action="store_true", help="of a key: its single file, as web UIs load it")
+    getting.add_argument(
+        "--file", action="store_true", help="for a key: download the single-file checkpoint that web UIs load"
+    )
     getting.add_argument("--to", metavar="DIR", type=Path, help="folder for a single file (default: the models cache)")
-    getting.add_argument("--name", metavar="FILE", help="name of the file there (default: its own)")
-    getting.add_argument("--sha256", metavar="HEX", help="what the file has to hash to")
-    getting.add_argument("--overwrite", action="store_true", help="replace a file of that name with other content")
+    getting.add_argument("--name", metavar="FILE", help="file name to save as (default: its own)")
+    getting.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the file")
+    getting.add_argument("--overwrite", action="store_true", help="replace an existing file of that name that differs")
 
-    controls = subcommands(commands.add_parser("controlnet", help="which ControlNets fit a base model and a web UI"))
-    listing = command(controls, "list", list_controlnets, "the ControlNets for a base model and a web UI")
+    controls = subcommands(
+        commands.add_parser("controlnet", help="list and download ControlNets for a base model and a web UI")
+    )
+    listing = command(controls, "list", list_controlnets, "list the ControlNets for a base model and a web UI")
     _add_pair(listing)
     listing.add_argument("--task", help="only this task, such as canny")
-    getting = command(controls, "get", get_controlnets, "download ControlNets under the names web UIs recognise")
+    getting = command(controls, "get", get_controlnets, "download ControlNets under the file names web UIs recognise")
     getting.add_argument("what", metavar="TASK|KEY|all", help="a task (canny), a key from `list`, or all that fit")
     _add_pair(getting, needs_ui=True)
     getting.add_argument("--to", metavar="DIR", type=Path, required=True, help="the web UI's ControlNet folder")

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
     commands = _subcommands(parser)
-    demo = _command(commands, "demo", run.run_demo, "the whole DreamBooth story on the embedded model, with pictures")
+    demo = _command(commands, "demo", run.run_demo, "complete DreamBooth example on the embedded model, with images")
     demo.add_argument(
         "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
     )
@@ -84,67 +84,74 @@ def _add_dreambooth(commands: Any) -> None:
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.dreambooth.upload import UploadConfig
 
-    group = _subcommands(commands.add_parser("dreambooth", help="teach a model a subject from 5-30 photos"))
-    _session_command(
-        group, "new", run.new_session, "make a session: the folder that keeps everything about one subject"
+    group = _subcommands(
+        commands.add_parser("dreambooth", help="DreamBooth: fine-tune Stable Diffusion on a subject from 5-30 photos")
     )
-    listing = _command(group, "list", run.list_sessions, "every session, how far it is and how much room it takes")
+    _session_command(
+        group, "new", run.new_session, "create a session: the folder that keeps everything about one subject"
+    )
+    listing = _command(group, "list", run.list_sessions, "list the sessions with progress and disk usage")
     _add_root(listing)
-    _session_command(group, "show", run.show_session, "one session: progress, settings, pictures, checkpoints")
-    prepare = _session_command(group, "prepare", run.prepare, "read, check and crop the photos")
+    _session_command(group, "show", run.show_session, "show a session: progress, settings, images, checkpoints")
+    prepare = _session_command(group, "prepare", run.prepare, "prepare the dataset: read, check and crop the photos")
     add_flags(prepare, PrepareConfig)
-    train = _session_command(group, "train", run.train, "train, or go on with a run that was stopped")
+    train = _session_command(group, "train", run.train, "train, or resume an interrupted run")
     add_flags(train, DreamBoothConfig)
-    train.add_argument("--restart", action="store_true", help="start from the beginning, with settings that may differ")
+    train.add_argument("--restart", action="store_true", help="start again from step 0; settings may differ")
     train.add_argument(
-        "--take-over", action="store_true", help="use a session that another machine seems to be using still"
+        "--take-over", action="store_true", help="break the lock of a session that another machine still seems to use"
     )
     train.add_argument(
         "--more-steps",
         metavar="N",
         type=_count,
         default=0,
-        help="after the end of a finished run, go on with N steps more (1 or more): with the settings that are given "
-        "now, and the photos and captions as they are now",
+        help="after a finished run, train N more steps (1 or more), with the settings given "
+        "now and the photos and captions as they are now",
     )
     train.add_argument(
         "--more-text-encoder-steps",
         metavar="N",
         type=_count,
         default=0,
-        help="the same with N steps of the text encoder (1 or more), before those of --more-steps",
+        help="the same for the text encoder, N steps (1 or more) before those of --more-steps",
     )
-    about = "say what would be done: steps, minutes, bytes, memory, what was chosen; times a few steps, keeps none"
+    about = (
+        "show the plan without training: steps, minutes, bytes, memory, chosen settings; times a few steps and "
+        "discards them"
+    )
     train.add_argument("--dry-run", action="store_true", help=about)
-    sample = _session_command(group, "sample", run.sample, "draw with what a session has learned so far")
+    sample = _session_command(group, "sample", run.sample, "generate images with a session's latest checkpoint")
     add_flags(sample, SampleConfig)
-    export = _session_command(group, "export", run.export, "write what a session has learned so far to one model file")
+    export = _session_command(group, "export", run.export, "export a session's checkpoint to a single model file")
     add_flags(export, ExportConfig)
     delete = _session_command(group, "delete", run.delete, "delete a session, or one of its checkpoints, after asking")
-    delete.add_argument("--checkpoint", metavar="NAME", help="delete this checkpoint alone (`show` lists them)")
+    delete.add_argument("--checkpoint", metavar="NAME", help="delete only this checkpoint (`show` lists them)")
     delete.add_argument("--yes", action="store_true", help="do not ask")
-    about = "make a session out of one of the old fast-DreamBooth notebook, or of somebody else's folder"
+    about = "import a session of the old fast-DreamBooth notebook, or somebody else's folder"
     importing = _session_command(group, "import", dreambooth_commands.import_session, about)
     importing.add_argument(
         "--from",
         dest="source",
         metavar="DIR",
         type=Path,
-        help="the folder it comes from, which is only read; left alone: the folder of that name among the sessions",
+        help="source folder, which is only read; default: the folder of that name among the sessions",
     )
-    about = "show the exact prompt of every picture, and change it"
+    about = "show and edit the captions: the exact prompt of every image"
     caption = _session_command(group, "caption", dreambooth_commands.caption, about)
+    caption.add_argument("--set", metavar="FILE=WORDS", action="append", default=[], help="caption of one image")
     caption.add_argument(
-        "--set", metavar="FILE=WORDS", action="append", default=[], help="the words one picture is trained with"
-    )
-    caption.add_argument(
-        "--auto", action="store_true", help="describe the pictures that have no caption of their own with a BLIP model"
+        "--auto", action="store_true", help="caption the images that have no caption of their own with a BLIP model"
     )
     caption.add_argument(
         "--captioner", metavar="MODEL", default="", help="Hub id or folder of the BLIP model for --auto"
     )
     caption.add_argument(
-        "--clear", metavar="FILE", action="append", default=[], help="go back to the words of the file name"
+        "--clear",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="remove the caption: the words of the file name are the prompt again",
     )
     about = "upload a finished model to the Hugging Face Hub, private unless --no-private (needs HF_TOKEN)"
     upload = _session_command(group, "upload", dreambooth_commands.upload, about)

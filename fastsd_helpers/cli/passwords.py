@@ -34,7 +34,7 @@ def add_password_flags(parser: Any) -> None:
         metavar="FILE",
         default=argparse.SUPPRESS,
         help="file whose first line is the password; - for standard input (default: FASTSD_PASSWORD in the "
-        "environment; without it a strong one is made)",
+        "environment; without it a strong one is generated)",
     )
     parser.add_argument(
         "--ask-password", action="store_true", default=argparse.SUPPRESS, help="ask for the password on the terminal"

@@ -18,7 +18,7 @@ def add_share_flag(group: Any, about: str) -> None:
     metavar = "auto|ngrok|gradio|cloudflared|localtunnel|colab"
     group.add_argument("--share", nargs="?", const="auto", metavar=metavar, default=argparse.SUPPRESS, help=about)
     no = {"action": "store_const", "const": "no", "default": argparse.SUPPRESS}
-    group.add_argument("--no-share", dest="share", help="make no public link", **no)
+    group.add_argument("--no-share", dest="share", help="open no tunnel (no public link)", **no)
 
 
 def add_link_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,27 +26,39 @@ def add_trocr(commands: Any, subcommands: Callable[..., Any], command: Callable[
     """Add the group `trocr` to the parser; `subcommands` and `command` are the parser's own helpers."""
     from fastsd_helpers.trocr.reader import ReadConfig
 
-    group = subcommands(commands.add_parser("trocr", help="read handwriting, and teach the reader new hands"))
-    reading = command(group, "read", read, "read pictures of lines, folders of them, PDFs or links")
-    reading.add_argument("images", metavar="IMAGE", nargs="+", help="picture, folder, PDF or link")
-    reading.add_argument("--out", metavar="PATH", type=Path, help="file for the text; for one folder, a folder")
-    reading.add_argument("--format", choices=("txt", "json", "csv", "jsonl"), help="of --out (default: its ending)")
-    reading.add_argument("--pages", action="store_true", help="the pictures are whole pages: find their lines first")
-    reading.add_argument(
-        "--attention", metavar="DIR", type=Path, help="also draw where the reader looked for each character of a line"
+    group = subcommands(
+        commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
     )
-    reading.add_argument("--shard", metavar="I/N", help="read part I of N of a folder (run N of them, same --out)")
+    reading = command(group, "read", read, "read images of lines or pages, folders of them, PDFs or links")
+    reading.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
+    reading.add_argument("--out", metavar="PATH", type=Path, help="output file; for an input folder, an output folder")
+    reading.add_argument(
+        "--format", choices=("txt", "json", "csv", "jsonl"), help="output format (default: from the ending of --out)"
+    )
+    reading.add_argument(
+        "--pages", action="store_true", help="the images are whole pages: find their lines first (segmentation)"
+    )
+    reading.add_argument(
+        "--attention",
+        metavar="DIR",
+        type=Path,
+        help="also write heat maps of the cross-attention: where the model looked for each character",
+    )
+    reading.add_argument("--shard", metavar="I/N", help="read shard I of N of a folder (run all N with the same --out)")
     _add_model(reading)
     add_flags(reading, ReadConfig)
-    judging = command(group, "evaluate", evaluate, "read lines whose text is known and count the errors")
-    judging.add_argument("data", metavar="DATA", help="folder or table of lines with their text")
+    judging = command(group, "evaluate", evaluate, "evaluate a model on ground truth: CER and WER")
+    judging.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
     _add_model(judging)
     add_flags(judging, ReadConfig)
-    embedding = command(group, "embed", embed, "write the encoder's vectors of lines to a file")
-    embedding.add_argument("images", metavar="IMAGE", nargs="+", help="picture, folder, PDF or link")
-    embedding.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the vectors")
+    embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
+    embedding.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
+    embedding.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder for the embeddings")
     embedding.add_argument(
-        "--pool", choices=("none", "mean", "columns"), default="mean", help="what of a line to keep (default: mean)"
+        "--pool",
+        choices=("none", "mean", "columns"),
+        default="mean",
+        help="pooling: one embedding per line (mean), per column of patches, or per patch token (none) (default: mean)",
     )
     _add_model(embedding)
     _add_making(group, command)
@@ -56,20 +68,30 @@ def _add_making(group: Any, command: Callable[..., argparse.ArgumentParser]) -> 
     from fastsd_helpers.trocr.finetune import FineTuneConfig
     from fastsd_helpers.trocr.serve import ServeConfig
 
-    tuning = command(group, "finetune", finetune, "teach a reader a hand or a script, or go on after a stop")
-    tuning.add_argument("data", metavar="DATA", help="folder or table of lines with their text")
+    tuning = command(
+        group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
+    )
+    tuning.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
     tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
-    tuning.add_argument("--held-out-data", metavar="DATA", help="lines to measure on (default: a part of DATA)")
-    tuning.add_argument("--restart", action="store_true", help="forget what --out holds of an earlier run")
+    tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
+    tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
     _add_model(tuning)
     add_flags(tuning, FineTuneConfig)
-    shrinking = command(group, "quantize", quantize, "make an int8 copy for the CPU and measure what it costs")
-    shrinking.add_argument("model", metavar="MODEL", help="key, folder or Hub id of the reader")
+    shrinking = command(
+        group, "quantize", quantize, "quantize a model to int8 for the CPU and measure the accuracy loss"
+    )
+    shrinking.add_argument("model", metavar="MODEL", help="recognition model: key, folder or Hub id")
     shrinking.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    shrinking.add_argument("--evaluate", metavar="DATA", required=True, help="lines with their text, to measure on")
-    shrinking.add_argument("--calibrate", metavar="DIR", help="other lines, for the static method")
+    shrinking.add_argument(
+        "--evaluate", metavar="DATA", required=True, help="ground truth to evaluate on: lines with their text"
+    )
+    shrinking.add_argument(
+        "--calibrate",
+        metavar="DIR",
+        help="calibration set for int8 activations (static quantization): other lines than those of --evaluate",
+    )
     shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
-    sharing = command(group, "serve", serve, "a small page that reads lines, with a login")
+    sharing = command(group, "serve", serve, "web page that reads lines and pages, with a login")
     _add_model(sharing)
     add_flags(sharing, ServeConfig)
     add_link_flags(sharing)
@@ -77,7 +99,7 @@ def _add_making(group: Any, command: Callable[..., argparse.ArgumentParser]) -> 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default=DEFAULT_READER, help=f"key, folder or Hub id of the reader (default: {DEFAULT_READER})"
+        "--model", default=DEFAULT_READER, help=f"recognition model: key, folder or Hub id (default: {DEFAULT_READER})"
     )
 
 
@@ -156,7 +178,7 @@ def read(chosen: argparse.Namespace) -> Answer:
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
-    """Draw where the reader looked, a picture a line; returns them in the lines' order."""
+    """Draw where the reader looked, an image a line; returns them in the lines' order."""
     import io
 
     from fastsd_helpers.files import check_writable, write_atomic

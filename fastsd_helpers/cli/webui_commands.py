@@ -30,7 +30,7 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
     from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
     group = subcommands(
-        commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111 and others")
+        commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111, Forge Neo or ComfyUI")
     )
     installing = command(group, "install", install, "install a web UI into an environment of its own")
     add_flags(installing, InstallConfig)
@@ -38,20 +38,27 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
         "--extension",
         metavar="ADDRESS[@COMMIT]",
         action="append",
-        help="an extension to add: an https git address or a folder; it is a program that runs with all your rights; "
-        "can be given several times",
+        help="extension to add: an https git address or a folder; it is a program that runs with "
+        "all your rights; repeatable",
     )
-    start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C ends it")
+    start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C stops it")
     add_flags(start, LaunchConfig)
-    add_share_flag(start, "also make a public link; bare: the first service that works")
+    add_share_flag(
+        start, "also open a tunnel: a public link with a login; without a value: the first service that works"
+    )
     add_link_flags(start)
-    start.add_argument("--background", action="store_true", help="return when it answers, and leave it running")
-    start.add_argument("--dry-run", action="store_true", help="only say what would be started, and why")
-    start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of the one here")
+    start.add_argument(
+        "--background", action="store_true", help="run in the background: return when it answers and leave it running"
+    )
+    start.add_argument("--dry-run", action="store_true", help="only show what would be started, and why")
+    start.add_argument("--gpu", choices=sorted(GPUS), help="with --dry-run: for this GPU instead of this machine's")
     start.add_argument("--family", metavar="FAMILY", help="with --dry-run: for a model of this family, such as sdxl")
     start.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
     place = command(
-        group, "place", place_models, "put a model, a session, LoRA, VAE, ControlNet, ... where the UI finds it"
+        group,
+        "place",
+        place_models,
+        "place a model, session, LoRA, VAE, ControlNet, ... in the folder where the web UI looks for it",
     )
     place.add_argument(
         "model", metavar="MODEL", help="key, file, folder, link, Hub id or session; for a ControlNet its task"
@@ -61,23 +68,27 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
         default="auto",
         choices=("auto", *KINDS),
         metavar="KIND",
-        help=f"{', '.join(KINDS)}; auto: what it is (default)",
+        help=f"{', '.join(KINDS)}; auto: detected (default)",
     )
     place.add_argument("--base", metavar="KEY", help="with --kind controlnet: the base model it is for, such as sd15")
-    place.add_argument("--t5", default="auto", choices=T5_SIZES, help="size of Flux's large text encoder")
-    place.add_argument("--gpu", choices=sorted(GPUS), help="choose sizes for this GPU instead of the one here")
+    place.add_argument(
+        "--t5", default="auto", choices=T5_SIZES, help="T5 precision: dtype of Flux's large text encoder"
+    )
+    place.add_argument("--gpu", choices=sorted(GPUS), help="choose sizes for this GPU instead of this machine's")
     place.add_argument("--root", metavar="DIR", help="folder of the sessions (default: Fast-Dreambooth/Sessions)")
     _add_where(place)
     for name, run, about in (
-        ("status", status, "whether a web UI runs, since when and where its log is"),
-        ("log", show_log, "the last lines of its log"),
-        ("stop", stop, "end it, whoever started it"),
+        ("status", status, "whether a web UI is running, since when, and where its log is"),
+        ("log", show_log, "show the last lines of its log"),
+        ("stop", stop, "stop it, whoever started it"),
     ):
         _add_where(command(group, name, run, about))
-    link = command(commands, "tunnel", tunnel, "give a program on this machine a public link behind a login")
-    link.add_argument("number", metavar="PORT", type=int, help="where the program listens on this machine")
+    link = command(
+        commands, "tunnel", tunnel, "share a program on this machine through a tunnel: a public link behind a login"
+    )
+    link.add_argument("number", metavar="PORT", type=int, help="local port the program listens on")
     add_flags(link, TunnelConfig)
-    play = command(commands, "playground", playground, "a small page to try one model or session at once")
+    play = command(commands, "playground", playground, "web page to try one model or session right away")
     play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
     add_flags(play, PlaygroundConfig)
     add_link_flags(play)
@@ -86,8 +97,8 @@ def add_webui(commands: Any, subcommands: Callable[..., Any], command: Callable[
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ui", default="a1111", metavar="UI", help="a1111, forge-neo or comfyui (default: a1111)")
-    parser.add_argument("--folder", metavar="DIR", help="folder of the program, as at installation")
-    parser.add_argument("--store", metavar="DIR", help="folder of the models, as at installation")
+    parser.add_argument("--folder", metavar="DIR", help="folder of the web UI's code, the one given at installation")
+    parser.add_argument("--store", metavar="DIR", help="data directory, the one given at installation")
 
 
 def install(chosen: argparse.Namespace) -> Answer:

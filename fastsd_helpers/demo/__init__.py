@@ -1,6 +1,6 @@
-"""The embedded demo: a small Stable-Diffusion-1.5-shaped model and the pictures it was taught with.
+"""The embedded demo: a small Stable-Diffusion-1.5-shaped model and the images it was taught with.
 
-`pictures` draws captioned pictures and the three demo subjects; `networks` builds the untrained networks
+`pictures` draws captioned images and the three demo subjects; `networks` builds the untrained networks
 and the tokenizer; `model/` holds the weights that `scripts/train_demo_model.py` made of them.
 """
 

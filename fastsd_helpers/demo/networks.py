@@ -85,7 +85,7 @@ def build_text_encoder(vocabulary_size: int) -> "CLIPTextModel":
 
 
 def build_scheduler() -> "DDIMScheduler":
-    """SD 1.5's noise schedule; sampling starts at the noisiest step, which a small picture needs for its background."""
+    """SD 1.5's noise schedule; sampling starts at the noisiest step, which a small image needs for its background."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(

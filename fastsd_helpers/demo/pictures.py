@@ -1,4 +1,4 @@
-"""Captioned pictures drawn by code: 10 objects x 8 colours x 5 places x 6 backgrounds x 3 styles = 7,200 combinations.
+"""Captioned images drawn by code: 10 objects x 8 colours x 5 places x 6 backgrounds x 3 styles = 7,200 combinations.
 
 One combination in ten is held out by its own hash, so that a model can be judged on captions it never saw.
 Three subjects of kinds absent from the 7,200 (a robot, a fish, a mushroom) are what DreamBooth teaches.
@@ -106,7 +106,7 @@ def shorten_caption(scene: Scene, generator: "np.random.Generator") -> str:
 
 
 def draw_scene(scene: Scene, generator: "np.random.Generator") -> "Image.Image":
-    """Draw one picture of a combination: RGB, 128 x 128; place, size, tilt and shade vary with `generator`."""
+    """Draw one image of a combination: RGB, 128 x 128; place, size, tilt and shade vary with `generator`."""
     from PIL import Image, ImageDraw
 
     canvas = _draw_background(scene.background, generator)
@@ -238,7 +238,7 @@ _NAMES = {"robot": "zib", "fish": "wox", "mushroom": "quap"}
 
 
 def draw_subject(subject: str, place: str, background: str, generator: "np.random.Generator") -> "Image.Image":
-    """Draw one picture of a demo subject: RGB, 128 x 128. The subject is always the same; size and tilt vary."""
+    """Draw one image of a demo subject: RGB, 128 x 128. The subject is always the same; size and tilt vary."""
     from PIL import Image, ImageDraw
 
     side = SIZE_PX * _SCALE

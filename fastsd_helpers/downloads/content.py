@@ -21,7 +21,7 @@ SUFFIXES = {
 _MODELS = ("safetensors", "checkpoint", "gguf", "onnx")
 # What is often linked beside a model, or instead of it.
 _OTHER_KINDS = {
-    "picture": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8"),
+    "image": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8"),
     "PDF document": (b"%PDF",),
     "compressed archive": (b"Rar!", b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
     "document or installer": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",),
@@ -31,7 +31,7 @@ _OTHER_KINDS = {
 def describe_content(path: Path) -> str:
     """Name the kind of a file: safetensors, checkpoint, gguf, onnx, zip archive, web page, program, text, empty, data.
 
-    Pictures, PDF documents, other archives and installers have names of their own too.
+    Images, PDF documents, other archives and installers have names of their own too.
 
     A safetensors file whose length is not what its header says is "broken safetensors".
     """
@@ -45,7 +45,7 @@ def describe_content(path: Path) -> str:
     if head.startswith((b"MZ", b"\x7fELF", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")):
         return "program"
     for kind, starts in _OTHER_KINDS.items():
-        if head.startswith(starts) or (kind == "picture" and head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        if head.startswith(starts) or (kind == "image" and head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
             return kind
     if head.startswith(b"GGUF"):
         return "gguf"
@@ -115,7 +115,7 @@ def require_model(path: Path, shown: str) -> str:
             "length.",
             "Run this again; if it stays so, the source itself is damaged: use another one.",
         )
-    what = {"empty": "an empty file", "text": "plain text"}.get(kind, f"a {kind}")
+    what = {"empty": "an empty file", "image": "an image", "text": "plain text"}.get(kind, f"a {kind}")
     raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")
 
 

@@ -83,7 +83,7 @@ def fetch(
         name: its name there; the site's own when left alone.
         size: expected bytes. sha256: expected hash, in hex.
         mirrors: further sources of the same file, tried in order.
-        overwrite: replace a file of that name with other content.
+        overwrite: replace an existing file of that name that differs.
         models_only: refuse what is no model file (a web page, a program, text).
 
     Raises:

@@ -1,6 +1,6 @@
 """DreamBooth: teach a Stable Diffusion model a subject from a few photos, in a session that survives any cut.
 
-`prepare` turns photos into training pictures, `train` trains and goes on after a cut, `export` and `sample` use what a
+`prepare` turns photos into training images, `train` trains and goes on after a cut, `export` and `sample` use what a
 session has learned.
 """
 

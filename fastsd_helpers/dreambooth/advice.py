@@ -1,4 +1,4 @@
-"""What is to be said of prepared pictures and their prompts before a training begins, and what cannot be trained on."""
+"""What is to be said of prepared images and their prompts before a training begins, and what cannot be trained on."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
     """A sentence on the prompts that are longer than a text encoder reads; None when there are none.
 
     Args:
-        prompts: picture -> prompt.
+        prompts: image -> prompt.
         count: tokens of a prompt, start and end with them.
     """
     cut = [name for name, prompt in prompts.items() if count(prompt) > MOST_TOKENS]
@@ -45,7 +45,7 @@ def advise(
     """Say what of the user's would not be used as it was meant.
 
     Raises:
-        DatasetError: a picture is not square.
+        DatasetError: an image is not square.
     """
     lines = []
     images = (*dataset.train, *dataset.held_out)
@@ -55,13 +55,13 @@ def advise(
         if width != height:
             raise DatasetError(
                 f"{image.path.name} is {width} x {height}; training needs squares.",
-                "Prepare the pictures again with --crop smart or --crop center.",
+                "Prepare the images again with --crop smart or --crop center.",
             )
         sides[image.path.name] = width
     small = min(sides.values(), default=resolution)
     if small < resolution:
         lines.append(
-            f"The pictures were prepared at {small} px and are enlarged to {resolution} px, which blurs them: prepare "
+            f"The images were prepared at {small} px and are enlarged to {resolution} px, which blurs them: prepare "
             f"them again with size {resolution} (--size {resolution}), or train at resolution {small}."
         )
     if tokenizer is not None:
@@ -73,7 +73,7 @@ def advise(
     if instance_prompt and instance_prompt.strip():
         captions = sum(read_caption(session.captions / f"{image.path.stem}.txt") is not None for image in images)
         if captions:
-            which = "any picture" if captions == len(images) else f"{captions} of {len(images)} pictures"
+            which = "any image" if captions == len(images) else f"{captions} of {len(images)} images"
             lines.append(
                 f"The instance prompt (--instance-prompt) is not used for {which}: they have captions of their own."
             )
@@ -85,4 +85,4 @@ def _size_of(path: Any) -> tuple[int, int]:
         with open_picture(path) as picture:
             return picture.size
     except PictureProblem as err:
-        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the pictures again.") from err
+        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the images again.") from err

@@ -82,7 +82,7 @@ class BaseModel:
         return self._load(_diffusers().UNet2DConditionModel, "unet")
 
     def load_vae(self) -> Any:
-        """The VAE in float32, frozen: pictures [batch, 3, h, w] in -1..1 to latents and back."""
+        """The VAE in float32, frozen: images [batch, 3, h, w] in -1..1 to latents and back."""
         return self._load(_diffusers().AutoencoderKL, "vae")
 
     def load_text_encoder(self) -> Any:

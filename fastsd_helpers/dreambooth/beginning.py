@@ -1,4 +1,4 @@
-"""What a call of `train` begins or goes on with: the run's segments, settings, base model and pictures.
+"""What a call of `train` begins or goes on with: the run's segments, settings, base model and images.
 
 Everything that may not change within a run is refused here, by session.json and the checkpoints alone where that is
 possible, and before a network is loaded.
@@ -146,7 +146,7 @@ def find_start(
     elif pictures != segments[-1].pictures:
         when = "" if not open_legs or len(segments) > saved_segments else " after its end"
         raise SettingsError(
-            "The pictures or captions changed since this session's run was begun: "
+            "The images or captions changed since this session's run was begun: "
             f"{what_changed(segments[-1].pictures, dataset)}.",
             f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
             "or start from step 0 with --restart; nothing saved is lost.",

@@ -1,4 +1,4 @@
-"""What need not be computed twice: each picture's latent mean and deviation, and each prompt's text embedding."""
+"""What need not be computed twice: each image's latent mean and deviation, and each prompt's text embedding."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ __all__ = ["Latents", "encode_images", "encode_prompts", "tokenize"]
 
 @dataclass(frozen=True)
 class Latents:
-    """The VAE's posteriors of some pictures, already times the scaling factor; float32 [n, 4, h/8, w/8] on the CPU.
+    """The VAE's posteriors of some images, already times the scaling factor; float32 [n, 4, h/8, w/8] on the CPU.
 
-    `mirrored` holds those of the mirrored pictures: a mirrored picture's latent is not its latent mirrored.
+    `mirrored` holds those of the mirrored images: a mirrored image's latent is not its latent mirrored.
     """
 
     mean: "torch.Tensor"
@@ -44,13 +44,13 @@ def _read_pixels(path: Any, size: int) -> "torch.Tensor":
     try:
         picture = read_rgb(path)
     except PictureProblem as err:
-        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the pictures again.") from err
+        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the images again.") from err
     if picture.size != (size, size):
         # Prepared at another size than this model is trained at: a clean resize, never a second crop.
         if picture.width != picture.height:
             raise DatasetError(
                 f"{path.name} is {picture.width} x {picture.height}; training needs squares.",
-                "Prepare the pictures again with --crop smart or --crop center.",
+                "Prepare the images again with --crop smart or --crop center.",
             )
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -59,7 +59,7 @@ def _read_pixels(path: Any, size: int) -> "torch.Tensor":
 def encode_images(
     vae: Any, images: "tuple[PreparedImage, ...]", size: int, *, device: Any, flip: bool = False
 ) -> Latents:
-    """Encode pictures one by one, in float32, so that a latent does not depend on its neighbours in a batch."""
+    """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch."""
     import torch
 
     def encode(mirror: bool) -> Latents:

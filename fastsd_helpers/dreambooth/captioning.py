@@ -1,4 +1,4 @@
-"""The captions of prepared pictures as a person edits them: which picture has which prompt, and a new one for it."""
+"""The captions of prepared images as a person edits them: which image has which prompt, and a new one for it."""
 
 import logging
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 
 def prompt_rows(session: Session, *, instance_prompt: str | None = None) -> list[PromptRow]:
-    """List every prepared picture with its exact prompt; tokens are counted when the model's tokenizer is here.
+    """List every prepared image with its exact prompt; tokens are counted when the model's tokenizer is here.
 
     Raises:
         DatasetError: nothing is prepared.
@@ -46,21 +46,21 @@ def _tokenizer_here(session: Session) -> Any:
 
 
 def find_picture(session: Session, name: str) -> dict[str, Any]:
-    """Find what session.json says about a picture by its file name, its stem, or the name of the photo it came from.
+    """Find what session.json says about an image by its file name, its stem, or the name of the photo it came from.
 
     Raises:
         DatasetError: there is none of that name, or several are meant.
     """
     images = recorded_images(session)
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
+        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
     for keys in (_own_names, _source_names):
         found = [item for item in images if name in keys(item)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise DatasetError(f"Several pictures are named {name!r}.", f"Choose one of: {_names_of(found)}.")
-    raise DatasetError(f"No prepared picture is named {name!r}.", f"Choose one of: {_names_of(images)}.")
+            raise DatasetError(f"Several images are named {name!r}.", f"Choose one of: {_names_of(found)}.")
+    raise DatasetError(f"No prepared image is named {name!r}.", f"Choose one of: {_names_of(images)}.")
 
 
 def _own_names(item: dict[str, Any]) -> set[str]:
@@ -80,12 +80,12 @@ def _names_of(items: list[dict[str, Any]]) -> str:
 
 
 def set_caption(session: Session, name: str, words: str | None) -> Path:
-    """Give a prepared picture these words as its exact prompt; None or blanks go back to what its photo came with.
+    """Give a prepared image these words as its exact prompt; None or blanks go back to what its photo came with.
 
     Writes captions/NAME.txt. A run that has begun with other captions goes on only with --restart.
 
     Raises:
-        DatasetError: no picture of that name. DriveError: the caption cannot be written.
+        DatasetError: no image of that name. DriveError: the caption cannot be written.
     """
     settle_exchange(session)  # or it would be written beside pictures that are about to go
     item = find_picture(session, name)

@@ -1,6 +1,6 @@
 """All randomness of a run as a function of (seed, stage, step): nothing random has to be saved or restored.
 
-A run that was cut and resumed draws the same pictures, mirrorings, noise and timesteps as one that was not.
+A run that was cut and resumed draws the same images, mirrorings, noise and timesteps as one that was not.
 Everything is drawn on the CPU, so that every device sees the same numbers.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_images"]
 
 @dataclass(frozen=True)
 class Draw:
-    """What one forward pass is made of, besides weights and pictures."""
+    """What one forward pass is made of, besides weights and images."""
 
     images: list[int]  # indices into the training pictures
     flips: list[bool]
@@ -34,7 +34,7 @@ def generator_for(*key: object) -> "torch.Generator":
 
 
 def pick_images(seed: int, stage: str, position: int, count: int, images: int) -> list[int]:
-    """The pictures at places position..position+count of an endless row of shuffled epochs, each once in each."""
+    """The images at places position..position+count of an endless row of shuffled epochs, each once in each."""
     import torch
 
     picked: list[int] = []
@@ -46,7 +46,7 @@ def pick_images(seed: int, stage: str, position: int, count: int, images: int) -
 
 
 def draw_offset(seed: int, stage: str, step: int, part: int, *, batch_size: int, channels: int) -> "torch.Tensor":
-    """One value per picture and channel, float32 [batch, channels, 1, 1]; it leaves the step's other draws as they are.
+    """One value per image and channel, float32 [batch, channels, 1, 1]; it leaves the step's other draws as they are.
 
     Source: Guttenberg 2023, "Diffusion with Offset Noise".
     """

@@ -44,7 +44,7 @@ class Cell:
 
 
 def make_cell(photo: "Image.Image", picture: "Image.Image", box: CropBox, item: dict[str, Any]) -> Cell:
-    """Shrink a photo and its prepared picture to what the sheet shows, so that neither is kept in memory."""
+    """Shrink a photo and its prepared image to what the sheet shows, so that neither is kept in memory."""
     how = _METHODS["none" if box.size == photo.size else box.method]
     return Cell(_draw_box(photo, box), _fit(picture), f"{photo.width} x {photo.height}  ·  {how}", item)
 
@@ -75,7 +75,7 @@ def _draw_box(photo: "Image.Image", box: CropBox) -> "Image.Image":
 
 
 def draw_contact_sheet(path: Path, cells: Sequence[Cell], *, title: str, size: int, total: int) -> None:
-    """Write the sheet as a PNG; `total` is the number of pictures when more were prepared than are shown.
+    """Write the sheet as a PNG; `total` is the number of images when more were prepared than are shown.
 
     Raises:
         DriveError: the file cannot be written.
@@ -88,7 +88,7 @@ def draw_contact_sheet(path: Path, cells: Sequence[Cell], *, title: str, size: i
     width = columns * _CELL_W + (columns + 1) * _GAP
     sheet = Image.new("RGB", (width, _HEADER + sum(heights) + _GAP * len(rows)), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    facts = f"{total} pictures, {size} px  ·  left: the photo with its crop, right: the prepared picture"
+    facts = f"{total} images, {size} px  ·  left: the photo with its crop, right: the prepared image"
     if len(cells) < total:
         facts += f"  ·  {len(cells)} of {total} shown"
     title_font, font = _font(24), _font(15)

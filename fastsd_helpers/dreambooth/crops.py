@@ -39,16 +39,16 @@ class Crop:
 
 
 def list_crops(session: Session) -> list[Crop]:
-    """List the crops of a session's pictures.
+    """List the crops of a session's images.
 
     Raises:
-        DatasetError: nothing is prepared, or the pictures were prepared whole (crop none).
+        DatasetError: nothing is prepared, or the images were prepared whole (crop none).
     """
     images = [item for item in recorded_images(session) if "box" in item and "source" in item]
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
+        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
     if session.record["dataset"].get("crop") == "none":
-        raise DatasetError("These pictures were prepared whole.", "Choose crop smart or center, and prepare again.")
+        raise DatasetError("These images were prepared whole.", "Choose crop smart or center, and prepare again.")
     return [
         Crop(item["source"], item["file"], tuple(item["box"]), item["method"] == "box", item["held_out"])
         for item in images
@@ -56,28 +56,28 @@ def list_crops(session: Session) -> list[Crop]:
 
 
 def prepared_settings(session: Session) -> PrepareConfig:
-    """The settings that the session's pictures were prepared with.
+    """The settings that the session's images were prepared with.
 
     Raises:
         DatasetError: they are not known, as after session.json was rebuilt.
     """
     dataset = session.record.get("dataset") or {}
     if "settings" not in dataset:
-        raise DatasetError("How these pictures were prepared is not known.", "Give the photos to `prepare` again.")
+        raise DatasetError("How these images were prepared is not known.", "Give the photos to `prepare` again.")
     known = {item.name for item in options_of(PrepareConfig)}
     values = {"size": dataset["size"], "crop": dataset["crop"], **dataset["settings"]}
     return PrepareConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def open_original(session: Session, crop: Crop) -> "Image.Image":
-    """Open the photo that a picture was cut from: upright RGB.
+    """Open the photo that an image was cut from: upright RGB.
 
     Raises:
         DatasetError: the photo is not where it was.
     """
     config = prepared_settings(session)
     gone = DatasetError(
-        f"The photo {crop.source} is not where it was when the pictures were prepared.",
+        f"The photo {crop.source} is not where it was when the images were prepared.",
         "Give the photos again (upload them, or name their folder or zip), prepare, then correct the crops.",
     )
     place = Path((config.held_out if crop.held_out and config.held_out else config.images) or "").expanduser()

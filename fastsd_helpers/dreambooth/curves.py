@@ -22,7 +22,7 @@ def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: 
         history: stage -> float32 [steps], one loss a step, in the order in which they were trained; of a later
             segment "unet 2" and so on.
         held_out: [position, loss] pairs, positions counted over both stages.
-        label: which pictures the held-out loss is of.
+        label: which images the held-out loss is of.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The prepared pictures of a session: how a new set takes the old one's place, and how the set is read for training.
+"""The prepared images of a session: how a new set takes the old one's place, and how the set is read for training.
 
 session.json is the moment at which an exchange counts, so a run that is killed anywhere leaves the old or the new set.
 """
@@ -47,7 +47,7 @@ _CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One picture to train on: an RGB PNG file and its exact prompt."""
+    """One image to train on: an RGB PNG file and its exact prompt."""
 
     path: Path
     sha256: str
@@ -56,7 +56,7 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of a session; those held out are never trained on."""
+    """The images of a session; those held out are never trained on."""
 
     train: tuple[PreparedImage, ...]
     held_out: tuple[PreparedImage, ...]
@@ -74,7 +74,7 @@ class PromptRow:
 
 
 def recorded_images(session: Session) -> list[dict[str, Any]]:
-    """What session.json says about every prepared picture; empty before the first prepare."""
+    """What session.json says about every prepared image; empty before the first prepare."""
     return (session.record.get("dataset") or {}).get("images") or []
 
 
@@ -82,7 +82,7 @@ def recorded_images(session: Session) -> list[dict[str, Any]]:
 
 
 def start_exchange(session: Session) -> Path:
-    """Tidy up after an exchange that was cut off, and make the empty folder for a new set of pictures."""
+    """Tidy up after an exchange that was cut off, and make the empty folder for a new set of images."""
     finish_exchange(session)
     new = session.folder / _NEW
     with file_errors(new, "create"):
@@ -94,16 +94,16 @@ def start_exchange(session: Session) -> Path:
 def exchange_pictures(
     session: Session, new: Path, dataset: dict[str, Any], *, stay: "frozenset[str] | set[str]" = frozenset()
 ) -> None:
-    """Put the new pictures in the old ones' place and record them; the old ones are deleted last.
+    """Put the new images in the old ones' place and record them; the old ones are deleted last.
 
     Args:
         session: whose lock is held.
         new: the folder of `start_exchange`, filled.
-        dataset: what session.json shall say about the pictures.
-        stay: files in the pictures' folders that are a user's ("instance_images/dog.jpg") and are not touched.
+        dataset: what session.json shall say about the images.
+        stay: files in the images' folders that are a user's ("instance_images/dog.jpg") and are not touched.
 
     Raises:
-        DriveError, DiskFull: the old pictures and their record are back in place.
+        DriveError, DiskFull: the old images and their record are back in place.
     """
     old, before = session.folder / _OLD, session.record.get("dataset", {})
     token = secrets.token_hex(8)
@@ -192,7 +192,7 @@ def _read_marker(session: Session) -> dict[str, Any]:
 
 
 def settle_exchange(session: Session) -> None:
-    """Before something is written beside the pictures: finish an exchange that was cut off, or undo it.
+    """Before something is written beside the images: finish an exchange that was cut off, or undo it.
 
     Raises:
         SessionBusy: it is still going on, in another process.
@@ -242,7 +242,7 @@ def _remove(folder: Path) -> None:
 
 
 def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dataset:
-    """List the session's prepared pictures with their exact prompts, after checking that each is still the same.
+    """List the session's prepared images with their exact prompts, after checking that each is still the same.
 
     Captions are read anew, so an edited, added or removed .txt in captions/ counts.
 
@@ -250,27 +250,27 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
         PNG files, RGB: size x size, or with crop none their own shape in multiples of 8.
 
     Raises:
-        DatasetError: nothing is prepared, or a picture is missing or has changed.
+        DatasetError: nothing is prepared, or an image is missing or has changed.
     """
     found: dict[bool, list[PreparedImage]] = {False: [], True: []}
     for item, path, prompt in _with_prompts(session, instance_prompt):
         if not path.is_file():
-            raise DatasetError(f"The prepared picture {path} is missing.", "Run prepare with your photos again.")
+            raise DatasetError(f"The prepared image {path} is missing.", "Run prepare with your photos again.")
         if sha256_of(path) != item["sha256"]:
             raise DatasetError(
-                f"The prepared picture {path} has changed since it was prepared.",
-                "Run prepare again with the photo as you want it; pictures in the session are not edited by hand.",
+                f"The prepared image {path} has changed since it was prepared.",
+                "Run prepare again with the photo as you want it; images in the session are not edited by hand.",
             )
         found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt))
     return Dataset(tuple(found[False]), tuple(found[True]))
 
 
 def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer: Any = None) -> list[PromptRow]:
-    """List every prepared picture with its exact prompt and how many tokens that is.
+    """List every prepared image with its exact prompt and how many tokens that is.
 
     Args:
-        session: a session whose pictures are prepared.
-        instance_prompt: one prompt for all pictures that have no caption; None when it was left alone.
+        session: a session whose images are prepared.
+        instance_prompt: one prompt for all images that have no caption; None when it was left alone.
         tokenizer: a transformers CLIP tokenizer; words beyond its limit (77 tokens) are cut off in training.
 
     Raises:
@@ -291,7 +291,7 @@ def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer
 def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[dict[str, Any], Path, str]]:
     images = recorded_images(session)
     if not images:
-        raise DatasetError(f"Session {session.name!r} has no prepared pictures.", "Run prepare with your photos first.")
+        raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
     home = _homes(session)
     found = []
     for item in images:
@@ -302,7 +302,7 @@ def _with_prompts(session: Session, instance_prompt: str | None) -> list[tuple[d
 
 
 def what_changed(begun: list[list[str]], dataset: Dataset) -> str:
-    """What is different from the pictures and prompts that a run began with, in words.
+    """What is different from the images and prompts that a run began with, in words.
 
     Args:
         begun: sha256 and prompt of each.
@@ -317,12 +317,12 @@ def what_changed(begun: list[list[str]], dataset: Dataset) -> str:
     ]
     gone, new = len(before.keys() - now.keys()), len(now.keys() - before.keys())
     more = [f"and {len(said) - 3} prompts more"] if len(said) > 3 else []
-    counts = [f"{count} pictures are {what}" for count, what in ((gone, "gone"), (new, "new")) if count]
+    counts = [f"{count} images are {what}" for count, what in ((gone, "gone"), (new, "new")) if count]
     return "; ".join([*said[:3], *more, *counts]) or "their order, or which of them are held out"
 
 
 def prompt_of(session: Session, item: dict[str, Any], caption: str | None, instance_prompt: str | None = None) -> str:
-    """The exact prompt of a recorded picture.
+    """The exact prompt of a recorded image.
 
     What its name says, and what stands for names that say nothing, was decided when it was prepared and is recorded:
     later rules and another name of the session do not change what a run has begun with.

@@ -29,9 +29,9 @@ class Photo:
 
 
 def decode_photo(data: bytes) -> Photo:
-    """Decode one picture to upright sRGB; its size is checked by its header before any pixel is decoded.
+    """Decode one image to upright sRGB; its size is checked by its header before any pixel is decoded.
 
-    Alpha is put on white; 16-bit and float pictures are scaled to 8 bits, not clipped; CMYK and wide-gamut pictures go
+    Alpha is put on white; 16-bit and float images are scaled to 8 bits, not clipped; CMYK and wide-gamut images go
     through their colour profile; of an animation the first frame is taken.
 
     Raises:

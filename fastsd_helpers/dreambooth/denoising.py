@@ -47,7 +47,7 @@ def training_loss(
     Args:
         unet, schedule, latents, noise, timesteps, text: the model and what it is asked.
         min_snr: gamma of the min-SNR weights, each row's by its own timestep; 0 weighs all timesteps alike.
-        class_rows: how many rows, the last ones, are pictures of the class.
+        class_rows: how many rows, the last ones, are images of the class.
         prior_weight: what their mean counts beside the mean of the others.
     """
     import torch.nn.functional as functional

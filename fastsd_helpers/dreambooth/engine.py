@@ -83,11 +83,11 @@ def train(
 
     Args:
         config: settings; what is left alone follows the model, the device, or the run that is resumed.
-        session: with prepared pictures.
+        session: with prepared images.
         restart: begin at step 0 although there is an unfinished or finished run; that run's file is kept.
         take_over: use the session although another machine's run seems to hold it.
         more_steps: after the end of a finished run, go on with this many steps of the U-Net more (of the text encoder
-            where the run trains that alone). They are a segment of their own: with the settings given now, the pictures
+            where the run trains that alone). They are a segment of their own: with the settings given now, the images
             and captions as they are now, and a file of their own. The same call after a cut goes on with it.
         more_text_encoder_steps: the same for the text encoder; with both it comes first.
         report: called in this thread after every step.
@@ -303,7 +303,7 @@ class _Run:
             return ()
         if self.own_class is not None:
             pictures, said = self.own_class.fill()
-            for line in [*said, f"{len(pictures)} class pictures of yours."]:
+            for line in [*said, f"{len(pictures)} class images of yours."]:
                 self.say(line)
             return tuple(pictures)
         drawing = ClassDrawing(
@@ -395,7 +395,7 @@ class _Run:
             self.say("No samples on the way: drawing them would take longer than this short training.")
 
     def _is_first_judged(self, leg: Leg) -> bool:
-        """Whether a leg begins what its held-out losses are compared with: a run, or other pictures or noise."""
+        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
         own = [each for each in self.start.legs if each.segment == self.start.segments[-1].judged_since]
         return leg == own[0]
 

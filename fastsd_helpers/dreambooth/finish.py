@@ -136,7 +136,7 @@ def draw_before_and_after(
 ) -> Path:
     """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
     prompts = sample_prompts(studio, drawing.pictures)
-    pictures = "one picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
+    pictures = "one image" if len(prompts) == 1 else f"{len(prompts)} images"
     say(f"Drawing before and after: {pictures} each, in {drawing.steps} steps ...")
     teller = Teller(say, "before and after", 2 * drawing.steps)
     vae = studio.base.load_vae().to(studio.device)
@@ -272,7 +272,7 @@ def finish_run(
     drawing: Drawing = FULL,
     say: "Callable[[str], None]",
 ) -> dict[str, Any]:
-    """Make the pictures, the file and the card; the session records them only when the file was read back."""
+    """Make the images, the file and the card; the session records them only when the file was read back."""
     label = run_label(run, more)
     grid = draw_before_and_after(session, studio, label, say, drawing)
     loss_plot = plot_losses(history, held_out, session.logs / f"loss{label}.png", label=studio.held_out_label)

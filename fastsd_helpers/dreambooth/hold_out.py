@@ -1,4 +1,4 @@
-"""Which pictures are only measured, never trained on, where a user names none."""
+"""Which images are only measured, never trained on, where a user names none."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -10,13 +10,13 @@ _EVERY = 10
 
 
 def choose_held_out(subjects: Sequence[Hashable]) -> list[int]:
-    """Choose one picture of every ten, from ten up: the tenth, or one before it where that is its subject's last.
+    """Choose one image of every ten, from ten up: the tenth, or one before it where that is its subject's last.
 
     Args:
-        subjects: of each picture in order; see `subject_of`.
+        subjects: of each image in order; see `subject_of`.
 
     Returns:
-        places in `subjects`; after them every subject still has a picture to train on.
+        places in `subjects`; after them every subject still has an image to train on.
     """
     left = Counter(subjects)
     chosen = []
@@ -30,9 +30,9 @@ def choose_held_out(subjects: Sequence[Hashable]) -> list[int]:
 
 
 def subject_of(images: Sequence[dict[str, Any]]) -> list[Hashable]:
-    """What each picture is of: its caption where several have the same, else the words of its name.
+    """What each image is of: its caption where several have the same, else the words of its name.
 
-    Captions that all differ describe pictures, not subjects.
+    Captions that all differ describe images, not subjects.
     """
     captions = Counter(item["caption"] for item in images if item["caption"])
     return [

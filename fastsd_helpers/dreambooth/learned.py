@@ -20,19 +20,21 @@ from fastsd_helpers.sessions import Session
 
 __all__ = ["ExportConfig", "ExportResult", "SampleConfig", "SampleResult", "export", "open_learned", "sample"]
 
-_WHERE = "where the base model lies now, if it was moved: the same weights are the same model; empty: where it was"
-_WHICH = "checkpoint to use: best (lowest held-out loss), or the name of one; empty: the newest"
+_WHERE = "where the base model is now, if it was moved: the same weights are the same model; empty: where it was"
+_WHICH = "checkpoint to use: best (lowest held-out loss), or the name of one; empty: the latest"
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Settings for drawing with a session's model."""
 
-    prompt: str = option("", help="what to draw; empty: the session's own prompts")
-    seed: int = option(11, help="noise the first picture starts from", low=0, high=2**31 - 1)
-    count: int = option(4, help="pictures", low=1, high=16)
+    prompt: str = option("", help="prompt: what to generate; empty: the session's own prompts")
+    seed: int = option(11, help="random seed of the first image", low=0, high=2**31 - 1)
+    count: int = option(4, help="number of images", low=1, high=16)
     sample_steps: int = option(25, help="denoising steps", low=1, high=200)
-    guidance: float = option(7.5, help="how strongly the prompt steers", low=0.0, high=30.0)
+    guidance: float = option(
+        7.5, help="guidance scale (CFG): how closely the image follows the prompt", low=0.0, high=30.0
+    )
     checkpoint: str = option("", help=_WHICH, known="checkpoints")
     base_model: str = option("", help=_WHERE, advanced=True)
 
@@ -46,10 +48,13 @@ class ExportConfig:
 
     format: Literal["safetensors", "ckpt", "lora"] = option(
         "safetensors",
-        help="safetensors is the whole model; ckpt the same as a pickle of plain tensors, for programs that read "
-        "nothing else; lora is what method lora trained, for web UIs",
+        help=(
+            "safetensors: single-file checkpoint (LDM keys) of the complete model; ckpt: the same as a pickle of plain "
+            "tensors, for programs that read nothing else; lora: what method lora trained, with kohya's keys, for web "
+            "UIs"
+        ),
     )
-    dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", help="number format of the weights")
+    dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", help="dtype of the weights")
     out: str = option("", help="file to write; empty: a new file in the session's exports folder")
     overwrite: bool = option(False, help="replace the file if it exists")
     checkpoint: str = option("", help=_WHICH, known="checkpoints")
@@ -68,7 +73,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """The pictures that were drawn."""
+    """The images that were drawn."""
 
     path: Path  # a PNG with all of them
     prompts: tuple[str, ...]
@@ -126,7 +131,7 @@ def open_learned(
 
 
 def sample(config: SampleConfig, session: Session) -> SampleResult:
-    """Draw pictures with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
+    """Draw images with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
 
     Raises:
         SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.

@@ -1,4 +1,4 @@
-"""How sharp a picture is, and whether two of them show the same."""
+"""How sharp an image is, and whether two of them show the same."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ __all__ = ["measure_sharpness", "perceptual_hash"]
 
 
 def measure_sharpness(image: "Image.Image") -> float:
-    """Measure how sharp the sharpest tenth of a picture is: variance of the Laplacian per block, at 256 px.
+    """Measure how sharp the sharpest tenth of an image is: variance of the Laplacian per block, at 256 px.
 
     A photo with a blurred background is as sharp as its subject; differences of light do not count.
     """
@@ -29,9 +29,9 @@ def measure_sharpness(image: "Image.Image") -> float:
 
 
 def perceptual_hash(image: "Image.Image") -> int:
-    """Hash what a picture looks like, 255 bits: two pictures are alike when few bits differ (int.bit_count of the xor).
+    """Hash what an image looks like, 255 bits: two images are alike when few bits differ (int.bit_count of the xor).
 
-    The signs, against their median, of the lowest 16 x 16 frequencies of the picture's greys at 32 x 32; unlike
+    The signs, against their median, of the lowest 16 x 16 frequencies of the image's greys at 32 x 32; unlike
     differences of neighbours they do not flip with the noise of an even wall. On 30 real photos a small recompressed
     copy differs in 8 bits at most, one that lost 1 % at two sides in 28, and different photos in 98 at least.
 

@@ -1,4 +1,4 @@
-"""Photos and captions that a person put where prepared pictures lie: set aside in originals/ before anything else.
+"""Photos and captions that a person put where prepared images lie: set aside in originals/ before anything else.
 
     originals/instance_images/dog.jpg      a copy, compared byte by byte with what lay in instance_images/
     originals/instance_images/dog.txt      its caption
@@ -43,13 +43,13 @@ class SetAside:
             return None
         count = len(self.copied)
         return (
-            f"{count} file{'s' if count > 1 else ''} of yours lay where prepared pictures are kept: "
+            f"{count} file{'s' if count > 1 else ''} of yours lay where prepared images are kept: "
             f"{'they are' if count > 1 else 'it is'} safe in {self.copied[0].parent} now."
         )
 
 
 def set_aside(session: Session) -> SetAside:
-    """Copy every file in the folders of prepared pictures that no `prepare` wrote to originals/; removes nothing.
+    """Copy every file in the folders of prepared images that no `prepare` wrote to originals/; removes nothing.
 
     Raises:
         DiskFull, DriveError, VerificationFailed: a copy cannot be written, or is not what it was made from.
@@ -138,7 +138,7 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def set_captions_aside(session: Session, captions: dict[str, str]) -> list[Path]:
-    """Keep captions that were written in the session for pictures that it has no longer: stem -> words."""
+    """Keep captions that were written in the session for images that it has no longer: stem -> words."""
     written = []
     home = session.folder / ORIGINALS / "captions"
     for stem, words in captions.items():

@@ -14,7 +14,7 @@ _CONVERT = (
         re.compile(r"\.(?:dng|cr2|cr3|crw|nef|nrw|arw|srf|orf|rw2|raf|pef|srw|x3f|raw|3fr|iiq|erf)"),
         "a camera's raw file: export it as JPEG from your photo program, or send it from the phone as JPEG",
     ),
-    (re.compile(r"\.jxl"), "a JPEG XL picture: convert it to PNG or JPEG"),
+    (re.compile(r"\.jxl"), "a JPEG XL image: convert it to PNG or JPEG"),
     (re.compile(r"\.(?:psd|psb|xcf|kra|ai|eps|svg|pdf|jp2|j2k|tga|exr|hdr|ico)"), "save it as PNG or JPEG"),
 )
 
@@ -23,7 +23,7 @@ def why_no_photo(name: str) -> str:
     """Say why a file of this name is no photo here, and where that helps how it becomes one."""
     suffix = PurePosixPath(name).suffix.lower()
     advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
-    return f"is not a picture ({suffix or 'no ending'}){advice}"
+    return f"is not an image ({suffix or 'no ending'}){advice}"
 
 
 def is_other_kind(name: str) -> bool:

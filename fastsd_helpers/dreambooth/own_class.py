@@ -1,4 +1,4 @@
-"""A user's own class (regularization) pictures: read like photos, copied square into the session, and only read there.
+"""A user's own class (regularization) images: read like photos, copied square into the session, and only read there.
 
     class_images/own-3f2a91c0d5e6/00007-9b1c55e0a7d2.png     number and the first digits of its own SHA-256
 
@@ -25,16 +25,16 @@ __all__ = ["OwnClassPictures"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_HINT = "Give a folder or a zip with pictures of the class, such as other dogs; left empty, the field has them drawn."
+_HINT = "Give a folder or a zip with images of the class, such as other dogs; left empty, the field has them drawn."
 
 
 class OwnClassPictures:
-    """The class pictures that a user gave.
+    """The class images that a user gave.
 
     Args:
         session: where their copies go.
         place: folder or zip they are in.
-        prompts: the classes. With several, a picture's name or folder says of which it is.
+        prompts: the classes. With several, an image's name or folder says of which it is.
         size: side of the copies in pixels.
     """
 
@@ -52,13 +52,13 @@ class OwnClassPictures:
         """
         copied = self._copied()
         if copied:
-            return f"class pictures: your own, {len(copied)} copied before"
+            return f"class images: your own, {len(copied)} copied before"
         with open_photos(self._place) as photos:
             self._classes_of(photos)
-            return f"class pictures: your own, {len(photos.names)} in {self._place}"
+            return f"class images: your own, {len(photos.names)} in {self._place}"
 
     def fill(self) -> tuple[list[PreparedImage], list[str]]:
-        """Copy what is not copied yet; returns the pictures with their class, and sentences on what was left out.
+        """Copy what is not copied yet; returns the images with their class, and sentences on what was left out.
 
         Raises:
             DatasetError: none of them can be used. DriveError, DiskFull: a copy cannot be written.
@@ -85,7 +85,7 @@ class OwnClassPictures:
     def _classes_of(self, photos: Photos) -> list[str]:
         if not photos.names:
             reasons = "; ".join(f"{name} {reason}" for name, reason in photos.skipped[:3])
-            raise DatasetError(f"There are no class pictures in {self._place}. {reasons}".strip(), _HINT)
+            raise DatasetError(f"There are no class images in {self._place}. {reasons}".strip(), _HINT)
         if len(self._prompts) == 1:
             return [self._prompts[0]] * len(photos.names)
         classes = []
@@ -96,7 +96,7 @@ class OwnClassPictures:
             if len(found) != 1:
                 raise DatasetError(
                     f"Of which class is {printable(name)}? There are several: {' | '.join(self._prompts)}.",
-                    "Put the pictures of each class into a folder with its name, such as dog/ and cat/.",
+                    "Put the images of each class into a folder with its name, such as dog/ and cat/.",
                 )
             classes.append(found[0])
         return classes
@@ -107,7 +107,7 @@ class OwnClassPictures:
         said: list[str] = []
         with open_photos(self._place) as photos:
             wanted = self._classes_of(photos)
-            check_room(self._session.folder, 2 * self._size**2 * len(wanted), f"{len(wanted)} class pictures")
+            check_room(self._session.folder, 2 * self._size**2 * len(wanted), f"{len(wanted)} class images")
             with file_errors(self.folder, "create"):
                 self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in find_class_images(self.folder).values():  # of a copying that was cut
@@ -119,11 +119,11 @@ class OwnClassPictures:
                         raise DatasetError("is one of the photos of the subject")
                     self._write(len(classes), data)
                 except DatasetError as err:
-                    said.append(f"Skipped the class picture {printable(name)}: {err.problem.rstrip('.')}.")
+                    said.append(f"Skipped the class image {printable(name)}: {err.problem.rstrip('.')}.")
                 else:
                     classes.append(prompt)
         if not classes:
-            raise DatasetError(f"None of the class pictures in {self._place} can be used. {' '.join(said[:3])}", _HINT)
+            raise DatasetError(f"None of the class images in {self._place} can be used. {' '.join(said[:3])}", _HINT)
         write_atomic(self.folder / "classes.json", json.dumps(classes).encode())
         return classes, said
 

@@ -1,4 +1,4 @@
-"""What this library made itself: sessions and the pictures in them, contact sheets, before-and-after sheets.
+"""What this library made itself: sessions and the images in them, contact sheets, before-and-after sheets.
 
 None of it is ever taken for a user's photos, by whatever way it is reached: a parent folder, a link, a zip, a copy.
 """

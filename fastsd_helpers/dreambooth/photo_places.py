@@ -80,6 +80,6 @@ def _not_own_output(path: Path, session: Session, folder: str) -> Path:
     is_own = recorded and around == session.folder.resolve()
     again = f" Those of this session were made from {recorded}." if is_own else ""
     raise DatasetError(
-        f"{path} is part of the session {around.name}: it holds pictures that were made here, not photos.",
+        f"{path} is part of the session {around.name}: it holds images that were made here, not photos.",
         f"Give the photos that they were made from.{again}",
     )

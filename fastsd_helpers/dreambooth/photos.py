@@ -75,7 +75,7 @@ class Photos:
     """The photos of one folder or zip, by name in natural order; the files are only read when asked for.
 
     Attributes:
-        names: of the files that look like pictures, with "/" between folders.
+        names: of the files that look like images, with "/" between folders.
         skipped: name and reason of the files that do not.
         notes: sentences on what was passed over or guessed.
     """
@@ -165,13 +165,13 @@ def _one_line(err: BaseException) -> str:
 
 @contextlib.contextmanager
 def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos]:
-    """List the photos of a folder (with its sub-folders), of a zip, or a single picture.
+    """List the photos of a folder (with its sub-folders), of a zip, or a single image.
 
-    Zips are read where they are all there is: in a folder without pictures, and in a zip without pictures. Sessions
+    Zips are read where they are all there is: in a folder without images, and in a zip without images. Sessions
     and what was drawn here are passed over, wherever they lie.
 
     Args:
-        path: folder, zip or picture.
+        path: folder, zip or image.
         leave_out: a folder inside `path` that is not looked into.
 
     Raises:
@@ -250,7 +250,7 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
     _read_inner(photos, files, folder, opened)
     if sessions:
         shown = ", ".join(sorted(sessions)[:3]) + (f" and {len(sessions) - 3} more" if len(sessions) > 3 else "")
-        photos.notes.append(f"Not looked into, because they are sessions with pictures that were made here: {shown}.")
+        photos.notes.append(f"Not looked into, because they are sessions with images that were made here: {shown}.")
     return photos
 
 
@@ -306,7 +306,7 @@ def _list_zip(
     if (line := named.line(path.name)) is not None and photos.names:
         photos.notes.append(line)
     if own:
-        photos.notes.append(f"{path.name} holds a session: pictures that were made here are not taken from it.")
+        photos.notes.append(f"{path.name} holds a session: images that were made here are not taken from it.")
     return photos
 
 
@@ -319,7 +319,7 @@ def _is_made_here(name: str, sessions: set[str]) -> bool:
 
 
 def _zips_in(files: dict[str, _Source]) -> set[str]:
-    """The zips to read: all of them where there is no picture beside them."""
+    """The zips to read: all of them where there is no image beside them."""
     if any(_looks_like_picture(name) for name in files):
         return set()
     return {name for name in files if name.lower().endswith(".zip")}
@@ -393,7 +393,7 @@ def _looks_like_picture(name: str) -> bool:
 def _check_count(count: int, path: Path) -> None:
     if count > _MAX_FILES:
         raise DatasetError(
-            f"{path} holds more than {_MAX_FILES:,} pictures.",
+            f"{path} holds more than {_MAX_FILES:,} images.",
             "Give the folder or zip of one subject; 5 to 30 photos do.",
         )
 
@@ -425,7 +425,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
 
 
 def _is_picture(source: _Source) -> bool:
-    """Whether a file of an unknown ending begins as pictures do."""
+    """Whether a file of an unknown ending begins as images do."""
     try:
         if isinstance(source, Path):
             if not source.is_file():

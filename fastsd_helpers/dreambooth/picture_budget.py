@@ -1,7 +1,7 @@
-"""How many pictures a run draws of itself, and how finely: on a processor never more than a quarter of its training.
+"""How many images a run draws of itself, and how finely: on a processor never more than a quarter of its training.
 
-A training step of one row passes the U-Net forward once and backward, which is about three forward passes; a picture
-passes it twice for each denoising step. So the time of the steps tells the pictures' before they are drawn.
+A training step of one row passes the U-Net forward once and backward, which is about three forward passes; an image
+passes it twice for each denoising step. So the time of the steps tells the images' before they are drawn.
 """
 
 import time
@@ -39,7 +39,7 @@ class PictureBudget:
     Args:
         config: of the run.
         on_cpu: elsewhere drawing is quick, and everything is drawn in full.
-        steps: optimizer steps of this call, over which the pictures' time is counted.
+        steps: optimizer steps of this call, over which the images' time is counted.
         grids: how many grids of samples are drawn on the way.
     """
 

@@ -1,4 +1,4 @@
-"""File names of prepared pictures: safe on every drive, unique, and with the words of the photo's own name."""
+"""File names of prepared images: safe on every drive, unique, and with the words of the photo's own name."""
 
 import re
 import unicodedata

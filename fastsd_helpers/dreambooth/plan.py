@@ -121,13 +121,13 @@ class Plan:
             steps = ", ".join(f"{seconds:.2g} s a {stage} step" for stage, seconds in self.seconds_per_step.items())
             measured = f" (measured here: {steps})" if steps else ""
             lines.append(
-                f"About {self.minutes:.1f} minutes of training are left{measured}; pictures and saving not counted."
+                f"About {self.minutes:.1f} minutes of training are left{measured}; images and saving not counted."
             )
         return lines
 
 
 def _beside(export_bytes: int) -> int:
-    """Room for what is written with a finished file: pictures, the card, the record."""
+    """Room for what is written with a finished file: images, the card, the record."""
     return min(_MARGIN // 2, max(2**20, export_bytes // 16))
 
 

@@ -67,22 +67,28 @@ class PrepareConfig:
     """Settings for preparing the photos of one subject."""
 
     images: str = option("", help="folder or zip with the subject's photos")
-    size: int = option(512, help="side of the prepared pictures in pixels", low=64, high=4096, step=64)
+    size: int = option(512, help="resolution: side of the prepared images in pixels", low=64, high=4096, step=64)
     crop: Literal["smart", "center", "none"] = option(
-        "smart", help="smart keeps the subject in the square, none keeps the photo's shape"
+        "smart",
+        help=(
+            "smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
+            "ratio"
+        ),
     )
     hold_out: Literal["auto", "none"] = option(
         "auto",
-        help="auto sets one photo of ten aside, to measure what was learned on a photo that was never trained on; "
-        "none trains on all",
+        help="validation split: auto holds out one photo of ten, to measure the loss on photos that were never "
+        "trained on; none trains on all",
     )
-    held_out: str = option("", help="folder or zip with photos that are only measured, never trained on", advanced=True)
+    held_out: str = option(
+        "", help="validation set: folder or zip with photos for the held-out loss, never trained on", advanced=True
+    )
     boxes: str = option(
         "",
-        help='JSON file with a box for some photos: {"dog.jpg": [left, top, right, bottom]} in pixels',
+        help='JSON file with a crop box for some photos: {"dog.jpg": [left, top, right, bottom]} in pixels',
         advanced=True,
     )
-    face_model: str = option("", help="YuNet's ONNX file, to find faces with", advanced=True)
+    face_model: str = option("", help="YuNet's ONNX file, for face detection", advanced=True)
 
     def __post_init__(self) -> None:
         clash = self.boxes and self.crop == "none"
@@ -91,7 +97,7 @@ class PrepareConfig:
 
 @dataclass
 class _Work:
-    """What one `prepare` has gathered so far; pictures themselves are not kept."""
+    """What one `prepare` has gathered so far; images themselves are not kept."""
 
     config: PrepareConfig
     folder: Path
@@ -110,15 +116,15 @@ class _Work:
 
 
 def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
-    """Turn photos into the session's training pictures, and write its contact sheet to logs/contact-sheet.png.
+    """Turn photos into the session's training images, and write its contact sheet to logs/contact-sheet.png.
 
-    The session's earlier pictures go only when the new ones are all there. Captions edited in the session stay with
-    their photo. Without a held-out folder every 10th picture is held out, from 10 pictures up.
+    The session's earlier images go only when the new ones are all there. Captions edited in the session stay with
+    their photo. Without a held-out folder every 10th image is held out, from 10 images up.
 
     Raises:
-        DatasetError: no usable picture, an unsafe zip, or boxes that do not fit.
+        DatasetError: no usable image, an unsafe zip, or boxes that do not fit.
         SessionBusy: a run is using the session.
-        DriveError, DiskFull: the session cannot be written; its pictures are as they were.
+        DriveError, DiskFull: the session cannot be written; its images are as they were.
     """
     boxes = _read_boxes(Path(config.boxes).expanduser()) if config.boxes else {}
     with session.lock():
@@ -168,10 +174,10 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
 
 def _nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str]) -> DatasetError:
     if not skipped:
-        return DatasetError(" ".join([f"There are no pictures in {path}.", *notes]), NO_PICTURES_HINT)
+        return DatasetError(" ".join([f"There are no images in {path}.", *notes]), NO_PICTURES_HINT)
     reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return DatasetError(f"None of the pictures in {path} can be used: {reasons}{more}.", NO_PICTURES_HINT)
+    return DatasetError(f"None of the images in {path} can be used: {reasons}{more}.", NO_PICTURES_HINT)
 
 
 def _read_boxes(path: Path) -> dict[str, Any]:
@@ -250,7 +256,7 @@ def _read_all(
 ) -> None:
     size = work.config.size
     # A photograph as PNG takes about 1.5 bytes a pixel.
-    what = f"{len(photos.names)} pictures"
+    what = f"{len(photos.names)} images"
     hint = "Make room there, choose a smaller --size, or another folder with --root."
     check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
     work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
@@ -272,7 +278,7 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
     data = photos.read(name)
     source_sha256 = hashlib.sha256(data).hexdigest()
     if source_sha256 in work.made_here:
-        raise DatasetError("was made here: it is a prepared picture, not a photo")
+        raise DatasetError("was made here: it is a prepared image, not a photo")
     photo = decode_photo(data)
     warnings = list(photo.warnings)
     box = _crop_of(work, name, photo.image)
@@ -358,7 +364,7 @@ def _compare_with_others(
             if caption and not item["caption"]:  # the words came with the other copy
                 item.update(caption=caption, came_with=caption)
                 write_caption(work.folder / "captions" / f"{PurePosixPath(item['file']).stem}.txt", caption)
-            raise DatasetError(f"is the same picture as {item['source']}")
+            raise DatasetError(f"is the same image as {item['source']}")
     own = perceptual_hash(picture)
     for item, other in zip(work.images, work.hashes, strict=True):
         if (own ^ other).bit_count() <= _ALIKE_BITS:
@@ -414,9 +420,9 @@ def _notes(work: _Work, session: Session, images: Path) -> list[str]:
             "all are trained on."
         )
     if train == 1:
-        notes.append("One picture teaches little more than itself: 5 to 30 from different sides do better.")
+        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
     if train > _MANY:
-        notes.append(f"{train} pictures are many for one subject: 5 to 30 good ones usually do better, and faster.")
+        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
     lost = {sha256: edited for sha256, edited in work.edited.items() if sha256 not in _sources(work)}
     if lost:
         written = set_captions_aside(session, dict(lost.values()))
@@ -438,7 +444,7 @@ def _notes_on_training(work: _Work, session: Session) -> list[str]:
         odd = sum(item["box"][2] - item["box"][0] != item["box"][3] - item["box"][1] for item in work.images)
         if odd:
             notes.append(
-                f"{odd} of {len(work.images)} pictures are not square, and training needs squares: prepare them with "
+                f"{odd} of {len(work.images)} images are not square, and training needs squares: prepare them with "
                 "crop smart or center before you train."
             )
     trained = (record.get("settings") or {}).get("resolution")
@@ -453,13 +459,13 @@ def _notes_on_training(work: _Work, session: Session) -> list[str]:
     after = {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in work.images}
     if before != after:
         notes.append(
-            "Training has begun on other pictures or prompts: going on would mix the two sets, so start it again with "
+            "Training has begun on other images or prompts: going on would mix the two sets, so start it again with "
             "--restart."
         )
     return notes
 
 
 def _prompt_before(session: Session, item: dict[str, Any]) -> str:
-    """What a picture that was prepared before says by itself: its caption now, else the words of its name."""
+    """What an image that was prepared before says by itself: its caption now, else the words of its name."""
     stem = PurePosixPath(item["file"]).stem
     return read_caption(session.captions / f"{stem}.txt") or item.get("stem_words", words_of(f"{stem}.png"))

@@ -39,7 +39,7 @@ def choose_steps(spec: ModelSpec, photos: int, *, preset: str, rows: float) -> t
 
     Args:
         spec: the model, whose default steps are taken as meant for 15 photos.
-        photos: pictures that are trained on.
+        photos: images that are trained on.
         preset: key of PRESETS.
         rows: how many times the model's own batch one optimizer step sees; more need fewer steps.
     """

@@ -1,8 +1,8 @@
-"""The class pictures of prior preservation: drawn once by the base model, kept in class_images/, the same for a seed.
+"""The class images of prior preservation: drawn once by the base model, kept in class_images/, the same for a seed.
 
     class_images/3f2a91c0d5e6/00007-9b1c55e0a7d2.png     number and the first digits of its own SHA-256
 
-The folder's name stands for everything the pictures depend on, and a file only counts when its bytes have the hash in
+The folder's name stands for everything the images depend on, and a file only counts when its bytes have the hash in
 its name: one that a mount cut short is drawn again, a user's own files beside them are never touched and never counted.
 """
 
@@ -33,7 +33,7 @@ _STEPS = 25
 
 
 def find_class_images(folder: Path) -> dict[int, Path]:
-    """Number -> file of every whole class picture in one drawing's folder."""
+    """Number -> file of every whole class image in one drawing's folder."""
     found = {}
     with file_errors(folder, "read"):
         for path in sorted(folder.glob("*.png")):
@@ -44,16 +44,16 @@ def find_class_images(folder: Path) -> dict[int, Path]:
 
 
 class ClassDrawing:
-    """Which class pictures a run needs, and how the missing ones are drawn.
+    """Which class images a run needs, and how the missing ones are drawn.
 
     Args:
         root: the session's class_images folder.
         base: the model that draws them, untouched by training.
-        prompts: the classes; picture i is of prompt i modulo their number.
-        count: pictures in all.
+        prompts: the classes; image i is of prompt i modulo their number.
+        count: images in all.
         size: their side in pixels.
-        seed: picture i starts from noise of (seed, i).
-        guidance: classifier-free guidance. At 1 the pictures are the model's own, and training on them leaves it where
+        seed: image i starts from noise of (seed, i).
+        guidance: classifier-free guidance. At 1 the images are the model's own, and training on them leaves it where
             it is; guided ones are those of a sharper model, and training on them moves it there (measured:
             benchmarks/results/prior_drift.md).
     """
@@ -83,7 +83,7 @@ class ClassDrawing:
         say: Callable[[str], None],
         stopped: Callable[[], bool],
     ) -> tuple[PreparedImage, ...]:
-        """Draw what is missing; returns all pictures in order.
+        """Draw what is missing; returns all images in order.
 
         Args:
             device, autocast: where and in which number format to draw.
@@ -92,19 +92,19 @@ class ClassDrawing:
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
 
         Raises:
-            Interrupted: `stopped` said so. DriveError, DiskFull: a picture cannot be read or written.
+            Interrupted: `stopped` said so. DriveError, DiskFull: an image cannot be read or written.
         """
         found = find_class_images(self.folder)
         missing = [number for number in range(self.count) if number not in found]
         if missing:
-            say(f"Drawing {len(missing)} of {self.count} class pictures ({' | '.join(self.prompts)}) ...")
+            say(f"Drawing {len(missing)} of {self.count} class images ({' | '.join(self.prompts)}) ...")
             with file_errors(self.folder, "create"):
                 self.folder.mkdir(parents=True, exist_ok=True)
             networks = self._load(device, prepare)
             for first in sorted({number - number % _GROUP for number in missing}):
                 if stopped():
                     raise Interrupted(
-                        f"Stopped after {len(found)} of {self.count} class pictures; they are kept.",
+                        f"Stopped after {len(found)} of {self.count} class images; they are kept.",
                         "Train again with the same session to go on.",
                     )
                 with autocast():

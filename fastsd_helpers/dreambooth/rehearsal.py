@@ -18,7 +18,7 @@ _ENOUGH_S = 20.0
 def rehearse(plan: Plan, studio: Studio, left: dict[str, int], prompts: list[str]) -> Plan:
     """Add to a plan the memory of each stage, computed, and the time of the steps that are left, measured here.
 
-    Reading pictures, saving and drawing samples are not in it.
+    Reading images, saving and drawing samples are not in it.
 
     Args:
         plan: of the run.

@@ -1,4 +1,4 @@
-"""What `prepare` says at its end: how many pictures, with which prompts, what was left out and why."""
+"""What `prepare` says at its end: how many images, with which prompts, what was left out and why."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ __all__ = ["PrepareResult", "counted_prompts", "prompt_lines"]
 
 _MOST_PROMPTS = 12
 _MOST_LETTERS = 160
-_SAME = "is the same picture as "
+# Reports of earlier versions said "picture".
+_SAME = ("is the same image as ", "is the same picture as ")
 _MOST_SAME = 4
 
 
@@ -38,7 +39,7 @@ class PrepareResult:
 
 
 def counted_prompts(prompts: list[str]) -> tuple[tuple[str, int], ...]:
-    """(prompt, number of pictures), the most first."""
+    """(prompt, number of images), the most first."""
     return tuple(Counter(prompts).most_common())
 
 
@@ -54,9 +55,9 @@ def prompt_lines(prompts: tuple[tuple[str, int], ...], *, named: bool) -> list[s
     count = sum(number for _prompt, number in prompts)
     if len(prompts) == 1:
         return [
-            f"Prompt of {'all ' if count > 1 else ''}{count} picture{'s' if count > 1 else ''}: {_short(prompts[0][0])}"
+            f"Prompt of {'all ' if count > 1 else ''}{count} image{'s' if count > 1 else ''}: {_short(prompts[0][0])}"
         ]
-    lines = [f"{count} pictures with {len(prompts)} different prompts:"]
+    lines = [f"{count} images with {len(prompts)} different prompts:"]
     lines += [f"  {number} x {_short(prompt)}" for prompt, number in prompts[:_MOST_PROMPTS]]
     if len(prompts) > _MOST_PROMPTS:
         lines.append(f"  and {len(prompts) - _MOST_PROMPTS} more")

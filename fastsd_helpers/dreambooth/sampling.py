@@ -1,4 +1,4 @@
-"""Sample pictures of a model in training, and the grids they are shown in."""
+"""Sample images of a model in training, and the grids they are shown in."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ def draw_pictures(
     device: Any,
     after_step: Callable[[], None] = lambda: None,
 ) -> "list[Image.Image]":
-    """Draw one picture per row of `text` (float32 [n, 77, width]) from the noise of its seed.
+    """Draw one image per row of `text` (float32 [n, 77, width]) from the noise of its seed.
 
     Classifier-free guidance as in Ho and Salimans 2022, with the sampler that the model's folder names. The noise is
-    drawn on the CPU: equal seeds give equal pictures' beginnings on every device, before and after training. At
+    drawn on the CPU: equal seeds give equal images' beginnings on every device, before and after training. At
     guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps.
     """
     import numpy as np
@@ -62,7 +62,7 @@ def draw_pictures(
 
 
 def draw_grid(rows: "list[list[Image.Image]]", titles: list[str], captions: list[str] | None = None) -> "Image.Image":
-    """Lay pictures out in titled rows, with a caption over each column."""
+    """Lay images out in titled rows, with a caption over each column."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = rows[0][0].width

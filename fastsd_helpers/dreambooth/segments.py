@@ -20,7 +20,7 @@ class Segment:
 
     steps: stage -> optimizer steps. settings: with nothing left open. given: what the user had chosen.
     pictures: [sha256, prompt] of each, those held out last. more: steps that version 0.1 added to the last stage.
-    judged_since: number of the segment since which the held-out losses are of the same pictures and noise.
+    judged_since: number of the segment since which the held-out losses are of the same images and noise.
     """
 
     steps: dict[str, int]

@@ -56,137 +56,173 @@ _CLASS_IMAGES = 100
 
 @dataclass(frozen=True)
 class DreamBoothConfig:
-    """Settings for one DreamBooth run; what is left alone follows the base model, the device or the session."""
+    """Settings for one DreamBooth run; what is not set follows the base model, the device or the session."""
 
     base_model: str = option(
-        "auto", help="model to start from: auto, a key (sd15, demo), a Hub id (owner/name), a folder, a file or a link"
+        "auto",
+        help="base model to fine-tune: auto, a key (sd15, demo), a Hub id (owner/name), a folder, a file or a link",
     )
     method: Literal["full", "lora"] = option(
-        "full", help="full trains every weight; lora trains small matrices beside them: a file of MB, not GB"
+        "full",
+        help=(
+            "full: full fine-tuning, trains every weight; lora: trains small matrices added to them, for a file of MB, "
+            "not GB"
+        ),
     )
     preset: Literal["none", "face", "object", "style"] = option(
-        "none", help="starting values for a kind of subject; also takes the steps from the number of photos"
+        "none", help="default settings for a kind of subject; also sets the steps from the number of photos"
     )
     instance_prompt: str | None = option(
-        None, help="what the pictures show, e.g. 'a photo of zib dog'; left alone: the words of the file names"
+        None,
+        help="instance prompt: what the photos show, e.g. 'a photo of zib dog'; default: the words of the file names",
     )
     class_prompt: str | None = option(
         None,
-        help="what the subject is an example of, e.g. 'a photo of a dog'; keeps the model's idea of it (prior "
-        "preservation); several classes are separated by |",
+        help="class prompt for prior preservation: what the subject is an example of, e.g. 'a photo of a dog', so that "
+        "the model keeps its idea of it; several classes are separated by |",
     )
     steps: Literal["model", "auto"] = option(
-        "model", help="where steps that are left alone come from: the model's, or auto: the number of photos"
+        "model", help="training steps that are not set: the model's defaults, or auto: from the number of photos"
     )
     unet_steps: int | None = option(
-        None, help="optimizer steps of the U-Net; 0 skips it; left alone: the model's", low=0, high=200_000
+        None, help="optimizer steps of the U-Net; 0 skips it; default: the model's", low=0, high=200_000
     )
-    unet_lr: float | None = option(
-        None, help="learning rate of the U-Net; left alone: the model's", low=1e-9, high=1e-2
-    )
+    unet_lr: float | None = option(None, help="learning rate of the U-Net; default: the model's", low=1e-9, high=1e-2)
     text_encoder_steps: int | None = option(
-        None, help="optimizer steps of the text encoder; 0 skips it; left alone: the model's", low=0, high=200_000
+        None, help="optimizer steps of the text encoder; 0 skips it; default: the model's", low=0, high=200_000
     )
     text_encoder_lr: float | None = option(
-        None, help="learning rate of the text encoder; left alone: the model's", low=1e-9, high=1e-2
+        None, help="learning rate of the text encoder; default: the model's", low=1e-9, high=1e-2
     )
     resolution: int | None = option(
-        None, help="side of the training pictures in pixels; left alone: the model's", low=64, high=2048
+        None, help="resolution: side of the training images in pixels; default: the model's", low=64, high=2048
     )
     batch_size: int | None = option(
-        None, help="pictures per forward pass; left alone: the model's", low=1, high=64, advanced=True
+        None, help="batch size: images per forward pass; default: the model's", low=1, high=64, advanced=True
     )
-    accumulation: int = option(1, help="forward passes summed into one optimizer step", low=1, high=64, advanced=True)
+    accumulation: int = option(
+        1, help="gradient accumulation steps: forward passes per optimizer step", low=1, high=64, advanced=True
+    )
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
-        "linear", help="how the learning rate falls over each stage", advanced=True
+        "linear", help="learning rate schedule: how the learning rate falls over each stage", advanced=True
     )
     prior_weight: float | None = option(
         None,
-        help="how much the class pictures count beside the photos; 0 = off; left alone: 1 with a class prompt",
+        help=(
+            "prior loss weight: how much the class images count compared with the photos; 0 = off; default: 1 with a "
+            "class prompt"
+        ),
         low=0.0,
         high=10.0,
         advanced=True,
     )
     class_images: int | None = option(
         None,
-        help="pictures of the class, drawn once by the base model; 0 = off; left alone: 100 with a class prompt",
+        help=(
+            "class (regularization) images, generated once by the base model; 0 = off; default: 100 with a class prompt"
+        ),
         low=0,
         high=5000,
         advanced=True,
     )
     class_folder: str | None = option(
         None,
-        help="folder or zip with your own class (regularization) images, all of which are used; left alone: they are "
-        "drawn by the base model",
+        help="folder or zip with your own class (regularization) images, all of which are used; default: they "
+        "are generated by the base model",
         advanced=True,
     )
     class_guidance: float = option(
         1.0,
-        help="how strongly the class prompt steers its pictures: 1 draws what the model itself imagines; other "
-        "trainers take 7.5, which pulls the model away from where it was",
+        help="guidance scale (CFG) of the class images: 1 generates without guidance, what the model itself "
+        "imagines; other trainers use 7.5, which pulls the model away from where it was",
         low=1.0,
         high=30.0,
         advanced=True,
     )
     min_snr: float | None = option(
         None,
-        help="gamma of min-SNR loss weights (5 is usual); 0 = off; left alone: the preset's, else off",
+        help=(
+            "min-SNR gamma: caps the loss weight of timesteps with little noise (5 is usual); 0 = off; default: the "
+            "preset's, else off"
+        ),
         low=0.0,
         high=100.0,
         advanced=True,
     )
     offset_noise: float | None = option(
         None,
-        help="share of noise that is one value per channel, for very dark or bright pictures (0.1 is usual); 0 = off; "
-        "left alone: the preset's, else off",
+        help=(
+            "offset noise strength: adds one random value per channel to the noise, for very dark or bright images "
+            "(0.1 is usual); 0 = off; default: the preset's, else off"
+        ),
         low=0.0,
         high=1.0,
         advanced=True,
     )
     ema: float = option(
         0.0,
-        help="decay of a moving average of the weights, which then is what is judged and exported; 0 = off",
+        help=(
+            "EMA decay: keeps an exponential moving average of the weights, which is then evaluated and exported; 0 = "
+            "off"
+        ),
         low=0.0,
         high=0.99999,
         advanced=True,
     )
-    lora_rank: int = option(16, help="inner size of the LoRA matrices", low=1, high=256, advanced=True)
-    lora_alpha: float | None = option(
-        None, help="strength of the LoRA is alpha / rank; left alone: the rank", low=0.01, high=1024.0, advanced=True
+    lora_rank: int = option(
+        16, help="LoRA rank (network_dim): inner size of the LoRA matrices", low=1, high=256, advanced=True
     )
-    seed: int = option(42, help="decides pictures' order, noise and timesteps", low=0, high=2**31 - 1)
-    flip: bool = option(False, help="also train on mirrored pictures (not for faces or text)", advanced=True)
+    lora_alpha: float | None = option(
+        None,
+        help="LoRA alpha (network_alpha): the LoRA is scaled by alpha / rank; default: the rank",
+        low=0.01,
+        high=1024.0,
+        advanced=True,
+    )
+    seed: int = option(
+        42, help="random seed: decides the order of the images, noise and timesteps", low=0, high=2**31 - 1
+    )
+    flip: bool = option(
+        False, help="horizontal flip: also train on mirrored images (not for faces or text)", advanced=True
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
-        "auto", help="number format of the forward pass; weights are trained in fp32", advanced=True
+        "auto", help="mixed precision: dtype of the forward pass; weights are trained in fp32", advanced=True
     )
     optimizer: Literal["auto", "adamw", "adamw8bit"] = option(
-        "auto", help="AdamW, or its 8-bit form, which needs an NVIDIA GPU and bitsandbytes", advanced=True
+        "auto", help="optimizer: AdamW, or 8-bit AdamW, which needs an NVIDIA GPU and bitsandbytes", advanced=True
     )
     gradient_checkpointing: bool | None = option(
-        None, help="less memory, about a quarter slower; left alone: chosen from the GPU's memory", advanced=True
+        None,
+        help="gradient checkpointing: less memory, about a quarter slower; default: chosen from the GPU's memory",
+        advanced=True,
     )
     save_every: int | None = option(
         None,
-        help="steps between checkpoints; 0 keeps only the end of each stage; left alone: chosen from free space",
+        help="steps between checkpoints; 0 saves only at the end of each stage; default: chosen from free space",
         low=0,
         high=200_000,
     )
     keep_last: int | None = option(
-        None, help="whole checkpoints kept; left alone: two where they fit", low=1, high=100, advanced=True
+        None, help="complete checkpoints kept; default: two where they fit", low=1, high=100, advanced=True
     )
     keep_best: bool = option(
         False,
-        help="also keep the weights with the lowest held-out loss; takes the room of one model more",
+        help="also keep the best weights, those with the lowest held-out loss; needs space for one more model",
         advanced=True,
     )
     sample_every: int | None = option(
         None,
-        help="steps between sample pictures and held-out losses; 0 = none; left alone: four times a stage",
+        help="steps between sample images and held-out (validation) losses; 0 = none; default: four times per stage",
         low=0,
         high=200_000,
     )
     deterministic: bool = option(
-        False, help="on a GPU: a run resumed on the same kind gives the same bits, at some cost in speed", advanced=True
+        False,
+        help=(
+            "deterministic training on a GPU: a run resumed on the same kind of GPU is bit-identical, at some cost in "
+            "speed"
+        ),
+        advanced=True,
     )
 
     def __new__(cls, *values: Any, **named: Any) -> "DreamBoothConfig":
@@ -224,7 +260,7 @@ class DreamBoothConfig:
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
-        """The classes whose pictures are trained beside the photos; empty without prior preservation."""
+        """The classes whose images are trained beside the photos; empty without prior preservation."""
         if not (self.class_prompt and self.prior_weight and self.class_images):
             return ()
         return tuple(" ".join(part.split()) for part in self.class_prompt.split("|"))
@@ -274,12 +310,12 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
     """Choose the model behind "auto": (reference, reason); anything else is returned as it is.
 
     Raises:
-        ModelError: the user's own pictures and no GPU.
+        ModelError: the user's own images and no GPU.
     """
     if ref != "auto":
         return ref, ""
     if demo_pictures:
-        return "demo", "base model demo: the pictures are the demo's own"
+        return "demo", "base model demo: the images are the demo's own"
     if device.kind == "cuda":
         return "sd15", f"base model sd15: there is a GPU ({device.name})"
     raise ModelError(
@@ -340,7 +376,7 @@ def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[st
 
 
 def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
-    """How many times the model's own number of pictures one optimizer step sees."""
+    """How many times the model's own number of images one optimizer step sees."""
     own = spec.defaults.get("batch_size", 1)
     return (config.batch_size or own) * config.accumulation / own
 

@@ -42,7 +42,7 @@ STAGES = (Stage("text_encoder"), Stage("unet"))
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass: the photos' rows, then as many of class pictures where the prior is preserved."""
+    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
 
     latents: "torch.Tensor"  # float32 [rows, 4, h/8, w/8] on the device, as all three
     noise: "torch.Tensor"
@@ -127,12 +127,12 @@ class Studio:
         return self.device.type == "cpu" and half and (self.config.resolution // 8) ** 2 < 1024
 
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
-        """Encode every picture once, and fix the held-out noise; the VAE is freed afterwards."""
+        """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
         vae = self.base.load_vae().to(self.device)
         self.latents = encode_images(vae, dataset.train, config.resolution, device=self.device, flip=config.flip)
         judged = dataset.held_out or dataset.train
-        self.held_out_label = "pictures never trained on" if dataset.held_out else "training pictures, reserved noise"
+        self.held_out_label = "images never trained on" if dataset.held_out else "training images, reserved noise"
         latents = self.latents
         if dataset.held_out:
             latents = encode_images(vae, dataset.held_out, config.resolution, device=self.device)

@@ -1,4 +1,4 @@
-"""Upload a finished session to the Hugging Face Hub: the model file, its card, and pictures; private unless asked."""
+"""Upload a finished session to the Hugging Face Hub: the model file, its card, and images; private unless asked."""
 
 import logging
 import os
@@ -46,8 +46,8 @@ class UploadConfig:
     """Settings for an upload to the Hub."""
 
     repo: str = option("", help="name of the model on the Hub: NAME, or OWNER/NAME; empty: nothing is uploaded")
-    private: bool = option(True, help="only you can see it")
-    samples: bool = option(True, help="also upload the pictures that were drawn while training")
+    private: bool = option(True, help="private repository: only you can see it")
+    samples: bool = option(True, help="also upload the sample images generated during training")
     hf_token: str | None = option(None, help="a token with write access (HF_TOKEN)", secret=True)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class UploadResult:
 
 
 def upload(config: UploadConfig, session: Session) -> UploadResult:
-    """Upload a finished session's model file, card and pictures in one commit, then compare them with the Hub's list.
+    """Upload a finished session's model file, card and images in one commit, then compare them with the Hub's list.
 
     Files that are there already with the same content are not sent again. An existing public repository is refused
     while `private` is on.

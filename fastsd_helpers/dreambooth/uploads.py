@@ -282,7 +282,7 @@ def _photos_of_zip(name: str, data: bytes, shelf: _Shelf) -> Iterator[_Arrival]:
                 if repeats_in(photos.names):
                     shelf.notes.append("Repeats in names of folders are not used: every photo counts the same.")
                 if not photos.names and not photos.skipped:
-                    shelf.skipped.append((printable(name), "holds no pictures"))
+                    shelf.skipped.append((printable(name), "holds no images"))
                 named = name_photos([printable(member) for member in photos.names])
                 for member, said in zip(photos.names, named, strict=True):
                     yield from _member(photos, member, said.stem if said.folder else None, shelf)
@@ -305,7 +305,7 @@ def _member(photos: Photos, member: str, stem: str | None, shelf: _Shelf) -> Ite
 
 
 def remove_uploads(session: Session, names: Iterable[str] | None = None) -> int:
-    """Delete uploaded files of a session; pictures that were prepared from them stay. Returns how many.
+    """Delete uploaded files of a session; images that were prepared from them stay. Returns how many.
 
     Args:
         session: whose folder `uploads` they are in.

@@ -1,6 +1,6 @@
-"""The caption editor: which picture has which prompt, as a table, and a field to change it.
+"""The caption editor: which image has which prompt, as a table, and a field to change it.
 
-Nothing typed is lost: a changed text is saved when its field is left, and so before another picture is shown, or the
+Nothing typed is lost: a changed text is saved when its field is left, and so before another image is shown, or the
 cell is run again.
 """
 
@@ -46,12 +46,12 @@ const field=event.target;setTimeout(()=>{field.focus();field.select();},300);},t
 
 
 def edit_captions(session: Session) -> "CaptionEditor":
-    """Show the prompts of a session's prepared pictures, and let them be changed; a cell's last line displays it."""
+    """Show the prompts of a session's prepared images, and let them be changed; a cell's last line displays it."""
     return CaptionEditor(session)
 
 
 class CaptionEditor(View):
-    """A table of pictures and prompts, and below it one picture with the field for its words."""
+    """A table of images and prompts, and below it one image with the field for its words."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -104,7 +104,7 @@ class CaptionEditor(View):
         self.box = make_frame(keys, self._table, editor, label="The prompts of the photos")
 
     def _load(self) -> None:
-        """Read the prompts anew; a session without pictures shows the sentence that says so."""
+        """Read the prompts anew; a session without images shows the sentence that says so."""
         try:
             self._rows = {row.image: row for row in prompt_rows(self._session)}
         except FastSDError as err:
@@ -138,7 +138,7 @@ class CaptionEditor(View):
             self._message.value = said
 
     def _keep(self, name: str | None) -> str:
-        """Save what is typed for a picture if it is new; what cannot be saved is held. Returns HTML, "" for nothing."""
+        """Save what is typed for an image if it is new; what cannot be saved is held. Returns HTML, "" for nothing."""
         if name is None or name not in self._rows:
             return ""
         text = self._text.value
@@ -249,7 +249,7 @@ class CaptionEditor(View):
 
     def _draw_table(self) -> str:
         counted = any(row.tokens is not None for row in self._rows.values())
-        heads = ["picture", "photo", "exact prompt", *(["tokens"] if counted else []), "notes"]
+        heads = ["image", "photo", "exact prompt", *(["tokens"] if counted else []), "notes"]
         lines = ["".join(f'<th scope="col">{head}</th>' for head in heads)]
         for row in self._rows.values():
             if row.image not in self._thumbs:

@@ -1,4 +1,4 @@
-"""The correction table: each line's picture and name beside a field with its text; what is right is kept at once."""
+"""The correction table: each line's image and name beside a field with its text; what is right is kept at once."""
 
 import html
 from typing import Any
@@ -31,7 +31,7 @@ def correct_lines(session: ReadingSession) -> "CorrectionTable":
 
 
 class CorrectionTable(View):
-    """Ten lines at a time: picture, name, field, the words that were doubted, "right as it stands" and its undo.
+    """Ten lines at a time: image, name, field, the words that were doubted, "right as it stands" and its undo.
 
     A changed field is kept when it is left or Enter is pressed; Enter marks a line that was not changed as right too.
     Lines marked right are learned from.

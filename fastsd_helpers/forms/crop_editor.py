@@ -1,6 +1,6 @@
 """The crop editor: move a square on a photo by mouse, keys or numbers; then prepare the photos again with these boxes.
 
-The picture is HTML whose own handlers move the square and write its place into a hidden text field, which is how it
+The image is HTML whose own handlers move the square and write its place into a hidden text field, which is how it
 reaches Python in JupyterLab and Colab alike. Where a page does not run them, the numbers do the same. What was moved
 and is not used yet is held in the session.
 """
@@ -70,7 +70,7 @@ if(crop&&crop.onkeydown){crop.onkeydown(event);}},true);
 
 
 def edit_crops(session: Session) -> "CropEditor":
-    """Show the crop editor for a session's prepared pictures; the last line of a cell displays it."""
+    """Show the crop editor for a session's prepared images; the last line of a cell displays it."""
     return CropEditor(session)
 
 
@@ -284,7 +284,7 @@ class CropEditor(View):
 
     def _use(self) -> None:
         chosen = self._choice.value
-        self._say("Preparing the pictures again…")
+        self._say("Preparing the images again…")
         result = prepare_with_boxes(self._session, self.boxes)
         self._session.save_if_possible(crop_draft={})
         self._load()
@@ -292,4 +292,4 @@ class CropEditor(View):
             self._fill_choice(chosen)
             self._show_chosen()
         by_hand = sum(crop.by_hand for crop in self._crops.values())
-        self._say(f"{result.train} pictures are prepared, {by_hand} with a box of yours.")
+        self._say(f"{result.train} images are prepared, {by_hand} with a box of yours.")

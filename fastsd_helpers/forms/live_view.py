@@ -39,7 +39,7 @@ class LiveView(WorkView):
         Args:
             live: what it says about itself.
             steps: stage -> steps that are planned; empty while that is not known.
-            samples: folder with the pictures it draws.
+            samples: folder with the images it draws.
             force: draw the curve now, however short ago the last time was.
         """
         known = [stage for stage in _STAGES if steps.get(stage)]
@@ -60,7 +60,7 @@ class LiveView(WorkView):
     @staticmethod
     def _where(live: Live, known: list[str], steps: Mapping[str, int]) -> str:
         if not live.stage:
-            return "Loading the model and reading the pictures…" if live.process else _STARTING
+            return "Loading the model and reading the images…" if live.process else _STARTING
         last = not known or live.stage == known[-1]
         if live.step >= live.steps:
             if last:
@@ -81,14 +81,14 @@ class LiveView(WorkView):
                     newest, stamp = path, changed
             if newest is None or (newest.name, stamp) == self._shown_sample:
                 return
-            self._sample.value = draw_picture(newest, f"pictures drawn at {newest.stem}", _WIDEST_PX)
+            self._sample.value = draw_picture(newest, f"images drawn at {newest.stem}", _WIDEST_PX)
         except OSError:  # the mount is busy: the next look finds it
             return
         if "<img" not in self._sample.value:  # half written
             return
         self._shown_sample = (newest.name, stamp)
         self._sample.layout.display = ""
-        self._sample_title.value = f"<span class='fastsd-quiet'>newest pictures: {html.escape(newest.stem)}</span>"
+        self._sample_title.value = f"<span class='fastsd-quiet'>newest images: {html.escape(newest.stem)}</span>"
 
     def end(self, text: str, *, good: bool) -> None:
         """Show how it ended; what it said last stays, such as which checkpoint was better than the end."""
@@ -97,7 +97,7 @@ class LiveView(WorkView):
         self._message.value = said
 
     def show_plot(self, plot: Path | None) -> None:
-        """Show the picture of the losses in the session where this view has drawn none itself."""
+        """Show the image of the losses in the session where this view has drawn none itself."""
         if not self._drawn and plot is not None and plot.is_file():
             self._curve.value = draw_picture(plot, "the losses of the whole run", _WIDEST_PX, style="max-width:640px")
 

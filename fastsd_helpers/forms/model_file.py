@@ -21,26 +21,31 @@ _SHOWN = 5
 class ModelFileConfig:
     """Which model file to look at, and what to write of it."""
 
-    file: str = option("", help="model file (.safetensors, .ckpt), LoRA, or Diffusers folder", known="model_files")
+    file: str = option("", help="model file (.safetensors, .ckpt), LoRA or Diffusers folder", known="model_files")
     write_to: str = option(
         "",
-        help="empty: only look at it; a name that ends in .safetensors or .ckpt: convert it to one file; any other "
-        "name: to a Diffusers folder",
+        help="empty: only inspect it; a name that ends in .safetensors or .ckpt: convert it to a single file; "
+        "any other name: to a Diffusers folder",
     )
-    number_format: Literal["keep", "fp32", "fp16", "bf16"] = option("keep", help="of the weights that are written")
-    every_number: bool = option(
-        False, help="look for weights that are no finite numbers too, which reads the whole file"
+    number_format: Literal["keep", "fp32", "fp16", "bf16"] = option(
+        "keep", help="dtype of the weights that are written"
     )
-    read_back: bool = option(True, help="read what was written, and compare every tensor with the source")
-    replace: bool = option(False, help="replace what is there under that name", advanced=True)
+    every_number: bool = option(False, help="look for NaN and Inf in the weights too, which reads the entire file")
+    read_back: bool = option(True, help="read the result back and compare every tensor with the source")
+    replace: bool = option(False, help="replace what exists under that name", advanced=True)
     lends: str = option(
         "",
-        help="a Diffusers folder that lends tokenizers and configurations, where the source has none",
+        help="source of missing tokenizers and configurations: a Diffusers folder",
         advanced=True,
     )
 
     family: str = option(
-        "", help="refuse a file of another family; of a VAE alone: whose it is (sd15, sdxl, flux, sd3)", advanced=True
+        "",
+        help=(
+            "model family: refuse a file of another one; for a VAE alone: the family it belongs to (sd15, sdxl, flux, "
+            "sd3)"
+        ),
+        advanced=True,
     )
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class SessionConfig:
     """Which session to work in."""
 
     session_name: str = option(
-        "", help="one of your sessions to go on with it, or a new name; empty: the one used last", known="sessions"
+        "", help="name of a session to resume, or a new name; empty: the one used last", known="sessions"
     )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
@@ -94,9 +94,9 @@ def _open_or_make(name: str, root: Path, import_from: str) -> Session:
 
 
 def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
-    """Prepare the user's photos, or the demo's pictures of a robot at the demo model's size when none were given.
+    """Prepare the user's photos, or the demo's images of a robot at the demo model's size when none were given.
 
-    Pictures that are prepared already are kept when no photos are named, when those that are named are gone (as on a
+    Images that are prepared already are kept when no photos are named, when those that are named are gone (as on a
     new machine), while a training of this session is running, and where one was begun with just these photos. Photos
     that were uploaded count as named. The session remembers whether they are the demo's: only then does base model
     "auto" mean the demo model.
@@ -114,7 +114,7 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     own = bool(config.images) or _has_unprepared(session)
     if not own:
         folder = demo.SUBJECTS_FOLDER / "robot"
-        logger.info("No photos were given, so the built-in pictures of a robot are used: %s", folder)
+        logger.info("No photos were given, so the built-in images of a robot are used: %s", folder)
         held_out = demo.SUBJECTS_FOLDER / "held_out" / "robot"
         config = dataclasses.replace(config, images=str(folder), held_out=str(held_out), size=128)
     result = prepare(config, session)
@@ -123,7 +123,7 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
 
 
 def _has_unprepared(session: Session) -> bool:
-    """Pictures of an imported session, which no `prepare` has read yet."""
+    """Images of an imported session, which no `prepare` has read yet."""
     return not recorded_images(session) and any(session.instance_images.glob("*.*"))
 
 
@@ -132,19 +132,19 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     if not recorded_images(session):
         return None
     if find_training(session) is not None:
-        return "A training of this session is running, so its pictures stay as they are."
+        return "A training of this session is running, so its images stay as they are."
     boxes = Path((dataset.get("settings") or {}).get("boxes") or "-")
     same = dataset.get("settings", {}) | {"boxes": ""} == _as_recorded(config) | {"boxes": ""}
     same = same and (dataset.get("size"), dataset.get("crop")) == (config.size, config.crop)
     if not config.images and (boxes.is_file() or not dataset.get("demo", False)):
         count = len(recorded_images(session))
-        return f"No new photos were given: the {count} pictures that are prepared in this session are used."
+        return f"No new photos were given: the {count} images that are prepared in this session are used."
     if config.images and not own_place(session, Path(config.images).expanduser()).exists():
-        return f"{config.images} is not on this machine: the pictures that were prepared from it are used."
+        return f"{config.images} is not on this machine: the images that were prepared from it are used."
     if same and config.images and boxes.is_file() and not config.boxes:
         return "These photos are prepared already, with crops of yours."
     if config.images and has_begun_with(config, session):
-        return "A training has begun with these pictures, so their prompts, crops and held-out photos stay as they are."
+        return "A training has begun with these images, so their prompts, crops and held-out photos stay as they are."
     return None
 
 
@@ -157,7 +157,7 @@ def _prepared_before(session: Session) -> PrepareResult:
     dataset = session.record["dataset"]
     sheet = session.logs / "contact-sheet.png"
     if not sheet.is_file():
-        raise DatasetError("The contact sheet of the prepared pictures is missing.", "Give the photos again.")
+        raise DatasetError("The contact sheet of the prepared images is missing.", "Give the photos again.")
     images = recorded_images(session)
     held_out = sum(item["held_out"] for item in images)
     size = dataset.get("size") or 0

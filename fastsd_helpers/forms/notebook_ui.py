@@ -32,7 +32,7 @@ class NotebookUI:
     """What the cells of the notebook hand on to each other; for a form it is what a session is elsewhere.
 
     Attributes:
-        store: folder of models, pictures and settings; `folder` is the same one, for forms.
+        store: folder of models, images and settings; `folder` is the same one, for forms.
         without_gpu: whether to go on without a GPU.
         ui: the web UI that was installed; that of the last visit until then, and AUTOMATIC1111 at first.
         program: folder of the program, as the installation's form had it.

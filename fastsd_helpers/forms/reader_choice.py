@@ -16,7 +16,7 @@ def reader_choices(session: Any = None) -> list[tuple[str, str]]:
     Args:
         session: the open reading session; None where there is none.
     """
-    entries = [("auto: what suits the pictures", "auto")]
+    entries = [("auto: what suits the images", "auto")]
     if session is not None:
         own = [session.folder]
         try:

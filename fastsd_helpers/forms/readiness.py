@@ -23,7 +23,7 @@ logger = logging.getLogger("fastsd_helpers")
 _KEPT = {
     "dreambooth": ("Fast-Dreambooth/Sessions", "sessions"),
     "trocr": ("Fast-TrOCR/Sessions", "sessions"),
-    "webui": ("sd/stable-diffusion-webui", "models and pictures"),
+    "webui": ("sd/stable-diffusion-webui", "models and images"),
 }
 
 # Linux, and Linux within Windows. Not asked of torch: it would be imported before what it may need is installed.

@@ -1,4 +1,4 @@
-"""What the handwriting notebook's cells call: the session, the pictures and how they are read."""
+"""What the handwriting notebook's cells call: the session, the images and how they are read."""
 
 import html
 import logging
@@ -38,7 +38,7 @@ class ReadingSessionConfig:
 
     session_name: str = option(
         "",
-        help="one of your sessions to go on with it, or a new name; empty: the one used last",
+        help="name of a session to resume, or a new name; empty: the one used last",
         known="reading_sessions",
     )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
@@ -74,7 +74,7 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
 
 
 def show_lines_form(session: ReadingSession) -> "LinesForm":
-    """Make the form for the pictures of a session; the last line of a cell displays it."""
+    """Make the form for the images of a session; the last line of a cell displays it."""
     return LinesForm(session)
 
 
@@ -92,8 +92,8 @@ class LinesForm(Form[ReadPicturesConfig]):
         self._bridge = FileBridge(_KINDS, self._keep)
         self._uploaded = widgets.HTML()
         about = widgets.HTML(
-            "<div style='opacity:.85; line-height:1.4'>Pictures of lines or pages (HEIC too), PDFs, and zips of them; "
-            "or name a picture, a folder (one on Drive too), a PDF or a link below.</div>"
+            "<div style='opacity:.85; line-height:1.4'>Images of lines or pages (HEIC too), PDFs, and zips of them; "
+            "or name an image, a folder (one on Drive too), a PDF or a link below.</div>"
         )
         form = super()._draw()
         self._tell()
@@ -123,14 +123,14 @@ class LinesForm(Form[ReadPicturesConfig]):
 
 
 def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> ConfidenceView:
-    """Read the pictures into the session, or the built-in samples when there are none, and show how sure it is.
+    """Read the images into the session, or the built-in samples when there are none, and show how sure it is.
 
     What was read before is replaced, corrections stay with their lines; what the same reader has read is not read
-    again. Pictures that are no longer on this machine leave everything as it was.
+    again. Images that are no longer on this machine leave everything as it was.
 
     Raises:
         SettingsError: these are the settings of another form. Interrupted: it was stopped; run again, it goes on.
-        DatasetError: there is no picture. ModelError and its
+        DatasetError: there is no image. ModelError and its
         kin: the reader cannot be opened.
     """
     from fastsd_helpers.trocr.reader import Reader
@@ -161,7 +161,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
         if images:
             lines = session.read(reader, images, pages=config.pages, **watched)
         else:
-            logger.info("No pictures were given, so the built-in sample lines are read.")
+            logger.info("No images were given, so the built-in sample lines are read.")
             lines = session.read_samples(reader, **watched)
     except KeyboardInterrupt as err:
         stopped = Interrupted(*_STOPPED)
@@ -208,7 +208,7 @@ class _Watch:
 
 
 def _count_files(images: str) -> int:
-    """How many lines a folder of pictures of single lines has; 0 where that cannot be told without opening them."""
+    """How many lines a folder of images of single lines has; 0 where that cannot be told without opening them."""
     folder = Path(images).expanduser() if images else Path()
     if not images or not folder.is_dir():
         return 0
@@ -217,7 +217,7 @@ def _count_files(images: str) -> int:
 
 
 def _gone(images: str, session: ReadingSession) -> str:
-    """Why nothing is read, in words: the pictures are not on this machine, and their lines are in the session."""
+    """Why nothing is read, in words: the images are not on this machine, and their lines are in the session."""
     if not images or images.startswith(("http://", "https://")) or Path(images).expanduser().exists():
         return ""
     if not session.lines():

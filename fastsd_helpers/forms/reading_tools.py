@@ -27,8 +27,12 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 class EvaluateConfig:
     """Which reader to measure, and on what."""
 
-    reader: str = option("auto", help="key, folder or Hub id; auto: the one this session uses", known="readers")
-    data: str = option("", help="folder or table of lines with their text; empty: the lines corrected in this session")
+    reader: str = option(
+        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+    )
+    data: str = option(
+        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -36,12 +40,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Which pictures to write the encoder's vectors of, and how."""
+    """Which images to write the encoder's vectors of, and how."""
 
-    reader: str = option("auto", help="key, folder or Hub id; auto: the one this session uses", known="readers")
-    images: str = option("", help="picture, folder, PDF or link; empty: the lines of this session")
+    reader: str = option(
+        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+    )
+    images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")
     pool: Literal["mean", "columns", "none"] = option(
-        "mean", help="one vector a line, one a column of patches, or one a patch"
+        "mean", help="pooling: one embedding per line (mean), per column of patches, or per patch token (none)"
     )
 
     def __post_init__(self) -> None:
@@ -110,14 +116,14 @@ class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
         form = show_form(EmbedConfig, restore=session)
-        super().__init__("Write the vectors", "The pictures are looked at…", form=form, work="The writing")
+        super().__init__("Write the vectors", "The images are looked at…", form=form, work="The writing")
 
     def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
         images = [config.images] if config.images else [str(line.picture) for line in self._session.lines() if line.key]
         if not images:
-            raise SettingsError("No line is read yet.", "Read some pictures in cell 3b, or name some in 'images'.")
+            raise SettingsError("No line is read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
             raise SettingsError(f"{len(images)} lines are too many at a time.", "Name a folder of theirs in 'images'.")
         reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"

@@ -1,4 +1,4 @@
-"""Looking at lines that were read: each picture with its text, every token coloured by how sure the reader was."""
+"""Looking at lines that were read: each image with its text, every token coloured by how sure the reader was."""
 
 import base64
 import html
@@ -23,7 +23,7 @@ def show_confidence(session: ReadingSession) -> "ConfidenceView":
 
 
 def picture_tag(path: Path, about: str = "") -> str:
-    """A line's picture as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read.
+    """A line's image as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read.
 
     Args:
         about: what it shows, for those who do not see it.
@@ -41,7 +41,7 @@ def picture_tag(path: Path, about: str = "") -> str:
 
 
 class ConfidenceView(View):
-    """A table of lines: picture, text with doubtful tokens coloured, confidence, notes; with pages and an order.
+    """A table of lines: image, text with doubtful tokens coloured, confidence, notes; with pages and an order.
 
     Attributes:
         box: the widgets.

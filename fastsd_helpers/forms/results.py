@@ -1,4 +1,4 @@
-"""What a notebook shows of a session: the prepared pictures, the finished model, and the button that ends the machine.
+"""What a notebook shows of a session: the prepared images, the finished model, and the button that ends the machine.
 
 All of it comes from the session's record, so that it is the same after a restart.
 """
@@ -21,7 +21,7 @@ _WIDE_PX = 1400
 
 
 class PicturesView(View):
-    """Pictures with their words, below sentences.
+    """Images with their words, below sentences.
 
     Attributes:
         lines: the sentences.
@@ -39,9 +39,9 @@ class PicturesView(View):
 
 
 def show_prepared(pictures: PrepareResult) -> PicturesView:
-    """Show the contact sheet of the prepared pictures; a cell's last line displays it."""
+    """Show the contact sheet of the prepared images; a cell's last line displays it."""
     count = pictures.train + pictures.held_out
-    alt = f"Contact sheet of the {count} prepared pictures with their prompts"
+    alt = f"Contact sheet of the {count} prepared images with their prompts"
     return PicturesView([], [(pictures.contact_sheet, alt)])
 
 
@@ -59,7 +59,7 @@ def show_result(session: Session) -> PicturesView:
     if made is None and record.get("result", {}).get("path"):
         name = session.folder / record["result"]["path"]
         raise SessionUnfinished(
-            f"{name} or a picture beside it is missing, or is not what the training wrote.",
+            f"{name} or an image beside it is missing, or is not what the training wrote.",
             "Run cell 5b: it writes them anew from the last checkpoint.",
         )
     if made is None:

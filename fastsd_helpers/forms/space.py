@@ -36,7 +36,7 @@ class SpaceView(DeleteView):
 
     def _name(self, thing: tuple[str, str | None]) -> str:
         name, checkpoint = thing
-        return f"the checkpoint {checkpoint} of {name}" if checkpoint else f"the session {name} with all its pictures"
+        return f"the checkpoint {checkpoint} of {name}" if checkpoint else f"the session {name} with all its images"
 
     def _note(self, thing: tuple[str, str | None] | None = None) -> str:
         return room_note(self._session.folder.parent, checkpoint=thing[1] if thing else None)

@@ -45,16 +45,20 @@ _RELOADED = (
 @dataclass(frozen=True)
 class _Going:
     more_steps: int = option(
-        0, help="go on with the reader taught last for so many steps, corrections made since included", low=0,
+        0, help="continue fine-tuning the latest model for this many steps, with the corrections made since", low=0,
         high=1_000_000,
     )  # fmt: skip
-    start_over: bool = option(False, help="begin at step 0; a reader that was finished before is kept")
+    start_over: bool = option(False, help="start again at step 0; a model that was finished before is kept")
 
 
 @dataclass(frozen=True)
 class _Data:
-    data: str = option("", help="folder or table of lines with their text; empty: the lines corrected in this session")
-    held_out_data: str = option("", help="lines to measure on; empty: a part of the others", advanced=True)
+    data: str = option(
+        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+    )
+    held_out_data: str = option(
+        "", help="validation set: lines to evaluate on; empty: a share of the others", advanced=True
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,7 @@ def compare_reading(session: ReadingSession) -> "CompareView | None":
 
 
 class CompareView:
-    """A table of held-out lines: picture, truth, before, after; above it the error rates of both.
+    """A table of held-out lines: image, truth, before, after; above it the error rates of both.
 
     Attributes:
         comparison: what is shown.

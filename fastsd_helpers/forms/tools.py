@@ -51,7 +51,7 @@ class CaptionerConfig:
 
 @dataclass(frozen=True)
 class _File:
-    file: str = option("", help="the model file: .safetensors or .ckpt; empty: this session's finished model")
+    file: str = option("", help="model file: .safetensors or .ckpt; empty: this session's finished model")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ class InspectFileConfig(InspectConfig, _File):
 
 @dataclass(frozen=True)
 class _Files:
-    source: str = option("", help="a Diffusers folder, a .safetensors or .ckpt file, or a LoRA")
-    target: str = option("", help="the new one: a name that ends in .safetensors or .ckpt for a file, else a folder")
-    merge: str = option("", help="LoRA to add to the model's weights: FILE or FILE:0.7, several with commas between")
+    source: str = option("", help="source: a Diffusers folder, a .safetensors or .ckpt file, or a LoRA")
+    target: str = option(
+        "", help="destination: a name that ends in .safetensors or .ckpt for a single file, else a folder"
+    )
+    merge: str = option(
+        "", help="LoRA to merge into the model's weights: FILE or FILE:0.7 (weight), several separated by commas"
+    )
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,18 @@ class RunConfig:
 
     more_steps: int | None = option(
         None,
-        help="after the end of a finished run: train on for this many steps, with the settings, photos and captions as "
-        "they are now; empty: go on with what was begun",
+        help="after a finished run: train this many more steps, with the settings, photos and "
+        "captions as they are now; empty: resume the run",
         low=1,
         high=200_000,
     )
-    start_over: bool = option(False, help="begin again at step 0; the finished files of the run before stay")
+    start_over: bool = option(False, help="start again at step 0; the finished files of the run before are kept")
     disconnect_when_done: bool = option(
-        False, help="give the machine back when the model is written and checked, so that it costs nothing more"
+        False, help="disconnect the runtime when the model is written and verified, so that it costs nothing more"
     )
     more_text_encoder_steps: int | None = option(
         None,
-        help="the same for the text encoder, before the U-Net's; for new words or other captions",
+        help="the same for the text encoder, before the U-Net; for new words or other captions",
         low=1,
         high=200_000,
         advanced=True,
@@ -68,7 +68,7 @@ def run_training(
 
     Args:
         config: settings; a training that is running keeps its own.
-        session: with prepared pictures.
+        session: with prepared images.
         run_config: train on after the end, start over, disconnect. What was asked for is taken back in its form as soon
             as it has begun, so that the same cell run again goes on with it.
         restart: the same as `start_over` there.

@@ -1,4 +1,4 @@
-"""The uploaded photos with a small picture each, and a button that removes one after a second press."""
+"""The uploaded photos with a small image each, and a button that removes one after a second press."""
 
 import html
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _MOST = 60  # more small pictures would make the page slow
 
 
 class UploadList(View):
-    """The list; its pictures are read when it is opened, because a Drive takes its time.
+    """The list; its images are read when it is opened, because a Drive takes its time.
 
     Args:
         session: whose uploads they are. changed: called after one or all of them were removed.
@@ -74,11 +74,11 @@ class UploadList(View):
             return
         self._asked = path
         button.description = "Yes, remove it"
-        self._say(f"Remove {path.name}? Pictures that were prepared from it stay until the photos are read again.")
+        self._say(f"Remove {path.name}? Images that were prepared from it stay until the photos are read again.")
 
     def _ask_all(self) -> None:
         self._sure.layout.display = ""
-        self._say("Remove every uploaded photo and caption? Pictures that were prepared from them stay.", "warn")
+        self._say("Remove every uploaded photo and caption? Images that were prepared from them stay.", "warn")
 
     def _remove(self, path: Path | None) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What every view of a notebook is made of: frame, labelled fields, buttons, notices, a bar, pictures with words."""
+"""What every view of a notebook is made of: frame, labelled fields, buttons, notices, a bar, images with words."""
 
 import base64
 import html
@@ -139,19 +139,19 @@ def draw_error(err: FastSDError) -> str:
 
 
 def draw_picture(source: Path | str, alt: str, size_px: int, *, style: str = "") -> str:
-    """A picture as an <img> of at most that many pixels with its data inside; its words alone when it is unreadable.
+    """An image as an <img> of at most that many pixels with its data inside; its words alone when it is unreadable.
 
     Args:
         source: a file, or a data: address. alt: what it shows, for those who do not see it.
     """
     data = source if isinstance(source, str) else read_as_data(source, size_px)
     if not data:
-        return f'<span class="fastsd-quiet">{html.escape(alt)}: no picture</span>'
+        return f'<span class="fastsd-quiet">{html.escape(alt)}: no image</span>'
     return f'<img src="{data}" alt="{html.escape(alt, quote=True)}" style="display:block;{style}">'
 
 
 def read_as_data(path: Path, size_px: int) -> str:
-    """A picture file as a data: address of at most that many pixels; an empty one when it cannot be read."""
+    """An image file as a data: address of at most that many pixels; an empty one when it cannot be read."""
     from fastsd_helpers.picture_files import PictureProblem, read_rgb
 
     try:

@@ -63,7 +63,7 @@ _NOT_COMPARED = ("wait_s", "restart")
 
 
 def open_store(config: StoreConfig) -> NotebookUI:
-    """Find the folder of models, pictures and settings; in Colab Google Drive is mounted for it unless switched off.
+    """Find the folder of models, images and settings; in Colab Google Drive is mounted for it unless switched off.
 
     Raises:
         SettingsError: these are the settings of another form. DriveError: Drive was not mounted.
@@ -79,7 +79,7 @@ def open_store(config: StoreConfig) -> NotebookUI:
     webui = _known.pop(place, None) or _next_to(NotebookUI(place))
     _known[place] = webui
     webui.without_gpu = config.without_gpu
-    logger.info("Models, pictures and settings are kept in %s", webui.store)
+    logger.info("Models, images and settings are kept in %s", webui.store)
     running = webui.look()
     if running is not None:
         began_with = (read_note(running).get("start") or {}).get("store", str(webui.store))
@@ -110,9 +110,9 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
     webui.ui, webui.program, webui.problem = find_ui(config.ui), config.folder, None
     if describe_device().kind != "cuda" and not webui.without_gpu:
         webui.problem = WebUIError(
-            f"There is no GPU here, on which {webui.ui.title} needs seconds for a picture instead of minutes.",
+            f"There is no GPU here, on which {webui.ui.title} needs seconds for an image instead of minutes.",
             "Switch one on (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
-            "then run cell 2b and this one.",
+            "then run cells 2b and 3b.",
         )
     else:
         try:

@@ -10,6 +10,7 @@ from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms.form import Form
 from fastsd_helpers.options import check, option
+from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_ui
 
 if TYPE_CHECKING:
@@ -19,20 +20,24 @@ __all__ = ["StoreConfig", "UIForm", "settled", "show_store_form", "show_ui_form"
 
 Config = TypeVar("Config")
 
-# Fields that an earlier cell has settled: the folder in 2b, the web UI and its program in 3b.
-_SETTLED: dict[type, tuple[str, ...]] = {InstallConfig: ("store",), LaunchConfig: ("store", "ui", "folder")}
+# Fields that an earlier cell has settled: the folder in 2b, the web UI and its program in 3b, its login in 6a.
+_SETTLED: dict[type, tuple[str, ...]] = {
+    InstallConfig: ("store",),
+    LaunchConfig: ("store", "ui", "folder"),
+    TunnelConfig: ("user", "password"),
+}
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where models, pictures and settings are kept, and on which machine the web UI may run."""
+    """Where models, images and settings are kept, and on which machine the web UI may run."""
 
     google_drive: bool = option(
-        True, help="keep them on your Google Drive, where they outlast this machine (Colab only)"
+        True, help="keep them on your Google Drive, where they survive a disconnect (Colab only)"
     )
-    without_gpu: bool = option(False, help="go on without a GPU too: a picture then takes minutes")
+    without_gpu: bool = option(False, help="continue without a GPU: an image then takes minutes")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
-    store: str = option("", help="another folder; empty: sd/stable-diffusion-webui", advanced=True)
+    store: str = option("", help="another data directory; empty: sd/stable-diffusion-webui", advanced=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -109,5 +114,5 @@ def settled(config: Config, webui: "NotebookUI") -> Config:
 
 
 def _settled_values(settings: type, webui: "NotebookUI") -> dict[str, str]:
-    values = {"store": str(webui.store), "ui": webui.ui.key, "folder": webui.program}
+    values = {"store": str(webui.store), "ui": webui.ui.key, "folder": webui.program, "user": "fastsd", "password": ""}
     return {name: values[name] for name in _SETTLED.get(settings, ())}

@@ -148,12 +148,12 @@ class StopView(View):
 
 
 def show_kept(webui: NotebookUI) -> "KeptView":
-    """Show what models, pictures and the program take, and let them be deleted; a cell's last line displays it."""
+    """Show what models, images and the program take, and let them be deleted; a cell's last line displays it."""
     return KeptView(webui)
 
 
 class KeptView(DeleteView):
-    """Models, pictures and the program."""
+    """Models, images and the program."""
 
     def __init__(self, webui: NotebookUI) -> None:
         self._webui = webui

@@ -21,7 +21,7 @@ _ENCODERS = [
 
 
 def require_reader(folder: Path) -> dict[str, Any]:
-    """Check that a folder holds a TrOCR model with its tokenizer and picture settings; return its config.json.
+    """Check that a folder holds a TrOCR model with its tokenizer and image settings; return its config.json.
 
     Raises:
         WrongFamily: it is another kind of model. ModelError: a part of it is missing.
@@ -68,7 +68,7 @@ def _reader_files(listing: Listing) -> list[str]:
         )
     if not names & {"preprocessor_config.json", "processor_config.json"}:
         raise ModelError(
-            f"{where} has no preprocessor_config.json: the size and scaling of its pictures are unknown.",
+            f"{where} has no preprocessor_config.json: the size and scaling of its images are unknown.",
             "Copy preprocessor_config.json of the model it was trained from into the folder.",
         )
     small = [name for name in flat if name.endswith((".json", ".txt", ".model")) and ".index." not in name]

@@ -1,4 +1,4 @@
-"""Draws with a model or a session: from noise, from a picture, steered by a ControlNet, with a LoRA added."""
+"""Draws with a model or a session: from noise, from an image, steered by a ControlNet, with a LoRA added."""
 
 import secrets
 import tempfile
@@ -27,10 +27,10 @@ class Artist:
 
     Attributes:
         title: what it draws with, in words.
-        size: side of its pictures in pixels, the model's own.
+        size: side of its images in pixels, the model's own.
         multiple, smallest, largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
-        has_before: whether `draw` gives two pictures.
+        has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
         steering: its ControlNet, and what that is steered by; None when it has none.
     """
@@ -71,21 +71,21 @@ class Artist:
         edges: bool = False,
         lora_strength: float | None = None,
     ) -> "list[tuple[str, Image.Image]]":
-        """Draw one picture, or two of the same noise: before and after the training.
+        """Draw one image, or two of the same noise: before and after the training.
 
         Args:
             seed: of the noise, 0 to 2**63 - 1; None or -1: another one every time, which the titles name.
             steps: 1 to 200; what the model was made for when None, and so is `guidance` (0 to 20).
             size: side in pixels; the model's own when None.
             negative: what must not be in it; only for models that are drawn with guidance.
-            start: a picture to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
-            control: a picture for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
+            start: an image to begin with instead of noise; `strength` (0 to 1) is how much of it is given up.
+            control: an image for the ControlNet, such as edges or a pose; `control_strength` (0 to 2) is its weight.
             control_task: what `control` shows, for a union ControlNet: one of `steering.tasks`, the first when empty.
             edges: `control` is a photo, whose edges are to be found first.
             lora_strength: of the LoRA, 0 to 2; as it was opened with when None.
 
         Returns:
-            (title, picture) of each.
+            (title, image) of each.
 
         Raises:
             SettingsError: a size the model does not take, an empty prompt, or numbers out of range.
@@ -104,7 +104,7 @@ class Artist:
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
             *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
             *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
-            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the picture"]),
+            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the image"]),
             *self._wrong_task(control_task),
             *([] if 0 <= guidance <= 20 else [f"guidance is {guidance}; it must be 0 to 20"]),
             *([] if self.habits.takes_negative or not negative else ["this model takes no negative prompt"]),
@@ -163,7 +163,7 @@ class Artist:
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:
-    """Another pipeline of the same parts, that begins with a picture or is steered by one."""
+    """Another pipeline of the same parts, that begins with an image or is steered by one."""
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
 
     wanted: Any = AutoPipelineForImage2Image if from_picture else AutoPipelineForText2Image

@@ -15,7 +15,7 @@ class DrawingHabits:
         steps: 1 to 200.
         guidance: classifier-free guidance scale, 0 to 20; for Flux.1 dev the number that its transformer is given.
         takes_negative: whether a negative prompt means something; not for models distilled to do without guidance.
-        multiple: sides of pictures are multiples of this, in pixels.
+        multiple: sides of images are multiples of this, in pixels.
         extra: more words for the pipeline's call.
     """
 
@@ -30,7 +30,7 @@ def habits_of(pipe: Any) -> DrawingHabits:
     """Tell the habits of a loaded pipeline from its configuration; its scheduler is put right for zero terminal SNR.
 
     A model trained with zero terminal SNR (`rescale_betas_zero_snr`) begins from pure noise: it needs a scheduler that
-    knows it, "trailing" steps, and guidance that is rescaled (0.7), or its pictures are washed out or black.
+    knows it, "trailing" steps, and guidance that is rescaled (0.7), or its images are washed out or black.
 
     Source: Lin et al. 2023, arXiv:2305.08891 (zero SNR, phi = 0.7); the published model cards and diffusers' docs of
     Flux.1 dev (3.5, 28 steps here), Flux.1 schnell (4 steps, no guidance, 256 tokens), SDXL, LCM, SD and SDXL Turbo,

@@ -21,12 +21,14 @@ class PlaygroundConfig:
     """Settings of the page."""
 
     share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
-        "no", help="make a public link with a login; auto tries the services in order"
+        "no", help="open a tunnel: a public link with a login; auto tries the services in order"
     )
-    lora: str = option("", help="LoRA file, Hub id, or session that trained one, to add to the model")
-    lora_strength: float = option(1.0, help="how strongly the LoRA works", low=0.0, high=2.0, step=0.1)
-    controlnet: str = option("", help="ControlNet that steers by a picture: canny, ..., a file, folder or Hub id")
-    port: int = option(0, help="port on this machine; 0: any free one", low=0, high=65535, advanced=True)
+    lora: str = option("", help="LoRA to apply: file, Hub id, or session that trained one")
+    lora_strength: float = option(1.0, help="LoRA weight", low=0.0, high=2.0, step=0.1)
+    controlnet: str = option(
+        "", help="ControlNet, which guides generation by an image: canny, ..., a file, folder or Hub id"
+    )
+    port: int = option(0, help="local port; 0: any free one", low=0, high=65535, advanced=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -130,21 +132,25 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"
                 )
                 guidance = gradio.Slider(
-                    0, 20, value=artist.habits.guidance, step=0.5, label="Guidance: how strongly the prompt steers"
+                    0,
+                    20,
+                    value=artist.habits.guidance,
+                    step=0.5,
+                    label="Guidance: guidance scale (CFG): how closely the image follows the prompt",
                 )
                 lora_strength = gradio.Slider(
                     0,
                     2,
                     value=1.0 if artist.lora_strength is None else artist.lora_strength,
                     step=0.05,
-                    label="How strongly the LoRA works",
+                    label="LoRA weight",
                     visible=artist.lora_strength is not None,
                 )
-                with gradio.Accordion("Begin with a picture", open=False):
+                with gradio.Accordion("Begin with an image", open=False):
                     start = picture_field(gradio, "Picture")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
                 tasks = artist.steering.tasks if artist.steering is not None else ()
-                with gradio.Accordion(f"Steer it by a picture: {', '.join(tasks)}", visible=bool(tasks)):
+                with gradio.Accordion(f"Steer it by an image: {', '.join(tasks)}", visible=bool(tasks)):
                     control = picture_field(gradio, "Picture")
                     control_task = gradio.Dropdown(
                         list(tasks), value=tasks[0] if tasks else None, label="What it shows", visible=len(tasks) > 1

@@ -40,7 +40,7 @@ class Steering:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What its picture may be: the tasks of a union model, the chosen one first; else its title alone."""
+        """What its image may be: the tasks of a union model, the chosen one first; else its title alone."""
         first = [self.title] if self.title in self.modes else []
         return tuple(dict.fromkeys([*first, *self.modes])) or (self.title,)
 

@@ -1,7 +1,7 @@
 """Bring in sessions made elsewhere: by the old fast-DreamBooth notebook, or by this library in somebody else's folder.
 
 The old notebook's folder holds `{name}.ckpt`, `{name}_step_N.ckpt`, `instance_images/` and `captions/`, or both as
-zips, and no record of how it was trained. Its prompt is the picture's file name, followed by the words of the .txt of
+zips, and no record of how it was trained. Its prompt is the image's file name, followed by the words of the .txt of
 the same name. What is imported is copied; the folder it comes from is only read. A session that already lies among
 ours is taken as it is, and nothing in it is moved, changed or deleted; `prepare` puts its prompts together.
 """
@@ -57,7 +57,7 @@ class ImportResult:
     def lines(self) -> list[str]:
         """The report, one sentence a line."""
         captions = f" and {self.captions} captions" if self.captions else ""
-        return [f"Imported {self.session.name}: {self.pictures} pictures{captions}.", *self.notes]
+        return [f"Imported {self.session.name}: {self.pictures} images{captions}.", *self.notes]
 
 
 def is_old_session(folder: Path) -> bool:
@@ -150,7 +150,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
         kept = _bring_weights(weights, target, in_place=in_place)
     count = len(list(_pictures_in(target / "instance_images")))
     if not count:
-        notes.append("It has no pictures: give them to `prepare` with --images.")
+        notes.append("It has no images: give them to `prepare` with --images.")
     if captions:
         notes.append("Each caption became the whole prompt: the words of the file name, then those of the .txt.")
     if kept is not None:
@@ -163,7 +163,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
         notes.append(f"Left where they are: {', '.join(path.name for path in others)}.")
     if (origin / "concept_images").is_dir() or (origin / "concept_images.zip").is_file():
         notes.append(
-            "Its concept images are not taken along: to train with them as class pictures, name their folder in "
+            "Its concept images are not taken along: to train with them as class images, name their folder in "
             "class_folder (--class-folder)."
         )
     about: dict[str, Any] = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
@@ -219,7 +219,7 @@ def _bring_weights(weights: Path | None, target: Path, *, in_place: bool) -> Pat
 
 
 def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: bool) -> int:
-    """Write captions/NAME.txt for every picture that has a caption; returns how many.
+    """Write captions/NAME.txt for every image that has a caption; returns how many.
 
     In a copy it is the exact prompt. In place the captions are a user's own files: nothing that is there is written to.
     """
@@ -251,12 +251,12 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
             write_caption(path, caption)
     if lost := sorted(set(found) - set(used)):
         shown = ", ".join(f"{stem}.txt" for stem in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        notes.append(f"Captions with the name of no picture, so not used: {shown}.")
+        notes.append(f"Captions with the name of no image, so not used: {shown}.")
     return len(used)
 
 
 def whole_prompt(words: str, caption: str) -> str:
-    """The prompt of a picture in the old notebook: the words of its name, then its caption; nothing is said twice."""
+    """The prompt of an image in the old notebook: the words of its name, then its caption; nothing is said twice."""
     if not words or caption.casefold().startswith(words.casefold()):
         return caption
     return f"{words} {caption}"

@@ -264,11 +264,11 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], str]:
         record.update({key: said[key] for key in _REBUILT_FROM_CHECKPOINT if key in said})
         if isinstance(said.get("steps"), int):
             record["progress"]["steps"] = said["steps"]
-    return record, f"{len(images)} pictures and {len(manifests)} checkpoints"
+    return record, f"{len(images)} images and {len(manifests)} checkpoints"
 
 
 def _list_images(folder: Path) -> list[dict[str, Any]]:
-    """What prepare would have recorded of each whole picture that is there; a PNG that was cut short is left out."""
+    """What prepare would have recorded of each whole image that is there; a PNG that was cut short is left out."""
     found = []
     for name, held_out in (("instance_images", False), ("held_out_images", True)):
         try:

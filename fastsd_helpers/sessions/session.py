@@ -54,7 +54,7 @@ _DELETED = ".deleted-"
 
 
 class Session:
-    """One subject: its pictures, settings, checkpoints and results, in one folder.
+    """One subject: its images, settings, checkpoints and results, in one folder.
 
     Attributes:
         name: the folder's name.
@@ -196,22 +196,22 @@ class Session:
 
     @property
     def instance_images(self) -> Path:
-        """Folder of the prepared pictures of the subject."""
+        """Folder of the prepared images of the subject."""
         return self.folder / "instance_images"
 
     @property
     def captions(self) -> Path:
-        """Folder of the captions, one .txt per picture."""
+        """Folder of the captions, one .txt per image."""
         return self.folder / "captions"
 
     @property
     def held_out_images(self) -> Path:
-        """Folder of prepared pictures that are never trained on."""
+        """Folder of prepared images that are never trained on."""
         return self.folder / "held_out_images"
 
     @property
     def class_images(self) -> Path:
-        """Folder of the pictures of the subject's class (prior preservation)."""
+        """Folder of the images of the subject's class (prior preservation)."""
         return self.folder / "class_images"
 
     @property
@@ -221,7 +221,7 @@ class Session:
 
     @property
     def samples(self) -> Path:
-        """Folder of the pictures drawn while training."""
+        """Folder of the images drawn while training."""
         return self.folder / "samples"
 
     @property
@@ -367,7 +367,7 @@ def delete_session(name: str, *, root: Path | str | None = None) -> int:
 
 def room_note(root: Path, *, checkpoint: str | None) -> str:
     """When a deletion among the sessions of a folder makes room: a checkpoint, or a whole session; see `drive`."""
-    rest = "" if checkpoint else "its photos, pictures and finished files"
+    rest = "" if checkpoint else "its photos, images and finished files"
     return deletion_note(root, emptied="Checkpoints", deleted=rest)
 
 

@@ -1,4 +1,4 @@
-"""Where the reader looked for each token: the attention over the picture, as numbers and as a picture."""
+"""Where the reader looked for each token: the attention over the image, as numbers and as an image."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ def find_attention(reader: Any, image: Any) -> Attention:
     """Read one line greedily and keep where each token's step looked: the mean over all layers and heads.
 
     Raises:
-        ModelError: the picture cannot be used, or the reader is a folder of graphs, which keep no such weights.
+        ModelError: the image cannot be used, or the reader is a folder of graphs, which keep no such weights.
     """
     import numpy as np
     import torch
@@ -38,7 +38,7 @@ def find_attention(reader: Any, image: Any) -> Attention:
         raise ModelError("An int8 reader does not show where it looks.", "Open the model it was made from.")
     item = next(iter(gather([image])))
     if item.picture is None:
-        raise ModelError(str(item.problem), "Give a picture that can be read.")
+        raise ModelError(str(item.problem), "Give an image that can be read.")
     line = reader.read([item.picture])[0]
     rows, columns = reader.grid
     maps = []

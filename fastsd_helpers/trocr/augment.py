@@ -1,6 +1,6 @@
-"""Change pictures of lines a little while training: TrOCR's own set of changes, and elastic bending.
+"""Change images of lines a little while training: TrOCR's own set of changes, and elastic bending.
 
-TrOCR was trained with one of: a turn of up to 10 degrees, blur, thicker ink, thinner ink, a smaller picture, an
+TrOCR was trained with one of: a turn of up to 10 degrees, blur, thicker ink, thinner ink, a smaller image, an
 underline, or none (unilm, trocr/data_aug.py, `DA2`). Elastic bending is what helped most in later comparisons
 (arXiv 2508.11499).
 """
@@ -17,7 +17,7 @@ KINDS = ("none", "turn", "blur", "thicker", "thinner", "smaller", "underline", "
 
 
 def change_line(picture: "Image.Image", chance: "np.random.Generator", kind: str | None = None) -> "Image.Image":
-    """Return an RGB picture changed in one way, drawn from KINDS with equal chances unless named."""
+    """Return an RGB image changed in one way, drawn from KINDS with equal chances unless named."""
     from PIL import Image, ImageDraw, ImageFilter
 
     kind = kind or KINDS[int(chance.integers(len(KINDS)))]

@@ -1,6 +1,6 @@
 """Read folders of any size: in parts, each written whole or not at all, by one process or many.
 
-Part p holds pictures p * 256 to p * 256 + 255 of the sorted list, whoever reads it. So a run that was killed, or one
+Part p holds images p * 256 to p * 256 + 255 of the sorted list, whoever reads it. So a run that was killed, or one
 shared out among several processes, ends with the same bytes as one that was not.
 """
 
@@ -35,7 +35,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What a run over a folder did: all pictures, those read now, those read before, and the result if complete."""
+    """What a run over a folder did: all images, those read now, those read before, and the result if complete."""
 
     pictures: int
     read_now: int
@@ -69,16 +69,16 @@ def read_folder(
     format: str = "jsonl",
     progress: Callable[[int, int], None] | None = None,
 ) -> BulkResult:
-    """Read every picture of a folder and its subfolders into `out`; call it again to go on after a stop.
+    """Read every image of a folder and its subfolders into `out`; call it again to go on after a stop.
 
     Args:
         reader: a Reader.
         out: folder for parts/ and the joined lines.<format>; made when absent.
         shard: (number from 0, how many) of this process.
         format: of the joined file, one of FORMATS.
-        progress: called with (pictures done, all) after each part.
+        progress: called with (images done, all) after each part.
 
-    Writes one file per part under its own name, once. Raises DatasetError when there are no pictures; SettingsError
+    Writes one file per part under its own name, once. Raises DatasetError when there are no images; SettingsError
     when `out` holds the results of another folder or other settings.
     """
     names = _list_pictures(folder)
@@ -129,7 +129,7 @@ def _list_pictures(folder: Path) -> list[str]:
             if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
         ]
     if not names:
-        raise DatasetError(f"There is no picture in {folder}.", f"It takes {', '.join(PICTURE_SUFFIXES)}.")
+        raise DatasetError(f"There is no image in {folder}.", f"It takes {', '.join(PICTURE_SUFFIXES)}.")
     return sorted(names)
 
 

@@ -38,7 +38,7 @@ _FEW_PARAMETERS = 20_000_000
 
 @dataclass
 class Checkpoint:
-    """A reader as opened: its model (None for a folder of graphs), words, picture settings and limits."""
+    """A reader as opened: its model (None for a folder of graphs), words, image settings and limits."""
 
     folder: Path
     model: Any

@@ -14,7 +14,7 @@ __all__ = ["ComparedLine", "Comparison", "compare_readers"]
 
 @dataclass(frozen=True)
 class ComparedLine:
-    """One line: its picture, what it says, what both readers make of it, and their errors in characters."""
+    """One line: its image, what it says, what both readers make of it, and their errors in characters."""
 
     picture: Any
     text: str
@@ -41,7 +41,7 @@ def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Co
         lines: whose text is known; none of them should have been learned from.
 
     Raises:
-        DatasetError: no picture can be read. ModelError and its kin: a reader cannot be opened.
+        DatasetError: no image can be read. ModelError and its kin: a reader cannot be opened.
     """
     evaluations, texts = [], []
     for model in (before, after):

@@ -1,7 +1,7 @@
-"""The reader's arithmetic in PyTorch: one decoder step at a time, the picture's keys computed once per picture.
+"""The reader's arithmetic in PyTorch: one decoder step at a time, the image's keys computed once per image.
 
-transformers' own loop copies the keys and values of the picture (57 MB a line at base size) for every beam and moves
-them at every step. All beams of one line look at the same picture, so here they share one copy and the beams are
+transformers' own loop copies the keys and values of the image (57 MB a line at base size) for every beam and moves
+them at every step. All beams of one line look at the same image, so here they share one copy and the beams are
 folded into the query: q [lines, heads, beams, d] against k [lines, heads, places, d].
 """
 
@@ -53,7 +53,7 @@ def _heads(x: "torch.Tensor", heads: int) -> "torch.Tensor":
 
 
 def cross_keys(decoder: Any, hidden: "torch.Tensor") -> list[tuple["torch.Tensor", "torch.Tensor"]]:
-    """Per layer the keys and values of the picture, each [lines, heads, places, d], from [lines, places, width]."""
+    """Per layer the keys and values of the image, each [lines, heads, places, d], from [lines, places, width]."""
     found = []
     for layer in decoder.layers:
         attention = layer.encoder_attn
@@ -95,10 +95,10 @@ def decoder_step(
         tokens: int64 [lines, beams].
         position: [width], or [lines, beams, width] where rows differ, added to the tokens' vectors.
         own, cross: as in DecoderState.
-        weights: filled, when a list is given, with each layer's attention over the picture, [lines, heads, beams,
+        weights: filled, when a list is given, with each layer's attention over the image, [lines, heads, beams,
             places].
         attend: the attention, PyTorch's or another: called with the query [rows, heads, n, d], keys and values as
-            `own` and `cross` have them, the scaling, and whether they are the picture's.
+            `own` and `cross` have them, the scaling, and whether they are the image's.
         append: how a step's keys and values, each [lines * beams, heads, 1, d], join a layer's `own`.
 
     Returns:
@@ -133,7 +133,7 @@ def decoder_step(
 
 
 class TorchEngine:
-    """A TrOCR model as the search uses it: encode pictures, begin, step, keep some lines, reorder beams."""
+    """A TrOCR model as the search uses it: encode images, begin, step, keep some lines, reorder beams."""
 
     def __init__(self, model: Any, *, device: str) -> None:
         self.model = model
@@ -189,7 +189,7 @@ class TorchEngine:
         state.lines = len(lines)
 
     def reorder(self, state: DecoderState, beams: "torch.Tensor") -> None:
-        """Let beam j of line i go on from what was beam `beams[i, j]`; the picture's keys stay where they are."""
+        """Let beam j of line i go on from what was beam `beams[i, j]`; the image's keys stay where they are."""
         import torch
 
         first = torch.arange(state.lines, device=self.device)[:, None] * state.beams

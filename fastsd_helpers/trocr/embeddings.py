@@ -27,14 +27,14 @@ class EmbedResult:
 def write_embeddings(
     reader: Any, images: Any, out: Path, *, pool: str = "mean", progress: Callable[[int], None] | None = None
 ) -> EmbedResult:
-    """Embed pictures of lines and write `embeddings.safetensors` and `index.csv` (row, name) into the folder `out`.
+    """Embed images of lines and write `embeddings.safetensors` and `index.csv` (row, name) into the folder `out`.
 
     Args:
         reader, images, pool: see `Reader.embed`.
-        progress: called after each picture with how many are done.
+        progress: called after each image with how many are done.
 
     Raises:
-        DatasetError: no picture can be used.
+        DatasetError: no image can be used.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -50,7 +50,7 @@ def write_embeddings(
         if progress is not None:
             progress(len(names) + len(left_out))
     if not rows:
-        raise DatasetError("None of the pictures can be used.", left_out[0] if left_out else "Give some pictures.")
+        raise DatasetError("None of the images can be used.", left_out[0] if left_out else "Give some images.")
     stacked = np.ascontiguousarray(np.stack(rows), dtype=np.float32)
     path, index = out / "embeddings.safetensors", out / "index.csv"
     about = {"pool": pool, "reader": reader.checkpoint.folder.name}

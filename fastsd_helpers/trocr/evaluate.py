@@ -26,7 +26,7 @@ class Evaluation:
 
 
 def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None = None) -> Evaluation:
-    """Read the pictures of `data` with `reader` and compare with their text.
+    """Read the images of `data` with `reader` and compare with their text.
 
     Args:
         reader: a Reader.
@@ -45,7 +45,7 @@ def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None =
         else:
             pairs.append((line, found))
     if not pairs:
-        raise DatasetError(f"No picture of {lines.source} can be read.", left_out[0] if left_out else "")
+        raise DatasetError(f"No image of {lines.source} can be read.", left_out[0] if left_out else "")
     scores = score_lines([line.text for line, _found in pairs], [found.text for _line, found in pairs])
     ranked = sorted(pairs, key=lambda pair: -line_errors(pair[0].text, pair[1].text)[0])
     worst = tuple(

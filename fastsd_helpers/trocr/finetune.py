@@ -88,7 +88,7 @@ def finetune(
     Args:
         data: lines with their text; see `labels.read_lines`.
         out: folder for checkpoints/, model/ and settings.json.
-        model: key, folder or Hub id of the reader to begin with.
+        model: recognition model: key, folder or Hub id to begin with.
         held_out: lines to measure on; left alone, a part of `data` by writer or page.
         restart: forget what `out` holds of an earlier run.
         report: called at every stage, step and measurement.
@@ -318,7 +318,7 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
 
 
 def _drop_unreadable(lines: LineSet) -> LineSet:
-    """Leave out lines whose picture cannot be opened, with a warning each; learning would stop at the first."""
+    """Leave out lines whose image cannot be opened, with a warning each; learning would stop at the first."""
     kept = []
     for line in lines.lines:
         item = next(iter(gather([line.picture])))

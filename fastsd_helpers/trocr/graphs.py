@@ -1,7 +1,7 @@
 """int8 on the CPU: the encoder and one decoder step as OpenVINO graphs, made here and run here.
 
-Two graphs: `encoder` gives what the picture looks like and, per decoder layer, the keys and values that every step
-looks up; `decoder` is one step. Keys and values of the picture are handed to the second graph once, not at every step,
+Two graphs: `encoder` gives what the image looks like and, per decoder layer, the keys and values that every step
+looks up; `decoder` is one step. Keys and values of the image are handed to the second graph once, not at every step,
 the keys transposed as the product wants them: left as PyTorch has them, every step transposed all of them again, which
 at base size was half of its time. Where bf16 is used they also lie in memory as bf16.
 Neither package sends anything: the reporting of usage that both bring is left out (see `_without_reports`).
@@ -286,7 +286,7 @@ class GraphEngine:
             ) from err
 
     def _holding(self, model: Any, ends: list[Any]) -> Any:
-        """The graph with the picture's keys and values among these inputs or outputs in the type they are held in."""
+        """The graph with the image's keys and values among these inputs or outputs in the type they are held in."""
         from openvino.preprocess import PrePostProcessor
 
         process = PrePostProcessor(model)

@@ -36,7 +36,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 
 @dataclass(frozen=True)
 class LabelledLine:
-    """One line and what it says; `picture` is a path or an opened picture, `group` the writer or page it is from."""
+    """One line and what it says; `picture` is a path or an opened image, `group` the writer or page it is from."""
 
     name: str
     picture: Any
@@ -114,7 +114,7 @@ def read_lines(source: Any) -> LineSet:
     Args:
         source: a table (.csv, .tsv, .jsonl, or .txt with the name, a tab or blank, and the text), a folder with one
             of these in it (also metadata.jsonl or metadata.csv, the Hub's imagefolder), a folder of pairs
-            (`a.jpg` with `a.txt` or `a.gt.txt`), a Hub dataset with columns image and text, (picture, text) pairs, or
+            (`a.jpg` with `a.txt` or `a.gt.txt`), a Hub dataset with columns image and text, (image, text) pairs, or
             what this function gave before.
 
     Raises:
@@ -144,13 +144,13 @@ def read_lines(source: Any) -> LineSet:
         raise DatasetError(
             f"{found.source or 'What was given'} has no line that can be used"
             + (f": {found.problems[0]}" if found.problems else "."),
-            "Each line needs a picture and its text.",
+            "Each line needs an image and its text.",
         )
     return found
 
 
 def write_table(path: Path, lines: Iterable[LabelledLine]) -> Path:
-    """Write lines whose pictures are files as a table that `read_lines` reads, under the names they have here."""
+    """Write lines whose images are files as a table that `read_lines` reads, under the names they have here."""
     rows = [
         {_OWN_NAME: line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text, "group": line.group}
         for line in lines
@@ -192,8 +192,8 @@ def _from_pairs(folder: Path) -> LineSet:
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise DatasetError(
-            f"{folder} holds neither a table of lines nor pictures.",
-            f"Put {', '.join(_TABLES[:3])} there, or pictures with a .txt of the same name.",
+            f"{folder} holds neither a table of lines nor images.",
+            f"Put {', '.join(_TABLES[:3])} there, or images with a .txt of the same name.",
         )
     beside = {path: [path.with_suffix(".txt"), path.with_suffix(".gt.txt")] for path in pictures}
     texts = {path: next((file for file in files if file.is_file()), None) for path, files in beside.items()}
@@ -239,9 +239,7 @@ def _column(columns: Iterable[str], wanted: tuple[str, ...]) -> str | None:
 
 
 def _no_columns(what: str, columns: Iterable[Any], picture: Any, text: Any) -> DatasetError:
-    missing = " and ".join(
-        words for words, column in (("the picture's name", picture), ("its text", text)) if not column
-    )
+    missing = " and ".join(words for words, column in (("the image's name", picture), ("its text", text)) if not column)
     return DatasetError(
         f"{what} has no column for {missing}; its columns are {', '.join(map(str, columns))}.",
         f"Name them {_PICTURE_COLUMNS[0]} and {_TEXT_COLUMNS[0]}.",
@@ -275,7 +273,7 @@ def _from_table(path: Path) -> LineSet:
         seen[name] = label
         picture = _find_picture(path.parent, elsewhere[0] if elsewhere else name)
         if picture is None:
-            found.problems.append(f"{path.name}, line {number}: there is no picture {name}.")
+            found.problems.append(f"{path.name}, line {number}: there is no image {name}.")
             continue
         _add(found, name, picture, label, group or group_of(name))
     return found

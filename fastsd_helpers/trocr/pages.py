@@ -58,12 +58,12 @@ class Page:
 
 
 def looks_like_page(picture: "Image.Image") -> bool:
-    """Whether a picture is a page rather than a line: not much wider than high, and high enough for several lines."""
+    """Whether an image is a page rather than a line: not much wider than high, and high enough for several lines."""
     return picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height
 
 
 def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
-    """Read pages one by one: pictures, folders, PDFs, links; see `pictures.gather`.
+    """Read pages one by one: images, folders, PDFs, links; see `pictures.gather`.
 
     Raises:
         DependencyMissing: rapidocr is not installed.
@@ -78,14 +78,14 @@ def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
 
 
 def read_page(reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None) -> Page:
-    """Read one page; every line's `box` has its corners in the pixels of the picture given."""
+    """Read one page; every line's `box` has its corners in the pixels of the image given."""
     return cut_lines(reader, picture, name=name, detector=detector)[0]
 
 
 def cut_lines(
     reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None
 ) -> "tuple[Page, list[Image.Image]]":
-    """Read one page, and give the picture of each of its lines too, cut out of the page as it was straightened."""
+    """Read one page, and give the image of each of its lines too, cut out of the page as it was straightened."""
     from PIL import Image
 
     detector = detector or open_detector()
@@ -118,7 +118,7 @@ def open_detector() -> Any:
     Raises:
         DependencyMissing: rapidocr or onnxruntime is not installed.
     """
-    with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give pictures of single lines."):
+    with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give images of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
     return RapidOCR(params={"Global.log_level": "critical"})
@@ -193,7 +193,7 @@ def _upright_votes(crops: "list[Image.Image]", detector: Any) -> float:
 def turn_back(
     point: tuple[float, float], size: tuple[int, int], before: tuple[int, int], angle: float
 ) -> tuple[float, float]:
-    """Where a point of a turned picture (PIL's rotate, expand) was in the picture before."""
+    """Where a point of a turned image (PIL's rotate, expand) was in the image before."""
     if not angle:
         return point
     x, y = point[0] - size[0] / 2, point[1] - size[1] / 2
@@ -205,7 +205,7 @@ def turn_back(
 
 
 def _cut(picture: "Image.Image", box: Box) -> "Image.Image":
-    """The picture of one line with a little paper around it: detectors clip tall loops."""
+    """The image of one line with a little paper around it: detectors clip tall loops."""
     left, top, right, bottom = box
     pad = 0.12 * (bottom - top)
     return picture.crop(

@@ -1,4 +1,4 @@
-"""Pages of PDF files as pictures, drawn by a child process: a hostile file takes its memory and time, never ours."""
+"""Pages of PDF files as images, drawn by a child process: a hostile file takes its memory and time, never ours."""
 
 import contextlib
 import importlib.util
@@ -36,7 +36,7 @@ class _Ended(Exception):
 
 
 def draw_pages(path: Path, name: str) -> "Iterator[tuple[str, Image.Image | str]]":
-    """Draw a PDF's pages one by one at 300 dpi: (name of the page, RGB picture), or (name, sentence on why not).
+    """Draw a PDF's pages one by one at 300 dpi: (name of the page, RGB image), or (name, sentence on why not).
 
     Raises:
         DependencyMissing: pypdfium2 is not installed.
@@ -77,7 +77,7 @@ def draw_pages(path: Path, name: str) -> "Iterator[tuple[str, Image.Image | str]
 
 
 def _package_folder(name: str) -> Path:
-    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as pictures."):
+    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as images."):
         found = importlib.util.find_spec("pypdfium2")
         if found is None or found.origin is None:
             raise ModuleNotFoundError("No module named 'pypdfium2'", name="pypdfium2")
@@ -111,7 +111,7 @@ class _Drawer:
             raise _Ended("it is damaged") from err
 
     def picture(self, label: str) -> "Image.Image | str":
-        """The next page as RGB, or a sentence on why it has no picture.
+        """The next page as RGB, or a sentence on why it has no image.
 
         Raises:
             _Ended: the child did.

@@ -18,7 +18,7 @@ def draw(path: str, first: int, last: int, dpi: int, most_pixels: int, seconds: 
     """Draw the pages from `first` up to, and without, `last`; counted from 0.
 
     Args:
-        dpi: of the pictures; a page that would have more than `most_pixels` gets fewer.
+        dpi: of the images; a page that would have more than `most_pixels` gets fewer.
         seconds: of processor time for opening the file and for each page; then the system ends this process.
         out: the descriptor that the answers are written to.
     """

@@ -1,6 +1,6 @@
-"""Whatever people give a reader, as RGB pictures one by one: files, folders, PDFs, links, PIL pictures, arrays.
+"""Whatever people give a reader, as RGB images one by one: files, folders, PDFs, links, PIL images, arrays.
 
-A picture that cannot be used is reported with its name and the reason; the ones after it are read all the same.
+An image that cannot be used is reported with its name and the reason; the ones after it are read all the same.
 """
 
 import logging
@@ -32,7 +32,7 @@ _UNSAFE = re.compile(r"[^\w.-]+")
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to read, or the reason why there is none."""
+    """One image to read, or the reason why there is none."""
 
     name: str
     picture: "Image.Image | None" = None
@@ -40,22 +40,22 @@ class Item:
 
 
 def gather(sources: Any, *, recursive: bool = False) -> Iterator[Item]:
-    """Open the pictures of `sources` one by one, in the order given; folders in the order of their names.
+    """Open the images of `sources` one by one, in the order given; folders in the order of their names.
 
     Args:
-        sources: one or an iterable of: a path of a picture, PDF or folder; an https link; a PIL picture; an array
+        sources: one or an iterable of: a path of an image, PDF or folder; an https link; a PIL image; an array
             (uint8, uint16 or float in 0..1, [h, w], [h, w, 1|3|4]); an Item.
         recursive: look into the folders of a folder too.
 
     Raises:
-        DatasetError: a path that does not exist, or a folder with no picture in it.
+        DatasetError: a path that does not exist, or a folder with no image in it.
     """
     sources = _as_list(sources)
     if isinstance(sources, (list, tuple)):  # a slip in the last name is told before the first picture is read
         for source in sources:
             _check_there(source)
     for place, source in enumerate(sources):
-        yield from _open_source(source, f"picture {place + 1}", recursive)
+        yield from _open_source(source, f"image {place + 1}", recursive)
 
 
 def _as_list(sources: Any) -> Iterable[Any]:
@@ -101,7 +101,7 @@ def _open_folder(folder: Path, recursive: bool) -> Iterator[Item]:
     ]
     if not wanted:
         raise DatasetError(
-            f"There is no picture in {folder}.",
+            f"There is no image in {folder}.",
             f"Put files there that end in {', '.join(_OPENED_SUFFIXES)} or .pdf, or name another folder.",
         )
     for path in wanted:
@@ -132,10 +132,10 @@ def _open_file(path: Path, name: str) -> Iterator[Item]:
 
 
 def open_picture(path: Path) -> "Image.Image":
-    """Open one picture file as upright RGB on white; of an animation, the first frame.
+    """Open one image file as upright RGB on white; of an animation, the first frame.
 
     Raises:
-        DatasetError: it is empty, damaged, no picture, or too small or large to hold a line.
+        DatasetError: it is empty, damaged, no image, or too small or large to hold a line.
     """
     try:
         if path.stat().st_size == 0:
@@ -144,9 +144,9 @@ def open_picture(path: Path) -> "Image.Image":
             picture_files.load_picture(picture)
             return _checked(to_rgb(picture_files.upright(picture) or picture), path.name)
     except picture_files.PictureProblem as err:
-        hint = "Open it in a picture viewer; save it again as PNG or JPEG."
+        hint = "Open it in an image viewer; save it again as PNG or JPEG."
         if err.why == "kind":
-            raise DatasetError(f"{path.name} is no picture this machine can read: it {err.problem}.", hint) from err
+            raise DatasetError(f"{path.name} is no image this machine can read: it {err.problem}.", hint) from err
         if err.why == "size":
             problem, hint = f"{path.name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
             raise DatasetError(problem, hint) from err
@@ -155,11 +155,11 @@ def open_picture(path: Path) -> "Image.Image":
         raise DatasetError(f"{path.name} is damaged: {err}.", "Copy it again.") from err
 
 
-def _checked(picture: "Image.Image", name: str = "The picture") -> "Image.Image":
+def _checked(picture: "Image.Image", name: str = "The image") -> "Image.Image":
     if min(picture.size) < _SMALLEST_SIDE_PX:
         raise DatasetError(
             f"{name} is {picture.width} x {picture.height} px: too small for a line of text.",
-            "Give the picture of a whole line, 32 px high or more.",
+            "Give the image of a whole line, 32 px high or more.",
         )
     extremes: Any = picture.convert("L").getextrema()  # of its one band
     low, high = extremes
@@ -170,7 +170,7 @@ def _checked(picture: "Image.Image", name: str = "The picture") -> "Image.Image"
 
 
 def to_rgb(source: Any) -> "Image.Image":
-    """A PIL picture of any mode, or an array, as RGB: transparency becomes white paper, 16 bits become 8.
+    """A PIL image of any mode, or an array, as RGB: transparency becomes white paper, 16 bits become 8.
 
     Raises:
         DatasetError: an array of another shape or kind than `gather` takes.
@@ -200,7 +200,7 @@ def _from_array(values: Any) -> "Image.Image":
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or values.size == 0:
         raise DatasetError(
-            f"An array of shape {list(values.shape)} is no picture.", "Give [height, width] or [height, width, 3]."
+            f"An array of shape {list(values.shape)} is no image.", "Give [height, width] or [height, width, 3]."
         )
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255

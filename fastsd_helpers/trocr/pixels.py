@@ -1,6 +1,6 @@
-"""Pictures as the reader's encoder takes them: the checkpoint's own processor, done in two cheap halves.
+"""Images as the reader's encoder takes them: the checkpoint's own processor, done in two cheap halves.
 
-The size is changed picture by picture with PIL (in as many threads as there are), numbers are made of whole batches
+The size is changed image by image with PIL (in as many threads as there are), numbers are made of whole batches
 with torch. The result is that of transformers' image processor with its PIL back end, to rounding.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["Pixels"]
 
 
 class Pixels:
-    """The picture settings of one checkpoint: side lengths, filter, mean and deviation.
+    """The image settings of one checkpoint: side lengths, filter, mean and deviation.
 
     Read from its own file, without transformers: some versions of its image processors want torchvision, and those
     that do round differently.
@@ -25,7 +25,7 @@ class Pixels:
         settings: the content of preprocessor_config.json, or of its part in processor_config.json.
 
     Raises:
-        ModelError: it cuts pictures, which no TrOCR model does, or lacks the size.
+        ModelError: it cuts images, which no TrOCR model does, or lacks the size.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Pixels:
         cut = settings.get("do_center_crop") and settings.get("crop_size") is not None
         if not settings.get("do_resize", True) or (cut and _sides(settings["crop_size"]) != (self.height, self.width)):
             raise ModelError(
-                "The picture settings of this model cut pictures instead of squashing them; TrOCR's do not.",
+                "The image settings of this model cut images instead of squashing them; TrOCR's do not.",
                 "Copy preprocessor_config.json of the model it was trained from into the folder.",
             )
         self.resample = int(settings.get("resample", 2))
@@ -43,7 +43,7 @@ class Pixels:
         self.deviation = list(settings.get("image_std") or [0.5] * 3) if normalise else [1.0] * 3
 
     def resize(self, picture: "Image.Image") -> Any:
-        """An RGB picture of any size -> uint8 [h, w, 3] (the line squashed, as the models learnt it)."""
+        """An RGB image of any size -> uint8 [h, w, 3] (the line squashed, as the models learnt it)."""
         import numpy as np
         from PIL import Image
 
@@ -70,6 +70,6 @@ def _sides(size: Any) -> tuple[int, int]:
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         return int(size["height"]), int(size["width"])
     raise ModelError(
-        f"The picture settings of this model have no size that can be used: {size!r}.",
+        f"The image settings of this model have no size that can be used: {size!r}.",
         "Copy preprocessor_config.json of the model it was trained from into the folder.",
     )

@@ -70,16 +70,16 @@ def quantize(
     """Write an int8 copy of a reader that opens like any reader; the better of the methods tried.
 
     Args:
-        model: key, folder or Hub id of the reader.
+        model: recognition model: key, folder or Hub id.
         out: the folder to write.
-        evaluate_on: lines with their text, to measure on.
+        evaluate_on: ground truth to evaluate on: lines with their text.
         calibrate_on: lines (their text is not used), or a table of them, for the static method; left alone, only
             dynamic is tried.
         overwrite: replace `out`.
 
     Raises:
         SettingsError: `out` is there already, and not to be replaced or no int8 reader, or holds the model itself.
-        DatasetError: a picture is in both sets. DependencyMissing: openvino or
+        DatasetError: an image is in both sets. DependencyMissing: openvino or
         nncf is not installed.
     """
     if out.exists() and not overwrite:
@@ -175,7 +175,7 @@ def _built_in_lines() -> list[Path]:
 
 
 def _calibration_pictures(calibrate_on: Any, measured: LineSet) -> list[Any]:
-    """Open the calibration pictures, and refuse a set that has a picture of the evaluation in it."""
+    """Open the calibration images, and refuse a set that has an image of the evaluation in it."""
 
     def mark(picture: Any) -> str:
         return hashlib.sha256(picture.tobytes() + str(picture.size).encode()).hexdigest()
@@ -194,7 +194,7 @@ def _calibration_pictures(calibrate_on: Any, measured: LineSet) -> list[Any]:
             )
         pictures.append(item.picture)
     if not pictures:
-        raise DatasetError("The calibration set has no picture that can be used.", "Give a folder of pictures.")
+        raise DatasetError("The calibration set has no image that can be used.", "Give a folder of images.")
     return pictures
 
 

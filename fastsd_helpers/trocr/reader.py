@@ -37,19 +37,34 @@ class ReadConfig:
     """Settings for reading lines."""
 
     beams: int = option(
-        1, help="beginnings kept at every step: 1 reads greedily, 4 is a little better, slower", low=1, high=16
+        1,
+        help="beam width: candidate texts kept per step; 1 is greedy decoding, 4 is a little more accurate and slower",
+        low=1,
+        high=16,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = option(
-        "auto", help="number format; int8 needs the package openvino on a CPU, bitsandbytes on a GPU"
+        "auto",
+        help=(
+            "precision: dtype of weights and computation; int8 needs the package openvino on a CPU, bitsandbytes on a "
+            "GPU"
+        ),
     )
-    min_new_tokens: int | None = option(None, help="fewest tokens of a line", low=0, high=512, advanced=True)
+    min_new_tokens: int | None = option(None, help="minimum number of tokens per line", low=0, high=512, advanced=True)
     max_new_tokens: int | None = option(
-        None, help="most tokens of a line; left alone, the checkpoint's own, else 128", low=1, high=1024, advanced=True
+        None,
+        help="maximum number of tokens per line; default: the checkpoint's own, else 128",
+        low=1,
+        high=1024,
+        advanced=True,
     )
-    loop_guard: bool = option(True, help="read a line again when it repeats itself without end")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="processor", advanced=True)
+    loop_guard: bool = option(True, help="repetition guard: read a line again if the model repeats itself endlessly")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="device to compute on", advanced=True)
     batch_size: int | None = option(
-        None, help="lines read together; left alone, 8 on a CPU and up to 64 on a GPU", low=1, high=1024, advanced=True
+        None,
+        help="batch size: lines read together; default: 8 on a CPU and up to 64 on a GPU",
+        low=1,
+        high=1024,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -69,7 +84,7 @@ class SelfTest:
 
 
 class _Taken(NamedTuple):
-    """A picture on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
+    """An image on its way: the line that says what is wrong with it, or its length in heights, and it made small."""
 
     name: str
     refused: Line | None = None
@@ -138,21 +153,21 @@ class Reader:
     # ------------------------------------------------------------------------------------------------ reading
 
     def read(self, images: Any, *, progress: Callable[[int], None] | None = None) -> list[Line]:
-        """Read pictures of single lines.
+        """Read images of single lines.
 
         Args:
-            images: one or many of: paths, folders, PDFs, links, PIL pictures, arrays; see `pictures.gather`.
+            images: one or many of: paths, folders, PDFs, links, PIL images, arrays; see `pictures.gather`.
             progress: called with the number of lines done, after every batch.
 
         Returns:
-            One Line per picture, in the order given; a picture that cannot be used has `problem` set.
+            One Line per image, in the order given; an image that cannot be used has `problem` set.
         """
         return list(self.stream(images, progress=progress))
 
     def stream(self, images: Any, *, progress: Callable[[int], None] | None = None) -> Iterator[Line]:
         """Read as `read` does, and give each line as soon as it and those before it are done.
 
-        Memory stays bounded whatever the number of pictures, and their size: each is made small as soon as it is open,
+        Memory stays bounded whatever the number of images, and their size: each is made small as soon as it is open,
         and 8 batches of small ones are held at a time.
         """
         done = 0
@@ -174,7 +189,7 @@ class Reader:
                 yield from (line for line in results if line is not None)
 
     def _take(self, pool: ThreadPoolExecutor, item: Item) -> "_Taken":
-        """What is needed of a picture, with the large one held no longer than it takes to make it small."""
+        """What is needed of an image, with the large one held no longer than it takes to make it small."""
         if item.picture is None:
             logger.warning("%s", item.problem)
             return _Taken(item.name, refused=Line("", 0.0, name=item.name, problem=item.problem))
@@ -241,8 +256,8 @@ class Reader:
                 of the grid; columns = one vector per column of the grid, left to right along the line.
 
         Returns:
-            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. A picture that cannot be
-            used gives a row of not-a-number and a warning; without any picture, [0, 0, 0].
+            float32 [n, tokens, width] with tokens = 577, 1 or 24 for the published models. An image that cannot be
+            used gives a row of not-a-number and a warning; without any image, [0, 0, 0].
 
         The encoder's own `pooler_output` is not used: published TrOCR models never trained it.
         """
@@ -255,7 +270,7 @@ class Reader:
         return np.stack([np.full(shape, np.nan, np.float32) if row is None else row for row in rows])
 
     def embed_stream(self, images: Any, pool: str = "mean") -> Iterator[tuple[Item, "np.ndarray | None"]]:
-        """Give (item, float32 [tokens, width]) one by one; None for a picture that cannot be used.
+        """Give (item, float32 [tokens, width]) one by one; None for an image that cannot be used.
 
         Raises:
             SettingsError: a `pool` that does not exist.

@@ -1,6 +1,6 @@
-"""A reading session: one folder with the lines of your pictures, what was read in them, and what you corrected.
+"""A reading session: one folder with the lines of your images, what was read in them, and what you corrected.
 
-A line is known by the pixels of its picture, so corrections stay with it when the same pictures are read again, by
+A line is known by the pixels of its image, so corrections stay with it when the same images are read again, by
 another reader too. What was corrected is a data set to learn from.
 """
 
@@ -46,20 +46,23 @@ _CHUNK = 256  # lines read and written down together
 
 @dataclass(frozen=True)
 class _Pictures:
-    images: str = option("", help="picture, folder, PDF or link; empty: what was uploaded, else the built-in samples")
+    images: str = option("", help="image, folder, PDF or link; empty: what was uploaded, else the built-in samples")
     reader: str = option(
         "auto",
-        help=f"key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples {_DEMO_READER}",
+        help=(
+            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
+            f"{_DEMO_READER}"
+        ),
         known="readers",
     )
     pages: Literal["auto", "lines", "pages"] = option(
-        "auto", help="what the pictures are: single lines, or whole pages whose lines are to be found"
+        "auto", help="what the images are: single lines, or whole pages, whose lines are found first (segmentation)"
     )
 
 
 @dataclass(frozen=True)
 class ReadPicturesConfig(ReadConfig, _Pictures):
-    """Which pictures to read, and how."""
+    """Which images to read, and how."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +71,7 @@ class ReadPicturesConfig(ReadConfig, _Pictures):
 
 @dataclass(frozen=True)
 class SavedLine:
-    """A line of the session: its picture, what was read, and what a person says is right (None: nobody looked yet)."""
+    """A line of the session: its image, what was read, and what a person says is right (None: nobody looked yet)."""
 
     key: str
     picture: Path
@@ -151,7 +154,7 @@ class ReadingSession:
         try:
             return [json.loads(row) for row in text.split("\n") if row]
         except ValueError as err:
-            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the pictures again.") from err
+            raise SessionDamaged(f"{path} is damaged: {err}.", "Rename it, and read the images again.") from err
 
     # ------------------------------------------------------------------------------------------------- uploads
 
@@ -170,7 +173,7 @@ class ReadingSession:
         return path
 
     def save_uploads(self, name: str, data: bytes) -> "Uploaded":
-        """Keep an uploaded file, or the pictures and PDFs of a zip; names in a zip are read as their writer meant them.
+        """Keep an uploaded file, or the images and PDFs of a zip; names in a zip are read as their writer meant them.
 
         A file that is there already, under whatever name, is not kept twice: its lines would come twice too.
         """
@@ -205,7 +208,7 @@ class ReadingSession:
         progress: Callable[[int], None] | None = None,
         between: Callable[[int], None] | None = None,
     ) -> list[SavedLine]:
-        """Read pictures of lines or pages into the session; what was read before is replaced, corrections stay.
+        """Read images of lines or pages into the session; what was read before is replaced, corrections stay.
 
         Args:
             reader: a Reader.
@@ -318,7 +321,7 @@ class ReadingSession:
             DatasetError: this installation has no samples.
         """
         if not SAMPLES_FOLDER.is_dir():
-            raise DatasetError("This installation has no sample lines.", "Name pictures of your own in `images`.")
+            raise DatasetError("This installation has no sample lines.", "Name images of your own in `images`.")
         known = read_lines(SAMPLES_FOLDER)
         lines = self.read(reader, [str(line.picture) for line in known.lines], pages="lines", **watched)
         self._right = self._load("corrections.json", {})
@@ -351,7 +354,7 @@ class ReadingSession:
         """
         row = next((row for row in self._rows if key and row["key"] == key), None)
         if row is None:
-            raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the pictures first.")
+            raise DatasetError(f"The session {self.name} has no line {key!r}.", "Read the images first.")
         self._right = self._load("corrections.json", {})  # another notebook may have the session open too
         if text is None:
             self._right.pop(key, None)
@@ -425,7 +428,7 @@ def _row(line: Line, source: str, *, key: str = "", page: str = "", by: str = ""
 
 
 def _fingerprint(reader: Any, pages: str) -> str:
-    """What a reading depends on besides the picture: the weights, by what they hold, and every setting.
+    """What a reading depends on besides the image: the weights, by what they hold, and every setting.
 
     A reader that was downloaded again on a new machine is the same one.
     """

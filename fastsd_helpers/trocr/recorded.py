@@ -47,7 +47,7 @@ class _Buffers:
     recorded: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def fits(self, lines: int, beams: int, steps: int, places: int) -> bool:
-        """Whether a search of this size has room, over pictures with so many places."""
+        """Whether a search of this size has room, over images with so many places."""
         return (
             lines <= self.lines and beams == self.beams and steps <= self.steps and places == self.cross[0][0].shape[2]
         )

@@ -18,45 +18,79 @@ class FineTuneConfig:
     """Settings for fine-tuning a reader."""
 
     method: Literal["full", "freeze", "decoder", "lora"] = option(
-        "full", help="what learns: everything, all but the encoder's first layers, the decoder alone, small adapters"
+        "full",
+        help=(
+            "trainable parts: full (every weight), freeze (all but the encoder's first layers), decoder (the decoder "
+            "alone) or lora (LoRA adapters)"
+        ),
     )
     epochs: float | None = option(
-        None, help="times that every line is seen; empty: 10, and more when there are few lines", low=0.01, high=1000
+        None, help="epochs: passes over all lines; default: 10, more when there are few lines", low=0.01, high=1000
     )
     lr: float | None = option(
-        None, help="learning rate at its peak; empty: 4e-5, more for adapters and small readers", low=1e-8, high=1
+        None, help="peak learning rate; default: 4e-5, more for LoRA and small models", low=1e-8, high=1
     )
     batch_size: int = option(8, help="lines at once", low=1, high=512)
-    accumulation: int = option(1, help="batches per step", low=1, high=256)
-    augment: bool = option(True, help="change pictures a little: turned, blurred, thicker, thinner, bent")
+    accumulation: int = option(1, help="gradient accumulation steps: batches per optimizer step", low=1, high=256)
+    augment: bool = option(
+        True, help="data augmentation: random rotation, blur, dilation, erosion and distortion of the line images"
+    )
     vocabulary: Literal["keep", "extend", "replace"] = option(
-        "keep", help="tokenizer: as it is, with new letters, or of the letters of these lines alone"
+        "keep",
+        help=(
+            "tokenizer vocabulary: keep it, extend it with new characters, or replace it by the characters of these "
+            "lines (like kraken's resize)"
+        ),
     )
     held_out: float = option(
         0.1,
-        help="part of the lines kept for measuring, where none are given; 0: none, and it is measured on what it knows",
+        help=(
+            "validation split: share of the lines held out for evaluation, if none are given; 0: none, and evaluation "
+            "is on the training lines"
+        ),
         low=0,
         high=0.5,
     )
-    patience: int = option(3, help="stop after so many measurements without a better one; 0 never", low=0, high=100)
-    measure_every: int = option(
-        0, help="steps between measurements; 0 means once an epoch, and at most ten times in all", low=0, high=1_000_000
+    patience: int = option(
+        3,
+        help="early stopping patience: stop after this many evaluations without improvement; 0 never stops early",
+        low=0,
+        high=100,
     )
-    seed: int = option(0, help="of order, changes and new weights", low=0, high=2**31 - 1)
-    frozen_layers: int = option(3, help="first encoder layers that stay, with freeze", low=0, high=48, advanced=True)
-    lora_rank: int = option(16, help="size of the adapters, with lora", low=1, high=256, advanced=True)
-    warmup: float = option(0.06, help="part of the steps in which the rate rises", low=0, high=0.5, advanced=True)
-    weight_decay: float = option(0.01, help="pull of weights to zero", low=0, high=1, advanced=True)
+    measure_every: int = option(
+        0, help="steps between evaluations; 0: once per epoch, at most ten times in all", low=0, high=1_000_000
+    )
+    seed: int = option(0, help="random seed of data order, augmentation and new weights", low=0, high=2**31 - 1)
+    frozen_layers: int = option(
+        3,
+        help="frozen layers: number of first encoder layers not trained, with method freeze",
+        low=0,
+        high=48,
+        advanced=True,
+    )
+    lora_rank: int = option(
+        16, help="LoRA rank: inner size of the adapters, with method lora", low=1, high=256, advanced=True
+    )
+    warmup: float = option(
+        0.06, help="warmup ratio: share of steps in which the learning rate rises", low=0, high=0.5, advanced=True
+    )
+    weight_decay: float = option(0.01, help="weight decay: pulls weights towards zero", low=0, high=1, advanced=True)
     token_noise: float | None = option(
         None,
-        help="part of the letters before that are exchanged while it learns, so that it keeps looking at the picture; "
-        f"empty: {_NOISE_OF_SMALL} for small readers, else 0",
+        help=(
+            "token noise: share of decoder input tokens replaced at random during training, so that the model keeps "
+            f"looking at the image; default: {_NOISE_OF_SMALL} for small models, else 0"
+        ),
         low=0,
         high=0.9,
         advanced=True,
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", help="number format of the sums", advanced=True)
-    gradient_checkpointing: bool = option(False, help="half the memory for a third more time", advanced=True)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", help="mixed precision: compute dtype", advanced=True
+    )
+    gradient_checkpointing: bool = option(
+        False, help="gradient checkpointing: half the memory for a third more time", advanced=True
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,4 +1,4 @@
-"""From a picture's vectors to token ids: greedy search, beam search and the guard against loops.
+"""From an image's vectors to token ids: greedy search, beam search and the guard against loops.
 
 Both searches give the tokens of transformers' `generate` (4.50 and newer) for the same settings; lines that have
 ended leave the batch at once.
@@ -68,7 +68,7 @@ def greedy_search(
     """Take the likeliest token until the line ends.
 
     Args:
-        hidden: the pictures' vectors, [lines, places, width].
+        hidden: the images' vectors, [lines, places, width].
         stop_loops: end a line (as `looped`) once its tail repeats itself, instead of going on to the limit.
         ban_loops: never write a piece a third time in a row.
     """

@@ -20,13 +20,13 @@ __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
 class ServeConfig:
     """Settings of the shared page."""
 
-    port: int = option(7860, help="port; 0 takes a free one", low=0, high=65535)
+    port: int = option(7860, help="local port; 0: any free one", low=0, high=65535)
     user: str = option("reader", help="user name of the login")
-    login: bool = option(True, help="ask for user and password; never off when shared")
+    login: bool = option(True, help="ask for user and password; always on when shared")
     share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
-        "no", help="make a public link with a login; auto tries the services in order"
+        "no", help="open a tunnel: a public link with a login; auto tries the services in order"
     )
-    password: str | None = option(None, help="password of the login; empty: a strong one is made", secret=True)
+    password: str | None = option(None, help="password of the login; empty: a strong one is generated", secret=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.share, bool):  # as it was saved by earlier versions
@@ -65,7 +65,7 @@ def build_page(reader: Any) -> Any:
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
-            raise gradio.Error("Drop a picture first.")
+            raise gradio.Error("Drop an image first.")
         return answer(gather([picture]), whole_page)
 
     def read_file(file: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
@@ -98,7 +98,7 @@ def build_page(reader: Any) -> Any:
 
 
 def _read_item(reader: Any, item: Item, whole_page: bool) -> list[Line]:
-    """The lines of a picture, found first where it is, or looks like, a page; a page without any is read as a line."""
+    """The lines of an image, found first where it is, or looks like, a page; a page without any is read as a line."""
     if item.picture is None:
         return [Line("", 0.0, name=item.name, problem=item.problem)]
     if whole_page or looks_like_page(item.picture):

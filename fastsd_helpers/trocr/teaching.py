@@ -147,7 +147,7 @@ def choose_run(
         settings: how to learn.
         values: all that was entered, data included: another choice is another run.
         data: a data set to learn from; empty: the corrected lines.
-        held_out_data: lines to measure on; empty: a part of the others.
+        held_out_data: validation set: lines to evaluate on; empty: a share of the others.
         more_steps: when nothing is unfinished, begin so many further steps from the reader taught last.
         start_over: begin at step 0, whatever is there; a finished run's reader is kept.
 

@@ -82,7 +82,7 @@ class TrainingLines:
     def _before(self, place: int) -> list[int]:
         """What was "written before" each token of a line, some of it exchanged for other tokens of these lines.
 
-        Few lines are soon known by heart, and then nothing is looked up in the picture any more. Source: word dropout,
+        Few lines are soon known by heart, and then nothing is looked up in the image any more. Source: word dropout,
         Bowman et al. 2016 (arXiv 1511.06349), with other words in the place of an unknown one.
         """
         import numpy as np

@@ -1,4 +1,4 @@
-"""What was uploaded to a reading session: a picture, a PDF, or a zip of them with folders in it."""
+"""What was uploaded to a reading session: an image, a PDF, or a zip of them with folders in it."""
 
 import io
 import zipfile
@@ -33,7 +33,7 @@ class Uploaded:
 def unpack_upload(name: str, data: bytes, left_out: list[str]) -> Iterator[tuple[str, bytes]]:
     """Give the files of an upload: itself, or what a zip holds, one by one.
 
-    The folders of a zip become part of a file's name, so that scan_1.png of two folders stay two pictures, and lines
+    The folders of a zip become part of a file's name, so that scan_1.png of two folders stay two images, and lines
     of one folder stay together.
 
     Args:
@@ -47,7 +47,7 @@ def unpack_upload(name: str, data: bytes, left_out: list[str]) -> Iterator[tuple
         with zipfile.ZipFile(io.BytesIO(data)) as opened:
             yield from _members(name, opened, left_out)
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as err:
-        left_out.append(f"{name} is damaged or no zip: {err}. Make it again, or upload the pictures themselves.")
+        left_out.append(f"{name} is damaged or no zip: {err}. Make it again, or upload the images themselves.")
 
 
 def _members(name: str, opened: zipfile.ZipFile, left_out: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -67,9 +67,9 @@ def _members(name: str, opened: zipfile.ZipFile, left_out: list[str]) -> Iterato
         if suffix == ".zip":
             left_out.append(f"{shown} in {name} is a zip in a zip: unpack it, and upload that.")
         elif suffix not in _WANTED:
-            left_out.append(f"{shown} in {name} is no picture and no PDF.")
+            left_out.append(f"{shown} in {name} is no image and no PDF.")
         elif member.flag_bits & 1:
-            left_out.append(f"{shown} in {name} is locked with a password: unpack it, and upload the pictures.")
+            left_out.append(f"{shown} in {name} is locked with a password: unpack it, and upload the images.")
         else:
             try:
                 content = opened.read(member)
@@ -79,4 +79,4 @@ def _members(name: str, opened: zipfile.ZipFile, left_out: list[str]) -> Iterato
             found += 1
             yield "_".join(parts), content
     if not found:
-        left_out.append(f"{name} holds no picture and no PDF.")
+        left_out.append(f"{name} holds no image and no PDF.")

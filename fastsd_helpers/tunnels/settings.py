@@ -18,21 +18,25 @@ class TunnelConfig:
     """How a program on this machine gets a link, and who may use it."""
 
     kind: Literal["auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
-        "auto", help="service that makes the link; auto tries them in order; colab: for you alone"
+        "auto", help="tunnel service; auto tries them in order; colab: a link for you alone"
     )
     access: Literal["password", "anyone"] = option(
-        "password", help="who may use the link; 'anyone' means every stranger who finds it"
+        "password", help="who may use the link; 'anyone': no login, every unauthenticated client that finds it"
     )
-    user: str = option("fastsd", help="user name that visitors enter")
-    password: str | None = option(None, help="password that visitors enter; empty: a strong one is made", secret=True)
+    user: str = option("fastsd", help="user name of the login")
+    password: str | None = option(None, help="password of the login; empty: a strong one is generated", secret=True)
     ngrok_token: str | None = option(None, help="your ngrok authtoken, from dashboard.ngrok.com", secret=True)
-    minutes: int = option(0, help="close the link after so many minutes; 0: when the program stops", low=0, high=10080)
-    wait_s: int = option(45, help="seconds to wait for each service", low=1, high=300, advanced=True)
-    share_server: str = option("", help="HOST:PORT of a gradio share server of your own", advanced=True)
+    minutes: int = option(
+        0, help="close the link after this many minutes; 0: when the program stops", low=0, high=10080
+    )
+    wait_s: int = option(45, help="timeout in seconds for each service", low=1, high=300, advanced=True)
+    share_server: str = option("", help="HOST:PORT of your own gradio share server", advanced=True)
     ngrok_domain: str = option(
         "", help="your account's own domain at ngrok, such as name.ngrok-free.app, so that the address stays the same"
     )
-    subdomain: str = option("", help="name to ask localtunnel for, so that the address stays the same", advanced=True)
+    subdomain: str = option(
+        "", help="subdomain to request from localtunnel, so that the address stays the same", advanced=True
+    )
     localtunnel_server: str = option("https://localtunnel.me", help="address of the localtunnel server", advanced=True)
 
     def __post_init__(self) -> None:

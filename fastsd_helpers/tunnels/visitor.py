@@ -10,7 +10,7 @@ The rule:
   another port, http where the link is https: foreign. `Sec-Fetch-Site`, where it is there too, must be `same-origin`.
 - Only `Sec-Fetch-Site` is there: `same-origin` is the own page. `none` (typed, a bookmark) may look: GET and HEAD.
   Any other value is foreign, but for a link that is followed at the top of a window (GET, navigate, document), since
-  links are made to be shared. Frames, pictures, scripts, `fetch` and event streams are no such thing, so a page of
+  links are made to be shared. Frames, images, scripts, `fetch` and event streams are no such thing, so a page of
   somewhere else can start none of the GET requests that do something.
 - Of who does not say how it is asked (`Sec-Fetch-Mode` and `-Dest`: older browsers), a GET that starts no event stream
   passes, since it changes nothing, and no other page can read the answer.

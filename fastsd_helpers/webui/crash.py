@@ -22,7 +22,7 @@ _ERRORS: _Table = (
     (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
         "the GPU's memory was not enough",
-        "Choose a lower setting for vram, a smaller picture or a smaller model; close other programs on this GPU.",
+        "Choose a lower setting for vram, a smaller image or a smaller model; close other programs on this GPU.",
     ),
     (
         r"no kernel image is available|is not compatible with the current PyTorch",
@@ -124,7 +124,7 @@ def explain_crash(
     Args:
         title: the web UI's name.
         code: as subprocess gives it (negative: the signal that ended it); None when it is not known.
-        lines: the last lines of its log.
+        lines: show the last lines of its log.
         around: what the machine had left then.
     """
     around = around or Circumstances()

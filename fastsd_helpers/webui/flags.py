@@ -106,7 +106,7 @@ def choose_flags(
     Args:
         vram: auto (the table), or full, medium, low.
         precision: auto, fp16, fp32.
-        attention: sdp, sdp-repeatable (same picture for the same seed), split.
+        attention: sdp, sdp-repeatable (same image for the same seed), split.
         also: other families that it can be switched to while it runs, each with the name of a file: flags are for
             the one that needs most.
 
@@ -143,7 +143,7 @@ def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[li
     if machine.gpu_gib == 0:
         cpu = {"comfyui": ["--cpu"], "forge-neo": ["--cpu", "--skip-torch-cuda-test"]}
         flags = cpu.get(ui.key, ["--use-cpu", "all", "--skip-torch-cuda-test"])
-        return flags, ["There is no GPU: pictures are drawn on the CPU, which takes minutes each."]
+        return flags, ["There is no GPU: images are drawn on the CPU, which takes minutes each."]
     if vram != "auto":
         chosen = {
             "a1111": {"full": [], "medium": ["--medvram"], "low": ["--lowvram"]},
@@ -174,4 +174,4 @@ def _precision_flags(ui: WebUI, base: str, machine: Machine, precision: str) -> 
     if precision == "fp32":
         return ["--no-half"], ["Precision: 32 bit was asked for; it takes twice the memory."]
     # The VAE of SDXL overflows in 16 bit (black pictures); it costs little to run this part alone in 32 bit.
-    return ["--no-half-vae"], ["The VAE runs in 32 bit, so that no picture turns black."]
+    return ["--no-half-vae"], ["The VAE runs in 32 bit, so that no image turns black."]

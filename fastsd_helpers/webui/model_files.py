@@ -106,7 +106,7 @@ def _require_model(path: Path) -> None:
     if content.startswith("broken"):
         raise ModelError(f"{path} is truncated or damaged: it is no whole {content.split()[-1]} file.", _ADVICE)
     if content not in ("safetensors", "checkpoint", "gguf", "data"):
-        what = {"empty": "an empty file", "text": "plain text"}.get(content, f"a {content}")
+        what = {"empty": "an empty file", "image": "an image", "text": "plain text"}.get(content, f"a {content}")
         raise ModelError(f"{path} is {what}, not a model.", _ADVICE)
 
 

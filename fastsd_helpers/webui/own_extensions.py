@@ -72,9 +72,10 @@ class OwnExtensions:
     def bring(self, step: _Step, mirrors: Mapping[str, str]) -> None:
         """Bring the code of every extension to its folder, and put those that were added on the list.
 
+        One whose code cannot be had is left out, or stays at its earlier commit; both are said by name.
+
         Raises:
-            WebUIError: the code of one that was asked for now could not be had. DriveError: one cannot be taken out of
-                the list.
+            DriveError: one cannot be taken out of the list.
         """
         places = self._places
         if self._removed:
@@ -90,13 +91,18 @@ class OwnExtensions:
             )
         for name in [*self._asked, *(item.name for item in self.kept)]:
             switch_on(places, name)
-        for item in self._asked.values():
-            step(f"extension {item.name}", partial(self._add, item, mirrors))
-        for kept in self.kept:
+        ways: list[tuple[str, Callable[[], bool]]] = [
+            *((item.name, partial(self._add, item, mirrors)) for item in self._asked.values()),
+            *((kept.name, partial(self._bring_back, kept, mirrors)) for kept in self.kept),
+        ]
+        for name, bring in ways:
             try:
-                step(f"extension {kept.name}", partial(self._bring_back, kept, mirrors))
+                step(f"extension {name}", bring)
             except FastSDError as err:
-                self._switch_off(kept.name, err)
+                if self._folder(name).is_dir():  # an earlier commit of it, which runs
+                    logger.warning("The extension %s stays as it is here: %s %s", name, err.problem, err.hint)
+                else:
+                    self._switch_off(name, err)
         self._name_others()
 
     def _add(self, item: Repository, mirrors: Mapping[str, str]) -> bool:
@@ -183,16 +189,18 @@ class OwnExtensions:
 
     def _switch_off(self, name: str, err: FastSDError) -> None:
         self.switched_off[name] = err.problem
+        known = name in self._list
         if self._folder(name).is_dir():
             switch_off(self._places, name)
+            known = True
         logger.warning(
-            "The extension %s is switched off, and %s runs without it: %s %s To try it anew run `fastsd webui install` "
-            "again; to take it out: --remove-extensions %s",
+            "The extension %s is %s, and %s runs without it: %s %s To try it anew run `fastsd webui install` again%s",
             name,
+            "switched off" if known else "not added",
             self._ui.title,
             err.problem,
             err.hint,
-            name,
+            f"; to take it out: --remove-extensions {name}" if known else ".",
         )
 
     def running(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a web UI lives: its code and environment on this machine's disk, models and pictures where they are kept."""
+"""Where a web UI lives: its code and environment on this machine's disk, models and images where they are kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | st
     Args:
         folder: for code and environments; `/content/fastsd` in Colab, else `.cache/fastsd/webui` in the home folder,
             and `fastsd/webui` there for AUTOMATIC1111.
-        store: for models, pictures and settings; the folder of the previous notebook on a mounted Drive, else
+        store: for models, images and settings; the folder of the previous notebook on a mounted Drive, else
             `sd/stable-diffusion-webui` in the current directory.
 
     Raises:
@@ -108,7 +108,7 @@ def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | st
     if delivers_late(root):
         raise WebUIError(
             f"{root} is on Google Drive or another network mount, which is far too slow for a program's code.",
-            "Leave the folder empty; models and pictures go to Drive through the store.",
+            "Leave the folder empty; models and images go to Drive through the store.",
         )
     # The sessions' root knows whether a Drive is mounted: My Drive/Fast-Dreambooth/Sessions.
     kept = Path(store).expanduser().absolute() if store else sessions_root().parents[1] / _STORE

@@ -18,25 +18,33 @@ _UIS = ("a1111", "forge-neo", "comfyui")
 class InstallConfig:
     """What to install, and where."""
 
-    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="the web UI; only the others run Flux")
-    store: str = option("", help="folder for models, pictures and settings; empty: sd/stable-diffusion-webui on Drive")
-    folder: str = option("", help="folder on this machine's disk for the program; empty: chosen", advanced=True)
-    controlnet: bool = option(True, help="with the ControlNet extension (AUTOMATIC1111; the others have their own)")
+    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="web UI to install; only the others run Flux")
+    store: str = option(
+        "", help="data directory for models, images and settings; empty: sd/stable-diffusion-webui on Drive"
+    )
+    folder: str = option(
+        "", help="folder on this machine's disk for the web UI's code; empty: chosen automatically", advanced=True
+    )
+    controlnet: bool = option(True, help="install the ControlNet extension (AUTOMATIC1111; the others have their own)")
     extensions: str = option(
         "",
-        help="extensions to add: https git addresses or folders, comma separated, each with @COMMIT if wanted; an "
-        "extension is a program and runs with all your rights; it is kept and brought back on the next machine",
+        help="extensions to add: https git addresses or folders, separated by commas, each with an optional @COMMIT; "
+        "an extension is a program and runs with all your rights; it is kept and installed again on the next machine",
         advanced=True,
     )
     remove_extensions: str = option(
-        "", help="names of extensions to take out, comma separated; their settings stay in the store", advanced=True
+        "",
+        help="names of extensions to remove, separated by commas; their settings stay in the data directory",
+        advanced=True,
     )
     extension_wait_s: int = option(
-        600, help="seconds that one extension's requirements and installer may take", low=10, high=7200, advanced=True
+        600, help="timeout in seconds for one extension's requirements and installer", low=10, high=7200, advanced=True
     )
-    mirrors: str = option("", help="other places of the code: NAME=URL-OR-FOLDER, NAME=...", advanced=True)
+    mirrors: str = option("", help="mirrors of the code repositories: NAME=URL-OR-FOLDER, NAME=...", advanced=True)
     skip_packages: str = option(
-        "", help="packages that you install into its environment yourself: torch, torchvision, ...", advanced=True
+        "",
+        help="packages to leave out, which you install into its environment yourself: torch, torchvision, ...",
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -51,26 +59,30 @@ class LaunchConfig:
     ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="the web UI")
     model: str = option(
         "",
-        help="model to start with: key, file, link, Hub id or session; empty: what is there",
+        help="checkpoint to load at start: key, file, link, Hub id or session; empty: what is there",
         known="webui_start_models",
     )
-    t5: Literal["auto", "fp8", "fp16"] = option("auto", help="size of Flux's large text encoder", advanced=True)
-    vram: Literal["auto", "full", "medium", "low"] = option("auto", help="how much of the model stays on the GPU")
-    precision: Literal["auto", "fp16", "fp32"] = option("auto", help="number format of the computation")
-    attention: Literal["sdp", "sdp-repeatable", "split"] = option(
-        "sdp", help="kind of attention; sdp-repeatable: the same picture for the same seed"
+    t5: Literal["auto", "fp8", "fp16"] = option(
+        "auto", help="T5 precision: dtype of Flux's large text encoder", advanced=True
     )
-    theme: Literal["dark", "light", "auto"] = option("auto", help="colours of the page")
-    api: bool = option(True, help="let programs use it too (AUTOMATIC1111 and Forge), behind the same login")
+    vram: Literal["auto", "full", "medium", "low"] = option(
+        "auto", help="VRAM use: how much of the model stays on the GPU"
+    )
+    precision: Literal["auto", "fp16", "fp32"] = option("auto", help="precision: compute dtype")
+    attention: Literal["sdp", "sdp-repeatable", "split"] = option(
+        "sdp", help="attention implementation; sdp-repeatable: the same image for the same seed"
+    )
+    theme: Literal["dark", "light", "auto"] = option("auto", help="colour theme of the page")
+    api: bool = option(True, help="enable the API for programs (AUTOMATIC1111 and Forge), behind the same login")
     user: str = option("fastsd", help="user name of its login")
-    password: str | None = option(None, help="password of its login; empty: a strong one is made", secret=True)
-    port: int = option(0, help="port on this machine; 0: the UI's usual one", low=0, high=65535, advanced=True)
-    restart: bool = option(False, help="start it again when it ends by itself, three times at most", advanced=True)
-    wait_s: int = option(600, help="seconds it may take to start", low=10, high=3600, advanced=True)
-    extra_args: str = option("", help="further arguments, as on a command line", advanced=True)
+    password: str | None = option(None, help="password of its login; empty: a strong one is generated", secret=True)
+    port: int = option(0, help="local port; 0: the web UI's usual one", low=0, high=65535, advanced=True)
+    restart: bool = option(False, help="restart it if it ends by itself, three times at most", advanced=True)
+    wait_s: int = option(600, help="timeout for the start in seconds", low=10, high=3600, advanced=True)
+    extra_args: str = option("", help="further command-line arguments of the web UI", advanced=True)
     pass_env: str = option(
         "",
-        help="names of environment variables that it gets too; tokens and all it does not need are kept from it",
+        help="names of environment variables to pass on to it; tokens and everything it does not need are withheld",
         advanced=True,
     )
     allow_admin: bool = option(
@@ -79,8 +91,10 @@ class LaunchConfig:
         "can read (a mounted Drive too), train and overwrite models",
         advanced=True,
     )
-    store: str = option("", help="folder for models, pictures and settings; as at installation", advanced=True)
-    folder: str = option("", help="folder of the program; as at installation", advanced=True)
+    store: str = option(
+        "", help="data directory for models, images and settings; the one given at installation", advanced=True
+    )
+    folder: str = option("", help="folder of the web UI's code; the one given at installation", advanced=True)
 
     def __post_init__(self) -> None:
         problems = []

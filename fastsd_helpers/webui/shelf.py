@@ -1,4 +1,4 @@
-"""What a web UI keeps, by kind and size, and deleting it: models and pictures in the store, the program here."""
+"""What a web UI keeps, by kind and size, and deleting it: models and images in the store, the program here."""
 
 import shutil
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Kept:
 
 
 def list_kept(places: Places, ui: WebUI) -> list[Kept]:
-    """Everything a web UI keeps: each model in the store, all pictures together, and the program; largest first.
+    """Everything a web UI keeps: each model in the store, all images together, and the program; largest first.
 
     Raises:
         DriveError: the store does not answer.
@@ -46,7 +46,7 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
                     found.append(Kept(kind, str(path.relative_to(folder)), path, path.stat().st_size))
         pictures = places.store / "outputs"
-        found.append(Kept(_PICTURES, "all pictures that were drawn", pictures, bytes_in(pictures)))
+        found.append(Kept(_PICTURES, "all images that were drawn", pictures, bytes_in(pictures)))
     with file_errors(places.root, "read"):
         found.append(Kept(_PROGRAM, f"{ui.title} itself, with its environment", places.root, bytes_in(places.root)))
     return sorted((item for item in found if item.bytes), key=lambda item: -item.bytes)

@@ -111,7 +111,7 @@ class _Graph:
 
 
 def make_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> _Graph | None:
-    """The graph that draws a picture with a base model, the files beside it and the LoRAs; None without a base model.
+    """The graph that draws an image with a base model, the files beside it and the LoRAs; None without a base model.
 
     A model that lacks text encoders and VAE wants them among `placed`.
     """

@@ -115,7 +115,7 @@ def install(
             it what is there (such as a commit archive whose host cannot be reached) and the rest from the index.
         skip: names or patterns (`torch`, `nvidia-*`) that the caller installs otherwise.
         lock: another lock file.
-        dry_run: only say what would be installed.
+        dry_run: only show what would be installed.
         check_imports: import every new module in a fresh Python afterwards.
         timeout_s: how long uv or pip may take.
 

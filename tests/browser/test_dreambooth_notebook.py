@@ -138,7 +138,7 @@ def draw_in_the_playground(lab: Lab) -> None:
     pictures = page.locator(".grid-container img")
     pictures.nth(1).wait_for()  # before and after
     sizes = [
-        picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") for picture in pictures.all()
+        picture.evaluate("image => picture.decode().then(() => picture.naturalWidth)") for picture in pictures.all()
     ]
     assert sizes == [128, 128]
     lab.shoot_page("7-drawn", page)
@@ -148,7 +148,7 @@ def draw_in_the_playground(lab: Lab) -> None:
 
 
 def made_in_one_go(session: Path) -> Path:
-    """The file of the same training, with the same pictures, that nobody stopped."""
+    """The file of the same training, with the same images, that nobody stopped."""
     again = shutil.copytree(session, session.parents[1] / "again" / "my-subject")
     shutil.rmtree(again / "exports")
     command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", "my-subject", "--root", str(again.parent)]

@@ -110,7 +110,7 @@ def second_visit(lab: Lab, sessions: Path) -> None:
 
 
 def made_in_one_go(session: Path) -> Path:
-    """The file of the same training, with the same pictures, that nobody stopped."""
+    """The file of the same training, with the same images, that nobody stopped."""
     again = shutil.copytree(session, session.parents[1] / "again" / session.name)
     shutil.rmtree(again / "exports")
     command = [sys.executable, "-m", "fastsd_helpers", "dreambooth", "train", again.name, "--root", str(again.parent)]

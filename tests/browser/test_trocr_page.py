@@ -1,4 +1,4 @@
-"""The shared reading page as a visitor sees it: refused with a wrong password, a picture read after the right one."""
+"""The shared reading page as a visitor sees it: refused with a wrong password, an image read after the right one."""
 
 import os
 from pathlib import Path

@@ -6,7 +6,7 @@ what a run without any kill has learned by then. What that is a few lines here c
 
 Each step is a process of its own that may be killed at a fault point. Two kinds: forked from one that has imported
 everything, where a few lines stand in for the networks (everything else is the real thing: records, locks, identities,
-pictures, settings, segments, the loop, checkpoints); or the command line in a new interpreter with the demo model.
+images, settings, segments, the loop, checkpoints); or the command line in a new interpreter with the demo model.
 """
 
 import contextlib
@@ -262,7 +262,7 @@ def _train(world: World, name: str, *, may_kill: bool, **more: Any) -> None:
         if not (early or (changed and not (more and known.finished))):
             raise Failure(f"train of {name} was refused: {answer['refused']}")
     elif not answer.get("killed") and known.segments and not more and known.segments[-1]["pictures"] != pictures:
-        raise Failure(f"train of {name} went on with other pictures")
+        raise Failure(f"train of {name} went on with other images")
     _check_learned(world, name, pictures, finished=not answer.get("killed") and "refused" not in answer)
 
 
@@ -334,7 +334,7 @@ def _check_identities(world: World) -> None:
 def _check_pictures(world: World, name: str) -> None:
     found = _pictures(world, name)
     if found != world.sessions[name].photos:
-        raise Failure(f"the pictures of {name} are {found} and should be {world.sessions[name].photos}")
+        raise Failure(f"the images of {name} are {found} and should be {world.sessions[name].photos}")
 
 
 def _check_learned(world: World, name: str, pictures: list[list[str]], *, finished: bool) -> None:
@@ -355,7 +355,7 @@ def _check_learned(world: World, name: str, pictures: list[list[str]], *, finish
         if before is not None and {**before, "given": 0} != {**segment, "given": 0}:
             raise Failure(f"segment {index} of {name} is another one now")
         if before is None and index >= len(known.segments) and segment["pictures"] != pictures:
-            raise Failure(f"segment {index} of {name} was begun with other pictures than it had")
+            raise Failure(f"segment {index} of {name} was begun with other images than it had")
     if len(segments) < len(known.segments):
         raise Failure(f"a segment of {name} is gone")
     known.segments, known.saved, total = segments, len(saved), stand_in.steps_of(segments)
@@ -409,7 +409,7 @@ def _dataset(world: World, name: str) -> Any:
 
 
 def _pictures(world: World, name: str) -> dict[str, str]:
-    """Source name -> exact prompt of every prepared picture; each is there and as it was."""
+    """Source name -> exact prompt of every prepared image; each is there and as it was."""
     if not (_record(world.root / name)["dataset"] or {}).get("images"):
         return {}
     session, dataset = _dataset(world, name)

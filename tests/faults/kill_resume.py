@@ -5,7 +5,7 @@ of torch they are forked from a server process (multiprocessing's forkserver) th
 package and done nothing else: it runs one thread and has passed no fault point, which every run checks first; each run
 has random seeds of its own, as new interpreters have.
 The command line in a new interpreter gives the same weights; a test compares the two.
-Pictures are drawn in 1 denoising step and the loss plot only at the end: both take time and go into no weight.
+Images are drawn in 1 denoising step and the loss plot only at the end: both take time and go into no weight.
 
 The mount is tests/fakes.py's WriteBackMount: the killed run's own view of it is thrown away, and the next process gets
 a new view with what had been delivered, cut short or changed by then.
@@ -115,7 +115,7 @@ _QUOTAS = (
 
 @dataclass(frozen=True)
 class World:
-    """What all runs share: a base model and a session with prepared pictures, nothing trained yet."""
+    """What all runs share: a base model and a session with prepared images, nothing trained yet."""
 
     base: Path
     prepared: Path  # a sessions root
@@ -123,7 +123,7 @@ class World:
 
 
 def make_world(folder: Path, variant: str = "full") -> World:
-    """Make a small base model with random weights, and a session of 4 + 2 drawn pictures; see VARIANTS."""
+    """Make a small base model with random weights, and a session of 4 + 2 drawn images; see VARIANTS."""
     import numpy as np
 
     from fastsd_helpers.demo.pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption

@@ -27,7 +27,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 
 def open_studio(base: Path, **values):
-    """A studio with random latents in its caches: two photos, and two class pictures where the prior is on."""
+    """A studio with random latents in its caches: two photos, and two class images where the prior is on."""
     from fastsd_helpers.dreambooth.base_model import BaseModel
     from fastsd_helpers.dreambooth.cache import Latents
     from fastsd_helpers.dreambooth.settings import resolve_settings

@@ -40,7 +40,7 @@ def _(original: Any) -> Any:
     def parse_image(cls: Any, image: Any) -> Any:
         named = isinstance(image, str) and len(image) < 4096 and os.path.exists(image)
         if named and not setting("admin") and not may_be_shown(image):
-            raise Refused("a picture is sent as base64; no file is named")
+            raise Refused("an image is sent as base64; no file is named")
         return original(cls, image)
 
     return parse_image

@@ -120,10 +120,10 @@ def _(original: Any) -> Any:
     ) -> tuple[str, str, int, str, str]:
         prefix = os.path.normpath(str(filename_prefix))
         if _leaves(prefix) and not inside(os.path.join(output_dir, prefix), [output_dir]):
-            raise Refused("a picture is saved in the folder for output")
+            raise Refused("an image is saved in the folder for output")
         folder = os.path.join(output_dir, os.path.dirname(prefix))
         if os.path.realpath(folder) != os.path.realpath(output_dir) and not inside(folder, [output_dir]):
-            raise Refused("a picture is saved in the folder for output")
+            raise Refused("an image is saved in the folder for output")
         return original(filename_prefix, output_dir, image_width, image_height)
 
     return get_save_image_path

@@ -19,7 +19,7 @@ def _(original: Any) -> Any:
         asked = FORMATS if formats is None else [name.upper() for name in formats]
         wanted = [name for name in asked if name in FORMATS and name in Image.OPEN]
         if not wanted:
-            raise ValueError("fastsd guard: this picture format is not opened")
+            raise ValueError("fastsd guard: this image format is not opened")
         return original(fp, mode, wanted)
 
     return open

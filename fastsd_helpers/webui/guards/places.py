@@ -1,4 +1,4 @@
-"""Which files a visitor's request may name: what was uploaded, the pictures that were made, the page's own files."""
+"""Which files a visitor's request may name: what was uploaded, the images that were made, the page's own files."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def uploaded(path: object) -> bool:
 
 
 def may_be_shown(path: object) -> bool:
-    """Whether a path is an uploaded file or a picture that was made here; "?" and what follows is no part of it."""
+    """Whether a path is an uploaded file or an image that was made here; "?" and what follows is no part of it."""
     if uploaded(path):
         return True
     if not isinstance(path, str) or "\0" in path:

@@ -210,10 +210,10 @@ def _(original: Any) -> Any:
         if not setting("admin"):
             extension = str(named.get("extension", more[2] if len(more) > 2 else "png"))
             if not _may_be_written(os.path.join(str(path), "x.png")) or f".{extension}".lower() not in PICTURES:
-                raise Refused("pictures are written to the outputs only")
+                raise Refused("images are written to the outputs only")
             words = [basename, named.get("forced_filename"), named.get("suffix")]
             if any(isinstance(word, str) and ("/" in word or "\\" in word or "\0" in word) for word in words):
-                raise Refused("a picture's name holds no path")
+                raise Refused("an image's name holds no path")
         return original(image, path, basename, *more, **named)
 
     return save_image
@@ -223,7 +223,7 @@ def _(original: Any) -> Any:
 def _(original: Any) -> Any:
     def save_image_with_geninfo(image: Any, geninfo: Any, filename: Any, *more: Any, **named: Any) -> Any:
         if _ready and not setting("admin") and not _may_be_written(filename):
-            raise Refused("pictures are written to the outputs only")
+            raise Refused("images are written to the outputs only")
         return original(image, geninfo, filename, *more, **named)
 
     return save_image_with_geninfo
@@ -248,9 +248,9 @@ def _(original: Any) -> Any:
         from fastapi.exceptions import HTTPException
 
         if not isinstance(encoding, str):
-            raise HTTPException(status_code=422, detail="A picture is text in base64.")
+            raise HTTPException(status_code=422, detail="An image is text in base64.")
         if not encoding.startswith("data:image/") and re.search(r"[^A-Za-z0-9+/=\s_-]", encoding[:200]):
-            raise HTTPException(status_code=403, detail="A picture is sent as base64; no address is fetched.")
+            raise HTTPException(status_code=403, detail="An image is sent as base64; no address is fetched.")
         return original(encoding)
 
     return decode_base64_to_image

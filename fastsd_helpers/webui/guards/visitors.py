@@ -14,7 +14,7 @@ _ADMIN = ("/internal/profile-startup", "/sdapi/v1/server-", "/sdapi/v1/train", "
 
 
 def look(value: Any, depth: int = 0) -> None:
-    """Refuse a payload that names a file which is neither uploaded nor a picture made here, at any depth."""
+    """Refuse a payload that names a file which is neither uploaded nor an image made here, at any depth."""
     if depth > 50:
         raise Refused("this request is nested too deeply")
     if isinstance(value, dict):
