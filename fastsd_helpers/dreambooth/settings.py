@@ -52,6 +52,7 @@ _OFF: Given = {
     "keep_best": False,
 }
 _CLASS_IMAGES = 100
+_CLASS_PROMPT = "a class_prompt (--class-prompt), such as 'a photo of a dog'"
 
 
 @dataclass(frozen=True)
@@ -248,14 +249,9 @@ class DreamBoothConfig:
         if any(not part.strip() for part in classes):
             extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")
         if not classes and (self.prior_weight or self.class_images):
-            extra.append(
-                "prior_weight (--prior-weight) and class_images (--class-images) need a class_prompt (--class-prompt), "
-                "such as 'a photo of a dog'"
-            )
+            extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:
-            extra.append(
-                "class_folder (--class-folder) needs a class_prompt (--class-prompt), such as 'a photo of a dog'"
-            )
+            extra.append(f"class_folder (--class-folder) needs {_CLASS_PROMPT}")
         check(self, extra)
 
     @property
@@ -271,18 +267,14 @@ if TYPE_CHECKING:
     class ResolvedConfig(DreamBoothConfig):
         """The settings after `resolve_settings`: only what depends on free space may still be open."""
 
-        unet_steps: int
         unet_lr: float
-        text_encoder_steps: int
         text_encoder_lr: float
         resolution: int
         batch_size: int
         prior_weight: float
         class_images: int
         min_snr: float
-        offset_noise: float
         lora_alpha: float
-        gradient_checkpointing: bool
 
     class PlannedConfig(ResolvedConfig):
         """The settings after `plan_run`: nothing about saving is open."""
@@ -501,7 +493,6 @@ def _choose_checkpointing(config: DreamBoothConfig, device: Device) -> tuple[boo
         return config.gradient_checkpointing, ""
     # SD 1.5 at 512 px, batch 1, fp16, 8-bit AdamW peaks near 13.7 GiB without it and under 10 with it
     # (T4 table in ShivamShrirao's README); a T4 has 15.
-    small = device.kind == "cuda" and device.memory_gib < 22
-    if small:
+    if device.kind == "cuda" and device.memory_gib < 22:
         return True, f"gradient checkpointing on: {device.name} has {device.memory_gib:.0f} GiB"
     return False, ""
