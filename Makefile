@@ -88,7 +88,9 @@ lint: setup
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 
+# Formatted first: most lines that are too long are shorter then.
 style: setup
+	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from fastsd_helpers.wheels import find_uv, install, read_lock
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
 
-__all__ = ["Diagnosis", "Finding", "examine"]
+__all__ = ["LOOKS", "Diagnosis", "Finding", "examine"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -43,6 +43,8 @@ _TOKENS = ("HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN")
 _LITTLE_DISK = 12e9  # a base model in two layouts
 _LITTLE_DRIVE = 5e9  # one finished model and its checkpoints
 _LITTLE_RAM = 6e9
+# What is looked at, in this order.
+LOOKS = ("python", "torch", "memory", "disks", "versions", "holes", "imported", "settings", "tokens", "lock")
 _MOUNT_S = 10.0  # a dead mount does not answer at all
 
 _MARKS = {"problem": "✋", "warning": "⚠", "note": "·", "ok": "✓"}
@@ -99,30 +101,34 @@ def _lines_of(item: Finding) -> list[str]:
     return [f"{_MARKS[item.level]} {item.what}", *([f"   → {item.todo}"] if item.todo else [])]
 
 
-def examine(*, root: Path | None = None, kept: str = "sessions", folder: str = "") -> Diagnosis:
+def examine(
+    *, root: Path | None = None, kept: str = "sessions", folder: str = "", looks: Sequence[str] = LOOKS
+) -> Diagnosis:
     """Look at this machine; nothing is changed, downloaded or sent.
 
     Args:
         root: the sessions folder whose disk is checked; left alone, the usual one.
         kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
+        looks: which of LOOKS; left alone, all of them.
     """
     device = describe_device()
     found = versions()
     machine = _machine(device)
     findings: list[Finding] = []
-    for look in (
-        _look_at_python,
-        lambda: _look_at_torch(device),
-        lambda: _look_at_memory(device),
-        lambda: _look_at_disks(root, kept, folder),
-        _look_at_versions,
-        _look_at_holes,
-        _look_at_imported,
-        _look_at_settings,
-        _look_at_tokens,
-        _look_at_lock,
-    ):
-        findings += _safely(look)
+    ways: dict[str, Callable[[], Iterator[Finding]]] = {
+        "python": _look_at_python,
+        "torch": lambda: _look_at_torch(device),
+        "memory": lambda: _look_at_memory(device),
+        "disks": lambda: _look_at_disks(root, kept, folder),
+        "versions": _look_at_versions,
+        "holes": _look_at_holes,
+        "imported": _look_at_imported,
+        "settings": _look_at_settings,
+        "tokens": _look_at_tokens,
+        "lock": _look_at_lock,
+    }
+    for name in looks:
+        findings += _safely(ways[name])
     return Diagnosis(machine, found, tuple(findings))
 
 

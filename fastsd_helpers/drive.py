@@ -15,6 +15,7 @@ from fastsd_helpers.files import file_errors, forget_cached, placed, sha256_of, 
 from fastsd_helpers.runtime import fault_point, where
 
 __all__ = [
+    "MOUNT_POINTS",
     "check_health",
     "copy_verified",
     "deletion_note",
@@ -23,6 +24,7 @@ __all__ = [
     "has_arrived",
     "keeps_trash",
     "mount_drive",
+    "mount_kind",
     "remove_emptied",
     "sessions_root",
     "shared_drives",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 
 # Colab's own button mounts at the first; the old fast-stable-diffusion notebooks at the second.
-_MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
+MOUNT_POINTS = (Path("/content/drive"), Path("/content/gdrive"))
 _SESSIONS = Path("Fast-Dreambooth", "Sessions")
 _FOLDER_LINK = re.compile(r"drive\.google\.com/(?:drive/(?:u/\d+/)?folders/|open\?id=)([\w-]{10,})")
 _CHUNK_BYTES = 8 * 2**20
@@ -55,7 +57,7 @@ def mount_drive(*, shared_drive: str | None = None) -> Path:
             "Google Drive can only be mounted in Google Colab, and this is somewhere else.",
             "Leave Drive off: sessions are then kept in the folder Fast-Dreambooth/Sessions; or name one with --root.",
         )
-    mount_point = _mounted_at() or _mount(_MOUNT_POINTS[0])
+    mount_point = _mounted_at() or _mount(MOUNT_POINTS[0])
     check_health(mount_point)
     if not shared_drive:
         return mount_point / "MyDrive"
@@ -67,7 +69,7 @@ def mount_drive(*, shared_drive: str | None = None) -> Path:
 
 
 def _mounted_at() -> Path | None:
-    for mount_point in _MOUNT_POINTS:
+    for mount_point in MOUNT_POINTS:
         with file_errors(mount_point, "read"):
             try:
                 os.stat(mount_point / "MyDrive")
@@ -162,13 +164,13 @@ def delivers_late(folder: Path | str) -> bool:
 
     That is Google Drive, and any other FUSE mount (rclone, gcsfuse and the like).
     """
-    kind = _mount_kind(folder)
+    kind = mount_kind(folder)
     return kind in {"drive", "fuse"} or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs")
 
 
 def keeps_trash(folder: Path | str) -> bool:
     """Say whether a folder lies on Google Drive, where what is deleted counts until the trash is emptied."""
-    kind = _mount_kind(folder)
+    kind = mount_kind(folder)
     return kind == "drive" or kind in _DRIVE_KINDS
 
 
@@ -187,10 +189,10 @@ def deletion_note(folder: Path | str, *, emptied: str = "", deleted: str = "dele
     return " ".join(filter(None, [soon, later if deleted else ""]))
 
 
-def _mount_kind(folder: Path | str) -> str:
+def mount_kind(folder: Path | str) -> str:
     """The file system that a folder lies on: "drive" where Colab mounts it, else its name; "" where that is unknown."""
     resolved = Path(folder).resolve()
-    if any(resolved.is_relative_to(point) for point in _MOUNT_POINTS):
+    if any(resolved.is_relative_to(point) for point in MOUNT_POINTS):
         return "drive"
     try:
         with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:

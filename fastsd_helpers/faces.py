@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["Face", "find_faces"]
+__all__ = ["Face", "find_faces", "open_networks"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -114,7 +114,7 @@ def _by_yunet(rgb: "np.ndarray", model: Path) -> list[Face]:
 
 
 @functools.cache
-def _networks() -> tuple[Any, Any, Any] | None:
+def open_networks() -> tuple[Any, Any, Any] | None:
     """The three networks; None, and one sentence in the log, where they are not here or OpenCV cannot read them."""
     import cv2
 
@@ -136,7 +136,7 @@ def _networks() -> tuple[Any, Any, Any] | None:
 def _by_mtcnn(rgb: "np.ndarray") -> list[Face]:
     import numpy as np
 
-    networks = _networks()
+    networks = open_networks()
     if networks is None:
         return []
     first, second, third = networks

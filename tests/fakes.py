@@ -290,7 +290,7 @@ class FakeColab:
         drive.mount = self._mount
         for module in (google, colab, drive):
             monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr("fastsd_helpers.drive._MOUNT_POINTS", mount_points)
+        monkeypatch.setattr("fastsd_helpers.drive.MOUNT_POINTS", mount_points)
         return self
 
     def _mount(self, mount_point: str, force_remount: bool = False, timeout_ms: int = 120_000) -> None:

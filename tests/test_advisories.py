@@ -243,7 +243,7 @@ def test_the_doctor_names_an_old_package_with_its_holes_what_closes_them_and_wha
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     installed(monkeypatch, {"aiohttp": "3.11.15", "pillow": "12.3.0", "torch": "2.6.0+cu124"})
-    old = {finding.what.split()[0]: finding for finding in doctor._look_at_holes()}
+    old = {finding.what.split()[0]: finding for finding in doctor.examine(looks=["holes"]).findings}
     assert set(old) == {"aiohttp", "torch"}
     assert old["aiohttp"].what.startswith("aiohttp 3.11.15 has known holes (CVE-2025-69223, CVE-2026-128131,")
     assert "here the gate does not unpack what is sent to it" in old["aiohttp"].what
@@ -255,7 +255,7 @@ def test_the_doctor_names_an_old_package_with_its_holes_what_closes_them_and_wha
 def test_on_colab_the_advice_is_an_environment_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, {"aiohttp": "3.11.15"})
     monkeypatch.setattr(advisories, "where", lambda: "colab")
-    (finding,) = doctor._look_at_holes()
+    (finding,) = doctor.examine(looks=["holes"]).findings
     assert finding.todo.startswith("To be rid of them in an environment of your own: pip install -U")
 
 
@@ -266,7 +266,7 @@ def test_what_an_image_keeps_is_closed_here_or_warned_of(path: Path, monkeypatch
     assert {item.name for item in found} >= {"diffusers", "pillow"}
     left = {(item.name, item.version) for item in found if item.is_open}
     assert left <= LEFT_OPEN
-    levels = {finding.what.split()[0]: finding.level for finding in doctor._look_at_holes()}
+    levels = {finding.what.split()[0]: finding.level for finding in doctor.examine(looks=["holes"]).findings}
     assert {name for name, level in levels.items() if level == "warning"} == {name for name, _ in left}
 
 
@@ -274,7 +274,7 @@ def test_the_doctor_warns_of_what_nothing_here_closes(monkeypatch: pytest.Monkey
     listed = parse_advisories(ROW + '[safe_from]\nalpha = "2.0"\n')
     monkeypatch.setattr(advisories, "read_advisories", lambda: listed)
     installed(monkeypatch, {"alpha": "1.9"})
-    (finding,) = doctor._look_at_holes()
+    (finding,) = doctor.examine(looks=["holes"]).findings
     assert finding.level == "warning"
     assert finding.what == "alpha 1.9 has known holes (CVE-2026-1234); nothing here closes CVE-2026-1234."
 
@@ -303,7 +303,7 @@ def test_an_old_sentencepiece_reads_no_tokenizer_of_a_model(
 
 def test_a_safe_package_and_one_that_is_not_here_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, {"aiohttp": "3.14.5", "uv": "0.13.9"})
-    assert list(doctor._look_at_holes()) == []
+    assert doctor.examine(looks=["holes"]).findings == ()
 
 
 def test_the_list_is_part_of_the_package() -> None:

@@ -27,7 +27,7 @@ def run(capsys):
 @pytest.fixture
 def site(monkeypatch):
     server = FileServer({"/dream.safetensors": MODEL})
-    monkeypatch.setattr("fastsd_helpers.downloads.retries._PAUSES_S", (0.0,))
+    monkeypatch.setattr("fastsd_helpers.downloads.retries.PAUSES_S", (0.0,))
     yield server
     server.stop()
 

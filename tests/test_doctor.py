@@ -9,7 +9,7 @@ import pytest
 
 from fastsd_helpers import doctor
 from fastsd_helpers.cli.answers import plain
-from fastsd_helpers.doctor import Finding, examine
+from fastsd_helpers.doctor import LOOKS, Finding, examine
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.runtime import Device
@@ -43,10 +43,14 @@ def texts(findings):
     return " ".join(f"{item.level} {item.what} {item.todo}" for item in findings)
 
 
+def looked(look, **more):
+    """What one look says."""
+    return texts(examine(looks=[look], **more).findings)
+
+
 def test_the_report_is_whole_and_can_be_pasted(monkeypatch):
-    monkeypatch.setattr(doctor, "_look_at_torch", lambda device: iter([Finding("ok", "torch works.")]))
     monkeypatch.setenv("HF_TOKEN", "hf_SecretOfTheTests0123456789")
-    found = examine()
+    found = examine(looks=[look for look in LOOKS if look != "torch"])
     text = "\n".join(found.lines())
     assert text.startswith("fastsd doctor")
     assert "HF_TOKEN set; CIVITAI_TOKEN, NGROK_AUTHTOKEN not set" in text
@@ -77,27 +81,39 @@ def test_the_summary_leaves_out_notes_and_what_concerns_another_workflow():
     ]
 
 
+@pytest.fixture
+def look_at_gpu(monkeypatch):
+    """What one look says on a machine with this processor."""
+
+    def look(name, device):
+        monkeypatch.setattr(doctor, "describe_device", lambda: device)
+        return looked(name)
+
+    return look
+
+
 def test_each_token_is_asked_for_once(monkeypatch):
     asked = []
     monkeypatch.setattr(doctor, "secret", lambda name: asked.append(name) or "two words")
-    assert texts(doctor._look_at_tokens()).count("has a blank in it") == 3
+    assert looked("tokens").count("has a blank in it") == 3
     assert asked == ["HF_TOKEN", "CIVITAI_TOKEN", "NGROK_AUTHTOKEN"]
 
 
 def test_one_look_that_breaks_does_not_end_the_report(monkeypatch):
     def broken():
-        yield Finding("ok", "seen before it broke")
+        yield "problem", "seen before it broke", ""
         raise RuntimeError("boom")
 
-    found = doctor._safely(broken)
-    assert [item.level for item in found] == ["ok", "warning"]
-    assert "RuntimeError: boom" in found[1].what
+    monkeypatch.setattr(doctor, "missing_constraints", broken)
+    monkeypatch.setattr(doctor, "old_packages", raise_drive_error)
+    seen, broke, refused = examine(looks=["settings", "holes"]).findings
+    assert (seen.level, seen.what, broke.level) == ("problem", "seen before it broke", "warning")
+    assert "RuntimeError: boom" in broke.what
+    assert refused == Finding("warning", "The mount is gone.", "Mount it again.")
 
-    def refused():
-        raise DriveError("The mount is gone.", "Mount it again.")
-        yield
 
-    assert doctor._safely(refused) == [Finding("warning", "The mount is gone.", "Mount it again.")]
+def raise_drive_error():
+    raise DriveError("The mount is gone.", "Mount it again.")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +130,7 @@ def test_one_look_that_breaks_does_not_end_the_report(monkeypatch):
 )
 def test_versions_that_are_known_to_be_bad_are_named_with_what_to_do(monkeypatch, versions, said):
     installed(monkeypatch, versions)
-    assert said in texts(doctor._look_at_versions())
+    assert said in looked("versions")
 
 
 def test_good_versions_and_other_places_are_not_complained_about(monkeypatch):
@@ -122,52 +138,52 @@ def test_good_versions_and_other_places_are_not_complained_about(monkeypatch):
     installed(
         monkeypatch, every | {"transformers": "4.57.0", "numpy": "2.1.0", "torch": "2.11.0", "ipywidgets": "8.1.9"}
     )
-    assert list(doctor._look_at_versions()) == []
+    assert looked("versions") == ""
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_2026")
-    assert "does not show in Colab" in texts(doctor._look_at_versions())
+    assert "does not show in Colab" in looked("versions")
 
 
-def test_a_gpu_without_kernels_and_a_driver_without_torch_are_problems(monkeypatch):
+def test_a_gpu_without_kernels_and_a_driver_without_torch_are_problems(monkeypatch, look_at_gpu):
     torch = type(sys)("torch")
     torch.__version__ = "2.1.2+cu121"
     torch.cuda = type(sys)("cuda")
     torch.cuda.get_arch_list = lambda: ["sm_50", "sm_80", "sm_90"]
     monkeypatch.setitem(sys.modules, "torch", torch)
     blackwell = Device("cuda", "RTX PRO 6000", 95 * 2**30, True, (12, 0))
-    assert "problem torch 2.1.2+cu121 has no kernels" in texts(doctor._look_at_torch(blackwell))
-    assert "problem" in texts(doctor._look_at_torch(T4))
+    assert "problem torch 2.1.2+cu121 has no kernels" in look_at_gpu("torch", blackwell)
+    assert "problem" in look_at_gpu("torch", T4)
     torch.cuda.get_arch_list = lambda: ["sm_70", "sm_75", "sm_80"]
-    assert "ok torch" in texts(doctor._look_at_torch(T4))
+    assert "ok torch" in look_at_gpu("torch", T4)
     a6000 = Device("cuda", "A6000", 48 * 2**30, True, (8, 6))
-    assert "ok torch" in texts(doctor._look_at_torch(a6000))
+    assert "ok torch" in look_at_gpu("torch", a6000)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "problem PyTorch cannot be imported" in texts(doctor._look_at_torch(CPU))
+    assert "problem PyTorch cannot be imported" in look_at_gpu("torch", CPU)
 
 
-def test_a_gpu_too_small_for_full_training_is_told():
-    assert list(doctor._look_at_memory(T4)) == []
+def test_a_gpu_too_small_for_full_training_is_told(look_at_gpu):
+    assert look_at_gpu("memory", T4) == ""
     small = Device("cuda", "RTX 3080", int(10e9), True, (8, 6))
-    assert "warning RTX 3080 has 10 GB: full training of SD 1.5 wants 12 GB. Choose the method 'lora'" in texts(
-        doctor._look_at_memory(small)
+    assert "warning RTX 3080 has 10 GB: full training of SD 1.5 wants 12 GB. Choose the method 'lora'" in look_at_gpu(
+        "memory", small
     )
 
 
 def test_a_mount_that_hangs_is_told_and_does_not_hang_the_report(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_MOUNT_S", 0.1)
     monkeypatch.setattr(doctor, "check_health", lambda folder: time.sleep(5))
-    assert "problem The sessions folder does not answer: no answer within 0 s" in texts(doctor._look_at_disks(tmp_path))
+    assert "problem The sessions folder does not answer: no answer within 0 s" in looked("disks", root=tmp_path)
 
 
 def test_little_room_for_sessions_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "free_bytes", lambda folder: int(1e9))
-    said = texts(doctor._look_at_disks(tmp_path / "MyDrive" / "Sessions"))
+    said = looked("disks", root=tmp_path / "MyDrive" / "Sessions")
     assert "warning 1.0 GB are free on this machine's disk" in said
     assert "empty Drive's trash" in said
 
 
 def test_a_constraint_file_that_is_not_there_is_a_problem(monkeypatch, tmp_path):
     monkeypatch.setenv("UV_CONSTRAINT", f"{tmp_path}/gone.txt")
-    said = texts(doctor._look_at_settings())
+    said = looked("settings")
     assert "nothing can be installed" in said
     assert "unset UV_CONSTRAINT" in said
 
@@ -182,7 +198,7 @@ def test_a_package_that_was_not_seen_to_work_is_a_warning_of_its_workflow(monkey
         return InstallReport(name, "3.13", Path("p"), (), 9, 0, 0.1, "none", (), (), dry_run, notes)
 
     monkeypatch.setattr(doctor, "install", report)
-    first, *others = doctor._look_at_lock()
+    first, *others = examine(looks=["lock"]).findings
     assert (first.level, first.workflow) == ("warning", "dreambooth")
     assert "bitsandbytes was installed and not yet seen to work" in first.what
     assert "fastsd install dreambooth" in first.todo
@@ -194,4 +210,4 @@ def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
     module.__version__ = "0.1.0"
     monkeypatch.setitem(sys.modules, "peft", module)
     installed(monkeypatch, {"peft": "0.20.0"})
-    assert "problem peft 0.1.0 is in memory, but 0.20.0 was installed" in texts(doctor._look_at_imported())
+    assert "problem peft 0.1.0 is in memory, but 0.20.0 was installed" in looked("imported")

@@ -78,7 +78,7 @@ def at_home(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "default-cache"))
-    monkeypatch.setattr("fastsd_helpers.downloads.hub._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("fastsd_helpers.downloads.hub.PAUSES_S", (0.01, 0.01))
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Account:
         monkeypatch.setattr(os, "ftruncate", empty)
         monkeypatch.setattr(Path, "unlink", remove)
         monkeypatch.setattr(shutil, "disk_usage", look)
-        monkeypatch.setattr(drive, "_mount_kind", lambda folder: "drive" if Path(folder).is_relative_to(root) else "")
+        monkeypatch.setattr(drive, "mount_kind", lambda folder: "drive" if Path(folder).is_relative_to(root) else "")
 
     @property
     def used(self) -> int:
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_emptied_stays(account, tmp_path, monkeypatch):
      ("fuse.gcsfuse", False), ("fuse", False), ("ext4", False), ("fuse.sshfs", False), ("", False)],
 )  # fmt: skip
 def test_only_google_drives_have_a_trash(monkeypatch, kind, trash):
-    monkeypatch.setattr(drive, "_mount_kind", lambda _folder: kind)
+    monkeypatch.setattr(drive, "mount_kind", lambda _folder: kind)
     assert keeps_trash("/anywhere") is trash
     assert drive.delivers_late("/anywhere") is (kind == "drive" or kind.startswith("fuse"))
 
@@ -172,7 +172,7 @@ def test_on_drive_an_old_checkpoint_leaves_nothing_in_the_trash(account, tmp_pat
 
 
 def test_elsewhere_nothing_is_emptied(account, tmp_path, monkeypatch):
-    monkeypatch.setattr(drive, "_mount_kind", lambda _folder: "fuse.rclone")
+    monkeypatch.setattr(drive, "mount_kind", lambda _folder: "fuse.rclone")
     with open_store(tmp_path) as opened:
         save(opened, snapshot(1), snapshot(2))
         assert len(list_generations(opened.folder)) == 1
@@ -439,7 +439,7 @@ def test_elsewhere_the_disk_itself_says_whether_there_is_room(account, tmp_path,
     account.quota = 300_000
     with open_store(tmp_path) as opened, pytest.raises(DiskFull):
         finish.require_room(opened, 10**15)
-    monkeypatch.setattr(drive, "_mount_kind", lambda _folder: "ext4")
+    monkeypatch.setattr(drive, "mount_kind", lambda _folder: "ext4")
     with open_store(tmp_path) as opened:
         finish.require_room(opened, 10**15)
 

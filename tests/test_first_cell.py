@@ -363,14 +363,14 @@ def test_an_unpacked_copy_has_its_command_and_on_a_lent_machine_the_next_kernel_
     monkeypatch.setattr(readiness, "where", lambda: place)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("PYTHONPATH", "")
-    readiness._tell_children(ROOT)
+    readiness.tell_children(ROOT)
     done = subprocess.run(["fastsd", "--version"], cwd="/", capture_output=True, text=True, check=False)
     assert VERSION in done.stdout, done.stderr
     command = [sys.executable, "-I", "-S", "-c", f"import site; site.addsitedir({str(site)!r}); import fastsd_helpers"]
     found = subprocess.run(command, cwd="/", capture_output=True, check=False).returncode == 0
     assert found == (place != "jupyter"), "a Python of the user's own gets nothing unasked"
     site.chmod(0o500)
-    readiness._tell_children(tmp_path / "another")  # what cannot be written costs nobody the notebook
+    readiness.tell_children(tmp_path / "another")  # what cannot be written costs nobody the notebook
     site.chmod(0o700)
 
 

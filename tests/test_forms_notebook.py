@@ -807,7 +807,7 @@ def test_a_session_is_deleted_only_after_a_second_press(session: Session) -> Non
 def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastsd_helpers.drive._mount_kind", lambda _folder: "drive")
+    monkeypatch.setattr("fastsd_helpers.drive.mount_kind", lambda _folder: "drive")
     for name in ("000001-unet-000001", "000002-unet-000002"):
         (session.checkpoints / name).mkdir()
         (session.checkpoints / name / "unet.safetensors").write_bytes(b"x" * 5000)
@@ -848,7 +848,7 @@ class Colab:
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr("fastsd_helpers.runtime.in_notebook", lambda: True)
         (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
-        monkeypatch.setattr("fastsd_helpers.drive._MOUNT_POINTS", (tmp_path / "drive",))
+        monkeypatch.setattr("fastsd_helpers.drive.MOUNT_POINTS", (tmp_path / "drive",))
 
     def _flush(self) -> None:
         if self.error is not None:

@@ -438,7 +438,7 @@ def test_argparse_itself_takes_no_beginning_that_passes() -> None:
 
     from fastsd_helpers.webui import arguments
 
-    for ui, (ours, opening) in arguments._TABLE.items():
+    for ui, (ours, opening) in arguments.REFUSED.items():
         parser = argparse.ArgumentParser()
         for name in (*ours, *opening, "--api"):
             if name not in parser._option_string_actions:
@@ -448,7 +448,7 @@ def test_argparse_itself_takes_no_beginning_that_passes() -> None:
                 word = name[:length]
                 taken, closed = refused_arguments(ui, [word])
                 if not taken and not closed:
-                    assert word in arguments._WHOLE, word
+                    assert word in arguments.TAKEN_WHOLE, word
 
 
 def test_without_allow_admin_the_uis_own_locks_are_set_too(tmp_path: Path) -> None:

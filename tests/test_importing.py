@@ -323,7 +323,7 @@ class Shortcuts:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.point = tmp_path / "drive"
         (self.point / "MyDrive").mkdir(parents=True)
-        monkeypatch.setattr("fastsd_helpers.drive._MOUNT_POINTS", (self.point,))
+        monkeypatch.setattr("fastsd_helpers.drive.MOUNT_POINTS", (self.point,))
         monkeypatch.setattr("fastsd_helpers.drive.where", lambda: "colab")
 
 

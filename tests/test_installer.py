@@ -528,7 +528,7 @@ def test_a_constraint_file_that_is_not_there_is_named_as_the_doctor_does(
     world.code, world.output, world.installs = 2, output.format(path=path), {}
     with pytest.raises(InstallError) as told:
         install()
-    (finding,) = [item for item in doctor._look_at_settings() if name in item.what]
+    (finding,) = [item for item in doctor.examine(looks=["settings"]).findings if name in item.what]
     assert told.value.problem == f"'little' was not installed: {finding.what}"
     assert told.value.hint == finding.todo
     path.write_text("")

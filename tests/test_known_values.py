@@ -39,8 +39,8 @@ class ShopConfig:
 
 @pytest.fixture(autouse=True)
 def _shop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(known._SOURCES, "fruit", f"{__name__}:list_fruit")
-    monkeypatch.setitem(known._SOURCES, "bags", f"{__name__}:list_bags")
+    monkeypatch.setitem(known.SOURCES, "fruit", f"{__name__}:list_fruit")
+    monkeypatch.setitem(known.SOURCES, "bags", f"{__name__}:list_bags")
 
 
 def list_fruit(_session: Session | None) -> list[tuple[str, str]]:

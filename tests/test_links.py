@@ -184,7 +184,7 @@ def file(name: str, **more: Any) -> dict[str, Any]:
 def civitai(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     site = FileServer({})
     monkeypatch.setattr(links, "_CIVITAI", site.url())
-    monkeypatch.setattr("fastsd_helpers.downloads.retries._PAUSES_S", (0.0,))
+    monkeypatch.setattr("fastsd_helpers.downloads.retries.PAUSES_S", (0.0,))
     yield site
     site.stop()
 

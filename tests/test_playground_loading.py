@@ -138,8 +138,8 @@ def a_gpu(name: str, *, bf16: bool) -> Device:
 def test_a_transformer_computes_in_bf16_where_the_gpu_can(part: str, bf16: bool, said: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     (tmp_path / part).mkdir()
-    assert loading._number_format(a_gpu("a GPU", bf16=bf16), tmp_path) is getattr(torch, said)
-    assert loading._number_format(Device("cpu", "a CPU", GB, True), tmp_path) is torch.float32
+    assert loading.choose_dtype(a_gpu("a GPU", bf16=bf16), tmp_path) is getattr(torch, said)
+    assert loading.choose_dtype(Device("cpu", "a CPU", GB, True), tmp_path) is torch.float32
 
 
 class Placed:
@@ -175,7 +175,7 @@ def test_what_is_free_on_the_gpu_decides_and_not_its_size(
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GB, 80 * GB))
     sizes = {"unet": 5 * GB, "text_encoder": 2 * GB}
-    assert loading._placed(Placed(), a_gpu("a GPU", bf16=True), sizes).said == said
+    assert loading.place_pipeline(Placed(), a_gpu("a GPU", bf16=True), sizes).said == said
 
 
 def test_parts_are_counted_in_the_format_they_will_have_and_variants_once(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_parts_are_counted_in_the_format_they_will_have_and_variants_once(tmp_pa
     for name, count in {"unet/a-00001-of-00002": 100, "unet/a-00002-of-00002": 50, "unet/a.fp16": 150}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / f"{name}.safetensors", values({"weight": (count,)}))
-    assert loading._part_sizes(tmp_path, 2) == {"unet": 300}
+    assert loading.part_sizes(tmp_path, 2) == {"unet": 300}
 
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_ends_the_program(
@@ -261,12 +261,12 @@ def test_a_union_controlnet_of_flux_has_as_many_tasks_as_its_configuration_says(
     diffusers = pytest.importorskip("diffusers")
     import torch
 
-    from fastsd_helpers.playground.steering import Steering, _modes_of
+    from fastsd_helpers.playground.steering import Steering, modes_of
 
     with torch.device("meta"):
         shape = {"num_layers": 1, "num_single_layers": 0, "attention_head_dim": 16, "num_attention_heads": 2}
         shape |= {"joint_attention_dim": 8, "pooled_projection_dim": 8, "axes_dims_rope": (4, 6, 6)}
         seven, plain = (diffusers.FluxControlNetModel(**shape, num_mode=count) for count in (10, None))
-    assert _modes_of(seven) == {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "openpose": 4, "gray": 5, "lq": 6}
-    assert Steering(seven, "depth", _modes_of(seven)).tasks[0] == "depth", "the one that was asked for comes first"
-    assert Steering(plain, "canny", _modes_of(plain)).tasks == ("canny",)
+    assert modes_of(seven) == {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "openpose": 4, "gray": 5, "lq": 6}
+    assert Steering(seven, "depth", modes_of(seven)).tasks[0] == "depth", "the one that was asked for comes first"
+    assert Steering(plain, "canny", modes_of(plain)).tasks == ("canny",)

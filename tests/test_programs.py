@@ -198,7 +198,7 @@ def test_what_comes_wrong_never_runs_and_does_not_stay(
 ) -> None:
     from tunnel_doubles import keep
 
-    monkeypatch.setattr(programs, "_PAUSES_S", (0.01,))
+    monkeypatch.setattr(programs, "PAUSES_S", (0.01,))
     monkeypatch.setattr(programs, "_LARGEST_BYTES", 2**20)
     server.answers = [SERVED_WRONG[how](world)]
     size = len(world.right) if sized else None
@@ -410,7 +410,7 @@ def test_the_lock_names_a_hash_for_every_package_and_no_address() -> None:
 
     lock = json.loads((Path(node_packages.__file__).with_name("localtunnel.lock.json")).read_text(encoding="utf-8"))
     packages = {name: about for name, about in lock["packages"].items() if name}
-    assert packages["node_modules/localtunnel"]["version"] == node_packages._VERSION
+    assert packages["node_modules/localtunnel"]["version"] == node_packages.CLIENT_VERSION
     assert all(about["integrity"].startswith("sha512-") for about in packages.values())
     assert not any("resolved" in about for about in packages.values())
     assert not any(about.get("hasInstallScript") for about in packages.values())

@@ -20,7 +20,7 @@ from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 planning = sys.modules["fastsd_helpers.dreambooth.plan"]
-SD15 = outlook._PUBLISHED["sd15"]
+SD15 = outlook.PUBLISHED["sd15"]
 STEPS = {"text_encoder": 350, "unet": 1500}
 GB = 10**9
 MARGIN = 256 * 2**20
@@ -180,7 +180,7 @@ def test_the_published_models_are_counted_right_by_their_configurations_and_by_t
                  {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}),
     }  # fmt: skip
     for family, (unet_config, text_config) in made.items():
-        counts = outlook._PUBLISHED[family]
+        counts = outlook.PUBLISHED[family]
         with torch.device("meta"):
             unet = diffusers.UNet2DConditionModel(**unet_config)
             text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_config))

@@ -162,8 +162,8 @@ def children_of(parent: int) -> dict[int, str]:
     return lines
 
 
-ALLOWED = {kind: {name for group in groups for name in group.split()} for kind, groups in environment._TABLE.items()}
-THIS_PYTHON = set(environment._THIS_PYTHON.split())
+ALLOWED = {kind: {name for group in groups for name in group.split()} for kind, groups in environment.ALLOWED.items()}
+THIS_PYTHON = set(environment.THIS_PYTHON.split())
 SET_FOR_A_UI = {*plan(LaunchConfig()).environment, "PWD", "OLDPWD", "SHLVL", "_"}
 
 

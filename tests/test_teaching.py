@@ -58,7 +58,7 @@ def session(begun, tmp_path):
 
 def choose(session, config=TINY, **more):
     values = {name: getattr(config, name) for name in ("epochs", "lr", "batch_size", "data", "held_out")}
-    return runs.choose_run(session, teaching._learning(config), values, **more)
+    return runs.choose_run(session, teaching.learning_settings(config), values, **more)
 
 
 def finish(run, cer=0.5):
@@ -220,11 +220,11 @@ class Pressed:
 def test_the_time_left_is_said_through_a_measurement_until_the_steps_are_done(tmp_path):
     note, news = note_progress(tmp_path / "journal"), TeachingNews(tmp_path / "journal")
     note(TeachingProgress("teaching", 1, 240, 90.0))
-    assert teaching._where(news.look()).startswith("Step 1 of 240, about ")
+    assert teaching.words_of_news(news.look()).startswith("Step 1 of 240, about ")
     note(TeachingProgress("teaching", 2, 240, cer=0.5))
-    assert "left" in teaching._where(news.look())
+    assert "left" in teaching.words_of_news(news.look())
     note(TeachingProgress("after", 240, 240))
-    assert "left" not in teaching._where(news.look())
+    assert "left" not in teaching.words_of_news(news.look())
     assert news.seconds_left is None
 
 
@@ -260,8 +260,8 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
 @pytest.mark.slow
 def test_a_new_kernel_finds_the_teaching_that_runs_and_watches_it(session, monkeypatch, caplog):
     caplog.set_level("INFO", "fastsd_helpers")
-    config = {name: value for name, value in teaching.to_values(TINY).items() if not hasattr(teaching._Going, name)}
-    run = runs.choose_run(session, teaching._learning(TINY), config)
+    config = teaching.run_values(TINY)
+    run = runs.choose_run(session, teaching.learning_settings(TINY), config)
     child = run.start()
     made = forms.teach_reader(TINY, ReadingSession(session.folder))
     assert "It is running already; this cell shows it." in caplog.text
@@ -281,11 +281,11 @@ def test_an_unfinished_run_of_the_version_before_goes_on_where_it_was(session, m
     import threading
 
     lines = session.corrected()
-    values = {name: value for name, value in teaching.to_values(TINY).items() if not hasattr(teaching._Going, name)}
+    values = teaching.run_values(TINY)
     model = session.record["reader"]
     parts = [values, model, [[line.name, line.text] for line in lines.lines]]
     folder = session.folder / "fine-tuned" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    learned, held = split_lines(teaching._learning(TINY), lines)
+    learned, held = split_lines(teaching.learning_settings(TINY), lines)
     stop = threading.Event()
 
     def watch(progress):
@@ -293,7 +293,7 @@ def test_an_unfinished_run_of_the_version_before_goes_on_where_it_was(session, m
             stop.set()
 
     with pytest.raises(Interrupted):
-        finetune(teaching._learning(TINY), learned, folder, model=model, held_out=held, report=watch, stop=stop)
+        finetune(teaching.learning_settings(TINY), learned, folder, model=model, held_out=held, report=watch, stop=stop)
     made = forms.teach_reader(TINY, session)
     assert made.path.parent == folder.absolute()
     assert made.first_step == 4

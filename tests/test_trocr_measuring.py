@@ -85,10 +85,10 @@ def test_lines_found_on_a_turned_page_are_matched_with_what_was_drawn(script):
         pen.text(box[:2], "some words", font=font, fill=0)
     angle = 2.0
     turned = page.rotate(angle, expand=True, fillcolor=255)
-    from fastsd_helpers.trocr.pages import _turn_back
+    from fastsd_helpers.trocr.pages import turn_back
 
     def on_turned(x, y):
-        return _turn_back((x, y), page.size, turned.size, -angle)
+        return turn_back((x, y), page.size, turned.size, -angle)
 
     found = []
     for left, top, right, bottom in [boxes[2], boxes[0], (500, 10, 700, 40)]:

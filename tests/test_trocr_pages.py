@@ -10,7 +10,7 @@ from tiny_readers import write_reader
 from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.attention import draw_attention, find_attention
-from fastsd_helpers.trocr.pages import _join_pieces, _turn_back, find_lines, order_boxes, read_page
+from fastsd_helpers.trocr.pages import find_lines, join_pieces, order_boxes, read_page, turn_back
 
 
 def column(x, rows, width=200, first=100):
@@ -37,7 +37,7 @@ def test_a_single_column_with_short_lines_is_read_downwards():
 
 def test_words_of_one_line_are_joined_and_columns_are_not():
     words = [(0, 10, 90, 35), (100, 12, 180, 36), (400, 10, 500, 35)]
-    assert _join_pieces(words) == [(0, 10, 180, 36), (400, 10, 500, 35)]
+    assert join_pieces(words) == [(0, 10, 180, 36), (400, 10, 500, 35)]
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270, 3.0])
@@ -46,7 +46,7 @@ def test_a_point_of_a_turned_page_is_found_again(angle):
     page.paste(255, (40, 150, 43, 153))
     turned = page.rotate(angle, expand=True, resample=2)
     box = turned.point(lambda value: 255 * (value > 60)).getbbox()
-    x, y = _turn_back(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), turned.size, page.size, angle)
+    x, y = turn_back(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), turned.size, page.size, angle)
     assert math.dist((x, y), (41.5, 151.5)) < 2
 
 

@@ -593,7 +593,7 @@ def test_a_real_disk_that_fills_up_halfway_is_told_and_the_next_run_makes_it_who
 def test_two_installations_into_one_python_wait_for_each_other(shelf, python, monkeypatch):
     prefix = python.parent.parent
     monkeypatch.setattr(installer, "_WAIT_S", 0.3)
-    with installer._one_at_a_time(prefix), pytest.raises(InstallError, match="Another installation into"):
+    with installer.one_at_a_time(prefix), pytest.raises(InstallError, match="Another installation into"):
         install(shelf, python)
     monkeypatch.setattr(installer, "_WAIT_S", 60.0)
     reports = []
@@ -609,10 +609,10 @@ def test_without_uv_and_pip_there_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tools, "_has_pip", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(DependencyMissing, match="Neither uv nor pip") as caught:
-        tools._pip(environment({}))
+        tools.pip_command(environment({}))
     assert caught.value.hint == "Run: pip install uv"
     monkeypatch.setattr(shutil, "which", lambda name: "/elsewhere/pip")
-    assert tools._pip(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
+    assert tools.pip_command(environment({})) == ["/elsewhere/pip", "--python", "/nowhere"]
 
 
 @needs_uv
@@ -679,7 +679,7 @@ def test_a_package_in_memory_at_another_version_asks_for_a_restart(monkeypatch):
     module.__version__ = "0.4.0"
     monkeypatch.setitem(sys.modules, "safetensors", module)
     monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"safetensors": ["safetensors"]})
-    assert installer._imported_versions(plan) == {"safetensors": "0.4.0"}
+    assert installer.imported_versions(plan) == {"safetensors": "0.4.0"}
     report = installer._report(plan, 0.0, tool="uv", restart=("safetensors",))
     assert "Restart the runtime now: safetensors" in report.lines()[-1]
 
@@ -880,7 +880,7 @@ def test_a_temporary_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(installer.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     with pytest.raises(InstallError, match="keeps two installations apart, cannot be opened") as caught:
-        installer._one_at_a_time(tmp_path).__enter__()
+        installer.one_at_a_time(tmp_path).__enter__()
     assert "TMPDIR" in caught.value.hint
 
 

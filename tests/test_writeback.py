@@ -12,14 +12,14 @@ from fastsd_helpers.checkpoints.writeback import start_writeback
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the call is Linux's")
 def test_the_system_takes_the_call(tmp_path: Path) -> None:
-    call = writeback._find_call()
+    call = writeback.find_call()
     assert call is not None
     with (tmp_path / "file").open("wb", buffering=0) as file:
         file.write(os.urandom(1 << 20))
-        assert call(file.fileno(), 0, 1 << 20, writeback._WRITE) == 0
+        assert call(file.fileno(), 0, 1 << 20, writeback.WRITE) == 0
         # Beyond 2 GB: the arguments must be 64 bits wide.
-        assert call(file.fileno(), 5 << 30, 1 << 20, writeback._WRITE) == 0
-        assert call(file.fileno(), -1, 1 << 20, writeback._WRITE) == -1
+        assert call(file.fileno(), 5 << 30, 1 << 20, writeback.WRITE) == 0
+        assert call(file.fileno(), -1, 1 << 20, writeback.WRITE) == -1
 
 
 def test_what_was_written_is_still_there(tmp_path: Path) -> None:
@@ -42,10 +42,10 @@ def test_a_file_that_cannot_be_written_early_is_no_error() -> None:
 
 def test_elsewhere_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    writeback._find_call.cache_clear()
+    writeback.find_call.cache_clear()
     try:
-        assert writeback._find_call() is None
+        assert writeback.find_call() is None
         with (tmp_path / "file").open("wb", buffering=0) as file:
             start_writeback(file.fileno(), 0, 1)
     finally:
-        writeback._find_call.cache_clear()
+        writeback.find_call.cache_clear()

@@ -208,5 +208,5 @@ def live_on(view: Path, notes: Path, quota: int) -> None:
         return os.path.realpath(folder).startswith(root)
 
     os.ftruncate, shutil.disk_usage, os.getxattr = tell, read, identify
-    drive._mount_kind = lambda folder: "drive" if on_drive(folder) else ""
+    drive.mount_kind = lambda folder: "drive" if on_drive(folder) else ""
     store._LOOK_S = 0.1

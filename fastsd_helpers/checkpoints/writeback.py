@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["start_writeback"]
+__all__ = ["WRITE", "find_call", "start_writeback"]
 
-_WRITE = 2  # SYNC_FILE_RANGE_WRITE
+WRITE = 2  # SYNC_FILE_RANGE_WRITE
 
 
 def start_writeback(descriptor: int, start: int, count: int) -> None:
@@ -20,12 +20,13 @@ def start_writeback(descriptor: int, start: int, count: int) -> None:
     Args:
         start, count: in bytes.
     """
-    if (call := _find_call()) is not None:
-        call(descriptor, start, count, _WRITE)
+    if (call := find_call()) is not None:
+        call(descriptor, start, count, WRITE)
 
 
 @cache
-def _find_call() -> Callable[[int, int, int, int], int] | None:
+def find_call() -> Callable[[int, int, int, int], int] | None:
+    """The system call: (descriptor, start, count, flags) -> 0 for success; None where there is none."""
     if not sys.platform.startswith("linux"):
         return None
     try:

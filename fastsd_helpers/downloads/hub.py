@@ -34,12 +34,12 @@ from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["HubRepo", "client_errors", "fetch_repo", "network_errors", "with_retries"]
+__all__ = ["PAUSES_S", "HubRepo", "client_errors", "fetch_repo", "network_errors", "with_retries"]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _SPARE_BYTES = 200 * 2**20  # room left over after a download, so that the machine stays usable
-_PAUSES_S = (1.0, 4.0)  # before the second and the third question, when the Hub names no time
+PAUSES_S = (1.0, 4.0)  # before the second and the third question, when the Hub names no time
 _TOKEN_HINT = (
     "Make a read token at https://huggingface.co/settings/tokens and set it as HF_TOKEN "
     "(environment variable, or a Colab or Kaggle secret)."
@@ -354,7 +354,7 @@ def with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = 
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    for pause_s in _PAUSES_S:
+    for pause_s in PAUSES_S:
         try:
             return ask()
         except (HfHubHTTPError, *also) as err:

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.runtime import redact
 
-__all__ = ["BUSY", "Failures"]
+__all__ = ["BUSY", "PAUSES_S", "Failures"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # after each failure in a row without a byte of progress
 _LONGEST_WAIT_S = 120.0  # of what a server asks for in Retry-After
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # what a server answers that may answer better later
 
@@ -27,7 +27,7 @@ class Failures:
     def __init__(self, url: str, pauses_s: tuple[float, ...] | None = None) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
-        self._pauses_s = _PAUSES_S if pauses_s is None else pauses_s
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self.count = 0
         self.furthest = 0
 

@@ -16,7 +16,7 @@ from fastsd_helpers.registry import ModelSpec, find_model, spec_of
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["Counts", "count_values", "counts_of", "plan_from_settings", "saving_outlook", "standing_of"]
+__all__ = ["PUBLISHED", "Counts", "count_values", "counts_of", "plan_from_settings", "saving_outlook", "standing_of"]
 
 # LoRA matrices lie beside these layers of the attention.
 _TARGETS = {
@@ -54,7 +54,7 @@ class Counts:
 
 
 # The published models. Source: their configurations and single files; a test builds the one and counts the other.
-_PUBLISHED = {
+PUBLISHED = {
     "sd15": Counts(859_520_964, 123_060_480, 83_653_863, 199_296, 73_728),
     "sd21": Counts(865_910_724, 340_387_840, 83_653_863, 207_488, 188_416),
 }
@@ -68,7 +68,7 @@ def counts_of(spec: ModelSpec, folder: Path | None = None) -> Counts | None:
     """
     if folder is None and spec.folder is not None:
         folder = Path(str(importlib.resources.files("fastsd_helpers"))).joinpath(*spec.folder.split("/"))
-    return count_values(folder) if folder is not None else _PUBLISHED.get(spec.family)
+    return count_values(folder) if folder is not None else PUBLISHED.get(spec.family)
 
 
 def count_values(folder: Path) -> Counts | None:

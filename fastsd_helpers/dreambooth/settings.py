@@ -56,6 +56,7 @@ _OFF: Given = {
     "keep_best": False,
 }
 _CLASS_IMAGES = 100
+_CLASS_PROMPT = "a class_prompt (--class-prompt), such as 'a photo of a dog'"
 
 
 @dataclass(frozen=True)
@@ -252,14 +253,9 @@ class DreamBoothConfig:
         if any(not part.strip() for part in classes):
             extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")
         if not classes and (self.prior_weight or self.class_images):
-            extra.append(
-                "prior_weight (--prior-weight) and class_images (--class-images) need a class_prompt (--class-prompt), "
-                "such as 'a photo of a dog'"
-            )
+            extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:
-            extra.append(
-                "class_folder (--class-folder) needs a class_prompt (--class-prompt), such as 'a photo of a dog'"
-            )
+            extra.append(f"class_folder (--class-folder) needs {_CLASS_PROMPT}")
         check(self, extra)
 
     @property
@@ -275,18 +271,14 @@ if TYPE_CHECKING:
     class ResolvedConfig(DreamBoothConfig):
         """The settings after `resolve_settings`: only what depends on free space may still be open."""
 
-        unet_steps: int
         unet_lr: float
-        text_encoder_steps: int
         text_encoder_lr: float
         resolution: int
         batch_size: int
         prior_weight: float
         class_images: int
         min_snr: float
-        offset_noise: float
         lora_alpha: float
-        gradient_checkpointing: bool
 
     class PlannedConfig(ResolvedConfig):
         """The settings after `plan_run`: nothing about saving is open."""

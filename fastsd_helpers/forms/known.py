@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from fastsd_helpers.dreambooth.resume import Generation
     from fastsd_helpers.sessions import Session
 
-__all__ = ["OTHER", "checkpoint_choices", "known_values", "reader_choices"]
+__all__ = ["OTHER", "SOURCES", "checkpoint_choices", "known_values", "reader_choices"]
 
 # The value of an entry that words the choice to type something else, as "a new session: type its name".
 OTHER = "\0other"
 
 # Key -> "module:function" of this library, or "module:function:kind"; the function gets the open session, or None, and
 # the kind where there is one, and returns what `known_values` returns.
-_SOURCES: dict[str, str] = {
+SOURCES: dict[str, str] = {
     "readers": "fastsd_helpers.forms.known:reader_choices",
     "checkpoints": "fastsd_helpers.forms.known:checkpoint_choices",
     "controlnet_bases": "fastsd_helpers.forms.webui_known:known_controlnet_bases",
@@ -48,7 +48,7 @@ def known_values(key: str, session: "Session | None" = None) -> list[tuple[str, 
     Raises:
         KeyError: no such list; a fault of the settings class.
     """
-    module, function, *kind = _SOURCES[key].split(":")
+    module, function, *kind = SOURCES[key].split(":")
     return getattr(importlib.import_module(module), function)(session, *kind)
 
 

@@ -15,7 +15,7 @@ from fastsd_helpers.processes import is_found_anyway
 from fastsd_helpers.runtime import start_log, where
 from fastsd_helpers.wheels import install
 
-__all__ = ["set_up"]
+__all__ = ["set_up", "tell_children"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -56,7 +56,7 @@ def set_up(workflow: str, version: str = "") -> None:
             "run all cells.",
             *(version, here, own, version),
         )
-    _tell_children(here)
+    tell_children(here)
     skip = () if any(path.exists() for path in _DRIVERS) else ("bitsandbytes",)
     report = install(workflow, skip=skip)
     if report.changes:
@@ -70,7 +70,7 @@ def set_up(workflow: str, version: str = "") -> None:
     logger.info("%s", "\n".join(examine(folder=folder, kept=kept).summary(workflow)))
 
 
-def _tell_children(here: Path) -> None:
+def tell_children(here: Path) -> None:
     """Make a copy that no Python finds by itself, such as an unpacked one, known beyond this kernel.
 
     Processes started from now on find it, and `!fastsd ...` does. On a machine that is lent for some hours the next

@@ -21,7 +21,17 @@ from fastsd_helpers.trocr.progress import TeachingNews
 from fastsd_helpers.trocr.reading_session import ReadingSession
 from fastsd_helpers.trocr.teaching import TeachingRun, choose_run, divide, open_run, taught_reader
 
-__all__ = ["CompareView", "TeachConfig", "TeachForm", "compare_reading", "show_teach_form", "teach_reader"]
+__all__ = [
+    "CompareView",
+    "TeachConfig",
+    "TeachForm",
+    "compare_reading",
+    "learning_settings",
+    "run_values",
+    "show_teach_form",
+    "teach_reader",
+    "words_of_news",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -84,7 +94,7 @@ class TeachForm(Form[TeachConfig]):
 
     def _tell(self) -> None:
         try:
-            settings = _learning(TeachConfig(**{name: field.read() for name, field in self._fields.items()}))
+            settings = learning_settings(TeachConfig(**{name: field.read() for name, field in self._fields.items()}))
             self._about.value = draw_notice(_division(self._reading, settings, self.values()))
         except FastSDError:  # a bad value is said at its field
             self._about.value = ""
@@ -119,9 +129,15 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     )
 
 
-def _learning(config: TeachConfig) -> FineTuneConfig:
+def learning_settings(config: TeachConfig) -> FineTuneConfig:
+    """The settings of the fine-tuning itself, without what only the form has."""
     own = {name for part in (_Data, _Going) for name in part.__dataclass_fields__}
     return from_values(FineTuneConfig, {name: value for name, value in to_values(config).items() if name not in own})
+
+
+def run_values(config: TeachConfig) -> dict[str, Any]:
+    """What a run is told apart by: all settings but those that say how to go on."""
+    return {name: value for name, value in to_values(config).items() if not hasattr(_Going, name)}
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
@@ -142,11 +158,11 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
         SettingsError: these are the settings of another form. Interrupted: it was stopped. And what `finetune` raises.
     """
     require(config, TeachConfig)
-    values = {name: value for name, value in to_values(config).items() if not hasattr(_Going, name)}
+    values = run_values(config)
     try:
         run = choose_run(
             session,
-            _learning(config),
+            learning_settings(config),
             values,
             data=config.data,
             held_out_data=config.held_out_data,
@@ -204,7 +220,7 @@ def _watch(run: TeachingRun, child: Any) -> None:
         if live.process not in (None, child.process):  # of an earlier run of this folder
             return
         drawing = draw_rate_curve(live.curve, live.steps, "wrong characters (CER)") if live.steps else ""
-        view.show(_where(live), live.step, live.steps or 1, drawing=drawing, messages=[_RELOADED])
+        view.show(words_of_news(live), live.step, live.steps or 1, drawing=drawing, messages=[_RELOADED])
 
     try:
         answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")
@@ -214,7 +230,8 @@ def _watch(run: TeachingRun, child: Any) -> None:
              f"{100 * answer['cer_after']:.1f} % after {answer['steps']} steps.", good=True)  # fmt: skip
 
 
-def _where(live: TeachingNews) -> str:
+def words_of_news(live: TeachingNews) -> str:
+    """Where a fine-tuning is, in one sentence."""
     if live.stage == "teaching":
         left = f", about {in_words(live.seconds_left)} left" if live.seconds_left is not None else ""
         return f"Step {live.step} of {live.steps}{left}"

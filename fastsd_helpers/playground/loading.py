@@ -12,7 +12,7 @@ from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
 from fastsd_helpers.runtime import Device, describe_device
 
-__all__ = ["load_pipeline"]
+__all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -47,8 +47,8 @@ def load_pipeline(folder: Path) -> Any:
             "Update diffusers, or choose another model.",
         )
     device = describe_device()
-    dtype = _number_format(device, folder)
-    sizes = _part_sizes(folder, dtype.itemsize)
+    dtype = choose_dtype(device, folder)
+    sizes = part_sizes(folder, dtype.itemsize)
     _require_memory(folder, sum(sizes.values()))
     parts = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in sizes.items())
     logger.info("Loading %s.", parts or folder.name)
@@ -63,10 +63,11 @@ def load_pipeline(folder: Path) -> Any:
             f"{folder} cannot be loaded: {str(err).splitlines()[0]}", "Download the model again, or choose another one."
         ) from err
     pipe.set_progress_bar_config(disable=True)
-    return _placed(pipe, device, sizes)
+    return place_pipeline(pipe, device, sizes)
 
 
-def _number_format(device: Device, folder: Path) -> Any:
+def choose_dtype(device: Device, folder: Path) -> Any:
+    """torch's dtype for a model on this processor."""
     import torch
 
     if device.kind != "cuda":
@@ -75,7 +76,7 @@ def _number_format(device: Device, folder: Path) -> Any:
     return torch.bfloat16 if (folder / "transformer").is_dir() and device.has_bf16 else torch.float16
 
 
-def _part_sizes(folder: Path, itemsize: int) -> dict[str, int]:
+def part_sizes(folder: Path, itemsize: int) -> dict[str, int]:
     """Bytes of each part's weights once they are loaded; parts of which nothing is known are left out."""
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("*/*.safetensors")):
@@ -102,7 +103,8 @@ def _require_memory(folder: Path, needed: int) -> None:
         )
 
 
-def _placed(pipe: Any, device: Device, sizes: dict[str, int]) -> Any:
+def place_pipeline(pipe: Any, device: Device, sizes: dict[str, int]) -> Any:
+    """Put a pipeline on the processor: whole, its parts or its layers in turns, by what is free there."""
     if device.kind != "cuda":
         return pipe.to(device.kind)
     import torch

@@ -10,7 +10,7 @@ from fastsd_helpers.downloads.files import models_folder
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.model_lookup import CONTROLNET, find_folder, require_inert, understand
 
-__all__ = ["Steering", "load_controlnet"]
+__all__ = ["Steering", "load_controlnet", "modes_of"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -79,10 +79,10 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
             "Give one for the same family: `fastsd controlnet list --base KEY --ui playground` has them.",
         ) from err
     main = _main_part(pipe)
-    return Steering(made.to(device=main.device, dtype=main.dtype).eval(), name, _modes_of(made))
+    return Steering(made.to(device=main.device, dtype=main.dtype).eval(), name, modes_of(made))
 
 
-def _modes_of(made: Any) -> dict[str, int]:
+def modes_of(made: Any) -> dict[str, int]:
     """The tasks of a union model, as many as its configuration has control types for."""
     for count, modes in (("num_mode", _FLUX_MODES), ("num_control_type", _SDXL_MODES)):
         known = made.config.get(count)

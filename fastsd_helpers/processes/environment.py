@@ -14,7 +14,7 @@ from typing import Literal
 
 from fastsd_helpers.runtime import redact
 
-__all__ = ["Kind", "environment_for", "is_found_anyway", "looks_secret", "with_this_package"]
+__all__ = ["ALLOWED", "THIS_PYTHON", "Kind", "environment_for", "is_found_anyway", "looks_secret", "with_this_package"]
 
 Kind = Literal["filter", "program", "git", "install", "proof", "tunnel", "training", "web UI"]
 
@@ -40,7 +40,7 @@ _PYTHON = """
     PYTHONNOUSERSITE PYTHONPYCACHEPREFIX PYTHONUNBUFFERED PYTHONUTF8
 """
 # Where this very Python finds its packages: for children that run in it, and for no other Python.
-_THIS_PYTHON = "CONDA_PREFIX PYTHONHOME PYTHONPATH PYTHONUSERBASE VIRTUAL_ENV"
+THIS_PYTHON = "CONDA_PREFIX PYTHONHOME PYTHONPATH PYTHONUSERBASE VIRTUAL_ENV"
 # Not TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, which lets a model file run code, and not LD_AUDIT.
 _COMPUTE = """
     ATEN_CPU_CAPABILITY BLIS_NUM_THREADS BNB_CUDA_VERSION CC CPATH CUBLAS_WORKSPACE_CONFIG CUDA_CACHE_DISABLE
@@ -91,7 +91,7 @@ _TUNNEL = """
     npm_config_registry
 """
 
-_TABLE: dict[str, tuple[str, ...]] = {
+ALLOWED: dict[str, tuple[str, ...]] = {
     "filter": (_SYSTEM,),
     "program": (_SYSTEM, _PERSON, _PYTHON),
     "git": (_SYSTEM, _PERSON, _NETWORK, _GIT, _SSH),
@@ -130,8 +130,8 @@ def environment_for(kind: Kind, *, this_python: bool = False, also: Iterable[str
             stays here, and so do the platform's rules for installing into it.
         also: further names that the user wants the child to have, whatever their values are.
     """
-    allowed = {name for group in _TABLE[kind] for name in group.split()}
-    allowed |= set(_THIS_PYTHON.split()) if this_python else set()
+    allowed = {name for group in ALLOWED[kind] for name in group.split()}
+    allowed |= set(THIS_PYTHON.split()) if this_python else set()
     keep_password = {*_NETWORK.split(), "HF_ENDPOINT"} if kind == "training" else set(_NETWORK.split())
     chosen = {}
     for name, value in os.environ.items():

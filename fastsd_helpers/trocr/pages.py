@@ -21,11 +21,13 @@ __all__ = [
     "Page",
     "cut_lines",
     "find_lines",
+    "join_pieces",
     "looks_like_page",
     "open_detector",
     "order_boxes",
     "read_page",
     "read_pages",
+    "turn_back",
 ]
 
 logger = logging.getLogger("fastsd_helpers")
@@ -94,7 +96,7 @@ def cut_lines(
     if abs(slope) >= _SLOPE_FROM:
         level = upright.rotate(slope, resample=Image.Resampling.BILINEAR, expand=True, fillcolor="white")
         corners = find_lines(level, detector)
-    boxes = _join_pieces([_bounds(box) for box in corners])
+    boxes = join_pieces([_bounds(box) for box in corners])
     ordered = order_boxes(boxes)
     crops = [Item(f"{name}, line {place + 1}", _cut(level, box)) for place, box in enumerate(ordered)]
     read = reader.read(crops) if crops else []
@@ -102,8 +104,8 @@ def cut_lines(
     for line, box in zip(read, ordered, strict=True):
         left, top, right, bottom = box
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        points = [_turn_back(point, level.size, upright.size, slope if level is not upright else 0) for point in points]
-        points = [_turn_back(point, upright.size, picture.size, quarter) for point in points]
+        points = [turn_back(point, level.size, upright.size, slope if level is not upright else 0) for point in points]
+        points = [turn_back(point, upright.size, picture.size, quarter) for point in points]
         lines.append(replace(line, box=tuple((round(x, 1), round(y, 1)) for x, y in points)))
     turned = quarter + (slope if level is not upright else 0)
     page = Page(name, tuple(lines), round(turned, 2), picture.size)
@@ -164,7 +166,7 @@ def _stand_up(reader: Any, picture: "Image.Image", detector: Any) -> tuple["Imag
     samples = []
     for angle in choices:
         turned = picture.rotate(angle, expand=True) if angle else picture
-        boxes = _join_pieces([_bounds(box) for box in (find_lines(turned, detector) if angle else corners)])
+        boxes = join_pieces([_bounds(box) for box in (find_lines(turned, detector) if angle else corners)])
         widest = sorted(boxes, key=lambda box: box[0] - box[2])[:_SAMPLE]
         samples.append([_cut(turned, box) for box in widest])
     first, other = (_upright_votes(crops, detector) for crops in samples)
@@ -188,7 +190,7 @@ def _upright_votes(crops: "list[Image.Image]", detector: Any) -> float:
     return votes / max(1, len(crops))
 
 
-def _turn_back(
+def turn_back(
     point: tuple[float, float], size: tuple[int, int], before: tuple[int, int], angle: float
 ) -> tuple[float, float]:
     """Where a point of a turned image (PIL's rotate, expand) was in the image before."""
@@ -216,7 +218,7 @@ def _cut(picture: "Image.Image", box: Box) -> "Image.Image":
     )
 
 
-def _join_pieces(boxes: list[Box]) -> list[Box]:
+def join_pieces(boxes: list[Box]) -> list[Box]:
     """Join boxes that are words of one line: side by side, at one height, nearly touching."""
     boxes = sorted(boxes)
     changed = True

@@ -13,11 +13,11 @@ from fastsd_helpers.files import placed
 from fastsd_helpers.processes import Child, environment_for
 from fastsd_helpers.tunnels.programs import copy_hashed, programs_folder, remove_whatever
 
-__all__ = ["CLIENT_SHA256", "bring_client", "keep_client", "node_missing"]
+__all__ = ["CLIENT_SHA256", "CLIENT_VERSION", "bring_client", "keep_client", "node_missing"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_VERSION = "2.0.2"
+CLIENT_VERSION = "2.0.2"
 _LOCK = Path(__file__).with_name("localtunnel.lock.json")
 # Of all files as npm 8, 10 and 11 unpack them: the SHA-256 of the lines "{sha256}  {path}", sorted by path. 2026-11-29.
 CLIENT_SHA256 = "cf8dc9df0aedb8251a0a81abbe19c518c39f5428984f18f5f2dd1213998123fc"
@@ -67,12 +67,12 @@ def keep_client(*, within_s: float = _NPM_S) -> None:
 
 
 def _kept() -> Path:
-    return programs_folder() / f"localtunnel-{_VERSION}"
+    return programs_folder() / f"localtunnel-{CLIENT_VERSION}"
 
 
 def _missing(reason: str) -> TunnelToolMissing:
     return TunnelToolMissing(
-        f"npm could not fetch localtunnel {_VERSION}: {reason.rstrip('.')}.",
+        f"npm could not fetch localtunnel {CLIENT_VERSION}: {reason.rstrip('.')}.",
         "Check the connection, install it yourself (npm install -g localtunnel), or choose another service.",
     )
 
@@ -84,7 +84,7 @@ def _copy_or_delete(copy: Path) -> bool:
     if _copy_tree(kept, copy) == CLIENT_SHA256:
         return True
     shutil.rmtree(copy, ignore_errors=True)
-    logger.warning("%s is not localtunnel %s: it was deleted and not run.", kept, _VERSION)
+    logger.warning("%s is not localtunnel %s: it was deleted and not run.", kept, CLIENT_VERSION)
     remove_whatever(kept)
     return False
 
@@ -114,7 +114,7 @@ def _fetch(within_s: float) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise node_missing() or _missing("npm is not installed")
-    logger.info("localtunnel %s is being fetched.", _VERSION)
+    logger.info("localtunnel %s is being fetched.", CLIENT_VERSION)
     lock = json.loads(_LOCK.read_text(encoding="utf-8"))
     about = {"name": lock["name"], "version": lock["version"], "private": True, **lock["packages"][""]}
     with tempfile.TemporaryDirectory(prefix="fastsd-npm-") as name:

@@ -24,6 +24,7 @@ from fastsd_helpers.files import placed, write_all
 from fastsd_helpers.processes import LockHeld, file_lock
 
 __all__ = [
+    "PAUSES_S",
     "PROGRAMS",
     "Program",
     "bring_program",
@@ -43,7 +44,7 @@ _CLOUDFLARED = "https://github.com/cloudflare/cloudflared/releases/download/2026
 _NGROK = "https://bin.ngrok.com/a/"
 _LARGEST_BYTES = 200 * 2**20  # of a program whose size is not known beforehand
 _CHUNK_BYTES = 2**20
-_PAUSES_S = (1.0,)  # between the tries of one download: somebody waits for a link
+PAUSES_S = (1.0,)  # between the tries of one download: somebody waits for a link
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _fetch_once(program: Program, part: Path, kept: Path) -> bool:
         part.unlink()
     try:
         remote = transfer(
-            program.url, part, size=program.size, sha256=program.sha256, most=_LARGEST_BYTES, pauses_s=_PAUSES_S
+            program.url, part, size=program.size, sha256=program.sha256, most=_LARGEST_BYTES, pauses_s=PAUSES_S
         )
         if remote.is_page or remote.status >= 400:
             raise _missing(program, f"its address answers with something else (status {remote.status})")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-__all__ = ["refused_arguments"]
+__all__ = ["REFUSED", "TAKEN_WHOLE", "refused_arguments"]
 
 # Read in the parsers: modules/cmd_args.py of v1.10.1 and of Forge, comfy/cli_args.py.
 _SD_OURS = (
@@ -25,13 +25,13 @@ _COMFY_OPEN = (
     "--enable-cors-header --front-end-root --front-end-version --extra-model-paths-config --multi-user "
     "--comfy-api-base --enable-manager --enable-manager-legacy-ui"
 )
-_TABLE = {
+REFUSED = {
     "a1111": (tuple(_SD_OURS.split()), tuple(_SD_OPEN.split())),
     "forge-neo": (tuple(_SD_OURS.split()), tuple(_SD_OPEN.split())),
     "comfyui": (tuple(_COMFY_OURS.split()), tuple(_COMFY_OPEN.split())),
 }
 # Whole arguments that begin like a refused one: argparse prefers the exact name.
-_WHOLE = ("--api", "--disable-auto-launch")
+TAKEN_WHOLE = ("--api", "--disable-auto-launch")
 # What a later version or an extension may call such a thing.
 _MEANS = re.compile(
     r"insecure|unsafe|unpickle|allow-code|arbitrary|allow\w*-path|(^|-)(listen|share|ngrok|tunnel|cors|auth|tls|ssl|kill|"
@@ -50,11 +50,11 @@ def refused_arguments(ui: str, words: Sequence[str], *, allow_admin: bool = Fals
     Returns:
         Those that are set elsewhere here, and those that want allow_admin.
     """
-    ours, opening = _TABLE[ui]
+    ours, opening = REFUSED[ui]
     taken, closed = [], []
     for word in words:
         name = word.partition("=")[0].strip()
-        if not name.startswith("--") or name == "--" or name in _WHOLE:
+        if not name.startswith("--") or name == "--" or name in TAKEN_WHOLE:
             continue
         if name in ours:
             taken.append(name)

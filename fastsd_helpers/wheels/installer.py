@@ -24,7 +24,7 @@ from fastsd_helpers.wheels.proof import prove
 from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
-__all__ = ["InstallReport", "install"]
+__all__ = ["InstallReport", "imported_versions", "install", "one_at_a_time"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -131,13 +131,13 @@ def install(
         _check_place(plan)
     tool, imported = "none", {}
     modules: tuple[str, ...] = ()
-    with _one_at_a_time(environment.prefix):
+    with one_at_a_time(environment.prefix):
         plan, waiting = _look(found, name, python, skip, check_imports)  # another one may have done it meanwhile
         if plan.changes:
-            imported = _imported_versions(plan) if environment.is_this else {}
+            imported = imported_versions(plan) if environment.is_this else {}
             tool = _change(plan, python, wheel_folder, cache, offline, timeout_s)
             # What had been uninstalled, and was imported before that, has a name again only now.
-            imported = (_imported_versions(plan, uninstalled=True) if environment.is_this else {}) | imported
+            imported = (imported_versions(plan, uninstalled=True) if environment.is_this else {}) | imported
         names = list(dict.fromkeys([*(row.name for row in plan.rows), *waiting]))
         if names and check_imports:
             modules = _prove(environment, names, plan.left)
@@ -291,7 +291,7 @@ def _report(
     )
 
 
-def _imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, str]:
+def imported_versions(plan: Plan, *, uninstalled: bool = False) -> dict[str, str]:
     """The packages of the plan that this process has imported, with the version it has in memory.
 
     With `uninstalled` only those whose module says its version: nothing else is left of what was there.
@@ -330,7 +330,7 @@ def _check_place(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(prefix: Path) -> Iterator[None]:
+def one_at_a_time(prefix: Path) -> Iterator[None]:
     """Hold a lock for one Python, which goes with this process however that ends."""
     name = hashlib.sha256(str(prefix.resolve()).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"fastsd-install-{os.getuid()}-{name}.lock"

@@ -19,7 +19,7 @@ from fastsd_helpers.wheels.failures import explain
 from fastsd_helpers.wheels.lockfile import LockedRow
 from fastsd_helpers.wheels.progress import run_told
 
-__all__ = ["run_from_cache", "run_plan"]
+__all__ = ["pip_command", "run_from_cache", "run_plan"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -47,7 +47,7 @@ def _download(plan: Plan, rows: Iterable[LockedRow], folder: Path, offline: bool
     environment = plan.environment
     with tempfile.TemporaryDirectory(prefix="fastsd-install-") as work:
         listed, build = _write_lines(plan, rows, None, Path(work))
-        command = [*_pip(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
+        command = [*pip_command(environment), "download", "--no-input", "--disable-pip-version-check", "--no-color"]
         command += ["--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(listed)]
         command += ["--no-index"] if offline else []
         environ = environment_for("install", this_python=environment.is_this)
@@ -82,7 +82,7 @@ def run_plan(plan: Plan, wheel_folder: Path | None, offline: bool, timeout_s: fl
             command += [word for name in plan.in_part for word in ("--reinstall-package", name)]
         else:
             tool = "pip"
-            command = [*_pip(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
+            command = [*pip_command(environment), "install", "--no-input", "--disable-pip-version-check", "--no-deps"]
             command += ["--require-hashes", "--no-color", "-r", str(rows)]
             command += ["--no-index"] if offline else []
             command += ["--force-reinstall"] if plan.in_part else []
@@ -125,7 +125,7 @@ def _line(row: LockedRow, folder: Path | None) -> str:
     return row.line
 
 
-def _pip(environment: Environment) -> list[str]:
+def pip_command(environment: Environment) -> list[str]:
     if _has_pip():
         own = [sys.executable, "-m", "pip"]
         return own if environment.is_this else [*own, "--python", str(environment.python)]
