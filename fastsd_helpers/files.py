@@ -103,7 +103,7 @@ def _explain(err: OSError, path: Path | str, action: str) -> DriveError:
         return DriveError(f"Could not {action} {path}: {reason}.", _REMOUNT)
     return DriveError(
         f"Could not {action} {path}: {reason}.",
-        "Look whether the folder opens in the file browser; try again, or choose another folder with --root.",
+        "Check whether the folder opens in the file browser; try again, or choose another folder with --root.",
     )
 
 
@@ -130,7 +130,7 @@ def check_writable(folder: Path | str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(probe)
     if returned != payload:
-        raise DriveError(f"{folder} gave back other bytes than were written.", "Choose another folder with --root.")
+        raise DriveError(f"{folder} returned different bytes than were written.", "Choose another folder with --root.")
 
 
 def bytes_in(folder: Path) -> int:

@@ -194,7 +194,7 @@ def test_a_traceback_is_shown_when_asked_for_and_hides_secrets(run: Any, monkeyp
             ["dreambooth", "train", "rex", "--unet-step", "3"],
             "takes no '--unet-step'.\n   → Did you mean --unet-steps?",
         ),
-        (["dreambooth", "new", "rex", "dog"], "`fastsd dreambooth new` takes no 'dog'"),
+        (["dreambooth", "new", "rex", "dog"], "`fastsd dreambooth new` does not accept 'dog'"),
         (["models", "show", "sd16"], "No model has the key 'sd16'"),
     ],
 )
@@ -256,7 +256,7 @@ def test_ctrl_c_and_a_polite_kill_end_with_130(number: signal.Signals) -> None:
     running.send_signal(number)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "✋ Stopped.\n   → Run the same command again to go on.\n"
+    assert err == "✋ Stopped.\n   → Run the same command again to resume.\n"
     assert time.monotonic() - started < 10
 
 

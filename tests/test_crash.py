@@ -58,7 +58,7 @@ NODES = "/content/fastsd/comfyui/data/custom_nodes/comfyui-depth/nodes.py"
         (-1, "was stopped from outside"),
         (-11, "crashed in compiled code (segmentation fault, exit -11)"),
         (139, "crashed in compiled code (segmentation fault, exit 139)"),
-        (-4, "unknown processor instruction"),
+        (-4, "illegal CPU instruction"),
         (-9, "RAM was not enough"),
         (-12, "was ended by the signal SIGUSR2"),
         (0, "ended without an error (exit 0)"),

@@ -87,11 +87,11 @@ def test_a_manifest_of_another_checkpoint_is_not_this_ones(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"manifest\.json \(0 bytes\) is cut short or unreadable"),
-        (b"[]", "cut short or unreadable"),
-        (b"{}", "cut short or unreadable"),
-        (b'"text"', "cut short or unreadable"),
-        (b"[" * 100_000, "cut short or unreadable"),
+        (b"", r"manifest\.json \(0 bytes\) is truncated or unreadable"),
+        (b"[]", "truncated or unreadable"),
+        (b"{}", "truncated or unreadable"),
+        (b'"text"', "truncated or unreadable"),
+        (b"[" * 100_000, "truncated or unreadable"),
         (json.dumps({**RECORDED, "schema": 2}).encode(), r"written by a newer fastsd_helpers \(schema 2\)"),
         (json.dumps({**RECORDED, "schema": "2"}).encode(), "does not match its own hash"),
         (None, r"is incomplete: its manifest\.json is missing"),

@@ -666,7 +666,7 @@ def test_code_in_a_repository_is_not_fetched_and_a_refused_version_leaves_the_on
         write_pipeline(served, scheduler=["evil", "Scheduler"])
         with pytest.raises(UnsafeModel, match=r"^a/b/model_index\.json is not used") as caught:
             fetch_repo("a/b", cache_dir=tmp_path / "cache")
-        assert caught.value.hint.startswith("What was fetched of it is removed.")
+        assert caught.value.hint.startswith("The partial download was deleted.")
         after = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
         assert after == before
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -680,7 +680,7 @@ def test_of_a_refused_link_nothing_stays_and_its_source_is_named(tmp_path: Path)
         for name in ("evil.ckpt", "lora.safetensors"):
             with pytest.raises(UnsafeModel) as caught:
                 fetch(server.url(f"/{name}"), tmp_path / "models")
-            assert caught.value.hint.startswith("What was fetched of it is removed.")
+            assert caught.value.hint.startswith("The partial download was deleted.")
             assert name in caught.value.problem
             assert ".part" not in caught.value.problem
             assert [path for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []

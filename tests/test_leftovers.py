@@ -181,9 +181,9 @@ def test_inspect_says_that_averaged_weights_are_taken(place):
     }
     source = write(place / "in.safetensors", {**tensors, **averaged})
     (advice,) = [line for line in checkpoints.inspect(source, hashes=False).advice if "EMA" in line]
-    assert "convert takes them" in advice
+    assert "convert uses them" in advice
     assert "--no-ema" in advice
-    assert any("were taken" in note for note in checkpoints.convert(source, place / "out.safetensors").notes)
+    assert any("were used" in note for note in checkpoints.convert(source, place / "out.safetensors").notes)
 
 
 def test_a_file_that_was_recognised_with_leftovers_is_recognised_in_any_order():

@@ -303,7 +303,7 @@ def test_a_file_of_each_kind_that_arrives_with_other_bytes_is_refused(
         find_folder("a/b", what, cache_dir=tmp_path / "one")
     assert "arrived damaged; fetching it again" in caplog.text
     hub.faults.append(Fault(r"/cdn/.*safetensors", flip=True, times=99))
-    with pytest.raises(ModelError, match="arrived twice with other content than the Hub announced"):
+    with pytest.raises(ModelError, match="arrived damaged twice: it does not match the Hub's hash"):
         find_folder("a/b", what, cache_dir=tmp_path / "two")
 
 

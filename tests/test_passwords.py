@@ -166,7 +166,7 @@ def test_a_pipe_of_the_shell_is_a_file_too(tmp_path: Path) -> None:
 
 
 def test_it_is_asked_for_on_a_terminal_only_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Nobody can be asked" in refusal("--ask-password").problem
+    assert "There is no terminal to ask" in refusal("--ask-password").problem
     asked = []
     monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
     monkeypatch.setattr("getpass.getpass", lambda words: asked.append(words) or "typed-in-secret")

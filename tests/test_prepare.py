@@ -379,14 +379,14 @@ BAD = {
     "noise": (lambda: bytes(range(256)) * 9, "is no image"),
     "bomb": (lambda: huge_png(30_000, 30_000), "more than 128 megapixels"),
     "bomb below pillow's own limit": (lambda: huge_png(13_000, 13_000), "13000 x 13000: more than 128 megapixels"),
-    "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "cut short or damaged"),
-    "cut png": (lambda: as_bytes(picture(1))[:-900], "cut short or damaged"),
+    "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "truncated or damaged"),
+    "cut png": (lambda: as_bytes(picture(1))[:-900], "truncated or damaged"),
     "cut webp": (lambda: as_bytes(picture(1), "WEBP")[:900], "damaged"),
     "damaged header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\1" * 50, "damaged image"),
     "tiny": (lambda: as_bytes(Image.new("RGB", (8, 8))), "only 8 x 8"),
     "ribbon": (lambda: as_bytes(Image.new("RGB", (2000, 20))), "times as long as wide"),
     "transparent": (lambda: as_bytes(Image.new("RGBA", (40, 40))), "fully transparent"),
-    "not a number": (lambda: as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "not numbers"),
+    "not a number": (lambda: as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "contains NaN"),
 }
 
 
@@ -631,7 +631,7 @@ def test_a_caption_that_is_none_is_reported_and_ignored(session: Session, folder
     result = run(session, folder)
     [warning] = result.images[0]["warnings"]
     assert warning.startswith("its .txt was ignored: ")
-    assert warning.endswith("holds zero bytes, so it is no text")
+    assert warning.endswith("contains zero bytes, so it is not a text file")
     assert load_dataset(session, instance_prompt=None).train[0].prompt == "sks dog"
 
 

@@ -159,7 +159,7 @@ def test_what_is_typed_wins_and_is_made(caplog: pytest.LogCaptureFixture) -> Non
     form = show_form(SessionConfig)
     form.update(session_name="a new one")
     assert open_session(form.config()).name == "a_new_one"
-    assert "Made the session a_new_one" in caplog.text
+    assert "Created the session a_new_one" in caplog.text
 
 
 def test_an_empty_name_is_the_last_one_and_a_new_one_only_where_there_is_none() -> None:

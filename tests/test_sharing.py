@@ -79,7 +79,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
         ({"kind": "colab"}, TunnelError, "exists in a Colab notebook only"),
         ({"kind": "gradio", "user": "a b"}, SettingsError, "user is 'a b'"),
         ({"kind": "gradio", "password": "short"}, SettingsError, "The password has 5 characters"),
-        ({"kind": "auto", "password": "has a blank in it"}, SettingsError, "holds a blank"),
+        ({"kind": "auto", "password": "contains a space"}, SettingsError, "holds a blank"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_do(
@@ -289,7 +289,7 @@ def test_a_bare_share_is_auto_and_a_kind_is_taken() -> None:
         (["trocr", "serve", "--share", "serveo"], "serveo"),
         (["trocr", "serve", "--share", "colab"], "exists in a Colab notebook only"),
         (["trocr", "serve", "--share", "--user", "a b"], "user is 'a b'"),
-        (["trocr", "serve", "--subdomain", "calm-fox"], "none is asked for"),
+        (["trocr", "serve", "--subdomain", "calm-fox"], "none was requested"),
         (["playground", "--share", "cloudflared"], "cloudflared is not installed"),
         (["playground", "--share", "serveo"], "serveo"),
         (["playground", "--share", "ngrok", "--ngrok-domain", "https://x"], "ngrok_domain"),
@@ -349,7 +349,7 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (["--share", "zrok", "--dry-run"], "zrok"),
         (["--share", "--user", "a b"], "user is 'a b'"),
         (["--share", "ngrok", "--background"], "ngrok needs an authtoken"),
-        (["--ngrok-domain", "x.ngrok-free.app"], "none is asked for"),
+        (["--ngrok-domain", "x.ngrok-free.app"], "none was requested"),
     ],
 )
 def test_no_web_ui_is_started_for_a_link_that_cannot_work(

@@ -142,7 +142,7 @@ def convert(
     src, dst = Path(src).expanduser(), Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     if not src.exists():
-        raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
+        raise CheckpointError(f"{src} does not exist.", how_to_get(src))
     given = identify(src)
     src = given.path
     _check_name(dst)
@@ -201,7 +201,7 @@ def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
 
 def _check_name(dst: Path) -> None:
     if dst.suffix.lower() in _OTHER_FILES:
-        raise CheckpointError(f"{dst.name!r} cannot be written: a model is not written as {dst.suffix}.", _ENDINGS)
+        raise CheckpointError(f"{dst.name!r} cannot be written: models are not written as {dst.suffix}.", _ENDINGS)
     try:
         dst.exists()
     except OSError as err:  # one that is too long
@@ -240,7 +240,7 @@ def _convert_pipeline(
         return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
-        raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
+        raise CheckpointError("ae.safetensors is the name of the VAE next to the transformer.", "Choose another.")
     _refuse_ckpt(dst, key)
     check_destination(vae, overwrite=options.overwrite)
     with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
@@ -252,7 +252,7 @@ def _convert_pipeline(
     except BaseException:
         dst.unlink(missing_ok=True)
         raise
-    note = f"{vae.name} beside it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
+    note = f"{vae.name} next to it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
     return replace(written, notes=(*written.notes, *beside.notes, note), beside=(*written.beside, beside.path))
 
 
@@ -308,17 +308,17 @@ def _extras(opened: Parts, base: Source | None, options: _Options, notes: list[s
     family = opened.family
     if base is not None:
         carried = {name: copied(base, name, options.dtype) for name in base.tensors if family.is_extra(name)}
-        notes.append(f"{len(carried)} tensors that Diffusers folders lack were carried over from the base file.")
+        notes.append(f"{len(carried)} tensors that Diffusers folders lack were copied from the base file.")
         return carried
     for part, source in opened.sources.items():
         if part == "text_encoder" and "text_projection.weight" in source.tensors:
             if family.is_extra("text_projection.weight"):
                 return {"text_projection.weight": copied(source, "text_projection.weight", options.dtype)}
-            notes.append("The text encoder's text_projection was left out: the model draws without it.")
+            notes.append("The text encoder's text_projection was left out: the model generates images without it.")
     if family.key.startswith("sd21"):
         notes.append(
             "The text encoder's 24th layer, text_projection and logit_scale are left out: a Diffusers folder does not "
-            "have them and no web UI needs them; --base ORIGINAL.safetensors carries them over."
+            "have them and no web UI needs them; --base ORIGINAL.safetensors copies them."
         )
     return {}
 
@@ -344,7 +344,7 @@ def _write(
     sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify, hashes=options.hashes)
     if options.verify:
         compare(dst, recipes)
-        _log.info("Read %s back and found every tensor right.", dst)
+        _log.info("Verified: %s was read back and every tensor is identical.", dst)
     return CheckpointFile(dst, sha256, size, len(recipes), key, options.dtype)
 
 
@@ -353,9 +353,9 @@ def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tupl
         return (), ()
     path = dst.with_suffix(".yaml")
     if path.exists() and not options.overwrite and path.read_bytes() != text.encode():
-        return (f"{path.name} lies there already and was left as it is; this model predicts velocity (v).",), ()
+        return (f"{path.name} exists already and was not changed; this model predicts velocity (v).",), ()
     write_atomic(path, text.encode())
-    return (f"Keep {path.name} beside it: it tells web UIs that the model predicts velocity (v).",), (path,)
+    return (f"Keep {path.name} next to it: it tells web UIs that the model predicts velocity (v).",), (path,)
 
 
 def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:

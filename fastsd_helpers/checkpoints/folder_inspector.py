@@ -56,7 +56,7 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
              "diffusers loads it only when told to leave that out"),
         )  # fmt: skip
     if not_finite:
-        problems.append((f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"))
+        problems.append((f"{len(not_finite)} tensors contain NaN or Inf", "generated images are black"))
     family, words = _family(given, index, problems)
     prediction = prediction_of_folder(root) if index else None
     files = [path for folder in walk_folders(root) for path in (root / folder).iterdir() if path.is_file()]
@@ -93,7 +93,7 @@ def _packed(folder: Path, tensors: Mapping[str, Any]) -> list[tuple[str, str]]:
         refuse_packed_config(folder)
         refuse_packed(folder, tensors)
     except FastSDError as err:
-        return [(err.problem.rstrip("."), "it can be used where its own library is, and not converted")]
+        return [(err.problem.rstrip("."), "it can only be used with its own library, and not converted")]
     return []
 
 

@@ -144,7 +144,7 @@ def _look(
     if family is not None and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
-                "SD 2.x models predict noise or velocity, and nothing says which this one does",
+                "SD 2.x models predict noise (epsilon) or velocity (v), and nothing says which this one does",
                 "AUTOMATIC1111 runs the U-Net once to find out, ComfyUI looks at one weight, Forge takes noise",
             )
         )
@@ -181,7 +181,7 @@ def _without_leftovers(source: Source) -> tuple[Source | TidySource, list[Proble
     try:
         return tidy(source), []
     except CheckpointError as err:
-        return source, [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
+        return source, [Problem(err.problem.rstrip("."), "no web UI reads both; which one is used is undefined")]
 
 
 def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tuple[str, ...], list[Problem]]:
@@ -190,7 +190,7 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
     try:
         found, unexpected = match_original(family, plain)
     except CheckpointError as err:
-        return (), (), [Problem(err.problem.rstrip("."), "no web UI reads both; which one counts is chance")]
+        return (), (), [Problem(err.problem.rstrip("."), "no web UI reads both; which one is used is undefined")]
     shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
     missing: list[str] = []
     try:
@@ -206,7 +206,7 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
                 )
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
-        problems.append(Problem(err.problem.rstrip("."), "the file is not whole"))
+        problems.append(Problem(err.problem.rstrip("."), "the file is incomplete"))
     problems += _missing_problems(missing)
     if unexpected:
         problems.append(
@@ -218,7 +218,7 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
     respelled = sorted(name for name, theirs in found.items() if name != theirs)
     if respelled and family.key.startswith(("sd15", "sdxl")):
         effect = (
-            "no web UI renames them: the first text encoder stays at random"
+            "no web UI renames them: the first text encoder keeps random weights"
             if family.key.startswith("sdxl")
             else "web UIs rename them; diffusers' own loader stops at them"
         )
@@ -232,12 +232,13 @@ def _missing_problems(missing: list[str]) -> list[Problem]:
         groups.setdefault(_part_of(name), []).append(name)
     effects = {
         "U-Net": "the model cannot be loaded",
-        "VAE": "web UIs use another VAE if one is chosen, else images are noise",
-        "text encoder": "the prompt is read with random weights: images have nothing to do with it",
+        "VAE": "web UIs use another VAE if one is chosen, otherwise images are noise",
+        "text encoder": "the text encoder has random weights: images do not follow the prompt",
     }
     return [
         Problem(
-            f"{len(names)} {part} tensors are missing, such as {names[0]!r}", effects.get(part, "the file is not whole")
+            f"{len(names)} {part} tensors are missing, such as {names[0]!r}",
+            effects.get(part, "the file is incomplete"),
         )
         for part, names in groups.items()
     ]
@@ -259,8 +260,8 @@ def _general_problems(
     if halves:
         problems.append(
             Problem(
-                f"{halves[0]} is stored as fractions, not whole numbers",
-                "AUTOMATIC1111 reads words in wrong places where the numbers were rounded; the others recompute it",
+                f"{halves[0]} is stored as floats, not integers",
+                "AUTOMATIC1111 uses wrong token positions where the numbers were rounded; the others recompute it",
             )
         )
     schedule = source.tensors.get("alphas_cumprod")
@@ -276,28 +277,28 @@ def _general_problems(
         problems.append(
             Problem(
                 "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
-                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
+                "ComfyUI and Forge take it untransposed, AUTOMATIC1111 ignores it: wrong images in all of them",
             )
         )
     try:
         refuse_packed("It", source.tensors)
     except CheckpointError as err:
-        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
+        effect = "only programs that know this format read it correctly; it cannot be converted or trained"
         problems.append(Problem(err.problem.rstrip("."), effect))
     small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
     if small:
         problems.append(
             Problem(
                 f"{len(small)} tensors are in an 8-bit format",
-                "ComfyUI and Forge read them; AUTOMATIC1111 widens them; nothing can be trained on them",
+                "ComfyUI and Forge read them; AUTOMATIC1111 upcasts them; they cannot be trained",
             )
         )
     if not_finite:
         worst = max(not_finite, key=lambda name: not_finite[name])
         problems.append(
             Problem(
-                f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
-                "images come out black",
+                f"{len(not_finite)} tensors contain NaN or Inf, most of them {worst!r}",
+                "generated images are black",
             )
         )
     return problems
@@ -313,21 +314,21 @@ def _advice(
 ) -> list[str]:
     advice = []
     if not is_safetensors_file(path) and kind.family:
-        advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
+        advice.append("Convert it to .safetensors: that format cannot contain code and loads faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
         advice.append(
-            f"It holds averaged (EMA) weights of {averages / 1e9:.2f} GB, which no web UI reads: convert takes them "
-            "instead of the last ones, or leaves them out with --no-ema."
+            f"It holds EMA weights of {averages / 1e9:.2f} GB, which no web UI reads: convert uses "
+            "them instead of the last weights, or leaves them out with --no-ema."
         )
     if kind.what == "checkpoint" and family is not None and not missing:
         wide = sum(fact.bytes for fact in source.tensors.values() if fact.dtype == "F32")
         if wide > 100_000_000:
-            advice.append("For drawing images, fp16 is enough and half as large: fastsd convert --dtype fp16.")
+            advice.append("For generating images, fp16 is enough and half the size: fastsd convert --dtype fp16.")
     velocity = prediction is not None and prediction.kind == "v_prediction"
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():
-        advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
+        advice.append(f"Put a {path.stem}.yaml with `parameterization: v` next to it for AUTOMATIC1111 and Forge.")
     if kind.what == "lora peft" and kind.family:
         advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
     if kind.hint:
@@ -335,7 +336,7 @@ def _advice(
     if kind.what == "part" and kind.family in ("vae", "flux-ae") and family is not None:
         settings = settings_of_file(source.metadata).get("vae", {})
         if not vae_family(family, "", source.metadata) and "scaling_factor" not in settings:
-            advice.append("Its scaling factor is not in it: converting it to a folder, say whose it is with --family.")
+            advice.append("Its scaling factor is not in it: when converting it to a folder, specify --family.")
     if kind.what in ("unknown", "unet"):
         advice.append("It cannot be used as a checkpoint.")
     return advice

@@ -176,8 +176,8 @@ def _respell(
     for both in used.values():
         if len(both) > 1:
             raise CheckpointError(
-                f"The {owner} names its tensors in two ways: {both[True]!r} and {both[False]!r}.",
-                "Give the model itself, not a wrapper or a merge that holds it twice.",
+                f"The {owner} uses two naming schemes for its tensors: {both[True]!r} and {both[False]!r}.",
+                "Give the model itself, not a wrapper or a merge that contains it twice.",
             )
     return found, unknown
 
@@ -227,7 +227,7 @@ def _measure(
             raise CheckpointError(
                 f"The {PART_WORDS[first]} fits a width of {_size(one, widths)}, the "
                 f"{' and the '.join(PART_WORDS[part] for part in others)} of {_size(other, widths)}.",
-                "Give parts that were trained together.",
+                "Give parts of the same model.",
             )
     return widths
 
@@ -275,7 +275,7 @@ def _check(family: Family, part: str, name: str, shape: Shape | None, wanted: Sh
     if wanted is not None and shape is None:
         raise _missing(family, part, name)
     if wanted is None and shape is not None:
-        raise _wrong_shape(family, part, name, shape, "none, as the block keeps its width")
+        raise _wrong_shape(family, part, name, shape, "none, because the block keeps its width")
     if shape != wanted:
         raise _wrong_shape(family, part, name, shape, str(list(wanted)))
 

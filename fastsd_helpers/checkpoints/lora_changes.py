@@ -52,7 +52,7 @@ _UNMERGEABLE = {
     "set_weight": "a kind that replaces weights (ComfyUI's set_weight)",
     "reshape_weight": "a kind that changes the shape of weights (reshape_weight)",
 }
-_DAMAGED = "Download it again, or take an earlier save of it."
+_DAMAGED = "Download it again, or use an earlier checkpoint of it."
 
 
 def place_of(module: LoraModule) -> str:
@@ -78,18 +78,18 @@ def refuse_unmergeable(lora: Lora) -> None:
             kind = _UNMERGEABLE.get(role) or _UNMERGEABLE.get(role.partition("_")[0])
             if kind is not None:
                 raise CheckpointError(
-                    f"{place_of(module)} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
-                    "it is computed.",
+                    f"{place_of(module)} is changed by {kind} ({name!r}), which is not merged: programs "
+                    "compute it differently.",
                     "Use it in the web UI as it is; LoRA, LoHa, LoKr, DoRA, IA3 and full differences can be merged.",
                 )
         if "scalar" in module.tensors and (read_values(lora.source, module.tensors["scalar"]) != 1).any():
             raise CheckpointError(
-                f"{place_of(module)} has a {module.tensors['scalar']!r} that is not 1, which readers ignore.",
+                f"{place_of(module)} has a {module.tensors['scalar']!r} that is not 1, which other programs ignore.",
                 "Save it again with LyCORIS, which multiplies it in.",
             )
         if not changed_tensors(module):
             raise CheckpointError(
-                f"The LoRA has half a layer: {place_of(module)} has nothing but {', '.join(module.tensors.values())}.",
+                f"The LoRA has an incomplete layer: {place_of(module)} has only {', '.join(module.tensors.values())}.",
                 _DAMAGED,
             )
 
@@ -152,14 +152,14 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
             raise CheckpointError(
                 f"The LoRA changes {place_of(module)}.{tensor} as a tensor of {list(change.shape)}; the model's has "
                 f"{list(shape)}.",
-                "It was made for a model of other widths: give the model it belongs to.",
+                "It was trained for a model with other dimensions: give that model.",
             )
         if tensor == "weight" and "dora_scale" in module.tensors:
             name = module.tensors["dora_scale"]
             lengths = _read(lora.source, name)
             return Decomposed(change, lengths, shape, on_input=_on_input(name, lengths.shape))
     except KeyError as err:
-        raise CheckpointError(f"The LoRA has half a layer: {place_of(module)} lacks {err}.", _DAMAGED) from err
+        raise CheckpointError(f"The LoRA has an incomplete layer: {place_of(module)} lacks {err}.", _DAMAGED) from err
     except ValueError as err:
         problem = f"The LoRA's factors of {place_of(module)} do not fit each other: {err}."
         raise CheckpointError(problem, _DAMAGED) from err
@@ -224,7 +224,7 @@ def _read(source: Source, name: str) -> "np.ndarray":
 def _require_floats(name: str, dtype: str) -> None:
     if dtype not in FLOATS:
         raise CheckpointError(
-            f"The LoRA's tensor {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
+            f"The LoRA's tensor {name!r} contains integers ({dtype}): it is quantized, and the file does not say how.",
             "Give the LoRA in fp32, fp16 or bf16.",
         )
 
@@ -234,8 +234,8 @@ def _require_finite(name: str, values: "np.ndarray") -> None:
 
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"The LoRA's tensor {name!r} holds infinite values or values that are not a number.",
-            "It broke down while it was trained: take an earlier save of it.",
+            f"The LoRA's tensor {name!r} contains NaN or Inf.",
+            "Its training diverged: use an earlier checkpoint of it.",
         )
 
 

@@ -17,7 +17,7 @@ __all__ = ["foreign_by_names", "foreign_by_widths", "module_shape", "real_sizes"
 _COMFY = "ComfyUI and SD.Next read it as it is."
 _VIDEO = "ComfyUI reads it as it is."
 _FORGE = "ComfyUI and Forge read it as it is."
-_TEXT = "It changes no image model: use it with the program it was made for."
+_TEXT = "It is not for an image model: use it with the program it was made for."
 # Patterns of a layer's name, dots and underscores alike, most telling first.
 _TOP = r"(?:^|\.|lora_unet__?)"
 _BY_NAMES = tuple(
@@ -185,4 +185,4 @@ def real_sizes(family: str, target: Target) -> Size | None:
 
 
 def _foreign(what: str, why: str, hint: str) -> CheckpointError:
-    return CheckpointError(f"The LoRA is one for {what}, which is not converted: {why}.", hint)
+    return CheckpointError(f"The LoRA is for {what}, which is not converted: {why}.", hint)

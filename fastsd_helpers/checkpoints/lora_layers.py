@@ -224,9 +224,9 @@ def settle_modules(lora: Lora, adapted: Sequence[tuple[LoraModule, Adapted]]) ->
         own = [one for module, one in adapted if module.module.part == part]
         unsaid += settle_alphas(own, find_statements(lora.source.metadata, config_of(lora, part), part), notes)
     if adapted and unsaid == len(adapted):
-        notes.insert(0, "The file does not say the alpha; it was taken to be the rank, as diffusers does.")
+        notes.insert(0, "The file has no alpha; alpha = rank was assumed, as in diffusers.")
     elif unsaid:
-        notes.insert(0, f"{unsaid} layers do not say their alpha; it was taken to be the rank.")
+        notes.insert(0, f"{unsaid} layers have no alpha; alpha = rank was assumed.")
     return list(dict.fromkeys(notes))
 
 
@@ -257,13 +257,14 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
     import numpy as np
 
     if lacking := [side for side in ("down", "up") if side not in tensors]:
-        raise CheckpointError(f"The LoRA has half a layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
+        raise CheckpointError(f"The LoRA has an incomplete layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
     names = [tensors[role] for role in ("down", "up", "mid") if role in tensors]
     for name in names:
         dtype = source.tensors[name].dtype
         if dtype not in FLOATS and not is_small_float(dtype):
             raise CheckpointError(
-                f"The LoRA's matrix {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
+                f"The LoRA's matrix {name!r} contains integers ({dtype}): it is quantized, and the file does not say "
+                "how.",
                 "Give the LoRA in fp32, fp16 or bf16.",
             )
     down, up, *middle = (read_values(source, name) for name in names)
@@ -274,8 +275,8 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
     for name, values in zip(names, (down, up, *middle), strict=True):
         if not np.isfinite(values).all():
             raise CheckpointError(
-                f"The LoRA's matrix {name!r} holds infinite values or values that are not a number.",
-                "It broke down while it was trained: take an earlier save of it.",
+                f"The LoRA's matrix {name!r} contains NaN or Inf.",
+                "Its training diverged: use an earlier checkpoint of it.",
             )
     return Layer(down, up, float(len(down)), dtype)
 

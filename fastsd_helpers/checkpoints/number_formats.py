@@ -54,7 +54,7 @@ def cast_dtype(stored: str, wanted: str) -> str:
         CheckpointError: `wanted` is none of keep, fp32, fp16, bf16.
     """
     if wanted not in DTYPES:
-        raise CheckpointError(f"There is no number format {wanted!r}.", f"Choose {', '.join(DTYPES)}.")
+        raise CheckpointError(f"There is no dtype {wanted!r}.", f"Choose {', '.join(DTYPES)}.")
     return DTYPES[wanted] or stored if stored in FLOATS else stored
 
 
@@ -85,8 +85,8 @@ def cast(
         return values
     if finite and count_not_finite(values, stored):
         raise CheckpointError(
-            f"{owner()} holds values that are not finite numbers.",
-            "Export an earlier checkpoint, and train on from it with a lower learning rate.",
+            f"{owner()} contains NaN or Inf.",
+            "Export an earlier checkpoint, or resume training from it with a lower learning rate.",
         )
     if stored == wanted:
         return values

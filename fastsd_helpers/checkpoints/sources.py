@@ -167,14 +167,14 @@ class _Shards:
             for name, fact in shard.tensors.items():
                 if homes.get(name) != file_name:
                     raise CheckpointError(
-                        f"{file_name} holds the tensor {name!r}, which {index.name} does not place there.",
+                        f"{file_name} holds the tensor {name!r}, which {index.name} does not list there.",
                         f"The {part}'s files are of different models; download it again.",
                     )
                 self.tensors[name], self._home[name] = fact, shard
         for name, file_name in homes.items():
             if name not in self.tensors:
                 raise CheckpointError(
-                    f"{file_name} lacks the tensor {name!r}, which {index.name} places there.",
+                    f"{file_name} lacks the tensor {name!r}, which {index.name} lists there.",
                     "Download the model again.",
                 )
 

@@ -61,7 +61,7 @@ def _file_and_words(text: str) -> tuple[str, str]:
 
 
 def _remarks(held_out: bool, truncated: bool) -> str:
-    return ", ".join(["held out"] * held_out + ["its end is cut off"] * truncated)
+    return ", ".join(["held out"] * held_out + ["truncated"] * truncated)
 
 
 def upload(chosen: argparse.Namespace) -> Answer:

@@ -54,7 +54,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         word = unknown[0].partition("=")[0] if unknown[0].startswith("-") else unknown[0]
         close = difflib.get_close_matches(word, flags, n=1)
         guess = f"Did you mean {close[0]}? " if close else ""
-        raise SettingsError(f"`{prog}` takes no {word!r}.", f"{guess}See: {prog} --help")
+        raise SettingsError(f"`{prog}` does not accept {word!r}.", f"{guess}See: {prog} --help")
     return chosen
 
 
@@ -161,7 +161,7 @@ def _add_dreambooth(commands: Any) -> None:
 def _count(word: str) -> int:
     """A whole number from 1; argparse says what is wrong with another word."""
     if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{word!r} is not an integer of 1 or more")
     return int(word)
 
 

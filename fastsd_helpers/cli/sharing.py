@@ -48,7 +48,7 @@ def link_settings(
     if kind in (None, "no"):
         if given:
             flag = next(iter(given)).replace("_", "-")
-            raise SettingsError(f"--{flag} is for a public link, and none is asked for.", "Add --share.")
+            raise SettingsError(f"--{flag} needs a public link, and none was requested.", "Add --share.")
         return None
     password = password or given_password(chosen)
     return TunnelConfig(kind=kind, password=password, **({"user": user} if user else {}), **given)

@@ -141,8 +141,8 @@ class _Failures:
         asked = _retry_after(err)
         if asked is not None and asked > _LONGEST_WAIT_S:
             raise DownloadError(
-                f"{self.host} is busy and asks to wait for {asked / 60:.0f} minutes.",
-                "Run this again then; what arrived is kept.",
+                f"{self.host} is busy and asks you to wait for {asked / 60:.0f} minutes.",
+                "Run this again then; the partial download is kept.",
             ) from err
         if self.count >= len(self._pauses_s):
             raise DownloadError(
@@ -164,15 +164,15 @@ class _Failures:
             return f"answer {err.code}"
         reason = getattr(err, "reason", err)
         if isinstance(err, http.client.IncompleteRead):
-            return "the connection broke off"
+            return "the connection was interrupted"
         text = redact(" ".join(str(reason).split()))[:120]
         return f"no connection ({text or type(err).__name__})"
 
 
 def _hint(err: Exception) -> str:
     if isinstance(err, urllib.error.HTTPError):
-        return "Wait a few minutes and run this again; what arrived is kept."
-    return "Check the network and the address, then run this again; what arrived is kept."
+        return "Wait a few minutes and run this again; the partial download is kept."
+    return "Check the network and the address, then run this again; the partial download is kept."
 
 
 def _retry_after(err: Exception) -> float | None:
@@ -224,7 +224,7 @@ def transfer(
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
+        DownloadError, DiskFull, DriveError: it failed; the partial download is kept for the next try.
     """
     failures = _Failures(url, pauses_s)
     told = False
@@ -241,13 +241,13 @@ def transfer(
                     return remote
                 if size is not None and remote.total is not None and remote.total != size:
                     raise DownloadError(
-                        f"{failures.host} offers {remote.total} bytes where {size} are expected.",
-                        "The file there is another version or not whole: use another source.",
+                        f"{failures.host} offers {remote.total} bytes; {size} were expected.",
+                        "The file there is another version or incomplete: use another source.",
                     )
                 if begun and not told:
                     begun(remote)
                     told = True
-                check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
+                check_room(part.parent, (remote.total or 0) - start, "the rest of the download", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
                 if most is not None and (remote.total or 0) > most:
                     raise _too_large(failures.host, most)
@@ -318,7 +318,7 @@ def _read_head(answer: Any, have: int) -> tuple[Remote, int]:
     if answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range") or "")
         if match is None or int(match[1]) != have:
-            raise http.client.HTTPException("the server sent another range than it was asked for")
+            raise http.client.HTTPException("the server sent a different range than requested")
         start = have
         total = int(match[3]) if match[3] != "*" else None
     elif (headers.get("Content-Length") or "").isdigit():
@@ -339,7 +339,9 @@ def _name_in(headers: Any) -> str | None:
 
 
 def _too_large(host: str, most: int) -> DownloadError:
-    return DownloadError(f"{host} sends more than {most} bytes.", "The file there is another one: use another source.")
+    return DownloadError(
+        f"{host} sends more than {most} bytes.", "The file there is a different one: use another source."
+    )
 
 
 def _append(

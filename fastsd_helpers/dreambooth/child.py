@@ -156,7 +156,7 @@ class TrainingChild(Background):
     def _killed(self, what: str, how: str) -> FastSDError:
         used = self.live().host_bytes
         held = f"; it had used {used / 2**30:.1f} GiB" if used else ""
-        fact = f"{what} was ended from outside{self._where()}{how}{held}. Most often the machine's memory ran out"
+        fact = f"{what} was killed from outside{self._where()}{how}{held}. Most often the machine's memory ran out"
         return shortage(self.session, "host", fact)
 
     def _where(self) -> str:

@@ -102,7 +102,7 @@ def _scale_to_8_bits(image: "Image.Image", warnings: list[str]) -> "Image.Image"
 
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
-        raise DatasetError("holds values that are not numbers")
+        raise DatasetError("contains NaN")
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:
         scale, low = 255.0, 0.0

@@ -130,8 +130,8 @@ def kohya_tensors(
             value = tensors[name].detach().cpu().to(wanted).contiguous()
             if not torch.isfinite(value).all():
                 raise CheckpointError(
-                    f"The LoRA's tensor {kohya!r} holds values that are not finite numbers in {dtype}.",
-                    "Choose fp32, or export an earlier checkpoint and train on with a lower learning rate.",
+                    f"The LoRA's tensor {kohya!r} contains NaN or Inf in {dtype}.",
+                    "Choose fp32, or export an earlier checkpoint and resume training with a lower learning rate.",
                 )
             written[kohya] = value
             written[f"{layer}.alpha"] = torch.tensor(alpha, dtype=wanted)

@@ -439,15 +439,15 @@ def _choose_precision(wanted: str, device: Device) -> tuple[str, str]:
             return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
         if wanted == "fp16" and device.kind == "cpu":
             better = "bf16 or fp32" if device.has_bf16 else "fp32"
-            return wanted, f"precision fp16 as you chose; a processor is many times slower at it than at {better}"
+            return wanted, f"precision fp16 as you chose; a CPU is many times slower at it than at {better}"
         return wanted, ""
     if device.kind == "cuda":
         if device.has_bf16:
             return "bf16", f"precision bf16: {device.name} has it, and it needs no loss scaling"
         return "fp16", f"precision fp16: {device.name} has no bf16 units; the loss scale is saved with each checkpoint"
     if device.has_bf16:
-        return "bf16", "precision bf16: this processor has bf16 units"
-    return "fp32", "precision fp32: this processor has no half-precision units"
+        return "bf16", "precision bf16: this CPU has bf16 units"
+    return "fp32", "precision fp32: this CPU has no half-precision units"
 
 
 def _choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:

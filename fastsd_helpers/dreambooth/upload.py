@@ -191,11 +191,11 @@ class _Hub:
         status = getattr(getattr(err, "response", None), "status_code", None)
         words = redact(str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__)
         if status in (401, 403):
-            return DownloadError(f"The Hub does not let this token write to {repo} (answer {status}).", _WRITE_HINT)
+            return DownloadError(f"The Hub does not let this token write to {repo} (HTTP {status}).", _WRITE_HINT)
         if status == 429:
-            return DownloadError("The Hub asks to wait (answer 429).", "Try again in a few minutes.")
+            return DownloadError("The Hub asks to wait (HTTP 429).", "Try again in a few minutes.")
         if status is not None:
-            return DownloadError(f"The Hub refused the upload to {repo} (answer {status}): {words}", "Try again later.")
+            return DownloadError(f"The Hub refused the upload to {repo} (HTTP {status}): {words}", "Try again later.")
         if isinstance(err, network_errors()):
             place = re.sub(r"//[^/@]*@", "//", self.endpoint)
             return DownloadError(

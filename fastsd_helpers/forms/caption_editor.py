@@ -255,7 +255,7 @@ class CaptionEditor(View):
             if row.image not in self._thumbs:
                 self._thumbs[row.image] = read_as_data(self._path_of(row), _THUMB_PX)
             notes = ["never trained on: held out"] * row.held_out
-            notes += [f"⚠ over {_MOST_TOKENS} tokens: its end is cut off"] * row.truncated
+            notes += [f"⚠ over {_MOST_TOKENS} tokens: truncated"] * row.truncated
             cells = [
                 draw_picture(self._thumbs[row.image], row.image, _THUMB_PX),
                 f"<span style='overflow-wrap:anywhere'>{html.escape(row.image)}</span>",

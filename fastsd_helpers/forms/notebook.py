@@ -85,7 +85,7 @@ def _open_or_make(name: str, root: Path, import_from: str) -> Session:
             source = shared_folder(import_from) if _LINK in import_from else Path(import_from)
             return import_session(name, source=source, root=root).session
         session = Session.create(name, root=root)
-        logger.info("Made the session %s in %s", session.name, session.folder)
+        logger.info("Created the session %s in %s", session.name, session.folder)
     else:
         logger.info("Going on with %s%s, in %s", session.name, used, session.folder)
         if session.notices:

@@ -65,7 +65,7 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     there, used = (root / name).is_dir(), recent.last_time(name, root)
     session = ReadingSession(root / name)
     known = f" ({len(session.lines())} lines)" if session.lines() else ""
-    begun = f"Going on with {session.name}{used}" if there else f"Made the session {session.name}"
+    begun = f"Going on with {session.name}{used}" if there else f"Created the session {session.name}"
     logger.info("%s, in %s%s", begun, session.folder, known)
     recent.say_twin(session.name, root, recent.READINGS)
     recent.remember(session.folder)

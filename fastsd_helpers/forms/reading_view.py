@@ -99,7 +99,7 @@ class ConfidenceView(View):
 
 def _row(line: SavedLine) -> str:
     read = line.read
-    notes = {"looped": "repeated itself: read again", "cut": "its end is cut off"}
+    notes = {"looped": "repeated itself: read again", "cut": "truncated"}
     told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
     text = "" if read.problem else draw_doubt(read)
     sure = "" if read.problem else f"{100 * read.confidence:.0f} %"

@@ -91,7 +91,9 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
 def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
     for spec in models(kind.registry) if kind.registry else ():
         if name.repo in spec.former:
-            logger.warning("%s is gone from the Hub; its living copy is used instead (key '%s').", name.repo, spec.key)
+            logger.warning(
+                "%s is gone from the Hub; a mirror that still exists is used instead (key '%s').", name.repo, spec.key
+            )
             return _of_key(spec, kind, cache_dir)
     return fetch_repo(name.repo, contents=kind.contents, revision=name.revision, cache_dir=cache_dir)
 

@@ -59,7 +59,7 @@ def _reader_files(listing: Listing) -> list[str]:
         name for name in flat if name.endswith((".safetensors", ".bin")) and name not in _NO_WEIGHTS
     ]
     if not weights and f"{GRAPHS}/decoder.xml" not in graphs:
-        raise ModelError(f"{where} has no weights.", "Copy or download it again, whole.")
+        raise ModelError(f"{where} has no weights.", "Copy or download all of it again.")
     if not names & {"tokenizer.json", "vocab.json", "sentencepiece.bpe.model"}:
         raise ModelError(
             f"{where} has no tokenizer: without it token numbers cannot be turned into text.",

@@ -193,7 +193,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         body = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError too
-        return None, f"is cut short or damaged ({len(data)} bytes)"
+        return None, f"is truncated or damaged ({len(data)} bytes)"
     if not isinstance(body, dict):
         return None, "holds no record"
     schema = body.get("schema", body.get("version"))

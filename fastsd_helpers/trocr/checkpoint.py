@@ -118,8 +118,8 @@ def choose_precision(precision: str, device: Device, parameters: int) -> tuple[s
     if device.kind == "cpu" and device.has_bf16 and parameters >= _FEW_PARAMETERS:
         return "bf16", "this CPU calculates in bf16, about twice as fast as in fp32"
     if parameters < _FEW_PARAMETERS:
-        return "fp32", "so small a model gains nothing from a shorter format"
-    return "fp32", "this processor has no shorter format that is faster"
+        return "fp32", "so small a model gains nothing from lower precision"
+    return "fp32", "this CPU has no lower precision that is faster"
 
 
 def _to_precision(model: Any, precision: str, device: str) -> None:
@@ -146,7 +146,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
         model, missing = load_weights(folder)
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as err:
         raise ModelError(
-            f"{folder} cannot be opened: {str(err).splitlines()[0]}", "Copy or download the model again, whole."
+            f"{folder} cannot be opened: {str(err).splitlines()[0]}", "Copy or download the complete model again."
         ) from err
     if missing:
         raise ModelError(

@@ -31,7 +31,8 @@ _ERRORS = (
     (
         r"CUDA error|CUDA driver|cuDNN error|CUBLAS_STATUS",
         "the GPU or its driver failed",
-        "Start it again; if it stays so, restart the machine (Colab: Runtime > Disconnect and delete runtime).",
+        "Start it again; if the problem persists, restart the machine (Colab: Runtime > Disconnect and delete "
+        "runtime).",
     ),
     (
         r"^MemoryError|DefaultCPUAllocator: (?:can't|not enough)|Cannot allocate memory|Errno 12\b",
@@ -104,7 +105,7 @@ _CRASHES = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGBUS: "bus error",
     signal.SIGABRT: "aborted",
-    signal.SIGILL: "unknown processor instruction",
+    signal.SIGILL: "illegal CPU instruction",
     signal.SIGFPE: "arithmetic error",
     signal.SIGSYS: "forbidden system call",
     signal.SIGTRAP: "trap",
@@ -156,11 +157,11 @@ def explain_crash(
             return WebUICrashed(f"{title} ended{_how(code)}: {what}.", hint)
     if error is not None:
         of = f" in the extension {error.extension}" if error.extension else ""
-        hint = _without(error.extension) if error.extension else "See the whole log: fastsd webui log"
+        hint = _without(error.extension) if error.extension else "See the full log: fastsd webui log"
         return WebUICrashed(f"{title} ended by an error{of}{_how(code)}: {error.line[:200]}", hint)
     return WebUICrashed(
         " ".join(filter(None, [f"{title} ended by itself{_how(code)}.{_quote(last)}", around.sentence()])),
-        "See the whole log: fastsd webui log",
+        "See the full log: fastsd webui log",
     )
 
 
@@ -222,7 +223,11 @@ def _by_signal(
             return _with_extension(title, *explained, None)
         where = f"in the extension {extension}" if extension else "in compiled code"
         more = f" It said: {thrown[1][:200]}." if thrown else ""
-        hint = _without(extension) if extension else f"{_LATER} If it stays so, see the whole log: fastsd webui log"
+        hint = (
+            _without(extension)
+            if extension
+            else f"{_LATER} If the problem persists, see the full log: fastsd webui log"
+        )
         return WebUICrashed(f"{title} crashed {where} ({_CRASHES[number]}, exit {code}).{more} {left}".strip(), hint)
     return WebUICrashed(f"{title} was ended by the signal {number.name} (exit {code}). {left}".strip(), _LATER)
 
@@ -252,8 +257,8 @@ def _with_extension(title: str, what: str, hint: str, error: Error | None) -> We
 
 def _without(extension: str | None) -> str:
     return (
-        "Run `fastsd webui install`: it installs what its extensions ask for. If it stays so, leave this one out: "
-        f"fastsd webui install --remove-extensions {extension}"
+        "Run `fastsd webui install`: it installs what its extensions ask for. If the problem persists, leave this one "
+        f"out: fastsd webui install --remove-extensions {extension}"
     )
 
 

@@ -86,7 +86,7 @@ def _read(file: BinaryIO, path: Path) -> GGUFHeader:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is a truncated or damaged GGUF file: {why}.", "Copy or download it again, whole.")
+    return CheckpointError(f"{path} is a truncated or damaged GGUF file: {why}.", "Copy or download all of it again.")
 
 
 def _take(file: BinaryIO, count: int) -> bytes:

@@ -36,7 +36,7 @@ KINDS = {
 }
 # Of these there are many layouts that nothing here knows by name; the others are refused when they are not recognised.
 _OF_MANY_LAYOUTS = ("controlnet", "upscaler", "embedding")
-_ADVICE = "Download it again, whole: its page may want a login. Nothing was placed."
+_ADVICE = "Download all of it again: its page may require a login. Nothing was placed."
 
 
 @dataclass(frozen=True)

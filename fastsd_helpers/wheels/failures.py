@@ -19,8 +19,9 @@ _MEANINGS = (
     (
         r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
         "what arrived is not the file the lock names (its sha256 differs)",
-        "Run this again: the connection may have broken. If it stays so, something between this machine and the "
-        f"package index changes files, or the lock is damaged: try another network, or {install_command(again=True)}",
+        "Run this again: the connection may have broken. If the problem persists, something between this machine and "
+        "the package index changes files, or the lock is damaged: try another network, or "
+        f"{install_command(again=True)}",
     ),
     (
         r"No space left on device|os error 28|ENOSPC",
@@ -88,11 +89,11 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
     ]
     pattern, meaning, hint = next(
         (item for item in _MEANINGS if re.search(item[0], output)),
-        ("(?i)error|failed", "it could not be installed", "Run this again; if it stays so, report it."),
+        ("(?i)error|failed", "it could not be installed", "Run this again; if the problem persists, report it."),
     )
     if not meaning:
         meaning, hint = _gone(output, offline)
-    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no further text")
+    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no message")
     row = _row_named_in(output, lines, line, plan)
     what = f"{row.name} {row.version}" if row else f"'{plan.lock_set.name}'"
     where = f" from {wheel_folder}" if wheel_folder else ""
@@ -109,11 +110,11 @@ def _gone(output: str, offline: bool) -> tuple[str, str]:
     if "from versions: none" in output:  # all that pip says of an index it cannot reach
         return (
             "the package index gave no version of it (no connection, or a login page answers in its place)",
-            "Open any web page: where the network wants a login, log in. Then run this again.",
+            "Open any web page: if the network requires a login, log in. Then run this again.",
         )
     return (
         "this version is not where it is looked for (withdrawn, or no index answers there but a login page)",
-        "Open any web page: where the network wants a login, log in and run this again. If it does not, install the "
+        "Open any web page: if the network requires a login, log in and run this again. If it does not, install the "
         "newest fastsd_helpers, whose lock names another version.",
     )
 

@@ -199,7 +199,7 @@ def _change(
     if wrong:
         raise InstallError(
             f"{tool} said it was done, but {', '.join(wrong)} is not installed as locked.",
-            "Run this again; if it stays so, restart the runtime first.",
+            "Run this again; if the problem persists, restart the runtime first.",
         )
     write_unproved(site, earlier | {name: Unproved(after[name], whole=True) for name in names})
     return tool
@@ -217,7 +217,7 @@ def _prove(environment: Environment, names: list[str], left: tuple[str, ...]) ->
             hint += f" The cause may be what is newer here than what was tried: {', '.join(left)}."
         raise InstallError(
             f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
-            f"{hint} If it stays so, report it with `fastsd doctor`.",
+            f"{hint} If the problem persists, report it with `fastsd doctor`.",
         )
     return proof.modules
 

@@ -103,7 +103,7 @@ def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 
     try:
         said = json.loads(done.stdout)
     except ValueError as err:
-        last = (done.stderr.strip().splitlines() or ["no further text"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InstallError(
             f"Python died (code {done.returncode}) while the new packages were imported: {last}",
             "One of their compiled parts does not fit this machine; report it with the output of `fastsd doctor`.",

@@ -293,7 +293,7 @@ def read_generation(folder: Path, name: str, *, scratch: Path | None = None) -> 
         raise NotWhole(f"cannot be read: {MANIFEST}: {err.strerror}") from err
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         size = path.stat().st_size if path.exists() else 0
-        raise NotWhole(f"is damaged: its {MANIFEST} ({size} bytes) is cut short or unreadable") from None
+        raise NotWhole(f"is damaged: its {MANIFEST} ({size} bytes) is truncated or unreadable") from None
     if isinstance(body.get("schema"), int) and body["schema"] > _SCHEMA:
         raise NotWhole(f"was written by a newer fastsd_helpers (schema {body['schema']})")
     if not matches:
