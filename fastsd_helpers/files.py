@@ -92,12 +92,13 @@ def _explain(err: OSError, path: Path | str, action: str) -> DriveError:
     if err.errno in _FULL_ERRNOS:
         return DiskFull(
             f"Could not {action} {path}: the disk or Drive is full ({reason}).",
-            "Make room (deleted files count until Drive's trash is emptied), or choose another folder with --root.",
+            "Free some space (deleted files count until Drive's trash is emptied), or choose another folder with "
+            "--root.",
         )
     if err.errno in _READ_ONLY_ERRNOS:
         return DriveReadOnly(
             f"Could not {action} {path}: it cannot be written to ({reason}).",
-            "Ask for the right to edit this folder, or choose another folder with --root.",
+            "Ask for edit access to this folder, or choose another folder with --root.",
         )
     if err.errno in _LOST_ERRNOS:
         return DriveError(f"Could not {action} {path}: {reason}.", _REMOUNT)

@@ -185,9 +185,7 @@ def _config(folder: Path, part: str, name: str = "config.json") -> dict[str, Any
 
 def _unknown_kind(where: Path | str, reason: str) -> WrongFamily:
     families = ", ".join(sorted({spec.family for spec in models()}))
-    return WrongFamily(
-        f"{where} is a kind of model this project does not know: {reason}.", f"Known families: {families}."
-    )
+    return WrongFamily(f"{where} is an unsupported kind of model: {reason}.", f"Known families: {families}.")
 
 
 def require_trainable(model: Path | Listing) -> str:
@@ -293,7 +291,7 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     what = f"resolution (--resolution) is {px}"
     if isinstance(px, bool) or not isinstance(px, int):
         raise SettingsError(
-            f"resolution (--resolution) is {px!r}; it must be a whole number.", _sizes(spec, spec.native_px)
+            f"resolution (--resolution) is {px!r}; it must be an integer.", _sizes(spec, spec.native_px)
         )
     if px < spec.min_px:
         raise SettingsError(f"{what}; the smallest for {spec.title} is {spec.min_px}.", _sizes(spec, px))
@@ -304,14 +302,14 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     if px == spec.native_px:
         return []
     if px < spec.native_px:
-        reason = "smaller images train faster but lose detail and blur what the model knows"
+        reason = "smaller images train faster but lose detail and blur the model's results"
     else:
         reason = (
             f"larger images take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
             "and the model may repeat the subject in them"
         )
     return [
-        f"{what}, but {spec.title} was made for {spec.native_px} px: {reason}. {spec.native_px} is the safe choice."
+        f"{what}, but {spec.title} was trained at {spec.native_px} px: {reason}. {spec.native_px} is the safe choice."
     ]
 
 
@@ -321,5 +319,5 @@ def _sizes(spec: ModelSpec, px: int) -> str:
     below, above = (math.floor(inside / spec.multiple), math.ceil(inside / spec.multiple))
     near = sorted({size * spec.multiple for size in (below, above)} & set(range(spec.min_px, spec.max_px + 1)))
     choice = " or ".join(str(size) for size in near)
-    native = "" if spec.native_px in near else f", or {spec.native_px}, which the model was made for"
+    native = "" if spec.native_px in near else f", or {spec.native_px}, which the model was trained at"
     return f"Choose {choice}{native}."

@@ -453,7 +453,7 @@ def test_matrices_get_the_format_that_was_asked_for_and_alphas_stay_exact(dtype,
 
 
 def test_numbers_of_other_formats_are_read(place):
-    """As some trainers save them: alpha as a whole number or in fp16, matrices in fp64."""
+    """As some trainers save them: alpha as an integer or in fp16, matrices in fp64."""
     name, other = (f"lora_unet_{part.replace('.', '_')}" for part in (UNET["sd15"], OTHER))
     wide = {side: np.random.default_rng(1).standard_normal(shape) for side, shape in (("down", (4, 8)), ("up", (6, 4)))}
     tensors = {

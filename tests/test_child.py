@@ -285,7 +285,7 @@ def test_the_journal_keeps_the_mean_loss_between_its_lines(
 def test_a_run_that_is_gone_on_with_shows_its_whole_curve(session: Session) -> None:
     report, reader = Journal(session, every_s=0), JournalReader(session)
     losses = {"text_encoder": [0.5, 0.25], "unet": [1.0] * 1500}
-    report(Progress(message="Going on after step 1502 of 1510.", history=losses))
+    report(Progress(message="Resuming after step 1502 of 1510.", history=losses))
     report(Progress("unet", 1501, 1508, 0.5, 7.0))
     live = reader.read()
     assert live.losses["text_encoder"] == [(1, 0.5), (2, 0.25)]
@@ -293,7 +293,7 @@ def test_a_run_that_is_gone_on_with_shows_its_whole_curve(session: Session) -> N
     assert curve[-1] == (1501, 0.5)
     assert 100 < len(curve) <= 601
     assert curve[0][0] < 5
-    assert live.messages == ["Going on after step 1502 of 1510."]
+    assert live.messages == ["Resuming after step 1502 of 1510."]
 
 
 def test_a_line_that_was_cut_is_passed_over_until_it_is_whole(session: Session) -> None:

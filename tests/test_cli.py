@@ -215,7 +215,7 @@ def test_all_bad_settings_are_named_at_once_before_anything_is_looked_for(run: A
     for part in (
         "--unet-steps) is -5; the smallest is 0",
         "--unet-lr) is -1e-06",
-        "--resolution) is 'big'; it must be a whole number",
+        "--resolution) is 'big'; it must be an integer",
         "--lr-scheduler) is 'wavy'; choose linear",
     ):
         assert part in done.err

@@ -99,7 +99,7 @@ def test_lines_that_every_log_has_explain_no_end(code: int | None, said: str) ->
         ),
         ("sqlite3.OperationalError: database or disk is full", [CODE], "the disk is full", "Make room"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", [CODE], "the GPU's memory", "vram"),
-        ("RuntimeError: Found no NVIDIA driver on your system.", [CODE], "found no GPU", "Switch a GPU on"),
+        ("RuntimeError: Found no NVIDIA driver on your system.", [CODE], "found no usable GPU", "Select a GPU runtime"),
         (
             "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory",
             [CODE],
@@ -175,7 +175,7 @@ def test_memory_and_disk_at_the_end_decide_where_the_log_is_silent() -> None:
     caught = explain_crash("A", -9, HARMLESS, around=other)
     assert "was killed (exit -9)" in caught.problem
     assert "RAM 5.0 of 12.0 GB, disk 10.0 GB" in caught.problem
-    assert "Left at its end" in explain_crash("A", 7, HARMLESS, around=other).problem
+    assert "Free when it ended" in explain_crash("A", 7, HARMLESS, around=other).problem
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL", "SIGBUS"])

@@ -181,7 +181,7 @@ def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small
         torch.set_num_threads(threads + 1)
         (line,) = go_on(3)
         first, second = (f"{count} thread{'s' * (count != 1)}, torch" for count in (threads, threads + 1))
-        assert line.startswith("Begun on ")
+        assert line.startswith("Started on ")
         assert line.index(first) < line.index(", now on ") < line.index(second)
     finally:
         torch.set_num_threads(threads)

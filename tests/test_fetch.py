@@ -450,11 +450,11 @@ def test_a_token_typed_into_the_link_moves_to_the_header_and_out_of_every_messag
 
 def test_civitai_without_a_token_says_where_to_make_one(civitai, folder):
     civitai.queue = [Behaviour(), Behaviour(status=401)]
-    with pytest.raises(DownloadError, match="asks for a login") as caught:
+    with pytest.raises(DownloadError, match="requires a login") as caught:
         fetch(civitai.url("/models/5?modelVersionId=77"), folder)
     assert "CIVITAI_TOKEN" in caught.value.hint
     civitai.queue = [Behaviour(status=403)]
-    with pytest.raises(DownloadError, match="asks for a login"):
+    with pytest.raises(DownloadError, match="requires a login"):
         find_link(civitai.url("/models/5"))
 
 

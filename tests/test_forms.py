@@ -523,7 +523,7 @@ def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptur
     assert again.folder == made.folder == Path.cwd() / "Fast-Dreambooth" / "Sessions" / "rex"
     assert again.record["seed"] == 7
     assert "Created the session rex" in caplog.text
-    assert "Going on with rex, last used just now" in caplog.text
+    assert "Resuming rex, last used just now" in caplog.text
 
 
 def test_a_session_name_that_cannot_be_a_folder_is_refused() -> None:

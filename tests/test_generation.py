@@ -148,7 +148,7 @@ def test_the_local_manifest_and_the_local_file_come_first(tmp_path):
         (None, r"is incomplete: unet\.safetensors is missing"),
         (b"ab", r"is incomplete: unet\.safetensors has 2 of 3 bytes"),
         (b"abcd", r"is damaged: unet\.safetensors has 4 of 3 bytes"),
-        (b"abd", "has the right size but other bytes"),
+        (b"abd", "has the right size but a different SHA-256"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, data, said):
@@ -279,7 +279,7 @@ def test_a_file_without_our_order_is_read_and_one_that_is_none_is_named(tmp_path
     safetensors.save_file({"b": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert set(load_tensors(tmp_path / "x.safetensors")) == {"a", "b"}
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"is no readable \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"is not a readable \.safetensors file"):
         load_tensors(tmp_path / "x.safetensors")
 
 

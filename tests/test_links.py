@@ -290,8 +290,8 @@ def test_a_token_goes_with_the_question_and_with_the_file_to_civitai_alone(
     ("behaviour", "said"),
     [
         (Behaviour(status=404, body=b"{}"), "CivitAI has no such model or version"),
-        (Behaviour(status=401, body=b"{}"), "asks for a login"),
-        (Behaviour(status=403, body=b"{}"), "asks for a login"),
+        (Behaviour(status=401, body=b"{}"), "requires a login"),
+        (Behaviour(status=403, body=b"{}"), "requires a login"),
         (Behaviour(status=418, body=b"{}"), r"no usable answer \(418\)"),
         (Behaviour(body=b"<html>"), r"no usable answer \(200\)"),
         (Behaviour(body=b"[]"), r"no usable answer \(200\)"),

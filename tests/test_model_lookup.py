@@ -258,7 +258,7 @@ def test_two_kinds_in_one_folder_are_judged_by_what_is_asked_for(tmp_path: Path)
     both = write(write_files(tmp_path / "both", NEEDED), {"adapter_config.json": {}, "lora.safetensors": b"x"})
     assert find_folder(both, BASE_MODEL) == both
     assert lora_file(find_folder(both, LORA)) == both / "lora.safetensors"
-    with pytest.raises(ModelError, match="is a LoRA adapter, not a whole reader"):
+    with pytest.raises(ModelError, match="is a LoRA adapter, not a complete recognition model"):
         find_folder(both, READER)
 
 

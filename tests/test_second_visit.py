@@ -223,9 +223,9 @@ def test_the_disconnect_works_from_the_session_and_in_its_old_forms(
     assert disconnect_when_safe(result, session, disconnect=True) is False, "this is not Colab"
     assert caplog.text.count("Safe: ") == 3
     view = show_disconnect(session)
-    assert "shut the kernel down" in view._message.value
+    assert "shut down the kernel" in view._message.value
     view._end()
-    assert "could not be ended here" in view._message.value
+    assert "could not be disconnected from here" in view._message.value
 
 
 # ------------------------------------------------------------------------------------------------- real kernels
@@ -359,7 +359,7 @@ def train_with_a_cut(folder: Path, mine: Path) -> Path:
     assert record_of(sessions / "rex")["progress"]["step"] < 4
     with Visit(folder) as visit:
         said = visit.run_all()
-    assert "Going on with rex, last used" in said
+    assert "Resuming rex, last used" in said
     assert "A training has begun with these images" in said
     assert "robot are used" not in said
     assert "rex.safetensors" in said

@@ -150,7 +150,7 @@ def test_a_disk_of_this_machine_that_is_full_costs_one_checkpoint_and_is_said(tm
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(2**40, 0, free[0]))
         assert store.save(snapshot(2)) is None
         assert "was not saved" in said[-1]
-        assert "The training goes on" in said[-1]
+        assert "The training continues" in said[-1]
         assert "was not saved" in store.flush()[-1]
         assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
         free[0] = 8000

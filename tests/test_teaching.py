@@ -174,13 +174,13 @@ def test_nothing_held_out_is_measured_on_what_is_learned_and_says_so(caplog):
 def test_the_form_says_how_many_lines_are_held_out_and_who_chose_them(session):
     form = forms.show_teach_form(session)
     form.update(held_out=0.25)
-    assert "24 corrected lines: 18 to learn from, 6 held out to measure on. The program chose them" in text_of(
+    assert "24 corrected lines: 18 for training, 6 held out for validation. They were chosen at random" in text_of(
         form._box
     )
     form.update(held_out=0)
-    assert "24 corrected lines, all of them to learn from; none is held out" in text_of(form._box)
+    assert "24 corrected lines, all of them for training; none is held out" in text_of(form._box)
     form.update(data="/some/folder")
-    assert "Of the data set about 0 %" in text_of(form._box)
+    assert "About 0 %" in text_of(form._box)
 
 
 def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(session):

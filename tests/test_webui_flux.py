@@ -105,7 +105,7 @@ def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -
     assert caught.value.hint.startswith("Choose Forge Neo or ComfyUI, or a model of sd15")
     (said,) = choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["T4"]).reasons
     assert "wants about 19 GiB of RAM, and T4 has 12.7" in said
-    assert said.endswith("flux-dev takes a size that fits.")
+    assert said.endswith("flux-dev has a size that fits.")
     assert choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["L4"]).reasons == ()
 
 
@@ -421,9 +421,9 @@ def test_a_base_that_no_web_ui_loads_is_said_and_the_lora_placed_all_the_same(
     comfy: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, base, said in (
-        ("one", "demo", "has a shape of its own that no web UI loads"),
+        ("one", "demo", "has an architecture that no web UI loads"),
         ("two", str(tmp_path / "gone"), "There is no model"),
-        ("three", "", "names no base model"),
+        ("three", "", "has no base model"),
     ):
         make_session(tmp_path / "mine", name, base, write_lora(tmp_path / f"{name}.safetensors"))
         caplog.clear()
@@ -438,7 +438,7 @@ def test_a_session_gives_its_whole_model_or_its_lora_as_it_is_asked(comfy: Place
     session = make_session(tmp_path / "mine", "rex", "sd15", whole, write_lora(tmp_path / "rex-lora.safetensors"))
     assert place(str(session.folder), COMFY, comfy, kind="checkpoint")[0].path.name == "rex.safetensors"
     (session.exports / "rex-lora.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match="has made no LoRA"):
+    with pytest.raises(ModelNotFound, match="has no LoRA"):
         place(str(session.folder), COMFY, comfy, kind="lora")
 
 

@@ -34,8 +34,8 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
         return None
     shown = ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else "")
     return (
-        f"{len(cut)} of {len(prompts)} prompts are longer than the {MOST_TOKENS} tokens the model reads: the end is "
-        f"cut off ({shown}). Put what matters first, or shorten them."
+        f"{len(cut)} of {len(prompts)} prompts are longer than the {MOST_TOKENS} tokens the model reads: their "
+        f"ends are truncated ({shown}). Put the important words first, or shorten them."
     )
 
 

@@ -145,10 +145,10 @@ def find_start(
     elif pictures != segments[-1].pictures:
         when = "" if not open_legs or len(segments) > saved_segments else " after its end"
         raise SettingsError(
-            "The images or captions changed since this session's run was begun: "
+            "The images or captions changed since this session's run was started: "
             f"{what_changed(segments[-1].pictures, dataset)}.",
-            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
-            "or start from step 0 with --restart; nothing saved is lost.",
+            f"Restore them to resume the run; to continue training with the new ones, add --more-steps N{when}; "
+            "or start again from step 0 with --restart; nothing saved is lost.",
         )
     elif given.keys() - segments[-1].given.keys():
         newest = replace(segments[-1], given=segments[-1].given | given)
@@ -176,7 +176,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         known = [getattr(config, f"{stage}_steps") for stage in STAGE_NAMES]
         planned = "" if None in known else f" of {sum(known)}"
         raise SettingsError(
-            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step 0{planned}.",
+            f"more_steps (--more-steps) continues a finished run, but this one is at step 0{planned}.",
             "Train without it first.",
         )
     ref = given.get("base_model", "auto")
@@ -243,8 +243,8 @@ def _begins_another(
         steps = sum(leg.steps for leg in legs)
         done = steps - sum(leg.steps - made for leg, made in open_legs)
         raise SettingsError(
-            f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {done} of {steps}.",
-            "Train without it first: that goes on with the run.",
+            f"more_steps (--more-steps) continues a finished run, but this one is at step {done} of {steps}.",
+            "Train without it first: that resumes the run.",
         )
     return False
 
@@ -281,9 +281,9 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
         base = _fetch_again(ref, sha256)
         if base.sha256() != sha256:
             raise SettingsError(
-                "The base model changed since this session's run was begun.",
-                f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or "
-                "start from step 0 with --restart; nothing saved is lost.",
+                "The base model changed since this session's run was started.",
+                f"Restore what was at {ref} (weights {sha256[:12]}...) or specify with --base-model where it is now; "
+                "or start again from step 0 with --restart; nothing saved is lost.",
             )
     else:
         keys = {spec.key for spec in models()}
@@ -312,7 +312,7 @@ def _fetch_again(ref: str, sha256: str) -> BaseModel:
         raise ModelNotFound(
             f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
             f"{err.problem}",
-            "If it lies elsewhere now, say where with --base-model: the same weights are the same model.",
+            "If it is elsewhere now, specify where with --base-model: the same weights are the same model.",
         ) from err
 
 
@@ -320,5 +320,5 @@ def _other_model(was: str, ref: str) -> SettingsError:
     return SettingsError(
         f"This session's run was started with other settings: base_model was {was!r} and is now {ref!r}, which has "
         "other weights.",
-        "Leave base_model alone to go on with it, or start from step 0 with --restart.",
+        "Leave out base_model to resume the run, or start again from step 0 with --restart.",
     )

@@ -147,8 +147,8 @@ class TrainingChild(Background):
         done = finished_result(self.session, run)
         if done is None:
             raise Interrupted(
-                "The training that was begun in a terminal has ended before it was finished.",
-                "That terminal says why. Run this cell again to go on from what is saved.",
+                "The training that was started in a terminal ended before it was finished.",
+                "That terminal says why. Run this cell again to resume from the last checkpoint.",
             )
         steps = sum(planned_steps(self.session.record).values())
         return TrainResult(**done, first_step=0, steps=steps, seconds=0.0)

@@ -70,7 +70,7 @@ def _to_rgb(image: "Image.Image", warnings: list[str]) -> "Image.Image":
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scale_to_8_bits(image, warnings)
     if image.mode == "CMYK":
-        warnings.append("CMYK colours became RGB")
+        warnings.append("CMYK colours were converted to RGB")
         return _apply_profile(image, profile, warnings) or image.convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = _put_on_white(image.convert("RGBA"), warnings)
@@ -90,7 +90,7 @@ def _put_on_white(image: "Image.Image", warnings: list[str]) -> "Image.Image":
     if highest == 0:
         raise DatasetError("is fully transparent")
     if lowest < 255:
-        warnings.append("transparent parts became white")
+        warnings.append("transparent parts were filled with white")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     return white.convert("RGB")

@@ -177,11 +177,11 @@ def _nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str])
         return DatasetError(" ".join([f"There are no images in {path}.", *notes]), NO_PICTURES_HINT)
     reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return DatasetError(f"None of the images in {path} can be used: {reasons}{more}.", NO_PICTURES_HINT)
+    return DatasetError(f"None of the images in {path} is usable: {reasons}{more}.", NO_PICTURES_HINT)
 
 
 def _read_boxes(path: Path) -> dict[str, Any]:
-    hint = 'Write it like {"dog.jpg": [left, top, right, bottom]}, in pixels of the upright photo.'
+    hint = 'Write it as {"dog.jpg": [left, top, right, bottom]}, in pixels of the upright photo.'
     try:
         boxes = json.loads(path.read_bytes())
     except FileNotFoundError as err:
@@ -189,7 +189,7 @@ def _read_boxes(path: Path) -> dict[str, Any]:
     except OSError as err:
         raise DatasetError(f"The boxes {path} cannot be read: {err.strerror}.", hint) from err
     except (ValueError, RecursionError) as err:
-        raise DatasetError(f"The boxes {path} are no JSON: {err}.", hint) from err
+        raise DatasetError(f"The boxes {path} are not valid JSON: {err}.", hint) from err
     if not isinstance(boxes, dict) or not all(isinstance(box, list) for box in boxes.values()):
         raise DatasetError(f"The boxes {path} are not a list of four numbers for each file name.", hint)
     return boxes
@@ -209,7 +209,7 @@ def _box_for(work: _Work, name: str, width: int, height: int) -> CropBox | None:
 def _check_boxes(work: _Work) -> None:
     unknown = sorted(set(work.boxes) - work.used_boxes)
     if unknown:
-        work.bad_boxes.append(f"no usable photo is named {', '.join(unknown[:5])}.")
+        work.bad_boxes.append(f"no usable photo has the name {', '.join(unknown[:5])}.")
     if work.bad_boxes:
         raise DatasetError(f"The boxes do not fit: {' '.join(work.bad_boxes)}", f"Correct them in {work.config.boxes}.")
 
@@ -257,7 +257,7 @@ def _read_all(
     size = work.config.size
     # A photograph as PNG takes about 1.5 bytes a pixel.
     what = f"{len(photos.names)} images"
-    hint = "Make room there, choose a smaller --size, or another folder with --root."
+    hint = "Free some space there, choose a smaller --size, or another folder with --root."
     check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
     work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
     work.notes += [*photos.notes, *filter(None, [photos.page_line()])]
@@ -271,14 +271,14 @@ def _read_all(
             logger.info("%d of %d photos read.", number, len(photos.names))
     if repeats := repeats_in(photos.names):
         folders = ", ".join(repr(folder) for folder in list(repeats)[:3])
-        work.notes.append(f"The number of repeats in {folders} is not used: here every photo counts the same.")
+        work.notes.append(f"The repeats in {folders} are ignored: every photo counts the same here.")
 
 
 def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_out: bool, after_name: bool) -> None:
     data = photos.read(name)
     source_sha256 = hashlib.sha256(data).hexdigest()
     if source_sha256 in work.made_here:
-        raise DatasetError("was made here: it is a prepared image, not a photo")
+        raise DatasetError("is an image prepared here, not a photo")
     photo = decode_photo(data)
     warnings = list(photo.warnings)
     box = _crop_of(work, name, photo.image)
@@ -416,17 +416,17 @@ def _notes(work: _Work, session: Session, images: Path) -> list[str]:
     if held_out and not work.config.held_out:
         shown = ", ".join(held_out[:3]) + (f" and {len(held_out) - 3} more" if len(held_out) > 3 else "")
         notes.append(
-            f"Held out: {shown}. One photo of ten is never trained on, to measure what was learned; with hold-out none "
-            "all are trained on."
+            f"Held out: {shown}. One photo of ten is never trained on (validation split); with hold-out "
+            "none all are trained on."
         )
     if train == 1:
-        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
+        notes.append("With one image the model overfits: 5 to 30 photos from different sides work better.")
     if train > _MANY:
-        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
+        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually work better, and faster.")
     lost = {sha256: edited for sha256, edited in work.edited.items() if sha256 not in _sources(work)}
     if lost:
         written = set_captions_aside(session, dict(lost.values()))
-        notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
+        notes.append(f"{len(lost)} captions of photos that are no longer here are kept in {written[0].parent}.")
     named = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in work.images}
     notes += filter(None, [long_prompts_line(named)])
     notes += _notes_on_training(work, session)
@@ -459,8 +459,8 @@ def _notes_on_training(work: _Work, session: Session) -> list[str]:
     after = {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in work.images}
     if before != after:
         notes.append(
-            "Training has begun on other images or prompts: going on would mix the two sets, so start it again with "
-            "--restart."
+            "Training has started on other images or prompts: resuming would mix the two sets, so start "
+            "again with --restart."
         )
     return notes
 

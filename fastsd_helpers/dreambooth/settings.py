@@ -312,7 +312,7 @@ def resolve_settings(
         known = {field.name for field in fields(config)}
         changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
         values = {name: value for name, value in (_OFF | saved).items() if name in known} | changed
-        return replace(config, **values), ["settings as this session was started with"]
+        return replace(config, **values), ["settings this session was started with"]
     reasons: list[str] = []
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
@@ -384,7 +384,7 @@ def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = No
 
 
 def _way_out(changed: Given, saved: Given, *, finished: bool) -> str:
-    ways = ["Leave those settings alone to go on with it"]
+    ways = ["Leave out those settings to resume it"]
     longer = {name: value - (saved[name] or 0) for name, value in changed.items() if name in _STEPS}
     when = "" if finished else " after its end"
     more = {"unet_steps": "--more-steps", "text_encoder_steps": "--more-text-encoder-steps"}
@@ -392,8 +392,8 @@ def _way_out(changed: Given, saved: Given, *, finished: bool) -> str:
         if count > 0:
             ways.append(f"to train longer, add {more[name]} {count}{when}")
     if changed.keys() - {*_FIXED, *_STEPS}:
-        ways.append(f"to train on with other ones, add --more-steps N{when}")
-    return "; ".join([*ways, "or start from step 0 with --restart"]) + "."
+        ways.append(f"to continue training with other ones, add --more-steps N{when}")
+    return "; ".join([*ways, "or start again from step 0 with --restart"]) + "."
 
 
 def settings_for_more(
@@ -455,13 +455,13 @@ def _choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
     if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
         missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
         raise SettingsError(
-            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which picks what works."
+            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which chooses what works."
         )
     if wanted != "auto":
         return wanted, ""
     if device.kind == "cuda" and installed:
         return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
-    why = "bitsandbytes is not installed" if device.kind == "cuda" else "the 8-bit form needs an NVIDIA GPU"
+    why = "bitsandbytes is not installed" if device.kind == "cuda" else "8-bit AdamW needs an NVIDIA GPU"
     return "adamw", f"optimizer adamw: {why}"
 
 

@@ -78,11 +78,11 @@ def upload(config: UploadConfig, session: Session) -> UploadResult:
         DownloadError: the Hub cannot be reached, or refuses. VerificationFailed: it has other bytes than were sent.
     """
     if not config.repo:
-        raise SettingsError("repo (--repo) is empty.", "Give the name that the model shall have on the Hub.")
+        raise SettingsError("repo (--repo) is empty.", "Give the name that the model should have on the Hub.")
     done = finished_result(session, int(session.record.get("run", 1)))
     if done is None:
         raise SessionError(
-            f"Session {session.name} has no finished model, or its file is not what training wrote.",
+            f"Session {session.name} has no finished model, or its file is not the one that training wrote.",
             f"Train it to the end first: fastsd dreambooth train {session.name}",
         )
     files = _files_of(session, done, samples=config.samples)
@@ -183,8 +183,8 @@ class _Hub:
                 wrong.append(name)
         if wrong:
             raise VerificationFailed(
-                f"{repo} does not have what was sent: {', '.join(wrong)}.",
-                "Run the upload again: it sends what differs.",
+                f"{repo} does not have the uploaded files: {', '.join(wrong)}.",
+                "Run the upload again: it uploads what differs.",
             )
 
     def _translate(self, err: Exception, repo: str) -> FastSDError:

@@ -16,7 +16,7 @@ def reader_choices(session: Any = None) -> list[tuple[str, str]]:
     Args:
         session: the open reading session; None where there is none.
     """
-    entries = [("auto: what suits the images", "auto")]
+    entries = [("auto: the best one for the images", "auto")]
     if session is not None:
         own = [session.folder]
         try:
@@ -41,8 +41,8 @@ def _of(folder: Path) -> list[tuple[str, str]]:
         return []
     found = []
     if (path / "config.json").is_file():
-        rate = f"{100 * known.get('cer_after', 0):.1f} % wrong characters"
-        found.append((f"taught in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
+        rate = f"{100 * known.get('cer_after', 0):.1f} % CER"
+        found.append((f"fine-tuned in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
         if (folder / "int8" / "quantization.json").is_file():
-            found.append((f"shrunk in {folder.name}: int8, for a CPU", str(folder / "int8")))
+            found.append((f"quantized in {folder.name}: int8, for a CPU", str(folder / "int8")))
     return found

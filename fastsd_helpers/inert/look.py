@@ -134,7 +134,7 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
             )
         raise UnsafeModel(
             f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
-            "Nothing of it was run. Use a model from a source you trust.",
+            "Nothing in it was run. Use a model from a source you trust.",
         )
     elif pickles.is_pickle(head) or (packed and alone):  # a zip file beside a model is opened by nobody
         pickles.look_at_pickle(path)

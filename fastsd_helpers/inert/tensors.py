@@ -52,8 +52,8 @@ def look_at_header(path: Path) -> None:
     except ValueError as err:
         if "twice" in str(err):
             raise UnsafeModel(
-                f"{path} is not a complete safetensors file: in its header {err}, and programs differ in "
-                "which of the two they take.",
+                f"{path} is not a complete safetensors file: in its header {err}, and programs differ "
+                "in which of the two they use.",
                 "Download it again, or use another file.",
             ) from err
         return

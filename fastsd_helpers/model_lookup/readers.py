@@ -38,7 +38,8 @@ def _reader_files(listing: Listing) -> list[str]:
     hint = f"Choose {READER.choices()}."
     if "adapter_config.json" in names and "config.json" not in names:
         raise ModelError(
-            f"{where} is a LoRA adapter, not a whole reader.", "Merge it into its base model and save that."
+            f"{where} is a LoRA adapter, not a complete recognition model.",
+            "Merge it into its base model and save that.",
         )
     if "config.json" not in names:
         raise ModelError(f"{where} is no model: it has no config.json.", hint)

@@ -103,14 +103,18 @@ class Artist:
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
             *([] if 0 <= control_strength <= 2 else [f"control_strength is {control_strength}; it must be 0 to 2"]),
             *([] if weight is None or 0 <= weight <= 2 else [f"lora_strength is {weight}; it must be 0 to 2"]),
-            *([] if control is None or self.steering is not None else ["no ControlNet was chosen for the image"]),
+            *(
+                []
+                if control is None or self.steering is not None
+                else ["an image was given, but no ControlNet was chosen"]
+            ),
             *self._wrong_task(control_task),
             *([] if 0 <= guidance <= 20 else [f"guidance is {guidance}; it must be 0 to 20"]),
-            *([] if self.habits.takes_negative or not negative else ["this model takes no negative prompt"]),
+            *([] if self.habits.takes_negative or not negative else ["this model does not support a negative prompt"]),
             *self._wrong_size(size),
         ]
         if problems:
-            raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
+            raise SettingsError(f"Nothing was generated: {'; '.join(problems)}.", "Change that and try again.")
         import torch
 
         seed = int(seed) if chosen else secrets.randbelow(2**32)

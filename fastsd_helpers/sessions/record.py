@@ -94,7 +94,9 @@ def _to_bytes(record: dict[str, Any]) -> bytes:
         body = {**record, "sha256": _hash_of(record)}
         return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as err:
-        raise SessionError(f"The session's record holds a value that JSON cannot: {err}.", "Report this.") from err
+        raise SessionError(
+            f"The session's record contains a value that JSON cannot store: {err}.", "Report this."
+        ) from err
 
 
 def _hash_of(record: dict[str, Any]) -> str:
@@ -152,7 +154,7 @@ def read_record(folder: Path) -> ReadResult:
     if own is not None:
         if best is not None and best["sequence"] > own["sequence"]:
             # A save that was cut between its two writes, or a mount that delivered only the first of them.
-            logger.info("session.json of %s is one save behind its twin; the twin is used.", folder.name)
+            logger.info("session.json of %s is older than its copy; the copy is used.", folder.name)
             own = best
         return ReadResult(_migrate(own))
     if best is not None:

@@ -346,7 +346,9 @@ def _named_failures(out: Path) -> Iterator[None]:
         ) from err
     except (RuntimeError, SafetensorError) as err:
         if free_bytes(out) < _LEAST_FREE_BYTES:
-            raise DiskFull(f"{out} could not be written: the disk is full.", "Make room, and run it again.") from err
+            raise DiskFull(
+                f"{out} could not be written: the disk is full.", "Free some space, and run it again."
+            ) from err
         raise
 
 
@@ -405,7 +407,7 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
 def _relation(train: LineSet, held: LineSet) -> str:
     known = {(line.name, line.text) for line in train.lines}
     learned = any((line.name, line.text) in known for line in held.lines)
-    return "that it learned from (none were held out)" if learned else "that were not learned from"
+    return "that it was trained on (none were held out)" if learned else "that were held out"
 
 
 def _write_card(

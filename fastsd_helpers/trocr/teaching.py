@@ -116,7 +116,7 @@ def divide(
         data: all lines.
         held_out: lines to measure on that were given.
         taught: the reader to begin with, when it was taught here: what it was measured on stays held out, and what it
-            has learned from never is, or the measure would be of what it knows by heart.
+            was trained on never is, or the measure would be of what it knows by heart.
     """
     if held_out is None and taught is not None and settings.held_out > 0:
         known = {line.name for line in taught.learned.lines}

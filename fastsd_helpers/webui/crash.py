@@ -12,7 +12,7 @@ __all__ = ["explain_crash", "explain_refusal"]
 
 _LATER = "Start it again."
 _LESS = "Choose a smaller model or a machine with more RAM; for SDXL, a GPU of 12 GB and more with --lowram."
-_DISK = ("the disk is full", "Make room on this machine's disk, then start it again.")
+_DISK = ("the disk is full", "Free some space on this machine's disk, then start it again.")
 _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive again, then start it again.")
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
@@ -46,8 +46,8 @@ _ERRORS = (
     ),
     (
         r"Torch is not able to use GPU|Found no NVIDIA driver|No CUDA GPUs are available",
-        "it found no GPU it can use",
-        "Switch a GPU on (Colab: Runtime > Change runtime type), then start it again.",
+        "it found no usable GPU",
+        "Select a GPU runtime (Colab: Runtime > Change runtime type), then start it again.",
     ),
     (
         r"No module named '([\w.]+)'",
@@ -56,7 +56,7 @@ _ERRORS = (
     ),
     (
         r"operator torchvision::nms does not exist",
-        "torch and torchvision of its environment do not belong together",
+        "torch and torchvision of its environment do not match",
         "Delete its environment and run `fastsd webui install`.",
     ),
     (
@@ -66,13 +66,13 @@ _ERRORS = (
     ),
     (
         r"SafetensorError|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeader",
-        "a model file is damaged or was not copied whole",
-        "Look at it with `fastsd inspect FILE`, and fetch it again.",
+        "a model file is damaged or was not copied completely",
+        "Look at it with `fastsd inspect FILE`, and download it again.",
     ),
     (
         r"^(?:json\.decoder\.)?JSONDecodeError",
         "one of its files of settings is damaged",
-        "Move config.json or ui-config.json out of the store's folder, then start it again: it makes new ones.",
+        "Move config.json or ui-config.json out of the data directory, then start it again: it creates new ones.",
     ),
 )
 # These may also be the last that is said without a traceback.
@@ -84,7 +84,7 @@ _SAID = (
     ),
     (
         r"Couldn't clone|Repository not found|could not read Username",
-        "it tried to fetch code from a place that is gone",
+        "it tried to download code from a repository that no longer exists",
         "Run `fastsd webui install`: it gets the code from mirrors that still exist.",
     ),
     (r"No space left on device|Errno 28\b|Disk quota exceeded|database or disk is full", *_DISK),
@@ -96,7 +96,7 @@ _SAID = (
     ),
     (
         r"error: argument ([^:]+): (.+)",
-        "it does not take the argument {0} so: {1}",
+        "it rejects the argument {0}: {1}",
         "Correct the extra arguments and start it again.",
     ),
 )
@@ -143,7 +143,7 @@ def explain_crash(
             f"{title} ended: its guard does not fit this version of its code ({found[1]}), and it is not started "
             "without.",
             "Run `fastsd webui install` again: it brings its code and packages to the versions the guard knows. If you "
-            "added an extension lately, take it out.",
+            "added an extension recently, remove it.",
         )
     # Python ends with 1 for an error that nothing caught; with another code the program ended itself.
     error = find_last_error(lines) if code in (1, None) else None
@@ -176,7 +176,7 @@ def explain_refusal(title: str, lines: Sequence[str], refused: str) -> WebUICras
     if any("No checkpoints found" in line for line in lines):
         return WebUICrashed(
             f"{title} runs, and has no model yet.",
-            "Put one in its place: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
+            "Place one in its folder: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
         )
     error = find_last_error(before, near_end=False)
     explained = _look_up(error, before)
@@ -202,9 +202,8 @@ def _by_signal(
     if number == signal.SIGKILL:
         if around.killed_for_memory is False:
             return WebUICrashed(
-                f"{title} was killed (exit {code}), though the system counts no program that it ended for lack of RAM. "
-                f"{left}",
-                f"Start it again. If it is killed again while it loads a model, the RAM is short all the same: {_LESS}",
+                f"{title} was killed (exit {code}), although the system reports no out-of-memory kill. {left}",
+                f"Start it again. If it is killed again while it loads a model, it is out of RAM anyway: {_LESS}",
             )
         sure = "" if around.killed_for_memory else "most likely "
         return WebUICrashed(
@@ -267,4 +266,4 @@ def _how(code: int | None) -> str:
 
 
 def _quote(last: str) -> str:
-    return f" Its last line: {last[:200]}" if last else " It wrote nothing."
+    return f" Its last line: {last[:200]}" if last else " It printed nothing."

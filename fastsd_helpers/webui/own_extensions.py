@@ -61,7 +61,7 @@ class OwnExtensions:
         if shared and rest:
             named = " ".join(f"--extension {item.address}@{item.commit}" for item in rest)
             logger.warning(
-                "Other people can write to %s, so the extensions on its list are not brought back by themselves: %s. "
+                "Other people can write to %s, so the extensions on its list are not installed automatically: %s. "
                 "Those you trust: fastsd webui install %s",
                 places.store,
                 "; ".join(item.line() for item in rest),
@@ -72,7 +72,7 @@ class OwnExtensions:
         """Bring the code of every extension to its folder, and put those that were added on the list.
 
         Raises:
-            WebUIError: the code of one that was asked for now could not be had. DriveError: one cannot be taken out of
+            WebUIError: the code of a requested one was not downloaded. DriveError: one cannot be taken out of
                 the list.
         """
         places = self._places
@@ -80,11 +80,11 @@ class OwnExtensions:
             for name in self._removed:
                 put_away(places, name)
             write_kept(places, [item for name, item in self._list.items() if name not in self._removed])
-            logger.info("Taken out: %s. Their settings stay in %s.", ", ".join(self._removed), places.kept_extensions)
+            logger.info("Removed: %s. Their settings stay in %s.", ", ".join(self._removed), places.kept_extensions)
         if self.kept:
             logger.info(
-                "Your extensions, programs that run with all your rights: %s. Take one out with --remove-extensions "
-                "NAME.",
+                "Your extensions, programs that run with all your rights: %s. Remove one with "
+                "--remove-extensions NAME.",
                 "; ".join(item.line() for item in self.kept),
             )
         for name in [*self._asked, *(item.name for item in self.kept)]:
@@ -139,7 +139,7 @@ class OwnExtensions:
         try:
             there = bring_back(item, folder, self._places)
         except WebUIError as err:
-            logger.warning("%s It is fetched from %s instead.", err.problem, item.address)
+            logger.warning("%s It is downloaded from %s instead.", err.problem, item.address)
             there = False
         if not there:
             clone(item.repository, folder, mirrors=mirrors)
@@ -186,8 +186,8 @@ class OwnExtensions:
         if self._folder(name).is_dir():
             switch_off(self._places, name)
         logger.warning(
-            "The extension %s is switched off, and %s runs without it: %s %s To try it anew run `fastsd webui install` "
-            "again; to take it out: --remove-extensions %s",
+            "The extension %s is switched off, and %s runs without it: %s %s To try it again run `fastsd webui "
+            "install` again; to remove it: --remove-extensions %s",
             name,
             self._ui.title,
             err.problem,

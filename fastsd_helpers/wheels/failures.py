@@ -18,9 +18,9 @@ logger = logging.getLogger("fastsd_helpers")
 _MEANINGS = (
     (
         r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
-        "what arrived is not the file the lock names (its sha256 differs)",
-        "Run this again: the connection may have broken. If the problem persists, something between this machine and "
-        "the package index changes files, or the lock is damaged: try another network, or "
+        "the downloaded file is not the one in the lock (its SHA-256 differs)",
+        "Run this again: the connection may have broken. If the problem persists, a proxy between this machine "
+        "and the package index changes files, or the lock is damaged: try another network, or "
         f"{install_command(again=True)}",
     ),
     (
@@ -36,8 +36,8 @@ _MEANINGS = (
     (
         r"lack of valid authentication|\(?40[137] (Unauthorized|Forbidden|Proxy Authentication)|40[137] Client Error|"
         r"ProxyError|Tunnel connection failed",
-        "the package index, or a proxy in front of it, asks for a login or refuses it",
-        "Put the right user and password into its address (UV_DEFAULT_INDEX or PIP_INDEX_URL, HTTPS_PROXY), or unset "
+        "the package index, or a proxy in front of it, requires a login or refuses access",
+        "Put the correct user and password into its address (UV_DEFAULT_INDEX or PIP_INDEX_URL, HTTPS_PROXY), or unset "
         "that variable, then run this again.",
     ),
     (
@@ -59,7 +59,7 @@ _MEANINGS = (
     (
         r"(?i)<!doctype html|text/html|expected value at line|Failed to parse|invalid wheel|not a zip|crc|"
         r"Failed to extract|Failed to read zip|Failed to unzip",
-        "the answer was a web page or a broken file instead of a package",
+        "it returned a web page or a broken file instead of a package",
         "A login page or a proxy answers for the package index: log in to the network, then run this again.",
     ),
     (
@@ -115,7 +115,7 @@ def _gone(output: str, offline: bool) -> tuple[str, str]:
     return (
         "this version is not where it is looked for (withdrawn, or no index answers there but a login page)",
         "Open any web page: if the network requires a login, log in and run this again. If it does not, install the "
-        "newest fastsd_helpers, whose lock names another version.",
+        "latest fastsd_helpers, whose lock names another version.",
     )
 
 

@@ -27,8 +27,8 @@ class Job:
 
     def not_written(self, folder: Path, scratch: Path) -> str:
         """Why it is not in the folder, and where it is instead, as a sentence."""
-        why = self.problem.problem if self.problem is not None else "It was not tried yet."
+        why = self.problem.problem if self.problem is not None else "It has not been tried yet."
         return (
             f"Checkpoint {describe(self.name)} was not written to {folder}: {why} "
-            f"Until this machine is gone it is in {scratch}."
+            f"It is in {scratch} until this machine is gone."
         )
