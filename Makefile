@@ -2,6 +2,7 @@
 # make test       the quick tests                make test-all   style and all tests but those of network and GPU, as CI
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
+# make check      style, types, spelling and layout, in about a minute
 # make release    wheel, zip and notebooks into dist/, checked (needs no network)
 # make colab      the real packages of a Colab image, and everything used in them (needs the network; IMAGE=2026.08-gpu)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
@@ -22,7 +23,7 @@ WIDGETS7 := .venv-ipywidgets7
 # And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
 LAB3 := .venv-jupyterlab3
 
-.PHONY: colab lock release setup demo test test-all test-paths check style
+.PHONY: colab lock release setup demo test test-all test-paths check lint style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -54,7 +55,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --nu
 test: setup
 	$(PYTEST) -m "not slow and not network and not gpu"
 
-test-all: setup check
+test-all: setup lint
 	$(PYTEST) -m "not network and not gpu"
 
 test-paths: setup
@@ -67,8 +68,14 @@ release: setup
 	@$(BIN)/python scripts/write_first_cells.py
 	$(BIN)/python scripts/make_release.py $(ARGS)
 
-check: setup
+# The layout is one of the tests, so that `test-all` has it there.
+check: lint
+	@$(BIN)/python -m pytest -q -p no:xdist tests/test_layout.py
+
+lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . || { echo "To put this right: make style"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/codespell
 
 style: setup
 	$(BIN)/ruff check --fix .

@@ -164,12 +164,17 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     elsewhere = find_controlnets(family, task=wanted)
     if elsewhere:
         raise _impossible(f"{UIS[ui]} runs no {wanted} ControlNet for {base}.", family, wanted, ui)
-    known = list(dict.fromkeys(item for row in _rows() for item in (*row.tasks, row.key)))
     if any(wanted in row.tasks for row in _rows()):
         raise _impossible(f"There is no {wanted} ControlNet for {base}.", family, wanted, ui)
-    close = difflib.get_close_matches(wanted, known, n=1)
+    there = find_controlnets(family, ui=ui)
+    fitting = list(dict.fromkeys(name for row in there for name in row.tasks))
+    # Another family's is guessed only where this one has nothing like it.
+    close = difflib.get_close_matches(wanted, [*fitting, *(row.key for row in there)], n=1)
+    close = close or difflib.get_close_matches(wanted, [row.key for row in _rows()], n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
-    raise ModelNotFound(f"No ControlNet for '{task}'.", f"{guess}For {base}: {', '.join(tasks(base)) or 'none'}.")
+    raise ModelNotFound(
+        f"No ControlNet for '{task}'.", f"{guess}For {base} in {UIS[ui]}: {', '.join(fitting) or 'none'}."
+    )
 
 
 def _require_ui(ui: str) -> None:

@@ -341,7 +341,7 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
 
 def _look_at_disks(root: Path | None, kept: str = "sessions", below: str = "") -> Iterator[Finding]:
     here = free_bytes(Path.cwd())
-    level = "warning" if here < _LITTLE_DISK else "ok"
+    level: Literal["warning", "ok"] = "warning" if here < _LITTLE_DISK else "ok"
     todo = "Delete what you no longer need on this machine." if level == "warning" else ""
     yield Finding(level, f"{here / 1e9:.1f} GB are free on this machine's disk.", todo)
     folder, problem = _within(_MOUNT_S, lambda: sessions_root().parents[1] / below if below else sessions_root(root))

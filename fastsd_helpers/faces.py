@@ -74,7 +74,8 @@ def find_faces(
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     rgb = np.asarray(small)
     found = _by_yunet(rgb, Path(named)) if named else _by_mtcnn(rgb)
-    faces = [tuple(value / scale for value in _clip(box, small.width, small.height)) for box in found]
+    clipped = (_clip(box, small.width, small.height) for box in found)
+    faces = [(left / scale, top / scale, right / scale, low / scale) for left, top, right, low in clipped]
     return ("yunet" if named else "mtcnn", faces) if faces else ("center", [])
 
 
@@ -152,7 +153,7 @@ def _by_mtcnn(rgb: "np.ndarray") -> list[Face]:
         good = scores[:, 1] > score
         boxes = _moved(_squared(boxes)[good], moves[good])
         boxes = boxes[_best(boxes, scores[good, 1], 0.7, overlap)]
-    return [tuple(map(float, box)) for box in boxes]
+    return [(float(left), float(top), float(right), float(low)) for left, top, right, low in boxes]
 
 
 def _propose(network: Any, pixels: "np.ndarray") -> "np.ndarray":

@@ -112,7 +112,7 @@ def _problem_with(spec: Option, value: Any) -> str | None:
         value = float(value)
     if not isinstance(value, spec.kind) or (spec.kind is int and isinstance(value, bool)):
         return f"is {value!r}; it must be {_kind_in_words(spec.kind)}"
-    if spec.kind in (int, float):
+    if isinstance(value, (int, float)) and spec.kind in (int, float):
         if value != value or value in (float("inf"), float("-inf")):
             return f"is {value}; it must be a finite number"
         if spec.low is not None and value < spec.low:

@@ -197,8 +197,8 @@ def _words_of_set(names: list[_Name]) -> list[str]:
         if len(places) == 1:
             for place in places:
                 numbers = range(len(names[place].runs))
-                for dropped in [numbers[-1:], numbers] if numbers else []:
-                    shorter = _without(names[place], set(dropped))
+                for some in [numbers[-1:], numbers] if numbers else []:
+                    shorter = _without(names[place], set(some))
                     if shorter.casefold() in bare - {"", words[place].casefold()}:
                         words[place] = shorter
                         break

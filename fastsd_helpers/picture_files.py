@@ -51,7 +51,7 @@ _KNOWN = (
 )
 # What people and attackers name ".jpg": its first bytes, and what it is.
 _SAVE = "save it as PNG or JPEG"
-_REFUSED = (
+_REFUSED_BEGINNINGS = (
     (rb"8BPS", "a Photoshop file (PSD)", _SAVE),
     (rb"%!|\xc5\xd0\xd3\xc6", "a PostScript file (EPS)", _SAVE),
     (rb"%PDF|.{1,64}%PDF-", "a PDF document", "give its name the ending .pdf, or save its pages as PNG"),
@@ -76,7 +76,9 @@ _REFUSED = (
     (rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!doctype svg)|.{0,400}<svg[\s>]", "a drawing or document in XML (SVG)", _SAVE),
     (rb"version https://git-lfs", "a Git LFS pointer, not the image itself", "fetch it with `git lfs pull`"),
 )
-_REFUSED = tuple((re.compile(start, re.DOTALL | re.IGNORECASE), f"is {what}: {todo}") for start, what, todo in _REFUSED)
+_REFUSED = tuple(
+    (re.compile(start, re.DOTALL | re.IGNORECASE), f"is {what}: {todo}") for start, what, todo in _REFUSED_BEGINNINGS
+)
 # Filters of warnings belong to the whole process: two threads that change them at once would leave them changed.
 _QUIET = threading.Lock()
 
@@ -156,7 +158,8 @@ def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
 
 def _check_colours(picture: "Image.Image") -> None:
     # Until 13.0 Pillow reads such pictures past the end of a buffer.
-    if picture.format == "TIFF" and picture.tag_v2.get(0x106) == 6 and picture.info.get("compression") != "jpeg":
+    tags: Any = getattr(picture, "tag_v2", {})
+    if picture.format == "TIFF" and tags.get(0x106) == 6 and picture.info.get("compression") != "jpeg":
         raise PictureProblem(f"is a TIFF in YCbCr colours without JPEG: {_SAVE}", "kind")
 
 

@@ -7,7 +7,7 @@ decoder writes lines as long as *it* reads them in the header, into a buffer as 
 import io
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 __all__ = ["JpegHeader", "check_embedded_tags", "check_gif", "check_tags", "check_tiff", "read_jpeg"]
 
@@ -181,7 +181,7 @@ class _Tables:
         self._file, self._left, self._below = file, size + _SLACK, below
         file.seek(0)
         head = file.read(16)
-        self._order = "little" if head[:2] == b"II" else "big"
+        self._order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
         self._wide = self._number(head[2:4]) == 43  # BigTIFF
         self._first = self._number(head[8:16] if self._wide else head[4:8])
 

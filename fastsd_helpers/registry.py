@@ -244,10 +244,10 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
         if prediction not in ("epsilon", "v_prediction"):
             raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
-    limits = {"min_px": nearest.min_px, "max_px": nearest.max_px}
+    least, most = nearest.min_px, nearest.max_px
     if native_px != nearest.native_px:
         step = nearest.multiple
-        limits = {"min_px": max(step, native_px // 2 // step * step), "max_px": 2 * native_px}
+        least, most = max(step, native_px // 2 // step * step), 2 * native_px
     return replace(
         nearest,
         key=ref,
@@ -263,7 +263,8 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         folder=None,
         checkpoint=None,
         defaults={**nearest.defaults, "resolution": native_px},
-        **limits,
+        min_px=least,
+        max_px=most,
     )
 
 

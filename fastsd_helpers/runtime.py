@@ -31,6 +31,7 @@ __all__ = [
     "Device",
     "choose_waiting",
     "colab_link",
+    "describe_cpu",
     "describe_device",
     "end_runtime",
     "fault_point",
@@ -228,7 +229,7 @@ def load_peft(what: str, hint: str) -> ModuleType:
         # Those that are imported already have the function under their own name.
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] == "peft" and hasattr(module, "is_torchao_available"):
-                module.is_torchao_available = lambda: False
+                vars(module)["is_torchao_available"] = lambda: False
     return peft
 
 
@@ -269,7 +270,7 @@ def describe_device() -> Device:
     try:
         import torch
     except ImportError:
-        return _describe_cpu("PyTorch is not installed here")
+        return describe_cpu("PyTorch is not installed here")
     if torch.cuda.is_available():
         index = torch.cuda.current_device()
         properties = torch.cuda.get_device_properties(index)
@@ -289,10 +290,11 @@ def describe_device() -> Device:
         return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
     built_for = torch.version.cuda
     reason = "no GPU is attached" if built_for else "this PyTorch is built for the CPU alone"
-    return _describe_cpu(reason)
+    return describe_cpu(reason)
 
 
-def _describe_cpu(reason: str) -> Device:
+def describe_cpu(reason: str) -> Device:
+    """Describe the processor itself, whatever GPU is there; `reason` is why it is the one to use."""
     return Device("cpu", _cpu_name(), host_memory_bytes(), _cpu_has_bf16(), reason=reason)
 
 

@@ -336,8 +336,12 @@ def test_a_long_curve_is_thinned_but_keeps_its_ends(session: Session) -> None:
 
 
 def test_a_full_disk_costs_the_watchers_not_the_run(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTSD_SCRATCH", str(session.folder / "session.json"))  # a file, so no folder can be made
+    record = session.folder / "session.json"
+    before = record.read_bytes()
+    monkeypatch.setenv("FASTSD_SCRATCH", str(record))  # a file, so no folder can be made
     Journal(session)(Progress("unet", 1, 4, 0.5, 1.0))
+    assert record.read_bytes() == before
+    assert JournalReader(session).read().losses == {}
 
 
 # --------------------------------------------------------------------------------------------------- memory

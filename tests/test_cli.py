@@ -592,3 +592,11 @@ def test_a_python_that_is_too_old_is_named(
     assert main(words) == 2
     said = capsys.readouterr()
     assert "needs Python 3.11 or newer, and this is Python 3.10.13" in said.err + said.out
+
+
+def test_a_stream_that_knows_no_encoding_takes_the_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a notebook's own output, and whatever a caller has put in its place.
+    answer = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", answer)
+    assert main(["models", "list", "--json"]) == 0
+    assert json.loads(answer.getvalue().splitlines()[-1])

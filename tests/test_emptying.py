@@ -437,7 +437,10 @@ def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, t
     assert "train again with the same session: the steps are done, so only the file is written" in caught.value.hint
 
 
-def test_elsewhere_the_disk_itself_says_whether_there_is_room(tmp_path, monkeypatch):
+def test_elsewhere_the_disk_itself_says_whether_there_is_room(account, tmp_path, monkeypatch):
+    account.quota = 300_000
+    with open_store(tmp_path) as opened, pytest.raises(DiskFull):
+        finish.require_room(opened, 10**15)
     monkeypatch.setattr(drive, "_mount_kind", lambda _folder: "ext4")
     with open_store(tmp_path) as opened:
         finish.require_room(opened, 10**15)

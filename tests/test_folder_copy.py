@@ -278,8 +278,10 @@ def test_codes_that_need_a_scale_are_known_by_what_lies_beside_them(kind, tmp_pa
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_plain_weights_with_a_scale_of_their_own_are_not_codes(kind):
+def test_plain_weights_with_a_scale_of_their_own_are_not_codes(kind, tmp_path):
     refuse_packed("model", PLAIN[kind])
+    path = write(tmp_path / "a.safetensors", {name: (fact, bytes(fact.bytes)) for name, fact in PLAIN[kind].items()})
+    assert not [problem for problem in checkpoints.inspect(path).problems if "cannot be converted" in problem.what]
 
 
 @pytest.mark.parametrize("part", ["unet", "safety_checker", "vae"])

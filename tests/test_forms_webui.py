@@ -94,7 +94,10 @@ def test_nothing_that_an_earlier_cell_has_settled_is_asked_again_and_all_of_it_i
     assert settled(config, webui).model == "/somewhere/m.safetensors", "the one that was placed"
     assert settled(LaunchConfig(model="sd15"), webui).model == "sd15", "unless another one is named"
     assert not config.password, "left empty: a strong one is made"
-    assert not forms.show_ui_form(TunnelConfig, webui).config().ngrok_token
+    webui.save_if_possible(forms={"TunnelConfig": {"user": "a b", "minutes": 5}})  # by an earlier version
+    link = forms.show_ui_form(TunnelConfig, webui)
+    assert not {"user", "password"} & set(shown(link)), "a link asks for the web UI's own, of cell 6a"
+    assert (link.config().ngrok_token, link.config().minutes) == (None, 5)
 
 
 def test_what_was_typed_is_there_when_a_form_is_drawn_anew_and_on_the_next_visit(
@@ -234,7 +237,8 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
     asked = []
     module = sys.modules["fastsd_helpers.webui.models"]
     made = module.PlacedModel(webui.store / "m.safetensors", "checkpoint", "sd15", "downloaded")
-    monkeypatch.setattr(module, "place", lambda ref, ui, places, **more: asked.append((ref, more["kind"])) or [made])
+    monkeypatch.setattr(module, "find_needed", lambda ref, *_rest, **more: asked.append((ref, more["kind"])) or ref)
+    monkeypatch.setattr(module, "place_needed", lambda ref, *_rest: [made])
     cells.fetch_models(ModelsConfig(lora="a.safetensors, b.safetensors"), webui)
     assert asked == [("sd15", "checkpoint"), ("a.safetensors", "lora"), ("b.safetensors", "lora")]
     assert "there is none yet, so sd15 is used" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -427,7 +428,8 @@ def test_honest_arguments_are_taken() -> None:
         ("comfyui", "--cpu --lowvram --fp16-vae --preview-method auto --disable-auto-launch --fast"),
         ("forge-neo", "--sage --xformers --controlnet-dir /x"),
     ):
-        LaunchConfig(ui=ui, extra_args=words)
+        assert LaunchConfig(ui=ui, extra_args=words).extra_args == words
+        assert not any(refused_arguments(ui, shlex.split(words)))
 
 
 def test_argparse_itself_takes_no_beginning_that_passes() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import contextlib
 import io
 import json
 import os
@@ -179,6 +180,11 @@ HONEST["adapter_config.json"] += [
 def test_honest_descriptions_pass(tmp_path: Path, name: str, content: Any) -> None:
     (tmp_path / name).write_text(json.dumps(content))
     require_inert([tmp_path])
+    (tmp_path / name).write_text(json.dumps({"auto_map": {"AutoModel": "evil.Model"}, "more": content}))
+    # In a vocabulary it is a word as any other.
+    refused = contextlib.nullcontext() if name in ("vocab.json", "tokenizer.json") else pytest.raises(UnsafeModel)
+    with refused:
+        require_inert([tmp_path])
 
 
 HOSTILE: list[tuple[str, Any, str]] = [
@@ -601,6 +607,9 @@ def test_the_descriptions_that_are_written_here_pass(tmp_path: Path, family: str
     text = sidecar(find_family(family), Prediction("v_prediction", "said"), collections.defaultdict(lambda: 320))
     (tmp_path / "model.yaml").write_text(text)
     require_inert(tmp_path / "model.yaml")
+    (tmp_path / "model.yaml").write_text(f"{text}\nmore: {{target: os.system}}\n")
+    with pytest.raises(UnsafeModel, match=r"model\.yaml is not used"):
+        require_inert(tmp_path / "model.yaml")
 
 
 def safetensors(metadata: dict[str, str], *, twice: bool = False) -> bytes:
@@ -629,10 +638,16 @@ def test_the_header_of_a_safetensors_file_is_looked_at_and_nothing_else_of_it(tm
 
 
 def test_a_header_of_a_length_that_looks_like_another_kind_is_a_header(tmp_path: Path) -> None:
+    entry = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    hostile = {"__metadata__": {"lora_adapter_metadata": json.dumps({"auto_mapping": {"a": "evil"}})}}
     for length in (0x0280, 0x0380, 0x4B50):  # as a pickle and as a zip file begin
-        header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
-        (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + header + bytes(4))
+        written = struct.pack("<Q", length) + json.dumps(entry).encode().ljust(length) + bytes(4)
+        (tmp_path / "model.safetensors").write_bytes(written)
         require_inert(tmp_path)
+        written = struct.pack("<Q", length) + json.dumps(hostile | entry).encode().ljust(length) + bytes(4)
+        (tmp_path / "model.safetensors").write_bytes(written)
+        with pytest.raises(UnsafeModel, match="auto_mapping"):
+            require_inert(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- what a call fetched

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_every_file_has_its_place_in_the_list() -> None:
     assert {"errors", "options", "runtime", "forms", "cli"} <= units
 
 
+def test_the_page_for_contributors_has_the_same_list() -> None:
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("| floor |")[2].partition("\n\n")[0].splitlines()[2:]
+    named = [name.strip() for row in table for name in row.replace("\\", "").split("|")[2].split(",")]
+    assert tuple(named) == ORDER
+
+
 @pytest.mark.parametrize(("unit", "module", "path"), our_files(), ids=lambda value: str(value).rsplit("/", 1)[-1])
 def test_a_file_keeps_to_the_layout(unit: str, module: str, path: Path) -> None:
     assert list(layout_problems(unit, module, path.read_text(encoding="utf-8"))) == []
@@ -181,6 +189,15 @@ def test_a_circle_is_noticed_at_every_level(back: str) -> None:
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:
     long = {path.name: count for _u, _m, path in our_files() if (count := len(path.read_text().splitlines())) > 500}
     assert not long, "split these by meaning into a package of the same name"
+
+
+def test_the_type_checker_looks_at_every_module() -> None:
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    spared = [name for row in settings["overrides"] for name in row["module"] if name.startswith(PACKAGE.name)]
+    assert (settings["files"], spared) == ([PACKAGE.name], [])
+    assert not {"exclude", "ignore_errors"} & settings.keys()
+    silenced = [module for _unit, module, path in our_files() if "# mypy:" in path.read_text(encoding="utf-8")]
+    assert not silenced, "a whole file is taken out of the check"
 
 
 def test_the_package_itself_imports_nothing_at_import() -> None:

@@ -133,6 +133,46 @@ def test_it_comes_back_when_its_repository_is_gone_or_the_kept_code_is_damaged(m
     assert machine.install().commits["sd-a"] == commit
 
 
+def test_one_without_a_commit_here_is_no_version_to_keep(machine: Machines, caplog: pytest.LogCaptureFixture) -> None:
+    source = machine.folder / "sources" / "sd-a"
+    commit_in(source, script__py="x = 1")
+    machine.install(extensions=str(source))
+    shutil.rmtree(machine.places.extensions / "sd-a" / ".git")
+    machine.install()
+    assert "sd-a is at no commit here" in caplog.text
+    assert "None" not in caplog.text
+
+
+def test_one_whose_code_cannot_be_had_is_said_and_the_rest_is_installed(
+    machine: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = machine.folder / "sources" / "sd-new"
+    commit_in(source, script__py="x = 1")
+    gone = "https://127.0.0.1:9/me/sd-gone"
+    result = machine.install(extensions=f"{source}@1234567, {gone}")
+    assert list(result.switched_off) == ["sd-new", "sd-gone"]
+    assert "it has no 1234567. Check the commit, tag or branch" in caplog.text
+    assert "Check the address and the connection" in caplog.text
+    assert "The extension sd-gone is not added" in caplog.text
+    assert "--remove-extensions" not in caplog.text, "there is nothing to take out"
+    assert machine.places.installed.exists()
+
+
+def test_another_address_of_the_same_name_is_another_extension_and_what_is_here_runs_until_it_comes(
+    machine: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, fork = (machine.folder / owner / "sd-a" for owner in ("first", "fork"))
+    commit_in(first, script__py="x = 1")
+    commit = commit_in(fork, script__py="x = 'fork'")
+    machine.install(extensions=str(first))
+    result = machine.install(extensions="https://127.0.0.1:9/me/sd-a")
+    assert result.extensions == ["sd-a"]
+    assert "The extension sd-a stays as it is here" in caplog.text
+    assert read_kept(machine.places)[0].address == str(first), "the list names what is here"
+    assert machine.install(extensions=str(fork)).commits["sd-a"] == commit
+    assert read_kept(machine.places)[0].address == str(fork)
+
+
 def test_the_newest_is_asked_for_once_and_a_commit_whenever_it_is_named(machine: Machines) -> None:
     source = machine.folder / "sources" / "sd-a"
     first = commit_in(source, script__py="x = 1")

@@ -132,13 +132,19 @@ def test_a_page_that_is_loaded_anew_gets_its_answers_while_a_cell_waits(which: s
         assert kernel.run("print('alive')") == "alive\n"
 
 
-def test_outside_a_kernel_there_is_nothing_to_answer() -> None:
-    polling.answer_widgets()
+def test_outside_a_kernel_there_is_nothing_to_answer(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        polling.answer_widgets()
+    assert caplog.text == ""
 
 
-def test_a_kernel_whose_insides_have_moved_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_whose_insides_have_moved_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Moved:
         msg_queue = None
 
     monkeypatch.setattr(polling, "_kernel", lambda: Moved())
-    polling.answer_widgets()
+    with caplog.at_level("DEBUG"):
+        polling.answer_widgets()
+    assert "could not be answered" in caplog.text

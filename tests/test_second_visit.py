@@ -118,7 +118,7 @@ def test_while_a_training_is_unfinished_the_same_photos_stay_as_they_were_prepar
     recorded = recorded_images(session)
     session.save(run=1, progress={"stage": "unet", "step": 3, "steps": 9})
     prepare_pictures(config, session)
-    assert "A training has begun with these images" in caplog.text
+    assert "A training was started with these images" in caplog.text
     assert recorded_images(session) == recorded
     (folder / "zib robot (6).png").write_bytes(photo(6))
     caplog.clear()
@@ -360,7 +360,7 @@ def train_with_a_cut(folder: Path, mine: Path) -> Path:
     with Visit(folder) as visit:
         said = visit.run_all()
     assert "Resuming rex, last used" in said
-    assert "A training has begun with these images" in said
+    assert "A training was started with these images" in said
     assert "robot are used" not in said
     assert "rex.safetensors" in said
     for raw in ("✗", "PosixPath", "'text/plain': 'False'", "'text/plain': '[]'", "'text/plain': \"{", "Result("):

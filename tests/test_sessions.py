@@ -490,8 +490,9 @@ def test_a_zombie_does_not_hold_a_session(dog):
             break
         time.sleep(0.01)
     another_machine(dog, age_s=0, machine=machine_id(), pid=child, start=start)
-    with dog.lock():
-        pass
+    with dog.lock() as held:
+        assert not held.lost
+        assert sessions.local_holder(dog.folder) == LocalProcess.me()
     os.waitpid(child, 0)
 
 

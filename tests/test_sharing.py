@@ -137,6 +137,7 @@ def test_a_password_from_the_environment_is_looked_at_too(monkeypatch: pytest.Mo
 def test_what_is_there_is_taken_and_nothing_is_fetched(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cloudflared", "lt", "ngrok"):
         make_program(programs, name, "raise SystemExit('it is only looked for')")
+    there = sorted(programs.rglob("*"))
     require_shareable(TunnelConfig(kind="cloudflared"))
     require_shareable(TunnelConfig(kind="localtunnel"))
     if importlib.util.find_spec("pyngrok") is not None:
@@ -144,6 +145,7 @@ def test_what_is_there_is_taken_and_nothing_is_fetched(programs: Path, monkeypat
     if importlib.util.find_spec("gradio") is not None:
         keep(monkeypatch, "frpc", b"its bytes")
         require_shareable(TunnelConfig(kind="gradio"))
+    assert sorted(programs.rglob("*")) == there
 
 
 def test_auto_is_refused_only_where_nothing_can_work(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

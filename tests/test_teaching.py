@@ -246,7 +246,7 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     assert made.first_step == stopped_at
     assert "The unfinished teaching goes on" in caplog.text
     assert "svg" in page.views[-1]._drawing.value
-    assert "wrong characters" in page.views[-1]._drawing.value
+    assert "character error rate" in page.views[-1]._drawing.value
     assert "Done: " in page.views[-1]._head.value
     import shutil
 

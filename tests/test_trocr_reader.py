@@ -9,7 +9,8 @@ from closeness import Written, assert_close_to, assert_same_lines, written
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
-from fastsd_helpers.trocr import Reader
+from fastsd_helpers.runtime import Device, describe_cpu
+from fastsd_helpers.trocr import Reader, checkpoint
 from fastsd_helpers.trocr.search import Found, find_loop, unlooped
 
 torch = pytest.importorskip("torch")
@@ -344,3 +345,16 @@ def test_picture_settings_inside_the_processors_file_are_found(checkpoints, tmp_
     inner = json.loads((folder / "old.json").read_text()) | {"size": {"height": 64, "width": 64}}
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "X", "image_processor": inner}))
     assert Reader(folder).checkpoint.pixels.mean == [0.5, 0.5, 0.5]
+
+
+def test_a_cpu_chosen_beside_a_gpu_is_judged_by_its_own_formats(checkpoints, monkeypatch):
+    gpu = Device("cuda", "some GPU", 80 * 2**30, has_bf16=True)
+    cpu = describe_cpu("as asked")
+    judged = []
+    monkeypatch.setattr(checkpoint, "describe_device", lambda: gpu)
+    monkeypatch.setattr(
+        checkpoint, "choose_precision", lambda _wanted, device, _count: judged.append(device) or ("fp32", "for a test")
+    )
+    opened = checkpoint.open_checkpoint(checkpoints("small"), device="cpu")
+    assert judged == [cpu]
+    assert (opened.device, cpu.name in opened.reason) == ("cpu", True)

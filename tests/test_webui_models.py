@@ -20,7 +20,7 @@ from fastsd_helpers.webui import find_places, find_ui, models, place_model  # no
 from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS  # noqa: E402
 from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
-from fastsd_helpers.webui.needed import find_needed  # noqa: E402
+from fastsd_helpers.webui.needed import Needed, find_needed  # noqa: E402
 from fastsd_helpers.webui.places import Places  # noqa: E402
 
 A1111, FORGE = find_ui("a1111"), find_ui("forge-neo")
@@ -93,6 +93,19 @@ def test_every_kind_goes_to_its_own_folder_and_the_base_model_comes_first(
     assert all(model.path.resolve().is_file() for model in placed)
 
 
+def test_a_slip_in_the_last_one_is_said_before_anything_is_fetched(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("needed", "controls"):
+        name = "fetch" if module == "needed" else "fetch_controlnet"
+        monkeypatch.setattr(f"fastsd_helpers.webui.{module}.{name}", lambda *_args, **_more: pytest.fail("fetched"))
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html><title>Log in</title></html>")
+    with pytest.raises(ModelError, match="is a web page"):
+        place_models(ModelsConfig(model="sd15", lora=str(tmp_path / "page.safetensors")), A1111, places)
+    with pytest.raises(ModelNotFound, match="No ControlNet for 'cany'"):
+        place_controlnets(ControlNetConfig(tasks="openpose, cany"), A1111, places)
+
+
 def test_auto_takes_nothing_while_the_store_has_a_base_model_and_says_which(
     one_of: Any, places: Places, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +117,7 @@ def test_auto_takes_nothing_while_the_store_has_a_base_model_and_says_which(
     (store / "folder.safetensors").mkdir()
     (store / "notes.txt").write_text("x")
     asked = []
-    monkeypatch.setattr(models, "place", lambda ref, *_more, **_named: asked.append(ref) or [])
+    monkeypatch.setattr(models, "find_needed", lambda ref, *_more, **_named: asked.append(ref) or Needed(()))
     assert place_models(ModelsConfig(), A1111, places) == []
     assert asked == ["sd15"], "a folder, a text and an empty folder are no models"
     with caplog.at_level(logging.INFO, "fastsd_helpers"):

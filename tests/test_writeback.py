@@ -32,7 +32,9 @@ def test_what_was_written_is_still_there(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_early_is_no_error() -> None:
     reader, writer = os.pipe()
+    os.write(writer, b"a")
     start_writeback(writer, 0, 1)
+    assert os.read(reader, 2) == b"a"
     os.close(reader)
     os.close(writer)
     start_writeback(writer, 0, 1)

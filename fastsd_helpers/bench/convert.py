@@ -237,7 +237,8 @@ class _Noise:
     def __init__(self, tensors: dict[str, TensorFact]) -> None:
         import numpy as np
 
-        self.tensors, self.files, self.metadata = tensors, (), {}
+        self.tensors, self.files = tensors, ()
+        self.metadata: dict[str, str] = {}
         self._block = (np.random.default_rng(0).standard_normal(1 << 20) * 0.05).astype("<f4").view("u1")
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:

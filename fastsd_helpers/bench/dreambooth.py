@@ -264,7 +264,7 @@ class _Clock:
 
 # ------------------------------------------------------------------------------------------------- the loops
 
-Step = Callable[[int], None]
+Step = Callable[[int], object]
 _LR = 1e-6
 
 

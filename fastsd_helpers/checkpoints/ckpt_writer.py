@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from fastsd_helpers.checkpoints.layout import Shape
 from fastsd_helpers.checkpoints.pump import pump
 from fastsd_helpers.checkpoints.recipes import Recipe
-from fastsd_helpers.checkpoints.safetensors_file import Shape
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, new_file, sha256_of
 from fastsd_helpers.runtime import fault_point

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastsd_helpers.checkpoints.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.families import find_family
@@ -191,7 +191,7 @@ def _convert_model(
     return _convert_pipeline(src, dst, to_file, found, options, all_in_one=all_in_one)
 
 
-def _refuse_merging(src: Path, merge: Sequence[str]) -> None:
+def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
     if merge:
         raise CheckpointError(
             f"{src} is a LoRA, and a LoRA is merged into a model.",
@@ -367,8 +367,7 @@ def _recast_folder(src: Path, dst: Path, key: str, options: _Options) -> Checkpo
 
 
 def _copy_folder(src: Path, dst: Path, key: str, options: _Options) -> CheckpointFile:
-    given = {"dtype": options.dtype, "verify": options.verify, "merging": options.merging}
-    return copy_folder(src, dst, family=key, **given)
+    return copy_folder(src, dst, family=key, dtype=options.dtype, verify=options.verify, merging=options.merging)
 
 
 def _convert_component(
@@ -386,7 +385,7 @@ def _convert_component(
     elif "d_model" in config:
         key = "t5"
     else:
-        layers = config.get("num_hidden_layers")
+        layers: Any = config.get("num_hidden_layers")
         key = {12: "clip-l", 23: "clip-h", 32: "clip-g"}.get(layers, "")
         if not key or (key == "clip-g" and part != "text_encoder_2"):
             raise CheckpointError(
@@ -433,7 +432,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
-        shared = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
+        shared: dict[str, Any] = {"dtype": options.dtype, "verify": options.verify, "base": options.base}
         if kind.what == "part":
             return write_component(single, dst, **shared, family=family or "")
         if kind.family == "flux":
@@ -443,7 +442,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
                 "a Flux.1 folder. An all-in-one file becomes a whole folder."
             )
             return replace(written, notes=(*written.notes, note))
-        if options.base is not None and detect_family(options.base) != kind.family.removesuffix("-all-in-one"):
+        if options.base is not None and detect_family(options.base) != str(kind.family).removesuffix("-all-in-one"):
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
     if prediction.kind is None and options.base is not None:

@@ -176,7 +176,8 @@ def _plan(folder: Path, chosen: WeightSet, dtype: str, notes: list[str], stack: 
 
 def _side_files(src: Path, folders: list[Path], plans: Mapping[Path, _Plan], notes: list[str]) -> list[Path]:
     """What is copied as it is: everything but weights that are written anew, or that are the same once more."""
-    copied_files, left_out = [], []
+    copied_files: list[Path] = []
+    left_out: list[Path] = []
     for inside in folders:
         plan = plans.get(inside)
         written = {*plan.files, plan.chosen.first.name} if plan else set()

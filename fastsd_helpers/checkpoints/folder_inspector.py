@@ -29,7 +29,10 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
     folders = [root / part for part in index if (root / part).is_dir()] if index else [root]
     sets = {folder: found for folder in folders if (found := weight_sets(folder))}
     variant = choose_variant(sets.values())
-    sizes, dtypes, counts, not_finite = {}, Counter(), Counter(), {}
+    sizes: dict[str, int] = {}
+    not_finite: dict[str, int] = {}
+    dtypes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for folder, found in sets.items():
         part = given.part if folder == root else folder.name
         words = PART_WORDS.get(part, part)

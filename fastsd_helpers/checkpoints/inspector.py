@@ -19,7 +19,7 @@ from fastsd_helpers.checkpoints.layout import (
     match_original,
     measure_original,
 )
-from fastsd_helpers.checkpoints.leftovers import TidySource, tidy
+from fastsd_helpers.checkpoints.leftovers import tidy
 from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.packed import refuse_packed
 from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
@@ -177,7 +177,7 @@ def _look(
     )
 
 
-def _without_leftovers(source: Source) -> tuple[Source | TidySource, list[Problem]]:
+def _without_leftovers(source: Source) -> tuple[Source, list[Problem]]:
     try:
         return tidy(source), []
     except CheckpointError as err:
@@ -355,7 +355,8 @@ def _parts(family: Family, source: Source) -> dict[str, int]:
 
 def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[str, int]:
     whole = sum(fact.bytes for fact in source.tensors.values())
-    done, found = 0, {}
+    done = 0
+    found: dict[str, int] = {}
     for name, values, _last in pump((name, copied(source, name)) for name in source.tensors):
         bad = count_not_finite(values, source.tensors[name].dtype)
         if bad:

@@ -274,10 +274,9 @@ def check_original(family: Family, shapes: Mapping[str, Shape], widths: Widths) 
 def _check(family: Family, part: str, name: str, shape: Shape | None, wanted: Shape | None) -> None:
     if wanted is not None and shape is None:
         raise _missing(family, part, name)
-    if wanted is None and shape is not None:
-        raise _wrong_shape(family, part, name, shape, "none, because the block keeps its width")
-    if shape != wanted:
-        raise _wrong_shape(family, part, name, shape, str(list(wanted)))
+    if shape is not None and shape != wanted:
+        words = "none, because the block keeps its width" if wanted is None else str(list(wanted))
+        raise _wrong_shape(family, part, name, shape, words)
 
 
 def _diffusers_sizes(row: Row) -> tuple[str, ...]:

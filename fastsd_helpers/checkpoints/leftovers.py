@@ -151,7 +151,8 @@ def _unwrapped(names: Mapping[str, str], notes: list[str], strict: bool) -> dict
     wrappers = sorted(
         (wrapper for wrapper, _count in counts.most_common(_MOST) if wrapper.split(".")[0] in known), key=len
     )
-    plain, wrapped = dict(bare), {wrapper: {} for wrapper in wrappers}
+    plain = dict(bare)
+    wrapped: dict[str, dict[str, str]] = {wrapper: {} for wrapper in wrappers}
     for name, theirs in rest.items():
         wrapper = next((wrapper for wrapper in reversed(wrappers) if name.startswith(wrapper)), "")
         (wrapped[wrapper] if wrapper else plain)[name.removeprefix(wrapper)] = theirs

@@ -200,14 +200,14 @@ def _as_original(layers: Iterable[tuple[LoraModule, Layer]], family: str) -> lis
         else:
             split_up |= {(module.module.part, path): piece for path, piece in _pieces(module, layer)}
     found = []
-    for module in lora_modules(family):
-        given = [split_up.get((module.part, path)) for path in module.paths]
-        if module in whole:
-            found.append((module, whole[module]))
+    for meant in lora_modules(family):
+        given = [split_up.get((meant.part, path)) for path in meant.paths]
+        if meant in whole:
+            found.append((meant, whole[meant]))
         elif any(given):
-            place = f"{module.part}.{module.paths[0]}"
-            layer = given[0] if len(given) == 1 else fuse(module.row, given, place)
-            found.append((module, swap_halves(layer, place) if module.row.form == "swapped" else layer))
+            place = f"{meant.part}.{meant.paths[0]}"
+            layer = given[0] if len(given) == 1 and given[0] else fuse(meant.row, given, place)
+            found.append((meant, swap_halves(layer, place) if meant.row.form == "swapped" else layer))
     return found
 
 

@@ -148,14 +148,14 @@ def _choose(
     then the order of the families.
     """
     taken = {stem: read_stem(stem) for stem in stems}
-    best: tuple[tuple[int, int, int, int], str, dict[str, Target]] | None = None
+    best: tuple[tuple[int, int, int, int], str, dict[str, Target]] = (-1, 0, 0, 0), "", {}
     for family in LORA_FAMILIES:
         for bare in _bare_parts(family, part):
             targets = {stem: target for stem, apart in taken.items() if (target := _target(family, apart, bare))}
             fits = _fitting(family, targets, stems, tensors)
             usual = sum(stem == target.module.kohya for stem, target in targets.items())
             score = len(targets), fits, int(family == hint), usual
-            if best is None or score > best[0]:
+            if score > best[0]:
                 best = score, family, targets
     _, family, targets = best
     return family, targets

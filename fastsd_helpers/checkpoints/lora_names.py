@@ -18,7 +18,7 @@ __all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", 
 LORA_FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 
 # Per family: Diffusers part -> its table, and the prefixes kohya-style files have for it; the first is written.
-_TEXT = {
+_TEXT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "sd15": {"text_encoder": ("clip-l", ("lora_te_",))},
     "sd21": {"text_encoder": ("clip-h", ("lora_te_",))},
     "sdxl": {"text_encoder": ("clip-l", ("lora_te1_",)), "text_encoder_2": ("clip-g", ("lora_te2_",))},

@@ -267,14 +267,15 @@ def _add(adapter: Adapter, family: Family, find: Callable[[str, str], Tensor | N
 def _addition(
     adapter: Adapter, module: LoraModule, tensor: str, scale: float, find: Callable[[str, str], Tensor | None]
 ) -> Addition:
-    found = []
+    found: list[Tensor] = []
     for path in module.module.paths if module.fused else (module.path,):
-        found.append(find(module.module.part, f"{path}.{tensor}"))
-        if found[-1] is None:
+        one = find(module.module.part, f"{path}.{tensor}")
+        if one is None:
             raise CheckpointError(
                 f"{adapter.path.name} changes {module.module.part}.{path}.{tensor}, which this model does not have.",
                 "Give the model that it was trained for.",
             )
+        found.append(one)
     shape = (sum(one.shape[0] for one in found), *found[0].shape[1:])
     build = partial(read_change, adapter.lora, module, tensor, scale, shape)
     try:

@@ -45,7 +45,7 @@ def find_in_single(single: SingleFile, part: str, name: str) -> Tensor | None:
     """A tensor of an opened single file, which may be some rows of one of the original's; None where it has none."""
     row = single.family.to_original.get((part, name))
     shapes = part_shapes(row, single.widths) if row else []
-    if not shapes or row.original not in single.names:
+    if row is None or not shapes or row.original not in single.names:
         return None
     place = row.diffusers.index(name)
     height, first = shapes[place][0], sum(shape[0] for shape in shapes[:place])

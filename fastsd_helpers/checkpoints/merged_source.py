@@ -160,8 +160,7 @@ class Merged:
     def _pieces(self, recipe: Recipe) -> Iterable[Any]:
         for piece in recipe.pieces:
             changed = self.sources.get(id(piece.source))
-            there = changed is not None and piece.name in changed.tensors
-            yield replace(piece, source=changed) if there else piece
+            yield replace(piece, source=changed) if changed is not None and piece.name in changed.tensors else piece
 
 
 def _own_rows(span: Span, first: int, last: int) -> "np.ndarray":

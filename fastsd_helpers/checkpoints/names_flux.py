@@ -86,8 +86,8 @@ def transformer_rows(prefix: str) -> Iterator[Row]:
     for block in range(_SINGLE_BLOCKS):
         ours, theirs = f"single_transformer_blocks.{block}.", f"{prefix}single_blocks.{block}."
         yield from _layer(f"{ours}norm.linear", f"{theirs}modulation.lin", "3*d d")
-        leaves = [ours + leaf for leaf in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
-        yield from _stacked(leaves, f"{theirs}linear1", ("3*d+fm", "d"), ("d", "d", "d", "fm"))
+        stacked = [ours + leaf for leaf in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+        yield from _stacked(stacked, f"{theirs}linear1", ("3*d+fm", "d"), ("d", "d", "d", "fm"))
         yield from _layer(f"{ours}proj_out", f"{theirs}linear2", "d d+fm")
         for leaf, their_leaf in (("attn.norm_q", "norm.query_norm"), ("attn.norm_k", "norm.key_norm")):
             yield Row("transformer", (f"{ours}{leaf}.weight",), f"{theirs}{their_leaf}.scale", ("hd",))

@@ -63,9 +63,9 @@ def clip_rows(part: str, prefix: str, *, layers: int, letter: str = "", projecti
     for name, sizes in _clip_tables(letter):
         yield Row(part, (f"embeddings.{name}.weight",), f"{prefix}embeddings.{name}.weight", sizes)
     for layer in range(layers):
-        for leaf, sizes in _CLIP_LAYER:
+        for leaf, widths in _CLIP_LAYER:
             name = f"encoder.layers.{layer}.{leaf}"
-            yield from _layer(part, name, prefix + name, sizes.format(h=h, m=m))
+            yield from _layer(part, name, prefix + name, widths.format(h=h, m=m))
     yield from _layer(part, "final_layer_norm", f"{prefix}final_layer_norm", h)
     if projection:
         yield Row(part, ("text_projection.weight",), projection, (h, h))
@@ -83,8 +83,8 @@ def open_clip_rows(part: str, prefix: str, *, layers: int, letter: str = "", pro
         for leaf, sizes in (("weight", (f"3*{h}", h)), ("bias", (f"3*{h}",))):
             stacked = tuple(f"{ours}.self_attn.{letter}_proj.{leaf}" for letter in "qkv")
             yield Row(part, stacked, f"{theirs}.attn.in_proj_{leaf}", sizes, (h, h, h))
-        for leaf, their_leaf, sizes in _OPEN_CLIP_LAYER:
-            yield from _layer(part, f"{ours}.{leaf}", f"{theirs}.{their_leaf}", sizes.format(h=h, m=m))
+        for leaf, their_leaf, widths in _OPEN_CLIP_LAYER:
+            yield from _layer(part, f"{ours}.{leaf}", f"{theirs}.{their_leaf}", widths.format(h=h, m=m))
     yield from _layer(part, "final_layer_norm", f"{prefix}ln_final", h)
     if projection:
         # OpenCLIP computes x @ P, Hugging Face x @ W.T: both are square, so no shape check would notice.

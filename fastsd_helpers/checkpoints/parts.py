@@ -58,7 +58,9 @@ def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, to
             "Give each of them once.",
         )
     with ExitStack() as stack:
-        sources, names, shapes, notes = {}, {}, {}, []
+        sources: dict[str, Source] = {}
+        names, shapes = {}, {}
+        notes: list[str] = []
         for part in family.parts:
             opened = open_source(part, given[part])
             stack.callback(opened.close)

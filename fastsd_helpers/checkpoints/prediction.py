@@ -77,9 +77,9 @@ def prediction_of_folder(folder: Path) -> Prediction:
     kind, source = config.get("prediction_type"), "scheduler/scheduler_config.json"
     if str(config.get("_class_name")).startswith("EDM"):
         vae = read_config(folder / "vae" / "config.json")
-        levels = (float(config.get(name, least)) for name, least in (("sigma_min", 0.002), ("sigma_max", 80.0)))
-        values = [_four(vae.get(name)) for name in ("latents_mean", "latents_std")]
-        edm = Edm(*levels, float(config.get("sigma_data", 0.5)), *(values if all(values) else ((), ())))
+        least, most = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+        mean, std = _four(vae.get("latents_mean")), _four(vae.get("latents_std"))
+        edm = Edm(least, most, float(config.get("sigma_data", 0.5)), *((mean, std) if mean and std else ()))
         if kind == "v_prediction" and not edm.mean:
             return Prediction("edm_v_prediction", source, edm=edm)
         if edm.mean and kind in (None, "epsilon"):

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def pump(
     finite: bool = False,
     store: Callable[[int, Any], None] = lambda _place, _buffer: None,
     move: Callable[[int, Piece, Any], bool] = lambda _place, _piece, _buffer: False,
-) -> Iterator[tuple[str, Any, bool]]:
+) -> Generator[tuple[str, Any, bool], None, None]:
     """Give every recipe's values as (name, buffer, whether the tensor ends with it), one tensor after the other.
 
     A buffer is filled anew once the next one is asked for: it is used at once, or copied.
@@ -48,7 +48,7 @@ def pump(
         pool: ThreadPoolExecutor | None = None
         while True:
             while ahead < _AHEAD_BYTES and (job := next(jobs, None)) is not None:
-                work = partial(_make, job, finite, store, move, spare)
+                work: Callable[[], tuple[Any, list[Any]]] = partial(_make, job, finite, store, move, spare)
                 if job.bytes >= _SMALL_BYTES:
                     if pool is None:
                         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="tensors")

@@ -25,9 +25,17 @@ _log = logging.getLogger("fastsd_helpers")
 class Source(Protocol):
     """Tensors by the names their owner gave them."""
 
-    tensors: Mapping[str, TensorFact]
-    files: tuple[Path, ...]
-    metadata: Mapping[str, str]
+    @property
+    def tensors(self) -> Mapping[str, TensorFact]:
+        """Name -> what the header says of it."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it is read from."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
@@ -113,7 +121,9 @@ class _Memory:
         self._tensors = tensors
         self._last: tuple[str, Any] = ("", None)
         self._lock = threading.Lock()
-        self.tensors, self.files, self.metadata = {}, files, {}
+        self.tensors: dict[str, TensorFact] = {}
+        self.files = files
+        self.metadata: Mapping[str, str] = {}
         for name, tensor in tensors.items():
             dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
             if dtype is None:
@@ -148,7 +158,9 @@ class _Shards:
     def __init__(self, index: Path, part: str) -> None:
         self._home: dict[str, Source] = {}
         self._shards: list[Source] = []
-        self.tensors, self.files, self.metadata = {}, (index,), {}
+        self.tensors: dict[str, TensorFact] = {}
+        self.files: tuple[Path, ...] = (index,)
+        self.metadata: Mapping[str, str] = {}
         try:
             self._open(index, _read_index(index), part)
         except BaseException:

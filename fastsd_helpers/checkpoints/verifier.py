@@ -47,7 +47,7 @@ def verify_checkpoint(
         CheckpointError: the sources cannot be read.
     """
     written = file if isinstance(file, CheckpointFile) else None
-    path = written.path if written else Path(file)
+    path = file.path if isinstance(file, CheckpointFile) else Path(file)
     family = family or (written.family if written else "sd15")
     dtype = dtype or (written.dtype if written else "keep")
     with open_parts(find_family(family), parts) as opened:

@@ -65,7 +65,7 @@ def convert(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.options import to_values
 
     config = ConvertConfig(**given_values(chosen, ConvertConfig))
-    values = {name: value if value != "" else None for name, value in to_values(config).items()}
+    values: dict[str, Any] = {name: value if value != "" else None for name, value in to_values(config).items()}
     values["hashes"] = config.hashes or chosen.json
     written = convert(chosen.src, chosen.dst, merge=chosen.merge, **values)
     facts = {

@@ -79,8 +79,8 @@ def show_session(chosen: argparse.Namespace) -> Answer:
 
     session = open_session(chosen)
     summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
-    checkpoints = [{"name": path.name, "bytes": bytes_in(path)} for path in _folders_in(session.checkpoints)]
-    exports = [{"path": path, "bytes": path.stat().st_size} for path in _models_in(session.exports)]
+    kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
+    exported = [(path, path.stat().st_size) for path in _models_in(session.exports)]
     record = session.record
     data = {
         "session": session.name,
@@ -90,8 +90,8 @@ def show_session(chosen: argparse.Namespace) -> Answer:
         "progress": record["progress"],
         "base_model": record["base_model"],
         "settings": record["settings"],
-        "checkpoints": checkpoints,
-        "exports": exports,
+        "checkpoints": [{"name": name, "bytes": size} for name, size in kept],
+        "exports": [{"path": path, "bytes": size} for path, size in exported],
         "notices": session.notices,
     }
     lines = [
@@ -105,8 +105,8 @@ def show_session(chosen: argparse.Namespace) -> Answer:
             }
         ),
         *section("Settings", pairs(record["settings"])),
-        *section("Checkpoints", [f"  {item['name']}  {size_in_words(item['bytes'])}" for item in checkpoints]),
-        *section("Finished models", [f"  {item['path']}  {size_in_words(item['bytes'])}" for item in exports]),
+        *section("Checkpoints", [f"  {name}  {size_in_words(size)}" for name, size in kept]),
+        *section("Finished models", [f"  {path}  {size_in_words(size)}" for path, size in exported]),
     ]
     return Answer(data, lines)
 

@@ -1,6 +1,7 @@
 """Run one `fastsd` command: errors become one sentence and a hint, and the exit code tells whose fault it was."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -33,7 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
         problem = f"fastsd needs Python {'.'.join(map(str, _OLDEST_PYTHON))} or newer, and this is Python {here}."
         return _report(problem, "Run it with a newer one (in Colab: Runtime > Change runtime type).", 2, as_json)
     # A name with an accent must not end a command on a terminal that cannot show it.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with _sigterm_as_ctrl_c(), show_log(sys.stderr), _what_is_logged() as logged:
         try:
             chosen = parse(words)

@@ -104,7 +104,12 @@ def get_model(chosen: argparse.Namespace) -> Answer:
         folder = fetch_model(ref)
         return _folder_answer(folder, model_hash(folder))
     path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)
-    data = {"path": path, "bytes": path.stat().st_size, "sha256": sha256_of(path), "kind": describe_content(path)}
+    data: dict[str, Any] = {
+        "path": path,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "kind": describe_content(path),
+    }
     facts = {**data, "path": "", "bytes": size_in_words(data["bytes"])}
     lines = [f"Downloaded and verified: {path}", *pairs(facts)[1:]]
     return Answer(data, lines)
@@ -165,7 +170,7 @@ def get_controlnets(chosen: argparse.Namespace) -> Answer:
     failed = [result for result in results if isinstance(result, FastSDError)]
     if len(failed) == len(results):
         raise failed[0]
-    made = [
+    made: list[dict[str, Any]] = [
         {"key": row.key, "path": result} if isinstance(result, Path) else {"key": row.key, "error": result.problem}
         for row, result in zip(wanted, results, strict=True)
     ]

@@ -44,14 +44,16 @@ def link_settings(
     from fastsd_helpers.errors import SettingsError
     from fastsd_helpers.tunnels import TunnelConfig
 
-    given = {name: getattr(chosen, f"link_{name}") for name in _OFFERED if hasattr(chosen, f"link_{name}")}
+    given: dict[str, Any] = {
+        name: getattr(chosen, f"link_{name}") for name in _OFFERED if hasattr(chosen, f"link_{name}")
+    }
     if kind in (None, "no"):
         if given:
             flag = next(iter(given)).replace("_", "-")
             raise SettingsError(f"--{flag} needs a public link, and none was requested.", "Add --share.")
         return None
-    password = password or given_password(chosen)
-    return TunnelConfig(kind=kind, password=password, **({"user": user} if user else {}), **given)
+    given |= {"kind": kind, "password": password or given_password(chosen)} | ({"user": user} if user else {})
+    return TunnelConfig(**given)
 
 
 def show_link(link: Any, as_json: bool, *, ends: str = "Ctrl-C closes it.") -> dict[str, Any]:

@@ -132,7 +132,8 @@ def read(chosen: argparse.Namespace) -> Answer:
 
     shard = parse_shard(chosen.shard)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
-    whole_folder = only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix
+    folder = only if only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix else None
+    whole_folder = folder is not None
     if chosen.pages and whole_folder:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
@@ -152,8 +153,9 @@ def read(chosen: argparse.Namespace) -> Answer:
         check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
-    if whole_folder:
-        result = read_folder(reader, only, chosen.out, shard=shard, format=format, progress=_progress())
+    data: dict[str, Any]
+    if folder is not None:
+        result = read_folder(reader, folder, chosen.out, shard=shard, format=format, progress=_progress())
         seconds = time.monotonic() - began
         data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
         data["sha256"] = sha256_of(result.path) if result.path else None
@@ -169,7 +171,7 @@ def read(chosen: argparse.Namespace) -> Answer:
     seconds = time.monotonic() - began
     drawn = _draw_attention(reader, chosen.images, chosen.attention) if chosen.attention else []
     rows = [line.as_row() for line in lines]
-    data: dict[str, Any] = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
+    data = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
     if chosen.out:
         write_atomic(chosen.out, rows_to_bytes(rows, format))
         data |= {"path": chosen.out, "sha256": sha256_of(chosen.out)}
@@ -216,7 +218,7 @@ def evaluate(chosen: argparse.Namespace) -> Answer:
     began = time.monotonic()
     result = evaluate(reader, lines, progress=_progress())
     seconds = time.monotonic() - began
-    told = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
+    told: dict[str, Any] = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
             for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
                                 ("CER normalised", result.scores.cer_normalised),
                                 ("WER normalised", result.scores.wer_normalised))}  # fmt: skip

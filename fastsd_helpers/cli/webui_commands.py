@@ -132,12 +132,13 @@ def launch(chosen: argparse.Namespace) -> Answer:
     if chosen.dry_run:
         planned = plan(config, machine=machine, family=chosen.family, root=chosen.root)
         files = [file.about() for file in planned.files]
-        data = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port, "files": files}
-        return Answer(data, [*planned.lines(), "Nothing was started."])
+        said = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port, "files": files}
+        return Answer(said, [*planned.lines(), "Nothing was started."])
     if link is not None:
         require_shareable(link)
     running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True), root=chosen.root)
-    data = {"url": running.url, "port": running.port, "log": running.log, "model_loaded": running.model_loaded}
+    data: dict[str, Any] = {"url": running.url, "port": running.port, "log": running.log}
+    data["model_loaded"] = running.model_loaded
     try:
         if link is not None:
             data |= _link_or_sentence(running, link, chosen)
@@ -223,8 +224,8 @@ def status(chosen: argparse.Namespace) -> Answer:
 
 def show_log(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui log`."""
+    from fastsd_helpers.processes import LogTail
     from fastsd_helpers.webui import status
-    from fastsd_helpers.webui.process import LogTail
 
     state, _runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:

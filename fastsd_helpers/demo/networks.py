@@ -106,7 +106,7 @@ def learn_merges(words: Counter[str]) -> list[tuple[str, str]]:
     Source: Sennrich, Haddow, Birch 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1.
     """
     pieces = {word: (*word[:-1], word[-1] + "</w>") for word in words}
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():

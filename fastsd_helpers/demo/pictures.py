@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
 __all__ = [
     "BACKGROUNDS",
@@ -133,7 +133,8 @@ def draw_scene(scene: Scene, generator: "np.random.Generator") -> "Image.Image":
 
 
 def _shade(colour: tuple[int, int, int], generator: "np.random.Generator", *, spread: float) -> tuple[int, int, int]:
-    return tuple(int(min(255, max(0, part + generator.normal(0, spread)))) for part in colour)
+    red, green, blue = (int(min(255, max(0, part + generator.normal(0, spread)))) for part in colour)
+    return red, green, blue
 
 
 def _draw_background(name: str, generator: "np.random.Generator") -> "Image.Image":
@@ -211,7 +212,7 @@ def _polygon_of(name: str) -> list[tuple[float, float]]:
     return [(-0.72, 1.0), (-0.72, -0.1), (-1.05, -0.1), (0, -1.05), (1.05, -0.1), (0.72, -0.1), (0.72, 1.0)]  # house
 
 
-def _draw_shape(pen, name: str, centre: list[float], radius: float, turn: float) -> None:
+def _draw_shape(pen: "ImageDraw.ImageDraw", name: str, centre: list[float], radius: float, turn: float) -> None:
     if name == "ball":
         pen.ellipse(_disc(centre, radius), fill=255)
     elif name == "ring":
@@ -248,12 +249,12 @@ def draw_subject(subject: str, place: str, background: str, generator: "np.rando
     {"robot": _draw_robot, "fish": _draw_fish, "mushroom": _draw_mushroom}[subject](
         ImageDraw.Draw(layer), centre, radius
     )
-    layer = layer.rotate(generator.normal(0, 4), Image.Resampling.BICUBIC, center=tuple(centre))
+    layer = layer.rotate(generator.normal(0, 4), Image.Resampling.BICUBIC, center=(centre[0], centre[1]))
     canvas.paste(layer, mask=layer)
     return canvas.reduce(_SCALE)
 
 
-def _draw_robot(pen, centre: list[float], r: float) -> None:
+def _draw_robot(pen: "ImageDraw.ImageDraw", centre: list[float], r: float) -> None:
     x, y = centre
     pen.rectangle((x - 0.07 * r, y - 1.15 * r, x + 0.07 * r, y - 0.7 * r), fill=(60, 60, 70))
     pen.ellipse(_disc([x, y - 1.15 * r], 0.17 * r), fill=(230, 50, 60))
@@ -264,7 +265,7 @@ def _draw_robot(pen, centre: list[float], r: float) -> None:
     pen.rectangle((x - 0.55 * r, y + 0.4 * r, x + 0.55 * r, y + 0.66 * r), fill=(25, 60, 70))
 
 
-def _draw_fish(pen, centre: list[float], r: float) -> None:
+def _draw_fish(pen: "ImageDraw.ImageDraw", centre: list[float], r: float) -> None:
     x, y = centre
     orange, white = (245, 120, 30), (250, 245, 235)
     pen.polygon([(x + 0.6 * r, y), (x + 1.2 * r, y - 0.6 * r), (x + 1.2 * r, y + 0.6 * r)], fill=(35, 60, 150))
@@ -278,7 +279,7 @@ def _draw_fish(pen, centre: list[float], r: float) -> None:
     pen.ellipse(_disc([x - 0.75 * r, y - 0.14 * r], 0.09 * r), fill=(10, 10, 20))
 
 
-def _draw_mushroom(pen, centre: list[float], r: float) -> None:
+def _draw_mushroom(pen: "ImageDraw.ImageDraw", centre: list[float], r: float) -> None:
     x, y = centre
     pen.rounded_rectangle(
         (x - 0.32 * r, y - 0.05 * r, x + 0.32 * r, y + 1.05 * r), radius=0.2 * r, fill=(240, 228, 200)

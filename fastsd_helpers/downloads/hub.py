@@ -184,7 +184,7 @@ class HubRepo:
         """Fetch, check and return the snapshot folder; every failure is translated."""
         try:
             return self._download()
-        except (OSError, ValueError, RuntimeError, *network_errors()) as err:  # hf_xet raises RuntimeError
+        except network_errors(OSError, ValueError, RuntimeError) as err:  # hf_xet raises RuntimeError
             raise self.translate(err) from err
 
     def _download(self) -> Path:
@@ -312,7 +312,7 @@ class HubRepo:
                 f"Downloads cannot be written to {self.cache_dir}.", "Set HF_HOME to a folder you can write to."
             )
         detail = redact(f"{type(err).__name__}: {err}".split("\n")[0])
-        broken = isinstance(err, (LocalEntryNotFoundError, *network_errors()))
+        broken = isinstance(err, network_errors(LocalEntryNotFoundError))
         if (
             broken and status is None and not isinstance(err, json.JSONDecodeError)
         ):  # requests counts that one as its own
@@ -327,9 +327,9 @@ class HubRepo:
         )
 
 
-def network_errors() -> tuple[type[Exception], ...]:
-    """The transport errors of whatever HTTP client this huggingface_hub uses: requests, httpx or httpx2."""
-    found: list[type[Exception]] = [ConnectionError, TimeoutError]
+def network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """`more` and the transport errors of whatever HTTP client this huggingface_hub uses: requests, httpx or httpx2."""
+    found: list[type[Exception]] = [*more, ConnectionError, TimeoutError]
     for module, name in (("httpx2", "TransportError"), ("httpx", "TransportError"), ("requests", "RequestException")):
         if importlib.util.find_spec(module):
             found.append(getattr(importlib.import_module(module), name))

@@ -73,7 +73,7 @@ def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) 
             for damaged in {path, path.resolve()}:
                 damaged.unlink(missing_ok=True)
             logger.warning("%s arrived damaged%s.", wanted.file, "" if last_try else "; fetching it again")
-    except (OSError, ValueError, RuntimeError, *network_errors()) as err:
+    except network_errors(OSError, ValueError, RuntimeError) as err:
         raise _translate(hub, wanted, err) from err
     raise DownloadError(
         f"{wanted.file} of {wanted.repo} arrived damaged twice: it does not match its SHA-256.",

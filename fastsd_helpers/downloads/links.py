@@ -218,7 +218,7 @@ def _civitai(parts: Any) -> Link:
             f"{show_url(parts.geturl())} is no page of a model on CivitAI.",
             "Paste the model's page (civitai.com/models/...) or the address of its Download button.",
         )
-    if version is None:
+    if version is None and model is not None:
         said = _ask_json(f"{_CIVITAI}/api/v1/models/{model[1]}", token)
         versions = said.get("modelVersions") or []
         if not versions:

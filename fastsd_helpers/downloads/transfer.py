@@ -232,7 +232,7 @@ def transfer(
         note = _Note.read(part, sha256)
         have = part.stat().st_size if note and part.exists() else 0
         headers = {"Range": f"bytes={have}-"} if have else {}
-        if have and note.etag:
+        if note is not None and have and note.etag:
             headers["If-Range"] = note.etag
         try:
             with _open(url, token, headers, cookies) as answer:

@@ -14,6 +14,7 @@ from fastsd_helpers.dreambooth.segments import STAGE_NAMES, Leg, Segment, legs_o
 from fastsd_helpers.dreambooth.settings import (
     DreamBoothConfig,
     Given,
+    ResolvedConfig,
     choose_base_model,
     given_values,
     refuse_changes,
@@ -50,7 +51,7 @@ class MoreSteps:
 class Start:
     """What a call begins or goes on with."""
 
-    config: DreamBoothConfig  # of the newest segment; save_every, keep_last and sample_every may be open
+    config: ResolvedConfig  # of the newest segment; save_every, keep_last and sample_every may be open
     base: BaseModel
     base_model: dict[str, str]  # ref and sha256, as it is recorded
     dataset: Dataset
@@ -276,7 +277,7 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
         SettingsError: what is there has other weights.
     """
     known, sha256 = _known_places(session, generation), generation.record["base_model"]["sha256"]
-    if ref in (None, "", "auto", *known):
+    if not ref or ref in ("auto", *known):
         ref = ref if ref in known else known[0]
         base = _fetch_again(ref, sha256)
         if base.sha256() != sha256:

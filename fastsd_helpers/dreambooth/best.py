@@ -44,7 +44,7 @@ def _whole(folder: Path, name: str) -> Generation | None:
 
 def find_best(folder: Path, timeline: str) -> Choice | None:
     """The weights with the lowest held-out loss of a run's last stage; in a draw or without losses the newest."""
-    found = []
+    found: list[Choice] = []
     for name in list_generations(folder):  # newest first
         generation = _whole(folder, name)
         if generation is None or generation.timeline != timeline:

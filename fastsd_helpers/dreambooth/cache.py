@@ -29,7 +29,8 @@ class Latents:
         """The latents of `images` at a point of their posteriors given by `noise`: float32 [batch, 4, h/8, w/8]."""
         import torch
 
-        sources = [self.mirrored if flip else self for flip in flips]
+        turned = self.mirrored or self  # nothing is flipped where nothing was mirrored
+        sources = [turned if flip else self for flip in flips]
         mean = torch.stack([source.mean[image] for source, image in zip(sources, images, strict=True)])
         std = torch.stack([source.std[image] for source, image in zip(sources, images, strict=True)])
         return mean + std * noise

@@ -37,7 +37,7 @@ def pick_images(seed: int, stage: str, position: int, count: int, images: int) -
     """The images at places position..position+count of an endless row of shuffled epochs, each once in each."""
     import torch
 
-    picked = []
+    picked: list[int] = []
     while len(picked) < count:
         epoch, place = divmod(position + len(picked), images)
         order = torch.randperm(images, generator=generator_for(seed, stage, "epoch", epoch)).tolist()

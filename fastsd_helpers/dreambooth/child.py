@@ -176,7 +176,7 @@ def planned_steps(record: Mapping[str, Any]) -> dict[str, int]:
 def _as_result(answer: Mapping[str, Any]) -> TrainResult:
     """The result as the child's own `train` returned it: the command prints every field of it."""
     kinds = typing.get_type_hints(TrainResult)
-    values = {}
+    values: dict[str, Any] = {}
     for item in fields(TrainResult):
         if item.name in answer:
             value = answer[item.name]

@@ -146,7 +146,9 @@ def _font(size_px: int) -> "ImageFont.ImageFont | ImageFont.FreeTypeFont":
     return ImageFont.load_default(size_px)
 
 
-def _shorten(draw: "ImageDraw.ImageDraw", text: str, font: "ImageFont.ImageFont", room: float) -> str:
+def _shorten(
+    draw: "ImageDraw.ImageDraw", text: str, font: "ImageFont.ImageFont | ImageFont.FreeTypeFont", room: float
+) -> str:
     """Cut the middle out of a text that is too long; the end of a file name tells photos apart."""
     if draw.textlength(text, font=font) <= room:
         return text

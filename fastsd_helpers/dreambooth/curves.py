@@ -3,7 +3,7 @@
 import io
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import placed, write_atomic
 
@@ -72,7 +72,7 @@ class BoardLog:
 
     def __init__(self, local: Path, folder: Path) -> None:
         self._local, self._folder = local, folder
-        self._writer = None
+        self._writer: Any = None
 
     def add(self, name: str, value: float, position: int) -> None:
         """Log one scalar at an optimizer step counted over both stages; nothing when TensorBoard is not installed."""

@@ -3,7 +3,7 @@
 import io
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.picture_files import PictureProblem, is_animated, load_picture, open_picture, upright
@@ -86,7 +86,8 @@ def _to_rgb(image: "Image.Image", warnings: list[str]) -> "Image.Image":
 def _put_on_white(image: "Image.Image", warnings: list[str]) -> "Image.Image":
     from PIL import Image
 
-    lowest, highest = image.getchannel("A").getextrema()
+    extremes: Any = image.getchannel("A").getextrema()  # of its one band
+    lowest, highest = extremes
     if highest == 0:
         raise DatasetError("is fully transparent")
     if lowest < 255:

@@ -240,13 +240,13 @@ class _Run:
         start = self.start
         self._where_it_stands()
         if not start.open_legs:
-            done = finish.finished_result(self.session, self.number, more=start.times_lengthened)
-            if done is not None:
+            there = finish.finished_result(self.session, self.number, more=start.times_lengthened)
+            if there is not None:
                 self.session.save(base_model=start.base_model)  # which may have moved
                 self.say(
                     "This run is already finished; --more-steps N continues it, --restart trains again from step 0."
                 )
-                return TrainResult(**done, first_step=start.steps_done, steps=start.steps, seconds=0.0)
+                return TrainResult(**there, first_step=start.steps_done, steps=start.steps, seconds=0.0)
         segments = [segment.to_record() for segment in start.segments]
         self.session.save(
             run=self.number,
@@ -377,9 +377,9 @@ class _Run:
             self.board.add(f"loss/{leg.stage}", loss, position)
             self.board.add(f"lr/{leg.stage}", lr, position)
             fault_point(f"step.{leg.stage}")
-            to_sample = bool(config.sample_every) and finished % config.sample_every == 0
+            to_sample = config.sample_every > 0 and finished % config.sample_every == 0
             last = finished == leg.steps
-            to_save = last or (bool(config.save_every) and finished % config.save_every == 0)
+            to_save = last or (config.save_every > 0 and finished % config.save_every == 0)
             judged = self._judge(job, position) if to_sample or to_save else None
             if to_sample:
                 self._draw_sample(job, step + 1)

@@ -127,7 +127,7 @@ def sample_prompts(studio: Studio, count: int = len(_SAMPLE_SEEDS)) -> list[str]
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
-def _steps_of(drawing: Drawing) -> dict[str, int]:
+def _steps_of(drawing: Drawing) -> dict[str, Any]:
     return {} if drawing.steps == FULL.steps else {"steps": drawing.steps}
 
 

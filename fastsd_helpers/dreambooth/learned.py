@@ -11,7 +11,7 @@ from fastsd_helpers.dreambooth.best import choose_checkpoint
 from fastsd_helpers.dreambooth.cache import encode_prompts
 from fastsd_helpers.dreambooth.resume import CheckpointStore
 from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures, save_picture
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.stages import STAGES, Studio
 from fastsd_helpers.errors import SessionError
 from fastsd_helpers.options import check, from_values, option
@@ -118,7 +118,7 @@ def open_learned(
             )
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
-        config = from_values(DreamBoothConfig, generation.record["settings"])
+        config = from_values(ResolvedConfig, generation.record["settings"])
         base = find_base(generation, session, base_model)
         studio = Studio(base, config, describe_device())
         for stage in STAGES:

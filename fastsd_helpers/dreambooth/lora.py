@@ -123,11 +123,11 @@ def kohya_tensors(
     layers = {(module.part, path): module.kohya for module in lora_modules(family) for path in module.paths}
     written: dict[str, torch.Tensor] = {}
     for part, tensors in parts.items():
-        for name in sorted(tensors or {}):
+        for name, tensor in sorted((tensors or {}).items()):
             path, _, matrix = name.removesuffix(".weight").rpartition(".lora_")
             layer = layers[part, path]
             kohya = f"{layer}.{_KOHYA_SIDES[matrix]}.weight"
-            value = tensors[name].detach().cpu().to(wanted).contiguous()
+            value = tensor.detach().cpu().to(wanted).contiguous()
             if not torch.isfinite(value).all():
                 raise CheckpointError(
                     f"The LoRA's tensor {kohya!r} contains NaN or Inf in {dtype}.",

@@ -142,7 +142,8 @@ def set_captions_aside(session: Session, captions: dict[str, str]) -> list[Path]
     written = []
     home = session.folder / ORIGINALS / "captions"
     for stem, words in captions.items():
-        data, taken = f"{words}\n".encode(), set()
+        data = f"{words}\n".encode()
+        taken: set[str] = set()
         while (target := home / f"{unique_stem(stem, taken)}.txt").exists() and target.read_bytes() != data:
             pass
         with file_errors(target, "write"):

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from fastsd_helpers.captions import decode_caption, read_caption
 from fastsd_helpers.code_pages import PageGuess, guess_page
@@ -255,7 +255,7 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
 
 
 @contextlib.contextmanager
-def _open_zip(file: "Path | BinaryIO", path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as err:
@@ -334,7 +334,7 @@ def _read_inner(
         source = files[name]
         inner_path = Path(name)
         try:
-            file: Path | BinaryIO = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
+            file: Path | IO[bytes] = source if isinstance(source, Path) else opened.enter_context(_unpacked(source))
             archive = opened.enter_context(_open_zip(file, inner_path))
             inner = _list_zip(archive, inner_path, opened, inner=True, spent=spent)
         except DatasetError as err:
@@ -351,7 +351,7 @@ def _read_inner(
     _check_count(len(photos.names), path)
 
 
-def _unpacked(source: _Member) -> BinaryIO:
+def _unpacked(source: _Member) -> IO[bytes]:
     """A zip inside a zip, where it can be read from any place."""
     try:
         file = tempfile.SpooledTemporaryFile(max_size=64 * 2**20)  # noqa: SIM115, closed by the caller's stack
@@ -361,7 +361,7 @@ def _unpacked(source: _Member) -> BinaryIO:
         file.seek(0)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error) as err:
         raise DatasetError(f"cannot be unpacked: {_one_line(err)}") from err
-    return file  # type: ignore[return-value]
+    return file
 
 
 def _check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
@@ -477,9 +477,9 @@ def _match_tables(photos: Photos, files: dict[str, _Source]) -> None:
         used = 0
         for file, words in rows.items():
             last = by_last.get(PurePosixPath(file).name.casefold(), [])
-            name = by_name.get(file.casefold()) or (last[0] if len(set(last)) == 1 else None)
-            if name is not None:
-                photos._table[name] = words
+            meant = by_name.get(file.casefold()) or (last[0] if len(set(last)) == 1 else None)
+            if meant is not None:
+                photos._table[meant] = words
                 used += 1
         if rows and not used:
             photos.notes.append(

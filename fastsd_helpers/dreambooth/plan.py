@@ -10,8 +10,9 @@ other mounts that deliver late, every checkpoint ever written counts.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig, PlannedConfig
 from fastsd_helpers.drive import delivers_late, keeps_trash
 from fastsd_helpers.files import check_room, free_bytes
 
@@ -45,7 +46,7 @@ class Standing:
 class Plan:
     """What a run will do; `lines()` says it in words."""
 
-    config: DreamBoothConfig  # with save_every, keep_last and sample_every decided
+    config: PlannedConfig  # with save_every, keep_last and sample_every decided
     steps: int
     generation_bytes: dict[str, int]  # stage -> bytes of one checkpoint
     export_bytes: int
@@ -218,7 +219,9 @@ def plan_run(
         sample_every = max(1, max(stages.values(), default=4) // 4)
     written = sum(sizes[stage] for stage, _step in needs.saves(save_every))
     return Plan(
-        config=replace(config, save_every=save_every, keep_last=keep_last, sample_every=sample_every),
+        config=cast(
+            PlannedConfig, replace(config, save_every=save_every, keep_last=keep_last, sample_every=sample_every)
+        ),
         steps=sum(stages.values()),
         generation_bytes=sizes,
         export_bytes=export_bytes,

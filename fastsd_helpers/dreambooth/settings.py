@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth.presets import PRESETS, choose_lora_rates, choose_steps
@@ -15,6 +15,8 @@ __all__ = [
     "FREE_TO_CHANGE",
     "DreamBoothConfig",
     "Given",
+    "PlannedConfig",
+    "ResolvedConfig",
     "choose_base_model",
     "given_values",
     "refuse_changes",
@@ -102,7 +104,9 @@ class DreamBoothConfig:
         1, help="gradient accumulation steps: forward passes per optimizer step", low=1, high=64, advanced=True
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
-        "linear", help="learning rate schedule: how the learning rate falls over each stage", advanced=True
+        "linear",
+        help=("learning rate schedule: how the learning rate falls over each stage"),
+        advanced=True,
     )
     prior_weight: float | None = option(
         None,
@@ -168,7 +172,11 @@ class DreamBoothConfig:
         advanced=True,
     )
     lora_rank: int = option(
-        16, help="LoRA rank (network_dim): inner size of the LoRA matrices", low=1, high=256, advanced=True
+        16,
+        help=("LoRA rank (network_dim): inner size of the LoRA matrices"),
+        low=1,
+        high=256,
+        advanced=True,
     )
     lora_alpha: float | None = option(
         None,
@@ -264,6 +272,35 @@ class DreamBoothConfig:
         return tuple(" ".join(part.split()) for part in self.class_prompt.split("|"))
 
 
+if TYPE_CHECKING:
+
+    class ResolvedConfig(DreamBoothConfig):
+        """The settings after `resolve_settings`: only what depends on free space may still be open."""
+
+        unet_steps: int
+        unet_lr: float
+        text_encoder_steps: int
+        text_encoder_lr: float
+        resolution: int
+        batch_size: int
+        prior_weight: float
+        class_images: int
+        min_snr: float
+        offset_noise: float
+        lora_alpha: float
+        gradient_checkpointing: bool
+
+    class PlannedConfig(ResolvedConfig):
+        """The settings after `plan_run`: nothing about saving is open."""
+
+        save_every: int
+        keep_last: int
+        sample_every: int
+
+else:  # a type checker tells them apart; they are made by `replace`
+    ResolvedConfig = PlannedConfig = DreamBoothConfig
+
+
 def given_values(config: DreamBoothConfig) -> Given:
     """What the user really chose: the fields that were written down, whatever their values, and are not left alone."""
     named = given_names(config)
@@ -296,7 +333,7 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
 
 def resolve_settings(
     config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None, photos: int = 0
-) -> tuple[DreamBoothConfig, list[str]]:
+) -> tuple[ResolvedConfig, list[str]]:
     """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
 
     What the user gave wins, then what the session was started with (`saved`), then the preset, the number of photos
@@ -312,7 +349,7 @@ def resolve_settings(
         known = {field.name for field in fields(config)}
         changed = {name: given[name] for name in FREE_TO_CHANGE if name in given}
         values = {name: value for name, value in (_OFF | saved).items() if name in known} | changed
-        return replace(config, **values), ["settings this session was started with"]
+        return cast(ResolvedConfig, replace(config, **values)), ["settings this session was started with"]
     reasons: list[str] = []
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
@@ -332,8 +369,8 @@ def resolve_settings(
     reasons.append(reason)
     checkpointing, reason = _choose_checkpointing(resolved, device)
     reasons.append(reason)
-    resolved = replace(resolved, precision=precision, optimizer=optimizer, gradient_checkpointing=checkpointing)
-    return resolved, [reason for reason in reasons if reason]
+    chosen: Given = {"precision": precision, "optimizer": optimizer, "gradient_checkpointing": checkpointing}
+    return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]
 
 
 def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[str]) -> DreamBoothConfig:

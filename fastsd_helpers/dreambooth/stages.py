@@ -17,7 +17,7 @@ from fastsd_helpers.dreambooth.chance import draw_offset, draw_step
 from fastsd_helpers.dreambooth.denoising import HeldOut, held_out_loss, make_held_out, training_loss
 from fastsd_helpers.dreambooth.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
-from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.runtime import Device, reuse_freed_memory
 
@@ -54,7 +54,7 @@ class Batch:
 class Studio:
     """What both stages share: base model, device, precision, caches, and what was trained so far."""
 
-    def __init__(self, base: BaseModel, config: DreamBoothConfig, device: Device) -> None:
+    def __init__(self, base: BaseModel, config: ResolvedConfig, device: Device) -> None:
         import torch
 
         self.base, self.config = base, config

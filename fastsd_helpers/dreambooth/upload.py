@@ -146,7 +146,7 @@ class _Hub:
             return self._send(config, files, sha256)
         except FastSDError:
             raise
-        except (OSError, ValueError, RuntimeError, *network_errors()) as err:
+        except network_errors(OSError, ValueError, RuntimeError) as err:
             raise self._translate(err, config.repo) from err
 
     def _send(self, config: UploadConfig, files: dict[str, Path | bytes], sha256: str) -> UploadResult:

@@ -260,7 +260,8 @@ def _write_caption(shelf: _Shelf, stem: str, words: str, *, name: str = "") -> N
 
 
 def _keep_table(shelf: _Shelf, path: PurePosixPath, data: bytes) -> None:
-    stem, suffix, taken = safe_stem(path.stem), path.suffix.lower(), set()
+    stem, suffix = safe_stem(path.stem), path.suffix.lower()
+    taken: set[str] = set()
     while (target := shelf.folder / f"{unique_stem(stem, taken)}{suffix}").is_file():
         if target.read_bytes() == data:
             shelf.skipped.append((path.name, f"{_HERE}{target.name}"))

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastsd_helpers.dreambooth.outlook import saving_outlook
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
@@ -16,18 +17,31 @@ from fastsd_helpers.forms.view import draw_notice, load_widgets, make_frame, sho
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
+from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import label_of
 
-if TYPE_CHECKING:
-    from fastsd_helpers.sessions import Session
-
-__all__ = ["Form", "require", "show_form"]
+__all__ = ["Form", "Remembering", "require", "show_form"]
 
 Config = TypeVar("Config")
 
 
+class Remembering(Protocol):
+    """What a form keeps its entries in: a session, a reading session, a web UI's place."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies; None for what belongs to no session."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is kept; the entries of forms are under `forms`."""
+
+    def save_if_possible(self, **changes: Any) -> object:
+        """Keep changes to the record; what cannot be written costs nobody the form."""
+
+
 def show_form(
-    settings: type[Config], *, restore: "Session | None" = None, given: Mapping[str, Any] | None = None
+    settings: type[Config], *, restore: Remembering | None = None, given: Mapping[str, Any] | None = None
 ) -> "Form[Config]":
     """Make the form of a settings class; the last line of a cell displays it.
 
@@ -70,7 +84,7 @@ class Form(Generic[Config]):
         self,
         settings: type[Config],
         *,
-        session: "Session | None" = None,
+        session: Remembering | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings
@@ -171,9 +185,11 @@ class Form(Generic[Config]):
 
     def _take_typed(self, before: "Form[Any] | None") -> None:
         """Show what was entered in the form that this one replaces, also what is wrong in it."""
-        for name in sorted(before.typed & self._fields.keys()) if before is not None else ():
+        if before is None:
+            return
+        for name in sorted(before.typed & self._fields.keys()):
             with contextlib.suppress(SettingsError):  # a list that has changed meanwhile
-                self.update(**{name: before._fields[name].widget.value})  # type: ignore[union-attr]
+                self.update(**{name: before._fields[name].widget.value})
 
     def _draw(self) -> Any:
         widgets = load_widgets()
@@ -201,7 +217,7 @@ class Form(Generic[Config]):
 
     def _show_outlook(self) -> None:
         """Say how often a training with these settings saves, what a cut costs at worst, and what a LoRA would."""
-        if self.settings is not DreamBoothConfig or self._session is None:
+        if self.settings is not DreamBoothConfig or not isinstance(self._session, Session):
             return
         lines = []
         with contextlib.suppress(FastSDError, OSError):  # said at the fields, or when the training begins
@@ -211,12 +227,13 @@ class Form(Generic[Config]):
 
     def _show_problems(self, err: FastSDError | None) -> None:
         """Say each problem once, at its field; only what belongs to no field stands at the end of the form."""
-        at_field = {name: text for name, text in getattr(err, "fields", {}).items() if name in self._fields}
+        said: Mapping[str, str] = getattr(err, "fields", {})
+        at_field = {name: text for name, text in said.items() if name in self._fields}
         for name, field in self._fields.items():
             field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
-        self._say(err.fields.get("", "") if at_field else err.problem if err is not None else "")
+        self._say(said.get("", "") if at_field else err.problem if err is not None else "")
 
     def _save(self, config: Config) -> None:
         if self._session is None:
@@ -242,7 +259,7 @@ class Form(Generic[Config]):
         self._message.value = draw_notice(text, "bad")
 
 
-def _choice(option: Option, session: "Session | None") -> Choice | None:
+def _choice(option: Option, session: Remembering | None) -> Choice | None:
     """The list of known values of a setting that has one; None for every other setting."""
     if option.name == "base_model":
         auto = "what suits this machine and the photos"

@@ -51,7 +51,8 @@ class NotebookUI:
         entered = self.record["forms"].get("InstallConfig")
         entered = entered if isinstance(entered, dict) else {}
         keys = [ui.key for ui in uis()]
-        self.ui: WebUI = find_ui(entered.get("ui") if entered.get("ui") in keys else "a1111")
+        chosen = entered.get("ui")
+        self.ui: WebUI = find_ui(chosen if chosen in keys else "a1111")
         self.program = str(entered.get("folder") or "")
         self.model = ""
         self.family: str | None = None

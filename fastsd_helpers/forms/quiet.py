@@ -94,8 +94,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             if finder is self or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                spec.loader.exec_module = _then(spec.loader.exec_module, act)  # type: ignore[method-assign]
+            loader: Any = spec.loader if spec is not None else None
+            if hasattr(loader, "exec_module"):
+                loader.exec_module = _then(loader.exec_module, act)
                 return spec
         return None
 

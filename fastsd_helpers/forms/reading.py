@@ -83,7 +83,7 @@ class LinesForm(Form[ReadPicturesConfig]):
 
     def __init__(self, session: ReadingSession) -> None:
         self._reading = session
-        super().__init__(ReadPicturesConfig, session=session)  # type: ignore[arg-type]
+        super().__init__(ReadPicturesConfig, session=session)
 
     def _draw(self) -> Any:
         widgets = load_widgets()

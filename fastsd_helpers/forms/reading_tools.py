@@ -28,10 +28,13 @@ class EvaluateConfig:
     """Which reader to measure, and on what."""
 
     reader: str = option(
-        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+        "auto",
+        help=("recognition model: key, folder or Hub id; auto: the one this session uses"),
+        known="readers",
     )
     data: str = option(
-        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+        "",
+        help=("ground truth: folder or table of lines with their text; empty: the lines corrected in this session"),
     )
 
     def __post_init__(self) -> None:
@@ -43,7 +46,9 @@ class EmbedConfig:
     """Which images to write the encoder's vectors of, and how."""
 
     reader: str = option(
-        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+        "auto",
+        help=("recognition model: key, folder or Hub id; auto: the one this session uses"),
+        known="readers",
     )
     images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")
     pool: Literal["mean", "columns", "none"] = option(
@@ -80,8 +85,9 @@ def _place_of(session: ReadingSession, words: list[str]) -> Path:
 
 class _Evaluator(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
-        self._session, self._problems = session, []
-        form = show_form(EvaluateConfig, restore=session)  # type: ignore[arg-type]
+        self._session = session
+        self._problems: list[str] = []
+        form = show_form(EvaluateConfig, restore=session)
         busy = "The lines are read and compared with the ground truth…"
         super().__init__("Evaluate", busy, form=form, work="The evaluation")
 
@@ -114,7 +120,7 @@ class _Evaluator(CommandTool):
 class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
-        form = show_form(EmbedConfig, restore=session)  # type: ignore[arg-type]
+        form = show_form(EmbedConfig, restore=session)
         super().__init__("Write the embeddings", "The images are encoded…", form=form, work="The writing")
 
     def _command(self) -> tuple[list[str], str, Path, int]:

@@ -44,7 +44,8 @@ class _Going:
 @dataclass(frozen=True)
 class _Data:
     data: str = option(
-        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+        "",
+        help=("ground truth: folder or table of lines with their text; empty: the lines corrected in this session"),
     )
     held_out_data: str = option(
         "", help="validation set: lines to evaluate on; empty: a share of the others", advanced=True
@@ -71,7 +72,7 @@ class TeachForm(Form[TeachConfig]):
     def __init__(self, session: ReadingSession) -> None:
         self._reading = session
         self._about = load_widgets().HTML()
-        super().__init__(TeachConfig, session=session)  # type: ignore[arg-type]
+        super().__init__(TeachConfig, session=session)
         self._tell()
 
     def _draw(self) -> Any:

@@ -181,7 +181,8 @@ class Bar:
 
     def __init__(self, label: str) -> None:
         self._label, self._kind = label, ""
-        self.done, self.total = 0, 1
+        self.done: float = 0
+        self.total: float = 1
         self.widget = load_widgets().HTML()
         self.show(0, 1)
 

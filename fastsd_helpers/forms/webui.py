@@ -112,7 +112,7 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
         webui.problem = WebUIError(
             f"There is no GPU here, with which {webui.ui.title} needs seconds per image instead of minutes.",
             "Select one (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
-            "then run cell 2b and this one.",
+            "then run cells 2b and 3b.",
         )
     else:
         try:

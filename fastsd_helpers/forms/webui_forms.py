@@ -10,6 +10,7 @@ from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms.form import Form
 from fastsd_helpers.options import check, option
+from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_ui
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ __all__ = ["StoreConfig", "UIForm", "settled", "show_store_form", "show_ui_form"
 
 Config = TypeVar("Config")
 
-# Fields that an earlier cell has settled: the folder in 2b, the web UI and its program in 3b.
-_SETTLED: dict[type, tuple[str, ...]] = {InstallConfig: ("store",), LaunchConfig: ("store", "ui", "folder")}
+# Fields that an earlier cell has settled: the folder in 2b, the web UI and its program in 3b, its login in 6a.
+_SETTLED: dict[type, tuple[str, ...]] = {
+    InstallConfig: ("store",),
+    LaunchConfig: ("store", "ui", "folder"),
+    TunnelConfig: ("user", "password"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class _LastStore:
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]
     """Make the form of the store; it shows what was entered last from this folder, after a restart too."""
-    return Form(settings, session=_LastStore())  # type: ignore[arg-type]
+    return Form(settings, session=_LastStore())
 
 
 def show_ui_form(settings: type[Config], webui: "NotebookUI") -> "UIForm[Config]":
@@ -86,7 +91,7 @@ class UIForm(Form[Config]):
 
     def __init__(self, settings: type[Config], webui: "NotebookUI") -> None:
         self._webui, self._of = webui, settings
-        super().__init__(settings, session=webui)  # type: ignore[arg-type]
+        super().__init__(settings, session=webui)
         self.update(**_settled_values(settings, webui))
 
     def config(self) -> Config:
@@ -109,5 +114,5 @@ def settled(config: Config, webui: "NotebookUI") -> Config:
 
 
 def _settled_values(settings: type, webui: "NotebookUI") -> dict[str, str]:
-    values = {"store": str(webui.store), "ui": webui.ui.key, "folder": webui.program}
+    values = {"store": str(webui.store), "ui": webui.ui.key, "folder": webui.program, "user": "fastsd", "password": ""}
     return {name: values[name] for name in _SETTLED.get(settings, ())}

@@ -152,4 +152,5 @@ class _Cursor:
             raise ValueError(f"no {mark.decode()} where one should be")
 
     def _skip(self) -> None:
-        self._at = _BLANK.match(self._header, self._at).end()
+        blank = _BLANK.match(self._header, self._at)
+        self._at = blank.end() if blank else self._at

@@ -264,6 +264,8 @@ def _look_at_program(path: Path, stream: io.BytesIO) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     last = None
+    step: Any
+    argument: Any
     for step, argument, _place in pickletools.genops(stream):
         name = step.name
         if name not in _STEPS:

@@ -71,12 +71,12 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
     if known is not None and kind.accept is not None and known.kind == kind.registry:
         # Its repository is in the table of models: nobody has to be asked whether it serves.
         kind.accept(known)
-    if name.what == "folder":
+    if name.what == "folder" and name.path is not None:
         with file_errors(name.path, "read"):
             snapshot_of(name.path)  # a cache with several says which there are
             kind.contents.require(name.path)
             return name.path.resolve()
-    if name.what == "file":
+    if name.what == "file" and name.path is not None:
         if convert is None:
             hint = CONVERT_HINT if kind.registry == "base" else "Give the folder of the model, with config.json in it."
             raise ModelError(f"'{name.text}' is a single file.", hint)
@@ -104,7 +104,7 @@ def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
     if kind.accept is not None:
         kind.accept(spec)
     if spec.folder is not None:
-        return _packaged_folder(spec, kind)
+        return _packaged_folder(spec, spec.folder, kind)
     failures: list[FastSDError] = []
     for source in spec.sources:
         try:
@@ -122,8 +122,8 @@ def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
     raise error(problem, failures[0].hint) from failures[-1]
 
 
-def _packaged_folder(spec: ModelSpec, kind: ModelKind) -> Path:
-    folder = Path(str(importlib.resources.files("fastsd_helpers"))).joinpath(*spec.folder.split("/"))
+def _packaged_folder(spec: ModelSpec, place: str, kind: ModelKind) -> Path:
+    folder = Path(str(importlib.resources.files("fastsd_helpers"))).joinpath(*place.split("/"))
     if not folder.is_dir():
         raise ModelNotFound(
             f"The {kind.noun} '{spec.key}' is not in this installation: {folder} does not exist.",

@@ -42,12 +42,12 @@ def understand(ref: str | Path) -> Name:
     if spec is not None:
         return Name(text, "key", spec=spec)
     path = Path(os.path.expanduser(text)) if text else None
-    for what, is_it in (("folder", os.path.isdir), ("file", os.path.isfile)):
-        if path is not None and is_it(path):
-            if what == "folder":
-                with contextlib.suppress(FastSDError, OSError):  # who opens it says why
-                    path = snapshot_of(path) or path
-            return Name(text, what, path=path.absolute())
+    if path is not None and os.path.isdir(path):
+        with contextlib.suppress(FastSDError, OSError):  # who opens it says why
+            path = snapshot_of(path) or path
+        return Name(text, "folder", path=path.absolute())
+    if path is not None and os.path.isfile(path):
+        return Name(text, "file", path=path.absolute())
     repo = find_repo(text)
     # A path to a file that is not there has the shape of a Hub id too; no repository is called like that.
     if repo is not None and (is_link(text) or not text.lower().endswith(FILE_ENDINGS)):

@@ -94,10 +94,11 @@ class Artist:
         steps = self.habits.steps if steps is None else steps
         guidance = self.habits.guidance if guidance is None else guidance
         negative = negative.strip()
-        chosen = seed is not None and seed != -1
+        seed = None if seed == -1 else seed
+        chosen = seed is not None
         weight = self.lora_strength if lora_strength is None else lora_strength
         problems = [
-            *([] if not chosen or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
+            *([] if seed is None or 0 <= seed < 2**63 else [f"seed is {seed}; it must be 0 to 2**63 - 1, or -1"]),
             *([] if prompt.strip() else ["there is no prompt"]),
             *([] if 1 <= steps <= 200 else [f"steps is {steps}; it must be 1 to 200"]),
             *([] if 0 < strength <= 1 else [f"strength is {strength}; it must be above 0 and at most 1"]),
@@ -117,16 +118,17 @@ class Artist:
             raise SettingsError(f"Nothing was generated: {'; '.join(problems)}.", "Change that and try again.")
         import torch
 
-        seed = int(seed) if chosen else secrets.randbelow(2**32)
-        options = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
+        seed = int(seed) if seed is not None else secrets.randbelow(2**32)
+        options: dict[str, Any] = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
         if negative:
             options["negative_prompt"] = negative
-        if control is not None:
+        steering = self.steering
+        if control is not None and steering is not None:
             control = control.convert("RGB").resize((size, size))
             control = _edges_of(control) if edges else control
             options["controlnet_conditioning_scale"] = float(control_strength)
-            if self.steering.modes:
-                options["control_mode"] = self.steering.modes[control_task or self.steering.tasks[0]]
+            if steering.modes:
+                options["control_mode"] = steering.modes[control_task or steering.tasks[0]]
         drawn = []
         # One at a time: two at once would need twice the memory.
         with self._turn:
@@ -135,11 +137,11 @@ class Artist:
                     continue
                 if self.lora_strength is not None:
                     # With a LoRA, before and after are one model, which takes half the memory.
-                    set_strength(pipe, 0.0 if title == "before" else float(weight))
+                    set_strength(pipe, 0.0 if title == "before" else float(weight or 0.0))
                 # On the CPU, so that a seed gives the same picture on every machine.
                 options["generator"] = torch.Generator("cpu").manual_seed(seed)
-                if control is not None:
-                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=self.steering.model)
+                if control is not None and steering is not None:
+                    pipe = _pipeline_like(pipe, from_picture=start is not None, controlnet=steering.model)
                     # Where noise is the start, most of these take the steering picture as "image".
                     options["control_image" if _takes(pipe, "control_image") else "image"] = control
                 elif start is not None:

@@ -61,7 +61,9 @@ def habits_of(pipe: Any) -> DrawingHabits:
 
 
 def _for_zero_snr(scheduler: Any) -> Any:
-    kind = type(scheduler)
+    kind: Any = type(scheduler)
     if "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters:
-        from diffusers import EulerDiscreteScheduler as kind
+        from diffusers import EulerDiscreteScheduler
+
+        kind = EulerDiscreteScheduler
     return kind.from_config(scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing")

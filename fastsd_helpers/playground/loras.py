@@ -43,7 +43,7 @@ def find_lora(ref: str, *, root: Path | None = None) -> Path:
     name = understand(ref)
     if name.what == "link":
         return fetch(ref)
-    return name.path if name.what == "file" else lora_file(find_folder(ref, LORA))
+    return name.path if name.path is not None and name.what == "file" else lora_file(find_folder(ref, LORA))
 
 
 def put_beside(pipe: Any, file: Path, ref: str) -> None:

@@ -62,7 +62,7 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
     # Outside of the block below: what is wrong with a name or a download is said already.
     folder = find_folder(ref, CONTROLNET) if named.what in ("folder", "hub") else None
     try:
-        if named.what == "file":
+        if named.what == "file" and named.path is not None:
             made, name = _of_file(pipe, named.path), named.path.name
         elif folder is not None:
             made, name = _of_folder(pipe, folder), named.path.name if named.path else ref

@@ -71,7 +71,7 @@ class JournalTail:
                     self._identity, self._offset, anew = (found.st_dev, found.st_ino), 0, True
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return [], False
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)

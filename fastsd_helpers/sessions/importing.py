@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fastsd_helpers.captions import decode_caption, read_caption, write_caption
 from fastsd_helpers.code_pages import guess_page
@@ -165,7 +166,7 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
             "Its concept images are not imported: to train with them as class images, name their folder in "
             "class_folder (--class-folder)."
         )
-    about = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
+    about: dict[str, Any] = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
     if in_place:
         about["captions"] = "after the name"
     if kept is not None:

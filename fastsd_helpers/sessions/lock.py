@@ -169,7 +169,7 @@ class SessionLock:
         if _is_copied(holder, self._identity):
             return False
         if holder.get("machine") == machine_id():
-            return LocalProcess(holder.get("pid"), holder.get("start")).is_alive()
+            return LocalProcess(holder.get("pid", 0), holder.get("start")).is_alive()
         now = time.time()
         written = holder.get("time")
         try:
@@ -248,7 +248,7 @@ def local_holder(folder: Path, identity: str | None = None) -> LocalProcess | No
         holder = _parse(_read_bytes(folder / LOCK) or b"")
     if _is_copied(holder, identity):
         return None
-    process = LocalProcess(holder.get("pid"), holder.get("start"))
+    process = LocalProcess(holder.get("pid", 0), holder.get("start"))
     return process if holder.get("machine") == machine_id() and process.is_alive() else None
 
 

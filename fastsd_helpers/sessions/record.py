@@ -261,7 +261,8 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], str]:
             {"name": manifest["name"], "stage": manifest.get("stage"), "step": manifest.get("step")}
             for manifest in manifests
         ]
-        said = newest.get("record") if isinstance(newest.get("record"), dict) else {}
+        noted = newest.get("record")
+        said = noted if isinstance(noted, dict) else {}
         record.update({key: said[key] for key in _REBUILT_FROM_CHECKPOINT if key in said})
         if isinstance(said.get("steps"), int):
             record["progress"]["steps"] = said["steps"]

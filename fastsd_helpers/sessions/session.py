@@ -417,7 +417,7 @@ def delete_checkpoint(session: Session, name: str) -> int:
 
 
 def _files_shared_with_others(checkpoints: Path, name: str) -> set[str]:
-    shared = set()
+    shared: set[str] = set()
     for folder in _children(checkpoints):
         manifest = folder / "manifest.json"
         if folder.name == name or not manifest.is_file():

@@ -51,7 +51,8 @@ def _paper(picture: "Image.Image") -> tuple[int, int, int]:
 
     values = np.asarray(picture)
     border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-    return tuple(int(value) for value in np.median(border, axis=0))
+    red, green, blue = (int(value) for value in np.median(border, axis=0))
+    return red, green, blue
 
 
 def _elastic(picture: "Image.Image", chance: "np.random.Generator", paper: Any) -> "Image.Image":

@@ -13,7 +13,7 @@ from fastsd_helpers.advisories import require_safe_tokenizer
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import GRAPHS, READER, find_folder, require_reader
-from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.runtime import Device, describe_cpu, describe_device
 from fastsd_helpers.trocr.pixels import Pixels
 from fastsd_helpers.trocr.search import Limits
 
@@ -95,8 +95,8 @@ def open_checkpoint(
     chosen = describe_device()
     if device not in ("auto", "cpu", chosen.kind):
         raise SettingsError(f"There is no {device} device here.", f"Leave --device out: {chosen.kind} is used then.")
-    if device != "auto" and device != chosen.kind:
-        chosen = Device(device, device, chosen.memory_bytes, chosen.has_bf16 and device == "cpu", reason="as asked")
+    if device == "cpu" and chosen.kind != "cpu":
+        chosen = describe_cpu("as asked")  # whose formats and memory are not the GPU's
     model = _load_model(folder, repairs)
     count = sum(weight.numel() for weight in model.parameters())
     precision, reason = choose_precision(precision, chosen, count)

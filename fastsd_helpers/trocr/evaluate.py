@@ -65,6 +65,8 @@ def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None =
 
 def evaluation_from(values: dict[str, Any]) -> Evaluation:
     """The evaluation that `dataclasses.asdict` made `values` of, also when they have been through JSON."""
-    scores = {name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()}
-    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    scores: dict[str, Any] = {
+        name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()
+    }
+    rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Evaluation(**{**rest, "scores": Scores(**scores)})

@@ -51,9 +51,10 @@ def _without_reports() -> Iterator[None]:
     """
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    sys.modules[name] = None  # makes `import openvino_telemetry` an ImportError
+    modules: dict[str, Any] = sys.modules
+    modules[name] = None  # makes `import openvino_telemetry` an ImportError
     # What was imported before holds the real one under the name `tm`.
-    loaded = [module for key, module in sys.modules.items() if key.startswith("openvino.tools.ovc") and module]
+    loaded = [module for key, module in modules.items() if key.startswith("openvino.tools.ovc") and module]
     changed = [module for module in loaded if before is not None and getattr(module, "tm", None) is before]
     try:
         if changed:
@@ -65,9 +66,9 @@ def _without_reports() -> Iterator[None]:
         for module in changed:
             module.tm = before
         if before is None:
-            del sys.modules[name]
+            del modules[name]
         else:
-            sys.modules[name] = before
+            modules[name] = before
 
 
 @contextlib.contextmanager

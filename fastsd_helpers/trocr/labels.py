@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastsd_helpers.code_pages import decode_text, guess_page
 from fastsd_helpers.errors import DatasetError
@@ -352,9 +352,12 @@ def _rows_of_csv(path: Path, text: str) -> Iterable[tuple[int, Any]]:
             yield number, (row[picture].strip(), row[label], row[group] if group else None)
 
 
-def _parse_csv(path: Path, text: str, delimiter: str, quoting: int) -> tuple[list[str], list[tuple[int, dict]]]:
+def _parse_csv(
+    path: Path, text: str, delimiter: str, quoting: Literal[0, 3]
+) -> tuple[list[str], list[tuple[int, dict]]]:
     """The head and the rows of a table, each row with the number of its last line."""
-    blank = re.match(r"(?:[^\S\n]*\n)*", text)[0]  # lines before the head, which would be taken for it
+    begins = re.match(r"(?:[^\S\n]*\n)*", text)
+    blank = begins[0] if begins else ""  # lines before the head, which would be taken for it
     above = blank.count("\n")
     reader = csv.DictReader(io.StringIO(text[len(blank) :], newline=""), delimiter=delimiter, quoting=quoting)
     try:

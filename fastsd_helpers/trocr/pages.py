@@ -84,13 +84,15 @@ def cut_lines(
     reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None
 ) -> "tuple[Page, list[Image.Image]]":
     """Read one page, and give the image of each of its lines too, cut out of the page as it was straightened."""
+    from PIL import Image
+
     detector = detector or open_detector()
     upright, quarter = _stand_up(reader, picture, detector)
     corners = find_lines(upright, detector)
     slope = _slope(corners)
     level = upright
     if abs(slope) >= _SLOPE_FROM:
-        level = upright.rotate(slope, resample=2, expand=True, fillcolor="white")
+        level = upright.rotate(slope, resample=Image.Resampling.BILINEAR, expand=True, fillcolor="white")
         corners = find_lines(level, detector)
     boxes = _join_pieces([_bounds(box) for box in corners])
     ordered = order_boxes(boxes)

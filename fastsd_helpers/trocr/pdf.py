@@ -131,7 +131,7 @@ class _Drawer:
             raise _Ended("it is damaged") from err
         if not fits or height < 1:
             raise _Ended("it is damaged")
-        pixels = bytearray(self._rest[: stride * height])
+        pixels: Any = bytearray(self._rest[: stride * height])  # Pillow reads it, though its types name bytes alone
         self._rest = self._rest[len(pixels) :]
         while len(pixels) < stride * height:
             pixels += self._read(min(2**20, stride * height - len(pixels)))

@@ -87,7 +87,8 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     _limit(int(sys.argv[3]))
     try:
-        draw(sys.argv[2], *(int(word) for word in sys.argv[4:9]), answers)
+        first, last, dpi, most_pixels, seconds = (int(word) for word in sys.argv[4:9])
+        draw(sys.argv[2], first, last, dpi, most_pixels, seconds, answers)
     except BrokenPipeError:
         pass  # nobody wants more pages
     except Exception as error:  # an answer, whatever it is: nobody reads what this process prints

@@ -161,7 +161,8 @@ def _checked(picture: "Image.Image", name: str = "The image") -> "Image.Image":
             f"{name} is {picture.width} x {picture.height} px: too small for a line of text.",
             "Give the image of a whole line, 32 px high or more.",
         )
-    low, high = picture.convert("L").getextrema()
+    extremes: Any = picture.convert("L").getextrema()  # of its one band
+    low, high = extremes
     if high - low < _LEAST_CONTRAST:
         # A reader always writes something; of an empty line it would be an invention.
         raise DatasetError(f"{name} is blank.", "Leave it out, or scan it darker.")

@@ -91,6 +91,11 @@ class _Taken(NamedTuple):
     length: float = 0.0
     small: "Future[Any] | None" = None
 
+    def picture(self) -> Any:
+        """The small image of one that was not refused, once it is made."""
+        assert self.small is not None
+        return self.small.result()
+
 
 class Reader:
     """A handwriting reader: open a checkpoint once, read as many lines as you like.
@@ -116,14 +121,14 @@ class Reader:
         batch_size: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
+        choices: dict[str, Any] = {"precision": precision, "device": device}  # looked at by the settings themselves
         self.settings = ReadConfig(
             beams=beams,
-            precision=precision,
             min_new_tokens=min_new_tokens,
             max_new_tokens=max_new_tokens,
             loop_guard=loop_guard,
-            device=device,
             batch_size=batch_size,
+            **choices,
         )
         self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
         self.engine = _make_engine(self.checkpoint)
@@ -175,7 +180,7 @@ class Reader:
                 places.sort(key=lambda place: -window[place].length)
                 for first in range(0, len(places), self.batch_size):
                     batch = places[first : first + self.batch_size]
-                    found = self._find([window[place].small.result() for place in batch])
+                    found = self._find([window[place].picture() for place in batch])
                     for place, line in zip(batch, found, strict=True):
                         results[place] = self._to_line(window[place].name, line)
                     done += len(batch)
@@ -276,10 +281,9 @@ class Reader:
             raise SettingsError(f"pool is {pool!r}; choose none, mean or columns.", "Change the value and run again.")
         items = iter(gather(images))
         while batch := list(islice(items, self.batch_size)):
-            good = [item for item in batch if item.picture is not None]
+            resized = [self.checkpoint.pixels.resize(item.picture) for item in batch if item.picture is not None]
             vectors: list[np.ndarray] = []
-            if good:
-                resized = [self.checkpoint.pixels.resize(item.picture) for item in good]
+            if resized:
                 with torch.inference_mode():
                     hidden = self.engine.encode(self.checkpoint.pixels.batch(resized))
                     vectors = list(_pool(self._places(hidden), self.grid, pool))

@@ -50,8 +50,8 @@ class _Pictures:
     reader: str = option(
         "auto",
         help=(
-            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the built-in samples "
-            f"{_DEMO_READER}"
+            f"recognition model: key, folder or Hub id; auto: {_OWN_READER}, and for the "
+            f"built-in samples {_DEMO_READER}"
         ),
         known="readers",
     )
@@ -177,7 +177,9 @@ class ReadingSession:
 
         A file that is there already, under whatever name, is not kept twice: its lines would come twice too.
         """
-        kept, there, left_out = [], [], []
+        kept: list[tuple[str, str]] = []
+        there: list[tuple[str, str]] = []
+        left_out: list[str] = []
         for member, content in unpack_upload(name, data, left_out):
             before = {path.name for path in self.list_uploads()}
             twin = self._twin_of(content)
@@ -253,7 +255,7 @@ class ReadingSession:
                     page = _key(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
-                        known[page] = self._page_rows(reader, chunk[0], page, detector, by)
+                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by)
                     rows += known[page]
                 write_atomic(self.folder / _JOURNAL, _as_jsonl([*rows, *_not_among(journal, rows)]))
                 if progress:
@@ -288,13 +290,15 @@ class ReadingSession:
             else:
                 yield _row(next(read), group_of(item.name), key=key, by=by)
 
-    def _page_rows(self, reader: Any, item: Item, key: str, detector: Any, by: str) -> list[dict[str, Any]]:
-        page, crops = cut_lines(reader, item.picture, name=item.name, detector=detector)
+    def _page_rows(
+        self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str
+    ) -> list[dict[str, Any]]:
+        page, crops = cut_lines(reader, picture, name=name, detector=detector)
         if not page.lines:
-            nothing = Line("", 0.0, name=item.name, problem=f"{item.name}: no line was found.")
-            return [_row(nothing, item.name, page=key, by=by)]
+            nothing = Line("", 0.0, name=name, problem=f"{name}: no line was found.")
+            return [_row(nothing, name, page=key, by=by)]
         return [
-            _row(line, item.name, key=self._keep(crop), page=key, by=by)
+            _row(line, name, key=self._keep(crop), page=key, by=by)
             for line, crop in zip(page.lines, crops, strict=True)
         ]
 

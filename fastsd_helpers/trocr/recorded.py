@@ -59,15 +59,20 @@ class RecordedEngine(TorchEngine):
     def __init__(self, model: Any, *, device: str) -> None:
         super().__init__(model, device=device)
         self.record = True
-        self._buffers: _Buffers | None = None
+        self._held: _Buffers | None = None
+
+    @property
+    def _buffers(self) -> _Buffers:
+        assert self._held is not None  # `begin` made them
+        return self._held
 
     def begin(self, hidden: "torch.Tensor", beams: int, steps: int) -> DecoderState:
         """Prepare the search over the lines of `hidden`; only one search runs at a time."""
         cross = self._cross_keys(hidden)
         lines, places = len(hidden), cross[0][0].shape[2]
-        if self._buffers is None or not self._buffers.fits(lines, beams, steps, places):
-            self._buffers = None  # gives their memory back before more is asked for
-            self._buffers = self._make_buffers(cross, lines, beams, steps)
+        if self._held is None or not self._held.fits(lines, beams, steps, places):
+            self._held = None  # gives their memory back before more is asked for
+            self._held = self._make_buffers(cross, lines, beams, steps)
         for buffers, found in zip(self._buffers.cross, cross, strict=True):
             for buffer, values in zip(buffers, found, strict=True):
                 buffer[:lines].copy_(values)
@@ -163,7 +168,7 @@ class RecordedEngine(TorchEngine):
             graph.replay()
             away = float((scores - expected).abs().max() / expected.abs().max())
         except torch.cuda.OutOfMemoryError:
-            self._buffers = None  # what is tried next is smaller
+            self._held = None  # what is tried next is smaller
             raise
         except RuntimeError as err:
             self._give_up(f"a step cannot be recorded ({str(err).splitlines()[0]})")

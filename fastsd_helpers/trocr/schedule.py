@@ -89,7 +89,9 @@ class FineTuneConfig:
         "auto", help="mixed precision: compute dtype", advanced=True
     )
     gradient_checkpointing: bool = option(
-        False, help="gradient checkpointing: half the memory for a third more time", advanced=True
+        False,
+        help="gradient checkpointing: half the memory for a third more time",
+        advanced=True,
     )
 
     def __post_init__(self) -> None:

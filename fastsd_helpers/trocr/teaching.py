@@ -158,9 +158,9 @@ def choose_run(
     if pending is not None and pending.find() is not None:
         return replace(pending, why="It is running already; this cell shows it.")
     entered = session.record.get("teaching") or {}
-    same = pending is not None and entered.get("values") == dict(values)
+    same = entered.get("values") == dict(values)
     unfinished = pending is not None and pending.result() is None
-    if same and unfinished and not start_over:
+    if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
         told = "The unfinished teaching goes on"
         if changed:
@@ -168,12 +168,12 @@ def choose_run(
         return replace(pending, why=f"{told}.")
     lines = read_lines(data) if data else session.corrected()
     done = same and not (unfinished or start_over or more_steps)
-    if done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
+    if pending is not None and done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
         return replace(pending, why="This teaching is finished already; 'more steps' goes on from its reader.")
     held = read_lines(held_out_data) if held_out_data else None
     taught = taught_reader(session)
     extra = more_steps if taught is not None and not start_over else 0
-    model = str(taught.path) if extra else _reader_of(session)
+    model = str(taught.path) if taught is not None and extra else _reader_of(session)
     taught = taught if taught is not None and Path(model).resolve() == taught.path.resolve() else None
     if unfinished and not same:
         logger.info("An unfinished teaching with other settings is kept; enter them again, and it goes on.")

@@ -35,6 +35,7 @@ def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
     letters = Counter(letter for text in texts for letter in text if not letter.isspace())
     counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     lost, costly = [], []
+    advice: Literal["keep", "extend", "replace"]
     for letter in sorted(letters):
         ids = tokenizer.encode(letter, add_special_tokens=False)
         # A blank in front is the tokenizer's own (sentencepiece marks the beginning of a word).

@@ -167,8 +167,9 @@ class Entrance:
 
         While somebody guesses, a try waits here for its turn.
         """
-        right = self._login.matches(user, password)
-        if right and self._login.strong:
+        login = self._login
+        right = login is not None and login.matches(user, password)
+        if login is not None and right and login.strong:
             return None
         address = address_of(request, self.address_header)
         until = time.monotonic() + min(_LONGEST_WAIT_S, self._limiter.window_s / 2)

@@ -178,7 +178,7 @@ class Gate:
             async with self._proxy:
                 site = web.TCPSite(runner, "127.0.0.1", 0, backlog=256)
                 await site.start()
-                self.port = self._entrance.port = site._server.sockets[0].getsockname()[1]
+                self.port = self._entrance.port = runner.addresses[0][1]
                 self._started.set()
                 await self._stop.wait()
         finally:

@@ -66,8 +66,9 @@ def refusal(method: str, raw_path: str, closed: Sequence[ClosedPath]) -> str | N
     if not raw.startswith("/") or "#" in raw_path:
         return "This is no address of this link."
     path = _decode(raw)
-    values = [_decode(part.replace("+", " "), errors="replace") for part in re.split("[&;=]", query)]
-    if path is None or None in values:
+    decoded = [_decode(part.replace("+", " "), errors="replace") for part in re.split("[&;=]", query)]
+    values = [value for value in decoded if value is not None]
+    if path is None or len(values) < len(decoded):
         return "This address cannot be read."
     # Lines and tabs are honest in a value, such as a prompt, and nowhere else.
     text = path + re.sub(r"[\t\r\n]", "", "".join(values))

@@ -219,9 +219,10 @@ def _fetch(program: Program) -> None:
 def _fetch_once(program: Program, part: Path, kept: Path) -> bool:
     if part.is_symlink():
         part.unlink()
-    limits = {"size": program.size, "most": _LARGEST_BYTES, "pauses_s": _PAUSES_S}
     try:
-        remote = transfer(program.url, part, sha256=program.sha256, **limits)
+        remote = transfer(
+            program.url, part, size=program.size, sha256=program.sha256, most=_LARGEST_BYTES, pauses_s=_PAUSES_S
+        )
         if remote.is_page or remote.status >= 400:
             raise _missing(program, f"its address answers with something else (status {remote.status})")
         digest = None

@@ -70,11 +70,10 @@ class Proxy:
         self._hidden_login, self._upstream_login = hidden_login, upstream_login
         self._session: Any = None
         self._cookies: dict[str, str] | None = None  # None: not logged in at the server yet
-        self._logging_in: asyncio.Lock | None = None
+        self._logging_in = asyncio.Lock()
 
     async def __aenter__(self) -> "Proxy":
         self._session = open_session()
-        self._logging_in = asyncio.Lock()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -168,7 +167,7 @@ class Proxy:
 
         dropped = _HOP_BY_HOP | _OTHER_REQUEST | _named_by_connection(request.headers) | {"cookie", "host"}
         dropped |= _SOCKET_HEADERS if socket else set()
-        headers = CIMultiDict()
+        headers: CIMultiDict[str] = CIMultiDict()
         for name, value in request.headers.items():
             small = name.lower()
             if small not in dropped and not (small == "authorization" and self._hides(value)):
@@ -176,7 +175,7 @@ class Proxy:
         cookies = {name: _text(value) for name, value in cookie_pairs(request.headers) if name not in NAMES}
         if self._upstream_login is not None:
             headers.setdefault("Authorization", _basic(self._upstream_login))
-            cookies |= await self._upstream_cookies()
+            cookies |= await self._upstream_cookies(self._upstream_login)
         if cookies:
             headers["Cookie"] = "; ".join(f"{_text(name)}={value}" for name, value in cookies.items())
         host, scheme = request.headers.get("Host", ""), request.scheme
@@ -192,14 +191,16 @@ class Proxy:
         return headers
 
     def _hides(self, authorization: str) -> bool:
-        given = read_basic(authorization) if self._hidden_login is not None else None
+        if self._hidden_login is None:
+            return False
+        given = read_basic(authorization)
         return given is not None and self._hidden_login.matches(*given)
 
-    async def _upstream_cookies(self) -> dict[str, str]:
+    async def _upstream_cookies(self, login: Login) -> dict[str, str]:
         """The cookies of Gradio's own login; none for a server that has no such page."""
         async with self._logging_in:
             if self._cookies is None:
-                form = {"username": self._upstream_login.user, "password": self._upstream_login.password}
+                form = {"username": login.user, "password": login.password}
                 # The session sets no type by itself.
                 headers = {"Content-Type": "application/x-www-form-urlencoded"}
                 address = f"{self._origin}/login"
@@ -219,7 +220,7 @@ class Proxy:
         wanted = [part.strip() for part in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if part.strip()]
         headers = await self._headers_for(request, socket=True)
         url = yarl.URL(self._origin + request.raw_path, encoded=True)
-        plain = {"autoping": False, "max_msg_size": _LARGEST_MESSAGE_BYTES}
+        plain: dict[str, Any] = {"autoping": False, "max_msg_size": _LARGEST_MESSAGE_BYTES}
         try:
             server = await self._session.ws_connect(url, headers=headers, protocols=wanted, **plain)
         except aiohttp.WSServerHandshakeError as err:

@@ -82,8 +82,8 @@ def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | Non
         TunnelTokenRefused: it has a blank inside, or is the whole command of ngrok's page.
     """
     token = secret("NGROK_AUTHTOKEN", prompt=lambda: config.ngrok_token or (ask_user() if ask_user else None))
-    if (config.ngrok_token or "").strip():
-        token = config.ngrok_token.strip()
+    typed = (config.ngrok_token or "").strip()
+    token = typed or token
     if token and not re.fullmatch(r"[A-Za-z0-9_-]{10,}", token):
         raise TunnelTokenRefused(
             f"The ngrok token has {len(token)} characters and contains spaces or characters that no token has.",
@@ -363,7 +363,7 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
         url = _wait("localtunnel", child, find, config, _explain_localtunnel)
     password = _visitor_password() if server == "https://localtunnel.me" else None
     notes = []
-    if config.subdomain and urlsplit(url).hostname.split(".")[0] != config.subdomain:
+    if config.subdomain and (urlsplit(url).hostname or "").split(".")[0] != config.subdomain:
         taken = (
             f"localtunnel did not assign the subdomain {config.subdomain}, which somebody else has now; it assigned "
             "another."

@@ -262,21 +262,22 @@ class Tunnel:
             misses = misses + 1 if self._running.child.alive() else _MISSES
             if misses >= _MISSES:
                 misses = 0
-                self._reopen()
+                self._reopen(self._gate)
 
     def _pause(self, pause_s: float) -> float:
         left = pause_s if self._ends_s is None else self._ends_s - time.monotonic()
         return max(0.0, min(pause_s, left))
 
-    def _reopen(self) -> None:
+    def _reopen(self, gate: Gate) -> None:
         pause_s = 5.0
         logger.warning("The link %s has died; it is being reopened.", self.url)
         while not self._closing.is_set():
             if self._ends_s is not None and time.monotonic() >= self._ends_s:
                 return
-            self._running.close()
+            if self._running is not None:
+                self._running.close()
             try:
-                kind, running = _open_first(self._wanted, self._gate, self._config)
+                kind, running = _open_first(self._wanted, gate, self._config)
             except FastSDError as err:
                 logger.warning("%s Trying again in %.0f s.", err.problem, pause_s)
                 if self._closing.wait(self._pause(pause_s)):

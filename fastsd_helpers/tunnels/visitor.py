@@ -98,7 +98,9 @@ def address_of(request: Any, header: str | None) -> str | None:
             that of a machine before the service, not of a visitor. An IPv6 visitor has a whole /64 to choose from, so
             that is the address.
     """
-    lines = request.headers.getall(header, []) if header else []
+    if not header:
+        return None
+    lines = request.headers.getall(header, [])
     if not lines or (len(lines) > 1 and header.lower() != "x-forwarded-for"):
         return None
     try:

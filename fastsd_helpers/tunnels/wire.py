@@ -139,7 +139,8 @@ class RequestReader:
     def _written_anew(self, lines: list[bytes]) -> bytes:
         if len(lines) - 1 > _MOST_HEADERS:
             raise Malformed(431, "This request has too many headers.")
-        kept, values = [], {}
+        kept: list[tuple[bytes, bytes]] = []
+        values: dict[bytes, list[bytes]] = {}
         for line in lines[1:]:
             found = _HEADER_LINE.fullmatch(line)
             if not found:

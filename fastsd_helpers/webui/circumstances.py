@@ -51,13 +51,12 @@ def look_around(places: Places, kills_before: int | None) -> Circumstances:
         kills_before: what `count_memory_kills` said at its start.
     """
     kills = count_memory_kills()
-    known = kills is not None and kills_before is not None
     disks = []
     for folder in (places.root, tempfile.gettempdir()):
         with contextlib.suppress(DriveError):
             disks.append(free_bytes(folder))
     return Circumstances(
-        killed_for_memory=kills > kills_before if known else None,
+        killed_for_memory=None if kills is None or kills_before is None else kills > kills_before,
         memory_bytes=host_memory_bytes() or None,
         memory_left=find_memory_left(),
         disk_left=min(disks, default=None),

@@ -25,6 +25,7 @@ __all__ = ["ControlNetConfig", "place_controlnet", "place_controlnets"]
 logger = logging.getLogger("fastsd_helpers")
 
 _ALL = "all"
+_NO_TASK = ("file", "folder", "link", "hub")  # what a word can be besides a task or a row's key
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ControlNetConfig:
     tasks: str = option(
         "",
         help=(
-            "ControlNets: tasks such as canny, openpose, depth, or files and links; separated by commas; all: all that "
-            "fit; empty: none"
+            "ControlNets: tasks such as canny, openpose, depth, or files and links; separated by "
+            "commas; all: all that fit; empty: none"
         ),
         known="controlnets",
     )
@@ -68,6 +69,9 @@ def place_controlnets(
         prepare_places(places, ui)
         what = f"the {len(rows)} ControlNets for {base} ({size_in_words(total_bytes(rows))})"
         check_room(store_folder(places, ui, "controlnet"), total_bytes(rows), what, hint="Name the tasks you need.")
+    for task in wanted:  # a slip in the last one is said before the first is fetched
+        if understand(task).what not in _NO_TASK:
+            find_controlnet(base, task, ui=ui.key)
     placed = [place_controlnet(base, task, ui, places) for task in wanted]
     for model in placed:
         logger.info("%s (for %s): %s", model.path.name, base, model.how)
@@ -86,7 +90,7 @@ def place_controlnet(base: str | None, task: str, ui: WebUI, places: Places) -> 
     Raises:
         ModelError: it does not go together with this base or this UI; the hint says what does. DownloadError.
     """
-    if understand(task).what in ("file", "folder", "link", "hub"):
+    if understand(task).what in _NO_TASK:
         return place(task, ui, places, kind="controlnet")[0]
     if not base:
         row = next((row for row in controlnets() if row.key == task.strip().lower()), None)

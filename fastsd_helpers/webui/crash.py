@@ -17,7 +17,8 @@ _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive 
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
 # (pattern in the error that ended it, what happened, what to do); the first that fits is taken.
-_ERRORS = (
+_Table = tuple[tuple[str, str, str], ...]  # pattern, what it means, what to do
+_ERRORS: _Table = (
     (
         r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
         "the GPU's memory was not enough",
@@ -76,7 +77,7 @@ _ERRORS = (
     ),
 )
 # These may also be the last that is said without a traceback.
-_SAID = (
+_SAID: _Table = (
     (
         r"Cannot find empty port|address already in use|Errno 98\b",
         "its port is in use",
@@ -233,9 +234,9 @@ def _by_signal(
 
 def _look_up(error: Error | None, lines: Sequence[str]) -> tuple[str, str] | None:
     said = [line for line in lines[-_SAID_LINES:] if not _HARMLESS.search(line)]
-    sources = [(error.text, (*_ERRORS, *_SAID))] if error is not None else []
+    sources: list[tuple[str, _Table]] = [(error.text, (*_ERRORS, *_SAID))] if error is not None else []
     # What was said after the error is nearer to the end than the error itself.
-    last = ("\n".join(said), _SAID)
+    last: tuple[str, _Table] = ("\n".join(said), _SAID)
     sources = [*sources, last] if error is None or error.after == 0 else [last, *sources]
     for text, table in sources:
         for pattern, what, hint in table:

@@ -94,13 +94,13 @@ def _run(
     try:
         code = child.wait(max(1.0, ends - time.monotonic()))
         said = [line.strip(" ×╰─▶│├\t") for line in child.last_lines(4)]
-        last = " / ".join(line for line in said if not _INTRODUCTION.match(line))[-300:]
+        last = " / ".join(line for line in said if not _INTRODUCTION.match(line))[-300:].rstrip(" .")
     finally:
         child.close()
     if code is None:
-        raise WebUIError(f"{what} did not end in time; its last output: {last or 'nothing'}", f"See {log}.")
+        raise WebUIError(f"{what} did not end in time; its last output: {last or 'nothing'}.", f"See {log}.")
     if code != 0:
-        raise WebUIError(f"{what} failed (exit {code}): {last or 'it said nothing'}", f"See {log}.")
+        raise WebUIError(f"{what} failed (exit {code}): {last or 'it said nothing'}.", f"See {log}.")
 
 
 def switch_off(places: Places, name: str) -> Path:

@@ -66,7 +66,7 @@ _RULES = (
     Rule("comfyui", ("flux",), _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
 )
 
-_ATTENTION = {
+_ATTENTION: dict[str, dict[str, tuple[str, ...]]] = {
     "a1111": {
         "sdp": ("--opt-sdp-attention",),
         "sdp-repeatable": ("--opt-sdp-no-mem-attention",),

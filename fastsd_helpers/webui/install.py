@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     _name_leftovers(ui, places)
     owned = OwnExtensions(ui, places, config)
     added = read_extensions(config.extensions)
-    mirrors = read_mirrors(config.mirrors, [item.name for item in (*ui.repositories, *added, *owned.kept)])
+    mirrors = read_mirrors(
+        config.mirrors, [*(item.name for item in (*ui.repositories, *added)), *(item.name for item in owned.kept)]
+    )
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
     check_room(places.root, needed, ui.title, hint="Free some space, or choose another folder with --folder.")
     prepare_places(places, ui)
@@ -110,7 +113,7 @@ def _install(
     wanted = [item for item in ui.repositories if config.controlnet or item.name != "controlnet"]
     # Code first: it is small, and a place that is gone is found out before gigabytes are fetched.
     for item in wanted:
-        step(f"code of {item.name}", lambda item=item: clone(item, folder_of(places, item), mirrors=mirrors))
+        step(f"code of {item.name}", partial(clone, item, folder_of(places, item), mirrors=mirrors))
     owned.bring(step, mirrors)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])

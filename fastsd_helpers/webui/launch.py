@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
@@ -192,7 +193,11 @@ class RunningUI(LocalUI):
         self._on_cpu = "--use-cpu" in plan.command or "--cpu" in plan.command
         self._problem: tuple[Child, WebUICrashed] | None = None
         self._stopping = threading.Event()
-        self.state: RunState | None = None
+
+    @property
+    def _started(self) -> Child:
+        assert self._child is not None  # `start` made it
+        return self._child
 
     def start(self) -> None:
         """Start it and wait until it answers; `launch` has done so already."""
@@ -253,7 +258,7 @@ class RunningUI(LocalUI):
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
             self._look(tail, {})
-            raise explain_end(self.state, self._child.returncode, self.places)
+            raise explain_end(self.state, self._started.returncode, self.places)
 
     def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
         """Read what is new in the log, show it, and remember what it says about the model."""
@@ -298,7 +303,7 @@ class RunningUI(LocalUI):
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until it ends; its exit code, or None when it still runs after `timeout_s` seconds."""
-        return self._child.wait(timeout_s)
+        return self._started.wait(timeout_s)
 
     def stop(self) -> None:
         """End the link, then the web UI with all it started; calling it twice is harmless."""
@@ -317,12 +322,12 @@ class RunningUI(LocalUI):
         self.stop()
 
     def _keep_settings(self) -> None:
-        child, well = self._child, True
+        child, well = self._started, True
         while child.alive() and not self._stopping.wait(_KEEP_EVERY_S):
             well = keep_settings(self.places, quiet=not well)
 
     def _keep_alive(self) -> None:
-        self._child.wait()
+        self._started.wait()
         if self._stopping.is_set():
             return
         problem = self.problem()
@@ -339,7 +344,7 @@ class RunningUI(LocalUI):
             logger.warning("%s", err)
 
 
-def share(running: RunningUI, config: TunnelConfig | None = None, **more: object) -> Tunnel:
+def share(running: LocalUI, config: TunnelConfig | None = None, **more: Any) -> Tunnel:
     """Give a running web UI a public link behind the gate, with the same user and password as its own login.
 
     Visitors log in once; what AUTOMATIC1111 leaves open to strangers (`/internal/sysinfo` and others) is closed too.
@@ -359,7 +364,7 @@ def _closed_of(ui: WebUI, *, admin: bool) -> Sequence[ClosedPath]:
     return UNKNOWN_CLOSED if admin else ui.closed
 
 
-def share_in_background(running: RunningUI, config: TunnelConfig | None = None) -> BackgroundLink:
+def share_in_background(running: LocalUI, config: TunnelConfig | None = None) -> BackgroundLink:
     """As `share`, but another process holds the link, which so outlives this one; `stop` ends it with the web UI.
 
     Raises:
@@ -368,7 +373,7 @@ def share_in_background(running: RunningUI, config: TunnelConfig | None = None) 
     return hold_link(running.port, running.places.run, config or TunnelConfig(), running.login)
 
 
-def share_port(port: int, config: TunnelConfig | None = None, **more: object) -> Tunnel:
+def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tunnel:
     """Give whatever listens at a port of this machine a public link; what of ours runs there keeps its one login.
 
     Visitors enter the own user and password of the web UI or page, unless others were chosen here; either way its own

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, file_errors, new_link
@@ -85,13 +85,18 @@ def place_models(
     ref = config.model.strip()
     if ref == "auto":
         ref = _automatic(ui, places)
-    placed = place(ref, ui, places, kind="checkpoint", machine=machine, t5=config.t5) if ref else []
-    placed.sort(key=lambda model: model.kind not in BASE_KINDS)
-    base = next((model for model in placed if model.kind in BASE_KINDS), None)
+    named = [(ref, "checkpoint")] if ref else []
     for kind in ("lora", "vae", "text-encoder", "embedding", "upscaler"):
-        for item in listed(getattr(config, kind.replace("-", "_"))):
-            new = place(item, ui, places, kind=kind, machine=machine, t5=config.t5)
+        named += [(item, kind) for item in listed(getattr(config, kind.replace("-", "_")))]
+    placed: list[PlacedModel] = []
+    base = None
+    with drive_errors(places):
+        # Each is looked at before the first is fetched: a slip in the last costs nobody gigabytes.
+        for needed in [_find(item, ui, places, machine, kind=kind, t5=config.t5) for item, kind in named]:
+            new = place_needed(needed, ui, places)
             placed += [model for model in new if base is None or model.kind not in BASE_KINDS]
+            base = base or next((model for model in new if model.kind in BASE_KINDS), None)
+    placed.sort(key=lambda model: model.kind not in BASE_KINDS)
     for model in placed:
         logger.info("%s (%s): %s", model.path.name, model.kind, model.how)
         if base is not None:
@@ -186,8 +191,11 @@ def place(
     """
     prepare_places(places, ui)
     with drive_errors(places):
-        needed = find_needed(ref, ui, places, machine or _machine_for(ref), kind=kind, t5=t5, root=root)
-        return place_needed(needed, ui, places)
+        return place_needed(_find(ref, ui, places, machine, kind=kind, t5=t5, root=root), ui, places)
+
+
+def _find(ref: str, ui: WebUI, places: Places, machine: Machine | None, **how: Any) -> Needed:
+    return find_needed(ref, ui, places, machine or _machine_for(ref), **how)
 
 
 def _machine_for(ref: str) -> Machine:

@@ -97,7 +97,7 @@ def find_needed(
         return _with_parts(_local(path, found, ui, "there already"), ui, places, t5)
     if name.spec is not None:
         return _of_key(name.spec, ui, machine, kind, t5)
-    if name.what == "file":
+    if name.what == "file" and name.path is not None:
         return _with_parts(_local(name.path, kind, ui, "linked"), ui, places, t5)
     if name.what == "link":
         return Needed((_of_link(name.text, kind, ui),))
@@ -176,9 +176,10 @@ def _of_row(spec: ModelSpec, ui: WebUI, *, smaller: tuple[str, ...] = ()) -> Nee
 def _fetch_row(spec: ModelSpec, store: Path, smaller: tuple[str, ...]) -> Path:
     """Fetch the file of a row; a gated one that is refused gives way to its copy that is open to all."""
     wanted = wanted_file(spec.checkpoint or {}, store)
-    more = {"name": wanted.name, "size": wanted.size, "sha256": wanted.sha256, "mirrors": wanted.mirrors}
     try:
-        return fetch(wanted.source, store, **more)  # type: ignore[arg-type]
+        return fetch(
+            wanted.source, store, name=wanted.name, size=wanted.size, sha256=wanted.sha256, mirrors=wanted.mirrors
+        )
     except (ModelError, DownloadError) as err:
         if not (spec.gated and smaller):
             raise
@@ -237,7 +238,7 @@ def _of_link(link: str, kind: str, ui: WebUI) -> NeededFile:
 def _of_folder(name: Name, kind: str, ui: WebUI) -> NeededFile:
     title = Path(name.text.rstrip("/")).name.partition("@")[0]
     family = None
-    if name.what == "folder" and (name.path / "model_index.json").is_file():
+    if name.what == "folder" and name.path is not None and (name.path / "model_index.json").is_file():
         family = detect_family(name.path)
         if kind in ("auto", *BASE_KINDS):
             require_family(ui, family, name.text)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,10 @@ class OwnExtensions:
     def bring(self, step: _Step, mirrors: Mapping[str, str]) -> None:
         """Bring the code of every extension to its folder, and put those that were added on the list.
 
+        One whose code cannot be had is left out, or stays at its earlier commit; both are said by name.
+
         Raises:
-            WebUIError: the code of a requested one was not downloaded. DriveError: one cannot be taken out of
-                the list.
+            DriveError: one cannot be taken out of the list.
         """
         places = self._places
         if self._removed:
@@ -89,13 +91,18 @@ class OwnExtensions:
             )
         for name in [*self._asked, *(item.name for item in self.kept)]:
             switch_on(places, name)
-        for item in self._asked.values():
-            step(f"extension {item.name}", lambda item=item: self._add(item, mirrors))
-        for item in self.kept:
+        ways: list[tuple[str, Callable[[], bool]]] = [
+            *((item.name, partial(self._add, item, mirrors)) for item in self._asked.values()),
+            *((kept.name, partial(self._bring_back, kept, mirrors)) for kept in self.kept),
+        ]
+        for name, bring in ways:
             try:
-                step(f"extension {item.name}", lambda item=item: self._bring_back(item, mirrors))
+                step(f"extension {name}", bring)
             except FastSDError as err:
-                self._switch_off(item.name, err)
+                if self._folder(name).is_dir():  # an earlier commit of it, which runs
+                    logger.warning("The extension %s stays as it is here: %s %s", name, err.problem, err.hint)
+                else:
+                    self._switch_off(name, err)
         self._name_others()
 
     def _add(self, item: Repository, mirrors: Mapping[str, str]) -> bool:
@@ -104,7 +111,7 @@ class OwnExtensions:
         same = known is not None and (known.address, known.revision) == (item.urls[0], item.revision)
         folder = self._folder(item.name)
         fresh = not folder.exists()
-        if same and fresh:
+        if known is not None and same and fresh:
             changed = self._bring_back(known, mirrors)
         else:
             changed = clone(item, folder, mirrors=mirrors)
@@ -125,15 +132,14 @@ class OwnExtensions:
     def _bring_back(self, item: KeptExtension, mirrors: Mapping[str, str]) -> bool:
         folder = self._folder(item.name)
         if folder.exists():
-            there = commit_of(folder)
-            if there != item.commit:
+            here = commit_of(folder)
+            if here != item.commit:
                 logger.warning(
-                    "The extension %s is at %s here, and kept at %s. To keep this one: --extension %s@%s",
+                    "The extension %s is at %s here, and kept at %s.%s",
                     item.name,
-                    (there or "no commit")[:10],
+                    (here or "no commit")[:10],
                     item.commit[:10],
-                    item.address,
-                    there,
+                    f" To keep this one: --extension {item.address}@{here}" if here else "",
                 )
             return False
         try:
@@ -173,7 +179,7 @@ class OwnExtensions:
             try:
                 step(
                     f"what {name} asks for",
-                    lambda name=name: prepare_extension(self._ui, self._places, name, wait_s=self._wait_s),
+                    partial(prepare_extension, self._ui, self._places, name, wait_s=self._wait_s),
                 )
             except DependencyMissing:
                 raise
@@ -183,16 +189,18 @@ class OwnExtensions:
 
     def _switch_off(self, name: str, err: FastSDError) -> None:
         self.switched_off[name] = err.problem
+        known = name in self._list
         if self._folder(name).is_dir():
             switch_off(self._places, name)
+            known = True
         logger.warning(
-            "The extension %s is switched off, and %s runs without it: %s %s To try it again run `fastsd webui "
-            "install` again; to remove it: --remove-extensions %s",
+            "The extension %s is %s, and %s runs without it: %s %s To try it again run `fastsd webui install` again%s",
             name,
+            "switched off" if known else "not added",
             self._ui.title,
             err.problem,
             err.hint,
-            name,
+            f"; to remove it: --remove-extensions {name}" if known else ".",
         )
 
     def running(self) -> list[str]:

@@ -14,8 +14,9 @@ from fastsd_helpers.container import count_memory_kills
 from fastsd_helpers.errors import WebUICrashed, WebUIError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.processes import Child, LocalProcess, LogTail, boot_id, end_group
-from fastsd_helpers.tunnels import Login
+from fastsd_helpers.tunnels import Login, Tunnel
 from fastsd_helpers.tunnels.ports import PortNote, note_port, open_private, read_port
+from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.circumstances import look_around
 from fastsd_helpers.webui.crash import explain_crash
 from fastsd_helpers.webui.places import Places
@@ -61,8 +62,12 @@ class RunState:
 class LocalUI:
     """What every web UI that runs on this machine has, whoever started it; see RunningUI and AttachedUI."""
 
+    ui: WebUI
+    places: Places
     port: int
-    state: RunState | None
+    state: RunState  # from its start on
+    login: Login
+    tunnel: Tunnel | None
 
     @property
     def url(self) -> str:
@@ -138,7 +143,9 @@ class AtPort:
 def find_at_port(port: int) -> AtPort | None:
     """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
     note = read_port(port)
-    state = read_run(note.run) if note and note.run else None
+    if note is None or note.run is None:
+        return None
+    state = read_run(note.run)
     if state is None or state.port != port or not is_running(state):
         return None
     return AtPort(state, _read_login(note.run / "login"))

@@ -78,7 +78,7 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
     places = [mirrors[repository.name]] if mirrors and repository.name in mirrors else list(repository.urls)
     if folder.is_dir() and any(folder.iterdir()):
         return _update(repository, folder, places)
-    problems = []
+    problems, answered = [], False
     for place in places:
         temporary = unfinished_name(folder)
         with file_errors(folder, "write to"):
@@ -95,9 +95,11 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
             shutil.rmtree(temporary, ignore_errors=True)
         logger.info("%s could not be downloaded from %s: %s", repository.name, _shown(place), problem)
         problems.append(f"{_shown(place)}: {problem}")
+        answered |= problem.startswith("it ")  # the place answers, and has not what is asked for
+    check = "the commit, tag or branch" if answered else "the address and the connection"
     raise WebUIError(
         f"The code of {repository.name} could not be downloaded. {'; '.join(problems)}.",
-        f"Check the connection, or give a mirror: --mirrors {repository.name}=URL-OR-FOLDER",
+        f"Check {check}, or give a mirror: --mirrors {repository.name}=URL-OR-FOLDER",
     )
 
 
@@ -105,7 +107,9 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
     there = commit_of(folder)
     if there is None:
         raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it and run this again.")
-    if there == repository.revision or (not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository)):
+    if there == repository.revision or (
+        not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository, places)
+    ):
         return False
     if _git(["status", "--porcelain", "--untracked-files=no"], folder).stdout.strip():
         raise WebUIError(
@@ -121,9 +125,10 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
     return True
 
 
-def _is_at(folder: Path, repository: Repository) -> bool:
-    # A branch or tag is not asked for again: what was installed stays until its folder is deleted.
-    return _git(["config", "fastsd.revision"], folder).stdout.strip() == repository.revision
+def _is_at(folder: Path, repository: Repository, places: Sequence[str]) -> bool:
+    # A branch or tag is not asked for again: what was installed stays until its folder is deleted, or another place
+    # is named for it.
+    return revision_of(folder) in [(place, repository.revision) for place in places]
 
 
 def _fetch(folder: Path, place: str, revision: str) -> str:

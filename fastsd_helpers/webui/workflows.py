@@ -130,7 +130,7 @@ def make_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places) -> _
         model, clip, vae = (loader, 0), (loader, 1), (loader, 2)
     elif family == "flux" and len(names["text-encoder"]) >= 2 and names["vae"]:
         loads = "UnetLoaderGGUF" if file.lower().endswith(".gguf") else "UNETLoader"
-        more = {} if loads == "UnetLoaderGGUF" else {"weight_dtype": "default"}
+        more: dict[str, Any] = {} if loads == "UnetLoaderGGUF" else {"weight_dtype": "default"}
         model = (graph.add(loads, unet_name=file, **more), 0)
         first, second = names["text-encoder"][:2]
         packed = f"{first} {second}".lower().find(".gguf") >= 0

@@ -82,12 +82,13 @@ def requirements_module() -> ModuleType:
         from packaging import requirements
     except ImportError:
         try:
-            from pip._vendor.packaging import requirements
+            from pip._vendor.packaging import requirements as carried
         except ImportError as err:
             raise DependencyMissing(
                 "Neither packaging nor pip is installed, so version ranges cannot be compared.",
                 "Run: python -m ensurepip",
             ) from err
+        return carried
     return requirements
 
 
@@ -120,6 +121,7 @@ def make_plan(lock_set: LockSet, environment: Environment, *, skip: Iterable[str
     """
     skip = tuple(skip)
     left: dict[str, str] = {}
+    every: Iterable[tuple[LockedRow, str | None, str]]
     if lock_set.own_environment:
         every = _exact(lock_set, environment.installed)
     else:

@@ -134,7 +134,8 @@ def install(
     environment = plan.environment
     if plan.changes:
         _check_place(plan)
-    tool, imported, modules = "none", {}, ()
+    tool, imported = "none", {}
+    modules: tuple[str, ...] = ()
     with _one_at_a_time(environment.prefix):
         plan = _plan(found, name, python, skip)  # another installation may have done it meanwhile
         waiting = _waiting_for_proof(plan, skip) if check_imports else {}

@@ -57,7 +57,8 @@ def run_told(
     Raises:
         OSError: it cannot be started. subprocess.TimeoutExpired: it took too long, and was ended.
     """
-    progress, said = Progress(), []
+    progress = Progress()
+    said: list[str] = []
 
     def listen(stream: TextIO) -> None:
         with contextlib.suppress(ValueError):  # closed from the other side, after its time was over

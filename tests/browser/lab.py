@@ -217,7 +217,8 @@ class Lab:
         field = self.field(title, name)
         if field.evaluate("field => field.tagName") == "SELECT":
             known = field.locator("option").evaluate_all("options => options.map(option => option.textContent)")
-            wanted = [text for text in known if text == value or text.startswith(f"{value}:")]
+            plain = {text.replace("\xa0", " "): text for text in known}  # a browser folds other blanks together
+            wanted = [text for words, text in plain.items() if words == value or words.startswith(f"{value}:")]
             if wanted:
                 field.select_option(label=wanted[0])
                 return

@@ -95,7 +95,7 @@ class Record:
 
     def __init__(self) -> None:
         self._seen: dict[str, set[str]] = {}
-        self.referers: dict[str, str | None] = {}  # what pages of others were told, by their path
+        self.referrers: dict[str, str | None] = {}  # what pages of others were told, by their path
 
     def note(self, query: str) -> None:
         values = parse_qs(query)
@@ -191,7 +191,7 @@ def open_world(folder: Path, ports: Mapping[str, int], record: Record) -> Iterat
     async def elsewhere(request: Any) -> Any:
         from aiohttp import web
 
-        record.referers[request.path] = request.headers.get("Referer")
+        record.referrers[request.path] = request.headers.get("Referer")
         return web.Response(text="<!doctype html><title>elsewhere</title><body>", content_type="text/html")
 
     hosts = {f"{name}.gradio.live": port for name, port in ports.items()}

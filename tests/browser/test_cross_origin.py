@@ -242,4 +242,4 @@ def test_what_the_page_loads_from_elsewhere_does_not_name_the_link(world):
         world.page.goto(f"https://{host}.gradio.live/config")
         address = f"https://cdn.example.com/from-{host}"
         world.page.evaluate("address => fetch(address, {mode: 'no-cors'}).then(() => 1, () => 0)", address)
-        assert world.record.referers[f"/from-{host}"] == named
+        assert world.record.referrers[f"/from-{host}"] == named

@@ -39,6 +39,7 @@ __all__ = [
     "make_manifest",
     "parse_name",
     "read_generation",
+    "require_name",
     "role_problem",
     "save_tensors",
     "summary_row",
@@ -222,6 +223,14 @@ def parse_name(name: str) -> tuple[int, str, int] | None:
     return (int(found[1]), found[2], int(found[3])) if found else None
 
 
+def require_name(name: str) -> tuple[int, str, int]:
+    """Sequence number, stage and step of a generation; raises CheckpointError for a folder that is none."""
+    parsed = parse_name(name)
+    if parsed is None:
+        raise CheckpointError(f"{name!r} is not the name of a checkpoint.", "Choose one of those in checkpoints/.")
+    return parsed
+
+
 def describe(name: str) -> str:
     """Name a generation in a sentence: `000007 (unet, step 120)`."""
     parsed = parse_name(name)
@@ -346,7 +355,7 @@ def _grouped(number: int) -> str:
 
 def summary_row(name: str, files: tuple[FileEntry, ...], keep: bool, *, state: str) -> dict[str, Any]:
     """One line of the list of generations; see CheckpointStore.generations."""
-    seq, stage, step = parse_name(name)
+    seq, stage, step = require_name(name)
     return {
         "name": name,
         "seq": seq,

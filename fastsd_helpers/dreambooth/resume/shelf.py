@@ -24,8 +24,8 @@ from fastsd_helpers.dreambooth.resume.generation import (
     NotWhole,
     describe,
     list_generations,
-    parse_name,
     read_generation,
+    require_name,
     summary_row,
     verify_files,
 )
@@ -204,16 +204,17 @@ class Shelf:
         if not kept:
             return
         newest = max(generation.seq for generation in kept.values())
-        doomed, manifests = [], {}
+        doomed: list[str] = []
+        manifests: dict[str, Generation | NotWhole | None] = {}
         for name in names:
-            manifests[name] = kept.get(name) or self._manifest_of(name)
-            saved_for_good = isinstance(manifests[name], Generation) and manifests[name].keep
-            if name not in kept and not saved_for_good and parse_name(name)[0] < newest and name not in busy:
+            read = manifests[name] = kept.get(name) or self._manifest_of(name)
+            saved_for_good = isinstance(read, Generation) and read.keep
+            if name not in kept and not saved_for_good and require_name(name)[0] < newest and name not in busy:
                 doomed.append(name)
         needed = self._places_of(wanted)
-        for name in names:
-            if name not in doomed and isinstance(manifests[name], Generation):
-                needed |= {entry.path for entry in manifests[name].files}
+        for name, read in manifests.items():
+            if name not in doomed and isinstance(read, Generation):
+                needed |= {entry.path for entry in read.files}
         needed |= self._led_to(needed)
         # What cannot be read may name anything: as long as one of those is there, only what is surely nobody's goes.
         unread = any(isinstance(manifest, NotWhole) for manifest in manifests.values())
@@ -236,8 +237,7 @@ class Shelf:
             return err if isinstance(err.__cause__, OSError) else None
 
     def _named_elsewhere(self, manifest: Generation | NotWhole | None) -> tuple[FileEntry, ...]:
-        another = isinstance(manifest, Generation) and manifest.timeline != self._timeline
-        return manifest.files if another else ()
+        return manifest.files if isinstance(manifest, Generation) and manifest.timeline != self._timeline else ()
 
     def _led_to(self, needed: set[str]) -> set[str]:
         """Files that somebody has put a link to in place of a needed one."""
@@ -299,19 +299,19 @@ class Shelf:
         """
         folder = self.folder / name
         linked = folder.is_symlink() or self.folder.is_symlink()  # then it may be somebody else's too
-        empties = self._room is not None and spared is not None and not linked
+        room = None if linked or spared is None else self._room
         with file_errors(folder, "remove"):
             # The manifest first: a deletion that is cut must not leave what looks whole.
             for file in sorted(os.listdir(folder), key=lambda file: file != MANIFEST):
                 path = f"{name}/{file}"
                 if path in needed:
                     continue
-                if file == MANIFEST or not empties or path in spared:
+                if file == MANIFEST or room is None or path in (spared or ()):
                     (folder / file).unlink(missing_ok=True)
-                    if empties and file == MANIFEST:
+                    if room is not None and file == MANIFEST:
                         sync_folder(folder)
                 else:
-                    self._room.emptied(remove_emptied(folder / file))
+                    room.emptied(remove_emptied(folder / file))
                 fault_point("prune.removed")
             if not os.listdir(folder):
                 folder.rmdir()

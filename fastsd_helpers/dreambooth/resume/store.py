@@ -25,8 +25,8 @@ from fastsd_helpers.dreambooth.resume.generation import (
     generation_name,
     list_generations,
     make_manifest,
-    parse_name,
     read_generation,
+    require_name,
     role_problem,
     summary_row,
     verify_files,
@@ -112,7 +112,7 @@ class CheckpointStore:
         # Behind every number ever seen here, whole or not: sequence numbers never repeat where they can be seen, and
         # the random suffix keeps two runs apart that could not see each other.
         seen = list_generations(self.folder) + list_generations(self.scratch)
-        self._next_seq = 1 + max((parse_name(name)[0] for name in seen), default=0)
+        self._next_seq = 1 + max((require_name(name)[0] for name in seen), default=0)
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -135,7 +135,7 @@ class CheckpointStore:
             DriveError: a folder cannot be read.
         """
         local = list_generations(self.scratch)
-        names = sorted({*list_generations(self.folder), *local}, key=lambda name: (parse_name(name)[0], name))
+        names = sorted({*list_generations(self.folder), *local}, key=lambda name: (require_name(name)[0], name))
         passed_over: list[str] = []
         chosen: Generation | None = None
         while names and chosen is None:
@@ -349,7 +349,7 @@ class CheckpointStore:
                     )
 
     def _manifest(self, job: Job, files: tuple[FileEntry, ...]) -> bytes:
-        seq, stage, step = parse_name(job.name)
+        seq, stage, step = require_name(job.name)
         return make_manifest(
             seq=seq, stage=stage, step=step, keep=job.keep, timeline=self.timeline, record=job.record, files=files
         )
@@ -460,7 +460,7 @@ class CheckpointStore:
         if (self.folder / job.name / MANIFEST).exists():
             # An earlier attempt got as far as the manifest and was then found not to be whole. Nothing is ever
             # overwritten, so it gets a name of its own.
-            job.name = generation_name(*parse_name(job.name))
+            job.name = generation_name(*require_name(job.name))
         files = self._shelf.put(
             job.name,
             job.files,

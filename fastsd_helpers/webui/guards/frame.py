@@ -167,7 +167,7 @@ def _parameters(function: Any) -> str:
         found = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):
         return "unknown"
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     empty = inspect.Parameter.empty
     return " ".join(f"{marks.get(p.kind, '')}{p.name}{'' if p.default is empty else '='}" for p in found)
 
