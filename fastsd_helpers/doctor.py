@@ -1,4 +1,4 @@
-"""What this machine is, what is missing or known to be bad together, and what to do about each.
+"""Environment report, what is missing or known to be bad together, and what to do about each.
 
 The report can be pasted anywhere: it names which tokens are there, never their values.
 """
@@ -67,7 +67,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> int:
-        """How many findings have to be put right before anything works."""
+        """How many findings have to be fixed before anything works."""
         return sum(item.level == "problem" for item in self.findings)
 
     def lines(self) -> list[str]:

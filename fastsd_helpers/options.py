@@ -64,7 +64,7 @@ def option(
     """Declare one setting of a frozen dataclass.
 
     The annotation gives the rest: `Literal["a", "b"]` is a dropdown and a list of choices, `bool` a
-    checkbox and `--x/--no-x`, `int | None` a field that may be left alone.
+    checkbox and `--x/--no-x`, `int | None` a field that is optional.
 
     Args:
         default: value when the user says nothing; absent means the user must give it.

@@ -64,7 +64,7 @@ class ModelSpec:
     kind: Literal["base", "reader", "checkpoint", "diffusion-model", "vae", "text-encoder", "embedding", "upscaler"] = (
         "base"
     )
-    sizes: tuple[str, ...] = ()  # keys of the same weights in other number formats, the largest first
+    sizes: tuple[str, ...] = ()  # keys of the same weights in other dtypes, the largest first
     about_bytes: int | None = None  # rounded size of a whole download
     vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
     note: str = ""

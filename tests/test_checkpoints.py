@@ -1,4 +1,4 @@
-"""Forms of input, broken input, number formats, destinations, verification; parity/ has the independent references."""
+"""Forms of input, broken input, dtypes, destinations, verification; parity/ has the independent references."""
 
 import json
 import os
@@ -349,7 +349,7 @@ def test_things_that_are_no_tensors_are_refused(tensors, place):
     refused({"unet": tensors["unet"]}, place, "The parts given are unet")
 
 
-# --------------------------------------------------------------------------------------------- number formats
+# --------------------------------------------------------------------------------------------- dtypes
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])

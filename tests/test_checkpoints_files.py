@@ -1,4 +1,4 @@
-"""Files of every kind as input, broken and hostile ones too; inspection; number formats without torch; the command."""
+"""Files of every kind as input, broken and hostile ones too; inspection; dtypes without torch; the command."""
 
 import errno
 import hashlib
@@ -192,7 +192,7 @@ def test_eight_bit_weights_are_refused_or_widened_with_a_word(place):
         checkpoints.convert(source, place / "b.safetensors", dtype="fp16")
 
 
-# ------------------------------------------------------------------------------------------------ number formats
+# ------------------------------------------------------------------------------------------------ dtypes
 
 
 def every_half():
@@ -370,7 +370,7 @@ def test_only_fractions_get_another_format():
         assert is_small_float(stored) is stored.startswith("F8")
     for stored in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"):
         assert {cast_dtype(stored, wanted) for wanted in ("keep", "fp32", "fp16", "bf16")} == {stored}
-    with pytest.raises(CheckpointError, match="no number format 'fp8'") as caught:
+    with pytest.raises(CheckpointError, match="no dtype 'fp8'") as caught:
         cast_dtype("I64", "fp8")
     assert caught.value.hint == "Choose keep, fp32, fp16, bf16."
 

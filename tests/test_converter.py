@@ -149,7 +149,7 @@ def test_what_cannot_be_read_or_written_is_refused_first(source, destination, sa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dtype": "fp8"}, "no number format 'fp8'"),
+        ({"dtype": "fp8"}, "no dtype 'fp8'"),
         ({"family": "sd99"}, "sd99"),
         ({"family": "sdxl"}, "is a sd15 model, not sdxl"),
         ({"base": "nowhere"}, "There is no base model at"),

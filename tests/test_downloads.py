@@ -351,7 +351,7 @@ def test_a_copy_in_the_cache_that_is_not_whole_is_not_used_offline(
         fetch_model(REPO, cache_dir=cache)
     assert "cannot be used" in caplog.text
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert contents(fetch_model(REPO, cache_dir=cache)) == contents(model)  # with the Hub there, it is put right
+    assert contents(fetch_model(REPO, cache_dir=cache)) == contents(model)  # with the Hub there, it is fixed
 
 
 def test_a_download_that_was_stopped_is_not_taken_for_whole_offline(hub, cache, monkeypatch, caplog):

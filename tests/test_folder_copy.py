@@ -1,4 +1,4 @@
-"""A Diffusers folder in another number format: every part, name, link and side file; and what cannot be recast."""
+"""A Diffusers folder in another dtype: every part, name, link and side file; and what cannot be recast."""
 
 import json
 import os

@@ -63,7 +63,7 @@ def test_an_edm_model_stays_one_from_file_to_folder_and_back(marks, place):
     written = checkpoints.convert(place / "folder", place / "back.safetensors", verify=True)
     assert read(written.path) == read(source)
     assert notes_on_settings(written) == []
-    # In another number format the noise levels keep their digits.
+    # In another dtype the noise levels keep their digits.
     wide = checkpoints.convert(source, place / "wide.safetensors", dtype="bf16", verify=True)
     assert {name: read(wide.path)[name] for name in marks} == {name: read(source)[name] for name in marks}
     assert checkpoints.inspect(written.path, hashes=False).problems == ()

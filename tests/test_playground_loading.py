@@ -1,4 +1,4 @@
-"""How a model is loaded for drawing, and drawn with: number format, place, steps, guidance, zero SNR, unions."""
+"""How a model is loaded for drawing, and drawn with: dtype, place, steps, guidance, zero SNR, unions."""
 
 import dataclasses
 import types

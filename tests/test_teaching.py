@@ -125,7 +125,7 @@ def test_further_steps_that_read_worse_leave_the_better_reader_in_its_place(sess
     assert result["cer_after"] == 0.5
     finish(further, cer=0.95)
     assert session.record["taught"]["path"] == f"fine-tuned/{first.folder.name}/model"
-    assert "the reader taught before stays" in caplog.text
+    assert "the fine-tuned model before stays" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["learned", "held_out"])
@@ -238,13 +238,13 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     with pytest.raises(Interrupted, match=r"stopped at step \d+ of 240; everything up to there is saved") as caught:
         forms.teach_reader(long, session)
     stopped_at = int(caught.value.problem.partition("at step ")[2].partition(" of")[0])
-    assert "Run this cell again to go on" in caught.value.hint
+    assert "Run this cell again to resume" in caught.value.hint
     assert page.views[-1]._button.layout.display == "none"
     page.at = 10_000
     # A new kernel has nothing but the session's folder.
     made = forms.teach_reader(long, ReadingSession(session.folder))
     assert made.first_step == stopped_at
-    assert "The unfinished teaching goes on" in caplog.text
+    assert "The unfinished fine-tuning continues" in caplog.text
     assert "svg" in page.views[-1]._drawing.value
     assert "character error rate" in page.views[-1]._drawing.value
     assert "Done: " in page.views[-1]._head.value

@@ -697,7 +697,7 @@ print(json.dumps({"changes": [change.name for change in report.changes], "restar
 @needs_uv
 @pytest.mark.parametrize("old", ["beta", "gamma", "both", "none"])
 def test_only_what_is_in_memory_at_another_version_asks_for_a_restart(shelf, python, tmp_path, old):
-    """A package that is put right at the version in memory, and one that nobody imported, ask for none."""
+    """A package that is fixed at the version in memory, and one that nobody imported, ask for none."""
     folder, lock, _rows = shelf
     packaging = pytest.importorskip("packaging")  # every platform has it, in pip at least
     shutil.copytree(Path(packaging.__file__).parent, site_folder(python) / "packaging")

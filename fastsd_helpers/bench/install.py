@@ -1,4 +1,4 @@
-"""How long installing a workflow takes: ours beside plain pip, into fresh environments, from a warm cache.
+"""How long installing a workflow takes: ours versus plain pip, into fresh environments, from a warm cache.
 
 Both get the same packages at the same versions. A fresh environment lacks the platform's packages, so what is measured
 is the part that a Colab image lacks; which one, `packages` says. Beside the clock's seconds stand the processor's,

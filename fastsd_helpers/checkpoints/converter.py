@@ -124,7 +124,7 @@ def convert(
         dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
         verify: read what was written back from disk and compare every tensor's bytes with the source.
         overwrite: replace `dst` if it exists.
-        base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
+        base: source of missing what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
         ema: use the EMA weights of an old training checkpoint where it has them.
@@ -457,7 +457,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, family: str | None, optio
 def _rewrite_file(
     src: Path, dst: Path, kind: Kind, prediction: Prediction, metadata: dict[str, str], options: _Options
 ) -> CheckpointFile:
-    """A single file once more: another number format or file format, without buffers and training state."""
+    """A single file once more: another dtype or file format, without buffers and training state."""
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)

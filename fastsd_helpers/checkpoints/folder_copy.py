@@ -58,7 +58,7 @@ class _Plan:
 def copy_folder(
     src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: Merging | None = None
 ) -> CheckpointFile:
-    """Write a Diffusers folder, a whole pipeline or one part, again in another number format.
+    """Write a Diffusers folder, a whole pipeline or one part, again in another dtype.
 
     Links are followed. Of several sets of weights in a part, the one that diffusers loads is written; what is left out
     is named in the notes.

@@ -22,7 +22,7 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
     """The fields of an `Inspection` of a folder; its problems as pairs of the fact and its effect.
 
     Args:
-        scan: counts the values of a source that are no finite numbers; None where nobody asked.
+        scan: counts the values of a source that are not finite (NaN or Inf); None where nobody asked.
     """
     root, problems = given.path, []
     index = read_config(root / "model_index.json") if given.what == "pipeline" else {}

@@ -1,4 +1,4 @@
-"""Say what a model file is without loading it: family, number formats, prediction type, hashes, problems, advice."""
+"""Say what a model file is without loading it: family, dtypes, prediction type, hashes, problems, advice."""
 
 import logging
 import re
@@ -63,7 +63,7 @@ class Inspection:
 
     kind: such as `checkpoint`, `part`, `lora`, `controlnet`; `what` is the same in words.
     parts: part -> bytes of its weights.
-    dtypes: number format -> bytes.
+    dtypes: dtype -> bytes.
     prediction, prediction_source: what the model predicts, and how that is known.
     short_hash: the first ten digits of the SHA-256, which AUTOMATIC1111 shows; None where hashing was not wanted.
     missing, unexpected: against the original layout of the family.

@@ -101,7 +101,7 @@ def read_scales(lora: Lora) -> tuple[tuple[float, ...], list[str]]:
         One number for each module of the layout, and what a person should know, one sentence each.
 
     Raises:
-        CheckpointError: half a pair, values that are no finite numbers, an alpha that is none.
+        CheckpointError: half a pair, values that are not finite (NaN or Inf), an alpha that is none.
     """
     adapted = []
     for module in lora.layout.modules:
@@ -144,7 +144,7 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
         shape: that of the model's tensor, as Diffusers has it (or, of a module that covers several, as the original).
 
     Raises:
-        CheckpointError: factors that do not fit each other or the model, that are quantised, or no finite numbers.
+        CheckpointError: factors that do not fit each other or the model, that are quantised, or NaN or Inf.
     """
     try:
         change = _bias(lora, module, scale) if tensor == "bias" else _weight(lora, module, scale, shape)

@@ -52,7 +52,7 @@ class Layer:
 
     down: float32 [rank, in] or, for a convolution, [rank, in, height, width].
     up: float32 [out, rank] or [out, rank, 1, 1].
-    dtype: the number format it is stored in: that of the file, `F32` where the numbers had to be computed.
+    dtype: the dtype it is stored in: that of the file, `F32` where the numbers had to be computed.
     """
 
     down: "np.ndarray"

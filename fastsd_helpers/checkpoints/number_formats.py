@@ -1,4 +1,4 @@
-"""Number formats of tensors: which there are, and changing one into another without torch.
+"""Dtypes of tensors: which there are, and changing one into another without torch.
 
 Rounding is to the nearest, ties to even, as torch rounds: bit for bit, subnormals included. A not-a-number stays one;
 which of them depends, in torch, on the processor. It works on pieces of a tensor, so that memory never holds more than
@@ -66,7 +66,7 @@ def is_small_float(dtype: str) -> bool:
 def cast(
     values: Any, stored: str, wanted: str, *, owner: Callable[[], str], finite: bool = False, out: Any = None
 ) -> Any:
-    """Change a piece of a tensor into another number format.
+    """Change a piece of a tensor into another dtype.
 
     Args:
         values: the bytes of the piece, little endian; a buffer.
@@ -79,7 +79,7 @@ def cast(
         A buffer with the piece in the new format; `values` itself where nothing changes.
 
     Raises:
-        CheckpointError: a value becomes infinite; or with `finite`, is no finite number.
+        CheckpointError: a value becomes infinite; or with `finite`, is NaN or Inf.
     """
     if stored == wanted and not (finite and stored in FLOATS):
         return values

@@ -44,7 +44,7 @@ class Source(Protocol):
         """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
 
     def close(self) -> None:
-        """Let go of files and tensors."""
+        """Release files and tensors."""
 
 
 def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> Source:

@@ -32,7 +32,7 @@ def verify_checkpoint(
     family: str | None = None,
     dtype: str | None = None,
 ) -> str:
-    """Compare a checkpoint file with its sources: names, shapes, number formats and every byte of every tensor.
+    """Compare a checkpoint file with its sources: names, shapes, dtypes and every byte of every tensor.
 
     Args:
         file: what `write_checkpoint` returned, or a path.

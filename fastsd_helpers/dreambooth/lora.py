@@ -115,7 +115,7 @@ def kohya_tensors(
         family: whose modules they belong to, `sd15` or `sd21`.
 
     Raises:
-        CheckpointError: a value is no finite number, or becomes infinite in fp16.
+        CheckpointError: a value is NaN or Inf, or becomes infinite in fp16.
     """
     import torch
 

@@ -86,7 +86,7 @@ class ClassDrawing:
         """Draw what is missing; returns all images in order.
 
         Args:
-            device, autocast: where and in which number format to draw.
+            device, autocast: where and in which dtype to draw.
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.

@@ -26,7 +26,7 @@ def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None
         return True, "runs without a GPU"
     have = device.memory_bytes / 1e9
     if device.kind == "cpu":
-        return False, f"wants a GPU with {needed:g} GB, and none is attached"
+        return False, f"needs a GPU with {needed:g} GB, and none is attached"
     fits = needed <= have
     return fits, f"wants {needed:g} GB of GPU memory, and {device.name} has {have:.0f} GB"
 

@@ -1,4 +1,4 @@
-"""What a notebook's first cell calls: install what is missing here, then say what this machine is."""
+"""What a notebook's first cell calls: install what is missing here, then say the environment report."""
 
 import contextlib
 import logging

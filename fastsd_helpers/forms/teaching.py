@@ -211,7 +211,7 @@ def _watch(run: TeachingRun, child: Any) -> None:
     try:
         answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")
     except Interrupted as err:
-        raise Interrupted(err.problem, "Run this cell again to go on, in a new kernel too.") from err
+        raise Interrupted(err.problem, "Run this cell again to resume, in a new kernel too.") from err
     view.end(f"Done: {100 * answer['cer_before']:.1f} % CER before, "
              f"{100 * answer['cer_after']:.1f} % after {answer['steps']} steps.", good=True)  # fmt: skip
 

@@ -62,7 +62,7 @@ class StartView(View):
 
 
 class LinkView(View):
-    """One block to copy: link, user, password, expiry. It follows the link when that has to be opened anew."""
+    """One block to copy: link, user, password, expiry. It follows the link when that has to be reopened."""
 
     def __init__(self) -> None:
         self._message = load_widgets().HTML()

@@ -51,7 +51,7 @@ class Artist:
         self.has_before, self.lora_strength = before is not None, lora_strength
         self.habits = habits_of(after)
         if before is not None:
-            habits_of(before)  # its scheduler is put right too
+            habits_of(before)  # its scheduler is fixed too
         self._turn = threading.Lock()
 
     def draw(

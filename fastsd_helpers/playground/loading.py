@@ -1,4 +1,4 @@
-"""A pipeline from its folder: in the number format its family wants, and placed by the memory that is free."""
+"""A pipeline from its folder: in the dtype its family wants, and placed by the memory that is free."""
 
 import logging
 from pathlib import Path

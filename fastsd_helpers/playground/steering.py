@@ -29,7 +29,7 @@ class Steering:
     """A loaded ControlNet.
 
     Attributes:
-        model: on the pipeline's processor, in its number format.
+        model: on the pipeline's processor, in its dtype.
         title: the task it was chosen for, or its own name.
         modes: task -> control mode of a union model, which does several; empty for one that does what it does.
     """
@@ -46,7 +46,7 @@ class Steering:
 
 
 def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
-    """Load a ControlNet for a pipeline, on its processor and in its number format.
+    """Load a ControlNet for a pipeline, on its processor and in its dtype.
 
     A single file in the layout of the original ControlNet takes its shape from the pipeline's own U-Net, so no
     description of it is fetched.

@@ -1,4 +1,4 @@
-"""Open any TrOCR checkpoint and put right what is wrong with it; every repair is a sentence with its effect."""
+"""Open any TrOCR checkpoint and fixed what is wrong with it; every repair is a sentence with its effect."""
 
 import contextlib
 import json
@@ -108,7 +108,7 @@ def open_checkpoint(
 
 
 def choose_precision(precision: str, device: Device, parameters: int) -> tuple[str, str]:
-    """Choose the number format for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
+    """Choose the dtype for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
     if precision != "auto":
         return precision, "as asked"
     if device.kind == "cuda":

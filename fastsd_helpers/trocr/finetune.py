@@ -1,8 +1,8 @@
-"""Teach a reader a new hand or script with transformers' Seq2SeqTrainer; stopped at any moment, it goes on.
+"""Fine-tune a model on a new handwriting or script with transformers' Seq2SeqTrainer; interrupted at any moment, it resumes.
 
-What the well-known recipes get wrong is put right here: labels begin without a start token (TrOCR was trained so), are
-padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the fewest wrong
-characters, and lines of one group (a writer, a page, neighbours on a single page) are never on both sides of the split.
+What the well-known recipes get wrong is fixed here: labels begin without a start token (TrOCR was trained so), are
+padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the lowest CER, and
+lines of one group (a writer, a page, neighbours on a single page) are never on both sides of the split.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ def finetune(
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
         raise SettingsError(
-            f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
+            f"{checkpoint.folder.name} is an int8 model, which cannot be trained.", "Name the model it was made from."
         )
     _keep_apart(checkpoint.folder, out)
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
@@ -121,7 +121,7 @@ def finetune(
     network, tokenizer = checkpoint.model, checkpoint.tokenizer
     coverage = measure_coverage(tokenizer, [line.text for line in train_set.lines])
     if coverage.advice != "keep" and config.vocabulary == "keep":
-        logger.warning("The tokenizer takes %.2f tokens a letter: %s. Consider vocabulary=%s.",
+        logger.warning("The tokenizer takes %.2f tokens per character: %s. Consider vocabulary=%s.",
                        coverage.tokens_per_character, coverage.reason, coverage.advice)  # fmt: skip
     tokenizer, added = prepare_vocabulary(
         network, tokenizer, [line.text for line in train_set.lines], config.vocabulary
@@ -142,7 +142,7 @@ def finetune(
     resume = _last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
-        logger.info("Going on from step %d of %d.", first_step, trainer.planned_steps)
+        logger.info("Resuming from step %d of %d.", first_step, trainer.planned_steps)
     if stop is not None and stop.is_set():
         raise _interrupted(first_step, 0)
     with quiet_transformers(), _named_failures(out):
@@ -171,7 +171,7 @@ def finetune(
         tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
     )
     if made.cer_after > made.cer_before:
-        logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
+        logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
     if trainer.is_world_process_zero():
         _write_card(target, config, str(model), before, after, train_set, held_set)
         kept = {name: value for name, value in dataclasses.asdict(made).items() if name != "path"}
@@ -184,7 +184,7 @@ def finetune(
 def _interrupted(step: int, steps: int) -> Interrupted:
     where = f"at step {step} of {steps}" if steps else f"before step {step + 1}"
     return Interrupted(
-        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to go on."
+        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to resume."
     )
 
 
@@ -240,7 +240,7 @@ def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tupl
         return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
     rest, held = lines.split(config.held_out, seed=config.seed)
     logger.info(
-        "%d lines to learn from, %d of other groups (writers, pages, parts of a page) to measure on.",
+        "%d lines for training, %d of other groups (writers, pages, parts of a page) to measure on.",
         len(rest.lines),
         len(held.lines),
     )
@@ -275,7 +275,7 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
         if stop is not None and stop.is_set():
             raise Interrupted(
                 "The fine-tuning was stopped while the held-out lines were read; what was learned before is saved.",
-                "Run it again to go on.",
+                "Run it again to resume.",
             )
 
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
@@ -362,7 +362,7 @@ def _last_whole_checkpoint(folder: Path) -> Path | None:
         weights = [*path.glob("*.safetensors")]
         if weights and all((path / name).is_file() for name in needed) and _opens(path, weights):
             return path
-        logger.warning("%s is not whole and is passed over.", path.name)
+        logger.warning("%s is incomplete and was skipped.", path.name)
     return None
 
 
@@ -420,7 +420,7 @@ def _write_card(
     held: LineSet,
 ) -> None:
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
-    text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
+    text = f"""# A handwriting recognition model, fine-tuned from {Path(model).name}
 
 Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * before.scores.cer.rate:.2f} % before,
 **{100 * after.scores.cer.rate:.2f} %** after ({100 * after.scores.cer.low:.2f} to {100 * after.scores.cer.high:.2f} %,

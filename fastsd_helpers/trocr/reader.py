@@ -209,7 +209,9 @@ class Reader:
                 raise
             self.batch_size = max(1, len(resized) // 2)
             torch.cuda.empty_cache()
-            logger.warning("The GPU's memory is too small for %d lines at once: %d now.", len(resized), self.batch_size)
+            logger.warning(
+                "The GPU's memory is too small for %d lines per batch: %d now.", len(resized), self.batch_size
+            )
             half = len(resized) // 2
             return self._find(resized[:half]) + self._find(resized[half:])
 

@@ -1,4 +1,4 @@
-"""The settings of teaching a reader, and what is chosen for those that were left alone: epochs, rate, noise."""
+"""The settings of fine-tuning, and what is chosen for those that are not set: epochs, rate, noise."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class FineTuneConfig:
     lr: float | None = option(
         None, help="peak learning rate; default: 4e-5, more for LoRA and small models", low=1e-8, high=1
     )
-    batch_size: int = option(8, help="lines at once", low=1, high=512)
+    batch_size: int = option(8, help="lines per batch", low=1, high=512)
     accumulation: int = option(1, help="gradient accumulation steps: batches per optimizer step", low=1, high=256)
     augment: bool = option(
         True, help="data augmentation: random rotation, blur, dilation, erosion and distortion of the line images"

@@ -63,7 +63,7 @@ class TrainingLines:
                 self.labels.append(label_ids(tokenizer, line.text, end, longest))
         self._tokens = sorted({token for labels in self.labels for token in labels} - {end})
         if not self.lines:
-            raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
+            raise DatasetError("No line is left to train on.", "Give more lines with their text.")
 
     def __len__(self) -> int:
         return len(self.lines)

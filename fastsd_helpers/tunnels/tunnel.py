@@ -53,7 +53,7 @@ def open_tunnel(
         login: whom to let in; made from `config` when None.
         upstream_login: the program's own login, entered for visitors who passed the gate's.
         closed: the gate's rows of paths that no visitor may reach.
-        on_change: called from the watchdog's thread after the link was opened anew.
+        on_change: called from the watchdog's thread after the link was reopened.
         watch_every_s: seconds between two checks; 0: no watchdog.
 
     Raises:

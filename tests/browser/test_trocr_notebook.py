@@ -113,7 +113,7 @@ def teach_stop_and_go_on(lab: Lab, session: Path) -> None:
     stopped = lab.wait_for_output("5b", r"stopped at step \d+ of \d+")
     lab.shoot("5b-stopped", "5b")
     at = int(re.search(r"stopped at step (\d+) of", stopped)[1])
-    assert "Run this cell again to go on" in stopped
+    assert "Run this cell again to resume" in stopped
     lab.run("5b", wait=False)
     lab.wait_done("5b", timeout_s=1200)
     ended = lab.wait_for_output("5b", r"Done: ")

@@ -223,7 +223,7 @@ class CheckpointStore:
             self._room.check(needed, 0, what=what, then=then)
 
     def can_carry(self, role: str) -> bool:
-        """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
+        """Say whether a role's file is still available, so that an unchanged role need not be saved again."""
         with self._change:
             entry = self._latest.get(role)
         return entry is not None and (self._local.find(entry) is not None or self._shelf.find(entry) is not None)
