@@ -192,7 +192,7 @@ def test_a_traceback_is_shown_when_asked_for_and_hides_secrets(run: Any, monkeyp
         (["dreambooth", "new"], "required: SESSION"),
         (
             ["dreambooth", "train", "rex", "--unet-step", "3"],
-            "takes no '--unet-step'.\n   → Did you mean --unet-steps?",
+            "does not accept '--unet-step'.\n   → Did you mean --unet-steps?",
         ),
         (["dreambooth", "new", "rex", "dog"], "`fastsd dreambooth new` does not accept 'dog'"),
         (["models", "show", "sd16"], "No model has the key 'sd16'"),

@@ -95,9 +95,9 @@ def test_lines_that_every_log_has_explain_no_end(code: int | None, said: str) ->
             "OSError: [Errno 28] No space left on device: '/content/x'",
             [CODE, EXTENSION],
             "in the extension sd-face-swap: the disk is full",
-            "Make room",
+            "Free some space",
         ),
-        ("sqlite3.OperationalError: database or disk is full", [CODE], "the disk is full", "Make room"),
+        ("sqlite3.OperationalError: database or disk is full", [CODE], "the disk is full", "Free some space"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", [CODE], "the GPU's memory", "vram"),
         ("RuntimeError: Found no NVIDIA driver on your system.", [CODE], "found no usable GPU", "Select a GPU runtime"),
         (
@@ -154,7 +154,7 @@ def test_what_is_said_last_without_a_traceback_counts_too() -> None:
     lines = [*HARMLESS, "usage: launch.py [-h]", "launch.py: error: unrecognized arguments: --xx"]
     assert "does not know the argument --xx" in explain_crash("A", 2, lines).problem
     lines = [*HARMLESS, "launch.py: error: argument --port: invalid int value: 'x'"]
-    assert "does not take the argument --port" in explain_crash("A", 2, lines).problem
+    assert "rejects the argument --port" in explain_crash("A", 2, lines).problem
     lines = [*HARMLESS, "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 7861)"]
     assert "its port is in use" in explain_crash("A", 3, lines).problem
     lines = [*HARMLESS, "Interrupted with signal 2 in <frame at 0x7f>"]

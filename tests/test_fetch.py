@@ -268,7 +268,7 @@ def test_an_html_answer_is_told_before_its_bytes_are_kept(site, folder):
 
 
 def test_one_byte_short_of_the_known_size_is_refused_before_it_is_downloaded(site, folder):
-    with pytest.raises(DownloadError, match=f"offers {len(MODEL)} bytes where {len(MODEL) + 1} are expected"):
+    with pytest.raises(DownloadError, match=f"offers {len(MODEL)} bytes; {len(MODEL) + 1} were expected"):
         fetch(site.url("/model.safetensors"), folder, size=len(MODEL) + 1)
     assert names_in(folder) == []
 

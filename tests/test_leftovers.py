@@ -76,8 +76,8 @@ def test_the_state_of_a_training_is_left_out_and_a_second_averaged_copy_too():
 def test_a_name_that_is_there_twice_is_refused_and_inspected(twin, place):
     tensors = original("sd15", "F16")
     source = write(place / "in.safetensors", {**tensors, twin: tensors[UNET]})
-    assert any("two ways" in problem.what for problem in checkpoints.inspect(source, hashes=False).problems)
-    with pytest.raises(CheckpointError, match="two ways") as caught:
+    assert any("two naming schemes" in problem.what for problem in checkpoints.inspect(source, hashes=False).problems)
+    with pytest.raises(CheckpointError, match="two naming schemes") as caught:
         checkpoints.convert(source, place / "out.safetensors")
     assert caught.value.hint
     assert [path.name for path in place.iterdir()] == ["in.safetensors"]

@@ -342,8 +342,8 @@ def test_drives_question_is_answered_with_its_own_form() -> None:
             '<form action="https://evil.example/x"><input type="hidden" name="id" value="1"></form>',
             "leads to another host",
         ),
-        ("<p>Sorry, the download Quota\n for this file is over", "gives this file has blocked this file for now"),
-        ("<p>Too  many users have viewed it", "gives this file has blocked this file for now"),
+        ("<p>Sorry, the download Quota\n for this file is over", "has blocked this file for now"),
+        ("<p>Too  many users have viewed it", "has blocked this file for now"),
         ("<p>You need access", "is not shared with everyone"),
         ('<form action="/x"></form>', "is not shared with everyone"),
         (

@@ -309,7 +309,7 @@ def test_numbers_too_small_for_the_format_that_was_asked_for_are_said(tmp_path) 
     whole = checkpoints.convert(source, tmp_path / "whole.safetensors", dtype="fp32")
     assert whole.notes == ()
     small = checkpoints.convert(source, tmp_path / "small.safetensors", dtype="fp16")
-    assert "Rounding to fp16 changes what mid_block.attentions.0.proj_in of the U-Net does by" in small.notes[0]
+    assert "Rounding to fp16 changes the effect of mid_block.attentions.0.proj_in of the U-Net by" in small.notes[0]
 
 
 def test_a_text_encoder_without_attention_layers_has_names_that_diffusers_reads(tmp_path) -> None:

@@ -240,7 +240,7 @@ def test_trocr_runs_twice_with_the_same_session(tmp_path: Path) -> None:
     )
     assert shown.count("12 lines read") == 2
     assert shown.count("lines that were held out: <b>") == 2, "before and after, twice"
-    assert "This teaching is finished already" in shown, "the second time nothing is trained"
+    assert "This fine-tuning is already finished" in shown, "the second time nothing is trained"
     assert "It is there already" in shown, "nor shrunk"
     assert not re.search(r"PosixPath|Writing model shards|Traceback|UserWarning", shown)
     folder = tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting"
@@ -252,7 +252,7 @@ def test_trocr_runs_twice_with_the_same_session(tmp_path: Path) -> None:
     again = output_of(run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes={}))
     assert "Resuming my-handwriting" in again
     assert "12 lines read" in again
-    assert "This teaching is finished already" in again
+    assert "This fine-tuning is already finished" in again
     assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
 
 

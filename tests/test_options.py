@@ -126,7 +126,7 @@ def test_the_older_way_to_say_that_none_is_allowed_is_understood_too() -> None:
         ({"speed": "0.5"}, "is '0.5'; it must be a number"),
         ({"speed": -1}, "is -1.0; the smallest is 0.0"),
         ({"colour": 7}, "is 7; it must be text"),
-        ({"colour": None}, "colour (--colour) is needed"),
+        ({"colour": None}, "colour (--colour) is required"),
         ({"finish": None}, "is required"),
         ({"ladder": 1}, "is 1; it must be yes or no"),
         ({"brush": 1e3}, "is 1000.0; it must be an integer"),

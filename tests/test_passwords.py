@@ -135,7 +135,7 @@ def test_an_odd_file_is_one_sentence_that_names_it_and_not_the_word(content: byt
 def test_files_that_cannot_be_read_are_sentences(tmp_path: Path) -> None:
     assert "No such file" in refusal("--password-file", str(tmp_path / "none")).problem
     assert "Is a directory" in refusal("--password-file", str(tmp_path)).problem
-    assert "two ways" in refusal("--password-file", "x", "--ask-password").problem
+    assert "both set the password" in refusal("--password-file", "x", "--ask-password").problem
 
 
 def test_others_who_can_read_the_file_are_named(
@@ -222,7 +222,7 @@ def test_a_typed_token_is_refused_too(typed: str, capsys: pytest.CaptureFixture[
 def test_an_unknown_flag_is_named_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tunnel", "7860", "--my-passcode=hunter22"]) == 2
     out, err = capsys.readouterr()
-    assert "takes no '--my-passcode'" in err
+    assert "does not accept '--my-passcode'" in err
     assert "hunter22" not in out + err
 
 

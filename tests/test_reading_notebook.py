@@ -104,8 +104,8 @@ def test_a_form_lists_the_readers_of_every_session_and_the_published_ones(tmp_pa
     (tmp_path / "Sessions" / "broken" / "session.json").write_text("no JSON")
     found = known_values("readers", session)
     assert found[0][1] == "auto"
-    assert found[1][0] == "taught in uncle: 20.0 % CER, 80 lines", "one's own come first"
-    assert ("shrunk in aunt: int8, for a CPU", str(tmp_path / "Sessions" / "aunt" / "int8")) in found
+    assert found[1][0] == "fine-tuned in uncle: 20.0 % CER, 80 lines", "one's own come first"
+    assert ("quantized in aunt: int8, for a CPU", str(tmp_path / "Sessions" / "aunt" / "int8")) in found
     assert "trocr-base-handwritten" in [value for _shown, value in found]
     assert {option.name for option in options_of(ReadPicturesConfig) if option.known == "readers"} == {"reader"}
 

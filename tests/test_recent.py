@@ -146,7 +146,7 @@ def test_sessions_of_the_old_notebook_and_cut_imports_are_listed(tmp_path: Path)
     assert "of the old notebook" in words("toby")
     assert "its import was not finished" in words("rex")
     assert chosen_by_a_new_kernel() == "my-subject"
-    with pytest.raises(SessionNotFound, match="The import of rex was cut") as caught:
+    with pytest.raises(SessionNotFound, match="The import of rex was interrupted") as caught:
         open_session(SessionConfig(session_name="rex"))
     assert "'import from'" in caught.value.hint
     assert open_session(SessionConfig(session_name="toby")).record["imported"]["by"] == "fast-DreamBooth"

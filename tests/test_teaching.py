@@ -91,7 +91,7 @@ def test_other_settings_are_another_run_and_the_unfinished_one_is_kept_and_found
     first = choose(session)
     other = choose(session, dataclasses.replace(TINY, epochs=5))
     assert other.folder != first.folder
-    assert "unfinished teaching with other settings is kept" in caplog.text
+    assert "unfinished fine-tuning with other settings is kept" in caplog.text
     assert choose(session).folder == first.folder
 
 
@@ -100,7 +100,7 @@ def test_a_finished_run_is_not_taught_again_until_more_steps_or_start_over_are_a
     assert first.result() is None
     finish(first)
     assert choose(session).result().cer_after == 0.5
-    assert "finished already" in choose(session).why
+    assert "already finished" in choose(session).why
     further = choose(session, more_steps=30)
     assert further.model == str(first.folder / "model")
     assert further.base == first.model

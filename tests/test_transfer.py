@@ -264,7 +264,7 @@ def test_what_the_server_says_is_told_once_before_bytes_are_kept(site: Site, par
 @pytest.mark.parametrize("size", [len(BODY) - 1, len(BODY) + 1, 0])
 def test_another_length_than_is_expected_is_refused_at_once(site: Site, part: Path, size: int) -> None:
     site.answers = [answer(200, BODY)]
-    with pytest.raises(DownloadError, match=f"offers {len(BODY)} bytes where {size} are expected"):
+    with pytest.raises(DownloadError, match=f"offers {len(BODY)} bytes; {size} were expected"):
         transfer(site.url, part, size=size)
     assert not part.exists()
 

@@ -199,7 +199,7 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     # The settings outlive the kernel, and so does what was learned.
     again = ReadingSession(session.folder)
     assert forms.teach_reader(TINY, again) == first
-    assert "finished already" in caplog.text
+    assert "already finished" in caplog.text
     assert "Writing model shards" not in caplog.text
     shown = forms.compare_reading(again)
     assert shown.comparison.before.scores == first.before.scores

@@ -104,7 +104,7 @@ def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -
         choose_bundle(find_model("flux-dev"), A1111, GPUS["A100"])
     assert caught.value.hint.startswith("Choose Forge Neo or ComfyUI, or a model of sd15")
     (said,) = choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["T4"]).reasons
-    assert "wants about 19 GiB of RAM, and T4 has 12.7" in said
+    assert "needs about 19 GiB of RAM, and T4 has 12.7" in said
     assert said.endswith("flux-dev has a size that fits.")
     assert choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["L4"]).reasons == ()
 

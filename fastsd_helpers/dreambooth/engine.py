@@ -282,10 +282,7 @@ class _Run:
             say=self.say,
         )
         if result["loss_after"] >= result["loss_before"]:
-            self.say(
-                "The held-out loss did not fall: look at the sample images, and try fewer steps or a lower learning "
-                "rate."
-            )
+            self.say("The held-out loss did not fall: check the samples, try fewer steps or a lower learning rate.")
         return TrainResult(
             **result,
             first_step=start.steps_done,

@@ -110,10 +110,8 @@ class DreamBoothConfig:
     )
     prior_weight: float | None = option(
         None,
-        help=(
-            "prior loss weight: how much the class images count compared with the photos; 0 = off; default: 1 with a "
-            "class prompt"
-        ),
+        help="prior loss weight: how much the class images count compared with the photos; 0 = off; default: 1 with a "
+        "class prompt",
         low=0.0,
         high=10.0,
         advanced=True,
@@ -143,30 +141,24 @@ class DreamBoothConfig:
     )
     min_snr: float | None = option(
         None,
-        help=(
-            "min-SNR gamma: caps the loss weight of timesteps with little noise (5 is usual); 0 = off; default: the "
-            "preset's, else off"
-        ),
+        help="min-SNR gamma: caps the loss weight of timesteps with little noise (5 is usual); 0 = off; default: the "
+        "preset's, else off",
         low=0.0,
         high=100.0,
         advanced=True,
     )
     offset_noise: float | None = option(
         None,
-        help=(
-            "offset noise strength: adds one random value per channel to the noise, for very dark or bright images "
-            "(0.1 is usual); 0 = off; default: the preset's, else off"
-        ),
+        help="offset noise strength: adds one random value per channel to the noise, for very dark or bright images "
+        "(0.1 is usual); 0 = off; default: the preset's, else off",
         low=0.0,
         high=1.0,
         advanced=True,
     )
     ema: float = option(
         0.0,
-        help=(
-            "EMA decay: keeps an exponential moving average of the weights, which is then evaluated and exported; 0 = "
-            "off"
-        ),
+        help="EMA decay: keeps an exponential moving average of the weights, which is then evaluated and exported; 0 = "
+        "off",
         low=0.0,
         high=0.99999,
         advanced=True,
@@ -224,10 +216,8 @@ class DreamBoothConfig:
     )
     deterministic: bool = option(
         False,
-        help=(
-            "deterministic training on a GPU: a run resumed on the same kind of GPU is bit-identical, at some cost in "
-            "speed"
-        ),
+        help="deterministic training on a GPU: a run resumed on the same kind of GPU is bit-identical, at some cost in "
+        "speed",
         advanced=True,
     )
 

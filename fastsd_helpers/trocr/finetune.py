@@ -1,4 +1,6 @@
-"""Fine-tune a model on a new handwriting or script with transformers' Seq2SeqTrainer; interrupted at any moment, it resumes.
+"""Fine-tune a model on a new handwriting or script with transformers' Seq2SeqTrainer.
+
+Interrupted at any moment, it resumes.
 
 What the well-known recipes get wrong is fixed here: labels begin without a start token (TrOCR was trained so), are
 padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the lowest CER, and
@@ -113,7 +115,7 @@ def finetune(
     _check_settings(out, config, str(model), train_set, held_set, restart)
     finished = finished_result(out)
     if finished is not None:
-        logger.info("This run is finished already: %s", finished.path)
+        logger.info("This run is already finished: %s", finished.path)
         return finished
     transformers.set_seed(config.seed)
     report(TeachingProgress("before"))

@@ -146,9 +146,9 @@ def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine:
     if not fits:
         need = (_bytes(chosen) + _ROOM_HOST) / _GIB
         return (
-            f"{said} is taken, and is too large: it needs about {need:.0f} GiB of RAM and, to generate images fast, a "
-            f"GPU with {(_bytes(chosen) + _ROOM_GPU) / _GIB:.0f} GiB. The start may be killed for its memory; sdxl or "
-            "sd15 need less."
+            f"{said} is used, although it is too large: it needs about {need:.0f} GiB of RAM and, to generate images "
+            f"fast, a GPU with {(_bytes(chosen) + _ROOM_GPU) / _GIB:.0f} GiB. The start may be killed for its memory; "
+            "sdxl or sd15 need less."
         )
     larger = [size for size in sizes[: sizes.index(chosen)] if not size.gated or secret("HF_TOKEN")]
     if not larger:
