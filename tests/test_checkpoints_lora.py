@@ -128,7 +128,7 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
     # diffusers knows peft's names in a text encoder by its attention, which this LoRA does not change.
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
-    assert "1 layers do not say their alpha" in written.notes[0]
+    assert "1 layers have no alpha" in written.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_killed_training_is_a_sentence_with_the_settings_to_change(session: Se
     session.save(settings={"batch_size": 4, "method": "full", "resolution": 768}, progress={"step": 2})
     with pytest.raises(TrainingFailed) as caught:
         start_training(DreamBoothConfig(), session).wait(every_s=0.02)
-    assert "ended from outside after unet step 3 of 200 (signal 9); it had used" in caught.value.problem
+    assert "killed from outside after unet step 3 of 200 (signal 9); it had used" in caught.value.problem
     assert "memory ran out" in caught.value.problem
     hint = caught.value.hint
     for words in ("batch_size 1 (now 4)", "resolution 512 (now 768)", "method lora", "High-RAM", "--restart"):
@@ -233,7 +233,7 @@ def test_a_training_whose_end_nobody_saw_is_explained_too(session: Session, pret
     other = find_training(session)
     assert other is not None
     started.kill()
-    with pytest.raises(TrainingFailed, match="ended from outside after unet step"):
+    with pytest.raises(TrainingFailed, match="killed from outside after unet step"):
         other.wait()
 
 

@@ -226,7 +226,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(base_mode
     from fastsd_helpers.dreambooth import stages
 
     monkeypatch.setattr(stages.Job, "take_step", lambda self, step, lr: float("nan"))
-    with pytest.raises(TrainingFailed, match="no longer a number at text_encoder step 1") as caught:
+    with pytest.raises(TrainingFailed, match="became NaN or Inf at text_encoder step 1") as caught:
         train(config_for(base_model), session)
     assert "--text-encoder-lr" in caught.value.hint
 

@@ -678,7 +678,7 @@ def test_an_address_with_letters_beyond_ascii_works(site, folder):
 def test_a_sha256_is_taken_in_capitals_and_nonsense_is_refused_before_anything_is_fetched(site, folder):
     assert fetch(site.url("/model.safetensors"), folder, sha256=f" {SHA256.upper()}").read_bytes() == MODEL
     site.seen.clear()
-    with pytest.raises(DownloadError, match="'1234' is no sha256"):
+    with pytest.raises(DownloadError, match="'1234' is not a SHA-256 hash"):
         fetch(site.url("/model.safetensors"), folder, sha256="1234")
     assert site.seen == []
 

@@ -393,7 +393,7 @@ def test_after_the_training_has_begun_the_editor_warns(prepared: Session) -> Non
     editor = forms.edit_captions(prepared)
     editor._text.value = "zib dog at sea"
     editor._save.click()
-    assert "begin again with 'start over'" in html.unescape(editor._message.value)
+    assert "start again with 'start over'" in html.unescape(editor._message.value)
 
 
 def test_typed_words_are_kept_when_another_photo_is_shown_and_when_the_cell_is_run_again(prepared: Session) -> None:
@@ -420,7 +420,7 @@ def test_words_that_cannot_be_saved_are_held_and_saved_later(
     real = caption_editor.set_caption
 
     def refuse(*_words: object) -> None:
-        raise DriveReadOnly("The folder cannot be written.", "Ask for edit access to edit it.")
+        raise DriveReadOnly("The folder cannot be written.", "Ask for edit access to this folder")
 
     monkeypatch.setattr(caption_editor, "set_caption", refuse)
     editor._text.value = "zib dog in the snow"
@@ -813,12 +813,12 @@ def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(
         (session.checkpoints / name / "unet.safetensors").write_bytes(b"x" * 5000)
     Session.create("cat", root=session.folder.parent)
     view = forms.show_space(session)
-    assert "Checkpoints make room by themselves" in view._head.value
+    assert "Checkpoints free their space by themselves" in view._head.value
     assert "finished files count on Google Drive until its trash is emptied" in view._head.value
     view._choice.value = ("rex", "000001-unet-000001")
     view._delete.click()
     view._sure.click()
-    assert "Deleted: 5.0 kB. Checkpoints make room by themselves" in view._message.value
+    assert "Deleted: 5.0 kB. Checkpoints free their space by themselves" in view._message.value
     assert "trash" not in view._message.value
     view._choice.value = ("cat", None)
     view._delete.click()

@@ -475,7 +475,7 @@ def test_parts_may_be_written_in_two_layouts():
     [
         (["unet.strange.lora_A.weight"], "changes 'strange', a layer of not a known model"),
         (["lora_unet_strange.lora_down.weight"], "'strange'"),
-        ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion. of its own"),
+        ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion."),
         ([f"{KOHYA_XL}_attn1_to_k.lora_down.0.weight"], "intermediate training file"),
         ([f"{KOHYA_XL}_attn1_to_k.alpha", "optimizer.step"], "'optimizer.step', which is no tensor of a LoRA"),
         ([f"unet.proj_out.lora_A.{own}.weight" for own in ("default", "other")], "two adapters"),

@@ -59,7 +59,10 @@ BAD_FILES = {
     "for a bias that the model lacks": ({**GOOD, f"unet.{TO_K}.lora_B.bias": stored(noise(8))}, "does not have"),
     "an OFT": (lyco(oft_blocks=noise(2, 4, 4), alpha=0.1), "changed by OFT"),
     "a GLoRA": (lyco(**{f"{role}.weight": noise(4, 4) for role in ("a1", "a2", "b1", "b2")}), "changed by GLoRA"),
-    "with a factor that readers ignore": (lyco(lokr_w1=noise(2, 4), lokr_w2=noise(4, 6), scalar=0.5), "that is not 1"),
+    "with a factor that other programs ignore": (
+        lyco(lokr_w1=noise(2, 4), lokr_w2=noise(4, 6), scalar=0.5),
+        "that is not 1",
+    ),
 }
 
 

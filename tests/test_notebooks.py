@@ -207,7 +207,7 @@ def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_pat
     assert made[0].name in shown, "in the sentence of the last cell"
     # The live view is a widget, whose text is in no cell's output: the run's own log has the same sentences.
     log = (folder / "logs" / "train.log").read_text(encoding="utf-8")
-    assert "This run is finished already" in log, "the second time nothing is trained"
+    assert "This run is already finished" in log, "the second time nothing is trained"
     before = json.loads((folder / "session.json").read_text())
     assert before["forms"]["DreamBoothConfig"]["unet_steps"] == 2
     # On another platform, whose ipywidgets is an 8.

@@ -96,7 +96,7 @@ def test_what_cannot_work_is_refused_with_what_to_do(
 
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingsError, match="no kind of link named 'serveo'"):
+    with pytest.raises(SettingsError, match="no tunnel service named 'serveo'"):
         require_shareable(TunnelConfig(), "serveo")
 
 

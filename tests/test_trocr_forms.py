@@ -207,7 +207,7 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     assert len(shown.comparison.lines) == 6
     markup = shown._repr_html_()
     assert markup.count("data:image/jpeg") == 6
-    assert "Wrong characters in 6 lines that were held out" in markup
+    assert "CER on 6 lines that were held out" in markup
     # What was measured on stays so, whatever is corrected later.
     for line in session.lines()[:12]:
         session.correct(line.key, None)

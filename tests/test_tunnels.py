@@ -597,7 +597,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="session closed" err="authentication failed: Your account is limited to 1 simultaneous '
             'ngrok agent sessions. ERR_NGROK_108"',
             TunnelLimited,
-            "no further link at once (ERR_NGROK_108)",
+            "no further tunnel at the same time (ERR_NGROK_108)",
         ),
         (
             't=2026 lvl=eror msg="session closed" err="Before you can serve HTML content, you must sign up for an ngrok '
@@ -620,7 +620,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to auth" err="authentication failed: We do not allow agents to connect to ngrok '
             'from your IP address (192.0.2.7). ERR_NGROK_9040"',
             TunnelServiceDown,
-            "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
+            "refuses connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
         ),
         (
             't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your IP policies do not allow this agent. '
@@ -649,7 +649,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to start tunnel" err="The endpoint https://name.ngrok-free.app is already '
             'online. ERR_NGROK_334"',
             TunnelLimited,
-            "no further link at once (ERR_NGROK_334)",
+            "no further tunnel at the same time (ERR_NGROK_334)",
         ),
     ],
     ids=[
@@ -943,7 +943,7 @@ def test_nothing_is_opened_for_a_port_where_nothing_answers() -> None:
         open_tunnel(free_port(), "cloudflared")
     with pytest.raises(SettingsError):
         open_tunnel(0, "cloudflared")
-    with pytest.raises(SettingsError, match="no kind of link named 'serveo'"):
+    with pytest.raises(SettingsError, match="no tunnel service named 'serveo'"):
         open_tunnel(80, "serveo")
 
 

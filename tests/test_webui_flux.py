@@ -574,6 +574,6 @@ def test_a_gated_file_without_access_gives_way_to_its_open_copy(
     monkeypatch.setattr("fastsd_helpers.webui.models.check_room", lambda *_words, **_named: None)
     placed = place("flux-dev", COMFY, comfy, machine=GPUS["A100"])
     assert placed[0].path.name == "flux1-dev-fp8-transformer.safetensors"
-    assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is taken instead" in caplog.text
+    assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is used instead" in caplog.text
     assert asked[:2] == ["black-forest-labs/FLUX.1-dev", "Kijai/flux-fp8"]
     assert sorted(model.kind for model in placed[1:]) == ["text-encoder", "text-encoder", "vae"]

@@ -29,12 +29,12 @@ class EvaluateConfig:
 
     reader: str = option(
         "auto",
-        help=("recognition model: key, folder or Hub id; auto: the one this session uses"),
+        help="recognition model: key, folder or Hub id; auto: the one this session uses",
         known="readers",
     )
     data: str = option(
         "",
-        help=("ground truth: folder or table of lines with their text; empty: the lines corrected in this session"),
+        help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class EmbedConfig:
 
     reader: str = option(
         "auto",
-        help=("recognition model: key, folder or Hub id; auto: the one this session uses"),
+        help="recognition model: key, folder or Hub id; auto: the one this session uses",
         known="readers",
     )
     images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")

@@ -45,7 +45,7 @@ class _Going:
 class _Data:
     data: str = option(
         "",
-        help=("ground truth: folder or table of lines with their text; empty: the lines corrected in this session"),
+        help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
     held_out_data: str = option(
         "", help="validation set: lines to evaluate on; empty: a share of the others", advanced=True
