@@ -162,7 +162,7 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(site, folder):
 
 def test_a_server_that_always_breaks_is_given_up_and_what_arrived_is_kept_for_the_next_try(site, folder):
     site.queue = [Behaviour(cut_after=100_000)] + [Behaviour(cut_after=0)] * 10
-    with pytest.raises(DownloadError, match="broke off, 4 times in a row") as caught:
+    with pytest.raises(DownloadError, match="was interrupted, 4 times in a row") as caught:
         fetch(site.url("/model.safetensors"), folder)
     assert "the partial download is kept" in caught.value.hint
     assert all(name.startswith(".model.safetensors.") or name.startswith(".download.") for name in names_in(folder))
@@ -195,7 +195,7 @@ def test_a_busy_server_is_asked_again_when_it_says(site, folder, monkeypatch):
 
 def test_a_server_that_asks_for_hours_is_not_waited_for(site, folder):
     site.queue = [Behaviour(status=429, headers={"Retry-After": "7200"})]
-    with pytest.raises(DownloadError, match="asks to wait for 120 minutes"):
+    with pytest.raises(DownloadError, match="asks you to wait for 120 minutes"):
         fetch(site.url("/model.safetensors"), folder)
 
 
@@ -690,7 +690,7 @@ _BAD_LINKS = {
     "not there": (Behaviour(status=404), "was not found (HTTP 404)"),
     "refused": (Behaviour(status=401), "refuses access (HTTP 401)"),
     "proxy": (Behaviour(status=407), "A proxy on the network requires a login"),
-    "busy for hours": (Behaviour(status=429, headers={"Retry-After": "9999"}), "asks to wait for 167 minutes"),
+    "busy for hours": (Behaviour(status=429, headers={"Retry-After": "9999"}), "asks you to wait for 167 minutes"),
     "a byte short": (Behaviour(body=MODEL[:-1]), "is not a complete safetensors file"),
     "exe": (Behaviour(body=b"MZ" + b"x" * 900), "is a program, not a model"),
     "name": (Behaviour(headers={"Content-Disposition": "attachment; filename=../x.ckpt"}), "points outside its folder"),

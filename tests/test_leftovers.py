@@ -53,7 +53,7 @@ def test_a_wrapper_around_names_is_taken_off_and_told(given, wanted):
     names, notes = tidied([given])
     assert names == {wanted}
     assert len(notes) >= 1
-    assert given in " ".join(notes) or "in front" in notes[0]
+    assert given in " ".join(notes) or "had the prefix" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_state_of_a_training_is_left_out_and_a_second_averaged_copy_too():
     state = ["optimizer_states.0.state.1.exp_avg", "lr_schedulers.0", "global_step", "n_averaged", "callbacks.x"]
     names, notes = tidied([UNET, *state, f"ema_model.{UNET}"])
     assert names == {UNET}
-    assert [len(notes), "5 tensors" in notes[0], "1 weights of a second" in notes[1]] == [2, True, True]
+    assert [len(notes), "5 training state tensors" in notes[0], "1 weights of a second" in notes[1]] == [2, True, True]
 
 
 @pytest.mark.parametrize("twin", [f"_orig_mod.{UNET}", f"module.{UNET}", f"model.{UNET}"])

@@ -142,7 +142,7 @@ def test_one_picture_is_allowed_with_a_warning_and_given_as_a_file_too(session: 
     fill(folder, 1)
     result = run(session, folder / "sks_dog (1).jpg")
     assert result.train == 1
-    assert any("One image" in note for note in result.notes)
+    assert any("With one image" in note for note in result.notes)
 
 
 @pytest.mark.slow
@@ -755,7 +755,7 @@ def test_typed_boxes_win_and_count_pixels_after_rotation(session: Session, folde
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[1, 2]", "not a list of four numbers for each"),
         ('{"a.png": 5}', "not a list of four numbers for each"),
         ('{"a.png": [0, 0, 50]}', r"a\.png: .*four numbers"),
