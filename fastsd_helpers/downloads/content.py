@@ -112,7 +112,7 @@ def require_model(path: Path, shown: str) -> str:
         )
     if kind.startswith("broken"):
         raise DownloadError(
-            f"{shown} is not a whole {kind.removeprefix('broken ')} file: its table of contents does not "
+            f"{shown} is not a complete {kind.removeprefix('broken ')} file: its table of contents does not "
             "match its size.",
             "Run this again; if the problem persists, the source itself is damaged: use another one.",
         )

@@ -326,7 +326,7 @@ def _refusal(link: Link, remote: Remote) -> DownloadError:
         )
     if remote.status == 407:
         return DownloadError(
-            "A proxy on the way requires a login (HTTP 407).",
+            "A proxy on the network requires a login (HTTP 407).",
             "Put its user and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
         )
     if remote.status in (404, 410):
