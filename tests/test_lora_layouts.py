@@ -429,7 +429,7 @@ def test_metadata_names_a_family_that_layers_do_not(metadata, what):
 
 def test_clip_g_and_t5_together_are_stable_diffusion_3s():
     stems = [f"lora_te2_{TE}", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"]
-    with pytest.raises(CheckpointError, match="is one for Stable Diffusion 3, which is not converted"):
+    with pytest.raises(CheckpointError, match="is for Stable Diffusion 3, which is not converted"):
         read_layout(pairs(*stems, sides=DOWN_UP), {})
     assert read_layout(pairs(f"lora_te1_{TE}", stems[1], sides=DOWN_UP), {}).family == "flux"
 
