@@ -132,7 +132,7 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(
 def test_somebody_elses_name_and_a_reading_token_are_refused(
     hub: HubUploadServer, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DownloadError, match="answer 403"):
+    with pytest.raises(DownloadError, match="HTTP 403"):
         upload(UploadConfig(repo="grace/rex-model"), session)
     with pytest.raises(DownloadError) as caught:
         upload(UploadConfig(repo="rex-model", hf_token="hf_" + "read" * 6), session)
