@@ -160,7 +160,7 @@ def test_without_a_token_or_a_name_nothing_is_asked(
 
 def test_an_unfinished_or_changed_model_is_not_uploaded(hub: HubUploadServer, session: Session) -> None:
     (session.exports / "rex.safetensors").write_bytes(b"changed")
-    with pytest.raises(SessionError, match="not what training wrote"):
+    with pytest.raises(SessionError, match="not the one that training wrote"):
         upload(UploadConfig(repo="rex-model"), session)
     session.save(result={})
     with pytest.raises(SessionError, match="no finished model"):
