@@ -585,7 +585,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to auth" obj=csess err="authentication failed: The authtoken you specified does '
             'not look like a proper ngrok tunnel authtoken. ERR_NGROK_105"',
             TunnelTokenRefused,
-            "does not take this token (ERR_NGROK_105)",
+            "rejects this token (ERR_NGROK_105)",
         ),
         (
             't=2026 lvl=eror msg="session closed" err="Usage of ngrok requires a verified account and authtoken. '
@@ -732,8 +732,8 @@ def test_a_name_of_ones_own_is_asked_for_and_another_one_is_said(
     monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
     with open_tunnel(site, config=TunnelConfig(kind="localtunnel", wait_s=10, subdomain="calm-fox")) as link:
         assert "--subdomain calm-fox" in (tmp_path / "asked").read_text()
-        assert "did not give the name calm-fox" in link.note
-    assert "did not give the name calm-fox" in caplog.text
+        assert "did not assign the subdomain calm-fox" in link.note
+    assert "did not assign the subdomain calm-fox" in caplog.text
 
 
 def test_no_token_says_where_to_get_one(site: int, programs: Path) -> None:
@@ -882,8 +882,8 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
             TunnelToolMissing,
             "does not match the hash that gradio publishes",
         ),
-        ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks to wait"),
-        ({"error": "ShareCertificateWriteError", "text": "no room"}, TunnelServiceDown, "without a link: no room"),
+        ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks you to wait"),
+        ({"error": "ShareCertificateWriteError", "text": "no room"}, TunnelServiceDown, "without opening a tunnel: no room"),
         (
             {"error": "Ended", "text": "The tunnel's program ended."},
             TunnelServiceDown,
