@@ -186,7 +186,7 @@ def test_numbers_and_names_go_on_and_a_list_can_be_checked(tmp_path):
         assert [row["whole"] for row in store.generations()] == [True, True]
         rows = store.generations(verify=True)
         assert [row["whole"] for row in rows] == [False, True]
-        assert "other bytes" in rows[0]["state"]
+        assert "a different SHA-256" in rows[0]["state"]
         assert (rows[0]["bytes"], rows[0]["sha256s"]) == (0, {})
         assert rows[1]["bytes"] == (tmp_path / "checkpoints" / second / "unet.safetensors").stat().st_size
 
