@@ -883,7 +883,11 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
             "does not match the hash that gradio publishes",
         ),
         ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks you to wait"),
-        ({"error": "ShareCertificateWriteError", "text": "no room"}, TunnelServiceDown, "without opening a tunnel: no room"),
+        (
+            {"error": "ShareCertificateWriteError", "text": "no room"},
+            TunnelServiceDown,
+            "without opening a tunnel: no room",
+        ),
         (
             {"error": "Ended", "text": "The tunnel's program ended."},
             TunnelServiceDown,

@@ -37,6 +37,8 @@ __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
 _log = logging.getLogger("fastsd_helpers")
 
+_MOST_SHAPES = 8  # that differ and are named: with others than the first, the file is of another model
+
 
 @dataclass(frozen=True)
 class InspectConfig:
@@ -133,7 +135,9 @@ def _look(
     tidied, problems = _without_leftovers(source)
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
     missing, unexpected, found = _against_layout(family, tidied) if family else ((), (), [])
-    problems += found
+    packed = _packed_problem(source)
+    # Codes have shapes of their own, and scales beside them: what they are is the one thing to say.
+    problems += found if packed is None else [packed, *_missing_problems(list(missing))]
     not_finite = _scan(source, progress) if scan else None
     problems += _general_problems(kind, family, source, not_finite)
     prediction = None
@@ -196,14 +200,16 @@ def _against_layout(family: Family, source: Source) -> tuple[tuple[str, ...], tu
     try:
         wanted = expected_shapes(family, measure_original(family, shapes))
         missing = sorted(wanted.keys() - shapes.keys())
-        for name in sorted(wanted.keys() & shapes.keys()):
-            if shapes[name] != wanted[name]:
-                problems.append(
-                    Problem(
-                        f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}",
-                        "loading stops with a size mismatch in every web UI",
-                    )
+        others = [name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name]]
+        for name in others[:_MOST_SHAPES]:
+            left = len(others) - _MOST_SHAPES if name == others[:_MOST_SHAPES][-1] else 0
+            more = f", and {left} more differ" if left > 0 else ""
+            problems.append(
+                Problem(
+                    f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}{more}",
+                    "loading stops with a size mismatch in every web UI",
                 )
+            )
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
         problems.append(Problem(err.problem.rstrip("."), "the file is incomplete"))
@@ -250,6 +256,15 @@ def _part_of(name: str) -> str:
     return "VAE" if re.match(r"(first_stage_model|vae|encoder|decoder|quant|post_quant)", name) else "U-Net"
 
 
+def _packed_problem(source: Source) -> Problem | None:
+    try:
+        refuse_packed("It", source.tensors)
+    except CheckpointError as err:
+        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
+        return Problem(err.problem.rstrip("."), effect)
+    return None
+
+
 def _general_problems(
     kind: Kind, family: Family | None, source: Source, not_finite: Mapping[str, int] | None
 ) -> list[Problem]:
@@ -280,11 +295,6 @@ def _general_problems(
                 "ComfyUI and Forge take it untransposed, AUTOMATIC1111 ignores it: wrong images in all of them",
             )
         )
-    try:
-        refuse_packed("It", source.tensors)
-    except CheckpointError as err:
-        effect = "only programs that know this format read it correctly; it cannot be converted or trained"
-        problems.append(Problem(err.problem.rstrip("."), effect))
     small = [name for name, fact in source.tensors.items() if is_small_float(fact.dtype)]
     if small:
         problems.append(

@@ -167,10 +167,8 @@ _FORGE_NEO = WebUI(
     closed=A1111_CLOSED,
     runs_others=True,
     guard="forge_neo.py",
-    tried=(
-        "a fork of it, installed and used to generate images on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), "
-        "and started with this lock; this exact commit was not run"
-    ),
+    tried="a fork of it, with this lock: installed, and used to generate images on a CPU, Flux too (2026-11, "
+    "benchmarks/results/forge_neo_cpu.md); this exact commit was not run",
 )
 
 _COMFYUI = WebUI(
@@ -213,10 +211,8 @@ _COMFYUI = WebUI(
     closed=COMFYUI_CLOSED,
     runs_others=True,
     guard="comfyui.py",
-    tried=(
-        "installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); images generated "
-        "with 0.3.64 (comfyui_cpu.md); on no GPU yet"
-    ),
+    tried="installed, attacked and used to generate images on a CPU, Flux and GGUF too (2026-11, "
+    "benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 
 
