@@ -89,23 +89,23 @@ class OldPackage:
     def sentence(self) -> str:
         """What is known of it, and what closes that here."""
         if not self.rows:
-            return f"{self.name} {self.version} is older than {self.safe_from}; no hole of it is known here."
+            return f"{self.name} {self.version} is older than {self.safe_from}; no vulnerability of it is known here."
         ids = [row.ids[0] for row in self.rows]
         named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
         here = list(dict.fromkeys(row.older for row in self.rows if row.older))  # one may answer for several
         left = [row.ids[0] for row in self.rows if row.is_open]
         said = [f"here {', '.join(here[:2])}{' and so on' if here[2:] else ''}"] if here else []
-        said += [f"nothing here closes {', '.join(left)}"] if left else []
-        return f"{self.name} {self.version} has known holes ({named}); {'; '.join(said)}."
+        said += [f"nothing here fixes {', '.join(left)}"] if left else []
+        return f"{self.name} {self.version} has known vulnerabilities ({named}); {'; '.join(said)}."
 
     def remedy(self) -> str:
         """What to do to be rid of them."""
         if not self.rows:
             return ""
         if is_protected(self.name):
-            return f"To be rid of them, in an environment of your own: {self.name} {self.safe_from} or newer."
+            return f"To fix them, in an environment of your own: {self.name} {self.safe_from} or newer."
         place = " in an environment of your own" if where() in ("colab", "kaggle") else ""
-        return f'To be rid of them{place}: pip install -U "{self.name}>={self.safe_from}"'
+        return f'To fix them{place}: pip install -U "{self.name}>={self.safe_from}"'
 
 
 def contains(text: str, version: str) -> bool:
@@ -180,7 +180,7 @@ def require_safe_tokenizer(folder: Path) -> None:
         return
     for old in old_packages(["sentencepiece"]):
         raise ModelError(
-            f"The tokenizer {models[0].name} in {folder} is read by sentencepiece {old.version}, which a made-up file "
-            f"can break into ({old.rows[0].ids[0]}).",
+            f"The tokenizer {models[0].name} in {folder} is read by sentencepiece {old.version}, which a crafted "
+            f"file can exploit ({old.rows[0].ids[0]}).",
             f'Run: pip install -U "sentencepiece>={old.safe_from}", then restart the runtime.',
         )

@@ -192,7 +192,7 @@ class Background:
         code = self._child.returncode if self._child is not None else None
         if self._asked_to_stop and code in (None, -signal.SIGTERM, -signal.SIGKILL):
             # Before it could answer: while it began, or because it was then ended at once.
-            return Interrupted(f"{what} was stopped{self._where()}.", "What was saved is kept: run it again to go on.")
+            return Interrupted(f"{what} was stopped{self._where()}.", "What was saved is kept: run it again to resume.")
         # Of a process begun by another kernel the system does not tell how it ended.
         if code in (None, -_SIGNAL_OF_THE_SYSTEM):
             return self._killed(what, f" (signal {_SIGNAL_OF_THE_SYSTEM})" if code else "")
@@ -200,13 +200,13 @@ class Background:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return TrainingFailed(
             f"{what} crashed{self._where()} ({how}).",
-            f"What was saved is kept: run it again to go on. Its last words:\n{said}",
+            f"What was saved is kept: run it again to resume. Its last output:\n{said}",
         )
 
     def _killed(self, what: str, how: str) -> FastSDError:
         return TrainingFailed(
-            f"{what} was ended from outside{self._where()}{how}. Most often the machine's memory ran out.",
-            "What was saved is kept: run the cell again to go on; a smaller batch size needs less memory.",
+            f"{what} was killed from outside{self._where()}{how}. Most often the machine's memory ran out.",
+            "What was saved is kept: run the cell again to resume; a smaller batch size needs less memory.",
         )
 
     def _where(self) -> str:

@@ -125,12 +125,12 @@ def decode_caption(data: bytes, *, page: str | None = None) -> str | None:
     Raises:
         DatasetError: far too long, or no text at all.
     """
-    hint = "A caption is a short text file; rename or remove this one, or write the words into it."
+    hint = "A caption is a short text file: rename or remove this one, or write the caption into it."
     if len(data) > _MOST_BYTES:
-        raise DatasetError(f"A caption of {len(data):,} bytes is too long to be one.", hint)
+        raise DatasetError(f"A caption of {len(data):,} bytes is too long for a caption.", hint)
     text = decode_text(data, page)
     if "\0" in text:
-        raise DatasetError("The caption holds zero bytes, so it is no text.", hint)
+        raise DatasetError("The caption contains zero bytes, so it is not a text file.", hint)
     return " ".join(text.split()) or None
 
 

@@ -89,7 +89,7 @@ class PageGuess:
         """The guess as a sentence; `what` is "notes.csv is" or "The captions are"."""
         return (
             f"{what} not UTF-8, and read as {_TEXT_PAGES[self.code_page]} ({self.code_page}), for example "
-            f"{self.example!r}; if that is wrong, save as UTF-8 and give them again."
+            f"{self.example!r}; if that is wrong, save them as UTF-8 and try again."
         )
 
 

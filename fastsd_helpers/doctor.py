@@ -1,4 +1,4 @@
-"""What this machine is, what is missing or known to be bad together, and what to do about each.
+"""Environment report, what is missing or known to be bad together, and what to do about each.
 
 The report can be pasted anywhere: it names which tokens are there, never their values.
 """
@@ -70,7 +70,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> int:
-        """How many findings have to be put right before anything works."""
+        """How many findings have to be fixed before anything works."""
         return sum(item.level == "problem" for item in self.findings)
 
     def lines(self) -> list[str]:
@@ -91,10 +91,10 @@ class Diagnosis:
         for level in ("problem", "warning", "ok"):
             shown = [item for item in self.findings if item.level == level and item.workflow in ("", workflow)]
             lines += [line for item in shown for line in _lines_of(item)]
-        return [redact(line) for line in [*lines, f"{self._verdict()} The whole report: fastsd doctor"]]
+        return [redact(line) for line in [*lines, f"{self._verdict()} Full report: fastsd doctor"]]
 
     def _verdict(self) -> str:
-        return "Nothing stands in the way." if not self.problems else f"{self.problems} to put right before you start."
+        return "No problems found." if not self.problems else f"{self.problems} to fix before you start."
 
 
 def _lines_of(item: Finding) -> list[str]:
@@ -140,8 +140,8 @@ def _safely(look: Callable[[], Iterator[Finding]]) -> list[Finding]:
     except FastSDError as err:
         found.append(Finding("warning", err.problem, err.hint))
     except Exception as err:  # the doctor has to come back with whatever it saw
-        logger.debug("A look failed.", exc_info=True)
-        found.append(Finding("warning", f"One look failed: {type(err).__name__}: {redact(str(err))[:200]}."))
+        logger.debug("A check failed.", exc_info=True)
+        found.append(Finding("warning", f"One check failed: {type(err).__name__}: {redact(str(err))[:200]}."))
     return found
 
 
@@ -218,19 +218,19 @@ def _look_at_torch(device: Device) -> Iterator[Finding]:
         yield Finding(
             "problem",
             f"A GPU driver is here, but torch {torch.__version__} cannot use it ({device.reason}).",
-            "Restart the runtime; if it stays so, install the CUDA build of torch that pytorch.org names.",
+            "Restart the runtime; if the problem persists, install the CUDA build of torch that pytorch.org names.",
         )
     elif where() == "colab":
         yield Finding(
             "warning",
-            "No GPU is attached: training and drawing with the full models would take days.",
+            "No GPU is attached: training with the full models would take days.",
             "Runtime > Change runtime type > T4 GPU; then run the cells again.",
         )
     elif where() == "kaggle":
-        yield Finding("warning", "No GPU is attached.", "Settings > Accelerator > GPU T4 x2; the notebook starts anew.")
+        yield Finding("warning", "No GPU is attached.", "Settings > Accelerator > GPU T4 x2; the notebook restarts.")
     else:
         yield Finding(
-            "note", "No GPU: the embedded demo models work here; the full models want one.", "Use Colab for those."
+            "note", "No GPU: the embedded demo models work here; the full models need one.", "Use Colab for those."
         )
 
 
@@ -238,13 +238,14 @@ def _look_at_memory(device: Device) -> Iterator[Finding]:
     ram = host_memory_bytes()
     if 0 < ram < _LITTLE_RAM:
         yield Finding(
-            "warning", f"{ram / 1e9:.1f} GB of memory is little: converting a full model may end with exit code -9."
+            "warning",
+            f"{ram / 1e9:.1f} GB of memory is not much: converting a full model may be killed (exit code -9).",
         )
     needed = find_model("sd15").vram_gb["full"]
     if device.kind == "cuda" and device.memory_bytes < needed * 1e9:
         yield Finding(
             "warning",
-            f"{device.name} has {device.memory_bytes / 1e9:.0f} GB: full training of SD 1.5 wants {needed:g} GB.",
+            f"{device.name} has {device.memory_bytes / 1e9:.0f} GB: full fine-tuning of SD 1.5 needs {needed:g} GB.",
             "Choose the method 'lora', or a larger GPU.",
         )
 
@@ -295,7 +296,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, tuple[str, st
         except FastSDError as err:
             answer.append((None, (err.problem, err.hint)))
         except OSError as err:
-            answer.append((None, (f"{err.strerror}.", "Look whether the folder opens in the file browser.")))
+            answer.append((None, (f"{err.strerror}.", "Check whether the folder opens in the file browser.")))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -368,7 +369,7 @@ def _look_at_tokens() -> Iterator[Finding]:
     values = {name: secret(name) for name in _TOKENS}  # asked once: in Colab each may open a dialog
     for name, value in values.items():
         if value and len(value.split()) > 1:
-            yield Finding("warning", f"{name} has a blank in it.", "Copy the token again, without blanks.")
+            yield Finding("warning", f"{name} contains a space.", "Copy the token again, without spaces.")
     here = [name for name in _TOKENS if values[name]]
     absent = [name for name in _TOKENS if name not in here]
     yield Finding("ok", f"Tokens: {', '.join(here) or 'none'} set; {', '.join(absent) or 'none'} not set.")
@@ -384,19 +385,19 @@ def _look_at_lock() -> Iterator[Finding]:
         if report.unproved:
             yield Finding(
                 "warning",
-                f"{name}: {', '.join(report.unproved)} was installed and not yet seen to work.",
-                f"Run: fastsd install {name} (it tries to import it again)",
+                f"{name}: {', '.join(report.unproved)} was installed but its import check has not passed yet.",
+                f"Run: fastsd install {name} (it repeats the import check)",
                 name,
             )
             continue
         if not report.changes:
-            yield Finding("ok", f"{name}: all {report.kept} packages are here and fit.", workflow=name)
+            yield Finding("ok", f"{name}: all {report.kept} packages are installed and compatible.", workflow=name)
             continue
         listed = ", ".join(change.name for change in report.changes[:6])
         more = f" and {len(report.changes) - 6} more" if len(report.changes) > 6 else ""
         yield Finding(
             "note",
-            f"{name}: still to install are {listed}{more} ({report.bytes / 1e6:.0f} MB).",
+            f"{name}: still to be installed: {listed}{more} ({report.bytes / 1e6:.0f} MB).",
             f"Before you use it: fastsd install {name}",
             name,
         )

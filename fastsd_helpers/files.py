@@ -100,18 +100,19 @@ def _explain(err: OSError, path: Path | str, action: str) -> DriveError:
     if err.errno in _FULL_ERRNOS:
         return DiskFull(
             f"Could not {action} {path}: the disk or Drive is full ({reason}).",
-            "Make room (deleted files count until Drive's trash is emptied), or choose another folder with --root.",
+            "Free some space (deleted files count until Drive's trash is emptied), or choose another folder with "
+            "--root.",
         )
     if err.errno in _READ_ONLY_ERRNOS:
         return DriveReadOnly(
             f"Could not {action} {path}: it cannot be written to ({reason}).",
-            "Ask for the right to edit this folder, or choose another folder with --root.",
+            "Ask for edit access to this folder, or choose another folder with --root.",
         )
     if err.errno in _LOST_ERRNOS:
         return DriveError(f"Could not {action} {path}: {reason}.", _REMOUNT)
     return DriveError(
         f"Could not {action} {path}: {reason}.",
-        "Look whether the folder opens in the file browser; try again, or choose another folder with --root.",
+        "Check whether the folder opens in the file browser; try again, or choose another folder with --root.",
     )
 
 
@@ -138,7 +139,7 @@ def check_writable(folder: Path | str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(probe)
     if returned != payload:
-        raise DriveError(f"{folder} gave back other bytes than were written.", "Choose another folder with --root.")
+        raise DriveError(f"{folder} returned different bytes than were written.", "Choose another folder with --root.")
 
 
 def bytes_in(folder: Path) -> int:

@@ -64,7 +64,7 @@ def option(
     """Declare one setting of a frozen dataclass.
 
     The annotation gives the rest: `Literal["a", "b"]` is a dropdown and a list of choices, `bool` a
-    checkbox and `--x/--no-x`, `int | None` a field that may be left alone.
+    checkbox and `--x/--no-x`, `int | None` a field that is optional.
 
     Args:
         default: value when the user says nothing; absent means the user must give it.
@@ -105,7 +105,7 @@ def _read_annotation(annotation: Any) -> tuple[type, tuple[str, ...] | None, boo
 
 def _problem_with(spec: Option, value: Any) -> str | None:
     if value is None:
-        return None if spec.optional else "is needed"
+        return None if spec.optional else "is required"
     if spec.choices is not None:
         return None if value in spec.choices else f"is {value!r}; choose {', '.join(spec.choices)}"
     if spec.kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -123,7 +123,7 @@ def _problem_with(spec: Option, value: Any) -> str | None:
 
 
 def _kind_in_words(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[kind]
+    return {int: "an integer", float: "a number", bool: "yes or no", str: "text"}[kind]
 
 
 def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:

@@ -247,12 +247,12 @@ def load_picture(picture: "Image.Image") -> "Image.Image":
     """Decode what `open_picture` opened: of an animation the first frame.
 
     Raises:
-        PictureProblem: it is cut short or damaged.
+        PictureProblem: it is truncated or damaged.
     """
     try:
         picture.load()
     except Exception as err:  # as above: a cut or damaged file fails in many ways
-        raise PictureProblem(f"is cut short or damaged: {_one_line(err)}", "damage", _one_line(err)) from err
+        raise PictureProblem(f"is truncated or damaged: {_one_line(err)}", "damage", _one_line(err)) from err
     return picture
 
 
@@ -261,7 +261,7 @@ def is_animated(picture: "Image.Image") -> bool:
     try:
         return bool(getattr(picture, "is_animated", False))
     except Exception as err:  # looking for a second frame reads on in the file
-        raise PictureProblem(f"is cut short or damaged: {_one_line(err)}", "damage", _one_line(err)) from err
+        raise PictureProblem(f"is truncated or damaged: {_one_line(err)}", "damage", _one_line(err)) from err
 
 
 def upright(picture: "Image.Image") -> "Image.Image | None":

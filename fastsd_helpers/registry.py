@@ -64,7 +64,7 @@ class ModelSpec:
     kind: Literal["base", "reader", "checkpoint", "diffusion-model", "vae", "text-encoder", "embedding", "upscaler"] = (
         "base"
     )
-    sizes: tuple[str, ...] = ()  # keys of the same weights in other number formats, the largest first
+    sizes: tuple[str, ...] = ()  # keys of the same weights in other dtypes, the largest first
     about_bytes: int | None = None  # rounded size of a whole download
     vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
     note: str = ""
@@ -177,9 +177,7 @@ def _has(index: dict[str, Any], part: str) -> bool:
 
 def _unknown_kind(where: Path | str, reason: str) -> WrongFamily:
     families = ", ".join(sorted({spec.family for spec in models()}))
-    return WrongFamily(
-        f"{where} is a kind of model this project does not know: {reason}.", f"Known families: {families}."
-    )
+    return WrongFamily(f"{where} is an unsupported kind of model: {reason}.", f"Known families: {families}.")
 
 
 def require_trainable(model: Path | Listing) -> str:
@@ -285,7 +283,7 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     what = f"resolution (--resolution) is {px}"
     if isinstance(px, bool) or not isinstance(px, int):
         raise SettingsError(
-            f"resolution (--resolution) is {px!r}; it must be a whole number.", _sizes(spec, spec.native_px)
+            f"resolution (--resolution) is {px!r}; it must be an integer.", _sizes(spec, spec.native_px)
         )
     if px < spec.min_px:
         raise SettingsError(f"{what}; the smallest for {spec.title} is {spec.min_px}.", _sizes(spec, px))
@@ -296,14 +294,14 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     if px == spec.native_px:
         return []
     if px < spec.native_px:
-        reason = "smaller images train faster but lose detail and blur what the model knows"
+        reason = "smaller images train faster but lose detail and blur the model's results"
     else:
         reason = (
             f"larger images take about {(px / spec.native_px) ** 2:.1f} times the memory and time, "
             "and the model may repeat the subject in them"
         )
     return [
-        f"{what}, but {spec.title} was made for {spec.native_px} px: {reason}. {spec.native_px} is the safe choice."
+        f"{what}, but {spec.title} was trained at {spec.native_px} px: {reason}. {spec.native_px} is the safe choice."
     ]
 
 
@@ -313,5 +311,5 @@ def _sizes(spec: ModelSpec, px: int) -> str:
     below, above = (math.floor(inside / spec.multiple), math.ceil(inside / spec.multiple))
     near = sorted({size * spec.multiple for size in (below, above)} & set(range(spec.min_px, spec.max_px + 1)))
     choice = " or ".join(str(size) for size in near)
-    native = "" if spec.native_px in near else f", or {spec.native_px}, which the model was made for"
+    native = "" if spec.native_px in near else f", or {spec.native_px}, which the model was trained at"
     return f"Choose {choice}{native}."

@@ -56,9 +56,9 @@ def run_demo(out: Path | str = "demo-output") -> DemoResult:
         )
         logger.info("1 of 3: six images of a %s are cropped, captioned and checked.", _SUBJECT)
         prepare(photos, session)
-    logger.info("2 of 3: the text encoder learns the new words, then the U-Net learns the %s.", _SUBJECT)
+    logger.info("2 of 3: the text encoder is trained on the new words, then the U-Net on the %s.", _SUBJECT)
     result = train(DreamBoothConfig(base_model="demo"), session)
-    logger.info("3 of 3: the images, the plot, the file and its card are put together in %s.", out)
+    logger.info("3 of 3: the images, the loss plot, the file and its model card are collected in %s.", out)
     placed = {
         "path": out / "robot.safetensors",
         "grid": out / "before-after.png",
@@ -76,9 +76,9 @@ def run_demo(out: Path | str = "demo-output") -> DemoResult:
         loss_after=result.loss_after,
         seconds=result.seconds,
         next_steps=(
-            f"Look at {placed['grid']}: same words and noise, before and after (held-out loss {lower:.0f} % lower).",
-            f"Draw more: fastsd dreambooth sample {_SUBJECT} --root {root} --prompt 'a zib robot at the top'",
-            "Teach it your own images: fastsd dreambooth new mine, then prepare mine --images FOLDER --size 128, "
-            "then train mine --base-model demo",
+            f"Look at {placed['grid']}: same prompts and seeds, before and after (held-out loss {lower:.0f} % lower).",
+            f"Generate more: fastsd dreambooth sample {_SUBJECT} --root {root} --prompt 'a zib robot at the top'",
+            "Fine-tune it on your own images: fastsd dreambooth new mine, then prepare mine --images FOLDER --size "
+            "128, then train mine --base-model demo",
         ),
     )

@@ -24,7 +24,7 @@ _FIELDS = {
 # Where a flag's advice is another one in a notebook.
 _PHRASES = (
     (r"if you are sure that it no longer runs, add --take-over", "or run this cell again two minutes after it is gone"),
-    (r"start over with --restart", f"choose 'start over' {_TRAINING}"),
+    (r"start again with --restart", f"choose 'start over' {_TRAINING}"),
     (r"--take-over", "running this cell again two minutes after the other run is gone"),
 )
 _COMMANDS = "bench controlnet convert demo doctor dreambooth inspect install models playground trocr tunnel webui"

@@ -60,7 +60,7 @@ class Builder:
     def __init__(self, image: Image, folder: Path) -> None:
         self.image, self.folder = image, folder
         self.python = folder / "bin" / "python"
-        self.lacking: dict[str, str] = {}  # package -> why it could not be had
+        self.lacking: dict[str, str] = {}  # package -> why it could not be downloaded
         self.other: dict[str, str] = {}  # package -> the version that is there instead
 
     def build(self) -> None:

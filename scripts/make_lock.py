@@ -409,7 +409,10 @@ def main() -> int:
     problems = list(lock_problems(new, read_advisories()))
     if problems:
         candidate.unlink()
-        print("The lock stays as it was: the new one has known holes that no row of advisories.toml answers for.")
+        print(
+            "The lock stays as it was: the new one has known vulnerabilities that no row of advisories.toml answers "
+            "for."
+        )
         print("\n".join(problems))
         return 1
     candidate.replace(LOCK)

@@ -257,7 +257,7 @@ def int8_rows(pieces: Pieces, arguments: argparse.Namespace, sets: dict[str, lis
 
     trials = pieces.take("int8", shrink)
     rows = ["int8 on the same lines of fonts it has not seen; static is calibrated on 128 lines of seen fonts.", "",
-            "| numbers | size | lines a second | CER | same text as fp32 |", "|---|---:|---:|---|---:|"]  # fmt: skip
+            "| numbers | size | lines per second | CER | same text as fp32 |", "|---|---:|---:|---|---:|"]  # fmt: skip
     for trial in trials or []:
         told = percent({"cer": trial["cer"], "low": trial["cer_low"], "high": trial["cer_high"]})
         chosen = " (chosen)" if trial["chosen"] else ""

@@ -45,7 +45,7 @@ def main() -> None:
     pieces = Pieces(arguments.work, about, arguments.minutes)
     parts = {"hand": learn_hands, "digits": learn_digits, "script": learn_script}
     rows = [f"# What the reader {arguments.model} learns", "", machine(), "",
-            f"Wrong characters (CER) on {arguments.test_lines} lines that were not learned from; in brackets the "
+            f"Wrong characters (CER) on {arguments.test_lines} lines that were held out; in brackets the "
             "interval in which 95 % of samples of such lines lie. Batches of 16.", ""]  # fmt: skip
     for name in arguments.only or PARTS:
         rows += [*parts[name](pieces, arguments), ""]

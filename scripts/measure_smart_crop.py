@@ -1,6 +1,6 @@
 """Measure how much of a hand-drawn subject box the smart crop keeps, against the centre crop, on real photos.
 
-The photos of the sets measured here are square, so their largest square is the whole photo. What is measured are the
+The photos of the sets measured here are square, so their largest square is the full photo. What is measured are the
 wide and tall photos that lie in them: windows of 3:2 and 16:9 cut so that the subject stands at the start of the long
 side, at its end, or wherever the photographer put it ("framed"). `best` is what the best possible square of the same
 size keeps: 100 % is out of reach when the subject is longer than the short side.

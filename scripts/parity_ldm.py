@@ -107,7 +107,7 @@ def load_strictly(model: Any, tensors: dict[str, Any]) -> int:
 
 
 class Multiple(Fraction):
-    """A factor of the first width, as the original's configuration has them; times a width it is a whole number."""
+    """A factor of the first width, as the original's configuration has them; times a width it is an integer."""
 
     def __mul__(self, width: int) -> int:
         product = Fraction(self) * width

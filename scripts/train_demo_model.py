@@ -9,7 +9,7 @@
 
 Each stage writes a checkpoint every minute and goes on from it when started again. `package` writes the float16
 weights to fastsd_helpers/demo/model. With `--start` the U-Net and the text encoder of a packaged model are trained on,
-on its VAE, which stays as it is. A GPU is used when there is one. On two CPU cores (AVX-512 with bf16) a VAE step
+on its VAE, which stays as it is. A GPU is used when there is one. On two processors (AVX-512 with bf16) a VAE step
 takes about 0.65 s and a U-Net step 1.2 s, two hours in all, when glibc is told to keep the memory it has; it spends a
 third of the time on giving blocks back to the kernel otherwise:
 

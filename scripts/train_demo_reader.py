@@ -319,7 +319,7 @@ def train(arguments, seen: list[Path], more: list[Path], held_out: list[Path]) -
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         average, first = state["average"], state["step"]
-        print(f"going on from step {first}")
+        print(f"resuming from step {first}")
     tokenizer = load_tokenizer(arguments.work)
     style = demo_lines.LineStyle()
     jobs = ((SEED, step, arguments.batch, [*seen, *more], False, style) for step in range(first, arguments.steps))

@@ -24,7 +24,7 @@ def assert_close_to(found: Any, reference: Any, *, of_largest: float, about: Any
     """Fail where a value is further from the reference's than a share of the reference's largest absolute value.
 
     Args:
-        found, reference: tensors, arrays or lists of numbers, of one shape. What is no finite number in the reference
+        found, reference: tensors, arrays or lists of numbers, of one shape. What is NaN or Inf in the reference
             must be the same in what was found, and never counts as the largest.
         of_largest: the share that is allowed; the caller says beside it which rounding it stands for.
         about: what is compared, for the message.

@@ -1,4 +1,4 @@
-"""Random Diffusers folders of real classes, converted to another number format and loaded with diffusers, both times.
+"""Random Diffusers folders of real classes, converted to another dtype and loaded with diffusers, both times.
 
 As a script: `python tests/random_folders.py 40 PLACE` compares so many and says in what they differed.
 """

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import textwrap
@@ -36,6 +37,7 @@ def renderers() -> dict[str, Any]:
         "settings.txt": settings,
         "help_texts.txt": help_texts,
         "kept_names.txt": kept_names,
+        "error_sentences.txt": error_sentences,
     }
 
 
@@ -319,3 +321,32 @@ def _asked_of_the_environment(node: ast.AST) -> list[ast.expr]:
 
 def _is_environ(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "environ"
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+def error_sentences() -> list[str]:
+    """Every problem and hint that the code writes into an error of ours, by module; {} is a value put in."""
+    from fastsd_helpers import errors
+
+    lines = set()
+    for path in _PACKAGE.rglob("*.py"):
+        module = path.relative_to(_PACKAGE).with_suffix("").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__:
+                for part in (*node.args, *(word.value for word in node.keywords)):
+                    lines |= {f"{module}: {node.func.id}: {text}" for text in _sentences(part)}
+    return sorted(lines)
+
+
+def _sentences(node: ast.expr) -> Iterator[str]:
+    if isinstance(node, ast.JoinedStr):
+        parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        yield json.dumps("".join(map(str, parts)), ensure_ascii=False)[1:-1]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield json.dumps(node.value, ensure_ascii=False)[1:-1]
+    elif isinstance(node, ast.IfExp | ast.BinOp):
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.expr):
+                yield from _sentences(inner)

@@ -70,7 +70,9 @@ def test_train_says_first_what_would_not_be_used_as_it_was_meant(small_base: Pat
     said = " ".join(
         first_lines(config_for(small_base, resolution=128, instance_prompt="a photo of zib robot"), small_session)
     )
-    assert f"1 of 4 prompts are longer than the 77 tokens the model reads: the end is cut off ({name}.png)" in said
+    assert (
+        f"1 of 4 prompts are longer than the 77 tokens the model reads: their ends are truncated ({name}.png)" in said
+    )
     assert "prepared at 64 px and are enlarged to 128 px" in said
     assert "not used for 1 of 4 images: they have captions of their own" in said
     quiet = " ".join(first_lines(config_for(small_base), Session.open("robot", root=small_session.folder.parent)))
@@ -132,7 +134,7 @@ def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
     settings = config_for(small_base, text_encoder_steps=0, class_prompt="a dog", class_folder=str(place))
     said: list[str] = []
     train(settings, small_session, report=lambda progress: said.append(progress.message))
-    assert "5 class images of yours." in said
+    assert "5 of your own class images." in said
     assert content(tmp_path / "dogs") == before
     sizes = {Image.open(path).size for path in small_session.class_images.rglob("*.png")}
     assert sizes == {(64, 64)}
@@ -177,7 +179,7 @@ def test_with_several_classes_the_folders_say_which_is_which(small_session: Sess
     assert prompts == ["a photo of a cat"] * 3 + ["a photo of a dog"] * 2
     dogs(tmp_path / "both", 1, first=90)
     other = OwnClassPictures(small_session, str(tmp_path / "both"), ("a photo of a dog", "a cat"), size=64)
-    with pytest.raises(DatasetError, match="Of which class is IMG_90"):
+    with pytest.raises(DatasetError, match="Which class does IMG_90"):
         other.check()
 
 

@@ -245,9 +245,9 @@ def test_the_doctor_names_an_old_package_with_its_holes_what_closes_them_and_wha
     installed(monkeypatch, {"aiohttp": "3.11.15", "pillow": "12.3.0", "torch": "2.6.0+cu124"})
     old = {finding.what.split()[0]: finding for finding in doctor.examine(looks=["holes"]).findings}
     assert set(old) == {"aiohttp", "torch"}
-    assert old["aiohttp"].what.startswith("aiohttp 3.11.15 has known holes (CVE-2025-69223, CVE-2026-128131,")
+    assert old["aiohttp"].what.startswith("aiohttp 3.11.15 has known vulnerabilities (CVE-2025-69223, CVE-2026-128131,")
     assert "here the gate does not unpack what is sent to it" in old["aiohttp"].what
-    assert old["aiohttp"].todo == 'To be rid of them: pip install -U "aiohttp>=3.14.4"'
+    assert old["aiohttp"].todo == 'To fix them: pip install -U "aiohttp>=3.14.4"'
     assert "pip" not in old["torch"].todo  # it belongs to the platform
     assert {finding.level for finding in old.values()} == {"note"}  # it fails nothing, and stands in nobody's way
 
@@ -256,7 +256,7 @@ def test_on_colab_the_advice_is_an_environment_of_ones_own(monkeypatch: pytest.M
     installed(monkeypatch, {"aiohttp": "3.11.15"})
     monkeypatch.setattr(advisories, "where", lambda: "colab")
     (finding,) = doctor.examine(looks=["holes"]).findings
-    assert finding.todo.startswith("To be rid of them in an environment of your own: pip install -U")
+    assert finding.todo.startswith("To fix them in an environment of your own: pip install -U")
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
@@ -276,7 +276,7 @@ def test_the_doctor_warns_of_what_nothing_here_closes(monkeypatch: pytest.Monkey
     installed(monkeypatch, {"alpha": "1.9"})
     (finding,) = doctor.examine(looks=["holes"]).findings
     assert finding.level == "warning"
-    assert finding.what == "alpha 1.9 has known holes (CVE-2026-1234); nothing here closes CVE-2026-1234."
+    assert finding.what == "alpha 1.9 has known vulnerabilities (CVE-2026-1234); nothing here fixes CVE-2026-1234."
 
 
 @pytest.mark.parametrize("door", ["reader", "captions"])
@@ -292,7 +292,7 @@ def test_an_old_sentencepiece_reads_no_tokenizer_of_a_model(
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"made up")
     real, here = importlib.metadata.version, {"sentencepiece": "0.2.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: here.get(name) or real(name))
-    with pytest.raises(ModelError, match=r"sentencepiece 0\.2\.0, which a made-up file can break into \(CVE-2026-"):
+    with pytest.raises(ModelError, match=r"sentencepiece 0\.2\.0, which a crafted file can exploit \(CVE-2026-"):
         load()
     (tmp_path / "tokenizer.json").write_text("{}")  # read in its place, by another library
     advisories.require_safe_tokenizer(tmp_path)

@@ -234,7 +234,7 @@ def test_the_environments_password_is_the_web_uis_unless_another_was_given(
 
 
 def test_an_api_that_takes_no_umlauts_is_said_before_the_start(places: Any) -> None:
-    with pytest.raises(SettingsError, match="no user and password with letters beyond ASCII"):
+    with pytest.raises(SettingsError, match="only ASCII characters in user and password"):
         start(places, Login("owner", "wörter-und-so"))
     assert find_at_port(places.port) is None
     with start(places, Login("owner", "wörter-und-so"), api=False) as running:

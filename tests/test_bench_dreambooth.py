@@ -43,4 +43,4 @@ def test_both_loops_are_timed_in_turns_with_their_split_and_memory() -> None:
     assert plain["split"]["vae"] > 0 < plain["split"]["text"]
     assert ours["split"]["vae"] == ours["split"]["text"] == plain["caches"] == 0
     assert ours["caches"] > 0
-    assert "plain / ours = " in report.lines[-1]
+    assert "baseline / ours = " in report.lines[-1]

@@ -1,4 +1,4 @@
-"""Forms of input, broken input, number formats, destinations, verification; parity/ has the independent references."""
+"""Forms of input, broken input, dtypes, destinations, verification; parity/ has the independent references."""
 
 import json
 import os
@@ -194,7 +194,7 @@ def change_index(folder, change):
     ("damage", "message"),
     [
         (lambda folder: sorted(folder.glob("*-00001-of-*"))[0].unlink(), "lacks diffusion_pytorch_model-00001"),
-        (lambda folder: change_index(folder, lambda homes: homes.popitem()), "does not place there"),
+        (lambda folder: change_index(folder, lambda homes: homes.popitem()), "does not list there"),
         (lambda folder: change_index(folder, lambda homes: homes.update(extra=min(homes.values()))), "'extra'"),
         (lambda folder: change_index(folder, lambda homes: homes.update(extra="../other")), "outside its own folder"),
         (lambda folder: next(folder.glob("*.index.json")).write_text('{"weight_map'), "cannot be read"),
@@ -250,7 +250,7 @@ def test_a_text_file_or_a_cut_file_in_place_of_safetensors_is_refused(folder, te
     for name, content in broken.items():
         path = place / f"{name}.safetensors"
         path.write_bytes(content)
-        said = "a Git LFS pointer" if name == "text" else "not a whole safetensors file"
+        said = "a Git LFS pointer" if name == "text" else "not a complete safetensors file"
         with pytest.raises(CheckpointError, match=f"{name}.safetensors is {said}"):
             checkpoints.write_checkpoint({**tensors, "vae": path}, place / "a.safetensors")
 
@@ -297,9 +297,9 @@ def test_an_unknown_tensor_is_named(part, name, tensors, place):
 def test_a_wrapper_that_holds_the_text_encoder_in_both_spellings_is_refused(tensors, place):
     flat = {name.removeprefix("text_model."): tensor for name, tensor in tensors["text_encoder"].items()}
     both = {**flat, **{f"text_model.{name}": tensor for name, tensor in flat.items()}}
-    refused({**tensors, "text_encoder": both}, place, "names its tensors in two ways")
+    refused({**tensors, "text_encoder": both}, place, "uses two naming schemes for its tensors")
     half = {(f"text_model.{name}" if "layers.3" in name else name): tensor for name, tensor in flat.items()}
-    refused({**tensors, "text_encoder": half}, place, "names its tensors in two ways")
+    refused({**tensors, "text_encoder": half}, place, "uses two naming schemes for its tensors")
 
 
 def test_a_tensor_of_another_shape_is_named(tensors, place):
@@ -329,7 +329,7 @@ def test_a_text_encoder_of_another_width_than_the_unet_reads_is_refused(tensors,
 def test_a_weight_that_is_no_finite_number_stops_the_export_with_its_name(bad, tensors, place):
     name = "decoder.conv_out.bias"
     vae = {**tensors["vae"], name: torch.tensor([0.0, bad, 0.0])}
-    refused({**tensors, "vae": vae}, place, f"VAE's tensor {name!r} holds values that are not finite")
+    refused({**tensors, "vae": vae}, place, f"VAE's tensor {name!r} contains NaN or Inf")
 
 
 def test_a_weight_too_large_for_fp16_stops_the_export_and_fits_bf16(tensors, place):
@@ -349,7 +349,7 @@ def test_things_that_are_no_tensors_are_refused(tensors, place):
     refused({"unet": tensors["unet"]}, place, "The parts given are unet")
 
 
-# --------------------------------------------------------------------------------------------- number formats
+# --------------------------------------------------------------------------------------------- dtypes
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
@@ -604,7 +604,7 @@ def test_a_missing_an_extra_and_a_differently_stored_tensor_are_named(written, t
 def test_a_cut_or_absent_file_is_not_verified(written, tensors):
     with written.path.open("r+b") as file:
         file.truncate(written.bytes - 1)
-    with pytest.raises(VerificationFailed, match="not a whole safetensors file"):
+    with pytest.raises(VerificationFailed, match="not a complete safetensors file"):
         checkpoints.verify_checkpoint(written, tensors)
     written.path.unlink()
     with pytest.raises(VerificationFailed, match="cannot be opened"):
@@ -642,7 +642,7 @@ def test_convert_refuses_what_is_no_model_folder(place):
     (place / "empty").mkdir()
     with pytest.raises(ModelError):
         checkpoints.convert(place / "empty", place / "b.safetensors")
-    with pytest.raises(CheckpointError, match="nothing at"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         checkpoints.convert(place / "nowhere", place / "b.safetensors")
     assert [path.name for path in place.iterdir()] == ["empty"]
 

@@ -42,7 +42,7 @@ def test_a_base_lends_the_transformers_configuration_or_is_refused(transformer, 
     for place in (base, base / "transformer"):
         made = checkpoints.convert(transformer, tmp_path / "folder", base=place, overwrite=True)
         assert settings(made.path / "config.json") == own
-    with pytest.raises(CheckpointError, match="has no configuration of a transformer"):
+    with pytest.raises(CheckpointError, match="has no configuration for the transformer"):
         checkpoints.convert(transformer, tmp_path / "other", base=folder(tmp_path / "sd15", "sd15"))
     assert not (tmp_path / "other").exists()
 

@@ -128,7 +128,7 @@ def test_sdxl_lora_in_diffusers_style_underscores_is_read_too(place):
     assert stored[f"unet.{UNET['sdxl']}.lora_A.weight"] == ("F16", (4, 8), tensors[f"{name}.lora_down.weight"][1])
     # diffusers knows peft's names in a text encoder by its attention, which this LoRA does not change.
     assert "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight" in stored
-    assert "1 layers do not say their alpha" in written.notes[0]
+    assert "1 layers have no alpha" in written.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_the_names_of_older_versions_are_read(names, place):
     base = f"lora_unet_{UNET['sd15'].replace('.', '_')}"
     assert stored.keys() == {f"{base}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
     assert array(stored[f"{base}.alpha"]) == 4
-    assert "does not say the alpha" in written.notes[0]
+    assert "has no alpha" in written.notes[0]
 
 
 # ------------------------------------------------------------------------------------------------ Flux
@@ -271,7 +271,7 @@ def test_no_two_modules_share_a_name(family):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((f"unet.{UNET['sd15']}.lora_A.weight",), "half a layer: (.|\n)*lacks its up matrix"),
+        ((f"unet.{UNET['sd15']}.lora_A.weight",), "an incomplete layer: (.|\n)*lacks its up matrix"),
         ((f"unet.{UNET['sd15']}.lora_A.weight", f"unet.{UNET['sd15']}.lora_magnitude_vector"), "DoRA"),
         (("unet.strange.lora_A.weight", "unet.strange.lora_B.weight"), "changes 'strange'"),
         (("lora_unet_strange.lora_down.weight", "lora_unet_strange.lora_up.weight"), "changes 'strange'"),
@@ -422,7 +422,7 @@ def test_the_most_common_rank_and_alpha_are_said_and_the_others_by_name(place):
         "text_encoder.rank_pattern": {},
         "text_encoder.alpha_pattern": {},
     }
-    assert written.notes == ("1 layers do not say their alpha; it was taken to be the rank.",)
+    assert written.notes == ("1 layers have no alpha; alpha = rank was assumed.",)
     back = checkpoints.convert(written.path, place / "back.safetensors")
     assert {name: value for name, value in read(back.path).items() if not name.startswith(text)} == {
         name: (fact.dtype, fact.shape, content)
@@ -453,7 +453,7 @@ def test_matrices_get_the_format_that_was_asked_for_and_alphas_stay_exact(dtype,
 
 
 def test_numbers_of_other_formats_are_read(place):
-    """As some trainers save them: alpha as a whole number or in fp16, matrices in fp64."""
+    """As some trainers save them: alpha as an integer or in fp16, matrices in fp64."""
     name, other = (f"lora_unet_{part.replace('.', '_')}" for part in (UNET["sd15"], OTHER))
     wide = {side: np.random.default_rng(1).standard_normal(shape) for side, shape in (("down", (4, 8)), ("up", (6, 4)))}
     tensors = {

@@ -217,7 +217,7 @@ def test_a_killed_training_is_a_sentence_with_the_settings_to_change(session: Se
     session.save(settings={"batch_size": 4, "method": "full", "resolution": 768}, progress={"step": 2})
     with pytest.raises(TrainingFailed) as caught:
         start_training(DreamBoothConfig(), session).wait(every_s=0.02)
-    assert "ended from outside after unet step 3 of 200 (signal 9); it had used" in caught.value.problem
+    assert "killed from outside after unet step 3 of 200 (signal 9); it had used" in caught.value.problem
     assert "memory ran out" in caught.value.problem
     hint = caught.value.hint
     for words in ("batch_size 1 (now 4)", "resolution 512 (now 768)", "method lora", "High-RAM", "--restart"):
@@ -232,7 +232,7 @@ def test_a_training_whose_end_nobody_saw_is_explained_too(session: Session, pret
     other = find_training(session)
     assert other is not None
     started.kill()
-    with pytest.raises(TrainingFailed, match="ended from outside after unet step"):
+    with pytest.raises(TrainingFailed, match="killed from outside after unet step"):
         other.wait()
 
 
@@ -284,7 +284,7 @@ def test_the_journal_keeps_the_mean_loss_between_its_lines(
 def test_a_run_that_is_gone_on_with_shows_its_whole_curve(session: Session) -> None:
     report, reader = Journal(session, every_s=0), JournalReader(session)
     losses = {"text_encoder": [0.5, 0.25], "unet": [1.0] * 1500}
-    report(Progress(message="Going on after step 1502 of 1510.", history=losses))
+    report(Progress(message="Resuming after step 1502 of 1510.", history=losses))
     report(Progress("unet", 1501, 1508, 0.5, 7.0))
     live = reader.read()
     assert live.losses["text_encoder"] == [(1, 0.5), (2, 0.25)]
@@ -292,7 +292,7 @@ def test_a_run_that_is_gone_on_with_shows_its_whole_curve(session: Session) -> N
     assert curve[-1] == (1501, 0.5)
     assert 100 < len(curve) <= 601
     assert curve[0][0] < 5
-    assert live.messages == ["Going on after step 1502 of 1510."]
+    assert live.messages == ["Resuming after step 1502 of 1510."]
 
 
 def test_a_line_that_was_cut_is_passed_over_until_it_is_whole(session: Session) -> None:

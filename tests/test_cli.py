@@ -196,9 +196,9 @@ def test_a_traceback_is_shown_when_asked_for_and_hides_secrets(run: Any, monkeyp
         (["dreambooth", "new"], "required: SESSION"),
         (
             ["dreambooth", "train", "rex", "--unet-step", "3"],
-            "takes no '--unet-step'.\n   → Did you mean --unet-steps?",
+            "does not accept '--unet-step'.\n   → Did you mean --unet-steps?",
         ),
-        (["dreambooth", "new", "rex", "dog"], "`fastsd dreambooth new` takes no 'dog'"),
+        (["dreambooth", "new", "rex", "dog"], "`fastsd dreambooth new` does not accept 'dog'"),
         (["models", "show", "sd16"], "No model has the key 'sd16'"),
     ],
 )
@@ -219,7 +219,7 @@ def test_all_bad_settings_are_named_at_once_before_anything_is_looked_for(run: A
     for part in (
         "--unet-steps) is -5; the smallest is 0",
         "--unet-lr) is -1e-06",
-        "--resolution) is 'big'; it must be a whole number",
+        "--resolution) is 'big'; it must be an integer",
         "--lr-scheduler) is 'wavy'; choose linear",
     ):
         assert part in done.err
@@ -260,7 +260,7 @@ def test_ctrl_c_and_a_polite_kill_end_with_130(number: signal.Signals) -> None:
     running.send_signal(number)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "✋ Stopped.\n   → Run the same command again to go on.\n"
+    assert err == "✋ Stopped.\n   → Run the same command again to resume.\n"
     assert time.monotonic() - started < 10
 
 

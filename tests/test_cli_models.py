@@ -60,7 +60,7 @@ def test_a_link_is_downloaded_checked_and_described(run, site, tmp_path):
     assert said["path"] == str(tmp_path / "m" / "dream.safetensors")
     code, _out, err = run(*words[:-1], "--name", "x.safetensors", "--sha256", "0" * 64)
     assert code == 2
-    assert "other bytes than its sha256 promises" in err
+    assert "a file that does not match its SHA-256" in err
 
 
 def test_a_path_and_a_packaged_model_are_described(run, tmp_path):
@@ -86,7 +86,7 @@ def test_controlnets_that_fit_are_listed_and_others_refused(run):
     assert code == 0
     assert said["bytes"] == sum(row["bytes"] for row in said["controlnets"])
     assert all("a1111" in row["uis"] for row in said["controlnets"])
-    assert "first choice" in run("controlnet", "list", "--base", "sdxl")[1]
+    assert "recommended" in run("controlnet", "list", "--base", "sdxl")[1]
     code, _out, err = run("controlnet", "list", "--base", "flux-dev", "--ui", "a1111")
     assert code == 2
     assert "no ControlNet for flux-dev in AUTOMATIC1111" in err

@@ -119,7 +119,7 @@ def test_a_weights_file_of_diffusers_names_becomes_a_file_of_the_original_ones(m
 @pytest.mark.parametrize(
     ("source", "destination", "said"),
     [
-        ("nothing", "out.safetensors", "There is nothing at"),
+        ("nothing", "out.safetensors", "does not exist"),
         ("pipe", "out.safetensors", "is neither a file nor a folder"),
         ("model", "out.pt", "a model is not written as .pt"),
         ("model", "out.GGUF", "a model is not written as .GGUF"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_or_written_is_refused_first(source, destination, sa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dtype": "fp8"}, "no number format 'fp8'"),
+        ({"dtype": "fp8"}, "no dtype 'fp8'"),
         ({"family": "sd99"}, "sd99"),
         ({"family": "sdxl"}, "is a sd15 model, not sdxl"),
         ({"base": "nowhere"}, "There is no base model at"),
@@ -235,7 +235,7 @@ def test_a_model_that_predicts_velocity_says_so_beside_itself_or_inside(models, 
     (place / "b.yaml").write_text("mine")
     written = checkpoints.convert(place / "v" / "sd21", place / "b.safetensors")
     assert (written.beside, (place / "b.yaml").read_text()) == ((), "mine")
-    assert "b.yaml lies there already and was left as it is" in written.notes[-1]
+    assert "b.yaml exists already and was not changed" in written.notes[-1]
     written = checkpoints.convert(place / "v" / "sd21", place / "b.safetensors", overwrite=True)
     assert written.beside == (place / "b.yaml",)
     assert (place / "b.yaml").read_text() == (place / "a.yaml").read_text()

@@ -59,7 +59,7 @@ NODES = "/content/fastsd/comfyui/data/custom_nodes/comfyui-depth/nodes.py"
         (-1, "was stopped from outside"),
         (-11, "crashed in compiled code (segmentation fault, exit -11)"),
         (139, "crashed in compiled code (segmentation fault, exit 139)"),
-        (-4, "unknown processor instruction"),
+        (-4, "illegal CPU instruction"),
         (-9, "RAM was not enough"),
         (-12, "was ended by the signal SIGUSR2"),
         (0, "ended without an error (exit 0)"),
@@ -96,11 +96,11 @@ def test_lines_that_every_log_has_explain_no_end(code: int | None, said: str) ->
             "OSError: [Errno 28] No space left on device: '/content/x'",
             [CODE, EXTENSION],
             "in the extension sd-face-swap: the disk is full",
-            "Make room",
+            "Free some space",
         ),
-        ("sqlite3.OperationalError: database or disk is full", [CODE], "the disk is full", "Make room"),
+        ("sqlite3.OperationalError: database or disk is full", [CODE], "the disk is full", "Free some space"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", [CODE], "the GPU's memory", "vram"),
-        ("RuntimeError: Found no NVIDIA driver on your system.", [CODE], "found no GPU", "Switch a GPU on"),
+        ("RuntimeError: Found no NVIDIA driver on your system.", [CODE], "found no usable GPU", "Select a GPU runtime"),
         (
             "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory",
             [CODE],
@@ -155,7 +155,7 @@ def test_what_is_said_last_without_a_traceback_counts_too() -> None:
     lines = [*HARMLESS, "usage: launch.py [-h]", "launch.py: error: unrecognized arguments: --xx"]
     assert "does not know the argument --xx" in explain_crash("A", 2, lines).problem
     lines = [*HARMLESS, "launch.py: error: argument --port: invalid int value: 'x'"]
-    assert "does not take the argument --port" in explain_crash("A", 2, lines).problem
+    assert "rejects the argument --port" in explain_crash("A", 2, lines).problem
     lines = [*HARMLESS, "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 7861)"]
     assert "its port is in use" in explain_crash("A", 3, lines).problem
     lines = [*HARMLESS, "Interrupted with signal 2 in <frame at 0x7f>"]
@@ -176,7 +176,7 @@ def test_memory_and_disk_at_the_end_decide_where_the_log_is_silent() -> None:
     caught = explain_crash("A", -9, HARMLESS, around=other)
     assert "was killed (exit -9)" in caught.problem
     assert "RAM 5.0 of 12.0 GB, disk 10.0 GB" in caught.problem
-    assert "Left at its end" in explain_crash("A", 7, HARMLESS, around=other).problem
+    assert "Free when it ended" in explain_crash("A", 7, HARMLESS, around=other).problem
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"])

@@ -54,7 +54,7 @@ def test_an_account_without_shared_drives_is_told_so(colab):
     colab.shared = ()
     with pytest.raises(DriveError) as caught:
         drive.mount_drive(shared_drive="Lab")
-    assert "sees no Shared drive" in caught.value.hint
+    assert "has no Shared drive" in caught.value.hint
 
 
 def test_outside_of_colab_the_error_says_where_sessions_go(tmp_path):
@@ -149,7 +149,7 @@ def test_a_copy_never_replaces_anything(tmp_path):
 
 def test_a_copy_that_reads_back_wrong_gets_no_name(tmp_path, monkeypatch):
     (tmp_path / "source").write_bytes(b"abcdef")
-    with pytest.raises(VerificationFailed, match="read back as other bytes"):
+    with pytest.raises(VerificationFailed, match="was read back with other bytes"):
         drive.copy_verified(tmp_path / "source", tmp_path / "copy", sha256=sha256(b"ABCDEF"))
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write(handle, bytes(data)[:-1]) + 1)  # loses a byte

@@ -429,10 +429,12 @@ def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, t
     with open_store(tmp_path) as opened:
         save(opened, snapshot(2))
         finish.require_room(opened, 150_000)
-        with pytest.raises(DiskFull, match=r"are surely free on Drive, the finished file takes 250\.0 kB\.") as caught:
+        with pytest.raises(
+            DiskFull, match=r"are certainly free on Drive, the finished file takes 250\.0 kB\."
+        ) as caught:
             finish.require_room(opened, 250_000)
     assert "Empty Drive's trash" in caught.value.hint
-    assert "train again with the same session: the steps are done, so the file alone is made" in caught.value.hint
+    assert "train again with the same session: the steps are done, so only the file is written" in caught.value.hint
 
 
 def test_elsewhere_the_disk_itself_says_whether_there_is_room(account, tmp_path, monkeypatch):
@@ -474,7 +476,7 @@ def test_a_drive_that_is_used_from_elsewhere_has_less(monkeypatch):
     report.free = 40
     book.look()
     assert book.left == 40
-    with pytest.raises(DiskFull, match=r"40 B are surely free on Drive, it takes 30 B, and 20 B must stay free"):
+    with pytest.raises(DiskFull, match=r"40 B are certainly free on Drive, it takes 30 B, and 20 B must stay free"):
         book.check(30, 20)
     book.check(30, 10)
 
@@ -511,7 +513,7 @@ def test_a_drive_is_never_asked_for_more_than_it_has(tmp_path, monkeypatch, quic
         known = opened.gives_back
     assert known is (True if gives_back and moves else known)
     if not (gives_back and moves):
-        assert any("surely free on Drive" in sentence for sentence in said)
+        assert any("certainly free on Drive" in sentence for sentence in said)
         assert any("Empty Drive's trash" in sentence for sentence in said)
     assert most[0] <= account.quota
 
@@ -529,7 +531,7 @@ def test_a_drive_that_gives_nothing_back_is_said_once_and_known_afterwards(tmp_p
 
             time.sleep(0.05)
         assert opened.gives_back is False
-    assert sum("Emptied checkpoints have not given their room back" in sentence for sentence in said) == 1
+    assert sum("Emptied checkpoints have not freed their space" in sentence for sentence in said) == 1
 
 
 @pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.ENOTCONN, errno.EIO])

@@ -167,7 +167,7 @@ def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small
         torch.set_num_threads(threads + 1)
         (line,) = go_on(3)
         first, second = (f"{count} thread{'s' * (count != 1)}, torch" for count in (threads, threads + 1))
-        assert line.startswith("Begun on ")
+        assert line.startswith("Started on ")
         assert line.index(first) < line.index(", now on ") < line.index(second)
     finally:
         torch.set_num_threads(threads)
@@ -212,7 +212,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(small_bas
     from fastsd_helpers.dreambooth import stages
 
     monkeypatch.setattr(stages.Job, "take_step", lambda self, step, lr: float("nan"))
-    with pytest.raises(TrainingFailed, match="no longer a number at text_encoder step 1") as caught:
+    with pytest.raises(TrainingFailed, match="became NaN or Inf at text_encoder step 1") as caught:
         train(config_for(small_base), session)
     assert "--text-encoder-lr" in caught.value.hint
 

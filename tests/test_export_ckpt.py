@@ -39,7 +39,7 @@ def test_a_session_is_exported_as_ckpt_with_the_same_weights(small_base, small_s
 
 @pytest.mark.parametrize(("format", "out"), [("ckpt", "a.safetensors"), ("safetensors", "a.ckpt"), ("lora", "a.ckpt")])
 def test_the_name_must_fit_the_format(format, out) -> None:
-    with pytest.raises(SettingsError, match=rf"must end in \.\w+, as format \(--format\) is {format}"):
+    with pytest.raises(SettingsError, match=rf"must end in \.\w+, because format \(--format\) is {format}"):
         ExportConfig(format=format, out=out)
 
 

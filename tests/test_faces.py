@@ -102,7 +102,7 @@ def test_an_opencv_that_cannot_read_the_networks_is_said_and_ends_nothing(
         assert find_faces(Image.open(ASTRONAUT)) == ("center", [])
     finally:
         faces.open_networks.cache_clear()
-    assert "cannot read the face networks" in caplog.text
+    assert "cannot read the face detection networks" in caplog.text
 
 
 def test_yunet_comes_first_when_its_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

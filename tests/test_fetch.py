@@ -119,7 +119,7 @@ def test_a_path_is_its_own_answer_and_nonsense_is_named(tmp_path):
 def test_a_file_with_other_content_is_not_replaced_unless_allowed(site, folder):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="is here already, with other content"):
+    with pytest.raises(DownloadError, match="is here already, but differs"):
         fetch(site.url("/model.safetensors"), folder)
     assert (folder / "model.safetensors").read_bytes() == b"mine"
     assert fetch(site.url("/model.safetensors"), folder, overwrite=True).read_bytes() == MODEL
@@ -162,9 +162,9 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(site, folder):
 
 def test_a_server_that_always_breaks_is_given_up_and_what_arrived_is_kept_for_the_next_try(site, folder):
     site.queue = [Behaviour(cut_after=100_000)] + [Behaviour(cut_after=0)] * 10
-    with pytest.raises(DownloadError, match="broke off, 4 times in a row") as caught:
+    with pytest.raises(DownloadError, match="was interrupted, 4 times in a row") as caught:
         fetch(site.url("/model.safetensors"), folder)
-    assert "what arrived is kept" in caught.value.hint
+    assert "the partial download is kept" in caught.value.hint
     assert all(name.startswith(".model.safetensors.") or name.startswith(".download.") for name in names_in(folder))
     site.queue.clear()
     site.seen.clear()
@@ -195,7 +195,7 @@ def test_a_busy_server_is_asked_again_when_it_says(site, folder, monkeypatch):
 
 def test_a_server_that_asks_for_hours_is_not_waited_for(site, folder):
     site.queue = [Behaviour(status=429, headers={"Retry-After": "7200"})]
-    with pytest.raises(DownloadError, match="asks to wait for 120 minutes"):
+    with pytest.raises(DownloadError, match="asks you to wait for 120 minutes"):
         fetch(site.url("/model.safetensors"), folder)
 
 
@@ -239,9 +239,9 @@ def test_after_a_kill_the_next_process_goes_on(site, folder):
         (b"MZ\x90\x00" + b"x" * 500, "is a program, not a model"),
         (b"#!/bin/sh\nrm -rf /\n", "is a program, not a model"),
         (b"\x7fELF" + b"x" * 500, "is a program, not a model"),
-        (MODEL[:-1], "not a whole safetensors file"),
-        (b"PK\x03\x04" + b"x" * 100, "not a whole checkpoint file"),
-        (checkpoint()[:-1], "not a whole checkpoint file"),
+        (MODEL[:-1], "not a complete safetensors file"),
+        (b"PK\x03\x04" + b"x" * 100, "not a complete checkpoint file"),
+        (checkpoint()[:-1], "not a complete checkpoint file"),
         (b"\x89PNG\r\n\x1a\n" + b"x" * 500, "is an image, not a model"),
         (b"RIFF\x00\x01\x00\x00WEBP" + b"x" * 500, "is an image, not a model"),
         (b"%PDF-1.7\n\xe2\xe3" + b"x" * 500, "is a PDF document, not a model"),
@@ -261,14 +261,14 @@ def test_what_is_no_model_is_refused_and_not_kept(site, folder, body, said):
 
 def test_an_html_answer_is_told_before_its_bytes_are_kept(site, folder):
     site.default = Behaviour(headers={"Content-Type": "text/html; charset=utf-8"}, body=b"<html>log in</html>")
-    with pytest.raises(DownloadError, match="gave a web page instead of a file") as caught:
+    with pytest.raises(DownloadError, match="returned a web page instead of a file") as caught:
         fetch(site.url("/model.safetensors"), folder)
     assert "login" in caught.value.hint
     assert names_in(folder) == []
 
 
 def test_one_byte_short_of_the_known_size_is_refused_before_it_is_downloaded(site, folder):
-    with pytest.raises(DownloadError, match=f"offers {len(MODEL)} bytes where {len(MODEL) + 1} are expected"):
+    with pytest.raises(DownloadError, match=f"offers {len(MODEL)} bytes; {len(MODEL) + 1} were expected"):
         fetch(site.url("/model.safetensors"), folder, size=len(MODEL) + 1)
     assert names_in(folder) == []
 
@@ -278,7 +278,7 @@ def test_bytes_changed_on_the_way_are_fetched_again_once_then_refused(site, fold
     site.queue = [Behaviour(body=wrong)]
     assert fetch(site.url("/model.safetensors"), folder, sha256=SHA256).read_bytes() == MODEL
     site.default = Behaviour(body=wrong)
-    with pytest.raises(DownloadError, match="other bytes than its sha256 promises, twice"):
+    with pytest.raises(DownloadError, match="a file that does not match its SHA-256, twice"):
         fetch(site.url("/model.safetensors"), folder / "b", sha256=SHA256)
     assert names_in(folder / "b") == []
 
@@ -314,7 +314,7 @@ def test_a_name_that_leaves_its_folder_is_refused(site, folder, name):
 
 def test_a_name_that_a_server_sends_cannot_leave_the_folder_either(site, folder):
     site.default = Behaviour(headers={"Content-Disposition": 'attachment; filename="../../evil.safetensors"'})
-    with pytest.raises(DownloadError, match="leads out of its folder"):
+    with pytest.raises(DownloadError, match="points outside its folder"):
         fetch(site.url("/model.safetensors"), folder)
     assert names_in(folder) == []
     assert not (folder.parent.parent / "evil.safetensors").exists()
@@ -322,7 +322,7 @@ def test_a_name_that_a_server_sends_cannot_leave_the_folder_either(site, folder)
 
 def test_too_little_room_is_told_before_it_begins(site, folder, monkeypatch):
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda folder: 1000)
-    with pytest.raises(DiskFull, match="still to come"):
+    with pytest.raises(DiskFull, match="the rest of the download"):
         fetch(site.url("/model.safetensors"), folder)
     assert names_in(folder) == []
 
@@ -352,8 +352,8 @@ def test_mirrors_are_tried_in_order_and_each_failure_is_told(site, folder, caplo
     sources = [site.url("/gone"), site.url("/page"), site.url("/good")]
     path = fetch(sources[0], folder, mirrors=sources[1:], name="m.safetensors", sha256=SHA256)
     assert path.read_bytes() == MODEL
-    assert "/gone is not there (answer 404)" in caplog.text
-    with pytest.raises(DownloadError, match=r"None of the 2 sources worked\. .*404.*other bytes"):
+    assert "/gone was not found (HTTP 404)" in caplog.text
+    with pytest.raises(DownloadError, match=r"None of the 2 sources worked\. .*404.*does not match its SHA-256"):
         fetch(sources[0], folder / "b", mirrors=[sources[1]], name="m.safetensors", sha256=SHA256)
 
 
@@ -450,17 +450,17 @@ def test_a_token_typed_into_the_link_moves_to_the_header_and_out_of_every_messag
 
 def test_civitai_without_a_token_says_where_to_make_one(civitai, folder):
     civitai.queue = [Behaviour(), Behaviour(status=401)]
-    with pytest.raises(DownloadError, match="asks for a login") as caught:
+    with pytest.raises(DownloadError, match="requires a login") as caught:
         fetch(civitai.url("/models/5?modelVersionId=77"), folder)
     assert "CIVITAI_TOKEN" in caught.value.hint
     civitai.queue = [Behaviour(status=403)]
-    with pytest.raises(DownloadError, match="asks for a login"):
+    with pytest.raises(DownloadError, match="requires a login"):
         find_link(civitai.url("/models/5"))
 
 
 def test_a_token_with_a_blank_inside_is_refused_before_it_is_sent(civitai, monkeypatch, caplog):
     monkeypatch.setenv("CIVITAI_TOKEN", "abc def")
-    with pytest.raises(DownloadError, match="has a blank") as caught:
+    with pytest.raises(DownloadError, match="contains a space") as caught:
         find_link(civitai.url("/models/5"))
     assert "abc def" not in told(caught.value, caplog)
     assert civitai.seen == []
@@ -484,7 +484,7 @@ def test_a_civitai_link_that_leads_nowhere_is_told(civitai, path, said):
 def test_a_password_in_an_address_is_refused_and_not_shown(site, folder, caplog):
     caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
     password = "".join(("secret", "word"))  # so that no line of the traceback holds it
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 has a user and a password in it") as caught:
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 contains a user and a password") as caught:
         fetch(f"http://me:{password}@127.0.0.1:{site.port}/model.safetensors?key=hidden", folder)
     assert password not in told(caught.value, caplog)
     assert "leave them out" in caught.value.hint.lower()
@@ -541,14 +541,14 @@ def test_a_key_in_the_query_of_any_link_is_in_no_message(site, folder, caplog):
     caplog.set_level(logging.DEBUG, logger="fastsd_helpers")
     secret = "".join(("key", "ofsomebody"))
     site.queue = [Behaviour(status=503, headers={"Retry-After": "0"}), Behaviour(cut_after=10), Behaviour(status=404)]
-    with pytest.raises(DownloadError, match=r"model\.safetensors\?… is not there") as caught:
+    with pytest.raises(DownloadError, match=r"model\.safetensors\?… was not found") as caught:
         fetch(site.url(f"/model.safetensors?signature={secret}"), folder)
     assert secret not in told(caught.value, caplog)
 
 
 @pytest.mark.parametrize("typed", ["two%20words0123456789", "line%0Abreak0123456789", "gr%C3%BCn0123456789"])
 def test_a_token_with_a_blank_in_the_link_is_refused_before_it_is_sent(civitai, folder, caplog, typed):
-    with pytest.raises(DownloadError, match="The token in the link has a blank or an unusual character") as caught:
+    with pytest.raises(DownloadError, match="The token in the link contains a space or an unusual character") as caught:
         fetch(civitai.url(f"/models/5?modelVersionId=77&token={typed}"), folder)
     assert "0123456789" not in str(caught.value) + caplog.text
     assert civitai.seen == []
@@ -605,7 +605,10 @@ def test_every_kind_of_drive_link_is_understood_and_its_question_answered(drive,
 @pytest.mark.parametrize(
     ("page", "said"),
     [
-        ("<html>Google Drive - Quota exceeded. Too many users have viewed or downloaded</html>", "to nobody for now"),
+        (
+            "<html>Google Drive - Quota exceeded. Too many users have viewed or downloaded</html>",
+            "has blocked this file for now",
+        ),
         ("<html>You need access. Sign in</html>", "not shared with everyone"),
         (CONFIRM.format(action="https://elsewhere.example/x"), "another host"),
     ],
@@ -675,22 +678,22 @@ def test_an_address_with_letters_beyond_ascii_works(site, folder):
 def test_a_sha256_is_taken_in_capitals_and_nonsense_is_refused_before_anything_is_fetched(site, folder):
     assert fetch(site.url("/model.safetensors"), folder, sha256=f" {SHA256.upper()}").read_bytes() == MODEL
     site.seen.clear()
-    with pytest.raises(DownloadError, match="'1234' is no sha256"):
+    with pytest.raises(DownloadError, match="'1234' is not a SHA-256 hash"):
         fetch(site.url("/model.safetensors"), folder, sha256="1234")
     assert site.seen == []
 
 
 # What a server can do to `fastsd models get LINK`, and what is said then.
 _BAD_LINKS = {
-    "login page": (Behaviour(headers={"Content-Type": "text/html"}, body=b"<html>"), "gave a web page instead"),
-    "to a login page": (Behaviour(redirect="/login"), "gave a web page instead"),
-    "not there": (Behaviour(status=404), "is not there (answer 404)"),
-    "refused": (Behaviour(status=401), "refuses access (answer 401)"),
-    "proxy": (Behaviour(status=407), "A proxy on the way asks for a login"),
-    "busy for hours": (Behaviour(status=429, headers={"Retry-After": "9999"}), "asks to wait for 167 minutes"),
-    "a byte short": (Behaviour(body=MODEL[:-1]), "is not a whole safetensors file"),
+    "login page": (Behaviour(headers={"Content-Type": "text/html"}, body=b"<html>"), "returned a web page instead"),
+    "to a login page": (Behaviour(redirect="/login"), "returned a web page instead"),
+    "not there": (Behaviour(status=404), "was not found (HTTP 404)"),
+    "refused": (Behaviour(status=401), "refuses access (HTTP 401)"),
+    "proxy": (Behaviour(status=407), "A proxy on the network requires a login"),
+    "busy for hours": (Behaviour(status=429, headers={"Retry-After": "9999"}), "asks you to wait for 167 minutes"),
+    "a byte short": (Behaviour(body=MODEL[:-1]), "is not a complete safetensors file"),
     "exe": (Behaviour(body=b"MZ" + b"x" * 900), "is a program, not a model"),
-    "name": (Behaviour(headers={"Content-Disposition": "attachment; filename=../x.ckpt"}), "leads out of its folder"),
+    "name": (Behaviour(headers={"Content-Disposition": "attachment; filename=../x.ckpt"}), "points outside its folder"),
 }
 
 
@@ -737,7 +740,7 @@ def test_a_file_of_the_hub_gets_its_name_in_the_folder_without_a_second_copy(hub
 
 
 def test_a_hub_file_that_changed_is_refused_before_it_is_downloaded(hub, folder):
-    with pytest.raises(DownloadError, match="another version than the one expected"):
+    with pytest.raises(DownloadError, match="not the expected version"):
         fetch(HubFile("a/b", "net.safetensors"), folder, sha256="0" * 64)
     assert hub.downloaded() == []
     with pytest.raises(DownloadError, match="has 300"):
@@ -761,7 +764,7 @@ def test_a_missing_file_repository_and_gate_of_the_hub_are_told_apart(hub, folde
         (None, "no token with access was given"),
         ("hf_stranger0123456789", "this token has no access to it"),
         ("hf_expired0123456789", "refused the Hugging Face token"),
-        ("hf_two words0123456789", "has a blank or an unusual character"),
+        ("hf_two words0123456789", "contains a space or an unusual character"),
         ("  hf_MemberOfTheTests0123456789\n", ""),
     ],
 )
@@ -789,7 +792,7 @@ def test_two_hub_files_of_one_name_are_not_taken_for_each_other(hub, folder, tmp
     (other / "net.safetensors").write_bytes(MODEL[:-1] + bytes([MODEL[-1] ^ 1]))
     hub.repos["c/d"] = other
     assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
-    with pytest.raises(DownloadError, match="is here already, with other content"):
+    with pytest.raises(DownloadError, match="is here already, but differs"):
         fetch(HubFile("c/d", "net.safetensors"), folder)
     assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
     assert fetch(HubFile("c/d", "net.safetensors"), folder, overwrite=True).read_bytes() != MODEL
@@ -800,7 +803,7 @@ def test_without_the_hub_a_file_that_is_here_is_kept_and_that_is_said(hub, folde
     path = fetch(HubFile("a/b", "net.safetensors"), folder)
     hub.stop()
     assert fetch(HubFile("a/b", "net.safetensors"), folder) == path
-    assert "is kept as it is, not compared" in caplog.text
+    assert "is kept unchanged, not verified" in caplog.text
 
 
 def test_what_is_to_be_replaced_stays_when_the_new_file_cannot_be_kept(hub, folder, monkeypatch):

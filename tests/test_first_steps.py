@@ -16,8 +16,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("ref", "said"),
     [
-        ("civitai.com/models/5", "Write it whole: https://civitai.com/models/5"),
-        ("www.huggingface.co/owner/name/resolve/main/a.safetensors", "Write it whole: https://www.huggingface.co/"),
+        ("civitai.com/models/5", "Write all of it: https://civitai.com/models/5"),
+        ("www.huggingface.co/owner/name/resolve/main/a.safetensors", "Write all of it: https://www.huggingface.co/"),
         ("htp://example.org/model.safetensors", "nothing is fetched by htp://."),
         ("ftp://example.org/model.safetensors", "Links begin with https://"),
         ("https:/civitai.com/models/5", "Links begin with https://"),

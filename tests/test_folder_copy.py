@@ -1,4 +1,4 @@
-"""A Diffusers folder in another number format: every part, name, link and side file; and what cannot be recast."""
+"""A Diffusers folder in another dtype: every part, name, link and side file; and what cannot be recast."""
 
 import json
 import os
@@ -118,10 +118,10 @@ def test_a_link_that_leads_nowhere_is_named_before_anything_is_written(place, mo
 @pytest.mark.parametrize("target", [".", "..", "../../model/unet"])
 def test_a_circle_of_links_is_named_before_anything_is_written(target, model, out):
     (model / "unet" / "again").symlink_to(target)
-    with pytest.raises(FastSDError, match="it is a circle"):
+    with pytest.raises(FastSDError, match="it is a circular link"):
         recast(model, out)
     assert not out.exists()
-    with pytest.raises(CheckpointError, match="it is a circle"):
+    with pytest.raises(CheckpointError, match="it is a circular link"):
         list(folder_copy.walk_folders(model))
 
 
@@ -312,7 +312,7 @@ def test_plain_8_bit_weights_are_widened_and_that_is_said(model, out):
     eight = {"a.weight": (small("F8_E4M3", 3, 4), bytes(range(0x38, 0x44)))}
     write(model / "safety_checker" / "model.safetensors", eight)
     written = recast(model, out)
-    assert any("widened from 8 bits" in note for note in written.notes)
+    assert any("upcast from 8 bits" in note for note in written.notes)
     assert read(out / "safety_checker" / "model.safetensors")["a.weight"][0] == "F16"
 
 

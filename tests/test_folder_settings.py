@@ -63,7 +63,7 @@ def test_an_edm_model_stays_one_from_file_to_folder_and_back(marks, place):
     written = checkpoints.convert(place / "folder", place / "back.safetensors", verify=True)
     assert read(written.path) == read(source)
     assert notes_on_settings(written) == []
-    # In another number format the noise levels keep their digits.
+    # In another dtype the noise levels keep their digits.
     wide = checkpoints.convert(source, place / "wide.safetensors", dtype="bf16", verify=True)
     assert {name: read(wide.path)[name] for name in marks} == {name: read(source)[name] for name in marks}
     assert checkpoints.inspect(written.path, hashes=False).problems == ()
@@ -183,7 +183,7 @@ def test_a_vae_gets_the_scaling_of_the_family_that_its_header_or_the_user_names(
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("vae", "0.13025: say it with family (--family sdxl)"), ("flux-ae", "1.5305")]
+    ("key", "words"), [("vae", "0.13025: specify the family (--family sdxl)"), ("flux-ae", "1.5305")]
 )
 def test_a_vae_that_says_nothing_is_converted_with_a_note_on_what_was_assumed(key, words, place):
     source = write(place / "in.safetensors", original(key))

@@ -495,7 +495,7 @@ def test_the_first_cell_installs_and_says_in_a_few_lines_what_this_machine_is(
         "This machine: GPU Tesla T4; 2 cores, 13.6 GB of memory; python 3.13.15, torch 2.11.0.",
         "⚠ Little room.",
         "   → Delete something.",
-        "Nothing stands in the way. The whole report: fastsd doctor",
+        "No problems found. Full report: fastsd doctor",
     ]
     monkeypatch.setattr(readiness, "_DRIVERS", ())
     readiness.set_up("trocr")
@@ -512,7 +512,7 @@ def test_the_first_cell_says_what_it_installed_and_asks_for_a_restart_where_one_
     assert "Restart session" in caught.value.hint
     said = capsys.readouterr().err
     assert "pillow-heif 1.8.1  (5.7 MB; fastsd needs pillow-heif>=0.18)" in said
-    assert "Nothing stands in the way" not in said
+    assert "No problems found" not in said
 
 
 def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -522,8 +522,8 @@ def test_a_session_is_made_once_and_opened_from_then_on(caplog: pytest.LogCaptur
     again = open_session(SessionConfig(session_name="rex"))
     assert again.folder == made.folder == Path.cwd() / "Fast-Dreambooth" / "Sessions" / "rex"
     assert again.record["seed"] == 7
-    assert "Made the session rex" in caplog.text
-    assert "Going on with rex, last used just now" in caplog.text
+    assert "Created the session rex" in caplog.text
+    assert "Resuming rex, last used just now" in caplog.text
 
 
 def test_a_session_name_that_cannot_be_a_folder_is_refused() -> None:

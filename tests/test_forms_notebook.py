@@ -284,7 +284,7 @@ def test_a_dragged_box_is_used_when_the_pictures_are_prepared_again(prepared: Se
     assert items["zib dog (2).png"]["box"] == [33, 0, 73, 40]
     assert items["zib dog (2).png"]["method"] == "box"
     assert items["zib dog (1).png"]["method"] != "box"
-    assert "1 with a box of yours" in editor._message.value
+    assert "1 with a crop of your own" in editor._message.value
     with Image.open(prepared.folder / items["zib dog (2).png"]["file"]) as made:
         expected = Image.open(io.BytesIO(photo(2))).crop((33, 0, 73, 40)).resize((64, 64), Image.Resampling.LANCZOS)
         assert made.tobytes() == expected.tobytes()
@@ -393,7 +393,7 @@ def test_after_the_training_has_begun_the_editor_warns(prepared: Session) -> Non
     editor = forms.edit_captions(prepared)
     editor._text.value = "zib dog at sea"
     editor._save.click()
-    assert "begin again with 'start over'" in html.unescape(editor._message.value)
+    assert "start again with 'start over'" in html.unescape(editor._message.value)
 
 
 def test_typed_words_are_kept_when_another_photo_is_shown_and_when_the_cell_is_run_again(prepared: Session) -> None:
@@ -420,12 +420,12 @@ def test_words_that_cannot_be_saved_are_held_and_saved_later(
     real = caption_editor.set_caption
 
     def refuse(*_words: object) -> None:
-        raise DriveReadOnly("The folder cannot be written.", "Ask for the right to edit it.")
+        raise DriveReadOnly("The folder cannot be written.", "Ask for edit access to this folder")
 
     monkeypatch.setattr(caption_editor, "set_caption", refuse)
     editor._text.value = "zib dog in the snow"
     assert "not saved yet" in editor._message.value
-    assert "Ask for the right" in editor._message.value
+    assert "Ask for edit access" in editor._message.value
     editor._choice.value = second
     assert editor._text.value == ""
     editor._choice.value = first
@@ -640,7 +640,7 @@ def test_stop_asks_to_save_and_a_second_press_ends_at_once(
     with pytest.raises(Interrupted, match="Stopped at unet step 5"):
         training.run_training(DreamBoothConfig(), session)
     assert child.asked == ["stop", "kill"]
-    assert "Stopped: run this cell again to go on" in views[0]._head.value
+    assert "Stopped: run this cell again to resume" in views[0]._head.value
 
 
 def test_interrupting_the_cell_stops_and_waits_and_twice_leaves_it_saving(
@@ -671,7 +671,7 @@ def test_a_failure_is_said_once_below_the_cell_and_a_finished_run_shows_its_loss
     assert "said below" in views[0]._head.value
     assert "Memory ran out." not in shown, "the cell's own error says it"
     assert "no step yet" not in shown
-    assert 'alt="the losses of the whole run"' in shown
+    assert 'alt="the losses of the entire run"' in shown
     with pytest.raises(SettingsError, match="ExportConfig"):
         training.run_training(ExportConfig(), session)  # type: ignore[arg-type]
 
@@ -813,12 +813,12 @@ def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(
         (session.checkpoints / name / "unet.safetensors").write_bytes(b"x" * 5000)
     Session.create("cat", root=session.folder.parent)
     view = forms.show_space(session)
-    assert "Checkpoints make room by themselves" in view._head.value
+    assert "Checkpoints free their space by themselves" in view._head.value
     assert "finished files count on Google Drive until its trash is emptied" in view._head.value
     view._choice.value = ("rex", "000001-unet-000001")
     view._delete.click()
     view._sure.click()
-    assert "Deleted: 5.0 kB. Checkpoints make room by themselves" in view._message.value
+    assert "Deleted: 5.0 kB. Checkpoints free their space by themselves" in view._message.value
     assert "trash" not in view._message.value
     view._choice.value = ("cat", None)
     view._delete.click()

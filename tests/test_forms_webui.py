@@ -186,10 +186,10 @@ def test_where_no_web_ui_can_run_every_cell_says_so_and_the_playground_is_offere
         monkeypatch.setattr(cells, "describe_device", lambda: type("Device", (), {"kind": "cpu"}))
         said = "There is no GPU here"
     else:
-        said = "The packages could not be had"
+        said = "The packages could not be downloaded"
 
         def fail(config: InstallConfig) -> None:
-            raise InstallError("The packages could not be had: no network.", "Check the connection.")
+            raise InstallError("The packages could not be downloaded: no network.", "Check the connection.")
 
         monkeypatch.setattr(cells, "install_webui", fail)
     cells.install_ui(InstallConfig(folder=webui.program), webui)
@@ -227,7 +227,7 @@ def test_controlnets_are_for_the_model_that_was_chosen(
     asked.clear()
     assert cells.fetch_controlnets(ControlNetConfig(), webui) is None, "nothing raw below the cell"
     assert asked == []
-    assert "No ControlNet was asked for; for sdxl there is openpose" in caplog.text
+    assert "No ControlNet was chosen; for sdxl there is openpose" in caplog.text
 
 
 def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
@@ -241,7 +241,7 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
     monkeypatch.setattr(module, "place_needed", lambda ref, *_rest: [made])
     cells.fetch_models(ModelsConfig(lora="a.safetensors, b.safetensors"), webui)
     assert asked == [("sd15", "checkpoint"), ("a.safetensors", "lora"), ("b.safetensors", "lora")]
-    assert "there is none yet, so sd15 is taken" in caplog.text
+    assert "there is none yet, so sd15 is used" in caplog.text
     assert (webui.model, webui.family) == (str(webui.store / "m.safetensors"), "sd15")
     folder = webui.store / "models" / "Stable-diffusion"
     (folder / "mine.safetensors").write_bytes(b"x")
@@ -363,7 +363,7 @@ def test_stopping_takes_a_press_and_says_what_runs(webui: NotebookUI) -> None:
     view._stop.click()
     assert not running.runs
     assert webui.running is None
-    assert "Stopped. To go on, run cell 6b." in view._message.value
+    assert "Stopped. Run cell 6b to start it again." in view._message.value
     webui.running = FakeUI(webui)
     webui.running.runs, webui.running.died = False, WebUICrashed("It ended by itself.", "Start it again.")
     view._look.click()

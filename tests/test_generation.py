@@ -87,11 +87,11 @@ def test_a_manifest_of_another_checkpoint_is_not_this_ones(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"manifest\.json \(0 bytes\) is cut short or unreadable"),
-        (b"[]", "cut short or unreadable"),
-        (b"{}", "cut short or unreadable"),
-        (b'"text"', "cut short or unreadable"),
-        (b"[" * 100_000, "cut short or unreadable"),
+        (b"", r"manifest\.json \(0 bytes\) is truncated or unreadable"),
+        (b"[]", "truncated or unreadable"),
+        (b"{}", "truncated or unreadable"),
+        (b'"text"', "truncated or unreadable"),
+        (b"[" * 100_000, "truncated or unreadable"),
         (json.dumps({**RECORDED, "schema": 2}).encode(), r"written by a newer fastsd_helpers \(schema 2\)"),
         (json.dumps({**RECORDED, "schema": "2"}).encode(), "does not match its own hash"),
         (None, r"is incomplete: its manifest\.json is missing"),
@@ -148,7 +148,7 @@ def test_the_local_manifest_and_the_local_file_come_first(tmp_path):
         (None, r"is incomplete: unet\.safetensors is missing"),
         (b"ab", r"is incomplete: unet\.safetensors has 2 of 3 bytes"),
         (b"abcd", r"is damaged: unet\.safetensors has 4 of 3 bytes"),
-        (b"abd", "has the right size but other bytes"),
+        (b"abd", "has the right size but a different SHA-256"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, data, said):
@@ -279,7 +279,7 @@ def test_a_file_without_our_order_is_read_and_one_that_is_none_is_named(tmp_path
     safetensors.save_file({"b": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert set(load_tensors(tmp_path / "x.safetensors")) == {"a", "b"}
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"is no readable \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"is not a readable \.safetensors file"):
         load_tensors(tmp_path / "x.safetensors")
 
 

@@ -181,7 +181,7 @@ def test_inspect_never_fails_on_a_pipeline_it_knows_half(model):
     assert "scheduler" in found.missing
     said = " ".join(problem.what for problem in found.problems)
     assert "model_index.json names scheduler" in said
-    assert "not a whole safetensors file" in said
+    assert "not a complete safetensors file" in said
     assert "U-Net" in found.parts
 
 

@@ -46,7 +46,7 @@ def test_a_copy_beside_its_original_is_a_session_of_its_own_and_keeps_everything
     assert live_folder(copy) != live_folder(rex)
     assert (copy.checkpoints / "kept").read_text() == "here"
     assert copy.record["progress"]["step"] == 5
-    assert copy.notices == ["'rex2' is a copy of 'rex': from now on it is a session of its own."]
+    assert copy.notices == ["'rex2' is a copy of 'rex': from now on it is a separate session."]
     again = Session.open("rex2", root=root)
     assert (again.record["id"], again.notices) == (copy.record["id"], [])
     assert Session.open("rex", root=root).record["id"] == rex.record["id"]

@@ -514,7 +514,7 @@ def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
     origin = old_session(tmp_path / "old" / "my_dog", step=500, captions=False)
     plain = import_session("plain", source=origin, root=tmp_path / "sessions")
     assert plain.lines()[0] == "Imported plain: 3 images."
-    assert "Left where they are: my_dog_step_500.ckpt." in plain.notes
+    assert "Not imported: my_dog_step_500.ckpt." in plain.notes
     assert not any("concept images" in note or "prompt" in note for note in plain.notes)
     about = plain.session.record["imported"]
     assert (about["checkpoint"], about["bytes"]) == ("exports/my_dog.ckpt", len(b"finished weights"))
@@ -524,8 +524,8 @@ def test_what_else_lies_there_is_said(tmp_path: Path) -> None:
         other = old_session(tmp_path / f"old-{make.__code__.co_firstlineno}-{len(list(tmp_path.iterdir()))}" / "my_cat")
         make(other / "concept_images")
         result = import_session(other.parent.name, source=other, root=tmp_path / "sessions")
-        assert any("concept images are not taken along" in note for note in result.notes)
-        assert not any("Left where" in note for note in result.notes)
+        assert any("concept images are not imported" in note for note in result.notes)
+        assert not any("Not imported" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_of_several_models_the_finished_one_of_its_name_comes_first(
     result = import_session("rex", source=origin, root=tmp_path / "sessions")
     assert result.checkpoint is not None
     assert result.checkpoint.read_bytes() == expected.encode()
-    left = [note for note in result.notes if note.startswith("Left where")]
+    left = [note for note in result.notes if note.startswith("Not imported")]
     assert len(left) == (len(names) > 1)
 
 

@@ -216,14 +216,14 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("config.json", {"backbone": "evil/network"}, "'backbone'"),
     ("config.json", {"backbone_config": {"use_timm_backbone": True}}, "use_timm_backbone"),
     ("config.json", {"use_pretrained_backbone": True}, "use_pretrained_backbone"),
-    ("config.json", {"compression_config": {"quant_method": "sparseml"}}, "packed by 'sparseml'"),
+    ("config.json", {"compression_config": {"quant_method": "sparseml"}}, "quantized by 'sparseml'"),
     ("config.json", {"encoder": {"model_type": "lightglue"}}, "'encoder.model_type' is 'lightglue'"),
     ("config.json", {"backbone_config": {"model_type": "timm_backbone"}}, "timm_backbone"),
     ("config.json", {"model_type": ["vit"]}, "model_type"),
     ("config.json", {"tokenizer_class": "RagTokenizer"}, "no tokenizer known here"),
     ("tokenizer_config.json", {"tokenizer_class": "AutoTokenizer"}, "no tokenizer known here"),
     ("tokenizer_config.json", {"tokenizer_class": "pipeline"}, "no tokenizer known here"),
-    ("config.json", {"quantization_config": {"quant_method": "quark"}}, "packed by 'quark'"),
+    ("config.json", {"quantization_config": {"quant_method": "quark"}}, "quantized by 'quark'"),
     ("config.json", {"_class_name": ["evil", "Model"]}, "no type of diffusers"),
     ("config.json", {"_class_name": "DiffusionPipeline"}, "no type of diffusers"),
     ("scheduler_config.json", {"_class_name": "AutoModel"}, "no type of diffusers"),
@@ -376,7 +376,7 @@ def program(*steps: bytes) -> bytes:
         (b"\x82\x01", "the step EXT1"),
         (b"}2", "the step DUP"),
         (b"ccollections\nOrderedDict\n)\x81)R", "calls something that it does not name"),
-        (b"ccollections\nOrderedDict\n}b", "changes something that it did not make"),
+        (b"ccollections\nOrderedDict\n}b", "changes something that it did not create"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n)RK\x01K\x02s", "writes into something that is no dict"),
         (b"]K\x01K\x02s", "writes into something that is no dict"),
         (b"}K\x01a", "writes into something that is no list"),
@@ -629,7 +629,7 @@ def test_the_header_of_a_safetensors_file_is_looked_at_and_nothing_else_of_it(tm
     with pytest.raises(UnsafeModel, match="auto_mapping"):
         require_inert(path)
     path.write_bytes(safetensors({}, twice=True))
-    with pytest.raises(UnsafeModel, match="stands twice"):
+    with pytest.raises(UnsafeModel, match="occurs twice"):
         require_inert(path)
     # Nine gigabytes that are not there: what is looked at is the beginning.
     path.write_bytes(safetensors({}))
@@ -681,7 +681,7 @@ def test_code_in_a_repository_is_not_fetched_and_a_refused_version_leaves_the_on
         write_pipeline(served, scheduler=["evil", "Scheduler"])
         with pytest.raises(UnsafeModel, match=r"^a/b/model_index\.json is not used") as caught:
             fetch_repo("a/b", cache_dir=tmp_path / "cache")
-        assert caught.value.hint.startswith("What was fetched of it is removed.")
+        assert caught.value.hint.startswith("The partial download was deleted.")
         after = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
         assert after == before
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -695,7 +695,7 @@ def test_of_a_refused_link_nothing_stays_and_its_source_is_named(tmp_path: Path)
         for name in ("evil.ckpt", "lora.safetensors"):
             with pytest.raises(UnsafeModel) as caught:
                 fetch(server.url(f"/{name}"), tmp_path / "models")
-            assert caught.value.hint.startswith("What was fetched of it is removed.")
+            assert caught.value.hint.startswith("The partial download was deleted.")
             assert name in caught.value.problem
             assert ".part" not in caught.value.problem
             assert [path for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []

@@ -35,13 +35,13 @@ Successfully installed six-1.17.0 torch-2.8.0
             [
                 "  downloading torch (847 MB)",
                 "  downloading nvidia-cublas-cu12 (567 MB)",
-                "  torch is here, 848 MB of the large ones so far; still coming: nvidia-cublas-cu12",
+                "  torch is here, 848 MB of the large ones so far; still downloading: nvidia-cublas-cu12",
                 "  nvidia-cublas-cu12 is here, 1415 MB of the large ones so far",
-                "  everything is downloaded, and is put in place",
+                "  everything is downloaded and is being installed",
             ],
             4,
         ),
-        (PIP, ["  downloading torch (888 MB)", "  everything is downloaded, and is put in place"], 3),
+        (PIP, ["  downloading torch (888 MB)", "  everything is downloaded and is being installed"], 3),
     ],
 )
 def test_what_has_arrived_is_said(text: str, said: list[str], rest: int, caplog: pytest.LogCaptureFixture) -> None:

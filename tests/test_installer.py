@@ -103,7 +103,7 @@ def test_a_report_lists_what_was_installed_and_why() -> None:
         "Installed 2 of 9 packages (1.5 MB) for 'little':",
         "  alpha 1.0  (1.5 MB; fastsd needs alpha>=1)",
         "  beta 1.9 -> 2.5  (0.0 MB; fastsd needs beta>=2, 1.9 is here)",
-        "Done in 2.3 s with uv; 3 modules import in a fresh Python.",
+        "Done in 2.3 s with uv; 3 modules pass the import check in a fresh Python.",
     ]
     lines = report(dry_run=True).lines()
     assert lines[0].startswith("Would install 2 of 9 packages")
@@ -116,9 +116,9 @@ def test_a_report_lists_what_was_installed_and_why() -> None:
 def test_a_report_of_nothing_says_so_and_what_is_still_open() -> None:
     nothing = report(changes=(), kept=9, modules=())
     assert nothing.lines() == ["Everything 'little' needs is here already: 9 packages checked in 2.3 s."]
-    assert replace(nothing, modules=("a", "b")).lines()[1:] == ["What had not been proved before works: a, b."]
+    assert replace(nothing, modules=("a", "b")).lines()[1:] == ["Import check passed now: a, b."]
     assert replace(nothing, unproved=("x", "y")).lines()[1:] == [
-        "Not yet seen to work: x, y. `fastsd install little` tries again."
+        "Import check not passed yet: x, y. `fastsd install little` tries again."
     ]
 
 
@@ -327,7 +327,7 @@ def test_what_uv_does_not_finish_or_cannot_begin_is_said(world: World) -> None:
 
 def test_a_tool_that_says_it_is_done_and_is_not_is_not_believed(world: World) -> None:
     world.installs = {"alpha": "1.0+local", "beta": "2.4"}
-    with pytest.raises(InstallError, match="uv said it was done, but beta is not installed as locked"):
+    with pytest.raises(InstallError, match="uv reported success, but beta is not installed as locked"):
         install()
     assert read_unproved(world.site) == {"alpha": Unproved("1.0", False), "beta": Unproved("2.5", False)}
     world.here.installed.clear()

@@ -400,7 +400,7 @@ def test_a_folder_that_holds_only_a_zip_and_a_zip_in_a_zip_are_read(session: Ses
     assert ("again.zip", True) in [(item["source"], "is a zip" in item["reason"]) for item in result.skipped]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "b.zip").write_bytes(b"PK\3\4 cut")
-    with pytest.raises(DatasetError, match=r"b\.zip is damaged or no zip"):
+    with pytest.raises(DatasetError, match=r"b\.zip is damaged or not a zip file"):
         run(session, tmp_path / "broken")
 
 
@@ -435,7 +435,7 @@ def test_a_table_that_matches_nothing_and_captions_of_no_photo_are_said(session:
     (tmp_path / "photos" / "notes.txt").write_text("buy milk")
     said = " ".join(run(session, tmp_path / "photos").lines())
     assert "metadata.jsonl has 1 caption, but none of the files it names is here (x.jpg)" in said
-    assert "1 caption file with the name of no photo, so not used: notes.txt" in said
+    assert "1 caption file that match no photo, so not used: notes.txt" in said
 
 
 def test_a_photo_that_is_given_twice_keeps_the_caption_of_either_and_is_said_once(
@@ -549,7 +549,7 @@ def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepar
     assert ("rex2", 1) in kept.prompts
     again = prepare(config, session)
     assert again.prompts == (("rex", 4),)
-    assert any("Training has begun on other images or prompts" in note for note in again.notes)
+    assert any("Training has started on other images or prompts" in note for note in again.notes)
     session.save(dataset=dataset)
     (tmp_path / "photos" / "rex2.txt").write_text("a caption of its own")
     prepare_pictures(config, session)

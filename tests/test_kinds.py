@@ -335,7 +335,7 @@ def test_text_encoders_of_other_models_are_named(tensors, words):
         ("stable-diffusion-xl-v1-base/vae", 4, "a VAE of Stable Diffusion XL"),
         ("stable-diffusion-v3-medium/vae", 16, "a VAE of Stable Diffusion 3"),
         ("", 16, "a VAE of Flux.1 (or of SD3)"),
-        ("", 32, "a VAE of 32 latent channels, of a model without a table"),
+        ("", 32, "a VAE of 32 latent channels, of an unknown model"),
     ],
 )
 def test_a_vae_says_whose_it_is_where_that_can_be_known(architecture, latents, words):

@@ -53,7 +53,7 @@ def test_a_wrapper_around_names_is_taken_off_and_told(given, wanted):
     names, notes = tidied([given])
     assert names == {wanted}
     assert len(notes) >= 1
-    assert given in " ".join(notes) or "in front" in notes[0]
+    assert given in " ".join(notes) or "had the prefix" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,15 @@ def test_the_state_of_a_training_is_left_out_and_a_second_averaged_copy_too():
     state = ["optimizer_states.0.state.1.exp_avg", "lr_schedulers.0", "global_step", "n_averaged", "callbacks.x"]
     names, notes = tidied([UNET, *state, f"ema_model.{UNET}"])
     assert names == {UNET}
-    assert [len(notes), "5 tensors" in notes[0], "1 weights of a second" in notes[1]] == [2, True, True]
+    assert [len(notes), "5 training state tensors" in notes[0], "1 weights of a second" in notes[1]] == [2, True, True]
 
 
 @pytest.mark.parametrize("twin", [f"_orig_mod.{UNET}", f"module.{UNET}", f"model.{UNET}"])
 def test_a_name_that_is_there_twice_is_refused_and_inspected(twin, place):
     tensors = original("sd15", "F16")
     source = write(place / "in.safetensors", {**tensors, twin: tensors[UNET]})
-    assert any("two ways" in problem.what for problem in checkpoints.inspect(source, hashes=False).problems)
-    with pytest.raises(CheckpointError, match="two ways") as caught:
+    assert any("two naming schemes" in problem.what for problem in checkpoints.inspect(source, hashes=False).problems)
+    with pytest.raises(CheckpointError, match="two naming schemes") as caught:
         checkpoints.convert(source, place / "out.safetensors")
     assert caught.value.hint
     assert [path.name for path in place.iterdir()] == ["in.safetensors"]
@@ -181,9 +181,9 @@ def test_inspect_says_that_averaged_weights_are_taken(place):
     }
     source = write(place / "in.safetensors", {**tensors, **averaged})
     (advice,) = [line for line in checkpoints.inspect(source, hashes=False).advice if "EMA" in line]
-    assert "convert takes them" in advice
+    assert "convert uses them" in advice
     assert "--no-ema" in advice
-    assert any("were taken" in note for note in checkpoints.convert(source, place / "out.safetensors").notes)
+    assert any("were used" in note for note in checkpoints.convert(source, place / "out.safetensors").notes)
 
 
 def test_a_file_that_was_recognised_with_leftovers_is_recognised_in_any_order():

@@ -103,7 +103,7 @@ def test_names_that_every_disk_can_keep_are_taken(name: str) -> None:
     ("name", "said"),
     [("x" * 201, "is too long"), ("ü" * 101, "is too long"), ("a\x1fb", "characters"), ("a\nb", "characters"),
      *((f"a{letter}b", "characters") for letter in '<>:"|?*'), ("", "no file name"), (".", "no file name"),
-     ("..", "no file name"), (".hidden", "is hidden"), ("a/b", "leads out"), ("a\\b", "leads out")],
+     ("..", "no file name"), (".hidden", "is hidden"), ("a/b", "points outside"), ("a\\b", "points outside")],
 )  # fmt: skip
 def test_names_that_lead_out_or_that_some_disk_cannot_keep_are_not(name: str, said: str) -> None:
     with pytest.raises(DownloadError, match=said):
@@ -147,11 +147,11 @@ def test_every_site_is_known_by_its_host(text: str, found: Link | HubFile) -> No
         ("https://huggingface.co/a/b/", "is the page of a repository"),
         ("https://a b.example/c", "is no web address"),
         ("model.safetensors", "is no web address"),
-        ("https:///b", "names no host"),
-        ("https://[::1/b", "its host makes no sense"),
-        ("https://a.example:port/b", "its host makes no sense"),
-        ("https://me@a.example/b", "has a user and a password in it"),
-        ("https://:secret@a.example/b", "has a user and a password in it"),
+        ("https:///b", "has no host name"),
+        ("https://[::1/b", "its host name is invalid"),
+        ("https://a.example:port/b", "its host name is invalid"),
+        ("https://me@a.example/b", "contains a user and a password"),
+        ("https://:secret@a.example/b", "contains a user and a password"),
         ("https://drive.google.com/drive/folders/1234567890ab", "leads to a folder on Google Drive"),
         ("https://drive.google.com/file/d/short/view", "names no file on Google Drive"),
         ("https://drive.google.com/open?id=123456789", "names no file on Google Drive"),
@@ -290,13 +290,13 @@ def test_a_token_goes_with_the_question_and_with_the_file_to_civitai_alone(
     ("behaviour", "said"),
     [
         (Behaviour(status=404, body=b"{}"), "CivitAI has no such model or version"),
-        (Behaviour(status=401, body=b"{}"), "asks for a login"),
-        (Behaviour(status=403, body=b"{}"), "asks for a login"),
+        (Behaviour(status=401, body=b"{}"), "requires a login"),
+        (Behaviour(status=403, body=b"{}"), "requires a login"),
         (Behaviour(status=418, body=b"{}"), r"no usable answer \(418\)"),
         (Behaviour(body=b"<html>"), r"no usable answer \(200\)"),
         (Behaviour(body=b"[]"), r"no usable answer \(200\)"),
-        (Behaviour(body=b"{}"), "names no file for that version"),
-        (Behaviour(body=b'{"files": [{"name": "x"}]}'), "names no file for that version"),
+        (Behaviour(body=b"{}"), "lists no file for that version"),
+        (Behaviour(body=b'{"files": [{"name": "x"}]}'), "lists no file for that version"),
     ],
 )
 def test_what_civitai_does_not_tell_is_said(civitai: FileServer, behaviour: Behaviour, said: str) -> None:
@@ -342,8 +342,8 @@ def test_drives_question_is_answered_with_its_own_form() -> None:
             '<form action="https://evil.example/x"><input type="hidden" name="id" value="1"></form>',
             "leads to another host",
         ),
-        ("<p>Sorry, the download Quota\n for this file is over", "gives this file to nobody for now"),
-        ("<p>Too  many users have viewed it", "gives this file to nobody for now"),
+        ("<p>Sorry, the download Quota\n for this file is over", "has blocked this file for now"),
+        ("<p>Too  many users have viewed it", "has blocked this file for now"),
         ("<p>You need access", "is not shared with everyone"),
         ('<form action="/x"></form>', "is not shared with everyone"),
         (

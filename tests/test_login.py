@@ -31,7 +31,7 @@ def test_logins_at_the_bounds_are_taken(user: str, password: str) -> None:
         ("   ", "p" * 8, "user is ''"),
         ("u", "p" * 7, "The password has 7 characters"),
         ("u", "p" * 129, "The password has 129 characters"),
-        ("u", "pass word", "holds a blank"),
+        ("u", "pass word", "contains a space"),
         ("u", "pass:words", "colon"),
         ("u", 'pass"words', "quote"),
         ("u'", "p" * 8, "user is"),

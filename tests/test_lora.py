@@ -185,7 +185,7 @@ def test_a_session_lends_its_lora_to_another_model_of_its_family(small_base, sma
 
 def test_a_session_without_a_lora_says_so_when_it_is_asked_for_one(small_base, small_session) -> None:
     train(config_for(small_base, method="full"), small_session)
-    with pytest.raises(SessionError, match=r"has a whole model, .* and no LoRA") as caught:
+    with pytest.raises(SessionError, match=r"has a full model, .* and no LoRA") as caught:
         open_artist(str(small_base), lora=str(small_session.folder))
     assert "--format lora" in caught.value.hint
 

@@ -126,7 +126,7 @@ def test_a_fault_of_the_conversion_stops_it_and_leaves_nothing(fault, tmp_path, 
     write(tmp_path / "in.safetensors", flux())
     (tmp_path / "there.safetensors").write_text("the one before")
     spoiled(monkeypatch, fault)
-    with pytest.raises(VerificationFailed, match=r"The written LoRA|which the source does not"):
+    with pytest.raises(VerificationFailed, match=r"The written LoRA|which the source does not change"):
         checkpoints.convert(tmp_path / "in.safetensors", tmp_path / "there.safetensors", overwrite=True)
     with pytest.raises(VerificationFailed):
         checkpoints.convert(tmp_path / "in.safetensors", tmp_path / "folder")
@@ -183,7 +183,7 @@ def test_every_difference_of_a_layer_is_found(changed, message, tmp_path) -> Non
 
 def test_a_layer_too_many_is_found_and_the_same_product_of_other_matrices_is_not_a_difference(tmp_path) -> None:
     name, more = "lora_unet_single_blocks_0_linear2", layer("lora_unet_single_blocks_1_linear2", D, 5 * D, 4, 4, seed=9)
-    with pytest.raises(VerificationFailed, match="which the source does not"):
+    with pytest.raises(VerificationFailed, match="which the source does not change"):
         check(tmp_path / "a.safetensors", tmp_path / "source.safetensors", layer(name, D, 5 * D, 4, 4) | more)
     turned = layer(name, D, 5 * D, 4, 4)
     down, up = (np.frombuffer(turned[f"{name}.lora_{side}.weight"][1], "<f4") for side in ("down", "up"))
@@ -284,7 +284,7 @@ def test_a_fused_layer_of_zeros_does_not_vanish(tmp_path) -> None:
     tensors[f"{BLOCK}_attn_qkv.lora_up.weight"] = fact, bytes(len(content))
     written = checkpoints.convert(write(tmp_path / "in.safetensors", tensors), tmp_path / "out.safetensors")
     assert len(changes_of(written.path, "flux")) == 3
-    assert "this LoRA changes nothing" in written.notes[0]
+    assert "this LoRA has no effect" in written.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_numbers_too_small_for_the_format_that_was_asked_for_are_said(tmp_path) 
     whole = checkpoints.convert(source, tmp_path / "whole.safetensors", dtype="fp32")
     assert whole.notes == ()
     small = checkpoints.convert(source, tmp_path / "small.safetensors", dtype="fp16")
-    assert "Rounding to fp16 changes what mid_block.attentions.0.proj_in of the U-Net does by" in small.notes[0]
+    assert "Rounding to fp16 changes the effect of mid_block.attentions.0.proj_in of the U-Net by" in small.notes[0]
 
 
 def test_a_text_encoder_without_attention_layers_has_names_that_diffusers_reads(tmp_path) -> None:

@@ -401,7 +401,7 @@ def test_a_lora_of_another_family_is_named_and_refused(stem, columns, what, kind
             f"{stem}.lokr_w1": TensorFact("F32", (4, 4)),
             f"{stem}.lokr_w2": TensorFact("F32", (columns // 4,) * 2),
         }
-    with pytest.raises(CheckpointError, match=rf"is one for {what}[^:]*, which is not converted: ") as caught:
+    with pytest.raises(CheckpointError, match=rf"is for {what}[^:]*, which is not converted: ") as caught:
         read_layout(tensors, {})
     assert caught.value.hint.endswith(".")
 
@@ -429,7 +429,7 @@ def test_metadata_names_a_family_that_layers_do_not(metadata, what):
 
 def test_clip_g_and_t5_together_are_stable_diffusion_3s():
     stems = [f"lora_te2_{TE}", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"]
-    with pytest.raises(CheckpointError, match="is one for Stable Diffusion 3, which is not converted"):
+    with pytest.raises(CheckpointError, match="is for Stable Diffusion 3, which is not converted"):
         read_layout(pairs(*stems, sides=DOWN_UP), {})
     assert read_layout(pairs(f"lora_te1_{TE}", stems[1], sides=DOWN_UP), {}).family == "flux"
 
@@ -473,10 +473,10 @@ def test_parts_may_be_written_in_two_layouts():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["unet.strange.lora_A.weight"], "changes 'strange', a layer of no model we know"),
+        (["unet.strange.lora_A.weight"], "changes 'strange', a layer of not a known model"),
         (["lora_unet_strange.lora_down.weight"], "'strange'"),
-        ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion. of its own"),
-        ([f"{KOHYA_XL}_attn1_to_k.lora_down.0.weight"], "intermediate file"),
+        ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion."),
+        ([f"{KOHYA_XL}_attn1_to_k.lora_down.0.weight"], "intermediate training file"),
         ([f"{KOHYA_XL}_attn1_to_k.alpha", "optimizer.step"], "'optimizer.step', which is no tensor of a LoRA"),
         ([f"unet.proj_out.lora_A.{own}.weight" for own in ("default", "other")], "two adapters"),
         (["text_encoder.text_model.embeddings.token_embedding.lora_embedding_A"], "token embeddings"),
@@ -486,7 +486,7 @@ def test_parts_may_be_written_in_two_layouts():
         (["base_model.model.proj_out.vera_lambda_b"], "another adapter of peft.s .AdaLoRA, VeRA"),
         (
             ["base_model.model.proj_out.lora_A.weight", "base_model.model.norm.weight"],
-            "whole weights .* modules_to_save",
+            "full weights .* modules_to_save",
         ),
         (["img_in.lora_A.weight", "double_blocks.0.img_attn.norm.key_norm.scale"], "control LoRA of Flux.1"),
     ],

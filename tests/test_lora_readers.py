@@ -424,7 +424,7 @@ def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
     save_file({**arrays, f"{table}.{DOWN_UP[1]}": np.zeros((8, 2), "<f4")}, tmp_path / "zeros.safetensors")
     written = convert_lora(tmp_path / "zeros.safetensors", tmp_path / "out.safetensors", **PLAIN)
     assert len(load_file(written.path)) == 2
-    assert any("1 layers of zeros for embeddings" in note for note in written.notes)
+    assert any("1 all-zero layers of embeddings" in note for note in written.notes)
     save_file(arrays, tmp_path / "numbers.safetensors")
     with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', no linear"):
         convert_lora(tmp_path / "numbers.safetensors", tmp_path / "other.safetensors", **PLAIN)

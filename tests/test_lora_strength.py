@@ -80,7 +80,7 @@ def test_the_alpha_is_found_wherever_the_header_states_it(metadata, noted, tmp_p
     start = "" if "lora_adapter_metadata" in metadata else "unet."
     written = convert(tmp_path, pairs(*(start + path for path in (Q, CROSS))), metadata)
     assert set(alphas_of(written.path).values()) == {16.0}
-    assert [("16 was taken" in note or "8 was taken" in note) for note in written.notes] == [True] * noted
+    assert [("16 was used" in note or "8 was used" in note) for note in written.notes] == [True] * noted
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "my own name.safetensors"])
@@ -123,7 +123,7 @@ def test_a_configuration_without_an_alpha_means_what_peft_makes_of_it(config, tm
     """peft's LoraConfig takes 8, whatever the rank."""
     written = convert(tmp_path, pairs(f"base_model.model.{CROSS}"), config=config, name="adapter_model.safetensors")
     assert set(alphas_of(written.path).values()) == {8.0}
-    assert any("8 was taken, from peft's default" in note for note in written.notes)
+    assert any("8 was used, from peft's default" in note for note in written.notes)
     peft = pytest.importorskip("peft")
     assert peft.LoraConfig(**{key: value for key, value in config.items() if value and key == "r"}).lora_alpha == 8
 
@@ -223,7 +223,7 @@ def test_an_alpha_that_is_no_number_is_refused_by_the_layers_name(value, way, tm
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "is 0: nothing is changed"), (-2, "works in the opposite direction")])
+@pytest.mark.parametrize(("value", "words"), [(0, "is 0: nothing is changed"), (-2, "has the opposite effect")])
 def test_an_alpha_of_zero_or_below_is_kept_and_said(value, words, tmp_path) -> None:
     written = convert(tmp_path, pairs(f"unet.{CROSS}") | {f"unet.{CROSS}.alpha": number(value)})
     assert len(written.notes) == 1
@@ -244,9 +244,9 @@ def test_statements_that_contradict_each_other_are_said_and_the_tensor_counts(tm
     assert alphas_of(written.path) == {kohya(CROSS): 3, kohya(Q): 5}
     assert written.notes == (
         f"The alpha of unet.{CROSS} is stated twice: 5 in the header's metadata, and 3 in its own tensor, which "
-        "counts.",
+        "was used.",
         "The alpha of 2 layers is stated twice: 7 in the header's lora_alpha, and 5 in the header's metadata, which "
-        "counts.",
+        "was used.",
     )
 
 
@@ -273,7 +273,7 @@ def test_a_rank_that_is_not_the_matrices_and_a_pattern_without_a_layer_are_said(
     }
     written = convert(tmp_path, pairs(f"unet.{CROSS}", f"unet.{Q}"), described(**config))
     assert written.notes == (
-        f"The header's metadata states rank 8 for unet.{CROSS}; the matrices have rank 4, which counts.",
+        f"The header's metadata states rank 8 for unet.{CROSS}; the matrices have rank 4, which was used.",
         "alpha_pattern in the header's metadata names 'to_v', which is no layer of this LoRA.",
         "rank_pattern in the header's metadata names 'proj_out', which is no layer of this LoRA.",
     )
@@ -289,7 +289,7 @@ def test_matrices_of_zeros_are_said(tmp_path) -> None:
     assert set(alphas_of(written.path)) == {kohya(CROSS), kohya(Q)}, "it is there all the same"
     fact, content = tensors[f"unet.{CROSS}.lora_A.weight"]
     tensors[f"unet.{CROSS}.lora_A.weight"] = fact, bytes(len(content))
-    assert convert(tmp_path, tensors).notes == ("Every layer has a matrix of zeros: this LoRA changes nothing.",)
+    assert convert(tmp_path, tensors).notes == ("Every layer has an all-zero matrix: this LoRA has no effect.",)
 
 
 @pytest.mark.parametrize(
@@ -311,9 +311,9 @@ def test_statements_that_cannot_be_meant_are_refused(config, message, tmp_path) 
 
 def test_matrices_that_cannot_be_meant_are_refused(tmp_path) -> None:
     for role, fact, content, message in (
-        ("lora_A", TensorFact("I8", (4, 768)), bytes(4 * 768), "holds whole numbers"),
-        ("lora_A", TensorFact("F32", (4, 768)), np.full((4, 768), np.nan, "<f4").tobytes(), "not a number"),
-        ("lora_B", TensorFact("F16", (16, 4)), np.full((16, 4), np.inf, "<f2").tobytes(), "infinite values"),
+        ("lora_A", TensorFact("I8", (4, 768)), bytes(4 * 768), "contains integers"),
+        ("lora_A", TensorFact("F32", (4, 768)), np.full((4, 768), np.nan, "<f4").tobytes(), "contains NaN or Inf"),
+        ("lora_B", TensorFact("F16", (16, 4)), np.full((16, 4), np.inf, "<f2").tobytes(), "contains NaN or Inf"),
     ):
         tensors = pairs(f"unet.{CROSS}") | {f"unet.{CROSS}.{role}.weight": (fact, content)}
         with pytest.raises(CheckpointError, match=message):

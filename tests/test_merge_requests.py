@@ -46,11 +46,11 @@ BAD_FILES = {
         "do not fit each other",
     ),
     "not a number": ({**GOOD, A: stored(noise(2, 24) * np.nan)}, "not a number"),
-    "no number for a LoKr": (lyco(lokr_w1=noise(2, 4) * np.inf, lokr_w2=noise(4, 6)), "infinite values"),
+    "no number for a LoKr": (lyco(lokr_w1=noise(2, 4) * np.inf, lokr_w2=noise(4, 6)), "contains NaN or Inf"),
     "of whole numbers": ({**GOOD, A: stored(np.ones((2, 24)), "<i4")}, "quantised"),
     "with an alpha that is none": (
         lyco(**{"lora_down.weight": noise(2, 24), "lora_up.weight": noise(8, 2), "alpha": np.nan}),
-        "how strongly it counts is not known",
+        "its scale is unknown",
     ),
     "with lengths of another layer": (
         {**GOOD, f"unet.{TO_K}.dora_scale": stored(noise(1, 8))},
@@ -59,7 +59,10 @@ BAD_FILES = {
     "for a bias that the model lacks": ({**GOOD, f"unet.{TO_K}.lora_B.bias": stored(noise(8))}, "does not have"),
     "an OFT": (lyco(oft_blocks=noise(2, 4, 4), alpha=0.1), "changed by OFT"),
     "a GLoRA": (lyco(**{f"{role}.weight": noise(4, 4) for role in ("a1", "a2", "b1", "b2")}), "changed by GLoRA"),
-    "with a factor that readers ignore": (lyco(lokr_w1=noise(2, 4), lokr_w2=noise(4, 6), scalar=0.5), "that is not 1"),
+    "with a factor that other programs ignore": (
+        lyco(lokr_w1=noise(2, 4), lokr_w2=noise(4, 6), scalar=0.5),
+        "that is not 1",
+    ),
 }
 
 
@@ -89,7 +92,7 @@ def test_a_file_that_cannot_be_merged_is_named_and_nothing_is_written(case, way,
         (r"C:\loras\l.safetensors:0.5", r"no LoRA at C:\\loras\\l.safetensors\."),
         ("nothing.safetensors:0.5", "no LoRA at nothing.safetensors"),
         ("", "names no LoRA"),
-        ("a:0.5", "means two things"),
+        ("a:0.5", "is ambiguous"),
         ("empty", "a folder without a LoRA"),
         ("model.safetensors", "not a LoRA: it cannot be merged"),
     ],
@@ -131,8 +134,8 @@ def test_the_result_says_what_was_merged_and_a_second_merge_adds_to_it(merge_mod
     home, _, _ = merge_models("sd15")
     lora = home / "lora.safetensors"
     once = checkpoints.convert(home / "model", place / "once.safetensors", merge=[f"{lora}:0.7", f"{lora}:-0.2"])
-    assert any("given 2 times: together it counts 0.5" in note for note in once.notes)
-    assert any("opposite direction" in note for note in once.notes)
+    assert any("given 2 times: the combined strength is 0.5" in note for note in once.notes)
+    assert any("opposite effect" in note for note in once.notes)
     checkpoints.convert(
         place / "once.safetensors", place / "twice.safetensors", merge=[f"{home / 'kohya.safetensors'}:0.3"]
     )

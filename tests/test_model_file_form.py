@@ -26,7 +26,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_left_as_it_is_the_cell_says_that_there_is_nothing_to_do(said: pytest.LogCaptureFixture) -> None:
     assert look_or_convert(ModelFileConfig()) is None
-    assert said.messages == ["No file was named, so there is nothing to look at."]
+    assert said.messages == ["No file was given, so there is nothing to inspect."]
 
 
 def test_a_folder_becomes_one_file_which_is_looked_at_and_becomes_a_folder(

@@ -258,7 +258,7 @@ def test_two_kinds_in_one_folder_are_judged_by_what_is_asked_for(tmp_path: Path)
     both = write(write_files(tmp_path / "both", NEEDED), {"adapter_config.json": {}, "lora.safetensors": b"x"})
     assert find_folder(both, BASE_MODEL) == both
     assert lora_file(find_folder(both, LORA)) == both / "lora.safetensors"
-    with pytest.raises(ModelError, match="is a LoRA adapter, not a whole reader"):
+    with pytest.raises(ModelError, match="is a LoRA adapter, not a complete recognition model"):
         find_folder(both, READER)
 
 
@@ -303,7 +303,7 @@ def test_a_file_of_each_kind_that_arrives_with_other_bytes_is_refused(
         find_folder("a/b", what, cache_dir=tmp_path / "one")
     assert "arrived damaged; fetching it again" in caplog.text
     hub.faults.append(Fault(r"/cdn/.*safetensors", flip=True, times=99))
-    with pytest.raises(ModelError, match="arrived twice with other content than the Hub announced"):
+    with pytest.raises(ModelError, match="arrived damaged twice: it does not match the Hub's hash"):
         find_folder("a/b", what, cache_dir=tmp_path / "two")
 
 

@@ -62,7 +62,7 @@ def test_a_drive_that_does_not_take_everything_is_said(flushed: list[str], error
     drive.mount_drive()
     with pytest.raises(DriveError) as caught:
         drive.flush_drive()
-    assert caught.value.problem == f"Google Drive did not take everything yet: {said}."
+    assert caught.value.problem == f"Google Drive has not synced everything yet: {said}."
     assert "the machine is kept" in caught.value.hint
 
 
@@ -84,7 +84,7 @@ def test_a_shared_folder_is_the_first_in_its_shortcut(colab: FakeColab) -> None:
     for name in ("b", "a"):
         (place / name).mkdir()
     assert drive.shared_folder(link) == place / "a"
-    with pytest.raises(DriveError, match="is no link of a Drive folder"):
+    with pytest.raises(DriveError, match="is not a link to a Drive folder"):
         drive.shared_folder("https://drive.google.com/drive/folders/1AbCdEfGh")
 
 
@@ -219,7 +219,7 @@ def test_the_points_of_a_copy_are_passed_once_each_whatever_its_size(
     passed.clear()
     drive.copy_verified(tmp_path / "a", tmp_path / "c", sha256=digest, point=None)
     assert passed == []
-    with pytest.raises(VerificationFailed, match="read back as other bytes"):
+    with pytest.raises(VerificationFailed, match="was read back with other bytes"):
         drive.copy_verified(tmp_path / "a", tmp_path / "d", sha256="0" * 64)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a", "b", "c"]
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

@@ -55,12 +55,12 @@ def test_it_installs_starts_and_shares_and_run_again_in_a_new_kernel_too_all_of_
     assert "AUTOMATIC1111 v1.10.1 is installed in" in said
     assert "code of a1111: was there already" in said, "the second time nothing is fetched"
     assert "demo.safetensors (checkpoint): converted" in said
-    assert "The playground draws with it" in said, "the demo's shape is not for web UIs"
+    assert "The playground can use it" in said, "the demo's shape is not for web UIs"
     assert "for sd15 there is canny" in said
     assert seen.count("AUTOMATIC1111 v1.10.1 answers after") == 1
     assert "its model is loaded" in seen
     assert "AUTOMATIC1111 v1.10.1 runs already with these settings" in said
-    assert "The link that was made before is open still." in said
+    assert "The link opened before is still open." in said
     passwords = set(re.findall(r"Password:  (\S+)", seen))
     assert len(passwords) == 1
     assert f"its link is {link.url}" in seen
@@ -122,8 +122,8 @@ def test_cells_out_of_order_say_which_one_to_run_and_follow_what_was_changed(
     assert "Run cell 3b" in said[12]
     assert "is installed in" in said[13]
     assert "answers on port" in said[14]
-    assert "until cell 6b starts it anew" in said[16]
-    assert "which runs with other settings, is ended first" in said[17]
+    assert "until cell 6b restarts it" in said[16]
+    assert "which runs with other settings, is stopped first" in said[17]
     assert runs
     assert state.port == changes["LaunchConfig"]["port"], "what was typed before is used"
     assert (Path(other) / "models").is_dir()
@@ -154,9 +154,9 @@ def test_without_a_network_the_playground_is_offered_and_the_reason_said(tmp_pat
     }
     notebook = run_notebook(NOTEBOOK, tmp_path, changes=changes)
     said = output_of(notebook)
-    assert "The code of a1111 could not be had" in said or "GB left" in said
+    assert "The code of a1111 could not be downloaded" in said or "GB left" in said
     assert "The cells below offer the playground instead" in said
-    assert "No web UI is started. The code of a1111 could not be had" in said or "GB left" in said
+    assert "No web UI is started. The code of a1111 could not be downloaded" in said or "GB left" in said
     assert said.count("Nothing is done here: ") == 3, "models, ControlNets, link"
     buttons = [state["state"].get("description") for state in _states(notebook)]
     assert "Open the playground" in buttons
@@ -168,7 +168,7 @@ def test_without_a_gpu_nothing_is_installed_unless_it_was_asked_for(tmp_path: Pa
         pytest.skip("there is a GPU here")
     notebook = run_notebook(NOTEBOOK, tmp_path, changes={"InstallConfig": {"folder": str(tmp_path / "programs")}})
     said = output_of(notebook)
-    assert "There is no GPU here, on which AUTOMATIC1111 v1.10.1 needs seconds" in said
+    assert "There is no GPU here, with which AUTOMATIC1111 v1.10.1 needs seconds" in said
     assert "tick 'without gpu' in cell 2a" in said
     assert not (tmp_path / "programs").exists()
 

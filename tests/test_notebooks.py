@@ -207,13 +207,13 @@ def test_dreambooth_runs_twice_and_after_a_restart_with_the_same_session(tmp_pat
     assert made[0].name in shown, "in the sentence of the last cell"
     # The live view is a widget, whose text is in no cell's output: the run's own log has the same sentences.
     log = (folder / "logs" / "train.log").read_text(encoding="utf-8")
-    assert "This run is finished already" in log, "the second time nothing is trained"
+    assert "This run is already finished" in log, "the second time nothing is trained"
     before = json.loads((folder / "session.json").read_text())
     assert before["forms"]["DreamBoothConfig"]["unet_steps"] == 2
     # On another platform, whose ipywidgets is an 8.
     again = output_of(run_notebook(path, tmp_path, changes={}))
     after = json.loads((folder / "session.json").read_text())
-    assert "Going on with my-subject" in again
+    assert "Resuming my-subject" in again
     assert (after["id"], after["result"]) == (before["id"], before["result"])
 
 
@@ -239,8 +239,8 @@ def test_trocr_runs_twice_with_the_same_session(tmp_path: Path) -> None:
         run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes=changes, widgets=widgets7(), times=2)
     )
     assert shown.count("12 lines read") == 2
-    assert shown.count("lines that were not learned from: <b>") == 2, "before and after, twice"
-    assert "This teaching is finished already" in shown, "the second time nothing is trained"
+    assert shown.count("lines that were held out: <b>") == 2, "before and after, twice"
+    assert "This fine-tuning is already finished" in shown, "the second time nothing is trained"
     assert "It is there already" in shown, "nor shrunk"
     assert not re.search(r"PosixPath|Writing model shards|Traceback|UserWarning", shown)
     folder = tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting"
@@ -250,9 +250,9 @@ def test_trocr_runs_twice_with_the_same_session(tmp_path: Path) -> None:
     assert (folder / "int8" / "openvino" / "decoder.xml").is_file() is (report["chosen"] != "fp32")
     # In a new kernel, with ipywidgets 8, "Run all" goes on with that session, with what was entered in it.
     again = output_of(run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes={}))
-    assert "Going on with my-handwriting" in again
+    assert "Resuming my-handwriting" in again
     assert "12 lines read" in again
-    assert "This teaching is finished already" in again
+    assert "This fine-tuning is already finished" in again
     assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
 
 
@@ -276,7 +276,7 @@ def test_trocr_reads_a_page_a_pdf_and_a_heic_of_ones_own(tmp_path: Path, kind: s
     changes = {"show_lines_form": {"images": str(tmp_path / kind), "reader": str(tmp_path / "reader")}}
     shown = output_of(run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes=changes))
     assert "4 lines read" in shown
-    assert "Nothing was learned: No line is corrected yet" in shown
+    assert "Nothing was trained: No line is corrected yet" in shown
     text = (tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting" / "text.csv").read_text(encoding="utf-8-sig")
     assert text.count(kind) == 4
 

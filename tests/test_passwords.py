@@ -112,9 +112,9 @@ def test_the_first_line_counts_with_any_signs(start: str, newline: str, tmp_path
         (b"", "has no password in its first line"),
         (b"\n a-good-one-below\n", "has no password in its first line"),
         (b"short\n", "has 5 characters"),
-        (b"two words here\n", "holds a blank"),
-        (b"trailing-blank \n", "holds a blank"),
-        (b"user:password\n", "holds a blank, comma, colon, quote"),
+        (b"two words here\n", "contains a space"),
+        (b"trailing-blank \n", "contains a space"),
+        (b"user:password\n", "contains a space, comma, colon, quote"),
         (b"\xff\xfe\x00binary", "is no text in UTF-8"),
         (b"x" * 5000, "has 4096 characters"),
         (b"a-null-\x00-inside", "control character"),
@@ -135,7 +135,7 @@ def test_an_odd_file_is_one_sentence_that_names_it_and_not_the_word(content: byt
 def test_files_that_cannot_be_read_are_sentences(tmp_path: Path) -> None:
     assert "No such file" in refusal("--password-file", str(tmp_path / "none")).problem
     assert "Is a directory" in refusal("--password-file", str(tmp_path)).problem
-    assert "two ways" in refusal("--password-file", "x", "--ask-password").problem
+    assert "both set the password" in refusal("--password-file", "x", "--ask-password").problem
 
 
 def test_others_who_can_read_the_file_are_named(
@@ -166,7 +166,7 @@ def test_a_pipe_of_the_shell_is_a_file_too(tmp_path: Path) -> None:
 
 
 def test_it_is_asked_for_on_a_terminal_only_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Nobody can be asked" in refusal("--ask-password").problem
+    assert "There is no terminal to ask" in refusal("--ask-password").problem
     asked = []
     monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
     monkeypatch.setattr("getpass.getpass", lambda words: asked.append(words) or "typed-in-secret")
@@ -222,7 +222,7 @@ def test_a_typed_token_is_refused_too(typed: str, capsys: pytest.CaptureFixture[
 def test_an_unknown_flag_is_named_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tunnel", "7860", "--my-passcode=hunter22"]) == 2
     out, err = capsys.readouterr()
-    assert "takes no '--my-passcode'" in err
+    assert "does not accept '--my-passcode'" in err
     assert "hunter22" not in out + err
 
 

@@ -183,7 +183,7 @@ def test_a_full_run_that_was_killed_goes_on_to_its_end(
     )
     assert (result.first_step, result.steps) == (2 + 4, 2 + 6)
     assert same(before, learned(session, "text_encoder")), "the finished stage's weights are those that were saved"
-    assert not any(word in text for text in said for word in ("incomplete", "damaged", "going on from"))
+    assert not any(word in text for text in said for word in ("incomplete", "damaged", "resuming from"))
     assert warnings_in(caplog) == []
     assert_loads(result.path)
     assert Session.open("full-cut").record["progress"] == {"stage": "unet", "step": 6, "steps": 6}
@@ -206,7 +206,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_older_one_is_gone_on_from(se
     session = Session.open("full-cut")
     result = train(DreamBoothConfig(), session, take_over=True, report=lambda each: said.append(each.message))
     assert (result.first_step, result.steps) == (2, 2 + 6)
-    assert any("is incomplete" in text and "going on from 000001 (text_encoder, step 2)" in text for text in said)
+    assert any("is incomplete" in text and "resuming from 000001 (text_encoder, step 2)" in text for text in said)
 
 
 def test_a_finished_full_run_is_known_exported_and_lengthened(sessions: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -61,7 +61,7 @@ def test_long_drawing_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     teller = Teller(said.append, "before and after", 5)
     for _ in range(5):
         teller()
-    assert said == ["Drawing before and after: 60 % ...", "Drawing before and after: 100 % ..."]
+    assert said == ["Generating before and after: 60 % ...", "Generating before and after: 100 % ..."]
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_without_a_seed_the_noise_is_another_every_time_and_is_named(artist: Art
         ({"seed": -2}, "seed is -2"),
         ({"strength": 0}, "strength is 0"),
         ({"control_strength": 3}, "control_strength is 3; it must be 0 to 2"),
-        ({"control": "an image"}, "no ControlNet was chosen for the image"),
+        ({"control": "an image"}, "an image was given, but no ControlNet was chosen"),
     ],
 )
 def test_what_the_model_cannot_draw_is_said_so(artist: Artist, options: dict[str, Any], said: str) -> None:
@@ -90,7 +90,7 @@ def test_a_session_without_a_finished_model_says_what_to_do(tmp_path: Path) -> N
 def test_of_several_finished_models_of_a_session_the_newest_is_drawn_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
 ) -> None:
-    """The converting of the file that was chosen is where this ends: loading it is in a slow test."""
+    """The conversion of the file that was chosen is where this ends: loading it is in a slow test."""
     pytest.importorskip("torch")
     session = Session.create("rex", root=tmp_path)
     session.save(base_model={"ref": "demo"})
@@ -269,11 +269,11 @@ def test_a_controlnet_of_another_shape_is_said_so(tmp_path: Path) -> None:
         block_out_channels=(32, 32, 32, 32), cross_attention_dim=16, attention_head_dim=2, layers_per_block=1
     )
     other.save_pretrained(tmp_path / "net")
-    with pytest.raises(ModelError, match="it reads prompts of width 16, and this model writes 96") as caught:
+    with pytest.raises(ModelError, match="it expects text embeddings of width 16, and this model has 96") as caught:
         open_artist(controlnet=str(tmp_path / "net"))
     assert "fastsd controlnet list" in caught.value.hint
     (tmp_path / "net.safetensors").write_bytes((tmp_path / "net" / "diffusion_pytorch_model.safetensors").read_bytes())
-    with pytest.raises(ModelError, match="does not go together with this model"):
+    with pytest.raises(ModelError, match="does not fit this model"):
         open_artist(controlnet=str(tmp_path / "net.safetensors"))
     with pytest.raises(FastSDError, match="No ControlNet for 'cany'") as caught:
         open_artist(controlnet="cany")

@@ -1,4 +1,4 @@
-"""How a model is loaded for drawing, and drawn with: number format, place, steps, guidance, zero SNR, unions."""
+"""How a model is loaded for drawing, and drawn with: dtype, place, steps, guidance, zero SNR, unions."""
 
 import dataclasses
 import types
@@ -115,7 +115,7 @@ def test_a_negative_prompt_where_none_counts_and_a_size_between_patches_are_refu
     artist = Artist("Flux", find_model("demo"), pipe)
     with pytest.raises(SettingsError) as caught:
         artist.draw("a fish", negative="blur", size=136, guidance=30)
-    for words in ("takes no negative prompt", "a multiple of 16", "guidance is 30; it must be 0 to 20"):
+    for words in ("does not support a negative prompt", "a multiple of 16", "guidance is 30; it must be 0 to 20"):
         assert words in caught.value.problem
 
 
@@ -195,7 +195,7 @@ def test_a_model_larger_than_the_free_memory_is_refused_before_it_ends_the_progr
 
     demo = fetch_model("demo")
     monkeypatch.setattr(loading, "find_memory_left", lambda: 10**6)
-    with pytest.raises(ModelError, match=r"takes 0\.0 GB of memory while it is read, and 0\.0 GB are free") as caught:
+    with pytest.raises(ModelError, match=r"takes 0\.0 GB of memory to load, and 0\.0 GB are free") as caught:
         loading.load_pipeline(demo)
     assert "fastsd webui launch" in caught.value.hint
 

@@ -145,7 +145,7 @@ def test_one_picture_is_allowed_with_a_warning_and_given_as_a_file_too(session: 
     fill(folder, 1)
     result = run(session, folder / "sks_dog (1).jpg")
     assert result.train == 1
-    assert any("One image" in note for note in result.notes)
+    assert any("With one image" in note for note in result.notes)
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_alpha_is_put_on_white_and_reported(mode: str) -> None:
     assert photo.image.getpixel((5, 5)) == (255, 255, 255)
     assert photo.image.getpixel((30, 30)) == (0, 0, 0)
     assert photo.image.getpixel((39, 0)) == (127, 127, 127)
-    assert photo.warnings == ("transparent parts became white",)
+    assert photo.warnings == ("transparent parts were filled with white",)
 
 
 def test_an_opaque_alpha_channel_is_not_reported() -> None:
@@ -286,14 +286,14 @@ def test_palette_pictures_keep_their_colours_and_their_transparency() -> None:
     clear = decode_photo(as_bytes(image, transparency=0))
     assert clear.image.getpixel((5, 5)) == (255, 255, 255)
     assert clear.image.getpixel((20, 5)) == (10, 200, 10)
-    assert clear.warnings == ("transparent parts became white",)
+    assert clear.warnings == ("transparent parts were filled with white",)
 
 
 def test_cmyk_becomes_rgb_of_about_the_same_colours() -> None:
     photo = decode_photo(as_bytes(Image.new("RGB", (40, 40), (200, 60, 40)).convert("CMYK"), "JPEG", quality=95))
     assert photo.image.mode == "RGB"
     assert np.abs(np.array(photo.image.getpixel((20, 20))) - (200, 60, 40)).max() < 12
-    assert photo.warnings == ("CMYK colours became RGB",)
+    assert photo.warnings == ("CMYK colours were converted to RGB",)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -382,14 +382,14 @@ BAD = {
     "noise": (lambda: bytes(range(256)) * 9, "is no image"),
     "bomb": (lambda: huge_png(30_000, 30_000), "more than 128 megapixels"),
     "bomb below pillow's own limit": (lambda: huge_png(13_000, 13_000), "13000 x 13000: more than 128 megapixels"),
-    "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "cut short or damaged"),
-    "cut png": (lambda: as_bytes(picture(1))[:-900], "cut short or damaged"),
+    "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "truncated or damaged"),
+    "cut png": (lambda: as_bytes(picture(1))[:-900], "truncated or damaged"),
     "cut webp": (lambda: as_bytes(picture(1), "WEBP")[:900], "damaged"),
     "damaged header": (lambda: b"\x89PNG\r\n\x1a\n" + b"\1" * 50, "damaged image"),
     "tiny": (lambda: as_bytes(Image.new("RGB", (8, 8))), "only 8 x 8"),
     "ribbon": (lambda: as_bytes(Image.new("RGB", (2000, 20))), "times as long as wide"),
     "transparent": (lambda: as_bytes(Image.new("RGBA", (40, 40))), "fully transparent"),
-    "not a number": (lambda: as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "not numbers"),
+    "not a number": (lambda: as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF"), "contains NaN"),
 }
 
 
@@ -435,8 +435,8 @@ def test_a_decompression_bomb_is_refused_before_any_pixel_is_allocated() -> None
         (lambda folder: folder, "no images in"),
         (lambda folder: _write(folder / "notes.txt", b"hello").parent, "no images in"),
         (lambda folder: _write(folder / "clip.mov", b"hello").parent, r"clip\.mov is not an image"),
-        (lambda folder: _write(folder / "photos.rar", b"Rar!"), "archive that is not read"),
-        (lambda folder: _write(folder / "photos.zip", b"PK\3\4 cut"), "damaged or no zip"),
+        (lambda folder: _write(folder / "photos.rar", b"Rar!"), "archive of an unsupported kind"),
+        (lambda folder: _write(folder / "photos.zip", b"PK\3\4 cut"), "damaged or not a zip file"),
         (lambda folder: zip_of(folder / "empty.zip", {}), "no images in"),
     ],
 )
@@ -463,9 +463,9 @@ def test_no_images_at_all_is_a_dataset_error(session: Session) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("../evil.png", "leaves the zip"),
-        ("a/../../evil.png", "leaves the zip"),
-        ("..\\evil.png", "leaves the zip"),
+        ("../evil.png", "points outside the zip"),
+        ("a/../../evil.png", "points outside the zip"),
+        ("..\\evil.png", "points outside the zip"),
         ("/etc/evil.png", "absolute path"),
         ("\\\\host\\evil.png", "absolute path"),
         ("C:\\evil.png", "absolute path"),
@@ -634,7 +634,7 @@ def test_a_caption_that_is_none_is_reported_and_ignored(session: Session, folder
     result = run(session, folder)
     [warning] = result.images[0]["warnings"]
     assert warning.startswith("its .txt was ignored: ")
-    assert warning.endswith("holds zero bytes, so it is no text")
+    assert warning.endswith("contains zero bytes, so it is not a text file")
     assert load_dataset(session, instance_prompt=None).train[0].prompt == "sks dog"
 
 
@@ -758,12 +758,12 @@ def test_typed_boxes_win_and_count_pixels_after_rotation(session: Session, folde
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[1, 2]", "not a list of four numbers for each"),
         ('{"a.png": 5}', "not a list of four numbers for each"),
         ('{"a.png": [0, 0, 50]}', r"a\.png: .*four numbers"),
         ('{"a.png": [0, 0, 5000, 50]}', r"a\.png: .*outside the photo of 300 x 300"),
-        ('{"b.png": [0, 0, 50, 50]}', r"no usable photo is named b\.png"),
+        ('{"b.png": [0, 0, 50, 50]}', r"no usable photo has the name b\.png"),
     ],
 )
 def test_boxes_that_do_not_fit_stop_the_run_and_change_nothing(
@@ -898,10 +898,10 @@ def test_too_little_room_is_said_before_any_work(
 
 def test_other_pictures_after_training_has_begun_are_warned_about(session: Session, folder: Path) -> None:
     fill(folder, 2)
-    assert not any("Training has begun" in note for note in run(session, folder).notes)
+    assert not any("Training has started" in note for note in run(session, folder).notes)
     session.save(progress={"stage": "unet", "step": 20, "steps": 100})
-    assert not any("Training has begun" in note for note in run(session, folder).notes)  # the same pictures
-    assert any("Training has begun" in note for note in run(session, folder, size=128).notes)
+    assert not any("Training has started" in note for note in run(session, folder).notes)  # the same pictures
+    assert any("Training has started" in note for note in run(session, folder, size=128).notes)
 
 
 @pytest.mark.parametrize("change", ["missing", "changed"])

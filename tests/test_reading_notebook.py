@@ -65,11 +65,11 @@ def test_stop_while_reading_keeps_the_lines_and_the_cell_run_again_reads_the_oth
     monkeypatch.setattr(Reader, "read", counted)
     monkeypatch.setattr(reading, "answer_widgets", press)
     session = ReadingSession(tmp_path / "mine")
-    with pytest.raises(Interrupted, match="the lines that were read are kept"):
+    with pytest.raises(Interrupted, match="the lines read so far are kept"):
         forms.read_pictures(settings(lines, base), session)
     before = len(read)
     assert 8 < before < 40
-    assert "Stopped: run this cell again to go on." in views[-1]._head.value
+    assert "Stopped: run this cell again to resume." in views[-1]._head.value
     read.clear()
     monkeypatch.setattr(reading, "answer_widgets", lambda: None)
     forms.read_pictures(settings(lines, base), ReadingSession(tmp_path / "mine"))
@@ -104,8 +104,8 @@ def test_a_form_lists_the_readers_of_every_session_and_the_published_ones(tmp_pa
     (tmp_path / "Sessions" / "broken" / "session.json").write_text("no JSON")
     found = known_values("readers", session)
     assert found[0][1] == "auto"
-    assert found[1][0] == "taught in uncle: 20.0 % wrong characters, 80 lines", "one's own come first"
-    assert ("shrunk in aunt: int8, for a CPU", str(tmp_path / "Sessions" / "aunt" / "int8")) in found
+    assert found[1][0] == "fine-tuned in uncle: 20.0 % CER, 80 lines", "one's own come first"
+    assert ("quantized in aunt: int8, for a CPU", str(tmp_path / "Sessions" / "aunt" / "int8")) in found
     assert "trocr-base-handwritten" in [value for _shown, value in found]
     assert {option.name for option in options_of(ReadPicturesConfig) if option.known == "readers"} == {"reader"}
 
@@ -210,7 +210,7 @@ def test_nothing_is_counted_or_written_before_there_are_lines(tmp_path):
     counting.go()
     assert "No line is corrected yet" in text_of(counting.box)
     vectors.go()
-    assert "No line is read yet" in text_of(vectors.box)
+    assert "No line has been read yet" in text_of(vectors.box)
     assert not (session.folder / "embeddings").exists()
 
 
@@ -259,7 +259,7 @@ def test_stop_ends_the_counting_of_errors_and_the_button_begins_anew(read_sessio
     view.go()
     shown = text_of(view.box)
     assert "Stopped" not in shown
-    assert "wrong characters (CER): " in shown
+    assert "character error rate (CER): " in shown
     assert "5 lines, " in shown
     assert len(page.commands) == 2
 

@@ -72,7 +72,7 @@ def test_the_session_opened_last_comes_first_and_a_new_one_last(caplog: pytest.L
     caplog.clear()
     session = open_session(show_form(SessionConfig).config())
     assert session.name == "rex"
-    assert "Going on with rex, last used just now" in caplog.text
+    assert "Resuming rex, last used just now" in caplog.text
     assert sorted(path.name for path in store().iterdir() if path.is_dir()) == ["cat", "owl", "rex"]
 
 
@@ -122,7 +122,7 @@ def test_a_folder_copied_in_part_is_listed_and_never_gone_on_with_by_itself() ->
     (half / "session.json").write_bytes(b"")
     assert chosen_by_a_new_kernel() == "cat"
     assert "missing: copied in part?" in words("rex")
-    assert "empty: it is repaired when opened" in words("owl")
+    assert "empty: repaired when opened" in words("owl")
     assert values()[-1] == OTHER
 
 
@@ -146,7 +146,7 @@ def test_sessions_of_the_old_notebook_and_cut_imports_are_listed(tmp_path: Path)
     assert "of the old notebook" in words("toby")
     assert "its import was not finished" in words("rex")
     assert chosen_by_a_new_kernel() == "my-subject"
-    with pytest.raises(SessionNotFound, match="The import of rex was cut") as caught:
+    with pytest.raises(SessionNotFound, match="The import of rex was interrupted") as caught:
         open_session(SessionConfig(session_name="rex"))
     assert "'import from'" in caught.value.hint
     assert open_session(SessionConfig(session_name="toby")).record["imported"]["by"] == "fast-DreamBooth"
@@ -159,7 +159,7 @@ def test_what_is_typed_wins_and_is_made(caplog: pytest.LogCaptureFixture) -> Non
     form = show_form(SessionConfig)
     form.update(session_name="a new one")
     assert open_session(form.config()).name == "a_new_one"
-    assert "Made the session a_new_one" in caplog.text
+    assert "Created the session a_new_one" in caplog.text
 
 
 def test_an_empty_name_is_the_last_one_and_a_new_one_only_where_there_is_none() -> None:
@@ -198,7 +198,7 @@ def test_reading_sessions_are_chosen_in_the_same_way(caplog: pytest.LogCaptureFi
     assert values("reading_sessions") == ["diary", "letters", OTHER]
     assert chosen_by_a_new_kernel(ReadingSessionConfig) == "diary"
     assert open_reading(ReadingSessionConfig()).name == "diary"
-    assert "Going on with diary, last used just now" in caplog.text
+    assert "Resuming diary, last used just now" in caplog.text
     assert values() == ["my-subject", OTHER], "the other workflow's sessions are not among them"
 
 
@@ -254,7 +254,7 @@ def test_in_colab_an_untouched_field_means_the_last_one_on_the_drive_that_2b_mou
     assert "used last on your Google Drive" in words("")
     session = open_session(form.config())
     assert session.folder == colab.store / "rex"
-    assert "Going on with rex, last used 3 hours ago" in caplog.text
+    assert "Resuming rex, last used 3 hours ago" in caplog.text
     assert not colab.local.exists()
     assert form.config().session_name == "", "and it can be run again"
     assert show_form(SessionConfig).config().session_name == "rex", "drawn anew it names it"

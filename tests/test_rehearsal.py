@@ -99,7 +99,7 @@ def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeyp
     expected = sum(3 * seconds for seconds in made.seconds_per_step.values()) / 60
     assert made.minutes == pytest.approx(expected)
     said = " ".join(made.lines())
-    assert "Memory, computed: " in said
+    assert "Estimated memory: " in said
     assert "minutes of training are left (measured here: " in said
     assert (session.folder / "session.json").read_bytes() == record
     assert list(session.checkpoints.glob("*")) == list(session.class_images.glob("*")) == []

@@ -213,7 +213,7 @@ def test_a_mount_that_hangs_does_not_hold_the_training_for_ever(places, monkeypa
     store = open_store(*places, said=said, patience_s=0.2)
     for step in range(3):
         store.save(snapshot("unet", step, first=True))
-    assert "(unet, step 1) is given up for a newer one" in said[-1]
+    assert "(unet, step 1) was dropped for a newer one" in said[-1]
     go.set()
     store.close()
     assert [row["step"] for row in store.generations()] == [0, 2]
@@ -370,7 +370,10 @@ DAMAGE = {
     ),
     "empty": (lambda new: os.truncate(new / "optimizer.safetensors", 0), "optimizer.safetensors has 0 of "),
     "longer": (lambda new: (new / "unet.safetensors").open("ab").write(b"x"), "is damaged: unet.safetensors has "),
-    "one bit": (lambda new: flip_bit(new / "unet.safetensors"), "unet.safetensors has the right size but other bytes"),
+    "one bit": (
+        lambda new: flip_bit(new / "unet.safetensors"),
+        "unet.safetensors has the right size but a different SHA-256",
+    ),
     "file missing": (lambda new: (new / "unet.safetensors").unlink(), "is incomplete: unet.safetensors is missing"),
     "manifest missing": (lambda new: (new / "manifest.json").unlink(), "is incomplete: its manifest.json is missing"),
     "manifest empty": (lambda new: os.truncate(new / "manifest.json", 0), "(0 bytes) is cut short"),
@@ -391,7 +394,7 @@ def test_a_damaged_newest_generation_is_passed_over_in_one_sentence(places, tmp_
     assert_same(generation.load("unet"), made_up("unet", 1))
     assert len(passed_over) == 1
     assert passed_over[0].startswith("Checkpoint 000002 (unet, step 2) ")
-    assert passed_over[0].endswith("; going on from 000001 (unet, step 1).")
+    assert passed_over[0].endswith("; resuming from 000001 (unet, step 1).")
     assert expected in passed_over[0]
     assert not [row for row in store.generations(verify=True) if row["name"] == newer.name and row["whole"]]
 
@@ -479,7 +482,7 @@ def test_a_file_damaged_between_finding_and_loading_is_an_error_not_garbage(plac
     two_generations(places)
     found, _ = open_store(places[0], tmp_path / "elsewhere").newest()
     flip_bit(places[0] / found.name / "unet.safetensors")
-    with pytest.raises(FastSDError, match="read back as other bytes"):
+    with pytest.raises(FastSDError, match="was read back with other bytes"):
         found.load("unet")
     with pytest.raises(CheckpointError, match="holds no 'vae'"):
         found.load("vae")
@@ -588,7 +591,7 @@ def test_a_mount_that_changes_bytes_is_noticed_before_the_name_appears(places, m
     with open_store(*places, said=said) as store:
         store.save(snapshot("unet", 1, first=True))
         wait_for(lambda: said)
-        assert "read back as other bytes" in said[0]
+        assert "was read back with other bytes" in said[0]
         assert "unet.safetensors" not in "".join(files_of(places[0]))
         assert store.flush() == []
     assert open_store(*places).newest()[0].step == 1
@@ -644,7 +647,7 @@ def test_a_file_that_the_system_does_not_let_grow_is_reported_and_never_taken_fo
         assert len(said) == 1
         assert "(unet, step 2) was not saved: " in said[0]
         assert "File too large" in said[0]
-        assert "The training goes on." in said[0]
+        assert "The training continues." in said[0]
         assert "was not saved" in store.flush()[0]
         assert files_of(places[1]) == []
         assert [row["name"] for row in store.generations(verify=True)] == [before]

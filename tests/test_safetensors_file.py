@@ -102,7 +102,9 @@ def test_a_header_that_contradicts_itself_is_refused(path, header, count):
 
 @pytest.mark.parametrize("extra", [-1, 1, 100])
 def test_more_or_fewer_bytes_than_the_header_promises_are_refused(path, extra):
-    with pytest.raises(CheckpointError, match=r"is not a whole safetensors file: it has .* where its header promises"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a complete safetensors file: it has .* where its header promises"
+    ):
         SafetensorsFile(file_of(path, GOOD, bytes(30 + extra)))
 
 
@@ -124,7 +126,7 @@ def test_a_format_that_nobody_knows_is_named(path):
 @pytest.mark.parametrize("more", [1, 8, 16, 10**6, 2**63])
 def test_a_length_beyond_the_files_end_is_said_before_anything_is_read(path, more):
     file_of(path, b"{}", length=2 + more)
-    with pytest.raises(CheckpointError, match="or the file is cut short"):
+    with pytest.raises(CheckpointError, match="or the file is truncated"):
         SafetensorsFile(path)
 
 
@@ -140,7 +142,7 @@ def test_every_cut_of_a_file_is_noticed_and_so_is_a_byte_too_many(path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
             SafetensorsFile(path)
     path.write_bytes(whole + b"x")
     with pytest.raises(CheckpointError, match=f"it has {len(whole) + 1} bytes where its header promises {len(whole)}"):

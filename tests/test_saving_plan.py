@@ -105,7 +105,7 @@ def test_before_anything_was_emptied_nothing_is_planned_that_would_have_to_wait_
     unet = {"unet": 1500}
     made = plan_for(monkeypatch, 13, stages=unet)
     assert made.config.save_every == 750
-    assert any("until it was seen here that emptied ones give their room back" in line for line in made.lines())
+    assert any("until it is known that emptied ones free their space" in line for line in made.lines())
     assert plan_for(monkeypatch, 13, stages=unet, standing=Standing(gives_back=True)).config.save_every == 300
 
 
@@ -120,9 +120,9 @@ def test_other_mounts_count_all_that_was_ever_written_and_disks_what_is_there(mo
 @pytest.mark.parametrize("given", [{}, {"save_every": 100}, {"keep_last": 2}])
 def test_no_room_for_one_checkpoint_is_said_with_what_is_lost_and_how_much_to_free(monkeypatch, place, given):
     lines = plan_for(monkeypatch, 6, place=place, **given).lines()
-    (said,) = [line for line in lines if "There is no room for a checkpoint of the unet stage" in line]
-    assert "it takes 5.16 GB, and beside the finished file 3.60 GB are free" in said
-    assert "everything that stage has made is lost with it" in said
+    (said,) = [line for line in lines if "There is no space for a checkpoint of the unet stage" in line]
+    assert "it takes 5.16 GB, and in addition to the finished file 3.60 GB are free" in said
+    assert "all training of that stage is lost" in said
     assert "GB more there is one at the end of each stage" in said
     assert "--method lora" in said
     assert not any("Only one checkpoint is kept" in line for line in lines)
@@ -133,7 +133,7 @@ def test_no_room_for_one_checkpoint_is_said_with_what_is_lost_and_how_much_to_fr
 def test_what_it_says_to_free_is_enough_and_no_more(monkeypatch, place, more):
     import re
 
-    (said,) = [line for line in plan_for(monkeypatch, 6, place=place).lines() if "no room for a checkpoint" in line]
+    (said,) = [line for line in plan_for(monkeypatch, 6, place=place).lines() if "no space for a checkpoint" in line]
     one, many = (float(number) for number in re.findall(r"[Ww]ith ([\d.]+) GB more", said))
     assert not plan_for(monkeypatch, 6 + one - 0.011, place=place).room_for_one
     assert plan_for(monkeypatch, 6 + one + 0.006 + more, place=place).room_for_one
@@ -150,8 +150,8 @@ def test_only_one_checkpoint_is_said_where_one_is_kept(monkeypatch):
 def test_what_is_lost_at_worst_is_in_minutes_once_a_step_was_timed(monkeypatch):
     lines = plan_for(monkeypatch, 100).saving_lines()
     assert lines[0] == (
-        "If the machine is lost, at most 300 steps of the text_encoder stage or 300 steps of the unet stage must be "
-        "made again."
+        "If the machine is lost, at most 300 steps of the text_encoder stage or 300 steps of the unet stage of "
+        "training must be repeated."
     )
     timed = plan_for(monkeypatch, 100, standing=Standing(seconds_per_step={"unet": 0.5, "text_encoder": 0.1}))
     assert "300 steps of the unet stage (about 2 minutes)" in timed.saving_lines()[0]

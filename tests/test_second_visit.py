@@ -118,7 +118,7 @@ def test_while_a_training_is_unfinished_the_same_photos_stay_as_they_were_prepar
     recorded = recorded_images(session)
     session.save(run=1, progress={"stage": "unet", "step": 3, "steps": 9})
     prepare_pictures(config, session)
-    assert "A training has begun with these images" in caplog.text
+    assert "A training was started with these images" in caplog.text
     assert recorded_images(session) == recorded
     (folder / "zib robot (6).png").write_bytes(photo(6))
     caplog.clear()
@@ -223,9 +223,9 @@ def test_the_disconnect_works_from_the_session_and_in_its_old_forms(
     assert disconnect_when_safe(result, session, disconnect=True) is False, "this is not Colab"
     assert caplog.text.count("Safe: ") == 3
     view = show_disconnect(session)
-    assert "shut the kernel down" in view._message.value
+    assert "shut down the kernel" in view._message.value
     view._end()
-    assert "could not be ended here" in view._message.value
+    assert "could not be disconnected from here" in view._message.value
 
 
 # ------------------------------------------------------------------------------------------------- real kernels
@@ -359,8 +359,8 @@ def train_with_a_cut(folder: Path, mine: Path) -> Path:
     assert record_of(sessions / "rex")["progress"]["step"] < 4
     with Visit(folder) as visit:
         said = visit.run_all()
-    assert "Going on with rex, last used" in said
-    assert "A training has begun with these images" in said
+    assert "Resuming rex, last used" in said
+    assert "A training was started with these images" in said
     assert "robot are used" not in said
     assert "rex.safetensors" in said
     for raw in ("✗", "PosixPath", "'text/plain': 'False'", "'text/plain': '[]'", "'text/plain': \"{", "Result("):

@@ -285,7 +285,7 @@ def test_a_user_can_give_the_ui_more_and_is_told_what_it_means(
     assert SECRETS["HF_TOKEN"] not in said
     from fastsd_helpers.errors import SettingsError
 
-    with pytest.raises(SettingsError, match="takes names alone") as caught:
+    with pytest.raises(SettingsError, match="takes only names") as caught:
         LaunchConfig(pass_env="HF_TOKEN=hf_typed_here")
     assert "hf_typed_here" not in str(caught.value)
 
@@ -587,7 +587,9 @@ def test_a_tunnels_programs(
     prepare: Any, full_of_secrets: None, site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = prepare(programs, monkeypatch)
-    monkeypatch.setattr("fastsd_helpers.tunnels.tunnel.wait_for_nonce", lambda *_words: "")  # no public side is needed
+    monkeypatch.setattr(
+        "fastsd_helpers.tunnels.tunnel.wait_for_nonce", lambda *_words: ""
+    )  # no public side is required
     config = TunnelConfig(wait_s=60, password="the-owners-word-1", share_server="127.0.0.1:7000")
     with open_tunnel(site, kind, config=config, watch_every_s=0) as link:
         processes = group_of(link._running.child.pid)

@@ -76,10 +76,10 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
         ({"kind": "gradio"}, TunnelToolMissing, "frpc is not installed, and frpc 0.3 could not be fetched"),
         ({"kind": "cloudflared"}, TunnelToolMissing, "cloudflared is not installed"),
         ({"kind": "localtunnel"}, TunnelToolMissing, "needs Node.js"),
-        ({"kind": "colab"}, TunnelError, "exists in a Colab notebook only"),
+        ({"kind": "colab"}, TunnelError, "exists only in a Colab notebook"),
         ({"kind": "gradio", "user": "a b"}, SettingsError, "user is 'a b'"),
         ({"kind": "gradio", "password": "short"}, SettingsError, "The password has 5 characters"),
-        ({"kind": "auto", "password": "has a blank in it"}, SettingsError, "holds a blank"),
+        ({"kind": "auto", "password": "contains a space"}, SettingsError, "contains a space"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_do(
@@ -96,7 +96,7 @@ def test_what_cannot_work_is_refused_with_what_to_do(
 
 
 def test_a_kind_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingsError, match="no kind of link named 'serveo'"):
+    with pytest.raises(SettingsError, match="no tunnel service named 'serveo'"):
         require_shareable(TunnelConfig(), "serveo")
 
 
@@ -153,7 +153,13 @@ def test_auto_is_refused_only_where_nothing_can_work(programs: Path, monkeypatch
     monkeypatch.setattr("fastsd_helpers.tunnels.programs.PROGRAMS", ())  # as on a machine that none of them is made for
     with pytest.raises(TunnelError) as caught:
         require_shareable(TunnelConfig())
-    for part in ("No service can make a link here", "ngrok: ngrok needs", "gradio: ", "cloudflared: ", "localtunnel: "):
+    for part in (
+        "No service can open a tunnel here",
+        "ngrok: ngrok needs",
+        "gradio: ",
+        "cloudflared: ",
+        "localtunnel: ",
+    ):
         assert part in caught.value.problem
     make_program(programs, "cloudflared", "pass")
     require_shareable(TunnelConfig())
@@ -244,8 +250,8 @@ def test_a_link_that_fails_leaves_the_page_open(
         assert isinstance(page.problem, TunnelServiceDown)
         assert page.tunnel is None
         assert _status(page.local_url) == 200
-        assert "Not shared: localtunnel's server takes no connections." in page.block()
-        assert "takes no connections" in page.about()["problem"]
+        assert "Not shared: localtunnel's server refuses connections." in page.block()
+        assert "refuses connections" in page.about()["problem"]
         assert page.about()["url"] == page.local_url
     assert f"stays open at {page.local_url}" in caplog.text
     assert _gone_page(page.local_url)
@@ -289,9 +295,9 @@ def test_a_bare_share_is_auto_and_a_kind_is_taken() -> None:
     [
         (["trocr", "serve", "--share", "ngrok"], "ngrok needs an authtoken"),
         (["trocr", "serve", "--share", "serveo"], "serveo"),
-        (["trocr", "serve", "--share", "colab"], "exists in a Colab notebook only"),
+        (["trocr", "serve", "--share", "colab"], "exists only in a Colab notebook"),
         (["trocr", "serve", "--share", "--user", "a b"], "user is 'a b'"),
-        (["trocr", "serve", "--subdomain", "calm-fox"], "none is asked for"),
+        (["trocr", "serve", "--subdomain", "calm-fox"], "none was requested"),
         (["playground", "--share", "cloudflared"], "cloudflared is not installed"),
         (["playground", "--share", "serveo"], "serveo"),
         (["playground", "--share", "ngrok", "--ngrok-domain", "https://x"], "ngrok_domain"),
@@ -346,12 +352,12 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (["--share", "ngrok"], "ngrok needs an authtoken"),
         (["--share", "cloudflared"], "cloudflared is not installed"),
         (["--share", "localtunnel"], "needs Node.js"),
-        (["--share", "colab"], "exists in a Colab notebook only"),
+        (["--share", "colab"], "exists only in a Colab notebook"),
         (["--share", "zrok"], "zrok"),
         (["--share", "zrok", "--dry-run"], "zrok"),
         (["--share", "--user", "a b"], "user is 'a b'"),
         (["--share", "ngrok", "--background"], "ngrok needs an authtoken"),
-        (["--ngrok-domain", "x.ngrok-free.app"], "none is asked for"),
+        (["--ngrok-domain", "x.ngrok-free.app"], "none was requested"),
     ],
 )
 def test_no_web_ui_is_started_for_a_link_that_cannot_work(
@@ -397,7 +403,7 @@ def test_a_web_ui_runs_on_when_its_link_fails(ui: Any, programs: Path, tmp_path:
     child = ui.start("--share", "localtunnel", "--json")
     told = json.loads(_wait_for(child, tmp_path / "0.out", "}\n").splitlines()[0])
     assert told["kind"] is None
-    assert "takes no connections" in told["problem"]
+    assert "refuses connections" in told["problem"]
     assert told["password"]
     assert _status(f"{told['url']}/internal/ping") == 200
     assert status("a1111", **ui.where)[1]
@@ -462,5 +468,5 @@ def test_a_background_link_that_fails_leaves_the_web_ui_and_says_so(ui: Any, pro
     make_program(programs, "lt", LT_DEAD)
     child = ui.start("--share", "localtunnel", "--background", "--json")
     assert child.wait(60) == 2
-    assert "it is not shared: localtunnel's server takes no connections" in (tmp_path / "0.out").read_text()
+    assert "it is not shared: localtunnel's server refuses connections" in (tmp_path / "0.out").read_text()
     assert status("a1111", **ui.where)[1]

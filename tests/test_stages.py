@@ -66,7 +66,7 @@ def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_whic
     for row in range(rows):
         assert torch.equal(studio.held_out.latents[row], own[row // each]), "mirrored, or another image"
         assert studio.prompts[studio.held_out.prompts[row]] == judged[row // each].prompt
-    said = "images never trained on" if held_out else "training images, reserved noise"
+    said = "held-out images" if held_out else "training images, reserved noise"
     assert studio.held_out_label == studio.held_out.label == said
     trained = {latent.flatten()[0].item() for latent in studio.latents.mean}
     assert trained.isdisjoint(latent.flatten()[0].item() for latent in studio.held_out.latents) == bool(held_out)

@@ -150,7 +150,7 @@ def test_a_disk_of_this_machine_that_is_full_costs_one_checkpoint_and_is_said(tm
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(2**40, 0, free[0]))
         assert store.save(snapshot(2)) is None
         assert "was not saved" in said[-1]
-        assert "The training goes on" in said[-1]
+        assert "The training continues" in said[-1]
         assert "was not saved" in store.flush()[-1]
         assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
         free[0] = 8000
@@ -186,7 +186,7 @@ def test_numbers_and_names_go_on_and_a_list_can_be_checked(tmp_path):
         assert [row["whole"] for row in store.generations()] == [True, True]
         rows = store.generations(verify=True)
         assert [row["whole"] for row in rows] == [False, True]
-        assert "other bytes" in rows[0]["state"]
+        assert "a different SHA-256" in rows[0]["state"]
         assert (rows[0]["bytes"], rows[0]["sha256s"]) == (0, {})
         assert rows[1]["bytes"] == (tmp_path / "checkpoints" / second / "unet.safetensors").stat().st_size
 

@@ -91,7 +91,7 @@ def test_other_settings_are_another_run_and_the_unfinished_one_is_kept_and_found
     first = choose(session)
     other = choose(session, dataclasses.replace(TINY, epochs=5))
     assert other.folder != first.folder
-    assert "unfinished teaching with other settings is kept" in caplog.text
+    assert "unfinished fine-tuning with other settings is kept" in caplog.text
     assert choose(session).folder == first.folder
 
 
@@ -100,7 +100,7 @@ def test_a_finished_run_is_not_taught_again_until_more_steps_or_start_over_are_a
     assert first.result() is None
     finish(first)
     assert choose(session).result().cer_after == 0.5
-    assert "finished already" in choose(session).why
+    assert "already finished" in choose(session).why
     further = choose(session, more_steps=30)
     assert further.model == str(first.folder / "model")
     assert further.base == first.model
@@ -125,7 +125,7 @@ def test_further_steps_that_read_worse_leave_the_better_reader_in_its_place(sess
     assert result["cer_after"] == 0.5
     finish(further, cer=0.95)
     assert session.record["taught"]["path"] == f"fine-tuned/{first.folder.name}/model"
-    assert "the reader taught before stays" in caplog.text
+    assert "the fine-tuned model before stays" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["learned", "held_out"])
@@ -174,13 +174,13 @@ def test_nothing_held_out_is_measured_on_what_is_learned_and_says_so(caplog):
 def test_the_form_says_how_many_lines_are_held_out_and_who_chose_them(session):
     form = forms.show_teach_form(session)
     form.update(held_out=0.25)
-    assert "24 corrected lines: 18 to learn from, 6 held out to measure on. The program chose them" in text_of(
+    assert "24 corrected lines: 18 for training, 6 held out for validation. They were chosen at random" in text_of(
         form._box
     )
     form.update(held_out=0)
-    assert "24 corrected lines, all of them to learn from; none is held out" in text_of(form._box)
+    assert "24 corrected lines, all of them for training; none is held out" in text_of(form._box)
     form.update(data="/some/folder")
-    assert "Of the data set about 0 %" in text_of(form._box)
+    assert "About 0 %" in text_of(form._box)
 
 
 def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(session):
@@ -238,15 +238,15 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
     with pytest.raises(Interrupted, match=r"stopped at step \d+ of 240; everything up to there is saved") as caught:
         forms.teach_reader(long, session)
     stopped_at = int(caught.value.problem.partition("at step ")[2].partition(" of")[0])
-    assert "Run this cell again to go on" in caught.value.hint
+    assert "Run this cell again to resume" in caught.value.hint
     assert page.views[-1]._button.layout.display == "none"
     page.at = 10_000
     # A new kernel has nothing but the session's folder.
     made = forms.teach_reader(long, ReadingSession(session.folder))
     assert made.first_step == stopped_at
-    assert "The unfinished teaching goes on" in caplog.text
+    assert "The unfinished fine-tuning continues" in caplog.text
     assert "svg" in page.views[-1]._drawing.value
-    assert "wrong characters" in page.views[-1]._drawing.value
+    assert "character error rate" in page.views[-1]._drawing.value
     assert "Done: " in page.views[-1]._head.value
     import shutil
 

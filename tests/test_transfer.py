@@ -183,7 +183,7 @@ def test_a_server_is_waited_for_as_long_as_it_asks(site: Site, waits: list[float
 )
 def test_more_than_two_minutes_are_not_waited(site: Site, waits: list[float], said: str) -> None:
     site.answers = [answer(503, b"", f"Retry-After: {said}")]
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 is busy and asks to wait for \d+ minutes"):
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 is busy and asks you to wait for \d+ minutes"):
         ask(site.url)
     assert waits == []
 
@@ -264,7 +264,7 @@ def test_what_the_server_says_is_told_once_before_bytes_are_kept(site: Site, par
 @pytest.mark.parametrize("size", [len(BODY) - 1, len(BODY) + 1, 0])
 def test_another_length_than_is_expected_is_refused_at_once(site: Site, part: Path, size: int) -> None:
     site.answers = [answer(200, BODY)]
-    with pytest.raises(DownloadError, match=f"offers {len(BODY)} bytes where {size} are expected"):
+    with pytest.raises(DownloadError, match=f"offers {len(BODY)} bytes; {size} were expected"):
         transfer(site.url, part, size=size)
     assert not part.exists()
 
@@ -402,7 +402,7 @@ def test_room_is_asked_for_what_is_still_to_come_and_200_mib_more(
         transfer(site.url, part)
         assert part.read_bytes() == BODY
     else:
-        with pytest.raises(DiskFull, match="till to come"):
+        with pytest.raises(DiskFull, match="the rest of the download"):
             transfer(site.url, part)
         assert part.read_bytes() == BODY[:700]
 

@@ -50,7 +50,7 @@ def test_read_evaluate_and_embed(world, capsys):
     with Image.open(data["attention"][0]) as sheet:
         assert sheet.width == 600
     code, data = run(capsys, "trocr", "read", world / "lines", "--attention", world / "x", "--pages", *common, *limits)
-    assert (code, data["error"]) == (2, "--attention draws single lines.")
+    assert (code, data["error"]) == (2, "--attention is for images of single lines.")
     code, data = run(capsys, "trocr", "evaluate", world / "lines", *common, *limits)
     assert code == 0
     assert data["scores"]["lines"] == 3

@@ -570,7 +570,7 @@ def test_a_folder_with_one_table_of_any_name_is_read_and_with_two_it_is_not(fold
     (folder / "mine.TSV").write_text(csv_of("\t"))
     assert len(read_lines(folder).lines) == 4
     (folder / "other.csv").write_text(csv_of(","))
-    with pytest.raises(DatasetError, match=r"has no line that can be used: .*has no a01-000-00\.txt beside it"):
+    with pytest.raises(DatasetError, match=r"has no usable line: .*has no a01-000-00\.txt beside it"):
         read_lines(folder)
     (folder / "labels.csv").write_text(f"file_name,text\n{NAMES[0]},just one")
     assert [line.text for line in read_lines(folder).lines] == ["just one"], "a well-known name comes first"
@@ -585,7 +585,7 @@ def test_what_is_no_table_is_refused_with_what_would_be(folder):
     (folder / "sub").mkdir()
     with pytest.raises(DatasetError, match="holds neither a table of lines nor images"):
         read_lines(folder / "sub")
-    with pytest.raises(DatasetError, match=r"list has no line that can be used\."):
+    with pytest.raises(DatasetError, match=r"list has no usable line\."):
         read_lines([])
     again = line_set("a")
     assert read_lines(again) is again

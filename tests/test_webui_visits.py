@@ -87,7 +87,7 @@ def test_after_a_restart_of_the_kernel_the_web_ui_and_its_link_go_on(
     assert "runs already with these settings" in caplog.text
     assert f"its link is open: {link.url}" in caplog.text
     view = cells.share_ui(LINK, webui)
-    assert "The link that was made before is open still." in caplog.text
+    assert "The link opened before is still open." in caplog.text
     assert (pid(folder), webui.link.pid) == (first, link.pid), "the very same processes"
     assert password in view._message.value, "the login is told again, by the file that is this user's alone"
     assert password not in caplog.text

@@ -438,7 +438,7 @@ def test_a_failed_proof_is_remembered_and_repeated(tmp_path, python):
         assert "run this again" in caught.value.hint
     told = install(shelf, python, dry_run=True, check_imports=True)
     assert (told.changes, told.unproved) == ((), ("picky",))
-    assert told.lines()[-1] == "Not yet seen to work: picky. `fastsd install little` tries again."
+    assert told.lines()[-1] == "Import check not passed yet: picky. `fastsd install little` tries again."
     assert install(shelf, python, check_imports=True, skip=("pick*",)).modules == ()
     flag.touch()
     report = install(shelf, python, check_imports=True)
@@ -526,7 +526,7 @@ def test_an_own_environments_set_is_never_installed_into_this_python(tmp_path, s
 @needs_uv
 def test_an_environment_that_is_there_is_kept_and_a_foreign_folder_is_not_touched(tmp_path, python):
     assert wheels.make_environment(tmp_path / "environment", python=HERE) == python
-    with pytest.raises(InstallError, match=rf"is an environment of Python {HERE}, and Python 3\.9 is needed"):
+    with pytest.raises(InstallError, match=rf"is an environment of Python {HERE}, and Python 3\.9 is required"):
         wheels.make_environment(tmp_path / "environment", python="3.9")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -697,7 +697,7 @@ print(json.dumps({"changes": [change.name for change in report.changes], "restar
 @needs_uv
 @pytest.mark.parametrize("old", ["beta", "gamma", "both", "none"])
 def test_only_what_is_in_memory_at_another_version_asks_for_a_restart(shelf, python, tmp_path, old):
-    """A package that is put right at the version in memory, and one that nobody imported, ask for none."""
+    """A package that is fixed at the version in memory, and one that nobody imported, ask for none."""
     folder, lock, _rows = shelf
     packaging = pytest.importorskip("packaging")  # every platform has it, in pip at least
     shutil.copytree(Path(packaging.__file__).parent, site_folder(python) / "packaging")
@@ -823,8 +823,8 @@ _WRONG = {
     "html wheels": "a web page or a broken file instead of a package",
     "altered": "its sha256 differs",
     "gone": "withdrawn",
-    "401": "asks for a login or refuses it",
-    "407": "asks for a login or refuses it",
+    "401": "requires a login or refuses access",
+    "407": "requires a login or refuses access",
     "502": "the network or the package index did not answer",
     "nobody": "the network or the package index did not answer",
 }
@@ -879,7 +879,7 @@ def test_a_yanked_version_is_still_the_locked_one(shelf, index, python, monkeypa
 def test_a_temporary_folder_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(installer.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
-    with pytest.raises(InstallError, match="keeps two installations apart, cannot be opened") as caught:
+    with pytest.raises(InstallError, match="the installation lock, cannot be opened") as caught:
         installer.one_at_a_time(tmp_path).__enter__()
     assert "TMPDIR" in caught.value.hint
 
@@ -915,7 +915,7 @@ def test_wheels_are_kept_in_one_archive_and_used_without_the_network(cached, ind
     run, archive = cached
     assert len(run().changes) == 3
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]
-    assert f"Kept the wheels for the next time in {archive}" in caplog.text
+    assert f"Saved the wheels for the next time in {archive}" in caplog.text
     with zipfile.ZipFile(archive) as packed:
         kept = {name: packed.read(name) for name in packed.namelist()}
     assert kept == {path.name: path.read_bytes() for path in shelf[0].iterdir()}
@@ -996,7 +996,7 @@ def test_what_cannot_be_kept_is_told_and_the_old_archive_stays(archive, tmp_path
     whole = cache.path.read_bytes()
     with read_only(cache.path.parent):
         assert cache.keep(tmp_path / "fetched") == 0
-    assert "The wheels could not be kept: " in caplog.text
+    assert "The wheels could not be saved: " in caplog.text
     assert cache.path.read_bytes() == whole
     assert list(cache.path.parent.iterdir()) == [cache.path]
 

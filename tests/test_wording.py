@@ -87,8 +87,8 @@ def test_no_message_shows_a_flag_below_a_cell(where: str, text: str) -> None:
     ("said", "shown"),
     [
         ("unet_steps (--unet-steps) is -1; the smallest is 0.", "unet steps is -1; the smallest is 0."),
-        ("Begin again with --restart.", "Begin again with 'start over' (in the training's form)."),
-        ("--more-steps N goes on with it", "'more steps' (in the training's form) goes on with it"),
+        ("Start again with --restart.", "Start again with 'start over' (in the training's form)."),
+        ("--more-steps N continues it", "'more steps' (in the training's form) continues it"),
         ("Leave them out with --no-ema.", "Leave them out with 'ema' off."),
         ("try --batch-size 1, a smaller --resolution", "try 'batch size' 1, a smaller 'resolution'"),
         ("choose base_model demo (--base-model demo).", "choose base model demo."),
@@ -101,8 +101,8 @@ def test_no_message_shows_a_flag_below_a_cell(where: str, text: str) -> None:
         ("Run: fastsd install trocr", "Run: the first cell"),
         ("Run: fastsd install trocr-int8, or wait.", "Run: `!fastsd install trocr-int8` (in a cell), or wait."),
         (
-            "To have that model: fastsd dreambooth export rex --checkpoint best",
-            "To have that model: the cell that writes the file, with best as 'checkpoint'",
+            "To export that model: fastsd dreambooth export rex --checkpoint best",
+            "To export that model: the cell that writes the file, with best as 'checkpoint'",
         ),
         ("Convert it: fastsd convert FILE.ckpt FILE.safetensors.", None),
         ("It costs 2 -- or 3 -- minutes.", "It costs 2 -- or 3 -- minutes."),

@@ -173,7 +173,7 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         "date": datetime.now(UTC).date().isoformat(),
     }
     lines = [
-        f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} processors",
+        f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} CPU cores",
         f"  cat of the same bytes + fsync    {seconds['copy']:6.2f} s",
         f"  convert, same format             {seconds['same']:6.2f} s   {data['ratio_same_to_copy']:.2f} x",
         f"    with its SHA-256               {seconds['same_hashed']:6.2f} s   "

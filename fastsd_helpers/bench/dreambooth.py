@@ -101,7 +101,7 @@ def _in_words(settings: Settings, medians: dict[str, dict[str, Any]], ratio: flo
             f"  {name:5}  {values['step'] * 1000:8.1f} ms a step ({split}); peak memory {values['peak'] / 1e6:.0f} MB"
         )
     lines.append(f"  ours fills its caches once in {medians['ours']['caches']:.2f} s")
-    lines.append(f"  plain / ours = {ratio:.2f}")
+    lines.append(f"  baseline / ours = {ratio:.2f}")
     return lines
 
 

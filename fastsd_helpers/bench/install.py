@@ -1,4 +1,4 @@
-"""How long installing a workflow takes: ours beside plain pip, into fresh environments, from a warm cache.
+"""How long installing a workflow takes: ours versus plain pip, into fresh environments, from a warm cache.
 
 Both get the same packages at the same versions. A fresh environment lacks the platform's packages, so what is measured
 is the part that a Colab image lacks; which one, `packages` says. Beside the clock's seconds stand the processor's,
@@ -82,9 +82,9 @@ def measure(settings: Settings) -> Report:
     }
     lines = [
         f"{len(rows)} packages, {size / 1e6:.0f} MB, from a warm cache, median of {settings.rounds}:",
-        f"  pip install     {pip:6.1f} s   {pip_cpu:5.1f} s of the processor",
-        f"  fastsd install  {ours:6.1f} s   {our_cpu:5.1f} s of the processor   {pip / ours:.1f} times as fast "
-        f"({pip_cpu / our_cpu:.1f} by the processor)",
+        f"  pip install     {pip:6.1f} s   {pip_cpu:5.1f} s CPU time",
+        f"  fastsd install  {ours:6.1f} s   {our_cpu:5.1f} s CPU time   {pip / ours:.1f} times as fast "
+        f"({pip_cpu / our_cpu:.1f} CPU time)",
         f"  with nothing missing it takes {again:.2f} s",
         *(f"  first time at {speed}: {60 * minutes:.1f} s" for speed, minutes in first_time.items()),
     ]

@@ -27,7 +27,7 @@ from fastsd_helpers.runtime import describe_device, peak_memory_bytes, versions
 __all__ = ["GEOMETRY", "INT8", "Settings", "measure", "write_random_reader"]
 
 _THEIR_BEAMS, _OUR_BEAMS = "(d) transformers, beam 4", "(d) ours, beam 4, fp32"
-# Ways to int8, see quantize: the weights alone, or the encoder's sums too.
+# Ways to int8, see quantize: the weights alone, or the encoder's activations too.
 INT8 = ("dynamic", "static")
 # (encoder width, layers, heads, inner), (decoder width, layers, heads, inner), words, side in pixels
 GEOMETRY = {

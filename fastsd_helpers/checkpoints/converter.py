@@ -124,7 +124,7 @@ def convert(
         dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
         verify: read what was written back from disk and compare every tensor's bytes with the source.
         overwrite: replace `dst` if it exists.
-        base: what lends what the source does not have: for a folder, a Diffusers folder with tokenizers and
+        base: source of missing what the source does not have: for a folder, a Diffusers folder with tokenizers and
             configurations; for a single file of SD 2.x, an original file with the text encoder's last layer.
         family: refuse a source that is of another family; of a VAE alone, the family whose scaling is written.
         ema: use the EMA weights of an old training checkpoint where it has them.
@@ -162,7 +162,7 @@ def convert(
 def _look(src: Path, dst: Path, base: Path | None, family: str | None, dtype: str) -> Given:
     """What is given, after every argument was checked that needs no look inside."""
     if not src.exists():
-        raise CheckpointError(f"There is nothing at {src}.", how_to_get(src))
+        raise CheckpointError(f"{src} does not exist.", how_to_get(src))
     given = identify(src)
     _check_name(dst)
     if dst.exists() and given.path.samefile(dst):
@@ -207,7 +207,7 @@ def _refuse_merging(src: Path, merge: Sequence[object]) -> None:
 
 def _check_name(dst: Path) -> None:
     if dst.suffix.lower() in _OTHER_FILES:
-        raise CheckpointError(f"{dst.name!r} cannot be written: a model is not written as {dst.suffix}.", _ENDINGS)
+        raise CheckpointError(f"{dst.name!r} cannot be written: models are not written as {dst.suffix}.", _ENDINGS)
     try:
         dst.exists()
     except OSError as err:  # one that is too long
@@ -247,7 +247,7 @@ def _convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: _O
         return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
-        raise CheckpointError("ae.safetensors is the name of the VAE beside the transformer.", "Choose another.")
+        raise CheckpointError("ae.safetensors is the name of the VAE next to the transformer.", "Choose another.")
     _refuse_ckpt(dst, key)
     check_destination(vae, overwrite=options.overwrite)
     with open_parts(find_family("flux-ae"), {"vae": src / "vae"}):
@@ -259,7 +259,7 @@ def _convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: _O
     except BaseException:
         dst.unlink(missing_ok=True)
         raise
-    note = f"{vae.name} beside it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
+    note = f"{vae.name} next to it is the VAE; web UIs also need the text encoders clip_l and t5xxl."
     return replace(written, notes=(*written.notes, *beside.notes, note), beside=(*written.beside, beside.path))
 
 
@@ -310,17 +310,17 @@ def _extras(opened: Parts, base: Source | None, options: _Options, notes: list[s
     family = opened.family
     if base is not None:
         carried = {name: copied(base, name, options.dtype) for name in base.tensors if family.is_extra(name)}
-        notes.append(f"{len(carried)} tensors that Diffusers folders lack were carried over from the base file.")
+        notes.append(f"{len(carried)} tensors that Diffusers folders lack were copied from the base file.")
         return carried
     for part, source in opened.sources.items():
         if part == "text_encoder" and "text_projection.weight" in source.tensors:
             if family.is_extra("text_projection.weight"):
                 return {"text_projection.weight": copied(source, "text_projection.weight", options.dtype)}
-            notes.append("The text encoder's text_projection was left out: the model draws without it.")
+            notes.append("The text encoder's text_projection was left out: the model generates images without it.")
     if family.key.startswith("sd21"):
         notes.append(
             "The text encoder's 24th layer, text_projection and logit_scale are left out: a Diffusers folder does not "
-            "have them and no web UI needs them; --base ORIGINAL.safetensors carries them over."
+            "have them and no web UI needs them; --base ORIGINAL.safetensors copies them."
         )
     return {}
 
@@ -346,7 +346,7 @@ def _write(
     sha256, size = write_recipes(dst, recipes, metadata=metadata, read_back=options.verify, hashes=options.hashes)
     if options.verify:
         compare(dst, recipes)
-        _log.info("Read %s back and found every tensor right.", dst)
+        _log.info("Verified: %s was read back and every tensor is identical.", dst)
     return CheckpointFile(dst, sha256, size, len(recipes), key, options.dtype)
 
 
@@ -355,9 +355,9 @@ def _write_sidecar(dst: Path, text: str | None, options: _Options) -> tuple[tupl
         return (), ()
     path = dst.with_suffix(".yaml")
     if path.exists() and not options.overwrite and path.read_bytes() != text.encode():
-        return (f"{path.name} lies there already and was left as it is; this model predicts velocity (v).",), ()
+        return (f"{path.name} exists already and was not changed; this model predicts velocity (v).",), ()
     write_atomic(path, text.encode())
-    return (f"Keep {path.name} beside it: it tells web UIs that the model predicts velocity (v).",), (path,)
+    return (f"Keep {path.name} next to it: it tells web UIs that the model predicts velocity (v).",), (path,)
 
 
 def _refuse_same(src: Path, options: _Options, what: str) -> None:
@@ -452,7 +452,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
 def _rewrite_file(
     src: Path, dst: Path, kind: Kind, prediction: Prediction, metadata: dict[str, str], options: _Options
 ) -> CheckpointFile:
-    """A single file once more: another number format or file format, without buffers and training state."""
+    """A single file once more: another dtype or file format, without buffers and training state."""
     with open_single(src, str(kind.family), ema=options.ema, dtype=options.dtype) as single:
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)

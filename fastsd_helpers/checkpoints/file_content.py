@@ -11,7 +11,7 @@ __all__ = ["is_safetensors_file", "refuse_other_content"]
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _NO_MODELS = ("zip archive", "image", "PDF document", "compressed archive", "document or installer", "program")
-_AGAIN = "Download the file again, or pick another one."
+_AGAIN = "Download the file again, or choose another one."
 
 
 def is_safetensors_file(path: Path) -> bool:
@@ -28,14 +28,14 @@ def refuse_other_content(path: Path) -> None:
     head = _head(path)
     if head.startswith(b"GGUF") or (path.suffix.lower() == ".gguf" and not is_safetensors(head[:16])):
         raise CheckpointError(
-            f"{path} is a GGUF file: its weights are packed in few bits, and what was lost cannot be brought back.",
+            f"{path} is a GGUF file: its weights are quantized to few bits, and what was lost cannot be restored.",
             "Give the model's .safetensors file.",
         )
     if head.startswith(_POINTER):
         size = next((line.split()[1] for line in head.decode("latin-1").splitlines() if line.startswith("size ")), "")
         whole = f"; the file itself has {int(size):,} bytes" if size.isdigit() else ""
         raise CheckpointError(
-            f"{path} is a Git LFS pointer, a few lines of text in the place of the model{whole}.",
+            f"{path} is a Git LFS pointer, a few lines of text in place of the model{whole}.",
             "Run `git lfs pull` in its repository, or download the file itself.",
         )
     if is_archive(head):

@@ -59,7 +59,7 @@ class _Plan:
 def copy_folder(
     src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: Merging | None = None
 ) -> CheckpointFile:
-    """Write a Diffusers folder, a whole pipeline or one part, again in another number format.
+    """Write a Diffusers folder, a whole pipeline or one part, again in another dtype.
 
     Links are followed. Of several sets of weights in a part, the one that diffusers loads is written; what is left out
     is named in the notes.
@@ -75,7 +75,7 @@ def copy_folder(
     """
     notes: list[str] = []
     if src.resolve() in dst.resolve().parents:
-        raise CheckpointError(f"{dst} lies inside the model that is read.", "Choose a folder beside it.")
+        raise CheckpointError(f"{dst} is inside the source model.", "Choose a folder outside it.")
     with ExitStack() as stack:
         folders = list(walk_folders(src))
         sets = {inside: weight_sets(src / inside) for inside in folders if inside.parts or not _is_pipeline(src)}
@@ -89,7 +89,7 @@ def copy_folder(
             refuse_sources(dst, plans[inside].source.files)
         if any(plan.chosen.variant for plan in plans.values()):
             named = sorted({str(plan.chosen.variant) for plan in plans.values() if plan.chosen.variant})
-            notes.append(f"The weights of the variant {', '.join(named)} were taken; load the copy with that variant.")
+            notes.append(f"The weights of the variant {', '.join(named)} were used; load the copy with that variant.")
         if merging:
             _merge(merging, family, plans)
         side = _side_files(src, folders, plans, notes)
@@ -133,7 +133,9 @@ def walk_folders(src: Path, inside: Path = Path(), above: tuple[Path, ...] = ())
     """
     real = (src / inside).resolve()
     if real in above:
-        raise CheckpointError(f"{src / inside} is a link to a folder that holds it.", "Remove it: it is a circle.")
+        raise CheckpointError(
+            f"{src / inside} is a link to a folder that holds it.", "Remove it: it is a circular link."
+        )
     yield inside
     for path in sorted((src / inside).iterdir()):
         if path.is_dir() and path.name not in _RECORDS:
@@ -169,7 +171,7 @@ def _plan(folder: Path, chosen: WeightSet, dtype: str, notes: list[str], stack: 
     for name in source.tensors:
         plan.files.setdefault(homes.get(name, chosen.first.name), {})[name] = copied(source, name, dtype)
     if len(weight_sets(folder)) > 1:
-        notes.append(f"Of several sets of weights in {folder.name}, {chosen.first.name} was taken, as diffusers does.")
+        notes.append(f"Of several sets of weights in {folder.name}, {chosen.first.name} was used, as diffusers does.")
     return plan
 
 
@@ -188,9 +190,9 @@ def _side_files(src: Path, folders: list[Path], plans: Mapping[Path, _Plan], not
             (left_out if again else copied_files).append(path.relative_to(src))
     unchanged = [name for name in copied_files if name.suffix in (".safetensors", ".bin", ".pt", ".pth")]
     if unchanged:
-        notes.append(f"Copied unchanged, as no part of the model: {list_some(unchanged, 6)}.")
+        notes.append(f"Copied unchanged, not part of the model: {list_some(unchanged, 6)}.")
     if left_out:
-        notes.append(f"Left out, as the same weights once more: {list_some(left_out, 6)}.")
+        notes.append(f"Left out, duplicates of the same weights: {list_some(left_out, 6)}.")
     return copied_files
 
 
@@ -236,7 +238,7 @@ def _require_whole(src: Path, folder: Path, plans: Mapping[Path, _Plan]) -> None
         try:
             stored = open_set(WeightSet(folder / inside / plan.chosen.first.name, "", "", None), inside.name)
         except CheckpointError as err:
-            raise VerificationFailed(f"{inside} was not written whole: {err.problem}", _AGAIN) from err
+            raise VerificationFailed(f"{inside} was not written completely: {err.problem}", _AGAIN) from err
         try:
             same = {name: fact.shape for name, fact in stored.tensors.items()}
             if same != {name: fact.shape for name, fact in source.items()}:
@@ -245,4 +247,4 @@ def _require_whole(src: Path, folder: Path, plans: Mapping[Path, _Plan]) -> None
             stored.close()
 
 
-_AGAIN = "Convert it again; if it happens again, check the disk."
+_AGAIN = "Convert it again; if the problem persists, check the disk."

@@ -23,7 +23,7 @@ def folder_facts(given: Given, scan: Callable[[Source], dict[str, int]] | None) 
     """The fields of an `Inspection` of a folder; its problems as pairs of the fact and its effect.
 
     Args:
-        scan: counts the values of a source that are no finite numbers; None where nobody asked.
+        scan: counts the values of a source that are not finite (NaN or Inf); None where nobody asked.
     """
     root, problems = given.path, []
     index = read_config(root / "model_index.json") if given.what == "pipeline" else {}
@@ -84,7 +84,7 @@ def _whole_problems(missing: list[str], not_finite: Mapping[str, int]) -> Iterat
         fact = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
         yield fact, "diffusers loads it only when told to leave that out"
     if not_finite:
-        yield f"{len(not_finite)} tensors hold values that are no finite numbers", "images come out black"
+        yield f"{len(not_finite)} tensors contain NaN or Inf", "generated images are black"
 
 
 def _named(value: Any) -> bool:
@@ -96,7 +96,7 @@ def _packed(folder: Path, tensors: Mapping[str, Any]) -> list[tuple[str, str]]:
         refuse_packed_config(folder)
         refuse_packed(folder, tensors)
     except FastSDError as err:
-        return [(err.problem.rstrip("."), "it can be used where its own library is, and not converted")]
+        return [(err.problem.rstrip("."), "it can only be used with its own library, and not converted")]
     return []
 
 

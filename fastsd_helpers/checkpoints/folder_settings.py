@@ -146,7 +146,11 @@ def settings_in_words(settings: Mapping[str, Mapping[str, Any]], *, header: bool
     ]
     if not named:
         return ()
-    kept = " Its header keeps them for a folder made of it." if header else " They are lost; a .safetensors keeps them."
+    kept = (
+        " They are kept in its header, for converting it back to a folder."
+        if header
+        else " They are lost; a .safetensors file would keep them."
+    )
     return (f"Web UIs do not read these settings of the folder from a file: {'; '.join(named)}.{kept}",)
 
 
@@ -245,9 +249,9 @@ def scaling_unknown(layout: Family) -> str:
     (scaling, shift), (other, other_shift) = VAE_FACTORS[assumed], VAE_FACTORS[others[0]]
     names = {"sd15": "Stable Diffusion 1.x and 2.x", "sdxl": "SDXL", "flux": "Flux.1", "sd3": "Stable Diffusion 3"}
     return (
-        f"Nothing in the file says whose VAE it is: scaling_factor {scaling}"
+        f"The file does not say which family the VAE belongs to: scaling_factor {scaling}"
         + (f" and shift_factor {shift}" if shift else "")
         + f" of {names[assumed]} was written. {names[others[0]]}'s is {other}"
         + (f" and {other_shift}" if other_shift else "")
-        + f": say it with family (--family {others[0]})."
+        + f": specify the family (--family {others[0]})."
     )

@@ -88,11 +88,11 @@ def write_folder(
     if base is None:
         lacking = [name for name in _TOKENIZERS if name.replace("tokenizer", "text_encoder") in family.parts]
         notes.append(
-            f"No {' and no '.join(lacking)} was written, as the file has none: give a Diffusers folder of the same "
-            "family with --base, or put them there."
+            f"No {' and no '.join(lacking)} was written, as the file has none: specify a Diffusers folder of the same "
+            "family as the base (--base), or add them to the folder."
         )
         if guessed_heads(family, single.widths):
-            notes.append("The widths are those of no published model: the number of attention heads is a guess.")
+            notes.append("The widths match no published model: the number of attention heads is a guess.")
     return _result(dst, plans.values(), family.key, dtype, notes)
 
 
@@ -109,7 +109,9 @@ def write_component(
     if base is not None and (base / part).is_dir():
         base = base / part
     if base is not None and not (base / "config.json").is_file():
-        raise CheckpointError(f"The base {base} has no configuration of a {PART_WORDS[part]}.", "Leave the base out.")
+        raise CheckpointError(
+            f"The base {base} has no configuration for the {PART_WORDS[part]}.", "Leave the base out."
+        )
     recipes = single.part(part, dtype, prefix=_prefix(single.family, part))
     metadata = single.source.metadata
     vae_of = vae_family(single.family, family, metadata) if part == "vae" else ""
@@ -122,7 +124,9 @@ def write_component(
         notes.append(scaling_unknown(single.family))
     left = sorted(name for name in single.source.tensors if single.family.is_extra(name))
     if left:
-        notes.append(f"{', '.join(left)}: left out, as the folder's class has no such weight and the model needs none.")
+        notes.append(
+            f"{', '.join(left)}: left out, as the folder's model class has no such weights and the model needs none."
+        )
     with new_folder(dst) as folder:
         check_room(folder, _bytes_of([recipes]))
         _write_part(folder, part, recipes, config, base, verify, single.metadata)

@@ -131,5 +131,7 @@ def _shortened(tensors: Facts) -> Foreign | None:
     if shape == ((2, 10), 10):
         return None
     other = f"an SDXL file with another U-Net (transformer blocks {counts}, SDXL has [2, 2, 10, 10])"
-    hint = "ComfyUI and SD.Next read it as it is; of SDXL's kin only those with its own U-Net are converted."
+    hint = (
+        "ComfyUI and SD.Next read it as it is; of the SDXL family, only models with the original U-Net are converted."
+    )
     return Foreign("foreign", _SHORTENED.get(shape, other), hint)

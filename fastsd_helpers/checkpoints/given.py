@@ -78,7 +78,7 @@ def identify(path: Path) -> Given:
 def _misnamed(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() not in PICKLE_ENDINGS or not is_safetensors_file(path):
         return ()
-    return (f"{path.name} is called {path.suffix} and is a safetensors file: it was read as one.",)
+    return (f"{path.name} has the ending {path.suffix} but is a safetensors file: it was read as one.",)
 
 
 def part_of(folder: Path) -> str:
@@ -104,7 +104,7 @@ def _only_file(folder: Path) -> Given:
         if files:
             raise CheckpointError(
                 f"{folder} holds {len(files)} model files: {list_some([path.name for path in files], 5)}.",
-                "Give the one that is meant.",
+                "Specify one of them.",
             )
     names = [path.name for path in inside if path.is_file()] + [f"{file.parent.name}/{file.name}" for file in deeper]
     raise not_a_pipeline(str(folder), names, lambda name: read_json(folder, name))

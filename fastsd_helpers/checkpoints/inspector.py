@@ -1,4 +1,4 @@
-"""Say what a model file is without loading it: family, number formats, prediction type, hashes, problems, advice."""
+"""Say what a model file is without loading it: family, dtypes, prediction type, hashes, problems, advice."""
 
 import re
 from collections import Counter
@@ -34,7 +34,7 @@ from fastsd_helpers.options import check, option
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
-_TWO_NAMES = "no web UI reads both; which one counts is chance"
+_TWO_NAMES = "no web UI reads both; which one is used is undefined"
 
 _MOST_SHAPES = 8  # that differ and are named: with others than the first, the file is of another model
 
@@ -64,7 +64,7 @@ class Inspection:
 
     kind: such as `checkpoint`, `part`, `lora`, `controlnet`; `what` is the same in words.
     parts: part -> bytes of its weights.
-    dtypes: number format -> bytes.
+    dtypes: dtype -> bytes.
     prediction, prediction_source: what the model predicts, and how that is known.
     short_hash: the first ten digits of the SHA-256, which AUTOMATIC1111 shows; None where hashing was not wanted.
     missing, unexpected: against the original layout of the family.
@@ -147,7 +147,7 @@ def _look(
     if family is not None and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
-                "SD 2.x models predict noise or velocity, and nothing says which this one does",
+                "SD 2.x models predict noise (epsilon) or velocity (v), and nothing says which this one does",
                 "AUTOMATIC1111 runs the U-Net once to find out, ComfyUI looks at one weight, Forge takes noise",
             )
         )
@@ -221,7 +221,7 @@ def _against_layout(family: Family, source: Source) -> _Layout:
             problems.append(Problem(fact, "loading stops with a size mismatch in every web UI"))
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
-        problems.append(_problem_of(err, "the file is not whole"))
+        problems.append(_problem_of(err, "the file is incomplete"))
     problems += _missing_problems(missing)
     if unexpected:
         problems.append(
@@ -233,7 +233,7 @@ def _against_layout(family: Family, source: Source) -> _Layout:
     respelled = sum(name != theirs for name, theirs in found.items())
     if respelled and family.key.startswith(("sd15", "sdxl")):
         effect = (
-            "no web UI renames them: the first text encoder stays at random"
+            "no web UI renames them: the first text encoder keeps random weights"
             if family.key.startswith("sdxl")
             else "web UIs rename them; diffusers' own loader stops at them"
         )
@@ -250,12 +250,13 @@ def _missing_problems(missing: list[str]) -> list[Problem]:
         groups.setdefault(_part_of(name), []).append(name)
     effects = {
         "U-Net": "the model cannot be loaded",
-        "VAE": "web UIs use another VAE if one is chosen, else images are noise",
-        "text encoder": "the prompt is read with random weights: images have nothing to do with it",
+        "VAE": "web UIs use another VAE if one is chosen, otherwise images are noise",
+        "text encoder": "the text encoder has random weights: images do not follow the prompt",
     }
     return [
         Problem(
-            f"{len(names)} {part} tensors are missing, such as {names[0]!r}", effects.get(part, "the file is not whole")
+            f"{len(names)} {part} tensors are missing, such as {names[0]!r}",
+            effects.get(part, "the file is incomplete"),
         )
         for part, names in groups.items()
     ]
@@ -282,8 +283,8 @@ def _general_problems(family: Family | None, source: Source, not_finite: Mapping
     ]
     if halves:
         yield Problem(
-            f"{halves[0]} is stored as fractions, not whole numbers",
-            "AUTOMATIC1111 reads words in wrong places where the numbers were rounded; the others recompute it",
+            f"{halves[0]} is stored as floats, not integers",
+            "AUTOMATIC1111 uses wrong token positions where the numbers were rounded; the others recompute it",
         )
     schedule = source.tensors.get("alphas_cumprod")
     if family is not None and schedule is not None and schedule.dtype != "F32":
@@ -295,18 +296,18 @@ def _general_problems(family: Family | None, source: Source, not_finite: Mapping
     if any(second.fullmatch(name) for name in source.tensors):
         yield Problem(
             "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
-            "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
+            "ComfyUI and Forge take it untransposed, AUTOMATIC1111 ignores it: wrong images in all of them",
         )
     if small := sum(is_small_float(fact.dtype) for fact in source.tensors.values()):
         yield Problem(
             f"{small} tensors are in an 8-bit format",
-            "ComfyUI and Forge read them; AUTOMATIC1111 widens them; nothing can be trained on them",
+            "ComfyUI and Forge read them; AUTOMATIC1111 upcasts them; they cannot be trained",
         )
     if not_finite:
         worst = max(not_finite, key=lambda name: not_finite[name])
         yield Problem(
-            f"{len(not_finite)} tensors hold values that are no finite numbers, most of them {worst!r}",
-            "images come out black",
+            f"{len(not_finite)} tensors contain NaN or Inf, most of them {worst!r}",
+            "generated images are black",
         )
 
 
@@ -320,21 +321,21 @@ def _advice(
 ) -> list[str]:
     advice = []
     if not is_safetensors_file(path) and kind.family:
-        advice.append("Convert it to .safetensors: that format cannot hold code and is read faster.")
+        advice.append("Convert it to .safetensors: that format cannot contain code and loads faster.")
     averages = sum(fact.bytes for name, fact in source.tensors.items() if name.startswith("model_ema."))
     if averages:
         advice.append(
-            f"It holds averaged (EMA) weights of {averages / 1e9:.2f} GB, which no web UI reads: convert takes them "
-            "instead of the last ones, or leaves them out with --no-ema."
+            f"It holds EMA weights of {averages / 1e9:.2f} GB, which no web UI reads: convert uses "
+            "them instead of the last weights, or leaves them out with --no-ema."
         )
     if kind.what == "checkpoint" and family is not None and not missing:
         wide = sum(fact.bytes for fact in source.tensors.values() if fact.dtype == "F32")
         if wide > 100_000_000:
-            advice.append("For drawing images, fp16 is enough and half as large: fastsd convert --dtype fp16.")
+            advice.append("For generating images, fp16 is enough and half the size: fastsd convert --dtype fp16.")
     velocity = prediction is not None and prediction.kind == "v_prediction"
     needs_yaml = velocity and family is not None and family.key.startswith(("sd15", "sd21"))
     if needs_yaml and not path.with_suffix(".yaml").exists():
-        advice.append(f"Put a {path.stem}.yaml with `parameterization: v` beside it for AUTOMATIC1111 and Forge.")
+        advice.append(f"Put a {path.stem}.yaml with `parameterization: v` next to it for AUTOMATIC1111 and Forge.")
     if kind.what == "lora peft" and kind.family:
         advice.append("For AUTOMATIC1111, convert it to kohya's names: fastsd convert.")
     if kind.hint:
@@ -342,7 +343,7 @@ def _advice(
     if kind.what == "part" and kind.family in ("vae", "flux-ae") and family is not None:
         settings = settings_of_file(source.metadata).get("vae", {})
         if not vae_family(family, "", source.metadata) and "scaling_factor" not in settings:
-            advice.append("Its scaling factor is not in it: converting it to a folder, say whose it is with --family.")
+            advice.append("Its scaling factor is not in it: when converting it to a folder, specify --family.")
     if kind.what in ("unknown", "unet"):
         advice.append("It cannot be used as a checkpoint.")
     return advice

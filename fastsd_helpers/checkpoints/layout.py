@@ -188,8 +188,8 @@ def _respell(
     for both in used.values():
         if len(both) > 1:
             raise CheckpointError(
-                f"The {owner} names its tensors in two ways: {both[True]!r} and {both[False]!r}.",
-                "Give the model itself, not a wrapper or a merge that holds it twice.",
+                f"The {owner} uses two naming schemes for its tensors: {both[True]!r} and {both[False]!r}.",
+                "Give the model itself, not a wrapper or a merge that contains it twice.",
             )
     return found, unknown
 
@@ -239,7 +239,7 @@ def _measure(
             raise CheckpointError(
                 f"The {PART_WORDS[first]} fits a width of {_size(one, widths)}, the "
                 f"{' and the '.join(PART_WORDS[part] for part in others)} of {_size(other, widths)}.",
-                "Give parts that were trained together.",
+                "Give parts of the same model.",
             )
     return widths
 
@@ -285,7 +285,7 @@ def _check(family: Family, part: str, name: str, shape: Shape | None, wanted: Sh
     if wanted is not None and shape is None:
         raise _missing(family, part, name)
     if shape is not None and shape != wanted:
-        words = "none, as the block keeps its width" if wanted is None else str(list(wanted))
+        words = "none, because the block keeps its width" if wanted is None else str(list(wanted))
         raise _wrong_shape(family, part, name, shape, words)
 
 

@@ -90,11 +90,11 @@ def _tidied(given: Iterable[str], *, strict: bool) -> tuple[dict[str, str], tupl
     whole = any(re.match(rf"(?:.*\.)?{_KNOWN}", name) for name in names)
     state = {name for name in names if whole and _STATE.fullmatch(name)}
     if state:
-        notes.append(f"{len(state)} tensors of the training's state were left out, such as {min(state)!r}.")
+        notes.append(f"{len(state)} training state tensors were left out, such as {min(state)!r}.")
     names = {name: name for name in names if name not in state}
     names = _renamed(names, _without_segments, "the wrapper of torch.compile or of several GPUs", notes, strict)
     names = _unwrapped(names, notes, strict)
-    names = _renamed(names, _respelled, "in another spelling of the VAE's attention", notes, strict)
+    names = _renamed(names, _respelled, "with other names for the VAE's attention", notes, strict)
     return names, tuple(notes)
 
 
@@ -145,18 +145,18 @@ def _unwrapped(names: Mapping[str, str], notes: list[str], strict: bool) -> dict
         inside = wrapped[wrapper]
         averaged = wrapper.split(".")[0] in _AVERAGED
         if averaged and inside.keys() & plain.keys():
-            notes.append(f"{len(inside)} weights of a second, averaged (EMA) copy ({wrapper}...) were left out.")
+            notes.append(f"{len(inside)} weights of a second copy (EMA) ({wrapper}...) were left out.")
             continue
         for name, theirs in inside.items():
             if name in plain and strict:
                 raise _twice(plain[name], theirs)
             plain.setdefault(name, theirs)
-        notes.append(f"{len(inside)} names had {wrapper!r} in front, which was taken off.")
+        notes.append(f"{len(inside)} names had the prefix {wrapper!r}, which was removed.")
     return plain
 
 
 def _twice(one: str, other: str) -> CheckpointError:
     return CheckpointError(
-        f"The file names its tensors in two ways: {one!r} and {other!r} would be the same.",
-        "Give the model itself, not a wrapper or a merge that holds it twice.",
+        f"The file uses two naming schemes for its tensors: {one!r} and {other!r} would be the same.",
+        "Give the model itself, not a wrapper or a merge that contains it twice.",
     )

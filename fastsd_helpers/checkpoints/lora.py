@@ -70,7 +70,7 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
         _refuse_others(lora.layout)
         to_folder = dst.suffix.lower() != ".safetensors"
         if to_folder and lora.layout.naming in ("diffusers", "peft"):
-            raise CheckpointError("A LoRA in kohya's names is one file.", "Give a name that ends in .safetensors.")
+            raise CheckpointError("A LoRA with kohya keys is a single file.", "Give a name that ends in .safetensors.")
         layers, notes = read_lora(lora)
         layers = _without_tables(layers, lora.layout.family, notes)
         sources = [
@@ -83,8 +83,8 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
             t5 = sum(family == "flux" and module.module.part == "text_encoder_2" for module, _ in layers)
             if t5:
                 notes.append(
-                    f"{t5} layers change T5; diffusers' Flux.1 pipeline does not load those. ComfyUI reads them under "
-                    "the source's names."
+                    f"{t5} layers change T5; diffusers' Flux.1 pipeline does not load those. ComfyUI reads them "
+                    "under the source's key names."
                 )
         else:
             tensors, metadata = _to_kohya(_as_original(layers, family), family, dtype)
@@ -136,7 +136,7 @@ def _without_tables(
                 "Use it in ComfyUI as it is, or extract it again without the embeddings.",
             )
     if len(kept) < len(layers):
-        notes.append(f"{len(layers) - len(kept)} layers of zeros for embeddings or norms were left out.")
+        notes.append(f"{len(layers) - len(kept)} all-zero layers of embeddings or norms were left out.")
     return kept
 
 
@@ -155,8 +155,8 @@ def _write(
     if checked.worst > _NOTABLE_ROUNDING:
         notes = [
             *notes,
-            f"Rounding to {dtype} changes what {checked.where} does by {checked.worst:.0%}: its numbers are very "
-            "small. --dtype fp32 keeps them.",
+            f"Rounding to {dtype} changes the effect of {checked.where} by {checked.worst:.0%}: its values "
+            "are very small. --dtype fp32 keeps them.",
         ]
     return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype, tuple(notes))
 

@@ -54,7 +54,7 @@ _UNMERGEABLE = {
     "set_weight": "a kind that replaces weights (ComfyUI's set_weight)",
     "reshape_weight": "a kind that changes the shape of weights (reshape_weight)",
 }
-_DAMAGED = "Download it again, or take an earlier save of it."
+_DAMAGED = "Download it again, or use an earlier checkpoint of it."
 
 
 def changed_tensors(module: LoraModule) -> list[str]:
@@ -76,17 +76,17 @@ def refuse_unmergeable(lora: Lora) -> None:
             if kind is not None:
                 raise CheckpointError(
                     f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
-                    "it is computed.",
+                    "compute it differently.",
                     "Use it in the web UI as it is; LoRA, LoHa, LoKr, DoRA, IA3 and full differences can be merged.",
                 )
         if "scalar" in module.tensors and (read_values(lora.source, module.tensors["scalar"]) != 1).any():
             raise CheckpointError(
-                f"{module.place} has a {module.tensors['scalar']!r} that is not 1, which readers ignore.",
+                f"{module.place} has a {module.tensors['scalar']!r} that is not 1, which other programs ignore.",
                 "Save it again with LyCORIS, which multiplies it in.",
             )
         if not changed_tensors(module):
             raise CheckpointError(
-                f"The LoRA has half a layer: {module.place} has nothing but {', '.join(module.tensors.values())}.",
+                f"The LoRA has an incomplete layer: {module.place} has only {', '.join(module.tensors.values())}.",
                 _DAMAGED,
             )
 
@@ -98,7 +98,7 @@ def read_scales(lora: Lora) -> tuple[tuple[float, ...], list[str]]:
         One number for each module of the layout, and what a person should know, one sentence each.
 
     Raises:
-        CheckpointError: half a pair, values that are no finite numbers, an alpha that is none.
+        CheckpointError: half a pair, values that are not finite (NaN or Inf), an alpha that is none.
     """
     adapted = []
     for module in lora.layout.modules:
@@ -141,7 +141,7 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
         shape: that of the model's tensor, as Diffusers has it (or, of a module that covers several, as the original).
 
     Raises:
-        CheckpointError: factors that do not fit each other or the model, that are quantised, or no finite numbers.
+        CheckpointError: factors that do not fit each other or the model, that are quantised, or NaN or Inf.
     """
     try:
         change = _bias(lora, module, scale) if tensor == "bias" else _weight(lora, module, scale, shape)
@@ -149,14 +149,14 @@ def read_change(lora: Lora, module: LoraModule, tensor: str, scale: float, shape
             raise CheckpointError(
                 f"The LoRA changes {module.place}.{tensor} as a tensor of {list(change.shape)}; the model's has "
                 f"{list(shape)}.",
-                "It was made for a model of other widths: give the model it belongs to.",
+                "It was trained for a model with other dimensions: give that model.",
             )
         if tensor == "weight" and "dora_scale" in module.tensors:
             name = module.tensors["dora_scale"]
             lengths = _read(lora.source, name)
             return Decomposed(change, lengths, shape, on_input=_on_input(name, lengths.shape))
     except KeyError as err:
-        raise CheckpointError(f"The LoRA has half a layer: {module.place} lacks {err}.", _DAMAGED) from err
+        raise CheckpointError(f"The LoRA has an incomplete layer: {module.place} lacks {err}.", _DAMAGED) from err
     except ValueError as err:
         problem = f"The LoRA's factors of {module.place} do not fit each other: {err}."
         raise CheckpointError(problem, _DAMAGED) from err

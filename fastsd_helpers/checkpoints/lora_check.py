@@ -95,7 +95,7 @@ def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> Checke
         for layer in layers:
             keys = [(layer.module.part, path) for path in ((layer.path,) if layer.path else layer.module.paths)]
             if not seen.isdisjoint(keys):
-                raise VerificationFailed(f"{_words(keys[0])} is in the source twice.", _HINT)
+                raise VerificationFailed(f"{_words(keys[0])} is contained in the source twice.", _HINT)
             seen.update(keys)
             if keys[0] in written and _are_copies(layer, written[keys[0]]):
                 continue
@@ -106,7 +106,7 @@ def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> Checke
                     worst, where = error, _words(key)
         for key in written.keys() - seen:
             if _norm(written[key].product(last)):
-                raise VerificationFailed(f"{path.name} changes {_words(key)}, which the source does not.", _HINT)
+                raise VerificationFailed(f"{path.name} changes {_words(key)}, which the source does not change.", _HINT)
     finally:
         file.close()
     return Checked(len(seen), worst, where)
@@ -151,7 +151,7 @@ def _compare(key: Key, wanted: _Product, found: _Product | None) -> float:
     if not error <= allowed:
         raise VerificationFailed(
             f"The written LoRA changes {_words(key)} by {_norm(found):.6g} in all, the source by {size:.6g}; they "
-            f"differ by {error:.3g}, and rounding explains {allowed:.3g}.",
+            f"differ by {error:.3g}, and rounding accounts for {allowed:.3g}.",
             _HINT,
         )
     return error / size if size else 0.0

@@ -135,4 +135,4 @@ def real_sizes(family: str, target: Target) -> Size | None:
 
 
 def _foreign(what: str, why: str, hint: str) -> CheckpointError:
-    return CheckpointError(f"The LoRA is one for {what}, which is not converted: {why}.", hint)
+    return CheckpointError(f"The LoRA is for {what}, which is not converted: {why}.", hint)

@@ -53,7 +53,7 @@ class Layer:
 
     down: float32 [rank, in] or, for a convolution, [rank, in, height, width].
     up: float32 [out, rank] or [out, rank, 1, 1].
-    dtype: the number format it is stored in: that of the file, `F32` where the numbers had to be computed.
+    dtype: the dtype it is stored in: that of the file, `F32` where the numbers had to be computed.
     """
 
     down: "np.ndarray"
@@ -212,9 +212,9 @@ def settle_modules(lora: Lora, adapted: Sequence[tuple[LoraModule, Adapted]]) ->
         own = [one for module, one in adapted if module.module.part == part]
         unsaid += settle_alphas(own, find_statements(lora.source.metadata, config_of(lora, part), part), notes)
     if adapted and unsaid == len(adapted):
-        notes.insert(0, "The file does not say the alpha; it was taken to be the rank, as diffusers does.")
+        notes.insert(0, "The file has no alpha; alpha = rank was assumed, as in diffusers.")
     elif unsaid:
-        notes.insert(0, f"{unsaid} layers do not say their alpha; it was taken to be the rank.")
+        notes.insert(0, f"{unsaid} layers have no alpha; alpha = rank was assumed.")
     return list(dict.fromkeys(notes))
 
 
@@ -245,7 +245,7 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
     import numpy as np
 
     if lacking := [side for side in ("down", "up") if side not in tensors]:
-        raise CheckpointError(f"The LoRA has half a layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
+        raise CheckpointError(f"The LoRA has an incomplete layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
     names = [tensors[role] for role in ("down", "up", "mid") if role in tensors]
     for name in names:
         require_floats(name, source.tensors[name].dtype, "matrix")
@@ -263,7 +263,7 @@ def require_floats(name: str, dtype: str, what: str = "tensor") -> None:
     """Refuse whole numbers in the place of a LoRA's weights; raises CheckpointError."""
     if dtype not in FLOATS:
         raise CheckpointError(
-            f"The LoRA's {what} {name!r} holds whole numbers ({dtype}): it is quantised, and nothing says how.",
+            f"The LoRA's {what} {name!r} contains integers ({dtype}): it is quantized, and the file does not say how.",
             "Give the LoRA in fp32, fp16 or bf16.",
         )
 
@@ -274,8 +274,8 @@ def require_finite(name: str, values: "np.ndarray", what: str = "tensor") -> Non
 
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"The LoRA's {what} {name!r} holds infinite values or values that are not a number.",
-            "It broke down while it was trained: take an earlier save of it.",
+            f"The LoRA's {what} {name!r} contains NaN or Inf.",
+            "Its training diverged: use an earlier checkpoint of it.",
         )
 
 

@@ -215,7 +215,7 @@ def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
         words = f"of the {PART_WORDS[known]}, " if known in PART_WORDS else ""
         problem = f"The LoRA changes {apart.path!r} {words}which {find_family(family).title} models do not have."
     else:
-        problem = f"The LoRA changes {apart.path!r}, a layer of no model we know."
+        problem = f"The LoRA changes {apart.path!r}, a layer of not a known model."
     return CheckpointError(problem, "Give a LoRA for Stable Diffusion 1.x, 2.x, SDXL or Flux.1.")
 
 
@@ -242,8 +242,8 @@ def _modules(stems: Mapping[str, Mapping[str, str]], targets: Mapping[str, Targe
 def _twice(one: str, other: str) -> CheckpointError:
     return CheckpointError(
         f"The file holds one LoRA in two layouts: {one!r} and {other!r} are the same layer.",
-        "Keep the tensors of one layout and save them as a file of their own: programs that read both would add the "
-        "LoRA twice.",
+        "Keep the tensors of one layout and save them as a file of their own: programs that read both would "
+        "apply the LoRA twice.",
     )
 
 

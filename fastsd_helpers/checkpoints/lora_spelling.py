@@ -127,7 +127,7 @@ def by_stem(tensors: Facts) -> dict[str, dict[str, str]]:
             raise _no_adapter(name)
         stems[stem]["weight"] = name
     if not stems:
-        raise CheckpointError("The file holds no tensors of a LoRA.", "Download it again, or pick another file.")
+        raise CheckpointError("The file holds no tensors of a LoRA.", "Download it again, or choose another file.")
     return stems
 
 
@@ -143,12 +143,12 @@ def _taken_apart(name: str) -> tuple[str, str]:
 def _no_adapter(name: str) -> CheckpointError:
     if name.startswith(("bundle_emb.", "emb_params", "string_to_param")):
         return CheckpointError(
-            f"The LoRA brings an embedding (textual inversion) of its own: {name!r}.",
+            f"The LoRA contains an embedding (textual inversion): {name!r}.",
             "Use it in the web UI as it is; or save the LoRA without the bundled embedding.",
         )
     if name.endswith(("query_norm.scale", "key_norm.scale")):
         return CheckpointError(
-            f"The LoRA is a control LoRA of Flux.1 (Depth or Canny): it brings weights of its own, such as {name!r}.",
+            f"The LoRA is a control LoRA of Flux.1 (Depth or Canny): it contains its own weights, such as {name!r}.",
             "ComfyUI and diffusers read it as it is.",
         )
     if _OTHER_ADAPTERS.match(name):
@@ -163,13 +163,13 @@ def _no_adapter(name: str) -> CheckpointError:
         )
     if re.search(r"\.lora_(down|up)\.\d+\.weight$", name):
         return CheckpointError(
-            f"The LoRA is a training's intermediate file, with split layers ({name!r}).",
+            f"The LoRA is an intermediate training file with split layers ({name!r}).",
             "Give the file that the trainer saves at the end.",
         )
     if name.endswith((".weight", ".bias")):
         return CheckpointError(
-            f"The LoRA brings whole weights beside its matrices, such as {name!r} (peft: modules_to_save or bias), for "
-            "which no conversion exists.",
+            f"The LoRA contains full weights besides its matrices, such as {name!r} (peft: modules_to_save or bias), "
+            "for which no conversion exists.",
             "Use it with the program that made it, or train it without them.",
         )
     return CheckpointError(

@@ -102,7 +102,7 @@ def find_pattern(patterns: Iterable[str], paths: Iterable[str]) -> str | None:
 def _matcher(pattern: str) -> Callable[[str], Any]:
     # Repeated groups can take longer than anyone waits; no module's path needs one.
     if len(pattern) > 2000 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 6:
-        raise CheckpointError(f"The LoRA's metadata have the pattern {pattern[:80]!r}, which is too involved.", _HINT)
+        raise CheckpointError(f"The LoRA's metadata have the pattern {pattern[:80]!r}, which is too complex.", _HINT)
     try:
         return re.compile(rf"(.*\.)?({pattern})$").match  # compiled once: `re` remembers
     except re.error as err:
@@ -166,9 +166,9 @@ def _of_config(config: Mapping[str, Any], where: str) -> Statement:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_MODEL):
         raise CheckpointError(
-            f"The LoRA was trained on changed weights ({where} says init_lora_weights: {start}): it does not fit the "
-            "model as it was.",
-            "Save it with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it.",
+            f"The LoRA was trained on changed weights ({where} says init_lora_weights: {start}): it does not "
+            "fit the original model.",
+            "Save it with peft's path_initial_model_for_weight_conversion, which turns it into a plain LoRA.",
         )
     # peft's LoHa and LoKr have `alpha`.
     alpha_key = "lora_alpha" if config.get("lora_alpha") is not None else "alpha"
@@ -254,14 +254,14 @@ def settle_alphas(layers: list[Adapted], statements: list[Statement], notes: lis
         adapted.alpha, adapted.where = found or (float(adapted.rank), "")
         if not math.isfinite(adapted.alpha):
             raise CheckpointError(
-                f"The LoRA's alpha of {adapted.place} is {adapted.alpha}: how strongly it counts is not known.",
-                "Take an earlier save of it, or correct the alpha where it is stated.",
+                f"The LoRA's alpha of {adapted.place} is {adapted.alpha}: its scale is unknown.",
+                "Use an earlier checkpoint of it, or correct the stated alpha.",
             )
     lacking = [adapted for adapted in layers if adapted.own_alpha is None]
     if lacking and counts is not None and counts.unusual:
         notes.append(
-            f"No tensor holds the alpha of {_count(lacking)}: {counts.alpha:g} was taken, from {counts.where}. "
-            "Other readers may take the rank."
+            f"No tensor holds the alpha of {_count(lacking)}: {counts.alpha:g} was used, from {counts.where}. "
+            "Other programs may use the rank."
         )
     _note_contradictions(layers, statements, notes)
     _note_ranks(layers, statements, notes)
@@ -285,7 +285,7 @@ def _note_contradictions(layers: list[Adapted], statements: list[Statement], not
             stated = statement.alpha_of(other[0])
             notes.append(
                 f"The alpha of {_count(other)} is stated twice: {stated:g} in {statement.where}, "
-                f"and {other[0].alpha:g} in {other[0].where}, which counts."
+                f"and {other[0].alpha:g} in {other[0].where}, which was used."
             )
 
 
@@ -296,7 +296,7 @@ def _note_ranks(layers: list[Adapted], statements: list[Statement], notes: list[
         if other and (statement.firm or len(other) == len(layers)):
             notes.append(
                 f"{statement.where[0].upper()}{statement.where[1:]} states rank {statement.rank_of(other[0]):g} for "
-                f"{_count(other)}; the matrices have rank {other[0].rank}, which counts."
+                f"{_count(other)}; the matrices have rank {other[0].rank}, which was used."
             )
 
 
@@ -313,9 +313,9 @@ def _note_accidents(layers: list[Adapted], statements: list[Statement], notes: l
         notes.append(f"The alpha of {_count(nothing)} is 0: nothing is changed there.")
     negative = [adapted for adapted in layers if adapted.alpha < 0]
     if negative:
-        notes.append(f"The alpha of {_count(negative)} is negative: it works in the opposite direction.")
+        notes.append(f"The alpha of {_count(negative)} is negative: it has the opposite effect.")
     empty = [adapted for adapted in layers if adapted.nothing]
     if len(empty) == len(layers):
-        notes.append("Every layer has a matrix of zeros: this LoRA changes nothing.")
+        notes.append("Every layer has an all-zero matrix: this LoRA has no effect.")
     elif empty:
         notes.append(f"A matrix of {_count(empty)} is all zeros: nothing is changed there.")

@@ -70,7 +70,7 @@ def open_adapters(asked: Iterable[str], stack: ExitStack) -> tuple[Adapter, ...]
         same = [one for one in adapters[:place] if one.path.samefile(adapter.path)]
         if same:
             together = adapter.strength + sum(one.strength for one in same)
-            note = f"{adapter.path.name} is given {len(same) + 1} times: together it counts {together:g}."
+            note = f"{adapter.path.name} is given {len(same) + 1} times: the combined strength is {together:g}."
             adapters[place] = replace(adapter, notes=(*adapter.notes, note))
     return tuple(adapters)
 
@@ -85,8 +85,8 @@ def _read_request(text: str) -> tuple[Path, float]:
     if whole.exists():
         if named is not None and strength is not None and named.exists():
             raise CheckpointError(
-                f"{text!r} means two things: there is {named} and {whole.name}.",
-                f"Write {text}:1 for the latter; or another form of the number, such as {head}:{strength:.3f}.",
+                f"{text!r} is ambiguous: there is {named} and {whole.name}.",
+                f"Write {text}:1 for the latter, or another form of the number, such as {head}:{strength:.3f}.",
             )
         return whole, 1.0
     if named is None or (strength is None and not named.exists()):
@@ -99,7 +99,7 @@ def _read_request(text: str) -> tuple[Path, float]:
     if not math.isfinite(strength):
         raise CheckpointError(f"The strength of {named.name} is {tail}.", f"Write a number, such as 0.7. {_FORM}")
     if strength == 0:
-        raise CheckpointError(f"The strength of {named.name} is 0: nothing would be merged.", f"Leave it out. {_FORM}")
+        raise CheckpointError(f"The strength of {named.name} is 0: nothing would be merged.", f"Omit it. {_FORM}")
     return named, strength
 
 
@@ -122,7 +122,7 @@ def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
         raise CheckpointError(err.problem if named else f"{path.name}: {err.problem}", err.hint) from err
     said = [f"{path.name}: {note}" for note in notes]
     if strength < 0:
-        said.append(f"{path.name}: the strength {strength:g} is negative: it works in the opposite direction.")
+        said.append(f"{path.name}: the strength {strength:g} is negative: it has the opposite effect.")
     return Adapter(path, strength, lora, scales, tuple(said))
 
 

@@ -1,4 +1,4 @@
-"""Number formats of tensors: which there are, and changing one into another without torch.
+"""Dtypes of tensors: which there are, and changing one into another without torch.
 
 Rounding is to the nearest, ties to even, as torch rounds: bit for bit, subnormals included. A not-a-number stays one;
 which of them depends, in torch, on the processor. It works on pieces of a tensor, so that memory never holds more than
@@ -54,7 +54,7 @@ def cast_dtype(stored: str, wanted: str) -> str:
         CheckpointError: `wanted` is none of keep, fp32, fp16, bf16.
     """
     if wanted not in DTYPES:
-        raise CheckpointError(f"There is no number format {wanted!r}.", f"Choose {', '.join(DTYPES)}.")
+        raise CheckpointError(f"There is no dtype {wanted!r}.", f"Choose {', '.join(DTYPES)}.")
     return DTYPES[wanted] or stored if stored in FLOATS else stored
 
 
@@ -66,7 +66,7 @@ def is_small_float(dtype: str) -> bool:
 def cast(
     values: Any, stored: str, wanted: str, *, owner: Callable[[], str], finite: bool = False, out: Any = None
 ) -> Any:
-    """Change a piece of a tensor into another number format.
+    """Change a piece of a tensor into another dtype.
 
     Args:
         values: the bytes of the piece, little endian; a buffer.
@@ -79,14 +79,14 @@ def cast(
         A buffer with the piece in the new format; `values` itself where nothing changes.
 
     Raises:
-        CheckpointError: a value becomes infinite; or with `finite`, is no finite number.
+        CheckpointError: a value becomes infinite; or with `finite`, is NaN or Inf.
     """
     if stored == wanted and not (finite and stored in FLOATS):
         return values
     if finite and count_not_finite(values, stored):
         raise CheckpointError(
-            f"{owner()} holds values that are not finite numbers.",
-            "Export an earlier checkpoint, and train on from it with a lower learning rate.",
+            f"{owner()} contains NaN or Inf.",
+            "Export an earlier checkpoint, or resume training from it with a lower learning rate.",
         )
     if stored == wanted:
         return values

@@ -18,7 +18,7 @@ from fastsd_helpers.inert import read_config
 
 __all__ = ["refuse_gguf", "refuse_packed", "refuse_packed_config", "refuse_small_floats"]
 
-_HINT = "Get the fp16 or bf16 file of the same model."
+_HINT = "Download the fp16 or bf16 file of the same model."
 # What is left of a companion's name is the tensor it belongs to: 'weight_scale_inv' and 'scale_weight' to 'weight'.
 _SCALE = re.compile(
     r"_?(scale|absmax|zero_?point|zero|quant|scb|g_idx|codebook|weight_format|nested|packed|inv|amax)s?_?"
@@ -117,7 +117,7 @@ def refuse_gguf(folder: Path) -> None:
         packed = sorted(part.glob("*.gguf"))
         if packed and not weight_sets(part) and (part / "config.json").is_file():
             raise CheckpointError(
-                f"{packed[0]} is a GGUF file: its weights are packed in few bits and are not converted.",
+                f"{packed[0]} is a GGUF file: its weights are quantized to few bits and are not converted.",
                 "Give the model's .safetensors files.",
             )
 
@@ -135,6 +135,7 @@ def refuse_small_floats(path: Path, source: Source, dtype: str) -> tuple[str, ..
     if dtype == "keep":
         raise CheckpointError(
             f"{path} holds {len(small)} tensors in an 8-bit format, such as {small[0]!r}.",
-            "Widen them with --dtype fp16 (what 8 bits have lost stays lost), or get the fp16 file of the same model.",
+            "Upcast them with --dtype fp16 (the precision lost in 8 bits stays lost), or download the fp16 file of "
+            "the same model.",
         )
-    return (f"{len(small)} tensors were widened from 8 bits: what 8 bits had lost stays lost.",)
+    return (f"{len(small)} tensors were upcast from 8 bits: the precision lost in 8 bits stays lost.",)

@@ -135,8 +135,8 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
     if metadata.get("modelspec.architecture", "").endswith("-768-v"):
         return Prediction("v_prediction", "its ModelSpec metadata", zero_snr)
     if family.startswith("sd21") and not family.endswith("-inpaint"):
-        return Prediction(None, "SD 2.x has both kinds, and the file does not say which it is", zero_snr)
-    return Prediction("epsilon", "the file says nothing else", zero_snr)
+        return Prediction(None, "SD 2.x exists with both, and the file does not say which it is", zero_snr)
+    return Prediction("epsilon", "the default, as the file says nothing else", zero_snr)
 
 
 def _floats(source: Source, name: str, count: int, *, positive: bool = False) -> tuple[float, ...]:

@@ -39,7 +39,7 @@ def pump(
             before and a buffer of their size: whether it has put them there itself. The buffer is what will be given.
 
     Raises:
-        CheckpointError: a source cannot be read, or a value does not fit the new number format.
+        CheckpointError: a source cannot be read, or a value does not fit the new dtype.
     """
     spare = _Spare()
     jobs, ahead = _jobs(recipes), 0

@@ -26,7 +26,7 @@ class Piece:
 
     @property
     def stored(self) -> str:
-        """The number format of the values in the source."""
+        """The dtype of the values in the source."""
         return self.source.tensors[self.name].dtype
 
 
@@ -104,7 +104,7 @@ def part_recipes(
 
 
 def copied(source: Source, name: str, dtype: str = "keep") -> Recipe:
-    """A tensor taken over as it is, but for its number format."""
+    """A tensor taken over as it is, but for its dtype."""
     fact = source.tensors[name]
     return Recipe(TensorFact(cast_dtype(fact.dtype, dtype), fact.shape), (Piece(source, name, 0, fact.count),))
 

@@ -62,7 +62,7 @@ def recognise(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind
     if foreign is not None:
         return _as_kind(foreign)
     found = _flux(tensors) or _stable_diffusion(tensors) or _part(tensors, metadata) or _diffusers(tensors)
-    return found or Kind("unknown", None, "no model we know", _UNKNOWN)
+    return found or Kind("unknown", None, "not a known model", _UNKNOWN)
 
 
 def _embedding(tensors: Facts) -> Kind | None:
@@ -93,7 +93,7 @@ def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
     except CheckpointError as err:
         if any(_LYCORIS.match(name) for name in tensors):
             return Kind("lycoris", None, "a LyCORIS adapter (LoHa, LoKr or OFT)", _MERGE)
-        other = re.match(r"The LoRA is one for (.+?), which is not converted", err.problem)
+        other = re.match(r"The LoRA is for (.+?), which is not converted", err.problem)
         naming = "kohya's names" if what == "lora" else "diffusers' or peft's names"
         words = f"a LoRA for {other[1]}" if other else f"a LoRA in {naming}"
         return Kind(what, None, words, f"{err.problem} {err.hint}")
@@ -175,7 +175,7 @@ def _vae(first: TensorFact | None, what: str, metadata: Mapping[str, str]) -> Ki
     latents = first.shape[1] if first is not None and len(first.shape) == 4 else 4
     place = " in Diffusers' names" if what == "diffusers part" else ""
     if latents not in (4, 16):
-        return Kind("foreign", None, f"a VAE of {latents} latent channels, of a model without a table", hint_of("vae"))
+        return Kind("foreign", None, f"a VAE of {latents} latent channels, of an unknown model", hint_of("vae"))
     said = metadata.get("modelspec.architecture", "").lower()
     if latents == 16:
         sd3 = "v3" in said or "sd3" in said
@@ -236,13 +236,14 @@ def require_convertible(
     """
     kind = recognise(tensors, metadata)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors.", "Download it again, or pick another file.")
+        raise CheckpointError(f"{path} holds no tensors.", "Download it again, or choose another file.")
     if kind.hint and not kind.what.startswith("lora"):
         example = f" (it has {min(tensors)!r})" if kind.what == "unknown" else ""
         raise CheckpointError(f"{path} is {kind.words}{example}, and is not converted.", kind.hint)
     if kind.what == "diffusers part" and kind.family is None:
         raise CheckpointError(
-            f"{path} is {kind.words}, one part of a model.", "Give the whole folder, the one with model_index.json."
+            f"{path} is {kind.words}, one part of a model.",
+            "Give the complete folder, the one that contains model_index.json.",
         )
     if family is not None and not _is_of(kind, family):
         raise CheckpointError(

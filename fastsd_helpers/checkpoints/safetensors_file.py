@@ -150,7 +150,7 @@ class SafetensorsFile:
             raise self._damaged(f"it is only {self.bytes} bytes long")
         (length,) = struct.unpack("<Q", prefix)
         if length > self.bytes - 8:
-            raise self._damaged("its header is not that of a safetensors file, or the file is cut short")
+            raise self._damaged("its header is not that of a safetensors file, or the file is truncated")
         if length > HEADER_LIMIT:
             raise self._damaged(f"its header has {length:,} bytes, and no reader takes more than {HEADER_LIMIT:,}")
         header = open_header(self._file, length)
@@ -188,7 +188,7 @@ class SafetensorsFile:
 
     def _damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} is not a whole safetensors file: {reason}.", "Download it again, or pick another file."
+            f"{self.path} is not a complete safetensors file: {reason}.", "Download it again, or choose another file."
         )
 
     def _unreadable(self, what: str, err: OSError) -> CheckpointError:

@@ -53,7 +53,7 @@ def write_safetensors(
     Raises:
         CheckpointError: a source cannot be read, or a value does not fit its new format.
         DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
-        VerificationFailed: the disk gave back other bytes than were written.
+        VerificationFailed: the disk returned different bytes than were written.
     """
     names = sorted(recipes, key=lambda name: (-DTYPE_BYTES[recipes[name].fact.dtype], name))
     described = {**metadata, HASH_KEY: _HASH_TO_COME} if read_back else metadata
@@ -148,6 +148,6 @@ def _read_back(path: Path, header_bytes: int, data_hash: str) -> str:
     whole, data = hashes_from(path, (0, header_bytes))
     if data != data_hash:
         raise VerificationFailed(
-            f"{path.parent} gave back other bytes than were written.", "Check the disk, or choose another folder."
+            f"{path.parent} returned different bytes than were written.", "Check the disk, or choose another folder."
         )
     return whole

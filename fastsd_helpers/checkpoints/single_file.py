@@ -81,7 +81,7 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         if lacking:
             raise CheckpointError(
                 f"{path} is a file of {family.title} that has no {lacking}.",
-                "Give the whole model; web UIs load this one with the part that is missing chosen beside it.",
+                "Give the whole model; web UIs load this one if the missing part is chosen in addition.",
             )
         shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
         widths = measure_original(family, shapes)
@@ -99,7 +99,7 @@ def _left_out(family: Family, names: list[str]) -> tuple[str, ...]:
     if not gone:
         return ()
     shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
-    return (f"{len(gone)} tensors that no program needs to draw with it were left out: {shown}.",)
+    return (f"{len(gone)} tensors that no program needs for inference were left out: {shown}.",)
 
 
 def averaged_names(family: Family) -> dict[str, str]:
@@ -121,12 +121,12 @@ def _use_averages(family: Family, found: dict[str, str], averages: set[str], ema
     if not usable:
         return ()
     if not ema:
-        return (f"{len(usable)} averaged (EMA) weights were left out.",)
+        return (f"{len(usable)} EMA weights were left out.",)
     lacking = sorted(name for name in found if name.startswith("model.diffusion_model.") and name not in usable)
     if unknown or lacking:
         raise CheckpointError(
-            f"The averaged (EMA) weights are not complete: {(unknown or lacking)[0]!r} has no counterpart.",
+            f"The EMA weights are not complete: {(unknown or lacking)[0]!r} has no counterpart.",
             "Leave them out with --no-ema.",
         )
     found.update(usable)
-    return (f"{len(usable)} averaged (EMA) weights were taken instead of the last ones.",)
+    return (f"{len(usable)} EMA weights were used instead of the last ones.",)

@@ -45,7 +45,7 @@ class Source(Protocol):
         """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
 
     def close(self) -> None:
-        """Let go of files and tensors."""
+        """Release files and tensors."""
 
 
 class Values:
@@ -188,14 +188,14 @@ class _Shards:
             for name, fact in shard.tensors.items():
                 if homes.get(name) != file_name:
                     raise CheckpointError(
-                        f"{file_name} holds the tensor {name!r}, which {index.name} does not place there.",
+                        f"{file_name} holds the tensor {name!r}, which {index.name} does not list there.",
                         f"The {part}'s files are of different models; download it again.",
                     )
                 self.tensors[name], self._home[name] = fact, shard
         for name, file_name in homes.items():
             if name not in self.tensors:
                 raise CheckpointError(
-                    f"{file_name} lacks the tensor {name!r}, which {index.name} places there.",
+                    f"{file_name} lacks the tensor {name!r}, which {index.name} lists there.",
                     "Download the model again.",
                 )
 

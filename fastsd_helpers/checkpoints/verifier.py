@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "verify_checkpoint"]
 
-_HINT = "Do not use this file: delete it and export again; if it happens again, check the disk."
+_HINT = "Do not use this file: delete it and export again; if the problem persists, check the disk."
 
 
 def verify_checkpoint(
@@ -32,7 +32,7 @@ def verify_checkpoint(
     family: str | None = None,
     dtype: str | None = None,
 ) -> str:
-    """Compare a checkpoint file with its sources: names, shapes, number formats and every byte of every tensor.
+    """Compare a checkpoint file with its sources: names, shapes, dtypes and every byte of every tensor.
 
     Args:
         file: what `write_checkpoint` returned, or a path.
@@ -89,7 +89,7 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
 def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping[str, Recipe]) -> None:
     for name in sorted(wanted.keys() ^ stored.keys()):
         raise VerificationFailed(
-            f"{path} {'lacks' if name in wanted else 'has more than it should:'} the tensor {name!r}.", _HINT
+            f"{path} {'lacks' if name in wanted else 'contains an unexpected tensor:'} the tensor {name!r}.", _HINT
         )
     for name, fact in stored.items():
         meant = wanted[name].fact

@@ -109,6 +109,6 @@ def choose_set(folder: Path, sets: list[WeightSet], variant: str | None = None) 
     if len(best) > 1:
         raise CheckpointError(
             f"{folder} holds both {best[0].first.name} and {best[1].first.name}.",
-            "Remove the one that does not belong.",
+            "Remove the wrong one.",
         )
     return best[0]

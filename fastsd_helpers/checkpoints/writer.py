@@ -135,7 +135,8 @@ def refuse_existing(dst: Path, *, overwrite: bool) -> None:
     """
     if dst.is_dir() and overwrite and any(dst.iterdir()) and not _is_model(dst):
         raise CheckpointError(
-            f"{dst} holds something else than a model, and is not replaced.", "Choose another name for the new folder."
+            f"{dst} contains something other than a model, and is not replaced.",
+            "Choose another name for the new folder.",
         )
     if (dst.exists() or dst.is_symlink()) and not overwrite:
         raise CheckpointError(f"{dst} exists already.", "Choose another name, or replace it with --overwrite.")

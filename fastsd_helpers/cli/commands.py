@@ -41,7 +41,7 @@ def new_session(chosen: argparse.Namespace) -> Answer:
 
     session = Session.create(chosen.session, root=chosen.root)
     lines = [
-        f"Made the session {session.name} in {session.folder}",
+        f"Created the session {session.name} in {session.folder}",
         f"Next: fastsd dreambooth prepare {session.name} --images FOLDER",
     ]
     return Answer({"session": session.name, "path": session.folder}, lines)
@@ -55,7 +55,7 @@ def list_sessions(chosen: argparse.Namespace) -> Answer:
     root, found = sessions_root(chosen.root), list_sessions(chosen.root)
     data = {"path": root, "sessions": found}
     if not found:
-        return Answer(data, [f"No sessions in {root}.", "Make one: fastsd dreambooth new NAME"])
+        return Answer(data, [f"No sessions in {root}.", "Create one: fastsd dreambooth new NAME"])
     rows = [
         [
             item.name,
@@ -185,7 +185,7 @@ def sample(chosen: argparse.Namespace) -> Answer:
     config = SampleConfig(**given_values(chosen, SampleConfig))
     session = open_session(chosen)
     result = sample(config, session)
-    lines = [f"Drawn after {result.stage} step {result.step}: {result.path}"]
+    lines = [f"Generated after {result.stage} step {result.step}: {result.path}"]
     return Answer({"session": session.name, **plain(result), "sha256": sha256_of(result.path)}, lines)
 
 
@@ -230,11 +230,14 @@ def delete(chosen: argparse.Namespace) -> Answer:
 def _with_photos(folder: Path) -> str:
     """What of a person's own goes with a session, which may be nowhere else."""
     given = sum(path.is_file() for name in ("uploads", "originals") for path in (folder / name).rglob("[!.]*"))
-    return f" with {given} photos and captions of yours in it" if given else ""
+    return f" with {given} of your photos and captions in it" if given else ""
 
 
 def _agreed(question: str, folder: Path) -> bool:
     if not sys.stdin.isatty():
-        raise SettingsError(f"{question} Nobody can be asked here, so nothing was deleted.", "Add --yes to delete it.")
+        raise SettingsError(
+            f"{question} There is no terminal to ask for confirmation, so nothing was deleted.",
+            "Add --yes to delete it.",
+        )
     print(f"{question}\n  {folder}\nThis cannot be undone. [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -114,7 +114,7 @@ def _add_rest(group: Any) -> None:
 def _count(word: str) -> int:
     """A whole number from 1; argparse says what is wrong with another word."""
     if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{word!r} is not an integer of 1 or more")
     return int(word)
 
 
@@ -179,7 +179,7 @@ def _file_and_words(text: str) -> tuple[str, str]:
 
 
 def _remarks(held_out: bool, truncated: bool) -> str:
-    return ", ".join(["held out"] * held_out + ["its end is cut off"] * truncated)
+    return ", ".join(["held out"] * held_out + ["truncated"] * truncated)
 
 
 def upload(chosen: argparse.Namespace) -> Answer:

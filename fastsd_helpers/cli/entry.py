@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(redact(json.dumps(plain(answer.data)) if as_json else "\n".join(lines)), flush=True)
             return 0
         except KeyboardInterrupt:
-            return _report("Stopped.", "Run the same command again to go on.", 130, as_json)
+            return _report("Stopped.", "Run the same command again to resume.", 130, as_json)
         except BrokenPipeError:
             # The reader (`| head`) has gone; Python would complain once more while it shuts down.
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _report_failure_of_ours(err: Exception, as_json: bool) -> int:
     _show_traceback_if_asked()
-    text = " ".join(str(err).split()) or "no further text"
+    text = " ".join(str(err).split()) or "no message"
     hint = f"Run it again with FASTSD_DEBUG=1 in front, and report what it prints at {ISSUES}"
     return _report(f"fastsd itself failed: {type(err).__name__}: {text}.", hint, 1, as_json)
 

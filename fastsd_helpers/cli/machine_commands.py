@@ -47,6 +47,6 @@ def install(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.wheels import install
 
     if chosen.wheels and chosen.cache:
-        raise SettingsError("--wheels and --cache both say where the wheels come from.", "Give one of them.")
+        raise SettingsError("--wheels and --cache both set the source of the wheels.", "Give one of them.")
     report = install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
     return Answer(plain(report), report.lines())

@@ -14,7 +14,7 @@ __all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "li
 
 logger = logging.getLogger("fastsd_helpers")
 
-_UNCHECKED = "Sizes and hashes are from published lists; a download that differs from its hash is refused."
+_UNCHECKED = "Sizes and hashes are from published lists; a download that does not match its hash is refused."
 
 
 def add_models(commands: Any) -> None:
@@ -111,14 +111,14 @@ def get_model(chosen: argparse.Namespace) -> Answer:
         "kind": describe_content(path),
     }
     facts = {**data, "path": "", "bytes": size_in_words(data["bytes"])}
-    lines = [f"Here, whole and checked: {path}", *pairs(facts)[1:]]
+    lines = [f"Downloaded and verified: {path}", *pairs(facts)[1:]]
     return Answer(data, lines)
 
 
 def _folder_answer(folder: Path, sha256: str | None) -> Answer:
     count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     data = {"path": folder, "bytes": count, "sha256": sha256, "kind": "folder"}
-    return Answer(data, [f"Here, whole and checked: {folder} ({size_in_words(count)})"])
+    return Answer(data, [f"Downloaded and verified: {folder} ({size_in_words(count)})"])
 
 
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
@@ -150,7 +150,7 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
     more = f", and {unknown} of unknown size" if unknown else ""
     lines = table(["KEY", "TASKS", "SIZE", "PREPROCESSOR", "SAVED AS", "RUNS IN"], rows)
     whole = size_in_words(total_bytes(found))
-    lines.append(f"{len(found)} files, {whole} in all{more}. * is the first choice for its tasks.")
+    lines.append(f"{len(found)} files, {whole} in all{more}. * is the recommended one for its tasks.")
     return Answer({"controlnets": found, "bytes": total_bytes(found), "unknown_sizes": unknown}, lines)
 
 

@@ -55,7 +55,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         names = {flag.lstrip("-"): flag for flag in flags}
         close = difflib.get_close_matches(word.lstrip("-"), names, n=1)
         guess = f"Did you mean {names[close[0]]}? " if close else ""
-        raise SettingsError(f"`{prog}` takes no {word!r}.", f"{guess}See: {prog} --help")
+        raise SettingsError(f"`{prog}` does not accept {word!r}.", f"{guess}See: {prog} --help")
     return chosen
 
 

@@ -51,7 +51,7 @@ def given_password(chosen: argparse.Namespace) -> str | None:
     """
     file, ask = getattr(chosen, "password_file", None), getattr(chosen, "ask_password", False)
     if file is not None and ask:
-        raise SettingsError("--password-file and --ask-password are two ways to one password.", "Give one of them.")
+        raise SettingsError("--password-file and --ask-password both set the password.", "Give one of them.")
     if not hasattr(chosen, "_password"):
         chosen._password = _ask() if ask else None if file is None else _read(file)
     return chosen._password
@@ -61,7 +61,7 @@ def _ask() -> str:
     import getpass
 
     if not sys.stdin.isatty():
-        raise SettingsError("Nobody can be asked for a password here.", f"Give it another way: {_WAYS}.")
+        raise SettingsError("There is no terminal to ask for a password.", f"Give it another way: {_WAYS}.")
     return _checked(getpass.getpass("Password (it is not shown): "), "What was typed")
 
 
@@ -117,8 +117,8 @@ def refuse_typed_secrets(words: Sequence[str]) -> None:
         if word == "--":
             return
         flag = word.partition("=")[0].lower().replace("_", "-")
-        another = "What was typed may be in your shell's history: choose another."
-        where = "is not taken from the command line, which every program of this machine can read"
+        another = "It may be in your shell's history now: choose another one."
+        where = "is not accepted on the command line, which every program on this machine can read"
         if _PASSWORD_WORDS.fullmatch(flag):
             raise SettingsError(f"A password {where}.", f"Give it by {_WAYS}. {another}")
         if _TOKEN_WORDS.fullmatch(flag):

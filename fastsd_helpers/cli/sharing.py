@@ -50,7 +50,7 @@ def link_settings(
     if kind in (None, "no"):
         if given:
             flag = next(iter(given)).replace("_", "-")
-            raise SettingsError(f"--{flag} is for a public link, and none is asked for.", "Add --share.")
+            raise SettingsError(f"--{flag} needs a public link, and none was requested.", "Add --share.")
         return None
     given |= {"kind": kind, "password": password or given_password(chosen)} | ({"user": user} if user else {})
     return TunnelConfig(**given)

@@ -119,7 +119,7 @@ def _progress() -> Callable[..., None]:
         now = time.monotonic()
         if now - last >= _EVERY_S:
             last = now
-            logger.info("%d%s lines, %.1f a second", done, f" of {of}" if of else "", done / (now - began))
+            logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", done / (now - began))
 
     return tell
 
@@ -137,9 +137,13 @@ def read(chosen: argparse.Namespace) -> Answer:
     if chosen.pages and whole_folder:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
-        raise SettingsError("--shard is for one folder, read into a folder.", "Name one folder, and one with --out.")
+        raise SettingsError(
+            "--shard needs one input folder and an output folder.", "Name one folder, and one with --out."
+        )
     if chosen.attention and (chosen.pages or whole_folder):
-        raise SettingsError("--attention draws single lines.", "Leave out --pages, or give --out a file's name.")
+        raise SettingsError(
+            "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
+        )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
     if format not in FORMATS:
         raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
@@ -155,7 +159,7 @@ def read(chosen: argparse.Namespace) -> Answer:
         seconds = time.monotonic() - began
         data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
         data["sha256"] = sha256_of(result.path) if result.path else None
-        told = f"All read: {result.path}" if result.path else "The parts of other shards are missing still."
+        told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
         return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
     if chosen.pages:
         from fastsd_helpers.trocr.pages import read_pages
@@ -259,7 +263,7 @@ def finetune(chosen: argparse.Namespace) -> Answer:
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
-        "lines": f"{result.train_lines} learned from, {result.held_out_lines} measured on",
+        "lines": f"{result.train_lines} for training, {result.held_out_lines} for validation",
         "steps": result.steps,
     }
     weights = sorted(result.path.glob("*.safetensors"))

@@ -130,9 +130,7 @@ def launch(chosen: argparse.Namespace) -> Answer:
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
     ignored = [flag for flag in ("gpu", "family") if getattr(chosen, flag) and not chosen.dry_run]
     if ignored:
-        raise SettingsError(
-            f"--{ignored[0]} only says what would be started elsewhere.", "Add --dry-run, or leave it out."
-        )
+        raise SettingsError(f"--{ignored[0]} has an effect only with --dry-run.", "Add --dry-run, or leave it out.")
     # What is wrong with a link is said before anything starts.
     link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)
@@ -163,7 +161,7 @@ def launch(chosen: argparse.Namespace) -> Answer:
         return Answer(data, [f"{running.ui.title} ended."])
     if data.get("problem"):
         raise TunnelError(f"{running.ui.title} runs, but it is not shared: {data['problem']}", data["hint"])
-    return Answer(data, [f"{running.ui.title} runs. End it with: fastsd webui stop --ui {running.ui.key}"])
+    return Answer(data, [f"{running.ui.title} runs. Stop it with: fastsd webui stop --ui {running.ui.key}"])
 
 
 def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -180,7 +178,7 @@ def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> di
         login = running.login if running.ui.has_login else None
         told = {"url": running.url, "kind": None, "problem": err.problem, "hint": err.hint}
         shown = told | ({"user": login.user, "password": login.password} if login else {})
-        words = f"It is not shared, and runs on. {err.problem} {err.hint}"
+        words = f"It is not shared, and keeps running. {err.problem} {err.hint}"
         show(json.dumps(shown) if chosen.json else f"{_local_block(running)}\n{words}")
         return told
 
@@ -206,7 +204,7 @@ def place_models(chosen: argparse.Namespace) -> Answer:
     else:
         machine = GPUS.get(chosen.gpu)
         placed = place(chosen.model, ui, places, kind=chosen.kind, machine=machine, t5=chosen.t5, root=chosen.root)
-    lines = [f"{ui.title} finds it now ({model.kind}, {model.how}): {model.path}" for model in placed]
+    lines = [f"{ui.title} can load it now ({model.kind}, {model.how}): {model.path}" for model in placed]
     return Answer({**plain(placed[0]), "placed": [plain(model) for model in placed]}, lines)
 
 
@@ -241,7 +239,7 @@ def show_log(chosen: argparse.Namespace) -> Answer:
         return Answer({"log": None, "lines": []}, ["It was not started here, so there is no log."])
     tail = LogTail(state.log)
     tail.read()
-    return Answer({"log": state.log, "lines": list(tail.last)}, [*tail.last, f"The whole log: {state.log}"])
+    return Answer({"log": state.log, "lines": list(tail.last)}, [*tail.last, f"Full log: {state.log}"])
 
 
 def stop(chosen: argparse.Namespace) -> Answer:

@@ -101,8 +101,9 @@ def require_model(path: Path, shown: str) -> str:
         return kind
     if kind == "web page":
         raise DownloadError(
-            f"{shown} gave a web page instead of a file.",
-            "The site wants a login or a token, or the link is that of a page: paste the link of the download itself.",
+            f"{shown} returned a web page instead of a file.",
+            "The site requires a login or a token, or the link is that of a page: paste the link of the download "
+            "itself.",
         )
     if kind == "program":
         raise DownloadError(
@@ -111,9 +112,9 @@ def require_model(path: Path, shown: str) -> str:
         )
     if kind.startswith("broken"):
         raise DownloadError(
-            f"{shown} is not a whole {kind.removeprefix('broken ')} file: its own table of contents does not fit its "
-            "length.",
-            "Run this again; if it stays so, the source itself is damaged: use another one.",
+            f"{shown} is not a complete {kind.removeprefix('broken ')} file: its table of contents does not "
+            "match its size.",
+            "Run this again; if the problem persists, the source itself is damaged: use another one.",
         )
     what = {"empty": "an empty file", "image": "an image", "text": "plain text"}.get(kind, f"a {kind}")
     raise DownloadError(f"{shown} is {what}, not a model.", "Paste the link of a .safetensors file.")

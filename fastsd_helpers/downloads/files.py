@@ -121,8 +121,8 @@ def _checked_hash(sha256: str) -> str:
     sha256 = sha256.strip().lower()
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise DownloadError(
-            f"'{sha256[:80]}' is no sha256: that has 64 digits from 0 to 9 and a to f.",
-            "Copy it again, whole; or leave it out.",
+            f"'{sha256[:80]}' is not a SHA-256 hash, which has 64 hexadecimal digits.",
+            "Copy all of it, or leave it out.",
         )
     return sha256
 
@@ -204,7 +204,7 @@ def _fetch_one(
             kept = fetch_hub_file(found, size=size, sha256=sha256, name=target.name, models_only=models_only)
         except DownloadError as err:
             if size is None and sha256 is None and target.is_file():
-                logger.warning("%s is kept as it is, not compared: %s", target, err.problem)
+                logger.warning("%s is kept unchanged, not verified: %s", target, err.problem)
                 return target
             raise
         # Many files of the Hub have one name: without a size or a hash, only the Hub's own tells which one is here.
@@ -226,7 +226,7 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
     if not target.is_file():
         raise DownloadError(f"{target} is a folder.", "Choose another name.")
     if (size is None or target.stat().st_size == size) and (sha256 is None or sha256_of(target) == sha256):
-        how = "" if sha256 else " (only its length was compared)" if size is not None else " (not compared)"
+        how = "" if sha256 else " (only its size was checked)" if size is not None else " (not verified)"
         logger.info("%s is here already%s.", target, how)
         return True
     if overwrite:
@@ -236,8 +236,8 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
 
 def _other_content(target: Path) -> DownloadError:
     return DownloadError(
-        f"{target} is here already, with other content than the source has.",
-        "Move it away, choose another name, or allow it to be replaced (--overwrite).",
+        f"{target} is here already, but differs from the source.",
+        "Move it, choose another name, or allow it to be replaced (--overwrite).",
     )
 
 
@@ -270,7 +270,7 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
             discard(part)
             raise DownloadError(
                 f"{shown} {problem}, twice.",
-                "The source has another version, or something on the way changes files: use another source.",
+                "The source has another version, or a proxy in between changes files: use another source.",
             )
         target = chosen[0]
         if models_only:
@@ -279,7 +279,7 @@ def _fetch_link(link: Link, folder: Path, overwrite: bool, models_only: bool) ->
             except UnsafeModel as err:
                 discard(part)
                 raise UnsafeModel(
-                    err.problem.replace(str(part), shown), f"What was fetched of it is removed. {err.hint}"
+                    err.problem.replace(str(part), shown), f"The partial download was deleted. {err.hint}"
                 ) from err
             except DownloadError:
                 discard(part)
@@ -315,33 +315,34 @@ def _refusal(link: Link, remote: Remote) -> DownloadError:
         name = tokens.get(link.site)
         if name and link.token:
             return DownloadError(
-                f"{shown} refuses the token given in {name} (answer {remote.status}).",
+                f"{shown} refuses the token given in {name} (HTTP {remote.status}).",
                 "It may be wrong or expired, or the model is in early access: open its page while logged in.",
             )
         if name:
             return DownloadError(
-                f"{shown} asks for a login (answer {remote.status}).",
+                f"{shown} requires a login (HTTP {remote.status}).",
                 f"Make an API key in your account there and set it as {name} (environment variable, or a Colab or "
                 "Kaggle secret).",
             )
         return DownloadError(
-            f"{shown} refuses access (answer {remote.status}).",
-            "It wants a login: download it in a browser, put it on your Drive and give the path.",
+            f"{shown} refuses access (HTTP {remote.status}).",
+            "It requires a login: download it in a browser, put it on your Drive and give the path.",
         )
     if remote.status == 407:
         return DownloadError(
-            "A proxy on the way asks for a login (answer 407).",
+            "A proxy on the network requires a login (HTTP 407).",
             "Put its user and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
         )
     if remote.status in (404, 410):
-        return DownloadError(f"{shown} is not there (answer {remote.status}).", "Check the link in a browser.")
+        return DownloadError(f"{shown} was not found (HTTP {remote.status}).", "Check the link in a browser.")
     if remote.is_page:
         hint = (
-            "The site wants a login or a token, or the link is that of a page: paste the link of the download itself."
+            "The site requires a login or a token, or the link is that of a page: paste the link of the download "
+            "itself."
         )
         if link.site in tokens:
-            hint = f"It wants a login: set an API key of your account as {tokens[link.site]}."
-        return DownloadError(f"{shown} gave a web page instead of a file.", hint)
+            hint = f"It requires a login: set an API key of your account as {tokens[link.site]}."
+        return DownloadError(f"{shown} returned a web page instead of a file.", hint)
     return DownloadError(f"{shown} answered {remote.status}.", "Check the link in a browser.")
 
 
@@ -349,9 +350,9 @@ def _problem_with(part: Path, link: Link, remote: Remote) -> str | None:
     found = part.stat().st_size
     for wanted in (link.size, remote.total):
         if wanted is not None and found != wanted:
-            return f"gave {found} of {wanted} bytes"
+            return f"sent {found} of {wanted} bytes"
     if link.sha256 is not None and sha256_of(part) != link.sha256:
-        return "gave other bytes than its sha256 promises"
+        return "sent a file that does not match its SHA-256"
     return None
 
 

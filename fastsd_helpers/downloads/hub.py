@@ -121,9 +121,7 @@ class HubRepo:
             )
         self.token = secret("HF_TOKEN")
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
-            raise ModelError(
-                "The Hugging Face token (HF_TOKEN) has a blank or an unusual character in it.", _TOKEN_HINT
-            )
+            raise ModelError("The Hugging Face token (HF_TOKEN) contains a space or an unusual character.", _TOKEN_HINT)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else self._default_cache()
 
     @staticmethod
@@ -157,17 +155,17 @@ class HubRepo:
         except (UnsafeModel, WrongFamily):
             raise
         except ModelError as err:
-            logger.warning("The copy of %s in the cache is no help: %s", self.repo, err.problem)
+            logger.warning("The cached copy of %s cannot be used: %s", self.repo, err.problem)
             return None
         missing = set(wanted) - here
         if missing:
-            logger.warning("The copy of %s in the cache is no help: %s missing.", self.repo, ", ".join(sorted(missing)))
+            logger.warning("The cached copy of %s cannot be used: %s missing.", self.repo, ", ".join(sorted(missing)))
             return None
         # In the Hub's cache a large file is stored under its sha256, so a copy can be checked with no network.
         for name in wanted:
             sha256 = _blob_of(folder / name).name
             if re.fullmatch(r"[0-9a-f]{64}", sha256) and remembered_sha256(folder / name) != sha256:
-                logger.warning("The copy of %s in the cache is no help: %s is damaged.", self.repo, name)
+                logger.warning("The cached copy of %s cannot be used: %s is damaged.", self.repo, name)
                 return None
         return folder
 
@@ -217,8 +215,8 @@ class HubRepo:
                     path.unlink(missing_ok=True)
             logger.warning("%s arrived damaged%s.", ", ".join(damaged), "" if last_try else "; fetching it again")
         raise _Damaged(
-            f"{', '.join(damaged)} of {self.repo} arrived twice with other content than the Hub announced.",
-            "Something between this machine and the Hub changes downloads (a proxy, a mirror): check HF_ENDPOINT.",
+            f"{', '.join(damaged)} of {self.repo} arrived damaged twice: it does not match the Hub's hash.",
+            "A proxy or mirror between this machine and the Hub changes downloads: check HF_ENDPOINT.",
         )
 
     def _small_json(self, name: str) -> dict[str, Any]:
@@ -285,9 +283,9 @@ class HubRepo:
         status = getattr(getattr(err, "response", None), "status_code", None)
         if status in (401, 403):
             if self.token:
-                problem = f"The Hub refused the Hugging Face token for {self.repo} (answer {status})."
+                problem = f"The Hub refused the Hugging Face token for {self.repo} (HTTP {status})."
                 return ModelError(problem, f"The token may be wrong, expired or without read access. {_TOKEN_HINT}")
-            return ModelError(f"The Hub refused access to {self.repo} (answer {status}).", _TOKEN_HINT)
+            return ModelError(f"The Hub refused access to {self.repo} (HTTP {status}).", _TOKEN_HINT)
         if status == 429:
             return ModelError(
                 f"The Hub answered 'too many requests' for {self.repo} (429).",
@@ -295,8 +293,8 @@ class HubRepo:
             )
         if status is not None and status >= 500:
             return ModelError(
-                f"The Hub has a problem of its own with {self.repo} (answer {status}).",
-                "Wait and run this again: what was fetched is kept.",
+                f"The Hub has a problem with {self.repo} (HTTP {status}).",
+                "Wait and run this again: the partial download is kept.",
             )
         return self._translate_local(err, status, endpoint)
 
@@ -324,11 +322,11 @@ class HubRepo:
             return ModelError(
                 f"The Hub at {endpoint} cannot be reached, or the connection to it broke, while {self.repo} was "
                 f"fetched ({detail}).",
-                "Check the network and run this again: what was fetched is kept.",
+                "Check the network and run this again: the partial download is kept.",
             )
         return ModelError(
             f"{self.repo} could not be fetched from {endpoint} ({detail}).",
-            "Run this again: what was fetched is kept. If it fails again, check HF_ENDPOINT and the network.",
+            "Run this again: the partial download is kept. If it fails again, check HF_ENDPOINT and the network.",
         )
 
 
@@ -364,7 +362,7 @@ def with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = 
                 raise
             asked_for = response.headers.get("Retry-After", "") if response is not None else ""
             pause_s = min(float(asked_for), 60.0) if asked_for.isdecimal() else pause_s
-            what = f"The Hub is busy (answer {status})" if status else "The connection to the Hub broke"
+            what = f"The Hub is busy (HTTP {status})" if status else "The connection to the Hub broke"
             logger.warning("%s; asking again in %.0f s.", what, pause_s)
             time.sleep(pause_s)
     return ask()

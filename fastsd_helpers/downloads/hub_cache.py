@@ -73,7 +73,7 @@ def removed_when_refused(
         if came and isinstance(err, UnsafeModel):
             # The place is gone: what is named is the repository.
             shown = re.sub(rf"{re.escape(str(places[0]))}/snapshots/\w+", repo, err.problem)
-            raise UnsafeModel(shown, f"What was fetched of it is removed. {err.hint}") from err
+            raise UnsafeModel(shown, f"The partial download was deleted. {err.hint}") from err
         raise
 
 

@@ -76,8 +76,8 @@ def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) 
     except client_errors() as err:
         raise _translate(hub, wanted, err) from err
     raise DownloadError(
-        f"{wanted.file} of {wanted.repo} arrived twice with other content than its sha256 promises.",
-        "Something between this machine and the Hub changes downloads (a proxy, a mirror): check HF_ENDPOINT.",
+        f"{wanted.file} of {wanted.repo} arrived damaged twice: it does not match its SHA-256.",
+        "A proxy or mirror between this machine and the Hub changes downloads: check HF_ENDPOINT.",
     )
 
 
@@ -89,12 +89,12 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
     announced = about.etag if about.etag and len(about.etag) == 64 else None
     if size is not None and about.size is not None and about.size != size:
         raise DownloadError(
-            f"{wanted.file} of {wanted.repo} has {about.size} bytes, where {size} are expected.",
+            f"{wanted.file} of {wanted.repo} has {about.size} bytes; {size} were expected.",
             "The repository has another version now; report it, or use another source.",
         )
     if sha256 is not None and announced is not None and announced != sha256:
         raise DownloadError(
-            f"{wanted.file} of {wanted.repo} is another version than the one expected (its sha256 differs).",
+            f"{wanted.file} of {wanted.repo} is not the expected version (its SHA-256 differs).",
             "The repository has changed; report it, or use another source.",
         )
     if _cached(hub, wanted) is None:

@@ -115,12 +115,12 @@ def safe_name(name: str) -> str:
     """
     if re.search(r"[/\\]", name) or name in ("", ".", "..") or name.startswith("."):
         raise DownloadError(
-            f"'{name[:80]}' is no file name: it leads out of its folder, is hidden or empty.",
+            f"'{name[:80]}' is no file name: it points outside its folder, is hidden or is empty.",
             "Give a plain file name, such as model.safetensors.",
         )
     if len(name.encode()) > 200 or re.search(r'[\x00-\x1f<>:"|?*]', name):
         raise DownloadError(
-            f"'{name[:80]}' is too long, or has characters that not every disk can keep.",
+            f"'{name[:80]}' is too long, or has characters that not every file system allows.",
             "Give a plain file name, such as model.safetensors.",
         )
     return name
@@ -151,16 +151,16 @@ def find_link(text: str) -> Link | HubFile:
         host = (parts.hostname or "").removeprefix("www.").lower()
         _ = parts.port
     except ValueError as err:
-        raise DownloadError("That is no web address: its host makes no sense.", "Paste the whole link.") from err
+        raise DownloadError("That is no web address: its host name is invalid.", "Paste the whole link.") from err
     if not host:
-        raise DownloadError(f"'{show_url(text)}' names no host.", "Paste the whole link.")
+        raise DownloadError(f"'{show_url(text)}' has no host name.", "Paste the whole link.")
     if parts.username is not None or parts.password is not None:
         if parts.password:
             for password in (parts.password, unquote(parts.password)):  # as pasted, and as a site would show it
                 remember_secret(password)
         raise DownloadError(
-            f"The link to {host} has a user and a password in it, which are never sent.",
-            "Leave them out of the link; where the site wants a login, download the file in a browser and give its "
+            f"The link to {host} contains a user and a password, which are never sent.",
+            "Leave them out of the link; if the site requires a login, download the file in a browser and give its "
             "path.",
         )
     if host in ("huggingface.co", "hf.co") or host == urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname:
@@ -197,7 +197,7 @@ def _token(name: str, hint: str) -> str | None:
 
 def _checked(token: str, place: str, hint: str) -> str:
     if not re.fullmatch(r"[!-~]+", token):
-        raise DownloadError(f"The token in {place} has a blank or an unusual character in it.", hint)
+        raise DownloadError(f"The token in {place} contains a space or an unusual character.", hint)
     return token
 
 
@@ -207,7 +207,7 @@ def _civitai(parts: Any) -> Link:
     typed = query.pop("token", "").strip()
     if typed:  # pasted into the link: it moves to a header, and out of every message
         remember_secret(typed)
-        typed = _checked(typed, "the link", "Copy the token again, without blanks.")
+        typed = _checked(typed, "the link", "Copy the token again, without spaces.")
     token = typed or _token("CIVITAI_TOKEN", _CIVITAI_TOKEN_HINT)
     model = re.match(r"/models/(\d+)", parts.path)
     version = query.get("modelVersionId")
@@ -233,7 +233,7 @@ def _civitai_file(about: dict[str, Any], query: dict[str, str], token: str | Non
     files = [file for file in about.get("files") or [] if file.get("downloadUrl")]
     if not files:
         raise DownloadError(
-            "CivitAI names no file for that version.",
+            "CivitAI lists no file for that version.",
             "It may be in early access or taken down: open its page and look, or choose another version.",
         )
     fitting = _wanted_of(files, query)
@@ -291,14 +291,16 @@ def _ask_json(url: str, token: str | None) -> dict[str, Any]:
             "Open its page in a browser and paste that link.",
         )
     if answer.status in (401, 403):
-        raise DownloadError("CivitAI asks for a login before it tells about that model.", _CIVITAI_TOKEN_HINT)
+        raise DownloadError("CivitAI requires a login to show that model.", _CIVITAI_TOKEN_HINT)
     try:
         said = json.loads(answer.body)
         if answer.status == 200 and isinstance(said, dict):
             return said
     except ValueError:
         pass
-    raise DownloadError(f"CivitAI gave no usable answer ({answer.status}).", "Wait a few minutes and run this again.")
+    raise DownloadError(
+        f"CivitAI returned no usable answer ({answer.status}).", "Wait a few minutes and run this again."
+    )
 
 
 # -------------------------------------------------------------------------------------------- Google Drive
@@ -361,7 +363,7 @@ def confirm_drive(link: Link, page: Answer) -> Link:
     text = " ".join(form.text.split()).lower()
     if "quota" in text or "too many users" in text:
         raise DownloadError(
-            "Google Drive gives this file to nobody for now: too many people downloaded it.",
+            "Google Drive has blocked this file for now: too many people downloaded it.",
             "Wait a day, or add the file to your own Drive, mount it and give the path.",
         )
     raise DownloadError(

@@ -204,7 +204,7 @@ def pipeline_files(listing: Listing) -> list[str]:
     missing = missing_parts(listing.names, index)
     if missing:
         raise ModelError(
-            f"{listing.where} is not a whole Diffusers model: {', '.join(missing)} missing.",
+            f"{listing.where} is not a complete Diffusers model: {', '.join(missing)} missing.",
             "Choose another repository, or a key such as 'sd15'.",
         )
     return wanted_files(listing.names, index)
@@ -223,14 +223,14 @@ def require_pipeline(folder: Path) -> dict[str, Any]:
     missing = missing_parts(files, index)
     if missing:
         raise ModelError(
-            f"The Diffusers folder {folder} is not whole: {', '.join(missing)} missing.",
+            f"The Diffusers folder {folder} is incomplete: {', '.join(missing)} missing.",
             "Copy or download it again with all its subfolders.",
         )
     empty = [name for name in wanted_files(files, index) if files.get(name) == 0 and name.endswith(_OTHER_WEIGHTS)]
     if empty:
         raise ModelError(
-            f"The Diffusers folder {folder} is not whole: {', '.join(empty)} empty.",
-            "A mounted Drive may still be delivering it: wait and try again, or copy it again.",
+            f"The Diffusers folder {folder} is incomplete: {', '.join(empty)} empty.",
+            "A mounted Drive may not have synced it yet: wait and try again, or copy it again.",
         )
     return index
 
@@ -244,7 +244,7 @@ def not_a_pipeline(where: str, names: Iterable[str], read: Callable[[str], dict[
     """Say what a folder or repository without model_index.json is instead, and what is needed."""
     names = list(names)
     top = [name for name in names if "/" not in name]
-    needs = "Give a whole Diffusers model (a folder with model_index.json, unet/, vae/, text_encoder/, ...)"
+    needs = "Give a complete Diffusers model (a folder with model_index.json, unet/, vae/, text_encoder/, ...)"
     if not names:
         return ModelError(f"{where} is empty.", f"{needs}, or a key such as 'sd15'.")
     loras = [name for name in top if "lora" in name.lower() and name.endswith((".safetensors", ".bin", ".pt"))]
@@ -266,7 +266,7 @@ def not_a_pipeline(where: str, names: Iterable[str], read: Callable[[str], dict[
         return ModelError(f"{where} is {what} ({kind}), not a base model.", f"{needs}: the one it belongs to.")
     if any(name.split("/")[0] in WEIGHT_PARTS for name in names if "/" in name):
         return ModelError(
-            f"{where} has model parts but no model_index.json.", "Copy or download the Diffusers folder again, whole."
+            f"{where} has model parts but no model_index.json.", "Copy or download the complete Diffusers folder again."
         )
     singles = [name for name in top if name.endswith(_SINGLE_FILES)]
     if singles:

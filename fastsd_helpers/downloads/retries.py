@@ -43,8 +43,8 @@ class Failures:
         asked = _retry_after(err)
         if asked is not None and asked > _LONGEST_WAIT_S:
             raise DownloadError(
-                f"{self.host} is busy and asks to wait for {asked / 60:.0f} minutes.",
-                "Run this again then; what arrived is kept.",
+                f"{self.host} is busy and asks you to wait for {asked / 60:.0f} minutes.",
+                "Run this again then; the partial download is kept.",
             ) from err
         if self.count >= len(self._pauses_s):
             raise DownloadError(
@@ -66,15 +66,15 @@ class Failures:
             return f"answer {err.code}"
         reason = getattr(err, "reason", err)
         if isinstance(err, http.client.IncompleteRead):
-            return "the connection broke off"
+            return "the connection was interrupted"
         text = redact(" ".join(str(reason).split()))[:120]
         return f"no connection ({text or type(err).__name__})"
 
 
 def _hint(err: Exception) -> str:
     if isinstance(err, urllib.error.HTTPError):
-        return "Wait a few minutes and run this again; what arrived is kept."
-    return "Check the network and the address, then run this again; what arrived is kept."
+        return "Wait a few minutes and run this again; the partial download is kept."
+    return "Check the network and the address, then run this again; the partial download is kept."
 
 
 def _retry_after(err: Exception) -> float | None:

@@ -154,7 +154,7 @@ def transfer(
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: it failed; what arrived is kept for the next try.
+        DownloadError, DiskFull, DriveError: it failed; the partial download is kept for the next try.
     """
     failures = Failures(url, pauses_s)
     while True:
@@ -166,7 +166,7 @@ def transfer(
                     return remote
                 _require_size(remote.total, size, most, failures.host)
                 begun = begun(remote) if begun is not None else None  # once
-                check_room(part.parent, (remote.total or 0) - start, "what is still to come", spare=_SPARE_BYTES)
+                check_room(part.parent, (remote.total or 0) - start, "the rest of the download", spare=_SPARE_BYTES)
                 _Note(_strong_etag(answer.headers), sha256).write(part)
                 bound = size if remote.total is None and size is not None else most
                 if _append(answer, part, start, remote.total, failures, bound):
@@ -200,8 +200,8 @@ def _what_is_here(part: Path, sha256: str | None) -> tuple[int, dict[str, str]]:
 def _require_size(total: int | None, size: int | None, most: int | None, host: str) -> None:
     if size is not None and total is not None and total != size:
         raise DownloadError(
-            f"{host} offers {total} bytes where {size} are expected.",
-            "The file there is another version or not whole: use another source.",
+            f"{host} offers {total} bytes; {size} were expected.",
+            "The file there is another version or incomplete: use another source.",
         )
     if most is not None and (total or 0) > most:
         raise _too_large(host, most)
@@ -254,7 +254,7 @@ def _read_head(answer: Any, have: int) -> tuple[Remote, int]:
     if answer.status == 206:
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range") or "")
         if match is None or int(match[1]) != have:
-            raise http.client.HTTPException("the server sent another range than it was asked for")
+            raise http.client.HTTPException("the server sent a different range than requested")
         start = have
         total = int(match[3]) if match[3] != "*" else None
     elif (headers.get("Content-Length") or "").isdigit():
@@ -275,7 +275,9 @@ def _name_in(headers: Any) -> str | None:
 
 
 def _too_large(host: str, most: int) -> DownloadError:
-    return DownloadError(f"{host} sends more than {most} bytes.", "The file there is another one: use another source.")
+    return DownloadError(
+        f"{host} sends more than {most} bytes.", "The file there is a different one: use another source."
+    )
 
 
 def _append(

@@ -36,8 +36,8 @@ def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = lea
     if not cut:
         return None
     return (
-        f"{len(cut)} of {len(prompts)} prompts are longer than the {_MOST_TOKENS} tokens the model reads: the end is "
-        f"cut off ({list_some(cut)}). Put what matters first, or shorten them."
+        f"{len(cut)} of {len(prompts)} prompts are longer than the {_MOST_TOKENS} tokens the model reads: their "
+        f"ends are truncated ({list_some(cut)}). Put the important words first, or shorten them."
     )
 
 
@@ -52,14 +52,14 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
     held_out = [PurePosixPath(item["file"]).name for item in images if item["held_out"]]
     if held_out and not chosen:
         notes.append(
-            f"Held out: {list_some(held_out)}. One photo of ten is never trained on, to measure what was learned; "
+            f"Held out: {list_some(held_out)}. One photo of ten is never trained on (validation split); "
             "with hold-out none all are trained on."
         )
     train = len(images) - len(held_out)
     if train == 1:
-        notes.append("One image teaches little more than itself: 5 to 30 from different sides do better.")
+        notes.append("With one image the model overfits: 5 to 30 photos from different sides work better.")
     if train > _MANY:
-        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually do better, and faster.")
+        notes.append(f"{train} images are many for one subject: 5 to 30 good ones usually work better, and faster.")
     said = {PurePosixPath(item["file"]).name: item["caption"] or item["stem_words"] for item in images}
     notes += filter(None, [long_prompts_line(said)])
     odd = sum(item["method"] == "none" and not _is_square(item["box"]) for item in images)
@@ -78,8 +78,8 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
         before = {(item["sha256"], item["held_out"], _prompt_before(session, item)) for item in recorded}
         if before != {(item["sha256"], item["held_out"], item["caption"] or item["stem_words"]) for item in images}:
             notes.append(
-                "Training has begun on other images or prompts: going on would mix the two sets, so start it again "
-                "with --restart."
+                "Training has started on other images or prompts: resuming would mix the two sets, so start "
+                "again with --restart."
             )
     return notes
 

@@ -152,10 +152,10 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
     if _pictures_of(dataset) != segment.pictures:
         when = "" if finished else " after its end"
         raise SettingsError(
-            "The images or captions changed since this session's run was begun: "
+            "The images or captions changed since this session's run was started: "
             f"{what_changed(segment.pictures, dataset)}.",
-            f"Put them back to go on with it; to train on with the new ones, add --more-steps N{when}; "
-            "or start from step 0 with --restart; nothing saved is lost.",
+            f"Restore them to resume the run; to continue training with the new ones, add --more-steps N{when}; "
+            "or start again from step 0 with --restart; nothing saved is lost.",
         )
 
 
@@ -196,7 +196,7 @@ def _start(
 
 def _not_at_its_end(where: str, then: str) -> SettingsError:
     return SettingsError(
-        f"more_steps (--more-steps) goes on after the end of a run, but this one is at step {where}.",
+        f"more_steps (--more-steps) continues a finished run, but this one is at step {where}.",
         f"Train without it first{then}.",
     )
 
@@ -277,9 +277,9 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
         base = _fetch_again(ref, sha256)
         if base.sha256() != sha256:
             raise SettingsError(
-                "The base model changed since this session's run was begun.",
-                f"Put back what was at {ref} (weights {sha256[:12]}...) or say with --base-model where it is now; or "
-                "start from step 0 with --restart; nothing saved is lost.",
+                "The base model changed since this session's run was started.",
+                f"Restore what was at {ref} (weights {sha256[:12]}...) or specify with --base-model where it is now; "
+                "or start again from step 0 with --restart; nothing saved is lost.",
             )
     else:
         keys = {spec.key for spec in models()}
@@ -308,7 +308,7 @@ def _fetch_again(ref: str, sha256: str) -> BaseModel:
         raise ModelNotFound(
             f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
             f"{err.problem}",
-            "If it lies elsewhere now, say where with --base-model: the same weights are the same model.",
+            "If it is elsewhere now, specify where with --base-model: the same weights are the same model.",
         ) from err
 
 
@@ -316,5 +316,5 @@ def _other_model(was: str, ref: str) -> SettingsError:
     return SettingsError(
         f"This session's run was started with other settings: base_model was {was!r} and is now {ref!r}, which has "
         "other weights.",
-        "Leave base_model alone to go on with it, or start from step 0 with --restart.",
+        "Leave out base_model to resume the run, or start again from step 0 with --restart.",
     )

@@ -87,6 +87,6 @@ def offer_best(session: Session, store: CheckpointStore, loss_after: float, say:
         return None
     say(
         f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
-        f"end. To have that model: fastsd dreambooth export {session.name} --checkpoint {BEST}"
+        f"end. To export that model: fastsd dreambooth export {session.name} --checkpoint {BEST}"
     )
     return BEST if best.role == BEST else best.generation.name

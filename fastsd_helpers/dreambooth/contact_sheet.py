@@ -29,7 +29,7 @@ _METHODS = {
     "haar": "faces",
     "saliency": "subject",
     "center": "centre",
-    "none": "whole photo",
+    "none": "full photo",
 }
 
 

@@ -49,7 +49,9 @@ def list_crops(session: Session) -> list[Crop]:
     if not images:
         raise DatasetError(f"Session {session.name!r} has no prepared images.", "Run prepare with your photos first.")
     if session.record["dataset"].get("crop") == "none":
-        raise DatasetError("These images were prepared whole.", "Choose crop smart or center, and prepare again.")
+        raise DatasetError(
+            "These images were prepared without cropping.", "Choose crop smart or center, and prepare again."
+        )
     return [
         Crop(item["source"], item["file"], tuple(item["box"]), item["method"] == "box", item["held_out"])
         for item in images
@@ -78,7 +80,7 @@ def open_original(session: Session, crop: Crop) -> "Image.Image":
     """
     config = prepared_settings(session)
     gone = DatasetError(
-        f"The photo {crop.source} is not where it was when the images were prepared.",
+        f"The photo {crop.source} is no longer where it was when the images were prepared.",
         "Give the photos again (upload them, or name their folder or zip), prepare, then correct the crops.",
     )
     place = Path((config.held_out if crop.held_out and config.held_out else config.images) or "").expanduser()
@@ -104,7 +106,7 @@ def prepare_with_boxes(session: Session, boxes: Mapping[str, tuple[int, int, int
     """
     config = prepared_settings(session)
     if not config.images:
-        raise DatasetError("The photos themselves are not here any more.", "Give them to `prepare` again.")
+        raise DatasetError("The original photos are no longer here.", "Give them to `prepare` again.")
     path = session.folder / _BOXES
     write_atomic(path, json.dumps({name: list(box) for name, box in boxes.items()}, indent=1).encode())
     values = {item.name: getattr(config, item.name) for item in options_of(PrepareConfig)}

@@ -46,7 +46,7 @@ def plot_losses(history: "dict[str, torch.Tensor]", held_out: list[list], path: 
         start += len(losses)
     if held_out:
         axes.plot([row[0] for row in held_out], [row[1] for row in held_out], "k.-", label=f"held-out loss ({label})")
-    axes.set(xlabel="optimizer step", ylabel="loss (mean squared error of the noise)", ylim=(0, None))
+    axes.set(xlabel="optimizer step", ylabel="loss (mean squared error of the predicted noise)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     data = io.BytesIO()

@@ -259,7 +259,7 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
         if sha256_of(path) != item["sha256"]:
             raise DatasetError(
                 f"The prepared image {path} has changed since it was prepared.",
-                "Run prepare again with the photo as you want it; images in the session are not edited by hand.",
+                "Run prepare again with the photo as you want it; images in the session must not be edited by hand.",
             )
         found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt))
     return Dataset(tuple(found[False]), tuple(found[True]))
@@ -284,7 +284,9 @@ def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer
         rows.append(PromptRow(path.name, prompt, tokens, tokens is not None and tokens > limit, item["held_out"]))
     cut = sum(row.truncated for row in rows)
     if cut:
-        logger.warning("%d of %d prompts are longer than the model reads; their ends are cut off.", cut, len(rows))
+        logger.warning(
+            "%d of %d prompts are longer than the model's token limit; their ends are truncated.", cut, len(rows)
+        )
     return rows
 
 

@@ -70,7 +70,7 @@ def _to_rgb(image: "Image.Image", warnings: list[str]) -> "Image.Image":
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scale_to_8_bits(image, warnings)
     if image.mode == "CMYK":
-        warnings.append("CMYK colours became RGB")
+        warnings.append("CMYK colours were converted to RGB")
         return _apply_profile(image, profile, warnings) or image.convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = _put_on_white(image.convert("RGBA"), warnings)
@@ -91,7 +91,7 @@ def _put_on_white(image: "Image.Image", warnings: list[str]) -> "Image.Image":
     if highest == 0:
         raise DatasetError("is fully transparent")
     if lowest < 255:
-        warnings.append("transparent parts became white")
+        warnings.append("transparent parts were filled with white")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     return white.convert("RGB")
@@ -103,7 +103,7 @@ def _scale_to_8_bits(image: "Image.Image", warnings: list[str]) -> "Image.Image"
 
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
-        raise DatasetError("holds values that are not numbers")
+        raise DatasetError("contains NaN")
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:
         scale, low = 255.0, 0.0

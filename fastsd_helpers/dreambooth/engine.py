@@ -243,7 +243,7 @@ class _Run:
             if there is not None:
                 self.session.save(base_model=start.base_model)  # which may have moved
                 self.say(
-                    "This run is finished already; --more-steps N goes on with it, --restart trains again from step 0."
+                    "This run is already finished; --more-steps N continues it, --restart trains again from step 0."
                 )
                 return TrainResult(**there, first_step=start.steps_done, steps=start.steps, seconds=0.0)
         segments = [segment.to_record() for segment in start.segments]
@@ -281,7 +281,7 @@ class _Run:
             say=self.say,
         )
         if result["loss_after"] >= result["loss_before"]:
-            self.say("The held-out loss did not fall: look at the samples, and try fewer steps or a lower rate.")
+            self.say("The held-out loss did not fall: check the samples, try fewer steps or a lower learning rate.")
         return TrainResult(
             **result,
             first_step=start.steps_done,
@@ -302,7 +302,7 @@ class _Run:
             return ()
         if self.own_class is not None:
             pictures, said = self.own_class.fill()
-            for line in [*said, f"{len(pictures)} class images of yours."]:
+            for line in [*said, f"{len(pictures)} of your own class images."]:
                 self.say(line)
             return tuple(pictures)
         drawing = ClassDrawing(
@@ -336,13 +336,13 @@ class _Run:
             if stage in generation.roles and stage not in unfinished:
                 self.studio.trained[stage] = generation.load(stage)
         curve = {stage: losses.tolist() for stage, losses in self.history.items()}
-        self.say(f"Going on after step {start.steps_done} of {start.steps}.", history=curve)
+        self.say(f"Resuming after step {start.steps_done} of {start.steps}.", history=curve)
         before = generation.record.get("arithmetics", [])
         self.arithmetics = list(dict.fromkeys([*before, *self.arithmetics]))
         promised = self.device.kind == "cpu" or self.config.deterministic
         if promised and len(self.arithmetics) > 1 and start.open_legs:
             was, now = "; ".join(self.arithmetics[:-1]), self.arithmetics[-1]
-            self.say(f"Begun on {was}, now on {now}: close to a run without a stop, but not bit for bit.")
+            self.say(f"Started on {was}, resumed on {now}: close to an uninterrupted run, but not bit-identical.")
 
     def _train_leg(self, leg: Leg, done: int, stop: threading.Event, lock: Any) -> None:
         """The training loop; `done` steps of the leg are made already."""
@@ -391,7 +391,7 @@ class _Run:
             finish.draw_sample(self.session, self.studio, job, step, drawing)
         elif not self._said_no_samples:
             self._said_no_samples = True
-            self.say("No samples on the way: drawing them would take longer than this short training.")
+            self.say("No sample images during training: generating them would take longer than this short training.")
 
     def _is_first_judged(self, leg: Leg) -> bool:
         """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
@@ -476,8 +476,8 @@ class _Run:
     def _stop(self, leg: Leg, job: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:
             raise SessionBusy(
-                "Another run took this session over.",
-                "This one stopped; the other run goes on from the last checkpoint.",
+                "Another run has taken over this session's lock.",
+                "This run stopped; the other one resumes from the last checkpoint.",
             )
         if step > leg.before and losses:
             self._save(leg, job, step)
@@ -487,13 +487,13 @@ class _Run:
         where = steps_in_words(leg, step, self.start.steps)
         raise Interrupted(
             f"Stopped at {where}; " + ("not everything could be saved." if problems else "everything is saved."),
-            "Train again with the same session to go on.",
+            "Train again with the same session to resume.",
         )
 
     def _give_up(self, leg: Leg, step: int) -> None:
         self.store.flush()
         raise TrainingFailed(
-            f"The loss is no longer a number at {leg.stage} step {step + 1}.",
+            f"The loss became NaN or Inf at {leg.stage} step {step + 1}.",
             f"Use a lower learning rate (--{leg.stage.replace('_', '-')}-lr) or precision fp32, with --restart; "
             "checkpoints from before are intact.",
         )

@@ -34,7 +34,7 @@ def require_room(store: "CheckpointStore", needed: int) -> None:
         DiskFull: with what to do; the training is complete, so going on makes the file alone.
     """
     then = (
-        "Then train again with the same session: the steps are done, so the file alone is made. Or write it to this "
+        "Then train again with the same session: the steps are done, so only the file is written. Or write it to this "
         "machine's disk: fastsd dreambooth export, with --out."
     )
     store.require_room(needed, what="the finished file", then=then)
@@ -71,7 +71,7 @@ def draw_before_and_after(
     """The same prompts and seeds with the base model and with the trained one; writes samples/before-after*.png."""
     prompts = sample_prompts(studio, drawing.pictures)
     pictures = "one image" if len(prompts) == 1 else f"{len(prompts)} images"
-    say(f"Drawing before and after: {pictures} each, in {drawing.steps} steps ...")
+    say(f"Generating images before and after: {pictures} each, {drawing.steps} denoising steps ...")
     options = {
         "seeds": _SAMPLE_SEEDS[: len(prompts)],
         "steps": drawing.steps,
@@ -178,7 +178,7 @@ def _card(
 ---
 # {session.name}
 
-{base.spec.title}, taught a new subject with DreamBooth.
+{base.spec.title}, fine-tuned on a new subject with DreamBooth.
 
 ![before and after]({grid})
 
@@ -188,7 +188,7 @@ def _card(
 | sha256 | `{sha256}` |
 | held-out loss ({studio.held_out_label}) | {judged} |
 
-## Prompts it was taught
+## Instance prompts
 {prompts}
 
 ## Settings

@@ -80,7 +80,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         bad_name = self.out and Path(self.out).suffix != self.ending
-        wanted = f"it must end in {self.ending}, as format (--format) is {self.format}"
+        wanted = f"it must end in {self.ending}, because format (--format) is {self.format}"
         check(self, [f"out (--out) is {self.out!r}; {wanted}"] if bad_name else [])
 
     @property
@@ -131,7 +131,7 @@ def open_learned(
         generation, _ = store.newest()
         if generation is None:
             raise SessionError(
-                f"Session {session.name} has no whole checkpoint yet.",
+                f"Session {session.name} has no complete checkpoint yet.",
                 f"Train it first: fastsd dreambooth train {session.name}",
             )
         choice = choose_checkpoint(store.folder, generation, checkpoint)

@@ -78,7 +78,7 @@ def unpack_optimizer(
         if parameter not in index:
             raise CheckpointError(
                 f"The checkpoint has optimizer state of an unknown parameter {parameter}.",
-                "It belongs to another model: start over with --restart.",
+                "It belongs to another model: start again with --restart.",
             )
         state.setdefault(index[parameter], {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

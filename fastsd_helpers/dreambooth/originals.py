@@ -43,8 +43,8 @@ class SetAside:
             return None
         count = len(self.copied)
         return (
-            f"{count} file{'s' if count > 1 else ''} of yours lay where prepared images are kept: "
-            f"{'they are' if count > 1 else 'it is'} safe in {self.copied[0].parent} now."
+            f"{count} file{'s' if count > 1 else ''} of yours were in the folder of prepared images: "
+            f"{'they are' if count > 1 else 'it is'} now safe in {self.copied[0].parent}."
         )
 
 

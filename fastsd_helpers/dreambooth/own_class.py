@@ -25,7 +25,7 @@ __all__ = ["OwnClassPictures"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_HINT = "Give a folder or a zip with images of the class, such as other dogs; left empty, the field has them drawn."
+_HINT = "Give a folder or a zip with images of the class, such as other dogs; if it is empty, they are generated."
 
 
 class OwnClassPictures:
@@ -95,7 +95,7 @@ class OwnClassPictures:
             found = [prompt for prompt in self._prompts if any(word in prompt.casefold() for word in words)]
             if len(found) != 1:
                 raise DatasetError(
-                    f"Of which class is {printable(name)}? There are several: {' | '.join(self._prompts)}.",
+                    f"Which class does {printable(name)}? There are several: {' | '.join(self._prompts)}.",
                     "Put the images of each class into a folder with its name, such as dog/ and cat/.",
                 )
             classes.append(found[0])
@@ -123,7 +123,7 @@ class OwnClassPictures:
                 else:
                     classes.append(prompt)
         if not classes:
-            raise DatasetError(f"None of the class images in {self._place} can be used. {' '.join(said[:3])}", _HINT)
+            raise DatasetError(f"None of the class images in {self._place} is usable. {' '.join(said[:3])}", _HINT)
         write_atomic(self.folder / "classes.json", json.dumps(classes).encode())
         return classes, said
 

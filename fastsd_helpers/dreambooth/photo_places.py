@@ -32,7 +32,7 @@ def find_photos(images: str, session: Session) -> Path:
     if own is not None:
         return own
     if before is not None:
-        raise DatasetError(f"The photos that were prepared before are not in {before} any more.", NO_PICTURES_HINT)
+        raise DatasetError(f"The photos that were prepared before are no longer in {before}.", NO_PICTURES_HINT)
     raise DatasetError("No photos were given.", NO_PICTURES_HINT)
 
 

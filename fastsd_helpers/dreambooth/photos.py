@@ -176,7 +176,7 @@ def open_photos(path: Path, *, leave_out: Path | None = None) -> Iterator[Photos
             raise _not_there(path)
         elif path.suffix.lower() in _ARCHIVE_SUFFIXES:
             raise DatasetError(
-                f"{path.name} is an archive that is not read here.", "Give a .zip or the unpacked folder."
+                f"{path.name} is an archive of an unsupported kind.", "Give a .zip or the unpacked folder."
             )
         elif path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
             yield _list_zip(opened.enter_context(_open_zip(path, path)), path, opened)
@@ -194,7 +194,7 @@ def _not_there(path: Path) -> DatasetError:
                 "In Colab: open the link, choose Organise > Add shortcut > My Drive, connect Drive, and give the "
                 "folder's path (/content/drive/MyDrive/...). Elsewhere: download it, and give the folder or the zip."
             )
-        return DatasetError(f"The photos are given as a link, which is not opened here: {link}.", hint)
+        return DatasetError(f"Photos cannot be read from a link: {link}.", hint)
     return DatasetError(f"There is no folder or zip {path}.", "Check the path; in Colab, copy it from the file list.")
 
 
@@ -232,7 +232,7 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
                 if _is_ignored(name):
                     continue
                 if file.is_symlink() and is_made_here(file) and not is_made_here(folder):
-                    logger.debug("%s leads to what was made here.", file)
+                    logger.debug("%s points to files that were made here.", file)
                     continue
                 files[file.relative_to(folder).as_posix()] = file
             _check_count(sum(_looks_like_picture(name) for name in files), folder)
@@ -240,7 +240,7 @@ def _list_folder(folder: Path, leave_out: Path | None, opened: contextlib.ExitSt
     _read_inner(photos, files, folder, opened)
     if sessions:
         shown = list_some(sorted(sessions))
-        photos.notes.append(f"Not looked into, because they are sessions with images that were made here: {shown}.")
+        photos.notes.append(f"Skipped, because they are sessions with prepared images: {shown}.")
     return photos
 
 
@@ -250,7 +250,8 @@ def _open_zip(file: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as err:
         raise DatasetError(
-            f"{path.name} is damaged or no zip: {_one_line(err)}.", "Make the zip again, or give the folder of photos."
+            f"{path.name} is damaged or not a zip file: {_one_line(err)}.",
+            "Make the zip again, or give the folder of photos.",
         ) from err
     except OSError as err:
         with file_errors(path, "read"):
@@ -296,7 +297,7 @@ def _list_zip(
     if (line := named.line(path.name)) is not None and photos.names:
         photos.notes.append(line)
     if own:
-        photos.notes.append(f"{path.name} holds a session: images that were made here are not taken from it.")
+        photos.notes.append(f"{path.name} holds a session: prepared images are not read from it.")
     return photos
 
 
@@ -360,7 +361,7 @@ def _check_member(member: zipfile.ZipInfo, name: str, path: Path) -> None:
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         problem = "an absolute path"
     elif ".." in name.split("/"):
-        problem = "a path that leaves the zip"
+        problem = "a path that points outside the zip"
     elif "\0" in name:
         problem = "a zero byte in a name"
     elif mode and (stat.S_ISLNK(mode) or (stat.S_IFMT(mode) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode))):
@@ -395,7 +396,7 @@ def _sort_out(files: dict[str, _Source], *, only: set[str] | None = None) -> Pho
     for name in sorted(files, key=natural_order):
         suffix = PurePosixPath(name).suffix.lower()
         if is_own_sheet(name):
-            photos.notes.append(f"{name} has the name of a sheet that is drawn here, and was left out.")
+            photos.notes.append(f"{name} has the name of a generated sheet, and was skipped.")
         elif suffix in _CAPTION_SUFFIXES:
             captions.append(name)
         elif _looks_like_picture(name):
@@ -443,7 +444,7 @@ def _match_captions(photos: Photos, files: dict[str, _Source], captions: list[st
             alone.append(caption)
     if alone and photos.names:
         photos.notes.append(
-            f"{_counted(len(alone), 'caption file')} with the name of no photo, so not used: {list_some(alone)}. "
+            f"{_counted(len(alone), 'caption file')} that match no photo, so not used: {list_some(alone)}. "
             "A photo's caption has its name, with .txt at the end."
         )
 

@@ -91,4 +91,4 @@ class Teller:
         self._done += 1
         if time.monotonic() - self._last >= _TELL_EVERY_S:
             self._last = time.monotonic()
-            self._say(f"Drawing {self._what}: {100 * self._done // self._steps} % ...")
+            self._say(f"Generating {self._what}: {100 * self._done // self._steps} % ...")

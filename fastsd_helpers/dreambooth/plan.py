@@ -20,7 +20,7 @@ __all__ = ["Plan", "Standing", "generation_sizes", "plan_run"]
 
 _SAVES_WANTED = 5  # a stage
 _MARGIN = 256 * 2**20
-_ROOM_HINT = "Free some space (empty the trash too, it counts on Google Drive), or put the session elsewhere (--root)."
+_ROOM_HINT = "Free some space (empty the trash too, it counts on Google Drive), or keep the session elsewhere (--root)."
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Plan:
             seconds = self.seconds_per_step.get(stage)
             minutes = f" (about {_minutes(steps * seconds)})" if seconds else ""
             parts.append(f"{_steps(steps, one='1 step')} of the {stage} stage{minutes}")
-        return f"If the machine is lost, at most {' or '.join(parts)} must be made again."
+        return f"If the machine is lost, at most {' or '.join(parts)} of training must be repeated."
 
     def spare_bytes(self, stage: str, *, last: bool, gives_back: bool | None) -> int:
         """Bytes that a checkpoint must leave free on Drive, for what has to come after it.
@@ -115,12 +115,12 @@ class Plan:
         lines = []
         if self.memory_bytes:
             sizes = ", ".join(f"{_gb(size)} in the {stage} stage" for stage, size in self.memory_bytes.items())
-            lines.append(f"Memory, computed: {sizes}.")
+            lines.append(f"Estimated memory: {sizes}.")
         if self.minutes is not None:
-            steps = ", ".join(f"{seconds:.2g} s a {stage} step" for stage, seconds in self.seconds_per_step.items())
+            steps = ", ".join(f"{seconds:.2g} s per {stage} step" for stage, seconds in self.seconds_per_step.items())
             measured = f" (measured here: {steps})" if steps else ""
             lines.append(
-                f"About {self.minutes:.1f} minutes of training are left{measured}; images and saving not counted."
+                f"About {self.minutes:.1f} minutes of training are left{measured}, without sample images and saving."
             )
         return lines
 
@@ -223,8 +223,8 @@ def plan_run(
 
 def _one_kept_line(needs: "_Needs") -> str:
     return (
-        f"Only one checkpoint is kept: keeping two takes {_gb(needs.needed(2))} with the third on its way, and "
-        f"there are {_gb(max(0, needs.room))}. If the newest is damaged there is no older one."
+        f"Only one checkpoint is kept: keeping two takes {_gb(needs.needed(2))} while the third is not yet synced, "
+        f"and there are {_gb(max(0, needs.room))}. If the latest is damaged there is no older one."
     )
 
 
@@ -336,13 +336,13 @@ def _choose_save_every(needs: _Needs, keep_last: int) -> tuple[int, str]:
         if bounded:
             return wanted, f"A checkpoint every {_steps(wanted)}."
         return 0, (
-            "Checkpoints only at the end of each stage: there is no room for a second one beside the first; "
-            f"with {_gb(needs.needed(1) - needs.room)} more it is one every {_steps(wanted)}."
+            "Checkpoints only at the end of each stage: there is no space for a second one next to "
+            f"the first; with {_gb(needs.needed(1) - needs.room)} more it is one every {_steps(wanted)}."
         )
     if needs.emptied and bounded and needs.goes_through(wanted, keep_last):
         return wanted, (
-            f"A checkpoint every {_steps(wanted)}; old ones are emptied before they are deleted, so Drive's trash "
-            f"holds nothing of them and they take at most {_gb(needs.needed(keep_last))}."
+            f"A checkpoint every {_steps(wanted)}; old ones are emptied before they are deleted, so they take "
+            f"no space in Drive's trash and they take at most {_gb(needs.needed(keep_last))}."
         )
     # The trash counts, or may: all checkpoints ever written must fit.
     total = 0
@@ -350,13 +350,13 @@ def _choose_save_every(needs: _Needs, keep_last: int) -> tuple[int, str]:
         total = sum(needs.sizes[stage] for stage, _step in needs.saves(every))
         if total <= needs.free - needs.export - _MARGIN:
             why = "deleted ones count on Drive" + (
-                " until it was seen here that emptied ones give their room back" if needs.emptied else ""
+                " until it is known that emptied ones free their space" if needs.emptied else ""
             )
             return every, f"A checkpoint every {_steps(every)}: {_gb(total)} in all, {why}."
     short = total - needs.free + needs.export + _MARGIN
     return 0, (
         "Checkpoints only at the end of each stage: deleted ones count on Drive until its trash is emptied, "
-        f"and there is no room for more; {_gb(short)} more are needed for one between."
+        f"and there is no space for more; {_gb(short)} more are needed for one between."
     )
 
 
@@ -365,9 +365,9 @@ def _no_room_line(needs: _Needs, wanted: int) -> str:
     stage = max(needs.sizes, key=lambda name: needs.sizes[name], default="")
     one = needs.largest + needs.carried if needs.emptied or not needs.all_count else sum(needs.sizes.values())
     return (
-        f"There is no room for a checkpoint of the {stage} stage: it takes {_gb(needs.largest)}, and beside the "
-        f"finished file {_gb(max(0, needs.room))} are free. If the machine is lost, everything that stage has made is "
-        f"lost with it. With {_gb(one - needs.room)} more there is one at the end of each stage, with "
+        f"There is no space for a checkpoint of the {stage} stage: it takes {_gb(needs.largest)}, and in addition "
+        f"to the finished file {_gb(max(0, needs.room))} are free. If the machine is lost, all training of that "
+        f"stage is lost. With {_gb(one - needs.room)} more there is one at the end of each stage, with "
         f"{_gb(needs.needed(1) - needs.room)} more one every {_steps(wanted)}: free that much (empty the trash too), "
         "choose a folder elsewhere (--root), or train a LoRA (--method lora)."
     )

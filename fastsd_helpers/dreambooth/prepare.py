@@ -164,11 +164,11 @@ def _nothing_usable(path: Path, skipped: list[dict[str, str]], notes: list[str])
         return DatasetError(" ".join([f"There are no images in {path}.", *notes]), NO_PICTURES_HINT)
     reasons = "; ".join(f"{item['source']} {item['reason']}" for item in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return DatasetError(f"None of the images in {path} can be used: {reasons}{more}.", NO_PICTURES_HINT)
+    return DatasetError(f"None of the images in {path} is usable: {reasons}{more}.", NO_PICTURES_HINT)
 
 
 def _read_boxes(path: Path) -> dict[str, Any]:
-    hint = 'Write it like {"dog.jpg": [left, top, right, bottom]}, in pixels of the upright photo.'
+    hint = 'Write it as {"dog.jpg": [left, top, right, bottom]}, in pixels of the upright photo.'
     try:
         boxes = json.loads(path.read_bytes())
     except FileNotFoundError as err:
@@ -176,7 +176,7 @@ def _read_boxes(path: Path) -> dict[str, Any]:
     except OSError as err:
         raise DatasetError(f"The boxes {path} cannot be read: {err.strerror}.", hint) from err
     except (ValueError, RecursionError) as err:
-        raise DatasetError(f"The boxes {path} are no JSON: {err}.", hint) from err
+        raise DatasetError(f"The boxes {path} are not valid JSON: {err}.", hint) from err
     if not isinstance(boxes, dict) or not all(isinstance(box, list) for box in boxes.values()):
         raise DatasetError(f"The boxes {path} are not a list of four numbers for each file name.", hint)
     return boxes
@@ -196,7 +196,7 @@ def _box_for(work: _Work, name: str, width: int, height: int) -> CropBox | None:
 def _check_boxes(work: _Work) -> None:
     unknown = sorted(set(work.boxes) - work.used_boxes)
     if unknown:
-        work.bad_boxes.append(f"no usable photo is named {', '.join(unknown[:5])}.")
+        work.bad_boxes.append(f"no usable photo has the name {', '.join(unknown[:5])}.")
     if work.bad_boxes:
         raise DatasetError(f"The boxes do not fit: {' '.join(work.bad_boxes)}", f"Correct them in {work.config.boxes}.")
 
@@ -244,7 +244,7 @@ def _read_all(
     size = work.config.size
     # A photograph as PNG takes about 1.5 bytes a pixel.
     what = f"{len(photos.names)} images"
-    hint = "Make room there, choose a smaller --size, or another folder with --root."
+    hint = "Free some space there, choose a smaller --size, or another folder with --root."
     check_room(session.folder, 2 * size * size * len(photos.names), what, hint=hint)
     work.skipped += [{"source": printable(name), "reason": reason} for name, reason in photos.skipped]
     work.notes += [*photos.notes, *filter(None, [photos.page_line()])]
@@ -258,14 +258,14 @@ def _read_all(
             logger.info("%d of %d photos read.", number, len(photos.names))
     if repeats := repeats_in(photos.names):
         folders = ", ".join(repr(folder) for folder in list(repeats)[:3])
-        work.notes.append(f"The number of repeats in {folders} is not used: here every photo counts the same.")
+        work.notes.append(f"The repeats in {folders} are ignored: every photo counts the same here.")
 
 
 def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_out: bool, after_name: bool) -> None:
     data = photos.read(name)
     source_sha256 = hashlib.sha256(data).hexdigest()
     if source_sha256 in work.made_here:
-        raise DatasetError("was made here: it is a prepared image, not a photo")
+        raise DatasetError("is an image prepared here, not a photo")
     photo = decode_photo(data)
     warnings = list(photo.warnings)
     box = _crop_of(work, name, photo.image)
@@ -395,6 +395,6 @@ def _notes(work: _Work, session: Session) -> list[str]:
     there = {item["source_sha256"] for item in work.images}
     if lost := [edited for sha256, edited in work.edited.items() if sha256 not in there]:
         written = set_captions_aside(session, dict(lost))
-        notes.append(f"{len(lost)} captions of photos that are not here any more are kept in {written[0].parent}.")
+        notes.append(f"{len(lost)} captions of photos that are no longer here are kept in {written[0].parent}.")
     size, chosen = work.config.size, bool(work.config.held_out)
     return [*notes, *notes_on_prepared(session, work.images, size=size, chosen=chosen)]

@@ -112,15 +112,15 @@ def choose_precision(wanted: str, device: Device) -> tuple[str, str]:
             return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"
         if wanted == "fp16" and device.kind == "cpu":
             better = "bf16 or fp32" if device.has_bf16 else "fp32"
-            return wanted, f"precision fp16 as you chose; a processor is many times slower at it than at {better}"
+            return wanted, f"precision fp16 as you chose; a CPU is many times slower at it than at {better}"
         return wanted, ""
     if device.kind == "cuda":
         if device.has_bf16:
             return "bf16", f"precision bf16: {device.name} has it, and it needs no loss scaling"
         return "fp16", f"precision fp16: {device.name} has no bf16 units; the loss scale is saved with each checkpoint"
     if device.has_bf16:
-        return "bf16", "precision bf16: this processor has bf16 units"
-    return "fp32", "precision fp32: this processor has no half-precision units"
+        return "bf16", "precision bf16: this CPU has bf16 units"
+    return "fp32", "precision fp32: this CPU has no half-precision units"
 
 
 def choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
@@ -129,13 +129,13 @@ def choose_optimizer(wanted: str, device: Device) -> tuple[str, str]:
     if wanted == "adamw8bit" and (device.kind != "cuda" or not installed):
         missing = "there is no NVIDIA GPU" if device.kind != "cuda" else "bitsandbytes is not installed"
         raise SettingsError(
-            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which picks what works."
+            f"optimizer (--optimizer) is adamw8bit, but {missing}.", "Choose adamw, or auto, which chooses what works."
         )
     if wanted != "auto":
         return wanted, ""
     if device.kind == "cuda" and installed:
         return "adamw8bit", "optimizer adamw8bit: a quarter of the memory and checkpoint size of AdamW's state"
-    why = "bitsandbytes is not installed" if device.kind == "cuda" else "the 8-bit form needs an NVIDIA GPU"
+    why = "bitsandbytes is not installed" if device.kind == "cuda" else "8-bit AdamW needs an NVIDIA GPU"
     return "adamw", f"optimizer adamw: {why}"
 
 

@@ -96,7 +96,7 @@ class ClassDrawing:
         """Draw what is missing; returns all images in order.
 
         Args:
-            device, autocast: where and in which number format to draw.
+            device, autocast: where and in which dtype to draw.
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
@@ -107,7 +107,7 @@ class ClassDrawing:
         found = find_class_images(self.folder)
         missing = [number for number in range(self.count) if number not in found]
         if missing:
-            say(f"Drawing {len(missing)} of {self.count} class images ({' | '.join(self.prompts)}) ...")
+            say(f"Generating {len(missing)} of {self.count} class images ({' | '.join(self.prompts)}) ...")
             with file_errors(self.folder, "create"):
                 self.folder.mkdir(parents=True, exist_ok=True)
             networks = self._load(device, prepare)
@@ -115,7 +115,7 @@ class ClassDrawing:
                 if stopped():
                     raise Interrupted(
                         f"Stopped after {len(found)} of {self.count} class images; they are kept.",
-                        "Train again with the same session to go on.",
+                        "Train again with the same session to resume.",
                     )
                 with autocast():
                     pictures = self._draw(range(first, first + _GROUP), networks, device)

@@ -10,7 +10,7 @@ __all__ = ["PrepareResult", "counted_prompts", "prompt_lines"]
 _MOST_PROMPTS = 12
 _MOST_LETTERS = 160
 # Reports of earlier versions said "picture".
-_SAME = ("is the same image as ", "is the same picture as ")
+_SAME = ("is the same image as ", "is the same image as ")
 _MOST_SAME = 4
 
 
@@ -30,7 +30,7 @@ class PrepareResult:
     def lines(self) -> list[str]:
         """The report, one sentence a line."""
         held_out = f" and {self.held_out} held out" if self.held_out else ""
-        pictures = "picture" if self.train == 1 else "pictures"
+        pictures = "image" if self.train == 1 else "images"
         report = [f"{self.train} {pictures} to train on{held_out}, {self.size} px."]
         report += prompt_lines(self.prompts, named=not any(item.get("caption") for item in self.images))
         report += _skipped_lines(self.skipped)

@@ -43,16 +43,19 @@ def shortage(session: Session, place: Literal["gpu", "host"], fact: str) -> Trai
         fact: what happened, as a sentence without its full stop.
     """
     changes = settings_to_change(session.record.get("settings") or {}, place)
-    first = f"Change one or more of: {', '.join(changes)}." if changes else "Every setting that saves memory is on."
+    first = (
+        f"Change one or more of: {', '.join(changes)}." if changes else "Every setting that saves memory is already on."
+    )
     if place == "host":
-        first = f"Close other notebooks, or take a machine with more memory (Colab: High-RAM). {first}"
+        first = f"Close other notebooks, or use a machine with more memory (Colab: High-RAM). {first}"
     begun = (session.record.get("progress") or {}).get("step", 0)
     how = (
-        "A begun run keeps its settings, so begin again with --restart (restart=True in the notebook's training cell)."
+        "A started run keeps its settings, so start again with --restart (restart=True in the notebook's training "
+        "cell)."
         if begun
         else "Then train again."
     )
-    return TrainingFailed(f"{fact}.", f"{first} {how} What was saved before is intact.")
+    return TrainingFailed(f"{fact}.", f"{first} {how} Saved checkpoints are intact.")
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def _packaged(family: str, words: int) -> Path | None:
 
 def _published(family: str, words: int, name: str) -> list[Path]:
     """The tokenizer's files from the first model of the family that can be had."""
-    by_hand = "Or make the folder yourself: fastsd convert FILE FOLDER --base A_DIFFUSERS_FOLDER_OF_THAT_MODEL."
+    by_hand = "Or create the folder yourself: fastsd convert FILE FOLDER --base A_DIFFUSERS_FOLDER_OF_THAT_MODEL."
     failures: list[DownloadError] = []
     for source in (source for spec in models() if _lends(spec, family) for source in spec.sources):
         try:
@@ -82,12 +82,13 @@ def _published(family: str, words: int, name: str) -> list[Path]:
         if known == words:
             return files
         raise ModelError(
-            f"The text encoder of {name} knows {words} words, and the tokenizer of {source.repo} has {known}: they do "
-            "not belong together.",
+            f"The text encoder of {name} has a vocabulary of {words} tokens, and the tokenizer of {source.repo} has "
+            f"{known}: they do not match.",
             by_hand,
         )
     raise ModelError(
-        f"{name} has no tokenizer, as no single file has, and none could be fetched: {failures[0].problem}",
+        f"{name} has no tokenizer (single-file checkpoints have none), and none could be downloaded: "
+        f"{failures[0].problem}",
         f"{failures[0].hint} {by_hand}",
     ) from failures[0]
 

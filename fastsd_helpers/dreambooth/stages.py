@@ -129,7 +129,7 @@ class Studio:
         vae = self.base.load_vae().to(self.device)
         self.latents = encode_images(vae, dataset.train, config.resolution, device=self.device, flip=config.flip)
         judged = dataset.held_out or dataset.train
-        self.held_out_label = "images never trained on" if dataset.held_out else "training images, reserved noise"
+        self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
         latents = self.latents
         if dataset.held_out:
             latents = encode_images(vae, dataset.held_out, config.resolution, device=self.device)
@@ -346,7 +346,7 @@ class Job(ABC):
         if own.keys() != tensors.keys():
             raise CheckpointError(
                 "The checkpoint's LoRA has other layers than this model.",
-                "It belongs to another model: start over with --restart.",
+                "It belongs to another model: start again with --restart.",
             )
         for name, tensor in tensors.items():
             own[name].copy_(tensor)

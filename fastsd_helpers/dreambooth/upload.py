@@ -79,11 +79,11 @@ def upload(config: UploadConfig, session: Session) -> UploadResult:
         DownloadError: the Hub cannot be reached, or refuses. VerificationFailed: it has other bytes than were sent.
     """
     if not config.repo:
-        raise SettingsError("repo (--repo) is empty.", "Give the name that the model shall have on the Hub.")
+        raise SettingsError("repo (--repo) is empty.", "Give the name that the model should have on the Hub.")
     done = finished_result(session, int(session.record.get("run", 1)))
     if done is None:
         raise SessionError(
-            f"Session {session.name} has no finished model, or its file is not what training wrote.",
+            f"Session {session.name} has no finished model, or its file is not the one that training wrote.",
             f"Train it to the end first: fastsd dreambooth train {session.name}",
         )
     files = _files_of(session, done, samples=config.samples)
@@ -184,19 +184,19 @@ class _Hub:
                 wrong.append(name)
         if wrong:
             raise VerificationFailed(
-                f"{repo} does not have what was sent: {', '.join(wrong)}.",
-                "Run the upload again: it sends what differs.",
+                f"{repo} does not have the uploaded files: {', '.join(wrong)}.",
+                "Run the upload again: it uploads what differs.",
             )
 
     def _translate(self, err: Exception, repo: str) -> FastSDError:
         status = getattr(getattr(err, "response", None), "status_code", None)
         words = redact(str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__)
         if status in (401, 403):
-            return DownloadError(f"The Hub does not let this token write to {repo} (answer {status}).", _WRITE_HINT)
+            return DownloadError(f"The Hub does not let this token write to {repo} (HTTP {status}).", _WRITE_HINT)
         if status == 429:
-            return DownloadError("The Hub asks to wait (answer 429).", "Try again in a few minutes.")
+            return DownloadError("The Hub asks to wait (HTTP 429).", "Try again in a few minutes.")
         if status is not None:
-            return DownloadError(f"The Hub refused the upload to {repo} (answer {status}): {words}", "Try again later.")
+            return DownloadError(f"The Hub refused the upload to {repo} (HTTP {status}): {words}", "Try again later.")
         if (proxy := proxy_problem(err)) is not None:
             return DownloadError(redact(proxy[0]), proxy[1])
         if isinstance(err, network_errors()):

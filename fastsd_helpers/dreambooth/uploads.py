@@ -53,7 +53,7 @@ class UploadReport:
         """The report, one sentence a line."""
         kept = f"{len(self.saved)} file{'s' if len(self.saved) != 1 else ''} added."
         few = self.twins <= _MOST_TWINS
-        again = [] if few else [f"{self.twins} files were here already, and are kept once."]
+        again = [] if few else [f"{self.twins} files were here already, and are kept only once."]
         skipped = [item for item in self.skipped if few or not item[1].startswith(_HERE)]
         return [kept, *again, *(f"Skipped {name}: {reason}." for name, reason in skipped), *self.notes]
 
@@ -162,7 +162,7 @@ def _open_shelf(session: Session) -> _Shelf:
         for key, stems in arrived.items():
             shelf.latest[str(key)] = [safe_stem(str(stem)) for stem in stems]
     except (OSError, ValueError, AttributeError, TypeError) as err:  # then names are taken as they lie there
-        logger.debug("Nothing is known of how the uploads arrived: %s.", err)
+        logger.debug("The result of the uploads is unknown: %s.", err)
     return shelf
 
 
@@ -278,7 +278,7 @@ def _photos_of_zip(name: str, data: bytes, shelf: _Shelf) -> Iterator[_Arrival]:
                 shelf.skipped += [(printable(member), reason) for member, reason in photos.skipped]
                 shelf.notes += [*photos.notes, *filter(None, [photos.page_line()])]
                 if repeats_in(photos.names):
-                    shelf.notes.append("Repeats in names of folders are not used: every photo counts the same.")
+                    shelf.notes.append("Repeats in folder names are ignored: every photo counts the same.")
                 if not photos.names and not photos.skipped:
                     shelf.skipped.append((printable(name), "holds no images"))
                 named = name_photos([printable(member) for member in photos.names])

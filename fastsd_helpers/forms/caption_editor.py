@@ -81,7 +81,7 @@ class CaptionEditor(View):
         self._save = make_button("Save", icon="check", kind="primary", name="fastsd-save-caption")
         self._next = make_button("Save, next photo", icon="arrow-right", name="fastsd-next-caption")
         self._all = make_button("Same prompt for all photos", icon="copy", name="fastsd-all-captions")
-        self._undo = make_button("Take that back", icon="undo")
+        self._undo = make_button("Undo", icon="undo")
         self._undo.layout.display = "none"
         self._message = widgets.HTML()
         self._choice.observe(lambda _change: self._turned(), names="value")
@@ -90,7 +90,7 @@ class CaptionEditor(View):
         self._next.on_click(lambda _button: self._on_next())
         self._all.on_click(lambda _button: self._on_all())
         self._undo.on_click(lambda _button: self._on_undo())
-        help = "A changed text is kept as soon as you leave the field. Ctrl+Enter goes on to the next photo."
+        help = "A changed caption is saved as soon as you leave the field. Ctrl+Enter goes to the next photo."
         fields = widgets.VBox(
             [
                 make_field(self._choice),
@@ -158,14 +158,14 @@ class CaptionEditor(View):
 
     def _saved(self, name: str) -> str:
         begun = (self._session.record.get("progress") or {}).get("step")
-        warning = " The run that has begun knew other words: begin again with --restart." if begun else ""
+        warning = " The run that was started used other captions: start again with --restart." if begun else ""
         return f"Saved. Now: {self._rows[name].prompt}{self._count(self._rows[name])}{warning}"
 
     @staticmethod
     def _count(row: PromptRow) -> str:
         if row.tokens is None:
             return ""
-        over = f": everything after the {_MOST_TOKENS}th is not read" if row.truncated else ""
+        over = f": everything after token {_MOST_TOKENS} is ignored" if row.truncated else ""
         return f" ({row.tokens} of {_MOST_TOKENS} tokens{over})"
 
     def _stored(self, name: str) -> str:
@@ -222,7 +222,7 @@ class CaptionEditor(View):
             self._all.description = f"Yes, replace {len(own)} other{'s' if len(own) != 1 else ''}"
             self._all.button_style = "danger"
             self._say(
-                f"Words of your own are replaced for {', '.join(own[:5])}{' and more' if own[5:] else ''}.", "warn"
+                f"Your own captions are replaced for {', '.join(own[:5])}{' and more' if own[5:] else ''}.", "warn"
             )
             return
         self._before = before
@@ -230,7 +230,7 @@ class CaptionEditor(View):
 
     def _on_undo(self) -> None:
         before, self._before = self._before, {}
-        self._set_all(before, "Every photo has its own words again.")
+        self._set_all(before, "Every photo has its own caption again.")
 
     def _set_all(self, words: dict[str, str], done: str) -> None:
         try:
@@ -255,8 +255,8 @@ class CaptionEditor(View):
         for row in self._rows.values():
             if row.image not in self._thumbs:
                 self._thumbs[row.image] = read_as_data(self._path_of(row), _THUMB_PX)
-            notes = ["never trained on: held out"] * row.held_out
-            notes += [f"⚠ over {_MOST_TOKENS} tokens: its end is cut off"] * row.truncated
+            notes = ["held out: never trained on"] * row.held_out
+            notes += [f"⚠ over {_MOST_TOKENS} tokens: truncated"] * row.truncated
             rows.append(
                 [
                     draw_picture(self._thumbs[row.image], row.image, _THUMB_PX),

@@ -15,11 +15,11 @@ __all__ = ["CorrectionTable", "correct_lines"]
 _ON_A_PAGE = 10
 _SHOWN_LETTERS = 60
 _WHICH = (
-    ("all, as on the page", "all"),
-    ("least sure first", "doubt"),
-    ("not looked at yet", "open"),
+    ("all, in page order", "all"),
+    ("lowest confidence first", "doubt"),
+    ("not reviewed yet", "open"),
 )
-_KEYS = "Enter: right, next line. Shift+Enter: back. Escape: take it back. Marked words are those the reader doubted."
+_KEYS = "Enter: accept, next line. Shift+Enter: previous line. Escape: undo. Marked words have low confidence."
 
 
 def correct_lines(session: ReadingSession) -> "CorrectionTable":
@@ -54,9 +54,9 @@ class CorrectionTable(View):
             style={"description_width": "initial"},
             layout=widgets.Layout(width="230px"),
         )
-        self._back = make_button("Back", icon="arrow-left", about="The lines before", name="fastsd-back")
-        self._next = make_button("Next", icon="arrow-right", about="The next lines", name="fastsd-next")
-        self._rest = make_button("All shown are right", icon="check", name="fastsd-all-right")
+        self._back = make_button("Back", icon="arrow-left", about="Previous lines", name="fastsd-back")
+        self._next = make_button("Next", icon="arrow-right", about="Next lines", name="fastsd-next")
+        self._rest = make_button("Accept all shown", icon="check", name="fastsd-all-right")
         self._message = widgets.HTML()
         self._rows = widgets.VBox([])
         self._which.observe(lambda _change: self._go(0), names="value")
@@ -107,8 +107,8 @@ class CorrectionTable(View):
         )
         field.add_class("fastsd-line")
         self._fields[line.key] = field
-        right = make_button("Right", icon="check", about="It is right as it stands (Enter)", name="fastsd-right")
-        undo = make_button("Undo", icon="undo", about="Take the correction back (Escape)", name="fastsd-undo")
+        right = make_button("Right", icon="check", about="Accept as it is (Enter)", name="fastsd-right")
+        undo = make_button("Undo", icon="undo", about="Undo the correction (Escape)", name="fastsd-undo")
         for button in (right, undo):
             button.add_class("fastsd-skip")
         state = widgets.HTML(self._state(line))
@@ -130,9 +130,9 @@ class CorrectionTable(View):
     @staticmethod
     def _state(line: SavedLine) -> str:
         if line.right is None:
-            return f"<span style='opacity:.85'>read, {100 * line.read.confidence:.0f} % sure</span>"
+            return f"<span style='opacity:.85'>read, {100 * line.read.confidence:.0f} % confidence</span>"
         if line.right == line.read.text:
-            return "✓ right as read"
+            return "✓ accepted"
         read = line.read.text
         shown = read if len(read) <= _SHOWN_LETTERS else f"{read[:_SHOWN_LETTERS]}…"
         return f"<span style='overflow-wrap:anywhere'>✓ corrected; read as <i>{html.escape(shown)}</i></span>"
@@ -169,7 +169,7 @@ class CorrectionTable(View):
     def _tell(self, problem: FastSDError | None = None) -> None:
         lines = [line for line in self._session.lines() if not line.read.problem]
         done = sum(line.right is not None for line in lines)
-        told = f"{done} of {len(lines)} lines looked at" if lines else "Nothing is read yet; the cells above do that"
+        told = f"{done} of {len(lines)} lines reviewed" if lines else "Nothing has been read yet: run the cells above"
         where = f"; lines {self._first + 1} to {self._first + len(self._shown)} are shown" if self._shown else ""
         bad = draw_error(problem) if problem is not None else ""
         self._message.value = f"<div role='status'><b>{told}</b>{html.escape(where)}.</div>{bad}"

@@ -171,9 +171,9 @@ class CropEditor(View):
         self._name = crop.source
         waiting = ", ".join(self._draft)
         self._say(
-            f"Moved, and not used yet: {waiting}. Press 'Use these crops'."
+            f"Moved, but not applied yet: {waiting}. Press 'Use these crops'."
             if waiting
-            else "Marked photos (✎) have a box of yours."
+            else "Marked photos (✎) have a crop of your own."
         )
         self._show_box(self.boxes.get(crop.source, crop.box))
 
@@ -232,7 +232,7 @@ class CropEditor(View):
             f'<div class="fastsd-crop" data-width="{width}" data-field="{self._field}" {handlers} '
             f'style="position:relative;width:{small.width}px;max-width:100%;aspect-ratio:{width}/{height};'
             'overflow:hidden;touch-action:none;user-select:none;line-height:0;margin:3px 12px 8px 3px">'
-            f'<img src="data:image/jpeg;base64,{source}" alt="{name}, the whole photo" draggable="false" '
+            f'<img src="data:image/jpeg;base64,{source}" alt="{name}, the full photo" draggable="false" '
             'style="display:block;width:100%;height:100%;margin:0">'
             f'<div class="fastsd-box" tabindex="0" role="application" aria-label="Crop of {name}. {_HELP}" '
             f'style="position:absolute;box-sizing:border-box;left:{100 * left / width:.4f}%;'
@@ -268,7 +268,7 @@ class CropEditor(View):
         self._fill_choice(crop.source)
         # The page has moved the square itself; drawn anew it would lose the keyboard.
         self._show_box(box, draw=draw)
-        self._say(f"{crop.source}: {side} x {side} px at {left}, {top}. Not used yet: press 'Use these crops'.")
+        self._say(f"{crop.source}: {side} x {side} px at {left}, {top}. Not applied yet: press 'Use these crops'.")
 
     def _forget(self) -> None:
         crop = self._crop()
@@ -292,4 +292,4 @@ class CropEditor(View):
             self._fill_choice(chosen)
             self._show_chosen()
         by_hand = sum(crop.by_hand for crop in self._crops.values())
-        self._say(f"{result.train} images are prepared, {by_hand} with a box of yours.")
+        self._say(f"{result.train} images are prepared, {by_hand} with a crop of your own.")

@@ -9,7 +9,7 @@ __all__ = ["DOUBT_COLOURS", "draw_doubt", "words_of"]
 
 _UNSURE, _VERY_UNSURE = 0.9, 0.6
 # Text and background of a word; the background comes with its text, so that no theme makes it hard to read.
-DOUBT_COLOURS = {"unsure": COLOURS["warn"], "very unsure": COLOURS["bad"]}
+DOUBT_COLOURS = {"low confidence": COLOURS["warn"], "very low confidence": COLOURS["bad"]}
 
 
 def words_of(line: Line) -> list[tuple[str, float]]:
@@ -39,8 +39,8 @@ def _mark(text: str, sure: float) -> str:
     shown = html.escape(text)
     if sure > _UNSURE or not text.strip():
         return shown
-    degree = "unsure" if sure > _VERY_UNSURE else "very unsure"
+    degree = "low confidence" if sure > _VERY_UNSURE else "very low confidence"
     ink, paper = DOUBT_COLOURS[degree]
-    line = "dotted" if degree == "unsure" else "double"
+    line = "dotted" if degree == "low confidence" else "double"
     style = f"color:{ink};background:{paper};text-decoration:underline {line};border-radius:3px;padding:0 2px"
     return f"<mark title='{degree}: {100 * sure:.0f} %' style='{style}'>{shown}</mark>"

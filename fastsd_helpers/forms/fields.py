@@ -1,7 +1,7 @@
 """One setting as one widget, on ipywidgets 7.7.1 (Colab) and 8 alike.
 
 Numbers are text fields: a bounded number widget silently moves a typed 20000 to its largest value, where we want to
-say what is wrong; and a field that may be left alone has to be able to be empty.
+say what is wrong; and a field that is optional has to be able to be empty.
 """
 
 import html

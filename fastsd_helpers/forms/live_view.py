@@ -27,7 +27,7 @@ class LiveView(WorkView):
         self._sample = widgets.HTML(layout=layout(display="none", max_width="512px"))
         pictures = widgets.VBox([self._sample_title, self._sample])
         middle = widgets.HBox([self._curve, pictures], layout=layout(align_items="flex-start"))
-        saves = "Finishes the step, then saves everything."
+        saves = "Finishes the step, then saves a checkpoint."
         super().__init__(_STARTING, "steps of the training", saves=saves, middle=[self._facts, middle])
         self._shown_sample: tuple[str, int] | None = None
         self._drawn = False
@@ -60,11 +60,11 @@ class LiveView(WorkView):
     @staticmethod
     def _where(live: Live, known: list[str], steps: Mapping[str, int]) -> str:
         if not live.stage:
-            return "Loading the model and reading the images…" if live.process else _STARTING
+            return "Loading the model and the images…" if live.process else _STARTING
         last = not known or live.stage == known[-1]
         if live.step >= live.steps:
             if last:
-                return "All steps are done: drawing before and after, writing the file and reading it back…"
+                return "All steps are done: generating images before and after, writing the file and verifying it…"
             return f"{_STAGES[live.stage]} is trained; {_STAGES[known[-1]]} is next…"
         part = (
             f" (part {known.index(live.stage) + 1} of {len(known)})" if live.stage in known and len(known) > 1 else ""
@@ -81,14 +81,14 @@ class LiveView(WorkView):
                     newest, stamp = path, changed
             if newest is None or (newest.name, stamp) == self._shown_sample:
                 return
-            self._sample.value = draw_picture(newest, f"images drawn at {newest.stem}", _WIDEST_PX)
+            self._sample.value = draw_picture(newest, f"images generated at {newest.stem}", _WIDEST_PX)
         except OSError:  # the mount is busy: the next look finds it
             return
         if "<img" not in self._sample.value:  # half written
             return
         self._shown_sample = (newest.name, stamp)
         self._sample.layout.display = ""
-        self._sample_title.value = f"<span class='fastsd-quiet'>newest images: {html.escape(newest.stem)}</span>"
+        self._sample_title.value = f"<span class='fastsd-quiet'>latest images: {html.escape(newest.stem)}</span>"
 
     def end(self, text: str, *, good: bool) -> None:
         """Show how it ended; what it said last stays, such as which checkpoint was better than the end."""
@@ -99,7 +99,7 @@ class LiveView(WorkView):
     def show_plot(self, plot: Path | None) -> None:
         """Show the image of the losses in the session where this view has drawn none itself."""
         if not self._drawn and plot is not None and plot.is_file():
-            self._curve.value = draw_picture(plot, "the losses of the whole run", _WIDEST_PX, style="max-width:640px")
+            self._curve.value = draw_picture(plot, "the losses of the entire run", _WIDEST_PX, style="max-width:640px")
 
 
 def _facts(live: Live) -> str:

@@ -21,12 +21,12 @@ def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None
     """
     needed = spec.vram_gb.get(use)
     if needed is None:
-        return None, "how much GPU memory it takes is not known"
+        return None, "its GPU memory use is unknown"
     if needed <= 1:
         return True, "runs without a GPU"
     have = device.memory_bytes / 1e9
     if device.kind == "cpu":
-        return False, f"wants a GPU with {needed:g} GB, and none is attached"
+        return False, f"needs a GPU with {needed:g} GB, and none is attached"
     fits = needed <= have
     return fits, f"wants {needed:g} GB of GPU memory, and {device.name} has {have:.0f} GB"
 
@@ -104,7 +104,7 @@ class ModelChoice(Choice):
             if spec is not None and spec.family not in self._families:
                 require_trainable_key(spec)
             elif spec is not None and spec.kind != self._kind:
-                return f"⚠ {spec.title} is no base model: choose one of the list."
+                return f"⚠ {spec.title} is not a base model: choose one of the list."
             elif name.what == "folder" and name.path is not None:
                 require_trainable(name.path)
         except FastSDError as err:
@@ -116,10 +116,10 @@ def _kind_of_text(text: str) -> str:
     if not text:
         return "Type a Hub id, paste a link, or give a path."
     said = {
-        "link": "A link: the file is downloaded, checked, and its kind told by its content.",
+        "link": "A link: the file is downloaded and checked, and its kind is detected from its content.",
         "folder": "A path on this machine.",
         "file": "A path on this machine.",
         "hub": "A model of the Hugging Face Hub.",
-        "key": "A model with a key, of another kind than those above.",
+        "key": "A model key of another kind than those above.",
     }
     return said.get(understand(text).what, "⚠ Neither a path that is here, nor a Hub id (owner/name), nor a link.")

@@ -61,7 +61,7 @@ def look_or_convert(config: ModelFileConfig) -> None:
     """
     require(config, ModelFileConfig)
     if not config.file.strip():
-        logger.info("No file was named, so there is nothing to look at.")
+        logger.info("No file was given, so there is nothing to inspect.")
         return
     source = Path(config.file.strip()).expanduser()
     if source.is_file() or (source.is_dir() and not config.write_to.strip()):
@@ -79,7 +79,7 @@ def _look(path: Path, config: ModelFileConfig) -> None:
     size, million = size_in_words(found.bytes), found.parameters / 1e6
     lines = [f"{path.name}: {found.what}, {size}, {million:,.1f} million parameters ({', '.join(found.dtypes)})."]
     if found.prediction_source:
-        lines.append(f"It predicts {found.prediction or 'what is unknown'}: {found.prediction_source}.")
+        lines.append(f"It predicts {found.prediction or 'an unknown quantity'}: {found.prediction_source}.")
     if found.sha256:
         lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
     lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]

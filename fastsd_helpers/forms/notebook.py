@@ -85,11 +85,13 @@ def _open_or_make(name: str, root: Path, import_from: str) -> Session:
             source = shared_folder(import_from) if _LINK in import_from else Path(import_from)
             return import_session(name, source=source, root=root).session
         session = Session.create(name, root=root)
-        logger.info("Made the session %s in %s", session.name, session.folder)
+        logger.info("Created the session %s in %s", session.name, session.folder)
     else:
-        logger.info("Going on with %s%s, in %s", session.name, used, session.folder)
+        logger.info("Resuming %s%s, in %s", session.name, used, session.folder)
         if session.notices:
-            logger.warning("If this folder is still being copied, wait until it is all here, and run this cell again.")
+            logger.warning(
+                "If this folder is still being copied, wait until the copy is complete, and run this cell again."
+            )
     return session
 
 
@@ -132,7 +134,7 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     if not recorded_images(session):
         return None
     if find_training(session) is not None:
-        return "A training of this session is running, so its images stay as they are."
+        return "A training of this session is running, so its images are not changed."
     boxes = Path((dataset.get("settings") or {}).get("boxes") or "-")
     same = dataset.get("settings", {}) | {"boxes": ""} == _as_recorded(config) | {"boxes": ""}
     same = same and (dataset.get("size"), dataset.get("crop")) == (config.size, config.crop)
@@ -140,11 +142,11 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
         count = len(recorded_images(session))
         return f"No new photos were given: the {count} images that are prepared in this session are used."
     if config.images and not own_place(session, Path(config.images).expanduser()).exists():
-        return f"{config.images} is not on this machine: the images that were prepared from it are used."
+        return f"{config.images} is not on this machine: the images prepared from it are used."
     if same and config.images and boxes.is_file() and not config.boxes:
-        return "These photos are prepared already, with crops of yours."
+        return "These photos are prepared already, with your own crops."
     if config.images and has_begun_with(config, session):
-        return "A training has begun with these images, so their prompts, crops and held-out photos stay as they are."
+        return "A training was started with these images, so their prompts, crops and held-out photos are not changed."
     return None
 
 

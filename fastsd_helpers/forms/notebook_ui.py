@@ -100,7 +100,7 @@ class NotebookUI:
                 self.store.mkdir(parents=True, exist_ok=True)
             write_atomic(self.store / _RECORD, json.dumps(self.record, indent=1, ensure_ascii=False).encode())
         except DriveError as err:
-            logger.debug("What was entered is not kept: %s", err)
+            logger.debug("The form's values could not be saved: %s", err)
 
     def _load(self) -> dict[str, Any]:
         try:

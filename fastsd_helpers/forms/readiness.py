@@ -1,4 +1,4 @@
-"""What a notebook's first cell calls: install what is missing here, then say what this machine is."""
+"""What a notebook's first cell calls: install what is missing here, then say the environment report."""
 
 import contextlib
 import logging
@@ -52,8 +52,8 @@ def set_up(workflow: str, version: str = "") -> None:
     if version and version != own:
         logger.warning(
             "This notebook is of version %s, and fastsd_helpers in %s is %s: a cell may not fit it. Use the notebook "
-            "and the library of one release; put the wheel or zip of %s beside the notebook, restart the kernel and "
-            "run all cells.",
+            "and the library of the same release; put the wheel or zip of %s next to the notebook, restart the kernel "
+            "and run all cells.",
             *(version, here, own, version),
         )
     tell_children(here)
@@ -63,7 +63,8 @@ def set_up(workflow: str, version: str = "") -> None:
         logger.info("%s", "\n".join(report.lines()))
     if report.restart:
         raise InstallError(
-            f"Restart the runtime now: {', '.join(report.restart)} is in memory at another version than is installed.",
+            f"Restart the runtime now: {', '.join(report.restart)} is loaded in another version than the one "
+            "installed.",
             "In Colab: Runtime > Restart session and run all. Elsewhere: restart the kernel and run all cells.",
         )
     folder, kept = _KEPT[workflow]

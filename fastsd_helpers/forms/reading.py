@@ -29,7 +29,7 @@ logger = logging.getLogger("fastsd_helpers")
 _KINDS = "image/*,.heic,.heif,.tif,.tiff,.pdf,.zip"
 _SAID = 6
 _LOOK_EVERY_S = 0.5
-_STOPPED = ("Reading was stopped; the lines that were read are kept.", "Run the cell again to go on with the others.")
+_STOPPED = ("Reading was stopped; the lines read so far are kept.", "Run the cell again to read the others.")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     there, used = (root / name).is_dir(), recent.last_time(name, root)
     session = ReadingSession(root / name)
     known = f" ({len(session.lines())} lines)" if session.lines() else ""
-    begun = f"Going on with {session.name}{used}" if there else f"Made the session {session.name}"
+    begun = f"Resuming {session.name}{used}" if there else f"Created the session {session.name}"
     logger.info("%s, in %s%s", begun, session.folder, known)
     recent.say_twin(session.name, root, recent.READINGS)
     recent.remember(session.folder)
@@ -115,7 +115,7 @@ class LinesForm(Form[ReadPicturesConfig]):
         count = len(self._reading.list_uploads())
         have = f"{count} uploaded file{'s' if count != 1 else ''} in this session" if count else "Nothing uploaded yet"
         now = [f"{self._added} added now"] if self._added else []
-        now += [f"{self._there} there already, kept once"] if self._there else []
+        now += [f"{self._there} already there, kept only once"] if self._there else []
         head = f"<b>{have}{': ' if now else ''}{', '.join(now)}.</b>"
         shown = self._report[-_SAID:]
         more = [f"… and {len(self._report) - _SAID} more."] if len(self._report) > _SAID else []
@@ -141,8 +141,8 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
         logger.info("%s", gone)
         return ConfidenceView(session)
     chosen, why = choose_reader(config.reader, own_pictures=bool(images))
-    logger.info("Reader: %s (%s).", chosen, why)
-    view = WorkView("Loading the reader…", "progress of the reading")
+    logger.info("Recognition model: %s (%s).", chosen, why)
+    view = WorkView("Loading the model…", "progress of the reading")
     show_widget(view.box)
     watch = _Watch(view, _count_files(images))
     try:

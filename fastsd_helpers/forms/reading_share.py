@@ -26,7 +26,7 @@ class ShareView(PageView[Served]):
     """The buttons of the reader's page."""
 
     def __init__(self, config: ServeConfig, session: ReadingSession) -> None:
-        super().__init__("page", "Loading the reader…")
+        super().__init__("page", "Loading the model…")
         self._config, self._session = config, session
 
     def _start(self) -> Served:

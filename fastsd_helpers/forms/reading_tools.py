@@ -27,10 +27,13 @@ class EvaluateConfig:
     """Which reader to measure, and on what."""
 
     reader: str = option(
-        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+        "auto",
+        help="recognition model: key, folder or Hub id; auto: the one this session uses",
+        known="readers",
     )
     data: str = option(
-        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+        "",
+        help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
 
     def __post_init__(self) -> None:
@@ -42,7 +45,9 @@ class EmbedConfig:
     """Which images to write the encoder's vectors of, and how."""
 
     reader: str = option(
-        "auto", help="recognition model: key, folder or Hub id; auto: the one this session uses", known="readers"
+        "auto",
+        help="recognition model: key, folder or Hub id; auto: the one this session uses",
+        known="readers",
     )
     images: str = option("", help="image, folder, PDF or link; empty: the lines of this session")
     pool: Literal["mean", "columns", "none"] = option(
@@ -77,8 +82,8 @@ class _Evaluator(CommandTool):
         self._session = session
         self._problems: list[str] = []
         form = show_form(EvaluateConfig, restore=session)
-        busy = "The lines are read and compared with their text…"
-        super().__init__("Count the errors", busy, form=form, work="The counting")
+        busy = "The lines are read and compared with the ground truth…"
+        super().__init__("Evaluate", busy, form=form, work="The evaluation")
 
     def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
@@ -97,7 +102,7 @@ class _Evaluator(CommandTool):
 
     def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
         result = evaluation_from({item.name: answer[item.name] for item in fields(Evaluation)})
-        rates = (("wrong characters (CER)", result.scores.cer), ("wrong words (WER)", result.scores.wer))
+        rates = (("character error rate (CER)", result.scores.cer), ("word error rate (WER)", result.scores.wer))
         told = [
             f"{name}: {100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)" for name, rate in rates
         ]
@@ -110,16 +115,16 @@ class _Embedder(CommandTool):
     def __init__(self, session: ReadingSession) -> None:
         self._session = session
         form = show_form(EmbedConfig, restore=session)
-        super().__init__("Write the vectors", "The images are looked at…", form=form, work="The writing")
+        super().__init__("Write the embeddings", "The images are encoded…", form=form, work="The writing")
 
     def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None
         config = self._form.config()
         images = [config.images] if config.images else [str(line.picture) for line in self._session.lines() if line.key]
         if not images:
-            raise SettingsError("No line is read yet.", "Read some images in cell 3b, or name some in 'images'.")
+            raise SettingsError("No line has been read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
-            raise SettingsError(f"{len(images)} lines are too many at a time.", "Name a folder of theirs in 'images'.")
+            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of theirs in 'images'.")
         reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"
         named = [f"./{image}" if image.startswith("-") else image for image in images]  # else it would be a flag
         words = ["trocr", "embed", *named, f"--out={out}", f"--pool={config.pool}", f"--model={reader}"]

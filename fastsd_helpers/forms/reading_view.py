@@ -19,7 +19,7 @@ __all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
 
 _ON_A_PAGE = 20
 _HEIGHT_PX, _WIDTH_PX = 44, 460
-_ORDERS = (("as on the page", "page"), ("least sure first", "doubt"))
+_ORDERS = (("page order", "page"), ("lowest confidence first", "doubt"))
 
 
 def show_confidence(session: ReadingSession) -> "ConfidenceView":
@@ -57,8 +57,8 @@ class ConfidenceView(View):
             style={"description_width": "initial"},
             layout=layout(width="230px"),
         )
-        self._back = make_button("Back", icon="arrow-left", about="The lines before")
-        self._next = make_button("Next", icon="arrow-right", about="The next lines")
+        self._back = make_button("Back", icon="arrow-left", about="Previous lines")
+        self._next = make_button("Next", icon="arrow-right", about="Next lines")
         self._where, self._table = widgets.HTML(), widgets.HTML()
         self._order.observe(lambda _change: self._turn(-self._page), names="value")
         self._back.on_click(lambda _button: self._turn(-1))
@@ -81,14 +81,14 @@ class ConfidenceView(View):
         self._where.value = (
             f"&nbsp;lines {first + 1} to {first + len(shown)} of {len(lines)}"
             if lines
-            else "&nbsp;Nothing is read yet."
+            else "&nbsp;Nothing has been read yet."
         )
         self._table.value = draw_table("lines that were read", ("line", "sure", "text", "notes"), map(_row, shown))
 
 
 def _row(line: SavedLine) -> list[str]:
     read = line.read
-    notes = {"looped": "repeated itself: read again", "cut": "its end is cut off"}
+    notes = {"looped": "repetition guard: read again", "cut": "truncated"}
     told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
     text = "" if read.problem else draw_doubt(read)
     sure = "" if read.problem else f"{100 * read.confidence:.0f} %"

@@ -121,12 +121,12 @@ def _look(folder: Path) -> Found:
         record = folder / RECORD
         if record.is_file():
             if not record.stat().st_size:
-                return Found(folder.name, 0.0, f"{RECORD} is empty: it is repaired when opened", whole=False)
+                return Found(folder.name, 0.0, f"{RECORD} is empty: repaired when opened", whole=False)
             return Found(folder.name, record.stat().st_mtime)
         if (folder / TWINS).is_dir():
-            return Found(folder.name, 0.0, f"{RECORD} is missing: it is repaired when opened", whole=False)
+            return Found(folder.name, 0.0, f"{RECORD} is missing: repaired when opened", whole=False)
         if is_old_session(folder):
-            return Found(folder.name, 0.0, "of the old notebook: it is imported when opened", whole=False)
+            return Found(folder.name, 0.0, "of the old notebook: imported when opened", whole=False)
         if folder.parent.parts[-2:] == READINGS.parts and any((folder / name).exists() for name in _READING):
             return Found(folder.name, folder.stat().st_mtime)
     return Found(folder.name, 0.0, f"{RECORD} is missing: copied in part?", whole=False)
@@ -158,8 +158,8 @@ def choose_name(wanted: str, root: Path, *, first: str, imports: bool = False) -
         return name
     if (root / f"{_IMPORT}{folder.name}").is_dir():
         raise SessionNotFound(
-            f"The import of {name} was cut before it was finished, and nothing of it can be used.",
-            "Type in 'import from' where it comes from, and run this cell again: it begins anew.",
+            f"The import of {name} was interrupted, and nothing of it can be used.",
+            "Enter its source in 'import from', and run this cell again: the import starts again.",
         )
     seen = desk.was_offered(name)
     if seen is not None and seen != root:
@@ -170,7 +170,7 @@ def choose_name(wanted: str, root: Path, *, first: str, imports: bool = False) -
     if seen is not None:
         raise SessionNotFound(
             f"The session {name} was in {root} when cell 2a was shown, and it is not there now.",
-            "Look whether the same Drive is connected, or whether the session was renamed or deleted; then run cell "
+            "Check whether the same Drive is connected, and whether the session was renamed or deleted; then run cell "
             "2a again. No new session was made.",
         )
     return name
@@ -188,7 +188,7 @@ def say_twin(name: str, root: Path, part: Path) -> None:
         stores = {local_root(part), sessions_root().parents[1] / part} - {root}
         for other in sorted(stores):
             if (other / name).is_dir():
-                logger.warning("There is another session %s, in %s: that one is not touched.", name, other)
+                logger.warning("There is another session %s, in %s: it is not changed.", name, other)
 
 
 def remember(folder: Path) -> None:
@@ -198,7 +198,7 @@ def remember(folder: Path) -> None:
         try:
             write_atomic(folder.parent / _LAST, json.dumps(note).encode())
         except FastSDError as err:
-            logger.debug("Which session was used last was not noted: %s", err.problem)
+            logger.debug("The last used session could not be recorded: %s", err.problem)
 
 
 def _read_last(root: Path) -> tuple[str, float]:

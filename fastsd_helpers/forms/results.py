@@ -59,8 +59,8 @@ def show_result(session: Session) -> PicturesView:
     if made is None and record.get("result", {}).get("path"):
         name = session.folder / record["result"]["path"]
         raise SessionUnfinished(
-            f"{name} or an image beside it is missing, or is not what the training wrote.",
-            "Run cell 5b: it writes them anew from the last checkpoint.",
+            f"{name} or an image next to it is missing, or is not what the training wrote.",
+            "Run cell 5b: it writes them again from the last checkpoint.",
         )
     if made is None:
         raise unfinished(session)
@@ -94,14 +94,16 @@ class DisconnectView(View):
     def __init__(self, session: Session) -> None:
         self._session = session
         self._button = make_button(
-            "Give this machine back", icon="power-off", about="Waits until everything is on Google Drive, then ends it"
+            "Disconnect the runtime",
+            icon="power-off",
+            about="Waits until everything is on Google Drive, then disconnects",
         )
         self._button.on_click(lambda _button: self._end())
         self._message = load_widgets().HTML()
         self.box = make_frame(self._button, self._message)
         if where() != "colab":
             self._button.layout.display = "none"
-            self._say("There is no machine to give back here: shut the kernel down when you are done.")
+            self._say("There is no runtime to disconnect here: shut down the kernel when you are done.")
 
     def _end(self) -> None:
         try:
@@ -109,4 +111,8 @@ class DisconnectView(View):
         except FastSDError as err:
             self._say_error(err)
             return
-        self._say("Everything is safe, and the machine ends now." if gone else "The machine could not be ended here.")
+        self._say(
+            "Everything is safe, and the runtime disconnects now."
+            if gone
+            else "The runtime could not be disconnected from here."
+        )

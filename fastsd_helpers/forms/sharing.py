@@ -29,7 +29,7 @@ def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
     require(config, ExportConfig)
     done = finished_result(session, int(session.record.get("run", 1)))
     if config == ExportConfig() and done is not None:
-        logger.info("Training has written this file already: %s", done["path"])
+        logger.info("Training has already written this file: %s", done["path"])
         return None
     # The file is named after the session, its step and its format: written again it is the same file.
     values = {name: getattr(config, name) for name in config.__dataclass_fields__}
@@ -73,7 +73,7 @@ def disconnect_when_safe(
     if found != sha256:
         raise VerificationFailed(
             f"{path} is not the file that the training wrote (sha256 {found[:12]}...).",
-            "Do not disconnect: run the training cell again, which writes it anew from the last checkpoint.",
+            "Do not disconnect: run the training cell again, which writes it again from the last checkpoint.",
         )
     logger.info("Safe: %s was read back once more, and is what the training wrote.", path)
     if not disconnect:
@@ -101,5 +101,5 @@ def unfinished(session: Session) -> SessionUnfinished:
     begun = f": it stopped after {stage} step {progress['step']} of {progress['steps']}" if stage else " yet"
     return SessionUnfinished(
         f"The training of {session.name} has not been finished{begun}.",
-        "Run cell 5b: it goes on from what is saved, and then run this cell again.",
+        "Run cell 5b: it resumes from the last checkpoint; then run this cell again.",
     )

@@ -32,7 +32,7 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
     """
     taught = taught_reader(session)
     if taught is None:
-        logger.info("Nothing to shrink: no reader was fine-tuned in this session yet.")
+        logger.info("Nothing to quantize: no model was fine-tuned in this session yet.")
         return None
     out = session.folder / "int8"
     # By the weights: the folder's name says nothing of a run that was begun again.
@@ -40,7 +40,7 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
     made_of = {"path": str(taught.path.relative_to(session.folder)), "written": written}
     report = session.record.get("int8_report") or {}
     if session.record.get("int8") == made_of and report and (report["chosen"] == "fp32" or out.is_dir()):
-        logger.info("It is there already: %s", out if report["chosen"] != "fp32" else "fp32 stays the better one")
+        logger.info("It is there already: %s", out if report["chosen"] != "fp32" else "fp32 remains the better one")
         return ShrinkView(report)
     _require_int8()
     answer = _make(taught, out)
@@ -57,19 +57,21 @@ def _make(taught: Taught, out: Path) -> dict[str, Any]:
     words += [f"--evaluate={write_table(run / 'shrink-measured.jsonl', taught.held_out.lines)}"]
     if rest := [line for line in taught.learned.lines if line.name not in measured]:
         words.append(f"--calibrate={write_table(run / 'shrink-calibrated.jsonl', rest)}")
-    view = WorkView("Making the int8 copies…", "progress of shrinking", saves="Ends it; nothing is replaced.")
+    view = WorkView("Quantizing to int8…", "progress of quantization", saves="Cancels it; nothing is replaced.")
     show_widget(view.box)
     folder = local_folder(out)
     child = Background.find(folder) or Background.start(command_of(words), folder, model=str(taught.path))
 
     def show() -> None:
-        done = [line for line in child.log_lines(400) if " lines a second, " in line]
-        view.show(f"Making and measuring the copies: {len(done)} of {_TRIALS} done", len(done), _TRIALS, messages=done)
+        done = [line for line in child.log_lines(400) if " lines per second, " in line]
+        view.show(f"Quantizing and evaluating: {len(done)} of {_TRIALS} done", len(done), _TRIALS, messages=done)
 
     try:
-        answer = wait_for(child, view, show, "The shrinking", log=run / "shrinking.log")
+        answer = wait_for(child, view, show, "The quantization", log=run / "shrinking.log")
     except Interrupted as err:
-        raise Interrupted("Shrinking was stopped; nothing was replaced.", "Run this cell again to begin anew.") from err
+        raise Interrupted(
+            "Quantization was stopped; nothing was replaced.", "Run this cell again to start again."
+        ) from err
     view.end(f"Done: {answer['why']}", good=answer["method"] != "fp32")
     return answer
 
@@ -90,7 +92,7 @@ class ShrinkView:
         self.about = about
 
     def _repr_html_(self) -> str:
-        names = ("numbers", "size", "lines a second", "wrong characters", "same text as the full reader")
+        names = ("precision", "size", "lines per second", "CER", "same text as the fp32 model")
         full, rows = self.about["trials"][0], []
         for trial in self.about["trials"]:
             chosen = " ✓ chosen" if trial["method"] == self.about["chosen"] else ""
@@ -108,8 +110,9 @@ class ShrinkView:
         few = ""
         if built_in := self.about.get("built_in", 0):
             few = (
-                f"<p>Only {self.about['lines']} lines with a known text are there to measure errors on, so speed and "
-                f"agreement were measured on {built_in} built-in lines too. More corrected lines make this surer.</p>"
+                f"<p>Only {self.about['lines']} lines with ground truth are available for evaluation, so speed and "
+                f"agreement were measured on {built_in} built-in lines too. More corrected lines make this more "
+                "reliable.</p>"
             )
-        where = "<p>The copy is offered as <i>reader</i> above.</p>" if self.about["chosen"] != "fp32" else ""
+        where = "<p>The int8 model is in the list <i>reader</i> above.</p>" if self.about["chosen"] != "fp32" else ""
         return f"<p>{why[:1].upper()}{why[1:]}</p>{few}{draw_table('the copies that were made', names, rows)}{where}"

@@ -37,8 +37,8 @@ logger = logging.getLogger("fastsd_helpers")
 
 _SHOWN = 20
 _RELOADED = (
-    "Reload the page as you like: the teaching goes on. If this view is gone then, interrupt the cell (it saves first) "
-    "and run it again."
+    "You can reload the page: the fine-tuning continues. If this view is gone then, interrupt the cell (it saves "
+    "first) and run it again."
 )
 
 
@@ -54,7 +54,8 @@ class _Going:
 @dataclass(frozen=True)
 class _Data:
     data: str = option(
-        "", help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session"
+        "",
+        help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
     held_out_data: str = option(
         "", help="validation set: lines to evaluate on; empty: a share of the others", advanced=True
@@ -104,8 +105,9 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     """In words: what is learned from, what is held out, and who chose that."""
     if values.get("data"):
         return (
-            f"Of the data set about {100 * settings.held_out:.0f} % is held out to measure on, whole writers or pages, "
-            "chosen at random by 'seed'; name lines of your own in 'held out data', or set 'held out' to 0 for none."
+            f"About {100 * settings.held_out:.0f} % of the data set is held out for validation, entire writers or "
+            "pages, chosen at random by 'seed'; name lines of your own in 'held out data', or set 'held out' to 0 for "
+            "none."
         )
     try:
         lines = session.corrected()
@@ -113,7 +115,7 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
         return "No line is corrected yet; the table above is where that is done."
     count = len(lines.lines)
     if not settings.held_out:
-        return f"{count} corrected lines, all of them to learn from; none is held out."
+        return f"{count} corrected lines, all of them for training; none is held out."
     log = logging.getLogger("fastsd_helpers")
     before, log.disabled = log.disabled, True  # it would be said here and once more when the run begins
     try:
@@ -123,9 +125,9 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     finally:
         log.disabled = before
     return (
-        f"{count} corrected lines: {len(learned.lines)} to learn from, {len(held.lines)} held out to measure on. "
-        "The program chose them, whole pages or five lines in a row, at random by 'seed', and they stay held out; "
-        "'held out' says how many, 0 none."
+        f"{count} corrected lines: {len(learned.lines)} for training, {len(held.lines)} held out for validation. They "
+        "were chosen at random by 'seed', entire pages or five lines in a row, and they stay held out; 'held out' is "
+        "the share, 0 for none."
     )
 
 
@@ -172,7 +174,7 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
     except DatasetError as err:
         if config.data or session.has_corrections:
             raise
-        logger.info("Nothing was learned: %s %s", err.problem, err.hint)
+        logger.info("Nothing was trained: %s %s", err.problem, err.hint)
         return None
     if run.why:
         logger.info("%s", run.why)
@@ -180,13 +182,13 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
     if run.result() is None:
         _watch(run, run.find() or _start(run))
     made = run.finish()
-    logger.info("CER on %d lines that %s: %.1f %% before, %.1f %% after. Reader: %s", made.held_out_lines,
+    logger.info("CER on %d lines that %s: %.1f %% before, %.1f %% after. Model: %s", made.held_out_lines,
                 _how_measured(run.settings), 100 * made.cer_before, 100 * made.cer_after, made.path)  # fmt: skip
     return made
 
 
 def _how_measured(settings: FineTuneConfig) -> str:
-    return "were not learned from" if settings.held_out else "it has learned from"
+    return "were held out" if settings.held_out else "it was trained on"
 
 
 def _take_back(session: ReadingSession) -> None:
@@ -210,7 +212,7 @@ def _start(run: TeachingRun) -> Any:
 
 def _watch(run: TeachingRun, child: Any) -> None:
     view = WorkView(
-        "Loading the reader…", "progress of the teaching", saves="Finishes the step and saves; run again to go on."
+        "Loading the model…", "progress of the fine-tuning", saves="Finishes the step and saves; run again to resume."
     )
     show_widget(view.box)
     news = run.news()
@@ -219,14 +221,14 @@ def _watch(run: TeachingRun, child: Any) -> None:
         live = news.look()
         if live.process not in (None, child.process):  # of an earlier run of this folder
             return
-        drawing = draw_rate_curve(live.curve, live.steps, "wrong characters (CER)") if live.steps else ""
+        drawing = draw_rate_curve(live.curve, live.steps, "character error rate (CER)") if live.steps else ""
         view.show(words_of_news(live), live.step, live.steps or 1, drawing=drawing, messages=[_RELOADED])
 
     try:
         answer = wait_for(child, view, show, "The fine-tuning", log=run.folder / "teaching.log")
     except Interrupted as err:
-        raise Interrupted(err.problem, "Run this cell again to go on, in a new kernel too.") from err
-    view.end(f"Done: {100 * answer['cer_before']:.1f} % wrong characters before, "
+        raise Interrupted(err.problem, "Run this cell again to resume, in a new kernel too.") from err
+    view.end(f"Done: {100 * answer['cer_before']:.1f} % CER before, "
              f"{100 * answer['cer_after']:.1f} % after {answer['steps']} steps.", good=True)  # fmt: skip
 
 
@@ -236,9 +238,9 @@ def words_of_news(live: TeachingNews) -> str:
         left = f", about {in_words(live.seconds_left)} left" if live.seconds_left is not None else ""
         return f"Step {live.step} of {live.steps}{left}"
     return {
-        "before": "Reading the held-out lines as it is now…",
-        "after": "All steps are done: reading the held-out lines once more…",
-    }.get(live.stage, "Loading the reader…")
+        "before": "Evaluating on the held-out lines before training…",
+        "after": "All steps are done: evaluating on the held-out lines…",
+    }.get(live.stage, "Loading the model…")
 
 
 def compare_reading(session: ReadingSession) -> "CompareView | None":
@@ -250,8 +252,8 @@ def compare_reading(session: ReadingSession) -> "CompareView | None":
     taught = taught_reader(session)
     if taught is None:
         run = open_run(session)
-        unfinished = " The teaching is not finished: run its cell again to go on." if run is not None else ""
-        logger.info("Nothing to compare: no reader was fine-tuned in this session yet.%s", unfinished)
+        unfinished = " The fine-tuning is not finished: run its cell again to resume." if run is not None else ""
+        logger.info("Nothing to compare: no model was fine-tuned in this session yet.%s", unfinished)
         return None
     learned = {line.name for line in taught.learned.lines} & {line.name for line in taught.held_out.lines}
     return CompareView(compare_readers(taught.base, taught.path, taught.held_out), learned=bool(learned))
@@ -266,17 +268,17 @@ class CompareView:
 
     def __init__(self, comparison: Comparison, *, learned: bool = False) -> None:
         self.comparison = comparison
-        self._lines = "that it learned from (none were held out)" if learned else "that were not learned from"
+        self._lines = "that it was trained on (none were held out)" if learned else "that were held out"
 
     def _repr_html_(self) -> str:
         rates = [evaluation.scores.cer for evaluation in (self.comparison.before, self.comparison.after)]
         told = [f"{100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f})" for rate in rates]
         count = self.comparison.before.scores.lines
         head = (
-            f"<p>Wrong characters in {count} lines {self._lines}: <b>{told[0]}</b> before, "
-            f"<b>{told[1]}</b> after; in brackets where 95 % of samples of such lines lie.</p>"
+            f"<p>CER on {count} lines {self._lines}: <b>{told[0]}</b> before, "
+            f"<b>{told[1]}</b> after; in brackets the 95 % confidence interval.</p>"
         )
-        names = ("line", "it says", "before", "after", "errors")
+        names = ("line", "ground truth", "before", "after", "errors")
         table = draw_table("lines that were compared", names, map(_compared, self.comparison.lines[:_SHOWN]))
         more = len(self.comparison.lines) - _SHOWN
         below = f"<p>{more} more lines changed less.</p>" if more > 0 else ""

@@ -96,7 +96,7 @@ class ToolView(View):
         try:
             lines = list(self._do())
         except (KeyboardInterrupt, Interrupted):
-            self._say("Stopped; nothing was written or replaced. Press the button again to begin anew.", "warn")
+            self._say("Stopped; nothing was written or replaced. Press the button again to start again.", "warn")
         except FastSDError as err:
             self._say_error(err)
         else:
@@ -113,7 +113,7 @@ class CommandTool(ToolView):
     """A tool that is a command of ours in a process of its own: a bar and Stop are there while it works.
 
     Args:
-        words, busy, form: see ToolView. work: the work in a sentence, as "The counting".
+        words, busy, form: see ToolView. work: the work in a sentence, as "The evaluation".
     """
 
     def __init__(self, words: str, busy: str, *, form: Form[Any], work: str) -> None:
@@ -122,7 +122,7 @@ class CommandTool(ToolView):
 
     def _do(self) -> Iterable[str]:
         words, model, place, count = self._command()
-        view = WorkView(self._busy, f"progress: {self._button.description}", saves="Ends it; nothing is replaced.")
+        view = WorkView(self._busy, f"progress: {self._button.description}", saves="Cancels it; nothing is replaced.")
         self._message.value, self._work.children = "", [view.box]
         try:
             folder = local_folder(place)
@@ -155,7 +155,7 @@ class _Captioner(ToolView):
     def __init__(self, session: Session) -> None:
         self._session = session
         form = show_form(CaptionerConfig, restore=session)
-        super().__init__("Describe the photos", "The model is loaded, and looks at the photos…", form=form)
+        super().__init__("Caption the photos", "The model is loaded and captions the photos…", form=form)
 
     def _do(self) -> list[str]:
         from fastsd_helpers.dreambooth.captioning import caption_pictures, prompt_rows
@@ -178,7 +178,7 @@ def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView
 class _DryRun(ToolView):
     def __init__(self, settings: Form[DreamBoothConfig], session: Session) -> None:
         self._settings, self._session = settings, session
-        super().__init__("Dry run", "The model is loaded, and a few steps are timed; this may take a minute…")
+        super().__init__("Dry run", "The model is loaded and a few steps are timed; this may take a minute…")
 
     def _do(self) -> list[str]:
         from fastsd_helpers.dreambooth import engine
@@ -195,7 +195,7 @@ def show_inspector(session: Session) -> ToolView:
 class _Inspector(ToolView):
     def __init__(self, session: Session) -> None:
         self._session = session
-        super().__init__("Look into it", "The file is read…", form=show_form(InspectFileConfig))
+        super().__init__("Inspect it", "Reading the file…", form=show_form(InspectFileConfig))
 
     def _do(self) -> list[str]:
         from fastsd_helpers.checkpoints.inspector import inspect
@@ -225,7 +225,7 @@ def show_converter(session: Session) -> ToolView:
 class _Converter(CommandTool):
     def __init__(self, session: Session) -> None:
         self._session, self._verify = session, False
-        super().__init__("Convert", "It is converted…", form=show_form(ConvertFileConfig), work="The converting")
+        super().__init__("Convert", "Converting…", form=show_form(ConvertFileConfig), work="The conversion")
 
     def _command(self) -> tuple[list[str], str, Path, int]:
         assert self._form is not None

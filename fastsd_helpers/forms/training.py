@@ -97,8 +97,14 @@ def run_training(
     else:
         logger.info("A training of this session is running already; this cell shows it.")
         if restart or wanted.start_over or wanted.more_steps or wanted.more_text_encoder_steps:
-            logger.info("It goes on as it was begun: what the training's form asks for is kept until it has ended.")
-    logger.info("To stop it: the Stop button, or the notebook's own for this cell. Both let the training save first.")
+            logger.info(
+                "It continues with the settings it was started with: what the training's form asks for is kept until "
+                "it has ended."
+            )
+    logger.info(
+        "To stop it: the Stop button, or the notebook's own for this cell. Both let the training save a checkpoint "
+        "first."
+    )
     result = _watch(child, session, begun)
     if wanted.disconnect_when_done:
         desk.untick(RunConfig, disconnect_when_done=False)
@@ -128,7 +134,7 @@ def _watch(child: TrainingChild, session: Session, begun: Callable[[], None]) ->
         view.show_plot(_recorded_plot(session))
         raise
     begun()
-    end = "Finished before" if result.first_step == result.steps else "Done"
+    end = "Already finished" if result.first_step == result.steps else "Done"
     view.end(f"{end}: {result.path.name} is written and checked.", good=True)
     view.show_plot(result.loss_plot)
     return result

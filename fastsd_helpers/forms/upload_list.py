@@ -37,7 +37,7 @@ class UploadList(View):
         self._sure.on_click(lambda _button: self._remove(None))
         inside = widgets.VBox([self._message, self._tiles, widgets.HBox([self._all, self._sure])])
         self.accordion = widgets.Accordion([inside], selected_index=None)
-        self.accordion.set_title(0, "Look at the uploads, and remove some")
+        self.accordion.set_title(0, "Show the uploads, and remove some")
         self.accordion.observe(lambda _change: self.refresh(), names="selected_index")
         self.box = make_frame(self.accordion)
         self.refresh()

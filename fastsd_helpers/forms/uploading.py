@@ -75,7 +75,7 @@ class PhotosForm(Form[PrepareConfig]):
             several = self._twins > _MOST_TWINS
             self._report = [line for line in self._report if not (several and _HERE in line)]
             self._report += [line for line in report.lines()[1:] if not (several and _HERE in line)]
-        again = [f"{self._twins} files were here already, and are kept once."] if self._twins > _MOST_TWINS else []
+        again = [f"{self._twins} files were here already, and are kept only once."] if self._twins > _MOST_TWINS else []
         self._count(*again, *self._report[-_LINES:])
 
     def _removed(self) -> None:

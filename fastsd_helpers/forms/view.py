@@ -31,7 +31,7 @@ __all__ = [
 
 # What is shown, in place of a form, by a page whose front end has no widgets.
 _NO_WIDGETS = (
-    "Here is a form that this page cannot show. Open the notebook in Colab, Kaggle or JupyterLab; or run "
+    "This page cannot show the form. Open the notebook in Colab, Kaggle or JupyterLab; or run "
     "`pip install ipywidgets jupyterlab_widgets`, restart Jupyter, reload the page and run this cell again. "
     "Nothing is lost: what was entered before is kept in the session."
 )

@@ -79,12 +79,12 @@ def open_store(config: StoreConfig) -> NotebookUI:
     webui = _known.pop(place, None) or _next_to(NotebookUI(place))
     _known[place] = webui
     webui.without_gpu = config.without_gpu
-    logger.info("Models, images and settings are kept in %s", webui.store)
+    logger.info("Data directory (models, images, settings): %s", webui.store)
     running = webui.look()
     if running is not None:
         began_with = (read_note(running).get("start") or {}).get("store", str(webui.store))
         elsewhere = (
-            "" if began_with == str(webui.store) else f" with the folder {began_with}, until cell 6b starts it anew"
+            "" if began_with == str(webui.store) else f" with the folder {began_with}, until cell 6b restarts it"
         )
         logger.info("%s runs already, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
     return webui
@@ -110,8 +110,8 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
     webui.ui, webui.program, webui.problem = find_ui(config.ui), config.folder, None
     if describe_device().kind != "cuda" and not webui.without_gpu:
         webui.problem = WebUIError(
-            f"There is no GPU here, on which {webui.ui.title} needs seconds for an image instead of minutes.",
-            "Switch one on (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
+            f"There is no GPU here, with which {webui.ui.title} needs seconds per image instead of minutes.",
+            "Select one (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
             "then run cells 2b and 3b.",
         )
     else:
@@ -121,7 +121,7 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
             webui.problem = err
     if webui.problem is not None:
         logger.warning("%s is not installed. %s", webui.ui.title, webui.problem)
-        logger.info("The cells below offer the playground instead, which draws with the built-in model.")
+        logger.info("The cells below offer the playground instead, which generates images with the built-in model.")
 
 
 def fetch_models(config: ModelsConfig, webui: NotebookUI) -> None:
@@ -177,7 +177,7 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PlayView | None:
         webui.running = launch(config, show=view.line)
     except KeyboardInterrupt as err:
         view.end("Stopped: nothing is running.", good=False)
-        raise Interrupted("The start was interrupted, and what ran was ended.", "Run the cell again.") from err
+        raise Interrupted("The start was interrupted, and its process was stopped.", "Run the cell again.") from err
     except WebUINotInstalled as err:
         view.end(err.problem, good=False)
         raise WebUINotInstalled(err.problem, "Run cell 3b, which installs it, then this one.") from err
@@ -224,11 +224,11 @@ def _how_it_went(running: RunningUI) -> str:
 def _end(webui: NotebookUI, config: LaunchConfig) -> None:
     running = webui.look()
     if running is not None:
-        logger.info("%s, which runs with other settings, is ended first.", running.ui.title)
+        logger.info("%s, which runs with other settings, is stopped first.", running.ui.title)
         running.stop()
     elif stop(config.ui, folder=config.folder or None, store=config.store or None):
         # Its login is not known here, so it could not be shared.
-        logger.info("A web UI that an earlier run had left was ended.")
+        logger.info("A web UI left by an earlier run was stopped.")
     webui.forget()
 
 
@@ -254,7 +254,7 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
         raise problem or WebUIError("The web UI does not run.", "Run cell 6b, which starts it.")
     view, asked = LinkView(), to_values(config)
     if webui.link is not None and read_note(running).get("link") == asked:
-        logger.info("The link that was made before is open still.")
+        logger.info("The link opened before is still open.")
     else:
         if webui.link is not None:
             webui.link.close()

@@ -62,7 +62,7 @@ class StartView(View):
 
 
 class LinkView(View):
-    """One block to copy: link, user, password, expiry. It follows the link when that has to be opened anew."""
+    """One block to copy: link, user, password, expiry. It follows the link when that has to be reopened."""
 
     def __init__(self) -> None:
         self._message = load_widgets().HTML()
@@ -108,7 +108,7 @@ class StopView(View):
     def __init__(self, webui: NotebookUI) -> None:
         self._webui = webui
         self._stop = make_button("Stop the web UI", icon="stop")
-        self._look = make_button("How is it?", icon="refresh")
+        self._look = make_button("Status", icon="refresh")
         self._message = load_widgets().HTML()
         self._stop.on_click(lambda _button: self.stop())
         self._look.on_click(lambda _button: self.look())
@@ -144,7 +144,9 @@ class StopView(View):
             self._say_error(err)
             return
         self._webui.forget()
-        self._say("Stopped. To go on, run cell 6b." if stopped else "No web UI was running, so nothing was stopped.")
+        self._say(
+            "Stopped. Run cell 6b to start it again." if stopped else "No web UI was running, so nothing was stopped."
+        )
 
 
 def show_kept(webui: NotebookUI) -> "KeptView":

@@ -49,7 +49,7 @@ class WorkView(View):
         if self.stop_clicks == 1:
             self._head.value = "<b role='status'>Stopping: what is done is saved first…</b>"
             self._button.description = "Stop at once"
-            self._button.tooltip = "Ends it now; what was done since the last saving is done again next time."
+            self._button.tooltip = "Stops it now; what was done since the last checkpoint is repeated next time."
         else:
             self._button.disabled = True
 
@@ -76,8 +76,8 @@ class WorkView(View):
 
     def end_with(self, err: FastSDError) -> None:
         """Show that it ended early; what stopped it, and what to do next, is said once, below the cell."""
-        stopped = "Stopped: run this cell again to go on."
-        self.end(stopped if isinstance(err, Interrupted) else "Ended before its end; why is said below.", good=False)
+        stopped = "Stopped: run this cell again to resume."
+        self.end(stopped if isinstance(err, Interrupted) else "It ended early; the reason is below.", good=False)
 
 
 def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: str, **wait: Any) -> Any:

@@ -19,7 +19,7 @@ from fastsd_helpers.inert.known import (
 __all__ = ["look_at_config", "look_at_values", "read_config"]
 
 _AGAIN = "Download or copy the model again."
-_TRUST = "Nothing of it was run. Use a model from a source you trust; in one of your own, remove that entry."
+_TRUST = "Nothing in it was run. Use a model from a source you trust; in one of your own, remove that entry."
 # Vocabularies and logs: any word may be a key in them, and no library takes one for a setting.
 _WORDS = re.compile(r"(tokenizer(\.[\d.]+)?|vocab(-\w+)?|added_tokens|trainer_state|(all|train|eval)_results)\.json")
 _MOST_BYTES = 16_000_000
@@ -127,7 +127,7 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
         kind = value.get("quant_method") if isinstance(value, dict) else value
         if kind not in _QUANTIZERS:
             raise UnsafeModel(
-                f"{where} is not used: its weights are packed by {_shown(kind)}, which loads a library of its own.",
+                f"{where} is not used: its weights are quantized by {_shown(kind)}, which loads its own library.",
                 "Use the model with plain weights.",
             )
 

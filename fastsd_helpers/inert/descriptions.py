@@ -45,6 +45,6 @@ def look_at_description(path: Path) -> None:
         further = value not in ("", "null") and (match["key"] or "").endswith(("_path", "ckpt", "_file"))
         if further or (match["key"] == "version" and value not in _VERSIONS):
             raise UnsafeModel(
-                f"{path} is not used: line {number} ({match['key']}) names a further model, which nobody looked at.",
+                f"{path} is not used: line {number} ({match['key']}) names a further model, which was not checked.",
                 hint,
             )

@@ -35,7 +35,7 @@ def look_at_graph(path: Path) -> None:
         nonlocal depth
         depth += 1
         if depth > _DEEPEST:
-            raise UnsafeModel(f"{path} is not used: it is nested without end.", _HINT)
+            raise UnsafeModel(f"{path} is not used: it is nested endlessly.", _HINT)
         version = attributes.get("version", "")
         if name == "layer" and not _OWN_OPERATIONS.fullmatch(version):
             raise UnsafeModel(
@@ -85,7 +85,7 @@ def look_at_onnx(path: Path) -> None:
         while todo:
             kind, content, depth = todo.pop()
             if depth > _DEEPEST:
-                raise UnsafeModel(f"{path} is not used: its graphs are nested without end.", hint)
+                raise UnsafeModel(f"{path} is not used: its graphs are nested endlessly.", hint)
             for field, value in _fields(content):
                 if value is None:
                     raise UnsafeModel(f"{path} is not used: it has groups, which no ONNX file has.", hint)
@@ -135,4 +135,4 @@ def _varint(content: memoryview, place: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, place
-    raise ValueError("a number without end")
+    raise ValueError("an endless number")

@@ -29,7 +29,7 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _value in pairs]
-        raise ValueError(f"{next(name for name in found if names.count(name) > 1)[:60]!r} stands twice")
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)[:60]!r} occurs twice")
     return found
 
 
@@ -108,7 +108,7 @@ class _Cursor:
         while True:
             name = self.text().read()
             if name in seen:
-                raise ValueError(f"{name[:60]!r} stands twice")
+                raise ValueError(f"{name[:60]!r} occurs twice")
             seen.add(name)
             self._take(b":")
             yield name
@@ -145,7 +145,7 @@ class _Cursor:
         """Nothing more stands here."""
         self._skip()
         if self._at != len(self._header):
-            raise ValueError("something stands behind the header")
+            raise ValueError("there is data after the header")
 
     def _take(self, mark: bytes) -> None:
         if not self.took(mark):

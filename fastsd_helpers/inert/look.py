@@ -30,7 +30,7 @@ _LEFT_BY_TRAINING = re.compile(
 _NAMES_OF_TORCH = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model|adapter_model|pytorch_lora_weights|learned_embeds)\b.*"
 )
-_COPY_AGAIN = "Copy or download the model again, whole."
+_COPY_AGAIN = "Copy or download the complete model again."
 
 
 def require_inert(paths: Path | str | Iterable[Path | str], *, name: str | None = None) -> None:
@@ -61,7 +61,7 @@ def _look(path: Path, above: tuple[Path, ...], seen: set[Path], name: str | None
         return
     real = path.resolve()
     if real in above:
-        raise UnsafeModel(f"{path} is a link to a folder that holds it.", "Remove it: it is a circle.")
+        raise UnsafeModel(f"{path} is a link to a folder that holds it.", "Remove it: it is a circular link.")
     if real in seen:  # each once, by however many links it is reached
         return
     seen.add(real)
@@ -130,11 +130,11 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
     elif packed and ending in (*_TENSORS, ".gguf"):
         if pickles.is_archive(head) and not pickles.has_pickle(path):
             raise UnsafeModel(
-                f"{path} is called {ending} and is a zip archive, no model.", "Unpack it, or pick another."
+                f"{path} is called {ending} and is a zip archive, no model.", "Unpack it, or choose another."
             )
         raise UnsafeModel(
             f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
-            "Nothing of it was run. Use a model from a source you trust.",
+            "Nothing in it was run. Use a model from a source you trust.",
         )
     elif pickles.is_pickle(head) or (packed and alone):  # a zip file beside a model is opened by nobody
         pickles.look_at_pickle(path)

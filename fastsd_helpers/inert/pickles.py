@@ -298,7 +298,7 @@ def _look_at_program(path: Path, stream: io.BytesIO) -> Any:
             made = "dict" if target in _DICTS else "object"
         elif name == "BUILD":
             if target not in ("object", "dict"):
-                raise _refused(path, "it changes something that it did not make")
+                raise _refused(path, "it changes something that it did not create")
             made = target
         stack += [made] if step.stack_after else []
     return last

@@ -35,7 +35,7 @@ def look_at_header(path: Path) -> None:
             return
         if length > HEADER_LIMIT:
             raise UnsafeModel(
-                f"{path} is not a whole safetensors file: its header has {length:,} bytes, and no reader takes "
+                f"{path} is not a complete safetensors file: its header has {length:,} bytes, and no reader takes "
                 f"more than {HEADER_LIMIT:,}.",
                 "Download it again, or use another file.",
             )
@@ -52,8 +52,8 @@ def look_at_header(path: Path) -> None:
     except ValueError as err:
         if "twice" in str(err):
             raise UnsafeModel(
-                f"{path} is not a whole safetensors file: in its header {err}, and programs differ in "
-                "which of the two they take.",
+                f"{path} is not a complete safetensors file: in its header {err}, and programs differ "
+                "in which of the two they use.",
                 "Download it again, or use another file.",
             ) from err
         return

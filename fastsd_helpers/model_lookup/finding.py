@@ -91,7 +91,9 @@ def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable
 def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
     for spec in models(kind.registry) if kind.registry else ():
         if name.repo in spec.former:
-            logger.warning("%s is gone from the Hub; its living copy is used instead (key '%s').", name.repo, spec.key)
+            logger.warning(
+                "%s is gone from the Hub; a mirror that still exists is used instead (key '%s').", name.repo, spec.key
+            )
             return _of_key(spec, kind, cache_dir)
     return fetch_repo(name.repo, contents=kind.contents, revision=name.revision, cache_dir=cache_dir)
 
@@ -125,7 +127,7 @@ def _packaged_folder(spec: ModelSpec, place: str, kind: ModelKind) -> Path:
     if not folder.is_dir():
         raise ModelNotFound(
             f"The {kind.noun} '{spec.key}' is not in this installation: {folder} does not exist.",
-            f"Install fastsd_helpers again from its repository, whole; or choose another {kind.noun}.",
+            f"Install the complete fastsd_helpers again from its repository; or choose another {kind.noun}.",
         )
     kind.contents.require(folder)
     return folder
@@ -155,10 +157,10 @@ def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
         return ModelError(f"'{shown}' is a link that cannot be used as a {kind.noun}.", f"Give {kind.choices()}.")
     if scheme := re.match(r"(\w+):/", name.text):
         return ModelNotFound(
-            f"'{shown}' is no link: nothing is fetched by {scheme[1]}://.", "Links begin with https://; correct it."
+            f"'{shown}' is not a link: {scheme[1]}:// is not supported.", "Links begin with https://: correct it."
         )
     if re.match(r"(?:www\.)?[\w-]+(?:\.[\w-]+)*\.(?:com|co|org|net|io|ai|cn|de|app|dev)/", name.text):
-        return ModelNotFound(f"'{shown}' looks like a link without its beginning.", f"Write it whole: https://{shown}")
+        return ModelNotFound(f"'{shown}' looks like a link without https://.", f"Write all of it: https://{shown}")
     if name.text.lower().endswith(FILE_ENDINGS):
         return ModelNotFound(
             f"There is no file '{shown}'.",

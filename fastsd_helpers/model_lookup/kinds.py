@@ -131,7 +131,7 @@ def _controlnet_files(listing: Listing) -> list[str]:
         raise WrongFamily(f"{listing.where} is no ControlNet but a {kind}.", hint)
     weights, _variant = pick_weights(name for name in listing.names if "/" not in name)
     if not weights:
-        raise ModelError(f"{listing.where} has no weights.", "Copy or download it again, whole.")
+        raise ModelError(f"{listing.where} has no weights.", "Copy or download all of it again.")
     return ["config.json", *weights]
 
 

@@ -77,7 +77,7 @@ def how_to_get(ref: str | Path) -> str:
     """What to do about a model that is wanted here and is not."""
     name = understand(ref)
     if name.what in ("key", "hub"):
-        return f"Bring it here first (fastsd models get {name.text}), and give the path that it prints."
+        return f"Download it first (fastsd models get {name.text}), and give the path that it prints."
     return "Check the path; names are case-sensitive."
 
 

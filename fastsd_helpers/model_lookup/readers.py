@@ -38,7 +38,8 @@ def _reader_files(listing: Listing) -> list[str]:
     hint = f"Choose {READER.choices()}."
     if "adapter_config.json" in names and "config.json" not in names:
         raise ModelError(
-            f"{where} is a LoRA adapter, not a whole reader.", "Merge it into its base model and save that."
+            f"{where} is a LoRA adapter, not a complete recognition model.",
+            "Merge it into its base model and save that.",
         )
     if "config.json" not in names:
         raise ModelError(f"{where} is no model: it has no config.json.", hint)
@@ -59,7 +60,7 @@ def _reader_files(listing: Listing) -> list[str]:
         name for name in flat if name.endswith((".safetensors", ".bin")) and name not in _NO_WEIGHTS
     ]
     if not weights and f"{GRAPHS}/decoder.xml" not in graphs:
-        raise ModelError(f"{where} has no weights.", "Copy or download it again, whole.")
+        raise ModelError(f"{where} has no weights.", "Copy or download all of it again.")
     if not names & {"tokenizer.json", "vocab.json", "sentencepiece.bpe.model"}:
         raise ModelError(
             f"{where} has no tokenizer: without it token numbers cannot be turned into text.",

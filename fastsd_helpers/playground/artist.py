@@ -51,7 +51,7 @@ class Artist:
         self.has_before, self.lora_strength = before is not None, lora_strength
         self.habits = habits_of(after)
         if before is not None:
-            habits_of(before)  # its scheduler is put right too
+            habits_of(before)  # its scheduler is fixed too
         self._turn = threading.Lock()
 
     def draw(
@@ -119,10 +119,10 @@ class Artist:
         tasks, step = self.steering.tasks if self.steering is not None else (), self.habits.multiple
         bounds = f"{self.smallest} to {self.largest} and a multiple of {step}"
         return [
-            (control is None or self.steering is not None, "no ControlNet was chosen for the image"),
+            (control is None or self.steering is not None, "an image was given, but no ControlNet was chosen"),
             (not task or task in tasks, f"control_task is {task!r}; it must be one of {', '.join(tasks)}"),
             (0 <= guidance <= 20, f"guidance is {guidance}; it must be 0 to 20"),
-            (self.habits.takes_negative or not negative.strip(), "this model takes no negative prompt"),
+            (self.habits.takes_negative or not negative.strip(), "this model does not support a negative prompt"),
             (size % step == 0 and self.smallest <= size <= self.largest, f"size is {size}; it must be {bounds}"),
         ]
 
@@ -161,7 +161,7 @@ def _require(*rules: tuple[object, str]) -> None:
     """Refuse what breaks rules, all of them in one sentence; each is whether it holds, and what to say where not."""
     problems = [problem for holds, problem in rules if not holds]
     if problems:
-        raise SettingsError(f"Nothing was drawn: {'; '.join(problems)}.", "Change that and try again.")
+        raise SettingsError(f"Nothing was generated: {'; '.join(problems)}.", "Change that and try again.")
 
 
 def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> Any:

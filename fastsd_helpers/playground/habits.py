@@ -27,7 +27,7 @@ class DrawingHabits:
 
 
 def habits_of(pipe: Any) -> DrawingHabits:
-    """Tell the habits of a loaded pipeline from its configuration; its scheduler is put right for zero terminal SNR.
+    """Tell the habits of a loaded pipeline from its configuration; its scheduler is fixed for zero terminal SNR.
 
     A model trained with zero terminal SNR (`rescale_betas_zero_snr`) begins from pure noise: it needs a scheduler that
     knows it, "trailing" steps, and guidance that is rescaled (0.7), or its images are washed out or black.

@@ -1,4 +1,4 @@
-"""A pipeline from its folder: in the number format its family wants, and placed by the memory that is free."""
+"""A pipeline from its folder: in the dtype its family wants, and placed by the memory that is free."""
 
 import logging
 from pathlib import Path
@@ -97,9 +97,9 @@ def _require_memory(folder: Path, needed: int) -> None:
     free = find_memory_left()
     if free and needed > _SHARE_OF_MEMORY * free:
         raise ModelError(
-            f"{folder.name} takes {needed / 1e9:.1f} GB of memory while it is read, and {free / 1e9:.1f} GB are free.",
-            "Choose a smaller model or a machine with more memory; a web UI draws with fp8 and GGUF files too, which "
-            "are smaller: fastsd webui launch.",
+            f"{folder.name} takes {needed / 1e9:.1f} GB of memory to load, and {free / 1e9:.1f} GB are free.",
+            "Choose a smaller model or a machine with more memory; a web UI can also use fp8 and GGUF files, "
+            "which are smaller: fastsd webui launch.",
         )
 
 
@@ -117,11 +117,14 @@ def place_pipeline(pipe: Any, device: Device, sizes: dict[str, int]) -> Any:
     if whole <= room:
         return pipe.to(device.kind)
     if largest <= room:
-        logger.info("The model is larger than what is free on %s: its parts take turns there.", device.name)
+        logger.info(
+            "The model is larger than the free memory of %s: its parts are offloaded to RAM in turn.", device.name
+        )
         pipe.enable_model_cpu_offload()
     else:
         logger.info(
-            "A part alone is larger than what is free on %s: its layers take turns, which is slow.", device.name
+            "A single part is larger than the free memory of %s: its layers are offloaded in turn, which is slow.",
+            device.name,
         )
         pipe.enable_sequential_cpu_offload()
     return pipe

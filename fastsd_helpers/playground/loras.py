@@ -35,8 +35,8 @@ def find_lora(ref: str, *, root: Path | None = None) -> Path:
         loras = [path for path in made if is_lora(path)]
         if not loras:
             raise SessionError(
-                f"The session {session.name} has a whole model, {newest.name}, and no LoRA.",
-                f"Draw with the session itself; or, where it was trained with method lora: "
+                f"The session {session.name} has a full model, {newest.name}, and no LoRA.",
+                f"Use the session itself; or, where it was trained with method lora: "
                 f"fastsd dreambooth export {session.name} --format lora",
             )
         return max(loras, key=lambda path: path.stat().st_mtime).absolute()
@@ -52,7 +52,7 @@ def put_beside(pipe: Any, file: Path, ref: str) -> None:
     Raises:
         ModelNotFound: it does not fit this model. UnsafeModel. DependencyMissing: peft is not installed.
     """
-    load_peft("Drawing with a LoRA", "Run: fastsd install dreambooth")
+    load_peft("Using a LoRA", "Run: fastsd install dreambooth")
     require_inert([file])
     try:
         load_lora(pipe, str(file.parent), weight_name=file.name, local_files_only=True, adapter_name=_ADAPTER)

@@ -80,7 +80,7 @@ def open_playground(
     page.title = artist.title
     if link is not None:
         page.share(link)
-    logger.info("The playground draws with %s.", artist.title)
+    logger.info("The playground uses %s.", artist.title)
     return page
 
 
@@ -131,8 +131,8 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
         with gradio.Row():
             with gradio.Column():
                 prompt = gradio.Textbox(label="Prompt", lines=2)
-                negative = gradio.Textbox(label="What must not be in it", visible=artist.habits.takes_negative)
-                seed = gradio.Number(label="Seed (empty: another one every time)", value=11, precision=0)
+                negative = gradio.Textbox(label="Negative prompt", visible=artist.habits.takes_negative)
+                seed = gradio.Number(label="Seed (empty: random)", value=11, precision=0)
                 steps = gradio.Slider(1, 100, value=artist.habits.steps, step=1, label="Steps")
                 size = gradio.Slider(
                     artist.smallest, artist.largest, value=artist.size, step=artist.multiple, label="Size in pixels"
@@ -152,17 +152,17 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     label="LoRA weight",
                     visible=artist.lora_strength is not None,
                 )
-                with gradio.Accordion("Begin with an image", open=False):
+                with gradio.Accordion("Image to image", open=False):
                     start = picture_field(gradio, "Picture")
-                    strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="How much of it is given up")
+                    strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="Denoising strength")
                 tasks = artist.steering.tasks if artist.steering is not None else ()
-                with gradio.Accordion(f"Steer it by an image: {', '.join(tasks)}", visible=bool(tasks)):
+                with gradio.Accordion(f"ControlNet: {', '.join(tasks)}", visible=bool(tasks)):
                     control = picture_field(gradio, "Picture")
                     control_task = gradio.Dropdown(
-                        list(tasks), value=tasks[0] if tasks else None, label="What it shows", visible=len(tasks) > 1
+                        list(tasks), value=tasks[0] if tasks else None, label="Control type", visible=len(tasks) > 1
                     )
-                    control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="How strongly it steers")
-                    edges = gradio.Checkbox(label="It is a photo: find its edges", visible="canny" in tasks)
+                    control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="Control weight")
+                    edges = gradio.Checkbox(label="It is a photo: find its edges (Canny)", visible="canny" in tasks)
                 button = gradio.Button("Draw", variant="primary")
             gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
         inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength]

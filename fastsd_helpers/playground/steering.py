@@ -29,7 +29,7 @@ class Steering:
     """A loaded ControlNet.
 
     Attributes:
-        model: on the pipeline's processor, in its number format.
+        model: on the pipeline's processor, in its dtype.
         title: the task it was chosen for, or its own name.
         modes: task -> control mode of a union model, which does several; empty for one that does what it does.
     """
@@ -50,7 +50,7 @@ class Steering:
 
 
 def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
-    """Load a ControlNet for a pipeline, on its processor and in its number format.
+    """Load a ControlNet for a pipeline, on its processor and in its dtype.
 
     A single file in the layout of the original ControlNet takes its shape from the pipeline's own U-Net, so no
     description of it is fetched.
@@ -60,7 +60,7 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
         family: of the base model.
 
     Raises:
-        ModelError: it does not go together with this model; the hint says what does. DownloadError.
+        ModelError: it does not fit this model; the hint says what does. DownloadError.
     """
     named = understand(ref)
     # Outside of the block below: what is wrong with a name or a download is said already.
@@ -75,7 +75,7 @@ def load_controlnet(pipe: Any, ref: str, family: str) -> Steering:
             made, name = _of_row(pipe, row), ref if ref in row.tasks else row.tasks[0]
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as err:
         raise ModelError(
-            f"The ControlNet {ref} does not go together with this model: {(str(err).splitlines() or ['?'])[0][:200]}",
+            f"The ControlNet {ref} does not fit this model: {(str(err).splitlines() or ['?'])[0][:200]}",
             "Give one for the same family: `fastsd controlnet list --base KEY --ui playground` has them.",
         ) from err
     main = _main_part(pipe)
@@ -129,7 +129,7 @@ def _of_folder(pipe: Any, folder: Path) -> Any:
     name = "cross_attention_dim" if unet else "joint_attention_dim"
     ours, its = getattr(main.config, name), getattr(made.config, name)
     if ours != its:
-        raise ValueError(f"it reads prompts of width {its}, and this model writes {ours}")
+        raise ValueError(f"it expects text embeddings of width {its}, and this model has {ours}")
     return made
 
 

@@ -38,7 +38,7 @@ class JournalWriter:
                 self._file = self._open()
             os.write(self._file, json.dumps(row).encode() + b"\n")
         except OSError as err:
-            logger.debug("Progress could not be noted in %s: %s.", self._path, err)
+            logger.debug("Progress could not be recorded in %s: %s.", self._path, err)
 
     def _open(self) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -54,7 +54,7 @@ def settle_identity(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any
     sentence = ""
     if original is not None:
         changes["id"] = uuid.uuid4().hex
-        sentence = f"{folder.name!r} is a copy of {_shown(original, folder)}: from now on it is a session of its own."
+        sentence = f"{folder.name!r} is a copy of {_shown(original, folder)}: from now on it is a separate session."
     settled = record | changes
     try:
         write_record(folder, settled)

@@ -156,14 +156,14 @@ def _import_old(origin: Path, folder: Path) -> ImportResult:
     if kept is not None:
         final = folder / kept.relative_to(target)
         notes.append(
-            f"Its trained model is {final.name}. The old notebook kept no training state, so a new run starts from a "
-            f"base model; to start from this one: fastsd convert '{final}' FOLDER, then base_model FOLDER."
+            f"Its trained model is {final.name}. The old notebook saved no training state, so a new run starts "
+            f"from a base model; to start from this one: fastsd convert '{final}' FOLDER, then base_model FOLDER."
         )
     if others:
-        notes.append(f"Left where they are: {', '.join(path.name for path in others)}.")
+        notes.append(f"Not imported: {', '.join(path.name for path in others)}.")
     if (origin / "concept_images").is_dir() or (origin / "concept_images.zip").is_file():
         notes.append(
-            "Its concept images are not taken along: to train with them as class images, name their folder in "
+            "Its concept images are not imported: to train with them as class images, name their folder in "
             "class_folder (--class-folder)."
         )
     about: dict[str, Any] = {"from": str(origin), "by": "fast-DreamBooth", "notes": notes}
@@ -206,7 +206,7 @@ def _trained_in(origin: Path) -> tuple[Path | None, list[Path]]:
 def _check_room(folder: Path, files: list[Path]) -> None:
     needed = sum(path.stat().st_size for path in files)
     check_room(
-        folder.parent, needed, "the import", spare=needed // 20, hint="Make room there, or choose another --root."
+        folder.parent, needed, "the import", spare=needed // 20, hint="Free some space there, or choose another --root."
     )
 
 
@@ -251,7 +251,7 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
             write_caption(path, caption)
     if lost := sorted(set(found) - set(used)):
         shown = list_some(f"{stem}.txt" for stem in lost)
-        notes.append(f"Captions with the name of no image, so not used: {shown}.")
+        notes.append(f"Captions that match no image, so not used: {shown}.")
     return len(used)
 
 
@@ -270,7 +270,7 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]", notes: list[str]
     Raises:
         DatasetError: it is damaged, or made to attack whoever unpacks it.
     """
-    hint = "Unpack it by hand into the folder beside it, and import again."
+    hint = "Unpack it by hand into the folder next to it, and import again."
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -302,7 +302,7 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]", notes: list[str]
 
 def _copy_own(origin: Path, folder: Path) -> ImportResult:
     """Copy a session of this library, as from a folder that another account shares, so that it can go on here."""
-    theirs = read_record(origin).record  # not `open`, which would put right what is not ours
+    theirs = read_record(origin).record  # not `open`, which would fixed what is not ours
     files = [path for name in (*FOLDERS, *_GIVEN) for path in sorted((origin / name).rglob("*")) if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
     files += [path for path in [origin / "crop-boxes.json"] if path.is_file()]

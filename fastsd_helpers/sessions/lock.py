@@ -181,7 +181,7 @@ class SessionLock:
             return True
         if age is not None and age >= self._stale_s and now - changed >= self._stale_s:
             return False
-        logger.info("Watching for %.0f s whether the other run of this session is alive.", self._watch_s)
+        logger.info("Checking for %.0f s whether the other run of this session is alive.", self._watch_s)
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(min(1.0, self._watch_s / 10))

@@ -105,7 +105,9 @@ def _to_bytes(record: dict[str, Any]) -> bytes:
         body = {**record, "sha256": content_hash(record)}
         return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as err:
-        raise SessionError(f"The session's record holds a value that JSON cannot: {err}.", "Report this.") from err
+        raise SessionError(
+            f"The session's record contains a value that JSON cannot store: {err}.", "Report this."
+        ) from err
 
 
 def content_hash(record: dict[str, Any]) -> str:
@@ -164,7 +166,7 @@ def read_record(folder: Path) -> ReadResult:
     if own is not None:
         if best is not None and best["sequence"] > own["sequence"]:
             # A save that was cut between its two writes, or a mount that delivered only the first of them.
-            logger.info("session.json of %s is one save behind its twin; the twin is used.", folder.name)
+            logger.info("session.json of %s is older than its copy; the copy is used.", folder.name)
             own = best
         return ReadResult(_migrate(own))
     if best is not None:
@@ -205,7 +207,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
         body = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError too
-        return None, f"is cut short or damaged ({len(data)} bytes)"
+        return None, f"is truncated or damaged ({len(data)} bytes)"
     if not isinstance(body, dict):
         return None, "holds no record"
     schema = body.get("schema", body.get("version"))

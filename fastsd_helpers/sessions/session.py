@@ -85,7 +85,7 @@ class Session:
             if os.path.lexists(folder) and (not folder.is_dir() or _holds_files(folder)):
                 raise SessionExists(
                     f"There is already a session named {folder.name!r} in {folder.parent}.",
-                    "Open it to go on with it, or choose another name.",
+                    "Open it to resume it, or choose another name.",
                 )
             for sub_folder in FOLDERS:
                 (folder / sub_folder).mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ class Session:
         if not made:
             raise SessionUnfinished(
                 f"The session {self.name} has no finished model yet.",
-                f"Train it to the end, or write what it has learned: fastsd dreambooth export {self.name}",
+                f"Train it to the end, or export its latest checkpoint: fastsd dreambooth export {self.name}",
             )
         return max(made, key=lambda path: path.stat().st_mtime).absolute()
 

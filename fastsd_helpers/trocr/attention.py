@@ -35,7 +35,7 @@ def find_attention(reader: Any, image: Any) -> Attention:
     from fastsd_helpers.trocr.pictures import gather
 
     if reader.checkpoint.model is None:
-        raise ModelError("An int8 reader does not show where it looks.", "Open the model it was made from.")
+        raise ModelError("An int8 model gives no cross-attention maps.", "Open the model it was made from.")
     item = next(iter(gather([image])))
     if item.picture is None:
         raise ModelError(str(item.problem), "Give an image that can be read.")

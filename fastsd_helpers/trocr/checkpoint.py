@@ -1,4 +1,4 @@
-"""Open any TrOCR checkpoint and put right what is wrong with it; every repair is a sentence with its effect."""
+"""Open any TrOCR checkpoint and fixed what is wrong with it; every repair is a sentence with its effect."""
 
 import contextlib
 import json
@@ -116,7 +116,7 @@ def open_checkpoint(
 
 
 def _choose_precision(precision: str, device: Device, parameters: int) -> tuple[str, str]:
-    """Choose the number format for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
+    """Choose the dtype for a device: (fp32, bf16, fp16 or int8; why). int8 is never chosen by itself."""
     if precision != "auto":
         return precision, "as asked"
     if device.kind == "cuda":
@@ -126,8 +126,8 @@ def _choose_precision(precision: str, device: Device, parameters: int) -> tuple[
     if device.kind == "cpu" and device.has_bf16 and parameters >= _FEW_PARAMETERS:
         return "bf16", "this CPU calculates in bf16, about twice as fast as in fp32"
     if parameters < _FEW_PARAMETERS:
-        return "fp32", "so small a model gains nothing from a shorter format"
-    return "fp32", "this processor has no shorter format that is faster"
+        return "fp32", "so small a model gains nothing from lower precision"
+    return "fp32", "this CPU has no lower precision that is faster"
 
 
 def _to_precision(model: Any, precision: str, device: str) -> None:
@@ -154,7 +154,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
         model, missing = load_weights(folder)
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as err:
         raise ModelError(
-            f"{folder} cannot be opened: {str(err).splitlines()[0]}", "Copy or download the model again, whole."
+            f"{folder} cannot be opened: {str(err).splitlines()[0]}", "Copy or download the complete model again."
         ) from err
     if missing:
         raise ModelError(

@@ -1,8 +1,10 @@
-"""Teach a reader a new hand or script with transformers' Seq2SeqTrainer; stopped at any moment, it goes on.
+"""Fine-tune a model on a new handwriting or script with transformers' Seq2SeqTrainer.
 
-What the well-known recipes get wrong is put right here: labels begin without a start token (TrOCR was trained so), are
-padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the fewest wrong
-characters, and lines of one group (a writer, a page, neighbours on a single page) are never on both sides of the split.
+Interrupted at any moment, it resumes.
+
+What the well-known recipes get wrong is fixed here: labels begin without a start token (TrOCR was trained so), are
+padded to the longest of their batch, no rule forbids repeated words, the best model is the one with the lowest CER, and
+lines of one group (a writer, a page, neighbours on a single page) are never on both sides of the split.
 """
 
 import contextlib
@@ -109,7 +111,7 @@ def finetune(
     train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
     _check_settings(out, config, str(model), train_set, held_set, restart)
     if (finished := finished_result(out)) is not None:
-        logger.info("This run is finished already: %s", finished.path)
+        logger.info("This run is already finished: %s", finished.path)
         return finished
     before = _evaluate_before(checkpoint.folder, held_set, config, report, stop)
     trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop)
@@ -130,7 +132,7 @@ def finetune(
         curve=tuple((row["step"], row["eval_cer"]) for row in trainer.state.log_history if "eval_cer" in row),
     )  # fmt: skip
     if made.cer_after > made.cer_before:
-        logger.warning("It reads worse than before: give it more lines, or choose a lower learning rate.")
+        logger.warning("The CER is higher than before: use more lines, or a lower learning rate.")
     if trainer.is_world_process_zero():
         _write_card(made, config, str(model), train_set, held_set)
         _write_result(made, out)
@@ -150,7 +152,7 @@ def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Check
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
         raise SettingsError(
-            f"{checkpoint.folder.name} is an int8 reader, which cannot learn.", "Name the model it was made from."
+            f"{checkpoint.folder.name} is an int8 model, which cannot be trained.", "Name the model it was made from."
         )
     folder = checkpoint.folder.resolve()
     for name in ("model", "checkpoints"):  # its own to write
@@ -176,7 +178,7 @@ def _make_learner(
     texts = [line.text for line in train.lines]
     coverage = measure_coverage(tokenizer, texts)
     if coverage.advice != "keep" and config.vocabulary == "keep":
-        logger.warning("The tokenizer takes %.2f tokens a letter: %s. Consider vocabulary=%s.",
+        logger.warning("The tokenizer takes %.2f tokens per character: %s. Consider vocabulary=%s.",
                        coverage.tokens_per_character, coverage.reason, coverage.advice)  # fmt: skip
     tokenizer, added = prepare_vocabulary(network, tokenizer, texts, config.vocabulary)
     end = tokenizer.eos_token_id if config.vocabulary == "replace" else limits.eos[0]
@@ -199,7 +201,7 @@ def _learn(trainer: Any, out: Path, stop: threading.Event | None) -> int:
     resume = last_whole_checkpoint(out / "checkpoints")
     first_step = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     if resume:
-        logger.info("Going on from step %d of %d.", first_step, trainer.planned_steps)
+        logger.info("Resuming from step %d of %d.", first_step, trainer.planned_steps)
     if stop is not None and stop.is_set():
         raise _interrupted(first_step, 0)
     with quiet_transformers(), _named_failures(out):
@@ -213,7 +215,7 @@ def _learn(trainer: Any, out: Path, stop: threading.Event | None) -> int:
 def _interrupted(step: int, steps: int) -> Interrupted:
     where = f"at step {step} of {steps}" if steps else f"before step {step + 1}"
     return Interrupted(
-        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to go on."
+        f"The fine-tuning was stopped {where}; everything up to there is saved.", "Run it again to resume."
     )
 
 
@@ -265,7 +267,7 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
         if stop is not None and stop.is_set():
             raise Interrupted(
                 "The fine-tuning was stopped while the held-out lines were read; what was learned before is saved.",
-                "Run it again to go on.",
+                "Run it again to resume.",
             )
 
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
@@ -346,7 +348,9 @@ def _named_failures(out: Path) -> Iterator[None]:
         ) from err
     except (RuntimeError, SafetensorError) as err:
         if free_bytes(out) < _LEAST_FREE_BYTES:
-            raise DiskFull(f"{out} could not be written: the disk is full.", "Make room, and run it again.") from err
+            raise DiskFull(
+                f"{out} could not be written: the disk is full.", "Free some space, and run it again."
+            ) from err
         raise
 
 
@@ -366,13 +370,13 @@ def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: P
 def _relation(train: LineSet, held: LineSet) -> str:
     known = {(line.name, line.text) for line in train.lines}
     learned = any((line.name, line.text) in known for line in held.lines)
-    return "that it learned from (none were held out)" if learned else "that were not learned from"
+    return "that it was trained on (none were held out)" if learned else "that were held out"
 
 
 def _write_card(made: FineTuneResult, config: FineTuneConfig, model: str, train: LineSet, held: LineSet) -> None:
     rows = "\n".join(f"| {name} | {value} |" for name, value in to_values(config).items())
     after = made.after.scores
-    text = f"""# A handwriting reader, fine-tuned from {Path(model).name}
+    text = f"""# A handwriting recognition model, fine-tuned from {Path(model).name}
 
 Character error rate on {len(held.lines)} lines {_relation(train, held)}: {100 * made.cer_before:.2f} % before,
 **{100 * made.cer_after:.2f} %** after ({100 * after.cer.low:.2f} to {100 * after.cer.high:.2f} %,

@@ -100,7 +100,7 @@ def write_graphs(
     Args:
         checkpoint: opened with fp32 weights.
         out: the folder; it must not exist.
-        method: none (fp32 graphs), dynamic (int8 weights) or static (the encoder's sums in int8 too, with ranges
+        method: none (fp32 graphs), dynamic (int8 weights) or static (the encoder's activations in int8 too, with ranges
             measured on `batches`; the decoder as in dynamic).
         batches: float32 [n, 3, h, w] each, for static.
 

@@ -142,7 +142,7 @@ def read_lines(source: Any) -> LineSet:
         logger.warning("... and %d more lines left out.", len(found.problems) - 20)
     if not found.lines:
         raise DatasetError(
-            f"{found.source or 'What was given'} has no line that can be used"
+            f"{found.source or 'What was given'} has no usable line"
             + (f": {found.problems[0]}" if found.problems else "."),
             "Each line needs an image and its text.",
         )

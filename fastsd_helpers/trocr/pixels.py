@@ -43,7 +43,7 @@ class Pixels:
         self.deviation = list(settings.get("image_std") or [0.5] * 3) if normalise else [1.0] * 3
 
     def resize(self, picture: "Image.Image") -> Any:
-        """An RGB image of any size -> uint8 [h, w, 3] (the line squashed, as the models learnt it)."""
+        """An RGB image of any size -> uint8 [h, w, 3] (resized without aspect ratio, as in training)."""
         import numpy as np
         from PIL import Image
 

@@ -34,7 +34,7 @@ _BUILT_IN = 24
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to hold the numbers: bytes on disk, lines a second here, errors, and how often the text is the same."""
+    """One way to hold the numbers: bytes on disk, lines per second here, errors, and how often the text is the same."""
 
     method: str
     bytes: int
@@ -171,7 +171,7 @@ def _loss(trial: Trial) -> float:
 def _in_words(trial: Trial, full: Trial) -> str:
     speed = trial.lines_per_second / full.lines_per_second
     return (
-        f"{100 * trial.cer:.1f} % wrong characters (fp32: {100 * full.cer:.1f} %), the same text as fp32 in "
+        f"{100 * trial.cer:.1f} % CER (fp32: {100 * full.cer:.1f} %), the same text as fp32 in "
         f"{100 * trial.same_text:.0f} % of the lines, {speed:.1f} times its speed"
     )
 
@@ -228,7 +228,7 @@ def _try(
         method, size, len(read) / seconds, cer.rate, cer.low, cer.high, found.scores.wer.rate, same, changes / letters
     )
     logger.info(
-        "%s: CER %.2f %%, %.2f lines a second, %.1f MB", method, 100 * cer.rate, len(read) / seconds, size / 1e6
+        "%s: CER %.2f %%, %.2f lines per second, %.1f MB", method, 100 * cer.rate, len(read) / seconds, size / 1e6
     )
     return read, trial
 
@@ -248,7 +248,7 @@ def _write_report(
 
 Measured on {len(measured.lines)} lines that were not used for calibration ({calibration} others were).
 
-| numbers | size | lines a second | CER | WER | same text as fp32 |
+| numbers | size | lines per second | CER | WER | same text as fp32 |
 |---|---|---|---|---|---|
 {rows}
 

@@ -92,7 +92,7 @@ class _Taken(NamedTuple):
     small: "Future[Any] | None" = None
 
     def picture(self) -> Any:
-        """The small picture of one that was not refused, once it is made."""
+        """The small image of one that was not refused, once it is made."""
         assert self.small is not None
         return self.small.result()
 
@@ -209,7 +209,9 @@ class Reader:
                 raise
             self.batch_size = max(1, len(resized) // 2)
             torch.cuda.empty_cache()
-            logger.warning("The GPU's memory is too small for %d lines at once: %d now.", len(resized), self.batch_size)
+            logger.warning(
+                "The GPU's memory is too small for %d lines per batch: %d now.", len(resized), self.batch_size
+            )
             half = len(resized) // 2
             return self._find(resized[:half]) + self._find(resized[half:])
 

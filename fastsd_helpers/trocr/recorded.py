@@ -22,7 +22,7 @@ __all__ = ["RecordedEngine"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_STEPS_UNIT = 32  # buffers are made for so many steps, or twice, three times as many
+_STEPS_UNIT = 32  # buffers are made for this many steps, or twice, three times as many
 _WARM_UP = 3  # runs before the recording, in which libraries choose their kernels; as PyTorch's documentation has it
 _TOLERANCE = 1e-3  # of the largest score: the same kernels on the same numbers
 

@@ -80,8 +80,8 @@ def build_page(reader: Any) -> Any:
         rows = [[line.text, round(line.confidence, 3), line.problem or " ".join(line.notes)] for line in lines]
         return "\n".join(line.text for line in lines if not line.problem), rows
 
-    with gradio.Blocks(title="Handwriting reader", analytics_enabled=False) as page:
-        gradio.Markdown(f"### Handwriting reader: {reader.checkpoint.folder.name}")
+    with gradio.Blocks(title="Handwriting recognition", analytics_enabled=False) as page:
+        gradio.Markdown(f"### Handwriting recognition: {reader.checkpoint.folder.name}")
         with gradio.Row():
             with gradio.Column():
                 picture = picture_field(gradio, "A line, or a page")

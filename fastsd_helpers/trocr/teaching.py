@@ -81,7 +81,7 @@ class TeachingRun:
         if made is None:
             raise DatasetError(f"{self.folder} holds no finished run.", "Run the cell again.")
         if self.base != self.model and made.cer_after > made.cer_before:
-            logger.warning("The further steps made it read worse, so the reader taught before stays the session's.")
+            logger.warning("The further steps made it read worse, so the fine-tuned model before stays the session's.")
         else:
             self.session.save(taught={"model": self.base, "path": _inside(self.session, made.path)})
         return made
@@ -98,7 +98,7 @@ class Taught:
 
 
 def taught_reader(session: ReadingSession) -> Taught | None:
-    """The reader that was taught last, when there is one and its lines are known."""
+    """The fine-tuned model last, when there is one and its lines are known."""
     entered: Mapping[str, Any] = session.record.get("taught") or {}
     model = session.folder / str(entered.get("path", ""))
     if not (model / "config.json").is_file() or not (model.parent / _LINES).is_file():
@@ -109,14 +109,14 @@ def taught_reader(session: ReadingSession) -> Taught | None:
 def divide(
     settings: FineTuneConfig, data: LineSet, held_out: LineSet | None = None, *, taught: Taught | None = None
 ) -> tuple[LineSet, LineSet]:
-    """The lines to learn from and those to measure on.
+    """The lines for training and those to measure on.
 
     Args:
         settings: how large a part is held out.
         data: all lines.
         held_out: lines to measure on that were given.
         taught: the reader to begin with, when it was taught here: what it was measured on stays held out, and what it
-            has learned from never is, or the measure would be of what it knows by heart.
+            was trained on never is, or the measure would be of what it knows by heart.
     """
     if held_out is None and taught is not None and settings.held_out > 0:
         known = {line.name for line in taught.learned.lines}
@@ -148,7 +148,7 @@ def choose_run(
         values: all that was entered, data included: another choice is another run.
         data: a data set to learn from; empty: the corrected lines.
         held_out_data: validation set: lines to evaluate on; empty: a share of the others.
-        more_steps: when nothing is unfinished, begin so many further steps from the reader taught last.
+        more_steps: when nothing is unfinished, begin so many further steps from the fine-tuned model last.
         start_over: begin at step 0, whatever is there; a finished run's reader is kept.
 
     Raises:
@@ -162,21 +162,21 @@ def choose_run(
     unfinished = pending is not None and pending.result() is None
     if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
-        told = "The unfinished teaching goes on"
+        told = "The unfinished fine-tuning continues"
         if changed:
             told += " with the lines it began with; what was corrected since counts from 'more steps' or 'start over'"
         return replace(pending, why=f"{told}.")
     lines = read_lines(data) if data else session.corrected()
     done = same and not (unfinished or start_over or more_steps)
     if pending is not None and done and _digest(_all_lines(session, pending.folder)) == _digest(lines):
-        return replace(pending, why="This teaching is finished already; 'more steps' goes on from its reader.")
+        return replace(pending, why="This fine-tuning is already finished; 'more steps' continues from its model.")
     held = read_lines(held_out_data) if held_out_data else None
     taught = taught_reader(session)
     extra = more_steps if taught is not None and not start_over else 0
     model = str(taught.path) if taught is not None and extra else session.untaught_reader
     taught = taught if taught is not None and Path(model).resolve() == taught.path.resolve() else None
     if unfinished and not same:
-        logger.info("An unfinished teaching with other settings is kept; enter them again, and it goes on.")
+        logger.info("An unfinished fine-tuning with other settings is kept; enter them again to resume it.")
     folder = session.folder / _RUNS / _mark(values, _inside(session, Path(model)) if extra else model, lines, extra)
     if start_over and finished_result(folder) is not None:
         others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
@@ -236,7 +236,7 @@ def _mark(values: Mapping[str, Any], model: str, data: LineSet, extra: int) -> s
 
 
 def _with_steps(settings: FineTuneConfig, steps: int, lines: int) -> FineTuneConfig:
-    """The settings with as many epochs as so many steps are."""
+    """The settings with as many epochs as this many steps are."""
     an_epoch = math.ceil(math.ceil(lines / settings.batch_size) / settings.accumulation)
     # A step's half less, because the trainer rounds up.
     return replace(settings, epochs=min(1000.0, max(0.01, (steps - 0.5) / an_epoch)))

@@ -65,7 +65,7 @@ class TrainingLines:
                 self.labels.append(label_ids(tokenizer, line.text, end, longest))
         self._tokens = sorted({token for labels in self.labels for token in labels} - {end})
         if not self.lines:
-            raise DatasetError("No line is left to learn from.", "Give more lines with their text.")
+            raise DatasetError("No line is left to train on.", "Give more lines with their text.")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -219,7 +219,7 @@ def _make_watcher(
             if not all(torch.isfinite(weight).all() for weight in model.parameters()):
                 raise TrainingFailed(
                     "The weights are no numbers any more.",
-                    "Lower --lr, or train with --precision fp32, and begin again with --restart.",
+                    "Lower --lr, or train with --precision fp32, and start again with --restart.",
                 )
             if config.patience and _without_a_better(state) >= config.patience:
                 control.should_training_stop = True
@@ -342,7 +342,7 @@ def _copy_weights(folder: str, model: Any) -> None:
     """Give `model` the weights of a checkpoint, every one of them, as from_pretrained understands their names."""
     fresh, missing = load_weights(folder)
     if missing:
-        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Begin again with --restart.")
+        raise TrainingFailed(f"{folder} lacks weights: {', '.join(missing[:3])}.", "Start again with --restart.")
     model.load_state_dict(fresh.state_dict())
 
 
@@ -356,7 +356,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
         weights = [*path.glob("*.safetensors")]
         if weights and all((path / name).is_file() for name in needed) and _opens(path, weights):
             return path
-        logger.warning("%s is not whole and is passed over.", path.name)
+        logger.warning("%s is incomplete and was skipped.", path.name)
     return None
 
 

@@ -47,7 +47,7 @@ def unpack_upload(name: str, data: bytes, left_out: list[str]) -> Iterator[tuple
         with zipfile.ZipFile(io.BytesIO(data)) as opened:
             yield from _members(name, opened, left_out)
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as err:
-        left_out.append(f"{name} is damaged or no zip: {err}. Make it again, or upload the images themselves.")
+        left_out.append(f"{name} is damaged or not a zip file: {err}. Make it again, or upload the images themselves.")
 
 
 def _members(name: str, opened: zipfile.ZipFile, left_out: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -46,11 +46,11 @@ def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
     ratio = sum(counts) / max(1, sum(map(len, texts)))
     bad = sum(letters[letter] for letter in (*lost, *costly)) / max(1, sum(letters.values()))
     if not lost and ratio <= 1.0:
-        advice, reason = "keep", "every letter comes back and takes at most one token on average"
+        advice, reason = "keep", "every character is kept and takes at most one token on average"
     elif bad < 0.5 and len(letters) > 20:
-        advice, reason = "extend", f"{len(lost) + len(costly)} letters are lost or take several tokens"
+        advice, reason = "extend", f"{len(lost) + len(costly)} characters are lost or take several tokens"
     else:
-        advice, reason = "extend", "the script is new to it: most letters are lost or take several tokens"
+        advice, reason = "extend", "the script is new to it: most characters are lost or take several tokens"
         if len(letters) > 1500:
             advice = "replace"
             reason += ", and there are so many of them that a table of their own is smaller"

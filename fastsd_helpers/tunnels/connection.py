@@ -28,7 +28,7 @@ class Doors:
     """The open connections of a gate on which nobody has logged in: bounded, and the oldest makes room.
 
     So a stranger who opens one after another closes his own, and whoever comes to log in is let in: his is the
-    newest.
+    latest.
     """
 
     def __init__(self) -> None:

@@ -89,7 +89,7 @@ class Entrance:
         local = [f"http://{name}:{self.port}" for name in ("127.0.0.1", "localhost")]
         visitor = who_asks(request, [public] if public else [], local)
         if visitor is Visitor.FOREIGN:
-            return plain(403, "A page of somewhere else asked for this. Open the link itself, and do it there.")
+            return plain(403, "Another site's page asked for this. Open the link itself, and do it there.")
         try:
             if path == _LOGIN_PATH:
                 return await self._log_in(request)
@@ -127,7 +127,7 @@ class Entrance:
         if request.method in ("GET", "HEAD"):
             return self._page(200, request.query.get("next", "/"))
         if request.method != "POST":
-            return plain(405, "This method is not taken.", {"Allow": "GET, POST"})
+            return plain(405, "This method is not allowed.", {"Allow": "GET, POST"})
         fields = await read_form(request, ("user", "password", "next"))
         wait_s = await self._judge(request, fields["user"].strip(), fields["password"].strip())
         if wait_s:
@@ -156,7 +156,7 @@ class Entrance:
         if request.method in ("GET", "HEAD"):
             return _html(200, logout_page(_LOGOUT_PATH))
         if request.method != "POST":
-            return plain(405, "This method is not taken.", {"Allow": "GET, POST"})
+            return plain(405, "This method is not allowed.", {"Allow": "GET, POST"})
         self.sessions.end(request.headers, https=self._https(request))
         answer = plain(303, "", {"Location": _LOGIN_PATH})
         set_cookie(answer, "", 0, https=self._https(request))

@@ -192,7 +192,7 @@ class Gate:
         if answer is None:
             why = refusal(request.method, request.raw_path, self._closed_paths)
             if why is None and "Service-Worker" in request.headers and is_user_file(request.raw_path):
-                why = "A file of a visitor does not stay in anybody's browser as a program."
+                why = "A service worker from an uploaded file is not installed in anybody's browser."
             answer = plain(403, why) if why else None
         if answer is not None:
             if request.can_read_body:

@@ -63,16 +63,17 @@ def make_login(user: str = "fastsd", password: str = "") -> Login:
     user = user.strip()
     if not re.fullmatch(rf"[^{_REFUSED}]{{1,64}}", user):
         raise SettingsError(
-            f"user is {user!r}; it needs 1 to 64 characters without blanks, commas, colons, quotes and control "
-            "characters.",
+            f"user is {user!r}; it needs 1 to 64 characters without spaces, commas, colons, quotes "
+            "and control characters.",
             "Choose a simple word, for example 'fastsd'.",
         )
     if not password:
         password = "-".join("".join(secrets.choice(_LETTERS) for _ in range(4)) for _ in range(4))
     if not re.fullmatch(rf"[^{_REFUSED}]{{8,128}}", password):
         raise SettingsError(
-            f"The password has {len(password)} characters or holds a blank, comma, colon, quote or control character.",
-            f"Give {_SHORTEST_PASSWORD} to 128 other characters, or leave it empty: a strong one is made for you.",
+            f"The password has {len(password)} characters or contains a space, comma, colon, quote or control "
+            "character.",
+            f"Give {_SHORTEST_PASSWORD} to 128 other characters, or leave it empty: a strong one is generated.",
         )
     return Login(user, password)
 

@@ -56,7 +56,7 @@ def bring_client(folder: Path, *, within_s: float = _NPM_S) -> list[str]:
         if not _copy_or_delete(copy):
             _fetch(within_s)
             if not _copy_or_delete(copy):
-                raise _missing("what came twice has other hashes than it should have, and was deleted")
+                raise _missing("it was downloaded twice with the wrong hash, and was deleted")
     return [str(shutil.which("node")), str(copy / "localtunnel" / "bin" / "lt.js")]
 
 
@@ -114,7 +114,7 @@ def _fetch(within_s: float) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise node_missing() or _missing("npm is not installed")
-    logger.info("localtunnel %s is being fetched.", CLIENT_VERSION)
+    logger.info("Downloading localtunnel %s.", CLIENT_VERSION)
     lock = json.loads(_LOCK.read_text(encoding="utf-8"))
     about = {"name": lock["name"], "version": lock["version"], "private": True, **lock["packages"][""]}
     with tempfile.TemporaryDirectory(prefix="fastsd-npm-") as name:
@@ -134,6 +134,6 @@ def _fetch(within_s: float) -> None:
         came = folder / "node_modules"
         (came / ".package-lock.json").unlink(missing_ok=True)  # differs between versions of npm, and is not run
         if not came.is_dir():
-            raise _missing("it brought nothing")
+            raise _missing("it downloaded nothing")
         with placed(_kept()) as temporary:
             shutil.copytree(came, temporary, symlinks=True)

@@ -118,7 +118,7 @@ def programs_folder() -> Path:
         folder.chmod(0o700)
     except OSError as err:
         raise TunnelToolMissing(
-            f"The folder {folder}, where the programs that make links are kept, cannot be used: {err.strerror}.",
+            f"The folder {folder}, where the tunnel programs are kept, cannot be used: {err.strerror}.",
             "Set XDG_CACHE_HOME to a folder of yours that can be written, or install the program yourself.",
         ) from err
     return folder
@@ -174,8 +174,8 @@ def known_program(name: str) -> Program:
         if (program.name, program.machine) == (name, here):
             return program
     raise TunnelToolMissing(
-        f"The program {name} is not installed, and none that is checked by its hash is known for {here}.",
-        "Install it yourself, so that it is found on the path, or choose another service.",
+        f"The program {name} is not installed, and no download with a known hash exists for {here}.",
+        "Install it yourself, so that it is on the PATH, or choose another service.",
     )
 
 
@@ -194,7 +194,7 @@ def _missing(program: Program, reason: str) -> TunnelToolMissing:
     return TunnelToolMissing(
         f"The program {program.name} is not installed, and {program.name} {program.version} could not be fetched: "
         f"{reason.rstrip('.')}.",
-        "Check the connection, install it yourself so that it is found on the path, or choose another service.",
+        "Check the connection, install it yourself so that it is on the PATH, or choose another service.",
     )
 
 
@@ -202,13 +202,13 @@ def _fetch(program: Program) -> None:
     """Bring it to where it is kept; what arrives wrong is deleted and fetched once more."""
     kept = _kept(program)
     part = kept.with_name(part_name(kept.name, program.url))
-    logger.info("%s %s is being fetched.", program.name, program.version)
+    logger.info("Downloading %s %s.", program.name, program.version)
     try:
         with file_lock(kept.with_name(f".{kept.name}.lock"), wait_s=120, mode=0o600):
             if os.path.lexists(kept):  # another process has brought it meanwhile
                 return
             if not (_fetch_once(program, part, kept) or _fetch_once(program, part, kept)):
-                raise _missing(program, "what came twice has another hash than it should have, and was deleted")
+                raise _missing(program, "it was downloaded twice with the wrong hash, and was deleted")
     except LockHeld as err:
         raise _missing(program, "another process has been fetching it for two minutes") from err
     except (FastSDError, OSError) as err:

@@ -97,7 +97,7 @@ class Proxy:
             logger.debug("The server behind the gate did not answer: %s.", type(err).__name__)
             if connection.answering:
                 connection.abort()  # half an answer must not look like a whole one
-            text = "The program behind this link does not answer. It may be starting, or have stopped.\n"
+            text = "The program behind this link does not answer. It may be starting, or it has stopped.\n"
             return web.Response(status=502, text=text, headers={"Cache-Control": "no-store", "Retry-After": "5"})
 
     # ---------------------------------------------------------------------------------------------- requests
@@ -144,7 +144,7 @@ class Proxy:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             connection.abort()  # half an answer must not look like a whole one
         except ConnectionError:
-            logger.debug("The visitor left before the end of an answer.")
+            logger.debug("The client disconnected before the end of an answer.")
         return response
 
     def _copy_headers(self, request: Any, answer: Any, response: Any) -> None:

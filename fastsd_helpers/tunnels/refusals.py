@@ -30,8 +30,8 @@ def explain_ngrok(said: dict[str, Any]) -> TunnelError:
     # It says "authentication failed" of nearly everything, whatever the cause.
     if number == 9040 or re.search(r"from your IP|\bIP (polic|restriction)", text):
         return TunnelServiceDown(
-            f"ngrok takes no connections from this machine's address{_code(number)}; the token is not the cause.",
-            "Choose another service: ngrok, or a rule of the account, closes some countries and data centres out.",
+            f"ngrok refuses connections from this machine's address{_code(number)}; the token is not the cause.",
+            "Choose another service: ngrok, or a rule of the account, blocks some countries and data centres.",
         )
     if number in _DOMAIN_REFUSED:
         return TunnelTokenRefused(
@@ -42,18 +42,18 @@ def explain_ngrok(said: dict[str, Any]) -> TunnelError:
     if number in (121, 6024) or ("version" in text and "too old" in text):
         return TunnelToolMissing(
             f"ngrok's agent here is too old for its service{_code(number)}.",
-            "Install a newer one from ngrok.com/download, so that it is found on the path, or choose another service.",
+            "Install a newer one from ngrok.com/download, so that it is on the PATH, or choose another service.",
         )
     # Source: ngrok.com/docs/errors. 105-107: token malformed, revoked; 4018: account not verified or no token; 6022:
     # pages are for accounts only.
     if number in (105, 106, 107, 120, 4018, 6022) or ("authentication failed" in text.lower() and not number):
         return TunnelTokenRefused(
-            f"ngrok does not take this token{_code(number)}.",
+            f"ngrok rejects this token{_code(number)}.",
             "Copy it again from dashboard.ngrok.com/get-started/your-authtoken, and confirm your e-mail address there.",
         )
     if number in (108, 334, 324):
         return TunnelLimited(
-            f"ngrok's plan for this account allows no further link at once{_code(number)}.",
+            f"ngrok's plan for this account allows no further tunnel at the same time{_code(number)}.",
             "Stop the other notebook or program that uses this token (dashboard.ngrok.com/agents), or choose another "
             "service.",
         )
@@ -79,7 +79,7 @@ def unknown(kind: str, text: str) -> TunnelError:
     """The error of a service whose last words mean nothing that is known here."""
     said = short(text)
     return TunnelServiceDown(
-        f"{kind} ended without a link{f': {said}' if said else ' and without a word'}.",
+        f"{kind} ended without opening a tunnel{f': {said}' if said else ' and printed nothing'}.",
         "Try again, or choose another service.",
     )
 

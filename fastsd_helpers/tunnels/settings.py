@@ -44,7 +44,9 @@ class TunnelConfig:
         if server and not (server.count(":") == 1 and server.rpartition(":")[2].isdigit()):
             problems.append(f"share_server (--share-server) is {server!r}; it must be HOST:PORT")
         if not self.localtunnel_server.startswith(("http://", "https://")):
-            problems.append(f"localtunnel_server (--localtunnel-server) is {self.localtunnel_server!r}; it is no link")
+            problems.append(
+                f"localtunnel_server (--localtunnel-server) is {self.localtunnel_server!r}; it is not a link"
+            )
         if self.ngrok_domain and not _HOST_NAME.fullmatch(str(self.ngrok_domain)):
             problems.append(
                 f"ngrok_domain (--ngrok-domain) is {self.ngrok_domain!r}; it must be a name such as "
@@ -53,7 +55,8 @@ class TunnelConfig:
         # localtunnel's server takes names of 4 to 63 characters.
         if self.subdomain and not (_LABEL.fullmatch(str(self.subdomain)) and len(str(self.subdomain)) >= 4):
             problems.append(
-                f"subdomain (--subdomain) is {self.subdomain!r}; it must have 4 to 63 small letters, digits and hyphens"
+                f"subdomain (--subdomain) is {self.subdomain!r}; it must have 4 to 63 lower-case letters, digits and "
+                "hyphens"
             )
         for name, kind in (("ngrok_domain", "ngrok"), ("subdomain", "localtunnel")):
             if getattr(self, name) and self.kind not in (kind, "auto"):

@@ -33,7 +33,7 @@ def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: L
     """
     kind = kind or config.kind
     if kind not in KINDS:
-        raise SettingsError(f"There is no kind of link named {kind!r}.", f"Choose {', '.join(KINDS)}.")
+        raise SettingsError(f"There is no tunnel service named {kind!r}.", f"Choose {', '.join(KINDS)}.")
     if login is None and config.access == "password" and kind != "colab":
         choose_login(config.user, config.password)
     if kind != "colab" and importlib.util.find_spec("aiohttp") is None:
@@ -49,7 +49,7 @@ def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: L
         except TunnelError as err:
             problems.append(f"{name}: {err.problem.rstrip('.')}")
     raise TunnelError(
-        f"No service can make a link here. {'; '.join(problems)}.",
+        f"No service can open a tunnel here. {'; '.join(problems)}.",
         "Install one of them (pip install gradio is the simplest), or give an ngrok token.",
     )
 
@@ -91,7 +91,7 @@ def _check_localtunnel(config: TunnelConfig, fetch: bool) -> None:
 def _check_colab(config: TunnelConfig, fetch: bool) -> None:
     if where() != "colab" or not in_notebook():
         raise TunnelError(
-            "Colab's own link exists in a Colab notebook only, and this is somewhere else.",
+            "Colab's own link exists only in a Colab notebook, and this is not one.",
             "Choose another kind: auto, ngrok, gradio, cloudflared, localtunnel.",
         )
 

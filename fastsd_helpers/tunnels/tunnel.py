@@ -53,7 +53,7 @@ def open_tunnel(
         login: whom to let in; made from `config` when None.
         upstream_login: the program's own login, entered for visitors who passed the gate's.
         closed: the gate's rows of paths that no visitor may reach.
-        on_change: called from the watchdog's thread after the link was opened anew.
+        on_change: called from the watchdog's thread after the link was reopened.
         watch_every_s: seconds between two checks; 0: no watchdog.
 
     Raises:
@@ -63,7 +63,7 @@ def open_tunnel(
     config = config or TunnelConfig()
     kind = kind or config.kind
     if kind not in KINDS:
-        raise SettingsError(f"There is no kind of link named {kind!r}.", f"Choose {', '.join(KINDS)}.")
+        raise SettingsError(f"There is no tunnel service named {kind!r}.", f"Choose {', '.join(KINDS)}.")
     if not 0 < port < 65536:
         raise SettingsError(f"There is no port {port}.", "Give the number in the program's own address, such as 7860.")
     if not port_answers(port):
@@ -92,7 +92,7 @@ def _private_link(port: int) -> str:
     url = colab_link(port)
     if url is None:
         raise TunnelError(
-            "Colab's own link exists in a Colab notebook only, and this is somewhere else.",
+            "Colab's own link exists only in a Colab notebook, and this is not one.",
             f"Open http://127.0.0.1:{port} on this machine, or choose another kind.",
         )
     return url
@@ -117,9 +117,9 @@ def _open_first(kind: str, gate: Gate, config: TunnelConfig) -> tuple[str, Runni
             if refused:
                 logger.info("%s", err.hint)
     raise TunnelError(
-        f"No service gave a link. {'; '.join(problems)}.",
-        "Check this machine's connection; an ngrok token (dashboard.ngrok.com) is the surest way. In Colab, kind "
-        "'colab' gives a link for you alone.",
+        f"No service opened a tunnel. {'; '.join(problems)}.",
+        "Check this machine's connection; an ngrok token (dashboard.ngrok.com) is the most reliable way. In Colab, "
+        "kind 'colab' gives a link for you alone.",
     )
 
 
@@ -137,7 +137,7 @@ def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     if reason:
         running.close()
         raise TunnelServiceDown(
-            f"{kind} gave the link {running.url}, but it does not lead here ({reason}).",
+            f"{kind} gave the link {running.url}, but it does not reach this machine ({reason}).",
             "Try again, or choose another service.",
         )
     return running
@@ -270,7 +270,7 @@ class Tunnel:
 
     def _reopen(self, gate: Gate) -> None:
         pause_s = 5.0
-        logger.warning("The link %s has died; it is being opened anew.", self.url)
+        logger.warning("The link %s has died; it is being reopened.", self.url)
         while not self._closing.is_set():
             if self._ends_s is not None and time.monotonic() >= self._ends_s:
                 return

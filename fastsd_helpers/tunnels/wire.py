@@ -131,7 +131,7 @@ class RequestReader:
         if not target.startswith(b"/"):  # CONNECT, OPTIONS * and the absolute addresses of a forward proxy
             raise Malformed(400, "This is no forward proxy.")
         if method not in _METHODS:
-            raise Malformed(405, "This method is not taken.")
+            raise Malformed(405, "This method is not allowed.")
         if b"#" in target:
             raise Malformed(400)
         self._line_is_good = True
@@ -177,7 +177,7 @@ class RequestReader:
             if lengths or version != b"HTTP/1.1" or len(codings) != 1:
                 raise Malformed(400)
             if codings[0].lower() != b"chunked":
-                raise Malformed(400, "This transfer coding is not taken.")
+                raise Malformed(400, "This transfer coding is not supported.")
             self._state = self._chunk_line
             return
         if lengths and (len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,15}", lengths[0])):

@@ -97,9 +97,9 @@ def choose_bundle(spec: ModelSpec, ui: WebUI, machine: Machine, *, t5: str = "au
     reasons, chosen = [], fitting[0] if fitting else sizes[-1]
     if chosen.gated and not secret("HF_TOKEN"):
         reasons.append(
-            f"{file_name(chosen)} ({_gb(chosen)}) would fit this machine. It is gated: to have it, accept the licence "
-            f"at {chosen.licence_page} and give a token of that account as HF_TOKEN. Until then its copy that is open "
-            "to all is taken."
+            f"{file_name(chosen)} ({_gb(chosen)}) would fit this machine. It is gated: to download it, accept the "
+            f"licence at {chosen.licence_page} and give a token of that account as HF_TOKEN. Until then its public "
+            "copy is used."
         )
         chosen = next(size for size in [*fitting, *sizes] if not size.gated)
     large = t5 == "fp16" or (t5 == "auto" and _holds_large(chosen, large_t5, beside, machine))
@@ -116,9 +116,9 @@ def _reasons_of_whole(spec: ModelSpec, machine: Machine) -> tuple[str, ...]:
     if not machine.host_gib or need <= machine.host_gib:
         return ()
     base = next((one for one in models() if one.sizes and one.key == spec.key.removesuffix("-fp8")), None)
-    instead = f"{base.key} takes a size that fits." if base else "A smaller model needs less."
+    instead = f"{base.key} has a size that fits." if base else "A smaller model needs less."
     return (
-        f"{file_name(spec)} ({_gb(spec)}) wants about {need:.0f} GiB of RAM, and {machine.name} has "
+        f"{file_name(spec)} ({_gb(spec)}) needs about {need:.0f} GiB of RAM, and {machine.name} has "
         f"{machine.host_gib:.1f}: the start may be killed for its memory. {instead}",
     )
 
@@ -146,9 +146,9 @@ def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine:
     if not fits:
         need = (_bytes(chosen) + _ROOM_HOST) / _GIB
         return (
-            f"{said} is taken, and is too large: it wants about {need:.0f} GiB of RAM and, to draw in good time, a GPU "
-            f"with {(_bytes(chosen) + _ROOM_GPU) / _GIB:.0f} GiB. The start may be killed for its memory; sdxl or sd15 "
-            "need less."
+            f"{said} is used, although it is too large: it needs about {need:.0f} GiB of RAM and, to generate images "
+            f"fast, a GPU with {(_bytes(chosen) + _ROOM_GPU) / _GIB:.0f} GiB. The start may be killed for its memory; "
+            "sdxl or sd15 need less."
         )
     larger = [size for size in sizes[: sizes.index(chosen)] if not size.gated or secret("HF_TOKEN")]
     if not larger:
@@ -168,10 +168,10 @@ def _reason_of_t5(text: ModelSpec, large: ModelSpec, t5: str, machine: Machine) 
     if t5 != "auto":
         return f"T5: {t5} was asked for ({_gb(text)})."
     if text.key == large.key:
-        return f"T5: fp16 ({_gb(text)}), which {machine.host_gib:.0f} GiB of RAM hold; --t5 fp8 takes half."
+        return f"T5: fp16 ({_gb(text)}), which fits into {machine.host_gib:.0f} GiB of RAM; --t5 fp8 takes half."
     return (
         f"T5: fp8 ({_gb(text)}); {machine.host_gib:.0f} GiB of RAM do not hold fp16 ({_gb(large)}) with the rest. "
-        "--t5 fp16 takes it all the same."
+        "--t5 fp16 uses it anyway."
     )
 
 

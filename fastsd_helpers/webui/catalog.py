@@ -127,7 +127,10 @@ _A1111 = WebUI(
     ),
     closed=A1111_CLOSED,
     guard="a1111.py",
-    tried="installed, started and drawn with on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU yet",
+    tried=(
+        "installed, started and used to generate images on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU "
+        "yet"
+    ),
 )
 
 _FORGE_NEO = WebUI(
@@ -164,8 +167,8 @@ _FORGE_NEO = WebUI(
     closed=A1111_CLOSED,
     runs_others=True,
     guard="forge_neo.py",
-    tried="a fork of it, with this lock: installed, and drawn with on a CPU, Flux too (2026-11, "
-    "benchmarks/results/forge_neo_cpu.md); this very commit was not run",
+    tried="a fork of it, with this lock: installed, and used to generate images on a CPU, Flux too (2026-11, "
+    "benchmarks/results/forge_neo_cpu.md); this exact commit was not run",
 )
 
 _COMFYUI = WebUI(
@@ -208,7 +211,7 @@ _COMFYUI = WebUI(
     closed=COMFYUI_CLOSED,
     runs_others=True,
     guard="comfyui.py",
-    tried="installed, attacked and drawn with on a CPU, Flux and GGUF too (2026-11, "
+    tried="installed, attacked and used to generate images on a CPU, Flux and GGUF too (2026-11, "
     "benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 

@@ -34,14 +34,14 @@ class Circumstances:
         return self.disk_left is not None and self.disk_left < _FULL_BYTES
 
     def sentence(self) -> str:
-        """The figures for people: "Left at its end: RAM 3.1 of 12.7 GB, disk 20.4 GB."; empty without any."""
+        """The figures for people: "Free when it ended: RAM 3.1 of 12.7 GB, disk 20.4 GB."; empty without any."""
         parts = []
         if self.memory_left is not None:
             of = f" of {self.memory_bytes / 1e9:.1f}" if self.memory_bytes else ""
             parts.append(f"RAM {self.memory_left / 1e9:.1f}{of} GB")
         if self.disk_left is not None:
             parts.append(f"disk {self.disk_left / 1e9:.1f} GB")
-        return f"Left at its end: {', '.join(parts)}." if parts else ""
+        return f"Free when it ended: {', '.join(parts)}." if parts else ""
 
 
 def look_around(places: Places, kills_before: int | None) -> Circumstances:

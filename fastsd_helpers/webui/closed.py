@@ -24,7 +24,7 @@ A1111_CLOSED: tuple[ClosedPath, ...] = (
     ClosedPath(r"/sdapi/v1/options", "changes settings", _CHANGES),
     ClosedPath(r"/sdapi/v1/(train|create)(/.*)?", "trains or writes models"),
     ClosedPath(r"/sdapi/v1/server-.*", "stops or restarts the web UI"),
-    ClosedPath(r"/sdapi/v1/(unload|reload)-checkpoint", "takes the model away from everybody"),
+    ClosedPath(r"/sdapi/v1/(unload|reload)-checkpoint", "unloads the model for everybody"),
 )
 
 _MANAGER = r"(v2/)?(manager|customnode|snapshot|externalmodel|comfyui_manager)"

@@ -114,7 +114,7 @@ def plan_launch(
     passed_on = tuple(config.pass_env.split())
     for name in passed_on:
         warning = ": it looks like a secret, which every extension can read then" if looks_secret(name) else ""
-        reasons = [*reasons, f"pass_env: it gets {name} too{warning}"]
+        reasons = [*reasons, f"pass_env: {name} is passed on{warning}"]
     return LaunchPlan(command, environment, places.code, port, reasons, login_file, hidden, passed_on, tuple(files))
 
 
@@ -125,7 +125,7 @@ def with_allocator(chosen: LaunchPlan, ui: WebUI, places: Places) -> LaunchPlan:
     library = find_allocator(places.python if places.python.exists() else Path(sys.executable))
     if library is None:
         return chosen
-    reason = f"{library.name} is loaded first: memory is given back when models are switched (not with NO_TCMALLOC)."
+    reason = f"{library.name} is loaded first: memory is freed when models are switched (not with NO_TCMALLOC)."
     more = {"LD_PRELOAD": preload(library)}
     return replace(chosen, environment=chosen.environment | more, reasons=[*chosen.reasons, reason])
 
@@ -180,7 +180,7 @@ def _words_of_ui(
     if config.api:
         if not f"{login.user}{login.password}".isascii():
             raise SettingsError(
-                f"The API of {ui.title} takes no user and password with letters beyond ASCII.",
+                f"The API of {ui.title} accepts only ASCII characters in user and password.",
                 "Choose others, or leave the API out (--no-api).",
             )
         # Without --api-auth: a command line can be read by every user of the machine. The guarded start takes the

@@ -35,8 +35,8 @@ class ControlNetConfig:
     tasks: str = option(
         "",
         help=(
-            "ControlNets: tasks such as canny, openpose, depth, or files and links; separated by commas; all: all that "
-            "fit; empty: none"
+            "ControlNets: tasks such as canny, openpose, depth, or files and links; separated by "
+            "commas; all: all that fit; empty: none"
         ),
         known="controlnets",
     )
@@ -62,7 +62,7 @@ def place_controlnets(
     base = (base_family(family) or "sd15") if config.base.strip() in ("auto", "") else config.base.strip()
     wanted = listed(config.tasks)
     if not wanted:
-        logger.info("No ControlNet was asked for; for %s there is %s.", base, ", ".join(tasks(base, ui=ui.key)))
+        logger.info("No ControlNet was chosen; for %s there is %s.", base, ", ".join(tasks(base, ui=ui.key)))
     if [word.lower() for word in wanted] == [_ALL]:
         rows = find_controlnets(base, ui=ui.key)
         wanted = [row.key for row in rows] or ["canny"]  # where there is none, the refusal says what works

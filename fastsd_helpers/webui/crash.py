@@ -18,7 +18,7 @@ __all__ = ["explain_crash", "explain_refusal"]
 
 _LATER = "Start it again."
 _LESS = "Choose a smaller model or a machine with more RAM; for SDXL, a GPU of 12 GB and more with --lowram."
-_DISK = ("the disk is full", "Make room on this machine's disk, then start it again.")
+_DISK = ("the disk is full", "Free some space on this machine's disk, then start it again.")
 _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive again, then start it again.")
 _STORE = (
     "the folder of its models does not answer: the connection to Drive was lost, or it was moved away",
@@ -42,7 +42,8 @@ _ERRORS: _Table = (
     (
         r"CUDA error|CUDA driver|cuDNN error|CUBLAS_STATUS",
         "the GPU or its driver failed",
-        "Start it again; if it stays so, restart the machine (Colab: Runtime > Disconnect and delete runtime).",
+        "Start it again; if the problem persists, restart the machine (Colab: Runtime > Disconnect and delete "
+        "runtime).",
     ),
     (
         r"^MemoryError|DefaultCPUAllocator: (?:can't|not enough)|Cannot allocate memory|Errno 12\b",
@@ -56,8 +57,8 @@ _ERRORS: _Table = (
     ),
     (
         r"Torch is not able to use GPU|Found no NVIDIA driver|No CUDA GPUs are available",
-        "it found no GPU it can use",
-        "Switch a GPU on (Colab: Runtime > Change runtime type), then start it again.",
+        "it found no usable GPU",
+        "Select a GPU runtime (Colab: Runtime > Change runtime type), then start it again.",
     ),
     (
         r"No module named '([\w.]+)'",
@@ -66,7 +67,7 @@ _ERRORS: _Table = (
     ),
     (
         r"operator torchvision::nms does not exist",
-        "torch and torchvision of its environment do not belong together",
+        "torch and torchvision of its environment do not match",
         "Delete its environment and run `fastsd webui install`.",
     ),
     (
@@ -76,13 +77,13 @@ _ERRORS: _Table = (
     ),
     (
         r"SafetensorError|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeader",
-        "a model file is damaged or was not copied whole",
-        "Look at it with `fastsd inspect FILE`, and fetch it again.",
+        "a model file is damaged or was not copied completely",
+        "Look at it with `fastsd inspect FILE`, and download it again.",
     ),
     (
         r"^(?:json\.decoder\.)?JSONDecodeError",
         "one of its files of settings is damaged",
-        "Move config.json or ui-config.json out of the store's folder, then start it again: it makes new ones.",
+        "Move config.json or ui-config.json out of the data directory, then start it again: it creates new ones.",
     ),
 )
 # These may also be the last that is said without a traceback.
@@ -94,7 +95,7 @@ _SAID: _Table = (
     ),
     (
         r"Couldn't clone|Repository not found|could not read Username",
-        "it tried to fetch code from a place that is gone",
+        "it tried to download code from a repository that no longer exists",
         "Run `fastsd webui install`: it gets the code from mirrors that still exist.",
     ),
     (r"No space left on device|Errno 28\b|Disk quota exceeded|database or disk is full", *_DISK),
@@ -106,7 +107,7 @@ _SAID: _Table = (
     ),
     (
         r"error: argument ([^:]+): (.+)",
-        "it does not take the argument {0} so: {1}",
+        "it rejects the argument {0}: {1}",
         "Correct the extra arguments and start it again.",
     ),
 )
@@ -114,7 +115,7 @@ _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _CRASHES = {
     signal.SIGSEGV: "segmentation fault",
     signal.SIGABRT: "aborted",
-    signal.SIGILL: "unknown processor instruction",
+    signal.SIGILL: "illegal CPU instruction",
     signal.SIGFPE: "arithmetic error",
     signal.SIGSYS: "forbidden system call",
     signal.SIGTRAP: "trap",
@@ -152,7 +153,7 @@ def explain_crash(
             f"{title} ended: its guard does not fit this version of its code ({found[1]}), and it is not started "
             "without.",
             "Run `fastsd webui install` again: it brings its code and packages to the versions the guard knows. If you "
-            "added an extension lately, take it out.",
+            "added an extension recently, remove it.",
         )
     # Python ends with 1 for an error that nothing caught; with another code the program ended itself.
     error = find_last_error(lines) if code in (1, None) else None
@@ -166,11 +167,11 @@ def explain_crash(
             return WebUICrashed(f"{title} ended{_how(code)}: {what}.", hint)
     if error is not None:
         of = f" in the extension {error.extension}" if error.extension else ""
-        hint = _without(error.extension) if error.extension else "See the whole log: fastsd webui log"
+        hint = _without(error.extension) if error.extension else "See the full log: fastsd webui log"
         return WebUICrashed(f"{title} ended by an error{of}{_how(code)}: {error.line[:200]}", hint)
     return WebUICrashed(
         " ".join(filter(None, [f"{title} ended by itself{_how(code)}.{_quote(last)}", around.sentence()])),
-        "See the whole log: fastsd webui log",
+        "See the full log: fastsd webui log",
     )
 
 
@@ -185,7 +186,7 @@ def explain_refusal(title: str, lines: Sequence[str], refused: str) -> WebUICras
     if any("No checkpoints found" in line for line in lines):
         return WebUICrashed(
             f"{title} runs, and has no model yet.",
-            "Put one in its place: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
+            "Place one in its folder: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
         )
     error = find_last_error(before, near_end=False)
     explained = _look_up(error, before)
@@ -211,9 +212,8 @@ def _by_signal(
     if number == signal.SIGKILL:
         if around.killed_for_memory is False:
             return WebUICrashed(
-                f"{title} was killed (exit {code}), though the system counts no program that it ended for lack of RAM. "
-                f"{left}",
-                f"Start it again. If it is killed again while it loads a model, the RAM is short all the same: {_LESS}",
+                f"{title} was killed (exit {code}), although the system reports no out-of-memory kill. {left}",
+                f"Start it again. If it is killed again while it loads a model, it is out of RAM anyway: {_LESS}",
             )
         sure = "" if around.killed_for_memory else "most likely "
         return WebUICrashed(
@@ -238,7 +238,11 @@ def _by_signal(
             return _with_extension(title, *explained, None)
         where = f"in the extension {extension}" if extension else "in compiled code"
         more = f" It said: {thrown[1][:200]}." if thrown else ""
-        hint = _without(extension) if extension else f"{_LATER} If it stays so, see the whole log: fastsd webui log"
+        hint = (
+            _without(extension)
+            if extension
+            else f"{_LATER} If the problem persists, see the full log: fastsd webui log"
+        )
         return WebUICrashed(f"{title} crashed {where} ({_CRASHES[number]}, exit {code}).{more} {left}".strip(), hint)
     return WebUICrashed(f"{title} was ended by the signal {number.name} (exit {code}). {left}".strip(), _LATER)
 
@@ -268,8 +272,8 @@ def _with_extension(title: str, what: str, hint: str, error: Error | None) -> We
 
 def _without(extension: str | None) -> str:
     return (
-        "Run `fastsd webui install`: it installs what its extensions ask for. If it stays so, leave this one out: "
-        f"fastsd webui install --remove-extensions {extension}"
+        "Run `fastsd webui install`: it installs what its extensions ask for. If the problem persists, leave this one "
+        f"out: fastsd webui install --remove-extensions {extension}"
     )
 
 
@@ -278,4 +282,4 @@ def _how(code: int | None) -> str:
 
 
 def _quote(last: str) -> str:
-    return f" Its last line: {last[:200]}" if last else " It wrote nothing."
+    return f" Its last line: {last[:200]}" if last else " It printed nothing."

@@ -98,7 +98,7 @@ def _run(
     finally:
         child.close()
     if code is None:
-        raise WebUIError(f"{what} did not end in time; it last said: {last or 'nothing'}.", f"See {log}.")
+        raise WebUIError(f"{what} did not end in time; its last output: {last or 'nothing'}.", f"See {log}.")
     if code != 0:
         raise WebUIError(f"{what} failed (exit {code}): {last or 'it said nothing'}.", f"See {log}.")
 

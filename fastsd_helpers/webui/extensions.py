@@ -11,7 +11,7 @@ __all__ = ["read_extensions", "warn_of"]
 
 logger = logging.getLogger("fastsd_helpers")
 
-_FORM = "Use an https address of a git repository or a folder of this machine, with @COMMIT behind it if you want."
+_FORM = "Use an https address of a git repository or a folder of this machine, with an optional @COMMIT after it."
 
 
 def read_extensions(text: str) -> list[Repository]:
@@ -33,7 +33,7 @@ def read_extensions(text: str) -> list[Repository]:
         if address.startswith("https://"):
             if not re.fullmatch(r"https://[\w.-]+(:\d+)?/[\w./~+-]+", address):
                 raise SettingsError(
-                    f"extensions (--extension) has {re.sub('//[^/@]*@', '//', part)!r}, which is no plain address.",
+                    f"extensions (--extension) has {re.sub('//[^/@]*@', '//', part)!r}, which is not a plain address.",
                     _FORM,
                 )
         else:

@@ -50,17 +50,19 @@ _ANY_MEMORY = float("inf")
 # Neo. The sizes of the weights in 16 bit: SD 1.5 2 GB, SD 2.1 2.5 GB, SDXL 7 GB, Flux 24 GB (12 GB in 8 bit) and its
 # T5 10 GB more.
 _RULES = (
-    Rule("a1111", _SMALL, 3.5, ("--lowvram",), "the weights alone fill such a GPU: parts of the U-Net are moved"),
-    Rule("a1111", _SMALL, 5.5, ("--medvram",), "text encoder, U-Net and VAE take turns on the GPU"),
+    Rule("a1111", _SMALL, 3.5, ("--lowvram",), "the weights alone fill such a GPU: parts of the U-Net are offloaded"),
+    Rule("a1111", _SMALL, 5.5, ("--medvram",), "text encoder, U-Net and VAE are on the GPU in turn"),
     Rule("a1111", _SMALL, _ANY_MEMORY, (), "everything stays on the GPU"),
-    Rule("a1111", _LARGE, 5.5, ("--lowvram",), "7 GB of weights do not fit: parts of the U-Net are moved"),
-    Rule("a1111", _LARGE, 11.5, ("--medvram-sdxl",), "text encoders, U-Net and VAE take turns on the GPU"),
+    Rule("a1111", _LARGE, 5.5, ("--lowvram",), "7 GB of weights do not fit: parts of the U-Net are offloaded"),
+    Rule("a1111", _LARGE, 11.5, ("--medvram-sdxl",), "text encoders, U-Net and VAE are on the GPU in turn"),
     Rule("a1111", _LARGE, _ANY_MEMORY, (), "everything stays on the GPU"),
     Rule("forge-neo", _EVERY, _ANY_MEMORY, (), "Forge Neo manages the memory itself"),
     Rule("comfyui", _SMALL, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-    Rule("comfyui", _LARGE, 5.5, ("--lowvram",), "parts of the model are moved"),
+    Rule("comfyui", _LARGE, 5.5, ("--lowvram",), "parts of the model are offloaded"),
     Rule("comfyui", _LARGE, _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
-    Rule("comfyui", ("flux",), 9.5, ("--lowvram",), "even in 4 bit it leaves little room: parts of it are moved"),
+    Rule(
+        "comfyui", ("flux",), 9.5, ("--lowvram",), "even in 4 bit it leaves little VRAM free: parts of it are offloaded"
+    ),
     Rule("comfyui", ("flux",), _ANY_MEMORY, (), "ComfyUI manages the memory itself"),
 )
 
@@ -125,7 +127,10 @@ def choose_flags(
     base, more = _plain(family), []
     for other, name in (also or {}).items():
         if _EVERY.index(_plain(other)) > _EVERY.index(base):
-            base, more = _plain(other), [f"{name}, a model of {_plain(other)}, can be chosen too: it needs the most."]
+            base, more = (
+                _plain(other),
+                [f"{name}, a model of {_plain(other)}, can be chosen too and needs the most memory."],
+            )
     flags, reasons = _memory_flags(ui, base, machine, vram)
     reasons = [*more, *reasons]
     precision_flags, precision_reasons = _precision_flags(ui, base, machine, precision)
@@ -143,7 +148,7 @@ def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[li
     if machine.gpu_gib == 0:
         cpu = {"comfyui": ["--cpu"], "forge-neo": ["--cpu", "--skip-torch-cuda-test"]}
         flags = cpu.get(ui.key, ["--use-cpu", "all", "--skip-torch-cuda-test"])
-        return flags, ["There is no GPU: images are drawn on the CPU, which takes minutes each."]
+        return flags, ["There is no GPU: images are generated on the CPU, which takes minutes each."]
     if vram != "auto":
         chosen = {
             "a1111": {"full": [], "medium": ["--medvram"], "low": ["--lowvram"]},
@@ -170,7 +175,7 @@ def _precision_flags(ui: WebUI, base: str, machine: Machine, precision: str) -> 
         return [], []
     if machine.gpu_gib == 0:
         # Half precision is not there on a CPU; the error it gives speaks of an NVIDIA driver.
-        return ["--no-half"], ["A CPU computes in 32 bit."]
+        return ["--no-half"], ["On a CPU the precision is 32 bit."]
     if precision == "fp32":
         return ["--no-half"], ["Precision: 32 bit was asked for; it takes twice the memory."]
     # The VAE of SDXL overflows in 16 bit (black pictures); it costs little to run this part alone in 32 bit.

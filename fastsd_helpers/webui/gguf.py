@@ -86,7 +86,7 @@ def _read(file: BinaryIO, path: Path) -> GGUFHeader:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is a truncated or damaged GGUF file: {why}.", "Copy or download it again, whole.")
+    return CheckpointError(f"{path} is a truncated or damaged GGUF file: {why}.", "Copy or download all of it again.")
 
 
 def _take(file: BinaryIO, count: int) -> bytes:
@@ -107,7 +107,7 @@ def _text(file: BinaryIO) -> str:
 
 
 def _value(file: BinaryIO, kind: int, depth: int = 0) -> object:
-    """One value: a text or a whole number as it is, anything else skipped."""
+    """One value: a text or an integer as it is, anything else skipped."""
     if kind == _TEXT:
         return _text(file)
     if kind == _LIST and depth < 4:

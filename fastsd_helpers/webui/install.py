@@ -52,7 +52,7 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     folder of logs, and `installed.json` when all is done.
 
     Raises:
-        WebUIError: the code could not be had. InstallError, DependencyMissing: the environment could not be made.
+        WebUIError: the code was not downloaded. InstallError, DependencyMissing: the environment could not be made.
         DiskFull: not enough room on this machine's disk.
     """
     config = config or InstallConfig()
@@ -65,7 +65,7 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
         config.mirrors, [*(item.name for item in (*ui.repositories, *added)), *(item.name for item in owned.kept)]
     )
     needed = _ROOM_LEFT_BYTES if places.python.exists() else _ROOM_BYTES
-    check_room(places.root, needed, ui.title, hint="Make room, or choose another folder with --folder.")
+    check_room(places.root, needed, ui.title, hint="Free some space, or choose another folder with --folder.")
     prepare_places(places, ui)
     log = places.logs / "install.log"
     handler = logging.FileHandler(log, encoding="utf-8")
@@ -87,7 +87,7 @@ def _name_leftovers(ui: WebUI, places: Places) -> None:
     old = Path.home() / ".cache" / "fastsd" / "webui" / ui.key
     if ui.hides_dotted and old.is_dir() and places.root != old:
         logger.warning(
-            "%s of an earlier version lies in %s, where its page has no scripts. It is installed anew in %s. The old "
+            "%s of an earlier version is in %s, where its page has no scripts. It is installed again in %s. The old "
             "folder can be deleted; extensions of your own are in data/extensions there.",
             ui.title,
             old,
@@ -152,7 +152,7 @@ def _said_to_go_on(name: str, begun: float) -> Iterator[None]:
 
     def tell() -> None:
         while not ended.wait(_SAY_EVERY_S):
-            logger.info("%s: goes on, %.0f s so far", name, time.monotonic() - begun)
+            logger.info("%s: still running, %.0f s so far", name, time.monotonic() - begun)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

@@ -99,7 +99,7 @@ def read_kept(places: Places) -> list[KeptExtension]:
     except (ValueError, TypeError, KeyError) as err:
         raise WebUIError(
             f"{path}, the list of your extensions, is damaged ({str(err)[:80]}).",
-            "Move that file away and run this again, with the extensions named anew.",
+            "Move that file and run this again, with the extensions given again.",
         ) from err
 
 

@@ -129,7 +129,7 @@ def launch(
     state = read_state(places)
     if state is not None and is_running(state):
         raise WebUIError(
-            f"{ui.title} is running already, on port {state.port}.", "Use it, or end it: fastsd webui stop"
+            f"{ui.title} is already running, on port {state.port}.", "Use it, or stop it: fastsd webui stop"
         )
     port = config.port or ui.port
     if not port_is_free(port):
@@ -235,7 +235,7 @@ class RunningUI(LocalUI):
             if found is None and time.monotonic() >= until:
                 last = tail.last[-1] if tail.last else "nothing"
                 raise WebUIError(
-                    f"{self.ui.title} did not start within {self._config.wait_s} s; it last said: {last[:200]}",
+                    f"{self.ui.title} did not start within {self._config.wait_s} s; its last output: {last[:200]}",
                     "Look at its log (fastsd webui log), or allow more time with --wait-s.",
                 )
             if found is None:
@@ -330,7 +330,7 @@ class RunningUI(LocalUI):
             return
         problem = self.problem()
         if self.restarts >= _MOST_RESTARTS:
-            logger.warning("%s It was started again %d times already, so it stays ended.", problem, self.restarts)
+            logger.warning("%s It was started again %d times already, so it stays stopped.", problem, self.restarts)
             return
         self.restarts += 1
         logger.warning("%s It is started again.", problem.problem if problem else f"{self.ui.title} ended.")

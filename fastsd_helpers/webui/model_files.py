@@ -36,7 +36,7 @@ KINDS = {
 }
 # Of these there are many layouts that nothing here knows by name; the others are refused when they are not recognised.
 _OF_MANY_LAYOUTS = ("controlnet", "upscaler", "embedding")
-_ADVICE = "Download it again, whole: its page may want a login. Nothing was placed."
+_ADVICE = "Download all of it again: its page may require a login. Nothing was placed."
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _require_model(path: Path) -> None:
         head = path.read_bytes()[:200] if path.stat().st_size < 2000 else b""
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(
-            f"{path} is a Git LFS pointer: a note of where the model lies, not the model.",
+            f"{path} is a Git LFS pointer: a reference to the model, not the model.",
             "Run `git lfs pull` where it came from, or download the file itself.",
         )
     if content.startswith("broken"):
@@ -179,7 +179,7 @@ def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
         raise ModelError(f"{path.name} is {found.what}.", hint if wanted == "auto" else f"Give {a_kind(wanted)}.")
     raise ModelError(
         f"{path.name} is {found.what}, not {a_kind(wanted)}.",
-        f"Give it as what it is ({found.kind}), and {a_kind(wanted)} in its place.",
+        f"Place it as what it is ({found.kind}), and {a_kind(wanted)} in its place.",
     )
 
 

@@ -117,7 +117,7 @@ def _automatic(ui: WebUI, places: Places) -> str:
     with drive_errors(places):
         folders = dict.fromkeys(store_folder(places, ui, kind) for kind in BASE_KINDS if kind in dict(ui.folders))
         there = sorted(path.name for folder in folders for path in folder.rglob("*") if _is_model(path))
-    why = f"{len(there)} in {places.store}: {', '.join(there[:5])}" if there else "there is none yet, so sd15 is taken"
+    why = f"{len(there)} in {places.store}: {', '.join(there[:5])}" if there else "there is none yet, so sd15 is used"
     logger.info("Base models: %s.", why)
     return "" if there else "sd15"
 
@@ -126,7 +126,8 @@ def _say_if_other_family(model: PlacedModel, base: PlacedModel) -> None:
     own, wanted = base_family(model.family), base_family(base.family)
     if model.kind not in BASE_KINDS and own and wanted and own != wanted:
         logger.warning(
-            "%s is a %s for %s models, and the base model %s is of %s: together they do nothing or stop with an error.",
+            "%s is a %s for %s models, and the base model %s is of %s: together they have no effect or stop with an "
+            "error.",
             model.path.name,
             KINDS[model.kind],
             own,
@@ -218,7 +219,10 @@ def place_needed(needed: Needed, ui: WebUI, places: Places) -> list[PlacedModel]
     if len(needed.files) > 1:
         whole = sum(file.bytes or 0 for file in missing if file.source.startswith("https://"))
         check_room(
-            places.store, whole, f"these {len(missing)} files", hint="Make room in the store, or choose another."
+            places.store,
+            whole,
+            f"these {len(missing)} files",
+            hint="Free some space in the data directory, or choose another one.",
         )
     placed = [_place(file, ui, places) for file in needed.files]
     for line in needed.warnings:
@@ -256,7 +260,9 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
     name = _name_by_content(source)
     if source.resolve().is_relative_to(store):
         if name != source.name:
-            logger.warning("Web UIs go by a file's ending: rename %s to %s, which is what it is.", source, name)
+            logger.warning(
+                "Web UIs detect the format by the file's ending: rename %s to %s, which is what it is.", source, name
+            )
         return PlacedModel(folder / "store" / source.resolve().relative_to(store), kind, family, how)
     target = folder / name
     if target.exists() and not target.is_symlink():
@@ -296,7 +302,7 @@ def _say_what_is_missing(model: PlacedModel, ui: WebUI, places: Places) -> None:
     ]
     if lacking:
         logger.warning(
-            "%s is the model without its text encoders and VAE, which are not there yet. Bring them: %s",
+            "%s is the model without its text encoders and VAE, which are not there yet. Download them: %s",
             model.path.name,
             "; ".join(lacking),
         )
@@ -318,7 +324,7 @@ def _warn_of_shape(path: Path, ui: WebUI) -> None:
         source.close()
     if fact is not None and fact.shape[0] != _WIDTH:
         logger.warning(
-            "%s has %d channels where a Stable Diffusion has %d: %s will refuse it. The playground draws with it.",
+            "%s has %d channels where a Stable Diffusion has %d: %s will refuse it. The playground can use it.",
             path.name,
             fact.shape[0],
             _WIDTH,

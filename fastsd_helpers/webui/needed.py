@@ -184,9 +184,7 @@ def _fetch_row(spec: ModelSpec, store: Path, smaller: tuple[str, ...]) -> Path:
     except (ModelError, DownloadError) as err:
         if not (spec.gated and smaller):
             raise
-        logger.warning(
-            "%s %s Its copy '%s' is taken instead, which needs no access.", err.problem, err.hint, smaller[0]
-        )
+        logger.warning("%s %s Its copy '%s' is used instead, which needs no access.", err.problem, err.hint, smaller[0])
         return _fetch_row(find_model(smaller[0]), store, smaller[1:])
 
 
@@ -268,19 +266,19 @@ def _of_session(
     if file.kind != "lora":
         if kind == "lora":
             raise SessionUnfinished(
-                f"The session {session.name} has made no LoRA, but a whole model ({file.name}).",
+                f"The session {session.name} has no LoRA, but a full model ({file.name}).",
                 "Give the session as the base model.",
             )
         return Needed((file,))
     base = (session.record.get("base_model") or {}).get("ref")
     try:
         if not base:
-            raise ModelNotFound("Its record names no base model.", "Choose one of its family yourself.")
+            raise ModelNotFound("Its record has no base model.", "Choose one of its family yourself.")
         name = understand(base)
         if name.spec is not None and name.spec.folder is not None:
             raise ModelError(
-                f"Its base model, {base}, has a shape of its own that no web UI loads.",
-                f"The playground draws with both: fastsd playground {session.name}",
+                f"Its base model, {base}, has an architecture that no web UI loads.",
+                f"The playground can use both: fastsd playground {session.name}",
             )
         below = find_needed(base, ui, places, machine, kind="checkpoint", t5=t5, root=root)
     except FastSDError as err:

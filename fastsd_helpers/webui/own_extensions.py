@@ -62,7 +62,7 @@ class OwnExtensions:
         if shared and rest:
             named = " ".join(f"--extension {item.address}@{item.commit}" for item in rest)
             logger.warning(
-                "Other people can write to %s, so the extensions on its list are not brought back by themselves: %s. "
+                "Other people can write to %s, so the extensions on its list are not installed automatically: %s. "
                 "Those you trust: fastsd webui install %s",
                 places.store,
                 "; ".join(item.line() for item in rest),
@@ -82,11 +82,11 @@ class OwnExtensions:
             for name in self._removed:
                 put_away(places, name)
             write_kept(places, [item for name, item in self._list.items() if name not in self._removed])
-            logger.info("Taken out: %s. Their settings stay in %s.", ", ".join(self._removed), places.kept_extensions)
+            logger.info("Removed: %s. Their settings stay in %s.", ", ".join(self._removed), places.kept_extensions)
         if self.kept:
             logger.info(
-                "Your extensions, programs that run with all your rights: %s. Take one out with --remove-extensions "
-                "NAME.",
+                "Your extensions, programs that run with all your rights: %s. Remove one with "
+                "--remove-extensions NAME.",
                 "; ".join(item.line() for item in self.kept),
             )
         for name in [*self._asked, *(item.name for item in self.kept)]:
@@ -145,7 +145,7 @@ class OwnExtensions:
         try:
             there = bring_back(item, folder, self._places)
         except WebUIError as err:
-            logger.warning("%s It is fetched from %s instead.", err.problem, item.address)
+            logger.warning("%s It is downloaded from %s instead.", err.problem, item.address)
             there = False
         if not there:
             clone(item.repository, folder, mirrors=mirrors)
@@ -194,13 +194,13 @@ class OwnExtensions:
             switch_off(self._places, name)
             known = True
         logger.warning(
-            "The extension %s is %s, and %s runs without it: %s %s To try it anew run `fastsd webui install` again%s",
+            "The extension %s is %s, and %s runs without it: %s %s To try it again run `fastsd webui install` again%s",
             name,
             "switched off" if known else "not added",
             self._ui.title,
             err.problem,
             err.hint,
-            f"; to take it out: --remove-extensions {name}" if known else ".",
+            f"; to remove it: --remove-extensions {name}" if known else ".",
         )
 
     def running(self) -> list[str]:

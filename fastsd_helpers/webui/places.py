@@ -101,14 +101,14 @@ def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | st
     dotted = next((part for part in root.parts if part.startswith(".")), None)
     if ui.hides_dotted and dotted:
         raise WebUIError(
-            f"{ui.title} cannot lie in {root}: it serves nothing, not even the scripts of its own page, below a folder "
+            f"{ui.title} cannot be in {root}: it serves nothing, not even the scripts of its own page, below a folder "
             f"whose name begins with a dot ({dotted}).",
             "Choose another folder with --folder.",
         )
     if delivers_late(root):
         raise WebUIError(
             f"{root} is on Google Drive or another network mount, which is far too slow for a program's code.",
-            "Leave the folder empty; models and images go to Drive through the store.",
+            "Leave the folder empty; models and images go to Drive through the data directory.",
         )
     # The sessions' root knows whether a Drive is mounted: My Drive/Fast-Dreambooth/Sessions.
     kept = Path(store).expanduser().absolute() if store else sessions_root().parents[1] / _STORE

@@ -36,7 +36,7 @@ def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
             # It would be on git's command line, in the repository, and in what the web UI tells of its extensions.
             raise SettingsError(
                 "mirrors (--mirrors) has an address with a user, password or token in it.",
-                "Leave that out of the address: let git's own credential helper give it, or use an ssh address.",
+                "Leave that out of the address: use git's credential helper or an ssh address.",
             )
         if not separator or not place or name not in names:
             raise SettingsError(
@@ -93,33 +93,33 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
                 return True
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        logger.info("%s could not be had from %s: %s", repository.name, _shown(place), problem)
+        logger.info("%s could not be downloaded from %s: %s", repository.name, _shown(place), problem)
         problems.append(f"{_shown(place)}: {problem}")
         answered |= problem.startswith("it ")  # the place answers, and has not what is asked for
     check = "the commit, tag or branch" if answered else "the address and the connection"
     raise WebUIError(
-        f"The code of {repository.name} could not be had. {'; '.join(problems)}.",
-        f"Check {check}, or name another place: --mirrors {repository.name}=URL-OR-FOLDER",
+        f"The code of {repository.name} could not be downloaded. {'; '.join(problems)}.",
+        f"Check {check}, or give a mirror: --mirrors {repository.name}=URL-OR-FOLDER",
     )
 
 
 def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool:
     there = commit_of(folder)
     if there is None:
-        raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it away and run this again.")
+        raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it and run this again.")
     if there == repository.revision or (
         not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository, places)
     ):
         return False
     if _git(["status", "--porcelain", "--untracked-files=no"], folder).stdout.strip():
         raise WebUIError(
-            f"Files of {folder} were changed by hand, and another version of it is needed.",
+            f"Files of {folder} were changed by hand, and another version of it is required.",
             "Save your changes elsewhere, delete that folder, and run this again.",
         )
     problems = [problem for place in places if (problem := _fetch(folder, place, repository.revision))]
     if len(problems) == len(places):
         raise WebUIError(
-            f"{folder} could not be brought to the version that is needed: {problems[-1]}.",
+            f"{folder} could not be brought to the version that is required: {problems[-1]}.",
             f"Check the connection, or delete {folder} and run this again.",
         )
     return True

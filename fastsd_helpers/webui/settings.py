@@ -110,12 +110,12 @@ class LaunchConfig:
                 problems.append(f"extra_args (--extra-args) has {', '.join(taken)}, which is set elsewhere here")
             if closed:
                 problems.append(
-                    f"extra_args (--extra-args) has {', '.join(closed)}, which opens the web UI to whoever has the "
-                    "password; only with allow_admin (--allow-admin)"
+                    f"extra_args (--extra-args) has {', '.join(closed)}, which gives administrator rights to "
+                    "whoever has the password; only with allow_admin (--allow-admin)"
                 )
         for name in self.pass_env.split():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 # Not shown: who takes this for a list of NAME=VALUE has typed a value.
-                problems.append("pass_env (--pass-env) takes names alone, with blanks between, such as 'HF_TOKEN'")
+                problems.append("pass_env (--pass-env) takes only names, separated by spaces, such as 'HF_TOKEN'")
                 break
         check(self, problems)

@@ -46,7 +46,7 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
                     found.append(Kept(kind, str(path.relative_to(folder)), path, path.stat().st_size))
         pictures = places.store / "outputs"
-        found.append(Kept(_PICTURES, "all images that were drawn", pictures, bytes_in(pictures)))
+        found.append(Kept(_PICTURES, "all generated images", pictures, bytes_in(pictures)))
     with file_errors(places.root, "read"):
         found.append(Kept(_PROGRAM, f"{ui.title} itself, with its environment", places.root, bytes_in(places.root)))
     return sorted((item for item in found if item.bytes), key=lambda item: -item.bytes)

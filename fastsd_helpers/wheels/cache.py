@@ -80,9 +80,9 @@ class WheelCache:
         try:
             size = self.pack(folder)
         except FastSDError as err:
-            logger.warning("The wheels could not be kept: %s %s", err.problem, err.hint)
+            logger.warning("The wheels could not be saved: %s %s", err.problem, err.hint)
             return 0
-        logger.info("Kept the wheels for the next time in %s (%.1f MB).", self.path, size / 1e6)
+        logger.info("Saved the wheels for the next time in %s (%.1f MB).", self.path, size / 1e6)
         return size
 
     @contextlib.contextmanager
@@ -98,7 +98,7 @@ class WheelCache:
         except FileNotFoundError:
             logger.debug("There is no %s yet.", self.path)
         except (OSError, zipfile.BadZipFile) as err:
-            logger.warning("The archive of wheels %s is damaged (%s): it is made anew.", self.path, err)
+            logger.warning("The archive of wheels %s is damaged (%s): it is created again.", self.path, err)
         try:
             yield archive
         finally:
@@ -125,5 +125,5 @@ def _extract(archive: zipfile.ZipFile | None, file: LockedFile, into: Path) -> b
     if sha256_of(target) == file.sha256:
         return True
     target.unlink()
-    logger.warning("%s in %s is damaged (%s): it is fetched again.", file.name, archive.filename, reason)
+    logger.warning("%s in %s is damaged (%s): it is downloaded again.", file.name, archive.filename, reason)
     return False

@@ -194,13 +194,13 @@ def _missing(
                 raise InstallError(
                     f"wheels.lock ({lock_set.name}, Python {lock_set.python}) has no row for {name}, which {asked_by} "
                     "needs.",
-                    "Make the lock anew with `make lock`.",
+                    "Create the lock again with `make lock`.",
                 )
             picked[name] = (row, None, f"{asked_by} needs {requirement.name}{requirement.specifier}")
             waiting += [(requirement_of(need), name) for need in row.needs]
     if lacking:
         raise InstallError(
-            f"This Python lacks what only its platform can bring: {', '.join(sorted(lacking.values()))} "
+            f"This Python lacks packages that only its platform can provide: {', '.join(sorted(lacking.values()))} "
             "(absent or too old).",
             f"{_bring_by_hand(lacking)}; fastsd never installs or replaces what belongs to the platform. Then run this "
             "again.",
@@ -209,7 +209,7 @@ def _missing(
         wishes = " ".join(f"'{wish}'" for _said, wish in sorted(too_old.values()))
         raise InstallError(
             f"Too old here for '{lock_set.name}': {', '.join(sorted(said for said, _wish in too_old.values()))}. "
-            "Nothing was installed, because no version of yours is ever changed.",
+            "Nothing was installed, because installed versions are never changed.",
             f"Run: pip install --upgrade {wishes} (then restart), or use an environment of its own "
             "(python3 -m venv .venv).",
         )

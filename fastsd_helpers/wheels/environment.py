@@ -174,7 +174,7 @@ def find_uv() -> Path | None:
         return None
     if not _is_as_recorded(path):
         raise DependencyMissing(
-            f"The uv program {path} is another one than its package brought, so it is not run.",
+            f"The uv program {path} is not the one from its package, so it is not run.",
             "Run: pip install --force-reinstall uv",
         )
     return path
@@ -219,7 +219,7 @@ def make_environment(folder: Path, *, python: str = "3.11") -> Path:
         if found.minor == minor:
             return interpreter
         raise InstallError(
-            f"{folder} is an environment of Python {found.minor}, and Python {minor} is needed.",
+            f"{folder} is an environment of Python {found.minor}, and Python {minor} is required.",
             "Delete that folder, or choose another one.",
         )
     if folder.is_dir() and any(folder.iterdir()):
@@ -232,12 +232,12 @@ def make_environment(folder: Path, *, python: str = "3.11") -> Path:
     command = [str(uv), "venv", "--quiet", "--no-project", "--python", python, str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=own_environ())
-        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["uv said nothing"])[-1]
+        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["uv printed nothing"])[-1]
     except (OSError, subprocess.TimeoutExpired) as err:
         reason = str(err)
     if reason:
         raise InstallError(
             f"The environment {folder} could not be made with Python {python}: {reason}",
-            f"uv needs a Python {minor} here, or the network to fetch one: `uv python install {minor}`.",
+            f"uv needs a Python {minor} here, or the network to download one: `uv python install {minor}`.",
         )
     return interpreter

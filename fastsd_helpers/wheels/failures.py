@@ -19,9 +19,10 @@ logger = logging.getLogger("fastsd_helpers")
 _MEANINGS = (
     (
         r"hash mismatch|DO NOT MATCH THE HASHES|Hash mismatch",
-        "what arrived is not the file the lock names (its sha256 differs)",
-        "Run this again: the connection may have broken. If it stays so, something between this machine and the "
-        f"package index changes files, or the lock is damaged: try another network, or {install_command(again=True)}",
+        "the downloaded file is not the one in the lock (its SHA-256 differs)",
+        "Run this again: the connection may have broken. If the problem persists, a proxy between this machine "
+        "and the package index changes files, or the lock is damaged: try another network, or "
+        f"{install_command(again=True)}",
     ),
     (
         r"No space left on device|os error 28|ENOSPC",
@@ -36,8 +37,8 @@ _MEANINGS = (
     (
         r"lack of valid authentication|\(?40[137] (Unauthorized|Forbidden|Proxy Authentication)|40[137] Client Error|"
         r"ProxyError|Tunnel connection failed",
-        "the package index, or a proxy in front of it, asks for a login or refuses it",
-        "Put the right user and password into its address (UV_DEFAULT_INDEX or PIP_INDEX_URL, HTTPS_PROXY), or unset "
+        "the package index, or a proxy in front of it, requires a login or refuses access",
+        "Put the correct user and password into its address (UV_DEFAULT_INDEX or PIP_INDEX_URL, HTTPS_PROXY), or unset "
         "that variable, then run this again.",
     ),
     (
@@ -59,7 +60,7 @@ _MEANINGS = (
     (
         r"(?i)<!doctype html|text/html|expected value at line|Failed to parse|invalid wheel|not a zip|crc|"
         r"Failed to extract|Failed to read zip|Failed to unzip",
-        "the answer was a web page or a broken file instead of a package",
+        "it returned a web page or a broken file instead of a package",
         "A login page or a proxy answers for the package index: log in to the network, then run this again.",
     ),
     (
@@ -89,13 +90,13 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
     ]
     pattern, meaning, hint = next(
         (item for item in _MEANINGS if re.search(item[0], output)),
-        ("(?i)error|failed", "it could not be installed", "Run this again; if it stays so, report it."),
+        ("(?i)error|failed", "it could not be installed", "Run this again; if the problem persists, report it."),
     )
     if (setting := _setting_named_in(output, by_value=meaning == "it could not be installed")) is not None:
         meaning, hint = f"{setting}, which the environment sets, cannot be used", how_to_unset(setting)
     if not meaning:
         meaning, hint = _gone(output, offline)
-    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no further text")
+    line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no message")
     row = _row_named_in(output, lines, line, plan)
     what = f"{row.name} {row.version}" if row else f"'{plan.lock_set.name}'"
     where = f" from {wheel_folder}" if wheel_folder else ""
@@ -125,12 +126,12 @@ def _gone(output: str, offline: bool) -> tuple[str, str]:
     if "from versions: none" in output:  # all that pip says of an index it cannot reach
         return (
             "the package index gave no version of it (no connection, or a login page answers in its place)",
-            "Open any web page: where the network wants a login, log in. Then run this again.",
+            "Open any web page: if the network requires a login, log in. Then run this again.",
         )
     return (
         "this version is not where it is looked for (withdrawn, or no index answers there but a login page)",
-        "Open any web page: where the network wants a login, log in and run this again. If it does not, install the "
-        "newest fastsd_helpers, whose lock names another version.",
+        "Open any web page: if the network requires a login, log in and run this again. If it does not, install the "
+        "latest fastsd_helpers, whose lock names another version.",
     )
 
 

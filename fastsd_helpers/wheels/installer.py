@@ -57,10 +57,10 @@ class InstallReport:
                 f"Everything '{self.name}' needs is here already: {self.kept} packages checked in {self.seconds:.1f} s."
             ]
             if self.modules:
-                lines.append(f"What had not been proved before works: {', '.join(self.modules)}.")
+                lines.append(f"Import check passed now: {', '.join(self.modules)}.")
             if self.unproved:
                 listed = ", ".join(self.unproved)
-                lines.append(f"Not yet seen to work: {listed}. `fastsd install {self.name}` tries again.")
+                lines.append(f"Import check not passed yet: {listed}. `fastsd install {self.name}` tries again.")
             return [*lines, *self._left_lines()]
         verb = "Would install" if self.dry_run else "Installed"
         size = f"{self.bytes / 1e6:.1f} MB"
@@ -70,17 +70,18 @@ class InstallReport:
             lines.append(f"  {change.name} {arrow}  ({change.bytes / 1e6:.1f} MB; {change.reason})")
         if not self.dry_run:
             lines.append(
-                f"Done in {self.seconds:.1f} s with {self.tool}; {len(self.modules)} modules import in a fresh Python."
+                f"Done in {self.seconds:.1f} s with {self.tool}; {len(self.modules)} modules pass the import check in "
+                "a fresh Python."
             )
         if self.restart:
             lines.append(
-                f"Restart the runtime now: {', '.join(self.restart)} was imported here before and is another "
-                "version now (Colab: Runtime > Restart session)."
+                f"Restart the runtime now: {', '.join(self.restart)} was imported here before and "
+                "has another version now (Colab: Runtime > Restart session)."
             )
         return [*lines, *self._left_lines()]
 
     def _left_lines(self) -> list[str]:
-        return [f"Newer here than what was tried, and left as it is: {', '.join(self.left)}."] if self.left else []
+        return [f"Newer than the tested version, and not changed: {', '.join(self.left)}."] if self.left else []
 
 
 def install(
@@ -198,8 +199,8 @@ def _change(
     wrong = [row.name for row in plan.rows if after.get(row.name, "").partition("+")[0] != row.version]
     if wrong:
         raise InstallError(
-            f"{tool} said it was done, but {', '.join(wrong)} is not installed as locked.",
-            "Run this again; if it stays so, restart the runtime first.",
+            f"{tool} reported success, but {', '.join(wrong)} is not installed as locked.",
+            "Run this again; if the problem persists, restart the runtime first.",
         )
     write_unproved(site, earlier | {name: Unproved(after[name], whole=True) for name in names})
     return tool
@@ -212,12 +213,12 @@ def _prove(environment: Environment, names: list[str], left: tuple[str, ...]) ->
         bad = {problem.partition(":")[0] for problem in proof.problems}
         _forget(environment.site, [name for name in names if name not in bad])
         more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
-        hint = "Restart the runtime and run this again: it is tried anew."
+        hint = "Restart the runtime and run this again."
         if left:
-            hint += f" The cause may be what is newer here than what was tried: {', '.join(left)}."
+            hint += f" The cause may be packages newer than the tested version: {', '.join(left)}."
         raise InstallError(
             f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
-            f"{hint} If it stays so, report it with `fastsd doctor`.",
+            f"{hint} If the problem persists, report it with `fastsd doctor`.",
         )
     return proof.modules
 
@@ -348,7 +349,7 @@ def one_at_a_time(prefix: Path) -> Iterator[None]:
             ) from err
         except OSError as err:
             raise InstallError(
-                f"The file {path}, which keeps two installations apart, cannot be opened: {err.strerror}.",
+                f"The file {path}, the installation lock, cannot be opened: {err.strerror}.",
                 "Delete it, or set TMPDIR to a folder of your own, then run this again.",
             ) from err
         yield

@@ -19,7 +19,7 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*)(==(?P<version>[^\s;]+)| @ (?P<url>https://\S+))"
     r"(?P<hashes>( --hash=sha256:[0-9a-f]{64})+)"
 )
-_REPAIR = f"Install fastsd_helpers again ({install_command(again=True)}), or make the lock anew with `make lock`."
+_REPAIR = f"Install fastsd_helpers again ({install_command(again=True)}), or create the lock again with `make lock`."
 
 
 def canonical(name: str) -> str:

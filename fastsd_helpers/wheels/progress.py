@@ -42,10 +42,10 @@ class Progress:
             so_far = sum(self._sizes[name] for name in self._arrived)
             rest = [name for name in self._sizes if name not in self._arrived]
             if self._sizes[arrived[1]] > _LARGE_BYTES:
-                more = f"; still coming: {', '.join(rest[:5])}" if rest else ""
+                more = f"; still downloading: {', '.join(rest[:5])}" if rest else ""
                 logger.info("  %s is here, %.0f MB of the large ones so far%s", arrived[1], so_far / 1e6, more)
         elif done:
-            logger.info("  everything is downloaded, and is put in place")
+            logger.info("  everything is downloaded and is being installed")
         return bool(begun or arrived or done)
 
 

@@ -103,10 +103,11 @@ def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 
     try:
         said = json.loads(done.stdout)
     except ValueError as err:
-        last = (done.stderr.strip().splitlines() or ["no further text"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InstallError(
-            f"Python died (code {done.returncode}) while the new packages were imported: {last}",
-            "One of their compiled parts does not fit this machine; report it with the output of `fastsd doctor`.",
+            f"Python crashed (code {done.returncode}) while importing the new packages: {last}",
+            "One of their compiled parts is incompatible with this machine; report it with the output of `fastsd "
+            "doctor`.",
         ) from err
     problems = tuple(f"{name}: {text}" for name, text in said["problems"])
     return Proof(said["versions"], tuple(said["modules"]), problems, said["cuda"])

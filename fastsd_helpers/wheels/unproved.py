@@ -1,4 +1,4 @@
-"""What was installed and not yet seen to work: noted beside the packages, so that the next run looks again."""
+"""Packages whose import check has not passed yet: noted next to the packages, so that the next run checks again."""
 
 import json
 import logging

@@ -58,7 +58,7 @@ def test_the_crop_square_is_moved_and_resized_by_keys_and_keeps_them(shown: Any)
     shown.keyboard.press("Shift+ArrowLeft")
     wait_for(shown, lambda: int(side.input_value()) < small)
     assert square.evaluate("square => square === document.activeElement"), "the next key is for the square too"
-    assert "Not used yet" in crops.inner_text()
+    assert "Not applied yet" in crops.inner_text()
 
 
 def test_ctrl_enter_keeps_the_prompt_and_goes_on_instead_of_running_the_cell(shown: Any) -> None:

@@ -80,10 +80,10 @@ def drag_a_crop(lab: Lab) -> None:
     lab.page.mouse.down()
     lab.page.mouse.move(middle[0] + way, middle[1], steps=5)
     lab.page.mouse.up()
-    lab.wait_for_output("3c", r"200 x 200 px at \d+, 0\. Not used yet")
+    lab.wait_for_output("3c", r"200 x 200 px at \d+, 0\. Not applied yet")
     lab.shoot("3c-dragged", "3c")
     lab.cell("3c").locator(".fastsd-apply-crops").click()
-    lab.wait_for_output("3c", "1 with a box of yours")
+    lab.wait_for_output("3c", "1 with a crop of your own")
     lab.shoot("3c-used", "3c")
 
 
@@ -115,7 +115,7 @@ def train_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.run("5b", wait=False)
     lab.wait_done("5b", timeout_s=1200)
     assert "Done: my-subject.safetensors is written and checked" in lab.output("5b")
-    assert f"Going on after step {stopped[1]} of 40" in (session / "logs" / "train.log").read_text()
+    assert f"Resuming after step {stopped[1]} of 40" in (session / "logs" / "train.log").read_text()
     assert (session / "exports" / "my-subject.safetensors").is_file()
     lab.shoot("5-done", "5b")
     lab.run("6")

@@ -102,14 +102,14 @@ def second_visit(lab: Lab, sessions: Path) -> None:
     lab.cell("11").scroll_into_view_if_needed()
     lab.wait_done("11", timeout_s=1800)
     lab.shoot("again-page")
-    assert "Going on with rex, last used" in below(lab, "2b")
+    assert "Resuming rex, last used" in below(lab, "2b")
     below(lab, "2a")
     chosen = lab.field("2a", "session name").locator("option:checked").inner_text()
     assert " ".join(chosen.split()).startswith("rex · last used")
     assert "Done: rex.safetensors is written and checked" in below(lab, "5b")
     assert "rex.safetensors" in below(lab, "6")
     assert lab.cell("6").locator("img:not([alt=''])").count() == 2
-    assert re.search(rf"Going on after step \d+ of {STEPS}", (sessions / "rex" / "logs" / "train.log").read_text())
+    assert re.search(rf"Resuming after step \d+ of {STEPS}", (sessions / "rex" / "logs" / "train.log").read_text())
     for number in ("2a", "2b", "3b", "5b", "6", "8b", "9b", "11"):
         assert not re.search(r"PosixPath|Result\(|^False$|^\[\]$", below(lab, number), flags=re.MULTILINE)
         lab.shoot(f"again-{number}", number)

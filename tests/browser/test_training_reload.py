@@ -55,5 +55,5 @@ def test_a_page_loaded_anew_shows_the_training_and_its_stop_button(
         page.wait_for_timeout(2000)
         assert int(re.search(r"step (\d+) of 400", lab.output("5"))[1]) >= first
         stop.click()
-        page.wait_for_function("() => /Stopped: run this cell again to go on/.test(document.body.innerText)")
+        page.wait_for_function("() => /Stopped: run this cell again to resume/.test(document.body.innerText)")
         assert list((folder / "Sessions" / "rex" / "checkpoints").iterdir())

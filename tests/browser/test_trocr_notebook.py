@@ -64,7 +64,7 @@ def read(lab: Lab, lines: Path, reader: Path) -> None:
 def correct_by_keyboard(lab: Lab, session: Path) -> None:
     """Type into the first line, Enter, Enter on the second as it stands; back, and over the end of the page."""
     lab.run("4")
-    lab.wait_for_output("4", "0 of 12 lines looked at")
+    lab.wait_for_output("4", "0 of 12 lines reviewed")
     keys = lab.page.keyboard
     first = lab.field("4", "line 1")
     first.scroll_into_view_if_needed()
@@ -74,7 +74,7 @@ def correct_by_keyboard(lab: Lab, session: Path) -> None:
     keys.press("Enter")
     assert focused(lab) == "line 2"
     keys.press("Enter")
-    lab.wait_for_output("4", "2 of 12 lines looked at")
+    lab.wait_for_output("4", "2 of 12 lines reviewed")
     assert focused(lab) == "line 3"
     keys.press("Shift+Enter")
     assert focused(lab) == "line 2", "back, and the cell is not run by it"
@@ -90,17 +90,17 @@ def correct_by_keyboard(lab: Lab, session: Path) -> None:
     keys.press("Shift+Enter")
     lab.wait_for_output("4", "lines 1 to 10 are shown")
     keys.press("Escape")
-    lab.wait_for_output("4", "9 of 12 lines looked at")
+    lab.wait_for_output("4", "9 of 12 lines reviewed")
     kept = json.loads((session / "corrections.json").read_text(encoding="utf-8"))
     assert "the quick fox" in {entry["text"] for entry in kept.values()}
     lab.run("4")
-    lab.wait_for_output("4", "9 of 12 lines looked at")
+    lab.wait_for_output("4", "9 of 12 lines reviewed")
     lab.shoot("4-again", "4")
 
 
 def teach_stop_and_go_on(lab: Lab, session: Path) -> None:
     lab.run("5a")
-    lab.wait_for_output("5a", r"9 corrected lines: \d+ to learn from, \d+ held out to measure on")
+    lab.wait_for_output("5a", r"9 corrected lines: \d+ for training, \d+ held out for validation")
     wanted = {"epochs": str(STEPS / 2), "batch size": "4", "patience": "0", "measure every": "100"}
     for name, value in wanted.items():
         lab.enter("5a", name, value)
@@ -113,7 +113,7 @@ def teach_stop_and_go_on(lab: Lab, session: Path) -> None:
     stopped = lab.wait_for_output("5b", r"stopped at step \d+ of \d+")
     lab.shoot("5b-stopped", "5b")
     at = int(re.search(r"stopped at step (\d+) of", stopped)[1])
-    assert "Run this cell again to go on" in stopped
+    assert "Run this cell again to resume" in stopped
     lab.run("5b", wait=False)
     lab.wait_done("5b", timeout_s=1200)
     ended = lab.wait_for_output("5b", r"Done: ")

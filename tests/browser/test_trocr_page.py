@@ -44,13 +44,13 @@ def test_a_visitor_logs_in_and_reads_a_line(tmp_path):
         with open_browser() as page:
             page.goto(served.url)
             page.get_by_label("password").wait_for()
-            assert "Handwriting reader" not in page.inner_text("body")
+            assert "Handwriting recognition" not in page.inner_text("body")
             log_in(page, served.user, "wrong")
             page.get_by_text("Incorrect").wait_for()
             shoot(page, "page-refused")
             assert page.request.get(f"{served.url}config").status == 401
             log_in(page, served.user, served.password)
-            page.get_by_text("Handwriting reader").wait_for()
+            page.get_by_text("Handwriting recognition").wait_for()
             page.locator("input[type=file]").first.set_input_files(str(tmp_path / "line.png"))
             page.locator("img").first.wait_for()
             page.get_by_role("button", name="Read", exact=True).click()

@@ -449,7 +449,7 @@ class Outcome:
 
 
 def _without_suffix(sentence: str) -> str:
-    return sentence.split("; going on from")[0].split("; starting from")[0].removesuffix(".") + "."
+    return sentence.split("; resuming from")[0].split("; starting from")[0].removesuffix(".") + "."
 
 
 def count_passings(world: World, folder: Path) -> tuple[dict[str, int], dict[str, str]]:
@@ -558,8 +558,8 @@ def kill_and_resume(
     outcome.passed_over = [
         sentence for sentence in said if re.match(r"session\.json|Checkpoint .*; (going on|starting) from ", sentence)
     ]
-    going_on = [sentence for sentence in said if sentence.startswith(("Going on after", "This run is finished"))]
-    outcome.resumed_from = going_on[0].rstrip(".").removeprefix("Going on after ") if going_on else "the beginning"
+    going_on = [sentence for sentence in said if sentence.startswith(("Resuming after", "This run is finished"))]
+    outcome.resumed_from = going_on[0].rstrip(".").removeprefix("Resuming after ") if going_on else "the beginning"
     if status != 0:
         outcome.problem = f"the resumed run ended with {status}: {said[-1:]}"
     else:

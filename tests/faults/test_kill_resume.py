@@ -143,7 +143,7 @@ def flip_a_bit(path: Path) -> None:
     ("file", "damage", "words"),
     [
         ("unet.safetensors", cut, "is incomplete: unet.safetensors has"),
-        ("unet.safetensors", flip_a_bit, "is damaged: unet.safetensors has the right size but other bytes"),
+        ("unet.safetensors", flip_a_bit, "is damaged: unet.safetensors has the right size but a different SHA-256"),
         ("optimizer.safetensors", Path.unlink, "is incomplete: optimizer.safetensors is missing"),
         ("manifest.json", cut, "is damaged: its manifest.json"),
     ],
@@ -160,7 +160,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said_so(
     sentence = next(line for line in said if line.startswith("Checkpoint"))
     assert f"(unet, step {STOPPED_AT}) {words}" in sentence
     assert sentence.endswith(f"(unet, step {SAVED_BEFORE}).")
-    assert f"Going on after step {SETTINGS['text_encoder_steps'] + SAVED_BEFORE} of 26." in said
+    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + SAVED_BEFORE} of 26." in said
     assert made == expected
 
 
@@ -173,7 +173,7 @@ def test_a_session_json_cut_in_half_stops_nothing(world, stopped, expected, tmp_
         shutil.rmtree(root / SESSION / ".record")
     made, said = finish(Place(world, tmp_path / "place", seed=3, start=root))
     assert any(line.startswith("session.json of 'robot' is cut short") for line in said)
-    assert f"Going on after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
     assert made == expected
 
 
@@ -189,7 +189,7 @@ def test_sigterm_saves_everything_and_the_run_goes_on_from_there(world, stopped,
         f"{SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26; everything is saved.",
     )
     made, said = finish(Place(world, tmp_path / "place", seed=4, start=root))
-    assert f"Going on after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
+    assert f"Resuming after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
     assert made == expected
 
 
@@ -205,7 +205,7 @@ def test_ctrl_c_in_stage_1_saves_everything_and_the_run_goes_on_from_there(world
     place.leave()
     place.move()
     made, said = finish(place)
-    assert "Going on after step 4 of 26." in said
+    assert "Resuming after step 4 of 26." in said
     assert made == expected
 
 

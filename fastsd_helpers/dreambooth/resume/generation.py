@@ -197,7 +197,7 @@ def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
         with file_errors(path, "write"):
             save_file(_detached(tensors), path, metadata={"order": json.dumps(list(tensors))})
     except SafetensorError as err:  # its one class for whatever the operating system said
-        raise DriveError(f"Could not write {path}: {err}.", "Make room on this machine's own disk.") from err
+        raise DriveError(f"Could not write {path}: {err}.", "Free some space on this machine's own disk.") from err
     fault_point("checkpoint.write")
     with file_errors(path, "write"), open(path, "rb+") as file:
         os.fsync(file.fileno())
@@ -228,14 +228,16 @@ def load_tensors(path: Path) -> "dict[str, Tensor]":
             order = json.loads((file.metadata() or {}).get("order", "null")) or list(file.keys())
             return {name: file.get_tensor(name) for name in order}
     except SafetensorError as err:
-        raise CheckpointError(f"{path} is no readable .safetensors file: {err}.", "Go on from another one.") from err
+        raise CheckpointError(
+            f"{path} is not a readable .safetensors file: {err}.", "Resume from another one."
+        ) from err
 
 
 def generation_name(seq: int, stage: str, step: int) -> str:
     """Make a folder name that no other generation has, not even one of a run whose files were never seen here."""
     name = f"{seq:06d}-{stage}-{step:06d}-{secrets.token_hex(4)}"
     if not GENERATION_NAME.match(name):
-        raise CheckpointError(f"{stage!r} at step {step} cannot name a checkpoint.", "Use lower case letters and _.")
+        raise CheckpointError(f"{stage!r} at step {step} cannot name a checkpoint.", "Use lower-case letters and _.")
     return name
 
 
@@ -276,7 +278,9 @@ def make_manifest(*, files: tuple[FileEntry, ...], **about: Any) -> bytes:
     try:
         return json.dumps({**body, "sha256": content_hash(body)}, indent=1, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as err:
-        raise CheckpointError(f"The checkpoint's record holds what JSON cannot: {err}.", "Report this.") from err
+        raise CheckpointError(
+            f"The checkpoint's record contains a value that JSON cannot store: {err}.", "Report this."
+        ) from err
 
 
 def read_generation(folder: Path, name: str, *, scratch: Path | None = None) -> Generation:
@@ -303,7 +307,7 @@ def read_generation(folder: Path, name: str, *, scratch: Path | None = None) -> 
         raise NotWhole(f"cannot be read: {MANIFEST}: {err.strerror}") from err
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         size = path.stat().st_size if path.exists() else 0
-        raise NotWhole(f"is damaged: its {MANIFEST} ({size} bytes) is cut short or unreadable") from None
+        raise NotWhole(f"is damaged: its {MANIFEST} ({size} bytes) is truncated or unreadable") from None
     if isinstance(body.get("schema"), int) and body["schema"] > _SCHEMA:
         raise NotWhole(f"was written by a newer fastsd_helpers (schema {body['schema']})")
     if not matches:
@@ -343,7 +347,7 @@ def verify_files(generation: Generation, *, hashes: bool = True) -> None:
         except DriveError as err:
             raise NotWhole(f"cannot be read: {err.problem.rstrip('.')}") from err
         if found != entry.sha256:
-            raise NotWhole(f"is damaged: {file} has the right size but other bytes (sha256 {found[:12]}...)")
+            raise NotWhole(f"is damaged: {file} has the right size but a different SHA-256 ({found[:12]}...)")
 
 
 def _grouped(number: int) -> str:

@@ -44,7 +44,7 @@ class Scratch:
         target = self.folder / name
         roles = snapshot.tensors.items()
         needed = sum(tensor.numel() * tensor.element_size() for _, role in roles for tensor in role.values())
-        check_room(self.folder, needed, "a checkpoint", hint="Make room on this machine's own disk.")
+        check_room(self.folder, needed, "a checkpoint", hint="Free some space on this machine's own disk.")
         with file_errors(target, "create"):
             target.mkdir()
         written = []

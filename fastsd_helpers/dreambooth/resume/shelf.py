@@ -173,7 +173,7 @@ class Shelf:
         if path is None:
             if local is None:
                 raise CheckpointError(
-                    f"{entry.path} has gone from {self.folder}, and there is no copy on this machine.",
+                    f"{entry.path} is missing from {self.folder}, and there is no copy on this machine.",
                     "The next checkpoint is saved in full.",
                 )
             path = f"{name}/{entry.role}.safetensors"

@@ -151,7 +151,7 @@ class CheckpointStore:
         if chosen is not None:
             self._go_on_from(chosen, is_local=chosen.name in local)
         self._local.clear()
-        going_on = f"going on from {describe(chosen.name)}" if chosen else "starting from the beginning"
+        going_on = f"resuming from {describe(chosen.name)}" if chosen else "starting from the beginning"
         return chosen, [f"{sentence}; {going_on}." for sentence in passed_over]
 
     def _go_on_from(self, generation: Generation, *, is_local: bool) -> None:
@@ -204,7 +204,7 @@ class CheckpointStore:
                 break
             if not told:
                 told = True
-                self._report("Waiting until an older checkpoint has made room on Drive.")
+                self._report("Waiting until the space of an older checkpoint is free on Drive.")
             with self._change:
                 self._change.wait(timeout=min(_LOOK_S, self._settle_s + 0.05))
         return problems
@@ -223,7 +223,7 @@ class CheckpointStore:
             self._room.check(needed, 0, what=what, then=then)
 
     def can_carry(self, role: str) -> bool:
-        """Say whether a role's file is still to be had, so that an unchanged role need not be saved again."""
+        """Say whether a role's file is still available, so that an unchanged role need not be saved again."""
         with self._change:
             entry = self._latest.get(role)
         return entry is not None and (self._local.find(entry) is not None or self._shelf.find(entry) is not None)
@@ -268,7 +268,7 @@ class CheckpointStore:
         except DriveError as err:
             self._local.discard(name)
             self._local_problem = f"Checkpoint {describe(name)} was not saved: {err.problem}"
-            self._report_once("local", f"{self._local_problem} The training goes on. {err.hint}")
+            self._report_once("local", f"{self._local_problem} The training continues. {err.hint}")
             return None
         with self._change:
             self._local_problem = None
@@ -319,12 +319,12 @@ class CheckpointStore:
             raise CheckpointError("The checkpoint store is closed.", "Open a new one.")
         for role in snapshot.tensors:
             if problem := role_problem(role):
-                raise CheckpointError(problem, "Use lower case letters, digits and _.")
+                raise CheckpointError(problem, "Use lower-case letters, digits and _.")
         with self._change:
             unknown = [role for role in snapshot.carried if role not in self._latest or role in snapshot.tensors]
         if unknown:
             raise CheckpointError(
-                f"{', '.join(unknown)} cannot be carried over: no earlier generation holds it, or it is saved as well.",
+                f"{', '.join(unknown)} cannot be carried over: no earlier checkpoint has it, or it is saved as well.",
                 "Save it in full.",
             )
 
@@ -335,7 +335,7 @@ class CheckpointStore:
                 return
             self._report(
                 f"The training waits: {len(self._queue)} checkpoints are still being copied to {self.folder}. "
-                "Save less often (save_every) if this comes again."
+                "Save less often (save_every) if this happens again."
             )
             while len(self._queue) >= _MOST_QUEUED:
                 self._change.wait(timeout=min(1.0, self._patience_s))
@@ -344,8 +344,8 @@ class CheckpointStore:
                     self._queue.remove(waiting[-1])
                     self._dropped.append(waiting[-1])
                     self._report(
-                        f"Checkpoint {describe(waiting[-1].name)} is given up for a newer one: "
-                        f"{self.folder} has taken nothing for {self._patience_s:.0f} s."
+                        f"Checkpoint {describe(waiting[-1].name)} was dropped for a newer "
+                        f"one: {self.folder} has accepted nothing for {self._patience_s:.0f} s."
                     )
 
     def _manifest(self, job: Job, files: tuple[FileEntry, ...]) -> bytes:
@@ -404,7 +404,7 @@ class CheckpointStore:
             self._report_once(
                 type(err).__name__,
                 f"Checkpoint {describe(job.name)} is not in {self.folder} yet: {err.problem} "
-                f"The training goes on, and it is tried again. {err.hint}",
+                f"The training continues, and it will be tried again. {err.hint}",
             )
             return err
         except Exception as err:  # a thread that died would let the training go on unsaved in silence
@@ -435,8 +435,8 @@ class CheckpointStore:
         if self._room.gives_back is False and not self._told_kept:
             self._told_kept = True
             self._report(
-                "Emptied checkpoints have not given their room back on this Drive: from here on every checkpoint that "
-                "was ever written counts, and what does not fit stays on this machine. Empty the trash to get room "
+                "Emptied checkpoints have not freed their space on this Drive: from now on every checkpoint "
+                "ever written counts, and what does not fit stays on this machine. Empty the trash to free some space "
                 "(drive.google.com/drive/trash)."
             )
 
