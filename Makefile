@@ -23,7 +23,7 @@ WIDGETS7 := .venv-ipywidgets7
 # And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
 LAB3 := .venv-jupyterlab3
 
-.PHONY: colab lock release setup demo test test-all test-paths check lint style
+.PHONY: colab lock release setup install-packages install-fronts demo test test-all test-paths check lint style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -32,25 +32,36 @@ $(READY): pyproject.toml requirements-dev.txt Makefile
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
 		{ echo "No Python of 3.11 or newer was found. Install one, or name it: make setup PYTHON=/path/to/python"; exit 2; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet --constraint requirements-dev.txt --editable ".[dev]"
+	@$(MAKE) --no-print-directory --jobs 2 install-packages install-fronts
+	@touch $(READY)
+
+# pip compiles one file after the other, which is most of its time: here all processors do it, and only what is likely to
+# be imported. The rest is compiled when it is.
+install-packages:
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet --no-compile $(TORCH)
+	$(PIP) install --quiet --no-compile --constraint requirements-dev.txt --editable ".[dev]"
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(tests?|models|pipelines)/' .venv/lib || true
+
+install-fronts:
 	@rm -rf $(WIDGETS7)
-	$(PIP) install --quiet --no-deps --target $(WIDGETS7) ipywidgets==7.7.1 ipython_genutils==0.2.0 widgetsnbextension==3.6.10 \
-		ipykernel==6.17.1 nest-asyncio==1.6.0
+	$(PIP) install --quiet --no-compile --no-deps --target $(WIDGETS7) ipywidgets==7.7.1 ipython_genutils==0.2.0 \
+		widgetsnbextension==3.6.10 ipykernel==6.17.1 nest-asyncio==1.6.0
 	@test -x $(LAB3)/bin/python || $(BIN)/python -m venv $(LAB3)
-	$(LAB3)/bin/python -m pip --disable-pip-version-check install --quiet jupyterlab==3.6.8 jupyterlab_widgets==1.1.1 \
-		ipywidgets==7.7.1 widgetsnbextension==3.6.10 'notebook<7'
+	$(LAB3)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile jupyterlab==3.6.8 \
+		jupyterlab_widgets==1.1.1 ipywidgets==7.7.1 widgetsnbextension==3.6.10 'notebook<7'
 	@# The real localtunnel client, for its test; without Node.js that test is skipped.
 	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .venv/localtunnel localtunnel@2.0.2 || true
-	@touch $(READY)
 
 demo: setup
 	$(BIN)/fastsd demo
 
-# One thread for each of a few workers: two workers of two threads each would stand in each other's way. A worker that
-# dies ends the run with the name of its test: with a new one in its place, the rest would wait for ever.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
-	--dist loadfile --max-worker-restart 0
+# One worker more than there are processors, four at most: a quarter of the time tests wait, for a page, a process or a
+# clock. One thread each: two workers of two threads would stand in each other's way. A worker that dies ends the run
+# with the name of its test: with a new one in its place, the rest would wait for ever. Files come as tests/conftest.py
+# orders them, the long ones first.
+WORKERS ?= $(shell count=$$(nproc 2>/dev/null || echo 2); echo $$((count < 4 ? count + 1 : 4)))
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) \
+	--dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: setup
 	$(PYTEST) -m "not slow and not network and not gpu"

@@ -75,6 +75,7 @@ __all__ = [
     "WebUINotInstalled",
     "WrongFamily",
     "needs_package",
+    "proxy_problem",
 ]
 
 
@@ -245,9 +246,30 @@ def needs_package(what: str, hint: str) -> Iterator[None]:
         what: needs it, at the start of the sentence. hint: how to get it, or how to do without.
 
     Raises:
-        DependencyMissing: "{what} needs the package NAME, which is not installed."
+        DependencyMissing: "{what} needs the package NAME, which is not installed."; or it is installed and fails.
     """
     try:
         yield
     except ImportError as err:
-        raise DependencyMissing(f"{what} needs the package {err.name}, which is not installed.", hint) from err
+        if (proxy := proxy_problem(err)) is not None:
+            raise DependencyMissing(*proxy) from err
+        if isinstance(err, ModuleNotFoundError):
+            raise DependencyMissing(f"{what} needs the package {err.name}, which is not installed.", hint) from err
+        said = str(err).strip()[:300].rstrip(".")
+        raise DependencyMissing(f"{what} needs a package that cannot be loaded: {said}.", hint) from err
+
+
+def proxy_problem(err: Exception) -> tuple[str, str] | None:
+    """The sentence and hint for a proxy that the environment names and the HTTP client cannot use; None: another error.
+
+    httpx raises ImportError for a SOCKS proxy without its package, and ValueError for an address that is none.
+    """
+    said = str(err).split("\n")[0].split(". ")[0].rstrip(".")
+    words = said.lower()
+    if not isinstance(err, (ImportError, ValueError)) or not ("socks" in words or "proxy" in words):
+        return None
+    more = "Run: pip install socksio PySocks; or correct" if "socks" in words else "Correct"
+    return (
+        f"The proxy that this machine's environment names cannot be used ({said}).",
+        f"{more} ALL_PROXY, HTTPS_PROXY and HTTP_PROXY, then run this again.",
+    )

@@ -35,6 +35,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "new_link",
+    "outage",
     "placed",
     "remembered_sha256",
     "scratch_root",
@@ -85,6 +86,13 @@ def file_errors(path: Path | str, action: str = "use") -> Iterator[None]:
         yield
     except OSError as err:
         raise _explain(err, path, action) from err
+
+
+def outage(err: OSError) -> DriveError | None:
+    """What to say of an error that a lost Drive, a full or a read-only disk makes anywhere; None for every other."""
+    if err.errno not in {*_FULL_ERRNOS, errno.EROFS, errno.ENOTCONN, errno.ESTALE}:
+        return None
+    return _explain(err, err.filename or "a file", "use")
 
 
 def _explain(err: OSError, path: Path | str, action: str) -> DriveError:

@@ -308,15 +308,15 @@ def picture_field(gradio: Any, label: str) -> Any:
         if payload is None:
             return None
         if not payload.path:  # a data: address, which only a program can send
-            raise gradio.Error("Upload the image as a file.")
+            raise gradio.Error("Upload the image as a file.", print_exception=False)
         try:
             with open_picture(Path(payload.path)) as picture:
                 load_picture(picture)
                 return upright(picture) or picture.copy()
         except OSError as err:
-            raise gradio.Error(f"The image cannot be read: {err.strerror}.") from err
+            raise gradio.Error(f"The image cannot be read: {err.strerror}.", print_exception=False) from err
         except DatasetError as err:
-            raise gradio.Error(f"The image {err.problem}.") from err
+            raise gradio.Error(f"The image {err.problem}.", print_exception=False) from err
 
     field.preprocess = preprocess
     return field

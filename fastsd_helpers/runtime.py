@@ -420,7 +420,9 @@ def redact(text: str) -> str:
     So are the password of an address (//user:password@host), and a token, key or signature in its query.
     """
     for value in sorted(_handed_out, key=len, reverse=True):
-        text = text.replace(value, _HIDDEN)
+        # One too short for any login, such as a slip of the finger, must not black out half of every word.
+        pattern = re.escape(value) if len(value) >= 8 else rf"(?<!\w){re.escape(value)}(?!\w)"
+        text = re.sub(pattern, _HIDDEN, text)
     text = _IN_ADDRESSES.sub(lambda found: (found[1] or found[2]) + _HIDDEN, text)
     return _TOKEN_SHAPES.sub(_HIDDEN, text)
 

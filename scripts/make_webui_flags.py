@@ -54,8 +54,9 @@ def _files_of(ui: WebUI) -> list[str]:
     """Files of each model for each machine, without a token, added up against GPU and RAM in decimal GB."""
     lines = [
         "",
-        "Without a token. On the GPU: the model and 2.5 GB to work in. In RAM: text encoders and VAE, while they rest,",
-        "and 3 GB for the program.",
+        "Without a token, in GB (10^9 bytes). On the GPU: the model and 2.5 to work in. In RAM, at most: the larger of",
+        "the largest file, while it is read, and the text encoders and VAE, while they rest; and 3 for the program. A",
+        "file that is read is mapped, so its pages give way to what rests: the two are not added up.",
         "",
         "| machine | model | files | on the GPU | in RAM |",
         "| --- | --- | --- | --- | --- |",
@@ -74,7 +75,8 @@ def _files_of(ui: WebUI) -> list[str]:
 def _row(files: list[tuple[str, int]], machine: Machine) -> str:
     names = ", ".join(f"{name} ({size / 1e9:.1f})" for name, size in files)
     gpu, host = (gib * 2**30 / 1e9 for gib in (machine.gpu_gib, machine.host_gib))
-    drawing, resting = files[0][1] / 1e9 + 2.5, sum(size for _name, size in files[1:]) / 1e9 + 3
+    sizes = [size / 1e9 for _name, size in files]
+    drawing, resting = sizes[0] + 2.5, max(*sizes, sum(sizes[1:])) + 3
     return f"{names} | {drawing:.1f} of {gpu:.1f} | {resting:.1f} of {host:.1f}"
 
 

@@ -48,10 +48,14 @@ def main() -> int:
 
 def open_comfyui(checkout: Path) -> None:
     """Make ComfyUI's packages importable on a machine without a GPU."""
-    import transformers  # noqa: F401  (looks for torchvision, which must not be found)
+    import importlib.util
 
+    import transformers  # noqa: F401  (looks for torchvision, which it must not find below)
+
+    absent = {name for name in ("torchvision", "torchaudio") if importlib.util.find_spec(name) is None}
     for name in ("torchvision", "torchvision.transforms", "torchaudio", "torchaudio.transforms"):
-        sys.modules.setdefault(name, types.ModuleType(name))
+        if name.partition(".")[0] in absent:
+            sys.modules.setdefault(name, types.ModuleType(name))
     sys.path.insert(0, str(checkout))
     import comfy.cli_args
     import torch

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import ipaddress
 import logging
 import os
@@ -18,6 +19,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(REPOSITORY), str(REPOSITORY / "tests")) if path not in sys.path]
+
+# Looking for cycles is a fifth of the time that importing PyTorch and its kin takes, and then each test has its share.
+gc.set_threshold(50_000, 20, 20)
 
 from fastsd_helpers.runtime import make_cpu_sums_repeatable  # noqa: E402
 
@@ -88,6 +92,34 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.mkdtemp(prefix="fastsd-tests-")
     tempfile.tempdir = os.environ["TMPDIR"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take files in this order: those with slow tests first, so that none is begun last and runs on alone.
+
+    They come from both ends of the list in turns, which keeps the browsers, its first, from being all open at once.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow = sorted({item.path for item in items if item.get_closest_marker("slow")})
+    turns = (path for pair in zip(slow, reversed(slow), strict=True) for path in pair)
+    place = {path: number for number, path in enumerate(dict.fromkeys(turns))}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay to the end: no search for cycles need pass through them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Callable[..., Any]]:
+    """`forks("torch").run(words)`: run Python in a process of a server that has imported these modules already."""
+    from forked import ForkServer
+
+    with contextlib.ExitStack() as servers:
+        yield functools.cache(lambda *modules: servers.enter_context(ForkServer(modules)))
 
 
 @pytest.fixture(autouse=True)

@@ -393,9 +393,10 @@ def test_settings_that_save_already_are_not_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_real_training_stops_when_asked_and_goes_on(session: Session) -> None:
+def test_the_real_training_stops_when_asked_and_goes_on(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers")
     from fastsd_helpers import demo
+    from fastsd_helpers.cli import main
     from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
 
     prepare(PrepareConfig(images=str(demo.SUBJECTS_FOLDER / "robot"), size=128), session)
@@ -411,8 +412,9 @@ def test_the_real_training_stops_when_asked_and_goes_on(session: Session) -> Non
     assert result.steps == 12
     assert result.path.is_file()
     # Train again: it is finished, and the command says so at once.
-    done = subprocess.run(train_command(config, session), capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1])["sha256"] == result.sha256
+    capsys.readouterr()
+    assert main(train_command(config, session)[3:]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["sha256"] == result.sha256
 
 
 def test_signals_are_what_the_command_line_understands() -> None:

@@ -1,5 +1,6 @@
 """The `fastsd` command: flags from the settings classes, answers for people and programs, honest exit codes."""
 
+import errno
 import hashlib
 import io
 import json
@@ -160,6 +161,9 @@ def pretend_models_list(monkeypatch: pytest.MonkeyPatch, error: BaseException) -
         (KeyboardInterrupt(), 130, "✋ Stopped.\n"),
         (ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), 2, "'diffusers' is not installed"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero."),
+        (OSError(errno.ENOTCONN, "", "/drive/x"), 2, "Could not use /drive/x: Transport endpoint is not connected"),
+        (OSError(errno.ENOSPC, ""), 2, "Could not use a file: the disk or Drive is full"),
+        (OSError(errno.ENOENT, "", "/x"), 1, "fastsd itself failed"),
         (ModuleNotFoundError("No module named 'fastsd_helpers.x'", name="fastsd_helpers.x"), 1, "fastsd itself failed"),
     ],
 )

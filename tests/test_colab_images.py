@@ -2,10 +2,12 @@
 
 import ast
 import contextlib
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from colab_lists import SETS, image_names, read_image  # noqa: E402
-from image_farm import make_farm  # noqa: E402
+from image_farm import Farm, make_farm  # noqa: E402
 from run_notebook import forms_of, with_values  # noqa: E402
 from try_images import use_everything  # noqa: E402
 
@@ -43,9 +45,15 @@ def problems(rows: list[dict]) -> list[str]:
     return [f"{row['path']}: {row['said']}" for row in rows if not row["ok"]]
 
 
+@pytest.fixture(scope="module")
+def farm_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Farm]:
+    """The Python of an image, made once; nothing is installed into it."""
+    return functools.cache(lambda name: make_farm(read_image(name), tmp_path_factory.mktemp("farm") / "python"))
+
+
 @pytest.mark.parametrize("name", [OLDEST, NEWEST])
-def test_only_what_an_image_and_the_sets_bring_is_there(name: str, tmp_path: Path) -> None:
-    farm = make_farm(read_image(name), tmp_path / "python")
+def test_only_what_an_image_and_the_sets_bring_is_there(name: str, farm_of: Callable[[str], Farm]) -> None:
+    farm = farm_of(name)
     code = "import importlib.util, sys; print([n for n in sys.argv[1:] if importlib.util.find_spec(n)])"
     asked = ["jupyterlab", "playwright", "xdist", "torch", "transformers", "onnxruntime", "nncf"]
     done = subprocess.run([farm.python, "-c", code, *asked], capture_output=True, text=True, check=True)
@@ -57,8 +65,10 @@ def test_only_what_an_image_and_the_sets_bring_is_there(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [OLDEST, NEWEST])
-def test_pictures_from_outside_are_prepared_and_read_with_what_an_image_has(name: str, tmp_path: Path) -> None:
-    farm = make_farm(read_image(name), tmp_path / "python")
+def test_pictures_from_outside_are_prepared_and_read_with_what_an_image_has(
+    name: str, farm_of: Callable[[str], Farm], tmp_path: Path
+) -> None:
+    farm = farm_of(name)
     rows = use_everything(farm.python, tmp_path / "work", paths=QUICK, notebooks=())
     assert [row["path"] for row in rows] == ["pictures", *QUICK]
     assert problems(rows) == []
@@ -75,8 +85,8 @@ def test_without_its_set_a_path_says_what_is_missing_so_these_tests_can_fail(tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_everything_long_works_with_what_the_newest_image_has(tmp_path: Path) -> None:
-    farm = make_farm(read_image(NEWEST), tmp_path / "python")
+def test_everything_long_works_with_what_the_newest_image_has(farm_of: Callable[[str], Farm], tmp_path: Path) -> None:
+    farm = farm_of(NEWEST)
     assert problems(use_everything(farm.python, tmp_path / "work", paths=LONG, notebooks=())) == []
 
 
@@ -85,9 +95,9 @@ def test_everything_long_works_with_what_the_newest_image_has(tmp_path: Path) ->
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "notebook"), [(OLDEST, "trocr"), (NEWEST, "dreambooth"), (NEWEST, "a1111")])
 def test_a_notebook_runs_with_what_an_image_has_and_pictures_from_outside(
-    name: str, notebook: str, tmp_path: Path
+    name: str, notebook: str, farm_of: Callable[[str], Farm], tmp_path: Path
 ) -> None:
-    farm = make_farm(read_image(name), tmp_path / "python")
+    farm = farm_of(name)
     rows = use_everything(farm.python, tmp_path / "work", paths=("pictures",), notebooks=(notebook,))
     assert problems(rows) == []
 

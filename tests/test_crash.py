@@ -9,8 +9,9 @@ import pytest
 
 from fastsd_helpers.container import count_memory_kills, find_memory_left, find_memory_limit
 from fastsd_helpers.webui import find_places, find_ui
-from fastsd_helpers.webui.circumstances import Circumstances, look_around
+from fastsd_helpers.webui.circumstances import Circumstances, find_store_trouble, look_around
 from fastsd_helpers.webui.crash import explain_crash, explain_refusal
+from fastsd_helpers.webui.last_words import is_noise
 
 # What every log of AUTOMATIC1111 on a CPU has, with an extension that could not be loaded and an error that a visitor
 # met, all of which it outlives.
@@ -178,7 +179,7 @@ def test_memory_and_disk_at_the_end_decide_where_the_log_is_silent() -> None:
     assert "Left at its end" in explain_crash("A", 7, HARMLESS, around=other).problem
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL", "SIGBUS"])
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"])
 def test_a_real_crash_of_compiled_code_names_the_extension_that_called_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / "extensions" / "sd-fast-math" / "scripts" / "fast.py"
     file.parent.mkdir(parents=True)
@@ -190,7 +191,39 @@ def test_a_real_crash_of_compiled_code_names_the_extension_that_called_it(tmp_pa
     )
     assert done.returncode == -getattr(signal, name)
     lines = [*HARMLESS, *(done.stdout + done.stderr).splitlines()]
-    assert "crashed in the extension sd-fast-math" in explain_crash("A", done.returncode, lines).problem
+    said = explain_crash("A", done.returncode, lines).problem
+    assert "crashed in the extension sd-fast-math" in said
+    assert explain_crash("A", None, lines).problem == said, "its log tells the signal to whom the exit is not known"
+    gone_on = explain_crash("A", None, [*lines, "Total progress: 20it"]).problem
+    assert "crashed" not in gone_on, "a program that it had started, and outlived"
+
+
+def test_a_model_that_is_overwritten_in_use_is_told_and_no_extension_is_blamed(tmp_path: Path) -> None:
+    file = tmp_path / "custom_nodes" / "comfyui-reads" / "read.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import mmap, os, sys\n"
+        "def work(path):\n"
+        "    with open(path, 'r+b') as model:\n"
+        "        held = mmap.mmap(model.fileno(), 0)\n"
+        "        os.truncate(path, 0)\n"
+        "        sys.stderr.write('  0%|     | 0/1 [00:00<?, ?it/s]')\n"
+        "        return held[5000]\n"
+    )
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"w" * 10_000)
+    code = f"import sys; sys.path.insert(0, {str(file.parent)!r})\nimport read\nread.work({str(model)!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGBUS
+    for number in (done.returncode, 135, None):
+        said = explain_crash("A", number, [*HARMLESS, *done.stderr.splitlines()])
+        assert "a model was overwritten while it was in use" in said.problem
+        assert "comfyui-reads" not in f"{said.problem} {said.hint}"
+        assert "under another name" in said.hint
+    lost = explain_crash("A", None, done.stderr.splitlines(), around=Circumstances(store_lost=True))
+    assert "connection to Drive was lost" in lost.problem
 
 
 def test_an_abort_says_what_was_thrown() -> None:
@@ -280,9 +313,34 @@ def test_the_flags_follow_the_limit_of_the_container(monkeypatch: pytest.MonkeyP
 
 def test_the_machine_is_looked_at_when_it_has_ended(tmp_path: Path) -> None:
     places = find_places(find_ui("a1111"), folder=tmp_path / "programs", store=tmp_path / "store")
+    places.store.mkdir()  # as a start does
     around = look_around(places, count_memory_kills())
     assert around.memory_left > 0
     assert around.disk_left > 0
     assert not around.killed_for_memory
     assert not around.store_lost
     assert look_around(places, None).killed_for_memory is None
+
+
+def test_advice_that_would_break_the_environment_is_kept_from_the_start() -> None:
+    for line in (
+        "[WARNING] WARNING: You need pytorch with cu130 or higher to use optimized CUDA operations.",
+        "WARNING WARNING WARNING",
+        "If you are on nvidia 20 series and above it is required that you update your pytorch to cu130 or higher.",
+    ):
+        assert is_noise(line, on_cpu=False), line
+    for line in ("[WARNING] clip missing: ['text_projection.weight']", "[INFO] pytorch version: 2.10.0+cu128"):
+        assert not is_noise(line, on_cpu=True), line
+
+
+def test_a_web_ui_that_outlives_its_store_says_so_until_it_is_back(tmp_path: Path) -> None:
+    places = find_places(find_ui("comfyui"), folder=tmp_path / "programs", store=tmp_path / "drive" / "store")
+    places.store.mkdir(parents=True)
+    assert find_store_trouble("ComfyUI", places) is None
+    (tmp_path / "drive").rename(tmp_path / "away")
+    trouble = find_store_trouble("ComfyUI", places)
+    assert str(places.store) in trouble.problem
+    assert "need not be started again" in trouble.hint
+    assert look_around(places, None).store_lost
+    (tmp_path / "away").rename(tmp_path / "drive")
+    assert find_store_trouble("ComfyUI", places) is None

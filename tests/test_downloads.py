@@ -374,6 +374,22 @@ def test_no_network_and_no_copy_is_one_sentence_with_a_hint(start_hub, cache, mo
     assert "Check the network" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "err",
+    [ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."), ValueError("Unknown proxy x")],
+)
+def test_a_proxy_that_cannot_be_used_is_named(at_home, cache, monkeypatch, err):
+    import huggingface_hub
+
+    def refuse(*_args, **_more):
+        raise err  # as httpx does, before anything is sent
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(ModelError, match="proxy that this machine's environment names") as caught:
+        fetch_model("owner/model")
+    assert "ALL_PROXY" in caught.value.hint
+
+
 def test_a_broken_endpoint_setting_is_named(at_home, cache, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "hub.local")
     with pytest.raises(ModelError, match=r"HF_ENDPOINT is 'hub\.local'"):

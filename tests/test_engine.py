@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dreambooth_runs import draw_quickly
+from tiny_models import load_file
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.demo import networks, pictures  # noqa: E402
+from fastsd_helpers.demo import pictures  # noqa: E402
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, export, plan, prepare, sample, train  # noqa: E402
 from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig  # noqa: E402
 from fastsd_helpers.errors import (  # noqa: E402
@@ -28,30 +30,8 @@ from fastsd_helpers.errors import (  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real classes with random weights, saved as a Diffusers folder."""
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTokenizer
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base") / "model"
-    vocabulary = networks.build_tokenizer_files(folder / "tokenizer")
-    StableDiffusionPipeline(
-        vae=networks.build_vae(),
-        text_encoder=networks.build_text_encoder(vocabulary),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=networks.build_unet(),
-        scheduler=networks.build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Session:
     """Three prepared images and one held out."""
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     generator = np.random.default_rng(0)
@@ -66,14 +46,19 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     return session
 
 
+@pytest.fixture
+def undrawn(session: Session, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """The same, for runs whose weights are looked at and not their images and plots, which take longer than those."""
+    draw_quickly(monkeypatch)
+    return session
+
+
 def config_for(base_model: Path, **values) -> DreamBoothConfig:
     few = {"resolution": 64, "batch_size": 1, "sample_every": 0, "save_every": 0, "precision": "fp32"}
     return DreamBoothConfig(base_model=str(base_model), **{**few, "unet_steps": 2, "text_encoder_steps": 2, **values})
 
 
 def parts_of(path: Path) -> dict[str, dict[str, "torch.Tensor"]]:
-    from safetensors.torch import load_file
-
     prefixes = {
         "unet": "model.diffusion_model.",
         "vae": "first_stage_model.",
@@ -100,27 +85,27 @@ def changed(before: Path, after: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def base_file(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_file(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fastsd_helpers.checkpoints import convert
 
     path = tmp_path_factory.mktemp("file") / "base.safetensors"
-    convert(base_model, path, dtype="fp32")
+    convert(small_base, path, dtype="fp32")
     return path
 
 
 @pytest.mark.numeric
-def test_each_stage_changes_its_own_network_and_nothing_else(base_model, base_file, session, tmp_path) -> None:
+def test_each_stage_changes_its_own_network_and_nothing_else(small_base, base_file, undrawn, tmp_path) -> None:
     first, second = tmp_path / "stage1.safetensors", tmp_path / "stage2.safetensors"
-    train(config_for(base_model, unet_steps=0, text_encoder_steps=2), session)
-    export(ExportConfig(dtype="fp32", out=str(first)), session)
+    train(config_for(small_base, unet_steps=0, text_encoder_steps=2), undrawn)
+    export(ExportConfig(dtype="fp32", out=str(first)), undrawn)
     assert changed(base_file, first) == {"text_encoder"}
-    train(config_for(base_model, unet_steps=2, text_encoder_steps=0), session, restart=True)
-    export(ExportConfig(dtype="fp32", out=str(second)), session)
+    train(config_for(small_base, unet_steps=2, text_encoder_steps=0), undrawn, restart=True)
+    export(ExportConfig(dtype="fp32", out=str(second)), undrawn)
     assert changed(base_file, second) == {"unet"}
 
 
-def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(base_model, session) -> None:
-    result = train(config_for(base_model, sample_every=2), session)
+def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(small_base, session) -> None:
+    result = train(config_for(small_base, sample_every=2), session)
     assert result.path.is_file()
     assert result.grid.is_file()
     assert result.loss_plot.read_bytes().startswith(b"\x89PNG")
@@ -132,7 +117,7 @@ def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(base_model,
     assert len(record["checkpoints"]) == 2
     assert list((session.logs / "tensorboard").glob("events.*"))
     assert (session.samples / "unet-000002.png").is_file()
-    again = train(config_for(base_model, sample_every=2), session)
+    again = train(config_for(small_base, sample_every=2), session)
     assert (again.path, again.first_step, again.seconds) == (result.path, 4, 0.0)
     drawn = sample(SampleConfig(prompt="a zib robot", count=2, sample_steps=2), session)
     assert drawn.path.is_file()
@@ -140,9 +125,9 @@ def test_a_run_ends_with_a_verified_file_its_pictures_and_its_record(base_model,
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["text_encoder", "unet"])
-def test_a_stopped_run_goes_on_to_the_same_bits(base_model, session, tmp_path, stage) -> None:
-    settings = config_for(base_model, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True)
-    whole = train(settings, session)
+def test_a_stopped_run_goes_on_to_the_same_bits(small_base, undrawn, tmp_path, stage) -> None:
+    settings = config_for(small_base, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True)
+    whole = train(settings, undrawn)
 
     def stop_in_stage(progress) -> None:
         if (progress.stage, progress.step) == (stage, 2):
@@ -150,8 +135,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(base_model, session, tmp_path, s
 
     assert threading.current_thread() is threading.main_thread()
     with pytest.raises(Interrupted, match="everything is saved"):
-        train(settings, session, restart=True, report=stop_in_stage)
-    resumed = train(config_for(base_model, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True), session)
+        train(settings, undrawn, restart=True, report=stop_in_stage)
+    resumed = train(config_for(small_base, unet_steps=3, text_encoder_steps=3, accumulation=2, flip=True), undrawn)
     assert resumed.first_step == (2 if stage == "text_encoder" else 5)
     assert resumed.path != whole.path
     assert changed(whole.path, resumed.path) == set()
@@ -189,45 +174,45 @@ def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small
     assert go_on() == [], "nothing is left to train"
 
 
-def test_changed_settings_are_listed_and_refused(base_model, session) -> None:
+def test_changed_settings_are_listed_and_refused(small_base, undrawn) -> None:
     def stop(progress) -> None:
         if progress.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(config_for(base_model), session, report=stop)
+        train(config_for(small_base), undrawn, report=stop)
     with pytest.raises(SettingsError, match=r"unet_lr was 0.0001 and is now 0.001; seed was 42 and is now 7") as caught:
-        train(config_for(base_model, seed=7, unet_lr=1e-3), session)
+        train(config_for(small_base, seed=7, unet_lr=1e-3), undrawn)
     assert "--restart" in caught.value.hint
 
 
 @pytest.mark.slow
-def test_a_base_model_that_was_moved_is_the_same_model_and_another_one_is_not(base_model, session, tmp_path) -> None:
+def test_a_base_model_that_was_moved_is_the_same_model_and_another_one_is_not(small_base, undrawn, tmp_path) -> None:
     first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
-    shutil.copytree(base_model, first)
-    train(config_for(first), session)
+    shutil.copytree(small_base, first)
+    train(config_for(first), undrawn)
     first.rename(second)
     with pytest.raises(ModelNotFound) as caught:
-        train(DreamBoothConfig(), session)
+        train(DreamBoothConfig(), undrawn)
     assert "--base-model" in caught.value.hint
-    assert train(config_for(second), session).seconds == 0, "a finished run stays finished"
-    result = export(ExportConfig(), session)
+    assert train(config_for(second), undrawn).seconds == 0, "a finished run stays finished"
+    result = export(ExportConfig(), undrawn)
     assert result.path.is_file()
-    assert train(config_for(second), session, more_steps=1).first_step == 4
-    assert session.record["base_model"]["ref"] == str(second)
-    shutil.copytree(base_model, other)
+    assert train(config_for(second), undrawn, more_steps=1).first_step == 4
+    assert undrawn.record["base_model"]["ref"] == str(second)
+    shutil.copytree(small_base, other)
     weights = other / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SettingsError, match=r"base_model was .*second.* and is now .*other"):
-        train(config_for(other), session)
+        train(config_for(other), undrawn)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(base_model, session, monkeypatch) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(small_base, session, monkeypatch) -> None:
     from fastsd_helpers.dreambooth import stages
 
     monkeypatch.setattr(stages.Job, "take_step", lambda self, step, lr: float("nan"))
     with pytest.raises(TrainingFailed, match="no longer a number at text_encoder step 1") as caught:
-        train(config_for(base_model), session)
+        train(config_for(small_base), session)
     assert "--text-encoder-lr" in caught.value.hint
 
 
@@ -258,14 +243,14 @@ def test_settings_out_of_range_are_all_named(values, message) -> None:
         DreamBoothConfig(**values)
 
 
-def test_a_resolution_the_model_cannot_have_is_refused_before_training(base_model, session) -> None:
+def test_a_resolution_the_model_cannot_have_is_refused_before_training(small_base, session) -> None:
     with pytest.raises(SettingsError, match="resolution"):
-        train(config_for(base_model, resolution=100), session)
+        train(config_for(small_base, resolution=100), session)
 
 
-def test_the_plan_counts_steps_and_bytes(base_model, session) -> None:
-    made = plan(config_for(base_model), session)
-    unet = sum(parameter.numel() for parameter in networks.build_unet().parameters())
+def test_the_plan_counts_steps_and_bytes(small_base, session) -> None:
+    made = plan(config_for(small_base), session)
+    unet = sum(tensor.numel() for tensor in load_file(small_base / "unet/diffusion_pytorch_model.safetensors").values())
     assert made.steps == 4
     assert made.generation_bytes["unet"] == 12 * unet
     assert any("steps" in line for line in made.lines())
@@ -273,24 +258,24 @@ def test_the_plan_counts_steps_and_bytes(base_model, session) -> None:
 
 @pytest.mark.timeout(900)  # fp16 is slow on a processor, and this may not be its only work
 @pytest.mark.slow  # half a minute on a free core, minutes beside other work
-def test_half_precision_with_a_loss_scale_resumes_to_the_same_bits(small_base, session) -> None:
+def test_half_precision_with_a_loss_scale_resumes_to_the_same_bits(small_base, undrawn) -> None:
     settings = config_for(small_base, precision="fp16", text_encoder_steps=0, unet_steps=3)
-    whole = train(settings, session)
+    whole = train(settings, undrawn)
 
     def stop(progress) -> None:
         if progress.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        train(settings, session, restart=True, report=stop)
-    manifest = max(session.checkpoints.glob("*/manifest.json"))
+        train(settings, undrawn, restart=True, report=stop)
+    manifest = max(undrawn.checkpoints.glob("*/manifest.json"))
     scaler = json.loads(manifest.read_text(encoding="utf-8"))["record"]["scaler"]
     assert scaler["scale"] > 0
-    assert changed(whole.path, train(settings, session).path) == set()
+    assert changed(whole.path, train(settings, undrawn).path) == set()
 
 
-def test_progress_is_logged_without_a_report_function(base_model, session, caplog) -> None:
+def test_progress_is_logged_without_a_report_function(small_base, undrawn, caplog) -> None:
     with caplog.at_level(logging.INFO, logger="fastsd_helpers"):
-        train(config_for(base_model), session)
+        train(config_for(small_base), undrawn)
     assert "unet 2 of 2" in caplog.text
     assert "DONE" in caplog.text

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from fastsd_helpers import errors
-from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.errors import DependencyMissing, FastSDError, needs_package
 
 CLASSES = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
 
@@ -52,3 +52,14 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
             drawn[depth] = name
             found[name] = next((drawn[level] for level in sorted(drawn, reverse=True) if level < depth), "Exception")
     assert found == {kind.__name__: kind.__base__.__name__ for kind in CLASSES}
+
+
+def test_a_package_that_is_there_and_fails_is_told_from_one_that_is_missing() -> None:
+    def said(err: ImportError) -> str:
+        with pytest.raises(DependencyMissing) as caught, needs_package("The page", "Run: pip install x"):
+            raise err
+        return str(caught.value)
+
+    assert said(ModuleNotFoundError("No module named 'x'", name="x")).startswith("The page needs the package x, which")
+    assert "cannot be loaded: cannot import name 'a' from 'b'." in said(ImportError("cannot import name 'a' from 'b'"))
+    assert "pip install socksio" in said(ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."))

@@ -42,6 +42,8 @@ def exists_annotated_filepath(name):
 def get_full_path(folder_name, filename):
     path = os.path.join(folder_names_and_paths[folder_name][0][0], filename)
     return path if os.path.isfile(path) else None
+def get_folder_paths(folder_name): return folder_names_and_paths[folder_name][0]
+def get_filename_list(folder_name): return sorted(os.listdir(get_folder_paths(folder_name)[0]))
 def get_save_image_path(filename_prefix, output_dir, image_width=0, image_height=0):
     folder = os.path.join(output_dir, os.path.dirname(filename_prefix))
     return folder, os.path.basename(filename_prefix), 1, os.path.dirname(filename_prefix), filename_prefix
@@ -54,9 +56,16 @@ class Trains: CATEGORY = "model/training"
 NODE_CLASS_MAPPINGS = {"Plain": Plain, "Asks": Asks, "Partner": Partner, "Trains": Trains, "CheckpointSave": Plain}
 """
 EXECUTION = """
+import folder_paths
 async def validate_prompt(prompt_id, prompt, partial_execution_list):
-    return (True, None, list(prompt), {})
+    value = prompt["1"].get("inputs", {}).get("ckpt_name")
+    if value is None or value in folder_paths.get_filename_list("checkpoints"):
+        return (True, None, list(prompt), {})
+    error = {"type": "value_not_in_list", "message": "Value not in list", "details": f"{value!r} not in [...]"}
+    return (False, {"type": "x"}, [], {"1": {"errors": [error | {"extra_info": {"received_value": value}}]}})
 class PromptExecutor:
+    def handle_execution_error(self, prompt_id, prompt, current_outputs, executed, error, ex):
+        return error["exception_message"]
     def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
         return prompt()
 """
@@ -70,6 +79,8 @@ SERVER = """
 from aiohttp import web
 from app.user_manager import UserManager
 async def answer(request):
+    if request.path == "/settings":
+        raise OSError(107, "Transport endpoint is not connected")
     return web.json_response({"passed": request.path})
 class PromptServer:
     def __init__(self):
@@ -109,6 +120,13 @@ acts = {
     "save to": lambda name: folder_paths.get_save_image_path(name, folder_paths.get_output_directory())[0],
     "user": lambda name: users.get_request_user_filepath(None, name),
     "node": lambda name: asyncio.run(execution.validate_prompt("id", {"1": {"class_type": name}}, None))[0],
+    "models": folder_paths.get_filename_list,
+    "choose": lambda name: asyncio.run(
+        execution.validate_prompt("id", {"1": {"class_type": "Plain", "inputs": {"ckpt_name": name}}}, None)
+    )[3],
+    "fail": lambda name: execution.PromptExecutor().handle_execution_error(
+        "id", {}, {}, [], {"exception_message": name}, OSError(107, name)
+    ),
     "read": read, "write": write, "list": os.listdir, "remove": os.remove,
     "move": lambda name: os.rename(os.path.join(folder_paths.get_input_directory(), "a.png"), name),
     "save model": lambda name: comfy.utils.save_torch_file({}, name),
@@ -148,7 +166,8 @@ class Comfy:
     """A small ComfyUI on disk; `ask` starts it guarded and gives what each act came to."""
 
     def __init__(self, root: Path) -> None:
-        self.code, self.data = root / "code", root / "data"
+        self.code, self.data, self.store = root / "code", root / "data", root / "store"
+        self.store.mkdir()
         for name, text in FILES.items():
             (self.code / name).parent.mkdir(parents=True, exist_ok=True)
             (self.code / name).write_text(text)
@@ -166,7 +185,11 @@ class Comfy:
         (self.data / "models" / "linked.safetensors").symlink_to(root / "shelf.safetensors")
 
     def start(self, *words: str, admin: bool = False) -> subprocess.Popen[str]:
-        environment = {**os.environ, "DATA": str(self.data), "FASTSD_GUARD": json.dumps({"admin": admin})}
+        environment = {
+            **os.environ,
+            "DATA": str(self.data),
+            "FASTSD_GUARD": json.dumps({"admin": admin, "store": str(self.store)}),
+        }
         environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(self.data / "temp")}
         # Not below the folder of temporary files, where a prompt may work.
         command = [sys.executable, "-u", str(GUARD), "main.py", *words]
@@ -286,9 +309,39 @@ def test_a_film_is_a_file_that_names_no_other_and_a_picture_of_a_wanted_kind(com
     psd.write_bytes(
         b"8BPS\x00\x01" + bytes(6) + b"\x00\x03\x00\x00\x00\x01\x00\x00\x00\x01\x00\x08\x00\x03" + bytes(12)
     )
-    said = comfy.ask(("picture", str(comfy.data / "input" / "a.png"), True), ("picture", str(psd), True))
+    said = comfy.ask(("image", str(comfy.data / "input" / "a.png"), True), ("image", str(psd), True))
     assert said[0] == "GIF"
     assert said[1].startswith("UnidentifiedImageError")
+
+
+def test_a_model_that_is_gone_is_told_with_the_next_step(comfy: Comfy) -> None:
+    (comfy.data.parent / "shelf.safetensors").unlink()
+    said = comfy.ask(("model", "linked.safetensors", True), ("model", "never.safetensors", True))
+    assert said[0].startswith("Lost: linked.safetensors is not where it was when it was placed. Put it back there")
+    assert str(comfy.data.parent) not in said[0], "its owner's folders are nobody's business"
+    assert said[1] is None, "what was never there is the web UI's own to tell"
+    assert comfy.ask(("model", "linked.safetensors", False)) == [None], "a list of files is no prompt"
+    chosen, fine = comfy.ask(("choose", "gone.safetensors", False), ("choose", "m.safetensors", False))
+    assert "fastsd webui place" in chosen["1"]["errors"][0]["details"]
+    assert fine == {}
+    assert "fastsd" not in comfy.ask(("choose", "euler_b", False))[0]["1"]["errors"][0]["details"]
+
+
+def test_a_store_that_is_gone_is_told_wherever_it_is_missed(comfy: Comfy) -> None:
+    models = comfy.data / "models"
+    models.rename(comfy.store / "models")
+    models.symlink_to(comfy.store / "models")
+    acts = [("models", "checkpoints", False), ("model", "m.safetensors", True), ("fail", "it is not connected", False)]
+    before = comfy.ask(*acts)
+    assert "m.safetensors" in before[0]
+    assert before[2] == "it is not connected", "an error that has nothing to do with it stays as it is"
+    comfy.store.rename(comfy.data.parent / "away")  # a Drive that is unmounted leaves an empty folder
+    comfy.store.mkdir()
+    assert comfy.ask(acts[0])[0].startswith("FileNotFoundError"), "a store that answers is not said to be gone"
+    comfy.store.rmdir()
+    for act, said in zip(acts, comfy.ask(*acts), strict=True):
+        assert "does not answer, as when the connection to Drive is lost. Bring it back" in said, act
+    assert said.endswith("\nit is not connected")
 
 
 @pytest.fixture
@@ -317,6 +370,22 @@ def uploaded(address: str, name: str, **fields: str) -> int:
     ]
     head = f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\nxx\r\n--{mark}--\r\n'
     return asked(address, ("".join(parts) + head).encode(), f"multipart/form-data; boundary={mark}")
+
+
+def test_a_request_that_misses_the_store_is_answered_in_words_and_the_web_ui_runs_on(
+    served: tuple[Comfy, str],
+) -> None:
+    comfy, address = served
+    assert asked(f"{address}/settings") == 500, "the web UI's own error"
+    comfy.store.rename(comfy.store.with_name("away"))
+    request = urllib.request.Request(f"{address}/settings")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=20)
+    assert caught.value.code == 503
+    assert "Bring it back" in json.loads(caught.value.read())["error"]
+    assert asked(f"{address}/object_info") == 200
+    comfy.store.with_name("away").rename(comfy.store)
+    assert asked(f"{address}/settings") == 500
 
 
 def test_names_in_requests_stay_in_the_folders_for_them(served: tuple[Comfy, str]) -> None:

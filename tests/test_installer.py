@@ -535,3 +535,26 @@ def test_a_constraint_file_that_is_not_there_is_named_as_the_doctor_does(
     with pytest.raises(InstallError) as told:
         install()
     assert name not in told.value.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "output"),
+    [
+        ("UV_HTTP_TIMEOUT", "abc", "error: Failed to parse environment variable `UV_HTTP_TIMEOUT` with invalid value"),
+        ("UV_CONFIG_FILE", "/gone.toml", "error: failed to open file `/gone.toml`: No such file or directory"),
+        ("UV_LINK_MODE", "none", "error: invalid value 'none' for '--link-mode <LINK_MODE>'"),
+        ("UV_CACHE_DIR", "/proc/x", "error: Failed to initialize cache at `/proc/x`"),
+    ],
+)
+def test_a_setting_that_the_tool_cannot_use_is_named(
+    name: str, value: str, output: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    world.code, world.output, world.installs = 2, output, {}
+    with pytest.raises(InstallError) as told:
+        install()
+    assert f"{name}, which the environment sets, cannot be used" in told.value.problem
+    assert told.value.hint == f"Run: unset {name}"
+    world.output = "error: Failed to fetch: `https://x/small.whl`: connection refused"
+    with pytest.raises(InstallError, match="network or the package index"):
+        install()

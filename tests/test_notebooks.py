@@ -175,7 +175,7 @@ def run_notebook(
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     paths = [str(widgets)] if widgets else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)]), "OMP_NUM_THREADS": "1"}
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     return notebook

@@ -274,6 +274,9 @@ def test_every_secret_handed_out_is_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     runtime.secret("FASTSD_TEST_SHORT")
     runtime.secret("FASTSD_TEST_LONG")
     assert runtime.redact("a correct-horse-battery, a correct-horse") == "a •••, a •••"
+    monkeypatch.setenv("FASTSD_TEST_SLIP", "a b")
+    runtime.secret("FASTSD_TEST_SLIP")
+    assert runtime.redact("it holds a blank, and is a b") == "it holds a blank, and is •••"
 
 
 def test_what_is_shaped_like_a_token_is_hidden_too() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from forked import READING
 from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SettingsError
@@ -386,7 +387,7 @@ def test_another_reader_and_other_pictures_of_the_same_names_are_another_run(tmp
 
 
 @pytest.mark.slow
-def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
+def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path, forks):
     write_reader(tmp_path / "reader", seed=1, end=4.0)
     (tmp_path / "lines" / "sub").mkdir(parents=True)
     for place, picture in enumerate(noise_pictures(11)):
@@ -395,10 +396,12 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
 
     def run(out, *more, fault=None):
         environment = os.environ | ({"FASTSD_FAULT": fault} if fault else {})
-        command = [sys.executable, "-c", READ, str(tmp_path / "reader"), str(tmp_path / "lines"), str(tmp_path / out)]
-        return subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
+        words = ["-c", READ, str(tmp_path / "reader"), str(tmp_path / "lines"), str(tmp_path / out), *more]
+        return forks(*READING).run(words, env=environment)
 
-    whole = run("whole")
+    # In a new interpreter, which differs from the forked ones in all that is its own.
+    command = [sys.executable, "-c", READ, *(str(tmp_path / name) for name in ("reader", "lines", "whole"))]
+    whole = subprocess.run(command, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
     assert run("cut", fault="trocr.part:2").returncode == -signal.SIGKILL
     assert len(list((tmp_path / "cut" / "parts").glob("part-*"))) == 2
@@ -415,7 +418,7 @@ def test_a_killed_run_and_two_processes_end_with_the_same_bytes(tmp_path):
     # Other pictures, or another reader, do not go into the same folder.
     (tmp_path / "lines" / "99.png").write_bytes(b"x")
     other = run("whole")
-    assert "holds the results of another run: images was 11 and is 12" in other.stderr
+    assert "holds the results of another run: pictures was 11 and is 12" in other.stderr
 
 
 def test_separators_that_end_no_line_of_a_file_stay_inside_a_text(folder):

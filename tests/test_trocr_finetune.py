@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from closeness import assert_close_to
+from forked import READING
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
@@ -165,7 +166,7 @@ print(json.dumps({"first": result.first_step, "steps": result.steps, "cer": resu
 @pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "method"), [(2, "full"), (3, "full"), (3, "lora")])
-def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path, fault, method):
+def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path, forks, fault, method):
     if method == "lora":
         pytest.importorskip("peft")
     # At this rate nothing is ever learned: the first measurement stays the best, and the third is the last.
@@ -173,8 +174,8 @@ def test_a_run_that_ends_early_ends_there_after_a_kill_too(data, base, tmp_path,
 
     def run(out, fault=None):
         environment = os.environ | ({"FASTSD_FAULT": fault} if fault else {})
-        command = [sys.executable, "-c", SCRIPT, str(data), str(base), str(out), json.dumps(settings)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        words = ["-c", SCRIPT, str(data), str(base), str(out), json.dumps(settings)]
+        return forks(*READING).run(words, env=environment)
 
     whole = run(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -245,15 +246,16 @@ def test_a_stop_while_the_held_out_lines_are_read_ends_there(data, base, tmp_pat
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(data, base, tmp_path):
+def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(data, base, tmp_path, forks):
     settings = json.dumps({**QUICK, "epochs": 4, "batch_size": 4, "augment": True, "patience": 0, "measure_every": 2})
 
     def run(out, fault=None):
         environment = os.environ | ({"FASTSD_FAULT": fault} if fault else {})
-        command = [sys.executable, "-c", SCRIPT, str(data), str(base), str(out), settings]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return forks(*READING).run(["-c", SCRIPT, str(data), str(base), str(out), settings], env=environment)
 
-    whole = run(tmp_path / "whole")
+    # In a new interpreter, which differs from the forked ones in all that is its own.
+    command = [sys.executable, "-c", SCRIPT, str(data), str(base), str(tmp_path / "whole"), settings]
+    whole = subprocess.run(command, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
     killed = run(tmp_path / "cut", "trocr.checkpoint:2")
     assert killed.returncode == -signal.SIGKILL

@@ -1,5 +1,6 @@
 """Flux by its key: sizes for GPU and RAM, the files of each web UI, ComfyUI's workflow, Forge Neo's settings."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -82,6 +83,7 @@ def test_the_gated_file_is_taken_with_a_token_and_its_open_copy_without(monkeypa
         (GPUS["T4"], "fp16", "flux-t5-fp16"),
         (GPUS["L4"], "auto", "flux-t5-fp16"),
         (GPUS["L4"], "fp8", "flux-t5-fp8"),
+        (Machine("a desktop", 23.6, 24), "auto", "flux-t5-fp8"),  # all of it together just fits, with nothing to spare
     ],
 )
 def test_the_size_of_t5_follows_the_ram_unless_it_is_chosen(machine: Machine, t5: str, expected: str) -> None:
@@ -95,6 +97,8 @@ def test_a_machine_that_is_too_small_gets_the_smallest_size_and_is_told_so() -> 
     assert bundle.specs[0].key == "flux-dev-gguf-q4"
     assert "is too large" in " ".join(bundle.reasons)
     assert "sdxl or sd15" in " ".join(bundle.reasons)
+    (said, _of_t5) = choose_bundle(find_model("flux-schnell"), COMFY, GPUS["T4"]).reasons
+    assert "has 11.9 GB, too much for its RAM" in said, "a T4's GPU would hold it"
 
 
 def test_a_size_that_is_named_is_taken_and_a_whole_file_needs_nothing_beside() -> None:
@@ -193,6 +197,29 @@ def test_a_transformer_alone_says_what_it_lacks(
         assert f"fastsd webui place {key} --ui comfyui" in caplog.text
 
 
+@pytest.mark.parametrize("ui", [FORGE, COMFY])
+def test_what_was_placed_from_elsewhere_under_other_names_is_found_beside_a_transformer(
+    ui: Any, where: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places, own = find_places(ui, **where), tmp_path / "downloads"
+    table.write(own / "vae-ft-mse.safetensors", table.original("vae", "F16"))
+    place(str(own / "vae-ft-mse.safetensors"), ui, places)
+    model = write_gguf(own / "mine.gguf", FLUX)
+    assert [one.kind for one in place(str(model), ui, places)] == ["diffusion-model"], "a VAE of another family is none"
+    for family, name in (("t5", "my_T5-large.safetensors"), ("clip-l", "Clip_L2.safetensors"), ("flux-ae", "AE2.sft")):
+        place(str(table.write(own / name, table.original(family, "F16"))), ui, places)
+    caplog.clear()
+    placed = place(str(model), ui, places)
+    assert [one.path.resolve().name for one in placed] == [
+        *("mine.gguf", "my_T5-large.safetensors", "Clip_L2.safetensors", "AE2.sft")
+    ]
+    assert "not there yet" not in caplog.text
+    assert all(one.path.is_file() and one.path.is_symlink() for one in placed)
+    (own / "AE2.sft").unlink()
+    assert [one.kind for one in place(str(model), ui, places)].count("vae") == 0, "its owner took it away"
+    assert "fastsd webui place flux-vae" in caplog.text
+
+
 def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, tmp_path: Path) -> None:
     placed = place_flux(COMFY, comfy, tmp_path)
     lora = write_lora(tmp_path / "style.safetensors")
@@ -218,6 +245,9 @@ def test_the_workflow_has_the_chosen_files_as_comfyui_lists_them(comfy: Places, 
         assert page["nodes"][node - 1]["outputs"][slot] | {"type": kind} == page["nodes"][node - 1]["outputs"][slot]
         assert page["nodes"][to - 1]["inputs"][place_in]["link"] == wire
     assert {node["type"] for node in page["nodes"]} == set(set_in)
+    for one, next_one in itertools.pairwise(page["nodes"]):
+        if one["pos"][0] == next_one["pos"][0]:  # with the title of the next between them
+            assert next_one["pos"][1] >= one["pos"][1] + one["size"][1] + 40, "nodes do not lie on each other"
 
 
 def test_an_installation_without_the_node_pack_for_gguf_is_told(
@@ -266,6 +296,25 @@ def test_a_workflow_that_was_changed_on_the_page_is_kept(comfy: Places, tmp_path
     assert write_workflow(placed, COMFY, comfy) == second
 
 
+def test_a_four_bit_transformer_is_told_in_one_line_each_and_not_tensor_by_tensor(
+    comfy: Places, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts: dict[str, Any] = {}
+    for name, (fact, _bytes) in table.original("flux", "F16").items():
+        packed = len(fact.shape) == 2 and "blocks" in name
+        facts[name] = ("U8", (fact.count // 2, 1)) if packed else ("F16", fact.shape)
+        if packed:
+            facts |= {f"{name}.absmax": ("F32", (4,)), f"{name}.quant_map": ("F32", (16,))}
+            facts[f"{name}.quant_state.bitsandbytes__nf4"] = ("U8", (80,))
+    tensors: dict[str, Any] = {}
+    for dtype in ("U8", "F16", "F32"):
+        tensors |= table.values({name: shape for name, (own, shape) in facts.items() if own == dtype}, dtype)
+    placed = place(str(table.write(tmp_path / "flux1-dev-nf4.safetensors", tensors)), COMFY, comfy)
+    assert [(model.kind, model.family) for model in placed] == [("diffusion-model", "flux")]
+    assert "4-bit weights of bitsandbytes" in caplog.text
+    assert len(caplog.records) < 6, caplog.text
+
+
 def test_forge_neo_starts_with_the_model_and_what_lies_beside_it(where: dict[str, str], tmp_path: Path) -> None:
     places = find_places(FORGE, **where)
     placed = place_flux(FORGE, places, tmp_path)
@@ -299,6 +348,32 @@ def test_a_settings_file_that_is_none_is_left_alone(
     choose_in_settings(placed, FORGE, places)
     assert (places.store / "config.json").read_text() == "{broken"
     assert "chosen on the page" in caplog.text
+
+
+@pytest.mark.parametrize("before", [None, "", "{}", '{"samples_format": "webp"}', '{"VERSION_UID": "PY311"}'])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_forge_neo_never_meets_settings_that_it_would_ask_about_on_a_terminal(
+    where: dict[str, str], tmp_path: Path, before: str | None, chosen: bool
+) -> None:
+    places = find_places(FORGE, **where)
+    checkpoint = table.write(tmp_path / "sdxl.safetensors", table.original("sdxl", "F16"))
+    placed = place(str(checkpoint), FORGE, places) if chosen else []
+    file, code = places.store / "config.json", places.code / "modules" / "launch_utils.py"
+    code.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None:
+        file.write_text(before)
+    choose_in_settings(placed, FORGE, places)
+    assert "VERSION_UID" not in (file.read_text() if file.exists() and before != '{"VERSION_UID": "PY311"}' else "")
+    code.write_text('import os\n\nVERSION_UID: Final[str] = "PY313"\n')
+    choose_in_settings(placed, FORGE, places)
+    if before is None and not chosen:
+        assert not file.exists(), "it makes its own"
+        return
+    settings = json.loads(file.read_text())
+    assert settings["VERSION_UID"] == "PY313"
+    assert settings.get("samples_format") == json.loads(before or "{}").get("samples_format")
+    assert settings.get("sd_model_checkpoint") == ("sdxl.safetensors" if chosen else None)
 
 
 # ------------------------------------------------------------------------------------------------- looked at

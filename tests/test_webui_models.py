@@ -21,7 +21,7 @@ from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  #
 from fastsd_helpers.webui.flags import GPUS  # noqa: E402
 from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
 from fastsd_helpers.webui.needed import Needed, find_needed  # noqa: E402
-from fastsd_helpers.webui.places import Places  # noqa: E402
+from fastsd_helpers.webui.places import Places, prepare_places, store_folder  # noqa: E402
 
 A1111, FORGE = find_ui("a1111"), find_ui("forge-neo")
 
@@ -159,6 +159,22 @@ def test_a_file_in_the_store_is_named_by_its_place_there(one_of: Any, places: Pl
         assert placed.family == "sdxl"
         assert not placed.path.is_symlink()
         assert placed.how == ("there already" if ref.startswith("mine") else "linked")
+
+
+def test_another_store_is_looked_into_and_not_the_one_of_the_last_start(
+    one_of: Any, where: dict[str, str], tmp_path: Path
+) -> None:
+    comfy, file = find_ui("comfyui"), one_of("sd15")
+    first, second = (find_places(comfy, folder=where["folder"], store=tmp_path / name) for name in ("first", "second"))
+    prepare_places(first, comfy)
+    kept = store_folder(second, comfy, "checkpoint") / "mine.safetensors"
+    kept.parent.mkdir(parents=True)
+    shutil.copy(file, kept)
+    assert kept.is_relative_to(tmp_path / "second")
+    (found,) = find_needed("mine.safetensors", comfy, second, GPUS["T4"], kind="checkpoint").files
+    assert found.source == str(kept)
+    with pytest.raises(ModelNotFound):
+        find_needed("mine.safetensors", comfy, first, GPUS["T4"], kind="checkpoint")
 
 
 def test_a_safetensors_file_called_ckpt_is_linked_by_what_it_is(

@@ -1,6 +1,7 @@
 """A notebook has fields and cells and no flags: every message of the library, in the notebook's words."""
 
 import ast
+import functools
 import logging
 import re
 import sys
@@ -33,7 +34,7 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.JoinedStr):
             skipped |= {id(inner) for inner in ast.walk(node) if inner is not node}
         # What is run, matched or written to a file is nobody's message.
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("re.", "subprocess.")):
+        if isinstance(node, ast.Call) and called_of(node) in ("re", "subprocess"):
             skipped |= {id(inner) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -45,6 +46,13 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, "".join(map(str, parts))
 
 
+def called_of(node: ast.Call) -> str | None:
+    """The module whose function is called, where it is one level deep: `re` of `re.compile(...)`."""
+    function = node.func
+    return function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else None
+
+
+@functools.cache
 def messages_with_flags() -> list[tuple[str, str]]:
     """(where, text) of every sentence of the library in which a flag stands."""
     found = []

@@ -36,6 +36,8 @@ __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
 _TWO_NAMES = "no web UI reads both; which one counts is chance"
 
+_MOST_SHAPES = 8  # that differ and are named: with others than the first, the file is of another model
+
 
 @dataclass(frozen=True)
 class InspectConfig:
@@ -132,8 +134,11 @@ def _look(
     tidied, problems = _without_leftovers(source)
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
     layout = _against_layout(family, tidied) if family else _Layout()
+    packed = _packed_problem(source)
+    # Codes have shapes of their own, and scales beside them: what they are is the one thing to say.
+    problems += layout.problems if packed is None else [packed, *_missing_problems(list(layout.missing))]
     not_finite = _scan(source, progress) if scan else None
-    problems += [*layout.problems, *_general_problems(family, source, not_finite)]
+    problems += _general_problems(family, source, not_finite)
     prediction = None
     try:
         prediction = prediction_of_file(path, kind.family or "", tidied) if family else None
@@ -208,10 +213,12 @@ def _against_layout(family: Family, source: Source) -> _Layout:
     try:
         wanted = expected_shapes(family, measure_original(family, shapes))
         missing = sorted(wanted.keys() - shapes.keys())
-        for name in sorted(wanted.keys() & shapes.keys()):
-            if shapes[name] != wanted[name]:
-                fact = f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}"
-                problems.append(Problem(fact, "loading stops with a size mismatch in every web UI"))
+        others = [name for name in sorted(wanted.keys() & shapes.keys()) if shapes[name] != wanted[name]]
+        for name in others[:_MOST_SHAPES]:
+            left = len(others) - _MOST_SHAPES if name == others[:_MOST_SHAPES][-1] else 0
+            more = f", and {left} more differ" if left > 0 else ""
+            fact = f"{name} has the shape {list(shapes[name])}; {family.title} has {list(wanted[name])}{more}"
+            problems.append(Problem(fact, "loading stops with a size mismatch in every web UI"))
     except CheckpointError as err:
         missing = sorted(row.original for row in family.rows if row.original not in shapes and not row.unless_equal)
         problems.append(_problem_of(err, "the file is not whole"))
@@ -260,6 +267,15 @@ def _part_of(name: str) -> str:
     return "VAE" if re.match(r"(first_stage_model|vae|encoder|decoder|quant|post_quant)", name) else "U-Net"
 
 
+def _packed_problem(source: Source) -> Problem | None:
+    try:
+        refuse_packed("It", source.tensors)
+    except CheckpointError as err:
+        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
+        return _problem_of(err, effect)
+    return None
+
+
 def _general_problems(family: Family | None, source: Source, not_finite: Mapping[str, int] | None) -> Iterator[Problem]:
     halves = [
         name for name, fact in source.tensors.items() if name.endswith("position_ids") and fact.dtype[0] not in "IU"
@@ -281,11 +297,6 @@ def _general_problems(family: Family | None, source: Source, not_finite: Mapping
             "the second text encoder has 'text_projection.weight' instead of 'text_projection'",
             "ComfyUI and Forge take it untransposed, AUTOMATIC1111 misses it: wrong images in all of them",
         )
-    try:
-        refuse_packed("It", source.tensors)
-    except CheckpointError as err:
-        effect = "only programs that know this format read it right, and nothing of it can be converted or trained"
-        yield _problem_of(err, effect)
     if small := sum(is_small_float(fact.dtype) for fact in source.tensors.values()):
         yield Problem(
             f"{small} tensors are in an 8-bit format",

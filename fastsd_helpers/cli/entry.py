@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from fastsd_helpers.cli.answers import plain
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import DependencyMissing, FastSDError
+from fastsd_helpers.files import outage
 from fastsd_helpers.runtime import REPOSITORY, redact, show_log
 
 __all__ = ["main"]
@@ -59,7 +60,11 @@ def main(words: Sequence[str] | None = None) -> int:
             missing = DependencyMissing(f"The package {err.name!r} is not installed.", "Run: fastsd install dreambooth")
             return _report(missing.problem, missing.hint, missing.exit_code, as_json)
         except Exception as err:
-            return _report_failure_of_ours(err, as_json)
+            told = outage(err) if isinstance(err, OSError) else None
+            if told is None:
+                return _report_failure_of_ours(err, as_json)
+            _show_traceback_if_asked()
+            return _report(told.problem, told.hint, told.exit_code, as_json)
 
 
 def _report_failure_of_ours(err: Exception, as_json: bool) -> int:

@@ -52,8 +52,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown:
         prog, flags = chosen.prog, chosen.flags
         word = unknown[0].partition("=")[0] if unknown[0].startswith("-") else unknown[0]
-        close = difflib.get_close_matches(word, flags, n=1)
-        guess = f"Did you mean {close[0]}? " if close else ""
+        # Without their hyphens, in which all flags are alike.
+        names = {flag.lstrip("-"): flag for flag in flags}
+        close = difflib.get_close_matches(word.lstrip("-"), names, n=1)
+        guess = f"Did you mean {names[close[0]]}? " if close else ""
         raise SettingsError(f"`{prog}` takes no {word!r}.", f"{guess}See: {prog} --help")
     return chosen
 

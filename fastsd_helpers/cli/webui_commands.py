@@ -208,6 +208,7 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
     from fastsd_helpers.webui import background_link, find_places, find_ui, status
+    from fastsd_helpers.webui.circumstances import find_store_trouble
     from fastsd_helpers.webui.process import find_end
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
@@ -217,10 +218,11 @@ def status(chosen: argparse.Namespace) -> Answer:
     link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
     data |= {"link": link.url} if link is not None else {}
     lines = [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)]
-    ended = find_end(find_places(find_ui(chosen.ui), folder=chosen.folder, store=chosen.store))
-    if ended is not None:
-        data |= {"problem": ended.problem, "hint": ended.hint}
-        lines += [ended.problem, ended.hint]
+    places = find_places(find_ui(chosen.ui), folder=chosen.folder, store=chosen.store)
+    trouble = find_store_trouble(state.title, places) if runs else find_end(places)
+    if trouble is not None:
+        data |= {"problem": trouble.problem, "hint": trouble.hint}
+        lines += [trouble.problem, trouble.hint]
     return Answer(data, lines)
 
 

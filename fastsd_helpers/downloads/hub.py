@@ -28,12 +28,13 @@ from fastsd_helpers.errors import (
     ModelNotFound,
     UnsafeModel,
     WrongFamily,
+    proxy_problem,
 )
 from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["HubRepo", "fetch_repo", "network_errors", "with_retries"]
+__all__ = ["HubRepo", "client_errors", "fetch_repo", "network_errors", "with_retries"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -186,7 +187,7 @@ class HubRepo:
         """Fetch, check and return the snapshot folder; every failure is translated."""
         try:
             return self._download()
-        except network_errors(OSError, ValueError, RuntimeError) as err:  # hf_xet raises RuntimeError
+        except client_errors() as err:
             raise self.translate(err) from err
 
     def _download(self) -> Path:
@@ -313,6 +314,8 @@ class HubRepo:
             return DriveReadOnly(
                 f"Downloads cannot be written to {self.cache_dir}.", "Set HF_HOME to a folder you can write to."
             )
+        if (proxy := proxy_problem(err)) is not None:
+            return ModelError(redact(proxy[0]), proxy[1])
         detail = redact(f"{type(err).__name__}: {err}".split("\n")[0])
         broken = isinstance(err, network_errors(LocalEntryNotFoundError))
         if (
@@ -336,6 +339,12 @@ def network_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
         if importlib.util.find_spec(module):
             found.append(getattr(importlib.import_module(module), name))
     return tuple(found)
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """Everything that the Hub's client raises for the network, the disk, the Hub, or a proxy that is named wrongly."""
+    # hf_xet raises RuntimeError, httpx ImportError.
+    return network_errors(OSError, ValueError, RuntimeError, ImportError)
 
 
 def with_retries(ask: Callable[[], Any], *, also: tuple[type[Exception], ...] = ()) -> Any:

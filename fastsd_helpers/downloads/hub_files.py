@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from fastsd_helpers.downloads.content import look_at_arrived
-from fastsd_helpers.downloads.hub import HubRepo, network_errors, with_retries
+from fastsd_helpers.downloads.hub import HubRepo, client_errors, network_errors, with_retries
 from fastsd_helpers.downloads.hub_cache import removed_when_refused
 from fastsd_helpers.downloads.links import HubFile
 from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound, UnsafeModel
@@ -73,7 +73,7 @@ def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) 
             for damaged in {path, path.resolve()}:
                 damaged.unlink(missing_ok=True)
             logger.warning("%s arrived damaged%s.", wanted.file, "" if last_try else "; fetching it again")
-    except network_errors(OSError, ValueError, RuntimeError) as err:
+    except client_errors() as err:
         raise _translate(hub, wanted, err) from err
     raise DownloadError(
         f"{wanted.file} of {wanted.repo} arrived twice with other content than its sha256 promises.",

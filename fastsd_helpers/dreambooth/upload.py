@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.downloads.hub import network_errors
+from fastsd_helpers.downloads.hub import client_errors, network_errors
 from fastsd_helpers.downloads.links import find_repo, is_repo_name
 from fastsd_helpers.dreambooth.finish import finished_result
 from fastsd_helpers.errors import (
@@ -17,6 +17,7 @@ from fastsd_helpers.errors import (
     SettingsError,
     VerificationFailed,
     needs_package,
+    proxy_problem,
 )
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import models
@@ -146,7 +147,7 @@ class _Hub:
             return self._send(config, files, sha256)
         except FastSDError:
             raise
-        except network_errors(OSError, ValueError, RuntimeError) as err:
+        except client_errors() as err:
             raise self._translate(err, config.repo) from err
 
     def _send(self, config: UploadConfig, files: dict[str, Path | bytes], sha256: str) -> UploadResult:
@@ -196,6 +197,8 @@ class _Hub:
             return DownloadError("The Hub asks to wait (answer 429).", "Try again in a few minutes.")
         if status is not None:
             return DownloadError(f"The Hub refused the upload to {repo} (answer {status}): {words}", "Try again later.")
+        if (proxy := proxy_problem(err)) is not None:
+            return DownloadError(redact(proxy[0]), proxy[1])
         if isinstance(err, network_errors()):
             place = re.sub(r"//[^/@]*@", "//", self.endpoint)
             return DownloadError(

@@ -5,11 +5,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError, needs_package
+from fastsd_helpers.errors import DependencyMissing, SettingsError
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.playground.artist import Artist, open_artist
-from fastsd_helpers.tunnels import LocalPage, TunnelConfig, require_shareable
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, import_gradio, require_shareable
 
 __all__ = ["Page", "PlaygroundConfig", "open_playground"]
 
@@ -68,8 +68,7 @@ def open_playground(
             that fails later leaves the page open on this machine, and is in `Page.problem`.
     """
     config = config or PlaygroundConfig()
-    with needs_package("The playground", "Run: pip install gradio"):
-        import gradio
+    gradio = import_gradio("The playground", "Run: pip install gradio")
     link = dataclasses.replace(tunnel or TunnelConfig(), kind=config.share) if config.share != "no" else None
     if link is not None:
         require_shareable(link)
@@ -117,7 +116,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                 lora_strength=lora_strength if artist.lora_strength is not None else None,
             )
         except (SettingsError, DependencyMissing) as err:
-            raise gradio.Error(f"{err.problem} {err.hint}") from err
+            raise gradio.Error(f"{err.problem} {err.hint}", print_exception=False) from err
         return [(picture, title) for title, picture in drawn]
 
     with gradio.Blocks(title="Playground", analytics_enabled=False) as blocks:
@@ -136,7 +135,7 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     20,
                     value=artist.habits.guidance,
                     step=0.5,
-                    label="Guidance: guidance scale (CFG): how closely the image follows the prompt",
+                    label="Guidance scale (CFG): how closely the image follows the prompt",
                 )
                 lora_strength = gradio.Slider(
                     0,

@@ -5,15 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsd_helpers.errors import needs_package
 from fastsd_helpers.options import check, option
 from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.trocr.line import Line
 from fastsd_helpers.trocr.pages import looks_like_page, read_page
 from fastsd_helpers.trocr.pictures import PICTURE_SUFFIXES, Item, gather
-from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, require_shareable
+from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, import_gradio, require_shareable
 
 __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
+
+_NEEDS = ("The page", "Run: fastsd install trocr")
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,22 @@ class Served(LocalPage):
 
 def build_page(reader: Any) -> Any:
     """Make the page (a gradio.Blocks), not started."""
-    with needs_package("The page", "Run: fastsd install trocr"):
-        import gradio
+    gradio = import_gradio(*_NEEDS)
 
     def read(picture: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if picture is None:
-            raise gradio.Error("Drop an image first.")
+            raise gradio.Error("Drop an image first.", print_exception=False)
         return answer(gather([picture]), whole_page)
 
     def read_file(file: Any, whole_page: bool) -> tuple[str, list[list[Any]]]:
         if file is None:
-            raise gradio.Error("Drop a file first.")
+            raise gradio.Error("Drop a file first.", print_exception=False)
         return answer(gather(file), whole_page)
 
     def answer(items: Iterable[Item], whole_page: bool) -> tuple[str, list[list[Any]]]:
         lines = [line for item in items for line in _read_item(reader, item, whole_page)]
         if all(line.problem for line in lines):
-            raise gradio.Error(lines[0].problem if lines else "There is nothing to read in it.")
+            raise gradio.Error(lines[0].problem if lines else "There is nothing to read in it.", print_exception=False)
         rows = [[line.text, round(line.confidence, 3), line.problem or " ".join(line.notes)] for line in lines]
         return "\n".join(line.text for line in lines if not line.problem), rows
 
@@ -115,8 +115,7 @@ def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) ->
         SettingsError: a user or password that no login can have. DependencyMissing: gradio is not installed. And what
             `tunnels.require_shareable` raises.
     """
-    with needs_package("The page", "Run: fastsd install trocr"):
-        import gradio  # noqa: F401
+    import_gradio(*_NEEDS)
     link = _link(config, tunnel)
     if config.login:
         choose_login(config.user, config.password)

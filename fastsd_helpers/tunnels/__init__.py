@@ -1,7 +1,7 @@
 """A public link to a port of this machine, behind a login."""
 
 from fastsd_helpers.tunnels.gate import Gate, open_gate
-from fastsd_helpers.tunnels.local_page import LocalPage
+from fastsd_helpers.tunnels.local_page import LocalPage, import_gradio
 from fastsd_helpers.tunnels.login import Login, choose_login, make_login
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 from fastsd_helpers.tunnels.shareable import require_shareable
@@ -15,6 +15,7 @@ __all__ = [
     "Tunnel",
     "TunnelConfig",
     "choose_login",
+    "import_gradio",
     "make_login",
     "open_gate",
     "open_tunnel",

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from fastsd_helpers.errors import FastSDError, SettingsError
+from fastsd_helpers.errors import FastSDError, SettingsError, needs_package
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
 from fastsd_helpers.tunnels.login import Login
@@ -15,7 +15,7 @@ from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port
 from fastsd_helpers.tunnels.settings import TunnelConfig
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel
 
-__all__ = ["LocalPage"]
+__all__ = ["LocalPage", "import_gradio"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -126,6 +126,17 @@ class LocalPage:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def import_gradio(what: str, hint: str) -> Any:
+    """The module gradio, for a page of ours.
+
+    Raises:
+        DependencyMissing: it is not installed, or cannot be loaded. As for `needs_package`.
+    """
+    with needs_package(what, hint), _no_proxy():  # it makes HTTP clients at import, which a proxy's address can end
+        import gradio
+    return gradio
 
 
 @contextlib.contextmanager

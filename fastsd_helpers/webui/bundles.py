@@ -135,8 +135,8 @@ def _fits(size: ModelSpec, beside: float, machine: Machine) -> bool:
 
 
 def _holds_large(chosen: ModelSpec, large: ModelSpec, beside: float, machine: Machine) -> bool:
-    # With room for all files at once: the large T5 is a comfort, and no reason to run short.
-    return _bytes(chosen) + _bytes(large) + beside + _ROOM_HOST <= machine.host_gib * _GIB
+    # With a fifth to spare beside all files at once: the large T5 is a comfort, and no reason to run short.
+    return _bytes(chosen) + _bytes(large) + beside + _ROOM_HOST <= 0.8 * machine.host_gib * _GIB
 
 
 def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine: Machine, *, fits: bool) -> str:
@@ -153,9 +153,15 @@ def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine:
     larger = [size for size in sizes[: sizes.index(chosen)] if not size.gated or secret("HF_TOKEN")]
     if not larger:
         return f"{said} fits."
-    held = "them together" if machine.gpu_gib else "its RAM"
     next_one = f"{file_name(larger[-1])} has {_gb(larger[-1])}"
-    return f"{said} is the largest that fits: {next_one}, too much for {held}."
+    return f"{said} is the largest that fits: {next_one}, too much for {_too_small(larger[-1], machine)}."
+
+
+def _too_small(size: ModelSpec, machine: Machine) -> str:
+    """What of a machine does not hold a size that `_fits` refuses."""
+    if _bytes(size) > machine.host_gib * _GIB - _ROOM_HOST:
+        return "its RAM, through which a file is read"
+    return "its GPU" if machine.gpu_gib else "its RAM"
 
 
 def _reason_of_t5(text: ModelSpec, large: ModelSpec, t5: str, machine: Machine) -> str:

@@ -164,8 +164,8 @@ _FORGE_NEO = WebUI(
     closed=A1111_CLOSED,
     runs_others=True,
     guard="forge_neo.py",
-    tried="a fork of it, installed and drawn with on a CPU (2026-11, benchmarks/results/forge_neo_cpu.md), and "
-    "started with this lock; this very commit was not run",
+    tried="a fork of it, with this lock: installed, and drawn with on a CPU, Flux too (2026-11, "
+    "benchmarks/results/forge_neo_cpu.md); this very commit was not run",
 )
 
 _COMFYUI = WebUI(
@@ -208,8 +208,8 @@ _COMFYUI = WebUI(
     closed=COMFYUI_CLOSED,
     runs_others=True,
     guard="comfyui.py",
-    tried="installed, started and attacked on a CPU (2026-11, benchmarks/results/comfyui_security.md); drawn with at "
-    "0.3.64 (comfyui_cpu.md); on no GPU yet",
+    tried="installed, attacked and drawn with on a CPU, Flux and GGUF too (2026-11, "
+    "benchmarks/results/comfyui_cpu.md); on no GPU yet",
 )
 
 

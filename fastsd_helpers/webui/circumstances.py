@@ -12,10 +12,10 @@ from fastsd_helpers.files import free_bytes
 from fastsd_helpers.runtime import host_memory_bytes
 from fastsd_helpers.webui.places import Places
 
-__all__ = ["Circumstances", "look_around"]
+__all__ = ["Circumstances", "find_store_trouble", "look_around"]
 
 _FULL_BYTES = 64 * 2**20  # with less, a program that writes does not get far
-_LOST = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN)
+_LOST = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EHOSTDOWN, errno.ENOENT, errno.ENODEV)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,18 @@ def look_around(places: Places, kills_before: int | None) -> Circumstances:
     )
 
 
+def find_store_trouble(title: str, places: Places) -> DriveError | None:
+    """What to say of a web UI that runs while the folder of its models is gone; None while that answers."""
+    if not _is_lost(places):
+        return None
+    return DriveError(
+        f"{title} runs, but the folder of its models and images does not answer: {places.store}.",
+        f"Bring it back (in the notebook: the cell that connects Drive); {title} need not be started again.",
+    )
+
+
 def _is_lost(places: Places) -> bool:
+    # The start made it, so one that is not there any more was unmounted or moved away.
     try:
         os.stat(places.store)
     except OSError as err:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from fastsd_helpers.errors import WebUICrashed
 from fastsd_helpers.webui.circumstances import Circumstances
-from fastsd_helpers.webui.last_words import Error, find_crash_site, find_last_error, name_extension
+from fastsd_helpers.webui.last_words import (
+    Error,
+    find_crash_signal,
+    find_crash_site,
+    find_last_error,
+    name_extension,
+)
 
 __all__ = ["explain_crash", "explain_refusal"]
 
@@ -14,6 +20,10 @@ _LATER = "Start it again."
 _LESS = "Choose a smaller model or a machine with more RAM; for SDXL, a GPU of 12 GB and more with --lowram."
 _DISK = ("the disk is full", "Make room on this machine's disk, then start it again.")
 _DRIVE = ("the connection to Drive was lost", "Run the cell that connects Drive again, then start it again.")
+_STORE = (
+    "the folder of its models does not answer: the connection to Drive was lost, or it was moved away",
+    "Run the cell that connects Drive again, or bring the folder back; then start it again.",
+)
 _GUARD = r"fastsd guard: ((\S+) of (\S+) [^;\n]+)"
 
 # (pattern in the error that ended it, what happened, what to do); the first that fits is taken.
@@ -103,7 +113,6 @@ _SAID: _Table = (
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _CRASHES = {
     signal.SIGSEGV: "segmentation fault",
-    signal.SIGBUS: "bus error",
     signal.SIGABRT: "aborted",
     signal.SIGILL: "unknown processor instruction",
     signal.SIGFPE: "arithmetic error",
@@ -129,9 +138,9 @@ def explain_crash(
     """
     around = around or Circumstances()
     lines = [line for line in lines if line.strip()]
-    number = _signal_of(code)
+    number = _signal_of(code) if code is not None else find_crash_signal(lines)
     if number is not None:
-        return _by_signal(title, code, number, lines, around)
+        return _by_signal(title, -number if code is None else code, number, lines, around)
     last = lines[-1].strip() if lines else ""
     if code == 0:
         if re.search(r"Interrupted with signal \d+", "\n".join(lines[-_SAID_LINES:])):
@@ -152,7 +161,7 @@ def explain_crash(
         return _with_extension(title, *explained, error)
     if around.killed_for_memory and code is None:
         return WebUICrashed(f"{title} was ended by the system: the machine's RAM was not enough.", _LESS)
-    for happened, (what, hint) in ((around.disk_full, _DISK), (around.store_lost, _DRIVE)):
+    for happened, (what, hint) in ((around.disk_full, _DISK), (around.store_lost, _STORE)):
         if happened:
             return WebUICrashed(f"{title} ended{_how(code)}: {what}.", hint)
     if error is not None:
@@ -194,7 +203,7 @@ def _signal_of(code: int | None) -> signal.Signals | None:
 
 
 def _by_signal(
-    title: str, code: int | None, number: signal.Signals, lines: Sequence[str], around: Circumstances
+    title: str, code: int, number: signal.Signals, lines: Sequence[str], around: Circumstances
 ) -> WebUICrashed:
     if number in _FROM_OUTSIDE:
         return WebUICrashed(f"{title} was stopped from outside (exit {code}).", _LATER)
@@ -213,7 +222,13 @@ def _by_signal(
     if around.disk_full and number in (signal.SIGBUS, signal.SIGABRT, signal.SIGXFSZ):
         return WebUICrashed(f"{title} ended (exit {code}): {_DISK[0]}.", _DISK[1])
     if around.store_lost and number == signal.SIGBUS:
-        return WebUICrashed(f"{title} ended (exit {code}): {_DRIVE[0]}.", _DRIVE[1])
+        return WebUICrashed(f"{title} ended (exit {code}): {_STORE[0]}.", _STORE[1])
+    if number == signal.SIGBUS:
+        # Models are read where they lie, as they are asked for: what is cut off there is missed only then.
+        return WebUICrashed(
+            f"{title} ended (exit {code}): most likely a model was overwritten while it was in use. {left}".strip(),
+            f"{_LATER} Put a new version of a model under another name, or stop the web UI first: fastsd webui stop",
+        )
     if number in _CRASHES:
         # C++ says what it could not go on with: "terminate called after throwing ...", "what():  CUDA error ...".
         thrown = re.search(r"what\(\): +(.+)", "\n".join(lines[-30:])) if number == signal.SIGABRT else None

@@ -1,10 +1,11 @@
 """A web UI's log as data: the error that ended it, where that came from, and the lines that mean nothing to a user."""
 
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Error", "find_crash_site", "find_last_error", "is_noise", "name_extension"]
+__all__ = ["Error", "find_crash_signal", "find_crash_site", "find_last_error", "is_noise", "name_extension"]
 
 _TRACEBACK = re.compile(r"^( *)Traceback \(most recent call last\):$")
 _ERROR = re.compile(
@@ -19,9 +20,26 @@ _SURVIVED = re.compile(
 _FRAME = re.compile(r'^ *File "([^"]+)", line \d+')
 # What the owner of an installation added; built-in extensions belong to the web UI.
 _EXTENSION = re.compile(r"[/\\](?:extensions|custom_nodes)[/\\]([^/\\]+)[/\\]")
-# Advice that does not hold here (a link is made another way), and git's words about a copy without its history.
-_NOISE = re.compile(r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything")
+# Advice that does not hold here (a link is made another way; a newer torch wants a newer driver than rented machines
+# have), and git's words about a copy without its history.
+_NOISE = re.compile(
+    r"To create a public link, set `share=True`|^fatal: No names found, cannot describe anything|"
+    r"pytorch (?:with|to) cu\d+ or higher|^(?:WARNING ?){3}$"
+)
 _NOISE_ON_CPU = re.compile(r"Found no NVIDIA driver|memory monitor disabled|No CUDA GPUs are available")
+# What Python's faulthandler writes. Source: Modules/faulthandler.c and Python/traceback.c of CPython.
+_FATAL = re.compile(r"Fatal Python error: (.+)")  # behind a progress bar, which ends no line
+_FATAL_SIGNALS = {
+    "Bus error": signal.SIGBUS,
+    "Segmentation fault": signal.SIGSEGV,
+    "Aborted": signal.SIGABRT,
+    "Illegal instruction": signal.SIGILL,
+    "Floating point exception": signal.SIGFPE,
+}
+_OF_CRASH = re.compile(
+    r"^(?:  (?:File |Binary file |<|\.\.\.)|(?:Current t|T)hread |Stack \(most|Extension modules: |"
+    r"Current thread's C stack|<)|^\s*$"
+)
 _MOST_AFTER = 8  # lines of the error's own text, and what other threads say while the process ends
 
 
@@ -88,7 +106,7 @@ def find_crash_site(lines: Sequence[str]) -> tuple[str, ...]:
 
     Source: the output of Python's faulthandler.
     """
-    begin = max((at for at, line in enumerate(lines) if line.startswith("Fatal Python error:")), default=None)
+    begin = max((at for at, line in enumerate(lines) if _FATAL.search(line)), default=None)
     if begin is None:
         return ()
     files: list[str] = []
@@ -99,6 +117,14 @@ def find_crash_site(lines: Sequence[str]) -> tuple[str, ...]:
         elif current and (frame := _FRAME.match(line)):
             files.insert(0, frame[1])
     return tuple(files)
+
+
+def find_crash_signal(lines: Sequence[str]) -> signal.Signals | None:
+    """The signal that ended a process, told by its log alone: the last that it wrote is Python's word of that crash."""
+    fatal = [(at, found[1]) for at, line in enumerate(lines) if (found := _FATAL.search(line))]
+    if not fatal or not all(_OF_CRASH.match(line) for line in lines[fatal[-1][0] + 1 :]):
+        return None  # such as a program of its own that crashed, after which it went on
+    return _FATAL_SIGNALS.get(fatal[-1][1].strip().replace("-", " "))
 
 
 def name_extension(files: Sequence[str]) -> str | None:

@@ -80,7 +80,8 @@ def plan(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        SettingsError: user or password are none. ModelNotFound: `config.model` names nothing.
+        SettingsError: user or password are none. ModelNotFound: `config.model` names nothing. DriveError: the store or
+            the folder of the model does not answer.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
@@ -99,7 +100,8 @@ def plan(
 def _needed(config: LaunchConfig, ui: WebUI, places: Places, machine: Machine, root: Path | str | None) -> Needed:
     if not config.model:
         return Needed(())
-    return find_needed(config.model, ui, places, machine, kind="checkpoint", t5=config.t5, root=root)
+    with drive_errors(places):
+        return find_needed(config.model, ui, places, machine, kind="checkpoint", t5=config.t5, root=root)
 
 
 def launch(

@@ -52,6 +52,7 @@ class ModelFile:
     what: str
     notes: tuple[str, ...] = ()
     foreign: bool = False  # a model of a family that nothing here has a table of
+    four_bit: bool = False  # weights of bitsandbytes (nf4, fp4)
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,9 @@ def _of_tensors(path: Path) -> ModelFile:
     notes = tuple(problem.what for problem in found.problems)
     family = found.family
     if found.kind == "checkpoint":
-        alone = family == "flux"
-        return ModelFile("diffusion-model" if alone else "checkpoint", _plain(family), found.what, notes)
+        kind = "diffusion-model" if family == "flux" else "checkpoint"
+        four_bit = any(".quant_state.bitsandbytes__" in name for name in found.unexpected)
+        return ModelFile(kind, _plain(family), found.what, notes, four_bit=four_bit)
     if found.kind == "unet":
         return ModelFile("diffusion-model", None, found.what, notes)
     if found.kind in ("part", "diffusers part"):

@@ -24,6 +24,7 @@ from fastsd_helpers.webui.model_files import (
     with_description,
 )
 from fastsd_helpers.webui.needed import Needed, NeededFile, find_needed
+from fastsd_helpers.webui.parts import find_part
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, require_folder, store_folder
 from fastsd_helpers.webui.workflows import write_workflow
 
@@ -241,6 +242,13 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
         logger.info("%s: %s", source.name, note)
     if kind in BASE_KINDS:
         _warn_of_shape(source, ui)
+    if found.four_bit:
+        logger.warning(
+            "%s holds 4-bit weights of bitsandbytes, which %s as it is installed here cannot draw with. Take a GGUF or "
+            "fp8 file of the same model: a key, such as flux-dev, chooses the size.",
+            source.name,
+            ui.title,
+        )
     require_folder(ui, kind)
     source = _moved(source, store_folder(places, ui, known), store_folder(places, ui, kind))
     folder, store = model_folder(places, ui, kind), store_folder(places, ui, kind)
@@ -281,12 +289,11 @@ def _moved(source: Path, arrived: Path, wanted: Path) -> Path:
 
 def _say_what_is_missing(model: PlacedModel, ui: WebUI, places: Places) -> None:
     """A transformer alone draws nothing: name the parts that the store has not."""
-    lacking = []
-    for part, kind, word in (("T5", "text-encoder", "t5"), ("CLIP", "text-encoder", "clip_l"), ("VAE", "vae", "ae.")):
-        folders = model_folder(places, ui, kind), store_folder(places, ui, kind)
-        names = [path.name.lower() for folder in folders for path in folder.rglob("*")]
-        if part in parts_of(model.family) and not any(word in name for name in names):
-            lacking.append(f"fastsd webui place {parts_of(model.family)[part][-1]} --ui {ui.key}")
+    lacking = [
+        f"fastsd webui place {keys[-1]} --ui {ui.key}"
+        for part, keys in parts_of(model.family).items()
+        if find_part(part, model.family, ui, places) is None
+    ]
     if lacking:
         logger.warning(
             "%s is the model without its text encoders and VAE, which are not there yet. Bring them: %s",

@@ -20,6 +20,7 @@ from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.conversion import converted, from_folder
 from fastsd_helpers.webui.flags import Machine
 from fastsd_helpers.webui.model_files import BASE_KINDS, ENDINGS, a_kind, look_at, require_kind
+from fastsd_helpers.webui.parts import find_part
 from fastsd_helpers.webui.places import Places, require_folder, store_folder
 
 __all__ = ["Needed", "NeededFile", "find_needed"]
@@ -217,15 +218,12 @@ def _local(path: Path, kind: str, ui: WebUI, how: str) -> NeededFile:
 
 
 def _with_parts(file: NeededFile, ui: WebUI, places: Places, t5: str) -> Needed:
-    """A file, and of a model that lacks them the text encoders and VAE which are in the store already."""
+    """A file, and of a model that lacks them the text encoders and VAE that were placed already."""
     beside = []
     if file.kind == "diffusion-model":
-        for keys in parts_of(file.family).values():
-            ordered = keys if t5 == "fp16" else keys[::-1]
-            rows = [find_model(key) for key in ordered]
-            folders = dict(ui.folders)
-            paths = [store_folder(places, ui, row.kind) / file_name(row) for row in rows if row.kind in folders]
-            beside += [path for path in paths if path.is_file()][:1]
+        large = t5 == "fp16"
+        found = (find_part(part, file.family, ui, places, largest=large) for part in parts_of(file.family))
+        beside = [path for path in found if path is not None]
     return Needed((file, *(_local(path, "auto", ui, "there already") for path in beside)))
 
 

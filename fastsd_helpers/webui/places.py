@@ -161,9 +161,10 @@ def require_folder(ui: WebUI, kind: str) -> str:
 
 
 def store_folder(places: Places, ui: WebUI, kind: str) -> Path:
-    """Where models of a kind are kept for good; on a machine new to a store, where they will be linked from."""
+    """Where models of a kind are kept for good: of this store, whichever one the web UI was started with last."""
     linked = model_folder(places, ui, kind) / "store"
-    return linked.resolve() if linked.exists() else _kept(places, kind, dict(ui.folders)[kind])
+    own = linked.is_dir() and not linked.is_symlink()  # a folder that its owner made, and no start replaces
+    return (linked if own else _kept(places, kind, dict(ui.folders)[kind])).resolve()
 
 
 def _kept(places: Places, kind: str, name: str) -> Path:

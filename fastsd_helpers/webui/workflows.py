@@ -52,6 +52,17 @@ _NODES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], tuple[str,
 }
 
 
+# px on the page: a node's title stands above its place.
+_IN_A_COLUMN, _TOP, _BETWEEN = 3, 60, 60
+
+
+def _height(kind: str) -> int:
+    """What a node takes on the page: a row for each connection and setting, and room for text and for the image."""
+    inputs, outputs, settings = _NODES[kind]
+    rows = 20 * max(len(inputs), len(outputs)) + 26 * (len(settings) + ("seed" in settings))
+    return {"CLIPTextEncode": 160, "SaveImage": 340}.get(kind, max(80, 20 + rows))
+
+
 @dataclass
 class _Graph:
     """Nodes in the order they are added: type, what is set, and where each input comes from (node, output)."""
@@ -77,7 +88,11 @@ class _Graph:
         """As the page opens it."""
         wires: list[list[Any]] = []
         nodes: list[dict[str, Any]] = []
+        below = 0
         for number, (kind, values, links) in enumerate(self.nodes, 1):
+            below = below if (number - 1) % _IN_A_COLUMN else _TOP
+            top, height = below, _height(kind)
+            below += height + _BETWEEN
             inputs, outputs, settings = _NODES[kind]
             slots = []
             for place, (name, what) in enumerate(inputs):
@@ -91,8 +106,8 @@ class _Graph:
                 {
                     "id": number,
                     "type": kind,
-                    "pos": [40 + 340 * ((number - 1) // 3), 60 + 240 * ((number - 1) % 3)],
-                    "size": [300, 120],
+                    "pos": [40 + 340 * ((number - 1) // _IN_A_COLUMN), top],
+                    "size": [300, height],
                     "flags": {},
                     "order": number - 1,
                     "mode": 0,

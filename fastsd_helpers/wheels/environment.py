@@ -18,8 +18,21 @@ from typing import Any
 from fastsd_helpers.errors import DependencyMissing, InstallError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.processes import environment_for
+from fastsd_helpers.runtime import in_notebook
 
-__all__ = ["Environment", "find_uv", "make_environment", "missing_constraints", "own_environ", "read_environment"]
+__all__ = [
+    "CONSTRAINTS",
+    "Environment",
+    "find_uv",
+    "how_to_unset",
+    "make_environment",
+    "missing_constraints",
+    "own_environ",
+    "read_environment",
+]
+
+
+CONSTRAINTS = ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT")
 
 
 @dataclass(frozen=True)
@@ -132,11 +145,16 @@ def own_environ() -> dict[str, str]:
 
 def missing_constraints() -> Iterator[tuple[str, str, str]]:
     """Settings of uv and pip that name a file which is not there: (its path, the problem, what to do)."""
-    for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE", "PIP_CONSTRAINT"):
+    for name in CONSTRAINTS:
         for path in os.environ.get(name, "").split():
             if "://" not in path and not Path(path).is_file():
                 problem = f"{name} names {path}, which is not there: nothing can be installed."
-                yield path, problem, f"Run: import os; os.environ.pop('{name}')"
+                yield path, problem, how_to_unset(name)
+
+
+def how_to_unset(name: str) -> str:
+    """What to run to do without a variable of the environment, here."""
+    return f"Run: import os; os.environ.pop('{name}')" if in_notebook() else f"Run: unset {name}"
 
 
 def find_uv() -> Path | None:

@@ -1,13 +1,14 @@
 """Say in the reader's words why uv or pip installed nothing: which package, which line, what to do."""
 
 import logging
+import os
 import re
 from pathlib import Path
 
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.runtime import install_command, redact
 from fastsd_helpers.wheels.difference import Plan
-from fastsd_helpers.wheels.environment import missing_constraints
+from fastsd_helpers.wheels.environment import CONSTRAINTS, how_to_unset, missing_constraints
 from fastsd_helpers.wheels.lockfile import LockedRow
 
 __all__ = ["explain"]
@@ -90,6 +91,8 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
         (item for item in _MEANINGS if re.search(item[0], output)),
         ("(?i)error|failed", "it could not be installed", "Run this again; if it stays so, report it."),
     )
+    if (setting := _setting_named_in(output, by_value=meaning == "it could not be installed")) is not None:
+        meaning, hint = f"{setting}, which the environment sets, cannot be used", how_to_unset(setting)
     if not meaning:
         meaning, hint = _gone(output, offline)
     line = next((item for item in lines if re.search(pattern, item)), lines[-1] if lines else "no further text")
@@ -97,6 +100,19 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
     what = f"{row.name} {row.version}" if row else f"'{plan.lock_set.name}'"
     where = f" from {wheel_folder}" if wheel_folder else ""
     return InstallError(f"{what} was not installed{where}: {meaning}. {tool} said: {line[:300]}", hint)
+
+
+def _setting_named_in(output: str, *, by_value: bool) -> str | None:
+    """The variable of uv or pip that a failure is about: named itself, or by its value where nothing else is known."""
+    for name, value in sorted(os.environ.items()):
+        if not re.match(r"(UV|PIP)_", name):
+            continue
+        if re.search(rf"error: .*\b{name}\b", output):
+            return name
+        whole = re.compile(rf"error: .*[`'\" ]{re.escape(value)}([`'\":]|\s|$)", re.M)
+        if by_value and name not in CONSTRAINTS and len(value) > 2 and whole.search(output):
+            return name
+    return None
 
 
 def _gone(output: str, offline: bool) -> tuple[str, str]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from notebook_webui import LINK, prepare_kernel
+from table_models import write_lora
+from test_own_extensions import commit_in
 from tunnel_doubles import free_port
 
 from browser.lab import PATIENCE_S, ROOT, Lab, open_browser, start_lab
+from fastsd_helpers.sessions import Session
 from fastsd_helpers.webui import status, stop
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
@@ -55,7 +58,9 @@ def test_install_start_share_log_in_and_stop(tmp_path: Path, monkeypatch: pytest
     try:
         with open_browser() as page, start_lab(folder) as address:
             lab = Lab(page, address, "a1111.ipynb", Path(shots) if shots else None)
-            install(lab, programs, store)
+            own = what_is_the_users_own(folder)
+            install(lab, programs, store, extension=own / "my-extension")
+            choose_models(lab, page_saved_as_model=own / "page.safetensors")
             link, user, password = start_and_share(lab)
             open_the_link(lab, link, user, password)
             lab.page.bring_to_front()
@@ -72,7 +77,18 @@ def test_install_start_share_log_in_and_stop(tmp_path: Path, monkeypatch: pytest
         stop("a1111", folder=programs, store=store)
 
 
-def install(lab: Lab, programs: str, store: str) -> None:
+def what_is_the_users_own(folder: Path) -> Path:
+    """A session that trained a LoRA where the notebook lies, an extension, and a web page saved as a model."""
+    own = folder / "own"
+    session = Session.create("zib", root=folder / "Fast-Dreambooth" / "Sessions")
+    session.save(base_model={"ref": "demo", "sha256": None})
+    write_lora(session.exports / "zib-lora.safetensors")
+    commit_in(own / "my-extension", script__py="x = 1")
+    (own / "page.safetensors").write_text("<!DOCTYPE html><html><title>Log in</title></html>")
+    return own
+
+
+def install(lab: Lab, programs: str, store: str, *, extension: Path) -> None:
     run(lab, "1")  # from here on the sentences are shown
     run(lab, "2a")
     unfold(lab, "2a")
@@ -80,15 +96,29 @@ def install(lab: Lab, programs: str, store: str) -> None:
     run(lab, "2b")
     run(lab, "3a")
     unfold(lab, "3a")
-    fill(lab, "3a", {"folder": programs})
+    fill(lab, "3a", {"folder": programs, "extensions": str(extension)})
     lab.shoot("3a-install", "3a")
     run(lab, "3b")
-    assert "is installed in" in lab.output("3b")
+    said = lab.output("3b")
+    assert "The extension my-extension is a program" in said
+    assert "is installed in" in said
+
+
+def choose_models(lab: Lab, *, page_saved_as_model: Path) -> None:
     run(lab, "4a")
-    fill(lab, "4a", {"model": "demo"})
+    fill(lab, "4a", {"model": "demo", "lora": str(page_saved_as_model)})
     run(lab, "4b")
-    assert "demo.safetensors (checkpoint): converted" in lab.output("4b")
+    assert "page.safetensors is a web page, not a model" in lab.output("4b")
+    assert "Writing" not in lab.output("4b"), "nothing is made before everything was looked at"
+    fill(lab, "4a", {"lora": "session zib: zib-lora.safetensors"})
+    run(lab, "4b")
+    said = lab.output("4b")
+    lab.shoot("4b-models", "4b")
+    assert "demo.safetensors (checkpoint): converted" in said
+    assert "zib-lora.safetensors (lora): linked" in said
     run(lab, "5a")
+    tasks = lab.field("5a", "tasks").locator("option").all_text_contents()
+    assert any(text.startswith("all\xa0that\xa0fit:") for text in tasks)
     run(lab, "5b")
     lab.shoot("5b-controlnets", "5b")
 
@@ -102,6 +132,7 @@ def start_and_share(lab: Lab) -> tuple[str, str, str]:
     assert "its model is loaded" in lab.output("6b")
     lab.shoot("6b-started", "6b")
     run(lab, "7a")
+    assert not lab.field("7a", "password").is_visible(), "a link asks for the web UI's own login"
     unfold(lab, "7a")
     fill(lab, "7a", {name.replace("_", " "): value for name, value in LINK.items()})
     run(lab, "7b")

@@ -8,9 +8,6 @@ from tiny_readers import noise_pictures, write_reader
 
 from browser.lab import PATIENCE_S, open_browser
 
-pytest.importorskip("gradio")
-pytest.importorskip("transformers")
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -28,6 +25,8 @@ def log_in(page, user, password):
 
 
 def test_a_visitor_logs_in_and_reads_a_line(tmp_path):
+    pytest.importorskip("gradio")
+    pytest.importorskip("transformers")
     from fastsd_helpers.trocr import Reader
     from fastsd_helpers.trocr.serve import ServeConfig, serve
 

@@ -11,6 +11,7 @@ import tempfile
 from typing import Any
 from urllib.parse import unquote
 
+import lost
 import pictures  # noqa: F401  # only wanted formats are decoded
 from frame import Refused, inside, patch, run, setting
 
@@ -108,7 +109,12 @@ def _(original: Any) -> Any:
 def _(original: Any) -> Any:
     def get_full_path(folder_name: str, filename: str) -> str | None:
         # Links in the folders of models are their owner's: a visitor cannot make any. So the name is looked at.
-        return None if _leaves(filename) else original(folder_name, filename)
+        if _leaves(filename):
+            return None
+        path = original(folder_name, filename)
+        if path is None and _in_prompt.get():
+            lost.require_there(folder_name, filename)
+        return path
 
     return get_full_path
 
@@ -138,7 +144,10 @@ def _(original: Any) -> Any:
                 said = f"{name} is not for use through a link: it writes models, trains or asks another service"
                 error = {"type": "fastsd_guard", "message": said, "details": f"Node #{key}", "extra_info": {}}
                 return (False, error, [], {})
-        return await original(prompt_id, prompt, partial_execution_list)
+        found = await original(prompt_id, prompt, partial_execution_list)
+        if not found[0]:
+            lost.with_advice(found[3], _MODELS)
+        return found
 
     return validate_prompt
 
@@ -304,7 +313,12 @@ def _(original: Any) -> Any:
             except (Refused, ValueError, TypeError, AttributeError, KeyError) as err:
                 text = str(err) if isinstance(err, Refused) else "fastsd guard: this request is not understood"
                 return web.json_response({"error": text}, status=403)
-            return await handler(request)
+            try:
+                return await handler(request)
+            except OSError as err:
+                if isinstance(err, Refused) or not lost.gone():
+                    raise
+                return web.json_response({"error": lost.STORE}, status=503)
 
         self.app.middlewares.append(look)
         return original(self)
