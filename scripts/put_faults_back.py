@@ -57,7 +57,7 @@ FAULTS = (
     Fault(
         "a checkpoint cut by a full disk is taken for whole",
         "dreambooth/resume/generation.py",
-        'raise DriveError(f"Could not write {path}: {err}.", "Make room on this machine\'s own disk.") from err',
+        'raise DriveError(f"Could not write {path}: {err}.", "Free some space on this machine\'s own disk.") from err',
         "del err",
         ("test_resume.py::test_a_file_that_the_system_does_not_let_grow_is_reported_and_never_taken_for_whole",),
     ),
@@ -81,8 +81,8 @@ FAULTS = (
     Fault(
         "a loss on training pictures is shown as one of pictures never trained on",
         "dreambooth/stages.py",
-        '"images never trained on" if dataset.held_out else',
-        '"images never trained on" if not dataset.held_out else',
+        '"held-out images" if dataset.held_out else',
+        '"held-out images" if not dataset.held_out else',
         ("test_stages.py::test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which",),
     ),
     Fault(

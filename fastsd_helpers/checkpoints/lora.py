@@ -183,7 +183,7 @@ def write_kohya(
         metadata: for the header, before what is said there of family, rank and alpha.
 
     Raises:
-        CheckpointError: a value is no finite number, or becomes infinite in `dtype`.
+        CheckpointError: a value is NaN or Inf, or becomes Inf in `dtype`.
         DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
     """
     tensors, described = _to_kohya(layers, family, dtype)

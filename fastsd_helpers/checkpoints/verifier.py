@@ -89,7 +89,7 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
 def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping[str, Recipe]) -> None:
     for name in sorted(wanted.keys() ^ stored.keys()):
         raise VerificationFailed(
-            f"{path} {'lacks' if name in wanted else 'contains an unexpected tensor:'} the tensor {name!r}.", _HINT
+            f"{path} {'lacks the' if name in wanted else 'contains an unexpected'} tensor {name!r}.", _HINT
         )
     for name, fact in stored.items():
         meant = wanted[name].fact

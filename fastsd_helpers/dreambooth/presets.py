@@ -106,7 +106,7 @@ def choose_base_model(ref: str, device: Device, *, demo_pictures: bool) -> tuple
 
 
 def choose_precision(wanted: str, device: Device) -> tuple[str, str]:
-    """Choose the number format of the forward pass behind "auto": (format, reason)."""
+    """Choose the compute dtype behind "auto": (dtype, reason)."""
     if wanted != "auto":
         if wanted == "bf16" and device.kind == "cuda" and not device.has_bf16:
             return wanted, f"precision bf16 as you chose; {device.name} only emulates it, fp16 is faster there"

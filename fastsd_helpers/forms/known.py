@@ -120,8 +120,8 @@ def _taught_in(folder: "Path") -> list[tuple[str, str]]:
         return []
     found = []
     if (path / "config.json").is_file():
-        rate = f"{100 * known.get('cer_after', 0):.1f} % wrong characters"
-        found.append((f"taught in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
+        rate = f"{100 * known.get('cer_after', 0):.1f} % CER"
+        found.append((f"fine-tuned in {folder.name}: {rate}, {known.get('train_lines', 0)} lines", str(path)))
         if (folder / "int8" / "quantization.json").is_file():
-            found.append((f"shrunk in {folder.name}: int8, for a CPU", str(folder / "int8")))
+            found.append((f"quantized in {folder.name}: int8, for a CPU", str(folder / "int8")))
     return found

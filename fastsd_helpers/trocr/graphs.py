@@ -150,7 +150,7 @@ def _name_ends(encoder: Any, decoder: Any, layers: int) -> None:
 
 
 def _in_int8(nncf: Any, encoder: Any, decoder: Any, batches: "list[torch.Tensor] | None") -> tuple[Any, Any]:
-    """Both graphs with int8 weights; with batches the encoder's sums are in int8 too, in the ranges of these."""
+    """Both graphs with int8 weights; with batches the encoder's activations too (W8A8), in the ranges of these."""
     mode = nncf.CompressWeightsMode.INT8_ASYM
     if batches is None:
         encoder = nncf.compress_weights(encoder, mode=mode)
