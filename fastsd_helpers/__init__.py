@@ -9,15 +9,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {  # module: what of it is public here
-    "captions": "resolve_prompt",
+    "captions.prompts": "resolve_prompt",
     "checkpoints": "convert verify_checkpoint write_checkpoint",
     "doctor": "examine",
     "downloads": "fetch",
-    "dreambooth.engine": "train",
-    "dreambooth.learned": "ExportConfig",
-    "dreambooth.prepare": "PrepareConfig prepare",
+    "dreambooth.running.engine": "train",
+    "dreambooth.results.learned": "ExportConfig",
+    "dreambooth.dataset.preparing": "PrepareConfig prepare",
     "dreambooth.settings": "DreamBoothConfig",
-    "dreambooth.upload": "UploadConfig",
+    "dreambooth.results.hub_upload": "UploadConfig",
     "drive": "mount_drive sessions_root",
     "errors": "FastSDError",
     "forms": (
@@ -36,7 +36,7 @@ _NAMES = {  # module: what of it is public here
     "runtime": "describe_device start_log where",
     "sessions": "Session delete_session import_session list_sessions",
     "trocr": "Reader",
-    "trocr.serve": "ServeConfig",
+    "trocr.reading.serve": "ServeConfig",
     "wheels": "install",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.advisories import old_packages
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
-from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import (
     Device,
@@ -32,8 +30,10 @@ from fastsd_helpers.runtime import (
     where,
 )
 from fastsd_helpers.wheels import find_uv, install, read_lock
+from fastsd_helpers.wheels.advisories import old_packages
 from fastsd_helpers.wheels.difference import requirements_module
 from fastsd_helpers.wheels.environment import missing_constraints
+from fastsd_helpers.wheels.known_bad import KNOWN_BAD
 
 __all__ = ["LOOKS", "Diagnosis", "Finding", "examine"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.faces import Face, find_faces
+from fastsd_helpers.images.faces import Face, find_faces
 
 if TYPE_CHECKING:
     import numpy as np

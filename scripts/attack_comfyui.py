@@ -23,8 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fastsd_helpers.tunnels.gate import open_gate  # noqa: E402
-from fastsd_helpers.tunnels.login import Login  # noqa: E402
+from fastsd_helpers.tunnels.gate.login import Login  # noqa: E402
+from fastsd_helpers.tunnels.gate.server import open_gate  # noqa: E402
 from fastsd_helpers.webui import find_ui  # noqa: E402
 
 LOGIN = Login("fastsd", "attack-comfyui-0001")

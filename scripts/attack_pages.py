@@ -29,7 +29,7 @@ def attack(running: Any, folder: Path) -> list[tuple[str, set[str]]]:
     """Let every page send everything; gives what arrived at the web UI, for the link's own page first."""
     from browser.origins import ATTACKERS, Record, open_world
 
-    from fastsd_helpers.tunnels.gate import open_gate
+    from fastsd_helpers.tunnels.gate.server import open_gate
 
     record = Record()
     login = running.login

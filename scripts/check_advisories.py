@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fastsd_helpers.advisories import Advisories, contains, is_older, read_advisories  # noqa: E402
 from fastsd_helpers.wheels import Lock, read_lock  # noqa: E402
+from fastsd_helpers.wheels.advisories import Advisories, contains, is_older, read_advisories  # noqa: E402
 from fastsd_helpers.wheels.lockfile import canonical  # noqa: E402
 
 _ID = re.compile(r"CVE-\d{4}-\d{4,}|GHSA(-[23456789cfghjmpqrvwx]{4}){3}|PYSEC-\d{4}-\d+")

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from attack_comfyui import LOGIN, Visitor
 
-from fastsd_helpers.tunnels.gate import open_gate
-from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.gate.login import Login
+from fastsd_helpers.tunnels.gate.server import open_gate
 from fastsd_helpers.webui import find_ui
 
 ASKED = (

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import nn
 
 from fastsd_helpers.demo import MODEL_FOLDER
-from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.cache import encode_prompts
-from fastsd_helpers.dreambooth.sampling import draw_grid, draw_pictures
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.cache import encode_prompts
+from fastsd_helpers.dreambooth.training.sampling import draw_grid, draw_pictures
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "demo_model.md"
 WORDS = {

@@ -147,8 +147,8 @@ def read_auto(work: Path) -> None:
         shutil.copytree(Path(fastsd_helpers.__file__).parent / "demo" / "reader_model", served)
     with HubServer({"microsoft/trocr-base-handwritten": served}) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(work / "hf")}
-        from fastsd_helpers.forms.reading import read_pictures
-        from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
+        from fastsd_helpers.forms.trocr.reading import read_pictures
+        from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
 
         session = ReadingSession(work / "my lines".replace(" ", "_"))
         read_pictures(ReadPicturesConfig(images=str(work / "lines"), device="cpu"), session)
@@ -186,8 +186,8 @@ def teach_lora(work: Path) -> None:
 def serve(work: Path) -> None:
     """The page to share a reader on answers, with its login."""
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.serve import ServeConfig
-    from fastsd_helpers.trocr.serve import serve as open_page
+    from fastsd_helpers.trocr.reading.serve import ServeConfig
+    from fastsd_helpers.trocr.reading.serve import serve as open_page
 
     page = open_page(Reader("demo-reader", device="cpu"), ServeConfig(port=0))
     try:
@@ -214,7 +214,7 @@ def gate(work: Path) -> None:
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     from fastsd_helpers.tunnels import Login
-    from fastsd_helpers.tunnels.gate import open_gate
+    from fastsd_helpers.tunnels.gate.server import open_gate
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

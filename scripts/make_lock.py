@@ -28,9 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 from check_advisories import lock_problems  # noqa: E402
 
-from fastsd_helpers.advisories import read_advisories  # noqa: E402
 from fastsd_helpers.errors import InstallError  # noqa: E402
 from fastsd_helpers.wheels import Environment, Lock, find_uv, make_plan, read_lock  # noqa: E402
+from fastsd_helpers.wheels.advisories import read_advisories  # noqa: E402
 from fastsd_helpers.wheels.lockfile import canonical, digest_of  # noqa: E402
 
 LOCK = ROOT / "wheels.lock"

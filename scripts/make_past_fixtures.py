@@ -229,6 +229,7 @@ def shrink_pictures(session: Path) -> None:
 def kill_as_a_notebook_has_it(name: str) -> None:
     """Train in the notebook's child process, which dies at once before the fifth step of the U-Net has ended."""
     from fastsd_helpers.dreambooth.child import start_training
+
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.errors import TrainingFailed
     from fastsd_helpers.sessions import Session
@@ -390,12 +391,12 @@ def download_content() -> bytes:
 
 def make_others() -> None:
     """A cut download, the state of a killed web UI, and a note on a package that was not proved."""
+    from fastsd_helpers.webui.process import start_process
     from file_server import Behaviour, FileServer
 
     from fastsd_helpers.downloads import fetch
     from fastsd_helpers.errors import DownloadError
     from fastsd_helpers.webui import find_places, find_ui
-    from fastsd_helpers.webui.process import start_process
     from fastsd_helpers.wheels.unproved import Unproved, write_unproved
 
     server = FileServer({DOWNLOAD: download_content()})

@@ -11,9 +11,9 @@ sys.path.insert(0, str(ROOT))
 
 from fastsd_helpers.errors import WebUIError  # noqa: E402
 from fastsd_helpers.registry import find_model  # noqa: E402
-from fastsd_helpers.webui.bundles import choose_bundle, file_name  # noqa: E402
 from fastsd_helpers.webui.catalog import WebUI, uis  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags  # noqa: E402
+from fastsd_helpers.webui.placing.bundles import choose_bundle, file_name  # noqa: E402
 
 MODELS = ("sd15", "sdxl", "flux-dev", "flux-schnell")
 FAMILIES = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "flux": "Flux"}

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def main() -> int:
     """Print one line a photo, and the processor time of one on average."""
-    from fastsd_helpers.faces import find_faces
-    from fastsd_helpers.picture_files import read_rgb
+    from fastsd_helpers.images.faces import find_faces
+    from fastsd_helpers.images.files import read_rgb
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path, metavar="PHOTOS_DIR")

@@ -74,8 +74,8 @@ def variants(name: str, arguments: argparse.Namespace) -> dict[str, Callable[[],
     import torch
 
     from fastsd_helpers.bench.trocr import write_random_reader
-    from fastsd_helpers.trocr.checkpoint import open_checkpoint
-    from fastsd_helpers.trocr.graphs import _modules, write_graphs
+    from fastsd_helpers.trocr.model.checkpoint import open_checkpoint
+    from fastsd_helpers.trocr.model.openvino_engine import _modules, write_graphs
 
     work, lines = arguments.work, arguments.lines
     folder = work / f"random-{arguments.geometry}"

@@ -22,10 +22,10 @@ from demo_pictures import BACKGROUNDS, COLOURS, OBJECTS, PLACES, Scene
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
-from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.cache import encode_prompts
-from fastsd_helpers.dreambooth.learned import open_learned
-from fastsd_helpers.dreambooth.sampling import draw_pictures
+from fastsd_helpers.dreambooth.results.learned import open_learned
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.cache import encode_prompts
+from fastsd_helpers.dreambooth.training.sampling import draw_pictures
 from fastsd_helpers.runtime import make_cpu_sums_repeatable
 from fastsd_helpers.sessions import Session
 
@@ -102,14 +102,14 @@ def drawn_after_training(folder: Path, seed: int, prior: dict) -> tuple[np.ndarr
         prepare(PrepareConfig(images=str(SUBJECTS_FOLDER / SUBJECT), size=128), session)
     train(DreamBoothConfig(base_model="demo", seed=seed, sample_every=0, save_every=0, **prior), session)
     with tempfile.TemporaryDirectory() as scratch:
-        studio, _, _ = open_learned(session, Path(scratch))
-    return draw_with(studio.base, studio)
+        context, _, _ = open_learned(session, Path(scratch))
+    return draw_with(context.base, context)
 
 
-def draw_with(base: BaseModel, studio) -> tuple[np.ndarray, torch.Tensor]:
-    """Pixels float32 [prompts, h, w, 3] in 0..1 and their latents, drawn by the base model or by a studio's."""
-    text_encoder = studio.load_text_encoder() if studio else base.load_text_encoder()
-    unet = studio.load_unet() if studio else base.load_unet()
+def draw_with(base: BaseModel, context) -> tuple[np.ndarray, torch.Tensor]:
+    """Pixels float32 [prompts, h, w, 3] in 0..1 and their latents, drawn by the base model or by a context's."""
+    text_encoder = context.load_text_encoder() if context else base.load_text_encoder()
+    unet = context.load_unet() if context else base.load_unet()
     vae = base.load_vae()
     text = encode_prompts(text_encoder, base.load_tokenizer(), [*PROMPTS, ""], device="cpu")
     seeds = list(range(100, 100 + len(PROMPTS)))

@@ -138,7 +138,7 @@ def turn(picture: Any, angle: float) -> Any:
 
 def score(truths: list[str], texts: list[str]) -> dict[str, float]:
     """CER and WER with the interval of the CER, and the part of lines without an error."""
-    from fastsd_helpers.trocr.scores import score_lines
+    from fastsd_helpers.trocr.teaching.metrics import score_lines
 
     scores = score_lines(truths, texts)
     return {"cer": scores.cer.rate, "low": scores.cer.low, "high": scores.cer.high, "wer": scores.wer.rate,
@@ -245,7 +245,7 @@ def measure_all(pieces: Pieces, arguments: argparse.Namespace, sets: dict[str, l
 
 def int8_rows(pieces: Pieces, arguments: argparse.Namespace, sets: dict[str, list[Path]]) -> list[str]:
     """int8 against fp32 on lines of fonts it has not seen, calibrated on lines of seen ones."""
-    from fastsd_helpers.trocr.quantize import quantize
+    from fastsd_helpers.trocr.teaching.quantization import quantize
 
     def shrink() -> list[dict[str, Any]]:
         (seen, unseen) = sets.values()

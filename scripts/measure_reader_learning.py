@@ -66,8 +66,8 @@ def learn(
     **settings: Any,
 ) -> dict[str, Any] | None:
     """One run: the errors before and after, and those measured meanwhile as [step, CER]."""
-    from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
-    from fastsd_helpers.trocr.labels import read_lines
+    from fastsd_helpers.trocr.reading.dataset import read_lines
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
 
     steps = steps or arguments.steps
 

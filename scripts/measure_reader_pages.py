@@ -97,7 +97,7 @@ def draw_page(font: Path, chance: np.random.Generator) -> tuple[Any, list[tuple[
 
 def read_drawn(arguments: argparse.Namespace, font: Path, place: int) -> dict[str, Any]:
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.pages import read_page
+    from fastsd_helpers.trocr.pages.page_reader import read_page
 
     chance = np.random.default_rng((SEED, place, 1))
     page, lines = draw_page(font, chance)
@@ -124,7 +124,7 @@ def read_drawn(arguments: argparse.Namespace, font: Path, place: int) -> dict[st
 
 def match(found: Any, lines: Any, size: tuple[int, int], before: tuple[int, int], angle: float) -> list[int | None]:
     """For each line that was found the drawn line that its middle lies in."""
-    from fastsd_helpers.trocr.pages import _turn_back
+    from fastsd_helpers.trocr.pages.page_reader import _turn_back
 
     places: list[int | None] = []
     for line in found:
@@ -140,7 +140,7 @@ def read_scan(arguments: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.pages import read_page
+    from fastsd_helpers.trocr.pages.page_reader import read_page
 
     picture = Image.open(arguments.scan).convert("RGB")
     # Detectors are made for letters of twenty pixels and more.

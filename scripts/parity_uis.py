@@ -175,7 +175,7 @@ def make_exports(scratch: Path, only: set[str]) -> list[dict[str, Any]]:
     """Convert every full-size folder and LoRA; a list of what would be written, as names, number formats and shapes."""
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
     from fastsd_helpers import checkpoints
-    from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+    from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 
     made = []
     for name, (family, build, scheduler, options, expected) in _EXPORTS.items():
@@ -258,7 +258,7 @@ def make_lora(folder: Path, family: str) -> Path:
     from tiny_families import build_parts
 
     from fastsd_helpers import checkpoints
-    from fastsd_helpers.checkpoints.lora_names import lora_modules
+    from fastsd_helpers.checkpoints.lora.modules import lora_modules
 
     with torch.device("meta"):
         parts = build_parts(family, "full")

@@ -55,8 +55,8 @@ def place_flux(scratch: Path, ui_key: str, *, packed: bool) -> tuple[list[Any], 
 
 def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
     """The tensors of a file of a family at its published widths."""
-    from fastsd_helpers.checkpoints.families import find_family
-    from fastsd_helpers.checkpoints.layout import expected_shapes
+    from fastsd_helpers.checkpoints.names.families import find_family
+    from fastsd_helpers.checkpoints.names.layout import expected_shapes
 
     found = find_family(family)
     return dict(expected_shapes(found, {name: _WIDTHS[family][name] for name in found.measured}))

@@ -42,7 +42,7 @@ def main() -> int:
 
 def place(scratch: Path, *, packed: bool) -> dict[str, Any]:
     """Place hollow files for ComfyUI; the data folder and the workflow for its API."""
-    from fastsd_helpers.webui.workflows import write_workflow
+    from fastsd_helpers.webui.placing.workflows import write_workflow
 
     placed, ui, places = place_flux(scratch, "comfyui", packed=packed)
     write_workflow(placed, ui, places)

@@ -43,7 +43,7 @@ def place(scratch: Path, *, packed: bool) -> dict[str, Any]:
     """Place hollow files for Forge Neo; what its settings file says of them, and the folder of its models."""
     from placed_flux import place_flux
 
-    from fastsd_helpers.webui.forge_settings import choose_in_settings
+    from fastsd_helpers.webui.placing.forge_settings import choose_in_settings
 
     placed, ui, places = place_flux(scratch, "forge-neo", packed=packed)
     choose_in_settings(placed, ui, places)

@@ -43,12 +43,12 @@ def main() -> int:
 
 def make_row(method: str, free: int, words: str) -> str:
     """One line: what a run of this method plans with so much free."""
-    from fastsd_helpers.dreambooth.outlook import counts_of
-    from fastsd_helpers.dreambooth.plan import Standing, plan_run
+    from fastsd_helpers.dreambooth.running.forecast import Standing, plan_run
+    from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
     from fastsd_helpers.registry import find_model
 
-    planning = importlib.import_module("fastsd_helpers.dreambooth.plan")
+    planning = importlib.import_module("fastsd_helpers.dreambooth.running.forecast")
     planning.free_bytes = lambda _folder: free * 10**9  # a Drive with so much free
     planning.keeps_trash = planning.delivers_late = lambda _folder: True
     counts = counts_of(find_model("sd15"))

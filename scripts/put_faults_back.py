@@ -42,14 +42,14 @@ class Fault:
 FAULTS = (
     Fault(
         "a value too large for fp16 becomes infinite in a large tensor, unsaid",
-        "checkpoints/number_formats.py",
+        "checkpoints/formats/dtypes.py",
         "if (narrow & 0x7FFF).max() < 0x7C00:  # neither",
         "if (narrow & 0x7FFF).max() <= 0x7C00:  # neither",
         ("test_checkpoints_files.py::test_one_value_too_large_among_ordinary_ones_is_refused_wherever_it_stands",),
     ),
     Fault(
         "the character error rate counts wrong words, and is far too good",
-        "trocr/scores.py",
+        "trocr/teaching/metrics.py",
         "found = (jiwer.process_words if words else jiwer.process_characters)(truth, read)",
         "found = (jiwer.process_characters if words else jiwer.process_words)(truth, read)",
         ("test_trocr_data.py::test_characters_and_words_are_counted_each_by_its_own_rule",),
@@ -63,7 +63,7 @@ FAULTS = (
     ),
     Fault(
         "photos do not come once each in an epoch where a batch crosses its end",
-        "dreambooth/chance.py",
+        "dreambooth/training/randomness.py",
         "divmod(position + len(picked), images)",
         "divmod(position - len(picked), images)",
         (
@@ -73,14 +73,14 @@ FAULTS = (
     ),
     Fault(
         "the held-out loss is measured on training pictures",
-        "dreambooth/stages.py",
+        "dreambooth/training/stages.py",
         "        if dataset.held_out:\n",
         "        if not dataset.held_out:\n",
         ("test_stages.py::test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which",),
     ),
     Fault(
         "a loss on training pictures is shown as one of pictures never trained on",
-        "dreambooth/stages.py",
+        "dreambooth/training/stages.py",
         '"held-out images" if dataset.held_out else',
         '"held-out images" if not dataset.held_out else',
         ("test_stages.py::test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which",),
@@ -97,7 +97,7 @@ FAULTS = (
     ),
     Fault(
         "a download through the link that breaks half way looks whole",
-        "tunnels/proxy.py",
+        "tunnels/gate/proxy.py",
         "            connection.abort()  # half an answer must not look like a whole one\n        except Conn",
         "            pass\n        except Conn",
         ("test_gate.py::test_half_an_answer_of_unknown_length_does_not_look_like_a_whole_one_either",),
@@ -131,7 +131,7 @@ FAULTS = (
     ),
     Fault(
         "every handwritten line with a loop is cut instead of read a second time",
-        "trocr/search.py",
+        "trocr/model/search.py",
         "            banned.append(tail[-unit])\n",
         "            pass\n",
         (
@@ -149,7 +149,7 @@ FAULTS = (
     ),
     Fault(
         "a launch with an SDXL file gets Stable Diffusion 1.5's memory flags",
-        "webui/launch.py",
+        "webui/running/launching.py",
         'family = family or needed.family or "sd15"',
         'family = family or "sd15"',
         ("test_webui.py::test_the_family_of_a_file_is_what_is_in_it_and_decides_its_flags",),
@@ -166,7 +166,7 @@ FAULTS = (
     ),
     Fault(
         "a training's first steps are not shown on a machine that was started a moment ago",
-        "dreambooth/live.py",
+        "dreambooth/running/live.py",
         "self._last = -math.inf",
         "self._last = 0.0",
         ("test_child.py::test_the_journal_keeps_the_mean_loss_between_its_lines",),
@@ -190,7 +190,7 @@ FAULTS = (
     ),
     Fault(
         "a run begun with an earlier version goes on with other noise",
-        "dreambooth/chance.py",
+        "dreambooth/training/randomness.py",
         'int.from_bytes(digest[:8], "little")',
         'int.from_bytes(digest[8:16], "little")',
         (
@@ -201,14 +201,14 @@ FAULTS = (
     ),
     Fault(
         "a run begun with an earlier version goes on with other noise, once torch takes seeds of 64 bits",
-        "dreambooth/chance.py",
+        "dreambooth/training/randomness.py",
         "digest[:8]",
         "digest[:7]",
         ("test_chance.py::test_draws_are_those_that_were_recorded",),
     ),
     Fault(
         "a model in 64-bit numbers is converted to nothing",
-        "checkpoints/number_formats.py",
+        "checkpoints/formats/dtypes.py",
         "        raise _too_large(wide[np.isfinite(wide)], wanted, owner)\n    return narrow\n",
         "        raise _too_large(wide[np.isfinite(wide)], wanted, owner)\n    return None\n",
         ("test_checkpoints_files.py::test_values_of_64_bits_become_torchs",),
@@ -225,7 +225,7 @@ FAULTS = (
     ),
     Fault(
         "a LoRA of another model is put in in part",
-        "dreambooth/stages.py",
+        "dreambooth/training/stages.py",
         "        if own.keys() != tensors.keys():\n",
         "        if False:\n",
         ("test_stages.py::test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part",),
@@ -246,21 +246,21 @@ FAULTS = (
     ),
     Fault(
         "a disk that fails while a model is read ends in a traceback",
-        "checkpoints/safetensors_file.py",
+        "checkpoints/formats/safetensors_file.py",
         """            raise self._unreadable(f"the tensor {name!r}", err) from err\n""",
         "            del err\n",
         ("test_checkpoints_files.py::test_a_disk_that_fails_while_a_tensor_is_read_is_named_and_nothing_is_left",),
     ),
     Fault(
         "a long table with one open quote ends in a traceback",
-        "trocr/labels.py",
+        "trocr/reading/dataset.py",
         "    except DatasetError:\n        run_on = True\n",
         "    except DatasetError:\n",
         ("test_trocr_data.py::test_tabs_without_quoting_are_read_however_much_comes_after_an_open_quote",),
     ),
     Fault(
         "the report of a set of lines calls every letter rare but the rare ones",
-        "trocr/labels.py",
+        "trocr/reading/dataset.py",
         "if count < 5",
         "if count >= 5",
         (
@@ -270,14 +270,14 @@ FAULTS = (
     ),
     Fault(
         "the report of a set of lines counts every text as repeated",
-        "trocr/labels.py",
+        "trocr/reading/dataset.py",
         "sum(count - 1 for count in texts.values())",
         "sum(count for count in texts.values())",
         ("test_trocr_data.py::test_the_report_counts_what_it_says",),
     ),
     Fault(
         "a row of dashes is taken for a loop and cut",
-        "trocr/search.py",
+        "trocr/model/search.py",
         "len(set(ids[-unit:])) <= 2",
         "len(set(ids[-unit:])) <= 1",
         ("test_trocr_search.py::test_a_tail_is_a_loop_from_its_length_on_and_not_one_token_before",),
@@ -298,7 +298,7 @@ FAULTS = (
     ),
     Fault(
         "the bounds on wrong passwords that were asked for are not those of the gate",
-        "tunnels/gate.py",
+        "tunnels/gate/server.py",
         "Entrance(login, limiter or LoginLimiter(), session_s=",
         "Entrance(login, LoginLimiter(), session_s=",
         (
@@ -308,7 +308,7 @@ FAULTS = (
     ),
     Fault(
         "--min-snr does nothing without class pictures",
-        "dreambooth/denoising.py",
+        "dreambooth/training/loss.py",
         "if not min_snr and not class_rows:",
         "if not class_rows:",
         (
@@ -318,14 +318,14 @@ FAULTS = (
     ),
     Fault(
         "offset noise is another noise for each row of the picture, not one value for all of it",
-        "dreambooth/chance.py",
+        "dreambooth/training/randomness.py",
         "torch.randn((batch_size, channels, 1, 1), generator=generator)",
         "torch.randn((batch_size, channels, 8, 1), generator=generator)",
         ("test_chance.py::test_offset_noise_is_one_value_for_each_picture_and_channel",),
     ),
     Fault(
         "offset noise is left out",
-        "dreambooth/stages.py",
+        "dreambooth/training/stages.py",
         "noise = noise + config.offset_noise * offset",
         "noise = noise + 0 * offset",
         ("test_stages.py::test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts",),

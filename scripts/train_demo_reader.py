@@ -394,7 +394,7 @@ def save(path: Path, state: dict) -> None:
 
 
 def load_tokenizer(work: Path):
-    from fastsd_helpers.trocr.checkpoint import load_tokenizer
+    from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
 
     write_processor(work / "processor")
     return load_tokenizer(work / "processor")
@@ -423,7 +423,7 @@ def measure(model, seen: list[Path], held_out: list[Path], count: int, *, brief:
     from PIL import Image
 
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.scores import score_lines
+    from fastsd_helpers.trocr.teaching.metrics import score_lines
 
     figures = {}
     with tempfile.TemporaryDirectory() as name:

@@ -78,7 +78,9 @@ def config_for(base: Path, **values: Any) -> Any:
 def draw_quickly(monkeypatch: Any) -> None:
     """One denoising step an image and no loss plot: both take time and go into no weight."""
 
-    from fastsd_helpers.dreambooth import engine, finish, prior, sampling
+    from fastsd_helpers.dreambooth.results import finishing
+    from fastsd_helpers.dreambooth.running import engine
+    from fastsd_helpers.dreambooth.training import class_images, sampling
 
     def no_plot(history: Any, held_out: Any, path: Path, *, label: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +88,11 @@ def draw_quickly(monkeypatch: Any) -> None:
         return path
 
     monkeypatch.setattr(engine, "plot_losses", no_plot)
-    monkeypatch.setattr(finish, "plot_losses", no_plot)
+    monkeypatch.setattr(finishing, "plot_losses", no_plot)
     draw = sampling.draw_pictures
-    for module in (finish, sampling):
+    for module in (finishing, sampling):
         monkeypatch.setattr(module, "draw_pictures", lambda *args, **options: draw(*args, **options | {"steps": 1}))
-    monkeypatch.setattr(prior, "_STEPS", 1)
+    monkeypatch.setattr(class_images, "_STEPS", 1)
 
 
 def learned(session: Any, role: str | None = None) -> dict[str, Any]:

@@ -25,7 +25,10 @@ __all__ = ["READING", "ForkServer", "ForkedProcess"]
 # What reading lines and teaching a reader import.
 READING = (
     *("torch", "accelerate", "jiwer", "peft", "transformers.models.trocr.modeling_trocr"),
-    *("transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder", "fastsd_helpers.trocr.trainer"),
+    *(
+        "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder",
+        "fastsd_helpers.trocr.teaching.trainer",
+    ),
 )
 
 _TESTS = Path(__file__).resolve().parent

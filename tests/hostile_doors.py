@@ -11,8 +11,8 @@ import fastsd_helpers.playground.loras as loras
 from fastsd_helpers.checkpoints import convert, inspect
 from fastsd_helpers.demo import MODEL_FOLDER
 from fastsd_helpers.webui.catalog import find_ui
-from fastsd_helpers.webui.models import place_model
 from fastsd_helpers.webui.places import find_places
+from fastsd_helpers.webui.placing.models import place_model
 
 __all__ = ["DOORS", "Door"]
 
@@ -37,7 +37,7 @@ def playground_controlnet(ref: str, _place: Path) -> object:
 
 
 def train(ref: str, _place: Path) -> object:
-    from fastsd_helpers.dreambooth.base_model import BaseModel
+    from fastsd_helpers.dreambooth.training.base_model import BaseModel
 
     base = BaseModel.fetch(ref)
     return base.load_tokenizer(), base.load_text_encoder(), base.load_unet(), base.load_sampler()
@@ -50,7 +50,7 @@ def read(ref: str, _place: Path) -> object:
 
 
 def finetune(ref: str, place: Path) -> object:
-    from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
 
     lines = MODEL_FOLDER.parent / "reader_samples" / "labels.csv"
     return finetune(FineTuneConfig(), lines, place / "run", model=ref)
@@ -58,13 +58,13 @@ def finetune(ref: str, place: Path) -> object:
 
 def serve(ref: str, _place: Path) -> object:
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.serve import build_page
+    from fastsd_helpers.trocr.reading.serve import build_page
 
     return build_page(Reader(ref))
 
 
 def captions(ref: str, _place: Path) -> object:
-    from fastsd_helpers.captions import describe_pictures
+    from fastsd_helpers.captions.prompts import describe_pictures
 
     return list(describe_pictures([next((MODEL_FOLDER.parent / "reader_samples").glob("*.png"))], model=ref))
 

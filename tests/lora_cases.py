@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from table_models import widths_of, write
 
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import part_shapes
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.sources import read_whole
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.sources import read_whole
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import part_shapes
 
 FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 NAMINGS = {

@@ -7,10 +7,10 @@ from closeness import assert_close_to
 from table_models import folder, read, widths_of, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import part_shapes
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import part_shapes
 
 # Of the largest value: W + strength * scale * up @ down in fp32, with ranks of at most 8.
 ROUNDING = 1e-6

@@ -90,10 +90,10 @@ def fake_edges(upstream: str, commit: str, guard: str) -> None:
     def find_ui(key: str) -> Any:
         return small if key == "a1111" else catalog.find_ui(key)
 
-    for module in ("webui.install", "webui.launch", "forms.webui"):
+    for module in ("webui.extensions.installation", "webui.running.launching", "forms.webui.cells"):
         __import__(f"fastsd_helpers.{module}")
         sys.modules[f"fastsd_helpers.{module}"].find_ui = find_ui
-    installing = sys.modules["fastsd_helpers.webui.install"]
+    installing = sys.modules["fastsd_helpers.webui.extensions.installation"]
     installing.make_environment = make_environment
     installing.install = lambda name, **more: type("Report", (), {"changes": ()})
     installing.check_room = lambda *_args, **_more: None

@@ -9,14 +9,14 @@ import struct
 
 import numpy as np
 
-from fastsd_helpers.checkpoints.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import expected_shapes, part_shapes
-from fastsd_helpers.checkpoints.prediction import Prediction
-from fastsd_helpers.checkpoints.recipes import copied
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import BytesSource, read_whole
+from fastsd_helpers.checkpoints.formats.prediction import Prediction
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import BytesSource, read_whole
+from fastsd_helpers.checkpoints.formats.tensor_plan import copied
+from fastsd_helpers.checkpoints.models.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import expected_shapes, part_shapes
 
 WIDTHS = {
     **{"u0": 8, "u1": 16, "u2": 32, "u3": 32, "x": 24, "adm": 16, "v0": 8, "v1": 16, "v2": 32, "v3": 32},
@@ -84,7 +84,7 @@ def folder(path, key, dtype="F32", seed=0):
 
 def read(path):
     """Every tensor of a file: name -> (dtype, shape, bytes)."""
-    from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+    from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 
     with SafetensorsFile(path) as file:
         return {name: (fact.dtype, fact.shape, bytes(read_whole(file, name))) for name, fact in file.tensors.items()}

@@ -16,11 +16,12 @@ pytest.importorskip("diffusers")
 from dreambooth_runs import config_for, learned, same, stop_at
 from PIL import Image
 
-from fastsd_helpers.dreambooth import engine, prepare, train
-from fastsd_helpers.dreambooth.advice import least_tokens, long_prompts_line
-from fastsd_helpers.dreambooth.dataset import recorded_images
-from fastsd_helpers.dreambooth.own_class import OwnClassPictures
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth import prepare, train
+from fastsd_helpers.dreambooth.dataset.advice import least_tokens, long_prompts_line
+from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.running import engine
+from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
 from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
 from fastsd_helpers.sessions import Session
 
@@ -98,7 +99,7 @@ def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
     folder.mkdir()
     Image.frombytes("RGB", (90, 60), random.Random(1).randbytes(90 * 60 * 3)).save(folder / "zib robot.png")
     prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session)
-    monkeypatch.setattr(engine.Studio, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(engine.TrainingContext, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs squares"):
         train(config_for(small_base), small_session)
     assert "run" not in small_session.record
@@ -128,7 +129,7 @@ def test_own_class_pictures_are_counted_and_trained_on_and_never_touched(
     if as_zip:
         place = Path(shutil.make_archive(str(tmp_path / "dogs"), "zip", place))
     before = content(tmp_path / "dogs")
-    from fastsd_helpers.dreambooth.prior import ClassDrawing
+    from fastsd_helpers.dreambooth.training.class_images import ClassDrawing
 
     monkeypatch.setattr(ClassDrawing, "fill", lambda *_, **__: pytest.fail("class images were drawn"))
     settings = config_for(small_base, text_encoder_steps=0, class_prompt="a dog", class_folder=str(place))

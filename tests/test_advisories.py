@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from check_advisories import list_problems, lock_problems
 
-from fastsd_helpers import advisories, doctor
-from fastsd_helpers.advisories import old_packages, parse_advisories, read_advisories
+from fastsd_helpers import doctor
 from fastsd_helpers.errors import InstallError, ModelError
-from fastsd_helpers.known_bad import KNOWN_BAD
-from fastsd_helpers.wheels import Lock, LockedRow, LockSet, read_lock
+from fastsd_helpers.wheels import Lock, LockedRow, LockSet, advisories, read_lock
+from fastsd_helpers.wheels.advisories import old_packages, parse_advisories, read_advisories
+from fastsd_helpers.wheels.known_bad import KNOWN_BAD
 from fastsd_helpers.wheels.lockfile import canonical
 
 packaging = pytest.importorskip("packaging.requirements")
@@ -284,11 +284,11 @@ def test_an_old_sentencepiece_reads_no_tokenizer_of_a_model(
     door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    from fastsd_helpers import captions
-    from fastsd_helpers.trocr.checkpoint import load_tokenizer
+    from fastsd_helpers.captions import prompts
+    from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
 
-    monkeypatch.setattr(captions, "find_folder", lambda *_: tmp_path)
-    load = {"reader": lambda: load_tokenizer(tmp_path), "captions": lambda: captions._open_captioner("x")}[door]
+    monkeypatch.setattr(prompts, "find_folder", lambda *_: tmp_path)
+    load = {"reader": lambda: load_tokenizer(tmp_path), "captions": lambda: prompts._open_captioner("x")}[door]
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"made up")
     real, here = importlib.metadata.version, {"sentencepiece": "0.2.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: here.get(name) or real(name))

@@ -22,10 +22,11 @@ from tunnel_doubles import free_port, make_program, serve, site_handler
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.processes import Child, environment_for
-from fastsd_helpers.tunnels import Login, TunnelConfig, open_gate, services
+from fastsd_helpers.tunnels import Login, TunnelConfig, open_gate
+from fastsd_helpers.tunnels.services import kinds
 from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, launch, share_port, stop
 from fastsd_helpers.webui.flags import Machine
-from fastsd_helpers.webui.process import find_at_port
+from fastsd_helpers.webui.running.process import find_at_port
 
 pytest.importorskip("aiohttp")
 requests = pytest.importorskip("requests")
@@ -49,9 +50,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def direct(port: int, config: TunnelConfig) -> Any:
         child = Child([sys.executable, "-c", "import time; time.sleep(600)"])
-        return services.Running(f"http://127.0.0.1:{port}", child)
+        return kinds.Running(f"http://127.0.0.1:{port}", child)
 
-    monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
+    monkeypatch.setitem(kinds.SERVICES, "cloudflared", direct)
     where = {"folder": str(tmp_path / "ui"), "store": str(tmp_path / "store")}
     found = find_places(A1111, **where)
     found.python.parent.mkdir(parents=True)

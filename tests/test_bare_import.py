@@ -69,7 +69,7 @@ def test_every_module_imports_with_the_standard_library_alone(version: str, tmp_
     result = json.loads(last)
     assert result["foreign"] == []
     assert result["acts"] == []
-    assert {"fastsd_helpers.errors", "fastsd_helpers.cli", "fastsd_helpers.forms.form"} <= set(result["names"])
+    assert {"fastsd_helpers.errors", "fastsd_helpers.cli", "fastsd_helpers.forms.widgets.form"} <= set(result["names"])
     assert list(empty.iterdir()) == []
 
 

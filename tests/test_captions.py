@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_helpers import captions
-from fastsd_helpers.captions import decode_caption, read_caption, resolve_prompt, words_of, write_caption
+from fastsd_helpers.captions import prompts
+from fastsd_helpers.captions.prompts import decode_caption, read_caption, resolve_prompt, words_of, write_caption
 from fastsd_helpers.errors import DatasetError, DriveError, ModelNotFound, WrongFamily
 
 
@@ -139,8 +139,8 @@ def test_pictures_are_described_by_a_real_blip_model(tmp_path: Path) -> None:
     for name, mode in (("a.png", "RGB"), ("b.png", "L")):
         paths.append(tmp_path / name)
         Image.new(mode, (40, 30), 120).save(paths[-1])
-    first = list(captions.describe_pictures(paths, model=str(model)))
-    assert first == list(captions.describe_pictures(paths, model=str(model)))
+    first = list(prompts.describe_pictures(paths, model=str(model)))
+    assert first == list(prompts.describe_pictures(paths, model=str(model)))
     assert len(first) == 2
     known = {"[UNK]", "[MASK]", "[ENC]", "a", "dog", "cat", "on", "the", "couch"}
     assert all(set(words.split()) <= known for words in first), first
@@ -150,10 +150,10 @@ def test_a_model_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.CLIPTextConfig().save_pretrained(tmp_path / "clip")
     with pytest.raises(WrongFamily, match="clip_text_model model, not a BLIP"):
-        list(captions.describe_pictures([], model=str(tmp_path / "clip")))
+        list(prompts.describe_pictures([], model=str(tmp_path / "clip")))
     with pytest.raises(ModelNotFound, match=r"No captioning model .*: there is no folder of that name") as caught:
-        list(captions.describe_pictures([], model=str(tmp_path / "nothing")))
-    assert captions.DEFAULT_CAPTIONER in caught.value.hint
+        list(prompts.describe_pictures([], model=str(tmp_path / "nothing")))
+    assert prompts.DEFAULT_CAPTIONER in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -168,19 +168,19 @@ def test_a_model_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_subjects_name_takes_the_place_of_its_kind(description: str, subject: str, caption: str) -> None:
-    assert captions.name_subject(description, subject) == caption
+    assert prompts.name_subject(description, subject) == caption
 
 
 def test_only_pictures_without_a_caption_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numpy")
     from dreambooth_runs import make_session
 
-    from fastsd_helpers.dreambooth import captioning
-    from fastsd_helpers.dreambooth.dataset import prompt_table
+    from fastsd_helpers.dreambooth.dataset import captioning
+    from fastsd_helpers.dreambooth.dataset.prepared import prompt_table
 
     session = make_session(tmp_path, photos=2, held_out=0)
     names = [row.image for row in prompt_table(session)]
-    captions.write_caption(session.captions / f"{Path(names[0]).stem}.txt", "my own words")
+    prompts.write_caption(session.captions / f"{Path(names[0]).stem}.txt", "my own words")
     model = make_captioner(tmp_path / "blip")
     written = captioning.caption_pictures(session, model=str(model))
     assert [path.stem for path in written] == [Path(names[1]).stem]

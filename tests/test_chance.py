@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.dreambooth.chance import draw_offset, draw_step, generator_for, pick_images  # noqa: E402
+from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step, generator_for, pick_images  # noqa: E402
 
 SHAPE = (4, 8, 8)
 

@@ -14,8 +14,8 @@ import tiny_models
 from tiny_models import PARTS, SMALL, build_parts, load_file, same_bits
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, ModelError, VerificationFailed
 
 torch = pytest.importorskip("torch")
@@ -514,10 +514,10 @@ def test_a_read_only_folder_is_named(tensors, place, monkeypatch):
 KILLED = """
 import sys
 from pathlib import Path
-from fastsd_helpers.checkpoints.recipes import copied
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import BytesSource
+from fastsd_helpers.checkpoints.formats.tensor_plan import copied
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import BytesSource
 source = BytesSource({f"t{n}": (TensorFact("U8", (1000,)), bytes(1000)) for n in range(8)})
 write_safetensors(Path(sys.argv[1]), {name: copied(source, name) for name in source.tensors}, metadata={})
 """

@@ -12,9 +12,9 @@ from tiny_families import FAMILIES, build_parts, make_folder, reference
 from tiny_models import load_file, same_bits
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import FAMILY_KEYS, PART_KEYS, find_family
-from fastsd_helpers.checkpoints.layout import expected_shapes, match_names, measure
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, PART_KEYS, find_family
+from fastsd_helpers.checkpoints.names.layout import expected_shapes, match_names, measure
 from fastsd_helpers.errors import CheckpointError
 
 torch = pytest.importorskip("torch")

@@ -26,17 +26,18 @@ from fakes import broken_reads
 from table_models import folder, original, read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import converter, number_formats
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.half_floats import half_floats
-from fastsd_helpers.checkpoints.number_formats import cast, cast_dtype, count_not_finite, is_small_float
-from fastsd_helpers.checkpoints.pump import pump
-from fastsd_helpers.checkpoints.recipes import copied
-from fastsd_helpers.checkpoints.recognise import recognise
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.single_file import averaged_names
-from fastsd_helpers.checkpoints.sources import BytesSource, read_whole
+from fastsd_helpers.checkpoints import converter
+from fastsd_helpers.checkpoints.formats import dtypes
+from fastsd_helpers.checkpoints.formats.dtypes import cast, cast_dtype, count_not_finite, is_small_float
+from fastsd_helpers.checkpoints.formats.half_floats import half_floats
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import BytesSource, read_whole
+from fastsd_helpers.checkpoints.formats.tensor_plan import copied
+from fastsd_helpers.checkpoints.formats.tensor_stream import stream
+from fastsd_helpers.checkpoints.models.detect import detect
+from fastsd_helpers.checkpoints.models.single_file import averaged_names
+from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.cli import main
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, FastSDError, ModelError, VerificationFailed
 
@@ -209,7 +210,7 @@ def _fp16_steps():
 @pytest.fixture(params=["OpenCV's instructions", "ours"])
 def with_and_without_opencv(request, monkeypatch):
     if request.param == "ours":
-        monkeypatch.setattr(number_formats, "half_floats", lambda: None)
+        monkeypatch.setattr(dtypes, "half_floats", lambda: None)
     else:
         pytest.importorskip("cv2")
         assert half_floats() is not None
@@ -430,7 +431,7 @@ def test_pieces_come_in_order_and_are_stored_at_their_place(large, dtype, layout
     def store(place, buffer):
         stored[place : place + len(buffer)] = buffer
 
-    for name, buffer, last in pump(((name, copied(source, name, dtype)) for name in source.tensors), store=store):
+    for name, buffer, last in stream(((name, copied(source, name, dtype)) for name in source.tensors), store=store):
         given += buffer
         ends += [name] if last else []
     assert ends == ["a", "b", "c"]
@@ -662,14 +663,14 @@ def test_a_part_of_a_folder_that_cannot_be_read_is_named(place):
 
 SLOW = """
 import sys, time
-from fastsd_helpers.checkpoints import pump, safetensors_writer
+from fastsd_helpers.checkpoints.formats import safetensors_writer, tensor_stream
 from fastsd_helpers.cli import main
-real = pump.pump
+real = tensor_stream.stream
 def slowly(*args, **kwargs):
     for item in real(*args, **kwargs):
         time.sleep(0.02)
         yield item
-safetensors_writer.pump = slowly
+safetensors_writer.stream = slowly
 sys.exit(main(["convert", *sys.argv[1:]]))
 """
 
@@ -817,9 +818,9 @@ def test_500_fuzzed_headers_crash_hang_and_allocate_nothing(place):
 def harmless(place):
     tensors = {"model.diffusion_model.a": zeros(3), "b": zeros(2, 2, dtype="F16")}
     source = write(place / "source.safetensors", tensors)
-    from fastsd_helpers.checkpoints.ckpt_writer import write_ckpt
-    from fastsd_helpers.checkpoints.recipes import copied
-    from fastsd_helpers.checkpoints.sources import open_file
+    from fastsd_helpers.checkpoints.formats.ckpt_writer import write_ckpt
+    from fastsd_helpers.checkpoints.formats.sources import open_file
+    from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 
     opened = open_file(source)
     write_ckpt(place / "whole.ckpt", {name: copied(opened, name) for name in tensors})
@@ -854,7 +855,7 @@ def test_a_pickle_with_code_is_refused_before_anything_runs(place):
     path = zipped(place / "bomb.ckpt", data_pkl=b"\x00" * 50_000_000, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="is compressed"):
         checkpoints.inspect(path)
-    assert "torch" not in vars(sys.modules["fastsd_helpers.checkpoints.pickled"])
+    assert "torch" not in vars(sys.modules["fastsd_helpers.checkpoints.formats.pickled"])
     assert not Path("ran").exists()
 
 
@@ -962,7 +963,7 @@ def test_inspect_finds_the_prediction_type_where_it_is_written(beside, metadata,
 
 @pytest.mark.parametrize(("key", "words"), [("clip-l", "12 layers"), ("clip-g", "32"), ("t5", "T5"), ("flux", "Flux")])
 def test_parts_are_recognised(key, words):
-    kind = recognise({name: fact for name, (fact, _values) in original(key).items()})
+    kind = detect({name: fact for name, (fact, _values) in original(key).items()})
     assert (kind.family, words in kind.words) == (key, True)
 
 

@@ -8,8 +8,8 @@ from fakes import broken_reads
 from table_models import folder, original, read, values, widths_of, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import expected_shapes
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import expected_shapes
 from fastsd_helpers.errors import CheckpointError
 
 

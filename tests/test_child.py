@@ -13,11 +13,11 @@ import pytest
 
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import parse
-from fastsd_helpers.dreambooth import child
-from fastsd_helpers.dreambooth.child import find_training, start_training, train_command
-from fastsd_helpers.dreambooth.live import Journal, JournalReader, Progress, live_folder
+from fastsd_helpers.dreambooth.running import child_process
+from fastsd_helpers.dreambooth.running.child_process import find_training, start_training, train_command
+from fastsd_helpers.dreambooth.running.live import Journal, JournalReader, Progress, live_folder
+from fastsd_helpers.dreambooth.running.out_of_memory import explain_shortage, settings_to_change
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.dreambooth.shortage import explain_shortage, settings_to_change
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.sessions import Session
@@ -27,8 +27,8 @@ from fastsd_helpers.sessions import Session
 PRETENDER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from fastsd_helpers.dreambooth.live import Progress
-from fastsd_helpers.dreambooth.live import Journal
+from fastsd_helpers.dreambooth.running.live import Progress
+from fastsd_helpers.dreambooth.running.live import Journal
 from fastsd_helpers.sessions import Session
 root, name, end = sys.argv[1:4]
 session = Session.open(name, root=root)
@@ -78,7 +78,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
         def command(config: Any, session: Session, **_words: Any) -> list[str]:
             return [sys.executable, "-c", PRETENDER, str(session.folder.parent), session.name, end]
 
-        monkeypatch.setattr(child, "train_command", command)
+        monkeypatch.setattr(child_process, "train_command", command)
 
     return set_end
 
@@ -263,7 +263,9 @@ def test_no_secret_reaches_the_command_or_the_kept_log(
     folder = live_folder(session)
     folder.mkdir(parents=True)
     (folder / "a.log").write_text(f"token hf_{'x' * 30} was used\n")
-    training = child.TrainingChild(folder, LocalProcess(-1, "0"), folder / "a.out", folder / "a.log", session=session)
+    training = child_process.TrainingChild(
+        folder, LocalProcess(-1, "0"), folder / "a.out", folder / "a.log", session=session
+    )
     assert training.log_lines() == ["token ••• was used"]
 
 
@@ -397,7 +399,7 @@ def test_the_real_training_stops_when_asked_and_goes_on(session: Session, capsys
     pytest.importorskip("diffusers")
     from fastsd_helpers import demo
     from fastsd_helpers.cli import main
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 
     prepare(PrepareConfig(images=str(demo.SUBJECTS_FOLDER / "robot"), size=128), session)
     config = DreamBoothConfig(base_model="demo", unet_steps=12, text_encoder_steps=0, sample_every=0, batch_size=1)

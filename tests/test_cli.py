@@ -21,8 +21,8 @@ from fastsd_helpers.cli import main, model_commands
 from fastsd_helpers.cli.answers import pairs, plain
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import build_parser
-from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, TrainingFailed
 from fastsd_helpers.files import size_in_words

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastsd_helpers.code_pages import decode_text, guess_page
-from fastsd_helpers.dreambooth.caption_tables import read_caption_table
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
-from fastsd_helpers.dreambooth.uploads import save_uploads
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
+from fastsd_helpers.dreambooth.photos.browser_uploads import save_uploads
+from fastsd_helpers.dreambooth.photos.caption_tables import read_caption_table
+from fastsd_helpers.names.code_pages import decode_text, guess_page
 from fastsd_helpers.sessions import Session
 
 TEXTS = [

@@ -218,10 +218,10 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 from types import SimpleNamespace
 from fastsd_helpers import demo
-from fastsd_helpers.dreambooth.stages import Studio
+from fastsd_helpers.dreambooth.training.stages import TrainingContext
 from pathlib import Path
-studio = Studio.__new__(Studio)
-studio.base = SimpleNamespace(folder=Path(demo.__file__).parent / "model")
-print([studio.count_of(part) > 10000 for part in ("unet", "text_encoder")])
+context = TrainingContext.__new__(TrainingContext)
+context.base = SimpleNamespace(folder=Path(demo.__file__).parent / "model")
+print([context.count_of(part) > 10000 for part in ("unet", "text_encoder")])
 """
     assert in_a_child(code, tmp_path) == "[True, True]"

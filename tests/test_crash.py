@@ -9,9 +9,9 @@ import pytest
 
 from fastsd_helpers.container import count_memory_kills, find_memory_left, find_memory_limit
 from fastsd_helpers.webui import find_places, find_ui
-from fastsd_helpers.webui.circumstances import Circumstances, find_store_trouble, look_around
-from fastsd_helpers.webui.crash import explain_crash, explain_refusal
-from fastsd_helpers.webui.last_words import is_noise
+from fastsd_helpers.webui.running.circumstances import Circumstances, find_store_trouble, look_around
+from fastsd_helpers.webui.running.crash import explain_crash, explain_refusal
+from fastsd_helpers.webui.running.last_words import is_noise
 
 # What every log of AUTOMATIC1111 on a CPU has, with an extension that could not be loaded and an error that a visitor
 # met, all of which it outlives.

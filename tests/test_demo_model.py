@@ -8,9 +8,9 @@ pytest.importorskip("transformers")
 import demo_pictures as pictures
 import numpy as np
 
-from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.cache import encode_prompts
-from fastsd_helpers.dreambooth.sampling import draw_pictures
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.cache import encode_prompts
+from fastsd_helpers.dreambooth.training.sampling import draw_pictures
 
 
 @pytest.mark.numeric

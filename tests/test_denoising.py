@@ -7,14 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from fastsd_helpers.dreambooth.cache import Latents  # noqa: E402
-from fastsd_helpers.dreambooth.chance import draw_step  # noqa: E402
-from fastsd_helpers.dreambooth.denoising import (  # noqa: E402
+from fastsd_helpers.dreambooth.training.cache import Latents  # noqa: E402
+from fastsd_helpers.dreambooth.training.loss import (  # noqa: E402
     held_out_loss,
     make_held_out,
     min_snr_weights,
     training_loss,
 )
+from fastsd_helpers.dreambooth.training.randomness import draw_step  # noqa: E402
 
 # From nearly clean to nearly all noise: where the weights are far from 1, and where they are 1.
 TIMESTEPS = torch.tensor([3, 60, 240, 500, 760, 990])

@@ -13,7 +13,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import SessionError, SettingsError
 from fastsd_helpers.forms import ReadingSessionConfig, RunConfig, SessionConfig, desk, open_reading, open_session
 from fastsd_helpers.forms.desk import MAKERS
-from fastsd_helpers.forms.form import show_form
+from fastsd_helpers.forms.widgets.form import show_form
 from fastsd_helpers.options import check, option
 from fastsd_helpers.sessions import Session
 

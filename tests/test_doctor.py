@@ -11,8 +11,8 @@ from fastsd_helpers import doctor
 from fastsd_helpers.cli.answers import plain
 from fastsd_helpers.doctor import LOOKS, Finding, examine
 from fastsd_helpers.errors import DriveError
-from fastsd_helpers.known_bad import KNOWN_BAD
 from fastsd_helpers.runtime import Device
+from fastsd_helpers.wheels.known_bad import KNOWN_BAD
 
 CPU = Device("cpu", "Test CPU", 8 * 2**30, False, reason="no GPU is attached")
 T4 = Device("cuda", "Tesla T4", 15 * 2**30, False, (7, 5), "CUDA GPU 0 of 1")

@@ -213,7 +213,9 @@ def test_every_field_changes_the_run(name, bases, tmp_path, monkeypatch, no_fsyn
         if name == "steps":  # the model's own are too many for a test
             spec = find_model("demo")
             monkeypatch.setitem(spec.defaults, "unet_steps", 30)
-            monkeypatch.setattr("fastsd_helpers.dreambooth.base_model.spec_of", lambda ref, folder, spec=spec: spec)
+            monkeypatch.setattr(
+                "fastsd_helpers.dreambooth.training.base_model.spec_of", lambda ref, folder, spec=spec: spec
+            )
         seen.append(observe(config_for(base, **values), tmp_path / str(number), monkeypatch))
     assert seen[0] != seen[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastsd_helpers import drive
-from fastsd_helpers.dreambooth import finish
-from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, room, shelf, store
+from fastsd_helpers.dreambooth.results import finishing
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, mount, room, store
 from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation
 from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.drive import has_arrived, keeps_trash, remove_emptied
@@ -238,7 +238,7 @@ def test_a_deletion_that_was_cut_is_finished_and_emptied_the_next_time(account, 
 
         said: list[str] = []
         opened._report = said.append
-        monkeypatch.setattr(shelf, "remove_emptied", die)
+        monkeypatch.setattr(mount, "remove_emptied", die)
         (second,) = save(opened, snapshot(2))
         assert any("Old checkpoints could not be removed" in sentence for sentence in said)
         folder = opened.folder
@@ -268,7 +268,7 @@ def test_a_file_that_somebody_linked_to_in_place_of_a_needed_one_stays(account, 
 
 def test_a_checkpoint_goes_only_once_the_mount_says_that_a_newer_one_arrived(account, tmp_path, monkeypatch):
     arrived = [False]
-    monkeypatch.setattr(shelf, "has_arrived", lambda _path: arrived[0])
+    monkeypatch.setattr(mount, "has_arrived", lambda _path: arrived[0])
     with open_store(tmp_path) as opened:
         names = save(opened, snapshot(1), snapshot(2), snapshot(3))
         assert sorted(list_generations(opened.folder)) == names
@@ -428,11 +428,11 @@ def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, t
     account.quota = 300_000
     with open_store(tmp_path) as opened:
         save(opened, snapshot(2))
-        finish.require_room(opened, 150_000)
+        finishing.require_room(opened, 150_000)
         with pytest.raises(
             DiskFull, match=r"are certainly free on Drive, the finished file takes 250\.0 kB\."
         ) as caught:
-            finish.require_room(opened, 250_000)
+            finishing.require_room(opened, 250_000)
     assert "Empty Drive's trash" in caught.value.hint
     assert "train again with the same session: the steps are done, so only the file is written" in caught.value.hint
 
@@ -440,10 +440,10 @@ def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, t
 def test_elsewhere_the_disk_itself_says_whether_there_is_room(account, tmp_path, monkeypatch):
     account.quota = 300_000
     with open_store(tmp_path) as opened, pytest.raises(DiskFull):
-        finish.require_room(opened, 10**15)
+        finishing.require_room(opened, 10**15)
     monkeypatch.setattr(drive, "mount_kind", lambda _folder: "ext4")
     with open_store(tmp_path) as opened:
-        finish.require_room(opened, 10**15)
+        finishing.require_room(opened, 10**15)
 
 
 def test_no_verdict_comes_before_three_saves_and_the_time_a_report_may_take(monkeypatch):

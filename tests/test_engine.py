@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 import demo_pictures as pictures  # noqa: E402
 
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, export, plan, prepare, sample, train  # noqa: E402
-from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig  # noqa: E402
+from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig  # noqa: E402
 from fastsd_helpers.errors import (  # noqa: E402
     Interrupted,
     ModelError,
@@ -209,9 +209,9 @@ def test_a_base_model_that_was_moved_is_the_same_model_and_another_one_is_not(sm
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(small_base, session, monkeypatch) -> None:
-    from fastsd_helpers.dreambooth import stages
+    from fastsd_helpers.dreambooth.training import stages
 
-    monkeypatch.setattr(stages.Job, "take_step", lambda self, step, lr: float("nan"))
+    monkeypatch.setattr(stages.StageTrainer, "take_step", lambda self, step, lr: float("nan"))
     with pytest.raises(TrainingFailed, match="became NaN or Inf at text_encoder step 1") as caught:
         train(config_for(small_base), session)
     assert "--text-encoder-lr" in caught.value.hint

@@ -11,10 +11,10 @@ pytest.importorskip("diffusers")
 from dreambooth_runs import config_for  # noqa: E402
 
 from fastsd_helpers.dreambooth import export, train  # noqa: E402
-from fastsd_helpers.dreambooth.learned import ExportConfig  # noqa: E402
+from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, SettingsError  # noqa: E402
 from fastsd_helpers.files import sha256_of  # noqa: E402
-from fastsd_helpers.forms.form import show_form  # noqa: E402
+from fastsd_helpers.forms.widgets.form import show_form  # noqa: E402
 
 
 @pytest.mark.numeric

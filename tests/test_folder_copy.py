@@ -11,9 +11,9 @@ import numpy as np
 from table_models import read, values, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import folder_copy
-from fastsd_helpers.checkpoints.packed import refuse_packed
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.packed import refuse_packed
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.models import folder_copy
 from fastsd_helpers.errors import CheckpointError, FastSDError, VerificationFailed
 
 UNET = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "cross_attention_dim": 16}

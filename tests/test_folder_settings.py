@@ -7,12 +7,17 @@ import pytest
 from table_models import folder, original, read, values, widths_of, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.configs import VAE_FACTORS, component_config, model_index, scheduler_config
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.folder_settings import SETTINGS, settings_in_words, settings_of_file, settings_of_folder
-from fastsd_helpers.checkpoints.prediction import MARKS, Prediction, prediction_of_file, prediction_of_folder
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.sources import BytesSource
+from fastsd_helpers.checkpoints.formats.prediction import MARKS, Prediction, prediction_of_file, prediction_of_folder
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.sources import BytesSource
+from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS, component_config, model_index, scheduler_config
+from fastsd_helpers.checkpoints.models.folder_settings import (
+    SETTINGS,
+    settings_in_words,
+    settings_of_file,
+    settings_of_folder,
+)
+from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError
 
 MEAN, STD = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)

@@ -15,20 +15,12 @@ from typing import Any, Literal
 import pytest
 
 from fastsd_helpers.doctor import Diagnosis, Finding
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import DependencyMissing, InstallError, SessionError, SettingsError
-from fastsd_helpers.forms import (
-    Form,
-    SessionConfig,
-    desk,
-    model_choice,
-    notebook,
-    open_session,
-    prepare_pictures,
-    readiness,
-    show_form,
-)
+from fastsd_helpers.forms import Form, SessionConfig, desk, open_session, prepare_pictures, readiness, show_form
+from fastsd_helpers.forms.dreambooth import notebook
+from fastsd_helpers.forms.widgets import model_choice
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
 from fastsd_helpers.runtime import Device
@@ -324,12 +316,12 @@ def test_a_form_displays_itself_and_a_page_without_widgets_says_what_to_do(monke
 
 
 def test_every_view_says_the_same_to_a_page_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.forms import view
+    from fastsd_helpers.forms.widgets import view
 
     shown: list[Any] = []
     monkeypatch.setattr(view, "show_widget", shown.append)
-    folder = Path(view.__file__).parent
-    for path in folder.glob("*.py"):
+    folder = Path(view.__file__).parents[1]
+    for path in folder.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert path.name == "view.py" or "display" not in calls, f"{path.name} shows something past `show_widget`"
@@ -545,8 +537,8 @@ def test_in_colab_the_session_is_on_drive_unless_that_is_switched_off(
     )
     assert open_session(SessionConfig(session_name="rex")).folder == on_drive / "rex"
     assert open_session(SessionConfig(session_name="cat", google_drive=False)).folder.is_relative_to(Path.cwd())
-    open_session(SessionConfig(session_name="team", shared_drive="Studio"))
-    assert asked == [None, "Studio"]
+    open_session(SessionConfig(session_name="team", shared_drive="TrainingContext"))
+    assert asked == [None, "TrainingContext"]
 
 
 def test_photos_that_were_given_are_prepared_and_are_not_the_demo(tmp_path: Path) -> None:

@@ -19,14 +19,14 @@ from test_forms import text_of
 from test_importing import old_session
 
 from fastsd_helpers import forms
-from fastsd_helpers.dreambooth.dataset import load_dataset
-from fastsd_helpers.dreambooth.engine import TrainResult
-from fastsd_helpers.dreambooth.learned import ExportConfig
-from fastsd_helpers.dreambooth.live import Live
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.dataset.prepared import load_dataset
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.photos.browser_uploads import list_uploads, save_uploads
+from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig
+from fastsd_helpers.dreambooth.results.learned import ExportConfig
+from fastsd_helpers.dreambooth.running.engine import TrainResult
+from fastsd_helpers.dreambooth.running.live import Live
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.dreambooth.upload import UploadConfig
-from fastsd_helpers.dreambooth.uploads import list_uploads, save_uploads
 from fastsd_helpers.errors import (
     DriveReadOnly,
     FastSDError,
@@ -36,23 +36,13 @@ from fastsd_helpers.errors import (
     TrainingFailed,
     VerificationFailed,
 )
-from fastsd_helpers.forms import (
-    RunConfig,
-    SessionConfig,
-    caption_editor,
-    desk,
-    open_session,
-    playing,
-    prepare_pictures,
-    sharing,
-    show_form,
-    training,
-    work_view,
-)
-from fastsd_helpers.forms.live_view import LiveView
-from fastsd_helpers.forms.loss_curve import draw_loss_curve
-from fastsd_helpers.forms.uploading import uploaded_files
-from fastsd_helpers.forms.view import in_words
+from fastsd_helpers.forms import RunConfig, SessionConfig, desk, open_session, playground, prepare_pictures, show_form
+from fastsd_helpers.forms.dreambooth import caption_editor, exporting, training
+from fastsd_helpers.forms.dreambooth.live_view import LiveView
+from fastsd_helpers.forms.dreambooth.uploading import uploaded_files
+from fastsd_helpers.forms.widgets import work_view
+from fastsd_helpers.forms.widgets.loss_curve import draw_loss_curve
+from fastsd_helpers.forms.widgets.view import in_words
 from fastsd_helpers.playground import PlaygroundConfig
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.sessions import Session, list_sessions
@@ -228,7 +218,7 @@ def test_prepared_pictures_stay_when_the_named_photos_are_gone(prepared: Session
 
 
 def test_pictures_stay_while_their_training_runs(prepared: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsd_helpers.forms.notebook.find_training", lambda session: object())
+    monkeypatch.setattr("fastsd_helpers.forms.dreambooth.notebook.find_training", lambda session: object())
     before = prepared.record["dataset"]["id"]
     with prepared.lock():  # `prepare` itself would be refused
         assert prepare_pictures(PrepareConfig(images=str(prepared.folder / "uploads")), prepared).train == 3
@@ -724,9 +714,9 @@ def test_a_form_gives_what_was_typed_and_what_the_session_kept_and_no_default(se
 def test_what_training_wrote_is_not_written_twice(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        sharing, "export", lambda config, session: asked.append(config) or types.SimpleNamespace(path=1, sha256=2)
+        exporting, "export", lambda config, session: asked.append(config) or types.SimpleNamespace(path=1, sha256=2)
     )
-    monkeypatch.setattr(sharing, "finished_result", lambda session, run: {"path": "rex.safetensors"})
+    monkeypatch.setattr(exporting, "finished_result", lambda session, run: {"path": "rex.safetensors"})
     assert forms.export_model(ExportConfig(), session) is None
     assert asked == []
     forms.export_model(ExportConfig(dtype="fp32"), session)
@@ -740,7 +730,7 @@ class Pages:
         self.asked: list[tuple[str, PlaygroundConfig]] = []
         self.closed = 0
         self.error: FastSDError | None = None
-        monkeypatch.setattr(playing, "open_playground", self._open)
+        monkeypatch.setattr(playground, "open_playground", self._open)
 
     def _open(self, ref: str, config: PlaygroundConfig) -> Any:
         if self.error is not None:
@@ -770,8 +760,8 @@ def test_the_playground_opens_and_closes_by_its_buttons(session: Session, monkey
 
 def test_in_colab_the_playground_is_for_its_user_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = Pages(monkeypatch)
-    monkeypatch.setattr(playing, "where", lambda: "colab")
-    monkeypatch.setattr(playing, "in_notebook", lambda: True)
+    monkeypatch.setattr(playground, "where", lambda: "colab")
+    monkeypatch.setattr(playground, "in_notebook", lambda: True)
     forms.show_playground(PlaygroundConfig(), session).open()
     forms.show_playground(PlaygroundConfig(share="gradio"), session).open()
     assert [config.share for _ref, config in pages.asked] == ["colab", "gradio"]

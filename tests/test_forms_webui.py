@@ -9,13 +9,15 @@ import pytest
 
 from fastsd_helpers import forms
 from fastsd_helpers.errors import InstallError, Interrupted, ModelNotFound, SettingsError, WebUICrashed, WebUIError
-from fastsd_helpers.forms import NotebookUI, StoreConfig, desk, webui_views
-from fastsd_helpers.forms import webui as cells
-from fastsd_helpers.forms.webui_forms import settled
+from fastsd_helpers.forms import NotebookUI, StoreConfig, desk
+from fastsd_helpers.forms.webui import cells as cells
+from fastsd_helpers.forms.webui import views
+from fastsd_helpers.forms.webui.forms import settled
 from fastsd_helpers.processes import LocalProcess, boot_id
 from fastsd_helpers.tunnels import Login, TunnelConfig
-from fastsd_helpers.webui import ControlNetConfig, InstallConfig, LaunchConfig, ModelsConfig, find_ui, shelf
-from fastsd_helpers.webui.background import BackgroundLink
+from fastsd_helpers.webui import ControlNetConfig, InstallConfig, LaunchConfig, ModelsConfig, find_ui
+from fastsd_helpers.webui.running import disk_usage
+from fastsd_helpers.webui.running.background import BackgroundLink
 
 ipywidgets = pytest.importorskip("ipywidgets")
 
@@ -214,7 +216,7 @@ def test_controlnets_are_for_the_model_that_was_chosen(
 ) -> None:
     caplog.set_level("INFO", logger="fastsd_helpers")
     asked = []
-    module = sys.modules["fastsd_helpers.webui.controls"]
+    module = sys.modules["fastsd_helpers.webui.placing.controls"]
     monkeypatch.setattr(
         module,
         "place_controlnet",
@@ -235,7 +237,7 @@ def test_models_in_the_store_are_kept_and_an_empty_one_gets_a_model(
 ) -> None:
     caplog.set_level("INFO", logger="fastsd_helpers")
     asked = []
-    module = sys.modules["fastsd_helpers.webui.models"]
+    module = sys.modules["fastsd_helpers.webui.placing.models"]
     made = module.PlacedModel(webui.store / "m.safetensors", "checkpoint", "sd15", "downloaded")
     monkeypatch.setattr(module, "find_needed", lambda ref, *_rest, **more: asked.append((ref, more["kind"])) or ref)
     monkeypatch.setattr(module, "place_needed", lambda ref, *_rest: [made])
@@ -318,9 +320,9 @@ def test_the_block_is_shown_whole_and_follows_a_new_address(
         cells, "share_in_background", lambda running, config: asked.append(config) or make_link(login=running.login)
     )
     held: list[Any] = [make_link()]
-    monkeypatch.setattr(webui_views, "find_link", lambda running: held[0])
-    monkeypatch.setattr(webui_views, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(webui_views.LinkView.follow, "__kwdefaults__", {"every_s": 0.01})
+    monkeypatch.setattr(views, "find_link", lambda running: held[0])
+    monkeypatch.setattr(views, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(views.LinkView.follow, "__kwdefaults__", {"every_s": 0.01})
     webui.running = FakeUI(webui)
     view = cells.share_ui(TunnelConfig(kind="localtunnel"), webui)
     for words in ("https://calm-fox.example", "fastsd", "ui-password-77", "until it is stopped", "A &lt;note&gt;."):
@@ -407,15 +409,15 @@ def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: 
 
 
 def test_a_program_that_runs_is_not_deleted(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "read_state", lambda places: type("State", (), {"title": "AUTOMATIC1111"}))
-    monkeypatch.setattr(shelf, "is_running", lambda state: True)
+    monkeypatch.setattr(disk_usage, "read_state", lambda places: type("State", (), {"title": "AUTOMATIC1111"}))
+    monkeypatch.setattr(disk_usage, "is_running", lambda state: True)
     with pytest.raises(WebUIError, match="is running, so it was not deleted"):
-        shelf.delete_kept(shelf.Kept("program", "x", webui.places.root, 1), webui.places)
+        disk_usage.delete_kept(disk_usage.Kept("program", "x", webui.places.root, 1), webui.places)
 
 
 def test_colabs_own_link_shows_the_web_uis_own_login(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
     # No gate is in front of that link, so the page asks for what the web UI itself wants.
-    module = sys.modules["fastsd_helpers.webui.launch"]
+    module = sys.modules["fastsd_helpers.webui.running.launching"]
     link = type("Link", (), {"kind": "colab", "login": None})()
     monkeypatch.setattr(module, "open_tunnel", lambda port, **more: link)
     running = FakeUI(webui)
@@ -452,7 +454,7 @@ def test_a_long_installation_says_that_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="fastsd_helpers")
-    installing = sys.modules["fastsd_helpers.webui.install"]
+    installing = sys.modules["fastsd_helpers.webui.extensions.installation"]
     monkeypatch.setattr(installing, "_SAY_EVERY_S", 0.01)
     with installing._said_to_go_on("packages", time.monotonic()):
         wait_for(lambda: "packages: goes on, 0 s so far" in caplog.text)

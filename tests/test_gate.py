@@ -24,10 +24,10 @@ from tunnel_doubles import free_port, serve, site_handler  # noqa: E402
 
 from fastsd_helpers.errors import SettingsError  # noqa: E402
 from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
-from fastsd_helpers.tunnels.gate import ALIVE_PATH  # noqa: E402
-from fastsd_helpers.tunnels.gate_page import own_path  # noqa: E402
-from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
-from fastsd_helpers.tunnels.passing import ClosedPath  # noqa: E402
+from fastsd_helpers.tunnels.gate.login import LoginLimiter  # noqa: E402
+from fastsd_helpers.tunnels.gate.pages import own_path  # noqa: E402
+from fastsd_helpers.tunnels.gate.passing import ClosedPath  # noqa: E402
+from fastsd_helpers.tunnels.gate.server import ALIVE_PATH  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
 BASIC = {"Authorization": "Basic " + base64.b64encode(b"fastsd:right-password-1").decode()}
@@ -696,7 +696,7 @@ def test_the_cookie_is_kept_as_long_as_the_session_and_each_visitor_has_one(site
 
 
 def test_of_a_thousand_sessions_the_oldest_makes_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.tunnels import cookie as module
+    from fastsd_helpers.tunnels.gate import cookie as module
 
     monkeypatch.setattr(module, "_MOST_SESSIONS", 3)
     with open_gate(site, LOGIN) as gate:
@@ -705,7 +705,7 @@ def test_of_a_thousand_sessions_the_oldest_makes_room(site: int, monkeypatch: py
 
 
 def test_sessions_that_are_over_take_no_room(site: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.tunnels import cookie as module
+    from fastsd_helpers.tunnels.gate import cookie as module
 
     clock = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda now=time.monotonic: now() + clock[0])

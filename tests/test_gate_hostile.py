@@ -20,11 +20,11 @@ aiohttp = pytest.importorskip("aiohttp")
 from tunnel_doubles import serve, site_handler  # noqa: E402
 
 from fastsd_helpers.tunnels import Gate, Login, make_login, open_gate  # noqa: E402
-from fastsd_helpers.tunnels import connection as connections  # noqa: E402
-from fastsd_helpers.tunnels import entrance as entrances  # noqa: E402
-from fastsd_helpers.tunnels import login_form as forms  # noqa: E402
-from fastsd_helpers.tunnels.login import LoginLimiter  # noqa: E402
-from fastsd_helpers.tunnels.wire import Malformed, RequestReader  # noqa: E402
+from fastsd_helpers.tunnels.gate import connection as connections  # noqa: E402
+from fastsd_helpers.tunnels.gate import entrance as entrances  # noqa: E402
+from fastsd_helpers.tunnels.gate import login_form as forms  # noqa: E402
+from fastsd_helpers.tunnels.gate.login import LoginLimiter  # noqa: E402
+from fastsd_helpers.tunnels.gate.wire import Malformed, RequestReader  # noqa: E402
 
 LOGIN = Login("fastsd", "right-password-1")
 BASIC = "Authorization: Basic " + base64.b64encode(b"fastsd:right-password-1").decode()

@@ -12,8 +12,8 @@ pytest.importorskip("numpy")
 from table_models import folder, original, read, values, write
 
 from fastsd_helpers import checkpoints
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 from fastsd_helpers.checkpoints.given import identify
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
 from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError
 from fastsd_helpers.model_lookup import BASE_MODEL, find_folder
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fastsd_helpers.dreambooth.hold_out import choose_held_out, subject_of
+from fastsd_helpers.dreambooth.dataset.hold_out import choose_held_out, subject_of
 
 
 def test_every_tenth_is_held_out_as_long_as_its_subject_has_others() -> None:

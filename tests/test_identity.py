@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.dreambooth.live import live_folder, scratch_folder
+from fastsd_helpers.dreambooth.running.live import live_folder, scratch_folder
 from fastsd_helpers.sessions import Session, SessionLock, local_holder
 from fastsd_helpers.sessions.record import read_record
 

@@ -90,8 +90,8 @@ def test_its_captions_become_whole_prompts(tmp_path: Path) -> None:
 
 
 def test_prepare_and_the_prompts_need_nothing_more(tmp_path: Path) -> None:
-    from fastsd_helpers.dreambooth.dataset import prompt_table
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.prepared import prompt_table
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 
     origin = old_session(tmp_path / "old" / "my_dog")
     session = import_session("rex", source=origin, root=tmp_path / "sessions").session
@@ -128,8 +128,8 @@ def test_a_damaged_session_of_ours_is_not_taken_for_an_old_one(tmp_path: Path) -
 
 
 def test_captions_that_lie_beside_the_pictures_count_too(tmp_path: Path) -> None:
-    from fastsd_helpers.dreambooth.dataset import prompt_table
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.prepared import prompt_table
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 
     folder = old_session(tmp_path / "sessions" / "my_dog", captions=False)
     (folder / "instance_images" / "zib-dog-(3).txt").write_text("at night")
@@ -375,7 +375,7 @@ def test_the_command_imports_and_says_where(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_command_shows_and_changes_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from fastsd_helpers.cli import main
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 
     origin = old_session(tmp_path / "old" / "my_dog")
     root = tmp_path / "sessions"

@@ -601,8 +601,8 @@ def test_the_description_of_a_checkpoint_names_networks_of_stable_diffusion_alon
 
 @pytest.mark.parametrize("family", ["sd15", "sd15-inpaint", "sd21"])
 def test_the_descriptions_that_are_written_here_pass(tmp_path: Path, family: str) -> None:
-    from fastsd_helpers.checkpoints.families import find_family
-    from fastsd_helpers.checkpoints.prediction import Prediction, sidecar
+    from fastsd_helpers.checkpoints.formats.prediction import Prediction, sidecar
+    from fastsd_helpers.checkpoints.names.families import find_family
 
     text = sidecar(find_family(family), Prediction("v_prediction", "said"), collections.defaultdict(lambda: 320))
     (tmp_path / "model.yaml").write_text(text)
@@ -715,8 +715,8 @@ DOORS = {"require_inert", "find_folder", "fetch_model"}
 BROUGHT = {
     "bench/dreambooth.py": {"require_inert"},
     "dreambooth/resume/generation.py": "safetensors that this package wrote",
-    "dreambooth/stages.py": "a description of the base model, which BaseModel.fetch brought",
-    "trocr/trainer.py": "load_weights of a checkpoint of this run",
+    "dreambooth/training/stages.py": "a description of the base model, which BaseModel.fetch brought",
+    "trocr/teaching/trainer.py": "load_weights of a checkpoint of this run",
 }
 
 
@@ -745,7 +745,13 @@ def test_every_module_that_loads_a_model_goes_through_the_look() -> None:
         if name not in BROUGHT and not DOORS & {called for _owner, called, _node in made}:
             without.append(name)
     assert without == []
-    known = {"captions.py", "playground/loading.py", "playground/steering.py", "trocr/checkpoint.py", "faces.py"}
+    known = {
+        "captions/prompts.py",
+        "playground/loading.py",
+        "playground/steering.py",
+        "trocr/model/checkpoint.py",
+        "images/faces.py",
+    }
     assert known <= loading, "the search itself finds what loads"
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from fakes import WriteBackMount
 
-from fastsd_helpers.dreambooth import dataset as dataset_module
-from fastsd_helpers.dreambooth import originals
-from fastsd_helpers.dreambooth.captioning import set_caption
-from fastsd_helpers.dreambooth.dataset import load_dataset
-from fastsd_helpers.dreambooth.photos import open_photos
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.dataset import originals
+from fastsd_helpers.dreambooth.dataset import prepared as dataset_module
+from fastsd_helpers.dreambooth.dataset.captioning import set_caption
+from fastsd_helpers.dreambooth.dataset.prepared import load_dataset
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.photos.finding import open_photos
 from fastsd_helpers.errors import DatasetError, DiskFull
 from fastsd_helpers.sessions import Session, delete_session, import_session
 
@@ -462,7 +462,7 @@ def test_a_link_to_a_drive_is_called_one(session: Session) -> None:
 def test_a_link_to_a_folder_on_drive_is_that_folder_where_drive_is(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastsd_helpers.dreambooth import photo_places
+    from fastsd_helpers.dreambooth.dataset import photo_places
 
     lay(tmp_path / "shared")
     monkeypatch.setattr(photo_places, "shared_folder", lambda link: tmp_path / "shared")
@@ -532,7 +532,7 @@ def test_a_session_prepared_by_the_version_before_has_the_prompts_it_had(session
 def test_cells_that_are_run_again_keep_what_a_run_began_with_and_the_next_prepare_takes_the_new_rules(
     session: Session, tmp_path: Path
 ) -> None:
-    from fastsd_helpers.forms.notebook import prepare_pictures
+    from fastsd_helpers.forms.dreambooth.notebook import prepare_pictures
 
     lay(tmp_path / "photos", 4, "rex{}.jpg")
     config = PrepareConfig(images=str(tmp_path / "photos"), size=64)

@@ -7,9 +7,9 @@ import pytest
 from table_models import original, values, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import FAMILY_KEYS, PART_KEYS
-from fastsd_helpers.checkpoints.recognise import recognise
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.models.detect import detect
+from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, PART_KEYS
 from fastsd_helpers.errors import CheckpointError, FastSDError
 
 UNET = "model.diffusion_model."
@@ -140,7 +140,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("words", "names"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_file_of_another_kind_is_called_by_its_name_with_what_reads_it(words, names):
-    kind = recognise(facts(*names))
+    kind = detect(facts(*names))
     assert words in kind.words
     assert kind.hint.endswith(".")
     assert kind.family is None
@@ -149,7 +149,7 @@ def test_a_file_of_another_kind_is_called_by_its_name_with_what_reads_it(words, 
 def test_every_row_of_the_table_has_an_example():
     text = importlib.resources.files("fastsd_helpers").joinpath("foreign_models.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
-    said = {recognise(facts(*names)).words for _words, names in EXAMPLES}
+    said = {detect(facts(*names)).words for _words, names in EXAMPLES}
     assert {words for _what, words, _hint, _signs in table["models"]["rows"]} <= said
     assert table["hints"].keys() >= {hint for _what, _words, hint, _signs in table["models"]["rows"]}
 
@@ -188,10 +188,10 @@ def test_pickles_of_embeddings_upscalers_and_trainers_are_told_too(place):
 
 @pytest.mark.parametrize("key", [*FAMILY_KEYS, *PART_KEYS])
 def test_models_that_are_converted_are_never_taken_for_another_kind(key):
-    kind = recognise(facts_of(key))
+    kind = detect(facts_of(key))
     assert (kind.family, kind.hint) == (key, "")
     # A stray tensor of an adapter makes no LoRA of a whole model.
-    assert recognise({**facts_of(key), **facts("lora_unet_x.alpha")}).family == key
+    assert detect({**facts_of(key), **facts("lora_unet_x.alpha")}).family == key
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_models_that_are_converted_are_never_taken_for_another_kind(key):
 )
 def test_the_sizes_of_flux_2_are_told_by_the_text_they_take(width, words):
     tensors = facts("double_stream_modulation_img.lin.weight", "txt_in.weight", txt_in__weight=(8, width))
-    assert words in recognise(tensors).words
+    assert words in detect(tensors).words
 
 
 def flux_with(channels=4, double=19, single=38):
@@ -213,10 +213,10 @@ def flux_with(channels=4, double=19, single=38):
 
 
 def test_the_tasks_of_flux_are_told_and_converted_and_a_shortened_one_is_named():
-    assert recognise(flux_with(384)).words == "a Flux.1 Fill (inpainting) file"
-    assert recognise(flux_with(128)).words == "a Flux.1 Canny or Depth file"
-    assert {recognise(flux_with(channels)).family for channels in (64, 128, 384)} == {"flux"}
-    lite = recognise(flux_with(64, double=8))
+    assert detect(flux_with(384)).words == "a Flux.1 Fill (inpainting) file"
+    assert detect(flux_with(128)).words == "a Flux.1 Canny or Depth file"
+    assert {detect(flux_with(channels)).family for channels in (64, 128, 384)} == {"flux"}
+    lite = detect(flux_with(64, double=8))
     assert (lite.what, lite.family) == ("foreign", None)
     assert "8 and 38 blocks" in lite.words
 
@@ -250,7 +250,7 @@ def sdxl_with(depths, middle, channels=4):
     ids=["ssd", "vega", "koala-s", "koala-l", "other", "edit", "13"],
 )
 def test_sdxls_shortened_and_changed_kin_is_named(tensors, words):
-    kind = recognise(tensors)
+    kind = detect(tensors)
     assert (kind.what, kind.family) == ("foreign", None)
     assert words in kind.words
 
@@ -275,11 +275,11 @@ def test_a_shortened_sdxl_is_refused_and_nothing_is_written(place):
 def test_stable_diffusion_with_other_channels_is_named(key, channels, words):
     tensors = facts_of(key)
     tensors[f"{UNET}input_blocks.0.0.weight"] = TensorFact("F16", (8, channels, 3, 3))
-    kind = recognise(tensors)
+    kind = detect(tensors)
     assert words in kind.words
     assert kind.what == "foreign"
     unclip = {**facts_of("sd21"), **facts(f"{UNET}label_emb.0.0.weight")}
-    assert "unCLIP" in recognise(unclip).words
+    assert "unCLIP" in detect(unclip).words
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_stable_diffusion_with_other_channels_is_named(key, channels, words):
 )
 def test_a_unet_alone_is_told_with_its_family(key, words):
     alone = {name: fact for name, fact in facts_of(key).items() if name.startswith(UNET)}
-    assert recognise(alone).words == f"a U-Net of {words} without its text encoder"
+    assert detect(alone).words == f"a U-Net of {words} without its text encoder"
     bare = {name.removeprefix(UNET): fact for name, fact in alone.items()}
-    assert recognise(bare).words == f"a U-Net alone, in the original names, of {words}"
+    assert detect(bare).words == f"a U-Net alone, in the original names, of {words}"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def t5_of(layers, *, wide=True, every=False):
     ],
 )
 def test_text_encoders_of_other_models_are_named(tensors, words):
-    kind = recognise(tensors)
+    kind = detect(tensors)
     assert words in kind.words
     assert (kind.what, kind.family) == ("foreign", None)
 
@@ -342,7 +342,7 @@ def test_a_vae_says_whose_it_is_where_that_can_be_known(architecture, latents, w
     tensors = facts(
         "decoder.mid.attn_1.q.weight", "decoder.conv_in.weight", decoder__conv_in__weight=(4, latents, 3, 3)
     )
-    assert recognise(tensors, {"modelspec.architecture": architecture}).words == words
+    assert detect(tensors, {"modelspec.architecture": architecture}).words == words
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_vae_says_whose_it_is_where_that_can_be_known(architecture, latents, w
 )
 def test_lora_is_told_with_its_model_also_where_it_is_not_converted(names, what, words):
     ups = [name.replace("lora_down", "lora_up").replace("lora_A", "lora_B").replace("w1_a", "w1_b") for name in names]
-    kind = recognise(facts(*names, *ups))
+    kind = detect(facts(*names, *ups))
     assert kind.what == what
     assert words in kind.words
 

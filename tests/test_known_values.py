@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_helpers.dreambooth.base_model import BaseModel
-from fastsd_helpers.dreambooth.learned import ExportConfig
+from fastsd_helpers.dreambooth.results.learned import ExportConfig
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import DriveError, WrongFamily
-from fastsd_helpers.forms import known, show_form
-from fastsd_helpers.forms.choice import Choice
-from fastsd_helpers.forms.known import OTHER, known_values
-from fastsd_helpers.forms.style import COLOURS, contrast
+from fastsd_helpers.forms import show_form
+from fastsd_helpers.forms.widgets import known
+from fastsd_helpers.forms.widgets.choice import Choice
+from fastsd_helpers.forms.widgets.known import OTHER, known_values
+from fastsd_helpers.forms.widgets.style import COLOURS, contrast
 from fastsd_helpers.model_lookup import known_model
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.registry import models
@@ -198,7 +199,7 @@ def test_a_misspelt_model_is_answered_with_those_that_can_be_trained(monkeypatch
 
 def test_a_folder_and_a_reader_that_cannot_be_trained_say_so_too(tmp_path: Path) -> None:
     from fastsd_helpers import demo
-    from fastsd_helpers.forms.model_choice import ModelChoice
+    from fastsd_helpers.forms.widgets.model_choice import ModelChoice
     from fastsd_helpers.registry import TRAINABLE_FAMILIES
 
     choice = ModelChoice(families=TRAINABLE_FAMILIES)

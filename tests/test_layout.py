@@ -21,26 +21,19 @@ ORDER = (
     "runtime",
     "processes",
     "files",
-    "picture_headers",
-    "picture_files",
     "drive",
-    "code_pages",
-    "zip_names",
+    "names",
     "inert",
+    "images",
     "downloads",
     "registry",
     "controlnet",
     "model_lookup",
     "background",
     "wheels",
-    "advisories",
-    "known_bad",
     "doctor",
-    "faces",
     "smart_crop",
     "captions",
-    "dull_names",
-    "photo_names",
     "checkpoints",
     "sessions",
     "demo",
@@ -185,6 +178,47 @@ def test_a_circle_is_noticed_at_every_level(back: str) -> None:
     graph = import_graph({"pkg.__init__": "from pkg.a import thing", "pkg.a": "from pkg import b", "pkg.b": back})
     with pytest.raises(CycleError):
         TopologicalSorter(graph).prepare()
+
+
+# A folder of more files than this is parted into wings by phase.
+_WIDEST = 16
+
+
+def test_no_folder_is_wider_than_a_reader_can_see() -> None:
+    folders = {path.parent for _unit, _module, path in our_files()}
+    wide = {str(folder.relative_to(PACKAGE)): len(list(folder.glob("*.py"))) for folder in folders}
+    assert {name: count for name, count in wide.items() if count > _WIDEST} == {}
+
+
+def wing_graph(room: str, graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Which wings and files of a folder import which others of it; `room` and the modules of `graph` are dotted."""
+    wings: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        if module.startswith(f"{room}."):
+            wing = module.removeprefix(f"{room}.").partition(".")[0]
+            others = {
+                name.removeprefix(f"{room}.").partition(".")[0] for name in imported if name.startswith(f"{room}.")
+            }
+            wings.setdefault(wing, set()).update(others - {wing})
+    return wings
+
+
+def test_the_wings_of_a_folder_import_one_way_only() -> None:
+    graph = import_graph({module: path.read_text(encoding="utf-8") for _unit, module, path in our_files()})
+    rooms = {module.rpartition(".")[0].rpartition(".")[0] for module in graph} | {"fastsd_helpers"}
+    assert {"fastsd_helpers.dreambooth", "fastsd_helpers.forms"} <= rooms
+    for room in sorted(rooms - {""}):
+        try:
+            TopologicalSorter(wing_graph(room, graph)).prepare()
+        except CycleError as err:
+            pytest.fail(f"parts of {room} import each other in a circle: {' -> '.join(err.args[1])}")
+
+
+def test_wings_that_import_each_other_are_noticed_though_no_module_does() -> None:
+    sources = {"p.a.one": "from p.b.one import x", "p.b.one": "", "p.b.two": "from p.a import two", "p.a.two": ""}
+    with pytest.raises(CycleError):
+        TopologicalSorter(wing_graph("p", import_graph(sources))).prepare()
+    TopologicalSorter(import_graph(sources)).prepare()
 
 
 def test_no_file_is_longer_than_a_reader_can_hold() -> None:

@@ -6,10 +6,10 @@ import pytest
 from table_models import folder, original, read, values, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.leftovers import tidy
-from fastsd_helpers.checkpoints.recognise import recognise
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.sources import BytesSource
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.sources import BytesSource
+from fastsd_helpers.checkpoints.models.detect import detect
+from fastsd_helpers.checkpoints.models.leftovers import tidy
 from fastsd_helpers.errors import CheckpointError
 
 
@@ -189,4 +189,4 @@ def test_inspect_says_that_averaged_weights_are_taken(place):
 def test_a_file_that_was_recognised_with_leftovers_is_recognised_in_any_order():
     names = [f"model.{name}" for name in original("sd15")] + ["model.global_step", "optimizer_states.0"]
     facts = {name: TensorFact("F32", (4, 4, 3, 3)) for name in reversed(names)}
-    assert recognise(facts).family == "sd15"
+    assert detect(facts).family == "sd15"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.tunnels.login import Login, LoginLimiter, make_login
+from fastsd_helpers.tunnels.gate.login import Login, LoginLimiter, make_login
 
 
 @pytest.mark.parametrize(

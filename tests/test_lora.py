@@ -19,7 +19,7 @@ from dreambooth_runs import (  # noqa: E402
 )
 
 from fastsd_helpers.dreambooth import export, plan, train  # noqa: E402
-from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig, sample  # noqa: E402
+from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig, sample  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError  # noqa: E402
 from fastsd_helpers.playground import open_artist  # noqa: E402
 from fastsd_helpers.playground.loras import load_lora  # noqa: E402

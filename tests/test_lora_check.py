@@ -11,11 +11,12 @@ from lora_cases import changes_of, largest_difference
 from table_models import values, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints import lora, lora_fusing
-from fastsd_helpers.checkpoints.lora_check import SourceLayer, check_lora
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.sources import open_file
+from fastsd_helpers.checkpoints import lora_converter
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.sources import open_file
+from fastsd_helpers.checkpoints.lora import fusing
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.lora.second_reader import SourceLayer, check_lora
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 
 D = 16
@@ -92,33 +93,33 @@ def test_diffusers_gives_the_final_layer_of_flux_its_own_strength(tmp_path) -> N
 def spoiled(monkeypatch, fault):
     """Make the conversion do something wrong."""
     if fault == "pattern":
-        monkeypatch.setattr(lora, "exact_pattern", lambda _part, path: path)
+        monkeypatch.setattr(lora_converter, "exact_pattern", lambda _part, path: path)
     elif fault == "halves":
-        monkeypatch.setattr(lora, "swap_halves", lambda one, _place: one)
+        monkeypatch.setattr(lora_converter, "swap_halves", lambda one, _place: one)
     elif fault == "alpha":
-        made = lora._to_diffusers
+        made = lora_converter._to_diffusers
 
         def described(*given):
             tensors, metadata = made(*given)
             said = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.lora_alpha": 5}
             return tensors, {"lora_adapter_metadata": json.dumps(said)}
 
-        monkeypatch.setattr(lora, "_to_diffusers", described)
+        monkeypatch.setattr(lora_converter, "_to_diffusers", described)
     elif fault == "order":
-        cut = lora_fusing.split
-        monkeypatch.setattr(lora, "split", lambda *given: cut(*given)[1::-1] + cut(*given)[2:])
+        cut = fusing.split
+        monkeypatch.setattr(lora_converter, "split", lambda *given: cut(*given)[1::-1] + cut(*given)[2:])
     elif fault == "lost":
-        every = lora._as_diffusers
-        monkeypatch.setattr(lora, "_as_diffusers", lambda layers: dict(list(every(layers).items())[1:]))
+        every = lora_converter._as_diffusers
+        monkeypatch.setattr(lora_converter, "_as_diffusers", lambda layers: dict(list(every(layers).items())[1:]))
     elif fault == "one value":
-        kept = lora._stored
+        kept = lora_converter._stored
 
         def stored(numbers, *formats):
             numbers = numbers.copy()
             numbers[0, 0] += 1e-3
             return kept(numbers, *formats)
 
-        monkeypatch.setattr(lora, "_stored", stored)
+        monkeypatch.setattr(lora_converter, "_stored", stored)
 
 
 @pytest.mark.parametrize("fault", ["pattern", "halves", "alpha", "order", "lost", "one value"])
@@ -142,10 +143,14 @@ def test_a_fault_on_the_way_to_kohyas_names_stops_it_too(fault, tmp_path, monkey
     write(tmp_path / "in.safetensors", flux())
     there = checkpoints.convert(tmp_path / "in.safetensors", tmp_path / "there.safetensors")
     if fault == "fuse":
-        fuse = lora_fusing.fuse
-        monkeypatch.setattr(lora, "fuse", lambda row, given, place: fuse(row, [given[1], given[0], *given[2:]], place))
+        fuse = fusing.fuse
+        monkeypatch.setattr(
+            lora_converter, "fuse", lambda row, given, place: fuse(row, [given[1], given[0], *given[2:]], place)
+        )
     else:
-        monkeypatch.setattr(lora, "_stored_number", lambda value, store=lora._stored_number: store(value + 1))
+        monkeypatch.setattr(
+            lora_converter, "_stored_number", lambda value, store=lora_converter._stored_number: store(value + 1)
+        )
     with pytest.raises(VerificationFailed, match="The written LoRA changes"):
         checkpoints.convert(there.path, tmp_path / "back.safetensors")
     assert not (tmp_path / "back.safetensors").exists()

@@ -4,9 +4,9 @@ import pytest
 from table_models import read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.lora_layouts import is_lora, read_layout
-from fastsd_helpers.checkpoints.lora_names import LORA_FAMILIES, every_module, lora_modules, spelled_paths
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.lora.layouts import is_lora, read_layout
+from fastsd_helpers.checkpoints.lora.modules import LORA_FAMILIES, every_module, lora_modules, spelled_paths
 from fastsd_helpers.errors import CheckpointError
 
 AB = ("lora_A.weight", "lora_B.weight")

@@ -11,9 +11,9 @@ import numpy as np
 from table_models import read, values, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.lora_strength import exact_pattern, find_pattern, find_statements
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.lora.strength import exact_pattern, find_pattern, find_statements
 from fastsd_helpers.errors import CheckpointError
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -134,7 +134,7 @@ def test_kohyas_convolutions_may_have_an_alpha_of_their_own(tmp_path) -> None:
     tensors |= values({f"{kohya(conv)}.lora_down.weight": (4, 8, 3, 3), f"{kohya(conv)}.lora_up.weight": (8, 4, 1, 1)})
     header = {"ss_network_alpha": "2", "ss_network_args": json.dumps({"conv_dim": "4", "conv_alpha": "1"})}
     written = convert(tmp_path, tensors, header)
-    from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+    from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 
     with SafetensorsFile(written.path) as file:
         said = json.loads(file.metadata["lora_adapter_metadata"])

@@ -6,7 +6,7 @@ pytest.importorskip("numpy")
 import numpy as np
 from closeness import assert_close_to
 
-from fastsd_helpers.checkpoints.lycoris import (
+from fastsd_helpers.checkpoints.lora.lycoris import (
     Decomposed,
     Differences,
     HadamardProduct,

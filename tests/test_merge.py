@@ -23,9 +23,9 @@ from merge_models import (
 from table_models import folder, read, write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"
@@ -318,9 +318,9 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
     pytest.importorskip("peft")
     import tiny_families
 
-    from fastsd_helpers.checkpoints.merge import Merging, open_adapters
-    from fastsd_helpers.checkpoints.parts import open_parts
-    from fastsd_helpers.checkpoints.pump import pump
+    from fastsd_helpers.checkpoints.formats.tensor_stream import stream
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+    from fastsd_helpers.checkpoints.models.parts import open_parts
 
     with torch.device("meta"):
         parts = tiny_families.build_parts(family)
@@ -373,7 +373,7 @@ def test_a_merge_is_what_diffusers_fuses(family, place):
         ours = merging.into_parts(stack.enter_context(open_parts(table, before))).recipes("keep")
         theirs = stack.enter_context(open_parts(table, fused)).recipes("keep")
         assert ours.keys() == theirs.keys()
-        pieces = zip(pump(sorted(ours.items())), pump(sorted(theirs.items())), strict=True)
+        pieces = zip(stream(sorted(ours.items())), stream(sorted(theirs.items())), strict=True)
         for (name, own_values, _), (_, their_values, _) in pieces:
             found, wanted = (np.frombuffer(bytes(values), "<f4") for values in (own_values, their_values))
             assert_close_to(found, wanted, of_largest=ROUNDING, about=name)

@@ -12,8 +12,8 @@ from merge_models import TO_K, assert_merged, kohya, noise, stored
 from table_models import write
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.merge import open_adapters
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.models.merge import open_adapters
 from fastsd_helpers.errors import CheckpointError
 
 UNET_FILE = "diffusion_pytorch_model.safetensors"

@@ -7,8 +7,8 @@ from fastsd_helpers.runtime import Device
 
 pytest.importorskip("ipywidgets")
 
-from fastsd_helpers.forms import model_choice
-from fastsd_helpers.forms.model_choice import ModelChoice, describe_fit
+from fastsd_helpers.forms.widgets import model_choice
+from fastsd_helpers.forms.widgets.model_choice import ModelChoice, describe_fit
 
 CPU = Device("cpu", "Test CPU", 8 * 2**30, False)
 T4 = Device("cuda", "Tesla T4", 15 * 2**30, False, (7, 5))

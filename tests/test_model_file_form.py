@@ -9,7 +9,8 @@ import pytest
 
 from fastsd_helpers import demo, forms
 from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError, SettingsError
-from fastsd_helpers.forms import ModelFileConfig, look_or_convert, page_view
+from fastsd_helpers.forms import ModelFileConfig, look_or_convert
+from fastsd_helpers.forms.widgets import page_view
 from fastsd_helpers.tunnels import LocalPage
 from fastsd_helpers.webui import InstallConfig
 

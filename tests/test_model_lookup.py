@@ -11,9 +11,10 @@ import pytest
 from hub_server import Fault
 from test_downloads import NEEDED, at_home, start_hub, write_files
 
-from fastsd_helpers import captions, registry
+from fastsd_helpers import registry
+from fastsd_helpers.captions import prompts
 from fastsd_helpers.cli import main
-from fastsd_helpers.dreambooth.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import (
     CheckpointError,
     DiskFull,
@@ -373,8 +374,8 @@ def test_a_captioner_of_the_hub_describes(start_hub: Any, tmp_path: Path) -> Non
     start_hub({"a/blip": make_captioner(tmp_path / "blip")})
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (40, 30), 120).save(tmp_path / "a.png")
-    said = list(captions.describe_pictures([tmp_path / "a.png"], model="a/blip"))
-    assert said == list(captions.describe_pictures([tmp_path / "a.png"], model=str(tmp_path / "blip")))
+    said = list(prompts.describe_pictures([tmp_path / "a.png"], model="a/blip"))
+    assert said == list(prompts.describe_pictures([tmp_path / "a.png"], model=str(tmp_path / "blip")))
 
 
 def test_a_reader_of_the_hub_reads(start_hub: Any, tmp_path: Path) -> None:

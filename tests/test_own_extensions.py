@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.errors import DiskFull, SettingsError, WebUIError
-from fastsd_helpers.webui import InstallConfig, find_places, find_ui, install
-from fastsd_helpers.webui.extension_packages import prepare_extension
-from fastsd_helpers.webui.kept_extensions import is_shared, keep_settings, read_kept
+from fastsd_helpers.webui import InstallConfig, find_places, find_ui
+from fastsd_helpers.webui.extensions import installation
+from fastsd_helpers.webui.extensions.kept import is_shared, keep_settings, read_kept
+from fastsd_helpers.webui.extensions.packages import prepare_extension
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -49,7 +50,7 @@ class Machines:
         ui = find_ui(key)
         code = dataclasses.replace(ui.repositories[0], urls=(str(self.code),), revision=commit)
         self.ui = dataclasses.replace(ui, repositories=(code,))
-        module = sys.modules["fastsd_helpers.webui.install"]
+        module = sys.modules["fastsd_helpers.webui.extensions.installation"]
 
         def make_environment(folder: Path, *, python: str) -> Path:
             if not folder.exists():
@@ -69,7 +70,7 @@ class Machines:
         self.places = find_places(self.ui, folder=self.root, store=self.store)
 
     def install(self, **settings: Any) -> Any:
-        return install.install_webui(
+        return installation.install_webui(
             InstallConfig(**{"ui": self.ui.key, "folder": str(self.root), "store": str(self.store), **settings})
         )
 
@@ -276,7 +277,7 @@ def test_one_that_cannot_be_kept_runs_here_and_that_is_said(
 ) -> None:
     source = machine.folder / "sources" / "sd-large"
     commit = commit_in(source, script__py="x = 1")
-    kept = sys.modules["fastsd_helpers.webui.kept_extensions"]
+    kept = sys.modules["fastsd_helpers.webui.extensions.kept"]
     monkeypatch.setattr(kept, "_MOST_CODE_BYTES", 10)
     with caplog.at_level(logging.WARNING, "fastsd_helpers"):
         assert machine.install(extensions=str(source)).extensions == ["sd-large"]
@@ -315,7 +316,7 @@ def test_kept_settings_never_leave_the_folder_and_bring_no_code(machine: Machine
 
 
 def test_deleting_the_program_keeps_the_settings_of_its_extensions(machine: Machines) -> None:
-    from fastsd_helpers.webui.shelf import delete_kept, list_kept
+    from fastsd_helpers.webui.running.disk_usage import delete_kept, list_kept
 
     source = machine.folder / "sources" / "sd-a"
     commit_in(source, script__py="x = 1")
@@ -422,7 +423,7 @@ def test_no_extension_moves_a_package_of_the_lock(
 ) -> None:
     source = machine.folder / "sources" / "sd-a"
     commit_in(source, requirements__txt="small-thing>=1.0\n")
-    packages = sys.modules["fastsd_helpers.webui.extension_packages"]
+    packages = sys.modules["fastsd_helpers.webui.extensions.packages"]
     monkeypatch.setattr(packages, "_locked", lambda ui, places: ["small-thing==0.9"])
     result = machine.install(extensions=str(source))
     assert "small-thing==0.9" in result.switched_off["sd-a"].replace(" ", "").replace("small_thing", "small-thing")

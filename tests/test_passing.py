@@ -13,7 +13,7 @@ import pytest
 from multidict import CIMultiDict
 
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
-from fastsd_helpers.tunnels.passing import ClosedPath, answer_headers, refusal
+from fastsd_helpers.tunnels.gate.passing import ClosedPath, answer_headers, refusal
 from fastsd_helpers.webui import uis
 from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 

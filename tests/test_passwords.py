@@ -12,7 +12,7 @@ from fastsd_helpers.cli import main
 from fastsd_helpers.cli.flags import given_values
 from fastsd_helpers.cli.parser import parse
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.trocr.serve import ServeConfig
+from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.tunnels import TunnelConfig, choose_login
 from fastsd_helpers.webui import LaunchConfig
 

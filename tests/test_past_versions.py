@@ -33,11 +33,11 @@ def sessions(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> Path:
         pytest.importorskip(package)
     from dreambooth_runs import draw_quickly
 
-    from fastsd_helpers.dreambooth import prior
+    from fastsd_helpers.dreambooth.training import class_images
 
-    steps = prior._STEPS
+    steps = class_images._STEPS
     draw_quickly(monkeypatch)
-    monkeypatch.setattr(prior, "_STEPS", steps)  # class pictures are known by what they were drawn with
+    monkeypatch.setattr(class_images, "_STEPS", steps)  # class pictures are known by what they were drawn with
     monkeypatch.setenv("FASTSD_SCRATCH", "scratch")
     monkeypatch.setenv("FASTSD_MODELS", "models")
     unpack("base", *(f"sessions-{name}" for name in SESSIONS))
@@ -54,7 +54,7 @@ def readers(no_fsync: None) -> Path:
 
 
 def squares() -> Iterator[Any]:
-    from fastsd_helpers.trocr.pictures import gather
+    from fastsd_helpers.trocr.pages.inputs import gather
 
     return gather([f"lines/{place:02}.png" for place in range(4)])
 
@@ -130,7 +130,7 @@ def test_the_lock_of_a_dead_run_is_taken_over_and_its_child_is_not_found(
     sessions: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     from fastsd_helpers import Session
-    from fastsd_helpers.dreambooth.child import find_training
+    from fastsd_helpers.dreambooth.running.child_process import find_training
     from fastsd_helpers.sessions import local_holder
 
     session = Session.open("full-cut")
@@ -358,7 +358,7 @@ def test_a_reading_session_opens_with_its_corrections_and_they_stay_when_it_is_r
 
 
 def teaching(**changes: Any) -> Any:
-    from fastsd_helpers.trocr.finetune import FineTuneConfig
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
     return FineTuneConfig(**{**ABOUT["teaching"], "augment": False, **changes})
 
@@ -367,7 +367,7 @@ def test_teaching_that_was_killed_goes_on_and_what_it_writes_is_a_reader(readers
     pytest.importorskip("accelerate")
     pytest.importorskip("jiwer")
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.finetune import finetune
+    from fastsd_helpers.trocr.teaching.finetuning import finetune
 
     result = finetune(teaching(), "lines", Path("taught-cut"), model="plain")
     assert result.first_step == 2
@@ -380,7 +380,7 @@ def test_teaching_that_was_killed_goes_on_and_what_it_writes_is_a_reader(readers
 def test_teaching_that_had_ended_is_known_and_does_nothing(readers: Path) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("jiwer")
-    from fastsd_helpers.trocr.finetune import finetune
+    from fastsd_helpers.trocr.teaching.finetuning import finetune
 
     weights = Path("taught-done", "model", "model.safetensors")
     before = weights.stat().st_mtime_ns
@@ -394,7 +394,7 @@ def test_teaching_with_other_settings_is_still_refused(readers: Path) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("jiwer")
     from fastsd_helpers.errors import SettingsError
-    from fastsd_helpers.trocr.finetune import finetune
+    from fastsd_helpers.trocr.teaching.finetuning import finetune
 
     with pytest.raises(SettingsError, match=r"lr was 0\.005 and is 0\.1"):
         finetune(teaching(lr=0.1), "lines", Path("taught-cut"), model="plain")
@@ -403,7 +403,7 @@ def test_teaching_with_other_settings_is_still_refused(readers: Path) -> None:
 
 def test_a_folder_that_was_read_in_part_is_read_to_its_end(readers: Path) -> None:
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.bulk import read_folder
+    from fastsd_helpers.trocr.reading.folder import read_folder
 
     reader = Reader("reader", precision="fp32", device="cpu", batch_size=8)
     result = read_folder(reader, Path("many"), Path("bulk"))

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.captions import words_of
-from fastsd_helpers.dreambooth.picture_names import safe_stem, unique_stem
-from fastsd_helpers.photo_names import folder_words, name_photos, repeats_in
+from fastsd_helpers.captions.photo_names import folder_words, name_photos, repeats_in
+from fastsd_helpers.captions.prompts import words_of
+from fastsd_helpers.dreambooth.photos.image_names import safe_stem, unique_stem
 
 
 def words(*names: str) -> list[str]:

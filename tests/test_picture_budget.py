@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from fastsd_helpers import runtime
-from fastsd_helpers.dreambooth import picture_budget
-from fastsd_helpers.dreambooth.picture_budget import FULL, Drawing, PictureBudget, Teller
+from fastsd_helpers.dreambooth.results import image_budget
+from fastsd_helpers.dreambooth.results.image_budget import FULL, Drawing, PictureBudget, Teller
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.runtime import choose_waiting
 
@@ -56,7 +56,7 @@ def test_a_call_that_makes_no_step_still_draws() -> None:
 
 def test_long_drawing_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 4.0, 8.0, 12.0, 12.0, 16.0, 23.0, 23.0])
-    monkeypatch.setattr(picture_budget.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(image_budget.time, "monotonic", lambda: next(clock))
     said: list[str] = []
     teller = Teller(said.append, "before and after", 5)
     for _ in range(5):

@@ -14,15 +14,17 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
-from fastsd_helpers import captions, picture_files  # noqa: E402
-from fastsd_helpers.dreambooth import cache  # noqa: E402
-from fastsd_helpers.dreambooth.decoding import decode_photo  # noqa: E402
+from fastsd_helpers.captions import prompts  # noqa: E402
+from fastsd_helpers.dreambooth.photos.decoding import decode_photo  # noqa: E402
+from fastsd_helpers.dreambooth.training import cache  # noqa: E402
 from fastsd_helpers.errors import DatasetError  # noqa: E402
-from fastsd_helpers.forms import reading_view, view  # noqa: E402
-from fastsd_helpers.picture_files import FORMATS, PictureProblem, is_animated, open_picture, read_rgb  # noqa: E402
-from fastsd_helpers.trocr import pictures  # noqa: E402
+from fastsd_helpers.forms.trocr import reading_view  # noqa: E402
+from fastsd_helpers.forms.widgets import view  # noqa: E402
+from fastsd_helpers.images import files  # noqa: E402
+from fastsd_helpers.images.files import FORMATS, PictureProblem, is_animated, open_picture, read_rgb  # noqa: E402
+from fastsd_helpers.trocr.pages import inputs  # noqa: E402
 
-PACKAGE = Path(picture_files.__file__).parent
+PACKAGE = Path(files.__file__).parents[1]
 
 
 def drawing(size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -146,7 +148,7 @@ def test_a_decoder_gets_only_files_of_its_own_format(name: str, monkeypatch: pyt
 
 DOORS = {
     "photos": lambda path: decode_photo(path.read_bytes()),
-    "handwriting": pictures.open_picture,
+    "handwriting": inputs.open_picture,
     "latents": lambda path: cache._read_pixels(path, 64),
 }
 
@@ -164,9 +166,9 @@ def test_every_door_refuses_a_photoshop_file_with_a_sentence(door: str, tmp_path
 def test_captions_refuse_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     (tmp_path / "a.jpg").write_bytes(psd())
-    monkeypatch.setattr(captions, "_open_captioner", lambda _model: (torch.nn.Identity(), None, None))
+    monkeypatch.setattr(prompts, "_open_captioner", lambda _model: (torch.nn.Identity(), None, None))
     with pytest.raises(DatasetError, match="Photoshop"):
-        list(captions.describe_pictures([tmp_path / "a.jpg"]))
+        list(prompts.describe_pictures([tmp_path / "a.jpg"]))
 
 
 def test_what_only_shows_pictures_leaves_an_unusable_one_out(tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ class Payload:
 def test_the_pages_open_what_visitors_upload_with_this_opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradio = pytest.importorskip("gradio")
     with gradio.Blocks():
-        field = picture_files.picture_field(gradio, "Picture")
+        field = files.picture_field(gradio, "Picture")
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "good").write_bytes(saved("JPEG", exif=exif))
@@ -308,7 +310,7 @@ def test_a_page_refuses_an_uploaded_photoshop_file(page: str, tmp_path: Path) ->
         url, close, name = opened.url, opened.close, "/draw"
         words = ["a fish", "", 7, 2, 128, 7.5, upload, 0.6, None, 1, False]
     else:
-        from fastsd_helpers.trocr.serve import ServeConfig, serve
+        from fastsd_helpers.trocr.reading.serve import ServeConfig, serve
 
         reader = type("Reader", (), {"checkpoint": type("Checkpoint", (), {"folder": tmp_path})})()
         served = serve(reader, ServeConfig(port=0, login=False))
@@ -363,9 +365,9 @@ def opened_elsewhere(source: str) -> list[str]:
 
 def test_nothing_else_in_the_package_opens_pictures() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "picture_files.py":
+        if path != Path(files.__file__):
             assert opened_elsewhere(path.read_text(encoding="utf-8")) == [], path
-    tree = ast.parse(Path(picture_files.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(files.__file__).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"]
     assert len(calls) == 1
     assert [word.arg for word in calls[0].keywords] == ["formats"]
@@ -436,9 +438,9 @@ def test_exif_data_that_claim_too_much_or_do_not_end_are_refused(monkeypatch: py
     assert read_rgb(with_segments(b"Exif\0\0Exif\0\0" + tags([(0x0112, 3, 1, 6)]))).size == (64, 48)
     # In a PNG they are read when the picture is turned, and the pixels are fine without.
     with open_picture(saved("PNG", exif=b"Exif\0\0" * 100_000)) as picture:
-        assert picture_files.upright(picture_files.load_picture(picture)) is None
+        assert files.upright(files.load_picture(picture)) is None
     with open_picture(saved("PNG", exif=b"Exif\0\0" + claims)) as picture:
-        assert picture_files.upright(picture_files.load_picture(picture)) is None
+        assert files.upright(files.load_picture(picture)) is None
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.forms import polling
+from fastsd_helpers.forms.widgets import polling
 
 pytest.importorskip("ipykernel")
 jupyter_client = pytest.importorskip("jupyter_client")
@@ -74,7 +74,7 @@ def test_a_click_is_answered_while_a_cell_waits_and_cells_keep_their_turn(which:
         assert version.startswith("6.17.") == (which == "colab"), version
         made = kernel.run(
             "import time, ipywidgets\n"
-            "from fastsd_helpers.forms.polling import answer_widgets\n"
+            "from fastsd_helpers.forms.widgets.polling import answer_widgets\n"
             "button, hits = ipywidgets.Button(), []\n"
             "button.on_click(lambda _: (hits.append(1), print('clicked')))\n"
             "print(button.comm.comm_id)"
@@ -107,7 +107,7 @@ def test_a_page_that_is_loaded_anew_gets_its_answers_while_a_cell_waits(which: s
     with start_kernel([OVERLAY] if which == "colab" else []) as kernel:
         made = kernel.run(
             "import time, ipywidgets\n"
-            "from fastsd_helpers.forms.polling import answer_widgets\n"
+            "from fastsd_helpers.forms.widgets.polling import answer_widgets\n"
             "button, hits = ipywidgets.Button(), []\n"
             "button.on_click(lambda _: hits.append(1))\n"
             "print(button.comm.comm_id)"

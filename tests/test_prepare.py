@@ -19,15 +19,15 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageFilter
 
 from fastsd_helpers import files
-from fastsd_helpers.dreambooth import photos as photos_module
-from fastsd_helpers.dreambooth.dataset import load_dataset, prompt_table
-from fastsd_helpers.dreambooth.decoding import decode_photo
-from fastsd_helpers.dreambooth.likeness import measure_sharpness, perceptual_hash
-from fastsd_helpers.dreambooth.photos import open_photos
-from fastsd_helpers.dreambooth.picture_names import printable, safe_stem, unique_stem
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.captions.photo_names import name_photos
+from fastsd_helpers.dreambooth.dataset.prepared import load_dataset, prompt_table
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.photos import finding as photos_module
+from fastsd_helpers.dreambooth.photos.decoding import decode_photo
+from fastsd_helpers.dreambooth.photos.finding import open_photos
+from fastsd_helpers.dreambooth.photos.image_names import printable, safe_stem, unique_stem
+from fastsd_helpers.dreambooth.photos.likeness import measure_sharpness, perceptual_hash
 from fastsd_helpers.errors import DatasetError, DiskFull, SessionBusy, SettingsError
-from fastsd_helpers.photo_names import name_photos
 from fastsd_helpers.sessions import Session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def test_three_hundred_pictures_are_allowed_with_a_note_and_bounded_memory(sessi
         photo.save(folder / f"dog ({number}).jpg", quality=60)
     code = (
         "import sys\n"
-        "from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare\n"
+        "from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare\n"
         "from fastsd_helpers.sessions import Session\n"
         "result = prepare(PrepareConfig(images=sys.argv[1], size=64), Session.open('my_dog', root=sys.argv[2]))\n"
         "print(result.train, result.held_out, *result.notes, sep='|')\n"
@@ -412,7 +412,7 @@ def test_a_file_that_cannot_be_used_is_skipped_with_its_reason(name: str, sessio
 def test_a_decompression_bomb_is_refused_before_any_pixel_is_allocated() -> None:
     code = (
         "import sys, resource\n"
-        "from fastsd_helpers.dreambooth.decoding import decode_photo\n"
+        "from fastsd_helpers.dreambooth.photos.decoding import decode_photo\n"
         "from PIL import Image\n"
         "Image.MAX_IMAGE_PIXELS = None\n"  # even with Pillow's own guard off, as notebooks set it
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -869,7 +869,7 @@ def test_killed_during_the_exchange_leaves_one_whole_set(
     root = session.folder.parent
     code = (
         "import sys\n"
-        "from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare\n"
+        "from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare\n"
         "from fastsd_helpers.sessions import Session\n"
         "prepare(PrepareConfig(images=sys.argv[1], size=96), Session.open('my_dog', root=sys.argv[2]))\n"
     )

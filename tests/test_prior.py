@@ -16,8 +16,9 @@ from dreambooth_runs import (  # noqa: E402
     train_in_pieces,
 )
 
-from fastsd_helpers.dreambooth import export, prior, train  # noqa: E402
-from fastsd_helpers.dreambooth.learned import ExportConfig  # noqa: E402
+from fastsd_helpers.dreambooth import export, train  # noqa: E402
+from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
+from fastsd_helpers.dreambooth.training import class_images  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, Interrupted, SettingsError  # noqa: E402
 
 PRIOR = {"class_prompt": "a robot | a dog", "class_images": 6, "prior_weight": 0.5}
@@ -72,10 +73,12 @@ def test_a_stop_while_class_pictures_are_drawn_keeps_those_that_are_there(
     report = stop_at("", 0)  # the first sentence that is said
     with pytest.raises(Interrupted, match="Stopped after 0 of 6 class images; they are kept"):
         train(settings, small_session, report=report)
-    drawing = prior.ClassDrawing.fill
+    drawing = class_images.ClassDrawing.fill
     answers = iter([False, True])
     monkeypatch.setattr(
-        prior.ClassDrawing, "fill", lambda self, **rest: drawing(self, **{**rest, "stopped": lambda: next(answers)})
+        class_images.ClassDrawing,
+        "fill",
+        lambda self, **rest: drawing(self, **{**rest, "stopped": lambda: next(answers)}),
     )
     with pytest.raises(Interrupted, match="Stopped after 4 of 6"):
         train(settings, small_session)
@@ -112,11 +115,11 @@ def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monk
     monkeypatch.setenv("FASTSD_SCRATCH", str(tmp_path / "scratch"))
     draw_quickly(monkeypatch)
     session = make_session(tmp_path, names=("zib robot", "mel dog"), photos=2, held_out=0)
-    from fastsd_helpers.dreambooth import finish
+    from fastsd_helpers.dreambooth.results import finishing
 
     shown: list[list[str]] = []
-    draw = finish.draw_grid
-    monkeypatch.setattr(finish, "draw_grid", lambda *args: shown.append(args[2]) or draw(*args))
+    draw = finishing.draw_grid
+    monkeypatch.setattr(finishing, "draw_grid", lambda *args: shown.append(args[2]) or draw(*args))
     train(config_for(small_base, unet_steps=1, text_encoder_steps=0), session)
     assert sorted(shown[0]) == ["mel dog", "zib robot"]
     assert session.record["prompts"] == ["mel dog", "zib robot"]
@@ -125,11 +128,11 @@ def test_two_subjects_are_both_trained_and_both_shown(small_base, tmp_path, monk
 def test_sample_prompts_are_spread_over_all_subjects() -> None:
     from types import SimpleNamespace
 
-    from fastsd_helpers.dreambooth.sampling import sample_prompts
+    from fastsd_helpers.dreambooth.training.sampling import sample_prompts
 
     prompts = [f"a {index}" for index in range(6)] + ["b 1", "b 2"]
-    studio = SimpleNamespace(prompts=prompts, prompt_of=list(range(8)))
-    assert sample_prompts(studio) == ["a 0", "a 2", "a 4", "b 1"]
+    context = SimpleNamespace(prompts=prompts, prompt_of=list(range(8)))
+    assert sample_prompts(context) == ["a 0", "a 2", "a 4", "b 1"]
     assert sample_prompts(SimpleNamespace(prompts=["a"], prompt_of=[0, 0])) == ["a"] * 4
 
 
@@ -166,10 +169,10 @@ def test_more_steps_go_on_after_the_end_with_a_file_of_their_own(small_base, sma
 
 @pytest.mark.numeric
 def test_the_best_checkpoint_is_kept_offered_and_exported(small_base, small_session, tmp_path, monkeypatch) -> None:
-    from fastsd_helpers.dreambooth.stages import Job
+    from fastsd_helpers.dreambooth.training.stages import StageTrainer
 
     losses = iter([1.0, 0.3, 0.5, 0.7])
-    monkeypatch.setattr(Job, "held_out_loss", lambda self: next(losses))
+    monkeypatch.setattr(StageTrainer, "held_out_loss", lambda self: next(losses))
     said: list[str] = []
     settings = config_for(small_base, text_encoder_steps=0, save_every=1, keep_last=1, keep_best=True)
     result = train(settings, small_session, report=lambda progress: said.append(progress.message))

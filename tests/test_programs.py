@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.errors import TunnelToolMissing
-from fastsd_helpers.tunnels import node_packages, programs
+from fastsd_helpers.tunnels.services import node_packages, programs
 
 
 class Server:
@@ -260,7 +260,7 @@ def test_a_wrong_one_in_gradios_own_place_is_deleted_and_a_right_one_there_is_us
 ) -> None:
     from tunnel_doubles import keep
 
-    from fastsd_helpers.tunnels.services import frpc_places
+    from fastsd_helpers.tunnels.services.kinds import frpc_places
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     keep(monkeypatch, "frpc", world.right, url=server.url, kept=False)

@@ -9,12 +9,14 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers import background, forms
 from fastsd_helpers.errors import Interrupted
-from fastsd_helpers.forms import reading, work_view
-from fastsd_helpers.forms.known import known_values
+from fastsd_helpers.forms.trocr import reading
+from fastsd_helpers.forms.widgets import work_view
+from fastsd_helpers.forms.widgets.known import known_values
 from fastsd_helpers.options import options_of
-from fastsd_helpers.trocr import Reader, serve
-from fastsd_helpers.trocr.quantize import Trial, choose_trial
-from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.reading import serve
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr.teaching.quantization import Trial, choose_trial
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
@@ -171,7 +173,7 @@ class Pages:
 
 
 def serve_page(lines):
-    from fastsd_helpers.trocr.pages import Page
+    from fastsd_helpers.trocr.pages.page_reader import Page
 
     return Page("page", tuple(lines), 0.0, (1, 1))
 
@@ -184,7 +186,7 @@ def test_the_shared_page_sees_by_itself_what_is_a_page_pictures_files_and_pdfs_a
     gradio = pytest.importorskip("gradio")
     from PIL import Image, ImageDraw
 
-    from fastsd_helpers.trocr.line import Line
+    from fastsd_helpers.trocr.model.line import Line
 
     picture = Image.new("RGB", size, "white")
     ImageDraw.Draw(picture).text((20, 20), "fox", fill="black", font_size=60)

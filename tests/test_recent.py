@@ -15,14 +15,14 @@ from fastsd_helpers.forms import (
     ReadingSessionConfig,
     SessionConfig,
     desk,
-    notebook,
     open_reading,
     open_session,
-    reading,
     recent,
     show_form,
 )
-from fastsd_helpers.forms.known import OTHER, known_values
+from fastsd_helpers.forms.dreambooth import notebook
+from fastsd_helpers.forms.trocr import reading
+from fastsd_helpers.forms.widgets.known import OTHER, known_values
 from fastsd_helpers.sessions import Session
 
 pytest.importorskip("ipywidgets")

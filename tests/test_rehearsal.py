@@ -10,15 +10,15 @@ pytest.importorskip("diffusers")
 from dreambooth_runs import build_base, config_for, draw_quickly, make_session, stop_at  # noqa: E402
 
 from fastsd_helpers.dreambooth import plan, train  # noqa: E402
-from fastsd_helpers.dreambooth.rehearsal import peak_bytes, saved_bytes  # noqa: E402
+from fastsd_helpers.dreambooth.running.dry_run import peak_bytes, saved_bytes  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
-from fastsd_helpers.dreambooth.stages import Studio  # noqa: E402
+from fastsd_helpers.dreambooth.training.stages import TrainingContext  # noqa: E402
 from fastsd_helpers.errors import Interrupted  # noqa: E402
 from fastsd_helpers.registry import find_model  # noqa: E402
 
 
-class Shapes(Studio):
-    """A studio that knows its networks' shapes only: SD 1.5's own, or small ones."""
+class Shapes(TrainingContext):
+    """A context that knows its networks' shapes only: SD 1.5's own, or small ones."""
 
     def __init__(self, *, kind: str = "cpu", dtype=None, full_size: bool = False, **values) -> None:
         settings = {"resolution": 64, "batch_size": 1, "optimizer": "adamw", "gradient_checkpointing": False}
@@ -43,7 +43,7 @@ def test_a_lora_needs_less_memory_and_a_larger_batch_an_average_or_a_class_more(
 
 @pytest.mark.slow
 def test_sd15_as_a_t4_trains_it_stays_under_14_gb() -> None:
-    studio = Shapes(
+    context = Shapes(
         kind="cuda",
         dtype=torch.float16,
         full_size=True,
@@ -51,7 +51,7 @@ def test_sd15_as_a_t4_trains_it_stays_under_14_gb() -> None:
         optimizer="adamw8bit",
         gradient_checkpointing=True,
     )
-    peaks = {stage: peak_bytes(studio, stage) for stage in ("text_encoder", "unet")}
+    peaks = {stage: peak_bytes(context, stage) for stage in ("text_encoder", "unet")}
     assert 6e9 < peaks["text_encoder"] < peaks["unet"] < 14e9
 
 
@@ -111,20 +111,20 @@ def test_a_dry_run_says_minutes_and_memory_and_leaves_no_trace(tmp_path, monkeyp
 
 
 def test_a_stage_that_does_not_fit_is_said_with_what_to_change(monkeypatch) -> None:
-    from fastsd_helpers.dreambooth import rehearsal
+    from fastsd_helpers.dreambooth.running import dry_run
 
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(rehearsal, "open_stage", fail)
-    monkeypatch.setattr(rehearsal, "peak_bytes", lambda studio, stage: 1)
+    monkeypatch.setattr(dry_run, "open_stage", fail)
+    monkeypatch.setattr(dry_run, "peak_bytes", lambda context, stage: 1)
     from dataclasses import replace
 
-    from fastsd_helpers.dreambooth.plan import Plan
+    from fastsd_helpers.dreambooth.running.forecast import Plan
 
     before = Plan(DreamBoothConfig(), 5, {"unet": 1}, 1, 1, 1, ())
-    studio = SimpleNamespace(config=replace(DreamBoothConfig(), resolution=64))
-    after = rehearsal.rehearse(before, studio, {"unet": 5}, ["a dog"])
+    context = SimpleNamespace(config=replace(DreamBoothConfig(), resolution=64))
+    after = dry_run.rehearse(before, context, {"unet": 5}, ["a dog"])
     assert after.minutes is None
     assert "The unet stage does not fit" in after.reasons[-1]
     assert "--method lora" in after.reasons[-1]

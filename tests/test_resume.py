@@ -16,7 +16,8 @@ import pytest
 from fakes import WriteBackMount, full_disk, read_only, small_disk
 
 from fastsd_helpers import drive, files, runtime
-from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, generation, shelf, store
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, generation, store
+from fastsd_helpers.dreambooth.resume import mount as shelf
 from fastsd_helpers.errors import CheckpointError, FastSDError
 
 torch = pytest.importorskip("torch")

@@ -9,9 +9,9 @@ import pytest
 
 np = pytest.importorskip("numpy")
 
-from fastsd_helpers.checkpoints import safetensors_file  # noqa: E402
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact, fill  # noqa: E402
-from fastsd_helpers.checkpoints.sources import read_whole  # noqa: E402
+from fastsd_helpers.checkpoints.formats import safetensors_file  # noqa: E402
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact, fill  # noqa: E402
+from fastsd_helpers.checkpoints.formats.sources import read_whole  # noqa: E402
 from fastsd_helpers.errors import CheckpointError  # noqa: E402
 
 

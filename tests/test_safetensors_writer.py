@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("numpy")
 import numpy as np
 
-from fastsd_helpers.checkpoints.recipes import Piece, Recipe, copied
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file, read_whole
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import BytesSource, Source, open_file, read_whole
+from fastsd_helpers.checkpoints.formats.tensor_plan import Piece, Recipe, copied
 from fastsd_helpers.errors import CheckpointError, DiskFull, VerificationFailed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the call is Linux's")

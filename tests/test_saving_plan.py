@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import fastsd_helpers.dreambooth.plan  # noqa: F401 - the package's own name `plan` is a function
-from fastsd_helpers.dreambooth import outlook
-from fastsd_helpers.dreambooth.outlook import count_values, saving_outlook
-from fastsd_helpers.dreambooth.plan import Plan, Standing, plan_run
+import fastsd_helpers.dreambooth.running.forecast  # noqa: F401 - the package's own name `plan` is a function
+from fastsd_helpers.dreambooth.running import saving_outlook as outlook
+from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
+from fastsd_helpers.dreambooth.running.saving_outlook import count_values, saving_outlook
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
 from fastsd_helpers.errors import DiskFull
 from fastsd_helpers.options import to_values
@@ -19,7 +19,7 @@ from fastsd_helpers.registry import find_model
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
-planning = sys.modules["fastsd_helpers.dreambooth.plan"]
+planning = sys.modules["fastsd_helpers.dreambooth.running.forecast"]
 SD15 = outlook.PUBLISHED["sd15"]
 STEPS = {"text_encoder": 350, "unet": 1500}
 GB = 10**9
@@ -171,7 +171,7 @@ def test_what_a_lora_would_cost_is_said_of_a_full_training_alone(monkeypatch):
 def test_the_published_models_are_counted_right_by_their_configurations_and_by_their_files():
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from fastsd_helpers.dreambooth.lora import count_lora
+    from fastsd_helpers.dreambooth.training.lora import count_lora
 
     made = {
         "sd15": ({"cross_attention_dim": 768}, {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -202,9 +202,9 @@ def test_a_model_that_is_here_is_counted_by_its_files():
     torch = pytest.importorskip("torch")
     import demo_networks as networks
 
-    from fastsd_helpers.dreambooth.lora import count_lora
+    from fastsd_helpers.dreambooth.training.lora import count_lora
 
-    counts = count_values(Path(outlook.__file__).parents[1] / "demo" / "model")
+    counts = count_values(Path(outlook.__file__).parents[2] / "demo" / "model")
     with torch.device("meta"):
         unet = networks.build_unet()
     assert counts.unet == sum(parameter.numel() for parameter in unet.parameters())

@@ -13,10 +13,10 @@ from faults.fingerprints import hash_file
 from test_desk import errors_of
 from test_notebooks import ROOT, code_cells, titles
 
-from fastsd_helpers.dreambooth.dataset import recorded_images
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.photos.browser_uploads import save_uploads
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-from fastsd_helpers.dreambooth.uploads import save_uploads
 from fastsd_helpers.errors import SessionUnfinished, SettingsError, VerificationFailed
 from fastsd_helpers.forms import (
     SessionConfig,
@@ -292,7 +292,7 @@ def record_of(session: Path) -> dict[str, Any]:
 
 # The stop of a person at the second step: the child is asked as the Stop button asks it.
 STOP_AFTER_TWO = """
-from fastsd_helpers.dreambooth.child import TrainingChild
+from fastsd_helpers.dreambooth.running.child_process import TrainingChild
 _wait = TrainingChild.wait
 def wait(self, what, *, between=lambda: None, every_s=0.2):
     asked = []

@@ -19,17 +19,19 @@ from bare_guard import use_bare_guard
 from test_tunnels import CLOUDFLARED_GOOD, FRPC, LT, NGROK_GOOD
 from tunnel_doubles import free_port, make_program, serve, site_handler
 
-from fastsd_helpers.dreambooth.child import start_training
+from fastsd_helpers.dreambooth.running.child_process import start_training
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import TunnelToolMissing
 from fastsd_helpers.model_lookup import tokens_for
 from fastsd_helpers.processes import Child, environment, environment_for, looks_secret, with_this_package
 from fastsd_helpers.runtime import remember_secret
 from fastsd_helpers.sessions import Session
-from fastsd_helpers.tunnels import TunnelConfig, node_packages, open_tunnel, services
-from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, launch, plan, repositories, stop
-from fastsd_helpers.webui.command import environment_of
+from fastsd_helpers.tunnels import TunnelConfig, open_tunnel
+from fastsd_helpers.tunnels.services import kinds, node_packages
+from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, launch, plan, stop
+from fastsd_helpers.webui.extensions import repositories
 from fastsd_helpers.webui.flags import Machine
+from fastsd_helpers.webui.running.command import environment_of
 from fastsd_helpers.wheels import make_environment, own_environ, read_environment
 from fastsd_helpers.wheels.proof import prove
 
@@ -564,7 +566,7 @@ def _localtunnel(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _fetched_localtunnel(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     client = make_program(programs, "client", LT + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
-    monkeypatch.setattr(services, "bring_client", lambda folder, **_words: [sys.executable, str(client)])
+    monkeypatch.setattr(kinds, "bring_client", lambda folder, **_words: [sys.executable, str(client)])
     return "localtunnel"
 
 
@@ -578,7 +580,7 @@ def _gradio(programs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("gradio")
     body = "say(f'start proxy success: http://127.0.0.1:{forward(target)}'); stay()"
     frpc = make_program(programs, "frpc", FRPC + body)
-    monkeypatch.setattr(services, "bring_program", lambda name, folder, **_words: frpc)
+    monkeypatch.setattr(kinds, "bring_program", lambda name, folder, **_words: frpc)
     return "gradio"
 
 

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from dreambooth_runs import config_for, learned, same, stop_at  # noqa: E402
 
 from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train  # noqa: E402
-from fastsd_helpers.dreambooth.captioning import set_caption  # noqa: E402
+from fastsd_helpers.dreambooth.dataset.captioning import set_caption  # noqa: E402
 from fastsd_helpers.dreambooth.resume.generation import list_generations, read_generation  # noqa: E402
-from fastsd_helpers.dreambooth.segments import Segment, legs_of, read_segments, steps_in_words  # noqa: E402
+from fastsd_helpers.dreambooth.training.segments import Segment, legs_of, read_segments, steps_in_words  # noqa: E402
 from fastsd_helpers.errors import Interrupted, SettingsError  # noqa: E402
 from fastsd_helpers.runtime import fault_point  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
@@ -28,8 +28,8 @@ class Cut(Exception):
 @contextlib.contextmanager
 def cut_at(monkeypatch: pytest.MonkeyPatch, name: str, time: int = 1) -> Any:
     """End a run at the given passing of a fault point, without anything that a run does when it is stopped."""
-    from fastsd_helpers.dreambooth import engine
-    from fastsd_helpers.dreambooth import learned as results
+    from fastsd_helpers.dreambooth.results import learned as results
+    from fastsd_helpers.dreambooth.running import engine
 
     passed: list[str] = []
 
@@ -202,7 +202,7 @@ def finished(small_base: Path, small_session: Session) -> Session:
 
 @pytest.fixture
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastsd_helpers.dreambooth.base_model import BaseModel
+    from fastsd_helpers.dreambooth.training.base_model import BaseModel
 
     def fail(*_: Any) -> None:
         raise AssertionError("a network is loaded")
@@ -275,7 +275,7 @@ def test_a_base_model_that_was_moved_is_found_where_it_is_said_to_be_and_remembe
     small_base: Path, small_session: Session, tmp_path: Path
 ) -> None:
     from fastsd_helpers.dreambooth import export, sample
-    from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
     from fastsd_helpers.errors import ModelNotFound
 
     old, new = tmp_path / "my-model", tmp_path / "elsewhere" / "my-model"
@@ -313,7 +313,7 @@ def test_a_model_of_other_weights_is_refused_wherever_it_is_named(
     from dreambooth_runs import build_base
 
     from fastsd_helpers.dreambooth import export
-    from fastsd_helpers.dreambooth.learned import ExportConfig
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig
 
     train(config_for(small_base, unet_steps=1, text_encoder_steps=0), small_session)
     other = build_base(tmp_path / "other", seed=8)

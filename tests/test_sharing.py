@@ -34,8 +34,9 @@ from fastsd_helpers.errors import (
 )
 from fastsd_helpers.playground import PlaygroundConfig, open_playground
 from fastsd_helpers.processes import Child
-from fastsd_helpers.trocr.serve import ServeConfig, serve
-from fastsd_helpers.tunnels import TunnelConfig, node_packages, require_shareable, services
+from fastsd_helpers.trocr.reading.serve import ServeConfig, serve
+from fastsd_helpers.tunnels import TunnelConfig, require_shareable
+from fastsd_helpers.tunnels.services import kinds, node_packages
 from fastsd_helpers.webui import find_places, find_ui
 
 TOKEN = "2abcDEFghiJKL345mnoPQR_7stuVWXyz"
@@ -150,7 +151,9 @@ def test_what_is_there_is_taken_and_nothing_is_fetched(programs: Path, monkeypat
 
 def test_auto_is_refused_only_where_nothing_can_work(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "gradio", "pyngrok")
-    monkeypatch.setattr("fastsd_helpers.tunnels.programs.PROGRAMS", ())  # as on a machine that none of them is made for
+    monkeypatch.setattr(
+        "fastsd_helpers.tunnels.services.programs.PROGRAMS", ()
+    )  # as on a machine that none of them is made for
     with pytest.raises(TunnelError) as caught:
         require_shareable(TunnelConfig())
     for part in (
@@ -222,7 +225,7 @@ def test_a_page_goes_through_the_gate_whatever_proxy_is_set(
     which: str, gradio: Any, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_program(programs, "lt", LT_GOOD)
-    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    monkeypatch.setattr(kinds, "ask", lambda url, **_: (0, "no network"))
     for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, f"socks5://127.0.0.1:{free_port()}")
     with _open(which, "localtunnel") as page:
@@ -309,7 +312,7 @@ def test_the_commands_refuse_before_a_model_is_loaded(
     from fastsd_helpers.cli import main
 
     monkeypatch.setattr("fastsd_helpers.playground.page.open_artist", lambda *_, **__: pytest.fail("it was loaded"))
-    monkeypatch.setattr("fastsd_helpers.trocr.reader.Reader", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr("fastsd_helpers.trocr.reading.reader.Reader", lambda *_, **__: pytest.fail("it was loaded"))
     assert main([*words, "--json"]) == 2
     assert said in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 
@@ -377,7 +380,7 @@ def test_administration_passes_only_where_it_was_asked_for(
     from fastsd_helpers.webui import LaunchConfig, launch, share, share_port
 
     make_program(programs, "lt", LT_GOOD)
-    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    monkeypatch.setattr(kinds, "ask", lambda url, **_: (0, "no network"))
     config = LaunchConfig(port=free_port(), wait_s=60, allow_admin=admin, **ui.where)
     link = TunnelConfig(kind="localtunnel", wait_s=20)
     with launch(config) as running, share(running, link) as one, share_port(running.port, link) as other:
@@ -447,7 +450,7 @@ def test_a_background_web_ui_has_a_link_with_its_login_until_it_is_stopped(
 
 @pytest.mark.slow
 def test_a_background_link_ends_with_its_web_ui(ui: Any, programs: Path, tmp_path: Path) -> None:
-    from fastsd_helpers.webui.process import end_process, read_state
+    from fastsd_helpers.webui.running.process import end_process, read_state
 
     make_program(programs, "lt", LT_GOOD)
     child = ui.start("--share", "localtunnel", "--background", "--json")

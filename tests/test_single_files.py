@@ -18,8 +18,8 @@ from tiny_models import TINY, build_pipeline, make_tokenizer
 from fastsd_helpers.checkpoints import convert
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth import train
-from fastsd_helpers.dreambooth.base_model import BaseModel
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import CheckpointError, ModelError, SettingsError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
 
@@ -89,7 +89,9 @@ def test_a_single_file_becomes_the_folder_it_came_from_with_a_published_tokenize
 def test_a_file_of_the_packaged_model_is_trained_from_and_needs_no_hub(tmp_path, monkeypatch, small_session):
     file = tmp_path / "mine.safetensors"
     convert(fetch_model("demo"), file)
-    monkeypatch.setattr("fastsd_helpers.dreambooth.single_files.fetch_hub_file", lambda *_: pytest.fail("the Hub"))
+    monkeypatch.setattr(
+        "fastsd_helpers.dreambooth.training.single_files.fetch_hub_file", lambda *_: pytest.fail("the Hub")
+    )
     base = BaseModel.fetch(str(file))
     demo = BaseModel.fetch("demo")
     before, after = weights(demo), weights(base)

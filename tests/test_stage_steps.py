@@ -9,34 +9,34 @@ pytest.importorskip("diffusers")
 
 from test_stages import open_studio, pictures  # noqa: E402
 
-from fastsd_helpers.dreambooth.base_model import suit_cpu  # noqa: E402
-from fastsd_helpers.dreambooth.dataset import Dataset  # noqa: E402
-from fastsd_helpers.dreambooth.denoising import training_loss  # noqa: E402
+from fastsd_helpers.dreambooth.dataset.prepared import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.segments import STAGE_NAMES  # noqa: E402
-from fastsd_helpers.dreambooth.stages import open_stage  # noqa: E402
+from fastsd_helpers.dreambooth.training.base_model import suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.loss import training_loss  # noqa: E402
+from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
+from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
 
 TEXT_ENCODER, UNET = STAGE_NAMES
 PRIOR = {"class_prompt": "a robot", "class_images": 1, "prior_weight": 0.5}
 
 
 def studio_for(base: Path, folder: Path, **values):
-    studio = open_studio(base, **values)
+    context = open_studio(base, **values)
     others = pictures(folder, "class", "a robot") if "class_prompt" in values else ()
-    studio.fill_caches(Dataset(pictures(folder, "train", "b", "a"), pictures(folder, "held-out", "c")), others)
-    return studio
+    context.fill_caches(Dataset(pictures(folder, "train", "b", "a"), pictures(folder, "held-out", "c")), others)
+    return context
 
 
 def plain_step(job, step, lr):
     """The step written out: the mean of the parts' losses, gradients cut at a norm of 1, plain AdamW."""
-    studio, config = job.studio, job.studio.config
+    context, config = job.context, job.context.config
     losses = []
     for part in range(config.accumulation):
-        batch = studio.draw_batch(job.stage, step, part)
+        batch = context.draw_batch(job.stage, step, part)
         losses.append(
             training_loss(
                 job.unet,
-                studio.schedule,
+                context.schedule,
                 batch.latents,
                 batch.noise,
                 batch.timesteps,
@@ -65,8 +65,8 @@ def plain_step(job, step, lr):
     ids=lambda values: next(iter(values)),
 )
 def test_a_step_is_that_of_the_mean_loss_with_its_gradient_cut(small_base, tmp_path, stage, values):
-    studio = studio_for(small_base, tmp_path, optimizer="adamw", **values)
-    job = open_stage(stage, studio, None)
+    context = studio_for(small_base, tmp_path, optimizer="adamw", **values)
+    job = open_stage(stage, context, None)
     before = [parameter.detach().clone() for parameter in job.parameters]
     loss, gradients, _norm = plain_step(job, 4, 1e-3)
     group = job.optimizer.param_groups[0]
@@ -88,8 +88,8 @@ def test_a_step_is_that_of_the_mean_loss_with_its_gradient_cut(small_base, tmp_p
 
 
 def test_a_large_gradient_is_cut_before_the_optimizer_sees_it(small_base, tmp_path):
-    studio = studio_for(small_base, tmp_path, optimizer="adamw", batch_size=2, **{**PRIOR, "prior_weight": 10.0})
-    job = open_stage(UNET, studio, None)
+    context = studio_for(small_base, tmp_path, optimizer="adamw", batch_size=2, **{**PRIOR, "prior_weight": 10.0})
+    job = open_stage(UNET, context, None)
     seen = []
 
     def look(optimizer, *_):
@@ -106,8 +106,8 @@ def test_a_large_gradient_is_cut_before_the_optimizer_sees_it(small_base, tmp_pa
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage, method):
-    studio = studio_for(small_base, tmp_path, method=method, lora_rank=2)
-    job = open_stage(stage, studio, None)
+    context = studio_for(small_base, tmp_path, method=method, lora_rank=2)
+    job = open_stage(stage, context, None)
     others = {name: tensor.clone() for name, tensor in job.unet.state_dict().items()}
     frozen = {name: p.detach().clone() for name, p in job.module.named_parameters() if not p.requires_grad}
     before = {name: tensor.clone() for name, tensor in job.weights().items()}
@@ -121,31 +121,31 @@ def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage
     assert all(torch.equal(own[name], tensor) for name, tensor in frozen.items())
     if stage is TEXT_ENCODER:
         assert all(torch.equal(tensor, others[name]) for name, tensor in job.unet.state_dict().items())
-    assert studio.trained == {"text_encoder": None, "unet": None}
-    studio.keep(job)
-    assert studio.trained[stage].keys() == after.keys()
+    assert context.trained == {"text_encoder": None, "unet": None}
+    context.keep(job)
+    assert context.trained[stage].keys() == after.keys()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_base, tmp_path, method):
-    studio = studio_for(small_base, tmp_path, method=method, lora_rank=2)
-    base = studio.whole_parts()
-    assert base == {"text_encoder": studio.base.folder / "text_encoder", "unet": studio.base.folder / "unet"}
-    untouched = studio.load_text_encoder().state_dict()
-    empty = studio.empty_text()
-    job = open_stage(TEXT_ENCODER, studio, None)
+    context = studio_for(small_base, tmp_path, method=method, lora_rank=2)
+    base = context.whole_parts()
+    assert base == {"text_encoder": context.base.folder / "text_encoder", "unet": context.base.folder / "unet"}
+    untouched = context.load_text_encoder().state_dict()
+    empty = context.empty_text()
+    job = open_stage(TEXT_ENCODER, context, None)
     for step in range(3):
         job.take_step(step, 1e-2)
     learned = job.text_for([0, 1]).detach()
-    studio.keep(job)
-    second = open_stage(UNET, studio, None)
+    context.keep(job)
+    second = open_stage(UNET, context, None)
     assert torch.allclose(second.text_for([0, 1]), learned, atol=1e-5)
     assert not second.text_for([0]).requires_grad
-    assert not torch.allclose(studio.empty_text(), empty)
-    whole = studio.whole_parts()
-    assert whole["unet"] == studio.base.folder / "unet"
+    assert not torch.allclose(context.empty_text(), empty)
+    whole = context.whole_parts()
+    assert whole["unet"] == context.base.folder / "unet"
     made = {
-        name.removeprefix("text_model."): tensor for name, tensor in studio.load_text_encoder().state_dict().items()
+        name.removeprefix("text_model."): tensor for name, tensor in context.load_text_encoder().state_dict().items()
     }
     assert {name for name in whole["text_encoder"]} <= set(made)
     for name, tensor in whole["text_encoder"].items():
@@ -160,8 +160,8 @@ def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("values", [{}, {"ema": 0.9}, {"method": "lora", "lora_rank": 2, "ema": 0.5}], ids=str)
 def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, no_fsync, stage, values):
-    studio = studio_for(small_base, tmp_path, **values)
-    job = open_stage(stage, studio, None)
+    context = studio_for(small_base, tmp_path, **values)
+    job = open_stage(stage, context, None)
     for step in range(2):
         job.take_step(step, 1e-2)
     tensors, record = job.state()
@@ -170,7 +170,7 @@ def test_a_stage_put_back_takes_the_same_next_step(small_base, tmp_path, no_fsyn
         store.save(Snapshot(stage, 2, tensors, record))
         assert store.flush() == []
         generation = store.newest()[0]
-    again = open_stage(stage, studio, generation)
+    again = open_stage(stage, context, generation)
     assert again.held_out_loss() == pytest.approx(job.held_out_loss(), rel=1e-6)
     for one in (job, again):
         one.loss = one.take_step(2, 1e-2)
@@ -215,21 +215,21 @@ def test_the_counts_are_those_of_the_networks(small_base):
     [("bf16", 64, True), ("bf16", 248, True), ("bf16", 256, False), ("fp32", 64, False)],
 )
 def test_the_forms_for_cpus_are_chosen_for_half_precision_below_256_px(small_base, precision, resolution, suits):
-    studio = open_studio(small_base, precision=precision, resolution=resolution)
-    assert studio.suits_cpu() is suits
-    with studio.autocast():
+    context = open_studio(small_base, precision=precision, resolution=resolution)
+    assert context.suits_cpu() is suits
+    with context.autocast():
         assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
-    groups = [part for part in studio.load_unet().modules() if isinstance(part, torch.nn.GroupNorm)]
+    groups = [part for part in context.load_unet().modules() if isinstance(part, torch.nn.GroupNorm)]
     assert groups
     assert all(("forward" in vars(part)) is suits for part in groups)
 
 
 def test_the_form_for_cpus_computes_the_same(small_base):
-    studio = open_studio(small_base)
-    unet, text_encoder = studio.load_unet(), studio.load_text_encoder()
+    context = open_studio(small_base)
+    unet, text_encoder = context.load_unet(), context.load_text_encoder()
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    ids = studio.tokenizer(["a b", "c"], padding="max_length", return_tensors="pt", truncation=True).input_ids
+    ids = context.tokenizer(["a b", "c"], padding="max_length", return_tensors="pt", truncation=True).input_ids
     text = text_encoder(ids).last_hidden_state
     before = unet(noise, torch.tensor([3, 700]), text).sample
     suit_cpu(unet)

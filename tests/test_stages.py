@@ -11,14 +11,14 @@ import numpy as np  # noqa: E402
 from dreambooth_runs import config_for  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from fastsd_helpers.dreambooth.base_model import BaseModel  # noqa: E402
-from fastsd_helpers.dreambooth.cache import encode_images  # noqa: E402
-from fastsd_helpers.dreambooth.chance import draw_offset, draw_step  # noqa: E402
-from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage  # noqa: E402
+from fastsd_helpers.dreambooth.dataset.prepared import Dataset, PreparedImage  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.settings import resolve_settings  # noqa: E402
-from fastsd_helpers.dreambooth.stages import Studio, open_stage  # noqa: E402
+from fastsd_helpers.dreambooth.training.base_model import BaseModel  # noqa: E402
+from fastsd_helpers.dreambooth.training.cache import encode_images  # noqa: E402
+from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step  # noqa: E402
+from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
+from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import CheckpointError  # noqa: E402
 from fastsd_helpers.runtime import Device  # noqa: E402
 
@@ -37,10 +37,10 @@ def pictures(folder: Path, kind: str, *prompts: str) -> tuple[PreparedImage, ...
     return tuple(made)
 
 
-def open_studio(base: Path, **values) -> Studio:
+def open_studio(base: Path, **values) -> TrainingContext:
     model = BaseModel.fetch(str(base))
     config, _ = resolve_settings(config_for(base, **values), model.spec, CPU)
-    return Studio(model, config, CPU)
+    return TrainingContext(model, config, CPU)
 
 
 # -------------------------------------------------------------------------------------- learned and judged pictures
@@ -49,27 +49,27 @@ def open_studio(base: Path, **values) -> Studio:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("held_out", [(), ("z",), ("b", "z", "b")])
 def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_which(small_base, tmp_path, held_out, flip):
-    studio = open_studio(small_base, flip=flip)
+    context = open_studio(small_base, flip=flip)
     train, kept = pictures(tmp_path, "train", "b", "a", "b", "c"), pictures(tmp_path, "held-out", *held_out)
-    studio.fill_caches(Dataset(train, kept))
-    vae = studio.base.load_vae()
+    context.fill_caches(Dataset(train, kept))
+    vae = context.base.load_vae()
 
-    assert torch.equal(studio.latents.mean, encode_images(vae, train, 64, device="cpu").mean)
-    assert [studio.prompts[place] for place in studio.prompt_of] == ["b", "a", "b", "c"]
-    assert (studio.latents.mirrored is not None) == flip
+    assert torch.equal(context.latents.mean, encode_images(vae, train, 64, device="cpu").mean)
+    assert [context.prompts[place] for place in context.prompt_of] == ["b", "a", "b", "c"]
+    assert (context.latents.mirrored is not None) == flip
 
     judged = kept or train
-    rows = len(studio.held_out.timesteps)
+    rows = len(context.held_out.timesteps)
     each = rows // len(judged)
     assert rows == each * len(judged)
     own = encode_images(vae, judged, 64, device="cpu").mean
     for row in range(rows):
-        assert torch.equal(studio.held_out.latents[row], own[row // each]), "mirrored, or another image"
-        assert studio.prompts[studio.held_out.prompts[row]] == judged[row // each].prompt
+        assert torch.equal(context.held_out.latents[row], own[row // each]), "mirrored, or another image"
+        assert context.prompts[context.held_out.prompts[row]] == judged[row // each].prompt
     said = "held-out images" if held_out else "training images, reserved noise"
-    assert studio.held_out_label == studio.held_out.label == said
-    trained = {latent.flatten()[0].item() for latent in studio.latents.mean}
-    assert trained.isdisjoint(latent.flatten()[0].item() for latent in studio.held_out.latents) == bool(held_out)
+    assert context.held_out_label == context.held_out.label == said
+    trained = {latent.flatten()[0].item() for latent in context.latents.mean}
+    assert trained.isdisjoint(latent.flatten()[0].item() for latent in context.held_out.latents) == bool(held_out)
 
 
 # ------------------------------------------------------------------------------------------------ a forward pass
@@ -82,23 +82,23 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
     small_base, tmp_path, stage, offset_noise, classes
 ):
     prior = {"class_prompt": "a robot | a dog", "class_images": 2, "prior_weight": 0.5} if classes else {}
-    studio = open_studio(
+    context = open_studio(
         small_base, batch_size=3, accumulation=2, flip=True, offset_noise=offset_noise, seed=7, **prior
     )
     others = pictures(tmp_path, "class", "a dog", "a robot") if classes else ()
-    studio.fill_caches(Dataset(pictures(tmp_path, "train", "b", "a", "b", "c"), ()), others)
-    found = [(step, part, studio.draw_batch(stage, step, part)) for step in range(3) for part in range(2)]
+    context.fill_caches(Dataset(pictures(tmp_path, "train", "b", "a", "b", "c"), ()), others)
+    found = [(step, part, context.draw_batch(stage, step, part)) for step in range(3) for part in range(2)]
     for step, part, batch in found:
         assert batch.class_rows == (3 if classes else 0)
         assert len(batch.prompts) == len(batch.latents) == len(batch.timesteps) == (6 if classes else 3)
-        halves = [(stage, studio.latents, ["b", "a", "b", "c"], slice(0, 3), True)]
+        halves = [(stage, context.latents, ["b", "a", "b", "c"], slice(0, 3), True)]
         if classes:
-            halves.append((f"{stage}/class", studio.class_latents, ["a dog", "a robot"], slice(3, 6), False))
+            halves.append((f"{stage}/class", context.class_latents, ["a dog", "a robot"], slice(3, 6), False))
         for key, latents, prompts, rows, flip in halves:
             draw = draw_step(
                 7, key, step, part, parts=2, batch_size=3, images=len(prompts), latent_shape=(4, 8, 8), flip=flip
             )
-            assert [studio.texts[place] for place in batch.prompts[rows]] == [prompts[image] for image in draw.images]
+            assert [context.texts[place] for place in batch.prompts[rows]] == [prompts[image] for image in draw.images]
             expected = latents.draw(draw.images, draw.flips, draw.posterior_noise)
             assert torch.equal(batch.latents[rows], expected)
             assert torch.equal(batch.timesteps[rows], draw.timesteps)
@@ -112,9 +112,9 @@ def test_a_forward_pass_is_the_pictures_that_were_drawn_with_their_prompts(
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tmp_path, no_fsync, stage):
-    studio = open_studio(small_base, method="lora", lora_rank=2)
-    studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
-    job = open_stage(stage, studio, None)
+    context = open_studio(small_base, method="lora", lora_rank=2)
+    context.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
+    job = open_stage(stage, context, None)
     before = {name: tensor.clone() for name, tensor in job.weights().items()}
     state, record = job.state()
     learned = {name: tensor + 1 for name, tensor in state[stage].items()}
@@ -146,9 +146,9 @@ def test_a_lora_of_other_layers_is_refused_and_not_put_in_in_part(small_base, tm
 
 def test_a_lora_begins_with_the_matrices_that_were_recorded(small_base, tmp_path):
     """A run that is begun anew, and one that an earlier version began, start from the same ones."""
-    studio = open_studio(small_base, method="lora", lora_rank=2)
-    studio.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
-    weights = open_stage(STAGE_NAMES[0], studio, None).weights()
+    context = open_studio(small_base, method="lora", lora_rank=2)
+    context.fill_caches(Dataset(pictures(tmp_path, "train", "a"), ()))
+    weights = open_stage(STAGE_NAMES[0], context, None).weights()
     name = "encoder.layers.3.self_attn.q_proj.lora_A.weight"
     assert weights[name][1, :4].tolist() == pytest.approx(LORA_A, abs=1e-6)
     assert all(not tensor.any() for name, tensor in weights.items() if ".lora_B." in name)
@@ -159,7 +159,7 @@ def test_a_lora_begins_with_the_matrices_that_were_recorded(small_base, tmp_path
 @pytest.mark.parametrize("segments", [["unet"], ["text_encoder", "unet"], ["text_encoder", "unet", "unet 2"]])
 def test_the_plot_says_which_pictures_the_held_out_loss_is_of(tmp_path, monkeypatch, segments) -> None:
     figure = pytest.importorskip("matplotlib.figure")
-    from fastsd_helpers.dreambooth.curves import plot_losses
+    from fastsd_helpers.dreambooth.results.curves import plot_losses
 
     drawn = []
     real = figure.Figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes import full_disk
 
-from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, shelf
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot, mount
 from fastsd_helpers.errors import CheckpointError
 
 torch = pytest.importorskip("torch")
@@ -33,13 +33,13 @@ def test_what_was_copied_of_a_superseded_checkpoint_makes_room_for_the_next(tmp_
             first = store.save(Snapshot("unet", 1, tensors, {}))
             assert store.flush()
         assert (folder / first / "a.safetensors").is_file(), "half of it has arrived"
-        seen, copy = [], shelf.copy_verified
+        seen, copy = [], mount.copy_verified
 
         def look(*words, **named):
             seen.append((folder / first).exists())
             return copy(*words, **named)
 
-        monkeypatch.setattr(shelf, "copy_verified", look)
+        monkeypatch.setattr(mount, "copy_verified", look)
         second = store.save(snapshot(2))
         assert store.flush() == []
         assert seen == [False]
@@ -209,8 +209,8 @@ def test_a_closed_store_is_closed_once(tmp_path):
 
 def test_the_one_that_is_being_copied_is_never_given_up_nor_one_to_keep(tmp_path, monkeypatch):
     said: list[str] = []
-    go, copy = threading.Event(), shelf.copy_verified
-    monkeypatch.setattr(shelf, "copy_verified", lambda *words, **named: (go.wait(20), copy(*words, **named)))
+    go, copy = threading.Event(), mount.copy_verified
+    monkeypatch.setattr(mount, "copy_verified", lambda *words, **named: (go.wait(20), copy(*words, **named)))
     with open_store(tmp_path, said, keep_last=9, patience_s=0.05) as store:
         store.save(snapshot(1))
         store.save(snapshot(2, keep=True))
@@ -231,7 +231,7 @@ def test_what_is_on_the_mount_already_is_not_copied_from_here_again(tmp_path, mo
     shutil.copytree(tmp_path / "checkpoints" / name, tmp_path / "scratch" / name)
     said: list[str] = []
     copied = []
-    monkeypatch.setattr(shelf, "copy_verified", lambda *words, **named: copied.append(words))
+    monkeypatch.setattr(mount, "copy_verified", lambda *words, **named: copied.append(words))
     with open_store(tmp_path, said) as store:
         assert store.newest()[0].name == name
         assert store.flush() == []

@@ -95,7 +95,7 @@ def test_a_borrowed_submodule_is_noticed(source: str, expected: list[str]) -> No
 READ = """
 import sys
 from fastsd_helpers import ReadingSessionConfig, open_reading, read_pictures
-from fastsd_helpers.trocr.reading_session import ReadPicturesConfig
+from fastsd_helpers.trocr.reading.session import ReadPicturesConfig
 before = {name for name in sys.modules if name.startswith("huggingface_hub")}
 assert not before, before
 session = open_reading(ReadingSessionConfig("mine"))

@@ -10,12 +10,14 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers import forms
 from fastsd_helpers.errors import Interrupted, SettingsError
-from fastsd_helpers.forms import TeachConfig, teaching, work_view
-from fastsd_helpers.trocr import teaching as runs
-from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune, split_lines
-from fastsd_helpers.trocr.labels import LabelledLine, LineSet, read_lines
-from fastsd_helpers.trocr.progress import TeachingNews, TeachingProgress, note_progress
-from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.forms import TeachConfig
+from fastsd_helpers.forms.trocr import finetuning
+from fastsd_helpers.forms.widgets import work_view
+from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr.teaching import session_teaching as runs
+from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune, split_lines
+from fastsd_helpers.trocr.teaching.progress import TeachingNews, TeachingProgress, note_progress
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
@@ -58,7 +60,7 @@ def session(begun, tmp_path):
 
 def choose(session, config=TINY, **more):
     values = {name: getattr(config, name) for name in ("epochs", "lr", "batch_size", "data", "held_out")}
-    return runs.choose_run(session, teaching.learning_settings(config), values, **more)
+    return runs.choose_run(session, finetuning.learning_settings(config), values, **more)
 
 
 def finish(run, cer=0.5):
@@ -187,7 +189,7 @@ def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(ses
     form = forms.show_teach_form(session)
     form.update(more_steps=20)
     assert form.config().more_steps == 20
-    teaching._take_back(session)
+    finetuning._take_back(session)
     assert form.config().more_steps == 0
     assert ReadingSession(session.folder).record["forms"]["TeachConfig"]["more_steps"] == 0
     with pytest.raises(SettingsError, match="choose one of them"):
@@ -220,11 +222,11 @@ class Pressed:
 def test_the_time_left_is_said_through_a_measurement_until_the_steps_are_done(tmp_path):
     note, news = note_progress(tmp_path / "journal"), TeachingNews(tmp_path / "journal")
     note(TeachingProgress("teaching", 1, 240, 90.0))
-    assert teaching.words_of_news(news.look()).startswith("Step 1 of 240, about ")
+    assert finetuning.words_of_news(news.look()).startswith("Step 1 of 240, about ")
     note(TeachingProgress("teaching", 2, 240, cer=0.5))
-    assert "left" in teaching.words_of_news(news.look())
+    assert "left" in finetuning.words_of_news(news.look())
     note(TeachingProgress("after", 240, 240))
-    assert "left" not in teaching.words_of_news(news.look())
+    assert "left" not in finetuning.words_of_news(news.look())
     assert news.seconds_left is None
 
 
@@ -260,8 +262,8 @@ def test_stop_in_the_teaching_cell_saves_and_running_it_again_ends_as_if_there_h
 @pytest.mark.slow
 def test_a_new_kernel_finds_the_teaching_that_runs_and_watches_it(session, monkeypatch, caplog):
     caplog.set_level("INFO", "fastsd_helpers")
-    config = teaching.run_values(TINY)
-    run = runs.choose_run(session, teaching.learning_settings(TINY), config)
+    config = finetuning.run_values(TINY)
+    run = runs.choose_run(session, finetuning.learning_settings(TINY), config)
     child = run.start()
     made = forms.teach_reader(TINY, ReadingSession(session.folder))
     assert "It is running already; this cell shows it." in caplog.text
@@ -281,11 +283,11 @@ def test_an_unfinished_run_of_the_version_before_goes_on_where_it_was(session, m
     import threading
 
     lines = session.corrected()
-    values = teaching.run_values(TINY)
+    values = finetuning.run_values(TINY)
     model = session.record["reader"]
     parts = [values, model, [[line.name, line.text] for line in lines.lines]]
     folder = session.folder / "fine-tuned" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    learned, held = split_lines(teaching.learning_settings(TINY), lines)
+    learned, held = split_lines(finetuning.learning_settings(TINY), lines)
     stop = threading.Event()
 
     def watch(progress):
@@ -293,7 +295,9 @@ def test_an_unfinished_run_of_the_version_before_goes_on_where_it_was(session, m
             stop.set()
 
     with pytest.raises(Interrupted):
-        finetune(teaching.learning_settings(TINY), learned, folder, model=model, held_out=held, report=watch, stop=stop)
+        finetune(
+            finetuning.learning_settings(TINY), learned, folder, model=model, held_out=held, report=watch, stop=stop
+        )
     made = forms.teach_reader(TINY, session)
     assert made.path.parent == folder.absolute()
     assert made.first_step == 4

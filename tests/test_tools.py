@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers.dreambooth import captioning, engine
+from fastsd_helpers.dreambooth.dataset import captioning
+from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.forms import (
@@ -65,7 +66,7 @@ def test_photos_are_described_by_the_model_that_was_named(session: Session, monk
     monkeypatch.setattr(captioning, "caption_pictures", describe)
     view = show_captioner(session)
     view._form.update(captioner="me/blip")
-    monkeypatch.setattr("fastsd_helpers.dreambooth.captioning.prompt_rows", lambda _session: [])
+    monkeypatch.setattr("fastsd_helpers.dreambooth.dataset.captioning.prompt_rows", lambda _session: [])
     assert "1 captions were written" in press(view) or "1 caption was written" in press(view)
     assert asked[0] == "me/blip"
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from fastsd_helpers.trocr.search import Found, Limits, beam_search, greedy_search, unlooped
+from fastsd_helpers.trocr.model.search import Found, Limits, beam_search, greedy_search, unlooped
 
 torch = pytest.importorskip("torch")
 

@@ -10,7 +10,7 @@ from tiny_readers import noise_pictures, write_reader
 from fastsd_helpers.bench.trocr import Settings, measure
 from fastsd_helpers.cli import main
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.trocr.serve import ServeConfig
+from fastsd_helpers.trocr.reading.serve import ServeConfig
 
 pytest.importorskip("transformers")
 
@@ -98,7 +98,7 @@ def test_a_page_without_login_cannot_be_shared():
 def test_the_shared_page_asks_who_is_there(world):
     gradio_client = pytest.importorskip("gradio_client")
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.serve import serve
+    from fastsd_helpers.trocr.reading.serve import serve
 
     served = serve(Reader(world / "reader", precision="fp32", max_new_tokens=4), ServeConfig(port=0))
     try:

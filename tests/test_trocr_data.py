@@ -12,10 +12,10 @@ from forked import READING
 from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SettingsError
-from fastsd_helpers.trocr.bulk import parse_shard, rows_to_bytes
-from fastsd_helpers.trocr.labels import LabelledLine, LineSet, group_of, read_lines
-from fastsd_helpers.trocr.line import Line
-from fastsd_helpers.trocr.scores import line_errors, normalise, score_lines
+from fastsd_helpers.trocr.model.line import Line
+from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, group_of, read_lines
+from fastsd_helpers.trocr.reading.folder import parse_shard, rows_to_bytes
+from fastsd_helpers.trocr.teaching.metrics import line_errors, normalise, score_lines
 
 
 @pytest.fixture
@@ -331,7 +331,8 @@ def test_rows_become_every_format():
 READ = """
 import sys
 from pathlib import Path
-from fastsd_helpers.trocr import Reader, bulk
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.reading import folder as bulk
 bulk._PART = 4
 reader = Reader(sys.argv[1], precision="fp32", max_new_tokens=6, batch_size=4)
 shard = bulk.parse_shard(sys.argv[4]) if len(sys.argv) > 4 else (0, 1)
@@ -340,7 +341,8 @@ print(bulk.read_folder(reader, Path(sys.argv[2]), Path(sys.argv[3]), shard=shard
 
 
 def test_a_run_that_was_stopped_goes_on_and_shards_give_the_whole(tmp_path, monkeypatch):
-    from fastsd_helpers.trocr import Reader, bulk
+    from fastsd_helpers.trocr import Reader
+    from fastsd_helpers.trocr.reading import folder as bulk
 
     write_reader(tmp_path / "reader", seed=1, end=4.0)
     (tmp_path / "lines").mkdir()
@@ -370,7 +372,8 @@ def test_a_run_that_was_stopped_goes_on_and_shards_give_the_whole(tmp_path, monk
 
 
 def test_another_reader_and_other_pictures_of_the_same_names_are_another_run(tmp_path):
-    from fastsd_helpers.trocr import Reader, bulk
+    from fastsd_helpers.trocr import Reader
+    from fastsd_helpers.trocr.reading import folder as bulk
 
     for name, seed in (("one", 1), ("two", 2)):
         write_reader(tmp_path / name / "model", seed=seed, end=4.0)  # where fine-tuning puts every reader

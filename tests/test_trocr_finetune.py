@@ -21,11 +21,17 @@ from tiny_readers import write_reader
 from fastsd_helpers.errors import DatasetError, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.augment import KINDS, change_line
-from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, _named_failures, choose_schedule, finetune
-from fastsd_helpers.trocr.labels import read_lines
-from fastsd_helpers.trocr.trainer import TrainingLines, _choose_precision, label_ids
-from fastsd_helpers.trocr.vocabulary import measure_coverage, prepare_vocabulary
+from fastsd_helpers.trocr.model.vocabulary import measure_coverage, prepare_vocabulary
+from fastsd_helpers.trocr.reading.dataset import read_lines
+from fastsd_helpers.trocr.teaching.augment import KINDS, change_line
+from fastsd_helpers.trocr.teaching.finetuning import (
+    FineTuneConfig,
+    Schedule,
+    _named_failures,
+    choose_schedule,
+    finetune,
+)
+from fastsd_helpers.trocr.teaching.trainer import TrainingLines, _choose_precision, label_ids
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -155,7 +161,7 @@ def test_labels_have_no_start_token_and_end_with_the_end(base):
 
 SCRIPT = """
 import json, sys
-from fastsd_helpers.trocr.finetune import FineTuneConfig, Schedule, choose_schedule, finetune
+from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, Schedule, choose_schedule, finetune
 data, base, out = sys.argv[1:4]
 settings = json.loads(sys.argv[4])
 result = finetune(FineTuneConfig(**settings), data, __import__("pathlib").Path(out), model=base)

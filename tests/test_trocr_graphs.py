@@ -11,11 +11,12 @@ from closeness import assert_close_to, assert_same_lines, written
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, DependencyMissing, ModelError, SettingsError
-from fastsd_helpers.trocr import Reader, graphs
-from fastsd_helpers.trocr.checkpoint import open_checkpoint
-from fastsd_helpers.trocr.decoder import TorchEngine
-from fastsd_helpers.trocr.graphs import GraphEngine, write_graphs
-from fastsd_helpers.trocr.quantize import quantize
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.model import openvino_engine as graphs
+from fastsd_helpers.trocr.model.checkpoint import open_checkpoint
+from fastsd_helpers.trocr.model.openvino_engine import GraphEngine, write_graphs
+from fastsd_helpers.trocr.model.torch_engine import TorchEngine
+from fastsd_helpers.trocr.teaching.quantization import quantize
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -73,8 +74,8 @@ def test_ctrl_c_still_works_when_another_thread_has_thrown_the_graphs_away(tmp_p
     script = """
 import faulthandler, os, signal, sys, threading
 from pathlib import Path
-from fastsd_helpers.trocr.decoder import TorchEngine
-from fastsd_helpers.trocr.graphs import GraphEngine
+from fastsd_helpers.trocr.model.torch_engine import TorchEngine
+from fastsd_helpers.trocr.model.openvino_engine import GraphEngine
 faulthandler.enable()  # as Jupyter's kernel does; it gives the thread a signal stack
 signal.signal(signal.SIGTERM, lambda *_: print("asked to stop"))
 held = [GraphEngine(Path(sys.argv[1]))]
@@ -112,7 +113,7 @@ if sys.argv[1] == "True":
     import openvino_telemetry
     openvino_telemetry.Telemetry = Refuse
 import torch
-from fastsd_helpers.trocr import graphs
+from fastsd_helpers.trocr.model import openvino_engine as graphs
 (openvino,) = graphs._require("openvino")
 with graphs._without_reports():
     openvino.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))

@@ -7,7 +7,7 @@ from tiny_readers import noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.pictures import gather, open_picture, to_rgb
+from fastsd_helpers.trocr.pages.inputs import gather, open_picture, to_rgb
 
 
 @pytest.fixture(scope="module")

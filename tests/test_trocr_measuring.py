@@ -85,7 +85,7 @@ def test_lines_found_on_a_turned_page_are_matched_with_what_was_drawn(script):
         pen.text(box[:2], "some words", font=font, fill=0)
     angle = 2.0
     turned = page.rotate(angle, expand=True, fillcolor=255)
-    from fastsd_helpers.trocr.pages import turn_back
+    from fastsd_helpers.trocr.pages.page_reader import turn_back
 
     def on_turned(x, y):
         return turn_back((x, y), page.size, turned.size, -angle)

@@ -9,8 +9,8 @@ from tiny_readers import write_reader
 
 from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.attention import draw_attention, find_attention
-from fastsd_helpers.trocr.pages import find_lines, join_pieces, order_boxes, read_page, turn_back
+from fastsd_helpers.trocr.pages.page_reader import find_lines, join_pieces, order_boxes, read_page, turn_back
+from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
 
 
 def column(x, rows, width=200, first=100):

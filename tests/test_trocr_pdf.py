@@ -14,8 +14,8 @@ pytest.importorskip("pypdfium2")
 Image = pytest.importorskip("PIL.Image")
 
 from fastsd_helpers.errors import DependencyMissing  # noqa: E402
-from fastsd_helpers.trocr import pdf as pages_of_pdf  # noqa: E402
-from fastsd_helpers.trocr.pictures import gather  # noqa: E402
+from fastsd_helpers.trocr.pages import pdf as pages_of_pdf  # noqa: E402
+from fastsd_helpers.trocr.pages.inputs import gather  # noqa: E402
 
 LINE = b"0 0 m 99 99 l S"
 

@@ -10,8 +10,9 @@ from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import ModelError, ModelNotFound, SettingsError, WrongFamily
 from fastsd_helpers.runtime import Device, describe_cpu
-from fastsd_helpers.trocr import Reader, checkpoint
-from fastsd_helpers.trocr.search import Found, find_loop, unlooped
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.model import checkpoint
+from fastsd_helpers.trocr.model.search import Found, find_loop, unlooped
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -214,7 +215,7 @@ def test_settings_of_the_well_known_tutorial_are_left_out(checkpoints, tmp_path)
 
 
 def test_a_tokenizer_that_transformers_cannot_build_is_built_from_its_vocabulary(checkpoints, monkeypatch):
-    from fastsd_helpers.trocr import checkpoint
+    from fastsd_helpers.trocr.model import checkpoint
 
     folder = checkpoints("base")
     usual = checkpoint.load_tokenizer(folder)

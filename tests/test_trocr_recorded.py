@@ -8,9 +8,9 @@ from closeness import assert_close_to, assert_same_lines, written
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.attention import find_attention
-from fastsd_helpers.trocr.decoder import TorchEngine
-from fastsd_helpers.trocr.recorded import RecordedEngine
+from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
+from fastsd_helpers.trocr.model.torch_engine import TorchEngine
+from fastsd_helpers.trocr.reading.attention import find_attention
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -105,7 +105,7 @@ def test_two_processes_through_accelerate_read_what_one_reads(world, whole):
 TEACH = """
 import json, sys
 from pathlib import Path
-from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
+from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
 data, model, out, settings = sys.argv[1:]
 result = finetune(FineTuneConfig(**json.loads(settings)), data, Path(out), model=model, held_out=data)
 print(json.dumps({"steps": result.steps, "curve": result.curve, "cer": result.cer_after}))

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastsd_helpers.trocr.search import Limits, find_loop, greedy_search, unlooped  # noqa: E402
+from fastsd_helpers.trocr.model.search import Limits, find_loop, greedy_search, unlooped  # noqa: E402
 
 END, START, VOCABULARY = 1, 0, 9
 

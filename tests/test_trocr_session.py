@@ -15,9 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import STEPS, judge_by, noise_pictures, write_reader
 
 from fastsd_helpers.errors import DatasetError, SessionDamaged, SessionError, SettingsError
-from fastsd_helpers.trocr import Reader, reading_rows, reading_session
-from fastsd_helpers.trocr.pages import looks_like_page
-from fastsd_helpers.trocr.reading_session import ReadingSession, ReadPicturesConfig, choose_reader
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.pages.page_reader import looks_like_page
+from fastsd_helpers.trocr.reading import rows as reading_rows
+from fastsd_helpers.trocr.reading import session as reading_session
+from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
 
 pytest.importorskip("transformers")
 

@@ -45,8 +45,9 @@ from fastsd_helpers.errors import (
     TunnelToolMissing,
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute
-from fastsd_helpers.tunnels import Login, TunnelConfig, open_tunnel, probe, services
-from fastsd_helpers.tunnels.programs import programs_folder
+from fastsd_helpers.tunnels import Login, TunnelConfig, open_tunnel
+from fastsd_helpers.tunnels.services import kinds, probe
+from fastsd_helpers.tunnels.services.programs import programs_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "2abcDEFghiJKL345mnoPQR_7stuVWXyz"
@@ -88,7 +89,7 @@ def known_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         return real(url, timeout_s=timeout_s)
 
     (tmp_path / "names").mkdir()
-    for module in (probe, services):
+    for module in (probe, kinds):
         monkeypatch.setattr(module, "ask", ask)
     return lambda name: None
 
@@ -493,9 +494,7 @@ def test_localtunnels_visitor_password_is_in_the_block(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_program(programs, "lt", LT + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
-    monkeypatch.setattr(
-        services, "ask", lambda url, **_: (200, "203.0.113.7\n") if "mytunnelpassword" in url else (0, "")
-    )
+    monkeypatch.setattr(kinds, "ask", lambda url, **_: (200, "203.0.113.7\n") if "mytunnelpassword" in url else (0, ""))
     with open_tunnel(site, "localtunnel", config=QUICK) as link:
         assert link.visitor_password == "203.0.113.7"
         assert "asks for it once): 203.0.113.7" in link.block()
@@ -525,7 +524,7 @@ def test_localtunnels_bad_days_are_told_apart(
     site: int, programs: Path, last_words: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_program(programs, "lt", LT + last_words)
-    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    monkeypatch.setattr(kinds, "ask", lambda url, **_: (0, "no network"))
     with pytest.raises(error, match=said):
         open_tunnel(site, "localtunnel", config=IMPATIENT)
     assert _gone(str(programs))
@@ -729,7 +728,7 @@ def test_a_name_of_ones_own_is_asked_for_and_another_one_is_said(
 ) -> None:
     log = f"open({str(tmp_path / 'asked')!r}, 'w').write(' '.join(sys.argv))\n"
     make_program(programs, "lt", LT + log + "say(f'your url is: http://127.0.0.1:{forward(target)}'); stay()")
-    monkeypatch.setattr(services, "ask", lambda url, **_: (0, "no network"))
+    monkeypatch.setattr(kinds, "ask", lambda url, **_: (0, "no network"))
     with open_tunnel(site, config=TunnelConfig(kind="localtunnel", wait_s=10, subdomain="calm-fox")) as link:
         assert "--subdomain calm-fox" in (tmp_path / "asked").read_text()
         assert "did not assign the subdomain calm-fox" in link.note
@@ -786,7 +785,7 @@ def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
     wrong = f"#!/bin/sh\ntouch {harm}\n".encode()
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "frpc").write_bytes(wrong)
-    (own,) = services.frpc_places()["also"]  # where gradio's own downloader leaves a wrong one
+    (own,) = kinds.frpc_places()["also"]  # where gradio's own downloader leaves a wrong one
     own.parent.mkdir(parents=True)
     own.write_bytes(wrong)
     own.chmod(0o755)
@@ -896,7 +895,7 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
     ],
 )
 def test_what_gradio_raises_becomes_a_sentence(said: dict[str, str], error: type[Exception], sentence: str) -> None:
-    explained = services._explain_gradio(said)
+    explained = kinds._explain_gradio(said)
     assert type(explained) is error
     assert sentence in explained.problem
     assert explained.hint
@@ -957,7 +956,7 @@ def test_auto_goes_on_to_the_next_service_and_says_what_each_one_said(
     def down(port: int, config: TunnelConfig) -> Any:
         raise TunnelServiceDown("gradio's share service does not answer.", "Later.")
 
-    monkeypatch.setitem(services.SERVICES, "gradio", down)
+    monkeypatch.setitem(kinds.SERVICES, "gradio", down)
     with caplog.at_level(logging.INFO, "fastsd_helpers"), open_tunnel(site, "auto", config=QUICK) as link:
         assert link.kind == "cloudflared"
     assert "ngrok: skipped, there is no token." in caplog.text

@@ -8,7 +8,7 @@ import pytest
 from hub_server import Fault
 from hub_upload_server import HubUploadServer
 
-from fastsd_helpers.dreambooth.upload import UploadConfig, upload
+from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, upload
 from fastsd_helpers.errors import DownloadError, SessionError, SettingsError
 from fastsd_helpers.sessions import Session
 

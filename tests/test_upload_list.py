@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from test_second_visit import photo
 
-from fastsd_helpers.dreambooth.uploads import list_uploads, save_uploads
+from fastsd_helpers.dreambooth.photos.browser_uploads import list_uploads, save_uploads
 from fastsd_helpers.forms import SessionConfig, open_session, show_photos_form
 from fastsd_helpers.sessions import Session
 

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_helpers.dreambooth.photos import open_photos
-from fastsd_helpers.dreambooth.uploads import count_uploads, list_uploads, remove_uploads, save_uploads, uploads_folder
+from fastsd_helpers.dreambooth.photos.browser_uploads import (
+    count_uploads,
+    list_uploads,
+    remove_uploads,
+    save_uploads,
+    uploads_folder,
+)
+from fastsd_helpers.dreambooth.photos.finding import open_photos
 from fastsd_helpers.sessions import Session
 
 Image = pytest.importorskip("PIL.Image")

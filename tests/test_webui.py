@@ -32,9 +32,7 @@ from fastsd_helpers.webui import (
     LaunchConfig,
     find_places,
     find_ui,
-    install,
     launch,
-    models,
     place_controlnet,
     place_model,
     plan,
@@ -42,12 +40,14 @@ from fastsd_helpers.webui import (
     stop,
     uis,
 )
-from fastsd_helpers.webui.crash import explain_crash
+from fastsd_helpers.webui.extensions import installation
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
-from fastsd_helpers.webui.models import ModelsConfig, place_models
-from fastsd_helpers.webui.needed import find_needed
 from fastsd_helpers.webui.places import prepare_places
-from fastsd_helpers.webui.store_families import families_in_store
+from fastsd_helpers.webui.placing import models
+from fastsd_helpers.webui.placing.models import ModelsConfig, place_models
+from fastsd_helpers.webui.placing.needed import find_needed
+from fastsd_helpers.webui.placing.store_families import families_in_store
+from fastsd_helpers.webui.running.crash import explain_crash
 
 A1111 = find_ui("a1111")
 CPU = Machine("a processor", 0, 16)
@@ -117,7 +117,7 @@ def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, 
     assert "--lowram" not in made.command
     # One of SDXL's own size in 8 bit is told by what is in it.
     write(checkpoints / "xl-fp8.safetensors", original("sdxl"))
-    import fastsd_helpers.webui.store_families as module
+    import fastsd_helpers.webui.placing.store_families as module
 
     assert module._family_of(checkpoints / "xl-fp8.safetensors", int(3.5e9)) == "sdxl"
 
@@ -262,7 +262,7 @@ def small_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     class Report:
         changes = ()
 
-    module = sys.modules["fastsd_helpers.webui.install"]
+    module = sys.modules["fastsd_helpers.webui.extensions.installation"]
     monkeypatch.setattr(module, "find_ui", lambda key: ui)
     monkeypatch.setattr(module, "make_environment", make_environment)
     monkeypatch.setattr(module, "install", lambda name, **more: asked.append((name, more)) or Report())
@@ -274,7 +274,7 @@ def test_code_comes_at_its_commit_from_the_first_place_that_has_it(
     small_ui: Any, where: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "fastsd_helpers"):
-        result = install.install_webui(InstallConfig(**where))
+        result = installation.install_webui(InstallConfig(**where))
     assert result.commits["a1111"] == small_ui.commit
     assert not (result.path / "later.txt").exists()
     branch = subprocess.run(
@@ -292,42 +292,42 @@ def test_code_comes_at_its_commit_from_the_first_place_that_has_it(
 
 
 def test_done_again_it_only_looks_and_a_moved_folder_is_put_right(small_ui: Any, where: dict[str, str]) -> None:
-    install.install_webui(InstallConfig(**where))
-    again = install.install_webui(InstallConfig(**where))
+    installation.install_webui(InstallConfig(**where))
+    again = installation.install_webui(InstallConfig(**where))
     assert "was there already" in again.log.read_text()
     subprocess.run(["git", "fetch", "-q", str(small_ui.upstream)], cwd=again.path, check=True)
     subprocess.run(["git", "checkout", "-q", "-B", "mine", "FETCH_HEAD"], cwd=again.path, check=True)
-    assert install.install_webui(InstallConfig(**where)).commits["a1111"] == small_ui.commit
+    assert installation.install_webui(InstallConfig(**where)).commits["a1111"] == small_ui.commit
     subprocess.run(["git", "checkout", "-q", "mine"], cwd=again.path, check=True)
     subprocess.run(["git", "checkout", "-q", "-B", "other", "HEAD"], cwd=again.path, check=True)
 
 
 def test_files_changed_by_hand_are_not_lost(small_ui: Any, where: dict[str, str]) -> None:
-    code = install.install_webui(InstallConfig(**where)).path
+    code = installation.install_webui(InstallConfig(**where)).path
     subprocess.run(["git", "fetch", "-q", str(small_ui.upstream)], cwd=code, check=True)
     subprocess.run(["git", "checkout", "-q", "-B", "mine", "FETCH_HEAD"], cwd=code, check=True)
     (code / "launch.py").write_text("mine")
     with pytest.raises(WebUIError, match="were changed by hand"):
-        install.install_webui(InstallConfig(**where))
+        installation.install_webui(InstallConfig(**where))
     assert (code / "launch.py").read_text() == "mine"
 
 
 def test_a_mirror_of_the_users_own_is_taken(small_ui: Any, where: dict[str, str], tmp_path: Path) -> None:
     mirror = shutil.copytree(small_ui.upstream, tmp_path / "mirror")
-    result = install.install_webui(InstallConfig(mirrors=f"a1111={mirror}", **where))
+    result = installation.install_webui(InstallConfig(mirrors=f"a1111={mirror}", **where))
     remote = subprocess.run(
         ["git", "remote", "get-url", "origin"], cwd=result.path, capture_output=True, text=True, check=True
     )
     assert remote.stdout.strip() == str(mirror)
     for wrong in ("nothing", "unknown=/x", "a1111="):
         with pytest.raises(SettingsError, match="mirrors"):
-            install.install_webui(InstallConfig(mirrors=wrong, **where))
+            installation.install_webui(InstallConfig(mirrors=wrong, **where))
 
 
 def test_code_that_nobody_has_names_every_place_and_leaves_nothing(small_ui: Any, where: dict[str, str]) -> None:
     shutil.rmtree(small_ui.upstream)
     with pytest.raises(WebUIError) as caught:
-        install.install_webui(InstallConfig(**where))
+        installation.install_webui(InstallConfig(**where))
     assert "file:///gone.git" in caught.value.problem
     assert str(small_ui.upstream) in caught.value.problem
     assert "--mirrors a1111=" in caught.value.hint
@@ -342,11 +342,11 @@ def test_without_git_or_room_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 10**9)
     with pytest.raises(Exception, match=r"has 1\.00 GB left"):
-        install.install_webui(InstallConfig(**where))
+        installation.install_webui(InstallConfig(**where))
     monkeypatch.setattr("fastsd_helpers.files.free_bytes", lambda path: 10**12)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(WebUIError, match="git is not installed"):
-        install.install_webui(InstallConfig(**where))
+        installation.install_webui(InstallConfig(**where))
 
 
 def test_every_ui_has_a_lock_and_its_code_at_a_commit() -> None:
@@ -359,7 +359,7 @@ def test_every_ui_has_a_lock_and_its_code_at_a_commit() -> None:
 
 
 def test_packages_that_a_user_brings_along_are_left_out(small_ui: Any, where: dict[str, str]) -> None:
-    install.install_webui(InstallConfig(skip_packages="torch, NumPy,", **where))
+    installation.install_webui(InstallConfig(skip_packages="torch, NumPy,", **where))
     assert small_ui.asked[1] == ("a1111", {"python": find_places(A1111, **where).python, "skip": ["torch", "NumPy"]})
 
 
@@ -367,7 +367,7 @@ def test_the_previous_notebooks_folder_is_used_as_it_is(small_ui: Any, where: di
     old = Path(where["store"]) / "models" / "Stable-diffusion" / "old.safetensors"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"mine")
-    install.install_webui(InstallConfig(**where))
+    installation.install_webui(InstallConfig(**where))
     assert (
         find_places(A1111, **where).models / "Stable-diffusion" / "store" / "old.safetensors"
     ).read_bytes() == b"mine"
@@ -682,7 +682,7 @@ def test_a_drive_that_is_gone_stops_the_start(stub: Any, monkeypatch: pytest.Mon
     def gone(folder: Any) -> None:
         raise DriveError(f"Could not read {folder}: {os.strerror(errno.ENOTCONN)}.", "Connect Drive again.")
 
-    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.launch"], "check_health", gone)
+    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.running.launching"], "check_health", gone)
     with pytest.raises(DriveError, match="Could not read"):
         stub.start("good")
 
@@ -701,14 +701,15 @@ def test_sharing_asks_for_one_login_and_closes_what_the_ui_leaves_open(
     import urllib.request
 
     from fastsd_helpers.processes import Child
-    from fastsd_helpers.tunnels import TunnelConfig, services
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.tunnels.services import kinds
     from fastsd_helpers.webui import share
 
     def direct(port: int, config: TunnelConfig) -> Any:
         child = Child([sys.executable, "-c", "import time; time.sleep(600)"])
-        return services.Running(f"http://127.0.0.1:{port}", child)
+        return kinds.Running(f"http://127.0.0.1:{port}", child)
 
-    monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
+    monkeypatch.setitem(kinds.SERVICES, "cloudflared", direct)
     with stub.start("good") as running:
         tunnel = share(running, TunnelConfig(kind="cloudflared"))
         assert tunnel.login == running.login
@@ -831,12 +832,13 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
     import dataclasses
 
     from fastsd_helpers.processes import Child
-    from fastsd_helpers.tunnels import TunnelConfig, services
+    from fastsd_helpers.tunnels import TunnelConfig
+    from fastsd_helpers.tunnels.services import kinds
     from fastsd_helpers.webui import share
 
     def direct(port: int, config: TunnelConfig) -> Any:
         child = Child([sys.executable, "-c", "import time; time.sleep(600)"])
-        return services.Running(f"http://127.0.0.1:{port}", child)
+        return kinds.Running(f"http://127.0.0.1:{port}", child)
 
     def ask(url: str, data: Any = None, **headers: str) -> tuple[int, str]:
         body = None if data is None else json.dumps(data).encode()
@@ -848,8 +850,8 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
             return err.code, err.read().decode()
 
     ui = dataclasses.replace(A1111, alive_path="/", guard=str(bare_guard))
-    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.launch"], "find_ui", lambda key: ui)
-    monkeypatch.setitem(services.SERVICES, "cloudflared", direct)
+    monkeypatch.setattr(sys.modules["fastsd_helpers.webui.running.launching"], "find_ui", lambda key: ui)
+    monkeypatch.setitem(kinds.SERVICES, "cloudflared", direct)
     places = find_places(A1111, **where)
     places.python.parent.mkdir(parents=True)
     # The packages of this very environment, which a link alone would not bring along.

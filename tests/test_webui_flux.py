@@ -16,20 +16,20 @@ from table_models import write_gguf, write_lora  # noqa: E402
 from fastsd_helpers.cli.entry import main  # noqa: E402
 from fastsd_helpers.controlnet import find_controlnets, total_bytes  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, ModelError, ModelNotFound, WebUIError  # noqa: E402
-from fastsd_helpers.forms.known import known_values  # noqa: E402
+from fastsd_helpers.forms.widgets.known import known_values  # noqa: E402
 from fastsd_helpers.registry import find_model, models  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
 from fastsd_helpers.webui import LaunchConfig, find_places, find_ui, list_kept, place, plan, uis  # noqa: E402
-from fastsd_helpers.webui.bundles import choose_bundle, runs_in  # noqa: E402
-from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS, Machine  # noqa: E402
-from fastsd_helpers.webui.forge_settings import choose_in_settings  # noqa: E402
-from fastsd_helpers.webui.gguf import read_gguf  # noqa: E402
-from fastsd_helpers.webui.model_files import look_at  # noqa: E402
-from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
-from fastsd_helpers.webui.needed import find_needed  # noqa: E402
 from fastsd_helpers.webui.places import Places, prepare_places, store_folder  # noqa: E402
-from fastsd_helpers.webui.workflows import make_workflow, write_workflow  # noqa: E402
+from fastsd_helpers.webui.placing.bundles import choose_bundle, runs_in  # noqa: E402
+from fastsd_helpers.webui.placing.controls import ControlNetConfig, place_controlnets  # noqa: E402
+from fastsd_helpers.webui.placing.forge_settings import choose_in_settings  # noqa: E402
+from fastsd_helpers.webui.placing.gguf import read_gguf  # noqa: E402
+from fastsd_helpers.webui.placing.model_files import look_at  # noqa: E402
+from fastsd_helpers.webui.placing.models import ModelsConfig, place_models  # noqa: E402
+from fastsd_helpers.webui.placing.needed import find_needed  # noqa: E402
+from fastsd_helpers.webui.placing.workflows import make_workflow, write_workflow  # noqa: E402
 
 A1111, FORGE, COMFY = (find_ui(key) for key in ("a1111", "forge-neo", "comfyui"))
 FLUX = {"double_blocks.0.img_attn.qkv.weight": (96, 32)}
@@ -555,7 +555,7 @@ def test_reasons_are_shown_before_anything_is_fetched(
     comfy: Places, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fastsd_helpers")
-    monkeypatch.setattr("fastsd_helpers.webui.models.check_room", lambda *_words, **_named: 1 / 0)
+    monkeypatch.setattr("fastsd_helpers.webui.placing.models.check_room", lambda *_words, **_named: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         place("flux-dev", COMFY, comfy, machine=GPUS["T4"])
     assert "flux1-dev-Q4_K_S.gguf (6.8 GB) is the largest that fits" in caplog.text
@@ -602,8 +602,8 @@ def test_all_controlnets_that_fit_are_one_choice_whose_room_is_looked_at_first(
         fetched.append(row.key)
         return table.write(folder / row.save_as, table.values({"control_model.zero_convs.0.0": (4, 4)}))
 
-    monkeypatch.setattr("fastsd_helpers.webui.controls.fetch_controlnet", fetch)
-    check = "fastsd_helpers.webui.controls.check_room"
+    monkeypatch.setattr("fastsd_helpers.webui.placing.controls.fetch_controlnet", fetch)
+    check = "fastsd_helpers.webui.placing.controls.check_room"
     monkeypatch.setattr(check, lambda _folder, needed, *_words, **_named: fetched.append(needed))
     placed = place_controlnets(ControlNetConfig(tasks="all", base="sd21-768"), COMFY, comfy)
     rows = find_controlnets("sd21", ui="comfyui")
@@ -645,8 +645,8 @@ def test_a_gated_file_without_access_gives_way_to_its_open_copy(
         family = {"t5": "t5", "clip": "clip-l", "ae": "flux-ae"}.get((name or source.file)[:4].rstrip("xl._s"), "flux")
         return table.write(folder / (name or source.file), table.original(family, "F16"))
 
-    monkeypatch.setattr("fastsd_helpers.webui.needed.fetch", fetch)
-    monkeypatch.setattr("fastsd_helpers.webui.models.check_room", lambda *_words, **_named: None)
+    monkeypatch.setattr("fastsd_helpers.webui.placing.needed.fetch", fetch)
+    monkeypatch.setattr("fastsd_helpers.webui.placing.models.check_room", lambda *_words, **_named: None)
     placed = place("flux-dev", COMFY, comfy, machine=GPUS["A100"])
     assert placed[0].path.name == "flux1-dev-fp8-transformer.safetensors"
     assert "Accept the licence. Its copy 'flux-dev-fp8-transformer' is used instead" in caplog.text

@@ -16,12 +16,13 @@ from file_server import FileServer  # noqa: E402
 from fastsd_helpers.errors import ModelError, ModelNotFound, WebUIError  # noqa: E402
 from fastsd_helpers.options import options_of  # noqa: E402
 from fastsd_helpers.sessions import Session  # noqa: E402
-from fastsd_helpers.webui import find_places, find_ui, models, place_model  # noqa: E402
-from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnets  # noqa: E402
+from fastsd_helpers.webui import find_places, find_ui, place_model  # noqa: E402
 from fastsd_helpers.webui.flags import GPUS  # noqa: E402
-from fastsd_helpers.webui.models import ModelsConfig, place_models  # noqa: E402
-from fastsd_helpers.webui.needed import Needed, find_needed  # noqa: E402
 from fastsd_helpers.webui.places import Places, prepare_places, store_folder  # noqa: E402
+from fastsd_helpers.webui.placing import models  # noqa: E402
+from fastsd_helpers.webui.placing.controls import ControlNetConfig, place_controlnets  # noqa: E402
+from fastsd_helpers.webui.placing.models import ModelsConfig, place_models  # noqa: E402
+from fastsd_helpers.webui.placing.needed import Needed, find_needed  # noqa: E402
 
 A1111, FORGE = find_ui("a1111"), find_ui("forge-neo")
 
@@ -374,7 +375,7 @@ def test_controlnets_are_fetched_for_the_base_that_is_named_else_for_the_family(
             folder / row.save_as, table.values({"control_model.input_hint_block.0.weight": (4, 3, 3, 3)})
         )
 
-    monkeypatch.setattr("fastsd_helpers.webui.controls.fetch_controlnet", fetch)
+    monkeypatch.setattr("fastsd_helpers.webui.placing.controls.fetch_controlnet", fetch)
     placed = place_controlnets(ControlNetConfig(tasks=" canny , depth,"), A1111, places)
     assert fetched == [("sd15", True, False), ("sd15", False, True)]
     assert [(model.kind, model.family, model.how, model.path.is_file()) for model in placed] == [

@@ -17,7 +17,7 @@ from tunnel_doubles import free_port, make_program
 from fastsd_helpers import forms
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.forms import NotebookUI, StoreConfig, desk
-from fastsd_helpers.forms import webui as cells
+from fastsd_helpers.forms.webui import cells as cells
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_running, find_ui, status, stop
 

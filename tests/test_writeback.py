@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastsd_helpers.checkpoints import writeback
-from fastsd_helpers.checkpoints.writeback import start_writeback
+from fastsd_helpers.checkpoints.formats import writeback
+from fastsd_helpers.checkpoints.formats.writeback import start_writeback
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the call is Linux's")

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from fastsd_helpers.zip_names import ZipNames, read_names
+from fastsd_helpers.names.zips import ZipNames, read_names
 
 
 def zip_with(names: list[bytes], *, flag: int = 0, extra: bytes = b"") -> list[zipfile.ZipInfo]:

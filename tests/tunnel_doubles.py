@@ -185,7 +185,7 @@ def keep(
     monkeypatch: Any, name: str, data: bytes, *, url: str = "", size: int | None = None, kept: bool = True
 ) -> Path:
     """Let these bytes be the one right program of that name, and put them where it is kept; gives that place."""
-    from fastsd_helpers.tunnels import programs
+    from fastsd_helpers.tunnels.services import programs
 
     machine = programs.this_machine()
     row = programs.Program(name, "1", machine, url or "http://127.0.0.1:9/", hashlib.sha256(data).hexdigest(), size)

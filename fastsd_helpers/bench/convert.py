@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.bench import Report
-from fastsd_helpers.checkpoints.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import part_shapes
-from fastsd_helpers.checkpoints.lora_names import lora_modules
-from fastsd_helpers.checkpoints.prediction import Prediction
-from fastsd_helpers.checkpoints.recipes import copied
-from fastsd_helpers.checkpoints.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.sources import Values
+from fastsd_helpers.checkpoints.formats.prediction import Prediction
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
+from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import Values
+from fastsd_helpers.checkpoints.formats.tensor_plan import copied
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.models.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import part_shapes
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.files import check_room
 from fastsd_helpers.options import check, option

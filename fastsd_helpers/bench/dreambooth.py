@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from fastsd_helpers.bench import Report
 from fastsd_helpers.errors import TrainingFailed
+from fastsd_helpers.images.files import read_rgb
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.options import check, option
-from fastsd_helpers.picture_files import read_rgb
 from fastsd_helpers.runtime import describe_device, make_cpu_sums_repeatable, peak_memory_bytes, versions
 
 __all__ = ["LOOPS", "Settings", "make_model", "measure"]
@@ -268,10 +268,10 @@ _LR = 1e-6
 
 
 def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Clock) -> tuple[Step, float]:
-    from fastsd_helpers.dreambooth.base_model import BaseModel
-    from fastsd_helpers.dreambooth.dataset import Dataset, PreparedImage
+    from fastsd_helpers.dreambooth.dataset.prepared import Dataset, PreparedImage
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
-    from fastsd_helpers.dreambooth.stages import Studio, open_stage
+    from fastsd_helpers.dreambooth.training.base_model import BaseModel
+    from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 
     base, device = BaseModel.fetch(str(model)), describe_device()
     config = DreamBoothConfig(
@@ -283,10 +283,10 @@ def _open_ours(settings: Settings, model: Path, pictures: list[Path], clock: _Cl
         gradient_checkpointing=settings.gradient_checkpointing,
     )
     config, _ = resolve_settings(config, base.spec, device)
-    studio = Studio(base, config, device)
+    context = TrainingContext(base, config, device)
     began = clock._now()
-    studio.fill_caches(Dataset(tuple(PreparedImage(path, "", _PROMPT) for path in pictures), ()))
-    job = open_stage("unet", studio, None)
+    context.fill_caches(Dataset(tuple(PreparedImage(path, "", _PROMPT) for path in pictures), ()))
+    job = open_stage("unet", context, None)
     caches = clock._now() - began
     plain_step = job.optimizer.step
 

@@ -182,8 +182,8 @@ def _peak_here(name: str, folder: str, settings: Settings) -> int:
 
 
 def _int8_folder(folder: Path, method: str) -> Path:
-    from fastsd_helpers.trocr.checkpoint import open_checkpoint
-    from fastsd_helpers.trocr.graphs import write_graphs
+    from fastsd_helpers.trocr.model.checkpoint import open_checkpoint
+    from fastsd_helpers.trocr.model.openvino_engine import write_graphs
 
     int8 = folder.with_name(f"{folder.name}-int8-{method}")
     if not int8.is_dir():

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastsd_helpers.checkpoints.converter import convert
     from fastsd_helpers.checkpoints.inspector import Inspection, inspect
-    from fastsd_helpers.checkpoints.verifier import verify_checkpoint
-    from fastsd_helpers.checkpoints.writer import CheckpointFile, write_checkpoint
+    from fastsd_helpers.checkpoints.models.verifier import verify_checkpoint
+    from fastsd_helpers.checkpoints.models.writer import CheckpointFile, write_checkpoint
 
 __all__ = ["CheckpointFile", "Inspection", "convert", "inspect", "verify_checkpoint", "write_checkpoint"]
 
 _HOMES = {
-    "CheckpointFile": "writer",
+    "CheckpointFile": "models.writer",
     "Inspection": "inspector",
     "convert": "converter",
     "inspect": "inspector",
-    "verify_checkpoint": "verifier",
-    "write_checkpoint": "writer",
+    "verify_checkpoint": "models.verifier",
+    "write_checkpoint": "models.writer",
 }
 
 

@@ -7,27 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsd_helpers.checkpoints.configs import VAE_FACTORS
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.folder_copy import copy_folder
-from fastsd_helpers.checkpoints.folder_settings import (
-    VAE_ARCHITECTURES,
-    describe_folder,
-    resolution_of,
-    settings_in_words,
-    settings_of_file,
-    vae_family,
-)
-from fastsd_helpers.checkpoints.folder_writer import write_component, write_folder
-from fastsd_helpers.checkpoints.given import Given, identify
-from fastsd_helpers.checkpoints.layout import Family
-from fastsd_helpers.checkpoints.leftovers import tidy
-from fastsd_helpers.checkpoints.lora import convert_lora
-from fastsd_helpers.checkpoints.merge import Merging, open_adapters
-from fastsd_helpers.checkpoints.number_formats import cast_dtype
-from fastsd_helpers.checkpoints.packed import refuse_gguf, refuse_small_floats
-from fastsd_helpers.checkpoints.parts import Parts, open_parts
-from fastsd_helpers.checkpoints.prediction import (
+from fastsd_helpers.checkpoints.formats.dtypes import cast_dtype
+from fastsd_helpers.checkpoints.formats.packed import refuse_gguf, refuse_small_floats
+from fastsd_helpers.checkpoints.formats.prediction import (
     MARKS,
     Prediction,
     marks,
@@ -37,12 +19,28 @@ from fastsd_helpers.checkpoints.prediction import (
     read_config,
     sidecar,
 )
-from fastsd_helpers.checkpoints.recipes import Recipe, copied
-from fastsd_helpers.checkpoints.recognise import Kind, recognise, require_convertible
-from fastsd_helpers.checkpoints.single_file import open_single
-from fastsd_helpers.checkpoints.sources import BytesSource, Source, open_file
-from fastsd_helpers.checkpoints.verifier import compare
-from fastsd_helpers.checkpoints.writer import (
+from fastsd_helpers.checkpoints.formats.sources import BytesSource, Source, open_file
+from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, copied
+from fastsd_helpers.checkpoints.given import Given, identify
+from fastsd_helpers.checkpoints.lora_converter import convert_lora
+from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS
+from fastsd_helpers.checkpoints.models.detect import Kind, detect, require_convertible
+from fastsd_helpers.checkpoints.models.folder_copy import copy_folder
+from fastsd_helpers.checkpoints.models.folder_settings import (
+    VAE_ARCHITECTURES,
+    describe_folder,
+    resolution_of,
+    settings_in_words,
+    settings_of_file,
+    vae_family,
+)
+from fastsd_helpers.checkpoints.models.folder_writer import write_component, write_folder
+from fastsd_helpers.checkpoints.models.leftovers import tidy
+from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+from fastsd_helpers.checkpoints.models.parts import Parts, open_parts
+from fastsd_helpers.checkpoints.models.single_file import open_single
+from fastsd_helpers.checkpoints.models.verifier import compare
+from fastsd_helpers.checkpoints.models.writer import (
     CheckpointFile,
     check_destination,
     describe,
@@ -50,6 +48,8 @@ from fastsd_helpers.checkpoints.writer import (
     refuse_sources,
     write_recipes,
 )
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.model_lookup import how_to_get, require_inert
@@ -300,7 +300,7 @@ def _open_base(family: Family, base: Path | None, stack: ExitStack) -> Source | 
         return None
     source = open_file(base)
     stack.callback(source.close)
-    kind = recognise(source.tensors)
+    kind = detect(source.tensors)
     if kind.family != family.key:
         raise CheckpointError(f"The base {base} is {kind.words}, not a {family.title} file.", "Give another base.")
     return source
@@ -403,7 +403,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
     opened, family = open_file(src), options.family
     try:
         source = tidy(opened)
-        kind = recognise(source.tensors, source.metadata)
+        kind = detect(source.tensors, source.metadata)
         if not kind.what.startswith("lora"):
             kind = require_convertible(src, source.tensors, family, source.metadata)
         prediction = prediction_of_file(src, kind.family or "", source)

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.folder_copy import walk_folders
+from fastsd_helpers.checkpoints.formats.packed import refuse_packed, refuse_packed_config
+from fastsd_helpers.checkpoints.formats.prediction import prediction_of_folder, read_config
+from fastsd_helpers.checkpoints.formats.sources import Source, open_set
+from fastsd_helpers.checkpoints.formats.weight_sets import choose_set, choose_variant, weight_sets
 from fastsd_helpers.checkpoints.given import Given
-from fastsd_helpers.checkpoints.layout import PART_WORDS
-from fastsd_helpers.checkpoints.packed import refuse_packed, refuse_packed_config
-from fastsd_helpers.checkpoints.prediction import prediction_of_folder, read_config
-from fastsd_helpers.checkpoints.sources import Source, open_set
-from fastsd_helpers.checkpoints.weight_sets import choose_set, choose_variant, weight_sets
+from fastsd_helpers.checkpoints.models.folder_copy import walk_folders
+from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, FastSDError
 from fastsd_helpers.registry import detect_family
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fastsd_helpers.checkpoints.file_content import is_safetensors_file, refuse_other_content
-from fastsd_helpers.checkpoints.lora import is_lora_folder
-from fastsd_helpers.checkpoints.pickled import PICKLE_ENDINGS
-from fastsd_helpers.checkpoints.prediction import read_config
-from fastsd_helpers.checkpoints.weight_sets import weight_sets
+from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file, refuse_other_content
+from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
+from fastsd_helpers.checkpoints.formats.prediction import read_config
+from fastsd_helpers.checkpoints.formats.weight_sets import weight_sets
+from fastsd_helpers.checkpoints.lora_converter import is_lora_folder
 from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
 from fastsd_helpers.errors import CheckpointError

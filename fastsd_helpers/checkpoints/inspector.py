@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastsd_helpers.checkpoints.families import FAMILY_KEYS, find_family
-from fastsd_helpers.checkpoints.file_content import is_safetensors_file
 from fastsd_helpers.checkpoints.folder_inspector import folder_facts
-from fastsd_helpers.checkpoints.folder_settings import settings_of_file, vae_family
+from fastsd_helpers.checkpoints.formats.dtypes import count_not_finite, is_small_float
+from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
+from fastsd_helpers.checkpoints.formats.packed import refuse_packed
+from fastsd_helpers.checkpoints.formats.prediction import Prediction, prediction_of_file
+from fastsd_helpers.checkpoints.formats.sources import Source, open_file
+from fastsd_helpers.checkpoints.formats.tensor_plan import copied
+from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.given import identify
-from fastsd_helpers.checkpoints.layout import (
+from fastsd_helpers.checkpoints.models.detect import Kind, detect
+from fastsd_helpers.checkpoints.models.folder_settings import settings_of_file, vae_family
+from fastsd_helpers.checkpoints.models.leftovers import tidy
+from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, find_family
+from fastsd_helpers.checkpoints.names.layout import (
     PART_WORDS,
     Family,
     expected_shapes,
     match_original,
     measure_original,
 )
-from fastsd_helpers.checkpoints.leftovers import tidy
-from fastsd_helpers.checkpoints.number_formats import count_not_finite, is_small_float
-from fastsd_helpers.checkpoints.packed import refuse_packed
-from fastsd_helpers.checkpoints.prediction import Prediction, prediction_of_file
-from fastsd_helpers.checkpoints.pump import pump
-from fastsd_helpers.checkpoints.recipes import copied
-from fastsd_helpers.checkpoints.recognise import Kind, recognise
-from fastsd_helpers.checkpoints.sources import Source, open_file
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
@@ -130,7 +130,7 @@ def inspect(
 def _look(
     path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
 ) -> Inspection:
-    kind = recognise(source.tensors, source.metadata)
+    kind = detect(source.tensors, source.metadata)
     tidied, problems = _without_leftovers(source)
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
     layout = _against_layout(family, tidied) if family else _Layout()
@@ -353,7 +353,7 @@ def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[s
     whole = sum(fact.bytes for fact in source.tensors.values())
     done = 0
     found: dict[str, int] = {}
-    for name, values, _last in pump((name, copied(source, name)) for name in source.tensors):
+    for name, values, _last in stream((name, copied(source, name)) for name in source.tensors):
         bad = count_not_finite(values, source.tensors[name].dtype)
         if bad:
             found[name] = found.get(name, 0) + bad

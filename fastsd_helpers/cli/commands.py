@@ -123,7 +123,7 @@ def _models_in(folder: Path) -> list[Path]:
 
 def prepare(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth prepare SESSION --images DIR`."""
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
 
     config = PrepareConfig(**given_values(chosen, PrepareConfig))
     session = open_session(chosen)
@@ -134,14 +134,14 @@ def prepare(chosen: argparse.Namespace) -> Answer:
 
 def train(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth train SESSION`."""
-    from fastsd_helpers.dreambooth.live import Journal
+    from fastsd_helpers.dreambooth.running.live import Journal
+    from fastsd_helpers.dreambooth.running.out_of_memory import explain_shortage
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-    from fastsd_helpers.dreambooth.shortage import explain_shortage
 
     # Made first, so that every bad setting is named before a folder or a model is looked for.
     config = DreamBoothConfig(**given_values(chosen, DreamBoothConfig))
     session = open_session(chosen)
-    from fastsd_helpers.dreambooth import engine
+    from fastsd_helpers.dreambooth.running import engine
 
     if chosen.dry_run:
         more = {"more_steps": chosen.more_steps, "more_text_encoder_steps": chosen.more_text_encoder_steps}
@@ -179,7 +179,7 @@ def train(chosen: argparse.Namespace) -> Answer:
 
 def sample(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth sample SESSION [--prompt TEXT]`."""
-    from fastsd_helpers.dreambooth.learned import SampleConfig, sample
+    from fastsd_helpers.dreambooth.results.learned import SampleConfig, sample
     from fastsd_helpers.files import sha256_of
 
     config = SampleConfig(**given_values(chosen, SampleConfig))
@@ -191,7 +191,7 @@ def sample(chosen: argparse.Namespace) -> Answer:
 
 def export(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth export SESSION`."""
-    from fastsd_helpers.dreambooth.learned import ExportConfig, export
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig, export
 
     config = ExportConfig(**given_values(chosen, ExportConfig))
     session = open_session(chosen)

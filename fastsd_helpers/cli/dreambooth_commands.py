@@ -24,7 +24,7 @@ __all__ = ["add_dreambooth", "caption", "import_session", "upload"]
 
 def add_dreambooth(commands: Any) -> None:
     """Add the group `dreambooth` to the parser."""
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 
     group = subcommands(
@@ -67,7 +67,7 @@ def add_dreambooth(commands: Any) -> None:
 
 
 def _add_results(group: Any) -> None:
-    from fastsd_helpers.dreambooth.learned import ExportConfig, SampleConfig
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 
     sampling = _session_command(group, "sample", sample, "generate images with a session's latest checkpoint")
     add_flags(sampling, SampleConfig)
@@ -76,7 +76,7 @@ def _add_results(group: Any) -> None:
 
 
 def _add_rest(group: Any) -> None:
-    from fastsd_helpers.dreambooth.upload import UploadConfig
+    from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig
 
     deleting = _session_command(group, "delete", delete, "delete a session, or one of its checkpoints, after asking")
     deleting.add_argument("--checkpoint", metavar="NAME", help="delete only this checkpoint (`show` lists them)")
@@ -145,7 +145,7 @@ def import_session(chosen: argparse.Namespace) -> Answer:
 
 def caption(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth caption SESSION [--set FILE=WORDS ...] [--clear FILE ...]`."""
-    from fastsd_helpers.dreambooth.captioning import find_picture, prompt_rows, set_caption
+    from fastsd_helpers.dreambooth.dataset.captioning import find_picture, prompt_rows, set_caption
 
     session = open_session(chosen)
     changes = [_file_and_words(text) for text in chosen.set] + [(name, None) for name in chosen.clear]
@@ -155,8 +155,8 @@ def caption(chosen: argparse.Namespace) -> Answer:
         set_caption(session, name, words)
     written = []
     if chosen.auto or chosen.captioner:
-        from fastsd_helpers.captions import DEFAULT_CAPTIONER
-        from fastsd_helpers.dreambooth.captioning import caption_pictures
+        from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
+        from fastsd_helpers.dreambooth.dataset.captioning import caption_pictures
 
         written = caption_pictures(session, model=chosen.captioner or DEFAULT_CAPTIONER)
     rows = prompt_rows(session)
@@ -184,7 +184,7 @@ def _remarks(held_out: bool, truncated: bool) -> str:
 
 def upload(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd dreambooth upload SESSION --repo NAME`."""
-    from fastsd_helpers.dreambooth.upload import UploadConfig, upload
+    from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, upload
 
     config = UploadConfig(**given_values(chosen, UploadConfig))
     result = upload(config, open_session(chosen))

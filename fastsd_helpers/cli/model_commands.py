@@ -83,7 +83,7 @@ def list_models(chosen: argparse.Namespace) -> Answer:
 def show_model(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd models show KEY`."""
     from fastsd_helpers.registry import find_model
-    from fastsd_helpers.webui.bundles import runs_in
+    from fastsd_helpers.webui.placing.bundles import runs_in
 
     spec = find_model(chosen.key)
     data = {**plain(spec), "runs_in": list(runs_in(spec))}

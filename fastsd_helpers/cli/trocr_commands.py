@@ -24,7 +24,7 @@ _EVERY_S = 5.0
 
 def add_trocr(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
-    from fastsd_helpers.trocr.reader import ReadConfig
+    from fastsd_helpers.trocr.reading.reader import ReadConfig
 
     group = subcommands(
         commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
@@ -65,8 +65,8 @@ def add_trocr(commands: Any) -> None:
 
 
 def _add_making(group: Any) -> None:
-    from fastsd_helpers.trocr.finetune import FineTuneConfig
-    from fastsd_helpers.trocr.serve import ServeConfig
+    from fastsd_helpers.trocr.reading.serve import ServeConfig
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
     tuning = command(
         group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
@@ -104,7 +104,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_reader(chosen: argparse.Namespace) -> Any:
-    from fastsd_helpers.trocr.reader import ReadConfig, Reader
+    from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 
     given = given_values(chosen, ReadConfig)
     ReadConfig(**given)  # names every bad setting before a model is looked for
@@ -128,7 +128,7 @@ def read(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr read IMAGE ...`."""
     from fastsd_helpers.errors import SettingsError
     from fastsd_helpers.files import check_writable, sha256_of, write_atomic
-    from fastsd_helpers.trocr.bulk import FORMATS, parse_shard, read_folder, rows_to_bytes
+    from fastsd_helpers.trocr.reading.folder import FORMATS, parse_shard, read_folder, rows_to_bytes
 
     shard = parse_shard(chosen.shard)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
@@ -162,7 +162,7 @@ def read(chosen: argparse.Namespace) -> Answer:
         told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
         return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
     if chosen.pages:
-        from fastsd_helpers.trocr.pages import read_pages
+        from fastsd_helpers.trocr.pages.page_reader import read_pages
 
         pages = list(read_pages(reader, chosen.images))
         lines = [line for page in pages for line in (page.lines or _as_line(page))]
@@ -186,8 +186,8 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
     import io
 
     from fastsd_helpers.files import check_writable, write_atomic
-    from fastsd_helpers.trocr.attention import draw_attention, find_attention
-    from fastsd_helpers.trocr.pictures import gather
+    from fastsd_helpers.trocr.pages.inputs import gather
+    from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
 
     check_writable(folder)
     drawn = []
@@ -203,15 +203,15 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
 
 def _as_line(page: Any) -> list[Any]:
     """A page without lines as one line that says why."""
-    from fastsd_helpers.trocr.line import Line
+    from fastsd_helpers.trocr.model.line import Line
 
     return [Line("", 0.0, name=page.name, problem=page.problem or f"{page.name} has no lines.")]
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr evaluate DATA`."""
-    from fastsd_helpers.trocr.evaluate import evaluate
-    from fastsd_helpers.trocr.labels import read_lines
+    from fastsd_helpers.trocr.reading.dataset import read_lines
+    from fastsd_helpers.trocr.teaching.evaluation import evaluate
 
     lines = read_lines(chosen.data)
     reader = _open_reader(chosen)
@@ -235,8 +235,8 @@ def _percent(rate: float) -> str:
 
 def embed(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr embed IMAGE ... --out DIR`."""
-    from fastsd_helpers.trocr.embeddings import write_embeddings
-    from fastsd_helpers.trocr.reader import Reader
+    from fastsd_helpers.trocr.reading.embeddings import write_embeddings
+    from fastsd_helpers.trocr.reading.reader import Reader
 
     reader = Reader(chosen.model)
     result = write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
@@ -249,8 +249,8 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.background import local_folder
     from fastsd_helpers.files import sha256_of
     from fastsd_helpers.processes import stop_signals
-    from fastsd_helpers.trocr.finetune import FineTuneConfig, finetune
-    from fastsd_helpers.trocr.progress import JOURNAL, note_progress
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
+    from fastsd_helpers.trocr.teaching.progress import JOURNAL, note_progress
 
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
     # Whoever watches from a notebook reads what is noted.
@@ -274,7 +274,7 @@ def finetune(chosen: argparse.Namespace) -> Answer:
 def quantize(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr quantize MODEL OUT --evaluate DIR`."""
     from fastsd_helpers.cli.answers import table
-    from fastsd_helpers.trocr.quantize import quantize
+    from fastsd_helpers.trocr.teaching.quantization import quantize
 
     result = quantize(
         chosen.model, chosen.out, evaluate_on=chosen.evaluate, calibrate_on=chosen.calibrate, overwrite=chosen.overwrite
@@ -294,8 +294,8 @@ def serve(chosen: argparse.Namespace) -> Answer:
     import json
     import sys
 
-    from fastsd_helpers.trocr.reader import Reader
-    from fastsd_helpers.trocr.serve import ServeConfig, require_servable, serve
+    from fastsd_helpers.trocr.reading.reader import Reader
+    from fastsd_helpers.trocr.reading.serve import ServeConfig, require_servable, serve
 
     config = ServeConfig(**given_values(chosen, ServeConfig))
     link = link_settings(chosen, config.share)

@@ -71,9 +71,9 @@ def _add_launch(group: Any) -> None:
 
 
 def _add_place(group: Any) -> None:
-    from fastsd_helpers.webui.bundles import T5_SIZES
     from fastsd_helpers.webui.flags import GPUS
-    from fastsd_helpers.webui.model_files import KINDS
+    from fastsd_helpers.webui.placing.bundles import T5_SIZES
+    from fastsd_helpers.webui.placing.model_files import KINDS
 
     place = command(
         group,
@@ -211,8 +211,8 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 def status(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd webui status`."""
     from fastsd_helpers.webui import background_link, find_places, find_ui, status
-    from fastsd_helpers.webui.circumstances import find_store_trouble
-    from fastsd_helpers.webui.process import find_end
+    from fastsd_helpers.webui.running.circumstances import find_store_trouble
+    from fastsd_helpers.webui.running.process import find_end
 
     state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:

@@ -4,10 +4,10 @@
 session has learned.
 """
 
-from fastsd_helpers.dreambooth.engine import TrainResult, plan, train
-from fastsd_helpers.dreambooth.learned import export, sample
-from fastsd_helpers.dreambooth.live import Progress
-from fastsd_helpers.dreambooth.prepare import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, PrepareResult, prepare
+from fastsd_helpers.dreambooth.results.learned import export, sample
+from fastsd_helpers.dreambooth.running.engine import TrainResult, plan, train
+from fastsd_helpers.dreambooth.running.live import Progress
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 
 __all__ = [

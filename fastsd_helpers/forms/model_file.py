@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
-from fastsd_helpers.forms.form import require
+from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.options import check, option
 
 __all__ = ["ModelFileConfig", "look_or_convert"]

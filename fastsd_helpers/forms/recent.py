@@ -16,7 +16,7 @@ from fastsd_helpers.drive import sessions_root
 from fastsd_helpers.errors import FastSDError, SessionNotFound
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms import desk
-from fastsd_helpers.forms.known import OTHER
+from fastsd_helpers.forms.widgets.known import OTHER
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.sessions import is_old_session
 from fastsd_helpers.sessions.record import RECORD, TWINS

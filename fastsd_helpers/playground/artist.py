@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsd_helpers.dreambooth.single_files import make_base
+from fastsd_helpers.dreambooth.training.single_files import make_base
 from fastsd_helpers.errors import SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import fetch_model
 from fastsd_helpers.playground.habits import habits_of

@@ -4,13 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.advisories import require_safe_tokenizer
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 from fastsd_helpers.container import find_memory_left
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
 from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.wheels.advisories import require_safe_tokenizer
 
 __all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.checkpoints.recognise import recognise
-from fastsd_helpers.checkpoints.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
+from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.downloads import fetch
 from fastsd_helpers.errors import ModelNotFound, SessionError
 from fastsd_helpers.model_lookup import LORA, find_folder, lora_file, require_inert, understand
@@ -19,7 +19,7 @@ _ADAPTER = "lora"
 def is_lora(file: Path) -> bool:
     """Say whether a .safetensors file holds a LoRA alone, by the names of its tensors."""
     with SafetensorsFile(file) as opened:
-        return recognise(opened.tensors).what.startswith("lora")
+        return detect(opened.tensors).what.startswith("lora")
 
 
 def find_lora(ref: str, *, root: Path | None = None) -> Path:

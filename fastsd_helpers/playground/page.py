@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsd_helpers.errors import DependencyMissing, SettingsError
+from fastsd_helpers.images.files import picture_field
 from fastsd_helpers.options import check, option
-from fastsd_helpers.picture_files import picture_field
 from fastsd_helpers.playground.artist import Artist, open_artist
 from fastsd_helpers.tunnels import LocalPage, TunnelConfig, import_gradio, require_shareable
 

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastsd_helpers.captions import decode_caption, read_caption, write_caption
-from fastsd_helpers.code_pages import guess_page
+from fastsd_helpers.captions.photo_names import name_photos
+from fastsd_helpers.captions.prompts import decode_caption, read_caption, write_caption
 from fastsd_helpers.drive import copy_verified, sessions_root
 from fastsd_helpers.errors import DatasetError, SessionError, SessionExists
 from fastsd_helpers.files import check_room, file_errors, sha256_of, write_atomic
-from fastsd_helpers.photo_names import name_photos
-from fastsd_helpers.picture_files import PICTURE_SUFFIXES
+from fastsd_helpers.images.files import PICTURE_SUFFIXES
+from fastsd_helpers.names.code_pages import guess_page
+from fastsd_helpers.names.zips import read_names
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record
 from fastsd_helpers.sessions.session import FOLDERS, Session
 from fastsd_helpers.wording import list_some
-from fastsd_helpers.zip_names import read_names
 
 __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
 

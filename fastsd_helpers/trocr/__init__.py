@@ -5,7 +5,7 @@ for line in Reader("trocr-base-handwritten").read("folder-with-lines"):
     print(line.text, line.confidence)
 """
 
-from fastsd_helpers.trocr.line import Line, Token
-from fastsd_helpers.trocr.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.model.line import Line, Token
+from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 
 __all__ = ["Line", "ReadConfig", "Reader", "Token"]

@@ -1,6 +1,6 @@
 """Paths that are closed on every link to a page made with Gradio, and to a program that is not known."""
 
-from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.tunnels.gate.passing import ClosedPath
 
 __all__ = ["GRADIO_CLOSED", "UNKNOWN_CLOSED"]
 

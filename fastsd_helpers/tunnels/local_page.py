@@ -10,7 +10,7 @@ from typing import Any
 from fastsd_helpers.errors import FastSDError, SettingsError, needs_package
 from fastsd_helpers.processes import LocalProcess
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
-from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.gate.login import Login
 from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port
 from fastsd_helpers.tunnels.settings import TunnelConfig
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel

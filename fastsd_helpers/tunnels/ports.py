@@ -15,7 +15,7 @@ from typing import TextIO
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import placed, write_new
 from fastsd_helpers.processes import LocalProcess, boot_id
-from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.gate.login import Login
 
 __all__ = ["PortNote", "forget_port", "note_port", "open_private", "read_port"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fastsd_helpers.errors import DependencyMissing, SettingsError, TunnelError
 from fastsd_helpers.runtime import in_notebook, where
-from fastsd_helpers.tunnels.login import Login, choose_login
-from fastsd_helpers.tunnels.node_packages import keep_client, node_missing
-from fastsd_helpers.tunnels.programs import keep_program, known_program, own_program
-from fastsd_helpers.tunnels.services import frpc_places, require_package, require_token
+from fastsd_helpers.tunnels.gate.login import Login, choose_login
+from fastsd_helpers.tunnels.services.kinds import frpc_places, require_package, require_token
+from fastsd_helpers.tunnels.services.node_packages import keep_client, node_missing
+from fastsd_helpers.tunnels.services.programs import keep_program, known_program, own_program
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 
 __all__ = ["require_shareable"]

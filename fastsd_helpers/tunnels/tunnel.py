@@ -14,11 +14,11 @@ from fastsd_helpers.errors import (
     TunnelTokenRefused,
 )
 from fastsd_helpers.runtime import colab_link
-from fastsd_helpers.tunnels.gate import Gate, open_gate
-from fastsd_helpers.tunnels.login import Login, choose_login
-from fastsd_helpers.tunnels.passing import ClosedPath
-from fastsd_helpers.tunnels.probe import answers_nonce, port_answers, wait_for_nonce
-from fastsd_helpers.tunnels.services import SERVICES, Running, find_token, start_service
+from fastsd_helpers.tunnels.gate.login import Login, choose_login
+from fastsd_helpers.tunnels.gate.passing import ClosedPath
+from fastsd_helpers.tunnels.gate.server import Gate, open_gate
+from fastsd_helpers.tunnels.services.kinds import SERVICES, Running, find_token, start_service
+from fastsd_helpers.tunnels.services.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 
 __all__ = ["Tunnel", "open_tunnel"]

@@ -1,14 +1,14 @@
 """Install, start and share AUTOMATIC1111, Forge Neo or ComfyUI, each in an environment of its own."""
 
-from fastsd_helpers.webui.attached import AttachedUI, background_link, find_link, find_running, status, stop
 from fastsd_helpers.webui.catalog import WebUI, find_ui, uis
-from fastsd_helpers.webui.controls import ControlNetConfig, place_controlnet, place_controlnets
-from fastsd_helpers.webui.install import InstallResult, install_webui
-from fastsd_helpers.webui.launch import RunningUI, launch, plan, share, share_in_background, share_port
-from fastsd_helpers.webui.models import ModelsConfig, PlacedModel, place, place_model, place_models
+from fastsd_helpers.webui.extensions.installation import InstallResult, install_webui
 from fastsd_helpers.webui.places import Places, find_places
+from fastsd_helpers.webui.placing.controls import ControlNetConfig, place_controlnet, place_controlnets
+from fastsd_helpers.webui.placing.models import ModelsConfig, PlacedModel, place, place_model, place_models
+from fastsd_helpers.webui.running.attached import AttachedUI, background_link, find_link, find_running, status, stop
+from fastsd_helpers.webui.running.disk_usage import Kept, delete_kept, list_kept
+from fastsd_helpers.webui.running.launching import RunningUI, launch, plan, share, share_in_background, share_port
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
-from fastsd_helpers.webui.shelf import Kept, delete_kept, list_kept
 
 __all__ = [
     "AttachedUI",

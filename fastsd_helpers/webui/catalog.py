@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastsd_helpers.errors import WebUIError
-from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.tunnels.gate.passing import ClosedPath
 from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 
 __all__ = ["Repository", "WebUI", "find_ui", "uis"]

@@ -7,7 +7,7 @@ the web UI's process.
 """
 
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
-from fastsd_helpers.tunnels.passing import ClosedPath
+from fastsd_helpers.tunnels.gate.passing import ClosedPath
 
 __all__ = ["A1111_CLOSED", "COMFYUI_CLOSED"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastsd_helpers.options import check, option
 from fastsd_helpers.webui.arguments import refused_arguments
-from fastsd_helpers.webui.extensions import read_extensions
+from fastsd_helpers.webui.extension_list import read_extensions
 
 __all__ = ["InstallConfig", "LaunchConfig"]
 

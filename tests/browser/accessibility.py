@@ -34,7 +34,7 @@ import os, sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 from pathlib import Path
 from fastsd_helpers import forms, show_form
-from fastsd_helpers.dreambooth.prepare import PrepareConfig
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
 from fastsd_helpers.sessions import Session
 
 root = Path("Fast-Dreambooth/Sessions")
@@ -55,8 +55,8 @@ except Exception:
 form
 """
 LIVE = """
-from fastsd_helpers.dreambooth.live import Live
-from fastsd_helpers.forms.live_view import LiveView
+from fastsd_helpers.dreambooth.running.live import Live
+from fastsd_helpers.forms.dreambooth.live_view import LiveView
 view = LiveView()
 wave = [(step, 0.2 + 0.1 * ((7 * step) % 5) / 5) for step in range(1, 100)]
 live = Live(stage="unet", step=60, steps=200, seconds_left=125.0, losses={"text_encoder": wave, "unet": wave[:60]},
@@ -65,7 +65,7 @@ view.show_run(live, {"text_encoder": 100, "unet": 200}, done.samples, force=True
 view.display()
 """
 FINISHED = """
-from fastsd_helpers.forms.live_view import LiveView
+from fastsd_helpers.forms.dreambooth.live_view import LiveView
 view = LiveView()
 view.display()
 view.end("Done.", good=True)
@@ -97,13 +97,13 @@ CELLS: dict[str, str] = {
     "dreambooth-space": "forms.show_space(session)",
     "trocr-session": "show_form(forms.ReadingSessionConfig)",
     "trocr-lines": "forms.show_lines_form(reading)",
-    "trocr-read": "from fastsd_helpers.trocr.reading_session import ReadPicturesConfig\n"
+    "trocr-read": "from fastsd_helpers.trocr.reading.session import ReadPicturesConfig\n"
     "forms.read_pictures(ReadPicturesConfig(), reading)",
     "trocr-correct": "forms.correct_lines(reading)",
     "trocr-teach": "forms.show_teach_form(reading)",
     "trocr-evaluate": "forms.show_evaluator(reading)",
     "trocr-embed": "forms.show_embedder(reading)",
-    "trocr-share": "from fastsd_helpers.trocr.serve import ServeConfig\nshow_form(ServeConfig)",
+    "trocr-share": "from fastsd_helpers.trocr.reading.serve import ServeConfig\nshow_form(ServeConfig)",
     "trocr-open": "forms.share_reader(ServeConfig(), reading)",
     "webui-store": "forms.show_store_form(forms.StoreConfig)",
     "webui-install": "from fastsd_helpers.webui import InstallConfig\nforms.show_ui_form(InstallConfig, webui)",

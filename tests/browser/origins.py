@@ -14,7 +14,7 @@ from tunnel_doubles import serve
 
 from browser.front import open_front
 from browser.lab import find_chromium
-from fastsd_helpers.tunnels.login import Login
+from fastsd_helpers.tunnels.gate.login import Login
 
 __all__ = ["ATTACKERS", "KINDS", "Record", "World", "open_world"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from browser.lab import open_browser
-from fastsd_helpers.forms import file_bridge
-from fastsd_helpers.forms.file_bridge import FileBridge
+from fastsd_helpers.forms.widgets import file_bridge
+from fastsd_helpers.forms.widgets.file_bridge import FileBridge
 
 pytest.importorskip("ipywidgets")
 

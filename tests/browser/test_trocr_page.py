@@ -28,7 +28,7 @@ def test_a_visitor_logs_in_and_reads_a_line(tmp_path):
     pytest.importorskip("gradio")
     pytest.importorskip("transformers")
     from fastsd_helpers.trocr import Reader
-    from fastsd_helpers.trocr.serve import ServeConfig, serve
+    from fastsd_helpers.trocr.reading.serve import ServeConfig, serve
 
     write_reader(tmp_path / "reader", seed=1, end=4.0)
     reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=6)

@@ -400,7 +400,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _dataset(world: World, name: str) -> Any:
-    from fastsd_helpers.dreambooth.dataset import load_dataset
+    from fastsd_helpers.dreambooth.dataset.prepared import load_dataset
     from fastsd_helpers.sessions import Session
 
     folder = world.root / name

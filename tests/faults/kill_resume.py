@@ -81,7 +81,7 @@ _PRELOADED = [
     "transformers.models.clip.tokenization_clip",
     "matplotlib.figure",
     "torch.utils.tensorboard",
-    "fastsd_helpers.dreambooth.learned",  # imports the rest; so an edit while runs go on changes none of them
+    "fastsd_helpers.dreambooth.results.learned",  # imports the rest; so an edit while runs go on changes none of them
     "faults.kill_resume",
 ]
 _TESTS = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def make_world(folder: Path, variant: str = "full") -> World:
     import numpy as np
     from demo_pictures import BACKGROUNDS, PLACES, draw_subject, subject_caption
 
-    from fastsd_helpers.dreambooth.prepare import PrepareConfig, prepare
+    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
     from fastsd_helpers.sessions import Session
 
     family, settings = VARIANTS[variant]
@@ -331,21 +331,23 @@ def _train(request: dict[str, Any]) -> None:
     _check_fresh(request["scratch"])
     os.environ["FASTSD_FAULT"], os.environ["FASTSD_SCRATCH"] = request["fault"], request["scratch"]
     from fastsd_helpers import runtime
-    from fastsd_helpers.dreambooth import engine, finish, sampling
+    from fastsd_helpers.dreambooth.results import finishing
     from fastsd_helpers.dreambooth.resume import room, store
+    from fastsd_helpers.dreambooth.running import engine
     from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+    from fastsd_helpers.dreambooth.training import sampling
     from fastsd_helpers.errors import FastSDError
     from fastsd_helpers.sessions import Session
 
     engine.plot_losses = lambda *args, **kwargs: None
     draw = sampling.draw_pictures
-    finish.draw_pictures = sampling.draw_pictures = lambda *args, **options: draw(*args, **options | {"steps": 1})
+    finishing.draw_pictures = sampling.draw_pictures = lambda *args, **options: draw(*args, **options | {"steps": 1})
     if request["settle_s"] is not None:
         store.delivers_late, store._SETTLE_S = (lambda folder: True), request["settle_s"]
     if request["drive"] is not None:
         notes, quota = request["drive"]
         live_on(Path(request["root"]), Path(notes), quota)
-        room._LAG_S, sys.modules["fastsd_helpers.dreambooth.plan"]._MARGIN = 2.0, SMALL_MARGIN
+        room._LAG_S, sys.modules["fastsd_helpers.dreambooth.running.forecast"]._MARGIN = 2.0, SMALL_MARGIN
 
     def report(progress: Any) -> None:
         write(stage=progress.stage, step=progress.step, message=progress.message)

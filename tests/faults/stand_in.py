@@ -5,8 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fastsd_helpers.dreambooth.optimizers import lr_factor_in_legs
-from fastsd_helpers.dreambooth.segments import Leg, legs_of, segments_in
+from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
+from fastsd_helpers.dreambooth.training.segments import Leg, legs_of, segments_in
 
 __all__ = ["position_of", "put_in", "step", "steps_of", "uninterrupted"]
 
@@ -59,9 +59,9 @@ class StandInStudio:
 class StandInJob:
     """In place of a network and its optimizer."""
 
-    def __init__(self, stage: str, studio: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
-        self.stage, self._studio, self._key, self._before = stage, studio, key or stage, before
-        begun = studio.trained[stage]
+    def __init__(self, stage: str, context: Any, resumed: Any, *, key: str = "", before: int = 0) -> None:
+        self.stage, self._studio, self._key, self._before = stage, context, key or stage, before
+        begun = context.trained[stage]
         self._weights = begun["w"].tolist() if begun else [0.0] * 8
         self._moments = [0.0] * 8
         if resumed is not None:
@@ -88,15 +88,17 @@ def put_in() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from fastsd_helpers.dreambooth import engine, finish, learned, prepare, train  # noqa: F401
+    from fastsd_helpers.dreambooth.results import finishing, learned
+    from fastsd_helpers.dreambooth.running import engine
 
-    def write(session: Any, studio: Any, dst: Path, **_words: Any) -> Any:
+    def write(session: Any, context: Any, dst: Path, **_words: Any) -> Any:
         from fastsd_helpers.checkpoints import CheckpointFile
         from fastsd_helpers.files import sha256_of, write_atomic
 
         dst.parent.mkdir(exist_ok=True)
         write_atomic(
-            dst, repr(sorted((stage, value["w"].tolist()) for stage, value in studio.trained.items() if value)).encode()
+            dst,
+            repr(sorted((stage, value["w"].tolist()) for stage, value in context.trained.items() if value)).encode(),
         )
         return CheckpointFile(dst, sha256_of(dst), dst.stat().st_size, 1)
 
@@ -112,13 +114,13 @@ def put_in() -> None:
         return path
 
     for module in (engine, learned):
-        module.Studio = StandInStudio
+        module.TrainingContext = StandInStudio
     engine.open_stage = StandInJob
-    engine.plot_losses = finish.plot_losses = plot
+    engine.plot_losses = finishing.plot_losses = plot
     learned.export_bytes = lambda *_: 2**20
     learned.require_exportable = lambda _base: None
     learned.export_run = learned.export_lora = write
-    finish.draw_before_and_after = draw
+    finishing.draw_before_and_after = draw
 
 
 def step(root: Path, kind: str, name: str, *rest: Any) -> dict[str, Any]:
@@ -137,8 +139,8 @@ def step(root: Path, kind: str, name: str, *rest: Any) -> dict[str, Any]:
 
 def _steps() -> dict[str, Any]:
     from fastsd_helpers.dreambooth import DreamBoothConfig, PrepareConfig, prepare, train
-    from fastsd_helpers.dreambooth.captioning import set_caption
-    from fastsd_helpers.dreambooth.learned import ExportConfig, export
+    from fastsd_helpers.dreambooth.dataset.captioning import set_caption
+    from fastsd_helpers.dreambooth.results.learned import ExportConfig, export
     from fastsd_helpers.sessions import Session, delete_session
 
     more = ("more_steps", "more_text_encoder_steps")

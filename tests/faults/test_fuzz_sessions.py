@@ -31,7 +31,7 @@ def test_five_random_lives_of_sessions_lose_nothing(tmp_path: Path) -> None:
 def test_a_caption_written_after_a_prepare_that_was_killed_stays(tmp_path: Path) -> None:
     from fastsd_helpers.demo import SUBJECTS_FOLDER
     from fastsd_helpers.dreambooth import PrepareConfig, prepare
-    from fastsd_helpers.dreambooth.captioning import prompt_rows, set_caption
+    from fastsd_helpers.dreambooth.dataset.captioning import prompt_rows, set_caption
     from fastsd_helpers.sessions import Session
 
     images = str(SUBJECTS_FOLDER / "robot")

@@ -12,8 +12,8 @@ import tiny_models
 from tiny_models import FULL, PARTS, TINY, build_parts, load_file, reference, same_bits
 
 from fastsd_helpers import checkpoints
-from fastsd_helpers.checkpoints.families import find_family
-from fastsd_helpers.checkpoints.layout import expected_shapes, match_names, measure
+from fastsd_helpers.checkpoints.names.families import find_family
+from fastsd_helpers.checkpoints.names.layout import expected_shapes, match_names, measure
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

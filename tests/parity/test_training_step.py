@@ -27,37 +27,37 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 
 def open_studio(base: Path, **values):
-    """A studio with random latents in its caches: two photos, and two class images where the prior is on."""
-    from fastsd_helpers.dreambooth.base_model import BaseModel
-    from fastsd_helpers.dreambooth.cache import Latents
+    """A context with random latents in its caches: two photos, and two class images where the prior is on."""
     from fastsd_helpers.dreambooth.settings import resolve_settings
-    from fastsd_helpers.dreambooth.stages import Studio
+    from fastsd_helpers.dreambooth.training.base_model import BaseModel
+    from fastsd_helpers.dreambooth.training.cache import Latents
+    from fastsd_helpers.dreambooth.training.stages import TrainingContext
     from fastsd_helpers.runtime import Device
 
     model = BaseModel.fetch(str(base))
     device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
     config, _ = resolve_settings(config_for(base, unet_lr=LR, text_encoder_lr=LR, **values), model.spec, device)
-    studio = Studio(model, config, device)
+    context = TrainingContext(model, config, device)
     generator = torch.Generator().manual_seed(3)
 
     def latents(count: int) -> Latents:
         shape = (count, 4, 8, 8)
         return Latents(torch.randn(shape, generator=generator), torch.rand(shape, generator=generator) / 10)
 
-    studio.latents, studio.prompts, studio.prompt_of = latents(2), ["a zib dog", "a zib dog runs"], [0, 1]
+    context.latents, context.prompts, context.prompt_of = latents(2), ["a zib dog", "a zib dog runs"], [0, 1]
     if config.class_prompts:
-        studio.class_latents, studio.class_prompt_of = latents(2), [2, 2]
-    return studio
+        context.class_latents, context.class_prompt_of = latents(2), [2, 2]
+    return context
 
 
-def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, lora: bool) -> list[float]:
+def reference_losses(context, stage: str, *, prior_weight: float, gamma: float, lora: bool) -> list[float]:
     """Diffusers' step, with the draws of ours."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from diffusers.training_utils import compute_snr
     from peft import LoraConfig
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    folder = studio.base.folder
+    folder = context.base.folder
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
@@ -70,7 +70,7 @@ def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, l
     if lora:
         names = ["to_q", "to_k", "to_v", "to_out.0"] if stage == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
         trained.add_adapter(LoraConfig(r=4, lora_alpha=2.0, target_modules=names))
-        start = dict(open_job(studio, stage).weights())
+        start = dict(open_job(context, stage).weights())
         for name, parameter in trained.named_parameters():
             if ".lora_" in name:
                 parameter.data.copy_(start[name.removeprefix("text_model.").replace(".default.", ".")])
@@ -82,7 +82,7 @@ def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, l
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / STEPS)
-        batch = studio.draw_batch(stage, step, 0)
+        batch = context.draw_batch(stage, step, 0)
         noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         hidden = text_encoder(ids[batch.prompts], return_dict=False)[0]
         prediction = unet(noisy, batch.timesteps, hidden, return_dict=False)[0]
@@ -108,10 +108,10 @@ def reference_losses(studio, stage: str, *, prior_weight: float, gamma: float, l
     return losses
 
 
-def open_job(studio, stage: str):
-    from fastsd_helpers.dreambooth.stages import open_stage
+def open_job(context, stage: str):
+    from fastsd_helpers.dreambooth.training.stages import open_stage
 
-    return open_stage(stage, studio, None)
+    return open_stage(stage, context, None)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -125,10 +125,10 @@ def test_steps_have_the_losses_of_diffusers_own(bases, key, stage, method, prior
     values = {"method": method, "batch_size": 2, "min_snr": gamma, "lora_rank": 4, "lora_alpha": 2.0}
     if prior:
         values |= {"class_prompt": "a dog", "prior_weight": prior}
-    studio = open_studio(bases[key], **values)
-    job = open_job(studio, stage)
+    context = open_studio(bases[key], **values)
+    job = open_job(context, stage)
     ours = [job.take_step(step, LR * (1 - step / STEPS)) for step in range(STEPS)]
-    theirs = reference_losses(studio, stage, prior_weight=prior, gamma=gamma, lora=method == "lora")
+    theirs = reference_losses(context, stage, prior_weight=prior, gamma=gamma, lora=method == "lora")
     # fp32 through a whole U-Net leaves 3e-7 of a mean over a batch. There is room for Adam, whose first step is as long
     # for a gradient that is only noise, so that on another processor such weights may go the other way.
     assert_close_to(ours, theirs, of_largest=1e-5)
@@ -144,7 +144,7 @@ def test_the_noise_schedule_predicts_what_the_registry_says(bases) -> None:
 def test_min_snr_weights_are_the_papers_at_every_timestep(kind) -> None:
     from diffusers import DDPMScheduler
 
-    from fastsd_helpers.dreambooth.denoising import min_snr_weights
+    from fastsd_helpers.dreambooth.training.loss import min_snr_weights
 
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
     timesteps = torch.arange(1000)

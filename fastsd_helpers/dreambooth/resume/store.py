@@ -32,9 +32,9 @@ from fastsd_helpers.dreambooth.resume.generation import (
     summary_row,
     verify_files,
 )
+from fastsd_helpers.dreambooth.resume.mount import Shelf
 from fastsd_helpers.dreambooth.resume.room import Room
 from fastsd_helpers.dreambooth.resume.scratch import Scratch
-from fastsd_helpers.dreambooth.resume.shelf import Shelf
 from fastsd_helpers.drive import delivers_late, keeps_trash
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveError, FastSDError, VerificationFailed
 from fastsd_helpers.files import file_errors, write_atomic

@@ -1,0 +1,241 @@
+"""Where tensors come from: a Diffusers component folder, one weights file, or tensors in memory."""
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file, refuse_other_content
+from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS, load_pickled
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact, dtype_name
+from fastsd_helpers.checkpoints.formats.weight_sets import WeightSet, choose_set, weight_sets
+from fastsd_helpers.checkpoints.names.layout import PART_WORDS
+from fastsd_helpers.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BytesSource", "Source", "Values", "open_file", "open_set", "open_source", "read_whole"]
+
+_log = logging.getLogger("fastsd_helpers")
+
+
+class Source(Protocol):
+    """Tensors by the names their owner gave them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFact]:
+        """Name -> what the header says of it."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it is read from."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself."""
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
+
+    def close(self) -> None:
+        """Release files and tensors."""
+
+
+class Values:
+    """What every source has whose tensors lie in no file of its own."""
+
+    files: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        """The values are in no file."""
+
+    def close(self) -> None:
+        """Whoever opened what it reads from closes that."""
+
+
+def read_whole(source: Any, name: str) -> bytearray:
+    """A tensor's bytes as they lie in a source or a SafetensorsFile (little endian)."""
+    values = bytearray(source.tensors[name].bytes)
+    source.read_into(name, 0, values)
+    return values
+
+
+def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> Source:
+    """Open one part's tensors; only headers are read now.
+
+    Raises:
+        CheckpointError: there are no weights, several that contradict each other, or they cannot be read safely.
+    """
+    if isinstance(given, Mapping):
+        return _Memory(given, f"The {PART_WORDS[part]}")
+    path = Path(given)
+    if path.is_file():
+        return open_file(path)
+    if path.is_dir():
+        return _open_folder(path, PART_WORDS[part])
+    raise CheckpointError(
+        f"There is no {PART_WORDS[part]} at {path}.", "Give a Diffusers folder that has it, or a weights file."
+    )
+
+
+def open_file(path: Path) -> Source:
+    """Open one weights file: safetensors, whatever it is called, or a pickle of plain tensors.
+
+    Raises:
+        CheckpointError: it cannot be read, or is neither.
+    """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file.", "Give a .safetensors, .ckpt or .bin file.")
+    if path.is_file():
+        refuse_other_content(path)
+    if path.suffix.lower() in PICKLE_ENDINGS and not is_safetensors_file(path):
+        return _Memory(load_pickled(path), path.name, (path,))
+    return _SafetensorsSource(path)
+
+
+class _SafetensorsSource:
+    def __init__(self, path: Path) -> None:
+        self._file = SafetensorsFile(path)
+        self.tensors = self._file.tensors
+        self.metadata = self._file.metadata
+        self.files = (path,)
+        self.read_into = self._file.read_into
+        self.locate = self._file.locate
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class BytesSource(Values):
+    """Small tensors whose values are at hand: name -> (fact, bytes)."""
+
+    def __init__(self, tensors: Mapping[str, tuple[TensorFact, Any]]) -> None:
+        self._values = {name: memoryview(values).cast("B") for name, (_fact, values) in tensors.items()}
+        self.tensors = {name: fact for name, (fact, _values) in tensors.items()}
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes from `start` on."""
+        view = memoryview(buffer).cast("B")
+        view[:] = self._values[name][start : start + len(view)]
+
+
+class _Memory(Values):
+    def __init__(self, tensors: Mapping[str, Any], owner: str, files: tuple[Path, ...] = ()) -> None:
+        import torch
+
+        self._tensors = tensors
+        self._last: tuple[str, Any] = ("", None)
+        self._lock = threading.Lock()
+        self.tensors: dict[str, TensorFact] = {}
+        self.files = files
+        for name, tensor in tensors.items():
+            dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
+            if dtype is None:
+                what = f"a tensor of type {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise CheckpointError(
+                    f"{owner} holds {what} under {name!r}.", "Give plain tensors, such as a model's state_dict()."
+                )
+            self.tensors[name] = TensorFact(dtype, tuple(tensor.shape))
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        view = memoryview(buffer).cast("B")
+        if view:
+            view[:] = self._bytes_of(name)[start : start + len(view)]
+
+    def _bytes_of(self, name: str) -> memoryview:
+        import torch
+
+        with self._lock:  # a tensor that is not contiguous or not on the CPU is copied once, not once per piece
+            if self._last[0] != name:
+                tensor = self._tensors[name].detach().to("cpu").contiguous()
+                self._last = (name, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            return self._last[1]
+
+    def close(self) -> None:
+        self._tensors, self._last = {}, ("", None)
+
+
+class _Shards:
+    def __init__(self, index: Path, part: str) -> None:
+        self._home: dict[str, Source] = {}
+        self._shards: list[Source] = []
+        self.tensors: dict[str, TensorFact] = {}
+        self.files: tuple[Path, ...] = (index,)
+        self.metadata: Mapping[str, str] = {}
+        try:
+            self._open(index, _read_index(index), part)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, index: Path, homes: dict[str, str], part: str) -> None:
+        for file_name in sorted(set(homes.values())):
+            if not (index.parent / file_name).is_file():
+                raise CheckpointError(
+                    f"{index.parent} lacks {file_name}, which {index.name} lists.", "Download the model again."
+                )
+            shard = open_file(index.parent / file_name)
+            self._shards.append(shard)
+            self.files += shard.files
+            for name, fact in shard.tensors.items():
+                if homes.get(name) != file_name:
+                    raise CheckpointError(
+                        f"{file_name} holds the tensor {name!r}, which {index.name} does not list there.",
+                        f"The {part}'s files are of different models; download it again.",
+                    )
+                self.tensors[name], self._home[name] = fact, shard
+        for name, file_name in homes.items():
+            if name not in self.tensors:
+                raise CheckpointError(
+                    f"{file_name} lacks the tensor {name!r}, which {index.name} lists there.",
+                    "Download the model again.",
+                )
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        self._home[name].read_into(name, start, buffer)
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        return self._home[name].locate(name)
+
+    def close(self) -> None:
+        for shard in self._shards:
+            shard.close()
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        homes = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(name, str) and Path(name).name == name for name in homes.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise CheckpointError(f"{index} cannot be read.", "Download the model again.") from err
+    if not plain:
+        raise CheckpointError(f"{index} points outside its own folder.", "Use a model from a source you trust.")
+    return homes
+
+
+def open_set(chosen: WeightSet, part: str) -> Source:
+    """Open one set of a network's weights; `part` names it in messages.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read, or the index says something else than the files.
+    """
+    return _Shards(chosen.first, part) if chosen.sharded else open_file(chosen.first)
+
+
+def _open_folder(folder: Path, part: str) -> Source:
+    sets = weight_sets(folder)
+    if not sets:
+        raise CheckpointError(
+            f"{folder} holds no weights of the {part}.", "Download the model again, or give a weights file."
+        )
+    chosen = choose_set(folder, sets)
+    _log.debug("The %s is read from %s.", part, chosen.first)
+    return open_set(chosen, part)

@@ -1,0 +1,1 @@
+"""LoRA and its relatives: names, layouts, strength, and what each layer changes."""

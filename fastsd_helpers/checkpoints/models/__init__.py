@@ -1,0 +1,1 @@
+"""Whole models: a single file, a Diffusers folder and its parts, detected, written, verified, merged."""

@@ -1,0 +1,1 @@
+"""The name tables of the model families, and what a table is."""

@@ -1,0 +1,1 @@
+"""From photos to a prepared data set: crops, prompts, captions, and the report on them."""

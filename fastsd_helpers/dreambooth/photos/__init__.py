@@ -1,0 +1,1 @@
+"""A user's photos as they are found: folders, zips, uploads, decoded and told apart."""

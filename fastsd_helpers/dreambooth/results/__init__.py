@@ -1,0 +1,1 @@
+"""What comes out of a run: samples, loss curve, the verified checkpoint, the upload."""

@@ -1,0 +1,1 @@
+"""The run as a whole: forecast, dry run, engine, child process, live view."""

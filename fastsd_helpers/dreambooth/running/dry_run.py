@@ -1,0 +1,138 @@
+"""What a run will take: its memory by the model's shapes, its time by a few real steps on random latents.
+
+No weights are loaded for the memory, and no device is asked. Weights, gradients, the optimizer's state and averages are
+counted exactly. What the forward pass keeps for the backward pass is found by running the U-Net on the `meta` device
+and adding up what autograd saves; half precision and gradient checkpointing are then two factors, so that part is good
+to about a fifth. Allocator losses are not in it.
+"""
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.dreambooth.running.forecast import Plan
+from fastsd_helpers.dreambooth.training.base_model import suit_cpu
+from fastsd_helpers.dreambooth.training.cache import Latents
+from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
+from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["peak_bytes", "rehearse", "saved_bytes"]
+
+_STEPS = 3  # the first one is not timed: it is the one that finds the fastest kernels
+_ENOUGH_S = 20.0
+# Under autocast most values are kept in 16 bits, those of norms in 32.
+_HALF = 0.6
+# Each block's inputs, and the whole of one block while it is computed again.
+_CHECKPOINTED = 0.3
+_CUDA_BYTES = 600 * 2**20  # CUDA's own context and libraries
+
+
+def rehearse(plan: Plan, context: TrainingContext, left: dict[str, int], prompts: list[str]) -> Plan:
+    """Add to a plan the memory of each stage, computed, and the time of the steps that are left, measured here.
+
+    Reading images, saving and drawing samples are not in it.
+
+    Args:
+        plan: of the run.
+        context: with its settings; its caches are filled with random latents, so it is not to be trained with.
+        left: stage -> steps still to make.
+        prompts: the run's prompts.
+    """
+    import torch
+
+    _fill(context, prompts)
+    memory, seconds, reasons = {}, {}, []
+    for stage in STAGE_NAMES:
+        if left.get(stage):
+            memory[stage] = peak_bytes(context, stage)
+            try:
+                seconds[stage] = _time_step(open_stage(stage, context, None))
+            except torch.OutOfMemoryError:
+                reasons.append(
+                    f"The {stage} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
+                    "--batch-size 1, a smaller --resolution or --method lora."
+                )
+    minutes = None if reasons else sum(seconds[stage] * left[stage] for stage in seconds) / 60
+    return replace(
+        plan,
+        memory_bytes=memory,
+        seconds_per_step=seconds,
+        minutes=minutes,
+        reasons=(*plan.reasons, *reasons),
+    )
+
+
+def _fill(context: TrainingContext, prompts: list[str]) -> None:
+    import torch
+
+    side = context.config.resolution // 8
+    latents = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(0))
+    context.latents = Latents(latents, latents, Latents(latents, latents))
+    context.prompts, context.prompt_of = sorted(set(prompts)), [0]
+    if context.config.class_prompts:
+        context.class_latents, context.class_prompt_of = context.latents, [len(context.prompts)]
+
+
+def _time_step(trainer: Any) -> float:
+    """Seconds of one optimizer step; `take_step` returns the loss as a number, so the device is done by then."""
+    timed: list[float] = []
+    for step in range(_STEPS):
+        started = time.perf_counter()
+        trainer.take_step(step, 0.0)
+        timed.append(time.perf_counter() - started)
+        if timed[0] > _ENOUGH_S:
+            break
+    return min(timed[1:] or timed)
+
+
+def peak_bytes(context: TrainingContext, stage: str) -> int:
+    """Bytes at the peak of a stage's optimizer step, on the device that the context trains on."""
+    config = context.config
+    unet, trained = context.count_of("unet"), context.trained_count_of(stage)
+    present = unet + (context.count_of("text_encoder") if stage == "text_encoder" else 0)
+    weights = present * (
+        4 if context.dtype is None else 6
+    )  # autocast keeps a 16-bit copy of each until the step is done
+    state_bytes = 2 if config.optimizer == "adamw8bit" else 8
+    learning = trained * (4 + state_bytes + (4 if config.ema else 0))
+    kept = saved_bytes(context, learns=stage == "unet") * (_HALF if context.dtype else 1.0)
+    kept *= _CHECKPOINTED if config.gradient_checkpointing else 1.0
+    own = _CUDA_BYTES if context.device.type == "cuda" else 0
+    return int(weights + learning + kept) + own
+
+
+def saved_bytes(context: TrainingContext, *, learns: bool) -> int:
+    """Bytes in float32 that one forward pass of the U-Net keeps for its backward pass, weights not counted.
+
+    Args:
+        context: for the U-Net's configuration and the settings' batch and resolution.
+        learns: whether the U-Net itself is trained, or only what comes before it.
+    """
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+
+    config = context.config
+    unet = context.build_empty("unet").requires_grad_(learns and config.method == "full")
+    if context.suits_cpu():
+        suit_cpu(unet)
+    rows = config.batch_size * (2 if config.class_prompts else 1)
+    side = config.resolution // 8
+    own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+    seen: dict[int, Any] = {}  # holds the storages, so that no number is given twice
+
+    def note(tensor: "torch.Tensor") -> "torch.Tensor":
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = (storage, tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.device("meta"):
+        latents = torch.empty(rows, unet.config.in_channels, side, side)
+        text = torch.empty(rows, 77, unet.config.cross_attention_dim, requires_grad=True)
+        timesteps = torch.empty(rows, dtype=torch.int64)
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            unet(latents, timesteps, text)
+    return sum(size for _, size in seen.values())

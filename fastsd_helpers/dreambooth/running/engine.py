@@ -1,0 +1,500 @@
+"""The training run: two stages, one loop, checkpoints that survive, and a verified file at the end.
+
+Stage 1 trains the text encoder alone, through the frozen U-Net. Stage 2 trains the U-Net alone, on cached latents and
+cached text embeddings. What is trained, on what, and towards which target is in `stages.py`, what a run may be gone on
+with in `beginning.py`; this file is the order of events: step, save, stop when asked, finish.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.dreambooth.dataset.advice import advise
+from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
+from fastsd_helpers.dreambooth.results import finishing, learned
+from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
+from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
+from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
+from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
+from fastsd_helpers.dreambooth.running import dry_run
+from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
+from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progress, scratch_folder
+from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
+from fastsd_helpers.dreambooth.training.class_images import ClassDrawing
+from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
+from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
+from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, steps_in_words
+from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
+from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
+from fastsd_helpers.files import check_writable
+from fastsd_helpers.options import to_values
+from fastsd_helpers.processes import stop_signals
+from fastsd_helpers.runtime import (
+    choose_waiting,
+    describe_device,
+    fault_point,
+    make_cpu_sums_repeatable,
+    name_arithmetic,
+    versions,
+)
+from fastsd_helpers.sessions import Session
+
+__all__ = ["TrainResult", "plan", "train"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run made."""
+
+    path: Path  # the finished .safetensors, read back and verified
+    sha256: str
+    grid: Path  # before and after, same seeds
+    loss_plot: Path
+    model_card: Path
+    loss_before: float  # held-out loss of the base model
+    loss_after: float
+    first_step: int  # steps that were already done when this call began
+    steps: int
+    seconds: float
+    best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
+
+
+def train(
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    take_over: bool = False,
+    more_steps: int = 0,
+    more_text_encoder_steps: int = 0,
+    report: Report | None = None,
+) -> TrainResult:
+    """Train the session's subject, or go on with a run that was cut, and finish with a verified checkpoint file.
+
+    Writes into the session's folder: checkpoints/, samples/, logs/, exports/ and session.json.
+
+    Args:
+        config: settings; what is left alone follows the model, the device, or the run that is resumed.
+        session: with prepared images.
+        restart: begin at step 0 although there is an unfinished or finished run; that run's file is kept.
+        take_over: use the session although another machine's run seems to hold it.
+        more_steps: after the end of a finished run, go on with this many steps of the U-Net more (of the text encoder
+            where the run trains that alone). They are a segment of their own: with the settings given now, the images
+            and captions as they are now, and a file of their own. The same call after a cut goes on with it.
+        more_text_encoder_steps: the same for the text encoder; with both it comes first.
+        report: called in this thread after every step.
+
+    Raises:
+        SettingsError: what was given is not what the run was begun with, or may not change within a run.
+        DatasetError, ModelError, SessionBusy, DriveError: before any step is made.
+        Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
+        TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
+    """
+    started = time.monotonic()
+    make_cpu_sums_repeatable()
+    waiting = choose_waiting()
+    check_writable(session.folder)
+    report = report or log_progress
+    with (
+        session.lock(take_over=take_over) as lock,
+        stop_signals() as stop,
+        _open_store(session, report, restart=restart) as store,
+    ):
+        more = MoreSteps(more_steps, more_text_encoder_steps)
+        run = _Run(config, session, store, report, more=more)
+        if waiting:
+            run.say(waiting)
+        return run.go(stop, lock, started)
+
+
+def plan(
+    config: DreamBoothConfig,
+    session: Session,
+    *,
+    restart: bool = False,
+    more_steps: int = 0,
+    more_text_encoder_steps: int = 0,
+    rehearse: bool = False,
+) -> Plan:
+    """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen.
+
+    Args:
+        config, session, restart, more_steps, more_text_encoder_steps: as for `train`.
+        rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
+    """
+    choose_waiting()
+    more = MoreSteps(more_steps, more_text_encoder_steps)
+    with _open_store(session, log_progress, restart=restart) as store:
+        run = _Run(config, session, store, log_progress, more=more)
+        if not rehearse:
+            return run.plan
+        prompts = [image.prompt for image in run.start.dataset.train]
+        return dry_run.rehearse(run.plan, run.context, run.steps_left(), prompts)
+
+
+def _open_store(session: Session, report: Report, *, restart: bool) -> CheckpointStore:
+    """The session's checkpoints; each run that was started over is a timeline of its own."""
+    number = int(session.record.get("run", 1))
+    if restart and "run" in session.record:
+        number += 1
+    return CheckpointStore(
+        session.checkpoints,
+        scratch=scratch_folder(session),
+        report=lambda sentence: report(Progress(message=sentence)),
+        timeline=str(number),
+        gives_back=session.record.get("drive_gives_back"),
+    )
+
+
+class _Run:
+    """One call of `train`: settings and context, opened in the order in which they can fail."""
+
+    def __init__(
+        self, config: DreamBoothConfig, session: Session, store: CheckpointStore, report: Report, *, more: MoreSteps
+    ) -> None:
+        self.session, self.store, self._report = session, store, report
+        self.number = int(store.timeline)
+        self.generation, passed_over = self.store.newest()
+        for sentence in passed_over:
+            self.say(sentence)
+        self.device = describe_device()
+        self.start: Start = find_start(
+            config, session, self.device, run=self.number, generation=self.generation, more=more
+        )
+        learned.require_exportable(self.start.base)
+        self.context = TrainingContext(self.start.base, self.start.config, self.device)
+        self.seconds_per_step: dict[str, float] = dict(session.record.get("seconds_per_step") or {})
+        # What is planned is the newest segment: those before it are done.
+        stages = {leg.stage: leg.steps for leg in self.start.own_legs}
+        self.plan = plan_run(
+            self.start.config,
+            stages,
+            {stage: self.context.trained_count_of(stage) for stage in stages},
+            learned.export_bytes(self.start.base, self.context),
+            session.folder,
+            standing=self._standing(stages),
+        )
+        self.config = self.plan.config
+        self.store.keep(self.config.keep_last)
+        advice = advise(
+            session,
+            self.start.dataset,
+            resolution=self.config.resolution,
+            instance_prompt=self.config.instance_prompt,
+            tokenizer=self.context.tokenizer,
+        )
+        self.own_class: OwnClassPictures | None = None
+        if self.config.class_folder and self.config.class_prompts:
+            prompts, size = self.config.class_prompts, self.config.resolution
+            self.own_class = OwnClassPictures(session, self.config.class_folder, prompts, size=size)
+            advice.append(self.own_class.check())
+        for line in [*self.start.reasons, *advice, *self.plan.lines()]:
+            self.say(line)
+        self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
+        self.history: dict[str, Any] = {}
+        self.held_out: list[list] = []
+        self.best: dict[str, Any] | None = None
+        self.arithmetics = [name_arithmetic(self.device)]
+        self._said_no_samples = False
+        left = self.steps_left()
+        every = self.config.sample_every
+        grids = sum(steps // every for steps in left.values()) if every else 0
+        self.budget = PictureBudget(
+            self.config, on_cpu=self.device.kind == "cpu", steps=sum(left.values()), grids=grids
+        )
+
+    def _standing(self, stages: dict[str, int]) -> Standing:
+        """What bears on the plan beside the settings."""
+        left, counts = self.steps_left(), counts_of(self.start.base.spec, self.start.base.folder)
+        return Standing(
+            done={stage: steps - left.get(stage, 0) for stage, steps in stages.items()},
+            held_bytes=self.store.held_bytes,
+            gives_back=self.store.gives_back,
+            seconds_per_step=self.seconds_per_step,
+            lora=counts.lora(self.start.config.lora_rank) if counts else {},
+        )
+
+    def say(self, message: str, **rest: Any) -> None:
+        """Tell the user one sentence."""
+        self._report(Progress(message=message, **rest))
+
+    def steps_left(self) -> dict[str, int]:
+        """Stage -> steps that are still to be made."""
+        left: dict[str, int] = {}
+        for leg, done in self.start.open_legs:
+            left[leg.stage] = left.get(leg.stage, 0) + leg.steps - done
+        return left
+
+    # ------------------------------------------------------------------------------------------- the order of events
+
+    def go(self, stop: threading.Event, lock: Any, started: float) -> TrainResult:
+        """Run the legs that are left, then make the file."""
+        start = self.start
+        self._where_it_stands()
+        if not start.open_legs:
+            there = finishing.finished_result(self.session, self.number, more=start.times_lengthened)
+            if there is not None:
+                self.session.save(base_model=start.base_model)  # which may have moved
+                self.say(
+                    "This run is already finished; --more-steps N continues it, --restart trains again from step 0."
+                )
+                return TrainResult(**there, first_step=start.steps_done, steps=start.steps, seconds=0.0)
+        segments = [segment.to_record() for segment in start.segments]
+        self.session.save(
+            run=self.number,
+            segments=segments,
+            more_steps=segments[0]["more"],
+            given=start.segments[-1].given,
+            settings=to_values(self.config),
+            base_model=start.base_model,
+            seed=self.config.seed,
+            prompts=sorted({image.prompt for image in start.dataset.train}),
+            versions=versions(),
+        )
+        fault_point("segment.recorded")
+        self.context.fill_caches(start.dataset, self._class_images(stop))
+        for leg, done in start.open_legs:
+            self._train_leg(leg, done, stop, lock)
+        for problem in self.store.flush_for(self.plan.finish_bytes, stopped=stop.is_set):
+            self.say(problem)
+        self.session.save_if_possible(**self._learned_of_drive())
+        finishing.require_room(self.store, self.plan.finish_bytes)
+        fault_point("finish.begin")
+        result = finishing.finish_run(
+            self.session,
+            start.base,
+            self.context,
+            self.config,
+            history=self._losses_by_leg(),
+            held_out=self.held_out,
+            judged_from=self._judged_from(),
+            drawing=self.budget.before_and_after(),
+            run=self.number,
+            more=start.times_lengthened,
+            say=self.say,
+        )
+        if result["loss_after"] >= result["loss_before"]:
+            self.say("The held-out loss did not fall: check the samples, try fewer steps or a lower learning rate.")
+        return TrainResult(
+            **result,
+            first_step=start.steps_done,
+            steps=start.steps,
+            seconds=time.monotonic() - started,
+            best_checkpoint=offer_best(self.session, self.store, result["loss_after"], self.say),
+        )
+
+    def _judged_from(self) -> int:
+        """Index of the first held-out loss that can be compared with the newest one."""
+        first = next(leg for leg in self.start.legs if leg.segment == self.start.segments[-1].judged_since)
+        # Of the two at that position the second is of the new pictures.
+        return max(index for index, row in enumerate(self.held_out) if row[0] == first.offset)
+
+    def _class_images(self, stop: threading.Event) -> tuple[PreparedImage, ...]:
+        config, context = self.config, self.context
+        if not config.class_prompts:
+            return ()
+        if self.own_class is not None:
+            pictures, said = self.own_class.fill()
+            for line in [*said, f"{len(pictures)} of your own class images."]:
+                self.say(line)
+            return tuple(pictures)
+        drawing = ClassDrawing(
+            self.session.class_images,
+            self.start.base,
+            config.class_prompts,
+            count=config.class_images,
+            size=config.resolution,
+            seed=config.seed,
+            guidance=config.class_guidance,
+        )
+        return drawing.fill(
+            device=context.device,
+            autocast=context.autocast,
+            prepare=context.prepare,
+            say=self.say,
+            stopped=stop.is_set,
+        )
+
+    def _where_it_stands(self) -> None:
+        """Load what was trained before this call, and say how far it is."""
+        start, generation = self.start, self.generation
+        if generation is None:
+            return
+        self.history = generation.load("history")
+        self.held_out = generation.record["held_out"]
+        self.best = generation.record.get("best") if start.segments[-1].judged_since <= start.reached else None
+        # What a leg that was cut has learned its optimizer's state belongs to: the leg loads both.
+        unfinished = {leg.stage for leg, done in start.open_legs if done}
+        for stage in STAGE_NAMES:
+            if stage in generation.roles and stage not in unfinished:
+                self.context.trained[stage] = generation.load(stage)
+        curve = {stage: losses.tolist() for stage, losses in self.history.items()}
+        self.say(f"Resuming after step {start.steps_done} of {start.steps}.", history=curve)
+        before = generation.record.get("arithmetics", [])
+        self.arithmetics = list(dict.fromkeys([*before, *self.arithmetics]))
+        promised = self.device.kind == "cpu" or self.config.deterministic
+        if promised and len(self.arithmetics) > 1 and start.open_legs:
+            was, now = "; ".join(self.arithmetics[:-1]), self.arithmetics[-1]
+            self.say(f"Started on {was}, resumed on {now}: close to an uninterrupted run, but not bit-identical.")
+
+    def _train_leg(self, leg: Leg, done: int, stop: threading.Event, lock: Any) -> None:
+        """The training loop; `done` steps of the leg are made already."""
+        import torch
+
+        config = self.config
+        trainer = open_stage(leg.stage, self.context, self.generation if done else None, key=leg.key, before=leg.before)
+        losses = self.history.get(leg.stage, torch.zeros(0)).tolist()[: leg.before + done]
+        if not done and self._is_first_judged(leg):
+            self._judge(trainer, leg.offset)
+        began = time.monotonic()
+        for own in range(done, leg.steps):
+            step = leg.before + own
+            if stop.is_set() or lock.lost:
+                self._stop(leg, trainer, step, losses, lost=lock.lost)
+            lr = getattr(config, f"{leg.stage}_lr") * lr_factor_in_legs(config.lr_scheduler, own, list(leg.parts))
+            step_began = time.monotonic()
+            loss = trainer.take_step(step, lr)
+            self.budget.note_step(time.monotonic() - step_began)
+            if loss != loss or loss == float("inf"):
+                self._give_up(leg, step)
+            losses.append(loss)
+            self.history[leg.stage] = torch.tensor(losses)
+            finished, position = own + 1, leg.offset + own + 1
+            self.seconds_per_step[leg.stage] = (time.monotonic() - began) / (finished - done)
+            seconds_left = self.seconds_per_step[leg.stage] * (leg.steps - finished)
+            self._report(Progress(leg.stage, step + 1, leg.end, loss, seconds_left))
+            self.board.add(f"loss/{leg.stage}", loss, position)
+            self.board.add(f"lr/{leg.stage}", lr, position)
+            fault_point(f"step.{leg.stage}")
+            to_sample = config.sample_every > 0 and finished % config.sample_every == 0
+            last = finished == leg.steps
+            to_save = last or (config.save_every > 0 and finished % config.save_every == 0)
+            judged = self._judge(trainer, position) if to_sample or to_save else None
+            if to_sample:
+                self._draw_sample(trainer, step + 1)
+            if to_save:
+                self._save(leg, trainer, step + 1, judged)
+        self.context.keep(trainer)
+
+    def _draw_sample(self, trainer: Any, step: int) -> None:
+        """Draw with the model as it is; what was asked for in full, else what the training's time allows."""
+        asked = self.start.segments[-1].given.get("sample_every")
+        drawing = FULL if asked else self.budget.sample()
+        if drawing is not None:
+            finishing.draw_sample(self.session, self.context, trainer, step, drawing)
+        elif not self._said_no_samples:
+            self._said_no_samples = True
+            self.say("No sample images during training: generating them would take longer than this short training.")
+
+    def _is_first_judged(self, leg: Leg) -> bool:
+        """Whether a leg begins what its held-out losses are compared with: a run, or other images or noise."""
+        own = [each for each in self.start.legs if each.segment == self.start.segments[-1].judged_since]
+        return leg == own[0]
+
+    def _losses_by_leg(self) -> dict[str, Any]:
+        """The losses in the order in which they came: "unet", and "unet 2" of the second segment."""
+        parts = {}
+        for leg in self.start.legs:
+            losses = self.history.get(leg.stage)
+            if losses is not None:
+                name = f"{leg.stage} {leg.segment + 1}" if leg.segment else leg.stage
+                parts[name] = losses[leg.before : leg.end]
+        return parts
+
+    def _judge(self, trainer: Any, position: int) -> float:
+        loss = trainer.held_out_loss()
+        self.held_out.append([position, loss])
+        self.board.add("loss/held_out", loss, position)
+        return loss
+
+    def _save(self, leg: Leg, trainer: Any, step: int, judged: float | None = None) -> None:
+        """Write a checkpoint; whatever goes wrong on the mount is said, and training goes on."""
+        start = self.start
+        tensors, rest = trainer.state()
+        carried = []
+        for stage, weights in self.context.trained.items():
+            if stage == leg.stage or weights is None:
+                continue
+            if self.store.can_carry(stage):
+                carried.append(stage)
+            else:
+                tensors[stage] = weights
+        if self.config.keep_best and leg == start.legs[-1]:
+            if judged is not None and (self.best is None or judged < self.best["loss"]):
+                self.best = {"stage": leg.stage, "step": step, "loss": judged}
+                tensors[BEST] = tensors[leg.stage]  # the same bytes: the mount gets them once
+            elif self.best is not None and self.store.can_carry(BEST):
+                carried.append(BEST)
+            else:
+                self.best = None
+        record = {
+            "base_model": start.base_model,
+            "pictures": start.segments[-1].pictures,
+            "settings": to_values(self.config),
+            "segments": [segment.to_record() for segment in start.segments],
+            "segment": leg.segment,
+            "judged_since": start.segments[-1].judged_since,
+            "held_out": self.held_out,
+            "seed": self.config.seed,
+            "prompts": self.context.prompts,
+            "dataset": self.session.record["dataset"],
+            "versions": versions(),
+            "arithmetics": self.arithmetics,
+            "steps": leg.end,
+            "run": self.number,
+            "more_steps": list(start.segments[0].more),
+            "loss": judged,
+            "best": self.best,
+            **rest,
+        }
+        spare_bytes = self.plan.spare_bytes(leg.stage, last=step == leg.end, gives_back=self.store.gives_back)
+        tensors["history"] = self.history
+        self.store.save(Snapshot(leg.stage, step, tensors, record, carried=tuple(carried), spare_bytes=spare_bytes))
+        if problem := self.session.save_if_possible(
+            progress={"stage": leg.stage, "step": step, "steps": leg.end},
+            checkpoints=self.store.generations(),
+            seconds_per_step=self.seconds_per_step,
+            **self._learned_of_drive(),
+        ):
+            self.say(problem)
+        with contextlib.suppress(OSError):  # the plot is drawn again at the next checkpoint
+            self.board.hand_over()
+            path, label = self.session.logs / "loss.png", self.context.held_out_label
+            plot_losses(self._losses_by_leg(), self.held_out, path, label=label)
+
+    def _learned_of_drive(self) -> dict[str, bool]:
+        known = self.store.gives_back
+        return {} if known is None else {"drive_gives_back": known}
+
+    def _stop(self, leg: Leg, trainer: Any, step: int, losses: list[float], *, lost: bool) -> None:
+        if lost:
+            raise SessionBusy(
+                "Another run has taken over this session's lock.",
+                "This run stopped; the other one resumes from the last checkpoint.",
+            )
+        if step > leg.before and losses:
+            self._save(leg, trainer, step)
+        problems = self.store.flush()
+        for problem in problems:
+            self.say(problem)
+        where = steps_in_words(leg, step, self.start.steps)
+        raise Interrupted(
+            f"Stopped at {where}; " + ("not everything could be saved." if problems else "everything is saved."),
+            "Train again with the same session to resume.",
+        )
+
+    def _give_up(self, leg: Leg, step: int) -> None:
+        self.store.flush()
+        raise TrainingFailed(
+            f"The loss became NaN or Inf at {leg.stage} step {step + 1}.",
+            f"Use a lower learning rate (--{leg.stage.replace('_', '-')}-lr) or precision fp32, with --restart; "
+            "checkpoints from before are intact.",
+        )

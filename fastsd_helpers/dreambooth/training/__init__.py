@@ -1,0 +1,1 @@
+"""What a stage trains, and how: base model, caches, randomness, loss, optimizer, LoRA, class images."""

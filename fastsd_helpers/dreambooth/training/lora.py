@@ -1,0 +1,145 @@
+"""LoRA: small matrices beside frozen weights, by peft; merged, counted, and written in the layout of kohya's scripts.
+
+Source: Hu et al. 2021, "LoRA": W + alpha / rank * B A. The file's names are those that AUTOMATIC1111, Forge and ComfyUI
+read (networks.lora of kohya's sd-scripts), from the table that converts every LoRA.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.checkpoints import CheckpointFile
+from fastsd_helpers.checkpoints.lora.layers import Layer
+from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.checkpoints.lora_converter import write_kohya
+from fastsd_helpers.dreambooth.training.randomness import generator_for
+from fastsd_helpers.registry import ModelSpec
+from fastsd_helpers.runtime import load_peft
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "add_lora",
+    "count_lora",
+    "lora_parameters",
+    "merge_lora",
+    "plain_lora_name",
+    "write_lora_file",
+]
+
+# The attention's linear layers, as in diffusers' and kohya's scripts: convolutions cost more than they bring.
+_TARGETS = {
+    "unet": ("to_q", "to_k", "to_v", "to_out.0"),
+    "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
+_ADAPTER = "default"
+
+
+def _targets(module: Any, part: str) -> Iterator[tuple[str, Any]]:
+    endings = tuple(f".{target}" for target in _TARGETS[part])
+    for name, layer in module.named_modules():
+        if name.endswith(endings) and hasattr(layer, "in_features"):
+            yield name, layer
+
+
+def count_lora(module: Any, part: str, rank: int) -> int:
+    """How many values a LoRA of this rank has; the module's weights are not read (it may be on `meta`)."""
+    return sum(rank * (layer.in_features + layer.out_features) for _, layer in _targets(module, part))
+
+
+def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> None:
+    """Put trainable matrices beside the attention's layers; at first they change nothing (B is zero).
+
+    A is drawn from (seed, part, name), uniform as in peft, so that a run that is started again starts the same.
+
+    Raises:
+        DependencyMissing: peft is not installed.
+    """
+    import torch
+
+    peft = load_peft("The method lora", "Run: fastsd install dreambooth")
+
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=[name for name, _ in _targets(module, part)], bias="none"
+    )
+    peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+    with torch.no_grad():
+        for name, parameter in lora_parameters(module):
+            if ".lora_A." in name:
+                plain = plain_lora_name(name)
+                bound = 1 / math.sqrt(parameter.shape[1])
+                drawn = torch.rand(parameter.shape, generator=generator_for(seed, part, "lora", plain))
+                parameter.copy_((2 * drawn - 1) * bound)
+            else:
+                parameter.zero_()
+
+
+def lora_parameters(module: Any) -> "Iterator[tuple[str, torch.nn.Parameter]]":
+    """The matrices that are trained, under the module's own names."""
+    return ((name, parameter) for name, parameter in module.named_parameters() if ".lora_" in name)
+
+
+def plain_lora_name(name: str) -> str:
+    """`...to_q.lora_A.weight`: without the adapter's name and without older libraries' `text_model.`."""
+    return name.removeprefix("text_model.").replace(f".{_ADAPTER}.", ".")
+
+
+def merge_lora(
+    state: "Mapping[str, torch.Tensor]", tensors: "Mapping[str, torch.Tensor]", *, alpha: float
+) -> "dict[str, torch.Tensor]":
+    """A whole part's tensors with the LoRA added, float32; names with or without `text_model.` as they were given."""
+    merged = dict(state)
+    spelling = {name.removeprefix("text_model."): name for name in state}
+    for name, down in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            up = tensors[name.replace(".lora_A.", ".lora_B.")]
+            target = spelling[name.replace(".lora_A.weight", ".weight")]
+            change = (up.float() @ down.float()) * (alpha / down.shape[0])
+            merged[target] = state[target].float() + change.to(state[target].device)
+    return merged
+
+
+# ------------------------------------------------------------------------------------------------- the file
+
+
+def write_lora_file(
+    path: Path,
+    parts: "Mapping[str, Mapping[str, torch.Tensor] | None]",
+    *,
+    spec: ModelSpec,
+    alpha: float,
+    px: int,
+    dtype: str = "fp16",
+) -> CheckpointFile:
+    """Write all parts' matrices in kohya's layout, each layer with its alpha: a reader's strength is alpha / rank.
+
+    Args:
+        parts: `mid_block...to_q.lora_A.weight` and so on of the U-Net and the text encoder, as they are trained.
+        spec: the base model. px: side of the images it was trained on.
+
+    Raises:
+        CheckpointError, DiskFull, DriveReadOnly, DriveError, VerificationFailed: as `write_kohya`.
+    """
+    modules = {(module.part, path): module for module in lora_modules(spec.family) for path in module.paths}
+    layers = []
+    for part, tensors in parts.items():
+        arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in sorted((tensors or {}).items())}
+        for name, down in arrays.items():
+            layer, dot, _rest = name.partition(".lora_A.weight")
+            if dot:
+                layers.append((modules[part, layer], Layer(down, arrays[f"{layer}.lora_B.weight"], alpha, "F32")))
+    metadata = {
+        "ss_network_alpha": str(alpha),
+        "ss_output_name": path.stem,
+        "ss_resolution": f"({px}, {px})",
+        "modelspec.title": path.stem,
+        "modelspec.prediction_type": "v" if spec.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{px}x{px}",
+    }
+    if spec.prediction_type == "v_prediction":
+        metadata["ss_base_model_version"] = f"sd_v{1 if spec.family == 'sd15' else 2}_v"
+        if spec.family == "sd21":
+            metadata["modelspec.architecture"] = "stable-diffusion-v2-768-v/lora"
+    return write_kohya(path, layers, spec.family, dtype=dtype, metadata=metadata)

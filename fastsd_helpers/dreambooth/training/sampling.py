@@ -1,0 +1,126 @@
+"""Sample images of a model in training, and the grids they are shown in."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.dreambooth.training.base_model import BaseModel
+from fastsd_helpers.dreambooth.training.cache import encode_prompts
+from fastsd_helpers.dreambooth.training.stages import TrainingContext
+from fastsd_helpers.files import write_atomic
+from fastsd_helpers.images.files import png_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+__all__ = ["draw_grid", "draw_pictures", "draw_with", "sample_prompts", "save_picture"]
+
+
+def draw_pictures(
+    base: BaseModel,
+    unet: Any,
+    vae: Any,
+    text: "torch.Tensor",
+    empty: "torch.Tensor",
+    *,
+    size: int,
+    seeds: Sequence[int],
+    steps: int = 25,
+    guidance: float = 7.5,
+    device: Any,
+    after_step: Callable[[], None] = lambda: None,
+) -> "list[Image.Image]":
+    """Draw one image per row of `text` (float32 [n, 77, width]) from the noise of its seed.
+
+    Classifier-free guidance as in Ho and Salimans 2022, with the sampler that the model's folder names. The noise is
+    drawn on the CPU: equal seeds give equal images' beginnings on every device, before and after training. At
+    guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    sampler = base.load_sampler()
+    sampler.set_timesteps(steps, device=device)
+    shape = (unet.config.in_channels, size // 8, size // 8)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    latents = torch.stack(noise).to(device) * sampler.init_noise_sigma
+    guided = guidance != 1
+    context = (torch.cat([empty.expand(len(seeds), -1, -1), text]) if guided else text).to(device)
+    extra = torch.Generator().manual_seed(seeds[0]) if seeds else None
+    takes_generator = "generator" in sampler.step.__code__.co_varnames
+    with torch.no_grad():
+        for timestep in sampler.timesteps:
+            asked = sampler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            predicted = unet(asked, timestep, context).sample.float()
+            if guided:
+                without, with_text = predicted.chunk(2)
+                predicted = without + guidance * (with_text - without)
+            options = {"generator": extra} if takes_generator else {}
+            latents = sampler.step(predicted, timestep, latents, **options).prev_sample
+            after_step()
+        pixels = [vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents.float()]
+    values = ((torch.cat(pixels).float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(array) for array in values.astype(np.uint8)]
+
+
+def draw_with(context: TrainingContext, vae: Any, prompts: list[str], **options: Any) -> "list[Image.Image]":
+    """Draw an image of each prompt with the context's networks as they are; `options` are those of `draw_pictures`."""
+    text_encoder = context.load_text_encoder()
+    text = encode_prompts(text_encoder, context.tokenizer, [*prompts, ""], device=context.device)
+    del text_encoder
+    unet, size = context.load_unet(), context.config.resolution
+    with context.autocast():
+        return draw_pictures(context.base, unet, vae, text[:-1], text[-1:], size=size, device=context.device, **options)
+
+
+def sample_prompts(context: TrainingContext, count: int = 4) -> list[str]:
+    """Up to so many different training prompts; one prompt alone is drawn with as many seeds."""
+    prompts = list(dict.fromkeys(context.prompts[index] for index in context.prompt_of))
+    if len(prompts) <= count:
+        return (prompts * count)[:count] if len(prompts) == 1 else prompts
+    # Spread over all of them: with several subjects the first few prompts are all of the first one.
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+def draw_grid(rows: "list[list[Image.Image]]", titles: list[str], captions: list[str] | None = None) -> "Image.Image":
+    """Lay images out in titled rows, with a caption over each column."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = rows[0][0].width
+    shown = max(side, 192)
+    gap, line = 8, 20
+    title_width = 96
+    top = gap + (3 * line if captions else 0)
+    width = title_width + len(rows[0]) * (shown + gap) + gap
+    sheet = Image.new("RGB", (width, top + len(rows) * (shown + gap) + gap), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for index, caption in enumerate(captions or []):
+        left = title_width + index * (shown + gap)
+        for number, text in enumerate(_wrap(pen, caption, font, shown)[:3]):
+            pen.text((left, gap + number * line), text, fill=(60, 60, 60), font=font)
+    for row, (pictures, title) in enumerate(zip(rows, titles, strict=True)):
+        y = top + row * (shown + gap)
+        pen.text((gap, y + shown // 2 - line // 2), title, fill="black", font=font)
+        for column, picture in enumerate(pictures):
+            resized = picture.resize((shown, shown), Image.Resampling.LANCZOS)
+            sheet.paste(resized, (title_width + column * (shown + gap), y))
+    return sheet
+
+
+def _wrap(pen: Any, text: str, font: Any, width: int) -> list[str]:
+    lines, current = [], ""
+    for word in text.split():
+        longer = f"{current} {word}".strip()
+        if current and pen.textlength(longer, font=font) > width:
+            lines.append(current)
+            current = word
+        else:
+            current = longer
+    return [*lines, current]
+
+
+def save_picture(picture: "Image.Image", path: Path) -> None:
+    """Write a PNG so that it is whole or not there."""
+    write_atomic(path, png_bytes(picture))

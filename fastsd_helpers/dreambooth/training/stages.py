@@ -1,0 +1,401 @@
+"""What each stage trains, and how one optimizer step of it is taken.
+
+A stage's name is also the role of its weights in a checkpoint. A family or method that trains something else adds a
+name to STAGE_NAMES or a trainer here; the loop in engine.py stays as it is.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.dreambooth.settings import ResolvedConfig
+from fastsd_helpers.dreambooth.training.base_model import (
+    BaseModel,
+    checkpoint_gradients,
+    plain_names,
+    put_tensors,
+    suit_cpu,
+)
+from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts, tokenize
+from fastsd_helpers.dreambooth.training.ema import Average
+from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
+from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
+from fastsd_helpers.dreambooth.training.optimizers import build_optimizer, pack_optimizer, unpack_optimizer
+from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step
+from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
+from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.runtime import Device, reuse_freed_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastsd_helpers.dreambooth.dataset.prepared import Dataset, PreparedImage
+    from fastsd_helpers.dreambooth.resume import Generation
+
+__all__ = ["StageTrainer", "TrainingContext", "open_stage"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
+
+    latents: "torch.Tensor"  # float32 [rows, 4, h/8, w/8] on the device, as all three
+    noise: "torch.Tensor"
+    timesteps: "torch.Tensor"
+    prompts: list[int]
+    class_rows: int = 0
+
+
+class TrainingContext:
+    """What both stages share: base model, device, precision, caches, and what was trained so far."""
+
+    def __init__(self, base: BaseModel, config: ResolvedConfig, device: Device) -> None:
+        import torch
+
+        self.base, self.config = base, config
+        self.device = torch.device(device.kind)
+        self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+        self.schedule = base.load_noise_schedule()
+        self.tokenizer = base.load_tokenizer()
+        self.trained: dict[str, dict[str, torch.Tensor] | None] = dict.fromkeys(STAGE_NAMES)
+        self.latents: Latents
+        self.held_out: HeldOut
+        self.held_out_label = ""
+        self.prompts: list[str] = []
+        self.prompt_of: list[int] = []  # training picture -> its prompt's index
+        self.class_latents: Latents | None = None
+        self.class_prompt_of: list[int] = []  # class picture -> its prompt's index in `texts`
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+        if device.kind == "cpu":
+            reuse_freed_memory()
+
+    def count_of(self, part: str) -> int:
+        """Number of values in the U-Net or the text encoder, from the model's own configuration."""
+        return sum(parameter.numel() for parameter in self.build_empty(part).parameters())
+
+    def trained_count_of(self, part: str) -> int:
+        """Number of values of a part that are trained: all of them, or the LoRA's."""
+        if self.config.method == "lora":
+            return count_lora(self.build_empty(part), part, self.config.lora_rank)
+        return self.count_of(part)
+
+    def build_empty(self, part: str) -> Any:
+        """The U-Net or the text encoder without weights, on the `meta` device."""
+        import torch
+
+        # Imported first: what a library imports along with a class may calculate, as an older torchao does.
+        build = self._builder_of(part)
+        with torch.device("meta"):
+            return build()
+
+    def _builder_of(self, part: str) -> Callable[[], Any]:
+        if part == "unet":
+            from diffusers import UNet2DConditionModel as Unet
+
+            return lambda: Unet.from_config(Unet.load_config(self.base.folder, subfolder=part))
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        return lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(self.base.folder, subfolder=part))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Half-precision arithmetic where the settings ask for it."""
+        import torch
+
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text that training needs: the prompts, then the classes."""
+        return [*self.prompts, *self.config.class_prompts]
+
+    def prepare(self, module: Any) -> Any:
+        """Move a network to the device, in the form that is fast there."""
+        if self.suits_cpu():
+            suit_cpu(module)
+        return module.to(self.device)
+
+    def suits_cpu(self) -> bool:
+        """Whether networks are used in the form that is fast in training in bf16 on a CPU."""
+        # Plain attention holds whole attention maps: at 256 px and above it is not faster.
+        half = self.dtype is not None
+        return self.device.type == "cpu" and half and (self.config.resolution // 8) ** 2 < 1024
+
+    def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
+        """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
+        config = self.config
+        vae = self.base.load_vae().to(self.device)
+        self.latents = encode_images(vae, dataset.train, config.resolution, device=self.device, flip=config.flip)
+        judged = dataset.held_out or dataset.train
+        self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
+        latents = self.latents
+        if dataset.held_out:
+            latents = encode_images(vae, dataset.held_out, config.resolution, device=self.device)
+        self.prompts = sorted({image.prompt for image in (*dataset.train, *dataset.held_out)})
+        place = {prompt: index for index, prompt in enumerate(self.prompts)}
+        self.prompt_of = [place[image.prompt] for image in dataset.train]
+        self.held_out = make_held_out(
+            latents, [place[image.prompt] for image in judged], seed=config.seed, label=self.held_out_label
+        )
+        if class_images:
+            self.class_latents = encode_images(vae, class_images, config.resolution, device=self.device)
+            first, classes = len(self.prompts), self.config.class_prompts
+            self.class_prompt_of = [first + classes.index(image.prompt) for image in class_images]
+
+    def draw_batch(self, key: str, step: int, part: int) -> Batch:
+        """What forward pass `part` of an optimizer step is made of: a function of (seed, key, step, part) alone.
+
+        Args:
+            key: the stage's name, in a later segment of the run with its number (`unet+1`).
+            step: counted from 0 in what the key names.
+            part: of the passes that are summed.
+        """
+        import torch
+
+        own = self._draw_rows(key, step, part, self.latents, self.prompt_of, flip=self.config.flip)
+        if self.class_latents is None:
+            return own
+        others = self._draw_rows(f"{key}/class", step, part, self.class_latents, self.class_prompt_of)
+        return Batch(
+            torch.cat([own.latents, others.latents]),
+            torch.cat([own.noise, others.noise]),
+            torch.cat([own.timesteps, others.timesteps]),
+            own.prompts + others.prompts,
+            class_rows=len(others.prompts),
+        )
+
+    def _draw_rows(
+        self, key: str, step: int, part: int, pictures: Latents, prompt_of: list[int], *, flip: bool = False
+    ) -> Batch:
+        config = self.config
+        draw = draw_step(
+            config.seed,
+            key,
+            step,
+            part,
+            parts=config.accumulation,
+            batch_size=config.batch_size,
+            images=len(prompt_of),
+            latent_shape=tuple(pictures.mean.shape[1:]),
+            timesteps=self.schedule.config.num_train_timesteps,
+            flip=flip,
+        )
+        noise = draw.noise
+        if config.offset_noise:
+            offset = draw_offset(config.seed, key, step, part, batch_size=config.batch_size, channels=noise.shape[1])
+            noise = noise + config.offset_noise * offset
+        latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
+        prompts = [prompt_of[image] for image in draw.images]
+        return Batch(latents, noise.to(self.device), draw.timesteps.to(self.device), prompts)
+
+    def empty_text(self) -> "torch.Tensor":
+        """The embedding of the empty prompt, float32 [1, 77, width]: what guidance leads away from."""
+        return encode_prompts(self.load_text_encoder(), self.tokenizer, [""], device=self.device)
+
+    def load_text_encoder(self) -> Any:
+        """The text encoder as it is now: trained when stage 1 is done, else the base model's."""
+        return self.prepare(self._with_trained(self.base.load_text_encoder(), "text_encoder"))
+
+    def load_unet(self) -> Any:
+        """The U-Net as it is now, on the device."""
+        return self.prepare(self._with_trained(self.base.load_unet(), "unet"))
+
+    def load_to_train(self, part: str) -> Any:
+        """A network on the device as its stage begins: with method lora without what its own matrices add to it."""
+        module = self.base.load(part)
+        return self.prepare(module if self.config.method == "lora" else self._with_trained(module, part))
+
+    def _with_trained(self, module: Any, part: str) -> Any:
+        tensors = self.trained[part]
+        if tensors is not None:
+            if self.config.method == "lora":
+                tensors = merge_lora(module.state_dict(), tensors, alpha=self.config.lora_alpha)
+            put_tensors(module, tensors)
+        return module
+
+    def whole_parts(self) -> "dict[str, Any]":
+        """Each part as a checkpoint file needs it: all of its tensors, or the base model's folder where untouched."""
+        whole: dict[str, Any] = {}
+        for part, tensors in self.trained.items():
+            whole[part] = tensors or self.base.folder / part
+            if tensors is not None and self.config.method == "lora":
+                state = self.base.load(part).state_dict()
+                whole[part] = plain_names(merge_lora(state, tensors, alpha=self.config.lora_alpha))
+        return whole
+
+    def keep(self, trainer: "StageTrainer") -> None:
+        """Remember a finished stage's weights for the next stage and for the finished file."""
+        self.trained[trainer.stage] = {name: tensor.cpu() for name, tensor in trainer.weights().items()}
+
+
+class StageTrainer(ABC):
+    """One stage under way: the trained module, its optimizer, and the step."""
+
+    stage: str
+    unet: Any
+
+    def __init__(self, context: TrainingContext, module: Any, lr: float, *, key: str = "", before: int = 0) -> None:
+        import torch
+
+        self.context, self.module = context, module
+        self.key, self._before = key or self.stage, before
+        config = context.config
+        named = module.named_parameters()
+        if config.method == "lora":
+            add_lora(module, self.stage, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+            named = lora_parameters(module)
+        found = dict(named)
+        self.names = [plain_lora_name(name) for name in found]
+        self.parameters = [parameter.requires_grad_(True) for parameter in found.values()]
+        learned = context.trained[self.stage]
+        if config.method == "lora" and learned is not None:  # in the segment before this one
+            self._put(learned)
+        self.average = Average(self.parameters, config.ema) if config.ema else None
+        self.optimizer = build_optimizer(context.config.optimizer, self.parameters, lr)
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
+        if context.config.gradient_checkpointing:
+            checkpoint_gradients(module)
+
+    @abstractmethod
+    def text_for(self, prompts: list[int]) -> "torch.Tensor":
+        """Text embeddings [n, 77, width] of prompts by index, on the device."""
+
+    def take_step(self, step: int, lr: float) -> float:
+        """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
+        import torch
+
+        context, config = self.context, self.context.config
+        own = step - self._before
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        total = 0.0
+        for part in range(config.accumulation):
+            batch = context.draw_batch(self.key, own, part)
+            with context.autocast():
+                loss = training_loss(
+                    self.unet,
+                    context.schedule,
+                    batch.latents,
+                    batch.noise,
+                    batch.timesteps,
+                    self.text_for(batch.prompts),
+                    min_snr=config.min_snr,
+                    class_rows=batch.class_rows,
+                    prior_weight=config.prior_weight,
+                )
+            self.scaler.scale(loss / config.accumulation).backward()
+            total += loss.item() / config.accumulation
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(own)
+        return total
+
+    def shown(self) -> contextlib.AbstractContextManager:
+        """While this lasts, the module holds the weights that are judged, drawn with and exported."""
+        return self.average.shown() if self.average else contextlib.nullcontext()
+
+    def held_out_loss(self) -> float:
+        """The held-out loss of the model as it is now."""
+        import torch
+
+        context = self.context
+        with self.shown(), context.autocast(), torch.no_grad():
+            text = self.text_for(list(range(len(context.prompts)))).float()
+            return held_out_loss(self.unet, context.schedule, context.held_out, text, device=context.device)
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """What was learned so far, under plain names: the module's tensors, or those of its LoRA; averaged with ema."""
+        with self.shown():
+            return self._tensors()
+
+    def _tensors(self) -> "dict[str, torch.Tensor]":
+        if self.context.config.method == "lora":
+            return {plain_lora_name(name): parameter.data for name, parameter in lora_parameters(self.module)}
+        return plain_names(self.module.state_dict())
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that a resumed run needs: tensors by role, and JSON-able values."""
+        optimizer, rest = pack_optimizer(self.optimizer, self.names)
+        tensors = {self.stage: self.weights(), "optimizer": optimizer}
+        if self.average:
+            tensors["raw"] = self._tensors()
+        return tensors, {"optimizer": rest, "scaler": self.scaler.state_dict()}
+
+    def restore(self, generation: "Generation") -> None:
+        """Go on from a checkpoint."""
+        learned = generation.load(self.stage)
+        if self.average:
+            self.average.put([learned[name] for name in self.names])
+            learned = generation.load("raw")
+        self._put(learned)
+        unpack_optimizer(self.optimizer, self.names, generation.load("optimizer"), generation.record["optimizer"])
+        if generation.record["scaler"]:
+            self.scaler.load_state_dict(generation.record["scaler"])
+
+    def _put(self, tensors: "dict[str, torch.Tensor]") -> None:
+        if self.context.config.method == "full":
+            put_tensors(self.module, tensors)
+            return
+        own = self._tensors()
+        if own.keys() != tensors.keys():
+            raise CheckpointError(
+                "The checkpoint's LoRA has other layers than this model.",
+                "It belongs to another model: start again with --restart.",
+            )
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+class TextEncoderTrainer(StageTrainer):
+    """Stage 1: the text encoder learns, through a U-Net that stays as it is."""
+
+    stage = "text_encoder"
+
+    def __init__(self, context: TrainingContext, **leg: Any) -> None:
+        super().__init__(context, context.load_to_train(self.stage), context.config.text_encoder_lr, **leg)
+        self.unet = context.load_unet()
+        if context.config.gradient_checkpointing:
+            checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
+        self.ids = tokenize(context.tokenizer, context.texts).to(context.device)
+
+    def text_for(self, prompts: list[int]) -> "torch.Tensor":
+        return self.module(self.ids[prompts]).last_hidden_state
+
+
+class UnetTrainer(StageTrainer):
+    """Stage 2: the U-Net learns on text embeddings that were computed once; the text encoder is gone from memory."""
+
+    stage = "unet"
+
+    def __init__(self, context: TrainingContext, **leg: Any) -> None:
+        text_encoder = context.load_text_encoder()
+        self.text = encode_prompts(text_encoder, context.tokenizer, context.texts, device=context.device)
+        del text_encoder
+        super().__init__(context, context.load_to_train(self.stage), context.config.unet_lr, **leg)
+        self.unet = self.module
+
+    def text_for(self, prompts: list[int]) -> "torch.Tensor":
+        return self.text[prompts].to(self.context.device)
+
+
+def open_stage(
+    stage: str, context: TrainingContext, resumed: "Generation | None", *, key: str = "", before: int = 0
+) -> StageTrainer:
+    """Set a stage up at its beginning, or as the checkpoint `resumed` left it.
+
+    Args:
+        stage, context: what is trained, and with what.
+        resumed: the checkpoint; its optimizer's state is gone on with too.
+        key, before: of a later segment: what its randomness is drawn with, and the stage's steps in earlier ones.
+    """
+    kind = TextEncoderTrainer if stage == "text_encoder" else UnetTrainer
+    trainer = kind(context, key=key, before=before)
+    if resumed is not None:
+        trainer.restore(resumed)
+    return trainer

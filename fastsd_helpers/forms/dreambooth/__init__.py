@@ -1,0 +1,1 @@
+"""What the DreamBooth notebook's cells show."""

@@ -1,0 +1,100 @@
+"""The form of the photos: an upload button above the settings of `prepare`; uploads are kept in the session."""
+
+import html
+from typing import Any
+
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.photos.browser_uploads import count_uploads, list_uploads, save_uploads, uploads_folder
+from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.forms.widgets.file_bridge import FileBridge
+from fastsd_helpers.forms.widgets.form import Form
+from fastsd_helpers.forms.widgets.upload_list import UploadList
+from fastsd_helpers.forms.widgets.view import load_widgets, make_frame
+from fastsd_helpers.sessions import Session
+
+__all__ = ["PhotosForm", "show_photos_form", "uploaded_files"]
+
+# No "image/*" alone: browsers do not count HEIC among it.
+_KINDS = "image/*,.heic,.heif,.hif,.avif,.zip,.txt,.caption,.csv,.jsonl"
+_LINES = 8
+_MOST_TWINS = 3
+_HERE = " here already"
+
+
+def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
+    """(name, content) of what FileUpload holds: a dict by name in ipywidgets 7, a tuple of dicts in 8."""
+    if isinstance(value, dict):
+        return [(name, bytes(entry["content"])) for name, entry in value.items()]
+    return [(entry["name"], bytes(entry["content"])) for entry in value]
+
+
+def show_photos_form(session: Session) -> "PhotosForm":
+    """Make the form for the photos of a session; the last line of a cell displays it."""
+    return PhotosForm(session)
+
+
+class PhotosForm(Form[PrepareConfig]):
+    """Settings of `prepare` with an upload button; what is uploaded is kept in the session and becomes `images`."""
+
+    def __init__(self, session: Session) -> None:
+        self._photos_of = session
+        super().__init__(PrepareConfig, session=session)
+
+    def _draw(self) -> Any:
+        widgets = load_widgets()
+        layout = widgets.Layout
+        self._report: list[str] = []
+        self._twins = 0
+        self._bridge = FileBridge(_KINDS, lambda name, data: self._keep([(name, data)]))
+        self._small = widgets.FileUpload(accept=_KINDS, multiple=True, layout=layout(width="150px"))
+        self._small.observe(lambda _change: self._keep(uploaded_files(self._small.value)), names="value")
+        self._list = UploadList(self._photos_of, self._removed)
+        self._uploaded = widgets.HTML()
+        about = widgets.HTML(
+            "<div>Photos (JPEG, PNG, WebP, HEIC), a zip of them, and .txt captions of the same names; or name a folder "
+            "or a zip below.</div>"
+        )
+        other = widgets.Accordion([self._small], selected_index=None)
+        other.set_title(0, "If the button above does nothing here: another one, for up to 8 MB at a time")
+        form = super()._draw()
+        self._count()
+        return make_frame(about, self._bridge.box, self._uploaded, self._list.box, form, other)
+
+    def _keep(self, files: list[tuple[str, bytes]]) -> None:
+        if not files:
+            return
+        try:
+            report = save_uploads(self._photos_of, files)
+            if list_uploads(self._photos_of):
+                self.update(images=str(uploads_folder(self._photos_of)))
+        except FastSDError as err:
+            self._report.append(f"✗ {err.problem} {err.hint}")
+        else:
+            # Files come one by one: forty that were here already are one sentence all the same.
+            self._twins += report.twins
+            several = self._twins > _MOST_TWINS
+            self._report = [line for line in self._report if not (several and _HERE in line)]
+            self._report += [line for line in report.lines()[1:] if not (several and _HERE in line)]
+        again = [f"{self._twins} files were here already, and are kept only once."] if self._twins > _MOST_TWINS else []
+        self._count(*again, *self._report[-_LINES:])
+
+    def _removed(self) -> None:
+        if not list_uploads(self._photos_of) and self.values()["images"] == str(uploads_folder(self._photos_of)):
+            self.update(images="")
+        self._report, self._twins = [], 0
+        self._count()
+
+    def _count(self, *lines: str) -> None:
+        files = list_uploads(self._photos_of)
+        try:
+            photos, captions, notes = count_uploads(self._photos_of)
+        except FastSDError as err:
+            photos, captions, notes = len(files), 0, [f"✗ {err.problem} {err.hint}"]
+        have = (
+            f"{photos} uploaded photo{'s' if photos != 1 else ''} in this session" if files else "Nothing uploaded yet"
+        )
+        have += f", {captions} with a caption" if captions else ""
+        lines = (*lines, *(note for note in notes if note not in lines))
+        shown = [f"<b>{html.escape(have)}.</b>", *(html.escape(line) for line in lines)]
+        self._uploaded.value = "<br>".join(shown)
+        self._list.refresh()

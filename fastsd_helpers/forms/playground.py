@@ -1,0 +1,45 @@
+"""Try the model: a button that opens the playground for the session, and one that closes it and frees its memory."""
+
+import dataclasses
+
+from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.page_view import PageView
+from fastsd_helpers.playground import Page, PlaygroundConfig, open_playground
+from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.sessions import Session
+
+__all__ = ["PlayView", "offer_playground", "show_playground"]
+
+
+def show_playground(config: PlaygroundConfig, session: Session) -> "PlayView":
+    """Offer the playground for a session's model; it is opened by its button, so that "Run all" does not wait for it.
+
+    In Colab the link is Colab's own, which only this notebook's user can open, unless the settings share it.
+
+    Raises:
+        SettingsError: these are the settings of another form.
+    """
+    require(config, PlaygroundConfig)
+    # The folder, because the name alone is looked for among the sessions in the usual place.
+    return offer_playground(config, str(session.folder))
+
+
+def offer_playground(config: PlaygroundConfig, ref: str) -> "PlayView":
+    """Offer the playground for any model (key, Hub id, folder), the built-in one when `ref` is empty."""
+    if config.share == "no" and where() == "colab" and in_notebook():
+        config = dataclasses.replace(config, share="colab")
+    return PlayView(config, ref)
+
+
+class PlayView(PageView[Page]):
+    """The buttons of the playground."""
+
+    def __init__(self, config: PlaygroundConfig, ref: str) -> None:
+        super().__init__("playground", "Loading the model…")
+        self._config, self._ref = config, ref
+
+    def _start(self) -> Page:
+        return open_playground(self._ref, self._config)
+
+    def _where(self, page: Page) -> tuple[str, str]:
+        return page.tunnel.url if page.tunnel is not None else page.url, page.block()

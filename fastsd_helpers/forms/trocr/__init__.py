@@ -1,0 +1,1 @@
+"""What the handwriting notebook's cells show."""

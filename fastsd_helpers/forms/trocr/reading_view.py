@@ -1,0 +1,97 @@
+"""Looking at lines that were read: each image with its text, every token coloured by how sure the reader was."""
+
+import html
+from pathlib import Path
+
+from fastsd_helpers.forms.trocr.doubtful_words import draw_doubt
+from fastsd_helpers.forms.widgets.view import (
+    View,
+    draw_picture,
+    draw_table,
+    load_widgets,
+    make_button,
+    make_frame,
+    read_as_data,
+)
+from fastsd_helpers.trocr.reading.session import ReadingSession, SavedLine
+
+__all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
+
+_ON_A_PAGE = 20
+_HEIGHT_PX, _WIDTH_PX = 44, 460
+_ORDERS = (("page order", "page"), ("lowest confidence first", "doubt"))
+
+
+def show_confidence(session: ReadingSession) -> "ConfidenceView":
+    """Show the lines of a session with the reader's confidence; a cell's last line displays it."""
+    return ConfidenceView(session)
+
+
+def picture_tag(path: Path, about: str = "") -> str:
+    """A line's image as an <img> of at most 460 x 44 px with its data inside; empty when it cannot be read.
+
+    Args:
+        about: what it shows, for those who do not see it.
+    """
+    data = read_as_data(path, 2 * _WIDTH_PX, 2 * _HEIGHT_PX)  # twice as many, for screens with small pixels
+    size = f"max-width:min({_WIDTH_PX}px,100%);max-height:{_HEIGHT_PX}px;width:auto;margin:0"
+    return draw_picture(data, about, _WIDTH_PX, style=size) if data else ""
+
+
+class ConfidenceView(View):
+    """A table of lines: image, text with doubtful tokens coloured, confidence, notes; with pages and an order.
+
+    Attributes:
+        box: the widgets.
+    """
+
+    def __init__(self, session: ReadingSession) -> None:
+        self._session, self._page = session, 0
+        self._lines = session.lines()
+        widgets = load_widgets()
+        layout = widgets.Layout
+        self._order = widgets.Dropdown(
+            options=list(_ORDERS),
+            value="page",
+            description="order",
+            style={"description_width": "initial"},
+            layout=layout(width="230px"),
+        )
+        self._back = make_button("Back", icon="arrow-left", about="Previous lines")
+        self._next = make_button("Next", icon="arrow-right", about="Next lines")
+        self._where, self._table = widgets.HTML(), widgets.HTML()
+        self._order.observe(lambda _change: self._turn(-self._page), names="value")
+        self._back.on_click(lambda _button: self._turn(-1))
+        self._next.on_click(lambda _button: self._turn(1))
+        bar = widgets.HBox([self._order, self._back, self._next, self._where], layout=layout(align_items="center"))
+        self.box = make_frame(bar, self._table)
+        self._draw()
+
+    def _turn(self, pages: int) -> None:
+        self._page += pages
+        self._draw()
+
+    def _draw(self) -> None:
+        lines = list(self._lines)
+        if self._order.value == "doubt":
+            lines.sort(key=lambda line: line.read.confidence)
+        first = self._page * _ON_A_PAGE
+        shown = lines[first : first + _ON_A_PAGE]
+        self._back.disabled, self._next.disabled = first == 0, first + _ON_A_PAGE >= len(lines)
+        self._where.value = (
+            f"&nbsp;lines {first + 1} to {first + len(shown)} of {len(lines)}"
+            if lines
+            else "&nbsp;Nothing has been read yet."
+        )
+        self._table.value = draw_table("lines that were read", ("line", "sure", "text", "notes"), map(_row, shown))
+
+
+def _row(line: SavedLine) -> list[str]:
+    read = line.read
+    notes = {"looped": "repetition guard: read again", "cut": "truncated"}
+    told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
+    text = "" if read.problem else draw_doubt(read)
+    sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
+    picture = picture_tag(line.picture, f"a line of {read.name}") if line.key else html.escape(read.name)
+    wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
+    return [picture, sure, f"<span style='{wrap}'>{text}</span>", html.escape(", ".join(told))]

@@ -1,0 +1,1 @@
+"""What the web UI notebook's cells show."""

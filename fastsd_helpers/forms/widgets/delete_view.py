@@ -1,0 +1,83 @@
+"""A list of things with their sizes, and a button that deletes the chosen one after a second press."""
+
+import html
+from abc import ABC, abstractmethod
+from typing import Any
+
+from fastsd_helpers.errors import FastSDError
+from fastsd_helpers.files import size_in_words
+from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, make_field, make_frame
+
+__all__ = ["DeleteView"]
+
+
+class DeleteView(View, ABC):
+    """The list, the button and the second button that asks whether you are sure.
+
+    Attributes:
+        noun: what is listed, as the list's label.
+    """
+
+    noun = "what to delete"
+
+    def __init__(self) -> None:
+        widgets = load_widgets()
+        self._head = widgets.HTML()
+        self._choice = widgets.Select(description=self.noun, rows=9)
+        self._delete = make_button("Delete…", icon="trash")
+        self._sure = make_button("Yes, delete it", kind="danger")
+        self._sure.layout.display = "none"
+        self._message = widgets.HTML()
+        self._choice.observe(lambda _change: self._ask(False), names="value")
+        self._delete.on_click(lambda _button: self._ask(True))
+        self._sure.on_click(lambda _button: self._go())
+        field = make_field(self._choice)
+        field.add_class("fastsd-wide")
+        self.box = make_frame(self._head, field, widgets.HBox([self._delete, self._sure]), self._message)
+        self._load()
+
+    @abstractmethod
+    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
+        """What is free, in HTML, and (label, thing) of what can be deleted."""
+
+    @abstractmethod
+    def _name(self, thing: Any) -> str:
+        """The thing in the question whether to delete it."""
+
+    @abstractmethod
+    def _remove(self, thing: Any) -> int:
+        """Delete it; returns the bytes that were freed."""
+
+    @abstractmethod
+    def _note(self, thing: Any = None) -> str:
+        """When deleting makes room, of things in general or of one; "" where that is at once."""
+
+    def _load(self) -> None:
+        try:
+            head, entries = self._list()
+        except FastSDError as err:
+            self._say_error(err)
+            return
+        self._choice.options = entries
+        self._delete.disabled = not entries
+        self._head.value = f"{head} {html.escape(self._note())}"
+        self._ask(False)
+
+    def _ask(self, asking: bool) -> None:
+        thing = self._choice.value
+        asking = asking and thing is not None
+        self._sure.layout.display = "" if asking else "none"
+        self._say(f"Delete {self._name(thing)}? This cannot be undone." if asking else "")
+
+    def _go(self) -> None:
+        thing = self._choice.value
+        if thing is None:
+            return
+        try:
+            note = self._note(thing)  # while it is there
+            freed = self._remove(thing)
+        except FastSDError as err:
+            self._say_error(err)
+            return
+        self._load()
+        self._say(f"Deleted: {size_in_words(freed)}. {note}")

@@ -1,0 +1,3 @@
+"""The letters a name or a text is written in, where it does not say so."""
+
+__all__: list[str] = []

@@ -1,0 +1,1 @@
+"""The reader's network: a checkpoint opened, engines that run it, and the search for text."""

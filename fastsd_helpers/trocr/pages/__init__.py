@@ -1,0 +1,1 @@
+"""Images to read: files, PDFs, and the lines of whole pages."""

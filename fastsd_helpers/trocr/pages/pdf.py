@@ -1,0 +1,163 @@
+"""Pages of PDF files as images, drawn by a child process: a hostile file takes its memory and time, never ours."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.errors import needs_package
+from fastsd_helpers.processes import Child, environment_for
+from fastsd_helpers.trocr.pages import pdf_child
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["draw_pages"]
+
+_DPI = 300
+_MOST_PIXELS = 144_000_000  # an A0 sheet; a larger page gets fewer dots per inch
+_MOST_PAGES = 2_000
+_MOST_FAILURES = 3  # pages that end the child; after that the rest of the file is left out
+_MEMORY_BYTES = 2 * 2**30
+_PAGE_S = 60  # of processor time
+_SILENT_S = 300.0  # on the clock: it waits for a disk, or hangs
+_MODES = {"BGR": ("RGB", "BGR", 3), "BGRX": ("RGB", "BGRX", 4), "BGRA": ("RGBA", "BGRA", 4), "L": ("L", "L", 1)}
+
+
+class _Ended(Exception):
+    """The child ended before its answer, or says nothing; the text is the reason."""
+
+
+def draw_pages(path: Path, name: str) -> "Iterator[tuple[str, Image.Image | str]]":
+    """Draw a PDF's pages one by one at 300 dpi: (name of the page, RGB image), or (name, sentence on why not).
+
+    Raises:
+        DependencyMissing: pypdfium2 is not installed.
+    """
+    folder = _package_folder(name)
+    first, failures = 0, 0
+    while True:
+        with contextlib.closing(_Drawer(path, first, folder)) as drawer:
+            try:
+                opened = drawer.answer()
+            except _Ended as err:
+                yield name, f"{name} cannot be opened: {err}."
+                return
+            if "problem" in opened:
+                why = str(opened["problem"])
+                reason = "it is protected by a password" if "password" in why.lower() else f"it is damaged ({why})"
+                yield name, f"{name} cannot be opened: {reason}."
+                return
+            pages = int(opened.get("pages", 0))
+            if not pages:
+                yield name, f"{name} has no pages."
+            try:
+                while first < min(pages, _MOST_PAGES):
+                    label = f"{name}, page {first + 1}"
+                    picture = drawer.picture(label)
+                    first += 1
+                    yield label, picture
+            except _Ended as err:
+                first, failures = first + 1, failures + 1
+                yield label, f"{label} cannot be drawn: {err}."
+                if failures == _MOST_FAILURES and first < pages:
+                    yield name, f"{name} is left out from page {first + 1} on: {failures} of its pages cannot be drawn."
+                    return
+        if first >= min(pages, _MOST_PAGES):
+            if pages > _MOST_PAGES:
+                yield name, f"{name} has {pages:,} pages: those after {_MOST_PAGES:,} are not read; split it."
+            return
+
+
+def _package_folder(name: str) -> Path:
+    with needs_package(f"Reading the PDF {name}", "Run: fastsd install trocr, or save its pages as images."):
+        found = importlib.util.find_spec("pypdfium2")
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError("No module named 'pypdfium2'", name="pypdfium2")
+    return Path(found.origin).parents[1]
+
+
+class _Drawer:
+    """A child that draws one file's pages, from page `first` on."""
+
+    def __init__(self, path: Path, first: int, folder: Path) -> None:
+        limits = (_MEMORY_BYTES, first, _MOST_PAGES, _DPI, _MOST_PIXELS, _PAGE_S)
+        words = [sys.executable, "-I", pdf_child.__file__, str(folder), str(path.resolve()), *map(str, limits)]
+        # No token of this process is there for the taking; what the library prints is kept nowhere.
+        self._child = Child(words, log=Path(os.devnull), env=environment_for("filter"), pipe=True)
+        self._rest = b""
+
+    def answer(self) -> dict[str, Any]:
+        """The next line it says.
+
+        Raises:
+            _Ended: there is none.
+        """
+        while b"\n" not in self._rest:
+            self._rest += self._read(2**16)
+            if len(self._rest) > 2**20:
+                raise _Ended("it is damaged")
+        line, self._rest = self._rest.split(b"\n", 1)
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as err:  # a document may have taken the child over
+            raise _Ended("it is damaged") from err
+
+    def picture(self, label: str) -> "Image.Image | str":
+        """The next page as RGB, or a sentence on why it has no image.
+
+        Raises:
+            _Ended: the child did.
+        """
+        from PIL import Image
+
+        said = self.answer()
+        if "problem" in said:
+            return f"{label} cannot be drawn: {said['problem']}."
+        if "inches" in said:
+            width, height = said["inches"]
+            return f"{label} measures {width:,} x {height:,} inches: too large to draw. Save it at its true size."
+        try:
+            (width, height), stride, (mode, raw, depth) = said["size"], said["stride"], _MODES[said["mode"]]
+            fits = 0 < width <= 2 * _MOST_PIXELS // height and width * depth <= stride <= width * depth + 64
+        except (KeyError, TypeError, ValueError, ArithmeticError) as err:
+            raise _Ended("it is damaged") from err
+        if not fits or height < 1:
+            raise _Ended("it is damaged")
+        pixels: Any = bytearray(self._rest[: stride * height])  # Pillow reads it, though its types name bytes alone
+        self._rest = self._rest[len(pixels) :]
+        while len(pixels) < stride * height:
+            pixels += self._read(min(2**20, stride * height - len(pixels)))
+        picture = Image.frombuffer(mode, (width, height), pixels, "raw", raw, stride, 1)
+        return picture if mode == "RGB" else picture.convert("RGB")
+
+    def _read(self, most: int) -> bytes:
+        pipe = self._child.output.fileno()
+        ends = time.monotonic() + _SILENT_S
+        while not select.select([pipe], [], [], max(0.0, ends - time.monotonic()))[0]:
+            if time.monotonic() >= ends:
+                raise _Ended(f"it says nothing for {_SILENT_S:.0f} s")
+        data = os.read(pipe, most)
+        if not data:
+            raise _Ended(self._why_ended())
+        return data
+
+    def _why_ended(self) -> str:
+        # The guard of the child passes a signal on as an exit code of 256 minus its number.
+        code = self._child.wait(10) or 0
+        if code in (-signal.SIGXCPU, 256 - signal.SIGXCPU, 128 + signal.SIGXCPU):
+            return f"it takes longer than {_PAGE_S} s"
+        if code < 0 or code > 128:
+            return f"it is damaged, or needs more than {_MEMORY_BYTES / 2**30:.0f} GB of memory"
+        return f"it is damaged (exit code {code})"
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.close(grace_s=0)

@@ -1,0 +1,1 @@
+"""Reading: the Reader, folders of any size, reading sessions, the shared page."""

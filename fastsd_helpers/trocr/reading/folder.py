@@ -1,0 +1,216 @@
+"""Read folders of any size: in parts, each written whole or not at all, by one process or many.
+
+Part p holds images p * 256 to p * 256 + 255 of the sorted list, whoever reads it. So a run that was killed, or one
+shared out among several processes, ends with the same bytes as one that was not.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DatasetError, FastSDError, SettingsError
+from fastsd_helpers.files import check_writable, new_file, sha256_of, write_atomic
+from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.trocr.model.line import Line
+from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, Item, open_picture
+
+__all__ = ["FORMATS", "BulkResult", "parse_shard", "read_folder", "rows_to_bytes"]
+
+logger = logging.getLogger("fastsd_helpers")
+
+FORMATS = ("txt", "json", "csv", "jsonl")
+_PART = 256
+_SIZES = 1000  # pictures whose size is compared when a run goes on
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What a run over a folder did: all images, those read now, those read before, and the result if complete."""
+
+    pictures: int
+    read_now: int
+    read_before: int
+    problems: int
+    path: Path | None  # the joined result; None while parts of other shards are missing
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """`2/4` -> (1, 4): this process's number from 0, and how many there are.
+
+    Left alone it comes from what `accelerate launch` and `torchrun` set (RANK, WORLD_SIZE), else (0, 1).
+
+    Raises:
+        SettingsError: not of that form.
+    """
+    if text is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise SettingsError(f"--shard is {text!r}.", "Give it as 1/4 (the first of four) to 4/4.")
+    return int(match[1]) - 1, int(match[2])
+
+
+def read_folder(
+    reader: Any,
+    folder: Path,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    format: str = "jsonl",
+    progress: Callable[[int, int], None] | None = None,
+) -> BulkResult:
+    """Read every image of a folder and its subfolders into `out`; call it again to go on after a stop.
+
+    Args:
+        reader: a Reader.
+        out: folder for parts/ and the joined lines.<format>; made when absent.
+        shard: (number from 0, how many) of this process.
+        format: of the joined file, one of FORMATS.
+        progress: called with (images done, all) after each part.
+
+    Writes one file per part under its own name, once. Raises DatasetError when there are no images; SettingsError
+    when `out` holds the results of another folder or other settings.
+    """
+    names = _list_pictures(folder)
+    parts_folder = out / "parts"
+    check_writable(parts_folder)
+    _check_manifest(out, _manifest_of(reader, folder, names))
+    number, count = shard
+    parts = range(0, (len(names) + _PART - 1) // _PART)
+    mine = [part for part in parts if part % count == number]
+    done = {part for part in parts if _part_path(parts_folder, part).is_file()}
+    read_now = problems = 0
+    for part in mine:
+        chunk = names[part * _PART : (part + 1) * _PART]
+        if part not in done:
+            lines = _read_part(reader, folder, chunk)
+            write_atomic(_part_path(parts_folder, part), rows_to_bytes([line.as_row() for line in lines], "jsonl"))
+            fault_point("trocr.part")
+            read_now += len(chunk)
+            problems += sum(line.problem is not None for line in lines)
+        if progress:
+            progress(min(len(names), (part + 1) * _PART), len(names))
+    before = sum(len(names[part * _PART : (part + 1) * _PART]) for part in mine if part in done)
+    path = _join(parts_folder, list(parts), out / f"lines.{format}", format)
+    return BulkResult(len(names), read_now, before, problems, path)
+
+
+def _read_part(reader: Any, folder: Path, names: list[str]) -> list[Line]:
+    def items() -> Iterator[Item]:
+        for name in names:
+            try:
+                yield Item(name, open_picture(folder / name))
+            except FastSDError as err:
+                yield Item(name, problem=err.problem)
+
+    return reader.read(items())
+
+
+def _list_pictures(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {folder}.", "Check the path; names are case-sensitive.")
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = Path(root).relative_to(folder)
+        names += [
+            (base / name).as_posix()
+            for name in files
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+        ]
+    if not names:
+        raise DatasetError(f"There is no image in {folder}.", f"It takes {', '.join(PICTURE_SUFFIXES)}.")
+    return sorted(names)
+
+
+def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    # Other pictures under the same names have other sizes; asking for a million of them takes minutes on Drive.
+    for name in names[:: max(1, len(names) // _SIZES)]:
+        with contextlib.suppress(OSError):  # a link to nowhere is reported when its turn comes
+            digest.update(f"{(folder / name).stat().st_size}".encode())
+        digest.update(b"\0")
+    return {
+        "version": 2,
+        "folder": folder.name,
+        "pictures": len(names),
+        "pictures_sha256": digest.hexdigest(),
+        "part": _PART,
+        "reader": reader.checkpoint.folder.name,
+        "weights_sha256": _weights_sha256(reader.checkpoint.folder),
+        "precision": reader.checkpoint.precision,
+        "beams": reader.settings.beams,
+        "limits": [reader.limits.min_new_tokens, reader.limits.max_new_tokens],
+        "loop_guard": reader.settings.loop_guard,
+        "batch_size": reader.batch_size,
+    }
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Of the reader's weights, wherever they lie: every fine-tuned reader's folder is called `model`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".bin")]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+
+def _check_manifest(out: Path, wanted: dict[str, Any]) -> None:
+    path = out / _MANIFEST
+    if not path.is_file():
+        write_atomic(path, json.dumps(wanted, indent=1).encode())
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(name for name in wanted if found.get(name) != wanted[name])
+    if changed:
+        told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
+        raise SettingsError(f"{out} holds the results of another run: {told}.", "Name another folder with --out.")
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:07d}.jsonl"
+
+
+def _join(folder: Path, parts: list[int], target: Path, format: str) -> Path | None:
+    """Put all parts into one file, when all are there; rows are streamed, for a million of them fit no memory."""
+    if not all(_part_path(folder, part).is_file() for part in parts):
+        return None
+    with new_file(target) as (file, _temporary):
+        for index, part in enumerate(parts):
+            # Not splitlines: JSON may hold U+2028 and its like as they are, which end a line for Python.
+            text = _part_path(folder, part).read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.split("\n") if line]
+            if format == "json":
+                inner = rows_to_bytes(rows, "json").strip()[1:-1].strip(b"\n")
+                file.write((b"[\n" if index == 0 else b",\n") + inner)
+            else:
+                file.write(rows_to_bytes(rows, format, head=index == 0))
+        if format == "json":
+            file.write(b"\n]\n")
+    return target
+
+
+def rows_to_bytes(rows: Iterable[dict[str, Any]], format: str, *, head: bool = True) -> bytes:
+    """Rows of `Line.as_row` as a file's content: txt (one text a line), json, jsonl or csv (name, text, ...)."""
+    if format == "txt":
+        return "".join(f"{' '.join(row['text'].split())}\n" for row in rows).encode()
+    if format == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if format == "json":
+        return ("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n").encode()
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    if head:
+        writer.writerow(["name", "text", "confidence", "notes", "problem"])
+    for row in rows:
+        writer.writerow([row["name"], row["text"], row["confidence"], " ".join(row["notes"]), row["problem"] or ""])
+    return out.getvalue().encode()

@@ -1,0 +1,123 @@
+"""The rows of a reading session: what was read, by which reader, and which of it need not be read again."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsd_helpers.files import remembered_sha256
+from fastsd_helpers.trocr.model.line import Line
+from fastsd_helpers.trocr.pages.inputs import Item
+from fastsd_helpers.trocr.pages.page_reader import looks_like_page
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "SavedLine",
+    "as_jsonl",
+    "chunks",
+    "fingerprint",
+    "fingerprint_by_place",
+    "key_of",
+    "known_rows",
+    "make_row",
+    "not_among",
+    "runs_of",
+]
+
+_READ_BY = (".safetensors", ".bin", ".json")  # files of a reader
+
+
+@dataclass(frozen=True)
+class SavedLine:
+    """A line of the session: its image, what was read, and what a person says is right (None: nobody looked yet)."""
+
+    key: str
+    picture: Path
+    source: str
+    read: Line
+    right: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The best that is known: the correction, else what was read."""
+        return self.read.text if self.right is None else self.right
+
+
+def runs_of(items: Iterable[Item], pages: str) -> Iterator[tuple[bool, Iterator[Item]]]:
+    """Divide items into runs of pages and of lines, in order, without opening more of them than needed."""
+
+    def is_page(item: Item) -> bool:
+        return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
+
+    return groupby(items, key=is_page)
+
+
+def chunks(items: Iterator[Item], count: int) -> Iterator[list[Item]]:
+    """Divide items into lists of `count`, the last one shorter."""
+    while chunk := list(islice(items, count)):
+        yield chunk
+
+
+def key_of(picture: "Image.Image") -> str:
+    """A line or page is known by the pixels of its picture."""
+    picture = picture.convert("RGB")
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:20]
+
+
+def make_row(line: Line, source: str, *, key: str = "", page: str = "", by: str = "") -> dict[str, Any]:
+    """A row: what was read, from where, and by which reader."""
+    return {"key": key, "page": page, "by": by, "source": source, **line.as_row()}
+
+
+def fingerprint(reader: Any, pages: str) -> str:
+    """What a reading depends on besides the image: the weights, by what they hold, and every setting.
+
+    A reader that was downloaded again on a new machine is the same one.
+    """
+    files = [(path.name, remembered_sha256(path)) for path in _files_of(reader)]
+    return hashlib.sha256(repr([files, _settings_of(reader, pages)]).encode()).hexdigest()[:16]
+
+
+def fingerprint_by_place(reader: Any, pages: str) -> str:
+    """The same as versions before wrote it: by where the weights lie, their sizes and times."""
+    weights = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_of(reader)]
+    told = [str(reader.checkpoint.folder), weights, _settings_of(reader, pages)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _files_of(reader: Any) -> list[Path]:
+    return [path for path in sorted(reader.checkpoint.folder.rglob("*")) if path.suffix in _READ_BY]
+
+
+def _settings_of(reader: Any, pages: str) -> list[Any]:
+    settings = reader.settings
+    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
+
+
+def known_rows(
+    known: Iterable[list[dict[str, Any]]], by: str, by_place: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """What this very reader has read: rows of single lines by their key, and those of pages by the page's."""
+    lines: dict[str, dict[str, Any]] = {}
+    pages: dict[str, list[dict[str, Any]]] = {}
+    for rows in known:
+        same = [row | {"by": by} for row in rows if row.get("by") in (by, by_place)]
+        lines |= {row["key"]: row for row in same if row["key"] and not row["page"]}
+        pages |= {page: [row for row in same if row["page"] == page] for page in {row["page"] for row in same}}
+    return lines, pages
+
+
+def not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows whose line, or page, the others do not have from the same reader."""
+    known = {(row["by"], row["page"] or row["key"]) for row in others}
+    return [row for row in rows if (row["by"], row["page"] or row["key"]) not in known]
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as the content of a file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,1 @@
+"""Teaching a reader and measuring it: fine-tuning, metrics, quantization."""

@@ -1,0 +1,119 @@
+"""Read lines whose text is known and say how many errors there are: of one reader, or of two beside each other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.trocr.model.line import Line
+from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
+from fastsd_helpers.trocr.reading.reader import Reader
+from fastsd_helpers.trocr.teaching.metrics import Score, Scores, line_errors, score_lines
+
+__all__ = ["ComparedLine", "Comparison", "Evaluation", "compare_readers", "evaluate", "evaluation_from"]
+
+_WORST = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Error rates on a set of lines; `worst` has the lines with the most errors, `left_out` why some were not used."""
+
+    scores: Scores
+    confidence: float  # mean over the lines, to compare with 1 - CER
+    looped: int
+    cut: int
+    worst: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+
+
+def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None = None) -> Evaluation:
+    """Read the images of `data` with `reader` and compare with their text.
+
+    Args:
+        reader: a Reader.
+        data: whatever `labels.read_lines` takes.
+
+    Raises:
+        DatasetError: no line of it can be used.
+    """
+    lines = read_lines(data)
+    return _judge(lines, reader.read([line.picture for line in lines.lines], progress=progress))
+
+
+def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
+    left_out = list(lines.problems)
+    pairs = []
+    for line, found in zip(lines.lines, read, strict=True):
+        if found.problem:
+            left_out.append(f"{line.name}: {found.problem}")
+        else:
+            pairs.append((line, found))
+    if not pairs:
+        raise DatasetError(f"No image of {lines.source} can be read.", left_out[0] if left_out else "")
+    scores = score_lines([line.text for line, _found in pairs], [found.text for _line, found in pairs])
+    ranked = sorted(pairs, key=lambda pair: -line_errors(pair[0].text, pair[1].text)[0])
+    worst = tuple(
+        {"name": line.name, "text": line.text, "read": found.text, "confidence": round(found.confidence, 4)}
+        for line, found in ranked[:_WORST]
+        if line.text != found.text
+    )
+    return Evaluation(
+        scores,
+        sum(found.confidence for _line, found in pairs) / len(pairs),
+        sum("looped" in found.notes for _line, found in pairs),
+        sum("cut" in found.notes for _line, found in pairs),
+        worst,
+        tuple(left_out),
+    )
+
+
+def evaluation_from(values: dict[str, Any]) -> Evaluation:
+    """The evaluation that `dataclasses.asdict` made `values` of, also when they have been through JSON."""
+    scores: dict[str, Any] = {
+        name: Score(**value) if isinstance(value, dict) else value for name, value in values["scores"].items()
+    }
+    rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Evaluation(**{**rest, "scores": Scores(**scores)})
+
+
+@dataclass(frozen=True)
+class ComparedLine:
+    """One line: its image, what it says, what both readers make of it, and their errors in characters."""
+
+    picture: Any
+    text: str
+    before: str
+    after: str
+    errors_before: int
+    errors_after: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both evaluations, and every line, those that changed most first."""
+
+    before: Evaluation
+    after: Evaluation
+    lines: tuple[ComparedLine, ...]
+
+
+def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Comparison:
+    """Read the same lines with two readers, one after the other, and compare.
+
+    Args:
+        before, after: key, folder or Hub id.
+        lines: whose text is known; none of them should have been learned from.
+
+    Raises:
+        DatasetError: no image can be read. ModelError and its kin: a reader cannot be opened.
+    """
+    pictures = [line.picture for line in lines.lines]
+    read = [Reader(model).read(pictures) for model in (before, after)]
+    compared = [
+        ComparedLine(line.picture, line.text, *texts, *(line_errors(line.text, text)[0] for text in texts))
+        for line, *texts in zip(lines.lines, *([found.text for found in each] for each in read), strict=True)
+    ]
+    compared.sort(key=lambda line: -abs(line.errors_before - line.errors_after))
+    return Comparison(_judge(lines, read[0]), _judge(lines, read[1]), tuple(compared))

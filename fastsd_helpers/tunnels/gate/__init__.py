@@ -1,0 +1,1 @@
+"""The login gate: a reverse proxy that lets only those with the password through."""

@@ -1,0 +1,1 @@
+"""The services that make public links, and the programs they need."""

@@ -1,0 +1,1 @@
+"""A web UI's code at pinned commits, and the extensions its owner adds."""

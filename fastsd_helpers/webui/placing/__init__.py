@@ -1,0 +1,1 @@
+"""Models where a web UI looks for them: which files it needs, found, checked, converted, linked."""

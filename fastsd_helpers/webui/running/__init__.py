@@ -1,0 +1,1 @@
+"""A web UI that runs: its command, process, link, and why it ended."""
