@@ -592,7 +592,7 @@ def test_a_missing_an_extra_and_a_differently_stored_tensor_are_named(written, t
     name = "first_stage_model.quant_conv.bias"
     for change, message in (
         ({key: tensor for key, tensor in stored.items() if key != name}, f"lacks the tensor {name!r}"),
-        ({**stored, "betas": torch.zeros(3)}, "more than it should: the tensor 'betas'"),
+        ({**stored, "betas": torch.zeros(3)}, "contains an unexpected tensor 'betas'"),
         ({**stored, name: stored[name].half()}, r"as F16 \[8\]; it should be F32 \[8\]"),
         ({**stored, name: stored[name].reshape(4, 2)}, r"as F32 \[4, 2\]; it should be F32 \[8\]"),
     ):

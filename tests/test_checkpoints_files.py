@@ -159,7 +159,7 @@ def test_averaged_weights_are_taken_or_dropped_on_request(place):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     assert read(taken.path)[name][2] == averages["model_ema.diffusion_modelinput_blocks00weight"][1]
     assert read(dropped.path)[name][2] == tensors[name][1]
-    assert "686 averaged" in taken.notes[0]
+    assert "686 EMA" in taken.notes[0]
     assert read(taken.path).keys() == read(dropped.path).keys() == tensors.keys()
     del averages["model_ema.diffusion_modelout2bias"]
     source = write(place / "half.safetensors", {**tensors, **averages})
@@ -527,8 +527,8 @@ def test_a_file_that_is_not_whole_is_refused(kind, sd15, place):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("out.pt", r"a model is not written as \.pt"),
-        ("out.GGUF", r"a model is not written as \.GGUF"),
+        ("out.pt", r"models are not written as \.pt"),
+        ("out.GGUF", r"models are not written as \.GGUF"),
         ("a" * 300 + ".safetensors", r"cannot be a name: File name too long"),
     ],
 )
@@ -587,7 +587,7 @@ def test_source_and_destination_must_differ(sd15, place):
 def test_a_folder_with_other_things_in_it_is_never_replaced(sd15, place):
     (place / "home").mkdir()
     (place / "home" / "letters.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="holds something else than a model"):
+    with pytest.raises(CheckpointError, match="contains something other than a model"):
         checkpoints.convert(sd15, place / "home", overwrite=True)
     with pytest.raises(CheckpointError, match="exists already"):
         checkpoints.convert(sd15, place / "home")
@@ -913,7 +913,7 @@ def test_inspect_says_what_a_file_is(sd15):
         (
             "sd15",
             {"cond_stage_model.transformer.text_model.embeddings.position_ids": zeros(7, dtype="F16")},
-            "fractions",
+            "floats",
         ),
         ("sd15", {"first_stage_model.decoder.conv_out.bias": zeros(5)}, r"shape \[5\]"),
         ("sd15", {"first_stage_model.decoder.conv_out.bias": None}, "1 VAE tensors are missing"),

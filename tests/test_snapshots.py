@@ -68,7 +68,7 @@ def test_what_the_notebooks_import_is_in_the_recorded_surface() -> None:
 
 
 def test_a_lost_a_new_and_a_changed_name_are_each_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = fastsd_helpers.captions.prompts
+    module = fastsd_helpers.captions
     before = snapshots.public_surface()
 
     def words_of(file_name: str, *, lower: bool = False) -> str:
@@ -78,10 +78,10 @@ def test_a_lost_a_new_and_a_changed_name_are_each_told(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "new_name", lambda: None, raising=False)
     monkeypatch.setattr(module, "__all__", [*(name for name in module.__all__ if name != "write_caption"), "new_name"])
     assert sorted(snapshots.differences(before, snapshots.public_surface())) == [
-        "+fastsd_helpers.captions.prompts.new_name()",
-        "+fastsd_helpers.captions.prompts.words_of(file_name: str, *, lower: bool = False) -> str",
-        "-fastsd_helpers.captions.prompts.words_of(file_name: str) -> str",
-        "-fastsd_helpers.captions.prompts.write_caption(path: Path, caption: str | None) -> None",
+        "+fastsd_helpers.captions.new_name()",
+        "+fastsd_helpers.captions.words_of(file_name: str, *, lower: bool = False) -> str",
+        "-fastsd_helpers.captions.words_of(file_name: str) -> str",
+        "-fastsd_helpers.captions.write_caption(path: Path, caption: str | None) -> None",
     ]
 
 

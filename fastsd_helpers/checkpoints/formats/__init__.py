@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors and .ckpt read and written, number formats, the stream between them."""
+"""Files of tensors: safetensors and .ckpt read and written, dtypes, the stream between them."""
