@@ -291,7 +291,7 @@ def test_a_lora_is_not_a_model_and_keeps_its_place(place):
         checkpoints.convert(place / "in.safetensors", place / "out.safetensors", family="sd15")
     with pytest.raises(CheckpointError, match=r"not written as \.ckpt"):
         checkpoints.convert(place / "in.safetensors", place / "out.ckpt")
-    with pytest.raises(CheckpointError, match="is one file"):
+    with pytest.raises(CheckpointError, match="is a single file"):
         checkpoints.convert(place / "in.safetensors", place / "folder")
     (place / "out.safetensors").write_text("precious")
     with pytest.raises(CheckpointError, match="exists already"):

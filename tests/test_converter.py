@@ -121,8 +121,8 @@ def test_a_weights_file_of_diffusers_names_becomes_a_file_of_the_original_ones(m
     [
         ("nothing", "out.safetensors", "does not exist"),
         ("pipe", "out.safetensors", "is neither a file nor a folder"),
-        ("model", "out.pt", "a model is not written as .pt"),
-        ("model", "out.GGUF", "a model is not written as .GGUF"),
+        ("model", "out.pt", "models are not written as .pt"),
+        ("model", "out.GGUF", "models are not written as .GGUF"),
         ("model", "x" * 300, "cannot be a name"),
         ("model", "model", "is both source and destination"),
         ("file.safetensors", "file.safetensors", "is both source and destination"),
@@ -230,7 +230,7 @@ def v_prediction(models, place, key):
 def test_a_model_that_predicts_velocity_says_so_beside_itself_or_inside(models, place):
     written = checkpoints.convert(v_prediction(models, place, "sd21"), place / "a.safetensors")
     assert written.beside == (place / "a.yaml",)
-    assert "Keep a.yaml beside it" in written.notes[-1]
+    assert "Keep a.yaml next to it" in written.notes[-1]
     assert metadata(written.path)["modelspec.prediction_type"] == "v"
     (place / "b.yaml").write_text("mine")
     written = checkpoints.convert(place / "v" / "sd21", place / "b.safetensors")

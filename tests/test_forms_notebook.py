@@ -314,7 +314,7 @@ def test_boxes_that_are_not_used_yet_are_there_when_the_cell_is_run_again(prepar
     assert editor.boxes == {name: (1, 2, 51, 52)}
     again = forms.edit_crops(Session.open("rex", root=prepared.folder.parent))
     assert again.boxes == {name: (1, 2, 51, 52)}
-    assert "not used yet" in again._message.value
+    assert "not applied yet" in again._message.value
     find(again.box, "Button", "Use these crops").click()
     assert Session.open("rex", root=prepared.folder.parent).record.get("crop_draft") in (None, {})
     third = forms.edit_crops(prepared)
@@ -352,7 +352,7 @@ def test_photos_that_are_gone_are_a_sentence(prepared: Session) -> None:
     for path in list_uploads(prepared):
         path.unlink()
     editor = forms.edit_crops(prepared)
-    assert "not where it was" in editor._message.value
+    assert "no longer where it was" in editor._message.value
 
 
 def test_an_editor_without_pictures_says_what_to_do(session: Session) -> None:
@@ -383,7 +383,7 @@ def test_after_the_training_has_begun_the_editor_warns(prepared: Session) -> Non
     editor = forms.edit_captions(prepared)
     editor._text.value = "zib dog at sea"
     editor._save.click()
-    assert "start again with 'start over'" in html.unescape(editor._message.value)
+    assert "choose 'start over'" in html.unescape(editor._message.value)
 
 
 def test_typed_words_are_kept_when_another_photo_is_shown_and_when_the_cell_is_run_again(prepared: Session) -> None:
@@ -476,7 +476,7 @@ def test_words_beyond_what_the_model_reads_are_said(prepared: Session) -> None:
     editor = forms.edit_captions(prepared)
     editor._text.value = "zib dog " + "very " * 90
     assert "of 77 tokens" in editor._message.value
-    assert "is not read" in editor._message.value
+    assert "is ignored" in editor._message.value
     assert "over 77 tokens" in editor._table.value
 
 
@@ -658,7 +658,7 @@ def test_a_failure_is_said_once_below_the_cell_and_a_finished_run_shows_its_loss
     with pytest.raises(TrainingFailed):
         training.run_training(DreamBoothConfig(), session)
     shown = text_of(views[0].box)
-    assert "said below" in views[0]._head.value
+    assert "the reason is below" in views[0]._head.value
     assert "Memory ran out." not in shown, "the cell's own error says it"
     assert "no step yet" not in shown
     assert 'alt="the losses of the entire run"' in shown

@@ -16,7 +16,7 @@ from fastsd_helpers.webui.arguments import refused_arguments
 from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.running.crash import explain_crash
 
-GUARDS = Path(plan.__code__.co_filename).parent / "guards"
+GUARDS = Path(plan.__code__.co_filename).parents[1] / "guards"
 
 # ------------------------------------------------------------------------------------------------------ the frame
 
@@ -355,7 +355,7 @@ def test_only_the_wanted_picture_formats_are_opened_and_old_names_are_there(tmp_
     code = """
 import io, sys, frame
 sys.meta_path.insert(0, frame._Finder())
-import images
+import pictures
 from PIL import Image, ImageDraw, ImageFont
 answers = {}
 for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "EPS", "PCX", "TGA", "SGI", "PPM", "ICO"):

@@ -17,7 +17,7 @@ from tunnel_doubles import free_port
 
 from fastsd_helpers.webui import LaunchConfig, find_ui, plan
 
-GUARD = Path(plan.__code__.co_filename).parent / "guards" / "comfyui.py"
+GUARD = Path(plan.__code__.co_filename).parents[1] / "guards" / "comfyui.py"
 
 # The functions the guard replaces, as open as they were in ComfyUI before it had checks of its own.
 FOLDER_PATHS = """

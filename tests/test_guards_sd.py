@@ -13,7 +13,7 @@ import pytest
 
 from fastsd_helpers.webui import plan
 
-GUARDS = Path(plan.__code__.co_filename).parent / "guards"
+GUARDS = Path(plan.__code__.co_filename).parents[1] / "guards"
 
 # The functions that the guard wants, with their parameters in v1.10.1; each says that it was reached.
 MODULES = {

@@ -353,7 +353,7 @@ def test_copies_and_links_of_what_was_made_here_are_no_photos(session: Session, 
     result = run(session, folder)
     assert result.train == 3
     assert [item["source"] for item in result.skipped] == ["copy of a crop.png"]
-    assert "was made here" in result.skipped[0]["reason"]
+    assert "prepared here" in result.skipped[0]["reason"]
 
 
 def test_of_a_zipped_session_only_what_a_person_gave_is_read(session: Session, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_photo_that_is_given_twice_keeps_the_caption_of_either_and_is_said_onc
 
 
 def test_a_link_to_a_drive_is_called_one(session: Session) -> None:
-    with pytest.raises(DatasetError, match=r"a link, .*: https://drive\.google\.com/x") as caught:
+    with pytest.raises(DatasetError, match=r"from a link: https://drive\.google\.com/x") as caught:
         run(session, "https://drive.google.com/x")
     assert "Add shortcut" in caught.value.hint
 

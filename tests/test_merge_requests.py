@@ -45,9 +45,9 @@ BAD_FILES = {
         lyco(hada_w1_a=noise(8, 2), hada_w1_b=noise(3, 24), hada_w2_a=noise(8, 2), hada_w2_b=noise(2, 24)),
         "do not fit each other",
     ),
-    "not a number": ({**GOOD, A: stored(noise(2, 24) * np.nan)}, "not a number"),
+    "not a number": ({**GOOD, A: stored(noise(2, 24) * np.nan)}, "NaN or Inf"),
     "no number for a LoKr": (lyco(lokr_w1=noise(2, 4) * np.inf, lokr_w2=noise(4, 6)), "contains NaN or Inf"),
-    "of whole numbers": ({**GOOD, A: stored(np.ones((2, 24)), "<i4")}, "quantised"),
+    "of whole numbers": ({**GOOD, A: stored(np.ones((2, 24)), "<i4")}, "quantized"),
     "with an alpha that is none": (
         lyco(**{"lora_down.weight": noise(2, 24), "lora_up.weight": noise(8, 2), "alpha": np.nan}),
         "its scale is unknown",

@@ -282,7 +282,7 @@ def test_another_transformer_model_is_of_the_wrong_family(tmp_path):
         ("has model parts but no model_index.json", {"unet/config.json": "{}"}),
         ("cannot be read as JSON", {"model_index.json": "{ cut off"}),
         ("holds no JSON object", {"model_index.json": "[]"}),
-        ("not whole: a unet or transformer, vae", {"model_index.json": '{"vae": ["diffusers", "AutoencoderKL"]}'}),
+        ("is incomplete: a unet or transformer, vae", {"model_index.json": '{"vae": ["diffusers", "AutoencoderKL"]}'}),
     ],
 )
 def test_a_folder_that_is_no_base_model_is_told_what_it_is(tmp_path, said, files):
@@ -316,7 +316,7 @@ def test_a_missing_folder_and_a_file_are_not_the_same_mistake(tmp_path):
 def test_a_folder_that_lost_a_file_says_which(tmp_path, lost, said):
     make_pipeline(tmp_path, unet=SD_UNET)
     (tmp_path / lost).unlink()
-    with pytest.raises(ModelError, match=f"not whole: {said} missing"):
+    with pytest.raises(ModelError, match=f"is incomplete: {said} missing"):
         detect_family(tmp_path)
 
 
@@ -420,8 +420,8 @@ def test_an_off_native_resolution_warns_with_the_reason_and_the_safe_choice(px, 
         (0, "the smallest", "Choose 256, or 512"),
         (-512, "the smallest", "Choose 256, or 512"),
         (2048, "the largest for Stable Diffusion 1.5 is 1024", "Choose 1024, or 512"),
-        (512.0, "whole number", "Choose 512."),
-        (True, "whole number", "Choose 512."),
+        (512.0, "integer", "Choose 512."),
+        (True, "integer", "Choose 512."),
     ],
 )
 def test_an_impossible_resolution_is_refused_with_the_nearest_that_work(px, problem, hint):

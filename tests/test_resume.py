@@ -332,8 +332,8 @@ def test_another_timeline_is_not_resumed_from(places, tmp_path):
         (Snapshot("unet", 1, {"../unet": {}}), "'../unet' cannot be the name"),
         (Snapshot("U-Net", 1, {}), "'U-Net' at step 1 cannot name a checkpoint"),
         (Snapshot("unet", -1, {}), "at step -1 cannot name"),
-        (Snapshot("unet", 1, {}, {"loss": float("nan")}), "holds what JSON cannot"),
-        (Snapshot("unet", 1, {}, {"path": Path()}), "holds what JSON cannot"),
+        (Snapshot("unet", 1, {}, {"loss": float("nan")}), "contains a value that JSON cannot store"),
+        (Snapshot("unet", 1, {}, {"path": Path()}), "contains a value that JSON cannot store"),
     ],
 )
 def test_a_snapshot_that_cannot_be_stored_is_refused_at_once(places, bad, expected):
@@ -377,8 +377,8 @@ DAMAGE = {
     ),
     "file missing": (lambda new: (new / "unet.safetensors").unlink(), "is incomplete: unet.safetensors is missing"),
     "manifest missing": (lambda new: (new / "manifest.json").unlink(), "is incomplete: its manifest.json is missing"),
-    "manifest empty": (lambda new: os.truncate(new / "manifest.json", 0), "(0 bytes) is cut short"),
-    "manifest cut": (lambda new: os.truncate(new / "manifest.json", 300), "(300 bytes) is cut short"),
+    "manifest empty": (lambda new: os.truncate(new / "manifest.json", 0), "(0 bytes) is truncated"),
+    "manifest cut": (lambda new: os.truncate(new / "manifest.json", 300), "(300 bytes) is truncated"),
     "manifest bit": (lambda new: flip_bit(new / "manifest.json", at=60), "manifest.json"),
     "all gone": (lambda new: [path.unlink() for path in new.iterdir()], "manifest.json is missing"),
 }
@@ -571,7 +571,7 @@ def test_a_carried_file_that_somebody_deleted_is_said_to_be_gone(places):
         (places[0] / name / "text_encoder.safetensors").unlink()
         assert not store.can_carry("text_encoder")
         store.save(snapshot("unet", 2))
-        assert "text_encoder.safetensors has gone" in store.flush()[0]
+        assert "text_encoder.safetensors is missing from" in store.flush()[0]
         store.save(snapshot("unet", 3, first=True))
         assert store.flush() == []
 

@@ -695,7 +695,7 @@ def test_sessions_are_listed_with_sizes_and_a_damaged_one_with_its_problem(root,
     (root / "notes.txt").write_text("not a session")
     cat_line, dog_line = sessions.list_sessions(root)
     assert (cat_line.name, dog_line.name) == ("cat", "dog")
-    assert "cut short" in cat_line.problem
+    assert "truncated" in cat_line.problem
     assert dog_line.problem is None
     assert (dog_line.images, dog_line.checkpoints, dog_line.stage, dog_line.step, dog_line.steps) == (
         1,

@@ -694,7 +694,7 @@ def test_the_interval_is_that_of_a_thousand_resamples_of_the_lines():
 def test_an_empty_table_is_a_sentence(folder, name, content):
     (folder / name).write_text(content)
     with pytest.raises(
-        DatasetError, match=r"labels\.(csv|tsv) has no column for the image's name and its text|no line that"
+        DatasetError, match=r"labels\.(csv|tsv) has no column for the image's name and its text|no usable line"
     ):
         read_lines(folder / name)
 

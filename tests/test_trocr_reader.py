@@ -346,7 +346,7 @@ def test_a_cpu_chosen_beside_a_gpu_is_judged_by_its_own_formats(checkpoints, mon
     judged = []
     monkeypatch.setattr(checkpoint, "describe_device", lambda: gpu)
     monkeypatch.setattr(
-        checkpoint, "choose_precision", lambda _wanted, device, _count: judged.append(device) or ("fp32", "for a test")
+        checkpoint, "_choose_precision", lambda _wanted, device, _count: judged.append(device) or ("fp32", "for a test")
     )
     opened = checkpoint.open_checkpoint(checkpoints("small"), device="cpu")
     assert judged == [cpu]

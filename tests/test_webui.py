@@ -545,7 +545,7 @@ def test_it_is_not_asked_before_it_says_that_it_is_ready(stub: Any) -> None:
         assert runs
         assert state.port == running.port
         assert "ui-password-77" not in json.dumps(state.__dict__)
-        with pytest.raises(WebUIError, match="is running already"):
+        with pytest.raises(WebUIError, match="is already running"):
             stub.start("good")
     assert not running.alive()
     assert status("a1111", **stub.where)[1] is False
@@ -592,7 +592,7 @@ def test_a_start_that_fails_says_why(stub: Any, mood: str, said: str, hint: str)
 def test_a_start_that_the_system_ends_for_lack_of_memory_says_so(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter(range(100))
     for module in ("process", "circumstances"):
-        monkeypatch.setattr(f"fastsd_helpers.webui.{module}.count_memory_kills", lambda: next(counts))
+        monkeypatch.setattr(f"fastsd_helpers.webui.running.{module}.count_memory_kills", lambda: next(counts))
     with pytest.raises(WebUICrashed, match=r"was ended by the system \(exit -9\): the machine's RAM was not enough"):
         stub.start("ram")
 

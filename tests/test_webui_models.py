@@ -99,7 +99,9 @@ def test_a_slip_in_the_last_one_is_said_before_anything_is_fetched(
 ) -> None:
     for module in ("needed", "controls"):
         name = "fetch" if module == "needed" else "fetch_controlnet"
-        monkeypatch.setattr(f"fastsd_helpers.webui.{module}.{name}", lambda *_args, **_more: pytest.fail("fetched"))
+        monkeypatch.setattr(
+            f"fastsd_helpers.webui.placing.{module}.{name}", lambda *_args, **_more: pytest.fail("fetched")
+        )
     (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html><title>Log in</title></html>")
     with pytest.raises(ModelError, match="is a web page"):
         place_models(ModelsConfig(model="sd15", lora=str(tmp_path / "page.safetensors")), A1111, places)

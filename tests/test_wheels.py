@@ -312,7 +312,7 @@ def test_without_torch_or_numpy_nothing_is_installed():
     full = {name: version for name, version in all_of("dreambooth").items() if name not in PLATFORM}
     assert planned("dreambooth", full) == {}  # what is there is the platform's own business
     del full["accelerate"]
-    with pytest.raises(InstallError, match="only its platform can bring: numpy, torch") as caught:
+    with pytest.raises(InstallError, match="only its platform can provide: numpy, torch") as caught:
         planned("dreambooth", full)
     assert "run: pip install numpy; fastsd never installs or replaces what belongs" in caught.value.hint
 
@@ -393,7 +393,7 @@ def test_a_dry_run_changes_nothing(shelf, python):
 
 
 @needs_uv
-@pytest.mark.parametrize(("at", "said"), [(11, "sha256 differs"), (60, "a broken file instead of a package")])
+@pytest.mark.parametrize(("at", "said"), [(11, "SHA-256 differs"), (60, "a broken file instead of a package")])
 def test_a_wheel_altered_by_one_byte_is_refused_and_nothing_is_changed(shelf, python, at, said):
     folder, _lock, _rows = shelf
     wheel = folder / "gamma-0.3-py3-none-any.whl"
@@ -443,7 +443,7 @@ def test_a_failed_proof_is_remembered_and_repeated(tmp_path, python):
     flag.touch()
     report = install(shelf, python, check_imports=True)
     assert (report.changes, report.tool, report.modules, report.unproved) == ((), "none", ("picky",), ())
-    assert "works: picky" in report.lines()[-1]
+    assert "Import check passed now: picky" in report.lines()[-1]
     again = install(shelf, python, check_imports=True)
     assert (again.modules, len(again.lines())) == ((), 1)
     assert not list(site_folder(python).glob("*unproved*"))
@@ -512,7 +512,7 @@ def test_a_package_upgraded_by_hand_is_put_back_where_versions_are_exact(tmp_pat
     narrow = make_lock(tmp_path / "narrow.lock", rows, ["gamma>=0.1,<1"])
     report = install((folder, narrow, rows), python)  # in the platform's Python nothing that is there is moved
     assert (report.changes, report.left) == ((), ("gamma 9.9 (fastsd asks for <1,>=0.1)",))
-    assert report.lines()[-1].endswith("left as it is: gamma 9.9 (fastsd asks for <1,>=0.1).")
+    assert report.lines()[-1].endswith("and not changed: gamma 9.9 (fastsd asks for <1,>=0.1).")
 
 
 @needs_uv
@@ -821,7 +821,7 @@ _WRONG = {
     "cut": "the network or the package index did not answer",
     "html": "no index answers there but a login page",
     "html wheels": "a web page or a broken file instead of a package",
-    "altered": "its sha256 differs",
+    "altered": "its SHA-256 differs",
     "gone": "withdrawn",
     "401": "requires a login or refuses access",
     "407": "requires a login or refuses access",
@@ -832,7 +832,7 @@ _WRONG = {
 _WRONG_WITH_PIP = dict.fromkeys(
     ("html", "gone", "401", "407", "502", "nobody"), "the package index gave no version of it"
 )
-_WRONG_WITH_PIP |= dict.fromkeys(("cut", "altered", "html wheels"), "its sha256 differs")
+_WRONG_WITH_PIP |= dict.fromkeys(("cut", "altered", "html wheels"), "its SHA-256 differs")
 
 
 @needs_uv
@@ -944,7 +944,7 @@ def archive(shelf, tmp_path):
         ("no zip", 3, "is damaged"),
         ("cut", 3, "is damaged"),
         ("one byte", 1, "gamma-0.3-py3-none-any.whl in "),
-        ("other wheel", 1, "its sha256 differs from the lock's"),
+        ("other wheel", 1, "its SHA-256 differs from the lock's"),
         ("one is lacking", 1, ""),
     ],
 )
@@ -1008,7 +1008,7 @@ def test_what_the_archive_lacks_is_fetched_and_an_altered_wheel_is_neither_insta
     wheel = shelf[0] / "gamma-0.3-py3-none-any.whl"
     good = wheel.read_bytes()
     wheel.write_bytes(good[:-1] + b"x")
-    with pytest.raises(InstallError, match=r"gamma 0\.3 was not installed.*sha256 differs"):
+    with pytest.raises(InstallError, match=r"gamma 0\.3 was not installed.*SHA-256 differs"):
         run()
     assert not [path for path in site_folder(python).glob("*") if path.name.startswith("gamma")]
     assert not archive.exists()

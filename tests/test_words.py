@@ -92,7 +92,12 @@ def test_no_text_says_in_other_words_what_the_field_has_a_term_for() -> None:
         for path in (ROOT / "fastsd_helpers").rglob("*.py")
         if path != ROOT / "fastsd_helpers" / "captions" / "prompts.py"
     ]
-    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+    ]
     assert len(package) > 100
     assert len(pages) > 5
     assert [said for path in (*package, *pages) for said in found_in(path)] == []

@@ -1,7 +1,13 @@
 """Processes of this machine: who one is and whether it lives, one lock between them, children watched and ended."""
 
 from fastsd_helpers.processes.child import Child, ChildEnded, ChildMute, LogTail, end_group
-from fastsd_helpers.processes.environment import environment_for, is_found_anyway, looks_secret, with_this_package
+from fastsd_helpers.processes.environment import (
+    environment_for,
+    is_found_anyway,
+    looks_secret,
+    names_set,
+    with_this_package,
+)
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
@@ -23,6 +29,7 @@ __all__ = [
     "is_found_anyway",
     "looks_secret",
     "machine_id",
+    "names_set",
     "stop_signals",
     "with_this_package",
 ]

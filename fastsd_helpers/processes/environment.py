@@ -14,7 +14,16 @@ from typing import Literal
 
 from fastsd_helpers.runtime import redact
 
-__all__ = ["ALLOWED", "THIS_PYTHON", "Kind", "environment_for", "is_found_anyway", "looks_secret", "with_this_package"]
+__all__ = [
+    "ALLOWED",
+    "THIS_PYTHON",
+    "Kind",
+    "environment_for",
+    "is_found_anyway",
+    "looks_secret",
+    "names_set",
+    "with_this_package",
+]
 
 Kind = Literal["filter", "program", "git", "install", "proof", "tunnel", "training", "web UI"]
 
@@ -171,3 +180,8 @@ def _is_secret(value: str, *, may_have_password: bool) -> bool:
 def looks_secret(name: str) -> bool:
     """Whether a variable of this name most likely holds a token, a key or a password, or leads to one."""
     return bool(_SECRET_NAME.search(name))
+
+
+def names_set(*beginnings: str) -> list[str]:
+    """The names of the variables that are set and begin like one of these, sorted; no value is looked at."""
+    return sorted(name for name in os.environ if name.startswith(beginnings))

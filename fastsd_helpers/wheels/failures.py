@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from fastsd_helpers.errors import InstallError
+from fastsd_helpers.processes import names_set
 from fastsd_helpers.runtime import install_command, redact
 from fastsd_helpers.wheels.difference import Plan
 from fastsd_helpers.wheels.environment import CONSTRAINTS, how_to_unset, missing_constraints
@@ -105,9 +106,8 @@ def explain(tool: str, output: str, plan: Plan, wheel_folder: Path | None, *, of
 
 def _setting_named_in(output: str, *, by_value: bool) -> str | None:
     """The variable of uv or pip that a failure is about: named itself, or by its value where nothing else is known."""
-    for name, value in sorted(os.environ.items()):
-        if not re.match(r"(UV|PIP)_", name):
-            continue
+    for name in names_set("UV_", "PIP_"):
+        value = os.environ[name]
         if re.search(rf"error: .*\b{name}\b", output):
             return name
         whole = re.compile(rf"error: .*[`'\" ]{re.escape(value)}([`'\":]|\s|$)", re.M)

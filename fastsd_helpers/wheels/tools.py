@@ -126,6 +126,11 @@ def _line(row: LockedRow, folder: Path | None) -> str:
 
 
 def pip_command(environment: Environment) -> list[str]:
+    """The command that runs pip for an environment: ours, or that of another Python.
+
+    Raises:
+        DependencyMissing: there is no pip.
+    """
     if _has_pip():
         own = [sys.executable, "-m", "pip"]
         return own if environment.is_this else [*own, "--python", str(environment.python)]

@@ -1,1 +1,3 @@
 """What the DreamBooth notebook's cells show."""
+
+__all__: list[str] = []

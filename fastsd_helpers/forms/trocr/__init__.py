@@ -1,1 +1,3 @@
 """What the handwriting notebook's cells show."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """What the web UI notebook's cells show."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Widgets that all notebooks share."""
+
+__all__: list[str] = []

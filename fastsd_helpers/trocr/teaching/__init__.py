@@ -1,1 +1,3 @@
 """Teaching a reader and measuring it: fine-tuning, metrics, quantization."""
+
+__all__: list[str] = []

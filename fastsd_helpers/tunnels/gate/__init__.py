@@ -1,1 +1,3 @@
 """The login gate: a reverse proxy that lets only those with the password through."""
+
+__all__: list[str] = []

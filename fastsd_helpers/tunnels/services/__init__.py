@@ -1,1 +1,3 @@
 """The services that make public links, and the programs they need."""
+
+__all__: list[str] = []
