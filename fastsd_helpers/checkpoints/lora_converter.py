@@ -186,7 +186,12 @@ def write_kohya(
         CheckpointError: a value is NaN or Inf, or becomes Inf in `dtype`.
         DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
     """
+    import numpy as np
+
     tensors, described = _to_kohya(layers, family, dtype)
+    for name, (_fact, value) in tensors.items():
+        if name.endswith(".alpha"):  # in the file's format, as kohya's scripts save it
+            tensors[name] = _stored(np.frombuffer(value, "<f4").reshape(()), "F32", dtype)
     sha256, size = _write_tensors(path, tensors, {**described, **metadata}, verify=True, finite=True)
     return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype)
 

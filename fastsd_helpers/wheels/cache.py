@@ -119,7 +119,7 @@ def _extract(archive: zipfile.ZipFile | None, file: LockedFile, into: Path) -> b
         try:
             with archive.open(file.name) as packed:
                 shutil.copyfileobj(packed, out, _CHUNK_BYTES)
-            reason = "its sha256 differs from the lock's"
+            reason = "its SHA-256 differs from the lock's"
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as err:
             reason = str(err)
     if sha256_of(target) == file.sha256:

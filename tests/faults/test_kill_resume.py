@@ -172,7 +172,7 @@ def test_a_session_json_cut_in_half_stops_nothing(world, stopped, expected, tmp_
     if twins == "gone":
         shutil.rmtree(root / SESSION / ".record")
     made, said = finish(Place(world, tmp_path / "place", seed=3, start=root))
-    assert any(line.startswith("session.json of 'robot' is cut short") for line in said)
+    assert any(line.startswith("session.json of 'robot' is truncated") for line in said)
     assert f"Resuming after step {SETTINGS['text_encoder_steps'] + STOPPED_AT} of 26." in said
     assert made == expected
 
