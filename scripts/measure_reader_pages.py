@@ -124,12 +124,12 @@ def read_drawn(arguments: argparse.Namespace, font: Path, place: int) -> dict[st
 
 def match(found: Any, lines: Any, size: tuple[int, int], before: tuple[int, int], angle: float) -> list[int | None]:
     """For each line that was found the drawn line that its middle lies in."""
-    from fastsd_helpers.trocr.pages.page_reader import _turn_back
+    from fastsd_helpers.trocr.pages.page_reader import turn_back
 
     places: list[int | None] = []
     for line in found:
         xs, ys = zip(*line.box, strict=True)
-        x, y = _turn_back((sum(xs) / 4, sum(ys) / 4), size, before, angle)
+        x, y = turn_back((sum(xs) / 4, sum(ys) / 4), size, before, angle)
         inside = [at for at, (_picture, _text, box) in enumerate(lines)
                   if box[0] <= x <= box[2] and box[1] - 5 <= y <= box[3] + 5]  # fmt: skip
         places.append(inside[0] if inside else None)

@@ -160,7 +160,7 @@ def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small
 
         with contextlib.suppress(Interrupted):
             train(config_for(small_base, text_encoder_steps=0, unet_steps=4), small_session, report=report)
-        return [line for line in said if "bit for bit" in line]
+        return [line for line in said if "bit-identical" in line]
 
     assert go_on(1) == go_on(2) == []
     try:
@@ -168,7 +168,7 @@ def test_another_number_of_threads_is_said_where_a_run_goes_on(small_base, small
         (line,) = go_on(3)
         first, second = (f"{count} thread{'s' * (count != 1)}, torch" for count in (threads, threads + 1))
         assert line.startswith("Started on ")
-        assert line.index(first) < line.index(", now on ") < line.index(second)
+        assert line.index(first) < line.index(", resumed on ") < line.index(second)
     finally:
         torch.set_num_threads(threads)
     assert len(go_on()) == 1, "that other threads took part stays so"
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(small_bas
 
 
 def test_a_session_without_a_checkpoint_can_neither_draw_nor_export(session) -> None:
-    with pytest.raises(SessionError, match="no whole checkpoint"):
+    with pytest.raises(SessionError, match="no complete checkpoint"):
         sample(SampleConfig(), session)
 
 

@@ -18,7 +18,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     [
         ("civitai.com/models/5", "Write all of it: https://civitai.com/models/5"),
         ("www.huggingface.co/owner/name/resolve/main/a.safetensors", "Write all of it: https://www.huggingface.co/"),
-        ("htp://example.org/model.safetensors", "nothing is fetched by htp://."),
+        ("htp://example.org/model.safetensors", "htp:// is not supported."),
         ("ftp://example.org/model.safetensors", "Links begin with https://"),
         ("https:/civitai.com/models/5", "Links begin with https://"),
         ("nothere.safetensors", "There is no file 'nothere.safetensors'."),
@@ -41,7 +41,7 @@ def test_a_model_named_wrongly_is_told_what_is_wrong_with_the_name(
         (("--task", "cany"), "Did you mean 'canny'?"),
         (("--task", "cany", "--ui", "a1111"), "Did you mean 'canny'?"),
         (("--task", "opnpose"), "Did you mean 'openpose'?"),
-        (("--task", "nothing at all"), "For sd15: canny, depth"),
+        (("--task", "nothing at all"), "For sd15 in AUTOMATIC1111: canny, depth"),
     ],
 )
 def test_a_task_named_nearly_is_guessed(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:

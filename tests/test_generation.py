@@ -111,7 +111,7 @@ def test_what_is_wrong_with_a_manifest_is_said(tmp_path, content, said):
 
 def test_a_record_that_json_cannot_hold_is_refused():
     for value in (float("nan"), float("inf"), {1}, Path("x")):
-        with pytest.raises(CheckpointError, match="holds what JSON cannot"):
+        with pytest.raises(CheckpointError, match="contains a value that JSON cannot store"):
             manifest(record={"value": value})
 
 

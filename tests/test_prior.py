@@ -54,14 +54,14 @@ def test_class_pictures_are_drawn_once_for_a_seed_and_a_users_own_are_not_counte
     own.write_bytes(b"a user's own file")
     said: list[str] = []
     train(settings, small_session, restart=True, report=lambda progress: said.append(progress.message))
-    assert not any("class images" in line and "Drawing" in line for line in said)
+    assert not any("class images" in line and "Generating" in line for line in said)
     train(
         config_for(small_base, text_encoder_steps=0, unet_steps=1, seed=1, **PRIOR),
         small_session,
         restart=True,
         report=lambda progress: said.append(progress.message),
     )
-    assert "Drawing 6 of 6 class images (a robot | a dog) ..." in said
+    assert "Generating 6 of 6 class images (a robot | a dog) ..." in said
     assert own.read_bytes() == b"a user's own file"
     assert len(list(small_session.class_images.iterdir())) == 2
 

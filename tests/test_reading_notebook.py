@@ -292,7 +292,7 @@ def test_stop_ends_the_shrinking_and_a_copy_of_before_stays(tmp_path, base, read
     read_session.save(taught={"model": str(base), "path": "fine-tuned/abc/model"})
     (read_session.folder / "int8").mkdir()
     (read_session.folder / "int8" / "quantization.json").write_text("{}")
-    monkeypatch.setattr(forms.shrinking, "_require_int8", lambda: None)
+    monkeypatch.setattr("fastsd_helpers.forms.trocr.quantization._require_int8", lambda: None)
     page = Presser(monkeypatch, presses)
     with pytest.raises(Interrupted, match="nothing was replaced") as caught:
         forms.shrink_reader(read_session)

@@ -196,7 +196,7 @@ def test_before_the_end_and_after_stop_the_result_says_what_to_run(session: Sess
 def test_a_result_that_was_lost_or_changed_says_so(session: Session) -> None:
     finished(session)
     (session.folder / "exports" / "rex.safetensors").write_bytes(b"cut")
-    with pytest.raises(SessionUnfinished, match=r"rex.safetensors or an image beside it is missing"):
+    with pytest.raises(SessionUnfinished, match=r"rex.safetensors or an image next to it is missing"):
         show_result(session)
     with pytest.raises(VerificationFailed):
         show_disconnect(session)

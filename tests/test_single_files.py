@@ -129,7 +129,7 @@ def test_a_tokenizer_of_other_words_is_refused_before_anything_is_written(dream_
 
 
 def test_without_the_hub_the_sentence_says_that_a_tokenizer_is_lacking(dream_file, tmp_path):
-    with pytest.raises(ModelError, match=r"has no tokenizer (single-file checkpoints have none)") as caught:
+    with pytest.raises(ModelError, match=r"has no tokenizer \(single-file checkpoints have none\)") as caught:
         BaseModel.fetch(str(dream_file))
     assert "HF_HUB_OFFLINE" in str(caught.value)
     assert "fastsd convert" in caught.value.hint

@@ -81,7 +81,7 @@ def test_an_unfinished_run_goes_on_with_what_it_began_with_whatever_was_correcte
     session.correct(session.lines()[0].key, "dog")
     again = choose(ReadingSession(session.folder))
     assert again.folder == first.folder
-    assert "goes on with the lines it began with" in again.why
+    assert "continues with the lines it began with" in again.why
     assert "dog" not in (first.folder / "learned.jsonl").read_text() + (first.folder / "held-out.jsonl").read_text()
     anew = choose(session, start_over=True)
     assert anew.folder != first.folder, "other lines are another run"

@@ -131,7 +131,7 @@ def test_every_line_has_its_name_and_a_picture_with_words_and_a_label(session):
     row = table._rows.children[0]
     shown = text_of(row)
     assert "page0-0.png" in shown
-    assert "alt='line 1 of page0-0.png'" in shown
+    assert 'alt="line 1 of page0-0.png"' in shown
     assert rows_of(table)[0][0].description == "line 1"
 
 

@@ -68,7 +68,7 @@ def disconnect_when_safe(
         SessionUnfinished: there is no finished model yet. VerificationFailed: the file is not what the training wrote.
         DriveError: Drive could not be flushed.
     """
-    path, sha256 = (made.path, made.sha256) if isinstance(made, TrainResult) else _finished_file(made)
+    path, sha256 = _finished_file(made) if isinstance(made, Session) else (made.path, made.sha256)
     found = sha256_of(path) if path.is_file() else "nothing"
     if found != sha256:
         raise VerificationFailed(
