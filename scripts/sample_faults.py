@@ -37,13 +37,17 @@ MARK = "FASTSD_MARK"
 # fmt: off
 MODULES = (
     "sessions/session", "sessions/lock", "sessions/importing", "dreambooth/resume/store",
-    "dreambooth/resume/generation", "dreambooth/chance", "dreambooth/denoising", "dreambooth/stages",
-    "checkpoints/converter", "checkpoints/lora", "checkpoints/number_formats", "checkpoints/safetensors_file",
-    "tunnels/gate", "tunnels/entrance", "tunnels/visitor", "tunnels/wire", "tunnels/connection", "tunnels/cookie",
-    "tunnels/login", "tunnels/proxy", "downloads/transfer", "downloads/links",
+    "dreambooth/resume/generation", "dreambooth/training/randomness", "dreambooth/training/loss",
+    "dreambooth/training/stages",
+    "checkpoints/converter", "checkpoints/lora_converter", "checkpoints/formats/dtypes",
+    "checkpoints/formats/safetensors_file",
+    "tunnels/gate/server", "tunnels/gate/entrance", "tunnels/gate/visitor", "tunnels/gate/wire",
+    "tunnels/gate/connection", "tunnels/gate/cookie",
+    "tunnels/gate/login", "tunnels/gate/proxy", "downloads/transfer", "downloads/links",
     "wheels/difference", "wheels/installer", "files", "processes/identity", "processes/lock", "processes/child",
-    "model_lookup/names", "model_lookup/kinds", "model_lookup/finding", "drive", "trocr/search", "trocr/labels",
-    "trocr/scores", "webui/models", "options",
+    "model_lookup/names", "model_lookup/kinds", "model_lookup/finding", "drive", "trocr/model/search",
+    "trocr/reading/dataset",
+    "trocr/teaching/metrics", "webui/placing/models", "options",
 )
 # fmt: on
 

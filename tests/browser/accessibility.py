@@ -39,7 +39,7 @@ from fastsd_helpers.sessions import Session
 
 root = Path("Fast-Dreambooth/Sessions")
 session = Session.create("robot", root=root)
-images = forms.prepare_pictures(PrepareConfig(), session)
+pictures = forms.prepare_pictures(PrepareConfig(), session)
 done = Session.open("full-done", root=Path("done"))
 reading = forms.open_reading(forms.ReadingSessionConfig())
 webui = forms.open_store(forms.StoreConfig(store="store", without_gpu=True))

@@ -75,7 +75,7 @@ _HINTS = (  # what writers say about the base model
 class LoraModule:
     """One adapted module as the file spells it.
 
-    module: what it is, from lora_names.
+    module: what it is, from modules.py.
     fused: the file's matrices are the original's: one for all of `module.paths`, and halves in the original's order.
         Otherwise they are Diffusers', for one of the paths.
     path: that Diffusers path; "" where fused.

@@ -1,7 +1,7 @@
 """The name of a LoRA's tensor taken apart: which module it belongs to, in whose names, and what it is there.
 
 Every spelling is a row of a table: the endings tell what a tensor is, the prefixes tell the part. Source: the files
-named in lora_names.py, and KohakuBlueleaf/LyCORIS lycoris/modules/.
+named in modules.py, and KohakuBlueleaf/LyCORIS lycoris/modules/.
 """
 
 import re

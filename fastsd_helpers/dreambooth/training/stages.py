@@ -1,7 +1,7 @@
 """What each stage trains, and how one optimizer step of it is taken.
 
 A stage's name is also the role of its weights in a checkpoint. A family or method that trains something else adds a
-name to STAGE_NAMES or a trainer here; the loop in engine.py stays as it is.
+name to STAGE_NAMES or a trainer here; the engine's loop stays as it is.
 """
 
 import contextlib
