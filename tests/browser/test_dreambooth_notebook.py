@@ -138,7 +138,7 @@ def draw_in_the_playground(lab: Lab) -> None:
     pictures = page.locator(".grid-container img")
     pictures.nth(1).wait_for()  # before and after
     sizes = [
-        picture.evaluate("image => picture.decode().then(() => picture.naturalWidth)") for picture in pictures.all()
+        picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") for picture in pictures.all()
     ]
     assert sizes == [128, 128]
     lab.shoot_page("7-drawn", page)
