@@ -457,7 +457,7 @@ def test_a_long_installation_says_that_it_goes_on(
     installing = sys.modules["fastsd_helpers.webui.extensions.installation"]
     monkeypatch.setattr(installing, "_SAY_EVERY_S", 0.01)
     with installing._said_to_go_on("packages", time.monotonic()):
-        wait_for(lambda: "packages: goes on, 0 s so far" in caplog.text)
+        wait_for(lambda: "packages: still running, 0 s so far" in caplog.text)
     before = len(caplog.records)
     time.sleep(0.05)
     assert len(caplog.records) == before, "nothing is said after the step"
