@@ -149,7 +149,9 @@ def test_a_fault_on_the_way_to_kohyas_names_stops_it_too(fault, tmp_path, monkey
         )
     else:
         monkeypatch.setattr(
-            lora_converter, "_stored_number", lambda value, store=lora_converter._stored_number: store(value + 1)
+            lora_converter,
+            "_stored_number",
+            lambda value, dtype, store=lora_converter._stored_number: store(value + 1, dtype),
         )
     with pytest.raises(VerificationFailed, match="The written LoRA changes"):
         checkpoints.convert(there.path, tmp_path / "back.safetensors")

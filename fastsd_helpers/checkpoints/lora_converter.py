@@ -186,12 +186,7 @@ def write_kohya(
         CheckpointError: a value is NaN or Inf, or becomes Inf in `dtype`.
         DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
     """
-    import numpy as np
-
-    tensors, described = _to_kohya(layers, family, dtype)
-    for name, (_fact, value) in tensors.items():
-        if name.endswith(".alpha"):  # in the file's format, as kohya's scripts save it
-            tensors[name] = _stored(np.frombuffer(value, "<f4").reshape(()), "F32", dtype)
+    tensors, described = _to_kohya(layers, family, dtype, alpha_dtype=dtype)  # as kohya's scripts save it
     sha256, size = _write_tensors(path, tensors, {**described, **metadata}, verify=True, finite=True)
     return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype)
 
@@ -245,14 +240,16 @@ def _as_original(layers: Iterable[tuple[LoraModule, Layer]], family: str) -> lis
 # ------------------------------------------------------------------------------------------------ the file
 
 
-def _to_kohya(layers: list[tuple[Module, Layer]], family: str, dtype: str) -> tuple[Stored, dict[str, str]]:
+def _to_kohya(
+    layers: list[tuple[Module, Layer]], family: str, dtype: str, *, alpha_dtype: str = "fp32"
+) -> tuple[Stored, dict[str, str]]:
     tensors: Stored = {}
     for module, layer in layers:
         # diffusers never comes back from a negative alpha in this layout (_convert_to_ai_toolkit): `up` takes the sign.
         up, alpha = (layer.up, layer.alpha) if layer.alpha >= 0 else (-layer.up, -layer.alpha)
         tensors[f"{module.kohya}.lora_down.weight"] = _stored(layer.down, layer.dtype, dtype)
         tensors[f"{module.kohya}.lora_up.weight"] = _stored(up, layer.dtype, dtype)
-        tensors[f"{module.kohya}.alpha"] = _stored_number(alpha)
+        tensors[f"{module.kohya}.alpha"] = _stored_number(alpha, alpha_dtype)
     return tensors, {
         "modelspec.architecture": _ARCHITECTURES[family],
         "modelspec.sai_model_spec": "1.0.1",
@@ -322,7 +319,7 @@ def _stored(values: Any, own: str, dtype: str) -> tuple[TensorFact, Any]:
     return fact, cast(flat.view("u1"), "F32", fact.dtype, owner=lambda: "The LoRA")
 
 
-def _stored_number(value: float) -> tuple[TensorFact, bytes]:
+def _stored_number(value: float, dtype: str) -> tuple[TensorFact, Any]:
     import numpy as np
 
-    return TensorFact("F32", ()), np.float32(value).tobytes()
+    return _stored(np.float32(value).reshape(()), "F32", dtype)

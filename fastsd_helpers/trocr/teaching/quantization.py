@@ -143,24 +143,25 @@ def _put_in_place(folder: Path, out: Path) -> None:
 
 
 def choose_trial(trials: list[Trial]) -> tuple[Trial, str]:
-    """Choose by exactness, then speed: (the trial, why it and no other in words).
+    """Choose by reliability, then speed: (the trial, why it and no other in words).
 
-    Exact is what makes few errors and reads as the full reader does: few lines say little about the errors, and
-    agreement says more. A copy that is slower than the full reader and less exact too is of no use.
+    Reliable is what makes few errors and reads as the full reader does: few lines say little about the errors, and
+    agreement says more. A copy that is slower than the full reader and less reliable too is of no use.
     """
     full, *copies = trials
+    less = "less reliable (CER plus changed lines)"
     worse = [trial for trial in copies if trial.lines_per_second < full.lines_per_second and _loss(trial) > _loss(full)]
     useful = [trial for trial in copies if trial not in worse]
-    told = [f"{trial.method} is slower than fp32 and less exact: {_in_words(trial, full)}" for trial in worse]
+    told = [f"{trial.method} is slower than fp32 and {less}: {_in_words(trial, full)}" for trial in worse]
     if not useful:
         return full, f"fp32 stays, for no copy is worth having: {'; '.join(told)}."
     least = min(map(_loss, useful))
     chosen = max((trial for trial in useful if _loss(trial) <= least + _SAME), key=lambda trial: trial.lines_per_second)
     for trial in useful:
         if trial is not chosen and _loss(trial) > least + _SAME:
-            told.append(f"{trial.method} is less exact: {_in_words(trial, full)}")
+            told.append(f"{trial.method} is {less}: {_in_words(trial, full)}")
         elif trial is not chosen:
-            told.append(f"{trial.method} is as exact and slower: {_in_words(trial, full)}")
+            told.append(f"{trial.method} is as reliable and slower: {_in_words(trial, full)}")
     return chosen, f"{'; '.join([f'{chosen.method} is taken: {_in_words(chosen, full)}', *told])}."
 
 
