@@ -129,7 +129,11 @@ FULL = trial("fp32", 17.9, 0.60, 1.0, 0.0, size=40)
             "static is slower than fp32",
         ),
         ([trial("dynamic", 24, 0.60, 1, 0), trial("static", 30, 0.55, 0, 0.7)], "dynamic", "static is less reliable"),
-        ([trial("dynamic", 24, 0.60, 1, 0), trial("static", 30, 0.60, 0.98, 0.001)], "static", "dynamic is as reliable"),
+        (
+            [trial("dynamic", 24, 0.60, 1, 0), trial("static", 30, 0.60, 0.98, 0.001)],
+            "static",
+            "dynamic is as reliable",
+        ),
         ([trial("dynamic", 15, 0.60, 1, 0)], "dynamic", "0.8 times its speed"),
         ([trial("dynamic", 15, 0.62, 0.9, 0.02), trial("static", 14, 0.7, 0, 0.5)], "fp32", "no copy is worth having"),
     ],
