@@ -120,10 +120,10 @@ def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
     assert form._fields["coats"].problem == "coats is 20; the largest is 9"
-    assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
+    assert text_of(form.box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
     widget(form, "coats").value = "9"
-    assert "the largest is 9" not in text_of(form._box)
+    assert "the largest is 9" not in text_of(form.box)
 
 
 def test_what_is_wrong_stands_at_its_field_and_opens_the_folded_part_it_is_in() -> None:
@@ -155,7 +155,7 @@ def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() ->
     assert form._fields["posts"].problem == ""
     widget(form, "posts").value = "13"
     assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"
-    assert "--" not in text_of(form._box).replace("--jp", "")
+    assert "--" not in text_of(form.box).replace("--jp", "")
 
 
 def test_a_cell_that_uses_a_wrong_form_leaves_the_reason_at_the_field_too() -> None:
@@ -227,12 +227,12 @@ def test_the_base_model_is_chosen_in_a_list_that_says_what_it_is_and_whether_it_
     assert offered == ["auto", *(spec.key for spec in models() if spec.trainable), ""]
     choice.known.value = "sd15"
     assert form.config().base_model == "sd15"
-    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form._box)
+    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form.box)
     form.update(method="lora")
-    assert "✓ wants 8 GB" in text_of(form._box)
+    assert "✓ wants 8 GB" in text_of(form.box)
     form.update(base_model="https://example.org/model.safetensors")
     assert choice.known.value == ""
-    assert "A link" in text_of(form._box)
+    assert "A link" in text_of(form.box)
 
 
 def test_advanced_settings_are_folded_away() -> None:

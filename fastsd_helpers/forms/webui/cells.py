@@ -16,13 +16,14 @@ from fastsd_helpers.errors import (
     WebUIError,
     WebUINotInstalled,
 )
-from fastsd_helpers.forms.playground import PlayView, offer_playground
+from fastsd_helpers.forms.playground import offer_playground
 from fastsd_helpers.forms.webui.forms import StoreConfig, settled
 from fastsd_helpers.forms.webui.shared_state import NotebookUI
 from fastsd_helpers.forms.webui.views import LinkView, StartView
 from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
-from fastsd_helpers.playground import PlaygroundConfig
+from fastsd_helpers.playground import Page, PlaygroundConfig
 from fastsd_helpers.runtime import describe_device, in_notebook, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
@@ -152,7 +153,7 @@ def fetch_controlnets(config: ControlNetConfig, webui: NotebookUI) -> None:
 # ----------------------------------------------------------------------------------------------- starting
 
 
-def start_ui(config: LaunchConfig, webui: NotebookUI) -> PlayView | None:
+def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
     """Start the web UI and wait until it answers, its last lines in view.
 
     One that runs with these very settings goes on, whichever kernel has started it; one with others is started anew.

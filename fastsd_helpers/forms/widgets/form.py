@@ -13,7 +13,7 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.widgets.choice import Choice
 from fastsd_helpers.forms.widgets.fields import Field, known_choice
 from fastsd_helpers.forms.widgets.model_choice import ModelChoice
-from fastsd_helpers.forms.widgets.view import draw_notice, load_widgets, make_frame, show_widget
+from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_frame
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
@@ -72,7 +72,7 @@ def require(config: Any, expected: type) -> None:
         )
 
 
-class Form(Generic[Config]):
+class Form(View, Generic[Config]):
     """Widgets for every setting of a class; `config()` turns what they show into the settings object.
 
     Attributes:
@@ -105,17 +105,12 @@ class Form(Generic[Config]):
         self._brought = frozenset(self.typed)
         self.typed.clear()
         self._take_typed(desk.last_form(settings, self.folder))
-        self._box = self._draw()
+        self.box = self._draw()
         for name, field in self._fields.items():
             field.watch(functools.partial(self._on_change, name))
         self._show_defaults()
         self._show_outlook()
         desk.keep_form(self)
-
-    @property
-    def box(self) -> Any:
-        """The outermost widget."""
-        return self._box
 
     def values(self) -> dict[str, Any]:
         """What the widgets show, without secrets; None means "left alone". Nothing is checked."""
@@ -160,9 +155,6 @@ class Form(Generic[Config]):
             self._fields[name].write(value)
             self.typed.add(name)
 
-    def _ipython_display_(self) -> None:
-        show_widget(self._box)
-
     @staticmethod
     def _find_secret(field: Field) -> str | None:
         return secret(field.option.name.upper(), prompt=lambda: field.widget.value)
@@ -181,7 +173,7 @@ class Form(Generic[Config]):
                 given_up.append(f"{name} = {value!r}")
         self.typed = self.typed if told else entered
         if given_up:
-            self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
+            self._say(f"Saved by another version and not used: {', '.join(given_up)}.", "bad")
 
     def _take_typed(self, before: "Form[Any] | None") -> None:
         """Show what was entered in the form that this one replaces, also what is wrong in it."""
@@ -233,7 +225,7 @@ class Form(Generic[Config]):
             field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
-        self._say(said.get("", "") if at_field else err.problem if err is not None else "")
+        self._say(said.get("", "") if at_field else err.problem if err is not None else "", "bad")
 
     def _save(self, config: Config) -> None:
         if self._session is None:
@@ -254,9 +246,6 @@ class Form(Generic[Config]):
         for name, field in self._fields.items():
             if field.option.optional:
                 field.suggest(f"{owner}: {defaults[name]}" if name in defaults else "")
-
-    def _say(self, text: str) -> None:
-        self._message.value = draw_notice(text, "bad")
 
 
 def _choice(option: Option, session: Remembering | None) -> Choice | None:
