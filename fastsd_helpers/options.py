@@ -11,6 +11,7 @@ from fastsd_helpers.errors import SettingsError
 
 __all__ = [
     "GIVEN",
+    "Checked",
     "Option",
     "check",
     "from_values",
@@ -149,6 +150,13 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
         fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
     if problems:
         raise SettingsError(f"{'; '.join(problems)}.", "Change the values named above and run again.", fields=fields)
+
+
+class Checked:
+    """Settings whose fields are checked, one by one, when they are made."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def _first_named(specs: list[Option], sentence: str) -> str:

@@ -409,7 +409,7 @@ def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: 
 
 
 def test_a_program_that_runs_is_not_deleted(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_usage, "read_state", lambda places: type("State", (), {"title": "AUTOMATIC1111"}))
+    monkeypatch.setattr(disk_usage, "read_run", lambda run: type("State", (), {"title": "AUTOMATIC1111"}))
     monkeypatch.setattr(disk_usage, "is_running", lambda state: True)
     with pytest.raises(WebUIError, match="is running, so it was not deleted"):
         disk_usage.delete_kept(disk_usage.Kept("program", "x", webui.places.root, 1), webui.places)

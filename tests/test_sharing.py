@@ -96,11 +96,6 @@ def test_what_cannot_work_is_refused_with_what_to_do(
     assert TOKEN not in str(caught.value)
 
 
-def test_a_kind_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SettingsError, match="no tunnel service named 'serveo'"):
-        require_shareable(TunnelConfig(), "serveo")
-
-
 @pytest.mark.parametrize(("kind", "package"), [("ngrok", "pyngrok"), ("gradio", "gradio")])
 def test_a_package_that_is_missing_is_named(kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, package)
@@ -450,14 +445,14 @@ def test_a_background_web_ui_has_a_link_with_its_login_until_it_is_stopped(
 
 @pytest.mark.slow
 def test_a_background_link_ends_with_its_web_ui(ui: Any, programs: Path, tmp_path: Path) -> None:
-    from fastsd_helpers.webui.running.process import end_process, read_state
+    from fastsd_helpers.webui.running.process import end_process, read_run
 
     make_program(programs, "lt", LT_GOOD)
     child = ui.start("--share", "localtunnel", "--background", "--json")
     assert child.wait(60) == 0, child.last_lines()
     url = json.loads((tmp_path / "0.out").read_text().splitlines()[0])["url"]
     assert _status(url) in (401, 303)
-    end_process(read_state(ui.places))  # as if it had crashed: nobody stops the link
+    end_process(read_run(ui.places.run))  # as if it had crashed: nobody stops the link
     ends = time.monotonic() + 30
     while not _gone_page(url) and time.monotonic() < ends:
         time.sleep(0.2)

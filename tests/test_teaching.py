@@ -177,12 +177,12 @@ def test_the_form_says_how_many_lines_are_held_out_and_who_chose_them(session):
     form = forms.show_teach_form(session)
     form.update(held_out=0.25)
     assert "24 corrected lines: 18 for training, 6 held out for validation. They were chosen at random" in text_of(
-        form._box
+        form.box
     )
     form.update(held_out=0)
-    assert "24 corrected lines, all of them for training; none is held out" in text_of(form._box)
+    assert "24 corrected lines, all of them for training; none is held out" in text_of(form.box)
     form.update(data="/some/folder")
-    assert "About 0 %" in text_of(form._box)
+    assert "About 0 %" in text_of(form.box)
 
 
 def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(session):

@@ -44,9 +44,9 @@ from fastsd_helpers.webui.extensions import installation
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.places import prepare_places
 from fastsd_helpers.webui.placing import models
+from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.models import ModelsConfig, place_models
 from fastsd_helpers.webui.placing.needed import find_needed
-from fastsd_helpers.webui.placing.store_families import families_in_store
 from fastsd_helpers.webui.running.crash import explain_crash
 
 A1111 = find_ui("a1111")
@@ -117,7 +117,7 @@ def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, 
     assert "--lowram" not in made.command
     # One of SDXL's own size in 8 bit is told by what is in it.
     write(checkpoints / "xl-fp8.safetensors", original("sdxl"))
-    import fastsd_helpers.webui.placing.store_families as module
+    import fastsd_helpers.webui.placing.in_store as module
 
     assert module._family_of(checkpoints / "xl-fp8.safetensors", int(3.5e9)) == "sdxl"
 

@@ -11,7 +11,7 @@ from fastsd_helpers.cli.answers import Answer, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
 
-__all__ = ["add_checkpoints", "bench", "convert", "inspect"]
+__all__ = ["add_checkpoints"]
 
 _log = logging.getLogger("fastsd_helpers")
 _EVERY_S = 5.0
@@ -58,7 +58,6 @@ def add_checkpoints(commands: Any) -> None:
 
 
 def convert(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd convert SRC DST`."""
     from fastsd_helpers.checkpoints.converter import ConvertConfig, convert
     from fastsd_helpers.options import to_values
 
@@ -80,7 +79,6 @@ def convert(chosen: argparse.Namespace) -> Answer:
 
 
 def inspect(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd inspect FILE`."""
     from fastsd_helpers.checkpoints.inspector import InspectConfig, inspect
 
     config = InspectConfig(**given_values(chosen, InspectConfig))
@@ -123,7 +121,6 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def bench(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd bench NAME`."""
     from fastsd_helpers.bench import load_benchmark
 
     module = load_benchmark(chosen.benchmark)

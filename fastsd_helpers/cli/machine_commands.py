@@ -1,14 +1,14 @@
-"""The commands about this machine: `fastsd doctor` and `fastsd install`."""
+"""The commands about this machine, `fastsd doctor` and `fastsd install`; and `fastsd demo`, which tries it all."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, plain
+from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import command
 from fastsd_helpers.errors import SettingsError
 
-__all__ = ["add_machine", "doctor", "install"]
+__all__ = ["add_machine", "run_demo"]
 
 
 def add_machine(commands: Any) -> None:
@@ -35,7 +35,6 @@ def add_machine(commands: Any) -> None:
 
 
 def doctor(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd doctor`."""
     from fastsd_helpers.doctor import examine
 
     found = examine(root=chosen.root)
@@ -43,10 +42,17 @@ def doctor(chosen: argparse.Namespace) -> Answer:
 
 
 def install(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd install WORKFLOW`."""
     from fastsd_helpers.wheels import install
 
     if chosen.wheels and chosen.cache:
         raise SettingsError("--wheels and --cache both set the source of the wheels.", "Give one of them.")
     report = install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
     return Answer(plain(report), report.lines())
+
+
+def run_demo(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd demo`."""
+    from fastsd_helpers.story import run_demo
+
+    data = plain(run_demo(chosen.out))
+    return Answer(data, pairs(data))

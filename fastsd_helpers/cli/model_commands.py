@@ -10,7 +10,7 @@ from fastsd_helpers.cli.flags import command, subcommands
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
 
-__all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "list_models", "show_model"]
+__all__ = ["add_models"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -54,7 +54,6 @@ def _add_pair(parser: argparse.ArgumentParser, *, needs_ui: bool = False) -> Non
 
 
 def list_models(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models list`."""
     from fastsd_helpers.registry import models
 
     found = models(None if chosen.all else "base")
@@ -81,7 +80,6 @@ def list_models(chosen: argparse.Namespace) -> Answer:
 
 
 def show_model(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models show KEY`."""
     from fastsd_helpers.registry import find_model
     from fastsd_helpers.webui.placing.bundles import runs_in
 
@@ -91,7 +89,6 @@ def show_model(chosen: argparse.Namespace) -> Answer:
 
 
 def get_model(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models get KEY|REPO|URL|PATH`."""
     from fastsd_helpers.downloads import describe_content, fetch, model_hash
     from fastsd_helpers.files import sha256_of
     from fastsd_helpers.model_lookup import READER, fetch_model, find_folder, understand
@@ -122,7 +119,6 @@ def _folder_answer(folder: Path, sha256: str | None) -> Answer:
 
 
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd controlnet list --base KEY [--ui UI]`."""
     from fastsd_helpers.controlnet import UIS, find_controlnet, find_controlnets, total_bytes
 
     found = find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
@@ -155,7 +151,6 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
 
 
 def get_controlnets(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd controlnet get TASK|KEY|all --base KEY --ui UI --to DIR`."""
     from fastsd_helpers.controlnet import controlnet_file, find_controlnet, find_controlnets, total_bytes
     from fastsd_helpers.downloads import fetch_all
 

@@ -14,7 +14,7 @@ from fastsd_helpers.cli.flags import add_flags, command, given_values, subcomman
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.files import size_in_words
 
-__all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
+__all__ = ["DEFAULT_READER", "add_trocr"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -125,7 +125,6 @@ def _progress() -> Callable[..., None]:
 
 
 def read(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr read IMAGE ...`."""
     from fastsd_helpers.errors import SettingsError
     from fastsd_helpers.files import check_writable, sha256_of, write_atomic
     from fastsd_helpers.trocr.reading.folder import FORMATS, parse_shard, read_folder, rows_to_bytes
@@ -209,7 +208,6 @@ def _as_line(page: Any) -> list[Any]:
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr evaluate DATA`."""
     from fastsd_helpers.trocr.reading.dataset import read_lines
     from fastsd_helpers.trocr.teaching.evaluation import evaluate
 
@@ -234,7 +232,6 @@ def _percent(rate: float) -> str:
 
 
 def embed(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr embed IMAGE ... --out DIR`."""
     from fastsd_helpers.trocr.reading.embeddings import write_embeddings
     from fastsd_helpers.trocr.reading.reader import Reader
 
@@ -245,7 +242,6 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 
 def finetune(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr finetune DATA --out DIR`."""
     from fastsd_helpers.background import local_folder
     from fastsd_helpers.files import sha256_of
     from fastsd_helpers.processes import stop_signals
@@ -272,7 +268,6 @@ def finetune(chosen: argparse.Namespace) -> Answer:
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr quantize MODEL OUT --evaluate DIR`."""
     from fastsd_helpers.cli.answers import table
     from fastsd_helpers.trocr.teaching.quantization import quantize
 
@@ -290,7 +285,6 @@ def quantize(chosen: argparse.Namespace) -> Answer:
 
 
 def serve(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr serve`: until Ctrl-C."""
     import json
     import sys
 

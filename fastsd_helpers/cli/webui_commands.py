@@ -107,7 +107,6 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def install(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui install`."""
     from fastsd_helpers.webui import InstallConfig, install_webui
 
     values = given_values(chosen, InstallConfig)
@@ -121,7 +120,6 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 
 def launch(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui launch`."""
     from fastsd_helpers.errors import SettingsError, TunnelError
     from fastsd_helpers.tunnels import require_shareable
     from fastsd_helpers.webui import LaunchConfig, launch, plan
@@ -184,14 +182,10 @@ def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> di
 
 
 def _local_block(running: Any) -> str:
-    lines = [f"Link:      {running.url}"]
-    if running.ui.has_login:
-        lines += [f"User:      {running.login.user}", f"Password:  {running.login.password}"]
-    return "\n".join(lines)
+    return "\n".join([f"Link:      {running.url}", *(running.login.lines() if running.ui.has_login else [])])
 
 
 def place_models(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui place MODEL`."""
     from fastsd_helpers.webui import ControlNetConfig, find_places, find_ui, place, place_controlnet, place_controlnets
     from fastsd_helpers.webui.flags import GPUS
 
@@ -209,7 +203,6 @@ def place_models(chosen: argparse.Namespace) -> Answer:
 
 
 def status(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui status`."""
     from fastsd_helpers.webui import background_link, find_places, find_ui, status
     from fastsd_helpers.webui.running.circumstances import find_store_trouble
     from fastsd_helpers.webui.running.process import find_end
@@ -230,7 +223,6 @@ def status(chosen: argparse.Namespace) -> Answer:
 
 
 def show_log(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui log`."""
     from fastsd_helpers.processes import LogTail
     from fastsd_helpers.webui import status
 
@@ -243,7 +235,6 @@ def show_log(chosen: argparse.Namespace) -> Answer:
 
 
 def stop(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui stop`."""
     from fastsd_helpers.webui import stop
 
     stopped = stop(chosen.ui, folder=chosen.folder, store=chosen.store)
@@ -251,7 +242,6 @@ def stop(chosen: argparse.Namespace) -> Answer:
 
 
 def tunnel(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd tunnel PORT` until it is stopped or its time is over."""
     from fastsd_helpers.tunnels import TunnelConfig
     from fastsd_helpers.webui import share_port
 
@@ -263,7 +253,6 @@ def tunnel(chosen: argparse.Namespace) -> Answer:
 
 
 def playground(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd playground [MODEL|SESSION]` until it is stopped."""
     from fastsd_helpers.playground import PlaygroundConfig, open_playground
 
     config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))

@@ -88,7 +88,7 @@ class LocalPage:
             return self.tunnel.block()
         lines = [self.tunnel.block() if self.tunnel is not None else f"Link:      {self.local_url}"]
         if self.login is not None:
-            lines += [f"User:      {self.login.user}", f"Password:  {self.login.password}"]
+            lines += self.login.lines()
         if self.problem is not None:
             lines.append(f"Not shared: {self.problem.problem} {self.problem.hint}")
         return "\n".join(lines)

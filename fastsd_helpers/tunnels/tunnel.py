@@ -17,7 +17,7 @@ from fastsd_helpers.runtime import colab_link
 from fastsd_helpers.tunnels.gate.login import Login, choose_login
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
 from fastsd_helpers.tunnels.gate.server import Gate, open_gate
-from fastsd_helpers.tunnels.services.kinds import SERVICES, Running, find_token, start_service
+from fastsd_helpers.tunnels.services.kinds import SERVICES, Running, find_token
 from fastsd_helpers.tunnels.services.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 
@@ -126,7 +126,7 @@ def _open_first(kind: str, gate: Gate, config: TunnelConfig) -> tuple[str, Runni
 def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     """Open a link and make sure that it leads to this very gate."""
     gate.set_public_url(None)
-    running = start_service(kind, gate.port, config)
+    running = SERVICES[kind](gate.port, config)
     try:
         gate.set_public_url(running.url)
         gate.set_address_header(running.address_header)
@@ -200,9 +200,7 @@ class Tunnel:
 
     def block(self) -> str:
         """Link, user, password and expiry in one block to copy; the password is in clear, so it is for no log."""
-        lines = [f"Link:      {self.url}"]
-        if self.login is not None:
-            lines += [f"User:      {self.login.user}", f"Password:  {self.login.password}"]
+        lines = [f"Link:      {self.url}", *(self.login.lines() if self.login is not None else [])]
         if self.visitor_password:
             lines.append(f"Tunnel password (localtunnel's own page asks for it once): {self.visitor_password}")
         if self.expires is not None:

@@ -1,15 +1,12 @@
 """Extensions that the owner of an installation adds: read from a setting, brought to the web UI's folder for them."""
 
-import logging
 import re
 from pathlib import Path
 
 from fastsd_helpers.errors import SettingsError
-from fastsd_helpers.webui.catalog import Repository, WebUI
+from fastsd_helpers.webui.catalog import Repository
 
-__all__ = ["read_extensions", "warn_of"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["read_extensions"]
 
 _FORM = "Use an https address of a git repository or a folder of this machine, with an optional @COMMIT after it."
 
@@ -50,12 +47,3 @@ def read_extensions(text: str) -> list[Repository]:
             raise SettingsError(f"extensions (--extension) has {part!r}: {name!r} {problem}.", _FORM)
         found[name] = Repository(name, f"extension/{name}", (address,), revision)
     return list(found.values())
-
-
-def warn_of(ui: WebUI, extension: Repository) -> None:
-    """Say what adding an extension means."""
-    logger.warning(
-        "The extension %s is a program: with every start of %s it runs with all your rights. Add only what you trust.",
-        extension.name,
-        ui.title,
-    )

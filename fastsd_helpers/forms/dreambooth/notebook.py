@@ -18,7 +18,7 @@ from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
 from fastsd_helpers.errors import DatasetError, SessionNotFound
 from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.widgets.form import require
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.sessions import Session, import_session, is_old_session
 
@@ -30,7 +30,7 @@ _LINK = "drive.google.com/"
 
 
 @dataclass(frozen=True)
-class SessionConfig:
+class SessionConfig(Checked):
     """Which session to work in."""
 
     session_name: str = option(
@@ -43,9 +43,6 @@ class SessionConfig:
         help="folder of a session made elsewhere, or the Drive link of one that was shared with you: it is copied",
         advanced=True,
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def open_session(config: SessionConfig) -> Session:

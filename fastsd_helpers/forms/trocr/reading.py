@@ -16,7 +16,7 @@ from fastsd_helpers.forms.widgets.form import Form, require
 from fastsd_helpers.forms.widgets.polling import answer_widgets
 from fastsd_helpers.forms.widgets.view import in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
@@ -33,7 +33,7 @@ _STOPPED = ("Reading was stopped; the lines read so far are kept.", "Run the cel
 
 
 @dataclass(frozen=True)
-class ReadingSessionConfig:
+class ReadingSessionConfig(Checked):
     """Which reading session to work in."""
 
     session_name: str = option(
@@ -43,9 +43,6 @@ class ReadingSessionConfig:
     )
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def open_reading(config: ReadingSessionConfig) -> ReadingSession:

@@ -11,7 +11,7 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.forms.widgets.form import show_form
 from fastsd_helpers.forms.widgets.tools import CommandTool, ToolView
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.trocr.reading.dataset import read_lines, write_table
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import Evaluation, evaluation_from
@@ -23,7 +23,7 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Which reader to measure, and on what."""
 
     reader: str = option(
@@ -36,12 +36,9 @@ class EvaluateConfig:
         help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(Checked):
     """Which images to write the encoder's vectors of, and how."""
 
     reader: str = option(
@@ -53,9 +50,6 @@ class EmbedConfig:
     pool: Literal["mean", "columns", "none"] = option(
         "mean", help="pooling: one embedding per line (mean), per column of patches, or per patch token (none)"
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def _reader_for(session: ReadingSession, wanted: str) -> str:

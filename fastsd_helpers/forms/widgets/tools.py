@@ -19,7 +19,7 @@ from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import Form, show_form
 from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_button, make_frame
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
-from fastsd_helpers.options import check, option, words_of
+from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
 
 __all__ = [
@@ -41,13 +41,10 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class CaptionerConfig:
+class CaptionerConfig(Checked):
     """Which model describes the photos."""
 
     captioner: str = option(DEFAULT_CAPTIONER, help="Hub id or folder of a BLIP captioning model")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class Login:
         same_password = hmac.compare_digest(_bytes(password), _bytes(self.password))
         return same_user and same_password
 
+    def lines(self) -> list[str]:
+        """As it is shown below a link; the password is in clear, so it is for no log."""
+        return [f"User:      {self.user}", f"Password:  {self.password}"]
+
     @property
     def strong(self) -> bool:
         """Whether the password is of the kind that is made up here, which nobody finds by trying.

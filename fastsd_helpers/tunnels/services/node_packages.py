@@ -51,12 +51,12 @@ def bring_client(folder: Path, *, within_s: float = _NPM_S) -> list[str]:
     if problem is not None:
         raise problem
     copy = folder / "node_modules"
-    if not _copy_or_delete(copy):
+    for fetched in range(3):
+        if _copy_or_delete(copy):
+            break
+        if fetched == 2:
+            raise _missing("it was downloaded twice with the wrong hash, and was deleted")
         _fetch(within_s)
-        if not _copy_or_delete(copy):
-            _fetch(within_s)
-            if not _copy_or_delete(copy):
-                raise _missing("it was downloaded twice with the wrong hash, and was deleted")
     return [str(shutil.which("node")), str(copy / "localtunnel" / "bin" / "lt.js")]
 
 

@@ -132,14 +132,8 @@ def _install(
         extensions=owned.running(),
         switched_off=owned.switched_off,
     )
-    record = {
-        "ui": ui.key,
-        "commits": commits,
-        "steps": steps,
-        "store": str(places.store),
-        "controlnet": config.controlnet,
-        "extensions": owned.running(),
-    }
+    record = {name: getattr(result, name) for name in ("ui", "commits", "steps", "extensions")}
+    record |= {"store": str(places.store), "controlnet": config.controlnet}
     write_atomic(places.installed, (json.dumps(record, indent=1) + "\n").encode())
     logger.info("%s is installed in %s (%.0f s).", ui.title, places.root, result.seconds)
     return result

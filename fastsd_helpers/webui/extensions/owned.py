@@ -8,7 +8,7 @@ from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DriveError, FastSDError, SettingsError, WebUIError
 from fastsd_helpers.webui.catalog import Repository, WebUI
-from fastsd_helpers.webui.extension_list import read_extensions, warn_of
+from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.extensions.kept import (
     KeptExtension,
     bring_back,
@@ -117,7 +117,12 @@ class OwnExtensions:
             changed = clone(item, folder, mirrors=mirrors)
             if fresh:
                 restore_settings(item.name, folder, self._places)
-        warn_of(self._ui, item)
+        logger.warning(
+            "The extension %s is a program: with every start of %s it runs with all your rights. Add only what you "
+            "trust.",
+            item.name,
+            self._ui.title,
+        )
         try:
             keep(item, folder, self._places)
         except DriveError as err:

@@ -14,7 +14,7 @@ from fastsd_helpers.controlnet import (
 from fastsd_helpers.errors import ModelError, ModelNotFound
 from fastsd_helpers.files import check_room, size_in_words
 from fastsd_helpers.model_lookup import understand
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 from fastsd_helpers.webui.placing.model_files import base_family, look_at, require_kind
@@ -29,7 +29,7 @@ _NO_TASK = ("file", "folder", "link", "hub")  # what a word can be besides a tas
 
 
 @dataclass(frozen=True)
-class ControlNetConfig:
+class ControlNetConfig(Checked):
     """ControlNets to fetch: images that steer the drawing."""
 
     tasks: str = option(
@@ -43,9 +43,6 @@ class ControlNetConfig:
     base: str = option(
         "auto", help="base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def place_controlnets(

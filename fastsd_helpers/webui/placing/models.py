@@ -10,11 +10,12 @@ from typing import Any, Literal
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, file_errors, new_link
 from fastsd_helpers.model_lookup import understand
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, require_folder, store_folder
 from fastsd_helpers.webui.placing.bundles import parts_of, require_runs
+from fastsd_helpers.webui.placing.in_store import find_part, is_base_file
 from fastsd_helpers.webui.placing.model_files import (
     BASE_KINDS,
     KINDS,
@@ -25,7 +26,6 @@ from fastsd_helpers.webui.placing.model_files import (
     with_description,
 )
 from fastsd_helpers.webui.placing.needed import Needed, NeededFile, find_needed
-from fastsd_helpers.webui.placing.parts import find_part
 from fastsd_helpers.webui.placing.workflows import write_workflow
 
 __all__ = [
@@ -47,7 +47,7 @@ _WIDTH = 320  # of the first layer of every Stable Diffusion that web UIs know
 
 
 @dataclass(frozen=True)
-class ModelsConfig:
+class ModelsConfig(Checked):
     """Models to put where a web UI finds them; several of a kind are separated by commas."""
 
     model: str = option(
@@ -67,9 +67,6 @@ class ModelsConfig:
         "", help="text encoders: keys, files or links", advanced=True, known="webui_text_encoders"
     )
     upscaler: str = option("", help="upscalers: files or links", advanced=True, known="webui_upscalers")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def place_models(
@@ -116,7 +113,7 @@ def offer_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
 def _automatic(ui: WebUI, places: Places) -> str:
     with drive_errors(places):
         folders = dict.fromkeys(store_folder(places, ui, kind) for kind in BASE_KINDS if kind in dict(ui.folders))
-        there = sorted(path.name for folder in folders for path in folder.rglob("*") if _is_model(path))
+        there = sorted(path.name for folder in folders for path in folder.rglob("*") if is_base_file(path))
     why = f"{len(there)} in {places.store}: {', '.join(there[:5])}" if there else "there is none yet, so sd15 is used"
     logger.info("Base models: %s.", why)
     return "" if there else "sd15"
@@ -149,10 +146,6 @@ def drive_errors(places: Places) -> Iterator[None]:
 def listed(text: str) -> list[str]:
     """The words of a text, which commas separate."""
     return [word for word in (word.strip() for word in text.split(",")) if word]
-
-
-def _is_model(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".ckpt", ".gguf") and path.is_file()
 
 
 def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint") -> PlacedModel:

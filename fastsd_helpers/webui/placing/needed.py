@@ -20,8 +20,8 @@ from fastsd_helpers.webui.flags import Machine
 from fastsd_helpers.webui.places import Places, require_folder, store_folder
 from fastsd_helpers.webui.placing.bundles import choose_bundle, file_name, parts_of, require_family, require_runs
 from fastsd_helpers.webui.placing.conversion import converted, from_folder
+from fastsd_helpers.webui.placing.in_store import find_part
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, ENDINGS, a_kind, look_at, require_kind
-from fastsd_helpers.webui.placing.parts import find_part
 
 __all__ = ["Needed", "NeededFile", "find_needed"]
 

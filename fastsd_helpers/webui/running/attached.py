@@ -19,7 +19,7 @@ from fastsd_helpers.webui.running.process import (
     find_end,
     is_running,
     note_stopped,
-    read_state,
+    read_run,
 )
 
 __all__ = [
@@ -81,7 +81,7 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
     """
     spec = find_ui(ui)
     places = find_places(spec, folder=folder, store=store)
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or not is_running(state):
         return None
     found = find_at_port(state.port)
@@ -114,7 +114,7 @@ def read_note(running: Any) -> dict[str, Any]:
 
 def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
     """What was started last of this web UI, and whether it still runs."""
-    state = read_state(find_places(find_ui(ui), folder=folder, store=store))
+    state = read_run(find_places(find_ui(ui), folder=folder, store=store).run)
     return state, state is not None and is_running(state)
 
 
@@ -126,7 +126,7 @@ def background_link(ui: str = "a1111", *, folder: str | None = None, store: str 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
     """End this web UI, whoever started it; False when it does not run."""
     places = find_places(find_ui(ui), folder=folder, store=store)
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or not is_running(state):
         return False
     end_process(state)

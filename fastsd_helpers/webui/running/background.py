@@ -51,8 +51,7 @@ class BackgroundLink:
     def block(self) -> str:
         """Link, user, password and expiry in one block to copy; the password is in clear, so it is for no log."""
         first, *rest = self.text.splitlines()
-        login = [f"User:      {self.login.user}", f"Password:  {self.login.password}"] if self.login else []
-        return "\n".join([first, *login, *rest])
+        return "\n".join([first, *(self.login.lines() if self.login else []), *rest])
 
     def with_login(self, login: Login | None) -> "BackgroundLink":
         """The same link with what visitors enter."""

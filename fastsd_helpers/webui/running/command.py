@@ -16,8 +16,8 @@ from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.extensions.installation import folder_of
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.places import Places, model_folder
+from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.needed import NeededFile
-from fastsd_helpers.webui.placing.store_families import families_in_store
 from fastsd_helpers.webui.running.allocator import find_allocator, preload
 from fastsd_helpers.webui.settings import LaunchConfig
 

@@ -9,7 +9,7 @@ from fastsd_helpers.files import bytes_in, file_errors
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.extensions.kept import keep_settings
 from fastsd_helpers.webui.places import Places, store_folder
-from fastsd_helpers.webui.running.process import is_running, read_state
+from fastsd_helpers.webui.running.process import is_running, read_run
 
 __all__ = ["Kept", "delete_kept", "list_kept"]
 
@@ -58,7 +58,7 @@ def delete_kept(item: Kept, places: Places) -> int:
     Raises:
         WebUIError: the program runs. DriveError: it cannot be deleted.
     """
-    state = read_state(places)
+    state = read_run(places.run)
     if item.kind == _PROGRAM and state is not None and is_running(state):
         raise WebUIError(f"{state.title} is running, so it was not deleted.", "Stop it first.")
     with file_errors(item.path, "delete"):

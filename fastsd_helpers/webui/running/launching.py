@@ -1,6 +1,7 @@
 """Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from fastsd_helpers.webui.running.process import (
     is_running,
     note_stopped,
     port_is_free,
-    read_state,
+    read_run,
     start_process,
     write_login,
 )
@@ -126,7 +127,7 @@ def launch(
         raise WebUINotInstalled(
             f"{ui.title} is not installed in {places.root}.", f"Run: fastsd webui install --ui {ui.key}"
         )
-    state = read_state(places)
+    state = read_run(places.run)
     if state is not None and is_running(state):
         raise WebUIError(
             f"{ui.title} is already running, on port {state.port}.", "Use it, or stop it: fastsd webui stop"
@@ -227,19 +228,15 @@ class RunningUI(LocalUI):
             threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
 
     def _wait_until_ready(self, tail: LogTail, until: float) -> None:
-        found = None
-        while found is None:
-            found = self._look(tail, {"ready": self.ui.ready})
-            if found is None:
-                self._require_alive(tail)
-            if found is None and time.monotonic() >= until:
+        while not self._look(tail, self.ui.ready):
+            self._require_alive(tail)
+            if time.monotonic() >= until:
                 last = tail.last[-1] if tail.last else "nothing"
                 raise WebUIError(
                     f"{self.ui.title} did not start within {self._config.wait_s} s; its last output: {last[:200]}",
                     "Look at its log (fastsd webui log), or allow more time with --wait-s.",
                 )
-            if found is None:
-                time.sleep(0.1)
+            time.sleep(0.1)
         status, reason = 0, ""
         while not 200 <= status < 500:
             status, reason = ask(self.url + self.ui.alive_path, timeout_s=5)
@@ -254,14 +251,12 @@ class RunningUI(LocalUI):
     def _require_alive(self, tail: LogTail) -> None:
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
-            self._look(tail, {})
+            self._look(tail)
             raise explain_end(self.state, self._started.returncode, self.places)
 
-    def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
-        """Read what is new in the log, show it, and remember what it says about the model."""
-        import re
-
-        found = None
+    def _look(self, tail: LogTail, wanted: str = "") -> bool:
+        """Read what is new in the log, show it, remember what it says of the model; whether a line has the pattern."""
+        found = False
         for line in tail.read():
             if not is_noise(line, on_cpu=self._on_cpu):
                 self._show(line)
@@ -269,9 +264,7 @@ class RunningUI(LocalUI):
                 self.model_loaded = True
             elif self.ui.refused and re.search(self.ui.refused, line):
                 self.model_loaded = False
-            for name, pattern in patterns.items():
-                if re.search(pattern, line):
-                    found = found or name
+            found = found or bool(wanted and re.search(wanted, line))
         return found
 
     def _wait_for_model(self, tail: LogTail) -> None:
@@ -279,7 +272,7 @@ class RunningUI(LocalUI):
             return
         until = time.monotonic() + min(_MODEL_WAIT_S, self._config.wait_s)
         while self.model_loaded is None and time.monotonic() < until and self.alive():
-            self._look(tail, {})
+            self._look(tail)
             time.sleep(0.1)
         if self.model_loaded is False:
             logger.warning("%s", explain_refusal(self.ui.title, list(tail.last), self.ui.refused))

@@ -33,7 +33,6 @@ __all__ = [
     "note_stopped",
     "port_is_free",
     "read_run",
-    "read_state",
     "start_process",
     "write_login",
 ]
@@ -116,13 +115,8 @@ def start_process(
     return child, state
 
 
-def read_state(places: Places) -> RunState | None:
-    """What was started last; None when nothing was, or its record cannot be read."""
-    return read_run(places.run)
-
-
 def read_run(run: Path) -> RunState | None:
-    """As `read_state`, by the folder of the run."""
+    """What was started last, by the folder of its runs; None when nothing was, or its record cannot be read."""
     try:
         return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -183,7 +177,7 @@ def note_stopped(places: Places) -> None:
 
 def find_end(places: Places) -> WebUICrashed | None:
     """Why what was started last has ended, whoever started it; None while it runs, and when it was ended on purpose."""
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or is_running(state) or (places.run / _STOPPED).exists():
         return None
     if state.boot != boot_id():
