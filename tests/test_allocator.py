@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.webui import LaunchConfig, plan
-from fastsd_helpers.webui.running import allocator as module
-from fastsd_helpers.webui.running.allocator import find_allocator, preload
-from fastsd_helpers.webui.running.command import environment_of
+from fastsd_helpers.webui.running import command as module
+from fastsd_helpers.webui.running.command import environment_of, find_allocator, preload
 
 PYTHON = Path(sys.executable)
 

@@ -152,7 +152,7 @@ def test_it_goes_on_after_the_ui_was_started_again_by_itself(places: Any) -> Non
             assert time.monotonic() < until
             time.sleep(0.1)
         found = find_at_port(places.port)
-        assert (found.state.pid, found.login) == (running.state.pid, OWN)
+        assert (found[0].pid, found[1]) == (running.state.pid, OWN)
         assert options(link.url, OWN) == 200
         assert page(link.url, OWN) == 200, "the new UI knows no cookie of the old one"
 

@@ -12,9 +12,8 @@ import pytest
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.webui import LaunchConfig, find_ui, plan, uis
-from fastsd_helpers.webui.arguments import refused_arguments
-from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.running.crash import explain_crash
+from fastsd_helpers.webui.settings import read_extensions, refused_arguments
 
 GUARDS = Path(plan.__code__.co_filename).parents[1] / "guards"
 
@@ -436,7 +435,7 @@ def test_argparse_itself_takes_no_beginning_that_passes() -> None:
     # Every beginning of every refused name, as argparse would take it for the whole.
     import argparse
 
-    from fastsd_helpers.webui import arguments
+    from fastsd_helpers.webui import settings as arguments
 
     for ui, (ours, opening) in arguments.REFUSED.items():
         parser = argparse.ArgumentParser()

@@ -24,14 +24,14 @@ _NAMES = {  # module: what notebooks use of it
     "dreambooth.results": "DisconnectView show_disconnect show_prepared show_result",
     "dreambooth.exporting": "disconnect_when_safe export_model upload_model",
     "trocr.quantization": "ShrinkView shrink_reader",
-    "dreambooth.disk_space": "SpaceView show_space",
+    "dreambooth.disk_space": "show_space",
     "trocr.finetuning": "CompareView TeachConfig TeachForm compare_reading show_teach_form teach_reader",
     "widgets.tools": "ToolView show_captioner show_converter show_dry_run show_inspector",
     "dreambooth.training": "RunConfig run_training",
     "dreambooth.uploading": "PhotosForm show_photos_form",
     "webui.cells": "NotebookUI StoreConfig fetch_controlnets fetch_models install_ui open_store share_ui start_ui",
     "webui.forms": "UIForm show_store_form show_ui_form",
-    "webui.views": "KeptView LinkView StopView show_kept show_stop",
+    "webui.views": "LinkView StopView show_kept show_stop",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

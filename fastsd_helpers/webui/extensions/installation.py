@@ -13,11 +13,10 @@ from typing import Any
 
 from fastsd_helpers.files import check_room, write_atomic
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
-from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.extensions.owned import OwnExtensions
 from fastsd_helpers.webui.extensions.repositories import clone, commit_of, read_mirrors
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
-from fastsd_helpers.webui.settings import InstallConfig
+from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 from fastsd_helpers.wheels import install, make_environment
 
 __all__ = ["InstallResult", "folder_of", "install_webui"]

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DriveError, FastSDError, SettingsError, WebUIError
 from fastsd_helpers.webui.catalog import Repository, WebUI
-from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.extensions.kept import (
     KeptExtension,
     bring_back,
@@ -22,7 +21,7 @@ from fastsd_helpers.webui.extensions.kept import (
 from fastsd_helpers.webui.extensions.packages import prepare_extension, put_away, switch_off, switch_on
 from fastsd_helpers.webui.extensions.repositories import clone, commit_of, revision_of
 from fastsd_helpers.webui.places import Places
-from fastsd_helpers.webui.settings import InstallConfig
+from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 
 __all__ = ["OwnExtensions"]
 

@@ -85,7 +85,7 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
     if state is None or not is_running(state):
         return None
     found = find_at_port(state.port)
-    login = found.login if found is not None else None
+    login = found[1] if found is not None else None
     return AttachedUI(spec, places, state, login) if login is not None else None
 
 

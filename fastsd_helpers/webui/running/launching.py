@@ -25,7 +25,7 @@ from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.placing.forge_settings import choose_in_settings
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS
-from fastsd_helpers.webui.placing.models import PlacedModel, drive_errors, offer_workflow, place_needed
+from fastsd_helpers.webui.placing.models import drive_errors, offer_workflow, place_needed
 from fastsd_helpers.webui.placing.needed import Needed, find_needed
 from fastsd_helpers.webui.running.background import BackgroundLink, end_link, hold_link
 from fastsd_helpers.webui.running.command import LaunchPlan, environment_of, plan_launch, with_allocator
@@ -155,7 +155,7 @@ def launch(
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
-    running = RunningUI(ui, places, config, chosen, login, base, show)
+    running = RunningUI(ui, places, config, chosen, login, show)
     running.start()
     return running
 
@@ -177,10 +177,9 @@ class RunningUI(LocalUI):
         config: LaunchConfig,
         plan: LaunchPlan,
         login: Login,
-        placed: PlacedModel | None,
         show: Callable[[str], None] | None,
     ) -> None:
-        self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
+        self.ui, self.places, self.port = ui, places, plan.port
         self.login = login
         self.model_loaded: bool | None = None
         self.seconds = 0.0
@@ -343,7 +342,7 @@ def share(running: LocalUI, config: TunnelConfig | None = None, **more: Any) -> 
     """
     upstream = running.login if running.ui.has_login else None
     found = find_at_port(running.port)
-    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found.state.admin))
+    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found[0].admin))
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
@@ -376,9 +375,9 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tu
     """
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)
-    own = found.login if found else note.login if note else None
+    own = found[1] if found else note.login if note else None
     if found:
-        closed = _closed_of(find_ui(found.state.ui), admin=found.state.admin)
+        closed = _closed_of(find_ui(found[0].ui), admin=found[0].admin)
     else:
         closed = GRADIO_CLOSED if note else UNKNOWN_CLOSED  # only our own pages leave a note without a run
     more.setdefault("closed", closed)

@@ -22,7 +22,6 @@ from fastsd_helpers.webui.running.circumstances import look_around
 from fastsd_helpers.webui.running.crash import explain_crash
 
 __all__ = [
-    "AtPort",
     "LocalUI",
     "RunState",
     "end_process",
@@ -123,26 +122,18 @@ def read_run(run: Path) -> RunState | None:
         return None
 
 
-@dataclass(frozen=True)
-class AtPort:
-    """A web UI of this user that runs at a port of this machine.
+def find_at_port(port: int) -> tuple[RunState, Login | None] | None:
+    """The web UI that listens at a port, whatever process of this user started it, and its own login, if it has one.
 
-    login: its own user and password; None for one that has no login.
+    None where no web UI listens.
     """
-
-    state: RunState
-    login: Login | None
-
-
-def find_at_port(port: int) -> AtPort | None:
-    """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
     note = read_port(port)
     if note is None or note.run is None:
         return None
     state = read_run(note.run)
     if state is None or state.port != port or not is_running(state):
         return None
-    return AtPort(state, _read_login(note.run / "login"))
+    return (state, _read_login(note.run / "login"))
 
 
 def write_login(path: Path, login: Login) -> None:
