@@ -12,8 +12,9 @@ import pytest
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.webui import LaunchConfig, find_ui, plan, uis
+from fastsd_helpers.webui.arguments import refused_arguments
 from fastsd_helpers.webui.running.crash import explain_crash
-from fastsd_helpers.webui.settings import read_extensions, refused_arguments
+from fastsd_helpers.webui.settings import read_extensions
 
 GUARDS = Path(plan.__code__.co_filename).parents[1] / "guards"
 
@@ -435,7 +436,7 @@ def test_argparse_itself_takes_no_beginning_that_passes() -> None:
     # Every beginning of every refused name, as argparse would take it for the whole.
     import argparse
 
-    from fastsd_helpers.webui import settings as arguments
+    from fastsd_helpers.webui import arguments
 
     for ui, (ours, opening) in arguments.REFUSED.items():
         parser = argparse.ArgumentParser()

@@ -1,54 +1,19 @@
-"""Settings of installing and launching a web UI, and what is taken of the extensions and arguments they name.
-
-Refused are arguments that are set elsewhere here, or that open what the guard closes.
-"""
+"""Settings of installing and launching a web UI; the extensions that they name."""
 
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option
+from fastsd_helpers.webui.arguments import REFUSED, refused_arguments
 from fastsd_helpers.webui.catalog import Repository
 
-__all__ = ["REFUSED", "TAKEN_WHOLE", "InstallConfig", "LaunchConfig", "read_extensions", "refused_arguments"]
+__all__ = ["InstallConfig", "LaunchConfig", "read_extensions"]
 
 _FORM = "Use an https address of a git repository or a folder of this machine, with an optional @COMMIT after it."
-# Read in the parsers: modules/cmd_args.py of v1.10.1 and of Forge, comfy/cli_args.py.
-_SD_OURS = (
-    "--share --listen --ngrok --ngrok-region --ngrok-options --gradio-auth --gradio-auth-path --api-auth --port "
-    "--server-name --data-dir --models-dir --model-ref --ui-settings-file --ui-config-file --styles-file --tls-keyfile "
-    "--tls-certfile --disable-tls-verify --subpath --nowebui --test-server --dump-sysinfo --hide-ui-dir-config "
-    "--freeze-specific-settings"
-)
-_SD_OPEN = (
-    "--enable-insecure-extension-access --disable-safe-unpickle --allow-code --api-server-stop --add-stop-route "
-    "--cors-allow-origins --cors-allow-origins-regex --gradio-allowed-path --update-all-extensions --update-check "
-    "--reinstall-torch --reinstall-xformers --administrator --gradio-debug --ui-debug-mode --api-log"
-)
-_COMFY_OURS = (
-    "--listen --port --base-directory --output-directory --input-directory --user-directory --database-url "
-    "--auto-launch --tls-keyfile --tls-certfile --windows-standalone-build"
-)
-_COMFY_OPEN = (
-    "--enable-cors-header --front-end-root --front-end-version --extra-model-paths-config --multi-user "
-    "--comfy-api-base --enable-manager --enable-manager-legacy-ui"
-)
-REFUSED = {
-    "a1111": (tuple(_SD_OURS.split()), tuple(_SD_OPEN.split())),
-    "forge-neo": (tuple(_SD_OURS.split()), tuple(_SD_OPEN.split())),
-    "comfyui": (tuple(_COMFY_OURS.split()), tuple(_COMFY_OPEN.split())),
-}
-# Whole arguments that begin like a refused one: argparse prefers the exact name.
-TAKEN_WHOLE = ("--api", "--disable-auto-launch")
-# What a later version or an extension may call such a thing.
-_MEANS = re.compile(
-    r"insecure|unsafe|unpickle|allow-code|arbitrary|allow\w*-path|(^|-)(listen|share|ngrok|tunnel|cors|auth|tls|ssl|kill|"
-    r"remote|public|host|bind|origins?)(-|$)|server-(name|stop|restart|kill)"
-)
 
 
 @dataclass(frozen=True)
@@ -194,32 +159,3 @@ def read_extensions(text: str) -> list[Repository]:
             raise SettingsError(f"extensions (--extension) has {part!r}: {name!r} {problem}.", _FORM)
         found[name] = Repository(name, f"extension/{name}", (address,), revision)
     return list(found.values())
-
-
-def refused_arguments(ui: str, words: Sequence[str], *, allow_admin: bool = False) -> tuple[list[str], list[str]]:
-    """Which words of further arguments are refused, however they are abbreviated.
-
-    Args:
-        ui: key of the web UI.
-        words: as a shell splits them.
-        allow_admin: those that only open something for visitors are taken.
-
-    Returns:
-        Those that are set elsewhere here, and those that want allow_admin.
-    """
-    ours, opening = REFUSED[ui]
-    taken, closed = [], []
-    for word in words:
-        name = word.partition("=")[0].strip()
-        if not name.startswith("--") or name == "--" or name in TAKEN_WHOLE:
-            continue
-        if name in ours:
-            taken.append(name)
-        elif name in opening:
-            closed.append(name)
-        # argparse takes every beginning of a name for it.
-        elif any(row.startswith(name) for row in ours):
-            taken.append(name)
-        elif any(row.startswith(name) for row in opening) or _MEANS.search(name.removeprefix("--").replace("_", "-")):
-            closed.append(name)
-    return taken, [] if allow_admin else closed
