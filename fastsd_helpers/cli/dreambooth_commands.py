@@ -161,7 +161,9 @@ def show_session(chosen: argparse.Namespace) -> Answer:
     session = open_session(chosen)
     summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
     kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
-    exported = [(path, path.stat().st_size) for path in _models_in(session.exports)]
+    # The model card and its picture lie beside them.
+    models = (path for path in session.exports.glob("[!.]*") if path.suffix in (".safetensors", ".ckpt"))
+    exported = [(path, path.stat().st_size) for path in sorted(models)]
     record = session.record
     data = {
         "session": session.name,
@@ -194,12 +196,6 @@ def show_session(chosen: argparse.Namespace) -> Answer:
 
 def _folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
-
-
-def _models_in(folder: Path) -> list[Path]:
-    # The model card and its picture lie beside them.
-    models = (".safetensors", ".ckpt")
-    return sorted(path for path in folder.glob("*") if path.suffix in models and not path.name.startswith("."))
 
 
 def prepare(chosen: argparse.Namespace) -> Answer:
@@ -353,7 +349,12 @@ def caption(chosen: argparse.Namespace) -> Answer:
     changed = len(changes) + len(written)
     data = {"session": session.name, "path": session.captions, "changed": changed, "prompts": plain(rows)}
     cells = [
-        [row.image, row.prompt, "-" if row.tokens is None else str(row.tokens), _remarks(row.held_out, row.truncated)]
+        [
+            row.image,
+            row.prompt,
+            "-" if row.tokens is None else str(row.tokens),
+            ", ".join(["held out"] * row.held_out + ["truncated"] * row.truncated),
+        ]
         for row in rows
     ]
     return Answer(data, table(["PICTURE", "EXACT PROMPT", "TOKENS", ""], cells))
@@ -366,10 +367,6 @@ def _file_and_words(text: str) -> tuple[str, str]:
             f"--set is {text!r}; it must be FILE=WORDS.", "Write for example: --set 'dog (1).png=zib dog on a beach'"
         )
     return name, words
-
-
-def _remarks(held_out: bool, truncated: bool) -> str:
-    return ", ".join(["held out"] * held_out + ["truncated"] * truncated)
 
 
 def upload(chosen: argparse.Namespace) -> Answer:

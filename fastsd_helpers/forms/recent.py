@@ -79,7 +79,8 @@ def _choices(part: Path, root: Path, first: str) -> list[tuple[str, str]]:
     found = find_sessions(root)
     for item in found:
         desk.note_offered(item.name, root)
-    entries = [(_label(item), item.name) for item in found]
+    notes = {item.name: item.note or (f"last used {ago(item.used)}" if item.used else "") for item in found}
+    entries = [(" · ".join(filter(None, [name, note])), name) for name, note in notes.items()]
     if where() == "colab" and in_notebook() and root == local_root(part):
         # Google Drive is mounted by the next cell, which then takes the last one there.
         waiting = (f"the one used last on your Google Drive (where there is none: a new one, {first})", "")
@@ -88,11 +89,6 @@ def _choices(part: Path, root: Path, first: str) -> list[tuple[str, str]]:
         name = first if first not in [item.name for item in found] else f"{first}-2"
         entries.insert(0, (f"{name} · new", name))
     return [*entries, new]
-
-
-def _label(item: Found) -> str:
-    used = f"last used {ago(item.used)}" if item.used else ""
-    return " · ".join(filter(None, [item.name, item.note or used]))
 
 
 def find_sessions(root: Path) -> list[Found]:

@@ -110,7 +110,8 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     if kept:
         logger.info("%s", kept)
         return _prepared_before(session)
-    own = bool(config.images) or _has_unprepared(session)
+    # Images of an imported session, which no `prepare` has read yet, are the user's own too.
+    own = bool(config.images) or (not recorded_images(session) and any(session.instance_images.glob("*.*")))
     if not own:
         folder = demo.SUBJECTS_FOLDER / "robot"
         logger.info("No photos were given, so the built-in images of a robot are used: %s", folder)
@@ -121,11 +122,6 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     return result
 
 
-def _has_unprepared(session: Session) -> bool:
-    """Images of an imported session, which no `prepare` has read yet."""
-    return not recorded_images(session) and any(session.instance_images.glob("*.*"))
-
-
 def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     dataset: dict[str, Any] = session.record.get("dataset") or {}
     if not recorded_images(session):
@@ -133,7 +129,8 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     if find_training(session) is not None:
         return "A training of this session is running, so its images are not changed."
     boxes = Path((dataset.get("settings") or {}).get("boxes") or "-")
-    same = dataset.get("settings", {}) | {"boxes": ""} == _as_recorded(config) | {"boxes": ""}
+    asked = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("size", "crop")}
+    same = dataset.get("settings", {}) | {"boxes": ""} == asked | {"boxes": ""}
     same = same and (dataset.get("size"), dataset.get("crop")) == (config.size, config.crop)
     if not config.images and (boxes.is_file() or not dataset.get("demo", False)):
         count = len(recorded_images(session))
@@ -145,11 +142,6 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     if config.images and has_begun_with(config, session):
         return "A training was started with these images, so their prompts, crops and held-out photos are not changed."
     return None
-
-
-def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ("size", "crop")}
 
 
 def _prepared_before(session: Session) -> PrepareResult:

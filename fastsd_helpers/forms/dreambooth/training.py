@@ -1,9 +1,9 @@
 """The training cell: start the child process or find the one that runs, show it, stop it, hand its result back."""
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastsd_helpers.dreambooth.running.child_process import TrainingChild, find_training, planned_steps, start_training
 from fastsd_helpers.dreambooth.running.engine import TrainResult
@@ -93,7 +93,10 @@ def run_training(
             more_steps=wanted.more_steps or 0,
             more_text_encoder_steps=wanted.more_text_encoder_steps or 0,
         )
-        begun = _take_back
+        # What is asked for once is emptied, so that "Run all" goes on with it and does not begin it twice.
+        begun = functools.partial(
+            desk.untick, RunConfig, more_steps=None, more_text_encoder_steps=None, start_over=False
+        )
     else:
         logger.info("A training of this session is running already; this cell shows it.")
         if restart or wanted.start_over or wanted.more_steps or wanted.more_text_encoder_steps:
@@ -131,21 +134,11 @@ def _watch(child: TrainingChild, session: Session, begun: Callable[[], None]) ->
     except FastSDError as err:
         if isinstance(err, Interrupted):
             begun()
-        view.show_plot(_recorded_plot(session))
+        made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
+        view.show_plot(session.folder / made if made else None)
         raise
     begun()
     end = "Already finished" if result.first_step == result.steps else "Done"
     view.end(f"{end}: {result.path.name} is written and checked.", good=True)
     view.show_plot(result.loss_plot)
     return result
-
-
-def _take_back() -> None:
-    """Empty what was asked for once, so that "Run all" goes on with it and does not begin it twice."""
-    desk.untick(RunConfig, more_steps=None, more_text_encoder_steps=None, start_over=False)
-
-
-def _recorded_plot(session: Session) -> Path | None:
-    """The losses of the session's finished run, when there is one."""
-    made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
-    return session.folder / made if made else None

@@ -176,9 +176,6 @@ class CorrectionTable(View):
         except FastSDError as err:
             self._tell(err)
             return
-        self._refresh(line, state)
-
-    def _refresh(self, line: SavedLine, state: Any) -> None:
         state.value = self._state(next(now for now in self._session.lines() if now.key == line.key))
         self._tell()
 

@@ -31,7 +31,6 @@ from fastsd_helpers.webui import (
     InstallConfig,
     LaunchConfig,
     ModelsConfig,
-    RunningUI,
     find_places,
     find_ui,
     install_webui,
@@ -187,7 +186,10 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
         raise
     webui.ui = webui.running.ui
     note_run(webui.running, start=asked)
-    view.end(_how_it_went(webui.running), good=webui.running.model_loaded is not False)
+    running = webui.running
+    model = {True: "its model is loaded", False: "but it refused the model: see above", None: "its model is loading"}
+    how = f"{running.ui.title} answers after {running.seconds:.0f} s; {model[running.model_loaded]}."
+    view.end(how, good=running.model_loaded is not False)
     return None
 
 
@@ -215,11 +217,6 @@ def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> 
         f", and its link is open: {webui.link.url}" if webui.link is not None else "",
     )
     return True
-
-
-def _how_it_went(running: RunningUI) -> str:
-    model = {True: "its model is loaded", False: "but it refused the model: see above", None: "its model is loading"}
-    return f"{running.ui.title} answers after {running.seconds:.0f} s; {model[running.model_loaded]}."
 
 
 def _end(webui: NotebookUI, config: LaunchConfig) -> None:

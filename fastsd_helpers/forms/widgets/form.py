@@ -124,7 +124,11 @@ class Form(View, Generic[Config]):
             than the one that is open.
         """
         desk.require_open(self.settings, self.folder)
-        secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
+        secrets = {
+            name: secret(name.upper(), prompt=functools.partial(getattr, field.widget, "value"))
+            for name, field in self._fields.items()
+            if field.option.secret
+        }
         try:
             config = from_values(self.settings, self.values() | secrets, given=self._given())
         except SettingsError as err:
@@ -154,10 +158,6 @@ class Form(View, Generic[Config]):
         for name, value in values.items():
             self._fields[name].write(value)
             self.typed.add(name)
-
-    @staticmethod
-    def _find_secret(field: Field) -> str | None:
-        return secret(field.option.name.upper(), prompt=lambda: field.widget.value)
 
     def _restore(self) -> None:
         saved = self._session.record.get("forms", {}).get(self.settings.__name__, {}) if self._session else {}
@@ -242,10 +242,11 @@ class Form(View, Generic[Config]):
         base = self._fields.get("base_model")
         if base is not None and isinstance(base.choice, ModelChoice):
             base.choice.set_use(str(self.values().get("method", "full")))
-        defaults, owner = _model_defaults(self.values().get("base_model"))
+        spec = next((spec for spec in models() if spec.key == self.values().get("base_model")), None)
+        defaults = spec.defaults if spec is not None else {}
         for name, field in self._fields.items():
             if field.option.optional:
-                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else "")
+                field.suggest(f"{spec.key}: {defaults[name]}" if spec is not None and name in defaults else "")
 
 
 def _choice(option: Option, session: Remembering | None) -> Choice | None:
@@ -254,11 +255,3 @@ def _choice(option: Option, session: Remembering | None) -> Choice | None:
         auto = "what suits this machine and the photos"
         return ModelChoice(families=TRAINABLE_FAMILIES, use="full", auto=auto, label=label_of(option.name))
     return known_choice(option, session) if option.known else None
-
-
-def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:
-    """The defaults that a base model brings, and whose they are, in words."""
-    for spec in models():
-        if spec.key == base_model:
-            return spec.defaults, spec.key
-    return {}, ""

@@ -207,7 +207,9 @@ _CLOUDFLARE_LINK = re.compile(r"https://(?!api\.)([a-z0-9]+(?:-[a-z0-9]+)+\.tryc
 
 
 def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
-    metrics = _free_port()
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        metrics = one.getsockname()[1]
     found: list[str] = []
 
     def start(folder: Path) -> Child:
@@ -357,12 +359,6 @@ def _wait(
         ) from None
     except ChildEnded:
         raise explain("\n".join(child.last_lines(20))) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 # In the order in which "auto" tries them. Each lets its service make a link to a port of this machine. It raises

@@ -116,7 +116,8 @@ def _install(
     owned.bring(step, mirrors)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
-    step("packages", lambda: _install_packages(config, ui, places))
+    skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
+    step("packages", lambda: bool(install(ui.lock_set, python=places.python, skip=skip).changes))
     owned.prepare(step)
     commits = {item.name: commit_of(folder_of(places, item)) or "" for item in wanted} | owned.commits()
     result = InstallResult(
@@ -161,8 +162,3 @@ def folder_of(places: Places, repository: Repository) -> Path:
     if repository.folder.startswith("extension/"):
         return places.extensions / repository.folder.removeprefix("extension/")
     return places.code / repository.folder if repository.folder else places.code
-
-
-def _install_packages(config: InstallConfig, ui: WebUI, places: Places) -> bool:
-    skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
-    return bool(install(ui.lock_set, python=places.python, skip=skip).changes)

@@ -107,9 +107,10 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
     there = commit_of(folder)
     if there is None:
         raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it and run this again.")
-    if there == repository.revision or (
-        not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository, places)
-    ):
+    # A branch or tag is not asked for again: what was installed stays until its folder is deleted, or another place is
+    # named for it.
+    known = [(place, repository.revision) for place in places if not _COMMIT.fullmatch(repository.revision)]
+    if there == repository.revision or (known and revision_of(folder) in known):
         return False
     if _git(["status", "--porcelain", "--untracked-files=no"], folder).stdout.strip():
         raise WebUIError(
@@ -123,12 +124,6 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
             f"Check the connection, or delete {folder} and run this again.",
         )
     return True
-
-
-def _is_at(folder: Path, repository: Repository, places: Sequence[str]) -> bool:
-    # A branch or tag is not asked for again: what was installed stays until its folder is deleted, or another place
-    # is named for it.
-    return revision_of(folder) in [(place, repository.revision) for place in places]
 
 
 def _fetch(folder: Path, place: str, revision: str) -> str:

@@ -35,16 +35,13 @@ def find_part(part: str, family: str | None, ui: WebUI, places: Places, *, large
     kind = rows[0].kind
     if kind not in dict(ui.folders):
         return None
-    there = {path.name: path for folder in _folders(kind, ui, places) for path in _models(folder)}
+    folders = (model_folder(places, ui, kind), store_folder(places, ui, kind))
+    there = {path.name: path for folder in folders for path in _models(folder)}
     exact = next((there[name] for row in rows if (name := file_name(row)) in there), None)
     if exact is not None:
         return exact
     named = (there[name] for name in sorted(there) if _WORDS[part] in name.lower())
     return next((path for path in named if _is_part(path, kind, family, told=part != "CLIP")), None)
-
-
-def _folders(kind: str, ui: WebUI, places: Places) -> tuple[Path, Path]:
-    return model_folder(places, ui, kind), store_folder(places, ui, kind)
 
 
 def _models(folder: Path) -> Iterator[Path]:

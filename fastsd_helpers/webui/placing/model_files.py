@@ -142,7 +142,8 @@ def _of_tensors(path: Path) -> ModelFile:
     if found.kind == "checkpoint":
         kind = "diffusion-model" if family == "flux" else "checkpoint"
         four_bit = any(".quant_state.bitsandbytes__" in name for name in found.unexpected)
-        return ModelFile(kind, _plain(family), found.what, notes, four_bit=four_bit)
+        family = "flux" if family is not None and family.startswith("flux") else family
+        return ModelFile(kind, family, found.what, notes, four_bit=four_bit)
     if found.kind == "unet":
         return ModelFile("diffusion-model", None, found.what, notes)
     if found.kind in ("part", "diffusers part"):
@@ -152,10 +153,6 @@ def _of_tensors(path: Path) -> ModelFile:
     first = found.kind.split()[0]
     kind = {"lycoris": "lora", "adapter": "controlnet"}.get(first, first if first in KINDS else "")
     return ModelFile(kind, base_family(family), found.what, notes, foreign=first == "foreign")
-
-
-def _plain(family: str | None) -> str | None:
-    return "flux" if family is not None and family.startswith("flux") else family
 
 
 def require_kind(path: Path, found: ModelFile, wanted: str) -> str:

@@ -231,7 +231,9 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
             if _is_ours(path := folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json"))
         )
         lora = any(model.kind == "lora" for model in placed)
-        if not lora and _has(target, _name(base, ui, places), "" if keep else '"LoraLoader"'):
+        text = target.read_text(encoding="utf-8") if target.exists() else ""
+        same = json.dumps(_name(base, ui, places)) in text
+        if not lora and same and (keep or '"LoraLoader"' in text):
             return target
         write_atomic(target, json.dumps(page, indent=1).encode())
         write_atomic(api / f"{name}.json", json.dumps(graph.for_api(), indent=1).encode())
@@ -240,11 +242,6 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
 
 def _digest(page: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**page, "extra": {}}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _has(path: Path, base: str, more: str) -> bool:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return json.dumps(base) in text and more in text
 
 
 def _is_ours(path: Path) -> bool:

@@ -104,7 +104,9 @@ def start_process(
             f"{title} cannot be started: {command[0]}: {os.strerror(err.errno or errno.EIO)}.",
             "Run `fastsd webui install`.",
         ) from err
-    shown = [_hide(word, hidden) for word in command]
+    shown = list(command)
+    for text in filter(None, hidden):
+        shown = [word.replace(text, "•••") for word in shown]
     started = int(child.process.start or 0)
     state = RunState(
         places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin, count_memory_kills()
@@ -220,9 +222,3 @@ def _new_log(places: Places) -> Path:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             return path
     raise WebUIError(f"{places.logs} is full of logs.", "Delete some of them.")
-
-
-def _hide(word: str, hidden: Sequence[str]) -> str:
-    for text in hidden:
-        word = word.replace(text, "•••") if text else word
-    return word
