@@ -2,19 +2,16 @@
 
 import argparse
 import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
 
 __all__ = ["add_checkpoints"]
 
 _log = logging.getLogger("fastsd_helpers")
-_EVERY_S = 5.0
 
 
 def add_checkpoints(commands: Any) -> None:
@@ -82,7 +79,7 @@ def inspect(chosen: argparse.Namespace) -> Answer:
     from fastsd_helpers.checkpoints.inspector import InspectConfig, inspect
 
     config = InspectConfig(**given_values(chosen, InspectConfig))
-    found = inspect(chosen.file, hashes=config.hashes, scan=config.scan, progress=_progress())
+    found = inspect(chosen.file, hashes=config.hashes, scan=config.scan, progress=now_and_then(_look))
     facts = {
         "what": found.what,
         "family": found.family,
@@ -108,16 +105,8 @@ def inspect(chosen: argparse.Namespace) -> Answer:
     return Answer(plain(found), lines if found.problems else [*lines, "No problems found."])
 
 
-def _progress() -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def tell(done: int, whole: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > _EVERY_S:
-            last = time.monotonic()
-            _log.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
-
-    return tell
+def _look(done: int, whole: int) -> None:
+    _log.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
 
 
 def bench(chosen: argparse.Namespace) -> Answer:

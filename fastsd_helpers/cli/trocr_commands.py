@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.files import size_in_words
@@ -19,7 +19,6 @@ __all__ = ["DEFAULT_READER", "add_trocr"]
 logger = logging.getLogger("fastsd_helpers")
 
 DEFAULT_READER = "trocr-base-handwritten"
-_EVERY_S = 5.0
 
 
 def add_trocr(commands: Any) -> None:
@@ -112,16 +111,13 @@ def _open_reader(chosen: argparse.Namespace) -> Any:
 
 
 def _progress() -> Callable[..., None]:
-    began = last = time.monotonic()
+    began = time.monotonic()
 
     def tell(done: int, of: int | None = None) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _EVERY_S:
-            last = now
-            logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", done / (now - began))
+        per_second = done / (time.monotonic() - began)
+        logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", per_second)
 
-    return tell
+    return now_and_then(tell)
 
 
 def read(chosen: argparse.Namespace) -> Answer:
