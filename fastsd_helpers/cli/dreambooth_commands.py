@@ -6,19 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import drive, files, sessions
+from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
 from fastsd_helpers.cli.answers import Answer, open_session, pairs, plain, section, table
 from fastsd_helpers.cli.flags import add_flags, add_root, command, given_values, subcommands
+from fastsd_helpers.dreambooth.dataset import captioning, preparing
+from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
+from fastsd_helpers.dreambooth.results import hub_upload, learned
+from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig
+from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
+from fastsd_helpers.dreambooth.running import engine, out_of_memory
+from fastsd_helpers.dreambooth.running.live import Journal
+from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import bytes_in, size_in_words
+from fastsd_helpers.sessions import Session
 
 __all__ = ["add_dreambooth"]
 
 
 def add_dreambooth(commands: Any) -> None:
     """Add the group `dreambooth` to the parser."""
-    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig
-    from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-
     group = subcommands(
         commands.add_parser("dreambooth", help="DreamBooth: fine-tune Stable Diffusion on a subject from 5-30 photos")
     )
@@ -59,8 +67,6 @@ def add_dreambooth(commands: Any) -> None:
 
 
 def _add_results(group: Any) -> None:
-    from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
-
     sampling = _session_command(group, "sample", sample, "generate images with a session's latest checkpoint")
     add_flags(sampling, SampleConfig)
     exporting = _session_command(group, "export", export, "export a session's checkpoint to a single model file")
@@ -68,8 +74,6 @@ def _add_results(group: Any) -> None:
 
 
 def _add_rest(group: Any) -> None:
-    from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig
-
     deleting = _session_command(group, "delete", delete, "delete a session, or one of its checkpoints, after asking")
     deleting.add_argument("--checkpoint", metavar="NAME", help="delete only this checkpoint (`show` lists them)")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
@@ -120,8 +124,6 @@ def _session_command(
 
 
 def new_session(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.sessions import Session
-
     session = Session.create(chosen.session, root=chosen.root)
     lines = [
         f"Created the session {session.name} in {session.folder}",
@@ -131,10 +133,7 @@ def new_session(chosen: argparse.Namespace) -> Answer:
 
 
 def list_sessions(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.drive import sessions_root
-    from fastsd_helpers.sessions import list_sessions
-
-    root, found = sessions_root(chosen.root), list_sessions(chosen.root)
+    root, found = drive.sessions_root(chosen.root), sessions.list_sessions(chosen.root)
     data = {"path": root, "sessions": found}
     if not found:
         return Answer(data, [f"No sessions in {root}.", "Create one: fastsd dreambooth new NAME"])
@@ -156,10 +155,8 @@ def _progress(stage: str | None, step: int, steps: int) -> str:
 
 
 def show_session(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.sessions import list_sessions
-
     session = open_session(chosen)
-    summary = next(item for item in list_sessions(session.folder.parent) if item.folder == session.folder)
+    summary = next(item for item in sessions.list_sessions(session.folder.parent) if item.folder == session.folder)
     kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
     # The model card and its picture lie beside them.
     models = (path for path in session.exports.glob("[!.]*") if path.suffix in (".safetensors", ".ckpt"))
@@ -199,25 +196,17 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def prepare(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.dataset.preparing import PrepareConfig, prepare
-
     config = PrepareConfig(**given_values(chosen, PrepareConfig))
     session = open_session(chosen)
-    result = prepare(config, session)
+    result = preparing.prepare(config, session)
     data = {"session": session.name, "path": session.folder, **plain(result)}
     return Answer(data, [*result.lines(), f"Next: fastsd dreambooth train {session.name}"])
 
 
 def train(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.running.live import Journal
-    from fastsd_helpers.dreambooth.running.out_of_memory import explain_shortage
-    from fastsd_helpers.dreambooth.settings import DreamBoothConfig
-
     # Made first, so that every bad setting is named before a folder or a model is looked for.
     config = DreamBoothConfig(**given_values(chosen, DreamBoothConfig))
     session = open_session(chosen)
-    from fastsd_helpers.dreambooth.running import engine
-
     if chosen.dry_run:
         more = {"more_steps": chosen.more_steps, "more_text_encoder_steps": chosen.more_text_encoder_steps}
         plan = engine.plan(config, session, restart=chosen.restart, rehearse=True, **more)
@@ -225,7 +214,7 @@ def train(chosen: argparse.Namespace) -> Answer:
             {"session": session.name, "path": session.folder, **plain(plan)}, [*plan.lines(), "Nothing was trained."]
         )
     # Whoever watches from a notebook reads what the journal notes.
-    with explain_shortage(session):
+    with out_of_memory.explain_shortage(session):
         result = engine.train(
             config,
             session,
@@ -253,22 +242,17 @@ def train(chosen: argparse.Namespace) -> Answer:
 
 
 def sample(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.results.learned import SampleConfig, sample
-    from fastsd_helpers.files import sha256_of
-
     config = SampleConfig(**given_values(chosen, SampleConfig))
     session = open_session(chosen)
-    result = sample(config, session)
+    result = learned.sample(config, session)
     lines = [f"Generated after {result.stage} step {result.step}: {result.path}"]
-    return Answer({"session": session.name, **plain(result), "sha256": sha256_of(result.path)}, lines)
+    return Answer({"session": session.name, **plain(result), "sha256": files.sha256_of(result.path)}, lines)
 
 
 def export(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.results.learned import ExportConfig, export
-
     config = ExportConfig(**given_values(chosen, ExportConfig))
     session = open_session(chosen)
-    result = export(config, session)
+    result = learned.export(config, session)
     facts = {"size": size_in_words(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}
     lines = [
         f"Written and read back: {result.path}",
@@ -278,23 +262,21 @@ def export(chosen: argparse.Namespace) -> Answer:
 
 
 def delete(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.sessions import delete_checkpoint, delete_session, room_note
-
     session = open_session(chosen)
     what, folder = f"the session {session.name}{_with_photos(session.folder)}", session.folder
     if chosen.checkpoint:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
         if folder not in _folders_in(session.checkpoints):
-            delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
+            sessions.delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
     question = f"Delete {what} ({size_in_words(bytes_in(folder))})?"
     if not chosen.yes and not _agreed(question, folder):
         data = {"session": session.name, "path": folder, "deleted": False, "bytes": 0}
         return Answer(data, ["Nothing was deleted."])
     if chosen.checkpoint:
-        freed = delete_checkpoint(session, chosen.checkpoint)
+        freed = sessions.delete_checkpoint(session, chosen.checkpoint)
     else:
-        freed = delete_session(session.name, root=chosen.root)
-    note = room_note(session.folder.parent, checkpoint=chosen.checkpoint)
+        freed = sessions.delete_session(session.name, root=chosen.root)
+    note = sessions.room_note(session.folder.parent, checkpoint=chosen.checkpoint)
     lines = [f"Deleted {what}: {size_in_words(freed)}.", *filter(None, [note])]
     return Answer({"session": session.name, "path": folder, "deleted": True, "bytes": freed}, lines)
 
@@ -316,9 +298,7 @@ def _agreed(question: str, folder: Path) -> bool:
 
 
 def import_session(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.sessions import import_session
-
-    result = import_session(chosen.session, source=chosen.source, root=chosen.root)
+    result = sessions.import_session(chosen.session, source=chosen.source, root=chosen.root)
     data = {
         "session": result.session.name,
         "path": result.session.folder,
@@ -331,21 +311,16 @@ def import_session(chosen: argparse.Namespace) -> Answer:
 
 
 def caption(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.dataset.captioning import find_picture, prompt_rows, set_caption
-
     session = open_session(chosen)
     changes = [_file_and_words(text) for text in chosen.set] + [(name, None) for name in chosen.clear]
     for name, _words in changes:  # all of them are looked up before the first one is written
-        find_picture(session, name)
+        captioning.find_picture(session, name)
     for name, words in changes:
-        set_caption(session, name, words)
+        captioning.set_caption(session, name, words)
     written = []
     if chosen.auto or chosen.captioner:
-        from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
-        from fastsd_helpers.dreambooth.dataset.captioning import caption_pictures
-
-        written = caption_pictures(session, model=chosen.captioner or DEFAULT_CAPTIONER)
-    rows = prompt_rows(session)
+        written = captioning.caption_pictures(session, model=chosen.captioner or DEFAULT_CAPTIONER)
+    rows = captioning.prompt_rows(session)
     changed = len(changes) + len(written)
     data = {"session": session.name, "path": session.captions, "changed": changed, "prompts": plain(rows)}
     cells = [
@@ -370,10 +345,8 @@ def _file_and_words(text: str) -> tuple[str, str]:
 
 
 def upload(chosen: argparse.Namespace) -> Answer:
-    from fastsd_helpers.dreambooth.results.hub_upload import UploadConfig, upload
-
     config = UploadConfig(**given_values(chosen, UploadConfig))
-    result = upload(config, open_session(chosen))
+    result = hub_upload.upload(config, open_session(chosen))
     lines = [
         f"Uploaded and compared: {result.url}",
         *pairs({"private": result.private, "files": result.files, "sha256": result.sha256}),
