@@ -39,6 +39,7 @@ __all__ = [
     "in_notebook",
     "install_command",
     "load_peft",
+    "logger",
     "make_cpu_sums_repeatable",
     "name_arithmetic",
     "peak_memory_bytes",

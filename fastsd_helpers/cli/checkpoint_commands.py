@@ -1,7 +1,6 @@
 """The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
 
 __all__ = ["add_checkpoints"]
-
-_log = logging.getLogger("fastsd_helpers")
 
 
 def add_checkpoints(commands: Any) -> None:
@@ -102,7 +100,7 @@ def inspect(chosen: argparse.Namespace) -> Answer:
 
 
 def _look(done: int, whole: int) -> None:
-    _log.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
+    logger.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
 
 
 def measure(chosen: argparse.Namespace) -> Answer:

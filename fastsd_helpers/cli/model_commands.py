@@ -1,7 +1,6 @@
 """The commands about models: `fastsd models` and `fastsd controlnet`."""
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from fastsd_helpers.controlnet import UIS
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.model_lookup import READER
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.placing import bundles
 
 __all__ = ["add_models"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _UNCHECKED = "Sizes and hashes are from published lists; a download that does not match its hash is refused."
 

@@ -4,7 +4,6 @@ A command line can be read by every program of the machine, and is kept in the s
 """
 
 import argparse
-import logging
 import os
 import re
 import stat
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.runtime import logger
 
 __all__ = ["add_password_flags", "given_password", "refuse_typed_secrets"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _LONGEST_BYTES = 4096
 _WAYS = "--password-file FILE (- for standard input), --ask-password, or FASTSD_PASSWORD in the environment"

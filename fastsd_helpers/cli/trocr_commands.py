@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import json
-import logging
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from fastsd_helpers.cli.flags import add_flags, command, given_values, subcomman
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages import inputs, page_reader
 from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, serve
@@ -30,8 +30,6 @@ from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.progress import JOURNAL
 
 __all__ = ["DEFAULT_READER", "add_trocr"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 DEFAULT_READER = "trocr-base-handwritten"
 

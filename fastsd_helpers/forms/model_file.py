@@ -1,6 +1,5 @@
 """Look at a model file, or convert it, from a notebook: what `inspect` and `convert` do, in sentences."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,9 @@ from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.tools import inspected
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 
 __all__ = ["ModelFileConfig", "look_or_convert"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ that is gone, the newest session.json tells.
 
 import contextlib
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastsd_helpers.errors import FastSDError, SessionNotFound
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.widgets.known import OTHER
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import is_old_session
 from fastsd_helpers.sessions.record import RECORD, TWINS
 
@@ -37,8 +36,6 @@ __all__ = [
     "say_twin",
     "session_choices",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 FIRST_NAME, FIRST_READING_NAME = "my-subject", "my-handwriting"
 SESSIONS, READINGS = Path("Fast-Dreambooth", "Sessions"), Path("Fast-TrOCR", "Sessions")

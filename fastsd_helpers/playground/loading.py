@@ -1,6 +1,5 @@
 """A pipeline from its folder: in the dtype its family wants, and placed by the memory that is free."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,10 @@ from fastsd_helpers.container import find_memory_left
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
-from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.runtime import Device, describe_device, logger
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer
 
 __all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SHARE_OF_GPU = 0.8  # what weights may take of its free memory; the rest is for the computation
 _SHARE_OF_MEMORY = 0.95  # of the machine's own that is free, while weights are read

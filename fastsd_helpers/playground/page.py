@@ -1,7 +1,6 @@
 """The page itself, in Gradio: it listens on this machine alone; a public link goes through the login gate."""
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +9,10 @@ from fastsd_helpers.errors import DependencyMissing, SettingsError
 from fastsd_helpers.images.files import picture_field
 from fastsd_helpers.options import Checked, option
 from fastsd_helpers.playground.artist import Artist, open_artist
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import LocalPage, TunnelConfig, import_gradio, require_shareable
 
 __all__ = ["Page", "PlaygroundConfig", "open_playground"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)

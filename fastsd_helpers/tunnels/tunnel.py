@@ -1,6 +1,5 @@
 """A public link: opened by one service or the first that works, checked, watched, reopened, closed."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from fastsd_helpers.errors import (
     TunnelServiceDown,
     TunnelTokenRefused,
 )
-from fastsd_helpers.runtime import colab_link
+from fastsd_helpers.runtime import colab_link, logger
 from fastsd_helpers.tunnels.gate.login import Login, choose_login
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
 from fastsd_helpers.tunnels.gate.server import Gate, open_gate
@@ -22,8 +21,6 @@ from fastsd_helpers.tunnels.services.probe import answers_nonce, port_answers, w
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 
 __all__ = ["Tunnel", "open_tunnel"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _CHECK_S = 40  # for a fresh link to lead here
 _MISSES = 2  # checks in a row that must fail before a link counts as dead

@@ -1,6 +1,5 @@
 """What a notebook's last cells call: export, upload, and giving the machine back when everything is safe."""
 
-import logging
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.results.finishing import finished_result
@@ -11,13 +10,11 @@ from fastsd_helpers.drive import flush_drive
 from fastsd_helpers.errors import SessionUnfinished, VerificationFailed
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.forms.widgets.form import require
-from fastsd_helpers.runtime import end_runtime
+from fastsd_helpers.runtime import end_runtime, logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
 __all__ = ["disconnect_when_safe", "export_model", "unfinished", "upload_model"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def export_model(config: ExportConfig, session: Session) -> ExportResult | None:

@@ -1,7 +1,6 @@
 """What a notebook's cells call before the training: which session, and which photos."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from fastsd_helpers.errors import DatasetError, SessionNotFound
 from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.options import Checked, option
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import Session, import_session, is_old_session
 
 __all__ = ["SessionConfig", "open_session", "prepare_pictures"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _LINK = "drive.google.com/"
 

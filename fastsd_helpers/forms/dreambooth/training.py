@@ -1,7 +1,6 @@
 """The training cell: start the child process or find the one that runs, show it, stop it, hand its result back."""
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +14,11 @@ from fastsd_helpers.forms.dreambooth.live_view import LiveView
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.work_view import wait_for
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
 __all__ = ["RunConfig", "run_training"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)

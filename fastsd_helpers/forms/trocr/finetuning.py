@@ -15,6 +15,7 @@ from fastsd_helpers.forms.widgets.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.widgets.view import draw_notice, draw_table, in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult
@@ -32,8 +33,6 @@ __all__ = [
     "teach_reader",
     "words_of_news",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SHOWN = 20
 _RELOADED = (

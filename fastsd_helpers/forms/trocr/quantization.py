@@ -1,7 +1,6 @@
 """Shrinking the reader in a notebook: an int8 copy for computers without a GPU, and what it costs."""
 
 import html
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,12 @@ from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.forms.widgets.view import draw_table, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.dataset import write_table
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.session_teaching import Taught, taught_reader
 
 __all__ = ["ShrinkView", "shrink_reader"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _TRIALS = 3  # fp32, dynamic, static
 

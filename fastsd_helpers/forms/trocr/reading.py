@@ -1,7 +1,6 @@
 """What the handwriting notebook's cells call: the session, the images and how they are read."""
 
 import html
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,12 @@ from fastsd_helpers.forms.widgets.polling import answer_widgets
 from fastsd_helpers.forms.widgets.view import in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView
 from fastsd_helpers.options import Checked, option
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _KINDS = "image/*,.heic,.heif,.tif,.tiff,.pdf,.zip"
 _SAID = 6

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
 from fastsd_helpers.playground import Page, PlaygroundConfig
-from fastsd_helpers.runtime import describe_device, in_notebook, where
+from fastsd_helpers.runtime import describe_device, in_notebook, logger, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
     ControlNetConfig,
@@ -54,8 +53,6 @@ __all__ = [
     "share_ui",
     "start_ui",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _known: "dict[Path, NotebookUI]" = {}  # by store, the one opened last at the end
 # What a start that is asked for again may differ in, without the web UI being started anew.

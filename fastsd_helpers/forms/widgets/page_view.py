@@ -10,12 +10,10 @@ from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, make_frame
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.runtime import logger, redact
 from fastsd_helpers.tunnels import LocalPage
 
 __all__ = ["PageView"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 Page = TypeVar("Page", bound=LocalPage)
 

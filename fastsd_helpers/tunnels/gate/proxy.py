@@ -3,10 +3,10 @@
 import asyncio
 import base64
 import contextlib
-import logging
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.connection import Connection
 from fastsd_helpers.tunnels.gate.cookie import NAMES, cookie_pairs
 from fastsd_helpers.tunnels.gate.login import Login
@@ -15,8 +15,6 @@ from fastsd_helpers.tunnels.gate.passing import answer_headers
 from fastsd_helpers.tunnels.gate.upstream import open_session
 
 __all__ = ["Proxy"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # What may wait to be sent on a connection before reading stops: enough that both ends work at the same time.
 _HELD_BYTES = 2**20

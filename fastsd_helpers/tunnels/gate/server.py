@@ -7,13 +7,13 @@ it installed already.
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, TunnelError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.connection import Connection, Doors, keep_quiet, make_server
 from fastsd_helpers.tunnels.gate.entrance import ALIVE_PATH, Entrance, plain
 from fastsd_helpers.tunnels.gate.login import Login, LoginLimiter
@@ -21,8 +21,6 @@ from fastsd_helpers.tunnels.gate.passing import ClosedPath, is_user_file, refusa
 from fastsd_helpers.tunnels.gate.proxy import Proxy
 
 __all__ = ["ALIVE_PATH", "Gate", "open_gate"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def open_gate(

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import os
 import platform
 import re
@@ -27,7 +26,7 @@ from fastsd_helpers.errors import (
     TunnelToolMissing,
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for, with_this_package
-from fastsd_helpers.runtime import secret
+from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.tunnels.services.holder import MARK
 from fastsd_helpers.tunnels.services.node_packages import bring_client
 from fastsd_helpers.tunnels.services.probe import ask, read_json
@@ -36,8 +35,6 @@ from fastsd_helpers.tunnels.services.refusals import explain_ngrok, short, unkno
 from fastsd_helpers.tunnels.settings import TunnelConfig
 
 __all__ = ["SERVICES", "Running", "find_token", "frpc_places", "require_package", "require_token"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # gradio's own statement is "at most a week"; its server has also been set to 72 hours, which is what is promised here.
 _GRADIO_HOURS = 72

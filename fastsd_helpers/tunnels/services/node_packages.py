@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -11,11 +10,10 @@ from pathlib import Path
 from fastsd_helpers.errors import TunnelToolMissing
 from fastsd_helpers.files import placed
 from fastsd_helpers.processes import Child, environment_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.services.programs import copy_hashed, programs_folder, remove_whatever
 
 __all__ = ["CLIENT_SHA256", "CLIENT_VERSION", "bring_client", "keep_client", "node_missing"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 CLIENT_VERSION = "2.0.2"
 _LOCK = Path(__file__).with_name("localtunnel.lock.json")

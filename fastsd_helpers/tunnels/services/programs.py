@@ -7,7 +7,6 @@ program that the user has installed is the user's own, and is run as it is.
 
 import contextlib
 import hashlib
-import logging
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from fastsd_helpers.downloads.transfer import part_name, transfer
 from fastsd_helpers.errors import FastSDError, TunnelToolMissing
 from fastsd_helpers.files import placed, write_all
 from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.runtime import logger
 
 __all__ = [
     "PAUSES_S",
@@ -36,8 +36,6 @@ __all__ = [
     "remove_whatever",
     "this_machine",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FRPC = "https://cdn-media.huggingface.co/frpc-gradio-0.3/frpc_"
 _CLOUDFLARED = "https://github.com/cloudflare/cloudflared/releases/download/2026.9.1/cloudflared-"

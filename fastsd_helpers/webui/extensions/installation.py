@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.files import check_room, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
 from fastsd_helpers.webui.extensions.owned import OwnExtensions
 from fastsd_helpers.webui.extensions.repositories import clone, commit_of, read_mirrors
@@ -20,8 +21,6 @@ from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 from fastsd_helpers.wheels import install, make_environment
 
 __all__ = ["InstallResult", "folder_of", "install_webui"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _ROOM_BYTES = 12 * 10**9  # environment with CUDA and what is unpacked meanwhile
 _SAY_EVERY_S = 30.0

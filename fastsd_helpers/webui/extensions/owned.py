@@ -1,12 +1,12 @@
 """The owner's extensions at an installation: added, brought back from the store, made ready, switched off by name."""
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DriveError, FastSDError, SettingsError, WebUIError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository, WebUI
 from fastsd_helpers.webui.extensions.kept import (
     KeptExtension,
@@ -24,8 +24,6 @@ from fastsd_helpers.webui.places import Places
 from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 
 __all__ = ["OwnExtensions"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _Step = Callable[[str, Callable[[], Any]], None]
 

@@ -1,7 +1,6 @@
 """Code at an exact commit, from the first of several places that has it."""
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -13,11 +12,10 @@ from fastsd_helpers.downloads.links import holds_secret, show_typed
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.files import file_errors, unfinished_name
 from fastsd_helpers.processes import environment_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository
 
 __all__ = ["clone", "commit_of", "list_own_files", "pack", "read_mirrors", "revision_of", "unpack"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 900

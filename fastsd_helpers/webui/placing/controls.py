@@ -1,6 +1,5 @@
 """ControlNets where a web UI looks for them: those of the table by task, and any other file."""
 
-import logging
 from dataclasses import dataclass
 
 from fastsd_helpers.controlnet import (
@@ -15,14 +14,13 @@ from fastsd_helpers.errors import ModelError, ModelNotFound
 from fastsd_helpers.files import check_room, size_in_words
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 from fastsd_helpers.webui.placing.model_files import base_family, look_at, require_kind
 from fastsd_helpers.webui.placing.models import PlacedModel, listed, place
 
 __all__ = ["ControlNetConfig", "place_controlnet", "place_controlnets"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _ALL = "all"
 _NO_TASK = ("file", "folder", "link", "hub")  # what a word can be besides a task or a row's key

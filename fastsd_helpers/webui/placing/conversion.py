@@ -1,6 +1,5 @@
 """One file of a folder or a repository of the Hub: a whole pipeline converted, or the single weights file it holds."""
 
-import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +9,12 @@ from fastsd_helpers.errors import ModelError
 from fastsd_helpers.files import check_room, placed
 from fastsd_helpers.model_lookup import CONTROLNET, LORA, ModelKind, Name, base_model, find_folder, lora_file
 from fastsd_helpers.registry import ModelSpec, family_of
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.placing.bundles import require_family
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, ENDINGS
 
 __all__ = ["converted", "from_folder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:

@@ -1,7 +1,6 @@
 """Models where a web UI looks for them: found, looked at, converted when needed, and linked, not copied."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, file_errors, new_link
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, require_folder, store_folder
@@ -39,8 +39,6 @@ __all__ = [
     "place_models",
     "place_needed",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 _WIDTH = 320  # of the first layer of every Stable Diffusion that web UIs know

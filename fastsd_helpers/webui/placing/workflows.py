@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, PlacedModel, base_family
 
 __all__ = ["make_workflow", "write_workflow"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _PROMPT = "a photo of a lighthouse at dusk, warm light in its windows"
 _SIDE = {"sd15": 512, "sd21": 768}  # px; every other family draws at 1024

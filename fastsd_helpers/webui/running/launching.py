@@ -1,6 +1,5 @@
 """Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
 
-import logging
 import re
 import threading
 import time
@@ -13,7 +12,7 @@ from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.processes import Child, LogTail
-from fastsd_helpers.runtime import secret
+from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
@@ -52,8 +51,6 @@ __all__ = [
     "share_in_background",
     "share_port",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
