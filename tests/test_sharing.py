@@ -307,7 +307,7 @@ def test_the_commands_refuse_before_a_model_is_loaded(
     from fastsd_helpers.cli import main
 
     monkeypatch.setattr("fastsd_helpers.playground.page.open_artist", lambda *_, **__: pytest.fail("it was loaded"))
-    monkeypatch.setattr("fastsd_helpers.trocr.reading.reader.Reader", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr("fastsd_helpers.cli.trocr_commands.Reader", lambda *_, **__: pytest.fail("it was loaded"))
     assert main([*words, "--json"]) == 2
     assert said in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
 

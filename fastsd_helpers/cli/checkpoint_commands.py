@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import bench, options
-from fastsd_helpers.bench import BENCHMARKS
 from fastsd_helpers.checkpoints import converter, inspector
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
@@ -47,7 +46,7 @@ def add_checkpoints(commands: Any) -> None:
     inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
     add_flags(inspecting, InspectConfig)
     group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
-    for name, row in BENCHMARKS.items():
+    for name, row in bench.BENCHMARKS.items():
         measuring = command(group, name, measure, row.about)
         add_flags(measuring, bench.load_benchmark(name).Settings)
         measuring.set_defaults(benchmark=name)

@@ -7,10 +7,8 @@ from typing import Any
 from fastsd_helpers import controlnet, downloads, files, model_lookup, registry
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
 from fastsd_helpers.cli.flags import command, subcommands
-from fastsd_helpers.controlnet import UIS
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
-from fastsd_helpers.model_lookup import READER
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.placing import bundles
 
@@ -89,7 +87,7 @@ def get_model(chosen: argparse.Namespace) -> Answer:
     ref, name = chosen.ref, model_lookup.understand(chosen.ref)
     kind = name.spec.kind if name.spec else ""
     if kind == "reader":
-        return _folder_answer(model_lookup.find_folder(ref, READER), None)
+        return _folder_answer(model_lookup.find_folder(ref, model_lookup.READER), None)
     if name.what not in ("link", "file") and kind in ("", "base") and not chosen.file:
         folder = model_lookup.fetch_model(ref)
         return _folder_answer(folder, downloads.model_hash(folder))
@@ -114,10 +112,12 @@ def _folder_answer(folder: Path, sha256: str | None) -> Answer:
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
     found = controlnet.find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
     if not found and chosen.task:
-        controlnet.find_controlnet(chosen.base, chosen.task, ui=chosen.ui or next(iter(UIS)))  # says what works instead
+        controlnet.find_controlnet(
+            chosen.base, chosen.task, ui=chosen.ui or next(iter(controlnet.UIS))
+        )  # says what works instead
     if not found:
-        others = sorted({UIS[ui] for row in controlnet.find_controlnets(chosen.base) for ui in row.uis})
-        where = f" in {UIS[chosen.ui]}" if chosen.ui else ""
+        others = sorted({controlnet.UIS[ui] for row in controlnet.find_controlnets(chosen.base) for ui in row.uis})
+        where = f" in {controlnet.UIS[chosen.ui]}" if chosen.ui else ""
         raise ModelError(
             f"There is no {chosen.task or ''} ControlNet for {chosen.base}{where}.".replace("no  ", "no "),
             f"ControlNets for it run in {', '.join(others)}.",

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import background, files, processes
-from fastsd_helpers.cli import answers
-from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section, table
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.errors import SettingsError
@@ -22,12 +21,10 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages import inputs, page_reader
 from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, serve
-from fastsd_helpers.trocr.reading.folder import FORMATS
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
-from fastsd_helpers.trocr.teaching.progress import JOURNAL
 
 __all__ = ["DEFAULT_READER", "add_trocr"]
 
@@ -142,11 +139,15 @@ def read(chosen: argparse.Namespace) -> Answer:
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
         )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
-    if format not in FORMATS:
-        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
+    if format not in folder.FORMATS:
+        raise SettingsError(
+            f"--out ends in .{format}.", f"Choose one of .{', .'.join(folder.FORMATS)}, or add --format."
+        )
     if chosen.out and not whole_folder:
         if chosen.out.is_dir():
-            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(FORMATS)}.")
+            raise SettingsError(
+                f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(folder.FORMATS)}."
+            )
         files.check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
@@ -231,7 +232,7 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
         result = finetuning.finetune(
             config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=progress.note_progress(background.local_folder(chosen.out) / JOURNAL), stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
@@ -254,7 +255,7 @@ def quantize(chosen: argparse.Namespace) -> Answer:
     ]  # fmt: skip
     head = ["NUMBERS", "SIZE", "LINES/S", "CER", "SAME TEXT"]
     told = f"Written ({result.method}): {result.path}" if result.path else "Nothing was written."
-    return Answer(plain(result), [told, result.why, *answers.table(head, rows)])
+    return Answer(plain(result), [told, result.why, *table(head, rows)])
 
 
 def share(chosen: argparse.Namespace) -> Answer:

@@ -1,11 +1,13 @@
 """Draws with a model or a session: from noise, from an image, steered by a ControlNet, with a LoRA added."""
 
+import inspect
 import secrets
 import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.dreambooth.training.single_files import make_base
 from fastsd_helpers.errors import SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import fetch_model
@@ -180,8 +182,6 @@ def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> 
 
 
 def _takes(pipe: Any, name: str) -> bool:
-    import inspect
-
     return name in inspect.signature(pipe.__call__).parameters
 
 
@@ -238,8 +238,6 @@ def open_artist(
             f"The session {session.name} does not say which base model it was trained from.",
             "Name its finished model instead: " + str(made),
         )
-    from fastsd_helpers.checkpoints import convert
-
     folder = fetch_model(base, convert=make_base)
     spec = spec_of(base, folder)
     if is_lora(made):
@@ -250,7 +248,7 @@ def open_artist(
     with tempfile.TemporaryDirectory() as scratch:
         # A finished model is one file; the base lends it the tokenizer and the exact shape.
         learned = Path(scratch) / "learned"
-        convert(made, learned, base=folder)
+        checkpoints.convert(made, learned, base=folder)
         after = load_pipeline(learned)
     steering = _steering(after, controlnet, spec.family)
     return Artist(f"session {session.name}", spec, after, load_pipeline(folder), steering=steering)

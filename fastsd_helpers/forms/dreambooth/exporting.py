@@ -1,5 +1,6 @@
 """What a notebook's last cells call: export, upload, and giving the machine back when everything is safe."""
 
+import dataclasses
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.results.finishing import finished_result
@@ -29,8 +30,7 @@ def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
         logger.info("Training has already written this file: %s", done["path"])
         return None
     # The file is named after the session, its step and its format: written again it is the same file.
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    result = export(ExportConfig(**values | {"overwrite": config.overwrite or not config.out}), session)
+    result = export(dataclasses.replace(config, overwrite=config.overwrite or not config.out), session)
     logger.info("Written and read back: %s (sha256 %s)", result.path, result.sha256)
     return result
 

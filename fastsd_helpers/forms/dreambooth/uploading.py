@@ -40,15 +40,13 @@ def uploaded_files(value: Any) -> list[tuple[str, bytes]]:
 
 def show_photos_form(session: Session) -> "PhotosForm":
     """Make the form for the photos of a session; the last line of a cell displays it."""
-    return PhotosForm(session)
+    return PhotosForm(PrepareConfig, session=session)
 
 
 class PhotosForm(Form[PrepareConfig]):
     """Settings of `prepare` with an upload button; what is uploaded is kept in the session and becomes `images`."""
 
-    def __init__(self, session: Session) -> None:
-        self._photos_of = session
-        super().__init__(PrepareConfig, session=session)
+    _session: Session
 
     def _draw(self) -> Any:
         widgets = load_widgets()
@@ -58,7 +56,7 @@ class PhotosForm(Form[PrepareConfig]):
         self._bridge = FileBridge(_KINDS, lambda name, data: self._keep([(name, data)]))
         self._small = widgets.FileUpload(accept=_KINDS, multiple=True, layout=layout(width="150px"))
         self._small.observe(lambda _change: self._keep(uploaded_files(self._small.value)), names="value")
-        self._list = UploadList(self._photos_of, self._removed)
+        self._list = UploadList(self._session, self._removed)
         self._uploaded = widgets.HTML()
         about = widgets.HTML(
             "<div>Photos (JPEG, PNG, WebP, HEIC), a zip of them, and .txt captions of the same names; or name a folder "
@@ -74,9 +72,9 @@ class PhotosForm(Form[PrepareConfig]):
         if not files:
             return
         try:
-            report = save_uploads(self._photos_of, files)
-            if list_uploads(self._photos_of):
-                self.update(images=str(uploads_folder(self._photos_of)))
+            report = save_uploads(self._session, files)
+            if list_uploads(self._session):
+                self.update(images=str(uploads_folder(self._session)))
         except FastSDError as err:
             self._report.append(f"✗ {err.problem} {err.hint}")
         else:
@@ -89,15 +87,15 @@ class PhotosForm(Form[PrepareConfig]):
         self._count(*again, *self._report[-_LINES:])
 
     def _removed(self) -> None:
-        if not list_uploads(self._photos_of) and self.values()["images"] == str(uploads_folder(self._photos_of)):
+        if not list_uploads(self._session) and self.values()["images"] == str(uploads_folder(self._session)):
             self.update(images="")
         self._report, self._twins = [], 0
         self._count()
 
     def _count(self, *lines: str) -> None:
-        files = list_uploads(self._photos_of)
+        files = list_uploads(self._session)
         try:
-            photos, captions, notes = count_uploads(self._photos_of)
+            photos, captions, notes = count_uploads(self._session)
         except FastSDError as err:
             photos, captions, notes = len(files), 0, [f"✗ {err.problem} {err.hint}"]
         have = (

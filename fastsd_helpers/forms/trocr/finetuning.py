@@ -78,8 +78,9 @@ def show_teach_form(session: ReadingSession) -> "TeachForm":
 class TeachForm(Form[TeachConfig]):
     """Settings of the teaching; above them how many lines there are, and who chose those that are held out."""
 
+    _session: ReadingSession
+
     def __init__(self, session: ReadingSession) -> None:
-        self._reading = session
         self._about = load_widgets().HTML()
         super().__init__(TeachConfig, session=session)
         self._tell()
@@ -95,7 +96,7 @@ class TeachForm(Form[TeachConfig]):
     def _tell(self) -> None:
         try:
             settings = learning_settings(TeachConfig(**{name: field.read() for name, field in self._fields.items()}))
-            self._about.value = draw_notice(_division(self._reading, settings, self.values()))
+            self._about.value = draw_notice(_division(self._session, settings, self.values()))
         except FastSDError:  # a bad value is said at its field
             self._about.value = ""
 

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import wheels
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.forms.widgets.view import draw_table, show_widget
@@ -78,9 +79,7 @@ def _require_int8() -> None:
     import importlib.util
 
     if any(importlib.util.find_spec(name) is None for name in ("openvino", "nncf")):
-        from fastsd_helpers.wheels import install
-
-        install("trocr-int8")
+        wheels.install("trocr-int8")
 
 
 class ShrinkView:

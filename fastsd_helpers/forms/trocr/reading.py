@@ -19,6 +19,7 @@ from fastsd_helpers.options import Checked, option
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
@@ -69,15 +70,13 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
 
 def show_lines_form(session: ReadingSession) -> "LinesForm":
     """Make the form for the images of a session; the last line of a cell displays it."""
-    return LinesForm(session)
+    return LinesForm(ReadPicturesConfig, session=session)
 
 
 class LinesForm(Form[ReadPicturesConfig]):
     """Settings of reading with an upload button; what is uploaded is kept in the session."""
 
-    def __init__(self, session: ReadingSession) -> None:
-        self._reading = session
-        super().__init__(ReadPicturesConfig, session=session)
+    _session: ReadingSession
 
     def _draw(self) -> Any:
         widgets = load_widgets()
@@ -95,18 +94,18 @@ class LinesForm(Form[ReadPicturesConfig]):
 
     def _keep(self, name: str, data: bytes) -> None:
         try:
-            made = self._reading.save_uploads(name, data)
+            made = self._session.save_uploads(name, data)
         except FastSDError as err:
             self._report.append(f"{err.problem} {err.hint}")
         else:
             self._added, self._there = self._added + len(made.kept), self._there + len(made.there)
             self._report += made.lines()
             if made.kept or made.there:
-                self.update(images=str(self._reading.uploads))
+                self.update(images=str(self._session.uploads))
         self._tell()
 
     def _tell(self) -> None:
-        count = len(self._reading.list_uploads())
+        count = len(self._session.list_uploads())
         have = f"{count} uploaded file{'s' if count != 1 else ''} in this session" if count else "Nothing uploaded yet"
         now = [f"{self._added} added now"] if self._added else []
         now += [f"{self._there} already there, kept only once"] if self._there else []
@@ -127,8 +126,6 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
         DatasetError: there is no image. ModelError and its
         kin: the reader cannot be opened.
     """
-    from fastsd_helpers.trocr.reading.reader import Reader
-
     require(config, ReadPicturesConfig)
     images = config.images or (str(session.uploads) if session.list_uploads() else "")
     if gone := _gone(images, session):

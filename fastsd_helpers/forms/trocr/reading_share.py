@@ -3,6 +3,7 @@
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.runtime import colab_link, in_notebook, where
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig, Served, serve
 from fastsd_helpers.trocr.reading.session import ReadingSession
 
@@ -21,8 +22,6 @@ def share_reader(config: ServeConfig, session: ReadingSession) -> PageView[Serve
     require(config, ServeConfig)
 
     def start() -> Served:
-        from fastsd_helpers.trocr.reading.reader import Reader
-
         return serve(Reader(session.reader), config)
 
     def told(page: Served) -> tuple[str, str]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
+from fastsd_helpers.dreambooth.dataset import captioning
+from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError
 from fastsd_helpers.files import size_in_words
@@ -150,14 +153,12 @@ def show_captioner(session: Session) -> ToolView:
     form = show_form(CaptionerConfig, restore=session)
 
     def describe() -> list[str]:
-        from fastsd_helpers.dreambooth.dataset.captioning import caption_pictures, prompt_rows
-
-        written = set(caption_pictures(session, model=form.config().captioner))
+        written = set(captioning.caption_pictures(session, model=form.config().captioner))
         if not written:
             return ["Every photo has a caption of its own already: nothing was changed."]
         return [
             f"{len(written)} captions were written; cell 3d shows them and lets you change them. The exact prompts:",
-            *(f"{row.image}: {row.prompt}" for row in prompt_rows(session)),
+            *(f"{row.image}: {row.prompt}" for row in captioning.prompt_rows(session)),
         ]
 
     return ToolView("Caption the photos", "The model is loaded and captions the photos…", describe, form=form)
@@ -167,8 +168,6 @@ def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView
     """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained."""
 
     def rehearse() -> list[str]:
-        from fastsd_helpers.dreambooth.running import engine
-
         return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
 
     return ToolView("Dry run", "The model is loaded and a few steps are timed; this may take a minute…", rehearse)
@@ -176,9 +175,7 @@ def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView
 
 def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
     """What a model file is and what is wrong with it, a sentence a line; raises what `checkpoints.inspect` raises."""
-    from fastsd_helpers.checkpoints import inspect
-
-    found = inspect(path, hashes=hashes, scan=scan)
+    found = checkpoints.inspect(path, hashes=hashes, scan=scan)
     formats = ", ".join(f"{name} {size_in_words(count)}" for name, count in found.dtypes.items())
     lines = [
         f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {found.parameters / 1e6:,.1f} million parameters in "

@@ -29,7 +29,7 @@ from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_f
 from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.tunnels.services.holder import MARK
 from fastsd_helpers.tunnels.services.node_packages import bring_client
-from fastsd_helpers.tunnels.services.probe import ask, read_json
+from fastsd_helpers.tunnels.services.probe import ask
 from fastsd_helpers.tunnels.services.programs import bring_program, own_program
 from fastsd_helpers.tunnels.services.refusals import explain_ngrok, short, unknown
 from fastsd_helpers.tunnels.settings import TunnelConfig
@@ -238,9 +238,8 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
 def _quick_tunnel(metrics_port: int) -> str | None:
     """The link as cloudflared's own interface says it. Source: cloudflared, metrics/metrics.go, /quicktunnel."""
     status, text = ask(f"http://127.0.0.1:{metrics_port}/quicktunnel", timeout_s=2)
-    said = read_json(text) if status == 200 else None
-    host = said.get("hostname") if isinstance(said, dict) else None
-    return f"https://{host}" if host else None
+    found = re.search(r'"hostname":\s*"([^"]+)"', text) if status == 200 else None
+    return f"https://{found[1]}" if found else None
 
 
 def _explain_cloudflared(text: str) -> TunnelError | None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.files import check_room, placed
@@ -23,7 +24,6 @@ def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
     Raises:
         WebUIError: this web UI does not run its family. CheckpointError, ModelError: it cannot be had or converted.
     """
-    from fastsd_helpers.checkpoints import convert
 
     def accept(spec: ModelSpec) -> None:
         require_family(ui, spec.family, ref)
@@ -37,7 +37,7 @@ def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
     if target.is_file() and target.stat().st_mtime >= newest:
         return target
     logger.info("%s is converted to one file for %s.", name, ui.title)
-    convert(folder, target, overwrite=True, hashes=False)
+    checkpoints.convert(folder, target, overwrite=True, hashes=False)
     return target
 
 

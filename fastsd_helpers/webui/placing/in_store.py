@@ -6,6 +6,7 @@ A web UI can be switched to any of these families while it runs.
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastsd_helpers.checkpoints import inspector
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.registry import find_model
@@ -83,8 +84,6 @@ def families_in_store(ui: WebUI, places: Places) -> dict[str, str]:
 
 
 def _family_of(path: Path, size: int) -> str | None:
-    from fastsd_helpers.checkpoints.inspector import inspect
-
     if path.suffix == ".gguf":
         return "flux"
     if size < _SMALL_BYTES:
@@ -92,7 +91,7 @@ def _family_of(path: Path, size: int) -> str | None:
     if path.suffix == ".ckpt" or _CERTAIN_BYTES < size < 8 * 10**9:
         return "sdxl" if size > _CERTAIN_BYTES else "sd15"
     try:
-        family = inspect(path, hashes=False).family
+        family = inspector.inspect(path, hashes=False).family
     except FastSDError:
         return "sdxl" if size > _CERTAIN_BYTES else None  # as much memory as its size wants
     return "flux" if family is not None and family.startswith("flux") else family

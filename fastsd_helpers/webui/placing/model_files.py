@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_helpers.checkpoints import inspector
 from fastsd_helpers.downloads import describe_content
 from fastsd_helpers.errors import CheckpointError, ModelError, UnsafeModel
 from fastsd_helpers.files import file_errors
@@ -129,10 +130,8 @@ def _of_gguf(path: Path) -> ModelFile:
 
 
 def _of_tensors(path: Path) -> ModelFile:
-    from fastsd_helpers.checkpoints.inspector import inspect
-
     try:
-        found = inspect(path, hashes=False)
+        found = inspector.inspect(path, hashes=False)
     except UnsafeModel:
         raise
     except CheckpointError as err:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.checkpoints.formats import file_content, sources
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, file_errors, new_link
 from fastsd_helpers.model_lookup import understand
@@ -265,9 +266,7 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
 
 def _name_by_content(source: Path) -> str:
     """A file's name with the ending that its content asks for: a web UI would unpickle a safetensors called .ckpt."""
-    from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
-
-    right = source.suffix.lower() in (".safetensors", ".sft") or not is_safetensors_file(source)
+    right = source.suffix.lower() in (".safetensors", ".sft") or not file_content.is_safetensors_file(source)
     return source.name if right else f"{source.stem}.safetensors"
 
 
@@ -301,12 +300,10 @@ def _say_what_is_missing(model: PlacedModel, ui: WebUI, places: Places) -> None:
 
 def _warn_of_shape(path: Path, ui: WebUI) -> None:
     """Say that a model of other widths, like the embedded one, is for the playground alone."""
-    from fastsd_helpers.checkpoints.formats.sources import open_file
-
     if path.suffix.lower() != ".safetensors" or path.with_suffix(".yaml").is_file():
         return
     try:
-        source = open_file(path)
+        source = sources.open_file(path)
     except CheckpointError:
         return  # what is wrong with it was said already
     try:
