@@ -111,10 +111,8 @@ def _folder_answer(folder: Path, sha256: str | None) -> Answer:
 
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
     found = controlnet.find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
-    if not found and chosen.task:
-        controlnet.find_controlnet(
-            chosen.base, chosen.task, ui=chosen.ui or next(iter(controlnet.UIS))
-        )  # says what works instead
+    if not found and chosen.task:  # says what works instead
+        controlnet.find_controlnet(chosen.base, chosen.task, ui=chosen.ui or next(iter(controlnet.UIS)))
     if not found:
         others = sorted({controlnet.UIS[ui] for row in controlnet.find_controlnets(chosen.base) for ui in row.uis})
         where = f" in {controlnet.UIS[chosen.ui]}" if chosen.ui else ""

@@ -139,15 +139,12 @@ def read(chosen: argparse.Namespace) -> Answer:
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
         )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
+    known = ", .".join(folder.FORMATS)
     if format not in folder.FORMATS:
-        raise SettingsError(
-            f"--out ends in .{format}.", f"Choose one of .{', .'.join(folder.FORMATS)}, or add --format."
-        )
+        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{known}, or add --format.")
     if chosen.out and not whole_folder:
         if chosen.out.is_dir():
-            raise SettingsError(
-                f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(folder.FORMATS)}."
-            )
+            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{known}.")
         files.check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
