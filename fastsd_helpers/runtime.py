@@ -39,7 +39,6 @@ __all__ = [
     "in_notebook",
     "install_command",
     "load_peft",
-    "logger",
     "make_cpu_sums_repeatable",
     "name_arithmetic",
     "peak_memory_bytes",
@@ -53,7 +52,7 @@ __all__ = [
     "where",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
+logger = logging.getLogger("fastsd_helpers")  # of every module
 
 REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
 REVISION = "main"  # the branch or tag that is installed from there
