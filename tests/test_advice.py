@@ -100,7 +100,7 @@ def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
     Image.frombytes("RGB", (90, 60), random.Random(1).randbytes(90 * 60 * 3)).save(folder / "zib robot.png")
     prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session)
     monkeypatch.setattr(engine.TrainingContext, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs squares"):
+    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs square images"):
         train(config_for(small_base), small_session)
     assert "run" not in small_session.record
 

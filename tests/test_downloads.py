@@ -204,7 +204,7 @@ def test_a_single_file_becomes_a_base_model_through_a_converter_once(tmp_path, m
 
 
 def test_a_key_that_is_no_base_model_is_told_what_it_is():
-    with pytest.raises(ModelError, match=r"'sdxl-vae' \(SDXL VAE that works in fp16\) is no base model"):
+    with pytest.raises(ModelError, match=r"'sdxl-vae' \(SDXL VAE that works in fp16\) is not a base model"):
         fetch_model("sdxl-vae")
 
 
@@ -214,7 +214,7 @@ def test_a_key_that_is_no_base_model_is_told_what_it_is():
 def test_what_is_neither_folder_nor_key_nor_hub_id_says_where_was_looked(ref, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ModelNotFound, match="no folder of that name, it is no registry key, and it is no Hub id"
+        ModelNotFound, match="no folder of that name, it is not a registry key, and it is not a Hub id"
     ) as caught:
         fetch_model(ref)
     assert "sd15-inpaint" in caught.value.hint

@@ -74,7 +74,7 @@ REFUSED = {
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(60), "compressed"),
     "mp4": (lambda: b"\0\0\0\x20ftypisom" + bytes(60), "video"),
     "wav": (lambda: b"RIFF\x24\0\0\0WAVEfmt " + bytes(60), "video or sound"),
-    "tga": (lambda: saved("TGA"), "no image that can be read"),
+    "tga": (lambda: saved("TGA"), "not an image that can be read"),
     "xbm": (lambda: saved("XBM", drawing().convert("1")), "text file"),
     "xpm": (lambda: b"/* XPM */ static char *a[] = {", "XPM"),
     "empty": (lambda: b"", "empty"),

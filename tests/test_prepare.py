@@ -379,7 +379,7 @@ BAD = {
     "web page": (lambda: b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
     "lfs pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "empty": (lambda: b"", "is empty"),
-    "noise": (lambda: bytes(range(256)) * 9, "is no image"),
+    "noise": (lambda: bytes(range(256)) * 9, "is not an image"),
     "bomb": (lambda: huge_png(30_000, 30_000), "more than 128 megapixels"),
     "bomb below pillow's own limit": (lambda: huge_png(13_000, 13_000), "13000 x 13000: more than 128 megapixels"),
     "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "truncated or damaged"),
@@ -774,7 +774,7 @@ def test_boxes_that_do_not_fit_stop_the_run_and_change_nothing(
     with pytest.raises(DatasetError, match=problem):
         run(session, folder, boxes=str(boxes))
     assert not list(session.instance_images.iterdir())
-    with pytest.raises(DatasetError, match="no file of boxes"):
+    with pytest.raises(DatasetError, match="no file of crop boxes"):
         run(session, folder, boxes=str(tmp_path / "gone.json"))
 
 

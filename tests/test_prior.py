@@ -181,7 +181,7 @@ def test_the_best_checkpoint_is_kept_offered_and_exported(small_base, small_sess
     made = export(ExportConfig(checkpoint="best", dtype="fp32", out=str(tmp_path / "best.safetensors")), small_session)
     assert made.step == 1
     kept = learned(small_session, "best")
-    with pytest.raises(CheckpointError, match="no whole checkpoint 'worst'") as caught:
+    with pytest.raises(CheckpointError, match="no complete checkpoint 'worst'") as caught:
         export(ExportConfig(checkpoint="worst"), small_session)
     assert "Choose best, or one of: " in caught.value.hint
 

@@ -198,7 +198,7 @@ def test_packed_answers_stay_packed() -> None:
 def test_a_forward_proxys_requests_are_refused(gate: Gate) -> None:
     for method, path in (("GET", "http://example.com/"), ("OPTIONS", "*"), ("GET", f"{gate.url}/headers")):
         status, _, text = send(gate.port, path, method=method)
-        assert (status, text) == (400, b"This is no forward proxy.\n")
+        assert (status, text) == (400, b"This is not a forward proxy.\n")
 
 
 def test_a_server_that_is_away_is_said_so_and_found_again_when_it_is_back() -> None:

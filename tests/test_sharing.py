@@ -121,7 +121,7 @@ def test_a_program_that_is_named_and_not_there_is_said(
 ) -> None:
     if kind == "ngrok" and importlib.util.find_spec("pyngrok") is None:
         pytest.skip("pyngrok is not installed")
-    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").write_text("not a program")
     for named in (tmp_path / "nowhere", tmp_path / "text", tmp_path):
         monkeypatch.setenv(variable, str(named))
         with pytest.raises(TunnelToolMissing, match=f"{variable} names"):

@@ -148,7 +148,7 @@ def test_the_folder_may_be_changed_in_the_same_kernel_after_the_start(
     assert webui.look() is not None, "there is one web UI, whichever folder is looked from"
     forms.show_stop(other)._stop.click()
     assert pid(folder) == 0
-    with pytest.raises(WebUIError, match="The web UI does not run"):
+    with pytest.raises(WebUIError, match="The web UI is not running"):
         cells.share_ui(LINK, webui)
 
 

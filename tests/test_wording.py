@@ -97,7 +97,7 @@ def test_no_message_shows_a_flag_below_a_cell(where: str, text: str) -> None:
             "extra_args (--extra-args) has --share, --port, which is set elsewhere here",
             "extra args has --share, --port, which is set elsewhere here",
         ),
-        ("The file '--odd name.png' is no image.", "The file '--odd name.png' is no image."),
+        ("The file '--odd name.png' is not an image.", "The file '--odd name.png' is not an image."),
         ("Run: fastsd install trocr", "Run: the first cell"),
         ("Run: fastsd install trocr-int8, or wait.", "Run: `!fastsd install trocr-int8` (in a cell), or wait."),
         (

@@ -138,7 +138,7 @@ def read(chosen: argparse.Namespace) -> Answer:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
         raise SettingsError(
-            "--shard needs one input folder and an output folder.", "Name one folder, and one with --out."
+            "--shard needs one input folder and an output folder.", "Give one input folder, and --out with another."
         )
     if chosen.attention and (chosen.pages or whole_folder):
         raise SettingsError(

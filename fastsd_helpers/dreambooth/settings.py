@@ -133,8 +133,8 @@ class DreamBoothConfig:
     )
     class_guidance: float = option(
         1.0,
-        help="guidance scale (CFG) of the class images: 1 generates without guidance, what the model itself "
-        "imagines; other trainers use 7.5, which pulls the model away from where it was",
+        help="guidance scale (CFG) of the class images: 1 generates without guidance, which shows what the model "
+        "itself has learned; other trainers use 7.5, which pulls the model away from that",
         low=1.0,
         high=30.0,
         advanced=True,

@@ -192,7 +192,7 @@ def _format_of(head: bytes) -> str:
             raise PictureProblem(problem, "kind")
     if not any(byte < 9 for byte in head):
         raise PictureProblem("is a text file, not an image", "kind")
-    raise PictureProblem("is no image that can be read", "kind")
+    raise PictureProblem("is not an image that can be read", "kind")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def look_at_graph(path: Path) -> None:
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as err:
-        raise UnsafeModel(f"{path} is not used: it is no XML ({err}).", _HINT) from err
+        raise UnsafeModel(f"{path} is not used: it is not XML ({err}).", _HINT) from err
 
 
 # Where an ONNX file keeps what can lead elsewhere: message -> field -> message. Source: onnx/onnx.proto.

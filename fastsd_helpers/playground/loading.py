@@ -43,7 +43,7 @@ def load_pipeline(folder: Path) -> Any:
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
         raise ModelError(
-            f"{folder / 'model_index.json'} names {name[:80]!r}, which is no pipeline of this diffusers.",
+            f"{folder / 'model_index.json'} names {name[:80]!r}, a pipeline that this diffusers version lacks.",
             "Update diffusers, or choose another model.",
         )
     device = describe_device()

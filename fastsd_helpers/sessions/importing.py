@@ -86,7 +86,7 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         root: folder that holds our sessions.
 
     Raises:
-        SessionError: the folder is no session, or the name none. SessionExists: there is one of that name here.
+        SessionError: the folder is not a session, or the name is invalid. SessionExists: one of that name is here.
         DatasetError: an unsafe or damaged zip. DiskFull, DriveError: it cannot be read or written.
     """
     home = sessions_root(root)
@@ -104,7 +104,7 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
     elif is_old_session(origin):
         result = _import_old(origin, folder)
     else:
-        what = "was imported already" if ours else "is no session"
+        what = "was imported already" if ours else "is not a session"
         hint = "A session is a folder with instance_images, instance_images.zip or a .ckpt file in it."
         raise SessionError(f"{origin} {what}.", f"Open it under its name {name!r}." if ours else hint)
     for line in result.lines():

@@ -104,7 +104,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
     """Find what a single file says: small tensors, a .yaml beside it, metadata; else what its family does.
 
     Raises:
-        CheckpointError: the tensors with EDM's mean and deviation are no such numbers.
+        CheckpointError: the tensors with EDM's mean and deviation are not such numbers.
     """
     tensors, metadata = source.tensors, source.metadata
     if family.startswith("flux"):
@@ -150,7 +150,7 @@ def _floats(source: Source, name: str, count: int, *, positive: bool = False) ->
             return tuple(_short(value) for value in values)
     what = f"{count} numbers{' above 0' if positive else ''}"
     raise CheckpointError(
-        f"The tensor {name!r}, which tells the model's noise levels, is not {what}.", "Download the model again."
+        f"The tensor {name!r}, which holds the model's noise levels, is not {what}.", "Download the model again."
     )
 
 

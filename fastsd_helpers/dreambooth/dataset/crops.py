@@ -66,7 +66,7 @@ def prepared_settings(session: Session) -> PrepareConfig:
     """
     dataset = session.record.get("dataset") or {}
     if "settings" not in dataset:
-        raise DatasetError("How these images were prepared is not known.", "Give the photos to `prepare` again.")
+        raise DatasetError("It is not recorded how these images were prepared.", "Give the photos to `prepare` again.")
     known = {item.name for item in options_of(PrepareConfig)}
     values = {"size": dataset["size"], "crop": dataset["crop"], **dataset["settings"]}
     return PrepareConfig(**{name: value for name, value in values.items() if name in known})

@@ -172,13 +172,13 @@ def _read_boxes(path: Path) -> dict[str, Any]:
     try:
         boxes = json.loads(path.read_bytes())
     except FileNotFoundError as err:
-        raise DatasetError(f"There is no file of boxes {path}.", hint) from err
+        raise DatasetError(f"There is no file of crop boxes {path}.", hint) from err
     except OSError as err:
-        raise DatasetError(f"The boxes {path} cannot be read: {err.strerror}.", hint) from err
+        raise DatasetError(f"The crop boxes in {path} cannot be read: {err.strerror}.", hint) from err
     except (ValueError, RecursionError) as err:
-        raise DatasetError(f"The boxes {path} are not valid JSON: {err}.", hint) from err
+        raise DatasetError(f"The crop boxes in {path} are not valid JSON: {err}.", hint) from err
     if not isinstance(boxes, dict) or not all(isinstance(box, list) for box in boxes.values()):
-        raise DatasetError(f"The boxes {path} are not a list of four numbers for each file name.", hint)
+        raise DatasetError(f"The crop boxes in {path} are not a list of four numbers for each file name.", hint)
     return boxes
 
 

@@ -75,7 +75,7 @@ def choose_checkpoint(folder: Path, newest: Generation, wanted: str) -> Choice:
     if generation is None:
         whole = [name for name in names if _whole(folder, name)]
         raise CheckpointError(
-            f"There is no whole checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
+            f"There is no complete checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
         )
     return _own(generation)
 

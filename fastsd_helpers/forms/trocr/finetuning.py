@@ -112,7 +112,7 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     try:
         lines = session.corrected()
     except DatasetError:
-        return "No line is corrected yet; the table above is where that is done."
+        return "No line has been corrected yet; the table above is where that is done."
     count = len(lines.lines)
     if not settings.held_out:
         return f"{count} corrected lines, all of them for training; none is held out."

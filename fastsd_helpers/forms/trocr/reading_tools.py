@@ -124,7 +124,7 @@ class _Embedder(CommandTool):
         if not images:
             raise SettingsError("No line has been read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
-            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of theirs in 'images'.")
+            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of them in 'images'.")
         reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"
         named = [f"./{image}" if image.startswith("-") else image for image in images]  # else it would be a flag
         words = ["trocr", "embed", *named, f"--out={out}", f"--pool={config.pool}", f"--model={reader}"]

@@ -110,7 +110,7 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
     webui.ui, webui.program, webui.problem = find_ui(config.ui), config.folder, None
     if describe_device().kind != "cuda" and not webui.without_gpu:
         webui.problem = WebUIError(
-            f"There is no GPU here, with which {webui.ui.title} needs seconds per image instead of minutes.",
+            f"There is no GPU here: {webui.ui.title} takes minutes per image without one, seconds with one.",
             "Select one (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
             "then run cells 2b and 3b.",
         )
@@ -251,7 +251,7 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
     running = webui.look()
     if running is None:
         problem = webui.running.problem() if webui.running is not None else None
-        raise problem or WebUIError("The web UI does not run.", "Run cell 6b, which starts it.")
+        raise problem or WebUIError("The web UI is not running.", "Run cell 6b, which starts it.")
     view, asked = LinkView(), to_values(config)
     if webui.link is not None and read_note(running).get("link") == asked:
         logger.info("The link opened before is still open.")

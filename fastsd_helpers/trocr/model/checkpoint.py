@@ -160,7 +160,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
         raise ModelError(
             f"{folder} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
             f"({len(missing)} tensors).",
-            "Download it again; a reader with random numbers in it would read nonsense.",
+            "Download it again: a model with random weights would read nonsense.",
         )
     repair_positions(model, repairs)
     return model.eval()
@@ -212,7 +212,7 @@ def _sinusoidal_tables(model: Any) -> list[Any]:
 def repair_positions(model: Any, repairs: list[str] | None = None) -> None:
     """Compute sinusoidal position tables again where loading left them empty or wrong.
 
-    transformers 5.0 to at least 5.23 creates models on the meta device, and this table is no parameter: it stays
+    transformers 5.0 to at least 5.23 creates models on the meta device, and this table is not a parameter: it stays
     there, and the first step fails. It concerns every stage1 and large-printed checkpoint.
     """
     import torch

@@ -261,7 +261,7 @@ class GraphEngine:
         about = json.loads((folder / GRAPHS / "about.json").read_text(encoding="utf-8"))
         if about["version"] != _VERSION:
             raise ModelError(
-                f"The graphs in {folder} were made by another version of fastsd_helpers.", "Quantise the reader again."
+                f"The graphs in {folder} were made by another version of fastsd_helpers.", "Quantize the model again."
             )
         self.most_steps, self._layers = int(about["most_steps"]), int(about["layers"])
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -280,7 +280,7 @@ class GraphEngine:
                 self._decoder = core.compile_model(self._holding(decoder, decoder.inputs), "CPU", settings)
         except RuntimeError as err:
             raise ModelError(
-                f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantise the reader again."
+                f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantize the model again."
             ) from err
 
     def _holding(self, model: Any, ends: list[Any]) -> Any:

@@ -146,7 +146,7 @@ def open_picture(path: Path) -> "Image.Image":
     except files.PictureProblem as err:
         hint = "Open it in an image viewer; save it again as PNG or JPEG."
         if err.why == "kind":
-            raise DatasetError(f"{path.name} is no image this machine can read: it {err.problem}.", hint) from err
+            raise DatasetError(f"{path.name} is not an image this machine can read: it {err.problem}.", hint) from err
         if err.why == "size":
             problem, hint = f"{path.name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
             raise DatasetError(problem, hint) from err
@@ -200,7 +200,7 @@ def _from_array(values: Any) -> "Image.Image":
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or values.size == 0:
         raise DatasetError(
-            f"An array of shape {list(values.shape)} is no image.", "Give [height, width] or [height, width, 3]."
+            f"An array of shape {list(values.shape)} is not an image.", "Give [height, width] or [height, width, 3]."
         )
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255

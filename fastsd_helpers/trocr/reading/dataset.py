@@ -132,7 +132,9 @@ def read_lines(source: Any) -> LineSet:
         elif path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
             found = _from_table(path)
         elif path.is_file():
-            raise DatasetError(f"{path.name} is no table of lines.", f"Give {', '.join(_TABLE_SUFFIXES)} or a folder.")
+            raise DatasetError(
+                f"{path.name} is not a table of lines.", f"Give {', '.join(_TABLE_SUFFIXES)} or a folder."
+            )
         else:
             raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
         found.source = str(path)
@@ -297,10 +299,10 @@ def _rows_of_jsonl(path: Path, text: str) -> Iterable[tuple[int, Any]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            yield number, f"no JSON: {err}."
+            yield number, f"not JSON: {err}."
             continue
         if not isinstance(row, dict):
-            yield number, "no JSON object."
+            yield number, "not a JSON object."
             continue
         picture, label = _column(row, _PICTURE_COLUMNS), _column(row, _TEXT_COLUMNS)
         if not picture or not label:

@@ -142,7 +142,7 @@ class Reader:
         )
         if self.limits.min_new_tokens > self.limits.max_new_tokens:
             raise SettingsError(
-                f"min_new_tokens is {min_new_tokens}, and this reader writes {self.limits.max_new_tokens} at most.",
+                f"min_new_tokens is {min_new_tokens}, and this model writes {self.limits.max_new_tokens} at most.",
                 "Lower it, or raise max_new_tokens too.",
             )
         on_gpu = self.checkpoint.device == "cuda"

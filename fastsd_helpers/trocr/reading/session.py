@@ -349,7 +349,7 @@ class ReadingSession:
         if text is None:
             self._right.pop(key, None)
         elif not text.strip():
-            raise DatasetError("A line without text is nothing to learn from.", "Write what it says, or undo it.")
+            raise DatasetError("A line without text cannot be trained on.", "Type what it says, or undo the change.")
         else:
             kept = {"source": row["source"]} | self._right.get(key, {})
             self._right[key] = kept | {"text": " ".join(text.split())}
@@ -362,7 +362,7 @@ class ReadingSession:
 
     def _write_text(self) -> None:
         rows = [{**line.read.as_row(), "text": line.text} for line in self.lines()]
-        # A picture that could not be read is no line of the text; the table has it, with the reason.
+        # A picture that could not be read is not a line of the text; the table has it, with the reason.
         read = [row for row in rows if not row.get("problem")]
         write_atomic(self.folder / "text.txt", rows_to_bytes(read, "txt"))
         write_atomic(self.folder / "text.csv", rows_to_bytes(rows, "csv"))
@@ -383,7 +383,7 @@ class ReadingSession:
         order = {row["key"]: place for place, row in enumerate(self._rows)}
         right = {key: entry for key, entry in self._right.items() if key in order or "sample" not in entry}
         if not right:
-            raise DatasetError("No line is corrected yet.", "Correct some in the table above, or name a data set.")
+            raise DatasetError("No line has been corrected yet.", "Correct some in the table above, or name a dataset.")
         sources = {entry["source"] for entry in right.values()}
         found = LineSet([], source=str(self.folder))
         for key in sorted(right, key=lambda key: (order.get(key, len(order)), key)):

@@ -158,7 +158,7 @@ def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Check
     for name in ("model", "checkpoints"):  # its own to write
         if folder.is_relative_to((out / name).resolve()):
             raise SettingsError(
-                f"The reader to begin with, {folder}, lies in the folder of the run, where it would be overwritten.",
+                f"The model to start from, {folder}, is in the run's own folder, where it would be overwritten.",
                 "Name another folder for the run.",
             )
     return checkpoint
@@ -290,7 +290,7 @@ def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: L
     pad = tokenizer.pad_token_id
     network.config.decoder_start_token_id, network.config.eos_token_id, network.config.pad_token_id = start, end, pad
     lengths = [len(tokenizer.encode(line.text, add_special_tokens=False)) + 1 for line in lines.lines]
-    # Half as long again as the longest line seen: a limit that is no cut, but ends a loop.
+    # Half as long again as the longest line seen: a limit that is not a cut, but ends a loop.
     most = min(longest, max(16, math.ceil(1.5 * max(lengths))))
     network.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=start, eos_token_id=end, pad_token_id=pad, use_cache=True, max_new_tokens=most
@@ -343,8 +343,8 @@ def _named_failures(out: Path) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as err:
         raise TrainingFailed(
             "The GPU's memory is too small for this training.",
-            "Halve --batch-size and double --accumulation, or add --gradient-checkpointing; the run goes on from its "
-            "last checkpoint only with the same settings, so add --restart.",
+            "Halve --batch-size and double --accumulation, or add --gradient-checkpointing; a run resumes only with "
+            "the settings it was started with, so add --restart.",
         ) from err
     except (RuntimeError, SafetensorError) as err:
         if free_bytes(out) < _LEAST_FREE_BYTES:

@@ -130,7 +130,7 @@ def _require_replaceable(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
     if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
-        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+        raise SettingsError(f"{out} is not an int8 model, so it is not replaced.", "Name another folder.")
 
 
 def _put_in_place(folder: Path, out: Path) -> None:

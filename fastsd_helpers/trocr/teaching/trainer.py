@@ -215,10 +215,10 @@ def _make_watcher(
         ) -> None:
             logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
             report(TeachingProgress("teaching", state.global_step, state.max_steps, cer=metrics["eval_cer"]))
-            # transformers takes a loss that is no number for the mean of the others; the weights tell.
+            # transformers takes a loss that is not a number for the mean of the others; the weights tell.
             if not all(torch.isfinite(weight).all() for weight in model.parameters()):
                 raise TrainingFailed(
-                    "The weights are no numbers any more.",
+                    "The weights are no longer numbers.",
                     "Lower --lr, or train with --precision fp32, and start again with --restart.",
                 )
             if config.patience and _without_a_better(state) >= config.patience:

@@ -230,7 +230,7 @@ class Proxy:
             chosen = (server.protocol,) if server.protocol else ()
             visitor = web.WebSocketResponse(protocols=chosen, **plain)
             if not visitor.can_prepare(request):
-                return web.Response(status=400, text="This is no WebSocket.\n")
+                return web.Response(status=400, text="This is not a WebSocket.\n")
             connection.answering = True
             await visitor.prepare(request)
             connection.opened()
@@ -261,7 +261,7 @@ async def _whole(parts: Any, length: str | None) -> Any:
 
 
 def _text(value: str) -> str:
-    """A header's value that can be written: bytes that are no UTF-8, which aiohttp keeps as halves, are Latin-1."""
+    """A header's value that can be written: bytes that are not UTF-8, which aiohttp keeps as halves, are Latin-1."""
     try:
         value.encode()
     except UnicodeEncodeError:
