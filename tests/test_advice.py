@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import config_for, learned, same, stop_at
 from PIL import Image
@@ -24,6 +24,8 @@ from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
 from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
 from fastsd_helpers.sessions import Session
+
+require_installed("diffusers")
 
 LONG = "zib robot, " + ", ".join(f"detail number {number} of the scene" for number in range(40))
 

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+from installed import require_installed
 from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
@@ -19,9 +20,10 @@ from fastsd_helpers.trocr.teaching import session_teaching as runs
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune, split_lines
 from fastsd_helpers.trocr.teaching.progress import TeachingNews, TeachingProgress, note_progress
 
+require_installed("accelerate")
+
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 pytest.importorskip("jiwer")
 
 TINY = TeachConfig(epochs=3, batch_size=6, augment=True, precision="fp32", patience=0, held_out=0.25, measure_every=4)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from closeness import assert_close_to
 from forked import READING
+from installed import require_installed
 from PIL import Image, ImageDraw
 from tiny_readers import write_reader
 
@@ -33,8 +34,9 @@ from fastsd_helpers.trocr.teaching.finetuning import (
 )
 from fastsd_helpers.trocr.teaching.trainer import TrainingLines, _choose_precision, label_ids
 
+require_installed("accelerate")
+
 torch = pytest.importorskip("torch")
-pytest.importorskip("accelerate")
 pytest.importorskip("jiwer")
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
