@@ -357,7 +357,7 @@ def test_a_copy_in_the_cache_that_is_not_whole_is_not_used_offline(
 def test_a_download_that_was_stopped_is_not_taken_for_whole_offline(hub, cache, monkeypatch, caplog):
     hub_client = pytest.importorskip("huggingface_hub")
     if not hasattr(hub_client, "get_cached_repo_tree"):
-        pytest.skip("this huggingface_hub keeps no list of the files that belong together")
+        pytest.skip("huggingface_hub 2 or newer is needed, which keeps the list of a repository's files")
     folder = fetch_model(REPO, cache_dir=cache)
     (folder / "tokenizer/special_tokens_map.json").unlink()  # transformers would load without it, and differently
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -566,7 +566,9 @@ def test_small_and_blurred_pictures_are_reported(session: Session, folder: Path)
     assert found["sharp.png"] == []
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the six real photo sets are not here")
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(), reason=f"{PHOTOS} is missing: six sets of photos from github.com/google/dreambooth"
+)
 def test_sharpness_and_likeness_tell_real_photos_apart() -> None:
     hashes = []
     for path in sorted(PHOTOS.glob("*/0[024].jpg")):

@@ -18,7 +18,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 # Before 5, transformers draws other random weights, for which these cases were not chosen, and on some of them its beam
 # search finds other lines than that of 5, which is the one compared with.
-parity_with_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="parity is with 5 and later")
+parity_with_5 = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5,
+    reason="parity holds with transformers 5 and later (pip install -U transformers)",
+)
 transformers.utils.logging.disable_progress_bar()
 
 KINDS = ("base", "stage1", "small")

@@ -240,7 +240,7 @@ def _repository(folder: Path, text: str) -> tuple[Path, str]:
 def small_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """AUTOMATIC1111's entry with two small local repositories, and an environment that is this very Python."""
     if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+        pytest.skip("git is not installed (apt install git)")
     import dataclasses
 
     code, commit = _repository(tmp_path / "upstream", "print('here')")
@@ -828,7 +828,7 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
     import urllib.request
 
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("aiohttp") is None:
-        pytest.skip("gradio and aiohttp are needed")
+        pytest.skip("gradio or aiohttp is not installed (pip install gradio aiohttp)")
     import dataclasses
 
     from fastsd_helpers.processes import Child
