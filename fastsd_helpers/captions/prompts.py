@@ -71,7 +71,7 @@ def resolve_prompt(
     Args:
         file_name: the picture's name, with or without folder and ending.
         caption: text of the .txt beside it, or None.
-        instance_prompt: one prompt for all pictures, or None when it was left alone.
+        instance_prompt: one prompt for all images, or None when it was left alone.
         session_name: the last resort; underscores become spaces.
         words: what the name was found to say among those of its set ("" for nothing); None: what it says by itself.
     """

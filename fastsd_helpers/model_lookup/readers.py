@@ -13,7 +13,7 @@ __all__ = ["GRAPHS", "READER", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what a trainer leaves behind
-# Networks that see a picture and load nothing else.
+# Networks that see an image and load nothing else.
 _ENCODERS = [
     "beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "donut-swin", "pvt", "pvt_v2", "swin",
     "swinv2", "vit", "vit_mae", "vit_msn"

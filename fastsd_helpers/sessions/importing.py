@@ -36,7 +36,7 @@ __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
 logger = logging.getLogger("fastsd_helpers")
 
 _MOST_MEMBERS = 5_000
-_MOST_BYTES = 256 * 2**20  # of one picture
+_MOST_BYTES = 256 * 2**20  # of one image
 _STEP = re.compile(r"_step_(\d+)$")
 # Belongs to the session it was written for, not to its copy.
 _NOT_COPIED = {"schema", "sequence", "name", "id", "created"}
@@ -233,7 +233,7 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
             if caption := decode_caption(data, page=guess.code_page if guess else None):
                 found[PurePosixPath(member).stem] = caption
     from_zip = set(found)
-    # The old notebook left some captions beside the pictures; those in captions/ are newer.
+    # The old notebook left some captions beside the images; those in captions/ are newer.
     for folder in ("instance_images", "captions"):
         for path in sorted((origin / folder).glob("*.txt")):
             if caption := read_caption(path):

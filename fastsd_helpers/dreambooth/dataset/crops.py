@@ -33,7 +33,7 @@ class Crop:
     """The part of one photo that is trained on: left, top, right, bottom in pixels of the upright photo."""
 
     source: str  # the photo's name in its folder or zip
-    file: str  # the prepared picture
+    file: str  # the prepared image
     box: tuple[int, int, int, int]
     by_hand: bool
     held_out: bool

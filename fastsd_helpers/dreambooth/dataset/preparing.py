@@ -89,8 +89,8 @@ class _Work:
     config: PrepareConfig
     folder: Path
     boxes: dict[str, Any]
-    edited: dict[str, tuple[str, str]]  # sha256 of a photo -> the stem of its picture before, and its caption
-    made_here: set[str]  # sha256 of this session's own pictures
+    edited: dict[str, tuple[str, str]]  # sha256 of a photo -> the stem of its image before, and its caption
+    made_here: set[str]  # sha256 of this session's own images
     after_name: Path | None = None  # photos whose captions go on after the words of the name, as the old notebook's
     notes: list[str] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -122,7 +122,7 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             held_out = find_held_out(config.held_out, config.images, session)
             work = _Work(config, new, boxes, _edited_captions(session), _made_here(session))
             work.notes += filter(None, [aside.line()])
-            # Files that stay a while in these folders: no new picture may get the name of one.
+            # Files that stay a while in these folders: no new image may get the name of one.
             work.stems |= {PurePosixPath(file).stem.casefold() for file in aside.stay}
             if (session.record.get("imported") or {}).get("captions") == "after the name":
                 work.after_name = photos_of_user(session)
@@ -219,7 +219,7 @@ def _made_here(session: Session) -> set[str]:
     return {item["sha256"] for item in images if item.get("source_sha256") not in (None, item["sha256"])}
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
 def _read_sources(work: _Work, session: Session, images: Path, held_out: Path | None) -> None:

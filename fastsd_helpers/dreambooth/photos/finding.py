@@ -382,7 +382,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _looks_like_picture(name: str) -> bool:
-    # A name without ending may be a picture; its content decides.
+    # A name without ending may be an image; its content decides.
     suffix = PurePosixPath(name).suffix.lower()
     return suffix in PICTURE_SUFFIXES or not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix)
 

@@ -1,4 +1,4 @@
-"""Things to do beside reading, each behind a button of its own: count a reader's errors, write its vectors."""
+"""Things to do beside reading, each behind a button of its own: count a model's errors, write its vectors."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Which reader to measure, and on what."""
+    """Which model to measure, and on what."""
 
     reader: str = option(
         "auto",
@@ -59,7 +59,7 @@ class EmbedConfig:
 
 
 def show_evaluator(session: ReadingSession) -> ToolView:
-    """Offer to count a reader's errors on lines whose text is known; a cell's last line displays it."""
+    """Offer to count a model's errors on lines whose text is known; a cell's last line displays it."""
     return _Evaluator(session)
 
 

@@ -1,4 +1,4 @@
-"""Images as the reader's encoder takes them: the checkpoint's own processor, done in two cheap halves.
+"""Images as the model's encoder takes them: the checkpoint's own processor, done in two cheap halves.
 
 The size is changed image by image with PIL (in as many threads as there are), numbers are made of whole batches
 with torch. The result is that of transformers' image processor with its PIL back end, to rounding.

@@ -95,7 +95,7 @@ def _require(*names: str) -> list[Any]:
 def write_graphs(
     checkpoint: Checkpoint, out: Path, *, method: str, batches: "list[torch.Tensor] | None" = None
 ) -> Path:
-    """Write a reader as a folder of graphs that opens like any other reader.
+    """Write a model as a folder of graphs that opens like any other model.
 
     Args:
         checkpoint: opened with fp32 weights.
@@ -252,7 +252,7 @@ class _State:
 
 
 class GraphEngine:
-    """A reader's graphs, as the searches use them; see TorchEngine."""
+    """A model's graphs, as the searches use them; see TorchEngine."""
 
     def __init__(self, folder: Path) -> None:
         require_inert(folder / GRAPHS)

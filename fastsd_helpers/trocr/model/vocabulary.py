@@ -1,4 +1,4 @@
-"""What a reader's tokenizer makes of a text, and how to teach it letters it does not have."""
+"""What a model's tokenizer makes of a text, and how to teach it letters it does not have."""
 
 import json
 import logging

@@ -28,7 +28,7 @@ logger = logging.getLogger("fastsd_helpers")
 _PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
 _TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")
 _GROUP_COLUMNS = ("group", "writer", "writer_id", "page", "document", "form")
-# What a line is called in tables that we write ourselves, where its picture lies elsewhere.
+# What a line is called in tables that we write ourselves, where its image lies elsewhere.
 _OWN_NAME = "fastsd_line"
 _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "labels.tsv", "labels.jsonl", "labels.txt", "gt.txt")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")

@@ -61,7 +61,7 @@ _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|f
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """The folder of the fine-tuned reader, and the error rates on held-out lines before, meanwhile and after."""
+    """The folder of the fine-tuned model, and the error rates on held-out lines before, meanwhile and after."""
 
     path: Path
     cer_before: float
@@ -88,7 +88,7 @@ def finetune(
     report: TeachingReport = lambda _progress: None,
     stop: threading.Event | None = None,
 ) -> FineTuneResult:
-    """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
+    """Fine-tune a model and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
 
     Called again after the end, it gives the same result and does nothing; the checkpoints are removed at the end.
 
@@ -147,7 +147,7 @@ def _write_result(made: FineTuneResult, out: Path) -> None:
 
 
 def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Checkpoint:
-    """Open the reader to begin with; one that cannot learn, or that the run would delete, is refused."""
+    """Open the model to begin with; one that cannot learn, or that the run would delete, is refused."""
     _require_packages(config)
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
@@ -355,7 +355,7 @@ def _named_failures(out: Path) -> Iterator[None]:
 
 
 def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: Path, config: FineTuneConfig) -> None:
-    """Write the finished reader beside its place, then move it there: a folder is whole or it is not there."""
+    """Write the finished model beside its place, then move it there: a folder is whole or it is not there."""
     if config.method == "lora":
         network = network.merge_and_unload()
     with new_folder(target) as fresh:

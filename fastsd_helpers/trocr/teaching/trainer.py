@@ -111,7 +111,7 @@ class TrainingLines:
 def _choose_precision(device: Device) -> str:
     """The sums' format where it is left to us; weights and optimizer stay in fp32.
 
-    The demo reader on a CPU with bf16 in hardware, batches of 16: 0.32 s a step, and 0.60 s in fp32; errors alike.
+    The demo model on a CPU with bf16 in hardware, batches of 16: 0.32 s a step, and 0.60 s in fp32; errors alike.
     """
     if device.kind in ("cuda", "cpu") and device.has_bf16:
         return "bf16"

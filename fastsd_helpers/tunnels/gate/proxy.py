@@ -21,7 +21,7 @@ logger = logging.getLogger("fastsd_helpers")
 # What may wait to be sent on a connection before reading stops: enough that both ends work at the same time.
 _HELD_BYTES = 2**20
 
-# A message of a WebSocket is held whole; web UIs send pictures and short films in one.
+# A message of a WebSocket is held whole; web UIs send images and short films in one.
 _LARGEST_MESSAGE_BYTES = 2**28
 
 # Source: RFC 9110, 7.6.1; these concern one connection, not the message.

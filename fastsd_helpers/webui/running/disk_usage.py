@@ -21,7 +21,7 @@ _PICTURES = "pictures"
 class Kept:
     """One thing that can be deleted."""
 
-    kind: str  # checkpoint, lora, ..., pictures, program
+    kind: str  # checkpoint, lora, ..., images, program
     name: str
     path: Path
     bytes: int
