@@ -97,7 +97,7 @@ def test_a_misspelt_task_ui_and_base_name_the_right_ones():
     with pytest.raises(ModelNotFound, match="No ControlNet for 'cany'") as caught:
         find_controlnet("sd15", "cany", ui="a1111")
     assert caught.value.hint.startswith("Did you mean 'canny'?")
-    with pytest.raises(ModelError, match="no web UI") as caught:
+    with pytest.raises(ModelError, match="not a web UI") as caught:
         find_controlnets("sd15", ui="a11111")
     assert "forge-neo" in caught.value.hint
     with pytest.raises(ModelNotFound, match="No model has the key"):

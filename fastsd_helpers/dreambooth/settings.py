@@ -242,7 +242,7 @@ class DreamBoothConfig:
             )
         classes = self.class_prompt.split("|") if isinstance(self.class_prompt, str) else []
         if any(not part.strip() for part in classes):
-            extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")
+            extra.append("class_prompt (--class-prompt) is empty, or has an empty part next to a |")
         if not classes and (self.prior_weight or self.class_images):
             extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:

@@ -128,7 +128,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
         text = beside.read_text(encoding="utf-8", errors="replace")
         said = {line.split("#")[0].replace('"', "").replace("'", "").strip() for line in text.splitlines()}
         kind = "v_prediction" if "parameterization: v" in said else "epsilon"
-        return Prediction("sample" if "parameterization: x0" in said else kind, f"{beside.name} beside it", zero_snr)
+        return Prediction("sample" if "parameterization: x0" in said else kind, f"{beside.name} next to it", zero_snr)
     word = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key")
     if word and _WORDS.get(word, word) in _KINDS:
         return Prediction(_WORDS.get(word, word), "its ModelSpec metadata", zero_snr)

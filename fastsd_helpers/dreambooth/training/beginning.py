@@ -241,7 +241,7 @@ def _begins_another(
         legs = legs_of(segments)
         steps = sum(leg.steps for leg in legs)
         done = steps - sum(leg.steps - made for leg, made in open_legs)
-        raise _not_at_its_end(f"{done} of {steps}", ": that goes on with the run")
+        raise _not_at_its_end(f"{done} of {steps}", ": that resumes the run")
     return False
 
 
