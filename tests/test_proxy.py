@@ -323,7 +323,7 @@ def test_a_server_that_refuses_its_own_login_is_asked_once_and_said(gradio: Any,
     site.accepts = False
     with caplog.at_level(logging.WARNING, "fastsd_helpers"):
         assert send(gate.port, "/page")[0] == 401
-    assert "does not take its own login" in caplog.text
+    assert "does not accept its own login" in caplog.text
     pages = [line for line in site.requests if line[0] == "GET"]
     assert len(pages) == 2, "once, and once more after it had logged in anew"
 

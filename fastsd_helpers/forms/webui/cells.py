@@ -86,7 +86,7 @@ def open_store(config: StoreConfig) -> NotebookUI:
         elsewhere = (
             "" if began_with == str(webui.store) else f" with the folder {began_with}, until cell 6b restarts it"
         )
-        logger.info("%s runs already, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
+        logger.info("%s is already running, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
     return webui
 
 
@@ -208,7 +208,7 @@ def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> 
     if read_note(running).get("start") != asked:
         return False
     logger.info(
-        "%s runs already with these settings, on port %d of this machine%s. Section 8 stops it, for another start.",
+        "%s is already running with these settings, on port %d of this machine%s. Section 8 stops it.",
         running.ui.title,
         running.port,
         f", and its link is open: {webui.link.url}" if webui.link is not None else "",
@@ -224,7 +224,7 @@ def _how_it_went(running: RunningUI) -> str:
 def _end(webui: NotebookUI, config: LaunchConfig) -> None:
     running = webui.look()
     if running is not None:
-        logger.info("%s, which runs with other settings, is stopped first.", running.ui.title)
+        logger.info("%s, which is running with other settings, is stopped first.", running.ui.title)
         running.stop()
     elif stop(config.ui, folder=config.folder or None, store=config.store or None):
         # Its login is not known here, so it could not be shared.

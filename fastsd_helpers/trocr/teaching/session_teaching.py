@@ -81,7 +81,7 @@ class TeachingRun:
         if made is None:
             raise DatasetError(f"{self.folder} holds no finished run.", "Run the cell again.")
         if self.base != self.model and made.cer_after > made.cer_before:
-            logger.warning("The further steps made it read worse, so the fine-tuned model before stays the session's.")
+            logger.warning("The further steps raised the CER, so the session keeps the earlier fine-tuned model.")
         else:
             self.session.save(taught={"model": self.base, "path": _inside(self.session, made.path)})
         return made

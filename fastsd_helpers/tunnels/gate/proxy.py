@@ -207,7 +207,7 @@ class Proxy:
                 async with self._session.post(address, data=form, headers=headers, allow_redirects=False) as answer:
                     self._cookies = {name: morsel.value for name, morsel in answer.cookies.items()}
                     if not self._cookies and answer.status == 400:
-                        logger.warning("The program behind the gate does not take its own login.")
+                        logger.warning("The program behind the gate does not accept its own login.")
             return self._cookies
 
     # ----------------------------------------------------------------------------------------------- sockets
