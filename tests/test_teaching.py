@@ -129,7 +129,7 @@ def test_further_steps_that_read_worse_leave_the_better_reader_in_its_place(sess
     assert result["cer_after"] == 0.5
     finish(further, cer=0.95)
     assert session.record["taught"]["path"] == f"fine-tuned/{first.folder.name}/model"
-    assert "the fine-tuned model before stays" in caplog.text
+    assert "the session keeps the earlier fine-tuned model" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["learned", "held_out"])

@@ -180,7 +180,7 @@ def test_a_zip_with_folders_gives_its_pictures_and_two_of_one_name_stay_two(tmp_
     made = session.save_uploads("C:\\letters.ZIP", zipped(*names))
     assert len(made.kept) == 2
     assert len({path.name for path in session.list_uploads()}) == 2
-    assert [line for line in made.left_out if "notes.txt" in line and "no image" in line]
+    assert [line for line in made.left_out if "notes.txt" in line and "neither an image" in line]
     assert [line for line in made.left_out if "zip in a zip" in line]
     again = session.save_uploads("letters.zip", zipped(*names))
     assert not again.kept
