@@ -26,7 +26,7 @@ from browser.lab import Lab, open_browser, start_lab  # noqa: E402
 
 from fastsd_helpers.demo import SUBJECTS_FOLDER  # noqa: E402
 
-WIDTH, SCALE = 840, 1.5  # of a picture in pixels of the page, and how many pixels each becomes
+WIDTH, SCALE = 880, 1.5  # of a picture in pixels of the page, and how many pixels each becomes
 CAT = ROOT / "docs" / "images" / "cat.jpg"
 
 
@@ -61,7 +61,7 @@ def notebook(name: str, work: Path, raw: Path) -> Iterator[Photographer]:
     with open_browser() as page, start_lab(folder) as address:
         page.close()
         browser = page.context.browser
-        page = browser.new_page(viewport={"width": WIDTH + 40, "height": 800}, device_scale_factor=SCALE)
+        page = browser.new_page(viewport={"width": WIDTH + 80, "height": 960}, device_scale_factor=SCALE)
         page.set_default_timeout(180_000)
         lab = Lab(page, address, f"{name}.ipynb")
         page.keyboard.press("Control+b")  # the list of files, which takes a third of the width
@@ -86,7 +86,7 @@ def photos(work: Path, raw: Path, out: Path) -> None:
             lab.run(title)
         lab.cell("3c").locator(".fastsd-box").wait_for()
         camera.page.wait_for_timeout(1500)
-        picture = camera.shoot("photos-prepared", "3b", height=640)
+        picture = camera.shoot("photos-prepared", "3b", height=700)
     save(picture, out / "photos.webp")
 
 
