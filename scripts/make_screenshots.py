@@ -86,7 +86,7 @@ def photos(work: Path, raw: Path, out: Path) -> None:
             lab.run(title)
         lab.cell("3c").locator(".fastsd-box").wait_for()
         camera.page.wait_for_timeout(1500)
-        picture = camera.shoot("photos-prepared", "3b", height=700)
+        picture = camera.shoot("photos-prepared", "3b", height=724)
     save(picture, out / "photos.webp")
 
 
@@ -135,22 +135,24 @@ def webui(work: Path, raw: Path, out: Path) -> None:
     """The web UI notebook where there is no GPU: what it says, and the page that it opens instead."""
     with notebook("a1111", work, raw) as camera:
         lab = camera.lab
-        for title in ("2a", "2b", "3a", "4a", "6a", "6b"):
+        for title in ("2a", "2b", "3a", "3b", "4a", "4b", "6a", "6b"):
             lab.run(title)
         lab.cell("6b").locator("button", has_text="Open the playground").click()
         said = lab.wait_for_output("6b", r"Open: http://127\.0\.0\.1:\d+")
         page = camera.page.context.browser.new_page(
-            viewport={"width": WIDTH, "height": 560}, device_scale_factor=SCALE, color_scheme="light"
+            viewport={"width": WIDTH, "height": 640}, device_scale_factor=SCALE, color_scheme="light"
         )
         page.set_default_timeout(180_000)
         page.goto(re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", said)[1])
-        page.get_by_label("Prompt", exact=True).fill("a blue house on the left, grass background")
+        page.get_by_label("Prompt", exact=True).fill("a red heart in the middle, night background")
         page.get_by_role("button", name="Draw").click()
         page.locator(".grid-container img").first.wait_for()
         page.wait_for_timeout(1500)
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(500)
         page.screenshot(path=str(raw / "webui-page.png"))
         page.close()
-        form = camera.shoot("webui-start", "6a", height=420)
+        form = camera.shoot("webui-start", "6a", height=390)
         camera.shoot("webui-6b", "6b", height=420)
         lab.cell("6b").locator("button", has_text="Close it").click()
     save_stacked([form, raw / "webui-page.png"], out / "webui.webp")
