@@ -25,7 +25,7 @@ OUTSIDE = (
     "CONTRIBUTING.md",
 )  # pages of the site from the repository's root
 _LINK = re.compile(r"(?<!`)(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
-_FENCE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _FILL = re.compile(r"<!-- (errors|settings): (\w+) -->")
 
 
@@ -38,11 +38,6 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.md")):
         files.append(File.generated(config, f"benchmarks/{path.name}", content=path.read_text(encoding="utf-8")))
     return files
-
-
-def on_nav(nav: Any, config: Any, files: Any) -> Any:
-    """The results pages stand in no menu: benchmarks.md leads to each."""
-    return nav
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
