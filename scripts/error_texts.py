@@ -50,23 +50,21 @@ def _calls(path: Path) -> Iterator[ast.Call]:
 
 
 def _texts(node: ast.expr) -> Iterator[str]:
-    """The sentences that an expression can be: a text, one with values in it, either side of a choice."""
-    if isinstance(node, ast.JoinedStr):
-        yield _one_line("".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values))
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield _one_line(node.value)
-    elif isinstance(node, ast.IfExp):
-        yield from (*_texts(node.body), *_texts(node.orelse))
-    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        yield from (_one_line(left + right) for left in _sides(node.left) for right in _sides(node.right))
+    """The sentences that an expression can be, each on one line."""
+    yield from (" ".join(text.split()) for text in _sides(node))
 
 
 def _sides(node: ast.expr) -> list[str]:
-    return list(_texts(node)) or [VALUE]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """The texts that an expression can be: a text, one with values in it, either side of a choice, two joined."""
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.IfExp):
+        return [*_sides(node.body), *_sides(node.orelse)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [left + right for left in _sides(node.left) for right in _sides(node.right)]
+    return [VALUE]
 
 
 def as_markdown(name: str, level: int = 3) -> str:

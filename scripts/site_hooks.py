@@ -4,6 +4,7 @@ A page's links are those of the repository, so that they lead somewhere on GitHu
 of the site: to the page made from that file, or to the file in the repository where there is no such page.
 """
 
+import logging
 import posixpath
 import re
 import sys
@@ -17,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import error_texts  # noqa: E402
 import make_reference  # noqa: E402
 
+logger = logging.getLogger("mkdocs.hooks.site")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["fastsd"]["repository"]
 OUTSIDE = (
     "README.md",
@@ -45,6 +47,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = _FILL.sub(lambda mark: filled(mark[1], mark[2]), markdown)
     known = {file.src_uri for file in files}
     return with_site_links(markdown, page.file.src_uri, known)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Say where a page would fetch something from elsewhere when it is opened: a strict build then fails."""
+    for address in fetched_from_elsewhere(output):
+        logger.warning("%s fetches %s when it is opened.", page.file.src_uri, address)
+    return output
+
+
+def fetched_from_elsewhere(html: str) -> list[str]:
+    """Addresses of other machines that a browser asks for by itself: scripts, styles, fonts, images, frames."""
+    tags = re.findall(r"<(?:script|link|img|iframe|source|video|audio)\b[^>]*>", html)
+    tags = [tag for tag in tags if not re.search(r"rel=\"?(canonical|prev|next|alternate)", tag)]
+    return [found[1] for tag in tags for found in re.finditer(r"(?:src|href)=[\"']?((?:https?:)?//[^\s\"'>]+)", tag)]
 
 
 def filled(kind: str, name: str) -> str:
