@@ -28,6 +28,7 @@ OUTSIDE = (
 )  # pages of the site from the repository's root
 _LINK = re.compile(r"(?<!`)(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_SEARCH = 'data-md-component="search" role="dialog"'
 _FILL = re.compile(r"<!-- (errors|settings): (\w+) -->")
 
 
@@ -53,7 +54,9 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Say where a page would fetch something from elsewhere when it is opened: a strict build then fails."""
     for address in fetched_from_elsewhere(output):
         logger.warning("%s fetches %s when it is opened.", page.file.src_uri, address)
-    return output
+    # The theme's search has a role that needs a name, and has none; a drawing that scrolls is reached by keyboard too.
+    output = output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
+    return re.sub(r'<p>(?=<img [^>]*class="drawing")', '<p class="scrolls" tabindex="0">', output)
 
 
 def fetched_from_elsewhere(html: str) -> list[str]:
