@@ -121,7 +121,7 @@ def test_the_pages_show_commands_at_all():
 @pytest.mark.parametrize(
     "text",
     [
-        "```sh\nfastsd dreambooth trian rex\n```",
+        "```sh\nfastsd dreambooth learn rex\n```",
         "```\n.venv/bin/fastsd dreambooth train rex --stepz 5   # soon\n```",
         "```sh\nexport A=1 && fastsd convert one.safetensors\n```",
         "```sh\nfastsd convert a b --dtype fp12\n```",
