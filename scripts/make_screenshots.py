@@ -36,7 +36,7 @@ class Photographer:
     def __init__(self, lab: Lab, raw: Path) -> None:
         self.lab, self.page, self.raw = lab, lab.page, raw
 
-    def shoot(self, name: str, title: str, *, height: int = 600) -> Path:
+    def shoot(self, name: str, title: str, *, height: int = 585) -> Path:
         """Photograph what is below a cell, as much as one screen of this height shows."""
         thing = self.lab.cell(title).locator(".jp-Cell-outputWrapper").first
         thing.evaluate(
@@ -114,10 +114,7 @@ def dreambooth(work: Path, raw: Path, out: Path) -> None:
             wait_for_step(lab, stage, step)
             frames.append((camera.shoot(f"train-4-{stage}-{step}", "5b"), 1.2))
         lab.wait_done("5b", timeout_s=3600)
-        frames.append((camera.shoot("train-5-done", "5b"), 2))
-        lab.run("6")
-        lab.cell("6").locator("img").first.wait_for()
-        frames.append((camera.shoot("train-6-result", "6"), 5))
+        frames.append((camera.shoot("train-5-done", "5b"), 6))
     save_moving(frames, out / "dreambooth.webp")
 
 
