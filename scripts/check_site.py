@@ -12,7 +12,7 @@ import http.server
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,24 +46,29 @@ def served() -> Iterator[str]:
         server.shutdown()
 
 
-def look(page: Any, address: str, name: str, axe: Path, shots: Path | None) -> list[str]:
-    """What is wrong with one page of the site, in both colour schemes and at each width."""
+def look(page: Any, address: str, axe: Path, widths: Sequence[int], shot: Path | None) -> list[str]:
+    """What is wrong with one page of the site at each width."""
     told: list[str] = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        page.goto(address + name)
-        page.evaluate("localStorage.clear()")
-        page.reload()
-        page.add_script_tag(path=str(axe))
-        for width in WIDTHS if scheme == "light" else WIDTHS[-1:]:
-            page.set_viewport_size({"width": width, "height": 900})
-            told += [f"{name}, {scheme}, {width}: {found}" for found in page.evaluate(_SERIOUS)]
-            if (over := page.evaluate(_TOO_WIDE)) > 0:
-                told.append(f"{name}, {width}: {over} px are out of sight")
-            if shots:
-                shots.mkdir(parents=True, exist_ok=True)
-                page.screenshot(path=str(shots / f"{name.replace('/', '-')}-{scheme}-{width}.png"))
+    page.goto(address, wait_until="networkidle")
+    page.add_script_tag(path=str(axe))
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": 900})
+        told += [f"{width} px: {found}" for found in page.evaluate(_SERIOUS)]
+        if (over := page.evaluate(_TOO_WIDE)) > 0:
+            told.append(f"{width} px: {over} px are out of sight")
+        if shot:
+            shot.parent.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=str(shot.with_name(f"{shot.name}-{width}.png")))
     return told
+
+
+def watch(page: Any, address: str, told: list[str]) -> None:
+    """Note what a page asks of other machines, what does not come, and scripts that fail."""
+    page.on(
+        "request", lambda sent: sent.url.startswith((address, "data:", "blob:")) or told.append(f"asked: {sent.url}")
+    )
+    page.on("requestfailed", lambda sent: told.append(f"failed: {sent.url}"))
+    page.on("pageerror", lambda error: told.append(f"script: {error}"))
 
 
 def main() -> int:
@@ -82,14 +87,12 @@ def main() -> int:
     told: list[str] = []
     with served() as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on(
-            "request", lambda sent: sent.url.startswith((address, "data:", "blob:")) or told.append(f"asked {sent.url}")
-        )
-        page.on("requestfailed", lambda sent: told.append(f"failed {sent.url}"))
-        page.on("pageerror", lambda error: told.append(f"script: {error}"))
-        for name in names:
-            told += look(page, address, name, axe, asked.shots)
+        for scheme, widths in (("light", WIDTHS), ("dark", WIDTHS[-1:])):
+            page = browser.new_context(color_scheme=scheme).new_page()
+            watch(page, address, told)
+            for name in names:
+                shot = asked.shots / f"{name.replace('/', '-')}-{scheme}" if asked.shots else None
+                told += [f"{name}, {scheme}, {found}" for found in look(page, address + name, axe, widths, shot)]
         browser.close()
     found = list(dict.fromkeys(told))
     print("\n".join(found) or f"{len(names)} pages: nothing found.")
