@@ -169,7 +169,9 @@ class Background:
             log: where to keep the end of its log.
 
         Raises:
-            Interrupted: it was asked to stop. TrainingFailed: it was killed, or broke down. FastSDError: what it says.
+            Interrupted: it was asked to stop.
+            TrainingFailed: it was killed, or broke down.
+            FastSDError: what it says.
         """
         while self.is_running():
             between()

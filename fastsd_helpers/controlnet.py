@@ -103,7 +103,8 @@ def family_of_base(base: str) -> str:
     """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
 
     Raises:
-        ModelNotFound: neither. ModelError: there are no ControlNets for it.
+        ModelNotFound: neither.
+        ModelError: there are no ControlNets for it.
     """
     families = {row.family for row in _rows()}
     if base in families:
@@ -145,8 +146,8 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     """The ControlNet to take for a base model, a task (`canny`) or a row's key, in a web UI.
 
     Raises:
-        ModelNotFound: no such task or key. ModelError: it exists, but not for this base model or this UI; the hint
-        says what works instead.
+        ModelNotFound: no such task or key.
+        ModelError: it exists, but not for this base model or this UI; the hint says what works instead.
     """
     family, wanted = family_of_base(base), task.strip().lower()
     _require_ui(ui)
@@ -213,7 +214,9 @@ def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
     """Download a ControlNet into a folder, under the name by which a web UI recognises it; a whole copy there is kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: see `downloads.fetch`.
+        DownloadError: see `downloads.fetch`.
+        DiskFull: see `downloads.fetch`.
+        DriveError: see `downloads.fetch`.
     """
     wanted = controlnet_file(row, folder)
     return fetch(wanted.source, folder, name=wanted.name, size=wanted.size, sha256=wanted.sha256)

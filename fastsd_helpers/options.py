@@ -69,7 +69,8 @@ def option(
     Args:
         default: value when the user says nothing; absent means the user must give it.
         help: one line, with the unit where there is one.
-        low, high: smallest and largest value allowed, both included.
+        low: smallest value allowed.
+        high: largest value allowed.
         step: the widget's step.
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.

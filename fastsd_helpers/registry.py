@@ -121,8 +121,9 @@ def detect_family(folder: Path) -> str:
     Widths do not matter (the demo model is an sd15) and weights are not opened.
 
     Raises:
-        ModelNotFound: there is no such folder. ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or
-        not whole. WrongFamily: a whole pipeline of a kind this project does not know.
+        ModelNotFound: there is no such folder.
+        ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or not whole.
+        WrongFamily: a whole pipeline of a kind this project does not know.
     """
     folder = Path(folder)
     if folder.is_file():

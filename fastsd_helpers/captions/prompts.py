@@ -186,7 +186,8 @@ def describe_pictures(
         device: where it runs, as torch names it.
 
     Raises:
-        ModelNotFound: there is no such model. WrongFamily: it is not a BLIP captioning model.
+        ModelNotFound: there is no such model.
+        WrongFamily: it is not a BLIP captioning model.
         DependencyMissing: transformers is not installed.
     """
     network, tokenizer, prepare = _open_captioner(model)

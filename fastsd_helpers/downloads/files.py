@@ -88,8 +88,11 @@ def fetch(
 
     Raises:
         UnsafeModel: it could run code; what was fetched of it is removed.
-        DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
-        DiskFull, DriveReadOnly, DriveError: the disk.
+        DownloadError: no source gave the file; the sentences say why.
+        ModelNotFound: no such key or path.
+        DiskFull: there is no room for it.
+        DriveReadOnly: the folder cannot be written to.
+        DriveError: the folder cannot be used.
     """
     sha256 = _checked_hash(sha256) if sha256 is not None else None
     if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):

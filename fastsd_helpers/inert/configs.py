@@ -42,7 +42,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read one of a model's descriptions, and look at it.
 
     Raises:
-        ModelError: it is not a JSON object. UnsafeModel: it could make a library load code or files from elsewhere.
+        ModelError: it is not a JSON object.
+        UnsafeModel: it could make a library load code or files from elsewhere.
     """
     content = look_at_config(path, path.name)
     if not isinstance(content, dict):

@@ -29,7 +29,9 @@ def fetch_model(
     """Turn what a user typed as base model into a local Diffusers folder, downloading it when needed.
 
     Args:
-        ref, cache_dir, convert: as for `find_folder`, which says what is raised too.
+        ref: as for `find_folder`, which says what is raised too.
+        cache_dir: see `ref`.
+        convert: see `ref`.
     """
     return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
 

@@ -24,7 +24,8 @@ def require_reader(folder: Path) -> dict[str, Any]:
     """Check that a folder holds a TrOCR model with its tokenizer and image settings; return its config.json.
 
     Raises:
-        WrongFamily: it is another kind of model. ModelError: a part of it is missing.
+        WrongFamily: it is another kind of model.
+        ModelError: a part of it is missing.
     """
     found = [*folder.iterdir(), *(folder / GRAPHS).glob("*")]
     names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}

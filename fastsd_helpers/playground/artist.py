@@ -28,7 +28,9 @@ class Artist:
     Attributes:
         title: what it draws with, in words.
         size: side of its images in pixels, the model's own.
-        multiple, smallest, largest: which other sides it takes.
+        multiple: which other sides it takes.
+        smallest: which other sides it takes.
+        largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
         has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
@@ -217,7 +219,9 @@ def open_artist(
         root: folder of the sessions.
 
     Raises:
-        ModelNotFound, ModelError: there is none, or it does not load. SessionError: the session has no finished model.
+        ModelNotFound: there is none, or it does not load.
+        ModelError: there is none, or it does not load.
+        SessionError: the session has no finished model.
     """
     session = find_session(ref, root=root)
     if lora and session is not None:

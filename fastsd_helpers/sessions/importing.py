@@ -86,8 +86,11 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         root: folder that holds our sessions.
 
     Raises:
-        SessionError: the folder is not a session, or the name is invalid. SessionExists: one of that name is here.
-        DatasetError: an unsafe or damaged zip. DiskFull, DriveError: it cannot be read or written.
+        SessionError: the folder is not a session, or the name is invalid.
+        SessionExists: one of that name is here.
+        DatasetError: an unsafe or damaged zip.
+        DiskFull: it cannot be read or written.
+        DriveError: it cannot be read or written.
     """
     home = sessions_root(root)
     folder = home / (check_name(name) if source is not None else _name_there(name, home))

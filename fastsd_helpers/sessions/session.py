@@ -145,7 +145,9 @@ class Session:
         Keys that another process has saved meanwhile are kept, unless they are changed here as well.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError: the file is as it was; the record in memory has the changes.
+            DiskFull: the file is as it was; the record in memory has the changes.
+            DriveReadOnly: the file is as it was; the record in memory has the changes.
+            DriveError: the file is as it was; the record in memory has the changes.
             SessionError: the name or schema would change, or a value cannot be stored as JSON.
         """
         with self._saving:

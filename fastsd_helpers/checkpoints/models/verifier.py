@@ -37,7 +37,8 @@ def verify_checkpoint(
     Args:
         file: what `write_checkpoint` returned, or a path.
         parts: the sources, as for `write_checkpoint`.
-        family, dtype: as the file was written; left alone, they are those of a CheckpointFile, else sd15 and keep.
+        family: as the file was written; default: that of a CheckpointFile, else sd15.
+        dtype: as the file was written; default: that of a CheckpointFile, else keep.
 
     Returns:
         SHA-256 (hex) of the file as it was read.

@@ -111,7 +111,8 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
     Raises:
         DatasetError: no usable image, an unsafe zip, or boxes that do not fit.
         SessionBusy: a run is using the session.
-        DriveError, DiskFull: the session cannot be written; its images are as they were.
+        DriveError: the session cannot be written; its images are as they were.
+        DiskFull: the session cannot be written; its images are as they were.
     """
     boxes = _read_boxes(Path(config.boxes).expanduser()) if config.boxes else {}
     with session.lock():

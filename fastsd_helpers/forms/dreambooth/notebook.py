@@ -56,8 +56,10 @@ def open_session(config: SessionConfig) -> Session:
     elsewhere the first time, and opened from then on.
 
     Raises:
-        SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
+        SettingsError: these are the settings of another form.
+        SessionError: a name that cannot be a folder's name.
+        SessionNotFound: one that was in the list is gone.
+        DriveError: Drive was not mounted or cannot be written.
     """
     require(config, SessionConfig)
     desk.close_session()

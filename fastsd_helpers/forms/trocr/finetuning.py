@@ -157,7 +157,8 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
         What was made; None when there is nothing to learn from yet.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: it was stopped. And what `finetune` raises.
+        SettingsError: these are the settings of another form.
+        Interrupted: it was stopped. And what `finetune` raises.
     """
     require(config, TeachConfig)
     values = run_values(config)
@@ -247,7 +248,8 @@ def compare_reading(session: ReadingSession) -> "CompareView | None":
     """Read the held-out lines with the model before and after fine-tuning and show both; None without a fine-tuning.
 
     Raises:
-        DatasetError, ModelError: the lines or a model cannot be opened any more.
+        DatasetError: the lines or a model cannot be opened any more.
+        ModelError: the lines or a model cannot be opened any more.
     """
     taught = taught_reader(session)
     if taught is None:

@@ -27,8 +27,9 @@ def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
     process of its own, which Stop ends; a copy from before stays then.
 
     Raises:
-        InstallError, DependencyMissing: OpenVINO and nncf are not there and cannot be installed. Interrupted: it was
-        stopped.
+        InstallError: OpenVINO and nncf are not there and cannot be installed.
+        DependencyMissing: OpenVINO and nncf are not there and cannot be installed.
+        Interrupted: it was stopped.
     """
     taught = taught_reader(session)
     if taught is None:

@@ -66,7 +66,8 @@ def open_store(config: StoreConfig) -> NotebookUI:
     """Find the folder of models, images and settings; in Colab Google Drive is mounted for it unless switched off.
 
     Raises:
-        SettingsError: these are the settings of another form. DriveError: Drive was not mounted.
+        SettingsError: these are the settings of another form.
+        DriveError: Drive was not mounted.
     """
     require(config, StoreConfig)
     store: Path | None = Path(config.store).expanduser() if config.store else None
@@ -159,8 +160,8 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PlayView | None:
     Where no web UI can run, the playground is offered instead: the value is its view, with a button that opens it.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: the cell was stopped; nothing runs.
-        And what `webui.launch` raises.
+        SettingsError: these are the settings of another form.
+        Interrupted: the cell was stopped; nothing runs. And what `webui.launch` raises.
     """
     require(config, LaunchConfig)
     if webui.problem is not None:
@@ -242,8 +243,9 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
     same settings. In Colab, `kind` colab makes a link that opens for this notebook's user alone.
 
     Raises:
-        SettingsError: these are the settings of another form. WebUIError: it does not run. TunnelError: no service
-        gave a link; what each one said is in the sentence.
+        SettingsError: these are the settings of another form.
+        WebUIError: it does not run.
+        TunnelError: no service gave a link; what each one said is in the sentence.
     """
     require(config, TunnelConfig)
     if webui.left_out():

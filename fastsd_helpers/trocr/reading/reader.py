@@ -102,7 +102,13 @@ class Reader:
 
     Args:
         model: a key (`trocr-base-handwritten`), a folder, or a Hub id.
-        beams, precision, min_new_tokens, max_new_tokens, loop_guard, device, batch_size: see ReadConfig.
+        beams: see ReadConfig.
+        precision: see ReadConfig.
+        min_new_tokens: see ReadConfig.
+        max_new_tokens: see ReadConfig.
+        loop_guard: see ReadConfig.
+        device: see ReadConfig.
+        batch_size: see ReadConfig.
 
     Raises:
         SettingsError: a setting out of range; ModelError and its kin: the model cannot be opened.

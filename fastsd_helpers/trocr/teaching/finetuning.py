@@ -103,7 +103,9 @@ def finetune(
 
     Raises:
         Interrupted: it was asked to stop.
-        DatasetError, ModelError: what was given cannot be used; SettingsError: `out` holds a run with other settings;
+        DatasetError: what was given cannot be used.
+        ModelError: what was given cannot be used.
+        SettingsError: `out` holds a run with other settings.
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()

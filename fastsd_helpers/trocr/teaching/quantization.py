@@ -79,8 +79,8 @@ def quantize(
 
     Raises:
         SettingsError: `out` is there already, and not to be replaced or no int8 model, or holds the model itself.
-        DatasetError: an image is in both sets. DependencyMissing: openvino or
-        nncf is not installed.
+        DatasetError: an image is in both sets.
+        DependencyMissing: openvino or nncf is not installed.
     """
     _require_replaceable(out, overwrite)
     measured = read_lines(evaluate_on)

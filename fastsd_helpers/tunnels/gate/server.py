@@ -54,7 +54,8 @@ def open_gate(
             "CF-Connecting-IP"; None: no service vouches for one.
 
     Raises:
-        DependencyMissing: aiohttp is not installed. TunnelError: it could not listen.
+        DependencyMissing: aiohttp is not installed.
+        TunnelError: it could not listen.
     """
     entrance = Entrance(login, limiter or LoginLimiter(), session_s=session_s, closed=closed)
     entrance.address_header = address_header

@@ -77,7 +77,9 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
     """Find a web UI that was started before and still runs; None when it does not, or when its login is not known here.
 
     Args:
-        ui: its key. folder, store: as at its start.
+        ui: its key.
+        folder: as at its start.
+        store: as at its start.
     """
     spec = find_ui(ui)
     places = find_places(spec, folder=folder, store=store)

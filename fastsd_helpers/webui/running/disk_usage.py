@@ -56,7 +56,8 @@ def delete_kept(item: Kept, places: Places) -> int:
     """Delete one thing; the bytes that were freed. A model's .yaml goes with it; the program can be installed again.
 
     Raises:
-        WebUIError: the program runs. DriveError: it cannot be deleted.
+        WebUIError: the program runs.
+        DriveError: it cannot be deleted.
     """
     state = read_state(places)
     if item.kind == _PROGRAM and state is not None and is_running(state):
