@@ -158,7 +158,7 @@ def show_session(chosen: argparse.Namespace) -> Answer:
     session = open_session(chosen)
     summary = next(item for item in sessions.list_sessions(session.folder.parent) if item.folder == session.folder)
     kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
-    # The model card and its picture lie beside them.
+    # The model card and its image lie beside them.
     models = (path for path in session.exports.glob("[!.]*") if path.suffix in (".safetensors", ".ckpt"))
     exported = [(path, path.stat().st_size) for path in sorted(models)]
     record = session.record

@@ -20,9 +20,10 @@ def require_shareable(config: TunnelConfig) -> None:
     when none of its services can work, and fetches nothing.
 
     Raises:
-        SettingsError: a user or password that no link can have. DependencyMissing: the gate's package
-            is not installed. TunnelError: the token, the package or the program that it needs is missing, or it is for
-            another place than this.
+        SettingsError: a user or password that no link can have.
+        DependencyMissing: the gate's package is not installed.
+        TunnelError: the token, the package or the program that it needs is missing, or it is for another place than
+            this.
     """
     kind = config.kind
     if config.access == "password" and kind != "colab":

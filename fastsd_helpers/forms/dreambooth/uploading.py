@@ -28,7 +28,7 @@ _MOST_TWINS = 3
 _HERE = " here already"
 _SIDE_PX = 112
 _TEXTS = (".txt", ".caption", ".csv", ".jsonl")
-_MOST = 60  # more small pictures would make the page slow
+_MOST = 60  # more small images would make the page slow
 
 
 def uploaded_files(value: Any) -> list[tuple[str, bytes]]:

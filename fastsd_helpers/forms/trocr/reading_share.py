@@ -11,9 +11,9 @@ __all__ = ["share_reader"]
 
 
 def share_reader(config: ServeConfig, session: ReadingSession) -> PageView[Served]:
-    """Offer the page of the session's reader; its button opens it, so that "Run all" does not wait for it.
+    """Offer the page of the session's model; its button opens it, so that "Run all" does not wait for it.
 
-    It is the fine-tuned reader where there is one. In Colab the link is Colab's own, which only this notebook's user
+    It is the fine-tuned model where there is one. In Colab the link is Colab's own, which only this notebook's user
     can open, unless `share` makes a public one.
 
     Raises:

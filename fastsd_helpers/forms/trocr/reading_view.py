@@ -1,4 +1,4 @@
-"""Looking at lines that were read: each image with its text, in which words that the reader doubted are marked.
+"""Looking at lines that were read: each image with its text, in which words that the model doubted are marked.
 
 Doubt has two degrees, readable in light and dark themes, and told in words too.
 """
@@ -30,7 +30,7 @@ DOUBT_COLOURS = {"low confidence": COLOURS["warn"], "very low confidence": COLOU
 
 
 def show_confidence(session: ReadingSession) -> "ConfidenceView":
-    """Show the lines of a session with the reader's confidence; a cell's last line displays it."""
+    """Show the lines of a session with the model's confidence; a cell's last line displays it."""
     return ConfidenceView(session)
 
 

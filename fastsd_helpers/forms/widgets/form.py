@@ -76,7 +76,8 @@ class Form(View, Generic[Config]):
     """Widgets for every setting of a class; `config()` turns what they show into the settings object.
 
     Attributes:
-        settings: the class. folder: of the session that it belongs to, or None.
+        settings: the class.
+        folder: of the session that it belongs to, or None.
         typed: names of the settings that were entered in it, or in the form of its class before it.
     """
 
@@ -121,7 +122,7 @@ class Form(View, Generic[Config]):
 
         Raises:
             SettingsError: one or more fields are wrong; all of them are named. Or the form belongs to another session
-            than the one that is open.
+                than the one that is open.
         """
         desk.require_open(self.settings, self.folder)
         secrets = {

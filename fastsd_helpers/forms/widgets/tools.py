@@ -80,8 +80,10 @@ class ToolView(View):
     """A form with a button; what came out is said below it.
 
     Args:
-        words: what the button says. busy: what is said while it works. do: does it; gives what came out, a sentence a
-            line. form: its settings, drawn above it.
+        words: what the button says.
+        busy: what is said while it works.
+        do: does it; gives what came out, a sentence a line.
+        form: its settings, drawn above it.
     """
 
     def __init__(
