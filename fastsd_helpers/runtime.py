@@ -404,8 +404,10 @@ def _platform_secret(name: str) -> str | None:
                 "Run the cell again and answer the question about notebook access.",
             ) from err
     if place == "kaggle":
-        import kaggle_secrets
-
+        try:
+            import kaggle_secrets
+        except ModuleNotFoundError:  # another Python than Kaggle's own, which alone can ask
+            return None
         try:
             return kaggle_secrets.UserSecretsClient().get_secret(name)
         except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
