@@ -207,7 +207,7 @@ class Background:
 
     def _killed(self, what: str, how: str) -> FastSDError:
         return TrainingFailed(
-            f"{what} was killed from outside{self._where()}{how}. Most often the machine's memory ran out.",
+            f"{what} was killed from outside{self._where()}{how}. Usually the machine ran out of memory.",
             "What was saved is kept: run the cell again to resume; a smaller batch size needs less memory.",
         )
 

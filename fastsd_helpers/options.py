@@ -179,7 +179,7 @@ def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
     """The words of a command line that give these settings the values they have.
 
     What is left alone (None) is left out, and so is every secret. A value is in one word with its flag, so that one
-    that begins with a dash is no flag.
+    that begins with a dash is not a flag.
     """
     words = []
     for spec in options_of(type(settings)):

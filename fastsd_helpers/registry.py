@@ -48,7 +48,7 @@ class ModelSpec:
     title: str
     family: str
     prediction_type: Literal["epsilon", "v_prediction", "flow", "text", "none"]  # text: a reader; none: a VAE and such
-    native_px: int  # side of the pictures it was made with
+    native_px: int  # side of the images it was made with
     min_px: int
     max_px: int
     multiple: int  # sides are multiples of this

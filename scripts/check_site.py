@@ -50,6 +50,7 @@ def look(page: Any, address: str, axe: Path, widths: Sequence[int], shot: Path |
     """What is wrong with one page of the site at each width."""
     told: list[str] = []
     page.goto(address, wait_until="networkidle")
+    page.add_style_tag(content="* { transition: none !important }")  # colours on their way are no colours
     page.add_script_tag(path=str(axe))
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import functools
 import importlib
-import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import fastsd_helpers  # noqa: E402
 from fastsd_helpers.cli.parser import build_parser  # noqa: E402
 from fastsd_helpers.options import Option, options_of  # noqa: E402
 
@@ -66,12 +64,13 @@ HEAD = "<!-- Written by scripts/make_reference.py from the code; a test compares
 
 @functools.cache
 def settings_classes() -> dict[str, type]:
-    """Every public settings class by its name, but those of benchmarks; guards run in a web UI's process."""
+    """Every public settings class by its name, but those of benchmarks; no other module is imported."""
     found: dict[str, type] = {}
-    for module in pkgutil.walk_packages(fastsd_helpers.__path__, "fastsd_helpers."):
-        if module.name.endswith("__main__") or ".guards." in module.name or ".bench" in module.name:
+    for path in sorted((ROOT / "fastsd_helpers").rglob("*.py")):
+        place = path.relative_to(ROOT).with_suffix("")
+        if "bench" in place.parts or " = option(" not in path.read_text(encoding="utf-8"):
             continue
-        for name, thing in vars(importlib.import_module(module.name)).items():
+        for name, thing in vars(importlib.import_module(".".join(place.parts).removesuffix(".__init__"))).items():
             if not isinstance(thing, type) or not dataclasses.is_dataclass(thing) or name.startswith("_"):
                 continue
             if any("help" in field.metadata for field in dataclasses.fields(thing)):

@@ -146,12 +146,12 @@ class Artist:
     def _draw_with(self, pipe: Any, prompt: str, seed: int, options: dict[str, Any], control: Any) -> "Image.Image":
         import torch
 
-        # On the CPU, so that a seed gives the same picture on every machine.
+        # On the CPU, so that a seed gives the same image on every machine.
         words = options | {"generator": torch.Generator("cpu").manual_seed(seed)}
         begins = "image" in options
         if control is not None and self.steering is not None:
             pipe = _pipeline_like(pipe, from_picture=begins, controlnet=self.steering.model)
-            # Where noise is the start, most of these take the steering picture as "image".
+            # Where noise is the start, most of these take the steering image as "image".
             words["control_image" if begins or _takes(pipe, "control_image") else "image"] = control
         elif begins:
             pipe = _pipeline_like(pipe, from_picture=True)
@@ -188,7 +188,7 @@ def _takes(pipe: Any, name: str) -> bool:
 
 
 def _steering_picture(picture: "Image.Image", size: int, edges: bool) -> "Image.Image":
-    """The picture in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
+    """The image in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
     picture = picture.convert("RGB").resize((size, size))
     if not edges:
         return picture

@@ -55,7 +55,7 @@ class Session:
         self.name = folder.name
         self.folder = folder
         self.instance_images = folder / "instance_images"  # the prepared images of the subject
-        self.captions = folder / "captions"  # one .txt per picture
+        self.captions = folder / "captions"  # one .txt per image
         self.held_out_images = folder / "held_out_images"  # prepared images that are never trained on
         self.class_images = folder / "class_images"  # images of the subject's class (prior preservation)
         self.checkpoints = folder / "checkpoints"  # the training states

@@ -55,7 +55,7 @@ def verify_checkpoint(
         sha256 = compare(path, opened.recipes(dtype))
     if written and sha256 != written.sha256:
         raise VerificationFailed(
-            f"{path} has the SHA-256 {sha256[:12]}..., {written.sha256[:12]}... was written.", _HINT
+            f"{path} has the SHA-256 {sha256[:12]}... instead of {written.sha256[:12]}..., which was written.", _HINT
         )
     return sha256
 

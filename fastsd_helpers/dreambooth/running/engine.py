@@ -477,7 +477,7 @@ class _Run:
     def _stop(self, leg: Leg, trainer: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:
             raise SessionBusy(
-                "Another run has taken over this session's lock.",
+                "Another run has broken this session's lock.",
                 "This run stopped; the other one resumes from the last checkpoint.",
             )
         if step > leg.before and losses:

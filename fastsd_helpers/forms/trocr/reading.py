@@ -127,14 +127,14 @@ class LinesForm(Form[ReadPicturesConfig]):
 def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> ConfidenceView:
     """Read the images into the session, or the built-in samples when there are none, and show how sure it is.
 
-    What was read before is replaced, corrections stay with their lines; what the same reader has read is not read
+    What was read before is replaced, corrections stay with their lines; what the same model has read is not read
     again. Images that are no longer on this machine leave everything as it was.
 
     Raises:
         SettingsError: these are the settings of another form.
         Interrupted: it was stopped; run again, it goes on.
         DatasetError: there is no image. ModelError and its
-        kin: the reader cannot be opened.
+        kin: the model cannot be opened.
     """
     from fastsd_helpers.trocr.reading.reader import Reader
 

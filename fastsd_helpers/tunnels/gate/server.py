@@ -178,7 +178,7 @@ class Gate:
         connection.answering = True
         try:
             if "Upgrade" in request.headers:
-                answer.force_close()  # what comes after it on this connection is no request
+                answer.force_close()  # what comes after it on this connection is not a request
             if isinstance(answer, web.Response):
                 # The next request is read when this one has its whole answer.
                 with contextlib.suppress(ConnectionError):

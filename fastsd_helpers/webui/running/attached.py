@@ -126,7 +126,7 @@ def background_link(ui: str = "a1111", *, folder: str | None = None, store: str 
 
 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
-    """End this web UI, whoever started it; False when it does not run."""
+    """Stop this web UI, whoever started it; False when it is not running."""
     places = find_places(find_ui(ui), folder=folder, store=store)
     state = read_state(places)
     if state is None or not is_running(state):
