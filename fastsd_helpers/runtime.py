@@ -404,13 +404,13 @@ def _platform_secret(name: str) -> str | None:
                 "Run the cell again and answer the question about notebook access.",
             ) from err
     if place == "kaggle":
-        import kaggle_secrets
+        with contextlib.suppress(ModuleNotFoundError):  # another Python than Kaggle's own, which alone can ask
+            import kaggle_secrets
 
-        try:
-            return kaggle_secrets.UserSecretsClient().get_secret(name)
-        except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
-            logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
-            return None
+            try:
+                return kaggle_secrets.UserSecretsClient().get_secret(name)
+            except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
+                logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
     return None
 
 
