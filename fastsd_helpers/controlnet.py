@@ -41,7 +41,6 @@ class ControlNet:
     key: str
     title: str
     family: str  # of base models it works with: sd15, sd21, sdxl, flux
-    kind: str  # controlnet, t2i-adapter, control-lora
     tasks: tuple[str, ...]  # canny, depth, ...; a union model has many
     preprocessor: str  # of the ControlNet extension and Forge, for the first task
     repo: str
@@ -49,13 +48,14 @@ class ControlNet:
     save_as: str  # the name by which the extension tells base family and control type
     bytes: int  # 0: not known
     bytes_exact: bool  # False: rounded, from a published listing
-    sha256: str | None
-    revision: str | None
     uis: tuple[str, ...]
     licence: str
-    recommended: bool  # the first choice for its tasks
-    gated: bool
-    checked: str  # date of the last comparison with the Hub, or "never"
+    kind: str = "controlnet"  # controlnet, t2i-adapter, control-lora
+    sha256: str | None = None
+    revision: str | None = None
+    recommended: bool = False  # the first choice for its tasks
+    gated: bool = False
+    checked: str = "never"  # date of the last comparison with the Hub
     note: str = ""
 
 
@@ -71,31 +71,12 @@ def _rows() -> tuple[ControlNet, ...]:
     groups = table.pop("groups")
     rows = []
     for key, row in table.items():
-        values = {**groups[row["group"]], **row}
-        values.pop("group")
-        rows.append(
-            ControlNet(
-                key=key,
-                title=values["title"],
-                family=values["family"],
-                kind=values.get("kind", "controlnet"),
-                tasks=tuple(values["tasks"]),
-                preprocessor=values["preprocessor"],
-                repo=values["repo"],
-                file=values["file"],
-                save_as=values.get("save_as", values["file"].rsplit("/", 1)[-1]),
-                bytes=values.get("bytes", values.get("about_bytes", 0)),
-                bytes_exact="bytes" in row,
-                sha256=values.get("sha256"),
-                revision=values.get("revision"),
-                uis=tuple(values["uis"]),
-                licence=values["licence"],
-                recommended=values.get("recommended", False),
-                gated=values.get("gated", False),
-                checked=values.get("checked", "never"),
-                note=values.get("note", ""),
-            )
-        )
+        values = groups[row["group"]] | row
+        about, size = values.pop("about_bytes", 0), values.pop("bytes", None)
+        values |= {name: tuple(values[name]) for name in ("tasks", "uis")}
+        values.setdefault("save_as", values["file"].rsplit("/", 1)[-1])
+        del values["group"]
+        rows.append(ControlNet(key, bytes=size or about, bytes_exact="bytes" in row, **values))
     return tuple(rows)
 
 

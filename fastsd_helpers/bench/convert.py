@@ -22,7 +22,7 @@ from fastsd_helpers.bench import Report
 from fastsd_helpers.checkpoints.formats.prediction import Prediction
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.formats.sources import Values
+from fastsd_helpers.checkpoints.formats.sources import Source
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
 from fastsd_helpers.checkpoints.models.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
@@ -232,7 +232,7 @@ def _checked(command: list[str], **settings: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ the model
 
 
-class _Noise(Values):
+class _Noise(Source):
     """Random weights that take no room: a window that moves over one block of them."""
 
     def __init__(self, tensors: dict[str, TensorFact]) -> None:

@@ -12,7 +12,7 @@ from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file,
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.formats.prediction import read_config
 from fastsd_helpers.checkpoints.formats.weight_sets import weight_sets
-from fastsd_helpers.checkpoints.lora_converter import is_lora_folder
+from fastsd_helpers.checkpoints.lora.layouts import is_lora_folder
 from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
 from fastsd_helpers.errors import CheckpointError

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import check_room
@@ -44,8 +45,8 @@ class InstallReport:
     bytes: int
     seconds: float
     tool: str  # uv, pip, or none when nothing was missing
-    restart: tuple[str, ...]  # packages this process has imported at another version: restart it
-    modules: tuple[str, ...]  # imported in a fresh interpreter as proof
+    restart: tuple[str, ...] = ()  # packages this process has imported at another version: restart it
+    modules: tuple[str, ...] = ()  # imported in a fresh interpreter as proof
     dry_run: bool = False
     unproved: tuple[str, ...] = ()  # installed earlier and not yet seen to import: the next real run looks again
     left: tuple[str, ...] = ()  # yours, newer than what was tried here, and left as it is
@@ -126,7 +127,7 @@ def install(
     skip = tuple(skip)
     plan, waiting = _look(found, name, python, skip, check_imports)
     if dry_run or not (plan.changes or waiting):
-        return _report(plan, started, tool="none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
+        return _report(plan, started, "none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
     environment = plan.environment
     if plan.changes:
         _check_place(plan)
@@ -143,7 +144,7 @@ def install(
         if names and check_imports:
             modules = _prove(environment, names, plan.left)
         _forget(environment.site, names)
-    return _report(plan, started, tool=tool, restart=_to_restart(plan, imported), modules=modules)
+    return _report(plan, started, tool, restart=_to_restart(plan, imported), modules=modules)
 
 
 def _look(
@@ -265,16 +266,7 @@ def _is_for(environment: Environment, lock_set: LockSet) -> bool:
     return (lock_set.python, lock_set.platform) == (environment.minor, environment.platform)
 
 
-def _report(
-    plan: Plan,
-    started: float,
-    *,
-    tool: str,
-    dry_run: bool = False,
-    restart: tuple[str, ...] = (),
-    modules: tuple[str, ...] = (),
-    unproved: tuple[str, ...] = (),
-) -> InstallReport:
+def _report(plan: Plan, started: float, tool: str, **more: Any) -> InstallReport:
     return InstallReport(
         name=plan.lock_set.name,
         python=plan.environment.version,
@@ -284,11 +276,8 @@ def _report(
         bytes=plan.bytes,
         seconds=time.monotonic() - started,
         tool=tool,
-        restart=restart,
-        modules=modules,
-        dry_run=dry_run,
-        unproved=unproved,
         left=plan.left,
+        **more,
     )
 
 

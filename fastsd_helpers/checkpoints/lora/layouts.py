@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.lora.foreign import foreign_by_names, foreign_by_widths, module_shape, real_sizes
@@ -13,7 +14,21 @@ from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["LoraLayout", "LoraModule", "is_lora", "read_layout"]
+__all__ = [
+    "ADAPTER_FILES",
+    "ADAPTER_PARTS",
+    "LORA_FILE",
+    "LoraLayout",
+    "LoraModule",
+    "adapters_in",
+    "is_lora",
+    "is_lora_folder",
+    "read_layout",
+]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 Facts = Mapping[str, TensorFact]
 
@@ -286,3 +301,22 @@ def _base_words(family: str, modules: tuple[LoraModule, ...]) -> str:
     if any(part.startswith("text") for part in parts) and not any(not part.startswith("text") for part in parts):
         return f"the text encoder of {title}" if len(parts) == 1 else f"the text encoders of {title}"
     return title
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def adapters_in(folder: Path) -> list[tuple[Path, str]]:
+    """(file, part) of peft's adapters in a folder; an empty part is to be told from the names."""
+    found = []
+    for place, part in ((folder, ""), *((folder / part, part) for part in ADAPTER_PARTS)):
+        for name in ADAPTER_FILES:
+            if (place / name).is_file():
+                found.append((place / name, part))
+                break
+    return found
+
+
+def is_lora_folder(folder: Path) -> bool:
+    """Whether a folder is a LoRA: one file of diffusers', or adapters of peft, perhaps one per part."""
+    return bool(adapters_in(folder)) or (folder / LORA_FILE).is_file()

@@ -70,7 +70,7 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
         CheckpointError: a source cannot be read any more.
     """
     try:
-        stored: Any = SafetensorsFile(path) if path.suffix.lower() not in PICKLE_ENDINGS else open_file(path)
+        stored: Source = SafetensorsFile(path) if path.suffix.lower() not in PICKLE_ENDINGS else open_file(path)
     except CheckpointError as err:
         raise VerificationFailed(err.problem, _HINT) from err
     try:
@@ -101,7 +101,7 @@ def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping
             )
 
 
-def _compare_values(path: Path, stored: Source | SafetensorsFile, wanted: Mapping[str, Recipe], sha256: Any) -> None:
+def _compare_values(path: Path, stored: Source, wanted: Mapping[str, Recipe], sha256: Any) -> None:
     place = 0
     for name, values, last in stream((name, wanted[name]) for name in stored.tensors):
         meant = memoryview(values).cast("B")
