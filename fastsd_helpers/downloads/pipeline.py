@@ -192,39 +192,40 @@ def pipeline_files(listing: Listing) -> list[str]:
     Raises:
         ModelError: it is something else, or a part of it is missing; the sentence says which.
     """
-    index = _whole(
-        listing,
-        f"{listing.where} is not a complete Diffusers model",
-        "Choose another repository, or a key such as 'sd15'.",
-    )
+    index, missing = _parts_of(listing)
+    if missing:
+        raise ModelError(
+            f"{listing.where} is not a complete Diffusers model: {', '.join(missing)} missing.",
+            "Choose another repository, or a key such as 'sd15'.",
+        )
     return wanted_files(listing.names, index)
 
 
 def require_pipeline(folder: Path) -> dict[str, Any]:
-    """Check that a folder is a whole Diffusers pipeline and return its model_index.json.
-
-    Raises:
-        ModelError: it is something else, or a part of it is missing; the sentence says which.
-    """
-    listing, problem = Listing.of_folder(folder), f"The Diffusers folder {folder} is incomplete"
-    index = _whole(listing, problem, "Copy or download it again with all its subfolders.")
-    files = listing.names
-    empty = [name for name in wanted_files(files, index) if files.get(name) == 0 and name.endswith(_ENDINGS)]
+    """Check that a folder is a whole Diffusers pipeline and return its model_index.json; raises as `pipeline_files`."""
+    listing = Listing.of_folder(folder)
+    index, missing = _parts_of(listing)
+    if missing:
+        raise ModelError(
+            f"The Diffusers folder {folder} is incomplete: {', '.join(missing)} missing.",
+            "Copy or download it again with all its subfolders.",
+        )
+    wanted = wanted_files(listing.names, index)
+    empty = [name for name in wanted if listing.names.get(name) == 0 and name.endswith(_ENDINGS)]
     if empty:
         raise ModelError(
-            f"{problem}: {', '.join(empty)} empty.",
+            f"The Diffusers folder {folder} is incomplete: {', '.join(empty)} empty.",
             "A mounted Drive may not have synced it yet: wait and try again, or copy it again.",
         )
     return index
 
 
-def _whole(listing: Listing, problem: str, hint: str) -> dict[str, Any]:
+def _parts_of(listing: Listing) -> tuple[dict[str, Any], list[str]]:
+    """What model_index.json says, and what lacks of it."""
     if "model_index.json" not in listing.names:
         raise not_a_pipeline(listing.where, listing.names, listing.read)
     index = listing.read("model_index.json")
-    if missing := missing_parts(listing.names, index):
-        raise ModelError(f"{problem}: {', '.join(missing)} missing.", hint)
-    return index
+    return index, missing_parts(listing.names, index)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

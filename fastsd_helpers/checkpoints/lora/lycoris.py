@@ -56,6 +56,7 @@ class LowRank(Change):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """[out, in, ...]"""
         return len(self.up), *self.down.shape[1:]
 
     def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
@@ -79,6 +80,7 @@ class HadamardProduct(Change):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """[out, in, ...]"""
         left, inner = self._pairs[0]
         return len(left), *inner.shape[1:]
 
@@ -105,6 +107,7 @@ class KroneckerProduct(Change):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """[out, in, ...]"""
         (high, wide), (low, narrow, *kernel) = self._left.shape, self._right.shape
         return high * low, wide * narrow, *kernel
 
