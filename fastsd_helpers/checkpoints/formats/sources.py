@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastsd_helpers.checkpoints.formats.dtypes import OF_TORCH
 from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file, refuse_other_content
@@ -16,11 +16,14 @@ from fastsd_helpers.checkpoints.formats.weight_sets import WeightSet, choose_set
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["BytesSource", "PartGiven", "Renamed", "Source", "open_file", "open_set", "open_source", "read_whole"]
 
 _log = logging.getLogger("fastsd_helpers")
 
-PartGiven = Path | str | Mapping[str, Any]  # a folder, a weights file, or name -> torch.Tensor
+PartGiven: TypeAlias = "Path | str | Mapping[str, torch.Tensor]"  # a folder, a weights file, or its tensors
 
 
 def read_whole(source: Source, name: str) -> bytearray:
