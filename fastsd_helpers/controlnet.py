@@ -59,13 +59,9 @@ class ControlNet:
     note: str = ""
 
 
-def controlnets() -> list[ControlNet]:
-    """Every row of controlnets.toml, in its order."""
-    return list(_rows())
-
-
 @functools.cache
-def _rows() -> tuple[ControlNet, ...]:
+def controlnets() -> tuple[ControlNet, ...]:
+    """Every row of controlnets.toml, in its order."""
     text = importlib.resources.files("fastsd_helpers").joinpath("controlnets.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
     groups = table.pop("groups")
@@ -86,7 +82,7 @@ def family_of_base(base: str) -> str:
     Raises:
         ModelNotFound: neither. ModelError: there are no ControlNets for it.
     """
-    families = {row.family for row in _rows()}
+    families = {row.family for row in controlnets()}
     if base in families:
         return base
     spec = find_model(base)
@@ -117,7 +113,7 @@ def find_controlnets(base: str, *, ui: str | None = None, task: str | None = Non
         _require_ui(ui)
     return [
         row
-        for row in _rows()
+        for row in controlnets()
         if row.family == family and (ui is None or ui in row.uis) and (task is None or task in row.tasks)
     ]
 
@@ -131,7 +127,7 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     """
     family, wanted = family_of_base(base), task.strip().lower()
     _require_ui(ui)
-    named = next((row for row in _rows() if row.key == wanted), None)
+    named = next((row for row in controlnets() if row.key == wanted), None)
     if named is not None and named.family == family and ui in named.uis:
         return named
     if named is not None:
@@ -145,13 +141,13 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     elsewhere = find_controlnets(family, task=wanted)
     if elsewhere:
         raise _impossible(f"{UIS[ui]} runs no {wanted} ControlNet for {base}.", family, wanted, ui)
-    if any(wanted in row.tasks for row in _rows()):
+    if any(wanted in row.tasks for row in controlnets()):
         raise _impossible(f"There is no {wanted} ControlNet for {base}.", family, wanted, ui)
     there = find_controlnets(family, ui=ui)
     fitting = list(dict.fromkeys(name for row in there for name in row.tasks))
     # Another family's is guessed only where this one has nothing like it.
     close = difflib.get_close_matches(wanted, [*fitting, *(row.key for row in there)], n=1)
-    close = close or difflib.get_close_matches(wanted, [row.key for row in _rows()], n=1)
+    close = close or difflib.get_close_matches(wanted, [row.key for row in controlnets()], n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     raise ModelNotFound(
         f"No ControlNet for '{task}'.", f"{guess}For {base} in {UIS[ui]}: {', '.join(fitting) or 'none'}."

@@ -17,6 +17,13 @@ __all__ = ["Kind", "detect", "require_convertible"]
 Facts = Mapping[str, TensorFact]
 
 
+# Where a whole model has its text encoder, the first that fits.
+_TEXT_ENCODERS = (
+    ("conditioner.embedders.1.", "sdxl", "an SDXL{} file"),
+    ("conditioner.embedders.0.model.", "sdxl-refiner", "an SDXL refiner file"),
+    ("cond_stage_model.model.", "sd21", "a Stable Diffusion 2.x{} file"),
+    ("cond_stage_model.", "sd15", "a Stable Diffusion 1.x{} file"),
+)
 _TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL", 2048: "SDXL"}
 _BESIDE_A_MODEL = ("adapter", "controlnet", "embedding")  # what may have LoRA inside and is still none
 _LYCORIS = re.compile(r".*\.(hada_w1_a|lokr_w1(_a)?|lokr_w2(_a)?|oft_blocks|oft_diag)(\.weight)?$", re.DOTALL)
@@ -102,20 +109,9 @@ def _stable_diffusion(tensors: Facts) -> Kind | None:
         if "input_blocks.0.0.weight" in tensors:
             return Kind("unet", None, f"a U-Net alone, in the original names, of {_unet_of(tensors, '')}", _WHOLE)
         return None
-    starts = tuple(
-        start
-        for start in ("conditioner.embedders.1.", "conditioner.embedders.0.model.", "cond_stage_model.model.")
-        if any(name.startswith(start) for name in tensors)
-    )
-    if "conditioner.embedders.1." in starts:
-        base, words = "sdxl", "an SDXL{} file"
-    elif "conditioner.embedders.0.model." in starts:
-        base, words = "sdxl-refiner", "an SDXL refiner file"
-    elif starts:
-        base, words = "sd21", "a Stable Diffusion 2.x{} file"
-    elif any(name.startswith("cond_stage_model.") for name in tensors):
-        base, words = "sd15", "a Stable Diffusion 1.x{} file"
-    else:
+    found = ((base, words) for start, base, words in _TEXT_ENCODERS if any(name.startswith(start) for name in tensors))
+    base, words = next(found, ("", ""))
+    if not base:
         of = _unet_of(tensors, "model.diffusion_model.")
         return Kind("unet", None, f"a U-Net of {of} without its text encoder", _WHOLE)
     foreign = foreign_unet(tensors, base)
