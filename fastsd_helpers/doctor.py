@@ -150,10 +150,11 @@ def _machine(device: Device) -> dict[str, Any]:
     gpu = device.name if device.kind != "cpu" else f"none ({device.reason})"
     if device.capability:
         gpu += f", compute {device.capability[0]}.{device.capability[1]}, {device.memory_gib:.1f} GiB"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     said = {
         "place": where() + (f" {os.environ['COLAB_RELEASE_TAG']}" if os.environ.get("COLAB_RELEASE_TAG") else ""),
         "system": f"{platform.system()} {platform.machine()}, {'-'.join(platform.libc_ver()) or 'libc unknown'}",
-        "processor": f"{_cpu_count()} cores",
+        "processor": f"{cores} cores",
         "memory": f"{host_memory_bytes() / 1e9:.1f} GB",
         "gpu": gpu,
     }
@@ -167,10 +168,6 @@ def _machine(device: Device) -> dict[str, Any]:
     except DependencyMissing as err:
         said["installer"] = f"none: {err.problem} {err.hint}"
     return said
-
-
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -------------------------------------------------------------------------------------------------- the looks

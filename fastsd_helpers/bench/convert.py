@@ -118,7 +118,7 @@ def measure(settings: Settings) -> Report:
 
 def _measure(work: Path, settings: Settings) -> Report:
     folder = work / f"model-{settings.divide}"
-    whole = _bytes_of_model(settings.divide)
+    whole = sum(fact.bytes for part in find_family("sd15").parts for fact in _facts(part, settings.divide).values())
     # Never more than the model, the half file and one whole one.
     needed = (1.5 if (folder / "model_index.json").exists() else 2.5) * whole
     hint = "Give another folder with --work, or a smaller model with --divide 4."
@@ -288,7 +288,3 @@ def _facts(part: str, divide: int) -> dict[str, TensorFact]:
 
 def _divided(divide: int) -> dict[str, int]:
     return {symbol: size if symbol == "positions" else size // divide for symbol, size in _WIDTHS.items()}
-
-
-def _bytes_of_model(divide: int) -> int:
-    return sum(fact.bytes for part in find_family("sd15").parts for fact in _facts(part, divide).values())

@@ -139,7 +139,12 @@ def _look(
     path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
 ) -> Inspection:
     kind = detect(source.tensors, source.metadata)
-    tidied, problems = _without_leftovers(source)
+    tidied: Source = source
+    problems: list[Problem] = []
+    try:
+        tidied = tidy(source)
+    except CheckpointError as err:
+        problems = [_problem_of(err, _TWO_NAMES)]
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
     layout = _against_layout(family, tidied) if family else _Layout()
     packed = _packed_problem(source)
@@ -200,13 +205,6 @@ class _Layout:
     unexpected: tuple[str, ...] = ()
     parts: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-
-
-def _without_leftovers(source: Source) -> tuple[Source, list[Problem]]:
-    try:
-        return tidy(source), []
-    except CheckpointError as err:
-        return source, [_problem_of(err, _TWO_NAMES)]
 
 
 def _against_layout(family: Family, source: Source) -> _Layout:
@@ -403,7 +401,8 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
             counts["tensors"] += len(source.tensors)
             if scan:
                 not_finite |= {f"{folder.name}/{name}": bad for name, bad in _scan(source, progress).items()}
-    missing = [part for part, value in index.items() if _named(value) and not (root / part).is_dir()]
+    named = [part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    missing = [part for part in named if not (root / part).is_dir()]
     if missing:
         fact = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
         problems.append(Problem(fact, "diffusers loads it only when told to leave that out"))
@@ -431,10 +430,6 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
         problems=tuple(problems),
         advice=(*given.notes, *([f"It is read with the variant {variant}."] if variant else [])),
     )
-
-
-def _named(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and value[0] is not None
 
 
 def _packed_folder(folder: Path, source: Source) -> list[Problem]:

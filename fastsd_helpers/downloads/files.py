@@ -224,11 +224,7 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
         return True
     if overwrite:
         return False
-    raise _other_content(target)
-
-
-def _other_content(target: Path) -> DownloadError:
-    return DownloadError(
+    raise DownloadError(
         f"{target} is here already, but differs from the source.",
         "Move it, choose another name, or allow it to be replaced (--overwrite).",
     )

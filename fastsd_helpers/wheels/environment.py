@@ -90,7 +90,8 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
         InstallError: there is no working Python.
     """
     asked = sorted(set(names))
-    if python is None or _is_this(Path(python)):
+    # Not resolved: an environment's interpreter is a link to the Python it was made from.
+    if python is None or _interpreter(Path(python)).absolute() == Path(sys.executable).absolute():
         importlib.invalidate_caches()  # something may have been installed since they were filled
         return Environment(**_with_paths(_describe(asked)), python=Path(sys.executable), is_this=True)
     interpreter = _interpreter(Path(python))
@@ -119,11 +120,6 @@ def _with_paths(said: dict[str, Any]) -> dict[str, Any]:
 def _interpreter(path: Path) -> Path:
     path = path.expanduser()
     return path / ("Scripts/python.exe" if os.name == "nt" else "bin/python") if path.is_dir() else path
-
-
-def _is_this(path: Path) -> bool:
-    # Not resolved: an environment's interpreter is a link to the Python it was made from.
-    return _interpreter(path).absolute() == Path(sys.executable).absolute()
 
 
 def own_environ() -> dict[str, str]:

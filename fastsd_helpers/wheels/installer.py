@@ -20,7 +20,7 @@ from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, read_environment
-from fastsd_helpers.wheels.lockfile import Lock, LockSet, read_lock
+from fastsd_helpers.wheels.lockfile import Lock, read_lock
 from fastsd_helpers.wheels.proof import prove
 from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
@@ -235,7 +235,8 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
     names = set().union(*(names_to_ask(item) for item in candidates))
     environment = read_environment(python, names)
     spare = next((item for item in candidates if has_all(item, environment, skip=skip)), None)
-    if spare is not None and not any(_is_for(environment, item) for item in candidates):
+    here = environment.minor, environment.platform
+    if spare is not None and not any((item.python, item.platform) == here for item in candidates):
         # Installed by hand, where no set fits: there is nothing to do, and nothing to complain about.
         return Plan(spare, environment, changes=(), rows=(), kept=len(spare.wanted))
     lock_set = lock.find(name, environment.minor)
@@ -260,10 +261,6 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
         environment = replace(environment, installed=rest)
     plan = make_plan(lock_set, environment, skip=skip)
     return replace(plan, in_part=tuple(row.name for row in plan.rows if row.name in cut_short))
-
-
-def _is_for(environment: Environment, lock_set: LockSet) -> bool:
-    return (lock_set.python, lock_set.platform) == (environment.minor, environment.platform)
 
 
 def _report(plan: Plan, started: float, tool: str, **more: Any) -> InstallReport:

@@ -43,7 +43,8 @@ def detect(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind:
     foreign = foreign_by_names(tensors)
     if foreign is not None and foreign.what in _BESIDE_A_MODEL:
         return foreign
-    if not _is_model(tensors) and is_lora(tensors):
+    first = ("input_blocks.0.0.weight", "double_blocks.0.img_attn.qkv.weight")  # of a whole model
+    if not any(name.endswith(first) for name in tensors) and is_lora(tensors):
         return _lora(tensors, metadata)
     if foreign is not None:
         return foreign
@@ -62,10 +63,6 @@ def _embedding(tensors: Facts) -> Kind | None:
     else:
         return None
     return Kind("embedding", None, f"a textual inversion embedding for {base}", hint_of("embedding"))
-
-
-def _is_model(tensors: Facts) -> bool:
-    return any(name.endswith(("input_blocks.0.0.weight", "double_blocks.0.img_attn.qkv.weight")) for name in tensors)
 
 
 def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
