@@ -404,8 +404,8 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
     named = [part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None]
     missing = [part for part in named if not (root / part).is_dir()]
     if missing:
-        fact = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
-        problems.append(Problem(fact, "diffusers loads it only when told to leave that out"))
+        said = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
+        problems.append(Problem(said, "diffusers loads it only when told to leave that out"))
     if not_finite:
         problems.append(Problem(f"{len(not_finite)} tensors contain NaN or Inf", "generated images are black"))
     family, words = _family_of(given, index, problems)
