@@ -336,18 +336,13 @@ def _reporter(part: Path, start: int, total: int | None) -> Callable[[int], None
         speed = (done - start) / (now - began)
         name = re.sub(r"^\.|\.[0-9a-f]{8}\.part$", "", part.name)
         if total and speed:
-            left = (total - done) / speed
-            logger.info(
-                "%s: %.2f of %.2f GB, %.1f MB/s, %s left.", name, done / 1e9, total / 1e9, speed / 1e6, _duration(left)
-            )
+            left_s = (total - done) / speed
+            left = f"{left_s:.0f} s" if left_s < 90 else f"{left_s / 60:.0f} min"
+            logger.info("%s: %.2f of %.2f GB, %.1f MB/s, %s left.", name, done / 1e9, total / 1e9, speed / 1e6, left)
         else:
             logger.info("%s: %.2f GB, %.1f MB/s.", name, done / 1e9, speed / 1e6)
 
     return report
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def part_name(name: str, source: str) -> str:
