@@ -209,19 +209,19 @@ def _change(
 
 def _prove(environment: Environment, names: list[str], left: tuple[str, ...]) -> tuple[str, ...]:
     """Import the packages in a fresh interpreter; what does not work stays noted. Returns the modules."""
-    proof = prove(environment, names)
-    if proof.problems:
-        bad = {problem.partition(":")[0] for problem in proof.problems}
+    modules, problems = prove(environment, names)
+    if problems:
+        bad = {problem.partition(":")[0] for problem in problems}
         _forget(environment.site, [name for name in names if name not in bad])
-        more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
+        more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
         hint = "Restart the runtime and run this again."
         if left:
             hint += f" The cause may be packages newer than the tested version: {', '.join(left)}."
         raise InstallError(
-            f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
+            f"The packages were installed, but one does not work: {problems[0]}{more}",
             f"{hint} If the problem persists, report it with `fastsd doctor`.",
         )
-    return proof.modules
+    return tuple(modules)
 
 
 def _forget(site: Path, names: Iterable[str]) -> None:

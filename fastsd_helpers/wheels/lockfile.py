@@ -35,11 +35,6 @@ class LockedFile:
     bytes: int
     sha256: str
 
-    @property
-    def is_source(self) -> bool:
-        """Whether it has to be built first."""
-        return not self.name.endswith(".whl")
-
 
 @dataclass(frozen=True)
 class LockedRow:
