@@ -148,11 +148,11 @@ def _write(
     notes: list[str],
 ) -> CheckpointFile:
     sha256, size = _write_tensors(path, tensors, metadata, verify=verify)
-    worst, where = check_lora(path, family, sources)
-    if worst > _NOTABLE_ROUNDING:
+    checked = check_lora(path, family, sources)
+    if checked.worst > _NOTABLE_ROUNDING:
         notes = [
             *notes,
-            f"Rounding to {dtype} changes the effect of {where} by {worst:.0%}: its values "
+            f"Rounding to {dtype} changes the effect of {checked.where} by {checked.worst:.0%}: its values "
             "are very small. --dtype fp32 keeps them.",
         ]
     return CheckpointFile(path, sha256, size, len(tensors), f"{family}-lora", dtype, tuple(notes))

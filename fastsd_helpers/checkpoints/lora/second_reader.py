@@ -23,7 +23,7 @@ from fastsd_helpers.checkpoints.lora.modules import Module, lora_modules
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 
-__all__ = ["SourceLayer", "check_lora"]
+__all__ = ["Checked", "SourceLayer", "check_lora"]
 
 _METADATA_KEY = "lora_adapter_metadata"  # as diffusers has it
 _HINT = "Nothing was written. Please report it with the name of this LoRA; the source is as it was."
@@ -49,6 +49,15 @@ class SourceLayer:
     alpha: float
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What was compared: how many layers of Diffusers, and by how much rounding changed the one it changed most."""
+
+    layers: int
+    worst: float
+    where: str
+
+
 @dataclass
 class _Product:
     """`scale * up @ down`, float64."""
@@ -65,11 +74,8 @@ class _Product:
         return replace(self, up=up[:, columns], down=self.down[columns])
 
 
-def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> tuple[float, str]:
+def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> Checked:
     """Compare a written LoRA with its source, layer by layer.
-
-    Returns:
-        By how much rounding changed the layer it changed most, and which that is.
 
     Raises:
         VerificationFailed: a layer is lacking, is one too many, or counts differently.
@@ -100,7 +106,7 @@ def check_lora(path: Path, family: str, layers: Iterable[SourceLayer]) -> tuple[
                 raise VerificationFailed(f"{path.name} changes {_words(key)}, which the source does not change.", _HINT)
     finally:
         file.close()
-    return worst, where
+    return Checked(len(seen), worst, where)
 
 
 def _words(key: Key) -> str:
