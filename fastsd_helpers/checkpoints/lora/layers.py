@@ -219,7 +219,7 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
         place: the layer, for messages.
 
     Raises:
-        CheckpointError: half a pair, matrices that do not fit each other, whole numbers, or values that are no numbers.
+        CheckpointError: half a pair, matrices that do not fit each other, integers, or values that are not numbers.
     """
     if lacking := [side for side in ("down", "up") if side not in tensors]:
         raise CheckpointError(f"The LoRA has an incomplete layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
