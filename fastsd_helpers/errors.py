@@ -33,7 +33,7 @@
     ├── InstallError             packages cannot be installed; what was there before still is
     └── Interrupted              stopped by the user; everything is saved (exit code 130)
 
-`exit_code` is what the command line ends with: 2 for what a user can fixed, 1 for a failure of ours.
+`exit_code` is what the command line ends with: 2 for what a user can fix, 1 for a failure of ours.
 """
 
 import contextlib

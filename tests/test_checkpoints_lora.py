@@ -12,8 +12,8 @@ from table_models import read, write
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.lora.layouts import is_lora_folder
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora_converter import is_lora_folder
 from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two matrices of rank 2 to 4 in fp32, which keeps each to 6e-8, summed in any order.

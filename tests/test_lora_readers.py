@@ -8,9 +8,9 @@ from closeness import assert_close_to
 from test_lora_layouts import AB, DOWN_UP, ORIGINALS, flat, text_rule
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.lora.layouts import read_layout
+from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, read_layout
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora_converter import LORA_FILE, convert_lora
+from fastsd_helpers.checkpoints.lora_converter import convert_lora
 from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two fp32 matrices, the alpha shared out between them.

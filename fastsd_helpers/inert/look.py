@@ -110,7 +110,8 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
         return
     with path.open("rb") as file:
         head = file.read(16)
-    left = _LEFT_BY_TRAINING.fullmatch(name) or _is_graph_weights(path, name)
+    of_a_graph = name.endswith(".bin") and path.with_suffix(".xml").is_file() and not _NAMES_OF_TORCH.fullmatch(name)
+    left = _LEFT_BY_TRAINING.fullmatch(name) or of_a_graph
     if not head or (left and not alone):
         return
     packed = pickles.is_pickle(head) or pickles.is_archive(head)
@@ -138,7 +139,3 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
         )
     elif pickles.is_pickle(head) or (packed and alone):  # a zip file beside a model is opened by nobody
         pickles.look_at_pickle(path)
-
-
-def _is_graph_weights(path: Path, name: str) -> bool:
-    return name.endswith(".bin") and path.with_suffix(".xml").is_file() and not _NAMES_OF_TORCH.fullmatch(name)

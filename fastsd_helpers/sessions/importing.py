@@ -305,7 +305,7 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]", notes: list[str]
 
 def _copy_own(origin: Path, folder: Path) -> ImportResult:
     """Copy a session of this library, as from a folder that another account shares, so that it can go on here."""
-    theirs = read_record(origin).record  # not `open`, which would fixed what is not ours
+    theirs = read_record(origin).record  # not `open`, which would mend what is not ours
     files = [path for name in (*FOLDERS, *_GIVEN) for path in sorted((origin / name).rglob("*")) if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
     files += [path for path in [origin / "crop-boxes.json"] if path.is_file()]

@@ -82,7 +82,7 @@ class Session:
         folder = sessions_root(root) / check_name(name)
         with file_errors(folder, "create"):
             # Folders alone are what a creation leaves that was cut before its session.json: nothing to lose there.
-            if os.path.lexists(folder) and (not folder.is_dir() or _holds_files(folder)):
+            if os.path.lexists(folder) and (not folder.is_dir() or any(files for *_, files in os.walk(folder))):
                 raise SessionExists(
                     f"There is already a session named {folder.name!r} in {folder.parent}.",
                     "Open it to resume it, or choose another name.",
@@ -306,10 +306,6 @@ def folder_of(name: str, root: Path) -> Path:
     near = difflib.get_close_matches(name, there, n=5, cutoff=0.3) or there[:10]
     hint = f"Choose one of: {', '.join(near)}." if near else "Create it first; there is none here yet."
     raise SessionNotFound(f"No session named {name[:80]!r} in {root}.", hint)
-
-
-def _holds_files(folder: Path) -> bool:
-    return any(files for _, _, files in os.walk(folder))
 
 
 def _count(folder: Path) -> int:

@@ -13,7 +13,7 @@ from functools import cache
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import Row
 
-__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "spelled_paths"]
+__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "parts_of", "spelled_paths"]
 
 LORA_FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -61,6 +61,14 @@ class Target:
 
     module: Module
     path: str = ""
+
+
+@cache
+def parts_of(family: str) -> dict[str, str]:
+    """What the names in files call a part -> the Diffusers part of a family that it is."""
+    texts = _TEXT[family]
+    own = {part: part for part in texts} | {table.replace("-", "_"): part for part, (table, _starts) in texts.items()}
+    return {"denoiser": "transformer" if family == "flux" else "unet", **own}
 
 
 @cache

@@ -16,8 +16,8 @@ from pathlib import Path
 from fastsd_helpers.checkpoints.formats.sources import Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.lora.changes import changed_tensors, read_change, read_scales, refuse_unmergeable
-from fastsd_helpers.checkpoints.lora.layers import LORA_FILE, Lora, adapters_in, open_lora
-from fastsd_helpers.checkpoints.lora.layouts import LoraModule, is_lora, read_layout
+from fastsd_helpers.checkpoints.lora.layers import Lora, open_lora
+from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraModule, is_lora, is_lora_folder, read_layout
 from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.checkpoints.models.merge_places import Tensor, find_in_parts, find_in_single, spans_of
 from fastsd_helpers.checkpoints.models.merged_source import Addition, Merged
@@ -130,7 +130,7 @@ def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
 
 def _require_adapter(path: Path) -> None:
     if path.is_dir():
-        if not adapters_in(path) and not (path / LORA_FILE).is_file():
+        if not is_lora_folder(path):
             raise CheckpointError(
                 f"{path} is a folder without a LoRA: it has neither {LORA_FILE} nor adapter_model.safetensors.",
                 "Give the LoRA's file.",
