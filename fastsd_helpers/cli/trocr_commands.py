@@ -20,6 +20,9 @@ logger = logging.getLogger("fastsd_helpers")
 
 DEFAULT_READER = "trocr-base-handwritten"
 _EVERY_S = 5.0
+_GROUND_TRUTH = (
+    "ground truth: folder, zip or table of lines with their text, PAGE or ALTO with the pages' images, IAM, parquet"
+)
 
 
 def add_trocr(commands: Any) -> None:
@@ -48,7 +51,16 @@ def add_trocr(commands: Any) -> None:
     _add_model(reading)
     add_flags(reading, ReadConfig)
     judging = command(group, "evaluate", evaluate, "evaluate a model on ground truth: CER and WER")
-    judging.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
+    judging.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
+    judging.add_argument(
+        "--normal-form",
+        choices=("NFC", "NFD", "none"),
+        default="NFC",
+        help="Unicode normalization form of both sides before they are compared (default: NFC)",
+    )
+    judging.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="also write an HTML report with the images of the worst lines"
+    )
     _add_model(judging)
     add_flags(judging, ReadConfig)
     embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
@@ -71,7 +83,7 @@ def _add_making(group: Any) -> None:
     tuning = command(
         group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
     )
-    tuning.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
+    tuning.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
     tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
     tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
     tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
@@ -210,13 +222,17 @@ def _as_line(page: Any) -> list[Any]:
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
     """Run `fastsd trocr evaluate DATA`."""
+    from fastsd_helpers.files import check_writable
     from fastsd_helpers.trocr.reading.dataset import read_lines
     from fastsd_helpers.trocr.teaching.evaluation import evaluate
+    from fastsd_helpers.trocr.teaching.report import write_report
 
+    if chosen.report:
+        check_writable(chosen.report.absolute().parent)
     lines = read_lines(chosen.data)
     reader = _open_reader(chosen)
     began = time.monotonic()
-    result = evaluate(reader, lines, progress=_progress())
+    result = evaluate(reader, lines, normal_form=chosen.normal_form, progress=_progress())
     seconds = time.monotonic() - began
     told: dict[str, Any] = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
             for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
@@ -225,8 +241,14 @@ def evaluate(chosen: argparse.Namespace) -> Answer:
     told |= {"exact lines": _percent(result.scores.exact), "lines": result.scores.lines}
     told |= {"left out": len(result.left_out), "looped": result.looped, "cut": result.cut}
     worst = [f"  {row['name']}: {row['text']!r} read as {row['read']!r}" for row in result.worst[:5]]
-    data = {**plain(result), "data": lines.report(), "seconds": seconds}
-    return Answer(data, [*pairs(told), *section("Lines with the most errors", worst)])
+    data = {**result.summary(), **plain(result), "data": lines.report(), "seconds": seconds}
+    confused = [f"  {row['truth']!r} read as {row['read']!r}: {row['count']}" for row in result.confusions[:5]]
+    told_of = [*section("Lines with the most errors", worst), *section("Most frequent confusions", confused)]
+    if chosen.report:
+        title = f"{Path(chosen.data).name}, read with {reader.checkpoint.folder.name}"
+        data["path"] = write_report(chosen.report, result, lines, title=title)
+        told_of.append(f"Written: {chosen.report}")
+    return Answer(data, [*pairs(told), *told_of])
 
 
 def _percent(rate: float) -> str:

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsd_helpers.trocr.ground_truth.labels import label_text
+from fastsd_helpers.trocr.ground_truth.labels import label_text, read_texts
 from fastsd_helpers.trocr.ground_truth.pictures import plain_name
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
-from fastsd_helpers.trocr.ground_truth.text_file import read_texts
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
 
 __all__ = ["rows_of_pairs"]

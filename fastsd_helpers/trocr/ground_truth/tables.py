@@ -17,11 +17,11 @@ from fastsd_helpers.trocr.ground_truth.labels import (
     TEXT_COLUMNS,
     column_of,
     label_text,
+    read_texts,
 )
 from fastsd_helpers.trocr.ground_truth.pictures import PictureFinder
 from fastsd_helpers.trocr.ground_truth.ppocr import is_ppocr, rows_of_ppocr
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
-from fastsd_helpers.trocr.ground_truth.text_file import read_texts
 
 __all__ = ["OWN_NAME", "TABLES", "TABLE_SUFFIXES", "no_columns", "rows_of_table"]
 
