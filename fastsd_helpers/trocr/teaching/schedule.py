@@ -47,6 +47,10 @@ class FineTuneConfig:
             "lines (like kraken's resize)"
         ),
     )
+    normal_form: Literal["NFC", "NFD", "none"] = option(
+        "NFC",
+        help="Unicode normalization form of the texts: composed (NFC), decomposed (NFD), or as they are (none)",
+    )
     held_out: float = option(
         0.1,
         help=(

@@ -158,7 +158,10 @@ def choose_run(
     if pending is not None and pending.find() is not None:
         return replace(pending, why="It is running already; this cell shows it.")
     entered = session.record.get("teaching") or {}
-    same = entered.get("values") == dict(values)
+    # A setting that came with a later version was at its default before.
+    defaults = {item.name: item.default for item in options_of(FineTuneConfig)}
+    before = entered.get("values")
+    same = before is not None and {name: defaults[name] for name in values if name in defaults} | before == {**values}
     unfinished = pending is not None and pending.result() is None
     if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
