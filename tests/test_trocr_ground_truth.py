@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr.ground_truth.crops import cut_outline
 from fastsd_helpers.trocr.pages.inputs import gather
-from fastsd_helpers.trocr.reading.dataset import read_lines
+from fastsd_helpers.trocr.reading.dataset import read_lines, write_table
 
 SIZE = (400, 300)
 TEXTS = ("the first line", "a second one", "and the third")
@@ -440,3 +440,26 @@ def test_numbered_images_of_one_folder_are_groups_of_their_own(tmp_path):
     (tmp_path / "labels.txt").write_text("".join(f"images/{n:04d}.png\tt{n}\n" for n in range(4)))
     rest, held = read_lines(tmp_path).split(0.25)
     assert (len(rest.lines), len(held.lines)) == (3, 1)
+
+
+def test_lines_of_pages_and_of_objects_go_into_a_table_with_their_images(folder):
+    (folder / "p1.xml").write_text(page_xml(region(three())))
+    found = read_lines(folder / "p1.xml")
+    table = write_table(folder / "out" / "measured.jsonl", found.lines)
+    again = read_lines(table)
+    assert [(line.name, line.text, line.group) for line in again.lines] == [
+        (line.name, line.text, line.group) for line in found.lines
+    ]
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(found.lines, again.lines, strict=True))
+
+
+PAGE_OF_KRAKEN = Path(__file__).resolve().parents[2] / "shared" / "kraken" / "170025120000003,0074.xml"
+
+
+@pytest.mark.skipif(not PAGE_OF_KRAKEN.is_file(), reason="the page of kraken's 4.3.13 source package is not here")
+def test_a_real_transcribed_page_gives_all_of_its_lines():
+    found = read_lines(PAGE_OF_KRAKEN)
+    assert (len(found.lines), found.problems) == (44, [])
+    assert found.lines[1].text.startswith("$-nor su hijo")
+    sizes = [pixels(line).shape for line in found.lines]
+    assert all(40 < height < 90 and width > height for height, width, _bands in sizes)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import write_atomic
+from fastsd_helpers.images.files import png_bytes
 from fastsd_helpers.trocr.ground_truth.objects import rows_of_objects
 from fastsd_helpers.trocr.ground_truth.pairs import rows_of_pairs
 from fastsd_helpers.trocr.ground_truth.parquet import rows_of_parquet
@@ -26,8 +27,9 @@ from fastsd_helpers.trocr.ground_truth.transcribed_pages import (
     rows_of_transcriptions,
     unpacked,
 )
+from fastsd_helpers.trocr.pages.inputs import gather
 
-__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines", "write_table"]
+__all__ = ["LabelledLine", "LineSet", "group_of", "read_lines", "with_files", "write_table"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -185,13 +187,35 @@ def read_lines(source: Any) -> LineSet:
 
 
 def write_table(path: Path, lines: Iterable[LabelledLine]) -> Path:
-    """Write lines whose images are files as a table that `read_lines` reads, under the names they have here."""
+    """Write lines as a table that `read_lines` reads, under the names they have here.
+
+    Images that are no files of their own (lines of a page, images of a data set) are written beside the table.
+    """
     rows = [
-        {OWN_NAME: line.name, "file_name": str(Path(line.picture).absolute()), "text": line.text, "group": line.group}
-        for line in lines
+        {OWN_NAME: line.name, "file_name": str(file.absolute()), "text": line.text, "group": line.group}
+        for line, file in with_files(lines, path.with_suffix(""))
     ]
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return path
+
+
+def with_files(lines: Iterable[LabelledLine], folder: Path) -> Iterator[tuple[LabelledLine, Path]]:
+    """Each line with the file of its image; where it has none, one is written to `folder`, by number.
+
+    A line whose image cannot be made is left out, with a warning.
+    """
+    for number, line in enumerate(lines, 1):
+        if isinstance(line.picture, (str, Path)):
+            yield line, Path(line.picture)
+            continue
+        item = next(iter(gather([line.picture])))
+        if item.picture is None:
+            logger.warning("%s is left out: %s", line.name, item.problem)
+            continue
+        file = folder / f"{number:06d}.png"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, png_bytes(item.picture))
+        yield line, file
 
 
 def group_of(name: str) -> str:
