@@ -55,3 +55,12 @@ def test_a_character_the_model_cannot_write_is_named(tmp_path):
     write_reader(tmp_path / "reader", "small")
     with pytest.raises(SettingsError, match="This model cannot write 'ꝑ'"):
         Reader(tmp_path / "reader", precision="fp32", allowed_characters="0-9ꝑ")
+
+
+def test_rows_that_were_read_with_other_characters_are_read_again_and_older_ones_are_not(tmp_path):
+    from fastsd_helpers.trocr.reading.rows import _settings_of
+
+    write_reader(tmp_path / "reader", "base")
+    free, numbers = (Reader(tmp_path / "reader", precision="fp32", allowed_characters=text) for text in ("", "0-9"))
+    assert _settings_of(free, "lines") == ["fp32", 1, str(free.limits), True, "lines"]
+    assert _settings_of(numbers, "lines") != _settings_of(free, "lines")
