@@ -69,7 +69,8 @@ def option(
     Args:
         default: value when the user says nothing; absent means the user must give it.
         help: one line, with the unit where there is one.
-        low, high: smallest and largest value allowed, both included.
+        low: smallest value allowed.
+        high: largest value allowed.
         step: the widget's step.
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
@@ -178,7 +179,7 @@ def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
     """The words of a command line that give these settings the values they have.
 
     What is left alone (None) is left out, and so is every secret. A value is in one word with its flag, so that one
-    that begins with a dash is no flag.
+    that begins with a dash is not a flag.
     """
     words = []
     for spec in options_of(type(settings)):

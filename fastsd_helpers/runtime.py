@@ -216,8 +216,8 @@ def load_peft(what: str, hint: str) -> ModuleType:
     Nothing here is quantized by torchao, so peft then goes on as if it were not installed.
 
     Args:
-        what: needs it, at the start of the sentence. hint: how to get it.
-
+        what: needs it, at the start of the sentence.
+        hint: how to get it.
     Raises:
         DependencyMissing: peft is not installed.
     """

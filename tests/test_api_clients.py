@@ -358,7 +358,7 @@ def test_a_session_that_asks_often_is_never_refused(places: Any) -> None:
 
 def test_curl_asks_through_the_link_as_described(places: Any) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+        pytest.skip("curl is not installed (apt install curl)")
     with start(places, Login("fastsd", "plain-word-77")), share_port(places.port, LINK) as link:
         code = snippet("AUTOMATIC1111 and Forge, with curl", "sh").replace("https://YOUR-LINK", link.url)
         environment = environment_for("program") | {"FASTSD_PASSWORD": "plain-word-77", "NO_PROXY": "*"}

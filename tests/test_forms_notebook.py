@@ -791,7 +791,7 @@ def test_a_session_is_deleted_only_after_a_second_press(session: Session) -> Non
     view._delete.click()
     view._sure.click()
     assert [item.name for item in list_sessions(session.folder.parent)] == ["rex"]
-    assert "trash" not in view._message.value, "this is no Drive"
+    assert "trash" not in view._message.value, "this is not a Drive"
 
 
 def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(

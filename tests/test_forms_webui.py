@@ -312,7 +312,7 @@ def test_the_block_is_shown_whole_and_follows_a_new_address(
     webui: NotebookUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="fastsd_helpers")
-    with pytest.raises(WebUIError, match="does not run") as caught:
+    with pytest.raises(WebUIError, match="is not running") as caught:
         cells.share_ui(TunnelConfig(), webui)
     assert "cell 6b" in caught.value.hint
     asked: list[Any] = []
@@ -355,7 +355,7 @@ def test_a_link_with_other_settings_replaces_the_one_before(webui: NotebookUI, m
 
 def test_stopping_takes_a_press_and_says_what_runs(webui: NotebookUI) -> None:
     view = forms.show_stop(webui)
-    assert "No web UI runs." in view._message.value
+    assert "No web UI is running." in view._message.value
     view._stop.click()
     assert "No web UI was running, so nothing was stopped." in view._message.value
     webui.running, webui.link = FakeUI(webui), make_link()

@@ -88,7 +88,7 @@ def test_what_cannot_work_is_refused_with_what_to_do(
 ) -> None:
     package = {"ngrok": "pyngrok", "gradio": "gradio"}.get(settings["kind"], "json")
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed (pip install {package})")
     with pytest.raises(error) as caught:
         require_shareable(TunnelConfig(**settings))
     assert said in caught.value.problem
@@ -120,8 +120,8 @@ def test_a_program_that_is_named_and_not_there_is_said(
     kind: str, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if kind == "ngrok" and importlib.util.find_spec("pyngrok") is None:
-        pytest.skip("pyngrok is not installed")
-    (tmp_path / "text").write_text("no program")
+        pytest.skip("pyngrok is not installed (pip install pyngrok)")
+    (tmp_path / "text").write_text("not a program")
     for named in (tmp_path / "nowhere", tmp_path / "text", tmp_path):
         monkeypatch.setenv(variable, str(named))
         with pytest.raises(TunnelToolMissing, match=f"{variable} names"):

@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+from installed import require_installed
 from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
@@ -19,9 +20,10 @@ from fastsd_helpers.trocr.teaching import session_teaching as runs
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune, split_lines
 from fastsd_helpers.trocr.teaching.progress import TeachingNews, TeachingProgress, note_progress
 
+require_installed("accelerate")
+
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 pytest.importorskip("jiwer")
 
 TINY = TeachConfig(epochs=3, batch_size=6, augment=True, precision="fp32", patience=0, held_out=0.25, measure_every=4)
@@ -127,7 +129,7 @@ def test_further_steps_that_read_worse_leave_the_better_reader_in_its_place(sess
     assert result["cer_after"] == 0.5
     finish(further, cer=0.95)
     assert session.record["taught"]["path"] == f"fine-tuned/{first.folder.name}/model"
-    assert "the fine-tuned model before stays" in caplog.text
+    assert "the session keeps the earlier fine-tuned model" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["learned", "held_out"])

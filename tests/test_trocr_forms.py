@@ -100,7 +100,7 @@ def test_a_correction_is_kept_at_once_and_can_be_taken_back(session):
     assert field.value == session.lines()[0].read.text
     assert "1 of 24 lines reviewed" in text_of(table.box)
     field.value = " "
-    assert "nothing to learn from" in text_of(table.box)
+    assert "cannot be trained on" in text_of(table.box)
     assert right is not None
 
 
@@ -179,7 +179,7 @@ def test_uploads_become_what_is_read(session):
 def test_without_corrections_there_is_nothing_to_learn_compare_or_shrink(session, caplog):
     caplog.set_level("INFO", "fastsd_helpers")
     assert forms.teach_reader(TeachConfig(), session) is None
-    assert "No line is corrected yet" in caplog.text
+    assert "No line has been corrected yet" in caplog.text
     assert forms.compare_reading(session) is None
     assert forms.shrink_reader(session) is None
     assert "Nothing to quantize" in caplog.text

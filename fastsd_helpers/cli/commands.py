@@ -116,7 +116,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _models_in(folder: Path) -> list[Path]:
-    # The model card and its picture lie beside them.
+    # The model card and its image lie beside them.
     models = (".safetensors", ".ckpt")
     return sorted(path for path in folder.glob("*") if path.suffix in models and not path.name.startswith("."))
 

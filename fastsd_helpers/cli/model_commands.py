@@ -77,6 +77,10 @@ def list_models(chosen: argparse.Namespace) -> Answer:
     lines = table(head, rows)
     if all(spec.checked == "never" for spec in found):  # a column of one word is no news
         lines = [*table(head[:-1], [row[:-1] for row in rows]), _UNCHECKED]
+    trained = ", ".join(spec.key for spec in found if spec.trainable and spec.kind == "base")
+    lines.append(
+        f"GPU: memory to generate images; training takes more: fastsd models show KEY. Trained here: {trained}."
+    )
     return Answer({"models": found}, lines)
 
 

@@ -1,4 +1,4 @@
-"""The commands `fastsd trocr ...`: read, measure, embed, fine-tune, shrink and share a handwriting reader."""
+"""The commands `fastsd trocr ...`: read, evaluate, embed, fine-tune, quantize and share a recognition model."""
 
 import argparse
 import contextlib
@@ -150,7 +150,7 @@ def read(chosen: argparse.Namespace) -> Answer:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
         raise SettingsError(
-            "--shard needs one input folder and an output folder.", "Name one folder, and one with --out."
+            "--shard needs one input folder and an output folder.", "Give one input folder, and --out with another."
         )
     if chosen.attention and (chosen.pages or whole_folder):
         raise SettingsError(
@@ -194,7 +194,7 @@ def read(chosen: argparse.Namespace) -> Answer:
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
-    """Draw where the reader looked, an image a line; returns them in the lines' order."""
+    """Draw where the model looked, an image a line; returns them in the lines' order."""
     import io
 
     from fastsd_helpers.files import check_writable, write_atomic
@@ -321,7 +321,7 @@ def serve(chosen: argparse.Namespace) -> Answer:
 
     config = ServeConfig(**given_values(chosen, ServeConfig))
     link = link_settings(chosen, config.share)
-    require_servable(config, link)  # before a reader is loaded for it
+    require_servable(config, link)  # before a model is loaded for it
     with serve(Reader(chosen.model), config, tunnel=link) as served:
         # The only place where the password is ever shown; the log never has it.
         print(json.dumps(served.about()) if chosen.json else served.block(), file=sys.stderr, flush=True)

@@ -35,8 +35,8 @@ def add_webui(commands: Any) -> None:
     _add_place(group)
     for name, run, about in (
         ("status", status, "whether a web UI is running, since when, and where its log is"),
-        ("log", show_log, "show the last lines of its log"),
-        ("stop", stop, "stop it, whoever started it"),
+        ("log", show_log, "show the last lines of the web UI's log"),
+        ("stop", stop, "stop a web UI, whoever started it"),
     ):
         _add_where(command(group, name, run, about))
     link = command(

@@ -57,7 +57,7 @@ def look_or_convert(config: ModelFileConfig) -> None:
 
     Raises:
         SettingsError: these are the settings of another form. And what `checkpoints.inspect` and `checkpoints.convert`
-        raise.
+            raise.
     """
     require(config, ModelFileConfig)
     if not config.file.strip():

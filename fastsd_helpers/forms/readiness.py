@@ -41,8 +41,9 @@ def set_up(workflow: str, version: str = "") -> None:
         version: of the notebook; another one than the library's is said.
 
     Raises:
-        InstallError: a package could not be installed, or the runtime has to be restarted first. DependencyMissing:
-        there is nothing to install with. DiskFull: not enough room.
+        InstallError: a package could not be installed, or the runtime has to be restarted first.
+        DependencyMissing: there is nothing to install with.
+        DiskFull: not enough room.
     """
     start_log()
     quieten_libraries()

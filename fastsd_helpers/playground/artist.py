@@ -28,7 +28,9 @@ class Artist:
     Attributes:
         title: what it draws with, in words.
         size: side of its images in pixels, the model's own.
-        multiple, smallest, largest: which other sides it takes.
+        multiple: which other sides it takes.
+        smallest: which other sides it takes.
+        largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
         has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
@@ -144,12 +146,12 @@ class Artist:
     def _draw_with(self, pipe: Any, prompt: str, seed: int, options: dict[str, Any], control: Any) -> "Image.Image":
         import torch
 
-        # On the CPU, so that a seed gives the same picture on every machine.
+        # On the CPU, so that a seed gives the same image on every machine.
         words = options | {"generator": torch.Generator("cpu").manual_seed(seed)}
         begins = "image" in options
         if control is not None and self.steering is not None:
             pipe = _pipeline_like(pipe, from_picture=begins, controlnet=self.steering.model)
-            # Where noise is the start, most of these take the steering picture as "image".
+            # Where noise is the start, most of these take the steering image as "image".
             words["control_image" if begins or _takes(pipe, "control_image") else "image"] = control
         elif begins:
             pipe = _pipeline_like(pipe, from_picture=True)
@@ -186,7 +188,7 @@ def _takes(pipe: Any, name: str) -> bool:
 
 
 def _steering_picture(picture: "Image.Image", size: int, edges: bool) -> "Image.Image":
-    """The picture in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
+    """The image in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
     picture = picture.convert("RGB").resize((size, size))
     if not edges:
         return picture
@@ -217,7 +219,9 @@ def open_artist(
         root: folder of the sessions.
 
     Raises:
-        ModelNotFound, ModelError: there is none, or it does not load. SessionError: the session has no finished model.
+        ModelNotFound: there is none, or it does not load.
+        ModelError: there is none, or it does not load.
+        SessionError: the session has no finished model.
     """
     session = find_session(ref, root=root)
     if lora and session is not None:

@@ -27,9 +27,10 @@ def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: L
         login: the one that the link will have; that of `config` when None.
 
     Raises:
-        SettingsError: no such kind, or a user or password that no link can have. DependencyMissing: the gate's package
-            is not installed. TunnelError: the token, the package or the program that it needs is missing, or it is for
-            another place than this.
+        SettingsError: no such kind, or a user or password that no link can have.
+        DependencyMissing: the gate's package is not installed.
+        TunnelError: the token, the package or the program that it needs is missing, or it is for another place than
+            this.
     """
     kind = kind or config.kind
     if kind not in KINDS:

@@ -57,8 +57,8 @@ def open_tunnel(
         watch_every_s: seconds between two checks; 0: no watchdog.
 
     Raises:
-        SettingsError: no such kind or port. TunnelError: nothing answers at the port, or no service gave a link; what
-            each one said is in the sentence.
+        SettingsError: no such kind or port.
+        TunnelError: nothing answers at the port, or no service gave a link; what each one said is in the sentence.
     """
     config = config or TunnelConfig()
     kind = kind or config.kind

@@ -152,7 +152,7 @@ _FORGE_NEO = WebUI(
     port=7860,
     ready=r"Startup time: ",
     alive_path="/internal/ping",
-    # It loads a model with the first picture, so nothing of that is waited for.
+    # It loads a model with the first image, so nothing of that is waited for.
     has_login=True,
     folders=(
         ("checkpoint", "Stable-diffusion"),

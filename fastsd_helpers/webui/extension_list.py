@@ -28,7 +28,7 @@ def read_extensions(text: str) -> list[Repository]:
         if not mark or "/" in revision:
             address, revision = part, "HEAD"
         if not re.fullmatch(r"[0-9A-Za-z][\w.-]*", revision):
-            raise SettingsError(f"extensions (--extension) has {part!r}: {revision!r} is no commit.", _FORM)
+            raise SettingsError(f"extensions (--extension) has {part!r}: {revision!r} is not a commit.", _FORM)
         name = address.rstrip("/").rpartition("/")[2].removesuffix(".git")
         if address.startswith("https://"):
             if not re.fullmatch(r"https://[\w.-]+(:\d+)?/[\w./~+-]+", address):
@@ -42,11 +42,11 @@ def read_extensions(text: str) -> list[Repository]:
                 raise SettingsError(f"extensions (--extension) has {part!r}: neither https nor a folder here.", _FORM)
             if not (folder / ".git").exists() and not (folder / "HEAD").exists():
                 raise SettingsError(
-                    f"{folder} is no git repository.", f"Run there: git init, git add, git commit. {_FORM}"
+                    f"{folder} is not a git repository.", f"Run there: git init, git add, git commit. {_FORM}"
                 )
             address, name = str(folder), folder.name.removesuffix(".git")
         if not re.fullmatch(r"\w[\w.-]*", name) or name in found:
-            problem = "is there twice" if name in found else "is no name for a folder"
+            problem = "is there twice" if name in found else "is not a name for a folder"
             raise SettingsError(f"extensions (--extension) has {part!r}: {name!r} {problem}.", _FORM)
         found[name] = Repository(name, f"extension/{name}", (address,), revision)
     return list(found.values())

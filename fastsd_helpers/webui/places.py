@@ -11,7 +11,7 @@ from fastsd_helpers.webui.catalog import WebUI
 
 __all__ = ["Places", "find_places", "link", "model_folder", "prepare_places", "require_folder", "store_folder"]
 
-# Where the previous notebook kept its own: models, pictures and settings there are used as they are.
+# Where the previous notebook kept its own: models, images and settings there are used as they are.
 _STORE = Path("sd", "stable-diffusion-webui")
 
 
@@ -21,7 +21,7 @@ class Places:
 
     ui: str
     root: Path  # everything on this machine's disk
-    store: Path  # models, pictures, settings: on Drive or here
+    store: Path  # models, images, settings: on Drive or here
 
     @property
     def environment(self) -> Path:

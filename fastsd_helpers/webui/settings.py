@@ -18,7 +18,7 @@ _UIS = ("a1111", "forge-neo", "comfyui")
 class InstallConfig:
     """What to install, and where."""
 
-    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="web UI to install; only the others run Flux")
+    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="web UI to install; a1111 does not run Flux")
     store: str = option(
         "", help="data directory for models, images and settings; empty: sd/stable-diffusion-webui on Drive"
     )

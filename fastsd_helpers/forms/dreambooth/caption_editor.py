@@ -31,7 +31,7 @@ __all__ = ["CaptionEditor", "edit_captions"]
 _THUMB_PX = 56
 _PICTURE_PX = 256
 _MOST_TOKENS = 77
-# Ctrl+Enter in the field: hand the text over, then show the next picture; the notebook must not run the cell instead,
+# Ctrl+Enter in the field: hand the text over, then show the next image; the notebook must not run the cell instead,
 # which JupyterLab leaves alone for what has this attribute.
 _KEYS = """
 const frame=this.closest('.fastsd');if(!frame||frame.keyed)return;frame.keyed=true;
@@ -58,7 +58,7 @@ class CaptionEditor(View):
         self._session = session
         self._rows: dict[str, PromptRow] = {}
         self._thumbs: dict[str, str] = {}
-        self._held: dict[str, str] = {}  # picture -> typed text that could not be saved
+        self._held: dict[str, str] = {}  # image -> typed text that could not be saved
         self._before: dict[str, str] = {}  # captions before the last "same prompt for all"
         self._shown: str | None = None
         self._quiet = False

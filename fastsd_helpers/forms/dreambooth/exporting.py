@@ -65,7 +65,8 @@ def disconnect_when_safe(
         whether the machine was given back; only Colab takes it.
 
     Raises:
-        SessionUnfinished: there is no finished model yet. VerificationFailed: the file is not what the training wrote.
+        SessionUnfinished: there is no finished model yet.
+        VerificationFailed: the file is not what the training wrote.
         DriveError: Drive could not be flushed.
     """
     path, sha256 = _finished_file(made) if isinstance(made, Session) else (made.path, made.sha256)

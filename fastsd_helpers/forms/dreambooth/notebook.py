@@ -56,8 +56,10 @@ def open_session(config: SessionConfig) -> Session:
     elsewhere the first time, and opened from then on.
 
     Raises:
-        SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
+        SettingsError: these are the settings of another form.
+        SessionError: a name that cannot be a folder's name.
+        SessionNotFound: one that was in the list is gone.
+        DriveError: Drive was not mounted or cannot be written.
     """
     require(config, SessionConfig)
     desk.close_session()
@@ -164,6 +166,6 @@ def _prepared_before(session: Session) -> PrepareResult:
     held_out = sum(item["held_out"] for item in images)
     size = dataset.get("size") or 0
     skipped = tuple(dataset.get("skipped") or ())
-    prepared = load_dataset(session)  # every picture is there and as it was
+    prepared = load_dataset(session)  # every image is there and as it was
     prompts = counted_prompts([image.prompt for image in (*prepared.train, *prepared.held_out)])
     return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet, prompts)

@@ -1,4 +1,4 @@
-"""Words that the reader doubted, marked: two degrees, readable in light and dark themes, told in words too."""
+"""Words that the model doubted, marked: two degrees, readable in light and dark themes, told in words too."""
 
 import html
 

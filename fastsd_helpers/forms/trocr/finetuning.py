@@ -1,4 +1,4 @@
-"""Teaching the reader in a notebook: learn from corrections or a data set, and compare before and after."""
+"""Fine-tuning the model in a notebook: on corrections or a dataset, and a comparison before and after."""
 
 import html
 import logging
@@ -64,7 +64,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class TeachConfig(FineTuneConfig, _Going, _Data):
-    """What the reader learns from, and how."""
+    """What the model learns from, and how."""
 
     def __post_init__(self) -> None:
         both = ["more_steps and start_over: choose one of them"] if self.more_steps and self.start_over else []
@@ -72,7 +72,7 @@ class TeachConfig(FineTuneConfig, _Going, _Data):
 
 
 def show_teach_form(session: ReadingSession) -> "TeachForm":
-    """Make the form for teaching the reader of a session; the last line of a cell displays it."""
+    """Make the form for fine-tuning the model of a session; the last line of a cell displays it."""
     return TeachForm(session)
 
 
@@ -105,14 +105,14 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     """In words: what is learned from, what is held out, and who chose that."""
     if values.get("data"):
         return (
-            f"About {100 * settings.held_out:.0f} % of the data set is held out for validation, entire writers or "
+            f"About {100 * settings.held_out:.0f} % of the dataset is held out for validation, entire writers or "
             "pages, chosen at random by 'seed'; name lines of your own in 'held out data', or set 'held out' to 0 for "
             "none."
         )
     try:
         lines = session.corrected()
     except DatasetError:
-        return "No line is corrected yet; the table above is where that is done."
+        return "No line has been corrected yet; the table above is where that is done."
     count = len(lines.lines)
     if not settings.held_out:
         return f"{count} corrected lines, all of them for training; none is held out."
@@ -143,7 +143,7 @@ def run_values(config: TeachConfig) -> dict[str, Any]:
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
-    """Fine-tune the session's reader in a process of its own; stopped and called again, go on.
+    """Fine-tune the session's model in a process of its own; stopped and called again, go on.
 
     Every choice of settings and lines has a folder of its own in the session, so nothing learned is written over. A
     run that is unfinished goes on with what it began with; one that is running already is watched.
@@ -157,7 +157,8 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
         What was made; None when there is nothing to learn from yet.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: it was stopped. And what `finetune` raises.
+        SettingsError: these are the settings of another form.
+        Interrupted: it was stopped. And what `finetune` raises.
     """
     require(config, TeachConfig)
     values = run_values(config)
@@ -244,10 +245,11 @@ def words_of_news(live: TeachingNews) -> str:
 
 
 def compare_reading(session: ReadingSession) -> "CompareView | None":
-    """Read the held-out lines with the reader before and after fine-tuning and show both; None without a fine-tuning.
+    """Read the held-out lines with the model before and after fine-tuning and show both; None without a fine-tuning.
 
     Raises:
-        DatasetError, ModelError: the lines or a reader cannot be opened any more.
+        DatasetError: the lines or a model cannot be opened any more.
+        ModelError: the lines or a model cannot be opened any more.
     """
     taught = taught_reader(session)
     if taught is None:

@@ -8,7 +8,7 @@ import html
 
 __all__ = ["draw_keys"]
 
-# As an attribute of a picture that cannot be shown, because a script that is put into a page this way is not run. The
+# As an attribute of an image that cannot be shown, because a script that is put into a page this way is not run. The
 # notebook's own shortcuts are kept away: Shift+Enter would run the cell and draw the table anew.
 _CODE = """
 (function(el){let tries=0;const begin=setInterval(()=>{

@@ -1,4 +1,4 @@
-"""Shrinking the reader in a notebook: an int8 copy for computers without a GPU, and what it costs."""
+"""Quantizing the model in a notebook: an int8 copy for computers without a GPU, and what it costs."""
 
 import html
 import logging
@@ -21,14 +21,15 @@ _TRIALS = 3  # fp32, dynamic, static
 
 
 def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
-    """Make an int8 copy for the CPU of the fine-tuned reader and measure what it costs; None without known lines.
+    """Make an int8 copy for the CPU of the fine-tuned model and measure what it costs; None without known lines.
 
     The held-out lines measure, the learned ones calibrate. The copy is in the session's folder int8. It is made in a
     process of its own, which Stop ends; a copy from before stays then.
 
     Raises:
-        InstallError, DependencyMissing: OpenVINO and nncf are not there and cannot be installed. Interrupted: it was
-        stopped.
+        InstallError: OpenVINO and nncf are not there and cannot be installed.
+        DependencyMissing: OpenVINO and nncf are not there and cannot be installed.
+        Interrupted: it was stopped.
     """
     taught = taught_reader(session)
     if taught is None:

@@ -54,8 +54,10 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     Without a name it is the one that was used last in that place, and a new one only where there is none.
 
     Raises:
-        SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
+        SettingsError: these are the settings of another form.
+        SessionError: a name that cannot be a folder's name.
+        SessionNotFound: one that was in the list is gone.
+        DriveError: Drive was not mounted or cannot be written.
     """
     require(config, ReadingSessionConfig)
     desk.close_session()
@@ -125,13 +127,14 @@ class LinesForm(Form[ReadPicturesConfig]):
 def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> ConfidenceView:
     """Read the images into the session, or the built-in samples when there are none, and show how sure it is.
 
-    What was read before is replaced, corrections stay with their lines; what the same reader has read is not read
+    What was read before is replaced, corrections stay with their lines; what the same model has read is not read
     again. Images that are no longer on this machine leave everything as it was.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: it was stopped; run again, it goes on.
+        SettingsError: these are the settings of another form.
+        Interrupted: it was stopped; run again, it goes on.
         DatasetError: there is no image. ModelError and its
-        kin: the reader cannot be opened.
+        kin: the model cannot be opened.
     """
     from fastsd_helpers.trocr.reading.reader import Reader
 

@@ -10,9 +10,9 @@ __all__ = ["ShareView", "share_reader"]
 
 
 def share_reader(config: ServeConfig, session: ReadingSession) -> "ShareView":
-    """Offer the page of the session's reader; its button opens it, so that "Run all" does not wait for it.
+    """Offer the page of the session's model; its button opens it, so that "Run all" does not wait for it.
 
-    It is the fine-tuned reader where there is one. In Colab the link is Colab's own, which only this notebook's user
+    It is the fine-tuned model where there is one. In Colab the link is Colab's own, which only this notebook's user
     can open, unless `share` makes a public one.
 
     Raises:
@@ -23,7 +23,7 @@ def share_reader(config: ServeConfig, session: ReadingSession) -> "ShareView":
 
 
 class ShareView(PageView[Served]):
-    """The buttons of the reader's page."""
+    """The buttons of the model's page."""
 
     def __init__(self, config: ServeConfig, session: ReadingSession) -> None:
         super().__init__("page", "Loading the model…")

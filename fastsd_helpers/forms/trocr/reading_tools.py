@@ -1,4 +1,4 @@
-"""Things to do beside reading, each behind a button of its own: count a reader's errors, write its vectors."""
+"""Things to do beside reading, each behind a button of its own: count a model's errors, write its vectors."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Which reader to measure, and on what."""
+    """Which model to measure, and on what."""
 
     reader: str = option(
         "auto",
@@ -59,7 +59,7 @@ class EmbedConfig:
 
 
 def show_evaluator(session: ReadingSession) -> ToolView:
-    """Offer to count a reader's errors on lines whose text is known; a cell's last line displays it."""
+    """Offer to count a model's errors on lines whose text is known; a cell's last line displays it."""
     return _Evaluator(session)
 
 
@@ -124,7 +124,7 @@ class _Embedder(CommandTool):
         if not images:
             raise SettingsError("No line has been read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
-            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of theirs in 'images'.")
+            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of them in 'images'.")
         reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"
         named = [f"./{image}" if image.startswith("-") else image for image in images]  # else it would be a flag
         words = ["trocr", "embed", *named, f"--out={out}", f"--pool={config.pool}", f"--model={reader}"]

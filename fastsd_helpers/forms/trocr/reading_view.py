@@ -1,4 +1,4 @@
-"""Looking at lines that were read: each image with its text, every token coloured by how sure the reader was."""
+"""Looking at lines that were read: each image with its text, every token coloured by how sure the model was."""
 
 import html
 from pathlib import Path
@@ -23,7 +23,7 @@ _ORDERS = (("page order", "page"), ("lowest confidence first", "doubt"))
 
 
 def show_confidence(session: ReadingSession) -> "ConfidenceView":
-    """Show the lines of a session with the reader's confidence; a cell's last line displays it."""
+    """Show the lines of a session with the model's confidence; a cell's last line displays it."""
     return ConfidenceView(session)
 
 

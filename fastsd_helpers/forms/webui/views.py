@@ -126,7 +126,7 @@ class StopView(View):
         elif problem is not None:
             self._say_error(problem)
         else:
-            self._say("No web UI runs.")
+            self._say("No web UI is running.")
 
     def stop(self) -> None:
         """Close the link and end the web UI with all it started."""

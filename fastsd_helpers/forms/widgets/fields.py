@@ -97,7 +97,7 @@ class Field:
         return f"{self.option.help} ({low} to {high})"
 
     def read(self) -> Any:
-        """The setting's value; text that is no number is returned as it was typed, for `check` to name it."""
+        """The setting's value; text that is not a number is returned as it was typed, for `check` to name it."""
         value = self.widget.value
         if not isinstance(value, str) or self.option.choices is not None:
             return value

@@ -76,7 +76,8 @@ class Form(Generic[Config]):
     """Widgets for every setting of a class; `config()` turns what they show into the settings object.
 
     Attributes:
-        settings: the class. folder: of the session that it belongs to, or None.
+        settings: the class.
+        folder: of the session that it belongs to, or None.
         typed: names of the settings that were entered in it, or in the form of its class before it.
     """
 
@@ -126,7 +127,7 @@ class Form(Generic[Config]):
 
         Raises:
             SettingsError: one or more fields are wrong; all of them are named. Or the form belongs to another session
-            than the one that is open.
+                than the one that is open.
         """
         desk.require_open(self.settings, self.folder)
         secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}

@@ -79,7 +79,9 @@ class ToolView(View):
     """A form with a button; what came out is said below it.
 
     Args:
-        words: what the button says. busy: what is said while it works. form: its settings, drawn above it.
+        words: what the button says.
+        busy: what is said while it works.
+        form: its settings, drawn above it.
     """
 
     def __init__(self, words: str, busy: str, *, form: Form[Any] | None = None) -> None:

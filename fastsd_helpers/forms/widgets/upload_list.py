@@ -14,7 +14,7 @@ __all__ = ["UploadList"]
 
 _SIDE_PX = 112
 _TEXTS = (".txt", ".caption", ".csv", ".jsonl")
-_MOST = 60  # more small pictures would make the page slow
+_MOST = 60  # more small images would make the page slow
 
 
 class UploadList(View):

@@ -43,7 +43,7 @@ def load_widgets() -> Any:
         import ipywidgets
     if not hasattr(ipywidgets, "Combobox"):  # came with 7.5
         raise DependencyMissing(
-            f"A form needs ipywidgets 7.5 or newer, and {ipywidgets.__version__} is here.",
+            f"A form needs ipywidgets 7.5 or newer, and {ipywidgets.__version__} is installed.",
             "Run: pip install --upgrade ipywidgets, then restart the notebook and reload its page.",
         )
     return ipywidgets

@@ -25,7 +25,7 @@ from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 
 __all__ = ["OWN_NAME", "TABLES", "TABLE_SUFFIXES", "no_columns", "rows_of_table"]
 
-# What a line is called in tables that we write ourselves, where its picture lies elsewhere.
+# What a line is called in tables that we write ourselves, where its image lies elsewhere.
 OWN_NAME = "fastsd_line"
 TABLES = (
     *("metadata.jsonl", "metadata.csv", "labels.csv", "labels.tsv", "labels.jsonl", "labels.txt", "gt.txt"),
@@ -97,10 +97,10 @@ def _rows_of_jsonl(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            yield number, f"no JSON: {err}."
+            yield number, f"not JSON: {err}."
             continue
         if not isinstance(row, dict):
-            yield number, "no JSON object."
+            yield number, "not a JSON object."
             continue
         picture, label = column_of(row, PICTURE_COLUMNS), column_of(row, TEXT_COLUMNS)
         if not picture or not label:

@@ -264,7 +264,7 @@ def _rows_of_path(path: Path) -> Iterator[Row | LeftOut]:
         yield from _rows_of_folder(inside.folder)
     else:
         kinds = f"{', '.join(TABLE_SUFFIXES)}, .parquet, .xml (PAGE, ALTO), .zip"
-        raise DatasetError(f"{path.name} is no table of lines.", f"Give {kinds} or a folder.")
+        raise DatasetError(f"{path.name} is not a table of lines.", f"Give {kinds} or a folder.")
 
 
 def _rows_of_folder(folder: Path) -> Iterator[Row | LeftOut]:

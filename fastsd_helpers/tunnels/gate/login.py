@@ -17,8 +17,8 @@ __all__ = ["Login", "LoginLimiter", "choose_login", "make_login"]
 # Without letters that are mistaken for others (0 o 1 l i); 16 of them are 79 bits.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _SHORTEST_PASSWORD = 8
-# Blanks, what web UIs take for the end of a user or a login, and what is no text: control characters, and bytes of an
-# environment that are no UTF-8.
+# Blanks, what web UIs take for the end of a user or a login, and what is not text: control characters, and bytes of an
+# environment that are not UTF-8.
 _REFUSED = r"\s:,\"'\x00-\x1f\x7f-\x9f\ud800-\udfff"
 
 

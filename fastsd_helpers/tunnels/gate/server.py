@@ -54,7 +54,8 @@ def open_gate(
             "CF-Connecting-IP"; None: no service vouches for one.
 
     Raises:
-        DependencyMissing: aiohttp is not installed. TunnelError: it could not listen.
+        DependencyMissing: aiohttp is not installed.
+        TunnelError: it could not listen.
     """
     entrance = Entrance(login, limiter or LoginLimiter(), session_s=session_s, closed=closed)
     entrance.address_header = address_header
@@ -177,7 +178,7 @@ class Gate:
         connection.answering = True
         try:
             if "Upgrade" in request.headers:
-                answer.force_close()  # what comes after it on this connection is no request
+                answer.force_close()  # what comes after it on this connection is not a request
             if isinstance(answer, web.Response):
                 # The next request is read when this one has its whole answer.
                 with contextlib.suppress(ConnectionError):

@@ -263,7 +263,7 @@ def _quick_tunnel(metrics_port: int) -> str | None:
 def _explain_cloudflared(text: str) -> TunnelError | None:
     if re.search(r"429 Too Many Requests|error code: 1015|rate.?limit", text, re.IGNORECASE):
         return TunnelLimited(
-            "Cloudflare asks you to wait: too many quick tunnels were made from this address.",
+            "Cloudflare asks you to wait: too many quick tunnels were opened from this address.",
             "Try again in ten minutes, or choose another service; hosted notebooks share their addresses.",
         )
     if re.search(r"failed to (request|unmarshal|parse) quick Tunnel|\b50\d Internal|error code: 1101", text, re.I):

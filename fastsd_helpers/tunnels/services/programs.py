@@ -94,13 +94,13 @@ def own_program(name: str) -> str | None:
     """The program that the user has installed, or named in the environment; None when there is none.
 
     Raises:
-        TunnelToolMissing: what the environment names is no program.
+        TunnelToolMissing: what the environment names is not a program.
     """
     variable, names = _OWN.get(name, ("", ()))
     named = os.environ.get(variable) if variable else None
     if named and shutil.which(named) is None:
         raise TunnelToolMissing(
-            f"{variable} names {named}, which is no program.", "Correct it, or take it out of the environment."
+            f"{variable} names {named}, which is not a program.", "Correct it, or take it out of the environment."
         )
     return named or next(filter(None, map(shutil.which, names)), None)
 
@@ -268,7 +268,7 @@ def copy_hashed(source: Path, target: Path, *, most_bytes: int) -> str | None:
     """Copy a file for this user alone, and hash the bytes on their way; `target` must not exist.
 
     Returns:
-        the SHA-256 of what was written; None for a link, for what is no plain file, and for one that is too large or
+        the SHA-256 of what was written; None for a link, for what is not a plain file, and for one that is too large or
         cannot be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -52,7 +52,9 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     folder of logs, and `installed.json` when all is done.
 
     Raises:
-        WebUIError: the code was not downloaded. InstallError, DependencyMissing: the environment could not be made.
+        WebUIError: the code was not downloaded.
+        InstallError: the environment could not be made.
+        DependencyMissing: the environment could not be made.
         DiskFull: not enough room on this machine's disk.
     """
     config = config or InstallConfig()

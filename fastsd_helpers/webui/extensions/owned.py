@@ -53,8 +53,8 @@ class OwnExtensions:
         for name in self._removed:
             if name not in here or name in self._asked:
                 raise SettingsError(
-                    f"remove_extensions (--remove-extensions) has {name!r}, which is no extension of yours here.",
-                    f"They are {', '.join(sorted(here))}." if here else "There is none.",
+                    f"remove_extensions (--remove-extensions) has {name!r}, which is not one of your extensions.",
+                    f"Yours are {', '.join(sorted(here))}." if here else "You have added none.",
                 )
         rest = [item for name, item in self._list.items() if name not in self._removed and name not in self._asked]
         shared = is_shared(places.store)

@@ -48,7 +48,7 @@ def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that a folder holds; None when it is no repository of its own."""
+    """The commit that a folder holds; None when it is not a repository of its own."""
     if not (folder / ".git").exists():
         return None
     done = _git(["rev-parse", "HEAD"], folder)
@@ -74,7 +74,7 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
         WebUIError: git is missing, no place has it, or there are changes that would be lost.
     """
     if shutil.which("git") is None:
-        raise WebUIError("git is not installed, and the code comes with it.", "Install git: apt install git")
+        raise WebUIError("git is not installed, and it downloads the web UI's code.", "Install git: apt install git")
     places = [mirrors[repository.name]] if mirrors and repository.name in mirrors else list(repository.urls)
     if folder.is_dir() and any(folder.iterdir()):
         return _update(repository, folder, places)

@@ -21,7 +21,7 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     }
 }
 _GIB = 2**30
-_ROOM_GPU = 2.5e9  # bytes: latents, activations and the VAE of a picture of 1024 px
+_ROOM_GPU = 2.5e9  # bytes: latents, activations and the VAE of an image of 1024 px
 _ROOM_HOST = 3e9  # bytes: Python, torch and CUDA's own
 
 

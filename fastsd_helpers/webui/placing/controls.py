@@ -57,7 +57,7 @@ def place_controlnets(
         family: of the base model that is used, for base "auto"; Stable Diffusion 1.5 when None.
 
     Raises:
-        What `place_controlnet` raises.
+        FastSDError: what `place_controlnet` raises.
     """
     base = (base_family(family) or "sd15") if config.base.strip() in ("auto", "") else config.base.strip()
     wanted = listed(config.tasks)
@@ -88,7 +88,8 @@ def place_controlnet(base: str | None, task: str, ui: WebUI, places: Places) -> 
         task: a task, a row's key (sd15-canny), a file, a link or a Hub id.
 
     Raises:
-        ModelError: it does not go together with this base or this UI; the hint says what does. DownloadError.
+        ModelError: it does not go together with this base or this UI; the hint says what does.
+        DownloadError: it could not be downloaded.
     """
     if understand(task).what in _NO_TASK:
         return place(task, ui, places, kind="controlnet")[0]

@@ -36,7 +36,7 @@ def choose_in_settings(placed: Sequence[PlacedModel], ui: WebUI, places: Places)
     base = next((model for model in placed if model.kind in BASE_KINDS), None)
     if settings is None:
         if base is not None:
-            logger.warning("%s is no settings file, so the model has to be chosen on the page.", file)
+            logger.warning("%s is not a settings file, so the model has to be chosen on the page.", file)
         return
     new = _chosen(base, placed, settings, ui, places) if base is not None else {}
     version = _version_of(places)

@@ -84,10 +84,10 @@ def look_at(path: Path) -> ModelFile:
     """Look into a model file; tensors are not read, and nothing in it is run.
 
     Raises:
-        ModelError: it is no model file: a web page, text, a pointer, empty, truncated. UnsafeModel: it could run code.
+        ModelError: it is not a model file: a page, text, a pointer, empty, truncated. UnsafeModel: it could run code.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ModelError(f"{path} is no model file.", f"Give a file that ends in {', '.join(ENDINGS)}.")
+        raise ModelError(f"{path} is not a model file.", f"Give a file that ends in {', '.join(ENDINGS)}.")
     _require_model(path)
     require_inert(with_description(path))
     if path.suffix.lower() == ".gguf":
@@ -105,7 +105,7 @@ def _require_model(path: Path) -> None:
             "Run `git lfs pull` where it came from, or download the file itself.",
         )
     if content.startswith("broken"):
-        raise ModelError(f"{path} is truncated or damaged: it is no whole {content.split()[-1]} file.", _ADVICE)
+        raise ModelError(f"{path} is truncated or damaged: it is not a complete {content.split()[-1]} file.", _ADVICE)
     if content not in ("safetensors", "checkpoint", "gguf", "data"):
         what = {"empty": "an empty file", "image": "an image", "text": "plain text"}.get(content, f"a {content}")
         raise ModelError(f"{path} is {what}, not a model.", _ADVICE)
@@ -179,7 +179,7 @@ def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
         raise ModelError(f"{path.name} is {found.what}.", hint if wanted == "auto" else f"Give {a_kind(wanted)}.")
     raise ModelError(
         f"{path.name} is {found.what}, not {a_kind(wanted)}.",
-        f"Place it as what it is ({found.kind}), and {a_kind(wanted)} in its place.",
+        f"Place it as its own kind ({found.kind}), or choose {a_kind(wanted)} instead.",
     )
 
 

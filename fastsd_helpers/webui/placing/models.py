@@ -80,7 +80,7 @@ def place_models(
     With "auto" nothing is fetched while the store has a base model; an empty one gets Stable Diffusion 1.5.
 
     Raises:
-        What `place` raises; what was placed before stays.
+        FastSDError: what `place` raises; what was placed before stays.
     """
     prepare_places(places, ui)
     ref = config.model.strip()
@@ -187,8 +187,12 @@ def place(
         Diffusers folder is converted to one file in the store.
 
     Raises:
-        ModelNotFound, ModelError, WebUIError: there is no such model, it is of another kind, or this UI does not run
-        its family. DownloadError, DriveError, CheckpointError: it could not be brought or converted.
+        ModelNotFound: there is no such model, it is of another kind, or this UI does not run its family.
+        ModelError: there is no such model, it is of another kind, or this UI does not run its family.
+        WebUIError: there is no such model, it is of another kind, or this UI does not run its family.
+        DownloadError: it could not be brought or converted.
+        DriveError: it could not be brought or converted.
+        CheckpointError: it could not be brought or converted.
     """
     prepare_places(places, ui)
     with drive_errors(places):

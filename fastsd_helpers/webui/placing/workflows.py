@@ -101,7 +101,7 @@ class _Graph:
                 slots.append({"name": name, "type": what, "link": len(wires)})
             set_here = [values[name] for name in settings]
             if "seed" in settings:
-                set_here.insert(1, "randomize")  # what the page does with the seed after each picture
+                set_here.insert(1, "randomize")  # what the page does with the seed after each image
             nodes.append(
                 {
                     "id": number,

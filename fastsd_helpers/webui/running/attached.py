@@ -77,7 +77,9 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
     """Find a web UI that was started before and still runs; None when it does not, or when its login is not known here.
 
     Args:
-        ui: its key. folder, store: as at its start.
+        ui: its key.
+        folder: as at its start.
+        store: as at its start.
     """
     spec = find_ui(ui)
     places = find_places(spec, folder=folder, store=store)
@@ -124,7 +126,7 @@ def background_link(ui: str = "a1111", *, folder: str | None = None, store: str 
 
 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
-    """End this web UI, whoever started it; False when it does not run."""
+    """Stop this web UI, whoever started it; False when it is not running."""
     places = find_places(find_ui(ui), folder=folder, store=store)
     state = read_state(places)
     if state is None or not is_running(state):

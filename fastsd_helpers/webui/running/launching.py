@@ -75,8 +75,9 @@ def plan(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        SettingsError: user or password are none. ModelNotFound: `config.model` names nothing. DriveError: the store or
-            the folder of the model does not answer.
+        SettingsError: user or password are none.
+        ModelNotFound: `config.model` names nothing.
+        DriveError: the store or the folder of the model does not answer.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
@@ -116,8 +117,9 @@ def launch(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        WebUINotInstalled: nothing is installed. WebUIError: one is running already, the port is taken, the model is of
-            a family this UI lacks. WebUICrashed: it ended by itself; the sentence says why, as far as its log tells.
+        WebUINotInstalled: nothing is installed.
+        WebUIError: one is running already, the port is taken, the model is of a family this UI lacks.
+        WebUICrashed: it ended by itself; the sentence says why, as far as its log tells.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
@@ -379,7 +381,8 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tu
 
     Args:
         port: where it listens, on 127.0.0.1.
-        config, more: as for `open_tunnel`, which says what is raised.
+        config: as for `open_tunnel`, which says what is raised.
+        more: as for `open_tunnel`, which says what is raised.
     """
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)

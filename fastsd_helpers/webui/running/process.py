@@ -187,7 +187,7 @@ def find_end(places: Places) -> WebUICrashed | None:
     if state is None or is_running(state) or (places.run / _STOPPED).exists():
         return None
     if state.boot != boot_id():
-        return WebUICrashed(f"{state.title} ended with this machine, which was started again since.", "Start it again.")
+        return WebUICrashed(f"{state.title} ended when this machine was restarted.", "Start it again.")
     if "--gradio-auth-path" in state.command and not (places.run / "login").exists():
         return None  # ended on purpose by a version that made no mark
     return explain_end(state, None, places)
