@@ -22,8 +22,10 @@ from tiny_readers import write_reader
 from fastsd_helpers.errors import DatasetError, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.model.vocabulary import measure_coverage, prepare_vocabulary
-from fastsd_helpers.trocr.reading.dataset import read_lines
+from fastsd_helpers.trocr.model.checkpoint import load_tokenizer
+from fastsd_helpers.trocr.model.vocabulary import comes_back, measure_coverage, prepare_vocabulary
+from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.teaching import finetuning
 from fastsd_helpers.trocr.teaching.augment import KINDS, change_line
 from fastsd_helpers.trocr.teaching.finetuning import (
     FineTuneConfig,
@@ -350,6 +352,59 @@ def test_letters_that_a_byte_level_tokenizer_writes_bytes_with_still_come_back(t
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
     assert measure_coverage(tokenizer, [text]).lost_letters == lost == ""
     assert "α" in tokenizer.get_vocab()
+
+
+GERMAN = ["fürſt", "der Fürſt über Öl", "the fox", "ꝑ tꝛ ſey", "e\u0303 n\u0304 x", "שלום עולם", "a  b", "Ende."]
+
+
+@pytest.mark.parametrize("kind", ["base", "small"])
+@pytest.mark.parametrize("mode", ["extend", "replace"])
+def test_every_training_text_comes_back_after_the_vocabulary_is_fitted_also_from_disk(tmp_path, kind, mode):
+    write_reader(tmp_path / "reader", kind)
+    checkpoint = Reader(tmp_path / "reader", precision="fp32").checkpoint
+    rows = checkpoint.model.decoder.get_input_embeddings().weight.shape[0]
+    tokenizer, added = prepare_vocabulary(checkpoint.model, checkpoint.tokenizer, GERMAN, mode)
+    assert [text for text in GERMAN if not comes_back(tokenizer, text)] == []
+    assert added
+    if mode == "extend":
+        assert len(tokenizer) == rows + len(added), "one token a letter, and none of the old ones moved"
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert [text for text in GERMAN if not comes_back(again, text)] == []
+    assert [again.encode(text) for text in GERMAN] == [tokenizer.encode(text) for text in GERMAN]
+
+
+def test_lines_a_model_cannot_write_are_left_out_by_name_and_never_cut(data, base, tmp_path, caplog):
+    checkpoint = Reader(base, precision="fp32").checkpoint
+    texts = ["short", "x" * 200, "fine"]
+    lines = LineSet([LabelledLine(f"line {n}", draw("1"), text, "g") for n, text in enumerate(texts)])
+    kept = finetuning._drop_unfitting(lines, checkpoint.tokenizer, 20, FineTuneConfig())
+    assert [line.text for line in kept.lines] == ["short", "fine"]
+    assert "line 1 is left out: its text takes" in caplog.text
+    assert "1 of 3 lines are too long" in caplog.text
+    with pytest.raises(DatasetError, match="None of the 1 lines can be learned: 1 are too long"):
+        finetuning._drop_unfitting(LineSet(lines.lines[1:2]), checkpoint.tokenizer, 20, FineTuneConfig())
+    tokenizer, _added = prepare_vocabulary(checkpoint.model, checkpoint.tokenizer, ["abc"], "replace")
+    other = LineSet([LabelledLine("a", None, "cab", "g"), LabelledLine("b", None, "dog", "g")])
+    kept = finetuning._drop_unfitting(other, tokenizer, 20, FineTuneConfig(vocabulary="replace"))
+    assert [line.text for line in kept.lines] == ["cab"]
+    assert "b is left out: its text has characters that this vocabulary gives back as others: 'dog'" in caplog.text
+
+
+def test_a_run_of_a_version_without_unicode_forms_keeps_its_texts(tmp_path):
+    lines = LineSet([LabelledLine("1", None, "e\u0301", "g")])
+    config = FineTuneConfig(normal_form="none")
+    finetuning._check_settings(tmp_path, config, "m", lines, LineSet([]), False)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["normal_form"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert finetuning._is_earlier(tmp_path)
+    finetuning._check_settings(tmp_path, config, "m", lines, LineSet([]), False)
+    assert finetuning._is_earlier(tmp_path), "it stays one, however often it is resumed"
+    with pytest.raises(SettingsError, match="lr was"):
+        finetuning._check_settings(
+            tmp_path, FineTuneConfig(normal_form="none", lr=1e-3), "m", lines, LineSet([]), False
+        )
 
 
 # ------------------------------------------------------------------------------------------------ augmentation

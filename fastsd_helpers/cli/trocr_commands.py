@@ -23,12 +23,15 @@ from fastsd_helpers.trocr.pages import inputs, page_reader
 from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, serve
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig
-from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization
+from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
 __all__ = ["DEFAULT_READER", "add_trocr"]
 
 DEFAULT_READER = "trocr-base-handwritten"
+_GROUND_TRUTH = (
+    "ground truth: folder, zip or table of lines with their text, PAGE or ALTO with the pages' images, IAM, parquet"
+)
 
 
 def add_trocr(commands: Any) -> None:
@@ -55,7 +58,16 @@ def add_trocr(commands: Any) -> None:
     _add_model(reading)
     add_flags(reading, ReadConfig)
     judging = command(group, "evaluate", evaluate, "evaluate a model on ground truth: CER and WER")
-    judging.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
+    judging.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
+    judging.add_argument(
+        "--normal-form",
+        choices=("NFC", "NFD", "none"),
+        default="NFC",
+        help="Unicode normalization form of both sides before they are compared (default: NFC)",
+    )
+    judging.add_argument(
+        "--report", metavar="FILE.html", type=Path, help="also write an HTML report with the images of the worst lines"
+    )
     _add_model(judging)
     add_flags(judging, ReadConfig)
     embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
@@ -75,7 +87,7 @@ def _add_making(group: Any) -> None:
     tuning = command(
         group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
     )
-    tuning.add_argument("data", metavar="DATA", help="ground truth: folder or table of lines with their text")
+    tuning.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
     tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
     tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
     tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
@@ -194,10 +206,12 @@ def _as_line(page: Any) -> list[Any]:
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
+    if chosen.report:
+        files.check_writable(chosen.report.absolute().parent)
     lines = dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
     began = time.monotonic()
-    result = evaluation.evaluate(reader, lines, progress=_progress())
+    result = evaluation.evaluate(reader, lines, normal_form=chosen.normal_form, progress=_progress())
     seconds = time.monotonic() - began
     told: dict[str, Any] = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
             for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
@@ -206,8 +220,14 @@ def evaluate(chosen: argparse.Namespace) -> Answer:
     told |= {"exact lines": _percent(result.scores.exact), "lines": result.scores.lines}
     told |= {"left out": len(result.left_out), "looped": result.looped, "cut": result.cut}
     worst = [f"  {row['name']}: {row['text']!r} read as {row['read']!r}" for row in result.worst[:5]]
-    data = {**plain(result), "data": lines.report(), "seconds": seconds}
-    return Answer(data, [*pairs(told), *section("Lines with the most errors", worst)])
+    data = {**result.summary(), **plain(result), "data": lines.report(), "seconds": seconds}
+    confused = [f"  {row['truth']!r} read as {row['read']!r}: {row['count']}" for row in result.confusions[:5]]
+    told_of = [*section("Lines with the most errors", worst), *section("Most frequent confusions", confused)]
+    if chosen.report:
+        title = f"{Path(chosen.data).name}, read with {reader.checkpoint.folder.name}"
+        data["path"] = report.write_report(chosen.report, result, lines, title=title)
+        told_of.append(f"Written: {chosen.report}")
+    return Answer(data, [*pairs(told), *told_of])
 
 
 def _percent(rate: float) -> str:

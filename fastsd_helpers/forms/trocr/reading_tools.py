@@ -81,7 +81,7 @@ def show_evaluator(session: ReadingSession) -> ToolView:
         return words, reader, _place_of(session, marks), len(lines.lines)
 
     def told(answer: Mapping[str, Any]) -> Iterable[str]:
-        result = evaluation_from({item.name: answer[item.name] for item in fields(Evaluation)})
+        result = evaluation_from({item.name: answer[item.name] for item in fields(Evaluation) if item.name in answer})
         rates = (("character error rate (CER)", result.scores.cer), ("word error rate (WER)", result.scores.wer))
         told = [
             f"{name}: {100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)" for name, rate in rates

@@ -63,7 +63,13 @@ class Found:
 
 
 def greedy_search(
-    engine: Engine, hidden: Any, limits: Limits, *, stop_loops: bool = False, ban_loops: bool = False
+    engine: Engine,
+    hidden: Any,
+    limits: Limits,
+    *,
+    stop_loops: bool = False,
+    ban_loops: bool = False,
+    banned: "torch.Tensor | None" = None,
 ) -> list[Found]:
     """Take the likeliest token until the line ends.
 
@@ -71,6 +77,7 @@ def greedy_search(
         hidden: the images' vectors, [lines, places, width].
         stop_loops: end a line (as `looped`) once its tail repeats itself, instead of going on to the limit.
         ban_loops: never write a piece a third time in a row.
+        banned: ids of tokens that are never written; probabilities are among the others.
     """
     import torch
 
@@ -81,13 +88,15 @@ def greedy_search(
     tokens = torch.full((len(running), 1), limits.start)
     for step in range(steps):
         scores = engine.step(state, tokens)[:, 0]
+        if banned is not None:
+            scores = scores.index_fill(1, banned.to(scores.device), float("-inf"))
         if step < limits.min_new_tokens:
             scores[:, list(limits.eos)] = float("-inf")
         if ban_loops:
             for row, place in enumerate(running):
-                banned = _would_loop(found[place].ids) if place >= 0 else []
-                if banned:
-                    scores[row, banned] = float("-inf")
+                looping = _would_loop(found[place].ids) if place >= 0 else []
+                if looping:
+                    scores[row, looping] = float("-inf")
         best = scores.argmax(dim=-1)
         log_probs = (scores.gather(1, best[:, None])[:, 0] - scores.logsumexp(dim=-1)).tolist()
         for row, (place, token) in enumerate(zip(running, best.tolist(), strict=True)):
@@ -116,7 +125,9 @@ def greedy_search(
     return found
 
 
-def beam_search(engine: Engine, hidden: Any, limits: Limits, beams: int) -> list[Found]:
+def beam_search(
+    engine: Engine, hidden: Any, limits: Limits, beams: int, *, banned: "torch.Tensor | None" = None
+) -> list[Found]:
     """Keep the `beams` likeliest beginnings of every line; the best by mean log-probability wins.
 
     The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False).
@@ -137,7 +148,10 @@ def beam_search(engine: Engine, hidden: Any, limits: Limits, beams: int) -> list
     finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     tokens = torch.full((count, beams), limits.start)
     for step in range(steps):
-        log_probs = engine.step(state, tokens).log_softmax(dim=-1).to("cpu")
+        scored = engine.step(state, tokens)
+        if banned is not None:
+            scored = scored.index_fill(2, banned.to(scored.device), float("-inf"))
+        log_probs = scored.log_softmax(dim=-1).to("cpu")
         if step < limits.min_new_tokens:
             log_probs[..., list(limits.eos)] = float("-inf")
         rows, vocabulary = len(places), log_probs.shape[-1]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fastsd_helpers.errors import SettingsError
 
-__all__ = ["Coverage", "measure_coverage", "prepare_vocabulary"]
+__all__ = ["Coverage", "comes_back", "measure_coverage", "prepare_vocabulary"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -33,7 +33,10 @@ def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
     """Count how many tokens the texts take, and which characters are lost or costly."""
     texts = [text for text in texts if text]
     letters = Counter(letter for text in texts for letter in text if not letter.isspace())
-    counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    counts = [len(ids) for ids in encoded]
+    # Sentencepiece's mark before the first word is a token of its own where that word's letter is.
+    marks = sum(tokenizer.convert_ids_to_tokens(ids[:1]) == ["▁"] for ids in encoded)
     lost, costly = [], []
     advice: Literal["keep", "extend", "replace"]
     for letter in sorted(letters):
@@ -43,7 +46,7 @@ def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
             lost.append(letter)
         elif len([token for token in tokenizer.convert_ids_to_tokens(ids) if token != "▁"]) > 1:
             costly.append(letter)
-    ratio = sum(counts) / max(1, sum(map(len, texts)))
+    ratio = (sum(counts) - marks) / max(1, sum(map(len, texts)))
     bad = sum(letters[letter] for letter in (*lost, *costly)) / max(1, sum(letters.values()))
     if not lost and ratio <= 1.0:
         advice, reason = "keep", "every character is kept and takes at most one token on average"
@@ -108,8 +111,52 @@ def _extended(tokenizer: Any, texts: list[str]) -> tuple[Any, list[str], dict[st
         logger.info("%s: written as bytes, as before; this tokenizer uses these characters otherwise.", refused)
         added = [letter for letter in added if letter not in taken]
     sources = {letter: _pieces(tokenizer, letter) for letter in added}
+    if not added:
+        return tokenizer, added, sources
+    described = _described(tokenizer)
+    if described.get("model", {}).get("type") == "Unigram":
+        return _with_pieces(tokenizer, described, added), added, sources
     tokenizer.add_tokens(added)
     return tokenizer, added, sources
+
+
+def comes_back(tokenizer: Any, text: str) -> bool:
+    """Whether a text is the same after encoding and decoding; else nothing that learned it could ever write it."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return bool(tokenizer.decode(ids, skip_special_tokens=True).strip() == text.strip())
+
+
+def _with_pieces(tokenizer: Any, described: dict[str, Any], letters: list[str]) -> Any:
+    """A sentencepiece tokenizer with more pieces in its own table.
+
+    As added tokens they would be cut out before the words are, and get a blank beside them: 'für' would come back as
+    'f ü r'. Its normalizer, which makes other letters of some (ſ an s), is left out; what needed it is a piece now.
+    """
+    import tokenizers
+    import transformers
+
+    pieces = described["model"]["vocab"]
+    lowest = min(score for _piece, score in pieces)
+    for token in sorted(described["added_tokens"], key=lambda token: token["id"]):
+        if token["id"] == len(pieces):  # its place would be taken by the first new piece
+            pieces.append([token["content"], lowest])
+    known = {piece for piece, _score in pieces}
+    pieces += [[letter, lowest] for letter in letters if letter not in known]
+    described["normalizer"] = None
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
+    special = {name: str(getattr(tokenizer, name)) for name in names if getattr(tokenizer, name, None) is not None}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(described)),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _described(tokenizer: Any) -> dict[str, Any]:
+    """What a fast tokenizer is made of; empty for another."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
+    return found
 
 
 def _replaced(tokenizer: Any, texts: list[str]) -> tuple[Any, list[str], dict[str, list[Any]]]:
@@ -130,8 +177,7 @@ def _byte_letters(tokenizer: Any) -> frozenset[str]:
     """The letters a byte-level tokenizer writes single bytes with: a token that is one of them reads as that byte."""
     from tokenizers import pre_tokenizers
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
+    decoder = _described(tokenizer).get("decoder")
     return frozenset(pre_tokenizers.ByteLevel.alphabet() if "ByteLevel" in json.dumps(decoder) else ())
 
 
@@ -161,4 +207,6 @@ def _letters_tokenizer(letters: list[str]) -> Any:
     )
     tokenizer.add_special_tokens(list(_MARKS))
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **names)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", clean_up_tokenization_spaces=False, **names
+    )

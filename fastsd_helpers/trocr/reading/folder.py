@@ -155,6 +155,7 @@ def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
         "limits": [reader.limits.min_new_tokens, reader.limits.max_new_tokens],
         "loop_guard": reader.settings.loop_guard,
         "batch_size": reader.batch_size,
+        **({"allowed_characters": allowed} if (allowed := reader.settings.allowed_characters) else {}),
     }
 
 
@@ -170,9 +171,9 @@ def _check_manifest(out: Path, wanted: dict[str, Any]) -> None:
         write_atomic(path, json.dumps(wanted, indent=1).encode())
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in wanted if found.get(name) != wanted[name])
+    changed = sorted(name for name in {*wanted, *found} if found.get(name) != wanted.get(name))
     if changed:
-        told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
+        told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}" for name in changed)
         raise SettingsError(f"{out} holds the results of another run: {told}.", "Name another folder with --out.")
 
 

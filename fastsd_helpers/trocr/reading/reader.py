@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option
+from fastsd_helpers.trocr.language.allowed_characters import banned_tokens, parse_characters
 from fastsd_helpers.trocr.model.checkpoint import Checkpoint, open_checkpoint
 from fastsd_helpers.trocr.model.cuda_graph_engine import RecordedEngine
 from fastsd_helpers.trocr.model.line import Line, Token
@@ -59,6 +60,13 @@ class ReadConfig:
         advanced=True,
     )
     loop_guard: bool = option(True, help="repetition guard: read a line again if the model repeats itself endlessly")
+    allowed_characters: str = option(
+        "",
+        help=(
+            "characters that may be written, ranges as 0-9: for numbers 0-9.,/ (vocabulary mask); default: all of the "
+            "model's"
+        ),
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", help="device to compute on", advanced=True)
     batch_size: int | None = option(
         None,
@@ -72,6 +80,7 @@ class ReadConfig:
         low, high = self.min_new_tokens, self.max_new_tokens
         crossed = isinstance(low, int) and isinstance(high, int) and low > high
         check(self, [f"min_new_tokens is {low}, more than max_new_tokens, {high}"] if crossed else [])
+        parse_characters(self.allowed_characters)
 
 
 def choose_reader(wanted: str, *, own_pictures: bool) -> tuple[str, str]:
@@ -109,6 +118,7 @@ class Reader:
         loop_guard: see ReadConfig.
         device: see ReadConfig.
         batch_size: see ReadConfig.
+        allowed_characters: see ReadConfig.
 
     Raises:
         SettingsError: a setting out of range; ModelError and its kin: the model cannot be opened.
@@ -125,6 +135,7 @@ class Reader:
         device: str = "auto",
         *,
         batch_size: int | None = None,
+        allowed_characters: str = "",
         cache_dir: Path | None = None,
     ) -> None:
         choices: dict[str, Any] = {"precision": precision, "device": device}  # looked at by the settings themselves
@@ -134,6 +145,7 @@ class Reader:
             max_new_tokens=max_new_tokens,
             loop_guard=loop_guard,
             batch_size=batch_size,
+            allowed_characters=allowed_characters,
             **choices,
         )
         self.checkpoint = open_checkpoint(model, device=device, precision=precision, cache_dir=cache_dir)
@@ -151,6 +163,10 @@ class Reader:
                 f"min_new_tokens is {min_new_tokens}, and this model writes {self.limits.max_new_tokens} at most.",
                 "Lower it, or raise max_new_tokens too.",
             )
+        self._banned = None
+        if allowed_characters:
+            size = self.checkpoint.config["decoder"].get("vocab_size", len(self.checkpoint.tokenizer))
+            self._banned = banned_tokens(self.checkpoint.tokenizer, size, allowed_characters, self.limits.eos)
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
@@ -224,14 +240,14 @@ class Reader:
     def _search(self, hidden: Any) -> list[Found]:
         guard = self.settings.loop_guard
         if self.settings.beams > 1:
-            found = beam_search(self.engine, hidden, self.limits, self.settings.beams)
+            found = beam_search(self.engine, hidden, self.limits, self.settings.beams, banned=self._banned)
             for line in found:
                 line.looped = guard and not line.ended and find_loop(line.ids) is not None
         else:
-            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard)
+            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, banned=self._banned)
         looped = [place for place, line in enumerate(found) if line.looped]
         if looped:
-            again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True)
+            again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True, banned=self._banned)
             for place, second in zip(looped, again, strict=True):
                 found[place] = unlooped(found[place], second)
         return found

@@ -96,7 +96,9 @@ def _files_of(reader: Any) -> list[Path]:
 
 def _settings_of(reader: Any, pages: str) -> list[Any]:
     settings = reader.settings
-    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages]
+    # Only where it was given: readings of versions that did not know it are still this reader's.
+    allowed = [settings.allowed_characters] if settings.allowed_characters else []
+    return [reader.checkpoint.precision, settings.beams, str(reader.limits), settings.loop_guard, pages, *allowed]
 
 
 def known_rows(

@@ -1,14 +1,16 @@
 """Read lines whose text is known and say how many errors there are: of one model, or of two beside each other."""
 
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.reading.dataset import LineSet, read_lines
 from fastsd_helpers.trocr.reading.reader import Reader
+from fastsd_helpers.trocr.teaching.confusions import count_confusions
 from fastsd_helpers.trocr.teaching.metrics import Score, Scores, line_errors, score_lines
 
 __all__ = ["ComparedLine", "Comparison", "Evaluation", "compare_readers", "evaluate", "evaluation_from"]
@@ -18,7 +20,14 @@ _WORST = 10
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Error rates on a set of lines; `worst` has the lines with the most errors, `left_out` why some were not used."""
+    """Error rates on a set of lines.
+
+    Attributes:
+        worst: the lines with the most errors. left_out: why some were not used. per_page, per_group: name, lines,
+            characters, cer and wer of each, the worst first. confusions: truth, read and how often, the most frequent
+            first; an empty truth was read where nothing is, an empty reading is a character left out. missing_letters:
+            the characters left out most often, of how many.
+    """
 
     scores: Scores
     confidence: float  # mean over the lines, to compare with 1 - CER
@@ -26,23 +35,53 @@ class Evaluation:
     cut: int
     worst: tuple[dict[str, Any], ...]
     left_out: tuple[str, ...]
+    per_page: tuple[dict[str, Any], ...] = ()
+    per_group: tuple[dict[str, Any], ...] = ()
+    confusions: tuple[dict[str, Any], ...] = ()
+    missing_letters: tuple[dict[str, Any], ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """What is asked for most, at the top: rates as fractions, the interval of the CER, and the tables."""
+        return {
+            "cer": self.scores.cer.rate,
+            "wer": self.scores.wer.rate,
+            "lines": self.scores.lines,
+            "interval": [self.scores.cer.low, self.scores.cer.high],
+            "per_page": list(self.per_page),
+            "per_group": list(self.per_group),
+            "confusions": list(self.confusions),
+            "missing_letters": list(self.missing_letters),
+        }
 
 
-def evaluate(reader: Any, data: Any, *, progress: Callable[[int], None] | None = None) -> Evaluation:
+def evaluate(
+    reader: Any,
+    data: Any,
+    *,
+    normal_form: Literal["NFC", "NFD", "none"] = "NFC",
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
     """Read the images of `data` with `reader` and compare with their text.
 
     Args:
         reader: a Reader.
-        data: whatever `labels.read_lines` takes.
+        data: whatever `dataset.read_lines` takes; of a set in parts, the test lines, else the validation lines.
+        normal_form: Unicode form of both sides, in which they are compared: the same letters are no error.
 
     Raises:
         DatasetError: no line of it can be used.
     """
     lines = read_lines(data)
-    return _judge(lines, reader.read([line.picture for line in lines.lines], progress=progress))
+    if lines.has_part("train"):
+        lines = measured if (measured := lines.of_part("test", "validation")).lines else lines
+    read = reader.read([line.picture for line in lines.lines], progress=progress)
+    return _judge(lines, read, normal_form)
 
 
-def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
+def _judge(lines: LineSet, read: list[Line], normal_form: Literal["NFC", "NFD", "none"] = "NFC") -> Evaluation:
+    lines = lines.in_form(normal_form)
+    if normal_form != "none":
+        read = [replace(line, text=unicodedata.normalize(normal_form, line.text)) for line in read]
     left_out = list(lines.problems)
     pairs = []
     for line, found in zip(lines.lines, read, strict=True):
@@ -59,6 +98,8 @@ def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
         for line, found in ranked[:_WORST]
         if line.text != found.text
     )
+    texts = [(line.text, found.text) for line, found in pairs]
+    confusions, missing = count_confusions(texts)
     return Evaluation(
         scores,
         sum(found.confidence for _line, found in pairs) / len(pairs),
@@ -66,7 +107,26 @@ def _judge(lines: LineSet, read: list[Line]) -> Evaluation:
         sum("cut" in found.notes for _line, found in pairs),
         worst,
         tuple(left_out),
+        _by([line.page or line.group for line, _found in pairs], texts),
+        _by([line.group for line, _found in pairs], texts),
+        confusions,
+        missing,
     )
+
+
+def _by(names: list[str], texts: list[tuple[str, str]]) -> tuple[dict[str, Any], ...]:
+    """The rates of each page or group, the worst first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, pair in zip(names, texts, strict=True):
+        found.setdefault(name, []).append(pair)
+    rows = []
+    for name, pairs in found.items():
+        letters, words = ([line_errors(*pair, words=by_words) for pair in pairs] for by_words in (False, True))
+        rates = [sum(edits for edits, _of in errors) / max(1, sum(of for _edits, of in errors))
+                 for errors in (letters, words)]  # fmt: skip
+        rows.append({"name": name, "lines": len(pairs), "characters": sum(of for _edits, of in letters),
+                     "cer": rates[0], "wer": rates[1]})  # fmt: skip
+    return tuple(sorted(rows, key=lambda row: -row["cer"]))
 
 
 def evaluation_from(values: dict[str, Any]) -> Evaluation:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
+from fastsd_helpers.errors import DatasetError, DependencyMissing, DiskFull, Interrupted, SettingsError, TrainingFailed
 from fastsd_helpers.files import check_writable, file_errors, free_bytes, new_folder, write_atomic
 from fastsd_helpers.options import to_values
 from fastsd_helpers.runtime import load_peft
@@ -33,7 +33,7 @@ from fastsd_helpers.trocr.model.checkpoint import (
     open_checkpoint,
     quiet_transformers,
 )
-from fastsd_helpers.trocr.model.vocabulary import measure_coverage, prepare_vocabulary
+from fastsd_helpers.trocr.model.vocabulary import comes_back, measure_coverage, prepare_vocabulary
 from fastsd_helpers.trocr.pages.inputs import gather
 from fastsd_helpers.trocr.reading.dataset import LineSet
 from fastsd_helpers.trocr.reading.reader import Reader
@@ -110,13 +110,16 @@ def finetune(
     """
     began = time.monotonic()
     checkpoint = _open_learner(config, model, out)
-    train_set, held_set = (_drop_unreadable(lines) for lines in split_lines(config, data, held_out))
+    if earlier := not restart and _is_earlier(out):
+        config = dataclasses.replace(config, normal_form="none")
+    sets = split_lines(config, data, held_out)
+    train_set, held_set = (_drop_unreadable(lines).in_form(config.normal_form) for lines in sets)
     _check_settings(out, config, str(model), train_set, held_set, restart)
     if (finished := finished_result(out)) is not None:
         logger.info("This run is already finished: %s", finished.path)
         return finished
     before = _evaluate_before(checkpoint.folder, held_set, config, report, stop)
-    trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop)
+    trainer, tokenizer, added = _make_learner(config, checkpoint, train_set, held_set, out, report, stop, earlier)
     first_step = _learn(trainer, out, stop)
     target = out / "model"
     if trainer.is_world_process_zero():
@@ -174,8 +177,12 @@ def _make_learner(
     out: Path,
     report: TeachingReport,
     stop: threading.Event | None,
+    earlier: bool = False,
 ) -> tuple[Any, Any, list[str]]:
-    """The trainer of this run, the tokenizer, and the letters that were added to it."""
+    """The trainer of this run, the tokenizer, and the letters that were added to it.
+
+    A run that an earlier version began (`earlier`) goes on with the lines it began with, too long ones cut.
+    """
     network, tokenizer, limits = checkpoint.model, checkpoint.tokenizer, checkpoint.limits
     texts = [line.text for line in train.lines]
     coverage = measure_coverage(tokenizer, texts)
@@ -186,6 +193,8 @@ def _make_learner(
     end = tokenizer.eos_token_id if config.vocabulary == "replace" else limits.eos[0]
     start = end if config.vocabulary == "replace" else limits.start
     longest = min(network.config.decoder.max_position_embeddings, 512)
+    if not earlier:
+        train = _drop_unfitting(train, tokenizer, longest, config)
     _set_generation(network, tokenizer, start, end, train, longest)
     network = _choose_what_learns(network, config)
     train_lines = TrainingLines(train, checkpoint, tokenizer, start, end, longest, config)
@@ -241,6 +250,12 @@ def _require_packages(config: FineTuneConfig) -> None:
         raise DependencyMissing(f"Fine-tuning needs {' and '.join(missing)}.", "Run: fastsd install trocr")
 
 
+def _is_earlier(out: Path) -> bool:
+    """Whether a run of a version that knew no Unicode form lies here; its texts stay as they are."""
+    path = out / "settings.json"
+    return path.is_file() and "normal_form" not in json.loads(path.read_text(encoding="utf-8"))
+
+
 def _check_settings(
     out: Path, config: FineTuneConfig, model: str, train: LineSet, held: LineSet, restart: bool
 ) -> None:
@@ -254,13 +269,16 @@ def _check_settings(
             shutil.rmtree(out / name, ignore_errors=True)
         (out / _RESULT).unlink(missing_ok=True)
     elif path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {"normal_form": "none"} | kept
         changed = sorted(name for name in wanted if found.get(name) != wanted[name])
         if changed:
             told = ", ".join(f"{name} was {found.get(name)!r} and is {wanted[name]!r}" for name in changed)
             raise SettingsError(
                 f"{out} holds a run with other settings: {told}.", "Use the earlier ones, another folder, or --restart."
             )
+        if "normal_form" not in kept:
+            return  # begun by an earlier version, it stays what it is
     write_atomic(path, json.dumps(wanted, indent=1).encode())
 
 
@@ -273,7 +291,7 @@ def _evaluate(model: Path, held: LineSet, config: FineTuneConfig, stop: threadin
             )
 
     reader = Reader(model, precision="fp32" if config.precision == "fp32" else "auto", batch_size=config.batch_size)
-    return evaluate(reader, held, progress=look)
+    return evaluate(reader, held, normal_form=config.normal_form, progress=look)
 
 
 def _evaluate_before(
@@ -319,6 +337,37 @@ def _choose_what_learns(network: Any, config: FineTuneConfig) -> Any:
         )
         network = peft.get_peft_model(network, settings)
     return network
+
+
+def _drop_unfitting(lines: LineSet, tokenizer: Any, longest: int, config: FineTuneConfig) -> LineSet:
+    """Leave out lines whose text the model cannot write: longer than it can, or other characters than it has.
+
+    Cut to its length, a text would teach that lines end in their middle.
+    """
+    kept, too_long, changed = [], [], []
+    for line in lines.lines:
+        tokens = len(tokenizer.encode(line.text, add_special_tokens=False)) + 1
+        if tokens > longest:
+            too_long.append(line)
+            logger.warning("%s is left out: its text takes %d tokens, and this model writes %d at most.",
+                           line.name, tokens, longest)  # fmt: skip
+        elif config.vocabulary != "keep" and not comes_back(tokenizer, line.text):
+            changed.append(line)
+            logger.warning("%s is left out: its text has characters that this vocabulary gives back as others: %r.",
+                           line.name, line.text)  # fmt: skip
+        else:
+            kept.append(line)
+    if too_long:
+        logger.warning("%d of %d lines are too long for this model: cut them into shorter lines, or set "
+                       "--vocabulary replace where most characters take several tokens.",
+                       len(too_long), len(lines.lines))  # fmt: skip
+    if not kept:
+        raise DatasetError(
+            f"None of the {len(lines.lines)} lines can be learned: {len(too_long)} are too long, {len(changed)} have "
+            "characters that do not come back.",
+            "Cut the lines, or use --vocabulary replace.",
+        )
+    return LineSet(kept, lines.problems, lines.source)
 
 
 def _drop_unreadable(lines: LineSet) -> LineSet:

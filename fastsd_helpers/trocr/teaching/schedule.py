@@ -47,6 +47,10 @@ class FineTuneConfig:
             "lines (like kraken's resize)"
         ),
     )
+    normal_form: Literal["NFC", "NFD", "none"] = option(
+        "NFC",
+        help="Unicode normalization form of the texts: composed (NFC), decomposed (NFD), or as they are (none)",
+    )
     held_out: float = option(
         0.1,
         help=(
@@ -139,7 +143,7 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
 
 
 def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tuple[LineSet, LineSet]:
-    """The lines a run learns from and those it measures on: as given, or divided by writer or page.
+    """The lines a run learns from and those it measures on: as given, by the parts of the set, or by writer or page.
 
     With `held_out` 0 none are set apart, and some of those that are learned are measured on.
 
@@ -148,7 +152,13 @@ def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tupl
     """
     lines = read_lines(data)
     if held_out is not None:
-        return lines, read_lines(held_out)
+        return lines.of_part("train") if lines.has_part("train") else lines, read_lines(held_out)
+    if lines.has_part("train"):
+        held = lines.of_part("validation", "test")
+        lines = lines.of_part("train")
+        if held.lines and config.held_out:
+            logger.info("%d lines for training, %d of %s.", len(lines.lines), len(held.lines), held.source)
+            return lines, held
     if not config.held_out:
         # Measured all the same, for a run must show where it is; but what it says is another thing, and said so.
         step = max(1, len(lines.lines) // _MEASURED_OF_LEARNED)
@@ -158,9 +168,11 @@ def split_lines(config: FineTuneConfig, data: Any, held_out: Any = None) -> tupl
         )
         return lines, LineSet(lines.lines[::step][:_MEASURED_OF_LEARNED], source=lines.source)
     rest, held = lines.split(config.held_out, seed=config.seed)
-    logger.info(
-        "%d lines for training, %d of other groups (writers, pages, parts of a page) to measure on.",
-        len(rest.lines),
-        len(held.lines),
+    alone = len({line.group for line in lines.lines}) == len(lines.lines)
+    others = (
+        "other lines, maybe of the same writers and pages, for nothing says which are of one"
+        if alone
+        else ("other groups (writers, pages, parts of a page)")
     )
+    logger.info("%d lines for training, %d of %s to measure on.", len(rest.lines), len(held.lines), others)
     return rest, held

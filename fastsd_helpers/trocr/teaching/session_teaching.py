@@ -19,7 +19,7 @@ from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import check_writable, write_atomic
 from fastsd_helpers.options import options_of, to_values, words_of
-from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines
+from fastsd_helpers.trocr.reading.dataset import LabelledLine, LineSet, read_lines, with_files
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult, finished_result, split_lines
 from fastsd_helpers.trocr.teaching.progress import JOURNAL, TeachingNews
@@ -158,7 +158,10 @@ def choose_run(
     if pending is not None and pending.find() is not None:
         return replace(pending, why="It is running already; this cell shows it.")
     entered = session.record.get("teaching") or {}
-    same = entered.get("values") == dict(values)
+    # A setting that came with a later version was at its default before.
+    defaults = {item.name: item.default for item in options_of(FineTuneConfig)}
+    before = entered.get("values")
+    same = before is not None and {name: defaults[name] for name in values if name in defaults} | before == {**values}
     unfinished = pending is not None and pending.result() is None
     if pending is not None and same and unfinished and not start_over:
         changed = not data and _digest(_all_lines(session, pending.folder)) != _digest(_corrected_or_none(session))
@@ -253,7 +256,8 @@ def _write_sets(session: ReadingSession, folder: Path, learned: LineSet, held: L
     check_writable(folder)
     sets = {}
     for name, file, lines in (("learned", "learned", learned), ("held_out", "held-out", held)):
-        sets[name] = [[line.name, _inside(session, Path(line.picture)), line.text, line.group] for line in lines.lines]
+        kept = with_files(lines.lines, folder / file)
+        sets[name] = [[line.name, _inside(session, path), line.text, line.group] for line, path in kept]
         rows = [
             {"fastsd_line": name, "file_name": _from(folder, session, picture), "text": text, "group": group}
             for name, picture, text, group in sets[name]

@@ -307,10 +307,10 @@ def make_trainer(
 
     def measure(predicted: Any) -> dict[str, float]:
         pairs = []
-        for ids, labels in zip(predicted.predictions, predicted.label_ids, strict=True):
+        # Against the texts themselves: what the tokenizer loses of them is an error too.
+        for ids, line in zip(predicted.predictions, held.lines, strict=True):
             read = tokenizer.decode([token for token in ids if token >= 0], skip_special_tokens=True)
-            truth = tokenizer.decode([token for token in labels if token >= 0], skip_special_tokens=True)
-            pairs.append(line_errors(truth, read))
+            pairs.append(line_errors(line.text, read))
         return {"cer": sum(edits for edits, _count in pairs) / max(1, sum(count for _edits, count in pairs))}
 
     trainer = _trainer_class(config, out)(

@@ -1,0 +1,51 @@
+"""A page with its lines marked, as PAGE and ALTO describe it: image, size, outlines, baselines, texts, in order."""
+
+import math
+import re
+from dataclasses import dataclass
+
+__all__ = ["MarkedLine", "MarkedPage", "bounds_of", "parse_points", "rectangle"]
+
+Point = tuple[float, float]
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_FARTHEST = 1_000_000  # pixels; numbers beyond are slips
+
+
+@dataclass(frozen=True)
+class MarkedLine:
+    """One line: its id, text, outline (3 points or more) and baseline in the units of the page; or what it lacks."""
+
+    id: str
+    text: str
+    outline: tuple[Point, ...]
+    baseline: tuple[Point, ...] = ()
+    region: str = ""
+
+
+@dataclass(frozen=True)
+class MarkedPage:
+    """One page: the image it names, its size in the units of its points (0 where it does not say), lines in order."""
+
+    image: str
+    size: tuple[float, float]
+    lines: tuple[MarkedLine, ...]
+    in_pixels: bool = True
+
+
+def parse_points(text: str) -> tuple[Point, ...]:
+    """Points as PAGE and ALTO write them: `x,y x,y`, `x y x y` or `x,y,x,y`; numbers no page can have are left out."""
+    numbers = [float(number) for number in _NUMBER.findall(text or "")]
+    pairs = zip(numbers[::2], numbers[1::2], strict=False)
+    return tuple((x, y) for x, y in pairs if all(math.isfinite(v) and abs(v) <= _FARTHEST for v in (x, y)))
+
+
+def rectangle(left: float, top: float, width: float, height: float) -> tuple[Point, ...]:
+    """The corners of an upright rectangle, from the top left one clockwise."""
+    right, bottom = left + width, top + height
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def bounds_of(points: tuple[Point, ...]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of points."""
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
