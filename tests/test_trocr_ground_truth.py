@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -453,10 +454,13 @@ def test_lines_of_pages_and_of_objects_go_into_a_table_with_their_images(folder)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(found.lines, again.lines, strict=True))
 
 
-PAGE_OF_KRAKEN = Path(__file__).resolve().parents[2] / "shared" / "kraken" / "170025120000003,0074.xml"
+PAGE_OF_KRAKEN = Path(os.environ.get("FASTSD_KRAKEN_PAGE", ""))
 
 
-@pytest.mark.skipif(not PAGE_OF_KRAKEN.is_file(), reason="the page of kraken's 4.3.13 source package is not here")
+@pytest.mark.skipif(
+    not PAGE_OF_KRAKEN.is_file(),
+    reason="FASTSD_KRAKEN_PAGE names no file: of kraken 4.3.13, tests/resources/170025120000003,0074.xml",
+)
 def test_a_real_transcribed_page_gives_all_of_its_lines():
     found = read_lines(PAGE_OF_KRAKEN)
     assert (len(found.lines), found.problems) == (44, [])
