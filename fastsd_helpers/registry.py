@@ -68,6 +68,8 @@ class ModelSpec:
     about_bytes: int | None = None  # rounded size of a whole download
     vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
     note: str = ""
+    zero_terminal_snr: bool = False  # the noise schedule was rescaled to end in pure noise
+    quality: str = ""  # words that a prompt begins with, as the model was trained
 
     @property
     def trainable(self) -> bool:

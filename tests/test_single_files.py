@@ -72,7 +72,7 @@ def start_hub(tmp_path, monkeypatch):
 
 
 def weights(base: BaseModel) -> dict:
-    return {**base.load_unet().state_dict(), **base.load_vae().state_dict()}
+    return {**base.load("unet").state_dict(), **base.load("vae").state_dict()}
 
 
 def test_a_single_file_becomes_the_folder_it_came_from_with_a_published_tokenizer(dream, dream_file, start_hub):
@@ -82,7 +82,7 @@ def test_a_single_file_becomes_the_folder_it_came_from_with_a_published_tokenize
     before, after = weights(BaseModel.fetch(str(dream))), weights(base)
     assert before.keys() == after.keys()
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
-    assert base.load_tokenizer()("zib").input_ids
+    assert base.load_tokenizers()["text_encoder"]("zib").input_ids
     assert BaseModel.fetch(str(dream_file)).folder == base.folder, "the second time it is found again"
 
 

@@ -33,7 +33,7 @@ Given = dict[str, Any]
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
 _FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
 # The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
-_FIXED = ("base_model", "method", "preset", "steps", "lora_rank", "lora_alpha")
+_FIXED = ("base_model", "method", "preset", "steps", "lora_rank", "lora_alpha", "lora_targets")
 _STEPS = ("unet_steps", "text_encoder_steps")
 # "auto" in these means: as it is, or as it suits.
 _MAY_BE_AUTO = ("base_model", "precision", "optimizer")
@@ -53,6 +53,7 @@ _OFF: Given = {
     "ema": 0.0,
     "lora_rank": 16,
     "lora_alpha": 16.0,
+    "lora_targets": "attention",
     "keep_best": False,
 }
 _CLASS_IMAGES = 100
@@ -177,6 +178,12 @@ class DreamBoothConfig:
         high=1024.0,
         advanced=True,
     )
+    lora_targets: Literal["attention", "all linears"] | None = option(
+        None,
+        help="LoRA target layers: attention, or all linears of the transformer blocks (as kohya's scripts, a larger "
+        "file); default: the model's",
+        advanced=True,
+    )
     seed: int = option(
         42, help="random seed: decides the order of the images, noise and timesteps", low=0, high=2**31 - 1
     )
@@ -270,6 +277,7 @@ if TYPE_CHECKING:
         class_images: int
         min_snr: float
         lora_alpha: float
+        lora_targets: Literal["attention", "all linears"]
 
     class PlannedConfig(ResolvedConfig):
         """The settings after `plan_run`: nothing about saving is open."""

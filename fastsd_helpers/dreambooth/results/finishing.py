@@ -53,7 +53,7 @@ def draw_sample(
     import torch
 
     prompts = sample_prompts(context, drawing.pictures)
-    vae = context.base.load_vae().to(context.device)
+    vae = context.base.load("vae").to(context.device)
     with trainer.shown(), context.autocast():
         with torch.no_grad():
             text = trainer.text_for([context.prompts.index(prompt) for prompt in prompts]).float()
@@ -62,7 +62,7 @@ def draw_sample(
             trainer.unet,
             vae,
             text,
-            context.empty_text().to(text),
+            context.empty_text().to(context.device),
             size=context.config.resolution,
             seeds=_SAMPLE_SEEDS[: len(prompts)],
             steps=drawing.steps,
@@ -85,7 +85,7 @@ def draw_before_and_after(
         "steps": drawing.steps,
         "after_step": Teller(say, "before and after", 2 * drawing.steps),
     }
-    vae = context.base.load_vae().to(context.device)
+    vae = context.base.load("vae").to(context.device)
     rows = []
     for weights in (dict.fromkeys(context.trained), context.trained):
         context.trained = weights

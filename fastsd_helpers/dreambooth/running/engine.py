@@ -189,7 +189,8 @@ class _Run:
             self.start.dataset,
             resolution=self.config.resolution,
             instance_prompt=self.config.instance_prompt,
-            tokenizer=self.context.tokenizer,
+            tokenizer=next(iter(self.context.tokenizers.values())),
+            most_tokens=self.context.family.most_tokens,
         )
         self.own_class: OwnClassPictures | None = None
         if self.config.class_folder and self.config.class_prompts:
@@ -213,13 +214,14 @@ class _Run:
 
     def _standing(self, stages: dict[str, int]) -> Standing:
         """What bears on the plan beside the settings."""
-        left, counts = self.steps_left(), counts_of(self.start.base.spec, self.start.base.folder)
+        config, base = self.start.config, self.start.base
+        left, counts = self.steps_left(), counts_of(base.spec, base.folder, targets=config.lora_targets)
         return Standing(
             done={stage: steps - left.get(stage, 0) for stage, steps in stages.items()},
             held_bytes=self.store.held_bytes,
             gives_back=self.store.gives_back,
             seconds_per_step=self.seconds_per_step,
-            lora=counts.lora(self.start.config.lora_rank) if counts else {},
+            lora=counts.lora(config.lora_rank) if counts else {},
         )
 
     def say(self, message: str, **rest: Any) -> None:
@@ -321,6 +323,7 @@ class _Run:
             prepare=context.prepare,
             say=self.say,
             stopped=stop.is_set,
+            dtype=context.base_dtype,
         )
 
     def _where_it_stands(self) -> None:
