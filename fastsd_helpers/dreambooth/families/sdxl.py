@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsd_helpers.dreambooth.families.conditions import Conditions
-from fastsd_helpers.dreambooth.families.diffusion import Diffusion
 from fastsd_helpers.dreambooth.families.family import Counts, Ids
 from fastsd_helpers.dreambooth.families.framing import Framing
-from fastsd_helpers.dreambooth.families.stable_diffusion import CLIP_LAYERS, UNET_LAYERS, StableDiffusion1
+from fastsd_helpers.dreambooth.families.stable_diffusion import (
+    CLIP_LAYERS,
+    UNET_LAYERS,
+    StableDiffusion1,
+    load_scheduler,
+)
 from fastsd_helpers.registry import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class StableDiffusionXL(StableDiffusion1):
     trained_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     methods: ClassVar[tuple[str, ...]] = ("lora",)
     half_base = True
+    asks_prediction = True
     most_tokens = _CHUNKS * _CHUNK + 2
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "unet": UNET_LAYERS,
@@ -112,22 +117,13 @@ class StableDiffusionXL(StableDiffusion1):
         rows = [framing.numbers(width, height, mirrored=mirrored) for framing in framings]
         return torch.tensor(rows, dtype=torch.float32)
 
-    def load_objective(self, folder: Path, spec: ModelSpec) -> Diffusion:
-        """Diffusion with the model's own betas; rescaled to end in pure noise where it was trained so."""
-        from diffusers import DDPMScheduler
-
-        return Diffusion(_load_scheduler(DDPMScheduler, folder, spec))
-
     def load_sampler(self, folder: Path, spec: ModelSpec) -> Any:
         """Euler's method; where the schedule ends in pure noise it begins there."""
         from diffusers import EulerDiscreteScheduler
 
-        spacing = {"timestep_spacing": "trailing"} if spec.zero_terminal_snr else {}
-        return _load_scheduler(EulerDiscreteScheduler, folder, spec, **spacing)
-
-    def guidance_rescale(self, spec: ModelSpec) -> float:
-        """0.7 where the schedule ends in pure noise, as its paper advises."""
-        return 0.7 if spec.zero_terminal_snr else 0.0
+        if spec.zero_terminal_snr:
+            return super().load_sampler(folder, spec)
+        return load_scheduler(EulerDiscreteScheduler, folder, spec)
 
     def predict(
         self,
@@ -156,14 +152,3 @@ class StableDiffusionXL(StableDiffusion1):
             return {}
         zero = {"ss_zero_terminal_snr": "True"} if spec.zero_terminal_snr else {}
         return {"ss_v_parameterization": "True", **zero}
-
-
-def _load_scheduler(kind: Any, folder: Path, spec: ModelSpec, **settings: Any) -> Any:
-    return kind.from_pretrained(
-        folder,
-        subfolder="scheduler",
-        local_files_only=True,
-        prediction_type=spec.prediction_type,
-        rescale_betas_zero_snr=spec.zero_terminal_snr,
-        **settings,
-    )

@@ -14,7 +14,7 @@ from fastsd_helpers.registry import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLIP_LAYERS", "UNET_LAYERS", "StableDiffusion1", "StableDiffusion2"]
+__all__ = ["CLIP_LAYERS", "UNET_LAYERS", "StableDiffusion1", "StableDiffusion2", "load_scheduler"]
 
 # `attention` as in diffusers' scripts; `all linears` as in kohya's: every linear layer of the transformer blocks.
 _UNET = ("to_q", "to_k", "to_v", "to_out.0")
@@ -72,12 +72,15 @@ class StableDiffusion1(Family):
         """
         from diffusers import DDPMScheduler
 
-        return Diffusion(_load_scheduler(DDPMScheduler, folder, spec))
+        return Diffusion(load_scheduler(DDPMScheduler, folder, spec))
 
     def load_sampler(self, folder: Path, spec: ModelSpec) -> Any:
-        """The sampler that the model's folder names."""
+        """The sampler that the model's folder names; where the schedule ends in pure noise, one that begins there."""
         import diffusers
 
+        if spec.zero_terminal_snr:
+            settings = {"timestep_spacing": "trailing"}
+            return load_scheduler(diffusers.EulerDiscreteScheduler, folder, spec, **settings)
         name = str(read_json(folder / "scheduler", "scheduler_config.json").get("_class_name"))
         kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         if kind is None:
@@ -85,7 +88,11 @@ class StableDiffusion1(Family):
                 f"{folder / 'scheduler'} names {name[:80]!r}, which is no scheduler of this diffusers.",
                 "Update diffusers, or choose another model.",
             )
-        return _load_scheduler(kind, folder, spec)
+        return load_scheduler(kind, folder, spec)
+
+    def guidance_rescale(self, spec: ModelSpec) -> float:
+        """0.7 where the schedule ends in pure noise, as its paper advises."""
+        return 0.7 if spec.zero_terminal_snr else 0.0
 
     def predict(
         self,
@@ -130,7 +137,10 @@ class StableDiffusion2(StableDiffusion1):
         }
 
 
-def _load_scheduler(kind: Any, folder: Path, spec: ModelSpec) -> Any:
+def load_scheduler(kind: Any, folder: Path, spec: ModelSpec, **settings: Any) -> Any:
+    """A scheduler of diffusers with the betas of the folder's; what is predicted is the registry's word."""
+    if spec.zero_terminal_snr:
+        settings["rescale_betas_zero_snr"] = True
     return kind.from_pretrained(
-        folder, subfolder="scheduler", local_files_only=True, prediction_type=spec.prediction_type
+        folder, subfolder="scheduler", local_files_only=True, prediction_type=spec.prediction_type, **settings
     )

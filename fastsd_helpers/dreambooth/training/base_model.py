@@ -2,15 +2,15 @@
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastsd_helpers.downloads import model_hash, variant_of
 from fastsd_helpers.dreambooth.families import Family, Objective, family_named
 from fastsd_helpers.dreambooth.training.single_files import make_base
-from fastsd_helpers.errors import ModelError, needs_package
+from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import base_model, find_folder, require_inert
 from fastsd_helpers.registry import ModelSpec, require_trainable, require_trainable_key, spec_of
 
@@ -62,6 +62,35 @@ class BaseModel:
         """
         folder = find_folder(ref, base_model(require_trainable_key, require_trainable), convert=make_base)
         return cls(ref, folder, spec_of(ref, folder))
+
+    def predicting(self, prediction_type: str, zsnr: bool | None) -> "BaseModel":
+        """The same model, with what the user says of it where the model says nothing.
+
+        Raises:
+            SettingsError: it cannot be told what the model predicts, or something else is said of it than it says.
+        """
+        spec, says = self.spec, self.spec.prediction_type
+        named = says if prediction_type == "auto" else prediction_type
+        if named == "unknown":
+            raise SettingsError(
+                f"Nothing in {self.ref} says whether the model predicts noise or velocity; trained as the wrong one it "
+                "would make empty images, without an error.",
+                "Look it up where the model is from: most predict noise (--prediction-type epsilon), those called "
+                "V-Pred or vpred velocity (--prediction-type v_prediction).",
+            )
+        if says not in ("unknown", named):
+            raise SettingsError(
+                f"prediction_type (--prediction-type) is {named}, but {self.ref} says {says}.",
+                "Leave it out, or correct prediction_type in the model's scheduler/scheduler_config.json.",
+            )
+        zero = spec.zero_terminal_snr if zsnr is None else zsnr
+        if zero and named != "v_prediction":
+            raise SettingsError(
+                f"zsnr (--zsnr) ends the noise schedule in pure noise, and {self.ref} predicts noise: of that nothing "
+                "can be learned there.",
+                "Leave out zsnr; it is for models that predict velocity.",
+            )
+        return replace(self, spec=replace(spec, prediction_type=cast(Any, named), zero_terminal_snr=zero))
 
     def sha256(self) -> str:
         """A hash over the weights, to tell whether a session goes on from the same model."""

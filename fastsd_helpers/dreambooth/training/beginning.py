@@ -125,6 +125,7 @@ def find_start(
     else:
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     base = find_base(generation, session, given.get("base_model"))
+    base = base.predicting(last.settings.get("prediction_type", "auto"), last.settings.get("zsnr"))
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
@@ -170,7 +171,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         raise _not_at_its_end(f"0{'' if None in known else f' of {sum(known)}'}", "")
     ref = given.get("base_model", "auto")
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
-    base = BaseModel.fetch(ref)
+    base = BaseModel.fetch(ref).predicting(config.prediction_type, config.zsnr)
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
