@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
+from fastsd_helpers.checkpoints.formats.prediction import Prediction
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.formats.sources import Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.models.parts import open_parts
-from fastsd_helpers.checkpoints.models.writer import CheckpointFile
+from fastsd_helpers.checkpoints.models.writer import CheckpointFile, marked
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
@@ -31,6 +32,7 @@ def verify_checkpoint(
     *,
     family: str | None = None,
     dtype: str | None = None,
+    prediction: Prediction | None = None,
 ) -> str:
     """Compare a checkpoint file with its sources: names, shapes, dtypes and every byte of every tensor.
 
@@ -38,6 +40,7 @@ def verify_checkpoint(
         file: what `write_checkpoint` returned, or a path.
         parts: the sources, as for `write_checkpoint`.
         family, dtype: as the file was written; left alone, they are those of a CheckpointFile, else sd15 and keep.
+        prediction: as the file was written.
 
     Returns:
         SHA-256 (hex) of the file as it was read.
@@ -51,7 +54,7 @@ def verify_checkpoint(
     family = family or (written.family if written else "sd15")
     dtype = dtype or (written.dtype if written else "keep")
     with open_parts(find_family(family), parts) as opened:
-        sha256 = compare(path, opened.recipes(dtype))
+        sha256 = compare(path, {**opened.recipes(dtype), **marked(opened.family, prediction)})
     if written and sha256 != written.sha256:
         raise VerificationFailed(
             f"{path} has the SHA-256 {sha256[:12]}..., {written.sha256[:12]}... was written.", _HINT

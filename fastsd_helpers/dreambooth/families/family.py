@@ -77,7 +77,7 @@ class Family(ABC):
         trained_encoders: those that can learn.
         methods: `full`, `lora`.
         channels: of the latents.
-        half_base: whether the weights that a LoRA is added to are kept in the precision of the sums; else in float32.
+        half_base: whether the weights that a LoRA is added to are kept in the compute dtype; else in float32.
         most_tokens: tokens of a prompt that are read, start and end with them.
         published: choice of LoRA layers -> the values of the published model.
         asks_prediction: whether files without a word on it are found with either prediction type.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastsd_helpers.dreambooth.families.conditions import Conditions
+from fastsd_helpers.dreambooth.families.diffusion import Diffusion
 from fastsd_helpers.dreambooth.families.family import Counts, Ids
 from fastsd_helpers.dreambooth.families.framing import Framing
 from fastsd_helpers.dreambooth.families.stable_diffusion import (
@@ -117,13 +118,20 @@ class StableDiffusionXL(StableDiffusion1):
         rows = [framing.numbers(width, height, mirrored=mirrored) for framing in framings]
         return torch.tensor(rows, dtype=torch.float32)
 
+    def load_objective(self, folder: Path, spec: ModelSpec) -> Diffusion:
+        """Diffusion with the model's own betas; they end in pure noise only where the model was trained so."""
+        from diffusers import DDPMScheduler
+
+        zero = spec.zero_terminal_snr
+        return Diffusion(load_scheduler(DDPMScheduler, folder, spec, rescale_betas_zero_snr=zero))
+
     def load_sampler(self, folder: Path, spec: ModelSpec) -> Any:
         """Euler's method; where the schedule ends in pure noise it begins there."""
         from diffusers import EulerDiscreteScheduler
 
         if spec.zero_terminal_snr:
             return super().load_sampler(folder, spec)
-        return load_scheduler(EulerDiscreteScheduler, folder, spec)
+        return load_scheduler(EulerDiscreteScheduler, folder, spec, rescale_betas_zero_snr=False)
 
     def predict(
         self,

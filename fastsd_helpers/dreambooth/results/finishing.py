@@ -56,7 +56,7 @@ def draw_sample(
     vae = context.base.load("vae").to(context.device)
     with trainer.shown(), context.autocast():
         with torch.no_grad():
-            text = trainer.text_for([context.prompts.index(prompt) for prompt in prompts]).float()
+            text = trainer.text_for([context.texts.index(context.as_shown(prompt)) for prompt in prompts]).float()
         pictures = draw_pictures(
             context.base,
             trainer.unet,
@@ -86,10 +86,10 @@ def draw_before_and_after(
         "after_step": Teller(say, "before and after", 2 * drawing.steps),
     }
     vae = context.base.load("vae").to(context.device)
-    rows = []
+    asked, rows = [context.as_shown(prompt) for prompt in prompts], []
     for weights in (dict.fromkeys(context.trained), context.trained):
         context.trained = weights
-        rows.append(draw_with(context, vae, prompts, **options))
+        rows.append(draw_with(context, vae, asked, **options))
     path = session.samples / f"before-after{label}.png"
     save_picture(draw_grid(rows, ["before", "after"], prompts), path)
     return path

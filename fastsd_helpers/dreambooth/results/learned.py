@@ -158,9 +158,10 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
     with tempfile.TemporaryDirectory() as folder:
         context, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
     prompts = [config.prompt] * config.count if config.prompt else sample_prompts(context, config.count)
+    asked = prompts if config.prompt else [context.as_shown(prompt) for prompt in prompts]
     vae = context.base.load("vae").to(context.device)
     seeds = [config.seed + index for index in range(len(prompts))]
-    pictures = draw_with(context, vae, prompts, seeds=seeds, steps=config.sample_steps, guidance=config.guidance)
+    pictures = draw_with(context, vae, asked, seeds=seeds, steps=config.sample_steps, guidance=config.guidance)
     path = session.samples / f"drawn-{config.seed}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
     return SampleResult(path, tuple(prompts), step, stage)
@@ -228,15 +229,18 @@ def export_run(
         "modelspec.trigger_phrase": context.prompts[0] if context.prompts else "",
     }
     family = find_family(context.base.spec.family)
-    predicts = Prediction(context.base.spec.prediction_type, "the base model")
+    spec = context.base.spec
+    predicts = Prediction(spec.prediction_type, "the base model", spec.zero_terminal_snr)
     with open_parts(family, parts) as opened:
         metadata |= prediction_metadata(family, predicts, opened.widths)
         beside = sidecar(family, predicts, opened.widths)
     scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
-    written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
+    written = write_checkpoint(
+        parts, scratch, family=family.key, dtype=dtype, metadata=metadata, prediction=predicts, overwrite=True
+    )
     fault_point("export.written")
     try:
-        verify_checkpoint(written, parts)
+        verify_checkpoint(written, parts, prediction=predicts)
         if beside:  # without it AUTOMATIC1111 draws noise with a model that predicts velocity
             write_atomic(dst.with_suffix(".yaml"), beside.encode())
         scratch.replace(dst)

@@ -122,8 +122,14 @@ class TrainingContext:
 
     @property
     def texts(self) -> list[str]:
-        """Every text that training needs: the prompts, then the classes."""
-        return [*self.prompts, *self.config.class_prompts]
+        """Every text that training needs: the prompts, the classes, and the prompts as they are sampled."""
+        shown = [self.as_shown(prompt) for prompt in self.prompts] if self.base.spec.quality else []
+        return [*self.prompts, *self.config.class_prompts, *shown]
+
+    def as_shown(self, prompt: str) -> str:
+        """A training prompt as images are sampled with it: after the quality words that the model was trained with."""
+        quality = self.base.spec.quality
+        return f"{quality}, {prompt}" if quality else prompt
 
     def prepare(self, module: Any) -> Any:
         """Move a network to the device, in the form that is fast there."""
