@@ -439,3 +439,21 @@ def test_only_families_and_the_registry_know_a_family_by_name() -> None:
         if (match := names.search(path.read_text(encoding="utf-8")))
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("sd_xl_turbo", True), ("juggernaut-Lightning-4steps.safetensors", True), ("my-lcm", True), ("lcmodel", False)],
+)
+def test_a_model_that_was_distilled_to_a_few_steps_is_said_by_its_name(name, said) -> None:
+    from fastsd_helpers.dreambooth.training.beginning import _distilled_line
+
+    assert bool(_distilled_line(f"/models/{name}")) is said
+
+
+def test_sample_images_begin_with_the_words_of_quality_that_the_model_knows(bases) -> None:
+    context = open_studio(bases["sdxl-short"])
+    assert context.texts == context.prompts == [context.as_shown(prompt) for prompt in context.prompts]
+    context.base = replace(context.base, spec=replace(context.base.spec, quality="score_9"))
+    assert context.texts == [*context.prompts, "score_9, a zib dog", "score_9, a zib dog runs"]
+    assert len(open_stage("unet", context, None).text) == 4

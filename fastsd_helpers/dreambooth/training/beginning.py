@@ -4,7 +4,9 @@ Everything that may not change within a run is refused here, by session.json and
 possible, and before a network is loaded.
 """
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, load_dataset, recorded_images, what_changed
@@ -28,6 +30,9 @@ from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
 __all__ = ["MoreSteps", "Start", "find_base", "find_start"]
+
+
+_DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,21 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
-    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution)]
+    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
     return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)
+
+
+def _distilled_line(ref: str) -> str:
+    """What is to be said of a model whose name says that it was distilled to a few steps; nothing of others."""
+    name = Path(ref).name
+    if not _DISTILLED.search(name):
+        return ""
+    return (
+        f"{name} sounds like a model that was distilled to a few steps: training makes it need more of them again. "
+        "Train on the model it was made from, and use the LoRA with this one."
+    )
 
 
 def _start(
