@@ -103,7 +103,8 @@ def family_of_base(base: str) -> str:
     """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
 
     Raises:
-        ModelNotFound: neither. ModelError: there are no ControlNets for it.
+        ModelNotFound: neither.
+        ModelError: there are no ControlNets for it.
     """
     families = {row.family for row in _rows()}
     if base in families:
@@ -113,7 +114,7 @@ def family_of_base(base: str) -> str:
     # The built-in model has a shape of its own, which no published ControlNet has.
     if family not in families or spec.folder:
         raise ModelError(
-            f"'{base}' is no base model for ControlNets.", f"They exist for {', '.join(sorted(families))}."
+            f"'{base}' is not a base model for ControlNets.", f"There are some for {', '.join(sorted(families))}."
         )
     return family
 
@@ -145,8 +146,8 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     """The ControlNet to take for a base model, a task (`canny`) or a row's key, in a web UI.
 
     Raises:
-        ModelNotFound: no such task or key. ModelError: it exists, but not for this base model or this UI; the hint
-        says what works instead.
+        ModelNotFound: no such task or key.
+        ModelError: it exists, but not for this base model or this UI; the hint says what works instead.
     """
     family, wanted = family_of_base(base), task.strip().lower()
     _require_ui(ui)
@@ -179,7 +180,7 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
 
 def _require_ui(ui: str) -> None:
     if ui not in UIS:
-        raise ModelError(f"'{ui}' is no web UI that is known here.", f"Choose one of {', '.join(UIS)}.")
+        raise ModelError(f"'{ui}' is not a web UI known here.", f"Choose one of {', '.join(UIS)}.")
 
 
 def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
@@ -187,7 +188,7 @@ def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
     here = find_controlnets(family, ui=ui, task=task)
     if here:
         best = next((row for row in here if row.recommended), here[0])
-        return ModelError(problem, f"Take '{best.key}' ({best.title}) instead.")
+        return ModelError(problem, f"Use '{best.key}' ({best.title}) instead.")
     others = list(dict.fromkeys(UIS[name] for row in find_controlnets(family, task=task) for name in row.uis))
     if others:
         what = f"{task} works with {family} in {_listed(others)}"
@@ -195,7 +196,7 @@ def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
         return ModelError(problem, f"{what}; {UIS[ui]} has {', '.join(more)}." if more else f"{what}.")
     there = tasks(family, ui=ui)
     if there:
-        return ModelError(problem, f"For {family} there is {', '.join(there)}.")
+        return ModelError(problem, f"For {family} there are: {', '.join(there)}.")
     uis = list(dict.fromkeys(UIS[name] for row in find_controlnets(family) for name in row.uis))
     return ModelError(problem, f"ControlNets for {family} run in {_listed(uis)}.")
 
@@ -213,7 +214,9 @@ def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
     """Download a ControlNet into a folder, under the name by which a web UI recognises it; a whole copy there is kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: see `downloads.fetch`.
+        DownloadError: see `downloads.fetch`.
+        DiskFull: see `downloads.fetch`.
+        DriveError: see `downloads.fetch`.
     """
     wanted = controlnet_file(row, folder)
     return fetch(wanted.source, folder, name=wanted.name, size=wanted.size, sha256=wanted.sha256)

@@ -243,7 +243,8 @@ def needs_package(what: str, hint: str) -> Iterator[None]:
     """Import optional packages in the block; one that is not there is named.
 
     Args:
-        what: needs it, at the start of the sentence. hint: how to get it, or how to do without.
+        what: needs it, at the start of the sentence.
+        hint: how to get it, or how to do without.
 
     Raises:
         DependencyMissing: "{what} needs the package NAME, which is not installed."; or it is installed and fails.

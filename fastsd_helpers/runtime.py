@@ -52,7 +52,7 @@ __all__ = [
     "where",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
+logger = logging.getLogger("fastsd_helpers")  # of every module
 
 REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
 REVISION = "main"  # the branch or tag that is installed from there
@@ -216,8 +216,8 @@ def load_peft(what: str, hint: str) -> ModuleType:
     Nothing here is quantized by torchao, so peft then goes on as if it were not installed.
 
     Args:
-        what: needs it, at the start of the sentence. hint: how to get it.
-
+        what: needs it, at the start of the sentence.
+        hint: how to get it.
     Raises:
         DependencyMissing: peft is not installed.
     """
@@ -404,13 +404,13 @@ def _platform_secret(name: str) -> str | None:
                 "Run the cell again and answer the question about notebook access.",
             ) from err
     if place == "kaggle":
-        import kaggle_secrets
+        with contextlib.suppress(ModuleNotFoundError):  # another Python than Kaggle's own, which alone can ask
+            import kaggle_secrets
 
-        try:
-            return kaggle_secrets.UserSecretsClient().get_secret(name)
-        except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
-            logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
-            return None
+            try:
+                return kaggle_secrets.UserSecretsClient().get_secret(name)
+            except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
+                logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
     return None
 
 

@@ -86,7 +86,8 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
 
     Args:
         box: left, top, right, bottom in pixels after EXIF rotation.
-        width, height: the photo's size in pixels.
+        width: the photo's size in pixels.
+        height: the photo's size in pixels.
 
     Raises:
         DatasetError: not four numbers, empty, or reaching outside the photo.

@@ -52,7 +52,7 @@ def find_python(version: str) -> str | None:
 def test_every_module_imports_with_the_standard_library_alone(version: str, tmp_path: Path) -> None:
     python = find_python(version)
     if python is None:
-        pytest.skip(f"no Python {version} on this machine")
+        pytest.skip(f"Python {version} is not installed (uv python install {version})")
     empty = tmp_path / "empty"
     empty.mkdir()
     done = subprocess.run(

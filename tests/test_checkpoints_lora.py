@@ -156,7 +156,7 @@ def test_peft_folders_keep_what_their_configuration_says(config, alpha, place):
     assert array(stored[f"lora_te_{TEXT.replace('.', '_')}.alpha"]) == 16
     idle = "o_k" in config.get("alpha_pattern", {})
     assert len(written.notes) == (not config or idle)
-    assert not idle or "names 'o_k', which is no layer of this LoRA" in written.notes[0]
+    assert not idle or "names 'o_k', which is not a layer of this LoRA" in written.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -426,7 +426,7 @@ def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
     assert len(load_file(written.path)) == 2
     assert any("1 all-zero layers of embeddings" in note for note in written.notes)
     save_file(arrays, tmp_path / "numbers.safetensors")
-    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', no linear"):
+    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', neither a linear"):
         convert_lora(tmp_path / "numbers.safetensors", tmp_path / "other.safetensors", **PLAIN)
     assert not (tmp_path / "other.safetensors").exists()
 

@@ -163,7 +163,9 @@ def test_a_box_that_makes_no_sense_is_refused_with_the_size_of_the_photo(box: li
 # ------------------------------------------------------------------------------------------- real photos
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the six real photo sets are not here")
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(), reason=f"{PHOTOS} is missing: six sets of photos from github.com/google/dreambooth"
+)
 def test_smart_crop_keeps_more_of_real_subjects_than_the_centre_crop() -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

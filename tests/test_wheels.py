@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ("dreambooth", "webui", "trocr", "trocr-int8")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-needs_uv = pytest.mark.skipif(wheels.find_uv() is None, reason="uv is not installed")
+needs_uv = pytest.mark.skipif(wheels.find_uv() is None, reason="uv is not installed (pip install uv)")
 
 
 def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: tuple[str, ...] = ()) -> Path:

@@ -225,7 +225,7 @@ def _checked(command: list[str], **settings: Any) -> Any:
     environment = environment_for("proof", this_python=True)
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment, **settings)
     if done.returncode:
-        raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "See above.")
+        raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "Its output is above.")
     return done
 
 

@@ -134,9 +134,13 @@ def convert(
             LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
     Raises:
-        CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`; the source is not touched, and
-            nothing half-written is left.
-        WrongFamily, ModelNotFound, ModelError: `src` is not a model that can be converted.
+        CheckpointError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DiskFull: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DriveReadOnly: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DriveError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        WrongFamily: `src` is not a model that can be converted.
+        ModelNotFound: `src` is not a model that can be converted.
+        ModelError: `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
     dst = Path(dst).expanduser()

@@ -132,7 +132,7 @@ def _without_tables(
             kept.append((module, layer))
         elif layer.down.any() and layer.up.any():
             raise CheckpointError(
-                f"The LoRA changes {module.spelled!r}, no linear layer and no convolution: nothing else names it.",
+                f"The LoRA changes {module.spelled!r}, neither a linear layer nor a convolution: it has no kohya key.",
                 "Use it in ComfyUI as it is, or extract it again without the embeddings.",
             )
     if len(kept) < len(layers):

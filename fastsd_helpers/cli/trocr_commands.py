@@ -1,31 +1,38 @@
-"""The commands `fastsd trocr ...`: read, measure, embed, fine-tune, shrink and share a handwriting reader."""
+"""The commands `fastsd trocr ...`: read, evaluate, embed, fine-tune, quantize and share a recognition model."""
 
 import argparse
 import contextlib
-import logging
+import io
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section
+from fastsd_helpers import background, files, processes
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section, table
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.trocr.model.line import Line
+from fastsd_helpers.trocr.pages import inputs, page_reader
+from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, serve
+from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.serve import ServeConfig
+from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization
+from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
-__all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["DEFAULT_READER", "add_trocr"]
 
 DEFAULT_READER = "trocr-base-handwritten"
-_EVERY_S = 5.0
 
 
 def add_trocr(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
-    from fastsd_helpers.trocr.reading.reader import ReadConfig
-
     group = subcommands(
         commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
     )
@@ -65,9 +72,6 @@ def add_trocr(commands: Any) -> None:
 
 
 def _add_making(group: Any) -> None:
-    from fastsd_helpers.trocr.reading.serve import ServeConfig
-    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
-
     tuning = command(
         group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
     )
@@ -91,7 +95,7 @@ def _add_making(group: Any) -> None:
         help="calibration set for int8 activations (static quantization): other lines than those of --evaluate",
     )
     shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
-    sharing = command(group, "serve", serve, "web page that reads lines and pages, with a login")
+    sharing = command(group, "serve", share, "web page that reads lines and pages, with a login")
     _add_model(sharing)
     add_flags(sharing, ServeConfig)
     add_link_flags(sharing)
@@ -104,67 +108,56 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_reader(chosen: argparse.Namespace) -> Any:
-    from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
-
     given = given_values(chosen, ReadConfig)
     ReadConfig(**given)  # names every bad setting before a model is looked for
     return Reader(chosen.model, **given)
 
 
 def _progress() -> Callable[..., None]:
-    began = last = time.monotonic()
+    began = time.monotonic()
 
     def tell(done: int, of: int | None = None) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _EVERY_S:
-            last = now
-            logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", done / (now - began))
+        per_second = done / (time.monotonic() - began)
+        logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", per_second)
 
-    return tell
+    return now_and_then(tell)
 
 
 def read(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr read IMAGE ...`."""
-    from fastsd_helpers.errors import SettingsError
-    from fastsd_helpers.files import check_writable, sha256_of, write_atomic
-    from fastsd_helpers.trocr.reading.folder import FORMATS, parse_shard, read_folder, rows_to_bytes
-
-    shard = parse_shard(chosen.shard)
+    shard = folder.parse_shard(chosen.shard)
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
-    folder = only if only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix else None
-    whole_folder = folder is not None
+    source = only if only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix else None
+    whole_folder = source is not None
     if chosen.pages and whole_folder:
         raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
     if chosen.shard and not whole_folder:
         raise SettingsError(
-            "--shard needs one input folder and an output folder.", "Name one folder, and one with --out."
+            "--shard needs one input folder and an output folder.", "Give one input folder, and --out with another."
         )
     if chosen.attention and (chosen.pages or whole_folder):
         raise SettingsError(
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
         )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
-    if format not in FORMATS:
-        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{', .'.join(FORMATS)}, or add --format.")
+    known = ", .".join(folder.FORMATS)
+    if format not in folder.FORMATS:
+        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{known}, or add --format.")
     if chosen.out and not whole_folder:
         if chosen.out.is_dir():
-            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(FORMATS)}.")
-        check_writable(chosen.out.absolute().parent)
+            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{known}.")
+        files.check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
     data: dict[str, Any]
-    if folder is not None:
-        result = read_folder(reader, folder, chosen.out, shard=shard, format=format, progress=_progress())
+    if source is not None:
+        result = folder.read_folder(reader, source, chosen.out, shard=shard, format=format, progress=_progress())
         seconds = time.monotonic() - began
         data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
-        data["sha256"] = sha256_of(result.path) if result.path else None
+        data["sha256"] = files.sha256_of(result.path) if result.path else None
         told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
         return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
     if chosen.pages:
-        from fastsd_helpers.trocr.pages.page_reader import read_pages
-
-        pages = list(read_pages(reader, chosen.images))
+        pages = list(page_reader.read_pages(reader, chosen.images))
         lines = [line for page in pages for line in (page.lines or _as_line(page))]
     else:
         lines = reader.read(chosen.images, progress=_progress())
@@ -173,8 +166,8 @@ def read(chosen: argparse.Namespace) -> Answer:
     rows = [line.as_row() for line in lines]
     data = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
     if chosen.out:
-        write_atomic(chosen.out, rows_to_bytes(rows, format))
-        data |= {"path": chosen.out, "sha256": sha256_of(chosen.out)}
+        files.write_atomic(chosen.out, folder.rows_to_bytes(rows, format))
+        data |= {"path": chosen.out, "sha256": files.sha256_of(chosen.out)}
     if drawn:
         data["attention"] = drawn
     texts = [f"{line.text}" if not line.problem else f"[{line.problem}]" for line in lines]
@@ -182,41 +175,29 @@ def read(chosen: argparse.Namespace) -> Answer:
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
-    """Draw where the reader looked, an image a line; returns them in the lines' order."""
-    import io
-
-    from fastsd_helpers.files import check_writable, write_atomic
-    from fastsd_helpers.trocr.pages.inputs import gather
-    from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
-
-    check_writable(folder)
+    """Draw where the model looked, an image a line; returns them in the lines' order."""
+    files.check_writable(folder)
     drawn = []
-    for place, item in enumerate(gather(images), 1):
+    for place, item in enumerate(inputs.gather(images), 1):
         if item.picture is None:
             continue
         sheet = io.BytesIO()
-        draw_attention(item.picture, find_attention(reader, item.picture)).save(sheet, "PNG")
+        attention.draw_attention(item.picture, attention.find_attention(reader, item.picture)).save(sheet, "PNG")
         drawn.append(folder / f"{place:04d}-{Path(item.name).stem}.png")
-        write_atomic(drawn[-1], sheet.getvalue())
+        files.write_atomic(drawn[-1], sheet.getvalue())
     return drawn
 
 
 def _as_line(page: Any) -> list[Any]:
     """A page without lines as one line that says why."""
-    from fastsd_helpers.trocr.model.line import Line
-
     return [Line("", 0.0, name=page.name, problem=page.problem or f"{page.name} has no lines.")]
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr evaluate DATA`."""
-    from fastsd_helpers.trocr.reading.dataset import read_lines
-    from fastsd_helpers.trocr.teaching.evaluation import evaluate
-
-    lines = read_lines(chosen.data)
+    lines = dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
     began = time.monotonic()
-    result = evaluate(reader, lines, progress=_progress())
+    result = evaluation.evaluate(reader, lines, progress=_progress())
     seconds = time.monotonic() - began
     told: dict[str, Any] = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
             for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
@@ -234,32 +215,21 @@ def _percent(rate: float) -> str:
 
 
 def embed(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr embed IMAGE ... --out DIR`."""
-    from fastsd_helpers.trocr.reading.embeddings import write_embeddings
-    from fastsd_helpers.trocr.reading.reader import Reader
-
     reader = Reader(chosen.model)
-    result = write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
+    result = embeddings.write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
     told = {"shape": " x ".join(map(str, result.shape)), "size": size_in_words(result.path.stat().st_size)}
     return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
 
 
 def finetune(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr finetune DATA --out DIR`."""
-    from fastsd_helpers.background import local_folder
-    from fastsd_helpers.files import sha256_of
-    from fastsd_helpers.processes import stop_signals
-    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
-    from fastsd_helpers.trocr.teaching.progress import JOURNAL, note_progress
-
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
     # Whoever watches from a notebook reads what is noted.
     # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    with stop_signals() if alone else contextlib.nullcontext() as stop:
-        result = finetune(
+    with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
+        result = finetuning.finetune(
             config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=note_progress(local_folder(chosen.out) / JOURNAL), stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
@@ -267,16 +237,12 @@ def finetune(chosen: argparse.Namespace) -> Answer:
         "steps": result.steps,
     }
     weights = sorted(result.path.glob("*.safetensors"))
-    data = {**plain(result), "sha256": sha256_of(weights[0]) if weights else None}
+    data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}
     return Answer(data, [f"Finished: {result.path}", *pairs(told)])
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr quantize MODEL OUT --evaluate DIR`."""
-    from fastsd_helpers.cli.answers import table
-    from fastsd_helpers.trocr.teaching.quantization import quantize
-
-    result = quantize(
+    result = quantization.quantize(
         chosen.model, chosen.out, evaluate_on=chosen.evaluate, calibrate_on=chosen.calibrate, overwrite=chosen.overwrite
     )
     rows = [
@@ -289,18 +255,11 @@ def quantize(chosen: argparse.Namespace) -> Answer:
     return Answer(plain(result), [told, result.why, *table(head, rows)])
 
 
-def serve(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr serve`: until Ctrl-C."""
-    import json
-    import sys
-
-    from fastsd_helpers.trocr.reading.reader import Reader
-    from fastsd_helpers.trocr.reading.serve import ServeConfig, require_servable, serve
-
+def share(chosen: argparse.Namespace) -> Answer:
     config = ServeConfig(**given_values(chosen, ServeConfig))
     link = link_settings(chosen, config.share)
-    require_servable(config, link)  # before a reader is loaded for it
-    with serve(Reader(chosen.model), config, tunnel=link) as served:
+    serve.require_servable(config, link)  # before a model is loaded for it
+    with serve.serve(Reader(chosen.model), config, tunnel=link) as served:
         # The only place where the password is ever shown; the log never has it.
         print(json.dumps(served.about()) if chosen.json else served.block(), file=sys.stderr, flush=True)
         served.wait()

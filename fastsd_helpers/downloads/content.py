@@ -128,7 +128,7 @@ def look_at_arrived(path: Path, name: str, shown: str, *, beside: bool = False) 
         beside: it may be what lies beside the weights, a description or a vocabulary.
 
     Raises:
-        DownloadError: it is no model. UnsafeModel: it could run code.
+        DownloadError: it is not a model. UnsafeModel: it could run code.
     """
     small = beside and (name.endswith(".json") or name in ("merges.txt", "vocab.txt"))
     kind = "description" if small else require_model(path, shown)

@@ -84,12 +84,15 @@ def fetch(
         size: expected bytes. sha256: expected hash, in hex.
         mirrors: further sources of the same file, tried in order.
         overwrite: replace an existing file of that name that differs.
-        models_only: refuse what is no model file (a web page, a program, text).
+        models_only: refuse what is not a model file (a web page, a program, text).
 
     Raises:
         UnsafeModel: it could run code; what was fetched of it is removed.
-        DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
-        DiskFull, DriveReadOnly, DriveError: the disk.
+        DownloadError: no source gave the file; the sentences say why.
+        ModelNotFound: no such key or path.
+        DiskFull: there is no room for it.
+        DriveReadOnly: the folder cannot be written to.
+        DriveError: the folder cannot be used.
     """
     sha256 = _checked_hash(sha256) if sha256 is not None else None
     if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):
@@ -181,7 +184,7 @@ def _not_a_link(text: str) -> Path | Wanted:
         )
     keys = ", ".join(key for key, row in models_table().items() if "checkpoint" in row)
     raise ModelNotFound(
-        f"'{show_typed(text)}' is no file here, no link and no key of a single-file model.",
+        f"'{show_typed(text)}' is not a file here, a link or the key of a single-file model.",
         f"Paste a link, or choose one of {keys}.",
     )
 
@@ -236,7 +239,7 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
 
 def _other_content(target: Path) -> DownloadError:
     return DownloadError(
-        f"{target} is here already, but differs from the source.",
+        f"{target} exists already, but differs from the source.",
         "Move it, choose another name, or allow it to be replaced (--overwrite).",
     )
 
@@ -331,7 +334,7 @@ def _refusal(link: Link, remote: Remote) -> DownloadError:
     if remote.status == 407:
         return DownloadError(
             "A proxy on the network requires a login (HTTP 407).",
-            "Put its user and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
+            "Put its user name and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
         )
     if remote.status in (404, 410):
         return DownloadError(f"{shown} was not found (HTTP {remote.status}).", "Check the link in a browser.")

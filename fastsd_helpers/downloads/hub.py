@@ -117,7 +117,7 @@ class HubRepo:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
         if not re.match(r"https?://[^\s/]+", self.endpoint):
             raise ModelError(
-                f"HF_ENDPOINT is '{self.endpoint}', which is no web address.", "Unset it, or set it to https://..."
+                f"HF_ENDPOINT is '{self.endpoint}', which is not a web address.", "Unset it, or set it to https://..."
             )
         self.token = secret("HF_TOKEN")
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):

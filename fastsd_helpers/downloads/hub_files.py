@@ -31,7 +31,7 @@ def fetch_hub_file(
 
     Args:
         name: what it will be called; its own name when left alone.
-        models_only: look into it, and remove what this call fetched of a file that is no inert model.
+        models_only: look into it, and remove what this call fetched of a file that is not an inert model.
 
     Raises:
         UnsafeModel: it could run code.
@@ -51,7 +51,7 @@ def fetch_hub_file(
 
 
 class _NoModel(DownloadError):
-    """What arrived is no model."""
+    """What arrived is not a model."""
 
 
 def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) -> Path:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # The parts of a pipeline that training, sampling and export read. Everything else in a repository (safety checker,
-# image processor, single files, ONNX, Flax, pictures) stays where it is.
+# image processor, single files, ONNX, Flax, images) stays where it is.
 WEIGHT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
 PARTS = (*WEIGHT_PARTS, "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 

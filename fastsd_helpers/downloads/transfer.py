@@ -64,7 +64,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             return None
         here, there = urlsplit(req.full_url), urlsplit(newurl)
         if there.scheme not in ("http", "https"):
-            raise DownloadError("The link redirects to something that is no web address.", "Use another link.")
+            raise DownloadError("The link redirects to something that is not a web address.", "Use another link.")
         if (here.scheme, here.hostname, here.port) != (there.scheme, there.hostname, there.port):
             for name in ("Authorization", "Cookie"):
                 new.headers.pop(name, None)
@@ -86,7 +86,7 @@ def _open(url: str, token: str | None, headers: dict[str, str], cookies: str | N
     except ValueError:
         # A host, a port or a character that makes no sense, mostly in a redirect; its own text holds what was sent.
         raise DownloadError(
-            f"The link to {urlsplit(url).hostname} leads to something that is no web address.", "Use another link."
+            f"The link to {urlsplit(url).hostname} leads to something that is not a web address.", "Use another link."
         ) from None
 
 

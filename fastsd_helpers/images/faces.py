@@ -94,7 +94,7 @@ def _by_yunet(rgb: "np.ndarray", model: Path) -> list[Face]:
     if not model.is_file():
         raise DatasetError(f"There is no face model {model}.", _MODEL_HINT)
     if model.suffix.lower() != ".onnx":  # by other endings OpenCV opens other formats, and their libraries
-        raise DatasetError(f"The face model {model} is no .onnx file.", _MODEL_HINT)
+        raise DatasetError(f"The face model {model} is not a .onnx file.", _MODEL_HINT)
     try:
         require_inert(model)
     except FastSDError as err:

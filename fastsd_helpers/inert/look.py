@@ -79,7 +79,7 @@ def _require_plain(path: Path) -> None:
         what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
         raise ModelError(f"{path} {what} ({os.strerror(err.errno or 0)}).", _COPY_AGAIN) from err
     if not stat.S_ISREG(kind):
-        raise UnsafeModel(f"{path} is no file but a pipe, socket or device.", "Use a model from a source you trust.")
+        raise UnsafeModel(f"{path} is not a file but a pipe, socket or device.", "Use a model from a source you trust.")
 
 
 def _look_at_neighbours(folder: Path, names: set[str]) -> None:
@@ -88,9 +88,9 @@ def _look_at_neighbours(folder: Path, names: set[str]) -> None:
         return
     if "config.json" in names or (folder.parent / "model_index.json").is_file():
         raise UnsafeModel(
-            f"{folder / 'adapter_config.json'} lies in the folder of a whole model: in its place, transformers would "
-            "load another model, which it names and nobody looked at.",
-            "Remove it if the model is whole without it; else merge the adapter into its base model and save that.",
+            f"{folder / 'adapter_config.json'} is in the folder of a complete model: transformers would load another "
+            "model instead, which that file names and which was not checked.",
+            "Remove it if the model is complete without it; else merge the adapter into its base model and save that.",
         )
 
 
@@ -130,7 +130,7 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
     elif packed and ending in (*_TENSORS, ".gguf"):
         if pickles.is_archive(head) and not pickles.has_pickle(path):
             raise UnsafeModel(
-                f"{path} is called {ending} and is a zip archive, no model.", "Unpack it, or choose another."
+                f"{path} is called {ending} and is a zip archive, not a model.", "Unpack it, or choose another."
             )
         raise UnsafeModel(
             f"{path} is called {ending} and is a pickle, which can run code when it is opened.",

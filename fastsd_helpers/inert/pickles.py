@@ -290,7 +290,7 @@ def _look_at_program(path: Path, stream: io.BytesIO) -> Any:
         target = _take(stack, step)
         if name in _WRITES:
             if target != _WRITES[name]:
-                raise _refused(path, f"it writes into something that is no {_WRITES[name]}")
+                raise _refused(path, f"it writes into something that is not a {_WRITES[name]}")
             made = target
         elif name in ("REDUCE", "NEWOBJ"):
             if not isinstance(target, _Name):

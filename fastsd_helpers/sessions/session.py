@@ -55,7 +55,7 @@ class Session:
         self.name = folder.name
         self.folder = folder
         self.instance_images = folder / "instance_images"  # the prepared images of the subject
-        self.captions = folder / "captions"  # one .txt per picture
+        self.captions = folder / "captions"  # one .txt per image
         self.held_out_images = folder / "held_out_images"  # prepared images that are never trained on
         self.class_images = folder / "class_images"  # images of the subject's class (prior preservation)
         self.checkpoints = folder / "checkpoints"  # the training states
@@ -145,7 +145,9 @@ class Session:
         Keys that another process has saved meanwhile are kept, unless they are changed here as well.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError: the file is as it was; the record in memory has the changes.
+            DiskFull: the file is as it was; the record in memory has the changes.
+            DriveReadOnly: the file is as it was; the record in memory has the changes.
+            DriveError: the file is as it was; the record in memory has the changes.
             SessionError: the name or schema would change, or a value cannot be stored as JSON.
         """
         with self._saving:

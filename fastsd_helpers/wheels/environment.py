@@ -209,7 +209,8 @@ def make_environment(folder: Path, *, python: str = "3.11") -> Path:
         python: the minor version, such as "3.11", or the path of an interpreter of it.
 
     Raises:
-        DependencyMissing: uv is not installed. InstallError: it could not be made; the hint says what to do.
+        DependencyMissing: uv is not installed.
+        InstallError: it could not be made; the hint says what to do.
     """
     folder = Path(folder).expanduser().absolute()
     minor = read_environment(python).minor if os.sep in python else python

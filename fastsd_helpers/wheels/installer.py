@@ -118,7 +118,8 @@ def install(
         timeout_s: how long uv or pip may take.
 
     Raises:
-        InstallError: it failed; nothing was changed unless the sentence says so. DependencyMissing: neither uv nor pip.
+        InstallError: it failed; nothing was changed unless the sentence says so.
+        DependencyMissing: neither uv nor pip.
         DiskFull: not enough room.
     """
     started = time.monotonic()

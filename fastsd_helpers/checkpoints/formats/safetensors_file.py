@@ -152,7 +152,7 @@ class SafetensorsFile:
         if length > self.bytes - 8:
             raise self._damaged("its header is not that of a safetensors file, or the file is truncated")
         if length > HEADER_LIMIT:
-            raise self._damaged(f"its header has {length:,} bytes, and no reader takes more than {HEADER_LIMIT:,}")
+            raise self._damaged(f"its header has {length:,} bytes; the limit is {HEADER_LIMIT:,}")
         header = open_header(self._file, length)
         if len(header) < length:
             raise self._damaged("it ends inside its header")

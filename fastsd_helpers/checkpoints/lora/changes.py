@@ -75,8 +75,8 @@ def refuse_unmergeable(lora: Lora) -> None:
             kind = _UNMERGEABLE.get(role) or _UNMERGEABLE.get(role.partition("_")[0])
             if kind is not None:
                 raise CheckpointError(
-                    f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
-                    "compute it differently.",
+                    f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs compute "
+                    "it differently.",
                     "Use it in the web UI as it is; LoRA, LoHa, LoKr, DoRA, IA3 and full differences can be merged.",
                 )
         if "scalar" in module.tensors and (read_values(lora.source, module.tensors["scalar"]) != 1).any():

@@ -240,7 +240,7 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
         place: the layer, for messages.
 
     Raises:
-        CheckpointError: half a pair, matrices that do not fit each other, whole numbers, or values that are no numbers.
+        CheckpointError: half a pair, matrices that do not fit each other, integers, or values that are not numbers.
     """
     import numpy as np
 

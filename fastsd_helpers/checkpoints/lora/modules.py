@@ -95,7 +95,7 @@ def lora_modules(family: str) -> tuple[Module, ...]:
 def spelled_paths(family: str, part: str) -> tuple[dict[str, Target], dict[str, Target]]:
     """Every path that files have for the modules of one part: with dots, and the same with underscores.
 
-    Prefixes of parts and of adapters (`unet.`, `base_model.model.`, `lora_te1_`) are no part of a path.
+    Prefixes of parts and of adapters (`unet.`, `base_model.model.`, `lora_te1_`) are not part of a path.
     """
     dotted: dict[str, Target] = {}
     flat: dict[str, Target] = {}

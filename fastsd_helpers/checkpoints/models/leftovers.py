@@ -25,7 +25,7 @@ _WRAPPER = re.compile(rf"(?P<wrapper>(?:[A-Za-z_][A-Za-z0-9_]*\.){{1,3}}?)(?P<re
 _WRAPPERS = tuple(
     ["model", "state_dict", "model_state_dict", "net", "network", "pipeline", "diffusion", "generator", "student"]
 )
-_MOST = 8  # different wrappers; more of them are no training's
+_MOST = 8  # different wrappers; more of them come from no training
 _AVERAGED = ("ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_state_dict_ema", "teacher", "target")
 _STATE = re.compile(
     r"(optimizer(_states?)?|optim|opt|lr_schedulers?|scheduler|callbacks|loops|scaler|grad_scaler|amp|rng_state)(\.|$).*"

@@ -62,8 +62,8 @@ def open_adapters(asked: Iterable[str], stack: ExitStack) -> tuple[Adapter, ...]
     """Open every `LORA[:strength]`; `stack` closes them.
 
     Raises:
-        CheckpointError: there is no such file, it is no adapter or one that is not merged, or the strength is no number
-            other than 0.
+        CheckpointError: there is no such file, it is not an adapter or one that is not merged, or the strength is not a
+            number other than 0.
     """
     adapters = [_open_adapter(*_read_request(str(text)), stack) for text in asked]
     for place, adapter in enumerate(adapters):
@@ -93,7 +93,9 @@ def _read_request(text: str) -> tuple[Path, float]:
         raise CheckpointError(f"There is no LoRA at {whole}.", how_to_get(whole))
     if strength is None:
         comma = " with a dot, such as 0.7" if "," in tail else ", such as 0.7"
-        raise CheckpointError(f"The strength {tail!r} of {named.name} is no number.", f"Write a number{comma}. {_FORM}")
+        raise CheckpointError(
+            f"The strength {tail!r} of {named.name} is not a number.", f"Write a number{comma}. {_FORM}"
+        )
     if not named.exists():
         raise CheckpointError(f"There is no LoRA at {named}.", how_to_get(named))
     if not math.isfinite(strength):

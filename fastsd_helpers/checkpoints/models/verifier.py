@@ -39,7 +39,8 @@ def verify_checkpoint(
     Args:
         file: what `write_checkpoint` returned, or a path.
         parts: the sources, as for `write_checkpoint`.
-        family, dtype: as the file was written; left alone, they are those of a CheckpointFile, else sd15 and keep.
+        family: as the file was written; default: that of a CheckpointFile, else sd15.
+        dtype: as the file was written; default: that of a CheckpointFile, else keep.
         prediction: as the file was written.
 
     Returns:
@@ -57,7 +58,7 @@ def verify_checkpoint(
         sha256 = compare(path, {**opened.recipes(dtype), **marked(opened.family, prediction)})
     if written and sha256 != written.sha256:
         raise VerificationFailed(
-            f"{path} has the SHA-256 {sha256[:12]}..., {written.sha256[:12]}... was written.", _HINT
+            f"{path} has the SHA-256 {sha256[:12]}... instead of {written.sha256[:12]}..., which was written.", _HINT
         )
     return sha256
 

@@ -83,7 +83,9 @@ def write_checkpoint(
     Raises:
         CheckpointError: `dst` exists or has another ending; a part is incomplete or of another family; a weight is not
             a finite number, or becomes infinite in fp16.
-        DiskFull, DriveReadOnly, DriveError: the file cannot be written; nothing half-written is left.
+        DiskFull: the file cannot be written; nothing half-written is left.
+        DriveReadOnly: the file cannot be written; nothing half-written is left.
+        DriveError: the file cannot be written; nothing half-written is left.
     """
     dst = Path(dst)
     layout = find_family(family)

@@ -85,7 +85,7 @@ class StableDiffusion1(Family):
         kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         if kind is None:
             raise ModelError(
-                f"{folder / 'scheduler'} names {name[:80]!r}, which is no scheduler of this diffusers.",
+                f"{folder / 'scheduler'} names {name[:80]!r}, a scheduler that this diffusers version lacks.",
                 "Update diffusers, or choose another model.",
             )
         return load_scheduler(kind, folder, spec)

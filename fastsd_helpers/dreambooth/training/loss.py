@@ -68,7 +68,7 @@ class HeldOut:
     noise: "torch.Tensor"
     timesteps: "torch.Tensor"
     prompts: tuple[int, ...]  # index of each row's prompt
-    label: str  # which pictures these are, in words
+    label: str  # which images these are, in words
     pictures: "torch.Tensor | None" = None  # what the denoiser is told about each row's image
 
 

@@ -37,8 +37,8 @@ _PAGE_LEAST_PX = 200
 _PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines reviewed to tell which way up a page is
 _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
-_CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the reader's confidence
-_SLOPE_FROM = 0.3  # degrees; below, turning the picture costs more sharpness than it gains
+_CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the model's confidence
+_SLOPE_FROM = 0.3  # degrees; below, turning the image costs more sharpness than it gains
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _stand_up(reader: Any, picture: "Image.Image", detector: Any) -> tuple["Imag
     """Turn the page by quarters until its writing is upright: tall boxes mean sideways.
 
     Which of two ways is up: the detector's package has a network for that, made for print; where its votes are divided,
-    how sure the reader is of its lines counts too.
+    how sure the model is of its lines counts too.
     """
     corners = find_lines(picture, detector)
     if not corners:
