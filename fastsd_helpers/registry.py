@@ -24,12 +24,26 @@ __all__ = [
     "spec_of",
 ]
 
-TRAINABLE_FAMILIES = ("sd15", "sd21")
+TRAINABLE_FAMILIES = ("sd15", "sd21", "sdxl")
 
 # The block layout that a family's single-file layout is written for: a U-Net with fewer blocks would train for an
 # hour and could then not be exported. Source: the unet/config.json of the published models.
-_SD_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-_SD_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+_SD_BLOCKS = (("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, 2, 1)
+_XL_BLOCKS = (
+    ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    2,
+    [1, 2, 10],
+)
+_BLOCKS = {"sd15": _SD_BLOCKS, "sd21": _SD_BLOCKS, "sdxl": _XL_BLOCKS}
+
+
+# Models that were trained on other noise, or distilled to a few steps, learn nothing useful from the usual objective.
+_OTHER_SCHEDULES = ("EDM", "LCM", "TCD")
+_OTHER_SCHEDULES_WORDS = (
+    "it was trained on other noise levels, or distilled to a few steps, and what is trained here would break that; "
+    "train on the model it was made from, and use the LoRA with this one"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,8 @@ class ModelSpec:
     key: str
     title: str
     family: str
-    prediction_type: Literal["epsilon", "v_prediction", "flow", "text", "none"]  # text: a reader; none: a VAE and such
+    # text: a reader; none: a VAE and such; unknown: nothing in the model says it
+    prediction_type: Literal["epsilon", "v_prediction", "flow", "text", "none", "unknown"]
     native_px: int  # side of the images it was made with
     min_px: int
     max_px: int
@@ -68,6 +83,8 @@ class ModelSpec:
     about_bytes: int | None = None  # rounded size of a whole download
     vram_gb: dict[str, float] = field(default_factory=dict)  # smallest GPU (decimal GB) per use: draw, lora, full
     note: str = ""
+    zero_terminal_snr: bool = False  # the noise schedule was rescaled to end in pure noise
+    quality: str = ""  # words that a prompt begins with, as the model was trained
 
     @property
     def trainable(self) -> bool:
@@ -190,7 +207,8 @@ def require_trainable(model: Path | Listing) -> str:
         raise WrongFamily(f"{where} is a {family} model, which DreamBooth here cannot train yet.", hint)
     unet, vae = listing.read("unet/config.json"), listing.read("vae/config.json")
     down, up = tuple(unet.get("down_block_types", ())), tuple(unet.get("up_block_types", ()))
-    if (down, up, unet.get("layers_per_block", 2)) != (_SD_DOWN, _SD_UP, 2):
+    depths = unet.get("transformer_layers_per_block", 1)
+    if (down, up, unet.get("layers_per_block", 2), depths) != _BLOCKS[family]:
         raise WrongFamily(
             f"{where} has a shortened U-Net ({len(down)} down blocks, {unet.get('layers_per_block', 2)} layers each): "
             "no single-file layout exists for it.",
@@ -198,6 +216,9 @@ def require_trainable(model: Path | Listing) -> str:
         )
     if len(vae.get("block_out_channels", ())) != 4 or vae.get("latent_channels", 4) != 4:
         raise WrongFamily(f"{where} has a VAE of another shape than Stable Diffusion's.", hint)
+    kind = str(listing.read("scheduler/scheduler_config.json").get("_class_name", ""))
+    if kind.startswith(_OTHER_SCHEDULES):
+        raise WrongFamily(f"{where} is made for {kind}: {_OTHER_SCHEDULES_WORDS}.", hint)
     return family
 
 
@@ -211,7 +232,7 @@ def require_trainable_key(spec: ModelSpec) -> None:
 
 def _trainable_hint() -> str:
     keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
-    return f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5 or 2.1 as a Hub id or folder."
+    return f"Choose one of the keys {keys}, or any fine-tune of Stable Diffusion 1.5, 2.1 or XL as a Hub id or folder."
 
 
 def spec_of(ref: str, folder: Path) -> ModelSpec:
@@ -231,11 +252,14 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         native_px = nearest.native_px
     else:
         nearest = min(rows, key=lambda spec: abs(math.log(spec.native_px / native_px)))
-    prediction = nearest.prediction_type
+    prediction, zero_snr = nearest.prediction_type, False
     if base != "flux":
-        prediction = read_json(folder, "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
-        if prediction not in ("epsilon", "v_prediction"):
+        schedule = read_json(folder, "scheduler/scheduler_config.json")
+        # Nearly all of SD 1.5's kin predict noise, of SDXL's many velocity: there nothing is taken for granted.
+        prediction = schedule.get("prediction_type", "unknown" if base == "sdxl" else "epsilon")
+        if prediction not in ("epsilon", "v_prediction", "unknown"):
             raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
+        zero_snr = base == "sdxl" and schedule.get("rescale_betas_zero_snr") is True
     least, most = nearest.min_px, nearest.max_px
     if native_px != nearest.native_px:
         step = nearest.multiple
@@ -246,6 +270,8 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
         title=Path(ref).name or ref,
         family=family,
         prediction_type=prediction,
+        zero_terminal_snr=zero_snr,
+        quality="",
         native_px=native_px,
         licence="unknown",
         licence_page="",

@@ -135,13 +135,9 @@ def right_answers(scenes: list[pictures.Scene]) -> list[torch.Tensor]:
 
 def make(model: str, captions: list[str], batch_size: int = 16) -> list[Image.Image]:
     base = BaseModel.fetch(model)
-    unet, vae, text_encoder, tokenizer = (
-        base.load_unet(),
-        base.load_vae(),
-        base.load_text_encoder(),
-        base.load_tokenizer(),
-    )
-    text = encode_prompts(text_encoder, tokenizer, [*captions, ""], device="cpu")
+    unet, vae = base.load("unet"), base.load("vae")
+    texts = base.load_encoders(), base.load_tokenizers()
+    text = encode_prompts(base.family, *texts, [*captions, ""], device="cpu")
     made: list[Image.Image] = []
     for start in range(0, len(captions), batch_size):
         part = text[start : min(start + batch_size, len(captions))]

@@ -108,10 +108,10 @@ def drawn_after_training(folder: Path, seed: int, prior: dict) -> tuple[np.ndarr
 
 def draw_with(base: BaseModel, context) -> tuple[np.ndarray, torch.Tensor]:
     """Pixels float32 [prompts, h, w, 3] in 0..1 and their latents, drawn by the base model or by a context's."""
-    text_encoder = context.load_text_encoder() if context else base.load_text_encoder()
-    unet = context.load_unet() if context else base.load_unet()
-    vae = base.load_vae()
-    text = encode_prompts(text_encoder, base.load_tokenizer(), [*PROMPTS, ""], device="cpu")
+    encoders = context.load_encoders() if context else base.load_encoders()
+    unet = context.load_denoiser() if context else base.load("unet")
+    vae = base.load("vae")
+    text = encode_prompts(base.family, encoders, base.load_tokenizers(), [*PROMPTS, ""], device="cpu")
     seeds = list(range(100, 100 + len(PROMPTS)))
     pictures = draw_pictures(base, unet, vae, text[:-1], text[-1:], size=128, seeds=seeds, device="cpu")
     pixels = np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in pictures])

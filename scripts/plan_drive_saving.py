@@ -54,8 +54,9 @@ def make_row(method: str, free: int, words: str) -> str:
     counts = counts_of(find_model("sd15"))
     config = DreamBoothConfig(method=method, optimizer="adamw8bit")
     standing = Standing(gives_back=COUNTED[words])
+    kind = config.method, config.lora_rank
     made = plan_run(
-        config, STAGES, counts.trained(config), counts.export_bytes(config), REPOSITORY, standing=standing
+        config, STAGES, counts.trained(*kind), counts.export_bytes(*kind), REPOSITORY, standing=standing
     )  # fmt: skip
     every = made.config.save_every
     if not made.room_for_one:

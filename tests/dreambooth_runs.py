@@ -9,7 +9,7 @@ from typing import Any
 
 from tiny_models import SMALL, assemble, build_parts
 
-FAMILIES = ("sd15", "sd21-512", "sd21-768")
+FAMILIES = ("sd15", "sd21-512", "sd21-768")  # those with one text encoder
 
 
 def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
@@ -23,6 +23,8 @@ def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
     import transformers
 
     torch.manual_seed(seed)
+    if key.startswith("sdxl"):
+        return _build_sdxl(folder, velocity=key.startswith("sdxl-v"), short=key.endswith("short"))
     parts = build_parts(SMALL)
     if key != "sd15":
         parts["unet"] = diffusers.UNet2DConditionModel(
@@ -40,6 +42,59 @@ def build_base(folder: Path, key: str = "sd15", *, seed: int = 7) -> Path:
     predicts = "v_prediction" if key == "sd21-768" else "epsilon"
     pipe = assemble(parts, words, SMALL["text"]["vocab_size"], prediction_type=predicts)
     pipe.save_pretrained(folder)
+    return folder
+
+
+def _build_sdxl(folder: Path, *, velocity: bool, short: bool) -> Path:
+    """SDXL's own block layout and depths, two text encoders with 12 and 32 layers, at small widths.
+
+    A short one has a layer or two everywhere: quick, but no file has that shape.
+    """
+    import diffusers
+    import transformers
+    from tiny_models import make_tokenizer
+
+    size = SMALL["text"]["vocab_size"]
+    text = {**SMALL["text"], "bos_token_id": size - 2, "eos_token_id": size - 1}
+    # Widths that differ, so that what is exchanged is noticed.
+    other = {**text, "hidden_size": 24, "intermediate_size": 48, "hidden_act": "gelu", "projection_dim": 24}
+    layers = (3, 4) if short else (12, 32)
+    tokenizers = [make_tokenizer(folder.with_name(f"{folder.name}-words-{place}"), size) for place in (1, 2)]
+    tokenizers[1].pad_token = "!"
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    if velocity:
+        settings |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    diffusers.StableDiffusionXLPipeline(
+        vae=diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            scaling_factor=0.13025,
+            **SMALL["vae"],
+        ),
+        text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(num_hidden_layers=layers[0], **text)),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(
+            transformers.CLIPTextConfig(num_hidden_layers=layers[1], **other)
+        ),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16, 32),
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=[1, 1, 1] if short else [1, 2, 10],
+            cross_attention_dim=16 + 24,
+            attention_head_dim=[1, 2, 4],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**settings),
+    ).save_pretrained(folder)
     return folder
 
 

@@ -40,7 +40,7 @@ def train(ref: str, _place: Path) -> object:
     from fastsd_helpers.dreambooth.training.base_model import BaseModel
 
     base = BaseModel.fetch(ref)
-    return base.load_tokenizer(), base.load_text_encoder(), base.load_unet(), base.load_sampler()
+    return base.load_tokenizers(), base.load_encoders(), base.load("unet"), base.load_sampler()
 
 
 def read(ref: str, _place: Path) -> object:

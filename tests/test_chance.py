@@ -105,7 +105,16 @@ def test_mirroring_changes_nothing_else():
 
 @pytest.mark.parametrize("timesteps", [1, 20, 1000])
 def test_timesteps_stay_within_the_schedule(timesteps):
-    drawn = torch.cat([draw(step=step, timesteps=timesteps, batch_size=8).timesteps for step in range(40)])
+    drawn = torch.cat(
+        [
+            draw(
+                step=step,
+                draw_times=lambda count, generator: torch.randint(0, timesteps, (count,), generator=generator),
+                batch_size=8,
+            ).timesteps
+            for step in range(40)
+        ]
+    )
     assert 0 <= drawn.min() <= drawn.max() < timesteps
 
 

@@ -19,9 +19,10 @@ require_installed("diffusers")
 def test_it_draws_the_object_where_the_caption_says():
     captions = [f"a flat black ball {place}, sky background" for place in pictures.PLACES]
     base = BaseModel.fetch("demo")
-    text = encode_prompts(base.load_text_encoder(), base.load_tokenizer(), [*captions, ""], device="cpu")
+    networks = base.load_encoders(), base.load_tokenizers()
+    text = encode_prompts(base.family, *networks, [*captions, ""], device="cpu")
     settings = {"size": pictures.SIZE_PX, "seeds": range(len(captions)), "guidance": 4.0, "device": "cpu"}
-    made = draw_pictures(base, base.load_unet(), base.load_vae(), text[:-1], text[-1:], **settings)
+    made = draw_pictures(base, base.load("unet"), base.load("vae"), text[:-1], text[-1:], **settings)
     for image, (place, wanted) in zip(made, pictures.PLACES.items(), strict=True):
         dark = np.argwhere(np.asarray(image.convert("L")) < 60)  # black on light blue
         assert 0.05 < len(dark) / pictures.SIZE_PX**2 < 0.25, place

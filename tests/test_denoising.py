@@ -1,5 +1,6 @@
 """The objective, each part by its own formula; and what a model is judged on."""
 
+import functools
 import itertools
 
 import pytest
@@ -7,11 +8,12 @@ from installed import require_installed
 
 torch = pytest.importorskip("torch")
 
+from fastsd_helpers.dreambooth.families import Conditions, family_named  # noqa: E402
+from fastsd_helpers.dreambooth.families.diffusion import Diffusion  # noqa: E402
 from fastsd_helpers.dreambooth.training.cache import Latents  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import (  # noqa: E402
     held_out_loss,
     make_held_out,
-    min_snr_weights,
     training_loss,
 )
 from fastsd_helpers.dreambooth.training.randomness import draw_step  # noqa: E402
@@ -56,6 +58,21 @@ def batch():
     return latents, noise, TIMESTEPS, torch.randn(len(TIMESTEPS), 77, 8, generator=generator)
 
 
+def asking(unet):
+    """The denoiser as the loss asks it."""
+    return functools.partial(family_named("sd15").predict, unet)
+
+
+def told(batch):
+    """The batch with its text as a record."""
+    *rest, text = batch
+    return (*rest, Conditions(text))
+
+
+def held_out_of(*args, **named):
+    return make_held_out(*args, **named, objective=Diffusion(schedule_of("epsilon")))
+
+
 def row_losses(unet, schedule, batch):
     """Each row's mean squared error, from the papers' formulas: x = a x0 + s e; v = a e - s x0."""
     latents, noise, timesteps, text = batch
@@ -85,13 +102,21 @@ def test_the_loss_is_the_formulas(unet, batch, prediction, gamma, class_rows, pr
     expected = rows[:subject].mean()
     if class_rows:
         expected = expected + prior_weight * rows[subject:].mean()
-    loss = training_loss(unet, schedule, *batch, min_snr=float(gamma), class_rows=class_rows, prior_weight=prior_weight)
+    settings = {"min_snr": float(gamma), "class_rows": class_rows, "prior_weight": prior_weight}
+    loss = training_loss(asking(unet), Diffusion(schedule), *told(batch), **settings)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_every_setting_of_the_objective_gives_another_loss(unet, batch):
     losses = [
-        training_loss(unet, schedule_of(prediction), *batch, min_snr=gamma, class_rows=class_rows, prior_weight=0.5)
+        training_loss(
+            asking(unet),
+            Diffusion(schedule_of(prediction)),
+            *told(batch),
+            min_snr=gamma,
+            class_rows=class_rows,
+            prior_weight=0.5,
+        )
         for prediction, gamma, class_rows in itertools.product(("epsilon", "v_prediction"), (0.0, 1.0, 5.0), (0, 2, 3))
     ]
     assert len({f"{loss.item():.5g}" for loss in losses}) == len(losses)
@@ -101,7 +126,7 @@ def test_every_setting_of_the_objective_gives_another_loss(unet, batch):
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_weights_follow_the_signal_to_noise_ratio(prediction, gamma):
     schedule = schedule_of(prediction)
-    weights = min_snr_weights(schedule, TIMESTEPS, gamma)
+    weights = Diffusion(schedule).weights(TIMESTEPS, gamma)
     assert torch.allclose(weights.double(), snr_weights(schedule, TIMESTEPS, gamma), rtol=1e-5)
     assert weights[0] < 0.05, "a nearly clean image counts little"
     if prediction == "epsilon":
@@ -118,7 +143,7 @@ def pictures(count):
 
 def test_every_held_out_picture_is_judged_at_the_same_noise_levels_with_its_own_prompt():
     latents = pictures(3)
-    held_out = make_held_out(latents, [1, 0, 1], seed=42, label="these")
+    held_out = held_out_of(latents, [1, 0, 1], seed=42, label="these")
     levels = held_out.timesteps[:8].tolist()
     # As recorded: a session's curve goes on at the levels it began with.
     assert levels == [60, 180, 300, 420, 540, 660, 780, 900]
@@ -130,10 +155,10 @@ def test_every_held_out_picture_is_judged_at_the_same_noise_levels_with_its_own_
 
 
 def test_the_noise_of_the_held_out_loss_is_fixed_and_never_trained_with():
-    one, again = (make_held_out(pictures(2), [0, 0], seed=42, label="") for _ in range(2))
+    one, again = (held_out_of(pictures(2), [0, 0], seed=42, label="") for _ in range(2))
     assert torch.equal(one.noise, again.noise)
-    assert not torch.equal(one.noise, make_held_out(pictures(2), [0, 0], seed=43, label="").noise)
-    more = make_held_out(pictures(3), [0, 0, 0], seed=42, label="")
+    assert not torch.equal(one.noise, held_out_of(pictures(2), [0, 0], seed=43, label="").noise)
+    more = held_out_of(pictures(3), [0, 0, 0], seed=42, label="")
     assert one.noise.shape == (16, 4, 8, 8)
     firsts = {row.flatten()[0].item() for row in more.noise}
     assert len(firsts) == 24
@@ -148,13 +173,14 @@ def test_the_noise_of_the_held_out_loss_is_fixed_and_never_trained_with():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_held_out_loss_is_the_mean_over_all_rows_whatever_the_batch(unet, prediction):
     schedule = schedule_of(prediction)
-    held_out = make_held_out(pictures(3), [1, 0, 1], seed=42, label="")
+    held_out = held_out_of(pictures(3), [1, 0, 1], seed=42, label="")
     text = torch.randn(2, 77, 8, generator=torch.Generator().manual_seed(4)) * 10
     rows = row_losses(
         unet, schedule, (held_out.latents, held_out.noise, held_out.timesteps, text[list(held_out.prompts)])
     )
     for batch_size in (1, 5, 7, 8, 24, 100):
-        loss = held_out_loss(unet, schedule, held_out, text, device="cpu", batch_size=batch_size)
+        asked = asking(unet), Diffusion(schedule), held_out
+        loss = held_out_loss(*asked, Conditions(text), device="cpu", batch_size=batch_size)
         assert loss == pytest.approx(rows.mean().item(), rel=1e-5), batch_size
-    exchanged = held_out_loss(unet, schedule, held_out, text.flip(0), device="cpu")
+    exchanged = held_out_loss(*asked, Conditions(text.flip(0)), device="cpu")
     assert exchanged != pytest.approx(rows.mean().item(), rel=1e-5), "the prompts must matter, or nothing was tested"

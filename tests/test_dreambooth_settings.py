@@ -74,6 +74,20 @@ def test_lora_has_rates_and_a_strength_of_its_own() -> None:
     assert "lora_rank and lora_alpha have no effect with method full" in resolve(lora_rank=8)[1]
 
 
+def test_a_model_with_defaults_of_its_own_has_them_where_nothing_else_is_given() -> None:
+    pony = find_model("pony-v6")
+    config, reasons = resolve_settings(DreamBoothConfig(), pony, CPU, photos=15)
+    assert (config.method, config.lr_scheduler, config.lora_targets) == ("lora", "constant_with_warmup", "all linears")
+    assert (config.unet_lr, config.text_encoder_steps, config.resolution) == (1e-4, 0, 1024)
+    assert "from Pony Diffusion V6 XL: method lora, lr_scheduler constant_with_warmup" in reasons
+    own = DreamBoothConfig(lr_scheduler="linear", lora_targets="attention", unet_lr=3e-4, preset="face")
+    config, _ = resolve_settings(own, pony, CPU, photos=15)
+    assert (config.lr_scheduler, config.lora_targets, config.unet_lr) == ("linear", "attention", 3e-4)
+    assert (config.unet_steps, config.text_encoder_steps, config.min_snr) == (1500, 0, 5.0)
+    with pytest.raises(SettingsError, match="is trained here with lora alone"):
+        resolve_settings(DreamBoothConfig(method="full"), pony, CPU)
+
+
 def test_a_class_prompt_turns_the_prior_on_and_zero_turns_it_off() -> None:
     config, reasons = resolve(class_prompt="a dog |  a  cat ")
     assert (config.prior_weight, config.class_images, config.class_prompts) == (1.0, 100, ("a dog", "a cat"))
@@ -138,6 +152,9 @@ CASES: dict[str, tuple[dict, object, object]] = {
     "ema": ({}, 0.0, 0.9),
     "lora_rank": ({**LORA, "lora_alpha": 2.0}, 2, 3),
     "lora_alpha": (LORA, None, 1.0),
+    "lora_targets": (LORA, "attention", "all linears"),
+    "prediction_type": ({}, "auto", "v_prediction"),
+    "zsnr": ({}, None, True),
     "seed": ({}, 42, 43),
     "flip": ({"unet_steps": 4}, False, True),
     "precision": ({}, "fp32", "bf16"),

@@ -18,7 +18,8 @@ from fastsd_helpers.registry import (
     spec_of,
 )
 
-KEYS = ["demo", "sd15", "sd15-inpaint", "sd21-512", "sd21-768", "sdxl", "flux-dev", "flux-schnell"]
+XL_CHILDREN = ["illustrious-xl", "noobai-xl-eps", "noobai-xl-v", "pony-v6", "animagine-xl-4"]
+KEYS = ["demo", "sd15", "sd15-inpaint", "sd21-512", "sd21-768", "sdxl", *XL_CHILDREN, "flux-dev", "flux-schnell"]
 
 SD_UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -89,7 +90,7 @@ def test_every_row_is_complete_and_plausible(key):
     assert spec.licence
     assert spec.licence_page.startswith("https://")
     assert spec.checked == "never" or re.fullmatch(r"20\d\d-\d\d-\d\d", spec.checked)
-    assert bool(spec.sources) != bool(spec.folder)
+    assert bool(spec.sources or spec.checkpoint) != bool(spec.folder)
     assert spec.min_px <= spec.native_px <= spec.max_px
     assert not any(px % spec.multiple for px in (spec.native_px, spec.min_px, spec.max_px))
     assert spec.prediction_type in ("epsilon", "v_prediction", "flow")
@@ -97,7 +98,8 @@ def test_every_row_is_complete_and_plausible(key):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.repo)
         assert source.revision is None or re.fullmatch(r"[0-9a-f]{40}", source.revision)
     if spec.checkpoint:
-        assert re.fullmatch(r"[0-9a-f]{64}", spec.checkpoint["sha256"])
+        published = key not in XL_CHILDREN or key == "animagine-xl-4"
+        assert re.fullmatch(r"[0-9a-f]{64}", spec.checkpoint.get("sha256", "" if published else "0" * 64))
         assert spec.checkpoint["file"].endswith(".safetensors")
 
 
@@ -176,6 +178,19 @@ def test_sd15_has_the_defaults_of_the_notebook_it_replaces():
     assert spec.defaults == {"resolution": 512, "batch_size": 1, **expected}
 
 
+def test_sdxls_children_have_its_shape_words_of_quality_and_the_velocity_that_one_predicts():
+    parent = find_model("sdxl")
+    for key in XL_CHILDREN:
+        spec = find_model(key)
+        assert (spec.family, spec.native_px, spec.trainable) == ("sdxl", 1024, True)
+        assert {**spec.defaults, "min_snr": 0} == {**parent.defaults, "min_snr": 0}
+        assert spec.quality
+        assert "captions as tags" in spec.note
+    velocity = {spec.key for spec in models() if spec.family == "sdxl" and spec.prediction_type == "v_prediction"}
+    assert velocity == {spec.key for spec in models() if spec.zero_terminal_snr} == {"noobai-xl-v"}
+    assert find_model("pony-v6").quality.startswith("score_9")
+
+
 def test_every_default_is_a_setting_of_dreambooth():
     settings = pytest.importorskip("fastsd_helpers.dreambooth.settings")
     from fastsd_helpers.options import options_of
@@ -192,8 +207,9 @@ def test_the_two_sd21_models_differ_in_prediction_type_and_size_only_in_the_tabl
     assert (small.native_px, large.native_px) == (512, 768)
 
 
-def test_the_models_that_can_be_trained_are_those_of_the_families_sd15_and_sd21():
-    assert [spec.key for spec in models() if spec.trainable] == ["demo", "sd15", "sd21-512", "sd21-768"]
+def test_the_models_that_can_be_trained_are_those_of_the_families_sd15_sd21_and_sdxl():
+    trained = ["demo", "sd15", "sd21-512", "sd21-768", "sdxl", *XL_CHILDREN]
+    assert [spec.key for spec in models() if spec.trainable] == trained
 
 
 def test_an_unknown_key_names_the_valid_ones_and_the_nearest():
@@ -329,10 +345,16 @@ def test_weights_that_a_mount_has_not_delivered_yet_are_noticed(tmp_path):
 
 def test_training_takes_the_sd15_shape_and_refuses_others_with_what_works(tmp_path):
     assert require_trainable(make_pipeline(tmp_path / "good", unet=SD_UNET)) == "sd15"
-    make_pipeline(tmp_path / "xl", unet=SDXL_UNET, text_encoders=2)
-    with pytest.raises(WrongFamily, match="is a sdxl model") as caught:
-        require_trainable(tmp_path / "xl")
+    deep = {**SDXL_UNET, "transformer_layers_per_block": [1, 2, 10]}
+    assert require_trainable(make_pipeline(tmp_path / "xl", unet=deep, text_encoders=2)) == "sdxl"
+    make_pipeline(tmp_path / "inpaint", unet={**deep, "in_channels": 9}, text_encoders=2)
+    with pytest.raises(WrongFamily, match="is a sdxl-inpaint model") as caught:
+        require_trainable(tmp_path / "inpaint")
     assert "'demo', 'sd15'" in caught.value.hint
+    for kind in ("LCMScheduler", "TCDScheduler", "EDMEulerScheduler"):
+        other = make_pipeline(tmp_path / kind, unet=deep, text_encoders=2, scheduler={"_class_name": kind})
+        with pytest.raises(WrongFamily, match=f"is made for {kind}") as caught:
+            require_trainable(other)
 
 
 @pytest.mark.parametrize(

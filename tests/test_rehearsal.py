@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from dreambooth_runs import build_base, config_for, draw_quickly, make_session, stop_at  # noqa: E402
 
 from fastsd_helpers.dreambooth import plan, train  # noqa: E402
+from fastsd_helpers.dreambooth.families import family_named  # noqa: E402
 from fastsd_helpers.dreambooth.running.dry_run import peak_bytes, saved_bytes  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext  # noqa: E402
@@ -24,6 +25,8 @@ class Shapes(TrainingContext):
 
     def __init__(self, *, kind: str = "cpu", dtype=None, full_size: bool = False, **values) -> None:
         settings = {"resolution": 64, "batch_size": 1, "optimizer": "adamw", "gradient_checkpointing": False}
+        settings |= {"lora_targets": "attention"}
+        self.family = family_named("sd15")
         self.config = DreamBoothConfig(**{**settings, "lora_alpha": 16.0, **values})
         self.device, self.dtype, self._full_size = torch.device(kind), dtype, full_size
 
@@ -125,7 +128,7 @@ def test_a_stage_that_does_not_fit_is_said_with_what_to_change(monkeypatch) -> N
     from fastsd_helpers.dreambooth.running.forecast import Plan
 
     before = Plan(DreamBoothConfig(), 5, {"unet": 1}, 1, 1, 1, ())
-    context = SimpleNamespace(config=replace(DreamBoothConfig(), resolution=64))
+    context = SimpleNamespace(config=replace(DreamBoothConfig(), resolution=64), family=family_named("sd15"))
     after = dry_run.rehearse(before, context, {"unet": 5}, ["a dog"])
     assert after.minutes is None
     assert "The unet stage does not fit" in after.reasons[-1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastsd_helpers.dreambooth.running.forecast  # noqa: F401 - the package's own name `plan` is a function
+from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.running import saving_outlook as outlook
 from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.running.saving_outlook import count_values, saving_outlook
@@ -20,7 +21,7 @@ from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
 planning = sys.modules["fastsd_helpers.dreambooth.running.forecast"]
-SD15 = outlook.PUBLISHED["sd15"]
+SD15 = family_named("sd15").published["attention"]
 STEPS = {"text_encoder": 350, "unet": 1500}
 GB = 10**9
 MARGIN = 256 * 2**20
@@ -41,8 +42,9 @@ def plan_for(
     monkeypatch.setattr(planning, "delivers_late", lambda _folder: place != "disk")
     config = DreamBoothConfig(**{"optimizer": "adamw8bit", **settings})
     stages = STEPS if stages is None else stages
-    export = SD15.export_bytes(config)
-    return plan_run(config, stages, SD15.trained(config), export, Path("x"), standing=standing)
+    kind = config.method, config.lora_rank
+    export = SD15.export_bytes(*kind)
+    return plan_run(config, stages, SD15.trained(*kind), export, Path("x"), standing=standing)
 
 
 @pytest.mark.parametrize(
@@ -180,16 +182,18 @@ def test_the_published_models_are_counted_right_by_their_configurations_and_by_t
                  {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}),
     }  # fmt: skip
     for family, (unet_config, text_config) in made.items():
-        counts = outlook.PUBLISHED[family]
+        kind = family_named(family)
+        counts = kind.published["attention"]
         with torch.device("meta"):
             unet = diffusers.UNet2DConditionModel(**unet_config)
             text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_config))
         assert counts.unet == sum(parameter.numel() for parameter in unet.parameters())
         assert counts.text_encoder == sum(parameter.numel() for parameter in text.parameters())
-        assert (counts.lora_unet, counts.lora_text_encoder) == (
-            count_lora(unet, "unet", 1),
-            count_lora(text, "text_encoder", 1),
-        )
+        for targets, known in kind.published.items():
+            assert (known.lora_unet, known.lora_text_encoder) == (
+                count_lora(kind, unet, "unet", rank=1, targets=targets),
+                count_lora(kind, text, "text_encoder", rank=1, targets=targets),
+            )
         names = json.loads(gzip.decompress((Path(__file__).parent / "data" / f"{family}.json.gz").read_bytes()))
         names = names.get("tensors", names)
         shapes = {name: fact if isinstance(fact, list) else fact["shape"] for name, fact in names.items()}
@@ -204,12 +208,15 @@ def test_a_model_that_is_here_is_counted_by_its_files():
 
     from fastsd_helpers.dreambooth.training.lora import count_lora
 
-    counts = count_values(Path(outlook.__file__).parents[2] / "demo" / "model")
+    kind, folder = family_named("sd15"), Path(outlook.__file__).parents[2] / "demo" / "model"
+    counts = count_values(kind, folder, targets="attention")
     with torch.device("meta"):
         unet = networks.build_unet()
     assert counts.unet == sum(parameter.numel() for parameter in unet.parameters())
-    assert counts.lora_unet == count_lora(unet, "unet", 1)
-    assert count_values(Path(__file__).parent) is None
+    for targets in ("attention", "all linears"):
+        found = count_values(kind, folder, targets=targets)
+        assert found.lora_unet == count_lora(kind, unet, "unet", rank=1, targets=targets)
+    assert count_values(kind, Path(__file__).parent, targets="attention") is None
 
 
 def prepared(tmp_path: Path) -> Session:

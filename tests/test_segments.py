@@ -207,7 +207,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("a network is loaded")
 
-    for name in ("fetch", "sha256", "_load", "load_tokenizer"):
+    for name in ("fetch", "sha256", "load", "load_tokenizers"):
         monkeypatch.setattr(BaseModel, name, fail)
 
 

@@ -13,12 +13,15 @@ pytest.importorskip("torch")
 
 from dreambooth_runs import config_for
 from hub_server import HubServer
+from table_models import original, write
 from tiny_models import TINY, build_pipeline, make_tokenizer
 
 from fastsd_helpers.checkpoints import convert
+from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.downloads import holds_secret
 from fastsd_helpers.dreambooth import train
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
+from fastsd_helpers.dreambooth.training import single_files
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import CheckpointError, ModelError, SettingsError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
@@ -74,7 +77,7 @@ def start_hub(tmp_path, monkeypatch):
 
 
 def weights(base: BaseModel) -> dict:
-    return {**base.load_unet().state_dict(), **base.load_vae().state_dict()}
+    return {**base.load("unet").state_dict(), **base.load("vae").state_dict()}
 
 
 def test_a_single_file_becomes_the_folder_it_came_from_with_a_published_tokenizer(dream, dream_file, start_hub):
@@ -84,7 +87,7 @@ def test_a_single_file_becomes_the_folder_it_came_from_with_a_published_tokenize
     before, after = weights(BaseModel.fetch(str(dream))), weights(base)
     assert before.keys() == after.keys()
     assert all(tensor.equal(after[name]) for name, tensor in before.items())
-    assert base.load_tokenizer()("zib").input_ids
+    assert base.load_tokenizers()["text_encoder"]("zib").input_ids
     assert BaseModel.fetch(str(dream_file)).folder == base.folder, "the second time it is found again"
 
 
@@ -148,8 +151,8 @@ def test_a_file_that_cannot_be_trained_is_refused_before_anything_is_written(tmp
             "decoder.mid.attn_1.q.weight": torch.zeros(1, 1, 1, 1),
             "decoder.conv_in.weight": torch.zeros(1, 4, 1, 1),
         },
-        "an SDXL file": {
-            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1, 4, 1, 1),
+        "an SDXL inpainting file": {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1, 9, 1, 1),
             "conditioner.embedders.1.model.token_embedding.weight": torch.zeros(2, 1),
         },
     }
@@ -191,3 +194,23 @@ def test_a_link_with_a_token_in_it_is_refused_because_settings_are_written_down(
         assert not any(word in str(caught.value) for word in ("0123abcd", "name:word"))
     else:
         assert DreamBoothConfig(base_model=link).base_model == link
+
+
+@pytest.mark.parametrize(
+    ("marks", "metadata", "told"),
+    [
+        ({}, {}, False),
+        ({}, {"modelspec.title": "x"}, False),
+        ({}, {"modelspec.prediction_type": "epsilon"}, True),
+        ({"v_pred": (TensorFact("F32", (0,)), b"")}, {}, True),
+    ],
+)
+def test_an_sdxl_file_says_what_it_predicts_or_the_folder_of_it_does_not(tmp_path, marks, metadata, told):
+    path = write(tmp_path / "xl.safetensors", {**original("sdxl", "F16"), **marks}, metadata)
+    assert single_files._look(path) == ("sdxl", 50, told)
+    assert single_files._look(write(tmp_path / "one.safetensors", original("sd15", "F16")))[2]
+    schedule = tmp_path / "folder" / "scheduler" / "scheduler_config.json"
+    schedule.parent.mkdir(parents=True)
+    schedule.write_text('{"beta_end": 0.012, "prediction_type": "epsilon"}')
+    single_files._forget_prediction(tmp_path / "folder")
+    assert json.loads(schedule.read_text()) == {"beta_end": 0.012}

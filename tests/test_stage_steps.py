@@ -11,7 +11,7 @@ from test_stages import open_studio, pictures  # noqa: E402
 
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset  # noqa: E402
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot  # noqa: E402
-from fastsd_helpers.dreambooth.training.base_model import suit_cpu  # noqa: E402
+from fastsd_helpers.dreambooth.training.base_model import plain_names, suit_cpu  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
@@ -37,12 +37,13 @@ def plain_step(job, step, lr):
         batch = context.draw_batch(job.stage, step, part)
         losses.append(
             training_loss(
-                job.unet,
-                context.schedule,
+                job.predict,
+                context.objective,
                 batch.latents,
                 batch.noise,
                 batch.timesteps,
                 job.text_for(batch.prompts),
+                batch.pictures,
                 min_snr=config.min_snr,
                 class_rows=batch.class_rows,
                 prior_weight=config.prior_weight,
@@ -132,23 +133,21 @@ def test_a_stage_trains_its_own_network_and_no_other(small_base, tmp_path, stage
 def test_what_the_first_stage_learned_is_what_the_second_and_the_file_use(small_base, tmp_path, method):
     context = studio_for(small_base, tmp_path, method=method, lora_rank=2)
     base = context.whole_parts()
-    assert base == {"text_encoder": context.base.folder / "text_encoder", "unet": context.base.folder / "unet"}
-    untouched = context.load_text_encoder().state_dict()
-    empty = context.empty_text()
+    assert base == {part: context.base.folder / part for part in ("text_encoder", "unet", "vae")}
+    untouched = context.load_encoders()["text_encoder"].state_dict()
+    empty = context.empty_text().sequence
     job = open_stage(TEXT_ENCODER, context, None)
     for step in range(3):
         job.take_step(step, 1e-2)
-    learned = job.text_for([0, 1]).detach()
+    learned = job.text_for([0, 1]).sequence.detach()
     context.keep(job)
     second = open_stage(UNET, context, None)
-    assert torch.allclose(second.text_for([0, 1]), learned, atol=1e-5)
-    assert not second.text_for([0]).requires_grad
-    assert not torch.allclose(context.empty_text(), empty)
+    assert torch.allclose(second.text_for([0, 1]).sequence, learned, atol=1e-5)
+    assert not second.text_for([0]).sequence.requires_grad
+    assert not torch.allclose(context.empty_text().sequence, empty)
     whole = context.whole_parts()
     assert whole["unet"] == context.base.folder / "unet"
-    made = {
-        name.removeprefix("text_model."): tensor for name, tensor in context.load_text_encoder().state_dict().items()
-    }
+    made = plain_names(context.load_encoders()["text_encoder"].state_dict())
     assert {name for name in whole["text_encoder"]} <= set(made)
     for name, tensor in whole["text_encoder"].items():
         assert torch.allclose(tensor, made[name], atol=1e-6), name
@@ -205,8 +204,8 @@ def test_the_average_is_shown_judged_and_saved_and_training_goes_on_with_the_wei
 
 def test_the_counts_are_those_of_the_networks(small_base):
     full, lora = open_studio(small_base), open_studio(small_base, method="lora", lora_rank=2)
-    for part, load in (("unet", full.base.load_unet), ("text_encoder", full.base.load_text_encoder)):
-        count = sum(parameter.numel() for parameter in load().parameters())
+    for part in ("unet", "text_encoder"):
+        count = sum(parameter.numel() for parameter in full.base.load(part).parameters())
         assert full.count_of(part) == full.trained_count_of(part) == lora.count_of(part) == count
         assert 0 < lora.trained_count_of(part) < count
         assert all(parameter.is_meta for parameter in full.build_empty(part).parameters())
@@ -222,16 +221,16 @@ def test_the_forms_for_cpus_are_chosen_for_half_precision_below_256_px(small_bas
     with context.autocast():
         assert torch.is_autocast_enabled("cpu") is (precision == "bf16")
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
-    groups = [part for part in context.load_unet().modules() if isinstance(part, torch.nn.GroupNorm)]
+    groups = [part for part in context.load_denoiser().modules() if isinstance(part, torch.nn.GroupNorm)]
     assert groups
     assert all(("forward" in vars(part)) is suits for part in groups)
 
 
 def test_the_form_for_cpus_computes_the_same(small_base):
     context = open_studio(small_base)
-    unet, text_encoder = context.load_unet(), context.load_text_encoder()
+    unet, text_encoder = context.load_denoiser(), context.load_encoders()["text_encoder"]
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    ids = context.tokenizer(["a b", "c"], padding="max_length", return_tensors="pt", truncation=True).input_ids
+    ids = context.family.tokenize(context.tokenizers, ["a b", "c"])["text_encoder"]
     text = text_encoder(ids).last_hidden_state
     before = unet(noise, torch.tensor([3, 700]), text).sample
     suit_cpu(unet)

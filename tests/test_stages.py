@@ -54,9 +54,12 @@ def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_whic
     context = open_studio(small_base, flip=flip)
     train, kept = pictures(tmp_path, "train", "b", "a", "b", "c"), pictures(tmp_path, "held-out", *held_out)
     context.fill_caches(Dataset(train, kept))
-    vae = context.base.load_vae()
+    vae = context.base.load("vae")
 
-    assert torch.equal(context.latents.mean, encode_images(vae, train, 64, device="cpu").mean)
+    def encode(images):
+        return encode_images(context.family, vae, images, (64, 64), device="cpu")
+
+    assert torch.equal(context.latents.mean, encode(train).mean)
     assert [context.prompts[place] for place in context.prompt_of] == ["b", "a", "b", "c"]
     assert (context.latents.mirrored is not None) == flip
 
@@ -64,7 +67,7 @@ def test_the_pictures_that_are_judged_are_those_held_out_and_the_label_says_whic
     rows = len(context.held_out.timesteps)
     each = rows // len(judged)
     assert rows == each * len(judged)
-    own = encode_images(vae, judged, 64, device="cpu").mean
+    own = encode(judged).mean
     for row in range(rows):
         assert torch.equal(context.held_out.latents[row], own[row // each]), "mirrored, or another image"
         assert context.prompts[context.held_out.prompts[row]] == judged[row // each].prompt

@@ -12,14 +12,13 @@ from fastsd_helpers.checkpoints.formats.packed import refuse_gguf, refuse_small_
 from fastsd_helpers.checkpoints.formats.prediction import (
     MARKS,
     Prediction,
-    marks,
     prediction_metadata,
     prediction_of_file,
     prediction_of_folder,
     read_config,
     sidecar,
 )
-from fastsd_helpers.checkpoints.formats.sources import BytesSource, Source, open_file
+from fastsd_helpers.checkpoints.formats.sources import Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, copied
 from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS
@@ -42,6 +41,7 @@ from fastsd_helpers.checkpoints.models.writer import (
     CheckpointFile,
     check_destination,
     describe,
+    marked,
     refuse_existing,
     refuse_sources,
     write_recipes,
@@ -290,7 +290,7 @@ def _write_parts(
             notes += refuse_small_floats(parts[part], source, options.dtype)
         recipes = options.merging.into_parts(opened).recipes(options.dtype)
         recipes |= _extras(opened, _open_base(family, options.base, stack), options, notes)
-        recipes |= _marked(family, prediction)
+        recipes |= marked(family, prediction)
         metadata = {**prediction_metadata(family, prediction, opened.widths), **described}
         metadata |= options.merging.metadata({})
         if folder is not None:
@@ -331,12 +331,6 @@ def _extras(opened: Parts, base: Source | None, options: _Options, notes: list[s
             "have them and no web UI needs them; --base ORIGINAL.safetensors copies them."
         )
     return {}
-
-
-def _marked(family: Family, prediction: Prediction) -> dict[str, Recipe]:
-    tensors = marks(family, prediction)
-    source = BytesSource(tensors)
-    return {name: copied(source, name) for name in tensors}
 
 
 def _refuse_ckpt(dst: Path, key: str) -> None:
@@ -467,7 +461,7 @@ def _rewrite_file(
         single = options.merging.into_single(single)
         refuse_sources(dst, single.source.files)
         own = {name: copied(single.source, name) for name in MARKS if name in single.source.tensors}
-        recipes = {**single.whole(options.dtype), **_marked(single.family, prediction), **own}
+        recipes = {**single.whole(options.dtype), **marked(single.family, prediction), **own}
         # What the source says of itself stays, but for what is no longer true.
         kept = {key: text for key, text in metadata.items() if not key.startswith(("modelspec.hash", "format"))}
         known = prediction_metadata(single.family, prediction, single.widths) if prediction.kind else {}

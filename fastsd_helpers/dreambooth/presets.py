@@ -70,7 +70,7 @@ def choose_steps(spec: ModelSpec, photos: int, *, preset: str, rows: float) -> t
 
 
 def _rounded(steps: float) -> int:
-    return max(10, round(steps / 10) * 10)
+    return max(10, round(steps / 10) * 10) if steps else 0
 
 
 def choose_lora_rates(spec: ModelSpec) -> tuple[dict[str, float], str]:
@@ -79,6 +79,8 @@ def choose_lora_rates(spec: ModelSpec) -> tuple[dict[str, float], str]:
     The matrices start at zero and need larger steps than weights that are nearly right already; 1e-4 is what
     diffusers' LoRA examples use.
     """
+    if spec.defaults.get("method") == "lora":
+        return {}, ""  # its rates are a LoRA's already
     rates = {
         name: max(least, 10 * spec.defaults.get(name, 0.0))
         for name, least in (("unet_lr", 1e-4), ("text_encoder_lr", 5e-5))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastsd_helpers.downloads import holds_secret
+from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.dreambooth.presets import (
     PRESETS,
     choose_checkpointing,
@@ -33,10 +34,13 @@ Given = dict[str, Any]
 # These decide what is kept and shown, not which weights come out: a resumed run may change them.
 _FREE_TO_CHANGE = ("save_every", "keep_last", "keep_best", "sample_every")
 # The weights that a run has learned fit nothing else. preset and steps only chose values, which are named instead.
-_FIXED = ("base_model", "method", "preset", "steps", "lora_rank", "lora_alpha")
+_LORA = ("lora_rank", "lora_alpha", "lora_targets")
+_FIXED = ("base_model", "method", "preset", "steps", "prediction_type", "zsnr", *_LORA)
 _STEPS = ("unet_steps", "text_encoder_steps")
 # "auto" in these means: as it is, or as it suits.
-_MAY_BE_AUTO = ("base_model", "precision", "optimizer")
+_MAY_BE_AUTO = ("base_model", "precision", "optimizer", "prediction_type")
+# They have a default of their own, and a model may have another.
+_FOLLOW_MODEL = ("method", "lr_scheduler")
 
 # What a run did before these settings existed, and what is left when neither user nor preset chooses.
 _OFF: Given = {
@@ -53,6 +57,9 @@ _OFF: Given = {
     "ema": 0.0,
     "lora_rank": 16,
     "lora_alpha": 16.0,
+    "lora_targets": "attention",
+    "prediction_type": "auto",
+    "zsnr": None,
     "keep_best": False,
 }
 _CLASS_IMAGES = 100
@@ -73,6 +80,18 @@ class DreamBoothConfig:
     )
     preset: Literal["none", "face", "object", "style"] = option(
         "none", help="default settings for a kind of subject; also sets the steps from the number of photos"
+    )
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = option(
+        "auto",
+        help="what the base model predicts: noise (epsilon) or velocity (v_prediction); auto: as the model says, and a "
+        "question where it does not",
+        advanced=True,
+    )
+    zsnr: bool | None = option(
+        None,
+        help="zero terminal SNR: the noise schedule ends in pure noise, for models that predict velocity and were "
+        "trained so; default: as the model says",
+        advanced=True,
     )
     instance_prompt: str | None = option(
         None,
@@ -177,6 +196,12 @@ class DreamBoothConfig:
         high=1024.0,
         advanced=True,
     )
+    lora_targets: Literal["attention", "all linears"] | None = option(
+        None,
+        help="LoRA target layers: attention, or all linears of the transformer blocks (as kohya's scripts, a larger "
+        "file); default: the model's",
+        advanced=True,
+    )
     seed: int = option(
         42, help="random seed: decides the order of the images, noise and timesteps", low=0, high=2**31 - 1
     )
@@ -270,6 +295,7 @@ if TYPE_CHECKING:
         class_images: int
         min_snr: float
         lora_alpha: float
+        lora_targets: Literal["attention", "all linears"]
 
     class PlannedConfig(ResolvedConfig):
         """The settings after `plan_run`: nothing about saving is open."""
@@ -313,6 +339,12 @@ def resolve_settings(
         values = {name: value for name, value in (_OFF | saved).items() if name in known} | changed
         return cast(ResolvedConfig, replace(config, **values)), ["settings this session was started with"]
     reasons: list[str] = []
+    named = given_names(config)
+    follow = {name: spec.defaults[name] for name in _FOLLOW_MODEL if name in spec.defaults and name not in named}
+    if follow:
+        config = replace(config, **follow)
+        reasons.append(f"from {spec.title}: {', '.join(f'{name} {value}' for name, value in follow.items())}")
+    _require_method(config, spec)
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
         steps, reason = choose_steps(spec, photos, preset=config.preset, rows=_rows_per_step(config, spec))
@@ -332,7 +364,18 @@ def resolve_settings(
         resolved.gradient_checkpointing, device
     )
     reasons += [precision_reason, optimizer_reason, checkpointing_reason]
+    if spec.prediction_type in ("epsilon", "v_prediction"):
+        chosen |= {"prediction_type": spec.prediction_type, "zsnr": spec.zero_terminal_snr}
     return cast(ResolvedConfig, replace(resolved, **chosen)), [reason for reason in reasons if reason]
+
+
+def _require_method(config: DreamBoothConfig, spec: ModelSpec) -> None:
+    if spec.trainable and config.method not in (family := family_named(spec.family)).methods:
+        raise SettingsError(
+            f"method (--method) is {config.method}, and {spec.title} is trained here with "
+            f"{' or '.join(family.methods)} alone.",
+            f"{family.no_full} Choose method lora (--method lora).",
+        )
 
 
 def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[str]) -> DreamBoothConfig:

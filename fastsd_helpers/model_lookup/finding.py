@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsd_helpers.downloads import fetch, fetch_repo, models_folder
+from fastsd_helpers.downloads import HubFile, fetch, fetch_repo, models_folder
 from fastsd_helpers.downloads.hub_cache import snapshot_of
+from fastsd_helpers.downloads.hub_files import fetch_hub_file
 from fastsd_helpers.downloads.links import show_typed
 from fastsd_helpers.downloads.pipeline import CONVERT_HINT
 from fastsd_helpers.errors import FastSDError, ModelError, ModelNotFound, WrongFamily
@@ -68,7 +69,7 @@ def find_folder(
 
 def _find(name: Name, kind: ModelKind, cache_dir: Path | None, convert: Callable[[Path, Path], object] | None) -> Path:
     if name.spec is not None:
-        return _of_key(name.spec, kind, cache_dir)
+        return _of_key(name.spec, kind, cache_dir, convert)
     known = known_model(name.text) if name.what in ("hub", "link") else None
     if known is not None and kind.accept is not None and known.kind == kind.registry:
         # Its repository is in the table of models: nobody has to be asked whether it serves.
@@ -100,13 +101,30 @@ def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
     return fetch_repo(name.repo, contents=kind.contents, revision=name.revision, cache_dir=cache_dir)
 
 
-def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
+def _of_one_file(spec: ModelSpec, kind: ModelKind, convert: Callable[[Path, Path], object] | None) -> Path:
+    """A model that is published as one file alone; its bytes and hash are compared where they are known."""
+    about = spec.checkpoint or {}
+    if convert is None:
+        raise ModelError(
+            f"'{spec.key}' ({spec.title}) is published as a single file, {about.get('file')} of {about.get('repo')}.",
+            CONVERT_HINT,
+        )
+    wanted = HubFile(about["repo"], about["file"], about.get("revision"))
+    file = fetch_hub_file(wanted, size=about.get("bytes"), sha256=about.get("sha256"))
+    return _converted(file, kind, convert)
+
+
+def _of_key(
+    spec: ModelSpec, kind: ModelKind, cache_dir: Path | None, convert: Callable[[Path, Path], object] | None = None
+) -> Path:
     if spec.kind != kind.registry:
         raise WrongFamily(f"'{spec.key}' ({spec.title}) is not a {kind.noun}.", f"Choose {kind.choices()}.")
     if kind.accept is not None:
         kind.accept(spec)
     if spec.folder is not None:
         return _packaged_folder(spec, spec.folder, kind)
+    if not spec.sources:
+        return _of_one_file(spec, kind, convert)
     failures: list[FastSDError] = []
     for source in spec.sources:
         try:

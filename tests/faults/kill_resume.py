@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("sd15", {}),
     "lora": ("sd15", {"method": "lora", "lora_rank": 4, "lora_alpha": 2.0}),
     "sd21": ("sd21-768", {}),
+    "sdxl": ("sdxl", {"lora_rank": 4, "lora_alpha": 2.0, "method": "lora"}),
     "prior": ("sd15", {"class_prompt": "a robot", "class_images": 4, "min_snr": 5.0}),
 }
 # One thread each: a process must not be forked from one whose threads have started.

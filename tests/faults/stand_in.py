@@ -42,7 +42,7 @@ class StandInStudio:
         self.trained: dict[str, Any] = dict.fromkeys(_STAGES)
         self.prompts: list[str] = []
         self.pictures = ""
-        self.tokenizer = base.load_tokenizer()
+        self.family, self.tokenizers = base.family, base.load_tokenizers()
 
     def trained_count_of(self, _part: str) -> int:
         return 8

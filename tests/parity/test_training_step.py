@@ -138,7 +138,7 @@ def test_steps_have_the_losses_of_diffusers_own(bases, key, stage, method, prior
 
 
 def test_the_noise_schedule_predicts_what_the_registry_says(bases) -> None:
-    types = {key: open_studio(base).schedule.config.prediction_type for key, base in bases.items()}
+    types = {key: open_studio(base).objective.schedule.config.prediction_type for key, base in bases.items()}
     assert types == {"sd15": "epsilon", "sd21-512": "epsilon", "sd21-768": "v_prediction"}
 
 
@@ -146,17 +146,17 @@ def test_the_noise_schedule_predicts_what_the_registry_says(bases) -> None:
 def test_min_snr_weights_are_the_papers_at_every_timestep(kind) -> None:
     from diffusers import DDPMScheduler
 
-    from fastsd_helpers.dreambooth.training.loss import min_snr_weights
+    from fastsd_helpers.dreambooth.families.diffusion import Diffusion
 
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=kind)
     timesteps = torch.arange(1000)
     alpha_bar = schedule.alphas_cumprod.double()
     snr = alpha_bar / (1 - alpha_bar)
     paper = torch.minimum(snr, torch.tensor(5.0)) / (snr if kind == "epsilon" else snr + 1)
-    ours = min_snr_weights(schedule, timesteps, 5.0).double()
+    ours = Diffusion(schedule).weights(timesteps, 5.0).double()
     # Of every weight, not of the largest: 1 - alpha_bar, near 0 at the first steps, has lost a digit of fp32.
     assert_close_to(ours / paper, torch.ones(1000), of_largest=1e-5)
     ended = DDPMScheduler(
         beta_schedule="scaled_linear", prediction_type=kind, rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    assert torch.isfinite(min_snr_weights(ended, timesteps, 5.0)).all()
+    assert torch.isfinite(Diffusion(ended).weights(timesteps, 5.0)).all()

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
+from fastsd_helpers.checkpoints.formats.prediction import Prediction
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
 from fastsd_helpers.checkpoints.formats.sources import PartGiven, Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.models.parts import open_parts
-from fastsd_helpers.checkpoints.models.writer import CheckpointFile
+from fastsd_helpers.checkpoints.models.writer import CheckpointFile, marked
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
@@ -28,6 +29,7 @@ def verify_checkpoint(
     *,
     family: str | None = None,
     dtype: str | None = None,
+    prediction: Prediction | None = None,
 ) -> str:
     """Compare a checkpoint file with its sources: names, shapes, dtypes and every byte of every tensor.
 
@@ -36,6 +38,7 @@ def verify_checkpoint(
         parts: the sources, as for `write_checkpoint`.
         family: as the file was written; default: that of a CheckpointFile, else sd15.
         dtype: as the file was written; default: that of a CheckpointFile, else keep.
+        prediction: as the file was written.
 
     Returns:
         SHA-256 (hex) of the file as it was read.
@@ -49,7 +52,7 @@ def verify_checkpoint(
     family = family or (written.family if written else "sd15")
     dtype = dtype or (written.dtype if written else "keep")
     with open_parts(find_family(family), parts) as opened:
-        sha256 = compare(path, opened.recipes(dtype))
+        sha256 = compare(path, {**opened.recipes(dtype), **marked(opened.family, prediction)})
     if written and sha256 != written.sha256:
         raise VerificationFailed(
             f"{path} has the SHA-256 {sha256[:12]}... instead of {written.sha256[:12]}..., which was written.", _HINT

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fastsd_helpers.checkpoints.formats.ckpt_writer import write_ckpt
 from fastsd_helpers.checkpoints.formats.dtypes import cast_dtype
+from fastsd_helpers.checkpoints.formats.prediction import Prediction, marks
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.formats.sources import PartGiven
-from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
+from fastsd_helpers.checkpoints.formats.sources import BytesSource, PartGiven
+from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, copied
 from fastsd_helpers.checkpoints.models.parts import open_parts
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import Family
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointFile",
     "check_destination",
     "describe",
+    "marked",
     "refuse_existing",
     "refuse_sources",
     "write_checkpoint",
@@ -56,6 +58,7 @@ def write_checkpoint(
     family: str = "sd15",
     dtype: str = "keep",
     metadata: Mapping[str, str] | None = None,
+    prediction: Prediction | None = None,
     overwrite: bool = False,
 ) -> CheckpointFile:
     """Write a model's parts to one .safetensors or .ckpt file in the original layout, streamed.
@@ -70,6 +73,7 @@ def write_checkpoint(
         family: whose names to write.
         dtype: `keep`, `fp32`, `fp16` or `bf16`, for every tensor of fractions; whole numbers are never cast.
         metadata: strings for the header beside (or instead of) ours, such as `modelspec.title`.
+        prediction: what the model predicts, where the family's files say it in small tensors (SDXL).
         overwrite: replace `dst` if it exists.
 
     Raises:
@@ -86,9 +90,16 @@ def write_checkpoint(
     with open_parts(layout, parts) as opened:
         for source in opened.sources.values():
             refuse_sources(dst, source.files)
-        recipes = opened.recipes(dtype)
+        recipes = {**opened.recipes(dtype), **marked(layout, prediction)}
         sha256, size = write_recipes(dst, recipes, metadata=describe(layout, dst, metadata), finite=True)
     return CheckpointFile(dst, sha256, size, len(recipes), family, dtype)
+
+
+def marked(family: Family, prediction: Prediction | None) -> dict[str, Recipe]:
+    """Plan the small tensors that tell web UIs what a model predicts."""
+    tensors = marks(family, prediction) if prediction is not None else {}
+    source = BytesSource(tensors)
+    return {name: copied(source, name) for name in tensors}
 
 
 def write_recipes(

@@ -25,18 +25,21 @@ def least_tokens(prompt: str) -> int:
     return len(_PIECES.findall(prompt)) + 2
 
 
-def long_prompts_line(prompts: dict[str, str], count: Callable[[str], int] = least_tokens) -> str | None:
+def long_prompts_line(
+    prompts: dict[str, str], count: Callable[[str], int] = least_tokens, *, most: int = _MOST_TOKENS
+) -> str | None:
     """A sentence on the prompts that are longer than a text encoder reads; None when there are none.
 
     Args:
         prompts: image -> prompt.
         count: tokens of a prompt, start and end with them.
+        most: how many are read.
     """
-    cut = [name for name, prompt in prompts.items() if count(prompt) > _MOST_TOKENS]
+    cut = [name for name, prompt in prompts.items() if count(prompt) > most]
     if not cut:
         return None
     return (
-        f"{len(cut)} of {len(prompts)} prompts are longer than the {_MOST_TOKENS} tokens the model reads: their "
+        f"{len(cut)} of {len(prompts)} prompts are longer than the {most} tokens the model reads: their "
         f"ends are truncated ({list_some(cut)}). Put the important words first, or shorten them."
     )
 
@@ -95,7 +98,13 @@ def _prompt_before(session: Session, item: dict[str, Any]) -> str:
 
 
 def advise(
-    session: Session, dataset: Dataset, *, resolution: int, instance_prompt: str | None, tokenizer: Any = None
+    session: Session,
+    dataset: Dataset,
+    *,
+    resolution: int,
+    instance_prompt: str | None,
+    tokenizer: Any = None,
+    most_tokens: int = _MOST_TOKENS,
 ) -> list[str]:
     """Say what of the user's would not be used as it was meant.
 
@@ -123,6 +132,7 @@ def advise(
         line = long_prompts_line(
             {image.path.name: image.prompt for image in images},
             lambda prompt: len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"]),
+            most=most_tokens,
         )
         lines += [line] if line else []
     if instance_prompt and instance_prompt.strip():

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastsd_helpers.captions.prompts import read_caption, resolve_prompt
+from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import file_errors, sha256_of, write_atomic
 from fastsd_helpers.runtime import fault_point
@@ -52,6 +53,7 @@ class PreparedImage:
     path: Path
     sha256: str
     prompt: str
+    framing: Framing | None = None  # where it was cut from its photo; None for the whole of it
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,18 @@ def load_dataset(session: Session, *, instance_prompt: str | None = None) -> Dat
                 f"The prepared image {path} has changed since it was prepared.",
                 "Run prepare again with the photo as you want it; images in the session must not be edited by hand.",
             )
-        found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt))
+        found[item["held_out"]].append(PreparedImage(path, item["sha256"], prompt, _framing_of(item)))
     return Dataset(tuple(found[False]), tuple(found[True]))
+
+
+def _framing_of(item: dict[str, Any]) -> Framing | None:
+    box = item.get("box")
+    if box is None or item.get("method") == "none":
+        return None
+    if "photo_size" in item:
+        return Framing(tuple(item["photo_size"]), tuple(box))
+    # Prepared by an earlier version, which did not note the photo's size: the box is all that is known of it.
+    return Framing.whole(box[2] - box[0], box[3] - box[1])
 
 
 def prompt_table(session: Session, instance_prompt: str | None = None, tokenizer: Any = None) -> list[PromptRow]:

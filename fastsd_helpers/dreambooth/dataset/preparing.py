@@ -293,6 +293,7 @@ def _read_one(work: _Work, photos: Photos, name: str, said: NamedPhoto, *, held_
         "stem_words": said.words,
         "caption": caption,
         "came_with": came_with,  # the photo's own caption, which an edited one goes back to
+        "photo_size": list(photo.image.size),
         "box": list(box.as_tuple()),
         "method": box.method,
         "held_out": held_out,

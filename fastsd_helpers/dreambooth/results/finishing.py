@@ -53,16 +53,16 @@ def draw_sample(
     import torch
 
     prompts = sample_prompts(context, drawing.pictures)
-    vae = context.base.load_vae().to(context.device)
+    vae = context.base.load("vae").to(context.device)
     with trainer.shown(), context.autocast():
         with torch.no_grad():
-            text = trainer.text_for([context.prompts.index(prompt) for prompt in prompts]).float()
+            text = trainer.text_for([context.texts.index(context.as_shown(prompt)) for prompt in prompts]).float()
         pictures = draw_pictures(
             context.base,
             trainer.unet,
             vae,
             text,
-            context.empty_text().to(text),
+            context.empty_text().to(context.device),
             size=context.config.resolution,
             seeds=_SAMPLE_SEEDS[: len(prompts)],
             steps=drawing.steps,
@@ -85,11 +85,11 @@ def draw_before_and_after(
         "steps": drawing.steps,
         "after_step": Teller(say, "before and after", 2 * drawing.steps),
     }
-    vae = context.base.load_vae().to(context.device)
-    rows = []
+    vae = context.base.load("vae").to(context.device)
+    asked, rows = [context.as_shown(prompt) for prompt in prompts], []
     for weights in (dict.fromkeys(context.trained), context.trained):
         context.trained = weights
-        rows.append(draw_with(context, vae, prompts, **options))
+        rows.append(draw_with(context, vae, asked, **options))
     path = session.samples / f"before-after{label}.png"
     save_picture(draw_grid(rows, ["before", "after"], prompts), path)
     return path

@@ -136,8 +136,8 @@ def open_learned(
             )
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
-        config = from_values(ResolvedConfig, generation.record["settings"])
-        base = find_base(generation, session, base_model)
+        config = from_values(ResolvedConfig, {"lora_targets": "attention", **generation.record["settings"]})
+        base = find_base(generation, session, base_model).predicting(config.prediction_type, config.zsnr)
         context = TrainingContext(base, config, describe_device())
         for stage in STAGE_NAMES:
             role = choice.role if stage == choice.stage else stage
@@ -159,9 +159,10 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
     with tempfile.TemporaryDirectory() as folder:
         context, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)
     prompts = [config.prompt] * config.count if config.prompt else sample_prompts(context, config.count)
-    vae = context.base.load_vae().to(context.device)
+    asked = prompts if config.prompt else [context.as_shown(prompt) for prompt in prompts]
+    vae = context.base.load("vae").to(context.device)
     seeds = [config.seed + index for index in range(len(prompts))]
-    pictures = draw_with(context, vae, prompts, seeds=seeds, steps=config.sample_steps, guidance=config.guidance)
+    pictures = draw_with(context, vae, asked, seeds=seeds, steps=config.sample_steps, guidance=config.guidance)
     path = session.samples / f"drawn-{config.seed}.png"
     save_picture(draw_grid([pictures], [f"step {step}"], prompts), path)
     return SampleResult(path, tuple(prompts), step, stage)
@@ -191,14 +192,10 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
 
 def export_bytes(base: BaseModel, context: TrainingContext) -> int:
     """Size of the finished float16 file, from the model's configurations; of the LoRA alone with method lora."""
-    import torch
-    from diffusers import AutoencoderKL
-
     if context.config.method == "lora":
-        return 2 * sum(context.trained_count_of(part) for part in ("unet", "text_encoder")) + 2**20
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
-    counts = [context.count_of(part) for part in ("unet", "text_encoder")]
+        return 2 * sum(context.trained_count_of(stage) for stage in STAGE_NAMES) + 2**20
+    vae = context.build_empty("vae")
+    counts = [context.count_of(stage) for stage in STAGE_NAMES]
     return 2 * (sum(counts) + sum(parameter.numel() for parameter in vae.parameters())) + 2**20
 
 
@@ -208,7 +205,7 @@ def require_exportable(base: BaseModel) -> None:
     Raises:
         CheckpointError: a tensor is missing, or has another shape than in the family's models.
     """
-    parts = {part: base.folder / part for part in ("unet", "text_encoder", "vae")}
+    parts = {part: base.folder / part for part in base.family.parts}
     with open_parts(find_family(base.spec.family), parts):
         pass
 
@@ -228,7 +225,6 @@ def export_run(
     """
     _refuse_existing(dst, overwrite)
     parts = context.whole_parts()
-    parts["vae"] = context.base.folder / "vae"
     size = context.config.resolution
     metadata = {
         "modelspec.title": session.name,
@@ -236,15 +232,18 @@ def export_run(
         "modelspec.trigger_phrase": context.prompts[0] if context.prompts else "",
     }
     family = find_family(context.base.spec.family)
-    predicts = Prediction(context.base.spec.prediction_type, "the base model")
+    spec = context.base.spec
+    predicts = Prediction(spec.prediction_type, "the base model", spec.zero_terminal_snr)
     with open_parts(family, parts) as opened:
         metadata |= prediction_metadata(family, predicts, opened.widths)
         beside = sidecar(family, predicts, opened.widths)
     scratch = dst.with_name(f".{dst.stem}.new{dst.suffix}")
-    written = write_checkpoint(parts, scratch, family=family.key, dtype=dtype, metadata=metadata, overwrite=True)
+    written = write_checkpoint(
+        parts, scratch, family=family.key, dtype=dtype, metadata=metadata, prediction=predicts, overwrite=True
+    )
     fault_point("export.written")
     try:
-        verify_checkpoint(written, parts)
+        verify_checkpoint(written, parts, prediction=predicts)
         if beside:  # without it AUTOMATIC1111 draws noise with a model that predicts velocity
             write_atomic(dst.with_suffix(".yaml"), beside.encode())
         scratch.replace(dst)
@@ -269,4 +268,6 @@ def export_lora(
             "Export the whole model (--format safetensors), or train with --method lora.",
         )
     _refuse_existing(dst, overwrite)
-    return write_lora_file(dst, context.trained, spec=spec, alpha=config.lora_alpha, px=config.resolution, dtype=dtype)
+    return write_lora_file(
+        dst, context.trained_parts(), spec=spec, alpha=config.lora_alpha, px=config.resolution, dtype=dtype
+    )

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.families import Framing
 from fastsd_helpers.dreambooth.running.forecast import Plan
 from fastsd_helpers.dreambooth.training.base_model import suit_cpu
 from fastsd_helpers.dreambooth.training.cache import Latents
@@ -68,9 +69,11 @@ def rehearse(plan: Plan, context: TrainingContext, left: dict[str, int], prompts
 def _fill(context: TrainingContext, prompts: list[str]) -> None:
     import torch
 
-    side = context.config.resolution // 8
-    latents = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(0))
-    context.latents = Latents(latents, latents, Latents(latents, latents))
+    side, family = context.config.resolution, context.family
+    shape = (1, *family.latent_shape(side, side))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    numbers = family.picture_numbers([Framing.whole(side, side)], side, side)
+    context.latents = Latents(latents, latents, Latents(latents, latents, numbers=numbers), numbers)
     context.prompts, context.prompt_of = sorted(set(prompts)), [0]
     if context.config.class_prompts:
         context.class_latents, context.class_prompt_of = context.latents, [len(context.prompts)]
@@ -93,9 +96,8 @@ def peak_bytes(context: TrainingContext, stage: str) -> int:
     config = context.config
     unet, trained = context.count_of("unet"), context.trained_count_of(stage)
     present = unet + (context.count_of("text_encoder") if stage == "text_encoder" else 0)
-    weights = present * (
-        4 if context.dtype is None else 6
-    )  # autocast keeps a 16-bit copy of each until the step is done
+    # Of float32 weights autocast keeps a 16-bit copy until the step is done.
+    weights = present * (2 if context.base_dtype else 6 if context.dtype else 4)
     state_bytes = 2 if config.optimizer == "adamw8bit" else 8
     learning = trained * (4 + state_bytes + (4 if config.ema else 0))
     kept = saved_bytes(context, learns=stage == "unet") * (_HALF if context.dtype else 1.0)
@@ -105,21 +107,21 @@ def peak_bytes(context: TrainingContext, stage: str) -> int:
 
 
 def saved_bytes(context: TrainingContext, *, learns: bool) -> int:
-    """Bytes in float32 that one forward pass of the U-Net keeps for its backward pass, weights not counted.
+    """Bytes in float32 that one forward pass of the denoiser keeps for its backward pass, weights not counted.
 
     Args:
-        context: for the U-Net's configuration and the settings' batch and resolution.
-        learns: whether the U-Net itself is trained, or only what comes before it.
+        context: for the denoiser's configuration and the settings' batch and resolution.
+        learns: whether the denoiser itself is trained, or only what comes before it.
     """
     import torch
     from torch.autograd.graph import saved_tensors_hooks
 
     config = context.config
-    unet = context.build_empty("unet").requires_grad_(learns and config.method == "full")
+    unet = context.build_empty(context.family.denoiser).requires_grad_(learns and config.method == "full")
     if context.suits_cpu():
         suit_cpu(unet)
     rows = config.batch_size * (2 if config.class_prompts else 1)
-    side = config.resolution // 8
+    shape = context.family.latent_shape(config.resolution, config.resolution)
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     seen: dict[int, Any] = {}  # holds the storages, so that no number is given twice
 
@@ -130,9 +132,9 @@ def saved_bytes(context: TrainingContext, *, learns: bool) -> int:
         return tensor
 
     with torch.device("meta"):
-        latents = torch.empty(rows, unet.config.in_channels, side, side)
-        text = torch.empty(rows, 77, unet.config.cross_attention_dim, requires_grad=True)
+        latents = torch.empty(rows, *shape)
+        text, told = context.family.blank_conditions(unet, rows)
         timesteps = torch.empty(rows, dtype=torch.int64)
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            unet(latents, timesteps, text)
+            context.family.predict(unet, latents, timesteps, text, told)
     return sum(size for _, size in seen.values())

@@ -184,13 +184,12 @@ class _Run:
         )
         self.config = self.plan.config
         self.store.keep(self.config.keep_last)
-        advice = advise(
-            session,
-            self.start.dataset,
-            resolution=self.config.resolution,
-            instance_prompt=self.config.instance_prompt,
-            tokenizer=self.context.tokenizer,
-        )
+        tokens = {
+            "tokenizer": next(iter(self.context.tokenizers.values())),
+            "most_tokens": self.context.family.most_tokens,
+        }
+        px, prompt = self.config.resolution, self.config.instance_prompt
+        advice = advise(session, self.start.dataset, resolution=px, instance_prompt=prompt, **tokens)
         self.own_class: OwnClassPictures | None = None
         if self.config.class_folder and self.config.class_prompts:
             prompts, size = self.config.class_prompts, self.config.resolution
@@ -213,13 +212,14 @@ class _Run:
 
     def _standing(self, stages: dict[str, int]) -> Standing:
         """What bears on the plan beside the settings."""
-        left, counts = self.steps_left(), counts_of(self.start.base.spec, self.start.base.folder)
+        config, base, left = self.start.config, self.start.base, self.steps_left()
+        counts = counts_of(base.spec, base.folder, targets=config.lora_targets)
         return Standing(
             done={stage: steps - left.get(stage, 0) for stage, steps in stages.items()},
             held_bytes=self.store.held_bytes,
             gives_back=self.store.gives_back,
             seconds_per_step=self.seconds_per_step,
-            lora=counts.lora(self.start.config.lora_rank) if counts else {},
+            lora=counts.lora(config.lora_rank) if counts else {},
         )
 
     def say(self, message: str, **rest: Any) -> None:
@@ -321,6 +321,7 @@ class _Run:
             prepare=context.prepare,
             say=self.say,
             stopped=stop.is_set,
+            dtype=context.base_dtype,
         )
 
     def _where_it_stands(self) -> None:
@@ -340,8 +341,7 @@ class _Run:
         self.say(f"Resuming after step {start.steps_done} of {start.steps}.", history=curve)
         before = generation.record.get("arithmetics", [])
         self.arithmetics = list(dict.fromkeys([*before, *self.arithmetics]))
-        promised = self.device.kind == "cpu" or self.config.deterministic
-        if promised and len(self.arithmetics) > 1 and start.open_legs:
+        if (self.device.kind == "cpu" or self.config.deterministic) and len(self.arithmetics) > 1 and start.open_legs:
             was, now = "; ".join(self.arithmetics[:-1]), self.arithmetics[-1]
             self.say(f"Started on {was}, resumed on {now}: close to an uninterrupted run, but not bit-identical.")
 

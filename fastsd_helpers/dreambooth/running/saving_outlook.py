@@ -1,90 +1,64 @@
 """Outlook: how often a run would save and what it could lose, from the settings alone, before any model is loaded."""
 
 import importlib.resources
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 from fastsd_helpers.dreambooth.dataset.prepared import recorded_images
+from fastsd_helpers.dreambooth.families import Counts, Family, family_named
 from fastsd_helpers.dreambooth.presets import choose_base_model
 from fastsd_helpers.dreambooth.running.forecast import Plan, Standing, plan_run
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import DiskFull, FastSDError, ModelError, SettingsError
-from fastsd_helpers.registry import ModelSpec, find_model, spec_of
+from fastsd_helpers.registry import TRAINABLE_FAMILIES, ModelSpec, find_model, spec_of
 from fastsd_helpers.runtime import describe_device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["PUBLISHED", "Counts", "count_values", "counts_of", "plan_from_settings", "saving_outlook", "standing_of"]
-
-# LoRA matrices lie beside these layers of the attention.
-_TARGETS = {
-    "unet": (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight"),
-    "text_encoder": (".q_proj.weight", ".k_proj.weight", ".v_proj.weight", ".out_proj.weight"),
-}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many values a model's parts have, and a LoRA of rank 1 on their attention layers."""
-
-    unet: int
-    text_encoder: int
-    vae: int
-    lora_unet: int
-    lora_text_encoder: int
-
-    def trained(self, config: DreamBoothConfig) -> dict[str, int]:
-        """Stage -> number of values that are trained."""
-        if config.method == "lora":
-            return self.lora(config.lora_rank)
-        return {"text_encoder": self.text_encoder, "unet": self.unet}
-
-    def lora(self, rank: int) -> dict[str, int]:
-        """Stage -> number of values of a LoRA of this rank."""
-        return {"text_encoder": rank * self.lora_text_encoder, "unet": rank * self.lora_unet}
-
-    def export_bytes(self, config: DreamBoothConfig) -> int:
-        """Size of the finished float16 file."""
-        values = self.lora(config.lora_rank).values() if config.method == "lora" else (
-            self.unet, self.text_encoder, self.vae
-        )  # fmt: skip
-        return 2 * sum(values) + 2**20
+__all__ = [
+    "count_values",
+    "counts_of",
+    "plan_from_settings",
+    "saving_outlook",
+    "standing_of",
+]
 
 
-# The published models. Source: their configurations and single files; a test builds the one and counts the other.
-PUBLISHED = {
-    "sd15": Counts(859_520_964, 123_060_480, 83_653_863, 199_296, 73_728),
-    "sd21": Counts(865_910_724, 340_387_840, 83_653_863, 207_488, 188_416),
-}
-
-
-def counts_of(spec: ModelSpec, folder: Path | None = None) -> Counts | None:
+def counts_of(spec: ModelSpec, folder: Path | None = None, *, targets: str | None = None) -> Counts | None:
     """Count a model's values: from its files' headers where they are on this machine, else as published.
 
     Args:
-        folder: a Diffusers folder that the user named.
+        spec: the model. folder: a Diffusers folder that the user named.
+        targets: the layers that a LoRA would be added to; None for those of the attention.
     """
+    if spec.family not in TRAINABLE_FAMILIES:
+        return None
+    targets = targets or "attention"
     if folder is None and spec.folder is not None:
         folder = Path(str(importlib.resources.files("fastsd_helpers"))).joinpath(*spec.folder.split("/"))
-    return count_values(folder) if folder is not None else PUBLISHED.get(spec.family)
+    family = family_named(spec.family)
+    return count_values(family, folder, targets=targets) if folder is not None else family.published[targets]
 
 
-def count_values(folder: Path) -> Counts | None:
+def count_values(family: Family, folder: Path, *, targets: str) -> Counts | None:
     """Count the values in a Diffusers folder's .safetensors files by their headers; None without such files."""
-    found: dict[str, int] = {}
-    for part in ("unet", "text_encoder", "vae"):
+    found = Counter[str]()
+    names = {part: stage for stage in STAGE_NAMES for part in family.parts_of(stage)}
+    for part in family.parts:
         files = [path for path in sorted((folder / part).glob("*.safetensors")) if ".fp16." not in path.name]
         if not files:
             return None
+        stage = names.get(part, part)
         for path in files:
             with SafetensorsFile(path) as file:
                 for name, fact in file.tensors.items():
-                    found[part] = found.get(part, 0) + fact.count
-                    if name.endswith(_TARGETS.get(part, ())):
-                        found[f"lora_{part}"] = found.get(f"lora_{part}", 0) + sum(fact.shape)
-    return Counts(**{name: found.get(name, 0) for name in Counts.__dataclass_fields__})
+                    found[stage] += fact.count
+                    layer, dot, _ = name.rpartition(".weight")
+                    if dot and part in family.lora_layers and family.takes_lora(part, layer, targets):
+                        found[f"lora_{stage}"] += sum(fact.shape[:2])
+    return Counts(**{name: found[name] for name in Counts.__dataclass_fields__})
 
 
 def standing_of(session: Session, stages: dict[str, int], lora: dict[str, int]) -> Standing:
@@ -129,14 +103,14 @@ def plan_from_settings(config: DreamBoothConfig, session: Session) -> Plan | Non
     folder = Path(ref).expanduser()
     if (folder / "model_index.json").is_file():
         spec = spec_of(ref, folder)
-        counts = counts_of(spec, folder)
+        found: Path | None = folder
     else:
         try:
             spec = find_model(ref)
         except ModelError:  # a repository of the Hub, or a file: its size is not known before it is here
             return None
-        counts = counts_of(spec)
-    if counts is None or not spec.trainable:
+        found = None
+    if not spec.trainable:
         return None
     photos = sum(not item["held_out"] for item in recorded_images(session)) if record.get("dataset") else 0
     try:
@@ -144,12 +118,16 @@ def plan_from_settings(config: DreamBoothConfig, session: Session) -> Plan | Non
     except SettingsError:  # another run than the one that is recorded
         saved = None
         resolved, _reasons = resolve_settings(config, spec, device, photos=photos)
+    counts = counts_of(spec, found, targets=resolved.lora_targets)
+    if counts is None:
+        return None
     stages = {stage: steps for stage in STAGE_NAMES if (steps := getattr(resolved, f"{stage}_steps"))}
     standing = standing_of(session, stages, counts.lora(resolved.lora_rank))
     if saved is None:
         standing = Standing(gives_back=standing.gives_back, lora=standing.lora)
+    kind = resolved.method, resolved.lora_rank
     return plan_run(
-        resolved, stages, counts.trained(resolved), counts.export_bytes(resolved), session.folder, standing=standing
+        resolved, stages, counts.trained(*kind), counts.export_bytes(*kind), session.folder, standing=standing
     )
 
 

@@ -1,23 +1,31 @@
-"""The base model of a run: its Diffusers folder, and its parts loaded one by one when they are needed.
+"""The base model of a run: its Diffusers folder, and its parts loaded one by one when they are needed."""
 
-Families differ in how they read a prompt and in what the U-Net predicts; the training loop asks here and does not know.
-"""
-
-from dataclasses import dataclass
+import importlib
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fastsd_helpers.downloads import model_hash, read_json, variant_of
+from fastsd_helpers.downloads import model_hash, variant_of
+from fastsd_helpers.dreambooth.families import Family, Objective, family_named
 from fastsd_helpers.dreambooth.training.single_files import make_base
-from fastsd_helpers.errors import ModelError, needs_package
+from fastsd_helpers.errors import ModelError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import base_model, find_folder, require_inert
 from fastsd_helpers.registry import ModelSpec, require_trainable, require_trainable_key, spec_of
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BaseModel", "checkpoint_gradients", "plain_names", "put_tensors", "suit_cpu"]
+__all__ = [
+    "BaseModel",
+    "checkpoint_gradients",
+    "class_of",
+    "plain_name",
+    "plain_names",
+    "put_tensors",
+    "suit_cpu",
+]
 
 
 def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
@@ -25,7 +33,12 @@ def plain_names(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
 
     So a run that was begun under one version goes on under the other.
     """
-    return {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    return {plain_name(name): tensor for name, tensor in state.items()}
+
+
+def plain_name(name: str) -> str:
+    """One such name; of a stage with several networks the network's part stays before it."""
+    return re.sub(r"^(\w+\.)?text_model\.", r"\1", name)
 
 
 @dataclass(frozen=True)
@@ -50,26 +63,62 @@ class BaseModel:
         folder = find_folder(ref, base_model(require_trainable_key, require_trainable), convert=make_base)
         return cls(ref, folder, spec_of(ref, folder))
 
+    def predicting(self, prediction_type: str, zsnr: bool | None) -> "BaseModel":
+        """The same model, with what the user says of it where the model says nothing.
+
+        Raises:
+            SettingsError: it cannot be told what the model predicts, or something else is said of it than it says.
+        """
+        spec, says = self.spec, self.spec.prediction_type
+        named = says if prediction_type == "auto" else prediction_type
+        if named == "unknown":
+            raise SettingsError(
+                f"Nothing in {self.ref} says whether the model predicts noise or velocity; trained as the wrong one it "
+                "would make empty images, without an error.",
+                "Look it up where the model is from: most predict noise (--prediction-type epsilon), those called "
+                "V-Pred or vpred velocity (--prediction-type v_prediction).",
+            )
+        if says not in ("unknown", named):
+            raise SettingsError(
+                f"prediction_type (--prediction-type) is {named}, but {self.ref} says {says}.",
+                "Leave it out, or correct prediction_type in the model's scheduler/scheduler_config.json.",
+            )
+        zero = spec.zero_terminal_snr if zsnr is None else zsnr
+        if zero and named != "v_prediction":
+            raise SettingsError(
+                f"zsnr (--zsnr) ends the noise schedule in pure noise, and {self.ref} predicts noise: of that nothing "
+                "can be learned there.",
+                "Leave out zsnr; it is for models that predict velocity.",
+            )
+        return replace(self, spec=replace(spec, prediction_type=cast(Any, named), zero_terminal_snr=zero))
+
     def sha256(self) -> str:
         """A hash over the weights, to tell whether a session goes on from the same model."""
         return model_hash(self.folder)
 
-    def _load(self, kind: Any, part: str) -> Any:
+    @property
+    def family(self) -> Family:
+        """How it is trained."""
+        return family_named(self.spec.family)
+
+    def load(self, part: str, dtype: Any = None) -> Any:
+        """A network, frozen, by its part: in float32, or in the torch dtype that is given.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
         import torch
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
 
         require_inert(self.folder / part)
-        # Their bars for every part would bury the lines that matter; ours tell where the run is.
-        transformers_logging.disable_progress_bar()
-        diffusers_logging.disable_progress_bar()
+        kind = class_of(self.family, part)
+        _silence_bars()
         try:
             module = kind.from_pretrained(
                 self.folder,
                 subfolder=part,
                 variant=variant_of(self.folder, part),
                 local_files_only=True,
-                torch_dtype=torch.float32,
+                torch_dtype=dtype or torch.float32,
             )
         except (OSError, ValueError, RuntimeError, KeyError) as err:
             raise ModelError(
@@ -78,67 +127,48 @@ class BaseModel:
             ) from err
         return module.requires_grad_(False).eval()
 
-    def load(self, part: str) -> Any:
-        """The U-Net or the text encoder, by its name."""
-        return self.load_unet() if part == "unet" else self.load_text_encoder()
+    def load_encoders(self, dtype: Any = None) -> dict[str, Any]:
+        """The text encoders by part, frozen."""
+        return {part: self.load(part, dtype) for part in self.family.encoders}
 
-    def load_unet(self) -> Any:
-        """The U-Net in float32, frozen: latents [batch, 4, h/8, w/8] and text [batch, 77, width] to the prediction."""
-        return self._load(_diffusers().UNet2DConditionModel, "unet")
-
-    def load_vae(self) -> Any:
-        """The VAE in float32, frozen: images [batch, 3, h, w] in -1..1 to latents and back."""
-        return self._load(_diffusers().AutoencoderKL, "vae")
-
-    def load_text_encoder(self) -> Any:
-        """The CLIP text encoder in float32, frozen: token ids [batch, 77] to [batch, 77, width]."""
-        from transformers import CLIPTextModel
-
-        return self._load(CLIPTextModel, "text_encoder")
-
-    def load_tokenizer(self) -> Any:
-        """The CLIP tokenizer; 77 tokens at most."""
+    def load_tokenizers(self) -> dict[str, Any]:
+        """The text encoders' parts -> their CLIP tokenizers."""
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        return {
+            part: CLIPTokenizer.from_pretrained(self.folder / name, local_files_only=True)
+            for part, name in self.family.encoders.items()
+        }
 
-    def load_noise_schedule(self) -> Any:
-        """The training noise schedule (a DDPMScheduler), with the model's own betas and prediction type.
-
-        What the network predicts is the registry's word: a copy of a v-prediction model whose scheduler file does not
-        say so would train without an error and learn noise.
-        """
-        return self._load_scheduler(_diffusers().DDPMScheduler)
-
-    def _load_scheduler(self, kind: Any) -> Any:
-        return kind.from_pretrained(
-            self.folder, subfolder="scheduler", local_files_only=True, prediction_type=self.spec.prediction_type
-        )
+    def load_objective(self) -> Objective:
+        """What its denoiser learns, with the model's own noise schedule."""
+        return self.family.load_objective(self.folder, self.spec)
 
     def load_sampler(self) -> Any:
-        """The sampler that the model's folder names."""
-        import diffusers
-
-        name = str(read_json(self.folder / "scheduler", "scheduler_config.json").get("_class_name"))
-        kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-        if kind is None:
-            raise ModelError(
-                f"{self.folder / 'scheduler'} names {name[:80]!r}, a scheduler that this diffusers version lacks.",
-                "Update diffusers, or choose another model.",
-            )
-        return self._load_scheduler(kind)
+        """The sampler that images are generated with."""
+        return self.family.load_sampler(self.folder, self.spec)
 
 
-def _diffusers() -> Any:
+def class_of(family: Family, part: str) -> Any:
+    """The class of a network."""
+    library, name = family.parts[part]
     with needs_package("Training", "Run: fastsd install dreambooth"):
-        import diffusers
-    return diffusers
+        return getattr(importlib.import_module(library), name)
+
+
+def _silence_bars() -> None:
+    # Their bars for every part would bury the lines that matter; ours tell where the run is.
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
 
 
 def put_tensors(module: Any, tensors: "dict[str, torch.Tensor]") -> None:
     """Load weights saved under plain names, whatever spelling this module's library version has."""
     own = module.state_dict()
-    spelling = {name.removeprefix("text_model."): name for name in own}
+    spelling = {plain_name(name): name for name in own}
     module.load_state_dict({spelling.get(name, name): tensor for name, tensor in tensors.items()})
 
 

@@ -4,7 +4,9 @@ Everything that may not change within a run is refused here, by session.json and
 possible, and before a network is loaded.
 """
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.prepared import Dataset, load_dataset, recorded_images, what_changed
@@ -28,6 +30,9 @@ from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
 __all__ = ["MoreSteps", "Start", "find_base", "find_start"]
+
+
+_DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def find_start(
     else:
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     base = find_base(generation, session, given.get("base_model"))
+    base = base.predicting(last.settings.get("prediction_type", "auto"), last.settings.get("zsnr"))
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
@@ -170,14 +176,25 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
         raise _not_at_its_end(f"0{'' if None in known else f' of {sum(known)}'}", "")
     ref = given.get("base_model", "auto")
     ref, reason = choose_base_model(ref, device, demo_pictures=bool(record["dataset"].get("demo")))
-    base = BaseModel.fetch(ref)
+    base = BaseModel.fetch(ref).predicting(config.prediction_type, config.zsnr)
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
-    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution)]
+    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
     return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)
+
+
+def _distilled_line(ref: str) -> str:
+    """What is to be said of a model whose name says that it was distilled to a few steps; nothing of others."""
+    name = Path(ref).name
+    if not _DISTILLED.search(name):
+        return ""
+    return (
+        f"{name} sounds like a model that was distilled to a few steps: training makes it need more of them again. "
+        "Train on the model it was made from, and use the LoRA with this one."
+    )
 
 
 def _start(

@@ -1,8 +1,10 @@
 """What need not be computed twice: each image's latent mean and deviation, and each prompt's text embedding."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.families import Conditions, Family, Framing, cover
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.images.files import PictureProblem, read_rgb
 
@@ -11,81 +13,114 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
 
-__all__ = ["Latents", "encode_images", "encode_prompts", "tokenize"]
+__all__ = ["Latents", "encode_images", "encode_prompts"]
 
 
 @dataclass(frozen=True)
 class Latents:
-    """The VAE's posteriors of some images, already times the scaling factor; float32 [n, 4, h/8, w/8] on the CPU.
+    """The VAE's posteriors of some images, scaled as the family has them; float32 [n, channels, h, w] on the CPU.
 
-    `mirrored` holds those of the mirrored images: a mirrored image's latent is not its latent mirrored.
+    `numbers` is what the denoiser is told about each image, float32 [n, ...], in families that tell it something.
+    `mirrored` holds the same of the mirrored images: a mirrored image's latent is not its latent mirrored.
     """
 
     mean: "torch.Tensor"
     std: "torch.Tensor"
     mirrored: "Latents | None" = None
+    numbers: "torch.Tensor | None" = None
 
     def draw(self, images: list[int], flips: list[bool], noise: "torch.Tensor") -> "torch.Tensor":
-        """The latents of `images` at a point of their posteriors given by `noise`: float32 [batch, 4, h/8, w/8]."""
+        """The latents of `images` at a point of their posteriors given by `noise`: float32 [batch, channels, h, w]."""
         import torch
 
-        turned = self.mirrored or self  # nothing is flipped where nothing was mirrored
-        sources = [turned if flip else self for flip in flips]
+        sources = self._sources(flips)
         mean = torch.stack([source.mean[image] for source, image in zip(sources, images, strict=True)])
         std = torch.stack([source.std[image] for source, image in zip(sources, images, strict=True)])
         return mean + std * noise
 
+    def numbers_of(self, images: list[int], flips: list[bool]) -> "torch.Tensor | None":
+        """What the denoiser is told about each of `images`, mirrored or not."""
+        import torch
 
-def _read_pixels(path: Any, size: int) -> "torch.Tensor":
+        if self.numbers is None:
+            return None
+        told = zip(self._sources(flips), images, strict=True)
+        return torch.stack([source.numbers[image] for source, image in told if source.numbers is not None])
+
+    def _sources(self, flips: list[bool]) -> "list[Latents]":
+        turned = self.mirrored or self  # nothing is flipped where nothing was mirrored
+        return [turned if flip else self for flip in flips]
+
+
+def _read_pixels(image: "PreparedImage", size: tuple[int, int]) -> "tuple[torch.Tensor, Framing]":
+    """An image at the size it is trained at, [1, 3, height, width] in -1..1, and where it is in its photo."""
     import numpy as np
     import torch
     from PIL import Image
 
     try:
-        picture = read_rgb(path)
+        picture = read_rgb(image.path)
     except PictureProblem as err:
-        raise DatasetError(f"{path.name} {err.problem}.", "Prepare the images again.") from err
-    if picture.size != (size, size):
-        # Prepared at another size than this model is trained at: a clean resize, never a second crop.
-        if picture.width != picture.height:
-            raise DatasetError(
-                f"{path.name} is {picture.width} x {picture.height}; training needs square images.",
-                "Prepare the images again with --crop smart or --crop center.",
-            )
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        raise DatasetError(f"{image.path.name} {err.problem}.", "Prepare the images again.") from err
+    framing = image.framing or Framing.whole(*picture.size)
+    if picture.size != size:
+        # Prepared at another size than this model is trained at: a clean resize, and a cut where the shape is another.
+        kept = cover(*picture.size, size)
+        framing = framing.part(kept, *picture.size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS, box=kept)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1, framing
 
 
 def encode_images(
-    vae: Any, images: "tuple[PreparedImage, ...]", size: int, *, device: Any, flip: bool = False
+    family: Family,
+    vae: Any,
+    images: "tuple[PreparedImage, ...]",
+    size: tuple[int, int],
+    *,
+    device: Any,
+    flip: bool = False,
 ) -> Latents:
-    """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch."""
+    """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
+
+    Args:
+        family: of the model. vae: its VAE.
+        images: they are resized to cover `size` (width, height), and what is over is cut off evenly.
+        size: a multiple of 8 in both directions.
+        device: that the VAE is on.
+        flip: whether the mirrored images are encoded too.
+
+    Raises:
+        DatasetError: an image cannot be read.
+    """
     import torch
 
     def encode(mirror: bool) -> Latents:
-        means, stds = [], []
+        means, stds, framings = [], [], []
         for image in images:
-            pixels = _read_pixels(image.path, size).to(device)
+            pixels, framing = _read_pixels(image, size)
+            pixels = pixels.to(device)
             with torch.no_grad():
-                posterior = vae.encode(pixels.flip(-1) if mirror else pixels).latent_dist
-            means.append((posterior.mean * vae.config.scaling_factor).float().cpu())
-            stds.append((posterior.std * vae.config.scaling_factor).float().cpu())
-        return Latents(torch.cat(means), torch.cat(stds))
+                mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
+            means.append(mean.float().cpu())
+            stds.append(std.float().cpu())
+            framings.append(framing)
+        numbers = family.picture_numbers(framings, *size, mirrored=mirror)
+        return Latents(torch.cat(means), torch.cat(stds), numbers=numbers)
 
     plain = encode(False)
-    return Latents(plain.mean, plain.std, encode(True)) if flip else plain
+    return Latents(plain.mean, plain.std, encode(True) if flip else None, plain.numbers)
 
 
-def tokenize(tokenizer: Any, prompts: list[str]) -> "torch.Tensor":
-    """Token ids int64 [n, 77], padded and cut as Stable Diffusion expects."""
-    return tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-
-
-def encode_prompts(text_encoder: Any, tokenizer: Any, prompts: list[str], *, device: Any) -> "torch.Tensor":
-    """Text embeddings float32 [n, 77, width] on the CPU, one prompt at a time."""
+def encode_prompts(
+    family: Family, encoders: Mapping[str, Any], tokenizers: Mapping[str, Any], prompts: list[str], *, device: Any
+) -> Conditions:
+    """Text embeddings in float32 on the CPU, one prompt at a time; encoders and tokenizers by the encoder's part."""
     import torch
 
-    ids = tokenize(tokenizer, prompts).to(device)
+    ids = {part: rows.to(device) for part, rows in family.tokenize(tokenizers, prompts).items()}
     with torch.no_grad():
-        rows = [text_encoder(row[None]).last_hidden_state.float().cpu() for row in ids]
-    return torch.cat(rows)
+        found = [
+            family.encode(encoders, {part: rows[place : place + 1] for part, rows in ids.items()}).float().to("cpu")
+            for place in range(len(prompts))
+        ]
+    return Conditions.join(found)

@@ -92,6 +92,7 @@ class ClassDrawing:
         prepare: Callable[[Any], Any],
         say: Callable[[str], None],
         stopped: Callable[[], bool],
+        dtype: Any = None,
     ) -> tuple[PreparedImage, ...]:
         """Draw what is missing; returns all images in order.
 
@@ -100,6 +101,7 @@ class ClassDrawing:
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
+            dtype: torch dtype of the denoiser's weights; None for float32.
 
         Raises:
             Interrupted: `stopped` said so. DriveError, DiskFull: an image cannot be read or written.
@@ -110,7 +112,7 @@ class ClassDrawing:
             say(f"Generating {len(missing)} of {self.count} class images ({' | '.join(self.prompts)}) ...")
             with file_errors(self.folder, "create"):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            networks = self._load(device, prepare)
+            networks = self._load(device, prepare, dtype)
             for first in sorted({number - number % _GROUP for number in missing}):
                 if stopped():
                     raise Interrupted(
@@ -125,10 +127,12 @@ class ClassDrawing:
             PreparedImage(found[number], "", self.prompts[number % len(self.prompts)]) for number in range(self.count)
         )
 
-    def _load(self, device: Any, prepare: Callable[[Any], Any]) -> tuple[Any, Any, Any]:
-        text_encoder = self.base.load_text_encoder().to(device)
-        text = encode_prompts(text_encoder, self.base.load_tokenizer(), [*self.prompts, ""], device=device)
-        return prepare(self.base.load_unet()), prepare(self.base.load_vae()), text
+    def _load(self, device: Any, prepare: Callable[[Any], Any], dtype: Any) -> tuple[Any, Any, Any]:
+        base = self.base
+        encoders = {part: encoder.to(device) for part, encoder in base.load_encoders().items()}
+        text = encode_prompts(base.family, encoders, base.load_tokenizers(), [*self.prompts, ""], device=device)
+        del encoders
+        return prepare(base.load(base.family.denoiser, dtype)), prepare(base.load("vae")), text
 
     def _draw(self, numbers: range, networks: tuple[Any, Any, Any], device: Any) -> list[Any]:
         unet, vae, text = networks

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints import CheckpointFile
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
+from fastsd_helpers.dreambooth.families import Family, family_named
+from fastsd_helpers.dreambooth.training.base_model import plain_name
 from fastsd_helpers.dreambooth.training.randomness import generator_for
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import load_peft
@@ -27,30 +29,30 @@ __all__ = [
     "write_lora_file",
 ]
 
-# The attention's linear layers, as in diffusers' and kohya's scripts: convolutions cost more than they bring.
-_TARGETS = {
-    "unet": ("to_q", "to_k", "to_v", "to_out.0"),
-    "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
-}
 _ADAPTER = "default"
 
 
-def _targets(module: Any, part: str) -> Iterator[tuple[str, Any]]:
-    endings = tuple(f".{target}" for target in _TARGETS[part])
+def _targets(family: Family, module: Any, part: str, targets: str) -> Iterator[tuple[str, Any]]:
     for name, layer in module.named_modules():
-        if name.endswith(endings) and hasattr(layer, "in_features"):
+        if family.takes_lora(part, name, targets) and hasattr(layer, "weight"):
             yield name, layer
 
 
-def count_lora(module: Any, part: str, rank: int) -> int:
+def count_lora(family: Family, module: Any, part: str, *, rank: int, targets: str) -> int:
     """How many values a LoRA of this rank has; the module's weights are not read (it may be on `meta`)."""
-    return sum(rank * (layer.in_features + layer.out_features) for _, layer in _targets(module, part))
+    return sum(rank * sum(layer.weight.shape[:2]) for _, layer in _targets(family, module, part, targets))
 
 
-def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> None:
-    """Put trainable matrices beside the attention's layers; at first they change nothing (B is zero).
+def add_lora(
+    family: Family, networks: Mapping[str, Any], stage: str, *, rank: int, alpha: float, seed: int, targets: str
+) -> None:
+    """Put trainable matrices in float32 beside layers of a stage's networks; at first they change nothing (B is zero).
 
-    A is drawn from (seed, part, name), uniform as in peft, so that a run that is started again starts the same.
+    A is drawn from (seed, stage, name), uniform as in peft, so that a run that is started again starts the same.
+
+    Args:
+        family: of the model. networks: the stage's, by part. stage: its name.
+        rank, alpha, seed: of the settings. targets: which layers, a choice of the family's.
 
     Raises:
         DependencyMissing: peft is not installed.
@@ -59,19 +61,22 @@ def add_lora(module: Any, part: str, *, rank: int, alpha: float, seed: int) -> N
 
     peft = load_peft("The method lora", "Run: fastsd install dreambooth")
 
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=[name for name, _ in _targets(module, part)], bias="none"
-    )
-    peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
-    with torch.no_grad():
-        for name, parameter in lora_parameters(module):
-            if ".lora_A." in name:
-                plain = plain_lora_name(name)
-                bound = 1 / math.sqrt(parameter.shape[1])
-                drawn = torch.rand(parameter.shape, generator=generator_for(seed, part, "lora", plain))
-                parameter.copy_((2 * drawn - 1) * bound)
-            else:
-                parameter.zero_()
+    for part, module in networks.items():
+        names = [name for name, _ in _targets(family, module, part, targets)]
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, bias="none")
+        peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+        start = f"{part}." if len(networks) > 1 else ""
+        with torch.no_grad():
+            for name, parameter in lora_parameters(module):
+                # peft gives them the base's dtype; small steps on half-precision weights would round to nothing.
+                parameter.data = parameter.data.float()
+                if ".lora_A." in name:
+                    plain = plain_lora_name(start + name)
+                    bound = 1 / math.sqrt(parameter.shape[1])
+                    drawn = torch.rand(parameter.shape, generator=generator_for(seed, stage, "lora", plain))
+                    parameter.copy_((2 * drawn - 1) * bound)
+                else:
+                    parameter.zero_()
 
 
 def lora_parameters(module: Any) -> "Iterator[tuple[str, torch.nn.Parameter]]":
@@ -81,7 +86,7 @@ def lora_parameters(module: Any) -> "Iterator[tuple[str, torch.nn.Parameter]]":
 
 def plain_lora_name(name: str) -> str:
     """`...to_q.lora_A.weight`: without the adapter's name and without older libraries' `text_model.`."""
-    return name.removeprefix("text_model.").replace(f".{_ADAPTER}.", ".")
+    return plain_name(name).replace(f".{_ADAPTER}.", ".")
 
 
 def merge_lora(
@@ -89,13 +94,14 @@ def merge_lora(
 ) -> "dict[str, torch.Tensor]":
     """A whole part's tensors with the LoRA added, float32; names with or without `text_model.` as they were given."""
     merged = dict(state)
-    spelling = {name.removeprefix("text_model."): name for name in state}
+    spelling = {plain_name(name): name for name in state}
     for name, down in tensors.items():
         if name.endswith(".lora_A.weight"):
             up = tensors[name.replace(".lora_A.", ".lora_B.")]
             target = spelling[name.replace(".lora_A.weight", ".weight")]
-            change = (up.float() @ down.float()) * (alpha / down.shape[0])
-            merged[target] = state[target].float() + change.to(state[target].device)
+            change = (up.float().flatten(1) @ down.float().flatten(1)) * (alpha / down.shape[0])
+            own = state[target]
+            merged[target] = own.float() + change.to(own.device).reshape(own.shape)
     return merged
 
 
@@ -138,9 +144,6 @@ def write_lora_file(
         "modelspec.title": path.stem,
         "modelspec.prediction_type": "v" if spec.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": f"{px}x{px}",
+        **family_named(spec.family).lora_metadata(spec),
     }
-    if spec.prediction_type == "v_prediction":
-        metadata["ss_base_model_version"] = f"sd_v{1 if spec.family == 'sd15' else 2}_v"
-        if spec.family == "sd21":
-            metadata["modelspec.architecture"] = "stable-diffusion-v2-768-v/lora"
     return write_kohya(path, layers, spec.family, dtype=dtype, metadata=metadata)

@@ -5,6 +5,7 @@ Everything is drawn on the CPU, so that every device sees the same numbers.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,9 @@ class Draw:
 
     images: list[int]  # indices into the training images
     flips: list[bool]
-    posterior_noise: "torch.Tensor"  # float32 [batch, 4, h/8, w/8]: which latent of the VAE's posterior
-    noise: "torch.Tensor"  # float32 [batch, 4, h/8, w/8]
-    timesteps: "torch.Tensor"  # int64 [batch], 0..999
+    posterior_noise: "torch.Tensor"  # float32 [batch, channels, h, w]: which latent of the VAE's posterior
+    noise: "torch.Tensor"  # float32 [batch, channels, h, w]
+    timesteps: "torch.Tensor"  # [batch], as the objective draws them; by default int64 0..999
 
 
 def generator_for(*key: object) -> "torch.Generator":
@@ -66,11 +67,14 @@ def draw_step(
     batch_size: int,
     images: int,
     latent_shape: tuple[int, int, int],
-    timesteps: int = 1000,
+    draw_times: "Callable[[int, torch.Generator], torch.Tensor] | None" = None,
     flip: bool = False,
 ) -> Draw:
     """Draw forward pass `part` of the `parts` that make up optimizer step `step`, counted from 0."""
     import torch
+
+    def uniformly(count: int, generator: "torch.Generator") -> "torch.Tensor":
+        return torch.randint(0, 1000, (count,), generator=generator)
 
     generator = generator_for(seed, stage, step, part)
     shape = (batch_size, *latent_shape)
@@ -80,5 +84,5 @@ def draw_step(
         flips=[flip and coin < 0.5 for coin in coins],
         posterior_noise=torch.randn(shape, generator=generator),
         noise=torch.randn(shape, generator=generator),
-        timesteps=torch.randint(0, timesteps, (batch_size,), generator=generator),
+        timesteps=(draw_times or uniformly)(batch_size, generator),
     )

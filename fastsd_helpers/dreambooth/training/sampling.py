@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.families import Conditions, Framing
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
-from fastsd_helpers.dreambooth.training.cache import encode_prompts
 from fastsd_helpers.dreambooth.training.stages import TrainingContext
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
@@ -21,8 +21,8 @@ def draw_pictures(
     base: BaseModel,
     unet: Any,
     vae: Any,
-    text: "torch.Tensor",
-    empty: "torch.Tensor",
+    text: Conditions,
+    empty: Conditions,
     *,
     size: int,
     seeds: Sequence[int],
@@ -31,9 +31,9 @@ def draw_pictures(
     device: Any,
     after_step: Callable[[], None] = lambda: None,
 ) -> "list[Image.Image]":
-    """Draw one image per row of `text` (float32 [n, 77, width]) from the noise of its seed.
+    """Draw one square image per row of `text` from the noise of its seed.
 
-    Classifier-free guidance as in Ho and Salimans 2022, with the sampler that the model's folder names. The noise is
+    Classifier-free guidance as in Ho and Salimans 2022, with the family's sampler. The noise is
     drawn on the CPU: equal seeds give equal images' beginnings on every device, before and after training. At
     guidance 1 the prompt alone is asked, which takes half the time. `after_step` is called after each of the steps.
     """
@@ -41,36 +41,49 @@ def draw_pictures(
     import torch
     from PIL import Image
 
-    sampler = base.load_sampler()
+    family, sampler = base.family, base.load_sampler()
     sampler.set_timesteps(steps, device=device)
-    shape = (unet.config.in_channels, size // 8, size // 8)
+    shape = family.latent_shape(size, size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = torch.stack(noise).to(device) * sampler.init_noise_sigma
     guided = guidance != 1
-    context = (torch.cat([empty.expand(len(seeds), -1, -1), text]) if guided else text).to(device)
+    no_text = empty[[0] * len(seeds)].long_as(text)
+    context = (Conditions.join([no_text, text]) if guided else text).to(device)
+    numbers = family.picture_numbers([Framing.whole(size, size)] * len(context), size, size)
+    told = None if numbers is None else numbers.to(device)
+    rescale = family.guidance_rescale(base.spec)
     extra = torch.Generator().manual_seed(seeds[0]) if seeds else None
     takes_generator = "generator" in sampler.step.__code__.co_varnames
     with torch.no_grad():
         for timestep in sampler.timesteps:
             asked = sampler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-            predicted = unet(asked, timestep, context).sample.float()
+            predicted = family.predict(unet, asked, timestep, context, told).float()
             if guided:
                 without, with_text = predicted.chunk(2)
                 predicted = without + guidance * (with_text - without)
+                if rescale:
+                    predicted = _rescale(predicted, with_text, rescale)
             options = {"generator": extra} if takes_generator else {}
             latents = sampler.step(predicted, timestep, latents, **options).prev_sample
             after_step()
-        pixels = [vae.decode(row[None] / vae.config.scaling_factor).sample for row in latents.float()]
+        pixels = [family.decode(vae, row[None]) for row in latents.float()]
     values = ((torch.cat(pixels).float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in values.astype(np.uint8)]
 
 
+def _rescale(guided: "torch.Tensor", with_text: "torch.Tensor", share: float) -> "torch.Tensor":
+    """Take back what guidance adds to the contrast.
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4.
+    """
+    own, wanted = (values.flatten(1).std(1)[:, None, None, None] for values in (guided, with_text))
+    return share * guided * (wanted / own) + (1 - share) * guided
+
+
 def draw_with(context: TrainingContext, vae: Any, prompts: list[str], **options: Any) -> "list[Image.Image]":
     """Draw an image of each prompt with the context's networks as they are; `options` are those of `draw_pictures`."""
-    text_encoder = context.load_text_encoder()
-    text = encode_prompts(text_encoder, context.tokenizer, [*prompts, ""], device=context.device)
-    del text_encoder
-    unet, size = context.load_unet(), context.config.resolution
+    text = context.encode_prompts([*prompts, ""])
+    unet, size = context.load_denoiser(), context.config.resolution
     with context.autocast():
         return draw_pictures(context.base, unet, vae, text[:-1], text[-1:], size=size, device=context.device, **options)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastsd_helpers.checkpoints import convert
@@ -10,6 +11,7 @@ from fastsd_helpers.checkpoints.formats.sources import open_file
 from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.downloads import HubFile
 from fastsd_helpers.downloads.hub_files import fetch_hub_file
+from fastsd_helpers.dreambooth.families import family_named
 from fastsd_helpers.errors import DownloadError, ModelError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, ModelSpec, models
@@ -31,32 +33,48 @@ def make_base(file: Path, folder: Path) -> None:
         WrongFamily: it is not a whole model, or its family cannot be trained. ModelError: no known tokenizer fits,
         or it cannot be fetched. CheckpointError: the file cannot be read safely. DiskFull, DriveError: the disk.
     """
-    family, words = _look(file)
+    family, words, told = _look(file)
     lender = _packaged(family, words)
-    files = [] if lender else _published(family, words, file.name)
+    files = {} if lender else _published(family, words, file.name)
     written = convert(file, folder, base=lender)
     if files:
-        _add_tokenizer(folder, files)
+        _add_tokenizers(folder, files)
+    if not told:
+        _forget_prediction(folder)
     for note in written.notes:
         if "tokenizer" not in note:
             logger.warning("%s: %s", file.name, note)
 
 
-def _look(file: Path) -> tuple[str, int]:
-    """The family and how many words its text encoder knows, told before anything is written."""
+def _look(file: Path) -> tuple[str, int, bool]:
+    """The family, how many words its text encoders know, and whether the file says what it predicts."""
     source = open_file(file)
     try:
         kind = detect(source.tensors)
         shapes = [fact.shape for name, fact in source.tensors.items() if name.endswith("token_embedding.weight")]
+        told = "v_pred" in source.tensors or _is_told(file, source.metadata)
     finally:
         source.close()
     if kind.what != "checkpoint" or kind.family not in TRAINABLE_FAMILIES or not shapes:
         keys = ", ".join(f"'{spec.key}'" for spec in models() if spec.trainable)
         raise WrongFamily(
             f"{file.name} is {kind.words}, which DreamBooth here cannot train.",
-            f"Choose a whole Stable Diffusion 1.5 or 2.1 model, or one of the keys {keys}.",
+            f"Choose a whole Stable Diffusion 1.5, 2.1 or XL model, or one of the keys {keys}.",
         )
-    return kind.family, shapes[0][0]
+    return kind.family, shapes[0][0], told or not family_named(kind.family).asks_prediction
+
+
+def _is_told(file: Path, metadata: Mapping[str, str]) -> bool:
+    words = ("modelspec.prediction_type", "modelspec.predict_key")
+    return any(metadata.get(word) for word in words) or file.with_suffix(".yaml").is_file()
+
+
+def _forget_prediction(folder: Path) -> None:
+    """Take out of the folder what its file does not say, so that the user is asked before it is trained."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("prediction_type", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _packaged(family: str, words: int) -> Path | None:
@@ -68,17 +86,21 @@ def _packaged(family: str, words: int) -> Path | None:
     return None
 
 
-def _published(family: str, words: int, name: str) -> list[Path]:
-    """The tokenizer's files from the first model of the family that can be had."""
+def _published(family: str, words: int, name: str) -> dict[str, list[Path]]:
+    """The tokenizers' files, by folder, from the first model of the family that can be had."""
     by_hand = "Or create the folder yourself: fastsd convert FILE FOLDER --base A_DIFFUSERS_FOLDER_OF_THAT_MODEL."
     failures: list[DownloadError] = []
     for source in (source for spec in models() if _lends(spec, family) for source in spec.sources):
         try:
-            files = [fetch_hub_file(HubFile(source.repo, f"tokenizer/{name}", source.revision)) for name in _TOKENIZER]
+            files = {
+                part: [fetch_hub_file(HubFile(source.repo, f"{part}/{name}", source.revision)) for name in _TOKENIZER]
+                for part in family_named(family).encoders.values()
+            }
         except DownloadError as err:
             failures.append(err)
             continue
-        known = len(json.loads(files[_TOKENIZER.index("vocab.json")].read_text(encoding="utf-8")))
+        first = next(iter(files.values()))
+        known = len(json.loads(first[_TOKENIZER.index("vocab.json")].read_text(encoding="utf-8")))
         if known == words:
             return files
         raise ModelError(
@@ -97,10 +119,11 @@ def _lends(spec: ModelSpec, family: str) -> bool:
     return spec.family == family and bool(spec.sources)
 
 
-def _add_tokenizer(folder: Path, files: list[Path]) -> None:
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / "tokenizer" / file.name)
+def _add_tokenizers(folder: Path, files: dict[str, list[Path]]) -> None:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+    for part, paths in files.items():
+        (folder / part).mkdir(exist_ok=True)
+        for path in paths:
+            shutil.copyfile(path, folder / part / path.name)
+        index[part] = ["transformers", "CLIPTokenizer"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

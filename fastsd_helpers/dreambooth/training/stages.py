@@ -1,24 +1,26 @@
 """What each stage trains, and how one optimizer step of it is taken.
 
-A stage's name is also the role of its weights in a checkpoint. A family or method that trains something else adds a
-name to STAGE_NAMES or a trainer here; the engine's loop stays as it is.
+A stage's name is also the role of its weights in a checkpoint. What differs between families is asked of `Family`.
 """
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers.dreambooth.families import Conditions, Family
 from fastsd_helpers.dreambooth.settings import ResolvedConfig
 from fastsd_helpers.dreambooth.training.base_model import (
     BaseModel,
     checkpoint_gradients,
+    class_of,
     plain_names,
     put_tensors,
     suit_cpu,
 )
-from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts, tokenize
+from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts
 from fastsd_helpers.dreambooth.training.ema import Average
 from fastsd_helpers.dreambooth.training.lora import add_lora, count_lora, lora_parameters, merge_lora, plain_lora_name
 from fastsd_helpers.dreambooth.training.loss import HeldOut, held_out_loss, make_held_out, training_loss
@@ -41,11 +43,12 @@ __all__ = ["StageTrainer", "TrainingContext", "open_stage"]
 class Batch:
     """One forward pass: the photos' rows, then as many of class images where the prior is preserved."""
 
-    latents: "torch.Tensor"  # float32 [rows, 4, h/8, w/8] on the device, as all three
+    latents: "torch.Tensor"  # float32 [rows, channels, h, w] on the device, as all of them
     noise: "torch.Tensor"
     timesteps: "torch.Tensor"
     prompts: list[int]
     class_rows: int = 0
+    pictures: "torch.Tensor | None" = None  # what the denoiser is told about each image
 
 
 class TrainingContext:
@@ -55,10 +58,11 @@ class TrainingContext:
         import torch
 
         self.base, self.config = base, config
+        self.family: Family = base.family
         self.device = torch.device(device.kind)
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
-        self.schedule = base.load_noise_schedule()
-        self.tokenizer = base.load_tokenizer()
+        self.objective = base.load_objective()
+        self.tokenizers = base.load_tokenizers()
         self.trained: dict[str, dict[str, torch.Tensor] | None] = dict.fromkeys(STAGE_NAMES)
         self.latents: Latents
         self.held_out: HeldOut
@@ -72,18 +76,31 @@ class TrainingContext:
         if device.kind == "cpu":
             reuse_freed_memory()
 
-    def count_of(self, part: str) -> int:
-        """Number of values in the U-Net or the text encoder, from the model's own configuration."""
-        return sum(parameter.numel() for parameter in self.build_empty(part).parameters())
+    @property
+    def base_dtype(self) -> Any:
+        """The torch dtype in which weights that nobody trains are kept; None for float32.
 
-    def trained_count_of(self, part: str) -> int:
-        """Number of values of a part that are trained: all of them, or the LoRA's."""
-        if self.config.method == "lora":
-            return count_lora(self.build_empty(part), part, self.config.lora_rank)
-        return self.count_of(part)
+        A LoRA's own matrices are in float32 all the same.
+        """
+        return self.dtype if self.family.half_base and self.config.method == "lora" else None
+
+    def count_of(self, stage: str) -> int:
+        """Number of values of a stage's networks, from the model's own configuration."""
+        networks = [self.build_empty(part) for part in self.family.parts_of(stage)]
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+    def trained_count_of(self, stage: str) -> int:
+        """Number of values of a stage that are trained: all of them, or the LoRA's."""
+        if self.config.method != "lora":
+            return self.count_of(stage)
+        rank, targets = self.config.lora_rank, self.config.lora_targets
+        return sum(
+            count_lora(self.family, self.build_empty(part), part, rank=rank, targets=targets)
+            for part in self.family.parts_of(stage)
+        )
 
     def build_empty(self, part: str) -> Any:
-        """The U-Net or the text encoder without weights, on the `meta` device."""
+        """A network without weights, on the `meta` device."""
         import torch
 
         # Imported first: what a library imports along with a class may calculate, as an older torchao does.
@@ -92,13 +109,10 @@ class TrainingContext:
             return build()
 
     def _builder_of(self, part: str) -> Callable[[], Any]:
-        if part == "unet":
-            from diffusers import UNet2DConditionModel as Unet
-
-            return lambda: Unet.from_config(Unet.load_config(self.base.folder, subfolder=part))
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        return lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(self.base.folder, subfolder=part))
+        kind, folder = class_of(self.family, part), self.base.folder
+        if self.family.parts[part][0] == "diffusers":
+            return lambda: kind.from_config(kind.load_config(folder, subfolder=part))
+        return lambda: kind(kind.config_class.from_pretrained(folder, subfolder=part))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Half-precision arithmetic where the settings ask for it."""
@@ -108,8 +122,14 @@ class TrainingContext:
 
     @property
     def texts(self) -> list[str]:
-        """Every text that training needs: the prompts, then the classes."""
-        return [*self.prompts, *self.config.class_prompts]
+        """Every text that training needs: the prompts, the classes, and the prompts as they are sampled."""
+        shown = [self.as_shown(prompt) for prompt in self.prompts] if self.base.spec.quality else []
+        return [*self.prompts, *self.config.class_prompts, *shown]
+
+    def as_shown(self, prompt: str) -> str:
+        """A training prompt as images are sampled with it: after the quality words that the model was trained with."""
+        quality = self.base.spec.quality
+        return f"{quality}, {prompt}" if quality else prompt
 
     def prepare(self, module: Any) -> Any:
         """Move a network to the device, in the form that is fast there."""
@@ -126,21 +146,26 @@ class TrainingContext:
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
-        vae = self.base.load_vae().to(self.device)
-        self.latents = encode_images(vae, dataset.train, config.resolution, device=self.device, flip=config.flip)
+        vae = self.base.load("vae").to(self.device)
+        encode = partial(encode_images, self.family, vae, size=(config.resolution,) * 2, device=self.device)
+        self.latents = encode(dataset.train, flip=config.flip)
         judged = dataset.held_out or dataset.train
         self.held_out_label = "held-out images" if dataset.held_out else "training images, reserved noise"
         latents = self.latents
         if dataset.held_out:
-            latents = encode_images(vae, dataset.held_out, config.resolution, device=self.device)
+            latents = encode(dataset.held_out)
         self.prompts = sorted({image.prompt for image in (*dataset.train, *dataset.held_out)})
         place = {prompt: index for index, prompt in enumerate(self.prompts)}
         self.prompt_of = [place[image.prompt] for image in dataset.train]
         self.held_out = make_held_out(
-            latents, [place[image.prompt] for image in judged], seed=config.seed, label=self.held_out_label
+            latents,
+            [place[image.prompt] for image in judged],
+            seed=config.seed,
+            label=self.held_out_label,
+            objective=self.objective,
         )
         if class_images:
-            self.class_latents = encode_images(vae, class_images, config.resolution, device=self.device)
+            self.class_latents = encode(class_images)
             first, classes = len(self.prompts), self.config.class_prompts
             self.class_prompt_of = [first + classes.index(image.prompt) for image in class_images]
 
@@ -164,6 +189,7 @@ class TrainingContext:
             torch.cat([own.timesteps, others.timesteps]),
             own.prompts + others.prompts,
             class_rows=len(others.prompts),
+            pictures=None if own.pictures is None else torch.cat([own.pictures, others.pictures]),
         )
 
     def _draw_rows(
@@ -179,7 +205,7 @@ class TrainingContext:
             batch_size=config.batch_size,
             images=len(prompt_of),
             latent_shape=tuple(pictures.mean.shape[1:]),
-            timesteps=self.schedule.config.num_train_timesteps,
+            draw_times=self.objective.draw_times,
             flip=flip,
         )
         noise = draw.noise
@@ -188,27 +214,53 @@ class TrainingContext:
             noise = noise + config.offset_noise * offset
         latents = pictures.draw(draw.images, draw.flips, draw.posterior_noise).to(self.device)
         prompts = [prompt_of[image] for image in draw.images]
-        return Batch(latents, noise.to(self.device), draw.timesteps.to(self.device), prompts)
+        numbers = pictures.numbers_of(draw.images, draw.flips)
+        told = None if numbers is None else numbers.to(self.device)
+        return Batch(latents, noise.to(self.device), draw.timesteps.to(self.device), prompts, pictures=told)
 
-    def empty_text(self) -> "torch.Tensor":
-        """The embedding of the empty prompt, float32 [1, 77, width]: what guidance leads away from."""
-        return encode_prompts(self.load_text_encoder(), self.tokenizer, [""], device=self.device)
+    def encode_prompts(self, prompts: list[str]) -> Conditions:
+        """Texts as the encoders are now, in float32 on the CPU; the encoders are freed afterwards."""
+        return encode_prompts(self.family, self.load_encoders(), self.tokenizers, prompts, device=self.device)
 
-    def load_text_encoder(self) -> Any:
-        """The text encoder as it is now: trained when stage 1 is done, else the base model's."""
-        return self.prepare(self._with_trained(self.base.load_text_encoder(), "text_encoder"))
+    def empty_text(self) -> Conditions:
+        """The empty prompt, one row: what guidance leads away from."""
+        return self.encode_prompts([""])
 
-    def load_unet(self) -> Any:
-        """The U-Net as it is now, on the device."""
-        return self.prepare(self._with_trained(self.base.load_unet(), "unet"))
+    def load_encoders(self) -> dict[str, Any]:
+        """The text encoders in float32 as they are now: trained when stage 1 is done, else the base model's."""
+        encoders = self.base.load_encoders().items()
+        return {part: self.prepare(self._with_trained(module, part)) for part, module in encoders}
 
-    def load_to_train(self, part: str) -> Any:
-        """A network on the device as its stage begins: with method lora without what its own matrices add to it."""
-        module = self.base.load(part)
-        return self.prepare(module if self.config.method == "lora" else self._with_trained(module, part))
+    def load_denoiser(self) -> Any:
+        """The denoiser as it is now, on the device."""
+        part = self.family.denoiser
+        return self.prepare(self._with_trained(self.base.load(part, self.base_dtype), part))
+
+    def load_to_train(self, stage: str) -> dict[str, Any]:
+        """A stage's networks on the device as it begins: with method lora without what its matrices add to them."""
+        found = {}
+        for part in self.family.parts_of(stage):
+            module = self.base.load(part, self.base_dtype)
+            found[part] = self.prepare(module if self.config.method == "lora" else self._with_trained(module, part))
+        return found
+
+    def trained_parts(self) -> "dict[str, dict[str, torch.Tensor] | None]":
+        """Network's part -> what was trained of it; None where nothing was."""
+        found: dict[str, dict[str, torch.Tensor] | None] = {}
+        for stage, tensors in self.trained.items():
+            parts = self.family.parts_of(stage)
+            for part in parts:
+                start = f"{part}." if len(parts) > 1 else ""
+                own = {
+                    name.removeprefix(start): tensor
+                    for name, tensor in (tensors or {}).items()
+                    if name.startswith(start)
+                }
+                found[part] = own if tensors is not None else None
+        return found
 
     def _with_trained(self, module: Any, part: str) -> Any:
-        tensors = self.trained[part]
+        tensors = self.trained_parts().get(part)
         if tensors is not None:
             if self.config.method == "lora":
                 tensors = merge_lora(module.state_dict(), tensors, alpha=self.config.lora_alpha)
@@ -217,8 +269,9 @@ class TrainingContext:
 
     def whole_parts(self) -> "dict[str, Any]":
         """Each part as a checkpoint file needs it: all of its tensors, or the base model's folder where untouched."""
-        whole: dict[str, Any] = {}
-        for part, tensors in self.trained.items():
+        trained, whole = self.trained_parts(), {}
+        for part in dict.fromkeys([*trained, *self.family.parts]):
+            tensors = trained.get(part)
             whole[part] = tensors or self.base.folder / part
             if tensors is not None and self.config.method == "lora":
                 state = self.base.load(part).state_dict()
@@ -234,18 +287,30 @@ class StageTrainer(ABC):
     """One stage under way: the trained module, its optimizer, and the step."""
 
     stage: str
-    unet: Any
+    unet: Any  # the denoiser
 
-    def __init__(self, context: TrainingContext, module: Any, lr: float, *, key: str = "", before: int = 0) -> None:
+    def __init__(
+        self, context: TrainingContext, networks: dict[str, Any], lr: float, *, key: str = "", before: int = 0
+    ) -> None:
         import torch
 
-        self.context, self.module = context, module
+        self.context, self.networks = context, networks
+        single = len(networks) == 1
+        self.module = next(iter(networks.values())) if single else torch.nn.ModuleDict(networks)
         self.key, self._before = key or self.stage, before
         config = context.config
-        named = module.named_parameters()
+        named = self.module.named_parameters()
         if config.method == "lora":
-            add_lora(module, self.stage, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-            named = lora_parameters(module)
+            add_lora(
+                context.family,
+                networks,
+                self.stage,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                seed=config.seed,
+                targets=config.lora_targets,
+            )
+            named = lora_parameters(self.module)
         found = dict(named)
         self.names = [plain_lora_name(name) for name in found]
         self.parameters = [parameter.requires_grad_(True) for parameter in found.values()]
@@ -256,11 +321,16 @@ class StageTrainer(ABC):
         self.optimizer = build_optimizer(context.config.optimizer, self.parameters, lr)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
         if context.config.gradient_checkpointing:
-            checkpoint_gradients(module)
+            for network in networks.values():
+                checkpoint_gradients(network)
 
     @abstractmethod
-    def text_for(self, prompts: list[int]) -> "torch.Tensor":
-        """Text embeddings [n, 77, width] of prompts by index, on the device."""
+    def text_for(self, prompts: list[int]) -> Conditions:
+        """The conditions of prompts by index, on the device."""
+
+    def predict(self, *asked: Any) -> "torch.Tensor":
+        """The denoiser's prediction, as `Family.predict`."""
+        return self.context.family.predict(self.unet, *asked)
 
     def take_step(self, step: int, lr: float) -> float:
         """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
@@ -275,12 +345,13 @@ class StageTrainer(ABC):
             batch = context.draw_batch(self.key, own, part)
             with context.autocast():
                 loss = training_loss(
-                    self.unet,
-                    context.schedule,
+                    self.predict,
+                    context.objective,
                     batch.latents,
                     batch.noise,
                     batch.timesteps,
                     self.text_for(batch.prompts),
+                    batch.pictures,
                     min_snr=config.min_snr,
                     class_rows=batch.class_rows,
                     prior_weight=config.prior_weight,
@@ -307,7 +378,7 @@ class StageTrainer(ABC):
         context = self.context
         with self.shown(), context.autocast(), torch.no_grad():
             text = self.text_for(list(range(len(context.prompts)))).float()
-            return held_out_loss(self.unet, context.schedule, context.held_out, text, device=context.device)
+            return held_out_loss(self.predict, context.objective, context.held_out, text, device=context.device)
 
     def weights(self) -> "dict[str, torch.Tensor]":
         """What was learned so far, under plain names: the module's tensors, or those of its LoRA; averaged with ema."""
@@ -353,34 +424,33 @@ class StageTrainer(ABC):
 
 
 class TextEncoderTrainer(StageTrainer):
-    """Stage 1: the text encoder learns, through a U-Net that stays as it is."""
+    """Stage 1: the text encoders learn, through a denoiser that stays as it is."""
 
     stage = "text_encoder"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
         super().__init__(context, context.load_to_train(self.stage), context.config.text_encoder_lr, **leg)
-        self.unet = context.load_unet()
+        self.unet = context.load_denoiser()
         if context.config.gradient_checkpointing:
             checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
-        self.ids = tokenize(context.tokenizer, context.texts).to(context.device)
+        ids = context.family.tokenize(context.tokenizers, context.texts)
+        self.ids = {part: rows.to(context.device) for part, rows in ids.items()}
 
-    def text_for(self, prompts: list[int]) -> "torch.Tensor":
-        return self.module(self.ids[prompts]).last_hidden_state
+    def text_for(self, prompts: list[int]) -> Conditions:
+        return self.context.family.encode(self.networks, {part: rows[prompts] for part, rows in self.ids.items()})
 
 
 class UnetTrainer(StageTrainer):
-    """Stage 2: the U-Net learns on text embeddings that were computed once; the text encoder is gone from memory."""
+    """Stage 2: the denoiser learns on texts that were encoded once; the text encoders are gone from memory."""
 
     stage = "unet"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
-        text_encoder = context.load_text_encoder()
-        self.text = encode_prompts(text_encoder, context.tokenizer, context.texts, device=context.device)
-        del text_encoder
+        self.text = context.encode_prompts(context.texts)
         super().__init__(context, context.load_to_train(self.stage), context.config.unet_lr, **leg)
         self.unet = self.module
 
-    def text_for(self, prompts: list[int]) -> "torch.Tensor":
+    def text_for(self, prompts: list[int]) -> Conditions:
         return self.text[prompts].to(self.context.device)
 
 

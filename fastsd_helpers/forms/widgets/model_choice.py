@@ -17,7 +17,8 @@ def describe_fit(spec: ModelSpec, device: Device, use: str) -> tuple[bool | None
     Returns:
         (True, False or None for unknown, the reason in words).
     """
-    needed = spec.vram_gb.get(use)
+    # A model that is trained in one way alone is meant by it, whatever is asked.
+    needed = spec.vram_gb.get(use, spec.vram_gb.get(spec.defaults.get("method", "")))
     if needed is None:
         return None, "its GPU memory use is unknown"
     if needed <= 1:
