@@ -222,7 +222,7 @@ class ReadingSession:
         lines, known = known_rows((self._rows, journal), by, by_place)
         rows: list[dict[str, Any]] = []
         detector: Any = None
-        for is_page, items in runs_of(gather(images, recursive=True), pages):
+        for is_page, items in runs_of(gather(images), pages):
             for chunk in chunks(items, 1 if is_page else _CHUNK):
                 if not is_page:
                     try:
