@@ -9,7 +9,9 @@ from tiny_readers import write_reader
 
 from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.pages.page_reader import find_lines, join_pieces, order_boxes, read_page, turn_back
+from fastsd_helpers.trocr.pages.line_pieces import join_pieces
+from fastsd_helpers.trocr.pages.page_reader import find_lines, read_page, turn_back
+from fastsd_helpers.trocr.pages.reading_order import order_boxes
 from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
 
 

@@ -200,7 +200,7 @@ def _open_frame(path: Path, number: int, name: str) -> "tuple[Image.Image | None
         with files.open_picture(path) as picture:
             if number > 1:
                 _seek(picture, number)
-                if picture.tag_v2.get(254, 0) & 1:  # a reduced copy
+                if getattr(picture, "tag_v2", {}).get(254, 0) & 1:  # a reduced copy
                     return None, None
             files.load_picture(picture)
             dots = picture.info.get("dpi", (0, 0))[0] or 0
