@@ -6,7 +6,7 @@ A piece is a quadrilateral: its corners clockwise from where its writing begins,
 import math
 from dataclasses import dataclass
 
-__all__ = ["Box", "LinePlace", "Quad", "bounds_of", "join_pieces", "join_quads", "slope_of"]
+__all__ = ["Box", "LinePlace", "Quad", "bounds_of", "height_of", "is_long", "join_pieces", "join_quads", "slope_of"]
 
 Point = tuple[float, float]
 Quad = tuple[Point, Point, Point, Point]
@@ -69,7 +69,7 @@ def bounds_of(corners: "Quad | list[Point] | tuple[Point, ...]") -> Box:
 
 def slope_of(quads: list[Quad]) -> float:
     """How many degrees to turn the page (anticlockwise) so that its long lines are level; the median decides."""
-    slopes = [math.degrees(_angle(quad)) for quad in quads if _width(quad) > 3 * _height(quad)]
+    slopes = [math.degrees(_angle(quad)) for quad in quads if is_long(quad)]
     return sorted(slopes)[len(slopes) // 2] if slopes else 0.0
 
 
@@ -81,9 +81,9 @@ def join_pieces(boxes: list[Box]) -> list[Box]:
 
 def join_quads(quads: list[Quad]) -> list[LinePlace]:
     """The lines of a page from the pieces that were found; tall pieces are lines that run up or down."""
-    level = [quad for quad in quads if _height(quad) < _TALL * _width(quad)]
+    level = [quad for quad in quads if height_of(quad) < _TALL * _width(quad)]
     # A tall piece read upwards begins at its lower left corner.
-    tall = [(quad[3], quad[0], quad[1], quad[2]) for quad in quads if _height(quad) >= _TALL * _width(quad)]
+    tall = [(quad[3], quad[0], quad[1], quad[2]) for quad in quads if height_of(quad) >= _TALL * _width(quad)]
     return [_place(group, False) for group in _groups(level)] + [_place(group, True) for group in _groups(tall)]
 
 
@@ -91,8 +91,14 @@ def _width(quad: Quad) -> float:
     return (math.dist(quad[0], quad[1]) + math.dist(quad[3], quad[2])) / 2
 
 
-def _height(quad: Quad) -> float:
+def height_of(quad: Quad) -> float:
+    """Across the writing, the two ends' mean."""
     return (math.dist(quad[0], quad[3]) + math.dist(quad[1], quad[2])) / 2
+
+
+def is_long(quad: Quad) -> bool:
+    """Whether a piece is so long that it is several letters, and says which way its line runs."""
+    return _width(quad) > 3 * height_of(quad)
 
 
 def _angle(quad: Quad) -> float:
@@ -127,7 +133,7 @@ def _one_line(one: list[Quad], other: list[Quad]) -> bool:
 def _go_together(one: Quad, other: Quad) -> bool:
     long, short = (one, other) if _width(one) >= _width(other) else (other, one)
     angle = _angle(long)
-    if _width(short) > _LONG * _height(short):
+    if _width(short) > _LONG * height_of(short):
         difference = abs(_angle(short) - angle)
         if min(difference, 2 * math.pi - difference) > _AWRY:
             return False
@@ -140,7 +146,7 @@ def _go_together(one: Quad, other: Quad) -> bool:
 def _compare(one: list[Quad], other: list[Quad], angle: float) -> tuple[float, float, float]:
     """The lower one's height, how much of it they share, and the gap between them along the line (negative: shared)."""
     (u, v), (s, t) = (_along([corner for quad in quads for corner in quad], angle) for quads in (one, other))
-    low = min(_height(quad) for quad in (*one, *other))
+    low = min(height_of(quad) for quad in (*one, *other))
     common = min(max(v), max(t)) - max(min(v), min(t))
     return low, common, max(min(u), min(s)) - min(max(u), max(s))
 
@@ -172,7 +178,7 @@ def _place(group: list[Quad], turned: bool) -> LinePlace:
     sin = sum(_width(quad) * math.sin(_angle(quad)) for quad in group)
     if len(group) > 1:  # short pieces say little of the direction; their middles say more
         first, last = _ends(group, math.atan2(sin, cos))
-        if math.dist(first, last) > _LONG * max(_height(quad) for quad in group):
+        if math.dist(first, last) > _LONG * max(height_of(quad) for quad in group):
             length = sum(_width(quad) for quad in group)
             cos += length * (last[0] - first[0]) / math.dist(first, last)
             sin += length * (last[1] - first[1]) / math.dist(first, last)

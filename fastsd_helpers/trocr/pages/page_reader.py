@@ -6,6 +6,7 @@ upright, joining, cutting and the order are ours.
 
 import logging
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,16 @@ from fastsd_helpers.errors import needs_package
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather
 from fastsd_helpers.trocr.pages.line_images import baseline_of, cut_line, paper_of
-from fastsd_helpers.trocr.pages.line_pieces import Box, LinePlace, Quad, bounds_of, join_quads, slope_of
+from fastsd_helpers.trocr.pages.line_pieces import (
+    Box,
+    LinePlace,
+    Quad,
+    bounds_of,
+    height_of,
+    is_long,
+    join_quads,
+    slope_of,
+)
 from fastsd_helpers.trocr.pages.reading_order import Order, choose_order, regions_of
 
 if TYPE_CHECKING:
@@ -33,6 +43,8 @@ __all__ = [
 
 logger = logging.getLogger("fastsd_helpers")
 
+_FAINT, _SURE = 0.3, 0.5  # of the detector's score: the least for a long piece, and for any
+_SPECK = 0.8  # of the usual height: what is smaller from corner to corner is no writing
 _PAGE_LEAST_PX = 200
 _PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines reviewed to tell which way up a page is
@@ -231,7 +243,7 @@ def open_detector() -> Any:
     with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give images of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
-    return RapidOCR(params={"Global.log_level": "critical"})
+    return RapidOCR(params={"Global.log_level": "critical", "Det.box_thresh": _FAINT})
 
 
 def find_lines(picture: "Image.Image", detector: Any = None) -> list[Quad]:
@@ -240,8 +252,12 @@ def find_lines(picture: "Image.Image", detector: Any = None) -> list[Quad]:
 
     detector = detector or open_detector()
     found = detector(np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=False)
-    boxes = found.boxes if found.boxes is not None else []
-    return [_quad(box) for box in boxes]
+    quads = [_quad(box) for box in (found.boxes if found.boxes is not None else [])]
+    scores = found.scores if getattr(found, "scores", None) is not None else [1.0] * len(quads)
+    # In dense writing the network is unsure of whole lines; what it is unsure of and short is a stain.
+    kept = [quad for quad, sure in zip(quads, scores, strict=True) if sure >= _SURE or is_long(quad)]
+    usual = statistics.median([height_of(quad) for quad in kept]) if kept else 0.0
+    return [quad for quad in kept if math.dist(quad[0], quad[2]) > _SPECK * usual]
 
 
 def _quad(box: Any) -> Quad:
