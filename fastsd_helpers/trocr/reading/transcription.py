@@ -97,6 +97,7 @@ def transcribe(
     _check_settings(out, reader, config)
     number, count = shard
     done = Transcribed(out)
+    reader.watches = True
     work = _Work(reader, out, config, done, progress)
     work.run(inputs[number::count])
     return done
