@@ -45,13 +45,14 @@ logger = logging.getLogger("fastsd_helpers")
 
 _FAINT, _SURE = 0.3, 0.5  # of the detector's score: the least for a long piece, and for any
 _SPECK = 0.8  # of the usual height: what is smaller from corner to corner is no writing
+_THIN_PX = 4
 _PAGE_LEAST_PX = 200
 _PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines reviewed to tell which way up a page is
 _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
 _CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the reader's confidence
 _SLOPE_FROM = 6.0  # degrees, from which lines are found better on a page that was set level
-_LITTLE_PX = 400  # a picture lower than that in which nothing is found is taken for a line
+_LITTLE_PX = 500  # a picture lower than that in which nothing is found is taken for a line
 _APART = 0.3  # of the lower line's height that lines one above the other have in common at most
 
 
@@ -96,8 +97,9 @@ def _has_rows(picture: "Image.Image") -> bool:
     strong = rows > 0.15 * max(1, int(np.percentile(rows, 95)))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], strong.astype(np.int8), [0]])))
     bands = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    wide = [(a, b) for a, b in bands if b - a >= 0.12 * len(rows) and ink[a:b].any(0).sum() > 0.2 * ink.shape[1]]
-    return len(wide) > 1
+    largest = max((b - a for a, b in bands), default=0)
+    like = [(a, b) for a, b in bands if b - a >= max(4, 0.4 * largest)]
+    return sum(ink[a:b].any(0).sum() > 0.2 * ink.shape[1] for a, b in like) > 1
 
 
 def read_pages(reader: Any, sources: Any, *, order: Order = "auto") -> Iterator[Page]:
@@ -171,7 +173,8 @@ def cut_lines(
 def _is_line(quads: list[Quad], picture: "Image.Image") -> bool:
     """Whether nothing lies above anything else, and the one line is not turned."""
     places = join_quads(quads)
-    if not places:
+    # Letters larger than the detector knows leave it with specks.
+    if sum(place.width * place.height for place in places) < 0.01 * picture.width * picture.height:
         return picture.height < _LITTLE_PX
     if any(place.turned for place in places):
         return False
@@ -257,7 +260,12 @@ def find_lines(picture: "Image.Image", detector: Any = None) -> list[Quad]:
     # In dense writing the network is unsure of whole lines; what it is unsure of and short is a stain.
     kept = [quad for quad, sure in zip(quads, scores, strict=True) if sure >= _SURE or is_long(quad)]
     usual = statistics.median([height_of(quad) for quad in kept]) if kept else 0.0
-    return [quad for quad in kept if math.dist(quad[0], quad[2]) > _SPECK * usual]
+    return [
+        quad
+        for quad in kept
+        if math.dist(quad[0], quad[2]) > _SPECK * usual
+        and min(math.dist(quad[0], quad[1]), height_of(quad)) >= _THIN_PX
+    ]
 
 
 def _quad(box: Any) -> Quad:
