@@ -218,7 +218,7 @@ def test_words_lie_where_the_reader_looked_or_as_wide_as_their_letters():
     seen = list(place_words(line("iii mmmm", box=(0, 0, 100, 20), tokens=tokens, centres=(0.1, 0.5, 0.7))))
     assert not any(estimated for *_, estimated in seen)
     assert seen[0][1][1][0] < seen[1][1][0][0]
-    # Where it looked to and fro, that says nothing.
+    # Where it looked back and forth, that says nothing.
     lost = list(place_words(line("iii mmmm", box=(0, 0, 100, 20), tokens=tokens, centres=(0.9, 0.5, 0.7))))
     assert [box for _, box, *_ in lost] == [box for _, box, *_ in guessed]
     right = list(place_words(line("שלום אב", box=(0, 0, 100, 20))))
