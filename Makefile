@@ -3,6 +3,9 @@
 # make test-paths the tests that compare sums, on every path of the libraries (ARGS=--all: all quick ones)
 # make style      format and lint                make setup      only prepare .venv
 # make check      style, types, spelling and layout, in about a minute
+# make docs       the site into build/site/, strict, from docs/ and the code (build/site/index.html; needs no network
+#                 once its environment is there)
+# make bench      README's figures again, and what `fastsd bench` measures: hours on two cores, nothing else running
 # make release    wheel, zip and notebooks into dist/, checked (needs no network)
 # make colab      the real packages of a Colab image, and everything used in them (needs the network; IMAGE=2026.08-gpu)
 # make lock       resolve wheels.lock anew and say what changed (needs the network)
@@ -22,8 +25,10 @@ READY := .venv/.ready
 WIDGETS7 := .venv-ipywidgets7
 # And the JupyterLab that the front end of ipywidgets 7 was made for, to look at the forms with both.
 LAB3 := .venv-jupyterlab3
+# MkDocs has an environment of its own: it is small, and nothing else here needs it.
+DOCS := .venv-docs
 
-.PHONY: colab lock release setup install-packages install-fronts demo test test-all test-paths check lint style
+.PHONY: bench docs colab lock release setup install-packages install-fronts demo test test-all test-paths check lint style
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -71,6 +76,26 @@ test-all: setup lint
 
 test-paths: setup
 	$(BIN)/python scripts/test_paths.py $(ARGS)
+
+docs: $(DOCS)/.ready
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
+
+$(DOCS)/.ready: requirements-docs.txt
+	@test -n "$(PYTHON)" || { echo "No Python of 3.11 or newer was found. Name it: make docs PYTHON=/path/to/python"; exit 2; }
+	@test -x $(DOCS)/bin/python || "$(PYTHON)" -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-docs.txt
+	@touch $@
+
+# The results pages of the built-in models are written anew, and with them the figures in README and docs; what
+# `fastsd bench` prints is put into its page by hand, with the machine and the date.
+bench: setup
+	$(BIN)/python scripts/measure_demo_dreambooth.py --seeds 5 --jobs 1 --write
+	$(BIN)/python scripts/judge_demo_model.py --pictures 160 --write
+	$(BIN)/python scripts/figures.py --write
+	$(BIN)/fastsd bench dreambooth
+	$(BIN)/fastsd bench convert
+	$(BIN)/fastsd bench trocr
+	$(BIN)/fastsd bench install
 
 lock: setup
 	$(BIN)/python scripts/make_lock.py

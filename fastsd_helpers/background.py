@@ -169,7 +169,9 @@ class Background:
             log: where to keep the end of its log.
 
         Raises:
-            Interrupted: it was asked to stop. TrainingFailed: it was killed, or broke down. FastSDError: what it says.
+            Interrupted: it was asked to stop.
+            TrainingFailed: it was killed, or broke down.
+            FastSDError: what it says.
         """
         while self.is_running():
             between()
@@ -205,7 +207,7 @@ class Background:
 
     def _killed(self, what: str, how: str) -> FastSDError:
         return TrainingFailed(
-            f"{what} was killed from outside{self._where()}{how}. Most often the machine's memory ran out.",
+            f"{what} was killed from outside{self._where()}{how}. Usually the machine ran out of memory.",
             "What was saved is kept: run the cell again to resume; a smaller batch size needs less memory.",
         )
 

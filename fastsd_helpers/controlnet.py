@@ -41,7 +41,6 @@ class ControlNet:
     key: str
     title: str
     family: str  # of base models it works with: sd15, sd21, sdxl, flux
-    kind: str  # controlnet, t2i-adapter, control-lora
     tasks: tuple[str, ...]  # canny, depth, ...; a union model has many
     preprocessor: str  # of the ControlNet extension and Forge, for the first task
     repo: str
@@ -49,53 +48,31 @@ class ControlNet:
     save_as: str  # the name by which the extension tells base family and control type
     bytes: int  # 0: not known
     bytes_exact: bool  # False: rounded, from a published listing
-    sha256: str | None
-    revision: str | None
     uis: tuple[str, ...]
     licence: str
-    recommended: bool  # the first choice for its tasks
-    gated: bool
-    checked: str  # date of the last comparison with the Hub, or "never"
+    kind: str = "controlnet"  # controlnet, t2i-adapter, control-lora
+    sha256: str | None = None
+    revision: str | None = None
+    recommended: bool = False  # the first choice for its tasks
+    gated: bool = False
+    checked: str = "never"  # date of the last comparison with the Hub
     note: str = ""
 
 
-def controlnets() -> list[ControlNet]:
-    """Every row of controlnets.toml, in its order."""
-    return list(_rows())
-
-
 @functools.cache
-def _rows() -> tuple[ControlNet, ...]:
+def controlnets() -> tuple[ControlNet, ...]:
+    """Every row of controlnets.toml, in its order."""
     text = importlib.resources.files("fastsd_helpers").joinpath("controlnets.toml").read_text(encoding="utf-8")
     table = tomllib.loads(text)
     groups = table.pop("groups")
     rows = []
     for key, row in table.items():
-        values = {**groups[row["group"]], **row}
-        values.pop("group")
-        rows.append(
-            ControlNet(
-                key=key,
-                title=values["title"],
-                family=values["family"],
-                kind=values.get("kind", "controlnet"),
-                tasks=tuple(values["tasks"]),
-                preprocessor=values["preprocessor"],
-                repo=values["repo"],
-                file=values["file"],
-                save_as=values.get("save_as", values["file"].rsplit("/", 1)[-1]),
-                bytes=values.get("bytes", values.get("about_bytes", 0)),
-                bytes_exact="bytes" in row,
-                sha256=values.get("sha256"),
-                revision=values.get("revision"),
-                uis=tuple(values["uis"]),
-                licence=values["licence"],
-                recommended=values.get("recommended", False),
-                gated=values.get("gated", False),
-                checked=values.get("checked", "never"),
-                note=values.get("note", ""),
-            )
-        )
+        values = groups[row["group"]] | row
+        about, size = values.pop("about_bytes", 0), values.pop("bytes", None)
+        values |= {name: tuple(values[name]) for name in ("tasks", "uis")}
+        values.setdefault("save_as", values["file"].rsplit("/", 1)[-1])
+        del values["group"]
+        rows.append(ControlNet(key, bytes=size or about, bytes_exact="bytes" in row, **values))
     return tuple(rows)
 
 
@@ -103,9 +80,10 @@ def family_of_base(base: str) -> str:
     """The family that ControlNets go by, for a registry key (`sd21-768`) or a family name (`sd21`).
 
     Raises:
-        ModelNotFound: neither. ModelError: there are no ControlNets for it.
+        ModelNotFound: neither.
+        ModelError: there are no ControlNets for it.
     """
-    families = {row.family for row in _rows()}
+    families = {row.family for row in controlnets()}
     if base in families:
         return base
     spec = find_model(base)
@@ -113,7 +91,7 @@ def family_of_base(base: str) -> str:
     # The built-in model has a shape of its own, which no published ControlNet has.
     if family not in families or spec.folder:
         raise ModelError(
-            f"'{base}' is no base model for ControlNets.", f"They exist for {', '.join(sorted(families))}."
+            f"'{base}' is not a base model for ControlNets.", f"There are some for {', '.join(sorted(families))}."
         )
     return family
 
@@ -136,7 +114,7 @@ def find_controlnets(base: str, *, ui: str | None = None, task: str | None = Non
         _require_ui(ui)
     return [
         row
-        for row in _rows()
+        for row in controlnets()
         if row.family == family and (ui is None or ui in row.uis) and (task is None or task in row.tasks)
     ]
 
@@ -145,12 +123,12 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     """The ControlNet to take for a base model, a task (`canny`) or a row's key, in a web UI.
 
     Raises:
-        ModelNotFound: no such task or key. ModelError: it exists, but not for this base model or this UI; the hint
-        says what works instead.
+        ModelNotFound: no such task or key.
+        ModelError: it exists, but not for this base model or this UI; the hint says what works instead.
     """
     family, wanted = family_of_base(base), task.strip().lower()
     _require_ui(ui)
-    named = next((row for row in _rows() if row.key == wanted), None)
+    named = next((row for row in controlnets() if row.key == wanted), None)
     if named is not None and named.family == family and ui in named.uis:
         return named
     if named is not None:
@@ -164,13 +142,13 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
     elsewhere = find_controlnets(family, task=wanted)
     if elsewhere:
         raise _impossible(f"{UIS[ui]} runs no {wanted} ControlNet for {base}.", family, wanted, ui)
-    if any(wanted in row.tasks for row in _rows()):
+    if any(wanted in row.tasks for row in controlnets()):
         raise _impossible(f"There is no {wanted} ControlNet for {base}.", family, wanted, ui)
     there = find_controlnets(family, ui=ui)
     fitting = list(dict.fromkeys(name for row in there for name in row.tasks))
     # Another family's is guessed only where this one has nothing like it.
     close = difflib.get_close_matches(wanted, [*fitting, *(row.key for row in there)], n=1)
-    close = close or difflib.get_close_matches(wanted, [row.key for row in _rows()], n=1)
+    close = close or difflib.get_close_matches(wanted, [row.key for row in controlnets()], n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     raise ModelNotFound(
         f"No ControlNet for '{task}'.", f"{guess}For {base} in {UIS[ui]}: {', '.join(fitting) or 'none'}."
@@ -179,7 +157,7 @@ def find_controlnet(base: str, task: str, *, ui: str) -> ControlNet:
 
 def _require_ui(ui: str) -> None:
     if ui not in UIS:
-        raise ModelError(f"'{ui}' is no web UI that is known here.", f"Choose one of {', '.join(UIS)}.")
+        raise ModelError(f"'{ui}' is not a web UI known here.", f"Choose one of {', '.join(UIS)}.")
 
 
 def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
@@ -187,7 +165,7 @@ def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
     here = find_controlnets(family, ui=ui, task=task)
     if here:
         best = next((row for row in here if row.recommended), here[0])
-        return ModelError(problem, f"Take '{best.key}' ({best.title}) instead.")
+        return ModelError(problem, f"Use '{best.key}' ({best.title}) instead.")
     others = list(dict.fromkeys(UIS[name] for row in find_controlnets(family, task=task) for name in row.uis))
     if others:
         what = f"{task} works with {family} in {_listed(others)}"
@@ -195,7 +173,7 @@ def _impossible(problem: str, family: str, task: str, ui: str) -> ModelError:
         return ModelError(problem, f"{what}; {UIS[ui]} has {', '.join(more)}." if more else f"{what}.")
     there = tasks(family, ui=ui)
     if there:
-        return ModelError(problem, f"For {family} there is {', '.join(there)}.")
+        return ModelError(problem, f"For {family} there are: {', '.join(there)}.")
     uis = list(dict.fromkeys(UIS[name] for row in find_controlnets(family) for name in row.uis))
     return ModelError(problem, f"ControlNets for {family} run in {_listed(uis)}.")
 
@@ -213,7 +191,9 @@ def fetch_controlnet(row: ControlNet, folder: Path) -> Path:
     """Download a ControlNet into a folder, under the name by which a web UI recognises it; a whole copy there is kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: see `downloads.fetch`.
+        DownloadError: see `downloads.fetch`.
+        DiskFull: see `downloads.fetch`.
+        DriveError: see `downloads.fetch`.
     """
     wanted = controlnet_file(row, folder)
     return fetch(wanted.source, folder, name=wanted.name, size=wanted.size, sha256=wanted.sha256)

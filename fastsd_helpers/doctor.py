@@ -4,7 +4,6 @@ The report can be pasted anywhere: it names which tokens are there, never their 
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.downloads.hub import offline
 from fastsd_helpers.drive import check_health, sessions_root
 from fastsd_helpers.errors import DependencyMissing, FastSDError, InstallError
 from fastsd_helpers.files import free_bytes
@@ -26,6 +26,7 @@ from fastsd_helpers.runtime import (
     install_command,
     redact,
     secret,
+    version_of,
     versions,
     where,
 )
@@ -149,10 +150,11 @@ def _machine(device: Device) -> dict[str, Any]:
     gpu = device.name if device.kind != "cpu" else f"none ({device.reason})"
     if device.capability:
         gpu += f", compute {device.capability[0]}.{device.capability[1]}, {device.memory_gib:.1f} GiB"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     said = {
         "place": where() + (f" {os.environ['COLAB_RELEASE_TAG']}" if os.environ.get("COLAB_RELEASE_TAG") else ""),
         "system": f"{platform.system()} {platform.machine()}, {'-'.join(platform.libc_ver()) or 'libc unknown'}",
-        "processor": f"{_cpu_count()} cores",
+        "processor": f"{cores} cores",
         "memory": f"{host_memory_bytes() / 1e9:.1f} GB",
         "gpu": gpu,
     }
@@ -166,10 +168,6 @@ def _machine(device: Device) -> dict[str, Any]:
     except DependencyMissing as err:
         said["installer"] = f"none: {err.problem} {err.hint}"
     return said
-
-
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -------------------------------------------------------------------------------------------------- the looks
@@ -310,20 +308,20 @@ def _within(seconds: float, work: Callable[[], Any]) -> tuple[Any, tuple[str, st
 def _look_at_versions() -> Iterator[Finding]:
     specifiers = requirements_module().Requirement
     for row in KNOWN_BAD:
-        version = _version(row.package)
+        version = version_of(row.package)
         if version is None or (row.only and row.only != where()):
             continue
         if not specifiers(f"x{row.versions}").specifier.contains(version, prereleases=True):
             continue
         if row.beside:
-            other = _version(row.beside[0])
+            other = version_of(row.beside[0])
             if other is None or not specifiers(f"x{row.beside[1]}").specifier.contains(other, prereleases=True):
                 continue
         yield Finding(row.level, f"{row.package} {version} {row.what}.", row.todo)
     builds = {
         name: version
         for name in ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
-        if (version := _version(name))
+        if (version := version_of(name))
     }
     if len(set(builds.values())) > 1:
         listed = ", ".join(f"{name} {version}" for name, version in builds.items())
@@ -335,17 +333,10 @@ def _look_at_holes() -> Iterator[Finding]:
         yield Finding("warning" if package.is_open else "note", package.sentence(), package.remedy())
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _look_at_imported() -> Iterator[Finding]:
     for name in ("torch", "transformers", "diffusers", "accelerate", "peft", "huggingface_hub", "numpy"):
         module = sys.modules.get(name)
-        imported, installed = getattr(module, "__version__", None), _version(name)
+        imported, installed = getattr(module, "__version__", None), version_of(name)
         if imported and installed and str(imported) != installed:
             yield Finding(
                 "problem",
@@ -357,7 +348,7 @@ def _look_at_imported() -> Iterator[Finding]:
 def _look_at_settings() -> Iterator[Finding]:
     for _path, problem, todo in missing_constraints():
         yield Finding("problem", problem, todo)
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if offline():
         yield Finding("note", "HF_HUB_OFFLINE is set: only models that are here already can be used.")
     if os.environ.get("HF_ENDPOINT"):
         yield Finding("note", "HF_ENDPOINT is set: models come from there instead of huggingface.co.")

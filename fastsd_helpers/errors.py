@@ -33,7 +33,7 @@
     ├── InstallError             packages cannot be installed; what was there before still is
     └── Interrupted              stopped by the user; everything is saved (exit code 130)
 
-`exit_code` is what the command line ends with: 2 for what a user can fixed, 1 for a failure of ours.
+`exit_code` is what the command line ends with: 2 for what a user can fix, 1 for a failure of ours.
 """
 
 import contextlib
@@ -243,7 +243,8 @@ def needs_package(what: str, hint: str) -> Iterator[None]:
     """Import optional packages in the block; one that is not there is named.
 
     Args:
-        what: needs it, at the start of the sentence. hint: how to get it, or how to do without.
+        what: needs it, at the start of the sentence.
+        hint: how to get it, or how to do without.
 
     Raises:
         DependencyMissing: "{what} needs the package NAME, which is not installed."; or it is installed and fails.

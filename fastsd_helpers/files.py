@@ -125,7 +125,9 @@ def check_writable(folder: Path | str) -> None:
     Permission bits say nothing here (root ignores them, Drive shows them wrongly), so it is really tried.
 
     Raises:
-        DriveReadOnly, DiskFull, DriveError: it cannot.
+        DriveReadOnly: it cannot be written to.
+        DiskFull: it has no room.
+        DriveError: it cannot be used.
     """
     folder = Path(folder)
     with file_errors(folder, "write to"):
@@ -242,7 +244,9 @@ def write_atomic(path: Path | str, data: bytes, *, point: str | None = None) -> 
         point: name of the fault points `{point}.write` (before the rename) and `{point}.after_rename`.
 
     Raises:
-        DiskFull, DriveReadOnly, DriveError: nothing was changed.
+        DiskFull: nothing was changed.
+        DriveReadOnly: nothing was changed.
+        DriveError: nothing was changed.
     """
     with placed(Path(path), point=f"{point}.write" if point else None) as temporary:
         write_new(temporary, data)
@@ -281,7 +285,9 @@ def new_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         The file, open for writing and reading without a buffer, and where it is.
 
     Raises:
-        DiskFull, DriveReadOnly, DriveError: the folder does not take the file; nothing is left behind.
+        DiskFull: the folder does not take the file; nothing is left behind.
+        DriveReadOnly: the folder does not take the file; nothing is left behind.
+        DriveError: the folder does not take the file; nothing is left behind.
     """
     _make_ready(path)
     # Opened by name, not by tempfile: the mode then follows the user's umask, so a web UI that runs as another user
@@ -296,7 +302,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Make a hidden temporary folder beside `path`; at the end of the block it gets the name, in place of the old one.
 
     Raises:
-        DiskFull, DriveReadOnly, DriveError: as `new_file`.
+        DiskFull: as `new_file`.
+        DriveReadOnly: as `new_file`.
+        DriveError: as `new_file`.
     """
     _make_ready(path)
     with placed(path, point="export.rename") as temporary:
@@ -320,7 +328,9 @@ def placed(path: Path, *, point: str | None = None) -> Iterator[Path]:
         point: name of a fault point before the rename.
 
     Raises:
-        DiskFull, DriveReadOnly, DriveError: for an OSError of the block too; what was there before still is.
+        DiskFull: for an OSError of the block too; what was there before still is.
+        DriveReadOnly: for an OSError of the block too; what was there before still is.
+        DriveError: for an OSError of the block too; what was there before still is.
     """
     temporary = unfinished_name(path)
     try:

@@ -11,6 +11,7 @@ from fastsd_helpers.errors import SettingsError
 
 __all__ = [
     "GIVEN",
+    "Checked",
     "Option",
     "check",
     "from_values",
@@ -69,7 +70,8 @@ def option(
     Args:
         default: value when the user says nothing; absent means the user must give it.
         help: one line, with the unit where there is one.
-        low, high: smallest and largest value allowed, both included.
+        low: smallest value allowed.
+        high: largest value allowed.
         step: the widget's step.
         secret: a password widget, never a flag, never saved, never in a repr or an error.
         advanced: folded away in the form.
@@ -151,6 +153,13 @@ def check(settings: Any, extra: typing.Iterable[str] = ()) -> None:
         raise SettingsError(f"{'; '.join(problems)}.", "Change the values named above and run again.", fields=fields)
 
 
+class Checked:
+    """Settings whose fields are checked, one by one, when they are made."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def _first_named(specs: list[Option], sentence: str) -> str:
     """The setting that a sentence names first, by its name or its flag: there a form shows it; "" for none."""
     places = {}
@@ -178,7 +187,7 @@ def words_of(settings: Any, names: typing.Container[str]) -> list[str]:
     """The words of a command line that give these settings the values they have.
 
     What is left alone (None) is left out, and so is every secret. A value is in one word with its flag, so that one
-    that begins with a dash is no flag.
+    that begins with a dash is not a flag.
     """
     words = []
     for spec in options_of(type(settings)):

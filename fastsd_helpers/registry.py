@@ -48,7 +48,7 @@ class ModelSpec:
     title: str
     family: str
     prediction_type: Literal["epsilon", "v_prediction", "flow", "text", "none"]  # text: a reader; none: a VAE and such
-    native_px: int  # side of the pictures it was made with
+    native_px: int  # side of the images it was made with
     min_px: int
     max_px: int
     multiple: int  # sides are multiples of this
@@ -121,8 +121,9 @@ def detect_family(folder: Path) -> str:
     Widths do not matter (the demo model is an sd15) and weights are not opened.
 
     Raises:
-        ModelNotFound: there is no such folder. ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or
-        not whole. WrongFamily: a whole pipeline of a kind this project does not know.
+        ModelNotFound: there is no such folder.
+        ModelError: it is a ControlNet, a VAE, a LoRA, a single file, empty or not whole.
+        WrongFamily: a whole pipeline of a kind this project does not know.
     """
     folder = Path(folder)
     if folder.is_file():

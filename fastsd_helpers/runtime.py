@@ -48,11 +48,12 @@ __all__ = [
     "secret",
     "show_log",
     "start_log",
+    "version_of",
     "versions",
     "where",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
+logger = logging.getLogger("fastsd_helpers")  # of every module
 
 REPOSITORY = "https://github.com/fastsd/fastsd_helpers"
 REVISION = "main"  # the branch or tag that is installed from there
@@ -216,8 +217,8 @@ def load_peft(what: str, hint: str) -> ModuleType:
     Nothing here is quantized by torchao, so peft then goes on as if it were not installed.
 
     Args:
-        what: needs it, at the start of the sentence. hint: how to get it.
-
+        what: needs it, at the start of the sentence.
+        hint: how to get it.
     Raises:
         DependencyMissing: peft is not installed.
     """
@@ -236,10 +237,14 @@ def load_peft(what: str, hint: str) -> ModuleType:
 def versions() -> dict[str, str]:
     """Read the versions of Python and of the packages that matter here; absent packages are left out."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    return found | {name: version for name in _PACKAGES if (version := version_of(name)) is not None}
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None when it is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- device
@@ -285,11 +290,9 @@ def describe_device() -> Device:
             reason=f"CUDA GPU {index} of {torch.cuda.device_count()}",
         )
     if torch.backends.mps.is_available():
-        memory = host_memory_bytes()
-        has_bf16 = bool(torch.backends.mps.is_macos_or_newer(14, 0))
-        return Device("mps", _cpu_name(), memory, has_bf16, reason="Apple GPU, which shares the machine's memory")
-    built_for = torch.version.cuda
-    reason = "no GPU is attached" if built_for else "this PyTorch is built for the CPU alone"
+        has_bf16, why = torch.backends.mps.is_macos_or_newer(14, 0), "Apple GPU, which shares the machine's memory"
+        return Device("mps", _cpu_name(), host_memory_bytes(), bool(has_bf16), reason=why)
+    reason = "no GPU is attached" if torch.version.cuda else "this PyTorch is built for the CPU alone"
     return describe_cpu(reason)
 
 
@@ -299,11 +302,10 @@ def describe_cpu(reason: str) -> Device:
 
 
 def _cpu_fields() -> dict[str, str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return {}
-    first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
@@ -365,12 +367,10 @@ def secret(name: str, *, prompt: Callable[[], str | None] | None = None) -> str 
     Returns:
         The value without surrounding blanks, or None when there is none.
     """
-    value = os.environ.get(name) or _platform_secret(name) or (prompt() if prompt else None)
-    value = (value or "").strip()
-    if not value:
-        return None
-    remember_secret(value)
-    return value
+    value = (os.environ.get(name) or _platform_secret(name) or (prompt() if prompt else None) or "").strip()
+    if value:
+        remember_secret(value)
+    return value or None
 
 
 def remember_secret(value: str) -> None:
@@ -404,13 +404,13 @@ def _platform_secret(name: str) -> str | None:
                 "Run the cell again and answer the question about notebook access.",
             ) from err
     if place == "kaggle":
-        import kaggle_secrets
+        with contextlib.suppress(ModuleNotFoundError):  # another Python than Kaggle's own, which alone can ask
+            import kaggle_secrets
 
-        try:
-            return kaggle_secrets.UserSecretsClient().get_secret(name)
-        except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
-            logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
-            return None
+            try:
+                return kaggle_secrets.UserSecretsClient().get_secret(name)
+            except (kaggle_secrets.BackendError, kaggle_secrets.CredentialError, ConnectionError):
+                logger.debug("Kaggle has no secret %s for this notebook (Add-ons, then Secrets).", name)
     return None
 
 

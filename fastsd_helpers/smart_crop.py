@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.images.faces import Face, find_faces
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-__all__ = ["CropBox", "crop_box", "find_faces", "find_saliency", "square_box"]
+    from fastsd_helpers.images.faces import Face
+
+__all__ = ["CropBox", "crop_box", "find_saliency", "square_box"]
 
 # "haar" is in the records of earlier versions, which found faces by OpenCV's cascades.
 Method = Literal["box", "yunet", "mtcnn", "haar", "saliency", "center", "none"]
@@ -63,6 +64,8 @@ def crop_box(
     Raises:
         DatasetError: a face model was named and cannot be used.
     """
+    from fastsd_helpers.images.faces import find_faces
+
     width, height = image.size
     middle = (width / 2, height / 2)
     saliency = None
@@ -86,7 +89,8 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
 
     Args:
         box: left, top, right, bottom in pixels after EXIF rotation.
-        width, height: the photo's size in pixels.
+        width: the photo's size in pixels.
+        height: the photo's size in pixels.
 
     Raises:
         DatasetError: not four numbers, empty, or reaching outside the photo.
@@ -111,7 +115,7 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
 
 
 def _frame_faces(
-    width: int, height: int, faces: list[Face], saliency: "np.ndarray | None"
+    width: int, height: int, faces: "list[Face]", saliency: "np.ndarray | None"
 ) -> tuple[float, tuple[float, float]]:
     """Place the square so that all faces are in it, or the most of them when they cannot all be.
 

@@ -72,7 +72,7 @@ def run(python: str, folder: Path) -> list[list[str]]:
 
     from fastsd_helpers.tunnels.gate.login import Login
     from fastsd_helpers.tunnels.gate.server import open_gate
-    from fastsd_helpers.webui.closed import A1111_CLOSED
+    from fastsd_helpers.webui.catalog import A1111_CLOSED
 
     ran, port, login = folder / "ran", free_port(), Login("me", "a long password of 24 signs")
     uploads = folder / "uploads"

@@ -1,11 +1,11 @@
-"""Kill a training at 40 seeded moments, go on each time in a fresh process, and compare the weights it ends with.
+"""Kill a training at 40 seeded moments, resume each time in a fresh process, and compare the weights it ends with.
 
     python scripts/kill_and_resume.py [--variant full|lora|sd21|prior] [--moments N] [--seed S] [--write]
 
 Prints one line for each moment and exits with 1 if any run ended with other weights than the uninterrupted one.
 `--write` records the table in benchmarks/results/kill_and_resume.md (for a variant, kill_and_resume_VARIANT.md):
 full trains all weights of SD 1.5's layout, lora a LoRA of it, sd21 that of SD 2.1 with v-prediction, prior with class
-pictures and min-SNR weights. It takes about 10 s a moment on one core.
+images and min-SNR weights. It takes about 10 s a moment on one core.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 HEAD = """\
-| # | killed at | last step | on its way then | went on from | said about what was passed over | equal |
+| # | killed at | last step | not yet synced | resumed from | said about what was skipped | equal |
 |---:|---|---|---|---|---|---|"""
 
 
@@ -72,7 +72,7 @@ def summarise(outcomes: list) -> str:
         f"{equal} of {len(outcomes)} resumed runs ended with the weights of the uninterrupted run, bit for bit.\n"
         f"Killed at fault points of: {where}. Last step in the text encoder's stage: {stages['text_encoder']}, in the "
         f"U-Net's: {stages['unet']}.\n"
-        f"In {lost} the mount lost or damaged files; in {damaged} something was passed over at the resume, and said so."
+        f"In {lost} the mount lost or damaged files; in {damaged} something was skipped at the resume, and said so."
     )
 
 
@@ -94,7 +94,7 @@ def make_page(outcomes: list, expected: dict[str, str], chosen: argparse.Namespa
 
 Each run is killed with SIGKILL at the n-th passing of a named fault point (`name:n`) and its machine is lost: the next
 process is a new one with an empty scratch folder, on a new view of a simulated Drive that holds only what had been
-delivered, in any order; files still on their way then are missing, cut short (truncated), empty, changed by one bit
+delivered, in any order; files not yet synced then are missing, truncated, empty, changed by one bit
 (flipped) or whole. When it has finished, name, order, type, shape and bytes of every tensor of the finished file and
 of the last checkpoint (weights, optimizer, loss history) are hashed and compared with the uninterrupted run's.
 
@@ -106,8 +106,8 @@ of the last checkpoint (weights, optimizer, loss history) are hashed and compare
 {hashes}
 
 A base model of the layout of {family} at small widths, random weights; {settings}.
-Which moments, and what a crash leaves of files on their way, follows from the seed; which files are on their way also
-depends on how fast the machine is, so the columns from "on its way then" to the sentences vary from run to run.
+Which moments, and what a crash leaves of files not yet synced, follows from the seed; which files those are also
+depends on how fast the machine is, so the columns from "not yet synced" to the sentences vary from run to run.
 
 Measured on {today}: {describe_device().name}, {platform.machine()}, one core, {seconds:.0f} s in all; {library}.
 

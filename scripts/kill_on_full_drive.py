@@ -25,7 +25,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 RESULT = REPOSITORY / "benchmarks" / "results" / "kill_on_full_drive.md"
 HEAD = """\
-| # | killed at | last step | on its way then | from | late by, overtaken | most, MB | trash, MB | no room for | same |
+| # | killed at | last step | not yet synced | from | late by, overtaken | most, MB | trash, MB | no room for | same |
 |---:|---|---|---|---|---|---:|---:|---|---|"""
 
 

@@ -1,11 +1,13 @@
 """Build what a release hands out: wheel, zip of the project, the notebooks and their checksums; `make release`.
 
 Nothing is fetched, and nothing but tracked files gets in, of the tests none. The same commit gives the same bytes with
-the same setuptools. Wheel and zip are then installed in empty environments of their own, which have to answer.
+the same setuptools. Wheel and zip are then installed in empty environments of their own, which have to answer, and the
+notebooks have to find the wheel in an empty folder.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import set_version
 import write_first_cells
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +48,19 @@ def commit_time() -> int:
         command = ["git", "log", "-1", "--format=%ct"]
         return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     return 1_767_225_600  # 2026-01-01
+
+
+def check_tag(revision: str) -> None:
+    """Refuse a release whose notebooks name a tag that is not this commit: it is what they would fetch."""
+    if revision == "main" or not (ROOT / ".git").exists():
+        return
+    command = ["git", "rev-parse", "--quiet", "--verify"]
+    here, tagged = (
+        subprocess.run([*command, name], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        for name in ("HEAD", f"refs/tags/{revision}^{{commit}}")
+    )
+    if here != tagged:
+        raise SystemExit(f"The notebooks take the tag {revision}, which is not this commit: git tag {revision}")
 
 
 def write_zip(target: Path, names: list[str], *, inside: str, epoch: int) -> None:
@@ -86,6 +102,24 @@ def check_installs(what: Path, version: str) -> None:
     print(f"{what.name} installs in an empty environment, and answers.")
 
 
+def check_notebooks(out: Path, wheel: Path, version: str) -> None:
+    """Run each first cell's search in an empty folder that holds the wheel; it has to find that one."""
+    for name in write_first_cells.NOTEBOOKS:
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copy(wheel, place)
+            cells = json.loads((out / name).read_text(encoding="utf-8"))["cells"]
+            cell = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+            search, found, _ = cell.rpartition(".set_up(")
+            code = f"{search}\nhere = sys.modules['fastsd_helpers']\nprint(here.__version__, here.__file__)"
+            # Neither this environment's packages nor this user's cache: a Python as it comes.
+            command = [getattr(sys, "_base_executable", sys.executable), "-I", "-c", code]
+            clean = os.environ | {"HOME": place}
+            done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, env=clean)
+            if not found or not done.stdout.startswith(f"{version} {place}"):
+                raise SystemExit(f"{name} does not find the wheel beside it:\n{done.stdout}{done.stderr}")
+    print("The notebooks find the wheel beside them, in an empty folder.")
+
+
 def _pip(python: Path, words: list[str], more: dict[str, str]) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *words]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -103,6 +137,9 @@ def main() -> int:
     stale = [name for name in write_first_cells.NOTEBOOKS if not write_first_cells.is_fresh(ROOT / "notebooks" / name)]
     if stale:
         raise SystemExit(f"Not up to date: {', '.join(stale)}. Run scripts/write_first_cells.py.")
+    if wrong := set_version.differing():
+        raise SystemExit(f"{', '.join(wrong)} differ from pyproject.toml. Run scripts/set_version.py.")
+    check_tag(place["revision"])
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob("fastsd_helpers-*"), *out.glob("*.ipynb"), *out.glob("SHA256SUMS")]:
         old.unlink()
@@ -122,10 +159,12 @@ def main() -> int:
                 f"{path.name} has {path.stat().st_size / 1e6:.1f} MB; {LARGEST_BYTES / 1e6:.0f} are allowed."
             )
         check_installs(path, version)
+    check_notebooks(out, wheel, version)
     for path in made:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
     print(f"With neither of these the notebooks ask {place['repository']} for '{place['revision']}'.")
-    print(f"A tag: git tag v{version}, name it in pyproject.toml and runtime.py (revision), and run this again.")
+    if place["revision"] == "main":
+        print(f"For a tag: python scripts/set_version.py {version} --revision v{version}")
     return 0
 
 

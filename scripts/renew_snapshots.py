@@ -1,4 +1,5 @@
-"""Write what tests/test_snapshots.py compares with: public names, settings, help texts and other names people keep.
+"""Write what tests/test_snapshots.py compares with: public names, settings, help texts and other names people keep;
+and the pages of docs/reference/ that say the same to readers.
 
     python scripts/renew_snapshots.py          # write, and print what was lost (-) and what came (+)
     python scripts/renew_snapshots.py --check  # only print; ends with 1 where something differs
@@ -11,10 +12,11 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "scripts")]
 
 
 def main() -> int:
+    import make_reference
     from snapshots import DATA, differences, renderers
 
     only_check = "--check" in sys.argv[1:]
@@ -28,6 +30,8 @@ def main() -> int:
         if not only_check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(found) + "\n", encoding="utf-8")
+    if not only_check:
+        print(*(f"written: {path.relative_to(REPOSITORY)}" for path in make_reference.write()), sep="\n")
     return 1 if only_check and changed else 0
 
 

@@ -56,9 +56,9 @@ NONE = (
 )
 
 
-def first_cell(notebook: str) -> str:
-    """The text of a notebook's first code cell, by the notebook's file name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+def first_cell(notebook: str, root: Path = ROOT) -> str:
+    """The text of a notebook's first code cell, by the notebook's file name; `root` has the pyproject.toml."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     place = project["tool"]["fastsd"]
     values = {
         "version": project["project"]["version"],
@@ -78,11 +78,11 @@ def is_fresh(path: Path) -> bool:
     return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code") == first_cell(path.name)
 
 
-def write_first_cell(path: Path) -> None:
+def write_first_cell(path: Path, root: Path = ROOT) -> None:
     """Bring a notebook's first code cell up to date, and nothing else of it."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-    cell["source"] = first_cell(path.name).splitlines(keepends=True)
+    cell["source"] = first_cell(path.name, root).splitlines(keepends=True)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -17,8 +17,8 @@ def use_bare_guard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let every web UI be started by this guard from now on; returns its file."""
     path = folder / "bare_guard.py"
     path.write_text(_GUARD, encoding="utf-8")
-    for name in ("_A1111", "_FORGE_NEO", "_COMFYUI"):
-        monkeypatch.setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard=str(path)))
+    guarded = [dataclasses.replace(ui, guard=str(path)) for ui in catalog.uis()]
+    monkeypatch.setattr(catalog, "_table", lambda: guarded)
     return path
 
 
@@ -26,6 +26,6 @@ def in_code(path: Path) -> str:
     """The same for another process: code to put before what it runs."""
     return (
         "import dataclasses; from fastsd_helpers.webui import catalog\n"
-        "for name in ('_A1111', '_FORGE_NEO', '_COMFYUI'):\n"
-        f"    setattr(catalog, name, dataclasses.replace(getattr(catalog, name), guard={str(path)!r}))\n"
+        f"guarded = [dataclasses.replace(ui, guard={str(path)!r}) for ui in catalog.uis()]\n"
+        "catalog._table = lambda: guarded\n"
     )

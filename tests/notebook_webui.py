@@ -41,7 +41,7 @@ blocks.block_thread()
 def prepare_kernel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a repository with the small web UI, and have every kernel that is started from now on use it."""
     if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+        pytest.skip("git is not installed (apt install git)")
     for package in ("gradio", "aiohttp"):
         pytest.importorskip(package)
     upstream = folder / "upstream"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import config_for, learned, same, stop_at
 from PIL import Image
@@ -24,6 +24,8 @@ from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
 from fastsd_helpers.errors import DatasetError, Interrupted, SettingsError
 from fastsd_helpers.sessions import Session
+
+require_installed("diffusers")
 
 LONG = "zib robot, " + ", ".join(f"detail number {number} of the scene" for number in range(40))
 
@@ -100,7 +102,7 @@ def test_pictures_that_are_not_square_are_refused_before_anything_is_loaded(
     Image.frombytes("RGB", (90, 60), random.Random(1).randbytes(90 * 60 * 3)).save(folder / "zib robot.png")
     prepare(PrepareConfig(images=str(folder), size=64, crop="none"), small_session)
     monkeypatch.setattr(engine.TrainingContext, "fill_caches", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs squares"):
+    with pytest.raises(DatasetError, match=r"zib robot\.png is 96 x 64; training needs square images"):
         train(config_for(small_base), small_session)
     assert "run" not in small_session.record
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from fastsd_helpers.webui import LaunchConfig, plan
-from fastsd_helpers.webui.running import allocator as module
-from fastsd_helpers.webui.running.allocator import find_allocator, preload
-from fastsd_helpers.webui.running.command import environment_of
+from fastsd_helpers.webui.running import command as module
+from fastsd_helpers.webui.running.command import environment_of, find_allocator, preload
 
 PYTHON = Path(sys.executable)
 
@@ -20,7 +19,7 @@ PYTHON = Path(sys.executable)
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small library under the allocator's name, which says its version as the real one does."""
     if shutil.which("cc") is None:
-        pytest.skip("no compiler is installed")
+        pytest.skip("no C compiler is installed (apt install gcc)")
     folder = tmp_path_factory.mktemp("lib")
     source = folder / "small.c"
     source.write_text('const char *tc_version(int *a, int *b, const char **c) { return "small 1"; }\n')

@@ -152,7 +152,7 @@ def test_it_goes_on_after_the_ui_was_started_again_by_itself(places: Any) -> Non
             assert time.monotonic() < until
             time.sleep(0.1)
         found = find_at_port(places.port)
-        assert (found.state.pid, found.login) == (running.state.pid, OWN)
+        assert (found[0].pid, found[1]) == (running.state.pid, OWN)
         assert options(link.url, OWN) == 200
         assert page(link.url, OWN) == 200, "the new UI knows no cookie of the old one"
 
@@ -358,7 +358,7 @@ def test_a_session_that_asks_often_is_never_refused(places: Any) -> None:
 
 def test_curl_asks_through_the_link_as_described(places: Any) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+        pytest.skip("curl is not installed (apt install curl)")
     with start(places, Login("fastsd", "plain-word-77")), share_port(places.port, LINK) as link:
         code = snippet("AUTOMATIC1111 and Forge, with curl", "sh").replace("https://YOUR-LINK", link.url)
         environment = environment_for("program") | {"FASTSD_PASSWORD": "plain-word-77", "NO_PROXY": "*"}

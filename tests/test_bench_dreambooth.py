@@ -1,13 +1,15 @@
 """The benchmark of the training step: what it times is what it says."""
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from fastsd_helpers.bench import BENCHMARKS, load_benchmark
 from fastsd_helpers.bench.dreambooth import Settings, make_model, measure
 from fastsd_helpers.errors import SettingsError
+
+require_installed("diffusers")
 
 
 def test_it_is_in_the_register() -> None:

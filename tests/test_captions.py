@@ -78,7 +78,7 @@ def test_captions_are_read_in_the_encodings_editors_write(data: bytes, text: str
 @pytest.mark.parametrize("data", [b"\x89PNG\0\0\0", b"a" * 70_000])
 def test_a_file_that_is_no_caption_is_refused_with_its_name(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "dog.txt").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"dog\.txt is no caption"):
+    with pytest.raises(DatasetError, match=r"dog\.txt is not a caption"):
         read_caption(tmp_path / "dog.txt")
 
 
@@ -192,5 +192,5 @@ def test_only_pictures_without_a_caption_are_described(tmp_path: Path, monkeypat
 
 def test_a_pipe_in_a_captions_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "dog.txt")
-    with pytest.raises(DatasetError, match="is no caption: it is not an ordinary file"):
+    with pytest.raises(DatasetError, match="is not a caption: it is not an ordinary file"):
         read_caption(tmp_path / "dog.txt")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from installed import require_installed
 from tiny_models import PARTS, SMALL, build_parts, load_file, same_bits
 
 from fastsd_helpers import checkpoints
@@ -18,8 +19,9 @@ from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.errors import CheckpointError, DiskFull, DriveReadOnly, ModelError, VerificationFailed
 
+require_installed("diffusers")
+
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 DATE = {"modelspec.date": "2026-01-02T03:04:05+00:00", "modelspec.title": "fixed"}
@@ -80,6 +82,8 @@ def test_an_unknown_family_is_refused_with_the_ones_there_are():
 
 
 def test_a_model_whose_widths_all_differ_gets_its_shortcuts_where_the_widths_change(place):
+    import diffusers
+
     torch.manual_seed(1)
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16, 16, 32), cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8

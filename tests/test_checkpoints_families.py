@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_families
 from closeness import assert_close_to
+from installed import require_installed
 from tiny_families import FAMILIES, build_parts, make_folder, reference
 from tiny_models import load_file, same_bits
 
@@ -17,8 +18,9 @@ from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, PART_KEYS, fi
 from fastsd_helpers.checkpoints.names.layout import expected_shapes, match_names, measure
 from fastsd_helpers.errors import CheckpointError
 
+require_installed("diffusers")
+
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 LISTS = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl", "flux": "flux1-dev"}

@@ -12,8 +12,8 @@ from table_models import read, write
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
+from fastsd_helpers.checkpoints.lora.layouts import is_lora_folder
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora_converter import is_lora_folder
 from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two matrices of rank 2 to 4 in fp32, which keeps each to 6e-8, summed in any order.
@@ -156,7 +156,7 @@ def test_peft_folders_keep_what_their_configuration_says(config, alpha, place):
     assert array(stored[f"lora_te_{TEXT.replace('.', '_')}.alpha"]) == 16
     idle = "o_k" in config.get("alpha_pattern", {})
     assert len(written.notes) == (not config or idle)
-    assert not idle or "names 'o_k', which is no layer of this LoRA" in written.notes[0]
+    assert not idle or "names 'o_k', which is not a layer of this LoRA" in written.notes[0]
 
 
 @pytest.mark.parametrize(

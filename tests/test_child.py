@@ -218,7 +218,7 @@ def test_a_killed_training_is_a_sentence_with_the_settings_to_change(session: Se
     with pytest.raises(TrainingFailed) as caught:
         start_training(DreamBoothConfig(), session).wait(every_s=0.02)
     assert "killed from outside after unet step 3 of 200 (signal 9); it had used" in caught.value.problem
-    assert "memory ran out" in caught.value.problem
+    assert "ran out of memory" in caught.value.problem
     hint = caught.value.hint
     for words in ("batch_size 1 (now 4)", "resolution 512 (now 768)", "method lora", "High-RAM", "--restart"):
         assert words in hint, hint

@@ -524,7 +524,7 @@ def test_train_ends_with_a_verified_file_and_says_so_for_programs(run: Any, prep
     shown = last_json(run("dreambooth", "show", "rex", "--root", prepared, "--json"))
     assert shown["progress"] == {"stage": "unet", "step": 2, "steps": 2}
     assert str(path) in [item["path"] for item in shown["exports"]]
-    assert [item["path"] for item in shown["exports"]] == [str(path)], "the model card beside it is no model"
+    assert [item["path"] for item in shown["exports"]] == [str(path)], "the model card beside it is not a model"
     again = last_json(run(*words))
     assert (again["first_step"], again["sha256"]) == (4, answer["sha256"])
 

@@ -71,7 +71,7 @@ def test_a_path_and_a_packaged_model_are_described(run, tmp_path):
     assert said["path"].endswith("demo/model")
     code, _out, err = run("models", "get", "no-such-thing")
     assert code == 2
-    assert "no registry key" in err
+    assert "not a registry key" in err
 
 
 def test_models_of_every_kind_are_listed_when_asked(run):

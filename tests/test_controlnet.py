@@ -80,11 +80,11 @@ def test_no_ui_of_the_automatic1111_family_is_offered_a_flux_controlnet():
     ("base", "what", "ui", "said", "instead"),
     [
         ("flux-dev", "canny", "a1111", "AUTOMATIC1111 runs no canny", "ComfyUI or the playground"),
-        ("sdxl", "sd15-canny", "a1111", "is for sd15, and sdxl is sdxl", "Take 'sdxl-union-promax'"),
-        ("sd15", "sdxl-union-promax", "a1111", "is for sdxl", "Take 'sd15-openpose'"),
+        ("sdxl", "sd15-canny", "a1111", "is for sd15, and sdxl is sdxl", "Use 'sdxl-union-promax'"),
+        ("sd15", "sdxl-union-promax", "a1111", "is for sdxl", "Use 'sd15-openpose'"),
         ("sd21-512", "canny", "forge-neo", "Forge Neo runs no canny", "AUTOMATIC1111"),
-        ("sd21-512", "tile", "a1111", "no tile ControlNet for sd21-512", "there is canny"),
-        ("sdxl", "sdxl-diffusers-canny-mid", "comfyui", "ComfyUI cannot run", "Take 'sdxl-union-promax'"),
+        ("sd21-512", "tile", "a1111", "no tile ControlNet for sd21-512", "there are: canny"),
+        ("sdxl", "sdxl-diffusers-canny-mid", "comfyui", "ComfyUI cannot run", "Use 'sdxl-union-promax'"),
     ],
 )
 def test_an_impossible_pair_is_refused_with_what_works(base, what, ui, said, instead):
@@ -97,12 +97,12 @@ def test_a_misspelt_task_ui_and_base_name_the_right_ones():
     with pytest.raises(ModelNotFound, match="No ControlNet for 'cany'") as caught:
         find_controlnet("sd15", "cany", ui="a1111")
     assert caught.value.hint.startswith("Did you mean 'canny'?")
-    with pytest.raises(ModelError, match="no web UI") as caught:
+    with pytest.raises(ModelError, match="not a web UI") as caught:
         find_controlnets("sd15", ui="a11111")
     assert "forge-neo" in caught.value.hint
     with pytest.raises(ModelNotFound, match="No model has the key"):
         find_controlnets("sd16")
-    with pytest.raises(ModelError, match="no base model for ControlNets"):
+    with pytest.raises(ModelError, match="not a base model for ControlNets"):
         find_controlnets("trocr-base-handwritten")
 
 
@@ -117,7 +117,7 @@ def test_sizes_add_up_and_a_download_asks_for_the_name_the_extension_knows(tmp_p
 
 
 def test_the_built_in_model_is_offered_no_controlnet() -> None:
-    with pytest.raises(ModelError, match="'demo' is no base model for ControlNets"):
+    with pytest.raises(ModelError, match="'demo' is not a base model for ControlNets"):
         find_controlnets("demo")
 
 

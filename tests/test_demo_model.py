@@ -1,9 +1,9 @@
 """The embedded model draws what its captions say; how often is measured by scripts/judge_demo_model.py."""
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 import demo_pictures as pictures
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.dreambooth.training.cache import encode_prompts
 from fastsd_helpers.dreambooth.training.sampling import draw_pictures
+
+require_installed("diffusers")
 
 
 @pytest.mark.numeric

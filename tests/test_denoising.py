@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 
 from fastsd_helpers.dreambooth.training.cache import Latents  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import (  # noqa: E402
@@ -16,6 +16,8 @@ from fastsd_helpers.dreambooth.training.loss import (  # noqa: E402
 )
 from fastsd_helpers.dreambooth.training.randomness import draw_step  # noqa: E402
 
+require_installed("diffusers")
+
 # From nearly clean to nearly all noise: where the weights are far from 1, and where they are 1.
 TIMESTEPS = torch.tensor([3, 60, 240, 500, 760, 990])
 HELD_OUT_NOISE = [0.777563, 0.516136, -1.493283, -0.029731]
@@ -23,6 +25,8 @@ HELD_OUT_NOISE = [0.777563, 0.516136, -1.493283, -0.029731]
 
 @pytest.fixture(scope="module")
 def unet():
+    import diffusers
+
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -37,6 +41,8 @@ def unet():
 
 
 def schedule_of(prediction):
+    import diffusers
+
     return diffusers.DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
     )

@@ -204,7 +204,7 @@ def test_a_single_file_becomes_a_base_model_through_a_converter_once(tmp_path, m
 
 
 def test_a_key_that_is_no_base_model_is_told_what_it_is():
-    with pytest.raises(ModelError, match=r"'sdxl-vae' \(SDXL VAE that works in fp16\) is no base model"):
+    with pytest.raises(ModelError, match=r"'sdxl-vae' \(SDXL VAE that works in fp16\) is not a base model"):
         fetch_model("sdxl-vae")
 
 
@@ -214,7 +214,7 @@ def test_a_key_that_is_no_base_model_is_told_what_it_is():
 def test_what_is_neither_folder_nor_key_nor_hub_id_says_where_was_looked(ref, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ModelNotFound, match="no folder of that name, it is no registry key, and it is no Hub id"
+        ModelNotFound, match="no folder of that name, it is not a registry key, and it is not a Hub id"
     ) as caught:
         fetch_model(ref)
     assert "sd15-inpaint" in caught.value.hint
@@ -357,7 +357,7 @@ def test_a_copy_in_the_cache_that_is_not_whole_is_not_used_offline(
 def test_a_download_that_was_stopped_is_not_taken_for_whole_offline(hub, cache, monkeypatch, caplog):
     hub_client = pytest.importorskip("huggingface_hub")
     if not hasattr(hub_client, "get_cached_repo_tree"):
-        pytest.skip("this huggingface_hub keeps no list of the files that belong together")
+        pytest.skip("huggingface_hub 2 or newer is needed, which keeps the list of a repository's files")
     folder = fetch_model(REPO, cache_dir=cache)
     (folder / "tokenizer/special_tokens_map.json").unlink()  # transformers would load without it, and differently
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

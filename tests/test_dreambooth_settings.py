@@ -87,7 +87,7 @@ def test_a_class_prompt_turns_the_prior_on_and_zero_turns_it_off() -> None:
     [
         ({"prior_weight": 1.0}, "need a class_prompt"),
         ({"class_images": 5}, "need a class_prompt"),
-        ({"class_prompt": "a dog |"}, "an empty part beside"),
+        ({"class_prompt": "a dog |"}, "an empty part next to"),
         ({"class_prompt": " "}, "class_prompt .--class-prompt. is empty"),
         ({"ema": 1.0}, "the largest is 0.99999"),
         ({"preset": "dog"}, "choose none, face, object, style"),

@@ -513,7 +513,7 @@ def test_a_drive_is_never_asked_for_more_than_it_has(tmp_path, monkeypatch, quic
         known = opened.gives_back
     assert known is (True if gives_back and moves else known)
     if not (gives_back and moves):
-        assert any("certainly free on Drive" in sentence for sentence in said)
+        assert any("surely free on Drive" in sentence for sentence in said)
         assert any("Empty Drive's trash" in sentence for sentence in said)
     assert most[0] <= account.quota
 

@@ -4,9 +4,9 @@ import re
 import zipfile
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import config_for  # noqa: E402
 
@@ -15,6 +15,8 @@ from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, SettingsError  # noqa: E402
 from fastsd_helpers.files import sha256_of  # noqa: E402
 from fastsd_helpers.forms.widgets.form import show_form  # noqa: E402
+
+require_installed("diffusers")
 
 
 @pytest.mark.numeric

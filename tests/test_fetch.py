@@ -109,7 +109,7 @@ def test_a_path_is_its_own_answer_and_nonsense_is_named(tmp_path):
     file.write_bytes(MODEL)
     assert fetch(file) == file
     assert fetch(str(file)) == file
-    with pytest.raises(ModelNotFound, match="no file here, no link and no key") as caught:
+    with pytest.raises(ModelNotFound, match="not a file here, a link or the key") as caught:
         fetch("nothing-like-it")
     assert "sd15" in caught.value.hint
     with pytest.raises(ModelNotFound, match="has no single file"):
@@ -119,7 +119,7 @@ def test_a_path_is_its_own_answer_and_nonsense_is_named(tmp_path):
 def test_a_file_with_other_content_is_not_replaced_unless_allowed(site, folder):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="is here already, but differs"):
+    with pytest.raises(DownloadError, match="exists already, but differs"):
         fetch(site.url("/model.safetensors"), folder)
     assert (folder / "model.safetensors").read_bytes() == b"mine"
     assert fetch(site.url("/model.safetensors"), folder, overwrite=True).read_bytes() == MODEL
@@ -470,9 +470,9 @@ def test_a_token_with_a_blank_inside_is_refused_before_it_is_sent(civitai, monke
     ("path", "said"),
     [
         ("/models/404", "no such model"),
-        ("/user/somebody", "no page of a model"),
+        ("/user/somebody", "not the page of a model"),
         ("/models/6", "has no version"),
-        ("/models/5?modelVersionId=abc", "no page of a model"),
+        ("/models/5?modelVersionId=abc", "not the page of a model"),
     ],
 )
 def test_a_civitai_link_that_leads_nowhere_is_told(civitai, path, said):
@@ -658,7 +658,7 @@ def test_a_redirect_to_something_that_is_no_web_address_is_not_followed(site, fo
 @pytest.mark.parametrize("where", ["http://[bad/x", "http://nobody.invalid:99999999/x", "http://nobody.invalid:x/"])
 def test_a_redirect_to_an_address_that_makes_no_sense_is_one_sentence(site, folder, where):
     site.default = Behaviour(redirect=where)
-    with pytest.raises(DownloadError, match=r"no web address|no connection"):
+    with pytest.raises(DownloadError, match=r"not a web address|no connection"):
         fetch(site.url("/model.safetensors"), folder)
     assert names_in(folder) == []
 
@@ -792,7 +792,7 @@ def test_two_hub_files_of_one_name_are_not_taken_for_each_other(hub, folder, tmp
     (other / "net.safetensors").write_bytes(MODEL[:-1] + bytes([MODEL[-1] ^ 1]))
     hub.repos["c/d"] = other
     assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
-    with pytest.raises(DownloadError, match="is here already, but differs"):
+    with pytest.raises(DownloadError, match="exists already, but differs"):
         fetch(HubFile("c/d", "net.safetensors"), folder)
     assert fetch(HubFile("a/b", "net.safetensors"), folder).read_bytes() == MODEL
     assert fetch(HubFile("c/d", "net.safetensors"), folder, overwrite=True).read_bytes() != MODEL

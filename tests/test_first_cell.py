@@ -409,7 +409,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("setuptools", "nbclient", "ipykernel"):
         # Looked for, not imported: setuptools refuses where something has imported the old distutils before it.
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
+            pytest.skip(f"{package} is not installed (pip install {package})")
     folder = tmp_path_factory.mktemp("release")
     command = [sys.executable, str(ROOT / "scripts" / "make_release.py"), "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         ("folder/of/mine/nothere.ckpt", "There is no file 'folder/of/mine/nothere.ckpt'."),
         ("SD15", "Did you mean 'sd15'?"),
         ("sdx", "Did you mean 'sdxl'?"),
-        ("nothing like it at all", "it is no registry key"),
+        ("nothing like it at all", "it is not a registry key"),
     ],
 )
 def test_a_model_named_wrongly_is_told_what_is_wrong_with_the_name(

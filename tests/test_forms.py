@@ -120,10 +120,10 @@ def test_the_form_says_at_once_what_is_wrong_and_stops_saying_it() -> None:
     form = show_form(PaintConfig)
     widget(form, "coats").value = "20"
     assert form._fields["coats"].problem == "coats is 20; the largest is 9"
-    assert text_of(form._box).count("the largest is 9") == 1, "at its field, and once"
+    assert text_of(form.box).count("the largest is 9") == 1, "at its field, and once"
     assert form._message.value == ""
     widget(form, "coats").value = "9"
-    assert "the largest is 9" not in text_of(form._box)
+    assert "the largest is 9" not in text_of(form.box)
 
 
 def test_what_is_wrong_stands_at_its_field_and_opens_the_folded_part_it_is_in() -> None:
@@ -155,7 +155,7 @@ def test_fields_that_do_not_go_together_complain_at_the_first_that_is_named() ->
     assert form._fields["posts"].problem == ""
     widget(form, "posts").value = "13"
     assert "a fence needs a gate" in form._message.value, "what belongs to no field is said too"
-    assert "--" not in text_of(form._box).replace("--jp", "")
+    assert "--" not in text_of(form.box).replace("--jp", "")
 
 
 def test_a_cell_that_uses_a_wrong_form_leaves_the_reason_at_the_field_too() -> None:
@@ -182,7 +182,7 @@ def test_update_with_a_value_that_cannot_be_shown_names_the_choices(values: dict
 
 
 def test_the_help_is_shown_with_limits_and_as_text_not_as_markup() -> None:
-    shown = text_of(show_form(PaintConfig)._box)
+    shown = text_of(show_form(PaintConfig).box)
     assert "layers of paint (1 to 9)" in shown
     assert "&lt;b&gt;ladder&lt;/b&gt;" in shown
 
@@ -227,16 +227,16 @@ def test_the_base_model_is_chosen_in_a_list_that_says_what_it_is_and_whether_it_
     assert offered == ["auto", *(spec.key for spec in models() if spec.trainable), ""]
     choice.known.value = "sd15"
     assert form.config().base_model == "sd15"
-    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form._box)
+    assert "⚠ wants 12 GB of GPU memory, and Little GPU has 9 GB" in text_of(form.box)
     form.update(method="lora")
-    assert "✓ wants 8 GB" in text_of(form._box)
+    assert "✓ wants 8 GB" in text_of(form.box)
     form.update(base_model="https://example.org/model.safetensors")
     assert choice.known.value == ""
-    assert "A link" in text_of(form._box)
+    assert "A link" in text_of(form.box)
 
 
 def test_advanced_settings_are_folded_away() -> None:
-    box = show_form(PaintConfig)._box
+    box = show_form(PaintConfig).box
     accordion = next(child for child in box.children if type(child).__name__ == "Accordion")
     assert accordion.selected_index is None
     assert "strokes" in text_of(accordion)
@@ -277,8 +277,8 @@ def parts_of(form: Form[Any]) -> tuple[set[str], set[str]]:
     def inside(box: Any) -> list[Any]:
         return [box, *(found for child in getattr(box, "children", ()) for found in inside(child))]
 
-    folded = {id(each) for box in inside(form._box) if type(box).__name__ == "Accordion" for each in inside(box)}
-    shown = {id(each) for each in inside(form._box)} - folded
+    folded = {id(each) for box in inside(form.box) if type(box).__name__ == "Accordion" for each in inside(box)}
+    shown = {id(each) for each in inside(form.box)} - folded
     places = {name: id(field.widget) for name, field in form._fields.items()}
     return (
         {name for name, place in places.items() if place in shown},
@@ -309,7 +309,7 @@ def test_a_form_displays_itself_and_a_page_without_widgets_says_what_to_do(monke
     form = show_form(PaintConfig)
     form._ipython_display_()
     (bundle,) = shown
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == form._box.model_id
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == form.box.model_id
     assert "JupyterLab" in bundle["text/plain"]
     assert "pip install" in bundle["text/plain"]
     assert "VBox" not in bundle["text/plain"]
@@ -344,10 +344,10 @@ def test_every_input_has_its_label_and_every_form_its_name() -> None:
 
     for settings in (PaintConfig, *forms_of_the_notebooks()):
         form = show_form(settings)
-        found = [each for each in inputs(form._box) if type(each).__name__ not in ("HTML", "FileUpload")]
+        found = [each for each in inputs(form.box) if type(each).__name__ not in ("HTML", "FileUpload")]
         assert len(found) >= len(form._fields)
         assert all(each.description.strip() for each in found), settings
-        name = html.unescape(re.search(r'fastsd-name">([^<]*)', form._box.children[0].value)[1])
+        name = html.unescape(re.search(r'fastsd-name">([^<]*)', form.box.children[0].value)[1])
         assert len(name) > 3
         assert settings.__doc__.startswith(name)
 
@@ -393,14 +393,14 @@ def test_values_of_another_version_are_set_aside_and_said(tmp_path: Path) -> Non
     session.save(forms={"PaintConfig": {"roller": 1, "finish": "silk", "coats": 6}})
     form = show_form(PaintConfig, restore=session)
     assert form.config() == PaintConfig(coats=6)
-    said = text_of(show_form(PaintConfig, restore=Session.open("wall", root=tmp_path))._box)
+    said = text_of(show_form(PaintConfig, restore=Session.open("wall", root=tmp_path)).box)
     assert "roller" not in said, "what was set aside is gone once the form has been saved again"
 
 
 def test_what_was_set_aside_is_named_in_the_form(tmp_path: Path) -> None:
     session = Session.create("wall", root=tmp_path)
     session.save(forms={"PaintConfig": {"roller": 1, "finish": "silk"}})
-    shown = text_of(show_form(PaintConfig, restore=session)._box)
+    shown = text_of(show_form(PaintConfig, restore=session).box)
     assert "roller = 1" in shown
     assert "silk" in shown
 

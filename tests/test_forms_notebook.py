@@ -104,10 +104,10 @@ def test_both_shapes_of_an_upload_are_read() -> None:
 
 def test_what_is_uploaded_is_in_the_session_at_once_and_becomes_the_setting(session: Session) -> None:
     form = forms.show_photos_form(session)
-    button = find(form._box, "FileUpload")
+    button = find(form.box, "FileUpload")
     button.set_trait("value", upload_value({"zib dog (1).png": photo(1), "zib dog (1).txt": b"zib dog on a beach"}))
     assert form.config().images == str(session.folder / "uploads")
-    assert "1 uploaded photo in this session, 1 with a caption" in text_of(form._box)
+    assert "1 uploaded photo in this session, 1 with a caption" in text_of(form.box)
     again = forms.show_photos_form(Session.open("rex", root=session.folder.parent))
     assert again.config().images == str(session.folder / "uploads"), "also after a restart"
     again.update(size=64)
@@ -117,14 +117,14 @@ def test_what_is_uploaded_is_in_the_session_at_once_and_becomes_the_setting(sess
 
 def test_a_second_upload_adds_and_says_what_it_left_out(session: Session) -> None:
     form = forms.show_photos_form(session)
-    button = find(form._box, "FileUpload")
+    button = find(form.box, "FileUpload")
     button.set_trait("value", upload_value({"a.png": photo(1)}))
     button.set_trait(
         "value", upload_value({"copy of a.png": photo(1), "a.png": photo(2), "film.mp4": b"x", "empty.jpg": b""})
     )
     names = [path.name for path in list_uploads(session)]
     assert names == ["a (2).png", "a.png"]
-    shown = text_of(form._box)
+    shown = text_of(form.box)
     for words in ("copy of a.png: is here already as a.png", "film.mp4: is not an image", "empty.jpg: is empty"):
         assert words in shown
 
@@ -148,7 +148,7 @@ def test_a_file_in_pieces_arrives_whole_and_every_piece_is_answered(session: Ses
     assert list_uploads(session)[0].read_bytes() == photo(1)
     assert form.config().images == str(session.folder / "uploads")
     send_pieces(form._bridge, "nothing.png", b"", 1000)
-    assert "nothing.png: is empty" in text_of(form._box)
+    assert "nothing.png: is empty" in text_of(form.box)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ def test_a_hostile_name_stays_in_the_uploads_folder(session: Session, name: str)
 
 def test_uploads_can_be_removed_again(session: Session) -> None:
     form = forms.show_photos_form(session)
-    find(form._box, "FileUpload").set_trait("value", upload_value({"a.png": photo(1)}))
-    find(form._box, "Button", "Remove all").click()
+    find(form.box, "FileUpload").set_trait("value", upload_value({"a.png": photo(1)}))
+    find(form.box, "Button", "Remove all").click()
     assert len(list_uploads(session)) == 1, "it asks first"
-    find(form._box, "Button", "Yes, remove all").click()
+    find(form.box, "Button", "Yes, remove all").click()
     assert list_uploads(session) == []
     assert form.config().images == ""
 
@@ -791,7 +791,7 @@ def test_a_session_is_deleted_only_after_a_second_press(session: Session) -> Non
     view._delete.click()
     view._sure.click()
     assert [item.name for item in list_sessions(session.folder.parent)] == ["rex"]
-    assert "trash" not in view._message.value, "this is no Drive"
+    assert "trash" not in view._message.value, "this is not a Drive"
 
 
 def test_what_is_said_of_room_on_drive_is_true_of_what_was_deleted(

@@ -312,7 +312,7 @@ def test_the_block_is_shown_whole_and_follows_a_new_address(
     webui: NotebookUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="fastsd_helpers")
-    with pytest.raises(WebUIError, match="does not run") as caught:
+    with pytest.raises(WebUIError, match="is not running") as caught:
         cells.share_ui(TunnelConfig(), webui)
     assert "cell 6b" in caught.value.hint
     asked: list[Any] = []
@@ -355,7 +355,7 @@ def test_a_link_with_other_settings_replaces_the_one_before(webui: NotebookUI, m
 
 def test_stopping_takes_a_press_and_says_what_runs(webui: NotebookUI) -> None:
     view = forms.show_stop(webui)
-    assert "No web UI runs." in view._message.value
+    assert "No web UI is running." in view._message.value
     view._stop.click()
     assert "No web UI was running, so nothing was stopped." in view._message.value
     webui.running, webui.link = FakeUI(webui), make_link()
@@ -409,7 +409,7 @@ def test_what_is_kept_is_listed_by_size_and_deleted_after_a_second_press(webui: 
 
 
 def test_a_program_that_runs_is_not_deleted(webui: NotebookUI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_usage, "read_state", lambda places: type("State", (), {"title": "AUTOMATIC1111"}))
+    monkeypatch.setattr(disk_usage, "read_run", lambda run: type("State", (), {"title": "AUTOMATIC1111"}))
     monkeypatch.setattr(disk_usage, "is_running", lambda state: True)
     with pytest.raises(WebUIError, match="is running, so it was not deleted"):
         disk_usage.delete_kept(disk_usage.Kept("program", "x", webui.places.root, 1), webui.places)

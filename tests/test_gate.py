@@ -649,7 +649,7 @@ def test_an_address_is_believed_only_from_the_service_that_sets_it(site: int, he
         assert tries(X_Forwarded_For="203.0.113.9") == (bound if forwarded else free), "a victim that was named is free"
         if header:
             name = header.replace("-", "_")
-            assert tries(**{name: "10.1.2.3"}) == free, "a machine before the service is no visitor"
+            assert tries(**{name: "10.1.2.3"}) == free, "a machine before the service is not a visitor"
             assert tries(**{name: "made up"}) == free
             assert tries(**{name: "2001:db8:1:2::1"}) == bound
             assert tries(**{name: "2001:db8:1:2:ffff::9"}) == [429] * 3, "who has one of a /64 has all"

@@ -13,8 +13,8 @@ import pytest
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.webui import LaunchConfig, find_ui, plan, uis
 from fastsd_helpers.webui.arguments import refused_arguments
-from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.running.crash import explain_crash
+from fastsd_helpers.webui.settings import read_extensions
 
 GUARDS = Path(plan.__code__.co_filename).parents[1] / "guards"
 

@@ -320,7 +320,7 @@ def test_a_model_that_is_gone_is_told_with_the_next_step(comfy: Comfy) -> None:
     assert said[0].startswith("Lost: linked.safetensors is not where it was when it was placed. Put it back there")
     assert str(comfy.data.parent) not in said[0], "its owner's folders are nobody's business"
     assert said[1] is None, "what was never there is the web UI's own to tell"
-    assert comfy.ask(("model", "linked.safetensors", False)) == [None], "a list of files is no prompt"
+    assert comfy.ask(("model", "linked.safetensors", False)) == [None], "a list of files is not a prompt"
     chosen, fine = comfy.ask(("choose", "gone.safetensors", False), ("choose", "m.safetensors", False))
     assert "fastsd webui place" in chosen["1"]["errors"][0]["details"]
     assert fine == {}

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("diffusers")
 
 from hostile_doors import DOORS, LOCAL
 from hostile_models import FOREIGN, KINDS, contents, write
 from hub_server import HubServer
 
 from fastsd_helpers.errors import FastSDError
+
+require_installed("diffusers")
 
 CASES = [(kind, door) for kind in KINDS for door in DOORS[KINDS[kind].model]]
 

@@ -171,11 +171,11 @@ def test_a_session_without_pictures_says_so(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_session_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "film.mp4").write_bytes(b"x")
-    with pytest.raises(SessionError, match="is no session") as caught:
+    with pytest.raises(SessionError, match="is not a session") as caught:
         import_session("rex", source=tmp_path / "holiday", root=tmp_path / "sessions")
     assert "instance_images.zip" in caught.value.hint
     assert not (tmp_path / "sessions" / "rex").exists()
-    with pytest.raises(SessionError, match="is no session"):
+    with pytest.raises(SessionError, match="is not a session"):
         import_session("rex", source=tmp_path / "nowhere", root=tmp_path / "sessions")
 
 

@@ -19,7 +19,6 @@ from fastsd_helpers.wheels import InstallReport, installer, tools
 from fastsd_helpers.wheels.difference import Change
 from fastsd_helpers.wheels.environment import Environment
 from fastsd_helpers.wheels.lockfile import Lock, LockedFile, LockedRow, LockSet
-from fastsd_helpers.wheels.proof import Proof
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
 
 PLATFORM = "linux x86_64"
@@ -351,9 +350,9 @@ def test_what_was_installed_is_imported_and_then_no_longer_noted(world: World, m
     asked: list[list[str]] = []
     problems: list[str] = []
 
-    def prove(_environment: Environment, names: list[str]) -> Proof:
+    def prove(_environment: Environment, names: list[str]) -> tuple[list[str], list[str]]:
         asked.append(list(names))
-        return Proof({}, ("alpha", "beta"), tuple(problems), cuda=False)
+        return ["alpha", "beta"], list(problems)
 
     monkeypatch.setattr(installer, "prove", prove)
     world.here.installed["beta"] = "2.5"

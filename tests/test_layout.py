@@ -52,6 +52,20 @@ WORKFLOWS = {"dreambooth", "webui", "trocr"}
 KNOW_COLAB = {"runtime", "drive"}
 # They run in a web UI's own process, where this package is not installed, and know each other by their bare names.
 GUARDS = {path.stem for path in (PACKAGE / "webui" / "guards").glob("*.py")}
+# Engines: they import the packages they compute with at their top. Whatever else is imported needs the standard library
+# alone, so nothing but another engine imports one at its own top; whoever needs one does so inside a function.
+ENGINES = {
+    "fastsd_helpers.checkpoints.lora.changes": {"numpy"},
+    "fastsd_helpers.checkpoints.lora.fusing": {"numpy"},
+    "fastsd_helpers.checkpoints.lora.layers": {"numpy"},
+    "fastsd_helpers.checkpoints.lora.lycoris": {"numpy"},
+    "fastsd_helpers.checkpoints.lora.second_reader": {"numpy"},
+    "fastsd_helpers.checkpoints.lora_converter": {"numpy"},
+    "fastsd_helpers.checkpoints.models.merge": set(),
+    "fastsd_helpers.checkpoints.models.merge_places": set(),
+    "fastsd_helpers.checkpoints.models.merged_source": {"numpy"},
+    "fastsd_helpers.images.faces": {"numpy"},
+}
 
 
 class Import(NamedTuple):
@@ -107,8 +121,11 @@ def layout_problems(unit: str, module: str, source: str) -> Iterator[str]:
         if top == "ipywidgets" and unit != "forms":
             yield f"{module} imports ipywidgets; only forms does"
         beside = GUARDS if module.startswith("fastsd_helpers.webui.guards.") else set()
-        if level == "module" and top not in {*sys.stdlib_module_names, "fastsd_helpers", *beside}:
+        own = ENGINES.get(module, set())
+        if level == "module" and top not in {*sys.stdlib_module_names, "fastsd_helpers", *beside, *own}:
             yield f"{module} imports {top} at module level; do it inside the function that needs it"
+        if level == "module" and module not in ENGINES and ENGINES.keys() & {name, name.rpartition(".")[0]}:
+            yield f"{module} imports the engine {name} at module level; do it inside the function that needs it"
     if "google.colab" in source and unit not in KNOW_COLAB:
         yield f"{module} mentions google.colab; only {' and '.join(sorted(KNOW_COLAB))} do"
 
@@ -235,6 +252,18 @@ def test_the_type_checker_looks_at_every_module() -> None:
     assert not silenced, "a whole file is taken out of the check"
 
 
+def test_the_list_of_engines_holds_no_module_that_is_none() -> None:
+    # One without a package of its own is on it because it imports another engine.
+    needs = {}
+    for _unit, module, path in our_files():
+        at_import = {name for name, level in imports_of(path.read_text(encoding="utf-8"), module) if level == "module"}
+        packages = {name.split(".")[0] for name in at_import} - {*sys.stdlib_module_names, "fastsd_helpers"}
+        others = {other for name in at_import for other in (name, name.rpartition(".")[0]) if other in ENGINES}
+        if module in ENGINES and (packages or others):
+            needs[module] = packages
+    assert needs == ENGINES
+
+
 def test_the_package_itself_imports_nothing_at_import() -> None:
     source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     at_import = {name for name, level in imports_of(source, "fastsd_helpers.__init__") if level == "module"}
@@ -251,6 +280,8 @@ def test_the_package_itself_imports_nothing_at_import() -> None:
         ("sessions", "def f():\n    import ipywidgets", "only forms"),
         ("sessions", "import torch", "at module level"),
         ("sessions", "class A:\n    import numpy", "at module level"),
+        ("dreambooth", "from fastsd_helpers.checkpoints.lora import layers", "imports the engine"),
+        ("dreambooth", "from fastsd_helpers.checkpoints.lora_converter import write_kohya", "imports the engine"),
         ("sessions", "try:\n    from PIL import Image\nexcept ImportError: pass", "at module level"),
         ("sessions", "def f():\n    from google.colab import drive", "mentions google.colab"),
     ],
@@ -264,6 +295,7 @@ def test_the_rules_notice_a_file_that_breaks_them(unit: str, source: str, expect
     [
         "from fastsd_helpers.errors import FastSDError",
         "def f():\n    import torch",
+        "def f():\n    from fastsd_helpers.images import faces",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
         "from fastsd_helpers import __version__",
     ],

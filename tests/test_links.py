@@ -102,8 +102,8 @@ def test_names_that_every_disk_can_keep_are_taken(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [("x" * 201, "is too long"), ("ü" * 101, "is too long"), ("a\x1fb", "characters"), ("a\nb", "characters"),
-     *((f"a{letter}b", "characters") for letter in '<>:"|?*'), ("", "no file name"), (".", "no file name"),
-     ("..", "no file name"), (".hidden", "is hidden"), ("a/b", "points outside"), ("a\\b", "points outside")],
+     *((f"a{letter}b", "characters") for letter in '<>:"|?*'), ("", "not a file name"), (".", "not a file name"),
+     ("..", "not a file name"), (".hidden", "is hidden"), ("a/b", "points outside"), ("a\\b", "points outside")],
 )  # fmt: skip
 def test_names_that_lead_out_or_that_some_disk_cannot_keep_are_not(name: str, said: str) -> None:
     with pytest.raises(DownloadError, match=said):
@@ -145,8 +145,8 @@ def test_every_site_is_known_by_its_host(text: str, found: Link | HubFile) -> No
         ("https://huggingface.co/a/b", "is the page of a repository"),
         ("https://hf.co/a/b/tree/main/c", "is the page of a repository"),
         ("https://huggingface.co/a/b/", "is the page of a repository"),
-        ("https://a b.example/c", "is no web address"),
-        ("model.safetensors", "is no web address"),
+        ("https://a b.example/c", "is not a web address"),
+        ("model.safetensors", "is not a web address"),
         ("https:///b", "has no host name"),
         ("https://[::1/b", "its host name is invalid"),
         ("https://a.example:port/b", "its host name is invalid"),
@@ -156,9 +156,9 @@ def test_every_site_is_known_by_its_host(text: str, found: Link | HubFile) -> No
         ("https://drive.google.com/file/d/short/view", "names no file on Google Drive"),
         ("https://drive.google.com/open?id=123456789", "names no file on Google Drive"),
         ("https://drive.google.com/", "names no file on Google Drive"),
-        ("https://civitai.com/images/5", "is no page of a model on CivitAI"),
-        ("https://civitai.com/models/abc", "is no page of a model on CivitAI"),
-        ("https://civitai.com/models/5?modelVersionId=x1", "is no page of a model on CivitAI"),
+        ("https://civitai.com/images/5", "is not the page of a model on CivitAI"),
+        ("https://civitai.com/models/abc", "is not the page of a model on CivitAI"),
+        ("https://civitai.com/models/5?modelVersionId=x1", "is not the page of a model on CivitAI"),
     ],
 )
 def test_what_leads_to_no_file_is_said(text: str, said: str) -> None:

@@ -5,10 +5,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("peft")
 
 from closeness import assert_close_to  # noqa: E402
 from dreambooth_runs import (  # noqa: E402
@@ -23,6 +22,8 @@ from fastsd_helpers.dreambooth.results.learned import ExportConfig, SampleConfig
 from fastsd_helpers.errors import CheckpointError, SessionError, SettingsError  # noqa: E402
 from fastsd_helpers.playground import open_artist  # noqa: E402
 from fastsd_helpers.playground.loras import load_lora  # noqa: E402
+
+require_installed("diffusers", "peft")
 
 LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 6.0, "unet_lr": 1e-2, "text_encoder_lr": 1e-2}
 

@@ -477,7 +477,7 @@ def test_parts_may_be_written_in_two_layouts():
         (["lora_unet_strange.lora_down.weight"], "'strange'"),
         ([f"{KOHYA_XL}_attn1_to_k.alpha", "bundle_emb.robot.clip_l"], "embedding .textual inversion."),
         ([f"{KOHYA_XL}_attn1_to_k.lora_down.0.weight"], "intermediate training file"),
-        ([f"{KOHYA_XL}_attn1_to_k.alpha", "optimizer.step"], "'optimizer.step', which is no tensor of a LoRA"),
+        ([f"{KOHYA_XL}_attn1_to_k.alpha", "optimizer.step"], "'optimizer.step', which is not a tensor of a LoRA"),
         ([f"unet.proj_out.lora_A.{own}.weight" for own in ("default", "other")], "two adapters"),
         (["text_encoder.text_model.embeddings.token_embedding.lora_embedding_A"], "token embeddings"),
         (["lora_te1_encoder_layers_40_mlp_fc1.lora_up.weight", f"{KOHYA_XL}_attn1_to_k.lora_up.weight"], "SDXL models"),

@@ -8,9 +8,9 @@ from closeness import assert_close_to
 from test_lora_layouts import AB, DOWN_UP, ORIGINALS, flat, text_rule
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.lora.layouts import read_layout
+from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, read_layout
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora_converter import LORA_FILE, convert_lora
+from fastsd_helpers.checkpoints.lora_converter import convert_lora
 from fastsd_helpers.errors import CheckpointError
 
 # Of the largest value: products of two fp32 matrices, the alpha shared out between them.
@@ -426,7 +426,7 @@ def test_zeros_for_embeddings_are_left_out_and_numbers_are_refused(tmp_path):
     assert len(load_file(written.path)) == 2
     assert any("1 all-zero layers of embeddings" in note for note in written.notes)
     save_file(arrays, tmp_path / "numbers.safetensors")
-    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', no linear"):
+    with pytest.raises(CheckpointError, match="changes 'text_model_embeddings_position_embedding', neither a linear"):
         convert_lora(tmp_path / "numbers.safetensors", tmp_path / "other.safetensors", **PLAIN)
     assert not (tmp_path / "other.safetensors").exists()
 

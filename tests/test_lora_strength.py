@@ -196,7 +196,7 @@ def test_the_pattern_we_write_means_one_module_of_the_model(family) -> None:
 
 @pytest.mark.parametrize("pattern", ["(", "[", "a" * 3000, "(a+)+b", r"(.*)*", "a*b*c*d*e*f*g*"])
 def test_patterns_that_nobody_can_match_are_refused(pattern, tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="metadata have the pattern"):
+    with pytest.raises(CheckpointError, match="metadata has the pattern"):
         convert(
             tmp_path, pairs(f"unet.{CROSS}"), described(**{"unet.lora_alpha": 2, "unet.alpha_pattern": {pattern: 1}})
         )
@@ -274,8 +274,8 @@ def test_a_rank_that_is_not_the_matrices_and_a_pattern_without_a_layer_are_said(
     written = convert(tmp_path, pairs(f"unet.{CROSS}", f"unet.{Q}"), described(**config))
     assert written.notes == (
         f"The header's metadata states rank 8 for unet.{CROSS}; the matrices have rank 4, which was used.",
-        "alpha_pattern in the header's metadata names 'to_v', which is no layer of this LoRA.",
-        "rank_pattern in the header's metadata names 'proj_out', which is no layer of this LoRA.",
+        "alpha_pattern in the header's metadata names 'to_v', which is not a layer of this LoRA.",
+        "rank_pattern in the header's metadata names 'proj_out', which is not a layer of this LoRA.",
     )
     assert set(alphas_of(written.path).values()) == {8.0}
 
@@ -295,9 +295,9 @@ def test_matrices_of_zeros_are_said(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"unet.lora_alpha": "a lot"}, "states lora_alpha as 'a lot', which is no number"),
-        ({"unet.lora_alpha": [1]}, "which is no number"),
-        ({"unet.lora_alpha": True}, "which is no number"),
+        ({"unet.lora_alpha": "a lot"}, "states lora_alpha as 'a lot', which is not a number"),
+        ({"unet.lora_alpha": [1]}, "which is not a number"),
+        ({"unet.lora_alpha": True}, "which is not a number"),
         ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"to_k": "x"}}, "states to_k as 'x'"),
         ({"unet.lora_alpha": 1, "unet.alpha_pattern": [1]}, "states alpha_pattern as"),
         ({"unet.lora_alpha": 1, "unet.init_lora_weights": "pissa_niter_4"}, "trained on changed weights"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastsd_helpers import demo, forms
+from fastsd_helpers import demo
 from fastsd_helpers.errors import CheckpointError, FastSDError, ModelError, SettingsError
 from fastsd_helpers.forms import ModelFileConfig, look_or_convert
 from fastsd_helpers.forms.widgets import page_view
@@ -96,16 +96,12 @@ def test_a_page_that_takes_long_to_open_says_how_long_and_what_the_library_does(
         def close(self) -> None:
             shown.append("ended")
 
-    class View(page_view.PageView[LocalPage]):
-        def _start(self) -> LocalPage:
-            logging.getLogger("fastsd_helpers").warning("The weights are read.")
-            assert go_on.wait(60)
-            return Page()
+    def start() -> LocalPage:
+        logging.getLogger("fastsd_helpers").warning("The weights are read.")
+        assert go_on.wait(60)
+        return Page()
 
-        def _where(self, page: LocalPage) -> tuple[str, str]:
-            return "http://127.0.0.1:1", "User: x"
-
-    view = View("playground", "Loading the model…")
+    view = page_view.PageView("playground", start, lambda page: ("http://127.0.0.1:1", "User: x"))
 
     def note(change: Any) -> None:
         shown.append(change["new"])
@@ -124,16 +120,14 @@ def test_a_page_that_takes_long_to_open_says_how_long_and_what_the_library_does(
 
 
 def test_a_page_that_cannot_be_opened_says_why_and_can_be_tried_again() -> None:
-    class View(page_view.PageView[LocalPage]):
-        def _start(self) -> LocalPage:
-            raise ModelError("There is no model <x>.", "Choose another one.")
+    def start() -> LocalPage:
+        raise ModelError("There is no model <x>.", "Choose another one.")
 
-        def _where(self, page: LocalPage) -> tuple[str, str]:
-            raise AssertionError(page)
+    def where(page: LocalPage) -> tuple[str, str]:
+        raise AssertionError(page)
 
-    view = View("playground", "Loading the model…")
+    view = page_view.PageView("playground", start, where)
     view._open.click()
     assert "There is no model &lt;x&gt;." in view._message.value
     assert "Choose another one." in view._message.value
     assert not view._open.disabled
-    assert forms.PlayView is not None

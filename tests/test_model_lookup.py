@@ -458,7 +458,7 @@ def test_a_folder_that_is_a_circle_itself_is_one_sentence(tmp_path: Path) -> Non
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match="is no file but a pipe"):
+    with pytest.raises(ModelError, match="is not a file but a pipe"):
         require_inert([tmp_path / "model.safetensors"])
 
 

@@ -59,15 +59,15 @@ def test_it_installs_starts_and_shares_and_run_again_in_a_new_kernel_too_all_of_
     assert "for sd15 there is canny" in said
     assert seen.count("AUTOMATIC1111 v1.10.1 answers after") == 1
     assert "its model is loaded" in seen
-    assert "AUTOMATIC1111 v1.10.1 runs already with these settings" in said
+    assert "AUTOMATIC1111 v1.10.1 is already running with these settings" in said
     assert "The link opened before is still open." in said
     passwords = set(re.findall(r"Password:  (\S+)", seen))
     assert len(passwords) == 1
     assert f"its link is {link.url}" in seen
     assert "demo.safetensors" in str(notebook.metadata.widgets)
     later, shown = output_of(again), shown_by_widgets(again)
-    assert "AUTOMATIC1111 v1.10.1 runs already, on port" in later
-    assert "AUTOMATIC1111 v1.10.1 runs already with these settings" in later
+    assert "AUTOMATIC1111 v1.10.1 is already running, on port" in later
+    assert "AUTOMATIC1111 v1.10.1 is already running with these settings" in later
     assert f"its link is open: {link.url}" in later
     assert set(re.findall(r"Password:  (\S+)", shown)) == passwords, "the login is shown again"
     for text in (said, later):
@@ -123,7 +123,7 @@ def test_cells_out_of_order_say_which_one_to_run_and_follow_what_was_changed(
     assert "is installed in" in said[13]
     assert "answers on port" in said[14]
     assert "until cell 6b restarts it" in said[16]
-    assert "which runs with other settings, is stopped first" in said[17]
+    assert "which is running with other settings, is stopped first" in said[17]
     assert runs
     assert state.port == changes["LaunchConfig"]["port"], "what was typed before is used"
     assert (Path(other) / "models").is_dir()
@@ -168,7 +168,7 @@ def test_without_a_gpu_nothing_is_installed_unless_it_was_asked_for(tmp_path: Pa
         pytest.skip("there is a GPU here")
     notebook = run_notebook(NOTEBOOK, tmp_path, changes={"InstallConfig": {"folder": str(tmp_path / "programs")}})
     said = output_of(notebook)
-    assert "There is no GPU here, with which AUTOMATIC1111 v1.10.1 needs seconds" in said
+    assert "There is no GPU here: AUTOMATIC1111 v1.10.1 takes minutes" in said
     assert "tick 'without gpu' in cell 2a" in said
     assert not (tmp_path / "programs").exists()
 

@@ -276,7 +276,7 @@ def test_trocr_reads_a_page_a_pdf_and_a_heic_of_ones_own(tmp_path: Path, kind: s
     changes = {"show_lines_form": {"images": str(tmp_path / kind), "reader": str(tmp_path / "reader")}}
     shown = output_of(run_notebook(ROOT / "notebooks" / "trocr.ipynb", tmp_path, changes=changes))
     assert "4 lines read" in shown
-    assert "Nothing was trained: No line is corrected yet" in shown
+    assert "Nothing was trained: No line has been corrected yet" in shown
     text = (tmp_path / "Fast-TrOCR" / "Sessions" / "my-handwriting" / "text.csv").read_text(encoding="utf-8-sig")
     assert text.count(kind) == 4
 

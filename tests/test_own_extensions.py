@@ -18,7 +18,7 @@ from fastsd_helpers.webui.extensions import installation
 from fastsd_helpers.webui.extensions.kept import is_shared, keep_settings, read_kept
 from fastsd_helpers.webui.extensions.packages import prepare_extension
 
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed (apt install git)")
 
 
 def commit_in(folder: Path, **files: str) -> str:

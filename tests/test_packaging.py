@@ -108,7 +108,7 @@ def test_the_pinned_versions_take_the_oldest_python_that_is_promised() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Not imported: that fails in a process where somebody has imported Python's own distutils.
     if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("setuptools is not installed")
+        pytest.skip("setuptools is not installed (pip install setuptools)")
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     source.mkdir()

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath, answer_headers, refusal
 from fastsd_helpers.webui import uis
-from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
+from fastsd_helpers.webui.catalog import A1111_CLOSED, COMFYUI_CLOSED
 
 HASH = "ab" * 20
 

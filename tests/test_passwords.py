@@ -115,7 +115,7 @@ def test_the_first_line_counts_with_any_signs(start: str, newline: str, tmp_path
         (b"two words here\n", "contains a space"),
         (b"trailing-blank \n", "contains a space"),
         (b"user:password\n", "contains a space, comma, colon, quote"),
-        (b"\xff\xfe\x00binary", "is no text in UTF-8"),
+        (b"\xff\xfe\x00binary", "is not UTF-8 text"),
         (b"x" * 5000, "has 4096 characters"),
         (b"a-null-\x00-inside", "control character"),
         (b"a-bell-\x07-inside", "control character"),

@@ -110,7 +110,7 @@ def test_a_model_that_does_not_exist_is_said_so() -> None:
 
 def test_the_page_draws_and_closes(artist: Artist) -> None:
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed")
+        pytest.skip("gradio is not installed (pip install gradio)")
     import urllib.error
     import urllib.request
 

@@ -379,7 +379,7 @@ BAD = {
     "web page": (lambda: b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
     "lfs pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
     "empty": (lambda: b"", "is empty"),
-    "noise": (lambda: bytes(range(256)) * 9, "is no image"),
+    "noise": (lambda: bytes(range(256)) * 9, "is not an image"),
     "bomb": (lambda: huge_png(30_000, 30_000), "more than 128 megapixels"),
     "bomb below pillow's own limit": (lambda: huge_png(13_000, 13_000), "13000 x 13000: more than 128 megapixels"),
     "cut jpeg": (lambda: as_bytes(picture(1), "JPEG")[:3000], "truncated or damaged"),
@@ -566,7 +566,9 @@ def test_small_and_blurred_pictures_are_reported(session: Session, folder: Path)
     assert found["sharp.png"] == []
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the six real photo sets are not here")
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(), reason=f"{PHOTOS} is missing: six sets of photos from github.com/google/dreambooth"
+)
 def test_sharpness_and_likeness_tell_real_photos_apart() -> None:
     hashes = []
     for path in sorted(PHOTOS.glob("*/0[024].jpg")):
@@ -774,7 +776,7 @@ def test_boxes_that_do_not_fit_stop_the_run_and_change_nothing(
     with pytest.raises(DatasetError, match=problem):
         run(session, folder, boxes=str(boxes))
     assert not list(session.instance_images.iterdir())
-    with pytest.raises(DatasetError, match="no file of boxes"):
+    with pytest.raises(DatasetError, match="no file of crop boxes"):
         run(session, folder, boxes=str(tmp_path / "gone.json"))
 
 

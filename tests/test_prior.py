@@ -1,9 +1,9 @@
 """Prior preservation, averages, v-prediction and what else changes the objective, in whole runs on small models."""
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import (  # noqa: E402
     build_base,
@@ -20,6 +20,8 @@ from fastsd_helpers.dreambooth import export, train  # noqa: E402
 from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.dreambooth.training import class_images  # noqa: E402
 from fastsd_helpers.errors import CheckpointError, Interrupted, SettingsError  # noqa: E402
+
+require_installed("diffusers")
 
 PRIOR = {"class_prompt": "a robot | a dog", "class_images": 6, "prior_weight": 0.5}
 
@@ -181,7 +183,7 @@ def test_the_best_checkpoint_is_kept_offered_and_exported(small_base, small_sess
     made = export(ExportConfig(checkpoint="best", dtype="fp32", out=str(tmp_path / "best.safetensors")), small_session)
     assert made.step == 1
     kept = learned(small_session, "best")
-    with pytest.raises(CheckpointError, match="no whole checkpoint 'worst'") as caught:
+    with pytest.raises(CheckpointError, match="no complete checkpoint 'worst'") as caught:
         export(ExportConfig(checkpoint="worst"), small_session)
     assert "Choose best, or one of: " in caught.value.hint
 

@@ -455,7 +455,7 @@ def test_a_uv_that_is_not_as_its_package_brought_it_is_not_used(
 @pytest.mark.network
 def test_the_real_packages_have_the_hash_that_is_kept_here(tmp_path: Path) -> None:
     if node_packages.node_missing() is not None:
-        pytest.skip("Node.js is not installed")
+        pytest.skip("Node.js is not installed (apt install nodejs)")
     node, program = node_packages.bring_client(tmp_path)
     done = subprocess.run([node, program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2.0.2"

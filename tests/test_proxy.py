@@ -198,7 +198,7 @@ def test_packed_answers_stay_packed() -> None:
 def test_a_forward_proxys_requests_are_refused(gate: Gate) -> None:
     for method, path in (("GET", "http://example.com/"), ("OPTIONS", "*"), ("GET", f"{gate.url}/headers")):
         status, _, text = send(gate.port, path, method=method)
-        assert (status, text) == (400, b"This is no forward proxy.\n")
+        assert (status, text) == (400, b"This is not a forward proxy.\n")
 
 
 def test_a_server_that_is_away_is_said_so_and_found_again_when_it_is_back() -> None:
@@ -323,7 +323,7 @@ def test_a_server_that_refuses_its_own_login_is_asked_once_and_said(gradio: Any,
     site.accepts = False
     with caplog.at_level(logging.WARNING, "fastsd_helpers"):
         assert send(gate.port, "/page")[0] == 401
-    assert "does not take its own login" in caplog.text
+    assert "does not accept its own login" in caplog.text
     pages = [line for line in site.requests if line[0] == "GET"]
     assert len(pages) == 2, "once, and once more after it had logged in anew"
 

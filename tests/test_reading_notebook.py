@@ -214,7 +214,7 @@ def test_nothing_is_counted_or_written_before_there_are_lines(tmp_path):
     session = ReadingSession(tmp_path / "mine")
     counting, vectors = forms.show_evaluator(session), forms.show_embedder(session)
     counting.go()
-    assert "No line is corrected yet" in text_of(counting.box)
+    assert "No line has been corrected yet" in text_of(counting.box)
     vectors.go()
     assert "No line has been read yet" in text_of(vectors.box)
     assert not (session.folder / "embeddings").exists()

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import build_base, config_for, draw_quickly, make_session, stop_at  # noqa: E402
 
@@ -15,6 +15,8 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext  # noqa: E402
 from fastsd_helpers.errors import Interrupted  # noqa: E402
 from fastsd_helpers.registry import find_model  # noqa: E402
+
+require_installed("diffusers")
 
 
 class Shapes(TrainingContext):

@@ -268,6 +268,13 @@ def test_kaggles_secret_is_found_or_missed(monkeypatch: pytest.MonkeyPatch, miss
     assert runtime.secret("HF_TOKEN") == (None if missing else "from kaggle")
 
 
+def test_another_python_on_kaggle_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_notebook(monkeypatch)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", None)  # makes the import fail, as where it is not installed
+    assert runtime.secret("HF_TOKEN") is None
+
+
 def test_every_secret_handed_out_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSD_TEST_LONG", "correct-horse-battery")
     monkeypatch.setenv("FASTSD_TEST_SHORT", "correct-horse")

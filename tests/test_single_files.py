@@ -7,9 +7,9 @@ import logging
 import threading
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from dreambooth_runs import config_for
 from hub_server import HubServer
@@ -22,6 +22,8 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import CheckpointError, ModelError, SettingsError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
+
+require_installed("diffusers")
 
 WORDS = TINY["text"]["vocab_size"]  # what the model's text encoder knows, and the published one's too
 MIRROR = "benjamin-paine/stable-diffusion-v1-5"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from fastsd_helpers import smart_crop
 from fastsd_helpers.errors import DatasetError
+from fastsd_helpers.images import faces as faces_module
 from fastsd_helpers.smart_crop import CropBox, crop_box, find_saliency, square_box
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def test_photos_that_are_not_rgb_are_cropped_too() -> None:
 
 def test_all_faces_are_framed_when_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     faces = [(520.0, 60.0, 600.0, 160.0), (700.0, 60.0, 780.0, 160.0)]
-    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("yunet", faces))
+    monkeypatch.setattr(faces_module, "find_faces", lambda image, face_model: ("yunet", faces))
     # A strong subject on the other side must not win against people.
     box = crop_box(draw_scene(1200, 400, (20, 120, 240, 340)))
     assert box.method == "yunet"
@@ -105,7 +105,7 @@ def test_all_faces_are_framed_when_they_fit(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_faces_too_far_apart_are_not_answered_with_the_gap_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = (60.0, 60.0, 150.0, 170.0), (1000.0, 60.0, 1130.0, 220.0)
-    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("mtcnn", [left, right]))
+    monkeypatch.setattr(faces_module, "find_faces", lambda image, face_model: ("mtcnn", [left, right]))
     box = crop_box(Image.new("RGB", (1200, 400), "grey"))
     assert box.method == "mtcnn"
     assert holds(box, tuple(map(int, right)))  # the larger one, whole
@@ -113,12 +113,12 @@ def test_faces_too_far_apart_are_not_answered_with_the_gap_between_them(monkeypa
 
 def test_the_largest_group_of_faces_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     faces = [(100.0, 60.0, 180.0, 160.0), (250.0, 60.0, 330.0, 160.0), (1400.0, 60.0, 1480.0, 160.0)]
-    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("yunet", faces))
+    monkeypatch.setattr(faces_module, "find_faces", lambda image, face_model: ("yunet", faces))
     assert holds(crop_box(Image.new("RGB", (1600, 400), "grey")), (100, 60, 330, 160))
 
 
 def test_hair_above_a_face_at_the_top_stays_in_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smart_crop, "find_faces", lambda image, face_model: ("yunet", [(150.0, 200.0, 250.0, 320.0)]))
+    monkeypatch.setattr(faces_module, "find_faces", lambda image, face_model: ("yunet", [(150.0, 200.0, 250.0, 320.0)]))
     assert crop_box(draw_scene(400, 900, (100, 640, 300, 840))).top <= 140
 
 
@@ -163,7 +163,9 @@ def test_a_box_that_makes_no_sense_is_refused_with_the_size_of_the_photo(box: li
 # ------------------------------------------------------------------------------------------- real photos
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the six real photo sets are not here")
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(), reason=f"{PHOTOS} is missing: six sets of photos from github.com/google/dreambooth"
+)
 def test_smart_crop_keeps_more_of_real_subjects_than_the_centre_crop() -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

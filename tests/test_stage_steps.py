@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from test_stages import open_studio, pictures  # noqa: E402
 
@@ -15,6 +15,8 @@ from fastsd_helpers.dreambooth.training.base_model import suit_cpu  # noqa: E402
 from fastsd_helpers.dreambooth.training.loss import training_loss  # noqa: E402
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import open_stage  # noqa: E402
+
+require_installed("diffusers")
 
 TEXT_ENCODER, UNET = STAGE_NAMES
 PRIOR = {"class_prompt": "a robot", "class_images": 1, "prior_weight": 0.5}

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 import numpy as np  # noqa: E402
 from dreambooth_runs import config_for  # noqa: E402
@@ -21,6 +21,8 @@ from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES  # noqa: E40
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import CheckpointError  # noqa: E402
 from fastsd_helpers.runtime import Device  # noqa: E402
+
+require_installed("diffusers")
 
 CPU = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
 LORA_A = [0.185367, -0.194415, -0.038644, 0.157072]

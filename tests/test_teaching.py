@@ -5,6 +5,7 @@ import json
 import time
 
 import pytest
+from installed import require_installed
 from test_forms import text_of
 from tiny_readers import noise_pictures, write_reader
 
@@ -19,9 +20,10 @@ from fastsd_helpers.trocr.teaching import session_teaching as runs
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune, split_lines
 from fastsd_helpers.trocr.teaching.progress import TeachingNews, TeachingProgress, note_progress
 
+require_installed("accelerate")
+
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 pytest.importorskip("jiwer")
 
 TINY = TeachConfig(epochs=3, batch_size=6, augment=True, precision="fp32", patience=0, held_out=0.25, measure_every=4)
@@ -127,7 +129,7 @@ def test_further_steps_that_read_worse_leave_the_better_reader_in_its_place(sess
     assert result["cer_after"] == 0.5
     finish(further, cer=0.95)
     assert session.record["taught"]["path"] == f"fine-tuned/{first.folder.name}/model"
-    assert "the fine-tuned model before stays" in caplog.text
+    assert "the session keeps the earlier fine-tuned model" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["learned", "held_out"])
@@ -177,12 +179,12 @@ def test_the_form_says_how_many_lines_are_held_out_and_who_chose_them(session):
     form = forms.show_teach_form(session)
     form.update(held_out=0.25)
     assert "24 corrected lines: 18 for training, 6 held out for validation. They were chosen at random" in text_of(
-        form._box
+        form.box
     )
     form.update(held_out=0)
-    assert "24 corrected lines, all of them for training; none is held out" in text_of(form._box)
+    assert "24 corrected lines, all of them for training; none is held out" in text_of(form.box)
     form.update(data="/some/folder")
-    assert "About 0 %" in text_of(form._box)
+    assert "About 0 %" in text_of(form.box)
 
 
 def test_the_choice_to_start_over_or_go_further_is_taken_back_once_it_counts(session):

@@ -165,7 +165,7 @@ def test_pauses_begin_again_once_more_has_arrived_than_ever_before(site: Site, p
     note_of(part).unlink()
     site.answers = [half.replace(b'"a"', b'W/"a"'), more.replace(b'"a"', b'W/"a"'), answer(200, BODY)]
     transfer(site.url, part)
-    assert waits == [1, 2], "the same bytes a second time are no progress"
+    assert waits == [1, 2], "the same bytes a second time are not progress"
 
 
 @pytest.mark.parametrize(

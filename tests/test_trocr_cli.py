@@ -74,7 +74,7 @@ def test_read_evaluate_and_embed(world, capsys):
         (["read", "lines", "--out", "there", "--format", "alto,docx"], "--format has docx"),
         (["read", "lines", "--least-confidence", "50"], "--least-confidence is 50"),
         (["read", "lines", "--device", "mps"], "no mps device here"),
-        (["read", "lines", "--min-new-tokens", "400"], "min_new_tokens is 400, and this reader writes"),
+        (["read", "lines", "--min-new-tokens", "400"], "min_new_tokens is 400, and this model writes"),
         (["read", "lines", "--beams", "0"], "beams"),
         (["read", "lines", "--out", "x.docx"], "ends in .docx"),
         (["read", "lines", "--shard", "9/3"], "--shard is"),

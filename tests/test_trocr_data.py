@@ -552,7 +552,7 @@ def test_lines_of_json_that_are_none_are_said_with_their_number(folder):
     found = read_lines(folder)
     assert [line.text for line in found.lines] == ["a"]
     assert [problem.split(":")[0] for problem in found.problems[:2]] == ["labels.jsonl, line 3", "labels.jsonl, line 4"]
-    assert "no JSON object" in found.problems[1]
+    assert "not a JSON object" in found.problems[1]
     assert found.problems[2] == f"{NAMES[1]} has no text."
     (folder / "labels.jsonl").write_text(json.dumps({"file_name": NAMES[0]}))
     with pytest.raises(
@@ -580,7 +580,7 @@ def test_a_folder_with_one_table_of_any_name_is_read_and_with_two_it_is_not(fold
 
 
 def test_what_is_no_table_is_refused_with_what_would_be(folder):
-    with pytest.raises(DatasetError, match="is no table of lines") as caught:
+    with pytest.raises(DatasetError, match="is not a table of lines") as caught:
         read_lines(folder / NAMES[0])
     assert ".csv, .tsv, .jsonl, .txt" in caught.value.hint
     with pytest.raises(DatasetError, match="There is no file or folder"):

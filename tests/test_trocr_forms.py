@@ -7,7 +7,7 @@ from tiny_readers import noise_pictures, write_reader
 from fastsd_helpers import forms
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig
-from fastsd_helpers.forms.trocr import doubtful_words
+from fastsd_helpers.forms.trocr import reading_view
 from fastsd_helpers.forms.widgets.style import contrast
 from fastsd_helpers.trocr.model.line import Line, Token
 from fastsd_helpers.trocr.reading.serve import ServeConfig
@@ -67,22 +67,22 @@ def test_the_view_shows_pictures_confidence_and_the_least_sure_first(session):
 def test_doubted_words_are_marked_as_words_and_markup_stays_text():
     tokens = (Token(5, "a<b>", 0.99), Token(6, " qu", 0.98), Token(7, "ick", 0.4), Token(8, " fox", 0.8))
     line = Line("a<b> quick fox", 0.9, tokens)
-    assert doubtful_words.words_of(line) == [("a<b>", 0.99), (" ", 1.0), ("quick", 0.4), (" ", 1.0), ("fox", 0.8)]
-    shown = doubtful_words.draw_doubt(line)
+    assert reading_view.words_of(line) == [("a<b>", 0.99), (" ", 1.0), ("quick", 0.4), (" ", 1.0), ("fox", 0.8)]
+    shown = reading_view.draw_doubt(line)
     assert shown.startswith("a&lt;b&gt; <mark title='very low confidence: 40 %'")
     assert ">quick</mark> <mark title='low confidence: 80 %'" in shown
     assert "<b>" not in shown
     # Tokens that are halves of a letter cannot be shown one by one.
     halves = Line("é", 0.5, (Token(5, "\ufffd", 0.5), Token(6, "\ufffd", 0.5)))
-    assert doubtful_words.draw_doubt(halves).count("<mark") == 1
+    assert reading_view.draw_doubt(halves).count("<mark") == 1
 
 
-@pytest.mark.parametrize("degree", list(doubtful_words.DOUBT_COLOURS))
+@pytest.mark.parametrize("degree", list(reading_view.DOUBT_COLOURS))
 def test_a_marked_word_brings_its_background_and_is_easy_to_read_on_it(degree):
-    ink, paper = doubtful_words.DOUBT_COLOURS[degree]
+    ink, paper = reading_view.DOUBT_COLOURS[degree]
     assert contrast(ink, paper) >= 4.5
     line = Line("x", 0.5, (Token(5, "x", 0.7 if degree == "low confidence" else 0.3),))
-    assert f"color:{ink};background:{paper}" in doubtful_words.draw_doubt(line)
+    assert f"color:{ink};background:{paper}" in reading_view.draw_doubt(line)
 
 
 def test_a_correction_is_kept_at_once_and_can_be_taken_back(session):
@@ -100,7 +100,7 @@ def test_a_correction_is_kept_at_once_and_can_be_taken_back(session):
     assert field.value == session.lines()[0].read.text
     assert "1 of 24 lines reviewed" in text_of(table.box)
     field.value = " "
-    assert "nothing to learn from" in text_of(table.box)
+    assert "cannot be trained on" in text_of(table.box)
     assert right is not None
 
 
@@ -179,7 +179,7 @@ def test_uploads_become_what_is_read(session):
 def test_without_corrections_there_is_nothing_to_learn_compare_or_shrink(session, caplog):
     caplog.set_level("INFO", "fastsd_helpers")
     assert forms.teach_reader(TeachConfig(), session) is None
-    assert "No line is corrected yet" in caplog.text
+    assert "No line has been corrected yet" in caplog.text
     assert forms.compare_reading(session) is None
     assert forms.shrink_reader(session) is None
     assert "Nothing to quantize" in caplog.text

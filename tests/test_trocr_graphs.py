@@ -96,7 +96,7 @@ def test_graphs_of_another_version_are_refused_with_what_to_do(tmp_path):
     about.write_text(json.dumps({**json.loads(about.read_text()), "version": 1}))
     with pytest.raises(ModelError, match="another version") as caught:
         Reader(folder)
-    assert "Quantise the reader again" in caught.value.hint
+    assert "Quantize the model again" in caught.value.hint
 
 
 @pytest.mark.parametrize("loaded_before", [False, True])
@@ -161,7 +161,7 @@ def test_quantising_replaces_an_int8_reader_and_nothing_else(tmp_path):
     (tmp_path / "run" / "notes.txt").write_text("mine")
     labelled = [(picture, "x") for picture in noise_pictures(2)]
     for out in (tmp_path, tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "notes.txt"):
-        with pytest.raises(SettingsError, match="is no int8 reader, so it is not replaced"):
+        with pytest.raises(SettingsError, match="is not an int8 model, so it is not replaced"):
             quantize(tmp_path / "run" / "model", out, evaluate_on=labelled, overwrite=True)
     (tmp_path / "run" / "openvino").mkdir()
     (tmp_path / "run" / "openvino" / "about.json").write_text("{}")

@@ -18,7 +18,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 # Before 5, transformers draws other random weights, for which these cases were not chosen, and on some of them its beam
 # search finds other lines than that of 5, which is the one compared with.
-parity_with_5 = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="parity is with 5 and later")
+parity_with_5 = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5,
+    reason="parity holds with transformers 5 and later (pip install -U transformers)",
+)
 transformers.utils.logging.disable_progress_bar()
 
 KINDS = ("base", "stage1", "small")
@@ -238,7 +241,11 @@ def test_a_tokenizer_that_transformers_cannot_build_is_built_from_its_vocabulary
     ("break_it", "error", "told"),
     [
         (lambda f: (f / "config.json").unlink(), ModelError, "it has no config.json"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), WrongFamily, "no TrOCR model but a bert"),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "bert"}'),
+            WrongFamily,
+            "not a TrOCR model but a bert",
+        ),
         (lambda f: [(f / n).unlink() for n in ("vocab.json", "merges.txt")], ModelError, "has no tokenizer"),
         (lambda f: (f / "special_tokens_map.json").write_text("{"), ModelError, "tokenizer in .* cannot be read"),
         (lambda f: (f / "preprocessor_config.json").unlink(), ModelError, "no preprocessor_config.json"),
@@ -321,7 +328,7 @@ def test_the_guard_ends_loops_and_leaves_other_lines_alone(checkpoints):
     ("settings", "told"),
     [
         ({"size": {"shortest_edge": 384}}, "no size that can be used"),
-        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "cut images"),
+        ({"size": 64, "do_center_crop": True, "crop_size": 32}, "crop images"),
     ],
 )
 def test_picture_settings_that_no_trocr_model_has_are_refused(tmp_path, settings, told):

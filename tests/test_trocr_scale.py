@@ -10,11 +10,13 @@ import time
 
 import pytest
 from forked import READING
+from installed import require_installed
 from tiny_readers import noise_pictures, write_reader
+
+require_installed("accelerate")
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 
 LINES = 1300  # five parts and a short one
 # What `accelerate launch` runs for several GPUs; for several processes on a CPU it wants MPI, which few machines have.

@@ -180,7 +180,7 @@ def test_a_zip_with_folders_gives_its_pictures_and_two_of_one_name_stay_two(tmp_
     made = session.save_uploads("C:\\letters.ZIP", zipped(*names))
     assert len(made.kept) == 2
     assert len({path.name for path in session.list_uploads()}) == 2
-    assert [line for line in made.left_out if "notes.txt" in line and "no image" in line]
+    assert [line for line in made.left_out if "notes.txt" in line and "neither an image" in line]
     assert [line for line in made.left_out if "zip in a zip" in line]
     again = session.save_uploads("letters.zip", zipped(*names))
     assert not again.kept
@@ -315,12 +315,12 @@ def test_what_cannot_be_done_is_said(tmp_path, reader, monkeypatch):
     with pytest.raises(SessionError):
         ReadingSession(tmp_path / "con")
     session = ReadingSession(tmp_path / "mine")
-    with pytest.raises(DatasetError, match="No line is corrected yet"):
+    with pytest.raises(DatasetError, match="No line has been corrected yet"):
         session.corrected()
     with pytest.raises(DatasetError, match="has no line 'nothing'"):
         session.correct("nothing", "x")
     line = session.read(reader, noise_pictures(1))[0]
-    with pytest.raises(DatasetError, match="nothing to learn from"):
+    with pytest.raises(DatasetError, match="cannot be trained on"):
         session.correct(line.key, "  ")
     monkeypatch.setattr(reading_session, "SAMPLES_FOLDER", tmp_path / "none")
     with pytest.raises(DatasetError, match="no sample lines"):
@@ -346,7 +346,7 @@ def test_samples_come_with_their_text(tmp_path, reader, monkeypatch):
     assert len({line.group for line in session.corrected().lines}) == 2
     # They are not mixed with what is one's own.
     own = session.read(reader, noise_pictures(2, seed=5))
-    with pytest.raises(DatasetError, match="No line is corrected yet"):
+    with pytest.raises(DatasetError, match="No line has been corrected yet"):
         session.corrected()
     session.correct(own[0].key, "fox")
     assert [line.text for line in session.corrected().lines] == ["fox"]

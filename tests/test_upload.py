@@ -117,7 +117,7 @@ def test_the_card_says_only_what_the_hub_accepts(
         ("repos/create", 401, "does not let this token write"),
         ("repos/create", 403, "does not let this token write"),
         ("/commit/", 500, "refused the upload"),
-        ("preupload", 429, "asks to wait"),
+        ("preupload", 429, "'too many requests'"),
     ],
 )
 def test_what_the_hub_refuses_is_a_sentence_without_the_token(

@@ -44,9 +44,9 @@ from fastsd_helpers.webui.extensions import installation
 from fastsd_helpers.webui.flags import GPUS, Machine, choose_flags, rules
 from fastsd_helpers.webui.places import prepare_places
 from fastsd_helpers.webui.placing import models
+from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.models import ModelsConfig, place_models
 from fastsd_helpers.webui.placing.needed import find_needed
-from fastsd_helpers.webui.placing.store_families import families_in_store
 from fastsd_helpers.webui.running.crash import explain_crash
 
 A1111 = find_ui("a1111")
@@ -117,7 +117,7 @@ def test_flags_are_for_the_model_of_the_folder_that_needs_most(where: dict[str, 
     assert "--lowram" not in made.command
     # One of SDXL's own size in 8 bit is told by what is in it.
     write(checkpoints / "xl-fp8.safetensors", original("sdxl"))
-    import fastsd_helpers.webui.placing.store_families as module
+    import fastsd_helpers.webui.placing.in_store as module
 
     assert module._family_of(checkpoints / "xl-fp8.safetensors", int(3.5e9)) == "sdxl"
 
@@ -240,7 +240,7 @@ def _repository(folder: Path, text: str) -> tuple[Path, str]:
 def small_ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """AUTOMATIC1111's entry with two small local repositories, and an environment that is this very Python."""
     if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+        pytest.skip("git is not installed (apt install git)")
     import dataclasses
 
     code, commit = _repository(tmp_path / "upstream", "print('here')")
@@ -460,7 +460,7 @@ def test_what_is_no_model_or_not_for_this_ui_is_refused(where: dict[str, str], t
     with pytest.raises(ModelNotFound, match="There is no model 'nothing-like-it'"):
         place_model("nothing-like-it", A1111, places)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ModelError, match="is no model file"):
+    with pytest.raises(ModelError, match="is not a model file"):
         place_model(str(tmp_path / "notes.txt"), A1111, places)
     with pytest.raises(WebUIError) as caught:
         place_model("flux-dev", A1111, places)
@@ -475,7 +475,7 @@ def test_controlnets_that_do_not_fit_are_refused_with_what_does(where: dict[str,
     assert "ComfyUI" in f"{caught.value.problem} {caught.value.hint}"
     with pytest.raises(ModelError, match="is for sd15, and sdxl is sdxl") as caught:
         place_controlnet("sdxl", "sd15-canny", A1111, places)
-    assert "Take 'sdxl" in caught.value.hint
+    assert "Use 'sdxl" in caught.value.hint
     assert find_needed("sdxl", A1111, places, CPU).family == "sdxl"
 
 
@@ -631,7 +631,7 @@ def test_another_process_says_why_it_ended_and_nothing_of_one_that_was_stopped(
     state = stub.places.run / "state.json"
     kept = state.read_text()
     state.write_text(json.dumps({**json.loads(kept), "boot": "another"}))
-    assert "was started again since" in _run(capsys, "webui", "status", *places)[1]
+    assert "was restarted" in _run(capsys, "webui", "status", *places)[1]
     state.write_text(kept)
     running.stop()
     assert "problem" not in json.loads(_run(capsys, "webui", "status", *places, "--json")[1])
@@ -828,7 +828,7 @@ def test_a_real_gradio_server_is_started_shared_and_used_with_one_login(
     import urllib.request
 
     if importlib.util.find_spec("gradio") is None or importlib.util.find_spec("aiohttp") is None:
-        pytest.skip("gradio and aiohttp are needed")
+        pytest.skip("gradio or aiohttp is not installed (pip install gradio aiohttp)")
     import dataclasses
 
     from fastsd_helpers.processes import Child

@@ -537,7 +537,7 @@ def test_a_gguf_header_is_read_and_what_is_none_is_named(tmp_path: Path) -> None
     header = read_gguf(write_gguf(tmp_path / "a.gguf", {"x.weight": (3, 5), "y": (4,)}, "t5encoder"))
     assert (header.architecture, header.tensors) == ("t5encoder", {"x.weight": (3, 5), "y": (4,)})
     for content, said in (
-        (b"NOPE" + bytes(40), "no GGUF file"),
+        (b"NOPE" + bytes(40), "not a GGUF file"),
         (b"GGUF" + (9).to_bytes(4, "little") + bytes(16), "version 9"),
         (b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16, "millions of entries"),
     ):

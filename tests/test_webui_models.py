@@ -122,7 +122,7 @@ def test_auto_takes_nothing_while_the_store_has_a_base_model_and_says_which(
     asked = []
     monkeypatch.setattr(models, "find_needed", lambda ref, *_more, **_named: asked.append(ref) or Needed(()))
     assert place_models(ModelsConfig(), A1111, places) == []
-    assert asked == ["sd15"], "a folder, a text and an empty folder are no models"
+    assert asked == ["sd15"], "a folder, a text and an empty folder are not models"
     with caplog.at_level(logging.INFO, "fastsd_helpers"):
         for name in ("deeper/b.ckpt", *(f"a{number}.safetensors" for number in range(5))):
             (store / name).write_bytes(b"x")
@@ -288,7 +288,7 @@ def test_names_of_base_models_mean_nothing_for_other_kinds(places: Places, kind:
 @pytest.mark.parametrize("suffix", [".txt", ".zip", ""])
 def test_files_of_other_kinds_are_refused(places: Places, tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"thing{suffix}").write_bytes(b"x")
-    with pytest.raises(ModelError, match="is no model file") as caught:
+    with pytest.raises(ModelError, match="is not a model file") as caught:
         place_model(str(tmp_path / f"thing{suffix}"), A1111, places, kind="vae")
     assert ".safetensors, .sft, .ckpt, .pt, .pth, .gguf, .bin" in caught.value.hint
 

@@ -82,9 +82,9 @@ def test_after_a_restart_of_the_kernel_the_web_ui_and_its_link_go_on(
     caplog.clear()
 
     webui = visit(folder, store)
-    assert f"AUTOMATIC1111 v1.10.1 runs already, on port {config.port} of this machine." in caplog.text
+    assert f"AUTOMATIC1111 v1.10.1 is already running, on port {config.port} of this machine." in caplog.text
     cells.start_ui(config, webui)
-    assert "runs already with these settings" in caplog.text
+    assert "is already running with these settings" in caplog.text
     assert f"its link is open: {link.url}" in caplog.text
     view = cells.share_ui(LINK, webui)
     assert "The link opened before is still open." in caplog.text
@@ -128,7 +128,7 @@ def test_other_settings_another_folder_or_another_password_start_it_anew(
     caplog.clear()
     webui = visit(folder, tmp_path / "other")
     cells.start_ui(LaunchConfig(port=config.port, vram="low", password="a-password-of-mine-77"), webui)
-    assert "runs already with these settings" in caplog.text
+    assert "is already running with these settings" in caplog.text
     assert pid(folder) == seen[-1]
 
 
@@ -141,14 +141,16 @@ def test_the_folder_may_be_changed_in_the_same_kernel_after_the_start(
     cells.start_ui(config, webui)
     first = pid(folder)
     other = cells.open_store(StoreConfig(store=str(tmp_path / "other")))
-    assert f"runs already, on port {config.port} of this machine with the folder {tmp_path / 'store'}" in caplog.text
+    assert (
+        f"is already running, on port {config.port} of this machine with the folder {tmp_path / 'store'}" in caplog.text
+    )
     cells.start_ui(config, other)
     assert pid(folder) not in (0, first)
     assert (tmp_path / "other" / "models").is_dir()
     assert webui.look() is not None, "there is one web UI, whichever folder is looked from"
     forms.show_stop(other)._stop.click()
     assert pid(folder) == 0
-    with pytest.raises(WebUIError, match="The web UI does not run"):
+    with pytest.raises(WebUIError, match="The web UI is not running"):
         cells.share_ui(LINK, webui)
 
 

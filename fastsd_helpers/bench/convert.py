@@ -22,7 +22,7 @@ from fastsd_helpers.bench import Report
 from fastsd_helpers.checkpoints.formats.prediction import Prediction
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
-from fastsd_helpers.checkpoints.formats.sources import Values
+from fastsd_helpers.checkpoints.formats.sources import Source
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
 from fastsd_helpers.checkpoints.models.configs import WEIGHT_NAMES, component_config, model_index, scheduler_config
@@ -41,6 +41,17 @@ _WIDTHS = {
     **{"v0": 128, "v1": 256, "v2": 512, "v3": 512},
     **{"vocab": 49408, "h": 768, "positions": 77, "m": 3072},
 }
+# What is timed, in which order it is shown: beside what, the name of the ratio, and in words.
+_SHOWN = (
+    ("copy", "", "", "cat of the same bytes + fsync"),
+    ("same", "copy", "ratio_same_to_copy", "convert, same format"),
+    ("same_hashed", "copy", "ratio_same_hashed_to_copy", "  with its SHA-256"),
+    ("copy_half", "", "", "cat of the fp16 file + fsync"),
+    ("fp16", "copy_half", "ratio_fp16_to_writing_its_output", "convert, fp32 to fp16"),
+    ("fp16_hashed", "copy_half", "ratio_fp16_hashed_to_writing_its_output", "  with its SHA-256"),
+    ("merged", "copy", "ratio_merged_to_copy", "merge a LoRA of every layer"),
+    ("theirs", "copy", "ratio_theirs_to_copy", "diffusers' script, same format"),
+)
 # Both are timed as whole processes, from the start of Python to a file that is on the disk.
 _WATCHED = """
 import json, os, sys, threading, time
@@ -107,7 +118,7 @@ def measure(settings: Settings) -> Report:
 
 def _measure(work: Path, settings: Settings) -> Report:
     folder = work / f"model-{settings.divide}"
-    whole = _bytes_of_model(settings.divide)
+    whole = sum(fact.bytes for part in find_family("sd15").parts for fact in _facts(part, settings.divide).values())
     # Never more than the model, the half file and one whole one.
     needed = (1.5 if (folder / "model_index.json").exists() else 2.5) * whole
     hint = "Give another folder with --work, or a smaller model with --divide 4."
@@ -115,9 +126,7 @@ def _measure(work: Path, settings: Settings) -> Report:
     if not (folder / "model_index.json").exists():
         make_folder(folder, settings.divide)
     weights = sorted(folder.glob("*/*.safetensors"))
-    seen: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("copy", "same", "same_hashed", "merged", "copy_half", "fp16", "fp16_hashed", "theirs")
-    }
+    seen: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in _SHOWN}
     with tempfile.TemporaryDirectory(dir=work, prefix="timed-") as scratch:
         made, half = Path(scratch) / "made.safetensors", Path(scratch) / "half.safetensors"
         lora = make_lora(Path(scratch) / "lora.safetensors", settings.divide)
@@ -159,11 +168,9 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
             for name, runs in seen.items()
             if runs and "inside" in runs[0]
         },
-        "ratio_same_to_copy": round(seconds["same"] / seconds["copy"], 3),
-        "ratio_same_hashed_to_copy": round(seconds["same_hashed"] / seconds["copy"], 3),
-        "ratio_fp16_to_writing_its_output": round(seconds["fp16"] / seconds["copy_half"], 3),
-        "ratio_fp16_hashed_to_writing_its_output": round(seconds["fp16_hashed"] / seconds["copy_half"], 3),
-        "ratio_merged_to_copy": round(seconds["merged"] / seconds["copy"], 3),
+        **{
+            key: round(seconds[one] / seconds[other], 3) for one, other, key, _words in _SHOWN if key and one in seconds
+        },
         "anonymous_mb": round(anonymous, 1),
         "anonymous_mb_merged": round(max(run["anonymous_mb"] for run in seen["merged"]), 1),
         "torch_imported": any(run["torch"] for run in ours),
@@ -172,28 +179,15 @@ def _report(seen: dict[str, list[dict[str, Any]]], whole: int, settings: Setting
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    lines = [
-        f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} CPU cores",
-        f"  cat of the same bytes + fsync    {seconds['copy']:6.2f} s",
-        f"  convert, same format             {seconds['same']:6.2f} s   {data['ratio_same_to_copy']:.2f} x",
-        f"    with its SHA-256               {seconds['same_hashed']:6.2f} s   "
-        f"{data['ratio_same_hashed_to_copy']:.2f} x",
-        f"  cat of the fp16 file + fsync     {seconds['copy_half']:6.2f} s",
-        f"  convert, fp32 to fp16            {seconds['fp16']:6.2f} s   "
-        f"{data['ratio_fp16_to_writing_its_output']:.2f} x",
-        f"    with its SHA-256               {seconds['fp16_hashed']:6.2f} s   "
-        f"{data['ratio_fp16_hashed_to_writing_its_output']:.2f} x",
-        f"  anonymous memory, at most        {anonymous:6.0f} MB",
-        f"  merge a LoRA of every layer      {seconds['merged']:6.2f} s   {data['ratio_merged_to_copy']:.2f} x",
-        f"    its anonymous memory, at most  {data['anonymous_mb_merged']:6.0f} MB",
-    ]
+    lines = [f"{whole / 1e9:.2f} GB, median of {settings.rounds}, {os.cpu_count()} CPU cores"]
+    for one, _other, key, words in _SHOWN:
+        if one in seconds:
+            lines.append(f"  {words:33}{seconds[one]:6.2f} s" + (f"   {data[key]:.2f} x" if key else ""))
+    memory = {"anonymous memory, at most": anonymous, "  with a LoRA merged": data["anonymous_mb_merged"]}
     if "theirs" in seconds:
-        data["ratio_theirs_to_copy"] = round(seconds["theirs"] / seconds["copy"], 3)
         data["anonymous_mb_theirs"] = round(max(run["anonymous_mb"] for run in seen["theirs"]), 1)
-        lines += [
-            f"  diffusers' script, same format   {seconds['theirs']:6.2f} s   {data['ratio_theirs_to_copy']:.2f} x",
-            f"  its anonymous memory, at most    {data['anonymous_mb_theirs']:6.0f} MB",
-        ]
+        memory["  diffusers' script"] = data["anonymous_mb_theirs"]
+    lines += [f"  {words:33}{size:6.0f} MB" for words, size in memory.items()]
     return Report(data, lines)
 
 
@@ -225,14 +219,14 @@ def _checked(command: list[str], **settings: Any) -> Any:
     environment = environment_for("proof", this_python=True)
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, env=environment, **settings)
     if done.returncode:
-        raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "See above.")
+        raise TrainingFailed(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:]}", "Its output is above.")
     return done
 
 
 # ------------------------------------------------------------------------------------------------ the model
 
 
-class _Noise(Values):
+class _Noise(Source):
     """Random weights that take no room: a window that moves over one block of them."""
 
     def __init__(self, tensors: dict[str, TensorFact]) -> None:
@@ -294,7 +288,3 @@ def _facts(part: str, divide: int) -> dict[str, TensorFact]:
 
 def _divided(divide: int) -> dict[str, int]:
     return {symbol: size if symbol == "positions" else size // divide for symbol, size in _WIDTHS.items()}
-
-
-def _bytes_of_model(divide: int) -> int:
-    return sum(fact.bytes for part in find_family("sd15").parts for fact in _facts(part, divide).values())

@@ -1,4 +1,4 @@
-"""How fast lines are read at base geometry: transformers as documented and as files are shipped, and this reader.
+"""How fast lines are read at base geometry: transformers as documented and as files are shipped, and this model.
 
 Random weights in the exact shape of trocr-base (334 million parameters), every line forced to the same number of
 tokens: this says speed and memory, nothing of accuracy. Variants take turns, in an order that changes from round to
@@ -56,7 +56,7 @@ class Settings:
 
 
 def write_random_reader(folder: Path, geometry: str) -> Path:
-    """Write a reader with random weights and the settings files as Microsoft ships them (cache off)."""
+    """Write a model with random weights and the settings files as Microsoft ships them (cache off)."""
     import tokenizers
     import torch
     import transformers

@@ -7,7 +7,7 @@ import re
 
 __all__ = ["PICTURE_WORD", "PLAIN_FOLDER", "PROGRAM"]
 
-# What systems call a picture of the screen, in the languages they are set to.
+# What systems call a screenshot, in the languages they are set to.
 _SCREENSHOTS = (
     r"screenshot|screen shot|screenshots|screen recording|screencapture|screen capture|bildschirmfoto|"
     r"bildschirmaufnahme|capture d'écran|capture écran|captura de pantalla|captura de tela|captura de ecrã|"

@@ -34,7 +34,7 @@ _TOUCHED = re.compile(
 )
 _SIZE = re.compile(r"(?<![^\W_])\d{2,5}\s?[x×]\s?\d{2,5}(?:px)?(?![^\W_])", re.IGNORECASE)
 
-# Dates and times; they are no words even where a single photo has one.
+# Dates and times; they are not words even where a single photo has one.
 _DATE = re.compile(
     r"(?<!\d)(?:(?:19|20)\d\d[-_.:\s]?(?:0[1-9]|1[0-2])[-_.:\s]?(?:0[1-9]|[12]\d|3[01])"
     r"|(?:0?[1-9]|[12]\d|3[01])[-_.](?:0?[1-9]|1[0-2])[-_.](?:19|20)\d\d)(?!\d)"

@@ -28,7 +28,7 @@ __all__ = [
 
 DEFAULT_CAPTIONER = "Salesforce/blip-image-captioning-base"  # 990 MB, BSD-3-Clause
 
-# A caption longer than this is no caption: the text encoder reads 77 tokens.
+# A caption longer than this is not a caption: the text encoder reads 77 tokens.
 _MOST_BYTES = 64 * 1024
 
 # "(3)", "(3) (1)" and "copy" at the end: added by the operating system or by the old notebook's naming rule.
@@ -71,7 +71,7 @@ def resolve_prompt(
     Args:
         file_name: the picture's name, with or without folder and ending.
         caption: text of the .txt beside it, or None.
-        instance_prompt: one prompt for all pictures, or None when it was left alone.
+        instance_prompt: one prompt for all images, or None when it was left alone.
         session_name: the last resort; underscores become spaces.
         words: what the name was found to say among those of its set ("" for nothing); None: what it says by itself.
     """
@@ -127,7 +127,7 @@ def decode_caption(data: bytes, *, page: str | None = None) -> str | None:
     """
     hint = "A caption is a short text file: rename or remove this one, or write the caption into it."
     if len(data) > _MOST_BYTES:
-        raise DatasetError(f"A caption of {len(data):,} bytes is too long for a caption.", hint)
+        raise DatasetError(f"A caption of {len(data):,} bytes is too long.", hint)
     text = decode_text(data, page)
     if "\0" in text:
         raise DatasetError("The caption contains zero bytes, so it is not a text file.", hint)
@@ -138,14 +138,14 @@ def read_caption(path: Path, *, page: str | None = None) -> str | None:
     """Read the caption in a .txt file; None when there is no file or nothing in it. `page`: see `decode_caption`.
 
     Raises:
-        DatasetError: the file is no caption.
+        DatasetError: the file is not a caption.
         DriveError: it cannot be read.
     """
     with file_errors(path, "read"):
         try:
             found = path.stat()
             if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
-                raise DatasetError(f"{path} is no caption: it is not an ordinary file.", "Remove or rename it.")
+                raise DatasetError(f"{path} is not a caption: it is not an ordinary file.", "Remove or rename it.")
             size = found.st_size
             data = path.read_bytes() if size <= _MOST_BYTES else b"\0" * (_MOST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
@@ -153,7 +153,7 @@ def read_caption(path: Path, *, page: str | None = None) -> str | None:
     try:
         return decode_caption(data, page=page)
     except DatasetError as err:
-        raise DatasetError(f"{path} is no caption: {err.problem}", err.hint) from err
+        raise DatasetError(f"{path} is not a caption: {err.problem}", err.hint) from err
 
 
 def write_caption(path: Path, caption: str | None) -> None:
@@ -186,7 +186,8 @@ def describe_pictures(
         device: where it runs, as torch names it.
 
     Raises:
-        ModelNotFound: there is no such model. WrongFamily: it is not a BLIP captioning model.
+        ModelNotFound: there is no such model.
+        WrongFamily: it is not a BLIP captioning model.
         DependencyMissing: transformers is not installed.
     """
     network, tokenizer, prepare = _open_captioner(model)

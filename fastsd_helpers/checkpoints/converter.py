@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastsd_helpers.checkpoints.formats.dtypes import cast_dtype
 from fastsd_helpers.checkpoints.formats.packed import refuse_gguf, refuse_small_floats
@@ -22,7 +22,6 @@ from fastsd_helpers.checkpoints.formats.prediction import (
 from fastsd_helpers.checkpoints.formats.sources import BytesSource, Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, copied
 from fastsd_helpers.checkpoints.given import Given, identify
-from fastsd_helpers.checkpoints.lora_converter import convert_lora
 from fastsd_helpers.checkpoints.models.configs import VAE_FACTORS
 from fastsd_helpers.checkpoints.models.detect import Kind, detect, require_convertible
 from fastsd_helpers.checkpoints.models.folder_copy import copy_folder
@@ -36,7 +35,6 @@ from fastsd_helpers.checkpoints.models.folder_settings import (
 )
 from fastsd_helpers.checkpoints.models.folder_writer import write_component, write_folder
 from fastsd_helpers.checkpoints.models.leftovers import tidy
-from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
 from fastsd_helpers.checkpoints.models.parts import Parts, open_parts
 from fastsd_helpers.checkpoints.models.single_file import open_single
 from fastsd_helpers.checkpoints.models.verifier import compare
@@ -55,6 +53,9 @@ from fastsd_helpers.files import write_atomic
 from fastsd_helpers.model_lookup import how_to_get, require_inert
 from fastsd_helpers.options import check, option
 from fastsd_helpers.registry import detect_family
+
+if TYPE_CHECKING:
+    from fastsd_helpers.checkpoints.models.merge import Merging
 
 __all__ = ["ConvertConfig", "convert"]
 
@@ -134,11 +135,18 @@ def convert(
             LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
     Raises:
-        CheckpointError, DiskFull, DriveReadOnly, DriveError: as `write_checkpoint`; the source is not touched, and
-            nothing half-written is left.
-        WrongFamily, ModelNotFound, ModelError: `src` is not a model that can be converted.
+        CheckpointError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DiskFull: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DriveReadOnly: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        DriveError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
+        WrongFamily: `src` is not a model that can be converted.
+        ModelNotFound: `src` is not a model that can be converted.
+        ModelError: `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
+    from fastsd_helpers.checkpoints.lora_converter import convert_lora
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+
     dst = Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     given = _look(Path(src).expanduser(), dst, base, family, dtype)
@@ -229,7 +237,7 @@ class _Options:
     ema: bool
     hashes: bool
     all_in_one: bool
-    merging: Merging
+    merging: "Merging"
 
 
 # ------------------------------------------------------------------------------------------------ from a folder
@@ -245,6 +253,8 @@ def _convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: _O
     parts = {part: src / part for part in find_family(layout).parts}
     if key != "flux" or options.all_in_one:
         return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
+    from fastsd_helpers.checkpoints.models.merge import Merging
+
     vae = dst.with_name("ae.safetensors")
     if dst == vae:
         raise CheckpointError("ae.safetensors is the name of the VAE next to the transformer.", "Choose another.")
@@ -400,6 +410,8 @@ def _convert_component(src: Path, dst: Path, to_file: bool, part: str, options: 
 
 
 def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> CheckpointFile:
+    from fastsd_helpers.checkpoints.lora_converter import convert_lora
+
     opened, family = open_file(src), options.family
     try:
         source = tidy(opened)

@@ -12,7 +12,7 @@ from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file,
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.formats.prediction import read_config
 from fastsd_helpers.checkpoints.formats.weight_sets import weight_sets
-from fastsd_helpers.checkpoints.lora_converter import is_lora_folder
+from fastsd_helpers.checkpoints.lora.layouts import is_lora_folder
 from fastsd_helpers.downloads.hub_cache import snapshot_of
 from fastsd_helpers.downloads.pipeline import not_a_pipeline, read_json
 from fastsd_helpers.errors import CheckpointError
@@ -49,7 +49,7 @@ def identify(path: Path) -> Given:
     """Tell what a file or folder is, by what it holds; weights are not opened.
 
     Raises:
-        CheckpointError, ModelError: it is no model, or several, of which one has to be named.
+        CheckpointError, ModelError: it is not a model, or several, of which one has to be named.
     """
     if path.is_file():
         refuse_other_content(path)
@@ -97,7 +97,8 @@ def _only_file(folder: Path) -> Given:
     deeper = [file for path in inside if path.is_dir() for file in path.iterdir()]
     # An empty config.json counts downloads on the Hub; any other describes a network of its own.
     described = bool(read_config(folder / "config.json"))
-    if not described and not any(_looks_like_a_part(file) for file in deeper):
+    parts = any(file.name == "config.json" or file.suffix.lower() in _MODEL_FILES for file in deeper)
+    if not described and not parts:
         if len(files) == 1:
             alone = f"{files[0].name} is the only model file in {folder}."
             return Given("file", files[0], notes=(alone, *_misnamed(files[0])))
@@ -108,7 +109,3 @@ def _only_file(folder: Path) -> Given:
             )
     names = [path.name for path in inside if path.is_file()] + [f"{file.parent.name}/{file.name}" for file in deeper]
     raise not_a_pipeline(str(folder), names, lambda name: read_json(folder, name))
-
-
-def _looks_like_a_part(file: Path) -> bool:
-    return file.name == "config.json" or file.suffix.lower() in _MODEL_FILES

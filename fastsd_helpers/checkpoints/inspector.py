@@ -3,19 +3,27 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from fastsd_helpers.checkpoints.folder_inspector import folder_facts
 from fastsd_helpers.checkpoints.formats.dtypes import count_not_finite, is_small_float
 from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
-from fastsd_helpers.checkpoints.formats.packed import refuse_packed
-from fastsd_helpers.checkpoints.formats.prediction import Prediction, prediction_of_file
-from fastsd_helpers.checkpoints.formats.sources import Source, open_file
+from fastsd_helpers.checkpoints.formats.packed import refuse_packed, refuse_packed_config
+from fastsd_helpers.checkpoints.formats.prediction import (
+    Prediction,
+    prediction_of_file,
+    prediction_of_folder,
+    read_config,
+)
+from fastsd_helpers.checkpoints.formats.sources import Source, open_file, open_set
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
-from fastsd_helpers.checkpoints.given import identify
+from fastsd_helpers.checkpoints.formats.weight_sets import choose_set, choose_variant, weight_sets
+from fastsd_helpers.checkpoints.given import Given, identify
 from fastsd_helpers.checkpoints.models.detect import Kind, detect
+from fastsd_helpers.checkpoints.models.folder_copy import walk_folders
 from fastsd_helpers.checkpoints.models.folder_settings import settings_of_file, vae_family
 from fastsd_helpers.checkpoints.models.leftovers import tidy
 from fastsd_helpers.checkpoints.names.families import FAMILY_KEYS, find_family
@@ -26,11 +34,12 @@ from fastsd_helpers.checkpoints.names.layout import (
     match_original,
     measure_original,
 )
-from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.errors import CheckpointError, FastSDError
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.model_lookup import how_to_get, lora_file
 from fastsd_helpers.options import check, option
+from fastsd_helpers.registry import detect_family
 
 __all__ = ["InspectConfig", "Inspection", "Problem", "inspect"]
 
@@ -58,7 +67,7 @@ class Problem:
     effect: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What a model file is.
 
@@ -83,11 +92,11 @@ class Inspection:
     dtypes: dict[str, int]
     prediction: str | None
     prediction_source: str
-    sha256: str | None
-    short_hash: str | None
+    sha256: str | None = None
+    short_hash: str | None = None
     metadata: dict[str, str]
     missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    unexpected: tuple[str, ...] = ()
     not_finite: dict[str, int] | None
     problems: tuple[Problem, ...]
     advice: tuple[str, ...]
@@ -116,8 +125,7 @@ def inspect(
     given = identify(path)
     require_inert(given.path)
     if given.what in ("pipeline", "part", "network"):
-        facts = folder_facts(given, (lambda source: _scan(source, progress)) if scan else None)
-        return Inspection(**{**facts, "problems": tuple(Problem(*problem) for problem in facts["problems"])})
+        return _look_at_folder(given, scan, progress)
     path = lora_file(given.path) if given.what == "lora" else given.path
     source = open_file(path)
     try:
@@ -131,7 +139,12 @@ def _look(
     path: Path, source: Source, hashes: bool, scan: bool, progress: Callable[[int, int], None] | None
 ) -> Inspection:
     kind = detect(source.tensors, source.metadata)
-    tidied, problems = _without_leftovers(source)
+    tidied: Source = source
+    problems: list[Problem] = []
+    try:
+        tidied = tidy(source)
+    except CheckpointError as err:
+        problems = [_problem_of(err, _TWO_NAMES)]
     family = find_family(kind.family) if kind.family and kind.what in ("checkpoint", "part") else None
     layout = _against_layout(family, tidied) if family else _Layout()
     packed = _packed_problem(source)
@@ -180,7 +193,7 @@ def _look(
     )
 
 
-def _problem_of(err: CheckpointError, effect: str) -> Problem:
+def _problem_of(err: FastSDError, effect: str) -> Problem:
     return Problem(err.problem.rstrip("."), effect)
 
 
@@ -192,13 +205,6 @@ class _Layout:
     unexpected: tuple[str, ...] = ()
     parts: dict[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-
-
-def _without_leftovers(source: Source) -> tuple[Source, list[Problem]]:
-    try:
-        return tidy(source), []
-    except CheckpointError as err:
-        return source, [_problem_of(err, _TWO_NAMES)]
 
 
 def _against_layout(family: Family, source: Source) -> _Layout:
@@ -361,3 +367,89 @@ def _scan(source: Source, progress: Callable[[int, int], None] | None) -> dict[s
         if progress is not None:
             progress(done, whole)
     return found
+
+
+# ------------------------------------------------------------------------------------------------ a folder
+
+
+def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], None] | None) -> Inspection:
+    """A whole pipeline or one network, told from the files themselves; half known ones too."""
+    root, problems = given.path, []
+    index = read_config(root / "model_index.json") if given.what == "pipeline" else {}
+    folders = [root / part for part in index if (root / part).is_dir()] if index else [root]
+    sets = {folder: found for folder in folders if (found := weight_sets(folder))}
+    variant = choose_variant(sets.values())
+    sizes: dict[str, int] = {}
+    not_finite: dict[str, int] = {}
+    dtypes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for folder, found in sets.items():
+        part = given.part if folder == root else folder.name
+        words = PART_WORDS.get(part, part)
+        with ExitStack() as stack:
+            try:
+                source = open_set(choose_set(folder, found, variant), words)
+            except CheckpointError as err:
+                problems.append(_problem_of(err, "the part cannot be loaded"))
+                continue
+            stack.callback(source.close)
+            problems += _packed_folder(folder, source)
+            sizes[words] = sum(fact.bytes for fact in source.tensors.values())
+            for fact in source.tensors.values():
+                dtypes[fact.dtype] += fact.bytes
+            counts["parameters"] += sum(fact.count for fact in source.tensors.values())
+            counts["tensors"] += len(source.tensors)
+            if scan:
+                not_finite |= {f"{folder.name}/{name}": bad for name, bad in _scan(source, progress).items()}
+    named = [part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    missing = [part for part in named if not (root / part).is_dir()]
+    if missing:
+        said = f"model_index.json names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there"
+        problems.append(Problem(said, "diffusers loads it only when told to leave that out"))
+    if not_finite:
+        problems.append(Problem(f"{len(not_finite)} tensors contain NaN or Inf", "generated images are black"))
+    family, words = _family_of(given, index, problems)
+    prediction = prediction_of_folder(root) if index and family else None
+    files = [path for folder in walk_folders(root) for path in (root / folder).iterdir() if path.is_file()]
+    return Inspection(
+        path=root,
+        format="folder",
+        kind="pipeline" if index else "diffusers part",
+        what=words,
+        family=family,
+        bytes=sum(path.stat().st_size for path in files),
+        tensors=counts["tensors"],
+        parameters=counts["parameters"],
+        parts=sizes,
+        dtypes=dict(dtypes.most_common()),
+        prediction=prediction.kind if prediction else None,
+        prediction_source=prediction.source if prediction else "",
+        metadata={key: value for key, value in index.items() if isinstance(value, str)},
+        missing=tuple(missing),
+        not_finite=not_finite if scan else None,
+        problems=tuple(problems),
+        advice=(*given.notes, *([f"It is read with the variant {variant}."] if variant else [])),
+    )
+
+
+def _packed_folder(folder: Path, source: Source) -> list[Problem]:
+    try:
+        refuse_packed_config(folder)
+        refuse_packed(folder, source.tensors)
+    except FastSDError as err:
+        return [_problem_of(err, "it can only be used with its own library, and not converted")]
+    return []
+
+
+def _family_of(given: Given, index: Mapping[str, Any], problems: list[Problem]) -> tuple[str | None, str]:
+    if not index:
+        return None, f"{'a' if given.what == 'network' else 'the'} {PART_WORDS.get(given.part, given.part)} " + (
+            "in a folder of its own" if given.what == "network" else "of a Diffusers folder"
+        )
+    kind = str(index.get("_class_name", "an unknown kind"))
+    try:
+        family = detect_family(given.path)
+    except FastSDError as err:
+        problems.append(_problem_of(err, "it cannot be converted or trained here"))
+        return None, f"a Diffusers folder ({kind})"
+    return family, f"a Diffusers folder of {family} ({kind})"

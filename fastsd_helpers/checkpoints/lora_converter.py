@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastsd_helpers.checkpoints.formats.dtypes import cast, cast_dtype
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.formats.sources import BytesSource
 from fastsd_helpers.checkpoints.formats.tensor_plan import copied
 from fastsd_helpers.checkpoints.lora.fusing import fuse, split, swap_halves
-from fastsd_helpers.checkpoints.lora.layers import LORA_FILE, Layer, adapters_in, open_lora, read_lora
-from fastsd_helpers.checkpoints.lora.layouts import LoraLayout, LoraModule
+from fastsd_helpers.checkpoints.lora.layers import Layer, open_lora, read_lora
+from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraLayout, LoraModule
 from fastsd_helpers.checkpoints.lora.modules import Module, lora_modules
 from fastsd_helpers.checkpoints.lora.second_reader import SourceLayer, check_lora
 from fastsd_helpers.checkpoints.lora.strength import METADATA_KEY, exact_pattern
@@ -28,7 +30,7 @@ from fastsd_helpers.checkpoints.models.writer import CheckpointFile, refuse_exis
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
-__all__ = ["LORA_FILE", "convert_lora", "is_lora_folder", "write_kohya"]
+__all__ = ["convert_lora", "write_kohya"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _ARCHITECTURES = {
@@ -41,11 +43,6 @@ _NOTABLE_ROUNDING = 0.02
 
 Split = dict[tuple[str, str], Layer]  # (part, Diffusers path) -> layer
 Stored = dict[str, tuple[TensorFact, Any]]  # tensor name -> what is written
-
-
-def is_lora_folder(folder: Path) -> bool:
-    """Whether a folder is a LoRA: one file of diffusers', or adapters of peft, perhaps one per part."""
-    return bool(adapters_in(folder)) or (folder / LORA_FILE).is_file()
 
 
 def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: bool) -> CheckpointFile:
@@ -132,7 +129,7 @@ def _without_tables(
             kept.append((module, layer))
         elif layer.down.any() and layer.up.any():
             raise CheckpointError(
-                f"The LoRA changes {module.spelled!r}, no linear layer and no convolution: nothing else names it.",
+                f"The LoRA changes {module.spelled!r}, neither a linear layer nor a convolution: it has no kohya key.",
                 "Use it in ComfyUI as it is, or extract it again without the embeddings.",
             )
     if len(kept) < len(layers):
@@ -310,8 +307,6 @@ def _usual(values: Iterable[Any]) -> Any:
 
 
 def _stored(values: Any, own: str, dtype: str) -> tuple[TensorFact, Any]:
-    import numpy as np
-
     fact = TensorFact(cast_dtype(own, dtype), tuple(values.shape))
     flat = np.ascontiguousarray(values, "<f4").reshape(-1)
     if fact.dtype == "F64":  # read as fp32: nothing is gained by widening it again
@@ -320,6 +315,4 @@ def _stored(values: Any, own: str, dtype: str) -> tuple[TensorFact, Any]:
 
 
 def _stored_number(value: float, dtype: str) -> tuple[TensorFact, Any]:
-    import numpy as np
-
     return _stored(np.float32(value).reshape(()), "F32", dtype)

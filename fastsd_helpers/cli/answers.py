@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Answer", "open_session", "pairs", "plain", "section", "table"]
+__all__ = ["Answer", "now_and_then", "open_session", "pairs", "plain", "section", "table"]
+
+_EVERY_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,19 @@ def pairs(values: dict[str, Any]) -> list[str]:
     """One indented line per name, with the values in one column; nothing and empty are a dash."""
     width = max((len(name) for name in values), default=0)
     return [f"  {name.replace('_', ' ').ljust(width)}  {_in_words(value)}" for name, value in values.items()]
+
+
+def now_and_then(tell: Callable[..., None]) -> Callable[..., None]:
+    """Let a progress be told every five seconds, with whatever it is called with then."""
+    last = time.monotonic()
+
+    def told(*words: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _EVERY_S:
+            last = time.monotonic()
+            tell(*words)
+
+    return told
 
 
 def _in_words(value: Any) -> str:

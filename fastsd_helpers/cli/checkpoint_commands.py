@@ -1,28 +1,23 @@
 """The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
 
 import argparse
-import logging
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section
+from fastsd_helpers import bench, options
+from fastsd_helpers.checkpoints import converter, inspector
+from fastsd_helpers.checkpoints.converter import ConvertConfig
+from fastsd_helpers.checkpoints.inspector import InspectConfig
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
 
-__all__ = ["add_checkpoints", "bench", "convert", "inspect"]
-
-_log = logging.getLogger("fastsd_helpers")
-_EVERY_S = 5.0
+__all__ = ["add_checkpoints"]
 
 
 def add_checkpoints(commands: Any) -> None:
     """Add `convert`, `inspect` and `bench` to the parser."""
-    from fastsd_helpers.bench import BENCHMARKS, load_benchmark
-    from fastsd_helpers.checkpoints.converter import ConvertConfig
-    from fastsd_helpers.checkpoints.inspector import InspectConfig
-
     about = (
         "convert between a Diffusers folder and a single-file checkpoint, or a LoRA between diffusers and kohya keys"
     )
@@ -51,21 +46,17 @@ def add_checkpoints(commands: Any) -> None:
     inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
     add_flags(inspecting, InspectConfig)
     group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
-    for name, row in BENCHMARKS.items():
-        measuring = command(group, name, bench, row.about)
-        add_flags(measuring, load_benchmark(name).Settings)
+    for name, row in bench.BENCHMARKS.items():
+        measuring = command(group, name, measure, row.about)
+        add_flags(measuring, bench.load_benchmark(name).Settings)
         measuring.set_defaults(benchmark=name)
 
 
 def convert(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd convert SRC DST`."""
-    from fastsd_helpers.checkpoints.converter import ConvertConfig, convert
-    from fastsd_helpers.options import to_values
-
     config = ConvertConfig(**given_values(chosen, ConvertConfig))
-    values: dict[str, Any] = {name: value if value != "" else None for name, value in to_values(config).items()}
+    values: dict[str, Any] = {name: value if value != "" else None for name, value in options.to_values(config).items()}
     values["hashes"] = config.hashes or chosen.json
-    written = convert(chosen.src, chosen.dst, merge=chosen.merge, **values)
+    written = converter.convert(chosen.src, chosen.dst, merge=chosen.merge, **values)
     facts = {
         "size": size_in_words(written.bytes),
         "tensors": written.tensors,
@@ -80,11 +71,8 @@ def convert(chosen: argparse.Namespace) -> Answer:
 
 
 def inspect(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd inspect FILE`."""
-    from fastsd_helpers.checkpoints.inspector import InspectConfig, inspect
-
     config = InspectConfig(**given_values(chosen, InspectConfig))
-    found = inspect(chosen.file, hashes=config.hashes, scan=config.scan, progress=_progress())
+    found = inspector.inspect(chosen.file, hashes=config.hashes, scan=config.scan, progress=now_and_then(_look))
     facts = {
         "what": found.what,
         "family": found.family,
@@ -110,22 +98,11 @@ def inspect(chosen: argparse.Namespace) -> Answer:
     return Answer(plain(found), lines if found.problems else [*lines, "No problems found."])
 
 
-def _progress() -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def tell(done: int, whole: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > _EVERY_S:
-            last = time.monotonic()
-            _log.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
-
-    return tell
+def _look(done: int, whole: int) -> None:
+    logger.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
 
 
-def bench(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd bench NAME`."""
-    from fastsd_helpers.bench import load_benchmark
-
-    module = load_benchmark(chosen.benchmark)
+def measure(chosen: argparse.Namespace) -> Answer:
+    module = bench.load_benchmark(chosen.benchmark)
     report = module.measure(module.Settings(**given_values(chosen, module.Settings)))
     return Answer(report.data, report.lines)

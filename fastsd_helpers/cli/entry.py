@@ -108,7 +108,7 @@ def _streams_end_in_one_place() -> bool:
     """Whether standard output and standard error are one terminal or one file, where a line must not appear twice."""
     try:
         out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-    except (OSError, ValueError):  # a stream that is no file, as in a test or a notebook
+    except (OSError, ValueError):  # a stream that is not a file, as in a test or a notebook
         return False
     return (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino)
 

@@ -1,14 +1,15 @@
-"""The commands about this machine: `fastsd doctor` and `fastsd install`."""
+"""The commands about this machine, `fastsd doctor` and `fastsd install`; and `fastsd demo`, which tries it all."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, plain
+from fastsd_helpers import doctor, story, wheels
+from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import command
 from fastsd_helpers.errors import SettingsError
 
-__all__ = ["add_machine", "doctor", "install"]
+__all__ = ["add_machine", "run_demo"]
 
 
 def add_machine(commands: Any) -> None:
@@ -16,7 +17,7 @@ def add_machine(commands: Any) -> None:
     examining = command(
         commands,
         "doctor",
-        doctor,
+        examine,
         "environment report: hardware, versions, what is missing and how to fix it (no secrets)",
     )
     examining.add_argument("--root", metavar="DIR", type=Path, help="the sessions folder whose disk is checked")
@@ -34,19 +35,19 @@ def add_machine(commands: Any) -> None:
     installing.add_argument("--cache", metavar="DIR", type=Path, help=about)
 
 
-def doctor(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd doctor`."""
-    from fastsd_helpers.doctor import examine
-
-    found = examine(root=chosen.root)
+def examine(chosen: argparse.Namespace) -> Answer:
+    found = doctor.examine(root=chosen.root)
     return Answer({**plain(found), "problems": found.problems}, found.lines())
 
 
 def install(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd install WORKFLOW`."""
-    from fastsd_helpers.wheels import install
-
     if chosen.wheels and chosen.cache:
         raise SettingsError("--wheels and --cache both set the source of the wheels.", "Give one of them.")
-    report = install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
+    report = wheels.install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
     return Answer(plain(report), report.lines())
+
+
+def run_demo(chosen: argparse.Namespace) -> Answer:
+    """Run `fastsd demo`."""
+    data = plain(story.run_demo(chosen.out))
+    return Answer(data, pairs(data))

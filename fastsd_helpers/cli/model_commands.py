@@ -1,18 +1,18 @@
 """The commands about models: `fastsd models` and `fastsd controlnet`."""
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import controlnet, downloads, files, model_lookup, registry
 from fastsd_helpers.cli.answers import Answer, pairs, plain, table
 from fastsd_helpers.cli.flags import command, subcommands
 from fastsd_helpers.errors import FastSDError, ModelError
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.webui.placing import bundles
 
-__all__ = ["add_models", "get_controlnets", "get_model", "list_controlnets", "list_models", "show_model"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["add_models"]
 
 _UNCHECKED = "Sizes and hashes are from published lists; a download that does not match its hash is refused."
 
@@ -54,10 +54,7 @@ def _add_pair(parser: argparse.ArgumentParser, *, needs_ui: bool = False) -> Non
 
 
 def list_models(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models list`."""
-    from fastsd_helpers.registry import models
-
-    found = models(None if chosen.all else "base")
+    found = registry.models(None if chosen.all else "base")
     rows = []
     for spec in found:
         draw = spec.vram_gb.get("draw")
@@ -77,38 +74,33 @@ def list_models(chosen: argparse.Namespace) -> Answer:
     lines = table(head, rows)
     if all(spec.checked == "never" for spec in found):  # a column of one word is no news
         lines = [*table(head[:-1], [row[:-1] for row in rows]), _UNCHECKED]
+    trained = ", ".join(spec.key for spec in found if spec.trainable and spec.kind == "base")
+    lines.append(
+        f"GPU: memory to generate images; training takes more: fastsd models show KEY. Trained here: {trained}."
+    )
     return Answer({"models": found}, lines)
 
 
 def show_model(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models show KEY`."""
-    from fastsd_helpers.registry import find_model
-    from fastsd_helpers.webui.placing.bundles import runs_in
-
-    spec = find_model(chosen.key)
-    data = {**plain(spec), "runs_in": list(runs_in(spec))}
+    spec = registry.find_model(chosen.key)
+    data = {**plain(spec), "runs_in": list(bundles.runs_in(spec))}
     return Answer(data, pairs(data))
 
 
 def get_model(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd models get KEY|REPO|URL|PATH`."""
-    from fastsd_helpers.downloads import describe_content, fetch, model_hash
-    from fastsd_helpers.files import sha256_of
-    from fastsd_helpers.model_lookup import READER, fetch_model, find_folder, understand
-
-    ref, name = chosen.ref, understand(chosen.ref)
+    ref, name = chosen.ref, model_lookup.understand(chosen.ref)
     kind = name.spec.kind if name.spec else ""
     if kind == "reader":
-        return _folder_answer(find_folder(ref, READER), None)
+        return _folder_answer(model_lookup.find_folder(ref, model_lookup.READER), None)
     if name.what not in ("link", "file") and kind in ("", "base") and not chosen.file:
-        folder = fetch_model(ref)
-        return _folder_answer(folder, model_hash(folder))
-    path = fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)
+        folder = model_lookup.fetch_model(ref)
+        return _folder_answer(folder, downloads.model_hash(folder))
+    path = downloads.fetch(ref, chosen.to, name=chosen.name, sha256=chosen.sha256, overwrite=chosen.overwrite)
     data: dict[str, Any] = {
         "path": path,
         "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "kind": describe_content(path),
+        "sha256": files.sha256_of(path),
+        "kind": downloads.describe_content(path),
     }
     facts = {**data, "path": "", "bytes": size_in_words(data["bytes"])}
     lines = [f"Downloaded and verified: {path}", *pairs(facts)[1:]]
@@ -122,15 +114,12 @@ def _folder_answer(folder: Path, sha256: str | None) -> Answer:
 
 
 def list_controlnets(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd controlnet list --base KEY [--ui UI]`."""
-    from fastsd_helpers.controlnet import UIS, find_controlnet, find_controlnets, total_bytes
-
-    found = find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
-    if not found and chosen.task:
-        find_controlnet(chosen.base, chosen.task, ui=chosen.ui or next(iter(UIS)))  # says what works instead
+    found = controlnet.find_controlnets(chosen.base, ui=chosen.ui, task=chosen.task)
+    if not found and chosen.task:  # says what works instead
+        controlnet.find_controlnet(chosen.base, chosen.task, ui=chosen.ui or next(iter(controlnet.UIS)))
     if not found:
-        others = sorted({UIS[ui] for row in find_controlnets(chosen.base) for ui in row.uis})
-        where = f" in {UIS[chosen.ui]}" if chosen.ui else ""
+        others = sorted({controlnet.UIS[ui] for row in controlnet.find_controlnets(chosen.base) for ui in row.uis})
+        where = f" in {controlnet.UIS[chosen.ui]}" if chosen.ui else ""
         raise ModelError(
             f"There is no {chosen.task or ''} ControlNet for {chosen.base}{where}.".replace("no  ", "no "),
             f"ControlNets for it run in {', '.join(others)}.",
@@ -149,24 +138,20 @@ def list_controlnets(chosen: argparse.Namespace) -> Answer:
     unknown = sum(row.bytes == 0 for row in found)
     more = f", and {unknown} of unknown size" if unknown else ""
     lines = table(["KEY", "TASKS", "SIZE", "PREPROCESSOR", "SAVED AS", "RUNS IN"], rows)
-    whole = size_in_words(total_bytes(found))
+    whole = size_in_words(controlnet.total_bytes(found))
     lines.append(f"{len(found)} files, {whole} in all{more}. * is the recommended one for its tasks.")
-    return Answer({"controlnets": found, "bytes": total_bytes(found), "unknown_sizes": unknown}, lines)
+    return Answer({"controlnets": found, "bytes": controlnet.total_bytes(found), "unknown_sizes": unknown}, lines)
 
 
 def get_controlnets(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd controlnet get TASK|KEY|all --base KEY --ui UI --to DIR`."""
-    from fastsd_helpers.controlnet import controlnet_file, find_controlnet, find_controlnets, total_bytes
-    from fastsd_helpers.downloads import fetch_all
-
     if chosen.what == "all":
-        wanted = find_controlnets(chosen.base, ui=chosen.ui)
+        wanted = controlnet.find_controlnets(chosen.base, ui=chosen.ui)
     else:
-        wanted = [find_controlnet(chosen.base, chosen.what, ui=chosen.ui)]
+        wanted = [controlnet.find_controlnet(chosen.base, chosen.what, ui=chosen.ui)]
     if not wanted:
-        find_controlnet(chosen.base, "canny", ui=chosen.ui)
-    logger.info("%d files, %s, to %s.", len(wanted), size_in_words(total_bytes(wanted)), chosen.to)
-    results = fetch_all([controlnet_file(row, chosen.to) for row in wanted])
+        controlnet.find_controlnet(chosen.base, "canny", ui=chosen.ui)
+    logger.info("%d files, %s, to %s.", len(wanted), size_in_words(controlnet.total_bytes(wanted)), chosen.to)
+    results = downloads.fetch_all([controlnet.controlnet_file(row, chosen.to) for row in wanted])
     failed = [result for result in results if isinstance(result, FastSDError)]
     if len(failed) == len(results):
         raise failed[0]

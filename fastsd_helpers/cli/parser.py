@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 from fastsd_helpers import __version__
 from fastsd_helpers.cli.checkpoint_commands import add_checkpoints
-from fastsd_helpers.cli.commands import run_demo
 from fastsd_helpers.cli.dreambooth_commands import add_dreambooth
 from fastsd_helpers.cli.flags import command, subcommands
-from fastsd_helpers.cli.machine_commands import add_machine
+from fastsd_helpers.cli.machine_commands import add_machine, run_demo
 from fastsd_helpers.cli.model_commands import add_models
 from fastsd_helpers.cli.passwords import refuse_typed_secrets
 from fastsd_helpers.cli.trocr_commands import add_trocr

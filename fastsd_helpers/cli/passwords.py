@@ -4,7 +4,6 @@ A command line can be read by every program of the machine, and is kept in the s
 """
 
 import argparse
-import logging
 import os
 import re
 import stat
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.runtime import logger
 
 __all__ = ["add_password_flags", "given_password", "refuse_typed_secrets"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _LONGEST_BYTES = 4096
 _WAYS = "--password-file FILE (- for standard input), --ask-password, or FASTSD_PASSWORD in the environment"
@@ -85,7 +83,7 @@ def _first_line(line: bytes, place: str) -> str:
         return line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise SettingsError(
-            f"{place} is no text in UTF-8, so it holds no password.", "Write the password alone into it, as one line."
+            f"{place} is not UTF-8 text, so it holds no password.", "Write the password alone into it, as one line."
         ) from None
 
 
@@ -120,7 +118,7 @@ def refuse_typed_secrets(words: Sequence[str]) -> None:
         another = "It may be in your shell's history now: choose another one."
         where = "is not accepted on the command line, which every program on this machine can read"
         if _PASSWORD_WORDS.fullmatch(flag):
-            raise SettingsError(f"A password {where}.", f"Give it by {_WAYS}. {another}")
+            raise SettingsError(f"A password {where}.", f"Give it with {_WAYS}. {another}")
         if _TOKEN_WORDS.fullmatch(flag):
             raise SettingsError(
                 f"A token {where}.",

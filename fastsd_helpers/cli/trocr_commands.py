@@ -1,31 +1,38 @@
-"""The commands `fastsd trocr ...`: read, measure, embed, fine-tune, shrink and share a handwriting reader."""
+"""The commands `fastsd trocr ...`: read, evaluate, embed, fine-tune, quantize and share a recognition model."""
 
 import argparse
 import contextlib
-import logging
+import io
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.cli.answers import Answer, pairs, plain, section
+from fastsd_helpers import background, files, processes
+from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section, table
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.sharing import add_link_flags, link_settings
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
+from fastsd_helpers.runtime import logger
+from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.pages import inputs
+from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
+from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
+from fastsd_helpers.trocr.reading.serve import ServeConfig
+from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization
+from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
-__all__ = ["DEFAULT_READER", "add_trocr", "embed", "evaluate", "finetune", "quantize", "read", "serve"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["DEFAULT_READER", "add_trocr"]
 
 DEFAULT_READER = "trocr-base-handwritten"
-_EVERY_S = 5.0
 
 
 def add_trocr(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
-    from fastsd_helpers.trocr.reading.reader import ReadConfig
-
     group = subcommands(
         commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
     )
@@ -85,9 +92,6 @@ def add_trocr(commands: Any) -> None:
 
 
 def _add_making(group: Any) -> None:
-    from fastsd_helpers.trocr.reading.serve import ServeConfig
-    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
-
     tuning = command(
         group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
     )
@@ -111,7 +115,7 @@ def _add_making(group: Any) -> None:
         help="calibration set for int8 activations (static quantization): other lines than those of --evaluate",
     )
     shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
-    sharing = command(group, "serve", serve, "web page that reads lines and pages, with a login")
+    sharing = command(group, "serve", share, "web page that reads lines and pages, with a login")
     _add_model(sharing)
     add_flags(sharing, ServeConfig)
     add_link_flags(sharing)
@@ -124,79 +128,70 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_reader(chosen: argparse.Namespace) -> Any:
-    from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
-
     given = given_values(chosen, ReadConfig)
     ReadConfig(**given)  # names every bad setting before a model is looked for
     return Reader(chosen.model, **given)
 
 
 def _progress(what: str = "lines") -> Callable[..., None]:
-    began = last = time.monotonic()
+    began = time.monotonic()
 
     def tell(done: int, of: int | None = None) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _EVERY_S:
-            last = now
-            logger.info("%d%s %s, %.1f per second", done, f" of {of}" if of else "", what, done / (now - began))
+        per_second = done / (time.monotonic() - began)
+        logger.info("%d%s %s, %.1f per second", done, f" of {of}" if of else "", what, per_second)
 
-    return tell
+    return now_and_then(tell)
 
 
 def read(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr read IMAGE ...`."""
-    from fastsd_helpers.errors import SettingsError
-    from fastsd_helpers.files import check_writable, sha256_of, write_atomic
-    from fastsd_helpers.trocr.reading.folder import FORMATS, parse_shard, read_folder, rows_to_bytes
-
-    shard = parse_shard(chosen.shard)
+    shard = folder.parse_shard(chosen.shard)
     if not 0 <= chosen.least_confidence <= 1:
         raise SettingsError(f"--least-confidence is {chosen.least_confidence}.", "Give a number from 0 to 1.")
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
     into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
-    folder = only if only is not None and only.is_dir() and into is not None else None
-    if into is not None and not _is_row_run(chosen.format, folder, into):
+    source = only if only is not None and only.is_dir() and into is not None else None
+    if into is not None and not _is_row_run(chosen.format, source, into):
         return _transcribe(chosen, into, shard)
-    if chosen.shard and folder is None:
+    if chosen.shard and source is None:
         raise SettingsError("--shard needs an output folder.", "Name a folder with --out, and --format.")
-    if chosen.attention and (chosen.pages or folder is not None):
+    if chosen.attention and (chosen.pages or source is not None):
         raise SettingsError(
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
         )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
-    if format not in FORMATS:
+    known = ", .".join(folder.FORMATS)
+    if format not in folder.FORMATS:
         raise SettingsError(
             f"--out ends in .{format}." if not chosen.format else f"--format {format} writes into a folder.",
-            f"Choose one of .{', .'.join(FORMATS)}, or name a folder with --out and add --format.",
+            f"Choose one of .{known}, or name a folder with --out and add --format.",
         )
-    if chosen.out and folder is None:
+    if chosen.out and source is None:
         if chosen.out.is_dir():
-            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{', .'.join(FORMATS)}.")
-        check_writable(chosen.out.absolute().parent)
+            raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{known}.")
+        files.check_writable(chosen.out.absolute().parent)
     reader = _open_reader(chosen)
     began = time.monotonic()
     data: dict[str, Any]
-    if folder is not None:
-        result = read_folder(
-            reader, folder, chosen.out, shard=shard, format=format, pages=_pages(chosen), order=chosen.order,
+    if source is not None:
+        result = folder.read_folder(
+            reader, source, chosen.out, shard=shard, format=format, pages=_pages(chosen), order=chosen.order,
             progress=_progress(),
         )  # fmt: skip
         seconds = time.monotonic() - began
         data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
-        data["sha256"] = sha256_of(result.path) if result.path else None
+        data["sha256"] = files.sha256_of(result.path) if result.path else None
         told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
         return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
     lines, unsure = _read_all(reader, chosen)
     seconds = time.monotonic() - began
     drawn = _draw_attention(reader, chosen.images, chosen.attention) if chosen.attention else []
-    rows = [line.as_row() for line in lines]
-    data = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name, "unsure": unsure}
+    read_rows = [line.as_row() for line in lines]
+    data = {"lines": read_rows, "seconds": seconds, "reader": reader.checkpoint.folder.name, "unsure": unsure}
     if chosen.out:
         least = chosen.least_confidence if format == "txt" else 0.0
-        shown = [row | {"text": ""} if row["confidence"] < least else row for row in rows]
-        write_atomic(chosen.out, rows_to_bytes(shown, format))
-        data |= {"path": chosen.out, "sha256": sha256_of(chosen.out)}
+        shown = [row | {"text": ""} if row["confidence"] < least else row for row in read_rows]
+        files.write_atomic(chosen.out, folder.rows_to_bytes(shown, format))
+        data |= {"path": chosen.out, "sha256": files.sha256_of(chosen.out)}
     if drawn:
         data["attention"] = drawn
     least = chosen.least_confidence
@@ -210,18 +205,14 @@ def _pages(chosen: argparse.Namespace) -> str:
 
 def _is_folder(out: Path, format: str | None) -> bool:
     """Whether --out names a folder: it has no ending, or is one and more than today's one file is asked for."""
-    from fastsd_helpers.trocr.exports.formats import PER_PAGE
-
-    several = format is not None and ("," in format or format in (*PER_PAGE, "pdf"))
+    several = format is not None and ("," in format or format in (*formats.PER_PAGE, "pdf"))
     return not out.suffix or (out.is_dir() and (several or format is None)) or several
 
 
-def _is_row_run(format: str | None, folder: Path | None, out: Path) -> bool:
+def _is_row_run(format: str | None, source: Path | None, out: Path) -> bool:
     """Whether rows go into one lines.jsonl of a folder, or, where such a run was begun, into lines.<format>."""
-    from fastsd_helpers.trocr.reading.folder import FORMATS, is_begun
-
-    return (folder is None and format is None) or format == "jsonl" or (
-        folder is not None and (format is None or (format in FORMATS and is_begun(out)))
+    return (source is None and format is None) or format == "jsonl" or (
+        source is not None and (format is None or (format in folder.FORMATS and folder.is_begun(out)))
     )  # fmt: skip
 
 
@@ -231,29 +222,22 @@ def _unsure(count: int, least: float) -> list[str]:
 
 def _read_all(reader: Any, chosen: argparse.Namespace) -> tuple[list[Any], int]:
     """The lines of all inputs, pages taken apart, and how many are too unsure."""
-    from fastsd_helpers.trocr.pages.inputs import gather
-    from fastsd_helpers.trocr.reading.rows import read_items
-
     lines = []
     tell = _progress()
-    for found in read_items(reader, gather(chosen.images), _pages(chosen), order=chosen.order):
+    for found in rows.read_items(reader, inputs.gather(chosen.images), _pages(chosen), order=chosen.order):
         lines += found
         tell(len(lines))
     return lines, sum(bool(line.text) and line.confidence < chosen.least_confidence for line in lines)
 
 
 def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -> Answer:
-    from fastsd_helpers.errors import SettingsError
-    from fastsd_helpers.trocr.exports.formats import parse_formats, require_formats
-    from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
-
     if chosen.attention:
         raise SettingsError("--attention is for images of single lines.", "Give --out a file's name.")
-    formats = parse_formats(chosen.format or "txt")
-    require_formats(formats)
-    config = TranscribeConfig(formats, _pages(chosen), chosen.order, chosen.least_confidence)
+    wanted = formats.parse_formats(chosen.format or "txt")
+    formats.require_formats(wanted)
+    config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
     began, tell = time.monotonic(), _progress("pages")
-    result = transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
+    result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
     counts = {name: getattr(result, name) for name in ("inputs", "pages", "lines", "read_now", "read_before", "unsure")}
     data = {**counts, "problems": result.problems, "files": result.files, "path": out}
     told = {**counts, "problems": len(result.problems), "files": len(result.files)}
@@ -262,34 +246,24 @@ def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
-    """Draw where the reader looked, an image a line; returns them in the lines' order."""
-    import io
-
-    from fastsd_helpers.files import check_writable, write_atomic
-    from fastsd_helpers.trocr.pages.inputs import gather
-    from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
-
-    check_writable(folder)
+    """Draw where the model looked, an image a line; returns them in the lines' order."""
+    files.check_writable(folder)
     drawn = []
-    for place, item in enumerate(gather(images), 1):
+    for place, item in enumerate(inputs.gather(images), 1):
         if item.picture is None:
             continue
         sheet = io.BytesIO()
-        draw_attention(item.picture, find_attention(reader, item.picture)).save(sheet, "PNG")
+        attention.draw_attention(item.picture, attention.find_attention(reader, item.picture)).save(sheet, "PNG")
         drawn.append(folder / f"{place:04d}-{Path(item.name).stem}.png")
-        write_atomic(drawn[-1], sheet.getvalue())
+        files.write_atomic(drawn[-1], sheet.getvalue())
     return drawn
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr evaluate DATA`."""
-    from fastsd_helpers.trocr.reading.dataset import read_lines
-    from fastsd_helpers.trocr.teaching.evaluation import evaluate
-
-    lines = read_lines(chosen.data)
+    lines = dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
     began = time.monotonic()
-    result = evaluate(reader, lines, progress=_progress())
+    result = evaluation.evaluate(reader, lines, progress=_progress())
     seconds = time.monotonic() - began
     told: dict[str, Any] = {name: f"{_percent(score.rate)} ({_percent(score.low)} to {_percent(score.high)})"
             for name, score in (("CER", result.scores.cer), ("WER", result.scores.wer),
@@ -307,32 +281,21 @@ def _percent(rate: float) -> str:
 
 
 def embed(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr embed IMAGE ... --out DIR`."""
-    from fastsd_helpers.trocr.reading.embeddings import write_embeddings
-    from fastsd_helpers.trocr.reading.reader import Reader
-
     reader = Reader(chosen.model)
-    result = write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
+    result = embeddings.write_embeddings(reader, chosen.images, chosen.out, pool=chosen.pool, progress=_progress())
     told = {"shape": " x ".join(map(str, result.shape)), "size": size_in_words(result.path.stat().st_size)}
     return Answer(plain(result), [f"Written: {result.path}", *pairs({**told, "left out": len(result.left_out)})])
 
 
 def finetune(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr finetune DATA --out DIR`."""
-    from fastsd_helpers.background import local_folder
-    from fastsd_helpers.files import sha256_of
-    from fastsd_helpers.processes import stop_signals
-    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
-    from fastsd_helpers.trocr.teaching.progress import JOURNAL, note_progress
-
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
     # Whoever watches from a notebook reads what is noted.
     # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    with stop_signals() if alone else contextlib.nullcontext() as stop:
-        result = finetune(
+    with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
+        result = finetuning.finetune(
             config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=note_progress(local_folder(chosen.out) / JOURNAL), stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
@@ -340,16 +303,12 @@ def finetune(chosen: argparse.Namespace) -> Answer:
         "steps": result.steps,
     }
     weights = sorted(result.path.glob("*.safetensors"))
-    data = {**plain(result), "sha256": sha256_of(weights[0]) if weights else None}
+    data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}
     return Answer(data, [f"Finished: {result.path}", *pairs(told)])
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr quantize MODEL OUT --evaluate DIR`."""
-    from fastsd_helpers.cli.answers import table
-    from fastsd_helpers.trocr.teaching.quantization import quantize
-
-    result = quantize(
+    result = quantization.quantize(
         chosen.model, chosen.out, evaluate_on=chosen.evaluate, calibrate_on=chosen.calibrate, overwrite=chosen.overwrite
     )
     rows = [
@@ -362,18 +321,11 @@ def quantize(chosen: argparse.Namespace) -> Answer:
     return Answer(plain(result), [told, result.why, *table(head, rows)])
 
 
-def serve(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd trocr serve`: until Ctrl-C."""
-    import json
-    import sys
-
-    from fastsd_helpers.trocr.reading.reader import Reader
-    from fastsd_helpers.trocr.reading.serve import ServeConfig, require_servable, serve
-
+def share(chosen: argparse.Namespace) -> Answer:
     config = ServeConfig(**given_values(chosen, ServeConfig))
     link = link_settings(chosen, config.share)
-    require_servable(config, link)  # before a reader is loaded for it
-    with serve(Reader(chosen.model), config, tunnel=link) as served:
+    serve.require_servable(config, link)  # before a model is loaded for it
+    with serve.serve(Reader(chosen.model), config, tunnel=link) as served:
         # The only place where the password is ever shown; the log never has it.
         print(json.dumps(served.about()) if chosen.json else served.block(), file=sys.stderr, flush=True)
         served.wait()

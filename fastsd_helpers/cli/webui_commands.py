@@ -5,20 +5,27 @@ import json
 import sys
 from typing import Any
 
+from fastsd_helpers import playground, tunnels, webui
 from fastsd_helpers.cli.answers import Answer, pairs, plain
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.cli.passwords import add_password_flags
 from fastsd_helpers.cli.sharing import add_link_flags, add_share_flag, link_settings, show, show_link
+from fastsd_helpers.errors import FastSDError, SettingsError, TunnelError
+from fastsd_helpers.playground import PlaygroundConfig
+from fastsd_helpers.processes import LogTail
+from fastsd_helpers.tunnels import TunnelConfig
+from fastsd_helpers.webui import ControlNetConfig
+from fastsd_helpers.webui.flags import GPUS
+from fastsd_helpers.webui.placing.bundles import T5_SIZES
+from fastsd_helpers.webui.placing.model_files import KINDS
+from fastsd_helpers.webui.running import circumstances, process
+from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
 __all__ = ["add_webui"]
 
 
 def add_webui(commands: Any) -> None:
     """Add `webui`, `tunnel` and `playground` to the parser; help and limits come from the settings classes."""
-    from fastsd_helpers.playground import PlaygroundConfig
-    from fastsd_helpers.tunnels import TunnelConfig
-    from fastsd_helpers.webui.settings import InstallConfig
-
     group = subcommands(
         commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111, Forge Neo or ComfyUI")
     )
@@ -35,8 +42,8 @@ def add_webui(commands: Any) -> None:
     _add_place(group)
     for name, run, about in (
         ("status", status, "whether a web UI is running, since when, and where its log is"),
-        ("log", show_log, "show the last lines of its log"),
-        ("stop", stop, "stop it, whoever started it"),
+        ("log", show_log, "show the last lines of the web UI's log"),
+        ("stop", stop, "stop a web UI, whoever started it"),
     ):
         _add_where(command(group, name, run, about))
     link = command(
@@ -44,17 +51,14 @@ def add_webui(commands: Any) -> None:
     )
     link.add_argument("number", metavar="PORT", type=int, help="local port the program listens on")
     add_flags(link, TunnelConfig)
-    play = command(commands, "playground", playground, "web page to try one model or session right away")
-    play.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
-    add_flags(play, PlaygroundConfig)
-    add_link_flags(play)
-    add_password_flags(play)
+    page = command(commands, "playground", play, "web page to try one model or session right away")
+    page.add_argument("model", metavar="MODEL|SESSION", nargs="?", default="", help="default: the built-in demo model")
+    add_flags(page, PlaygroundConfig)
+    add_link_flags(page)
+    add_password_flags(page)
 
 
 def _add_launch(group: Any) -> None:
-    from fastsd_helpers.webui.flags import GPUS
-    from fastsd_helpers.webui.settings import LaunchConfig
-
     start = command(group, "launch", launch, "start a web UI and wait until it answers; Ctrl-C stops it")
     add_flags(start, LaunchConfig)
     add_share_flag(
@@ -71,10 +75,6 @@ def _add_launch(group: Any) -> None:
 
 
 def _add_place(group: Any) -> None:
-    from fastsd_helpers.webui.flags import GPUS
-    from fastsd_helpers.webui.placing.bundles import T5_SIZES
-    from fastsd_helpers.webui.placing.model_files import KINDS
-
     place = command(
         group,
         "place",
@@ -107,13 +107,10 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 
 
 def install(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui install`."""
-    from fastsd_helpers.webui import InstallConfig, install_webui
-
     values = given_values(chosen, InstallConfig)
     if chosen.extension:
         values["extensions"] = ",".join([*filter(None, [values.get("extensions", "")]), *chosen.extension])
-    result = install_webui(InstallConfig(**values))
+    result = webui.install_webui(InstallConfig(**values))
     lines = [f"Installed: {result.path}"]
     lines += [f"Extensions: {', '.join(result.extensions)}"] if result.extensions else []
     lines += [f"Switched off: {name}: {why}" for name, why in result.switched_off.items()]
@@ -121,12 +118,6 @@ def install(chosen: argparse.Namespace) -> Answer:
 
 
 def launch(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui launch`."""
-    from fastsd_helpers.errors import SettingsError, TunnelError
-    from fastsd_helpers.tunnels import require_shareable
-    from fastsd_helpers.webui import LaunchConfig, launch, plan
-    from fastsd_helpers.webui.flags import GPUS
-
     config = LaunchConfig(**given_values(chosen, LaunchConfig))
     ignored = [flag for flag in ("gpu", "family") if getattr(chosen, flag) and not chosen.dry_run]
     if ignored:
@@ -135,13 +126,13 @@ def launch(chosen: argparse.Namespace) -> Answer:
     link = link_settings(chosen, getattr(chosen, "share", None), user=config.user, password=config.password)
     machine = GPUS.get(chosen.gpu)
     if chosen.dry_run:
-        planned = plan(config, machine=machine, family=chosen.family, root=chosen.root)
+        planned = webui.plan(config, machine=machine, family=chosen.family, root=chosen.root)
         files = [file.about() for file in planned.files]
         said = {"lines": planned.lines(), "path": planned.cwd, "port": planned.port, "files": files}
         return Answer(said, [*planned.lines(), "Nothing was started."])
     if link is not None:
-        require_shareable(link)
-    running = launch(config, show=lambda line: print(line, file=sys.stderr, flush=True), root=chosen.root)
+        tunnels.require_shareable(link)
+    running = webui.launch(config, show=lambda line: print(line, file=sys.stderr, flush=True), root=chosen.root)
     data: dict[str, Any] = {"url": running.url, "port": running.port, "log": running.log}
     data["model_loaded"] = running.model_loaded
     try:
@@ -166,14 +157,11 @@ def launch(chosen: argparse.Namespace) -> Answer:
 
 def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> dict[str, Any]:
     """Show the link; one that fails now leaves the web UI running, with its own address and login."""
-    from fastsd_helpers.errors import FastSDError
-    from fastsd_helpers.webui import share, share_in_background
-
     try:
         if chosen.background:
-            held = share_in_background(running, link)
+            held = webui.share_in_background(running, link)
             return show_link(held, chosen.json, ends="It ends with the web UI.")
-        return show_link(share(running, link, on_change=lambda new: show_link(new, chosen.json)), chosen.json)
+        return show_link(webui.share(running, link, on_change=lambda new: show_link(new, chosen.json)), chosen.json)
     except FastSDError as err:
         login = running.login if running.ui.has_login else None
         told = {"url": running.url, "kind": None, "problem": err.problem, "hint": err.hint}
@@ -184,45 +172,35 @@ def _link_or_sentence(running: Any, link: Any, chosen: argparse.Namespace) -> di
 
 
 def _local_block(running: Any) -> str:
-    lines = [f"Link:      {running.url}"]
-    if running.ui.has_login:
-        lines += [f"User:      {running.login.user}", f"Password:  {running.login.password}"]
-    return "\n".join(lines)
+    return "\n".join([f"Link:      {running.url}", *(running.login.lines() if running.ui.has_login else [])])
 
 
 def place_models(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui place MODEL`."""
-    from fastsd_helpers.webui import ControlNetConfig, find_places, find_ui, place, place_controlnet, place_controlnets
-    from fastsd_helpers.webui.flags import GPUS
-
-    ui = find_ui(chosen.ui)
-    places = find_places(ui, folder=chosen.folder, store=chosen.store)
+    ui = webui.find_ui(chosen.ui)
+    places = webui.find_places(ui, folder=chosen.folder, store=chosen.store)
     if chosen.kind == "controlnet" and chosen.model == "all" and chosen.base:
-        placed = place_controlnets(ControlNetConfig(tasks="all", base=chosen.base), ui, places)
+        placed = webui.place_controlnets(ControlNetConfig(tasks="all", base=chosen.base), ui, places)
     elif chosen.kind == "controlnet":
-        placed = [place_controlnet(chosen.base, chosen.model, ui, places)]
+        placed = [webui.place_controlnet(chosen.base, chosen.model, ui, places)]
     else:
         machine = GPUS.get(chosen.gpu)
-        placed = place(chosen.model, ui, places, kind=chosen.kind, machine=machine, t5=chosen.t5, root=chosen.root)
+        placed = webui.place(
+            chosen.model, ui, places, kind=chosen.kind, machine=machine, t5=chosen.t5, root=chosen.root
+        )
     lines = [f"{ui.title} can load it now ({model.kind}, {model.how}): {model.path}" for model in placed]
     return Answer({**plain(placed[0]), "placed": [plain(model) for model in placed]}, lines)
 
 
 def status(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui status`."""
-    from fastsd_helpers.webui import background_link, find_places, find_ui, status
-    from fastsd_helpers.webui.running.circumstances import find_store_trouble
-    from fastsd_helpers.webui.running.process import find_end
-
-    state, runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
+    state, runs = webui.status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
         return Answer({"running": False}, ["It was not started here."])
     data = {"running": runs, "ui": state.ui, "pid": state.pid, "port": state.port, "log": state.log}
-    link = background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
+    link = webui.background_link(chosen.ui, folder=chosen.folder, store=chosen.store)
     data |= {"link": link.url} if link is not None else {}
     lines = [f"{state.title} {'runs' if runs else 'does not run'}.", *pairs(data)]
-    places = find_places(find_ui(chosen.ui), folder=chosen.folder, store=chosen.store)
-    trouble = find_store_trouble(state.title, places) if runs else find_end(places)
+    places = webui.find_places(webui.find_ui(chosen.ui), folder=chosen.folder, store=chosen.store)
+    trouble = circumstances.find_store_trouble(state.title, places) if runs else process.find_end(places)
     if trouble is not None:
         data |= {"problem": trouble.problem, "hint": trouble.hint}
         lines += [trouble.problem, trouble.hint]
@@ -230,11 +208,7 @@ def status(chosen: argparse.Namespace) -> Answer:
 
 
 def show_log(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui log`."""
-    from fastsd_helpers.processes import LogTail
-    from fastsd_helpers.webui import status
-
-    state, _runs = status(chosen.ui, folder=chosen.folder, store=chosen.store)
+    state, _runs = webui.status(chosen.ui, folder=chosen.folder, store=chosen.store)
     if state is None:
         return Answer({"log": None, "lines": []}, ["It was not started here, so there is no log."])
     tail = LogTail(state.log)
@@ -243,32 +217,22 @@ def show_log(chosen: argparse.Namespace) -> Answer:
 
 
 def stop(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd webui stop`."""
-    from fastsd_helpers.webui import stop
-
-    stopped = stop(chosen.ui, folder=chosen.folder, store=chosen.store)
+    stopped = webui.stop(chosen.ui, folder=chosen.folder, store=chosen.store)
     return Answer({"stopped": stopped}, ["Stopped." if stopped else "It does not run."])
 
 
 def tunnel(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd tunnel PORT` until it is stopped or its time is over."""
-    from fastsd_helpers.tunnels import TunnelConfig
-    from fastsd_helpers.webui import share_port
-
     config = TunnelConfig(**given_values(chosen, TunnelConfig))
-    with share_port(chosen.number, config, on_change=lambda link: show_link(link, chosen.json)) as link:
+    with webui.share_port(chosen.number, config, on_change=lambda link: show_link(link, chosen.json)) as link:
         data = show_link(link, chosen.json)
         link.wait()
     return Answer(data | {"closed": True}, ["The link is closed."])
 
 
-def playground(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd playground [MODEL|SESSION]` until it is stopped."""
-    from fastsd_helpers.playground import PlaygroundConfig, open_playground
-
+def play(chosen: argparse.Namespace) -> Answer:
     config = PlaygroundConfig(**given_values(chosen, PlaygroundConfig))
     link = link_settings(chosen, config.share)
-    with open_playground(chosen.model, config, tunnel=link) as page:
+    with playground.open_playground(chosen.model, config, tunnel=link) as page:
         show(json.dumps(page.about()) if chosen.json else page.block())
         page.wait()
     return Answer({"url": page.url, "closed": True}, ["The playground is closed."])

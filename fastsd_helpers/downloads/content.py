@@ -8,7 +8,7 @@ from fastsd_helpers.errors import DownloadError
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries
 
-__all__ = ["SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
+__all__ = ["PAGE_HINT", "SUFFIXES", "describe_content", "look_at_arrived", "require_model"]
 
 # What a kind is called, and the ending its files have.
 SUFFIXES = {
@@ -18,6 +18,9 @@ SUFFIXES = {
     "onnx": ".onnx",
     "zip archive": ".zip",
 }
+PAGE_HINT = (
+    "The site requires a login or a token, or the link is that of a page: paste the link of the download itself."
+)
 _MODELS = ("safetensors", "checkpoint", "gguf", "onnx")
 # What is often linked beside a model, or instead of it.
 _OTHER_KINDS = {
@@ -100,11 +103,7 @@ def require_model(path: Path, shown: str) -> str:
     if kind in _MODELS or kind == "data":
         return kind
     if kind == "web page":
-        raise DownloadError(
-            f"{shown} returned a web page instead of a file.",
-            "The site requires a login or a token, or the link is that of a page: paste the link of the download "
-            "itself.",
-        )
+        raise DownloadError(f"{shown} returned a web page instead of a file.", PAGE_HINT)
     if kind == "program":
         raise DownloadError(
             f"{shown} is a program, not a model.",
@@ -128,7 +127,7 @@ def look_at_arrived(path: Path, name: str, shown: str, *, beside: bool = False) 
         beside: it may be what lies beside the weights, a description or a vocabulary.
 
     Raises:
-        DownloadError: it is no model. UnsafeModel: it could run code.
+        DownloadError: it is not a model. UnsafeModel: it could run code.
     """
     small = beside and (name.endswith(".json") or name in ("merges.txt", "vocab.txt"))
     kind = "description" if small else require_model(path, shown)

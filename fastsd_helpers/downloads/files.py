@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fastsd_helpers.downloads.content import SUFFIXES, look_at_arrived
+from fastsd_helpers.downloads.content import PAGE_HINT, SUFFIXES, look_at_arrived
 from fastsd_helpers.downloads.hub_files import fetch_hub_file
 from fastsd_helpers.downloads.links import (
     HubFile,
@@ -84,12 +84,15 @@ def fetch(
         size: expected bytes. sha256: expected hash, in hex.
         mirrors: further sources of the same file, tried in order.
         overwrite: replace an existing file of that name that differs.
-        models_only: refuse what is no model file (a web page, a program, text).
+        models_only: refuse what is not a model file (a web page, a program, text).
 
     Raises:
         UnsafeModel: it could run code; what was fetched of it is removed.
-        DownloadError: no source gave the file; the sentences say why. ModelNotFound: no such key or path.
-        DiskFull, DriveReadOnly, DriveError: the disk.
+        DownloadError: no source gave the file; the sentences say why.
+        ModelNotFound: no such key or path.
+        DiskFull: there is no room for it.
+        DriveReadOnly: the folder cannot be written to.
+        DriveError: the folder cannot be used.
     """
     sha256 = _checked_hash(sha256) if sha256 is not None else None
     if isinstance(source, Path) or (isinstance(source, str) and not is_link(source)):
@@ -106,7 +109,7 @@ def fetch(
     failures: list[FastSDError] = []
     for item in (source, *mirrors):
         try:
-            return _fetch_one(item, folder, name, size, sha256, overwrite, models_only)
+            return _fetch_one(Wanted(item, name=name, size=size, sha256=sha256), folder, overwrite, models_only)
         except (DownloadError, ModelNotFound) as err:
             failures.append(err)
             if len(mirrors) >= len(failures):
@@ -181,20 +184,13 @@ def _not_a_link(text: str) -> Path | Wanted:
         )
     keys = ", ".join(key for key, row in models_table().items() if "checkpoint" in row)
     raise ModelNotFound(
-        f"'{show_typed(text)}' is no file here, no link and no key of a single-file model.",
+        f"'{show_typed(text)}' is not a file here, a link or the key of a single-file model.",
         f"Paste a link, or choose one of {keys}.",
     )
 
 
-def _fetch_one(
-    source: Any,
-    folder: Path,
-    name: str | None,
-    size: int | None,
-    sha256: str | None,
-    overwrite: bool,
-    models_only: bool,
-) -> Path:
+def _fetch_one(wanted: Wanted, folder: Path, overwrite: bool, models_only: bool) -> Path:
+    source, name, size, sha256 = wanted.source, wanted.name, wanted.size, wanted.sha256
     found = source if isinstance(source, HubFile) else find_link(str(source))
     if isinstance(found, HubFile):
         target = folder / safe_name(name or found.file.rsplit("/", 1)[-1])
@@ -231,12 +227,8 @@ def _is_here(target: Path, size: int | None, sha256: str | None, overwrite: bool
         return True
     if overwrite:
         return False
-    raise _other_content(target)
-
-
-def _other_content(target: Path) -> DownloadError:
-    return DownloadError(
-        f"{target} is here already, but differs from the source.",
+    raise DownloadError(
+        f"{target} exists already, but differs from the source.",
         "Move it, choose another name, or allow it to be replaced (--overwrite).",
     )
 
@@ -310,9 +302,8 @@ def _transfer(link: Link, part: Path, begun: Any) -> Remote:
 
 def _refusal(link: Link, remote: Remote) -> DownloadError:
     shown = show_url(link.url)
-    tokens = {"civitai": "CIVITAI_TOKEN"}
+    name = "CIVITAI_TOKEN" if link.site == "civitai" else None
     if remote.status in (401, 403):
-        name = tokens.get(link.site)
         if name and link.token:
             return DownloadError(
                 f"{shown} refuses the token given in {name} (HTTP {remote.status}).",
@@ -331,17 +322,12 @@ def _refusal(link: Link, remote: Remote) -> DownloadError:
     if remote.status == 407:
         return DownloadError(
             "A proxy on the network requires a login (HTTP 407).",
-            "Put its user and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
+            "Put its user name and password into HTTPS_PROXY (http://user:password@host:port), or unset that variable.",
         )
     if remote.status in (404, 410):
         return DownloadError(f"{shown} was not found (HTTP {remote.status}).", "Check the link in a browser.")
     if remote.is_page:
-        hint = (
-            "The site requires a login or a token, or the link is that of a page: paste the link of the download "
-            "itself."
-        )
-        if link.site in tokens:
-            hint = f"It requires a login: set an API key of your account as {tokens[link.site]}."
+        hint = f"It requires a login: set an API key of your account as {name}." if name else PAGE_HINT
         return DownloadError(f"{shown} returned a web page instead of a file.", hint)
     return DownloadError(f"{shown} answered {remote.status}.", "Check the link in a browser.")
 

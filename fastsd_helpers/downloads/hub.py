@@ -34,12 +34,22 @@ from fastsd_helpers.files import check_room, remembered_sha256, size_in_words
 from fastsd_helpers.inert import require_inert
 from fastsd_helpers.runtime import redact, secret
 
-__all__ = ["PAUSES_S", "HubRepo", "client_errors", "fetch_repo", "network_errors", "with_retries"]
+__all__ = [
+    "CHANGED_ON_THE_WAY",
+    "PAUSES_S",
+    "HubRepo",
+    "client_errors",
+    "fetch_repo",
+    "network_errors",
+    "offline",
+    "with_retries",
+]
 
 logger = logging.getLogger("fastsd_helpers")
 
 _SPARE_BYTES = 200 * 2**20  # room left over after a download, so that the machine stays usable
 PAUSES_S = (1.0, 4.0)  # before the second and the third question, when the Hub names no time
+CHANGED_ON_THE_WAY = "A proxy or mirror between this machine and the Hub changes downloads: check HF_ENDPOINT."
 _TOKEN_HINT = (
     "Make a read token at https://huggingface.co/settings/tokens and set it as HF_TOKEN "
     "(environment variable, or a Colab or Kaggle secret)."
@@ -68,7 +78,7 @@ def fetch_repo(
     """
     hub = HubRepo(repo, revision, cache_dir, contents)
     wanted = [hub, HubRepo(repo, None, cache_dir, contents)] if pinned_by_us and revision else [hub]
-    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+    if offline():
         folder = _first_cached(wanted)
         if folder is None:
             raise ModelError(f"{repo} is not on this machine and HF_HUB_OFFLINE is set.", "Unset it to download once.")
@@ -88,6 +98,11 @@ def fetch_repo(
             logger.warning("%s Its newest version is used instead.", err.problem)
             return fetch_repo(repo, contents=contents, cache_dir=cache_dir)
         raise
+
+
+def offline() -> bool:
+    """Whether the user wants the Hub not to be asked; read now, while the client reads it when it is imported."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _first_cached(hubs: Iterable["HubRepo"]) -> Path | None:
@@ -117,18 +132,23 @@ class HubRepo:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
         if not re.match(r"https?://[^\s/]+", self.endpoint):
             raise ModelError(
-                f"HF_ENDPOINT is '{self.endpoint}', which is no web address.", "Unset it, or set it to https://..."
+                f"HF_ENDPOINT is '{self.endpoint}', which is not a web address.", "Unset it, or set it to https://..."
             )
         self.token = secret("HF_TOKEN")
         if self.token is not None and not re.fullmatch(r"[!-~]+", self.token):
             raise ModelError("The Hugging Face token (HF_TOKEN) contains a space or an unusual character.", _TOKEN_HINT)
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else self._default_cache()
-
-    @staticmethod
-    def _default_cache() -> Path:
         from huggingface_hub import constants
 
-        return Path(constants.HF_HUB_CACHE)
+        self.cache_dir = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+        # What every question to the client names.
+        self.access: dict[str, Any] = {"cache_dir": self.cache_dir, "endpoint": self.endpoint, "token": self.token}
+
+    def cached_file(self, name: str, revision: str | None) -> Path | None:
+        """A file as it was downloaded before; None when it was not."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo, name, cache_dir=self.cache_dir, revision=revision)
+        return Path(found) if isinstance(found, str) else None
 
     def cached_folder(self) -> Path | None:
         """Find a whole copy downloaded before, without the network; None when there is none."""
@@ -202,7 +222,10 @@ class HubRepo:
 
     def _fetch(self, wanted: dict[str, Any], commit: str) -> Path:
         """Bring the wanted files here, whole and inert."""
-        self._check_room(wanted, commit)
+        lacking = [file for name, file in wanted.items() if self.cached_file(name, commit) is None]
+        if needed := sum(file.size or 0 for file in lacking):
+            self.check_room(needed, self.repo)
+            logger.info("Downloading %s: %s to %s.", self.repo, size_in_words(needed), self.cache_dir)
         for last_try in (False, True):
             folder = with_retries(functools.partial(self._snapshot, commit, wanted), also=network_errors())
             logger.info("Comparing the files of %s with the Hub's hashes.", self.repo)
@@ -216,42 +239,25 @@ class HubRepo:
             logger.warning("%s arrived damaged%s.", ", ".join(damaged), "" if last_try else "; fetching it again")
         raise _Damaged(
             f"{', '.join(damaged)} of {self.repo} arrived damaged twice: it does not match the Hub's hash.",
-            "A proxy or mirror between this machine and the Hub changes downloads: check HF_ENDPOINT.",
+            CHANGED_ON_THE_WAY,
         )
 
     def _small_json(self, name: str) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
-        path = hf_hub_download(
-            self.repo, name, revision=self.revision, cache_dir=self.cache_dir, endpoint=self.endpoint, token=self.token
-        )
+        path = hf_hub_download(self.repo, name, revision=self.revision, **self.access)
         return read_json(Path(path).parent, Path(name).name)
 
     def _snapshot(self, commit: str, wanted: Iterable[str]) -> Path:
         from huggingface_hub import snapshot_download
 
-        folder = snapshot_download(
-            self.repo,
-            revision=commit,
-            cache_dir=self.cache_dir,
-            endpoint=self.endpoint,
-            token=self.token,
-            allow_patterns=[glob.escape(name) for name in wanted],
-        )
-        return Path(folder)
+        names = [glob.escape(name) for name in wanted]
+        return Path(snapshot_download(self.repo, revision=commit, allow_patterns=names, **self.access))
 
-    def _check_room(self, wanted: dict[str, Any], commit: str) -> None:
-        from huggingface_hub import try_to_load_from_cache
-
-        needed = 0
-        for name, file in wanted.items():
-            here = try_to_load_from_cache(self.repo, name, cache_dir=self.cache_dir, revision=commit)
-            needed += 0 if isinstance(here, str) else file.size or 0
-        if not needed:
-            return
+    def check_room(self, needed: int, what: str) -> None:
+        """Refuse a download that does not fit; raises DiskFull."""
         hint = "Free some space, or set HF_HOME to a folder on a larger disk."
-        check_room(self.cache_dir, needed, self.repo, spare=_SPARE_BYTES, hint=hint)
-        logger.info("Downloading %s: %s to %s.", self.repo, size_in_words(needed), self.cache_dir)
+        check_room(self.cache_dir, needed, what, spare=_SPARE_BYTES, hint=hint)
 
     def translate(self, err: Exception) -> FastSDError:
         """The sentence and hint for a failure of the client, the Hub, the network or the disk."""

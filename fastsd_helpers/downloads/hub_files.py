@@ -1,21 +1,26 @@
 """One file of a Hub repository, through huggingface_hub (its cache, tokens, Xet storage and HF_ENDPOINT)."""
 
+import functools
 import logging
-import os
 from pathlib import Path
 
 from fastsd_helpers.downloads.content import look_at_arrived
-from fastsd_helpers.downloads.hub import HubRepo, client_errors, network_errors, with_retries
+from fastsd_helpers.downloads.hub import (
+    CHANGED_ON_THE_WAY,
+    HubRepo,
+    client_errors,
+    network_errors,
+    offline,
+    with_retries,
+)
 from fastsd_helpers.downloads.hub_cache import removed_when_refused
 from fastsd_helpers.downloads.links import HubFile
 from fastsd_helpers.errors import DownloadError, ModelError, ModelNotFound, UnsafeModel
-from fastsd_helpers.files import check_room, remembered_sha256
+from fastsd_helpers.files import remembered_sha256
 
 __all__ = ["fetch_hub_file"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-_SPARE_BYTES = 200 * 2**20
 
 
 def fetch_hub_file(
@@ -31,7 +36,7 @@ def fetch_hub_file(
 
     Args:
         name: what it will be called; its own name when left alone.
-        models_only: look into it, and remove what this call fetched of a file that is no inert model.
+        models_only: look into it, and remove what this call fetched of a file that is not an inert model.
 
     Raises:
         UnsafeModel: it could run code.
@@ -51,18 +56,21 @@ def fetch_hub_file(
 
 
 class _NoModel(DownloadError):
-    """What arrived is no model."""
+    """What arrived is not a model."""
 
 
 def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) -> Path:
-    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
-        path = _cached(hub, wanted)
+    if offline():
+        path = hub.cached_file(wanted.file, wanted.revision)
         if path is None:
             raise DownloadError(
                 f"{wanted.file} of {wanted.repo} is not on this machine and HF_HUB_OFFLINE is set.",
                 "Unset it to download once.",
             )
-        _require(path, wanted, size, sha256)
+        if (size is not None and path.stat().st_size != size) or sha256 not in (None, remembered_sha256(path)):
+            raise DownloadError(
+                f"The copy of {wanted.file} in the cache is damaged.", "Unset HF_HUB_OFFLINE to fetch it again."
+            )
         return path
     try:
         for last_try in (False, True):
@@ -77,7 +85,7 @@ def _fetch(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | None) 
         raise _translate(hub, wanted, err) from err
     raise DownloadError(
         f"{wanted.file} of {wanted.repo} arrived damaged twice: it does not match its SHA-256.",
-        "A proxy or mirror between this machine and the Hub changes downloads: check HF_ENDPOINT.",
+        CHANGED_ON_THE_WAY,
     )
 
 
@@ -97,36 +105,12 @@ def _download(hub: HubRepo, wanted: HubFile, size: int | None, sha256: str | Non
             f"{wanted.file} of {wanted.repo} is not the expected version (its SHA-256 differs).",
             "The repository has changed; report it, or use another source.",
         )
-    if _cached(hub, wanted) is None:
-        hint = "Free some space, or set HF_HOME to a folder on a larger disk."
-        check_room(hub.cache_dir, about.size or 0, f"{wanted.file} of {wanted.repo}", spare=_SPARE_BYTES, hint=hint)
+    if hub.cached_file(wanted.file, wanted.revision) is None:
+        hub.check_room(about.size or 0, f"{wanted.file} of {wanted.repo}")
         logger.info("Downloading %s of %s (%.2f GB).", wanted.file, wanted.repo, (about.size or 0) / 1e9)
 
-    def download() -> str:
-        return hf_hub_download(
-            wanted.repo,
-            wanted.file,
-            revision=wanted.revision,
-            cache_dir=hub.cache_dir,
-            endpoint=hub.endpoint,
-            token=hub.token,
-        )
-
+    download = functools.partial(hf_hub_download, wanted.repo, wanted.file, revision=wanted.revision, **hub.access)
     return Path(with_retries(download, also=network_errors())), announced
-
-
-def _cached(hub: HubRepo, wanted: HubFile) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(wanted.repo, wanted.file, cache_dir=hub.cache_dir, revision=wanted.revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _require(path: Path, wanted: HubFile, size: int | None, sha256: str | None) -> None:
-    if (size is not None and path.stat().st_size != size) or (sha256 is not None and remembered_sha256(path) != sha256):
-        raise DownloadError(
-            f"The copy of {wanted.file} in the cache is damaged.", "Unset HF_HUB_OFFLINE to fetch it again."
-        )
 
 
 def _translate(hub: HubRepo, wanted: HubFile, err: Exception) -> Exception:

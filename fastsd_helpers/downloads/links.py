@@ -115,7 +115,7 @@ def safe_name(name: str) -> str:
     """
     if re.search(r"[/\\]", name) or name in ("", ".", "..") or name.startswith("."):
         raise DownloadError(
-            f"'{name[:80]}' is no file name: it points outside its folder, is hidden or is empty.",
+            f"'{name[:80]}' is not a file name: it points outside its folder, is hidden or is empty.",
             "Give a plain file name, such as model.safetensors.",
         )
     if len(name.encode()) > 200 or re.search(r'[\x00-\x1f<>:"|?*]', name):
@@ -139,19 +139,19 @@ def find_link(text: str) -> Link | HubFile:
     """Understand a web address; CivitAI is asked which file it means.
 
     Raises:
-        DownloadError: it is no address that can be fetched; the hint says what to paste instead.
+        DownloadError: it is not an address that can be fetched; the hint says what to paste instead.
     """
     text = text.strip()
     if not is_link(text) or re.search(r"\s", text):
         raise DownloadError(
-            f"'{show_typed(text)}' is no web address.", "Paste the whole link, beginning with https://."
+            f"'{show_typed(text)}' is not a web address.", "Paste the whole link, beginning with https://."
         )
     try:
         parts = urlsplit(text)
         host = (parts.hostname or "").removeprefix("www.").lower()
         _ = parts.port
     except ValueError as err:
-        raise DownloadError("That is no web address: its host name is invalid.", "Paste the whole link.") from err
+        raise DownloadError("That is not a web address: its host name is invalid.", "Paste the whole link.") from err
     if not host:
         raise DownloadError(f"'{show_url(text)}' has no host name.", "Paste the whole link.")
     if parts.username is not None or parts.password is not None:
@@ -215,7 +215,7 @@ def _civitai(parts: Any) -> Link:
         version = next(item for item in match.groups() if item)
     if (version is None and model is None) or (version is not None and not re.fullmatch(r"[0-9]+", version)):
         raise DownloadError(
-            f"{show_url(parts.geturl())} is no page of a model on CivitAI.",
+            f"{show_url(parts.geturl())} is not the page of a model on CivitAI.",
             "Paste the model's page (civitai.com/models/...) or the address of its Download button.",
         )
     if version is None and model is not None:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # The parts of a pipeline that training, sampling and export read. Everything else in a repository (safety checker,
-# image processor, single files, ONNX, Flax, pictures) stays where it is.
+# image processor, single files, ONNX, Flax, images) stays where it is.
 WEIGHT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
 PARTS = (*WEIGHT_PARTS, "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 
@@ -40,23 +40,17 @@ _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+?))?(-\d{5}-of-(?P<shards>\d{5}))?"
     r"(\.(?P<late_variant>\w+))?\.(?P<suffix>safetensors|bin)"
 )
-_OTHER_WEIGHTS = (
-    ".bin",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".ot",
-    ".pb",
-    ".pt",
-    ".pth",
-    ".safetensors",
-)
+_ENDINGS = (".safetensors", ".bin")  # of the weights that are wanted
 # Beside its weights a part needs descriptions and vocabularies; nothing else of it is fetched, programs least of all.
 _SMALL_FILES = (".json", ".txt", ".model", ".spm", ".tiktoken")
 _VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"}, {"tokenizer.model"})
 _SINGLE_FILES = (".ckpt", ".gguf", ".pt", ".pth", ".safetensors")
+_NETWORKS = {  # what the name of a class says of the network
+    "ControlNet": "a ControlNet",
+    "Autoencoder": "only a VAE",
+    "UNet": "only a U-Net",
+    "Transformer2D": "only a transformer",
+}
 CONVERT_HINT = (
     "A base model is a Diffusers folder. Make one of a single file with `fastsd convert FILE FOLDER` and give that "
     "folder; or give a Hub id or a key such as 'sd15'."
@@ -198,10 +192,7 @@ def pipeline_files(listing: Listing) -> list[str]:
     Raises:
         ModelError: it is something else, or a part of it is missing; the sentence says which.
     """
-    if "model_index.json" not in listing.names:
-        raise not_a_pipeline(listing.where, listing.names, listing.read)
-    index = listing.read("model_index.json")
-    missing = missing_parts(listing.names, index)
+    index, missing = _parts_of(listing)
     if missing:
         raise ModelError(
             f"{listing.where} is not a complete Diffusers model: {', '.join(missing)} missing.",
@@ -211,28 +202,30 @@ def pipeline_files(listing: Listing) -> list[str]:
 
 
 def require_pipeline(folder: Path) -> dict[str, Any]:
-    """Check that a folder is a whole Diffusers pipeline and return its model_index.json.
-
-    Raises:
-        ModelError: it is something else, or a part of it is missing; the sentence says which.
-    """
-    files = list_files(folder)
-    if "model_index.json" not in files:
-        raise not_a_pipeline(str(folder), files, functools.partial(read_json, folder))
-    index = read_json(folder, "model_index.json")
-    missing = missing_parts(files, index)
+    """Check that a folder is a whole Diffusers pipeline and return its model_index.json; raises as `pipeline_files`."""
+    listing = Listing.of_folder(folder)
+    index, missing = _parts_of(listing)
     if missing:
         raise ModelError(
             f"The Diffusers folder {folder} is incomplete: {', '.join(missing)} missing.",
             "Copy or download it again with all its subfolders.",
         )
-    empty = [name for name in wanted_files(files, index) if files.get(name) == 0 and name.endswith(_OTHER_WEIGHTS)]
+    wanted = wanted_files(listing.names, index)
+    empty = [name for name in wanted if listing.names.get(name) == 0 and name.endswith(_ENDINGS)]
     if empty:
         raise ModelError(
             f"The Diffusers folder {folder} is incomplete: {', '.join(empty)} empty.",
             "A mounted Drive may not have synced it yet: wait and try again, or copy it again.",
         )
     return index
+
+
+def _parts_of(listing: Listing) -> tuple[dict[str, Any], list[str]]:
+    """What model_index.json says, and what lacks of it."""
+    if "model_index.json" not in listing.names:
+        raise not_a_pipeline(listing.where, listing.names, listing.read)
+    index = listing.read("model_index.json")
+    return index, missing_parts(listing.names, index)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -253,16 +246,7 @@ def not_a_pipeline(where: str, names: Iterable[str], read: Callable[[str], dict[
     if "config.json" in top:
         config = read("config.json")
         kind = str(config.get("_class_name") or next(iter(config.get("architectures") or []), "unknown kind"))
-        if "ControlNet" in kind:
-            what = "a ControlNet"
-        elif kind.startswith("Autoencoder"):
-            what = "only a VAE"
-        elif "UNet" in kind:
-            what = "only a U-Net"
-        elif "Transformer2D" in kind:
-            what = "only a transformer"
-        else:
-            what = "a single network"
+        what = next((words for part, words in _NETWORKS.items() if part in kind), "a single network")
         return ModelError(f"{where} is {what} ({kind}), not a base model.", f"{needs}: the one it belongs to.")
     if any(name.split("/")[0] in WEIGHT_PARTS for name in names if "/" in name):
         return ModelError(
@@ -287,7 +271,7 @@ def model_hash(folder: Path) -> str:
     The first call reads every weight file once; later calls in this process answer from memory unless a file changed.
     """
     index = require_pipeline(folder)
-    names = [name for name in wanted_files(list_files(folder), index) if name.endswith((".safetensors", ".bin"))]
+    names = [name for name in wanted_files(list_files(folder), index) if name.endswith(_ENDINGS)]
     lines = [f"{name} {remembered_sha256(folder / name)}\n" for name in sorted(names)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -11,8 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             return None
         here, there = urlsplit(req.full_url), urlsplit(newurl)
         if there.scheme not in ("http", "https"):
-            raise DownloadError("The link redirects to something that is no web address.", "Use another link.")
+            raise DownloadError("The link redirects to something that is not a web address.", "Use another link.")
         if (here.scheme, here.hostname, here.port) != (there.scheme, there.hostname, there.port):
             for name in ("Authorization", "Cookie"):
                 new.headers.pop(name, None)
@@ -86,7 +85,7 @@ def _open(url: str, token: str | None, headers: dict[str, str], cookies: str | N
     except ValueError:
         # A host, a port or a character that makes no sense, mostly in a redirect; its own text holds what was sent.
         raise DownloadError(
-            f"The link to {urlsplit(url).hostname} leads to something that is no web address.", "Use another link."
+            f"The link to {urlsplit(url).hostname} leads to something that is not a web address.", "Use another link."
         ) from None
 
 
@@ -291,28 +290,28 @@ def _append(
         with file_errors(part, "write"):
             os.ftruncate(out, start)
             os.lseek(out, start, os.SEEK_SET)
-        with _reporting(part, start, total) as report:
-            while True:
-                try:
-                    # read1 gives what is there, so that a slow line loses little when it breaks.
-                    chunk = answer.read1(_CHUNK_BYTES)
-                except (http.client.HTTPException, OSError) as err:
-                    if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    logger.debug("The connection broke after %d bytes: %s.", done, err)
-                    return False
-                if not chunk:
-                    break
-                with file_errors(part, "write"):
-                    write_all(out, chunk)
-                done += len(chunk)
-                failures.progressed(done)
-                report(done)
-                if total is not None and done > total:
-                    break
-                if most is not None and done > most:
-                    discard(part)
-                    raise _too_large(failures.host, most)
+        report = _reporter(part, start, total)
+        while True:
+            try:
+                # read1 gives what is there, so that a slow line loses little when it breaks.
+                chunk = answer.read1(_CHUNK_BYTES)
+            except (http.client.HTTPException, OSError) as err:
+                if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                logger.debug("The connection broke after %d bytes: %s.", done, err)
+                return False
+            if not chunk:
+                break
+            with file_errors(part, "write"):
+                write_all(out, chunk)
+            done += len(chunk)
+            failures.progressed(done)
+            report(done)
+            if total is not None and done > total:
+                break
+            if most is not None and done > most:
+                discard(part)
+                raise _too_large(failures.host, most)
         with file_errors(part, "write"):
             os.fsync(out)
     finally:
@@ -324,9 +323,8 @@ def _append(
     return total is None or done == total
 
 
-@contextmanager
-def _reporting(part: Path, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Say now and then how far a download is, how fast, and how long it will take."""
+def _reporter(part: Path, start: int, total: int | None) -> Callable[[int], None]:
+    """What says now and then how far a download is, how fast, and how long it will take."""
     began = last = time.monotonic()
 
     def report(done: int) -> None:
@@ -338,18 +336,13 @@ def _reporting(part: Path, start: int, total: int | None) -> Iterator[Callable[[
         speed = (done - start) / (now - began)
         name = re.sub(r"^\.|\.[0-9a-f]{8}\.part$", "", part.name)
         if total and speed:
-            left = (total - done) / speed
-            logger.info(
-                "%s: %.2f of %.2f GB, %.1f MB/s, %s left.", name, done / 1e9, total / 1e9, speed / 1e6, _duration(left)
-            )
+            left_s = (total - done) / speed
+            left = f"{left_s:.0f} s" if left_s < 90 else f"{left_s / 60:.0f} min"
+            logger.info("%s: %.2f of %.2f GB, %.1f MB/s, %s left.", name, done / 1e9, total / 1e9, speed / 1e6, left)
         else:
             logger.info("%s: %.2f GB, %.1f MB/s.", name, done / 1e9, speed / 1e6)
 
-    yield report
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return report
 
 
 def part_name(name: str, source: str) -> str:

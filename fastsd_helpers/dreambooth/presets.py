@@ -36,7 +36,7 @@ class Preset:
 
 
 # Starting points, not measurements. Offset noise for styles is the advice of the notebook this project replaces;
-# min-SNR with gamma 5 is its paper's (Hang et al. 2023) recommendation. A style is in the picture and hardly in the
+# min-SNR with gamma 5 is its paper's (Hang et al. 2023) recommendation. A style is in the image and hardly in the
 # words, so its text encoder is trained less; a thing is learnt in fewer steps than a face.
 PRESETS = {
     "none": Preset(),

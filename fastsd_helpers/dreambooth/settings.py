@@ -133,8 +133,8 @@ class DreamBoothConfig:
     )
     class_guidance: float = option(
         1.0,
-        help="guidance scale (CFG) of the class images: 1 generates without guidance, what the model itself "
-        "imagines; other trainers use 7.5, which pulls the model away from where it was",
+        help="guidance scale (CFG) of the class images: 1 generates without guidance, which shows what the model "
+        "itself has learned; other trainers use 7.5, which pulls the model away from that",
         low=1.0,
         high=30.0,
         advanced=True,
@@ -242,7 +242,7 @@ class DreamBoothConfig:
             )
         classes = self.class_prompt.split("|") if isinstance(self.class_prompt, str) else []
         if any(not part.strip() for part in classes):
-            extra.append("class_prompt (--class-prompt) is empty, or has an empty part beside a |")
+            extra.append("class_prompt (--class-prompt) is empty, or has an empty part next to a |")
         if not classes and (self.prior_weight or self.class_images):
             extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:

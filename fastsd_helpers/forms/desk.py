@@ -63,20 +63,11 @@ MAKERS = {
 }
 
 
-@dataclass
-class _Open:
-    session: Any
-    asked: Any  # the settings it was opened with
-
-    @property
-    def folder(self) -> Path:
-        return self.session.folder
-
-
 # Forms, by their class and the folder of their session.
 _forms: dict[tuple[str, Path | None], Any] = {}
 _offered: dict[str, Path] = {}
-_open: _Open | None = None
+_open: Any = None  # the session
+_opened_with: Any = None  # the settings
 _used = False
 
 
@@ -85,8 +76,8 @@ _used = False
 
 def sit_down(session: Any, asked: Any) -> None:
     """Note the session that is open from now on, and the settings that it was opened with."""
-    global _open, _used
-    _open, _used = _Open(session, asked), True
+    global _open, _opened_with, _used
+    _open, _opened_with, _used = session, asked, True
 
 
 def close_session() -> None:
@@ -97,7 +88,7 @@ def close_session() -> None:
 
 def session_here() -> Any:
     """The session that is open; None when there is none."""
-    return _open.session if _open is not None else None
+    return _open
 
 
 def clear() -> None:
@@ -132,7 +123,7 @@ def require_open(settings: type, folder: Path | None) -> None:
         return
     if _open is None:
         raise SettingsError("No session is open: the cell that opens it has failed or was stopped.", "Run cell 2b.")
-    wanted = _wanted_now(_open)
+    wanted = _wanted_now()
     if wanted:
         raise SettingsError(
             f"Cell 2a shows {wanted} now, and the session {_open.folder.name} is open.",
@@ -151,16 +142,16 @@ def cell_of(settings: type) -> str:
     return f"cell {cells[0]}" if cells else "the cell that shows the form"
 
 
-def _wanted_now(opened: _Open) -> str:
+def _wanted_now() -> str:
     """What the user has changed in cell 2a since the session was opened, in words; "" for nothing."""
-    form = _forms.get((type(opened.asked).__name__, None))
+    form = _forms.get((type(_opened_with).__name__, None))
     if form is None:
         return ""
     values = form.values()
     for name in form.typed:
-        now, then = values.get(name), getattr(opened.asked, name, None)
+        now, then = values.get(name), getattr(_opened_with, name, None)
         if name == "session_name":
-            if str(now or "").split() not in (str(then or "").split(), [opened.folder.name]):
+            if str(now or "").split() not in (str(then or "").split(), [_open.folder.name]):
                 return f"the session {now}" if now else "another session"
         elif now != then:
             return "another place"

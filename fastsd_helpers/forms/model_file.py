@@ -1,6 +1,5 @@
 """Look at a model file, or convert it, from a notebook: what `inspect` and `convert` do, in sentences."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,13 +7,11 @@ from typing import Literal
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.tools import inspected
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 
 __all__ = ["ModelFileConfig", "look_or_convert"]
-
-logger = logging.getLogger("fastsd_helpers")
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def look_or_convert(config: ModelFileConfig) -> None:
 
     Raises:
         SettingsError: these are the settings of another form. And what `checkpoints.inspect` and `checkpoints.convert`
-        raise.
+            raise.
     """
     require(config, ModelFileConfig)
     if not config.file.strip():
@@ -65,30 +62,11 @@ def look_or_convert(config: ModelFileConfig) -> None:
         return
     source = Path(config.file.strip()).expanduser()
     if source.is_file() or (source.is_dir() and not config.write_to.strip()):
-        _look(source, config)
+        logger.info("%s", "\n".join(inspected(source, hashes=True, scan=config.every_number)))
     elif not config.write_to.strip():
         raise SettingsError(f"{source} is not there.", "Choose a file in the form, or give the path of a folder.")
     if config.write_to.strip():
         _convert(source, config)
-
-
-def _look(path: Path, config: ModelFileConfig) -> None:
-    from fastsd_helpers.checkpoints import inspect
-
-    found = inspect(path, hashes=True, scan=config.every_number)
-    size, million = size_in_words(found.bytes), found.parameters / 1e6
-    lines = [f"{path.name}: {found.what}, {size}, {million:,.1f} million parameters ({', '.join(found.dtypes)})."]
-    if found.prediction_source:
-        lines.append(f"It predicts {found.prediction or 'an unknown quantity'}: {found.prediction_source}.")
-    if found.sha256:
-        lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
-    lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]
-    lines += found.advice
-    for words, names in (("Missing", found.missing), ("Not of this layout", found.unexpected)):
-        if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines.append(f"{words}: {', '.join(names[:_SHOWN])}{more}.")
-    logger.info("%s", "\n".join(lines))
 
 
 def _convert(source: Path, config: ModelFileConfig) -> None:

@@ -8,10 +8,10 @@ from fastsd_helpers.playground import Page, PlaygroundConfig, open_playground
 from fastsd_helpers.runtime import in_notebook, where
 from fastsd_helpers.sessions import Session
 
-__all__ = ["PlayView", "offer_playground", "show_playground"]
+__all__ = ["offer_playground", "show_playground"]
 
 
-def show_playground(config: PlaygroundConfig, session: Session) -> "PlayView":
+def show_playground(config: PlaygroundConfig, session: Session) -> PageView[Page]:
     """Offer the playground for a session's model; it is opened by its button, so that "Run all" does not wait for it.
 
     In Colab the link is Colab's own, which only this notebook's user can open, unless the settings share it.
@@ -24,22 +24,12 @@ def show_playground(config: PlaygroundConfig, session: Session) -> "PlayView":
     return offer_playground(config, str(session.folder))
 
 
-def offer_playground(config: PlaygroundConfig, ref: str) -> "PlayView":
+def offer_playground(config: PlaygroundConfig, ref: str) -> PageView[Page]:
     """Offer the playground for any model (key, Hub id, folder), the built-in one when `ref` is empty."""
     if config.share == "no" and where() == "colab" and in_notebook():
         config = dataclasses.replace(config, share="colab")
-    return PlayView(config, ref)
-
-
-class PlayView(PageView[Page]):
-    """The buttons of the playground."""
-
-    def __init__(self, config: PlaygroundConfig, ref: str) -> None:
-        super().__init__("playground", "Loading the model…")
-        self._config, self._ref = config, ref
-
-    def _start(self) -> Page:
-        return open_playground(self._ref, self._config)
-
-    def _where(self, page: Page) -> tuple[str, str]:
-        return page.tunnel.url if page.tunnel is not None else page.url, page.block()
+    return PageView(
+        "playground",
+        lambda: open_playground(ref, config),
+        lambda page: (page.tunnel.url if page.tunnel is not None else page.url, page.block()),
+    )

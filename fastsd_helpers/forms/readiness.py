@@ -1,7 +1,6 @@
 """What a notebook's first cell calls: install what is missing here, then say the environment report."""
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -12,12 +11,10 @@ from fastsd_helpers.doctor import examine
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.forms.quiet import quieten_libraries
 from fastsd_helpers.processes import is_found_anyway
-from fastsd_helpers.runtime import start_log, where
+from fastsd_helpers.runtime import logger, start_log, where
 from fastsd_helpers.wheels import install
 
 __all__ = ["set_up", "tell_children"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # Where each notebook keeps what is its user's, on Drive or beside the notebook, and what that is.
 _KEPT = {
@@ -41,8 +38,9 @@ def set_up(workflow: str, version: str = "") -> None:
         version: of the notebook; another one than the library's is said.
 
     Raises:
-        InstallError: a package could not be installed, or the runtime has to be restarted first. DependencyMissing:
-        there is nothing to install with. DiskFull: not enough room.
+        InstallError: a package could not be installed, or the runtime has to be restarted first.
+        DependencyMissing: there is nothing to install with.
+        DiskFull: not enough room.
     """
     start_log()
     quieten_libraries()

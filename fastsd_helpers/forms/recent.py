@@ -6,7 +6,6 @@ that is gone, the newest session.json tells.
 
 import contextlib
 import json
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastsd_helpers.errors import FastSDError, SessionNotFound
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.widgets.known import OTHER
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import is_old_session
 from fastsd_helpers.sessions.record import RECORD, TWINS
 
@@ -37,8 +36,6 @@ __all__ = [
     "say_twin",
     "session_choices",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 FIRST_NAME, FIRST_READING_NAME = "my-subject", "my-handwriting"
 SESSIONS, READINGS = Path("Fast-Dreambooth", "Sessions"), Path("Fast-TrOCR", "Sessions")
@@ -79,7 +76,8 @@ def _choices(part: Path, root: Path, first: str) -> list[tuple[str, str]]:
     found = find_sessions(root)
     for item in found:
         desk.note_offered(item.name, root)
-    entries = [(_label(item), item.name) for item in found]
+    notes = {item.name: item.note or (f"last used {ago(item.used)}" if item.used else "") for item in found}
+    entries = [(" · ".join(filter(None, [name, note])), name) for name, note in notes.items()]
     if where() == "colab" and in_notebook() and root == local_root(part):
         # Google Drive is mounted by the next cell, which then takes the last one there.
         waiting = (f"the one used last on your Google Drive (where there is none: a new one, {first})", "")
@@ -88,11 +86,6 @@ def _choices(part: Path, root: Path, first: str) -> list[tuple[str, str]]:
         name = first if first not in [item.name for item in found] else f"{first}-2"
         entries.insert(0, (f"{name} · new", name))
     return [*entries, new]
-
-
-def _label(item: Found) -> str:
-    used = f"last used {ago(item.used)}" if item.used else ""
-    return " · ".join(filter(None, [item.name, item.note or used]))
 
 
 def find_sessions(root: Path) -> list[Found]:

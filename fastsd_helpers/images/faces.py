@@ -11,11 +11,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from fastsd_helpers.errors import DatasetError, FastSDError
 from fastsd_helpers.inert import require_inert
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 __all__ = ["Face", "find_faces", "open_networks"]
@@ -63,7 +64,6 @@ def find_faces(
     named = face_model or os.environ.get(_MODEL_VARIABLE)
     try:
         import cv2  # noqa: F401
-        import numpy as np
     except ImportError:
         if named:
             raise DatasetError(
@@ -87,14 +87,13 @@ def _clip(box: Face, width: int, height: int) -> Face:
 # ------------------------------------------------------------------------------------------------- YuNet
 
 
-def _by_yunet(rgb: "np.ndarray", model: Path) -> list[Face]:
+def _by_yunet(rgb: np.ndarray, model: Path) -> list[Face]:
     import cv2
-    import numpy as np
 
     if not model.is_file():
         raise DatasetError(f"There is no face model {model}.", _MODEL_HINT)
     if model.suffix.lower() != ".onnx":  # by other endings OpenCV opens other formats, and their libraries
-        raise DatasetError(f"The face model {model} is no .onnx file.", _MODEL_HINT)
+        raise DatasetError(f"The face model {model} is not a .onnx file.", _MODEL_HINT)
     try:
         require_inert(model)
     except FastSDError as err:
@@ -133,9 +132,7 @@ def open_networks() -> tuple[Any, Any, Any] | None:
     return first, second, third
 
 
-def _by_mtcnn(rgb: "np.ndarray") -> list[Face]:
-    import numpy as np
-
+def _by_mtcnn(rgb: np.ndarray) -> list[Face]:
     networks = open_networks()
     if networks is None:
         return []
@@ -156,10 +153,9 @@ def _by_mtcnn(rgb: "np.ndarray") -> list[Face]:
     return [(float(left), float(top), float(right), float(low)) for left, top, right, low in boxes]
 
 
-def _propose(network: Any, pixels: "np.ndarray") -> "np.ndarray":
+def _propose(network: Any, pixels: np.ndarray) -> np.ndarray:
     """What may be a face, of any size: float [n, 4]."""
     import cv2
-    import numpy as np
 
     height, width = pixels.shape[:2]
     found, scores = [np.zeros((0, 4))], [np.zeros(0)]
@@ -180,17 +176,14 @@ def _propose(network: Any, pixels: "np.ndarray") -> "np.ndarray":
     return boxes[_best(boxes, np.concatenate(scores), 0.7)]
 
 
-def _as_input(pictures: "np.ndarray") -> "np.ndarray":
+def _as_input(pictures: np.ndarray) -> np.ndarray:
     """float32 [n, h, w, 3] in 0..255 as the networks were trained: [n, w, h, 3] in -1..1."""
-    import numpy as np
-
     return np.ascontiguousarray(((pictures - 127.5) / 128).transpose(0, 2, 1, 3), dtype=np.float32)
 
 
-def _cut_out(pixels: "np.ndarray", boxes: "np.ndarray", side: int) -> "np.ndarray":
+def _cut_out(pixels: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarray:
     """The parts of a photo, black beyond its edges, each of side x side pixels."""
     import cv2
-    import numpy as np
 
     height, width = pixels.shape[:2]
     parts = []
@@ -203,25 +196,19 @@ def _cut_out(pixels: "np.ndarray", boxes: "np.ndarray", side: int) -> "np.ndarra
     return _as_input(np.stack(parts))
 
 
-def _moved(boxes: "np.ndarray", moves: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
+def _moved(boxes: np.ndarray, moves: np.ndarray) -> np.ndarray:
     size = boxes[:, 2:] - boxes[:, :2]
     return boxes + moves * np.concatenate([size, size], axis=1)
 
 
-def _squared(boxes: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
+def _squared(boxes: np.ndarray) -> np.ndarray:
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True) / 2
     return np.concatenate([middle - half, middle + half], axis=1)
 
 
-def _best(boxes: "np.ndarray", scores: "np.ndarray", most: float, measure: str = "union") -> list[int]:
+def _best(boxes: np.ndarray, scores: np.ndarray, most: float, measure: str = "union") -> list[int]:
     """Indices of the boxes that no better one overlaps by more than `most` of the union, or of the smaller one."""
-    import numpy as np
-
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     left = np.argsort(-scores, kind="stable")
     kept = []

@@ -35,7 +35,7 @@ __all__ = [
     "upright",
 ]
 
-# How files with pictures are called, in lower case; what one is its content decides.
+# How files with images are called, in lower case; what one is its content decides.
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif"))
 PICTURE_SUFFIXES |= {".bmp", ".gif", ".tif", ".tiff", ".mpo", ".ppm"}
 
@@ -163,7 +163,7 @@ def _checked_header(name: str, file: BinaryIO) -> JpegHeader | None:
 
 
 def _check_colours(picture: "Image.Image") -> None:
-    # Until 13.0 Pillow reads such pictures past the end of a buffer.
+    # Until 13.0 Pillow reads such images past the end of a buffer.
     tags: Any = getattr(picture, "tag_v2", {})
     if picture.format == "TIFF" and tags.get(0x106) == 6 and picture.info.get("compression") != "jpeg":
         raise PictureProblem(f"is a TIFF in YCbCr colours without JPEG: {_SAVE}", "kind")
@@ -182,7 +182,7 @@ def _format_of(head: bytes) -> str:
             return name
     if head[4:8] == b"ftyp":
         brands = {head[8:12], *(head[place : place + 4] for place in range(16, 40, 4))}
-        # The first brand is what the file is best used as; of the others the ones for single pictures count.
+        # The first brand is what the file is best used as; of the others the ones for single images count.
         if head[8:12] in _HEIF_BRANDS or brands & {*_HEIF_BRANDS[:4]}:
             return "AVIF" if head[8:12] in (b"mif1", b"msf1") and brands & {*_AVIF_BRANDS} else "HEIF"
         if brands & {*_AVIF_BRANDS}:
@@ -192,7 +192,7 @@ def _format_of(head: bytes) -> str:
             raise PictureProblem(problem, "kind")
     if not any(byte < 9 for byte in head):
         raise PictureProblem("is a text file, not an image", "kind")
-    raise PictureProblem("is no image that can be read", "kind")
+    raise PictureProblem("is not an image that can be read", "kind")
 
 
 @contextlib.contextmanager
@@ -277,7 +277,7 @@ def upright(picture: "Image.Image") -> "Image.Image | None":
 
 
 def png_bytes(picture: "Image.Image") -> bytes:
-    """A picture as the bytes of a PNG file."""
+    """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

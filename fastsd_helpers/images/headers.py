@@ -93,7 +93,7 @@ def _check_scans(file: BinaryIO, header: JpegHeader) -> None:
     scans, place = 1, 0
     while match := _MARKER.search(data, place):
         place = match.end()
-        if match[0] == b"\xff\xd9":  # what follows the picture, such as a film, is not decoded
+        if match[0] == b"\xff\xd9":  # what follows the image, such as a film, is not decoded
             return
         scans += match[0] == _SCAN
         if scans > _MOST_SCANS:

@@ -42,7 +42,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read one of a model's descriptions, and look at it.
 
     Raises:
-        ModelError: it is no JSON object. UnsafeModel: it could make a library load code or files from elsewhere.
+        ModelError: it is not a JSON object.
+        UnsafeModel: it could make a library load code or files from elsewhere.
     """
     content = look_at_config(path, path.name)
     if not isinstance(content, dict):
@@ -53,7 +54,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def look_at_config(path: Path, name: str, *, lenient: bool = False) -> Any:
     """Look at a .json file called `name` and return what is in it; None for a vocabulary or a log.
 
-    With `lenient`, one that is no JSON at all gives None too.
+    With `lenient`, one that is not JSON at all gives None too.
 
     Raises:
         ModelError, UnsafeModel: as `read_config`.
@@ -118,11 +119,9 @@ def _look_at_key(key: str, value: Any, shown: str, where: str) -> None:
             f"{where} is not used: its entry '{shown[:120]}' can make a library load code from elsewhere.", _TRUST
         )
     if key == "model_type" and not (isinstance(value, str) and is_transformers_type(value)):
-        raise UnsafeModel(f"{where} is not used: its '{shown[:120]}' is {_shown(value)}, no type known here.", _TRUST)
+        raise UnsafeModel(f"{where} is not used: its '{shown[:120]}' is {_shown(value)}, an unknown type.", _TRUST)
     if key == "tokenizer_class" and not (isinstance(value, str) and is_tokenizer_class(value)):
-        raise UnsafeModel(
-            f"{where} is not used: its '{shown[:120]}' is {_shown(value)}, no tokenizer known here.", _TRUST
-        )
+        raise UnsafeModel(f"{where} is not used: its '{shown[:120]}' is {_shown(value)}, an unknown tokenizer.", _TRUST)
     if key in ("quantization_config", "compression_config"):
         kind = value.get("quant_method") if isinstance(value, dict) else value
         if kind not in _QUANTIZERS:
@@ -146,13 +145,13 @@ def _look_at_top(content: dict[str, Any], path: Path, name: str) -> None:
         _look_at_parts(content, path)
     elif "_class_name" in content and not is_diffusers_class(content["_class_name"]):
         raise UnsafeModel(
-            f"{path} is not used: its '_class_name' is {_shown(content['_class_name'])}, no type of diffusers.", _TRUST
+            f"{path} is not used: its '_class_name' is {_shown(content['_class_name'])}, not a diffusers class.", _TRUST
         )
     homes = content.get("weight_map")
     if homes is None:
         return
     if not isinstance(homes, dict):
-        raise UnsafeModel(f"{path} is not used: its 'weight_map' is no table.", _TRUST)
+        raise UnsafeModel(f"{path} is not used: its 'weight_map' is not a table.", _TRUST)
     for home in homes.values():
         if not isinstance(home, str) or not re.fullmatch(r"[\w][\w.+-]*\.(safetensors|bin)", home):
             raise UnsafeModel(f"{path} points outside its own folder, to {_shown(home)}.", _TRUST)
@@ -161,17 +160,17 @@ def _look_at_top(content: dict[str, Any], path: Path, name: str) -> None:
 def _look_at_parts(index: dict[str, Any], path: Path) -> None:
     kind = index.get("_class_name")
     if kind is not None and not is_pipeline_class(kind):
-        raise UnsafeModel(f"{path} is not used: its '_class_name' is {_shown(kind)}, no pipeline of diffusers.", _TRUST)
+        raise UnsafeModel(f"{path} is not used: its '_class_name' is {_shown(kind)}, not a diffusers pipeline.", _TRUST)
     for part, value in index.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", part):
             raise UnsafeModel(f"{path} is not used: it has a part called {_shown(part)}.", _TRUST)
         if isinstance(value, dict):
-            raise UnsafeModel(f"{path} is not used: its '{part}' is no part of a pipeline.", _TRUST)
+            raise UnsafeModel(f"{path} is not used: its '{part}' is not a part of a pipeline.", _TRUST)
         if not isinstance(value, list) or value in ([], [None, None]):
             continue
         if not (len(value) == 2 and all(isinstance(word, str) for word in value) and is_known_part(*value)):
             raise UnsafeModel(
-                f"{path} is not used: its part '{part}' is {_shown(value)}, no known type of diffusers or "
+                f"{path} is not used: its part '{part}' is {_shown(value)}, not a known class of diffusers or "
                 "transformers.",
                 _TRUST,
             )

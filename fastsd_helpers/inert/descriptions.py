@@ -26,20 +26,20 @@ def look_at_description(path: Path) -> None:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
-        raise UnsafeModel(f"{path} is no plain text.", hint) from err
+        raise UnsafeModel(f"{path} is not plain text.", hint) from err
     if len(raw) > _MOST_BYTES:
         raise UnsafeModel(f"{path} is too long for the description of a model.", hint)
     for number, line in enumerate(text.split("\n"), 1):
         match = _LINE.fullmatch(line.rstrip("\r"))
         if match is None:
             raise UnsafeModel(
-                f"{path} is not used: line {number} ({line.strip()[:60]!r}) is no plain 'name: value'.", hint
+                f"{path} is not used: line {number} ({line.strip()[:60]!r}) is not a plain 'name: value'.", hint
             )
         value = match["value"].strip().strip("\"'")
         if match["key"] == "target" and not _TARGET.fullmatch(value):
             raise UnsafeModel(
-                f"{path} is not used: line {number} names {value[:80]!r}, which is no network of Stable Diffusion and "
-                "would be called.",
+                f"{path} is not used: line {number} names {value[:80]!r}, which is not a network of Stable Diffusion "
+                "and would be called.",
                 hint,
             )
         further = value not in ("", "null") and (match["key"] or "").endswith(("_path", "ckpt", "_file"))

@@ -12,7 +12,7 @@ __all__ = ["look_at_graph", "look_at_onnx"]
 _MOST_XML = 64_000_000  # the decoder of a large reader has 3 MB
 _MOST_ONNX = 64_000_000  # a face model has 230 kB
 _OWN_OPERATIONS = re.compile(r"opset\d{1,2}")
-_HINT = "Use a model from a source you trust; `fastsd trocr quantize` makes such graphs anew."
+_HINT = "Use a model from a source you trust; `fastsd trocr quantize` makes such graphs again."
 _DEEPEST = 64
 
 
@@ -56,7 +56,7 @@ def look_at_graph(path: Path) -> None:
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as err:
-        raise UnsafeModel(f"{path} is not used: it is no XML ({err}).", _HINT) from err
+        raise UnsafeModel(f"{path} is not used: it is not XML ({err}).", _HINT) from err
 
 
 # Where an ONNX file keeps what can lead elsewhere: message -> field -> message. Source: onnx/onnx.proto.
@@ -122,7 +122,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, memoryview | int | None]
         else:
             raise ValueError(kind)
         if place + length > len(content):
-            raise ValueError("cut short")
+            raise ValueError("truncated")
         yield tag >> 3, content[place : place + length]
         place += length
 

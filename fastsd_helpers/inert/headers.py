@@ -80,7 +80,7 @@ def read_entries(header: Any) -> Iterator[tuple[str, str, Any]]:
     """Read a header: ("tensor", name, what it says of it) and ("metadata", key, its Text), in the file's order.
 
     Raises:
-        ValueError: it is no such header, or a name stands in it twice. RecursionError.
+        ValueError: it is not such a header, or a name stands in it twice. RecursionError.
     """
     cursor = _Cursor(header)
     for name in cursor.names():
@@ -130,7 +130,7 @@ class _Cursor:
         self._skip()
         found = _OBJECT.match(self._header, self._at)
         if found is None or found.end() - found.start() > _MOST_ENTRY:
-            raise ValueError(f"{name[:60]!r} is no entry of a tensor")
+            raise ValueError(f"{name[:60]!r} is not an entry of a tensor")
         self._at = found.end()
         return json.loads(bytes(found.group()), object_pairs_hook=unique_names)
 

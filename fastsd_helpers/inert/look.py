@@ -79,7 +79,7 @@ def _require_plain(path: Path) -> None:
         what = "is a link that leads nowhere" if path.is_symlink() else "cannot be read"
         raise ModelError(f"{path} {what} ({os.strerror(err.errno or 0)}).", _COPY_AGAIN) from err
     if not stat.S_ISREG(kind):
-        raise UnsafeModel(f"{path} is no file but a pipe, socket or device.", "Use a model from a source you trust.")
+        raise UnsafeModel(f"{path} is not a file but a pipe, socket or device.", "Use a model from a source you trust.")
 
 
 def _look_at_neighbours(folder: Path, names: set[str]) -> None:
@@ -88,9 +88,9 @@ def _look_at_neighbours(folder: Path, names: set[str]) -> None:
         return
     if "config.json" in names or (folder.parent / "model_index.json").is_file():
         raise UnsafeModel(
-            f"{folder / 'adapter_config.json'} lies in the folder of a whole model: in its place, transformers would "
-            "load another model, which it names and nobody looked at.",
-            "Remove it if the model is whole without it; else merge the adapter into its base model and save that.",
+            f"{folder / 'adapter_config.json'} is in the folder of a complete model: transformers would load another "
+            "model instead, which that file names and which was not checked.",
+            "Remove it if the model is complete without it; else merge the adapter into its base model and save that.",
         )
 
 
@@ -110,7 +110,8 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
         return
     with path.open("rb") as file:
         head = file.read(16)
-    left = _LEFT_BY_TRAINING.fullmatch(name) or _is_graph_weights(path, name)
+    of_a_graph = name.endswith(".bin") and path.with_suffix(".xml").is_file() and not _NAMES_OF_TORCH.fullmatch(name)
+    left = _LEFT_BY_TRAINING.fullmatch(name) or of_a_graph
     if not head or (left and not alone):
         return
     packed = pickles.is_pickle(head) or pickles.is_archive(head)
@@ -130,7 +131,7 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
     elif packed and ending in (*_TENSORS, ".gguf"):
         if pickles.is_archive(head) and not pickles.has_pickle(path):
             raise UnsafeModel(
-                f"{path} is called {ending} and is a zip archive, no model.", "Unpack it, or choose another."
+                f"{path} is called {ending} and is a zip archive, not a model.", "Unpack it, or choose another."
             )
         raise UnsafeModel(
             f"{path} is called {ending} and is a pickle, which can run code when it is opened.",
@@ -138,7 +139,3 @@ def _look_at_file(path: Path, name: str, *, alone: bool) -> None:
         )
     elif pickles.is_pickle(head) or (packed and alone):  # a zip file beside a model is opened by nobody
         pickles.look_at_pickle(path)
-
-
-def _is_graph_weights(path: Path, name: str) -> bool:
-    return name.endswith(".bin") and path.with_suffix(".xml").is_file() and not _NAMES_OF_TORCH.fullmatch(name)

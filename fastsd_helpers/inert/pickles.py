@@ -9,7 +9,6 @@ Lib/pickletools.py, and the names that torch's `weights_only` reader and AUTOMAT
 """
 
 import functools
-import importlib.metadata
 import io
 import pickletools
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastsd_helpers.errors import UnsafeModel
+from fastsd_helpers.runtime import version_of
 
 __all__ = ["has_pickle", "is_archive", "is_pickle", "look_at_pickle", "look_at_unknown"]
 
@@ -171,12 +171,8 @@ def look_at_unknown(path: Path, *, safetensors: bool = False) -> None:
 
 
 def _require_safe_torch(path: Path) -> None:
-    try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < _SAFE_TORCH:
+    version = version_of("torch")
+    if version is not None and tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _SAFE_TORCH:
         raise UnsafeModel(
             f"{path} is not opened: it is a pickle, and PyTorch {version} can be made to run code by one.",
             "Use the model's .safetensors files, or PyTorch 2.6 or newer.",
@@ -290,7 +286,7 @@ def _look_at_program(path: Path, stream: io.BytesIO) -> Any:
         target = _take(stack, step)
         if name in _WRITES:
             if target != _WRITES[name]:
-                raise _refused(path, f"it writes into something that is no {_WRITES[name]}")
+                raise _refused(path, f"it writes into something that is not a {_WRITES[name]}")
             made = target
         elif name in ("REDUCE", "NEWOBJ"):
             if not isinstance(target, _Name):

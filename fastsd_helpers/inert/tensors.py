@@ -22,7 +22,7 @@ def is_safetensors(head: bytes) -> bool:
 def look_at_header(path: Path) -> None:
     """Refuse a header in which readers could see different things, or whose strings describe how to fetch code.
 
-    A file that is no safetensors file is left to its loader, which says so: nothing in it can run.
+    A file that is not a safetensors file is left to its loader, which says so: nothing in it can run.
 
     Raises:
         UnsafeModel: says what was found.
@@ -35,8 +35,8 @@ def look_at_header(path: Path) -> None:
             return
         if length > HEADER_LIMIT:
             raise UnsafeModel(
-                f"{path} is not a complete safetensors file: its header has {length:,} bytes, and no reader takes "
-                f"more than {HEADER_LIMIT:,}.",
+                f"{path} is not a complete safetensors file: its header has {length:,} bytes; the limit is "
+                f"{HEADER_LIMIT:,}.",
                 "Download it again, or use another file.",
             )
         header = open_header(file, length)

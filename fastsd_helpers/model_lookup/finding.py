@@ -29,7 +29,9 @@ def fetch_model(
     """Turn what a user typed as base model into a local Diffusers folder, downloading it when needed.
 
     Args:
-        ref, cache_dir, convert: as for `find_folder`, which says what is raised too.
+        ref: as for `find_folder`, which says what is raised too.
+        cache_dir: see `ref`.
+        convert: see `ref`.
     """
     return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
 
@@ -100,7 +102,7 @@ def _of_hub(name: Name, kind: ModelKind, cache_dir: Path | None) -> Path:
 
 def _of_key(spec: ModelSpec, kind: ModelKind, cache_dir: Path | None) -> Path:
     if spec.kind != kind.registry:
-        raise WrongFamily(f"'{spec.key}' ({spec.title}) is no {kind.noun}.", f"Choose {kind.choices()}.")
+        raise WrongFamily(f"'{spec.key}' ({spec.title}) is not a {kind.noun}.", f"Choose {kind.choices()}.")
     if kind.accept is not None:
         kind.accept(spec)
     if spec.folder is not None:
@@ -169,7 +171,7 @@ def _nothing_called(name: Name, kind: ModelKind) -> FastSDError:
     close = difflib.get_close_matches(name.text.lower()[:100], kind.keys(), n=1)
     guess = f"Did you mean '{close[0]}'? " if close else ""
     return ModelNotFound(
-        f"No {kind.noun} '{shown}': there is no folder of that name, it is no registry key, and it is no Hub id "
+        f"No {kind.noun} '{shown}': there is no folder of that name, it is not a registry key, and it is not a Hub id "
         "(owner/name).",
         f"{guess}Check the spelling, or choose {kind.choices()}.",
     )

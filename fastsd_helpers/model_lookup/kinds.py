@@ -88,7 +88,7 @@ def _flat(noun: str, wanted: Callable[[Listing], list[str]]) -> Contents:
 def _captioner_files(listing: Listing) -> list[str]:
     hint = f"Give {CAPTIONER.examples}; or write the captions by hand."
     if "config.json" not in listing.names:
-        raise ModelError(f"{listing.where} is no model: it has no config.json.", hint)
+        raise ModelError(f"{listing.where} is not a model: it has no config.json.", hint)
     kind = listing.read("config.json").get("model_type", "unknown")
     if kind != "blip":
         raise WrongFamily(f"{listing.where} is a {kind} model, not a BLIP captioning model.", hint)
@@ -125,10 +125,10 @@ def lora_file(folder: Path) -> Path:
 def _controlnet_files(listing: Listing) -> list[str]:
     hint = f"Give {CONTROLNET.examples}."
     if "config.json" not in listing.names:
-        raise ModelError(f"{listing.where} is no ControlNet: it has no config.json.", hint)
+        raise ModelError(f"{listing.where} is not a ControlNet: it has no config.json.", hint)
     kind = str(listing.read("config.json").get("_class_name", "unknown"))
     if "ControlNet" not in kind:
-        raise WrongFamily(f"{listing.where} is no ControlNet but a {kind}.", hint)
+        raise WrongFamily(f"{listing.where} is not a ControlNet but a {kind}.", hint)
     weights, _variant = pick_weights(name for name in listing.names if "/" not in name)
     if not weights:
         raise ModelError(f"{listing.where} has no weights.", "Copy or download all of it again.")

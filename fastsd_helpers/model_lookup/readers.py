@@ -13,7 +13,7 @@ __all__ = ["GRAPHS", "READER", "require_reader"]
 
 GRAPHS = "openvino"  # subfolder of a reader that was quantised: its graphs, instead of PyTorch weights
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what a trainer leaves behind
-# Networks that see a picture and load nothing else.
+# Networks that see an image and load nothing else.
 _ENCODERS = [
     "beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "donut-swin", "pvt", "pvt_v2", "swin",
     "swinv2", "vit", "vit_mae", "vit_msn"
@@ -24,7 +24,8 @@ def require_reader(folder: Path) -> dict[str, Any]:
     """Check that a folder holds a TrOCR model with its tokenizer and image settings; return its config.json.
 
     Raises:
-        WrongFamily: it is another kind of model. ModelError: a part of it is missing.
+        WrongFamily: it is another kind of model.
+        ModelError: a part of it is missing.
     """
     found = [*folder.iterdir(), *(folder / GRAPHS).glob("*")]
     names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
@@ -42,18 +43,18 @@ def _reader_files(listing: Listing) -> list[str]:
             "Merge it into its base model and save that.",
         )
     if "config.json" not in names:
-        raise ModelError(f"{where} is no model: it has no config.json.", hint)
+        raise ModelError(f"{where} is not a model: it has no config.json.", hint)
     config = listing.read("config.json")
     kind = str(config.get("model_type") or (config.get("architectures") or ["unknown"])[0])
     decoder = config.get("decoder")
     decoder = str(decoder.get("model_type", "none") if isinstance(decoder, dict) else decoder)
     if kind != "vision-encoder-decoder" or decoder != "trocr":
         what = kind if kind != "vision-encoder-decoder" else f"reader with a {decoder} decoder"
-        raise WrongFamily(f"{where} is no TrOCR model but a {what}.", hint)
+        raise WrongFamily(f"{where} is not a TrOCR model but a {what}.", hint)
     encoder = config.get("encoder")
     eye = str(encoder.get("model_type", "none") if isinstance(encoder, dict) else encoder)
     if encoder is not None and eye not in _ENCODERS:
-        raise WrongFamily(f"{where} is no TrOCR model but a reader with a {eye[:60]!r} encoder.", hint)
+        raise WrongFamily(f"{where} is not a TrOCR model: its encoder is of the type {eye[:60]!r}.", hint)
     flat = [name for name in listing.names if "/" not in name]
     graphs = [name for name in listing.names if name.startswith(f"{GRAPHS}/")]
     weights = pick_weights(flat)[0] or [

@@ -1,11 +1,13 @@
 """Draws with a model or a session: from noise, from an image, steered by a ControlNet, with a LoRA added."""
 
+import inspect
 import secrets
 import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.dreambooth.training.single_files import make_base
 from fastsd_helpers.errors import SessionError, SettingsError, needs_package
 from fastsd_helpers.model_lookup import fetch_model
@@ -28,7 +30,9 @@ class Artist:
     Attributes:
         title: what it draws with, in words.
         size: side of its images in pixels, the model's own.
-        multiple, smallest, largest: which other sides it takes.
+        multiple: which other sides it takes.
+        smallest: which other sides it takes.
+        largest: which other sides it takes.
         habits: the steps, guidance and scheduler its family was made for, and whether it takes a negative prompt.
         has_before: whether `draw` gives two images.
         lora_strength: how strongly its LoRA works when `draw` is not told; None when it has none.
@@ -144,12 +148,12 @@ class Artist:
     def _draw_with(self, pipe: Any, prompt: str, seed: int, options: dict[str, Any], control: Any) -> "Image.Image":
         import torch
 
-        # On the CPU, so that a seed gives the same picture on every machine.
+        # On the CPU, so that a seed gives the same image on every machine.
         words = options | {"generator": torch.Generator("cpu").manual_seed(seed)}
         begins = "image" in options
         if control is not None and self.steering is not None:
             pipe = _pipeline_like(pipe, from_picture=begins, controlnet=self.steering.model)
-            # Where noise is the start, most of these take the steering picture as "image".
+            # Where noise is the start, most of these take the steering image as "image".
             words["control_image" if begins or _takes(pipe, "control_image") else "image"] = control
         elif begins:
             pipe = _pipeline_like(pipe, from_picture=True)
@@ -180,13 +184,11 @@ def _pipeline_like(pipe: Any, *, from_picture: bool, controlnet: Any = None) -> 
 
 
 def _takes(pipe: Any, name: str) -> bool:
-    import inspect
-
     return name in inspect.signature(pipe.__call__).parameters
 
 
 def _steering_picture(picture: "Image.Image", size: int, edges: bool) -> "Image.Image":
-    """The picture in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
+    """The image in this size; with `edges` white edges on black, as canny ControlNets saw (thresholds 100, 200)."""
     picture = picture.convert("RGB").resize((size, size))
     if not edges:
         return picture
@@ -217,7 +219,9 @@ def open_artist(
         root: folder of the sessions.
 
     Raises:
-        ModelNotFound, ModelError: there is none, or it does not load. SessionError: the session has no finished model.
+        ModelNotFound: there is none, or it does not load.
+        ModelError: there is none, or it does not load.
+        SessionError: the session has no finished model.
     """
     session = find_session(ref, root=root)
     if lora and session is not None:
@@ -238,8 +242,6 @@ def open_artist(
             f"The session {session.name} does not say which base model it was trained from.",
             "Name its finished model instead: " + str(made),
         )
-    from fastsd_helpers.checkpoints import convert
-
     folder = fetch_model(base, convert=make_base)
     spec = spec_of(base, folder)
     if is_lora(made):
@@ -250,7 +252,7 @@ def open_artist(
     with tempfile.TemporaryDirectory() as scratch:
         # A finished model is one file; the base lends it the tokenizer and the exact shape.
         learned = Path(scratch) / "learned"
-        convert(made, learned, base=folder)
+        checkpoints.convert(made, learned, base=folder)
         after = load_pipeline(learned)
     steering = _steering(after, controlnet, spec.family)
     return Artist(f"session {session.name}", spec, after, load_pipeline(folder), steering=steering)

@@ -1,6 +1,5 @@
 """A pipeline from its folder: in the dtype its family wants, and placed by the memory that is free."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,14 @@ from fastsd_helpers.container import find_memory_left
 from fastsd_helpers.downloads import read_json
 from fastsd_helpers.errors import CheckpointError, ModelError
 from fastsd_helpers.model_lookup import require_inert
-from fastsd_helpers.runtime import Device, describe_device
+from fastsd_helpers.runtime import Device, describe_device, logger
 from fastsd_helpers.wheels.advisories import require_safe_tokenizer
 
 __all__ = ["choose_dtype", "load_pipeline", "part_sizes", "place_pipeline"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _SHARE_OF_GPU = 0.8  # what weights may take of its free memory; the rest is for the computation
 _SHARE_OF_MEMORY = 0.95  # of the machine's own that is free, while weights are read
-# Below this the VAE decodes a picture in tiles: SDXL's takes more than 4 GB in one piece of 1024 pixels, in fp32.
+# Below this the VAE decodes an image in tiles: SDXL's takes more than 4 GB in one piece of 1024 pixels, in fp32.
 _ROOM_FOR_VAE = 6e9
 
 
@@ -43,7 +40,7 @@ def load_pipeline(folder: Path) -> Any:
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
         raise ModelError(
-            f"{folder / 'model_index.json'} names {name[:80]!r}, which is no pipeline of this diffusers.",
+            f"{folder / 'model_index.json'} names {name[:80]!r}, a pipeline that this diffusers version lacks.",
             "Update diffusers, or choose another model.",
         )
     device = describe_device()
@@ -52,7 +49,7 @@ def load_pipeline(folder: Path) -> Any:
     _require_memory(folder, sum(sizes.values()))
     parts = ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in sizes.items())
     logger.info("Loading %s.", parts or folder.name)
-    # What judges pictures is not part of every model, and needs weights of its own.
+    # What judges images is not part of every model, and needs weights of its own.
     without = {"safety_checker": None, "feature_extractor": None} if (folder / "unet").is_dir() else {}
     try:
         pipe = DiffusionPipeline.from_pretrained(

@@ -1,24 +1,22 @@
 """The page itself, in Gradio: it listens on this machine alone; a public link goes through the login gate."""
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsd_helpers.errors import DependencyMissing, SettingsError
 from fastsd_helpers.images.files import picture_field
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.playground.artist import Artist, open_artist
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import LocalPage, TunnelConfig, import_gradio, require_shareable
 
 __all__ = ["Page", "PlaygroundConfig", "open_playground"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 
 @dataclass(frozen=True)
-class PlaygroundConfig:
+class PlaygroundConfig(Checked):
     """Settings of the page."""
 
     share: Literal["no", "auto", "ngrok", "gradio", "cloudflared", "localtunnel", "colab"] = option(
@@ -30,9 +28,6 @@ class PlaygroundConfig:
         "", help="ControlNet, which guides generation by an image: canny, ..., a file, folder or Hub id"
     )
     port: int = option(0, help="local port; 0: any free one", low=0, high=65535, advanced=True)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 class Page(LocalPage):

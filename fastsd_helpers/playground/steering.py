@@ -141,7 +141,7 @@ def _of_file(pipe: Any, path: Path) -> Any:
     if not hasattr(pipe, "unet"):
         raise ValueError("a single file is read for Stable Diffusion alone; give a Diffusers folder")
     if path.suffix.lower() != ".safetensors":
-        raise ValueError("it is no .safetensors file")
+        raise ValueError("it is not a .safetensors file")
     require_inert(path)
     made = ControlNetModel.from_unet(pipe.unet, load_weights_from_unet=False)
     weights = load_file(path)

@@ -152,7 +152,8 @@ class Child:
             deadline: on the clock of `time.monotonic`, in seconds.
 
         Raises:
-            ChildEnded: it ended first. ChildMute: the deadline has passed.
+            ChildEnded: it ended first.
+            ChildMute: the deadline has passed.
         """
         tail = LogTail(self._log)
         while True:

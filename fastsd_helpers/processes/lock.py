@@ -37,7 +37,8 @@ def file_lock(
         mode: of the file when it is made.
 
     Raises:
-        LockHeld: another process held it all that time. OSError: the file cannot be opened or made.
+        LockHeld: another process held it all that time.
+        OSError: the file cannot be opened or made.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), mode)
     try:

@@ -54,7 +54,8 @@ def settle_identity(folder: Path, record: dict[str, Any]) -> tuple[dict[str, Any
     sentence = ""
     if original is not None:
         changes["id"] = uuid.uuid4().hex
-        sentence = f"{folder.name!r} is a copy of {_shown(original, folder)}: from now on it is a separate session."
+        shown = repr(original.name) if original.parent == folder.parent else original
+        sentence = f"{folder.name!r} is a copy of {shown}: from now on it is a separate session."
     settled = record | changes
     try:
         write_record(folder, settled)
@@ -80,10 +81,6 @@ def _is_renamed(folder: Path, record: dict[str, Any]) -> bool:
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)  # macOS and Drive hand the same letter back in one part or in two
-
-
-def _shown(original: Path, folder: Path) -> str:
-    return repr(original.name) if original.parent == folder.parent else str(original)
 
 
 def _twin_beside(folder: Path, identity: str) -> Path | None:

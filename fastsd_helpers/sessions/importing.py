@@ -36,7 +36,7 @@ __all__ = ["ImportResult", "import_session", "is_old_session", "whole_prompt"]
 logger = logging.getLogger("fastsd_helpers")
 
 _MOST_MEMBERS = 5_000
-_MOST_BYTES = 256 * 2**20  # of one picture
+_MOST_BYTES = 256 * 2**20  # of one image
 _STEP = re.compile(r"_step_(\d+)$")
 # Belongs to the session it was written for, not to its copy.
 _NOT_COPIED = {"schema", "sequence", "name", "id", "created"}
@@ -86,8 +86,11 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         root: folder that holds our sessions.
 
     Raises:
-        SessionError: the folder is no session, or the name none. SessionExists: there is one of that name here.
-        DatasetError: an unsafe or damaged zip. DiskFull, DriveError: it cannot be read or written.
+        SessionError: the folder is not a session, or the name is invalid.
+        SessionExists: one of that name is here.
+        DatasetError: an unsafe or damaged zip.
+        DiskFull: it cannot be read or written.
+        DriveError: it cannot be read or written.
     """
     home = sessions_root(root)
     folder = home / (check_name(name) if source is not None else _name_there(name, home))
@@ -104,7 +107,7 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
     elif is_old_session(origin):
         result = _import_old(origin, folder)
     else:
-        what = "was imported already" if ours else "is no session"
+        what = "was imported already" if ours else "is not a session"
         hint = "A session is a folder with instance_images, instance_images.zip or a .ckpt file in it."
         raise SessionError(f"{origin} {what}.", f"Open it under its name {name!r}." if ours else hint)
     for line in result.lines():
@@ -233,7 +236,7 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
             if caption := decode_caption(data, page=guess.code_page if guess else None):
                 found[PurePosixPath(member).stem] = caption
     from_zip = set(found)
-    # The old notebook left some captions beside the pictures; those in captions/ are newer.
+    # The old notebook left some captions beside the images; those in captions/ are newer.
     for folder in ("instance_images", "captions"):
         for path in sorted((origin / folder).glob("*.txt")):
             if caption := read_caption(path):
@@ -302,7 +305,7 @@ def _members(path: Path, suffixes: "set[str] | frozenset[str]", notes: list[str]
 
 def _copy_own(origin: Path, folder: Path) -> ImportResult:
     """Copy a session of this library, as from a folder that another account shares, so that it can go on here."""
-    theirs = read_record(origin).record  # not `open`, which would fixed what is not ours
+    theirs = read_record(origin).record  # not `open`, which would mend what is not ours
     files = [path for name in (*FOLDERS, *_GIVEN) for path in sorted((origin / name).rglob("*")) if path.is_file()]
     files = [path for path in files if not path.name.startswith(".")]
     files += [path for path in [origin / "crop-boxes.json"] if path.is_file()]

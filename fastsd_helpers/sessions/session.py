@@ -55,7 +55,7 @@ class Session:
         self.name = folder.name
         self.folder = folder
         self.instance_images = folder / "instance_images"  # the prepared images of the subject
-        self.captions = folder / "captions"  # one .txt per picture
+        self.captions = folder / "captions"  # one .txt per image
         self.held_out_images = folder / "held_out_images"  # prepared images that are never trained on
         self.class_images = folder / "class_images"  # images of the subject's class (prior preservation)
         self.checkpoints = folder / "checkpoints"  # the training states
@@ -82,7 +82,7 @@ class Session:
         folder = sessions_root(root) / check_name(name)
         with file_errors(folder, "create"):
             # Folders alone are what a creation leaves that was cut before its session.json: nothing to lose there.
-            if os.path.lexists(folder) and (not folder.is_dir() or _holds_files(folder)):
+            if os.path.lexists(folder) and (not folder.is_dir() or any(files for *_, files in os.walk(folder))):
                 raise SessionExists(
                     f"There is already a session named {folder.name!r} in {folder.parent}.",
                     "Open it to resume it, or choose another name.",
@@ -145,7 +145,9 @@ class Session:
         Keys that another process has saved meanwhile are kept, unless they are changed here as well.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError: the file is as it was; the record in memory has the changes.
+            DiskFull: the file is as it was; the record in memory has the changes.
+            DriveReadOnly: the file is as it was; the record in memory has the changes.
+            DriveError: the file is as it was; the record in memory has the changes.
             SessionError: the name or schema would change, or a value cannot be stored as JSON.
         """
         with self._saving:
@@ -304,10 +306,6 @@ def folder_of(name: str, root: Path) -> Path:
     near = difflib.get_close_matches(name, there, n=5, cutoff=0.3) or there[:10]
     hint = f"Choose one of: {', '.join(near)}." if near else "Create it first; there is none here yet."
     raise SessionNotFound(f"No session named {name[:80]!r} in {root}.", hint)
-
-
-def _holds_files(folder: Path) -> bool:
-    return any(files for _, _, files in os.walk(folder))
 
 
 def _count(folder: Path) -> int:

@@ -1,7 +1,6 @@
 """A small Gradio page of ours: it listens on this machine alone; others come in through a link behind the gate."""
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 from fastsd_helpers.errors import FastSDError, SettingsError, needs_package
 from fastsd_helpers.processes import LocalProcess
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED
 from fastsd_helpers.tunnels.gate.login import Login
 from fastsd_helpers.tunnels.ports import PortNote, forget_port, note_port
@@ -16,8 +16,6 @@ from fastsd_helpers.tunnels.settings import TunnelConfig
 from fastsd_helpers.tunnels.tunnel import Tunnel, open_tunnel
 
 __all__ = ["LocalPage", "import_gradio"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 class LocalPage:
@@ -88,7 +86,7 @@ class LocalPage:
             return self.tunnel.block()
         lines = [self.tunnel.block() if self.tunnel is not None else f"Link:      {self.local_url}"]
         if self.login is not None:
-            lines += [f"User:      {self.login.user}", f"Password:  {self.login.password}"]
+            lines += self.login.lines()
         if self.problem is not None:
             lines.append(f"Not shared: {self.problem.problem} {self.problem.hint}")
         return "\n".join(lines)

@@ -5,7 +5,6 @@ A note is for this user alone, and is believed only as long as the very process 
 
 import contextlib
 import json
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import TextIO
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import placed, write_new
 from fastsd_helpers.processes import LocalProcess, boot_id
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.login import Login
 
 __all__ = ["PortNote", "forget_port", "note_port", "open_private", "read_port"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _OLD_S = 7 * 86400
 

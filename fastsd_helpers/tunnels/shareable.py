@@ -1,50 +1,42 @@
 """What can be known of a link before anything is started for it: whether it can work here at all."""
 
 import importlib.util
-from collections.abc import Callable
-from pathlib import Path
 
-from fastsd_helpers.errors import DependencyMissing, SettingsError, TunnelError
+from fastsd_helpers.errors import DependencyMissing, TunnelError
 from fastsd_helpers.runtime import in_notebook, where
-from fastsd_helpers.tunnels.gate.login import Login, choose_login
-from fastsd_helpers.tunnels.services.kinds import frpc_places, require_package, require_token
+from fastsd_helpers.tunnels.gate.login import choose_login
+from fastsd_helpers.tunnels.services.kinds import SERVICES, frpc_places, require_package, require_token
 from fastsd_helpers.tunnels.services.node_packages import keep_client, node_missing
 from fastsd_helpers.tunnels.services.programs import keep_program, known_program, own_program
-from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
+from fastsd_helpers.tunnels.settings import TunnelConfig
 
 __all__ = ["require_shareable"]
 
 
-def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: Login | None = None) -> None:
+def require_shareable(config: TunnelConfig) -> None:
     """Refuse a link that cannot work here, before a model is loaded or a web UI started for it.
 
     The programs of the one service that was asked for are fetched now, where they are not here. "auto" is refused only
     when none of its services can work, and fetches nothing.
 
-    Args:
-        config: of the link.
-        kind: one of KINDS; that of `config` when None.
-        login: the one that the link will have; that of `config` when None.
-
     Raises:
-        SettingsError: no such kind, or a user or password that no link can have. DependencyMissing: the gate's package
-            is not installed. TunnelError: the token, the package or the program that it needs is missing, or it is for
-            another place than this.
+        SettingsError: a user or password that no link can have.
+        DependencyMissing: the gate's package is not installed.
+        TunnelError: the token, the package or the program that it needs is missing, or it is for another place than
+            this.
     """
-    kind = kind or config.kind
-    if kind not in KINDS:
-        raise SettingsError(f"There is no tunnel service named {kind!r}.", f"Choose {', '.join(KINDS)}.")
-    if login is None and config.access == "password" and kind != "colab":
+    kind = config.kind
+    if config.access == "password" and kind != "colab":
         choose_login(config.user, config.password)
     if kind != "colab" and importlib.util.find_spec("aiohttp") is None:
         raise DependencyMissing("A link needs the package aiohttp, which is not installed.", "Run: pip install aiohttp")
     if kind != "auto":
-        _CHECKS[kind](config, True)
+        _check(kind, config, True)
         return
     problems = []
-    for name in ("ngrok", "gradio", "cloudflared", "localtunnel"):
+    for name in SERVICES:
         try:
-            _CHECKS[name](config, False)
+            _check(name, config, False)
             return
         except TunnelError as err:
             problems.append(f"{name}: {err.problem.rstrip('.')}")
@@ -54,52 +46,27 @@ def require_shareable(config: TunnelConfig, kind: str | None = None, *, login: L
     )
 
 
-def _check_ngrok(config: TunnelConfig, fetch: bool) -> None:
-    require_token(config)
-    require_package("ngrok")
-    _require_program("ngrok", fetch)
-
-
-def _check_gradio(config: TunnelConfig, fetch: bool) -> None:
-    require_package("gradio")
-    _require_program("frpc", fetch, **frpc_places())
-
-
-def _check_cloudflared(config: TunnelConfig, fetch: bool) -> None:
-    _require_program("cloudflared", fetch)
-
-
-def _require_program(name: str, fetch: bool, **places: list[Path]) -> None:
-    if own_program(name):
-        return
-    if fetch:
-        keep_program(name, **places)
-    else:
-        known_program(name)
-
-
-def _check_localtunnel(config: TunnelConfig, fetch: bool) -> None:
-    if own_program("localtunnel"):
-        return
-    problem = node_missing()
-    if problem is not None:
-        raise problem
-    if fetch:
-        keep_client(within_s=config.wait_s)
-
-
-def _check_colab(config: TunnelConfig, fetch: bool) -> None:
-    if where() != "colab" or not in_notebook():
+def _check(kind: str, config: TunnelConfig, fetch: bool) -> None:
+    """Refuse one service that cannot work here; with `fetch` its program is brought."""
+    if kind == "colab" and (where() != "colab" or not in_notebook()):
         raise TunnelError(
             "Colab's own link exists only in a Colab notebook, and this is not one.",
             "Choose another kind: auto, ngrok, gradio, cloudflared, localtunnel.",
         )
-
-
-_CHECKS: dict[str, Callable[[TunnelConfig, bool], None]] = {
-    "ngrok": _check_ngrok,
-    "gradio": _check_gradio,
-    "cloudflared": _check_cloudflared,
-    "localtunnel": _check_localtunnel,
-    "colab": _check_colab,
-}
+    if kind == "ngrok":
+        require_token(config)
+    if kind in ("ngrok", "gradio"):
+        require_package(kind)
+    if kind == "colab" or own_program(kind):
+        return
+    if kind == "localtunnel":
+        if problem := node_missing():
+            raise problem
+        if fetch:
+            keep_client(within_s=config.wait_s)
+        return
+    program, places = ("frpc", frpc_places()) if kind == "gradio" else (kind, {})
+    if fetch:
+        keep_program(program, **places)
+    else:
+        known_program(program)

@@ -1,6 +1,5 @@
 """A public link: opened by one service or the first that works, checked, watched, reopened, closed."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +12,15 @@ from fastsd_helpers.errors import (
     TunnelServiceDown,
     TunnelTokenRefused,
 )
-from fastsd_helpers.runtime import colab_link
+from fastsd_helpers.runtime import colab_link, logger
 from fastsd_helpers.tunnels.gate.login import Login, choose_login
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
 from fastsd_helpers.tunnels.gate.server import Gate, open_gate
-from fastsd_helpers.tunnels.services.kinds import SERVICES, Running, find_token, start_service
+from fastsd_helpers.tunnels.services.kinds import SERVICES, Running, find_token
 from fastsd_helpers.tunnels.services.probe import answers_nonce, port_answers, wait_for_nonce
 from fastsd_helpers.tunnels.settings import KINDS, TunnelConfig
 
 __all__ = ["Tunnel", "open_tunnel"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _CHECK_S = 40  # for a fresh link to lead here
 _MISSES = 2  # checks in a row that must fail before a link counts as dead
@@ -57,8 +54,8 @@ def open_tunnel(
         watch_every_s: seconds between two checks; 0: no watchdog.
 
     Raises:
-        SettingsError: no such kind or port. TunnelError: nothing answers at the port, or no service gave a link; what
-            each one said is in the sentence.
+        SettingsError: no such kind or port.
+        TunnelError: nothing answers at the port, or no service gave a link; what each one said is in the sentence.
     """
     config = config or TunnelConfig()
     kind = kind or config.kind
@@ -126,7 +123,7 @@ def _open_first(kind: str, gate: Gate, config: TunnelConfig) -> tuple[str, Runni
 def _open_checked(kind: str, gate: Gate, config: TunnelConfig) -> Running:
     """Open a link and make sure that it leads to this very gate."""
     gate.set_public_url(None)
-    running = start_service(kind, gate.port, config)
+    running = SERVICES[kind](gate.port, config)
     try:
         gate.set_public_url(running.url)
         gate.set_address_header(running.address_header)
@@ -200,9 +197,7 @@ class Tunnel:
 
     def block(self) -> str:
         """Link, user, password and expiry in one block to copy; the password is in clear, so it is for no log."""
-        lines = [f"Link:      {self.url}"]
-        if self.login is not None:
-            lines += [f"User:      {self.login.user}", f"Password:  {self.login.password}"]
+        lines = [f"Link:      {self.url}", *(self.login.lines() if self.login is not None else [])]
         if self.visitor_password:
             lines.append(f"Tunnel password (localtunnel's own page asks for it once): {self.visitor_password}")
         if self.expires is not None:

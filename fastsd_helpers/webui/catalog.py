@@ -1,12 +1,51 @@
-"""The web UIs that can be installed: where their code comes from, which models they run, how they speak."""
+"""The web UIs that can be installed: where their code comes from, which models they run, how they speak.
 
+And which of their paths are closed on a link, which is for use, not for administration. Open stays what makes and shows
+images: generation, its progress and interruption, uploads, lists of models, a new look for models, workflows. Closed is
+what fetches addresses, trains, writes models, changes settings, installs, restarts, or shows how the machine is set up.
+What goes through Gradio's own functions has no path of its own and is closed in the web UI's process.
+"""
+
+import functools
+import importlib.resources
+import tomllib
 from dataclasses import dataclass
+from typing import Any
 
 from fastsd_helpers.errors import WebUIError
+from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
-from fastsd_helpers.webui.closed import A1111_CLOSED, COMFYUI_CLOSED
 
-__all__ = ["Repository", "WebUI", "find_ui", "uis"]
+__all__ = ["A1111_CLOSED", "COMFYUI_CLOSED", "Repository", "WebUI", "find_ui", "uis"]
+
+_CHANGES = ("POST", "PUT", "PATCH", "DELETE")
+_SHOWS = "shows how the machine is set up"
+
+# Source: modules/api/api.py, ui.py, progress.py, ui_extra_networks.py of AUTOMATIC1111 v1.10.1 and of Forge; the APIs
+# of Lora and ControlNet (all of which stay open).
+A1111_CLOSED: tuple[ClosedPath, ...] = (
+    *GRADIO_CLOSED,
+    ClosedPath(r"/(docs(/.*)?|redoc|openapi\.json)", "lists functions for the owner"),
+    ClosedPath(r"/internal/(sysinfo.*|profile-startup)", _SHOWS),
+    ClosedPath(r"/sdapi/v1/(cmd-flags|extensions)", _SHOWS),
+    ClosedPath(r"/sdapi/v1/options", "changes settings", _CHANGES),
+    ClosedPath(r"/sdapi/v1/(train|create)(/.*)?", "trains or writes models"),
+    ClosedPath(r"/sdapi/v1/server-.*", "stops or restarts the web UI"),
+    ClosedPath(r"/sdapi/v1/(unload|reload)-checkpoint", "unloads the model for everybody"),
+)
+
+_MANAGER = r"(v2/)?(manager|customnode|snapshot|externalmodel|comfyui_manager)"
+
+# Source: server.py, app/user_manager.py and internal_routes.py of ComfyUI; comfyui_manager of ComfyUI-Manager 4.3, and
+# the paths of its version 3, without v2/.
+COMFYUI_CLOSED: tuple[ClosedPath, ...] = (
+    *UNKNOWN_CLOSED,
+    ClosedPath(r"/internal(/.*)?", _SHOWS),
+    ClosedPath(rf"/{_MANAGER}(/.*)?", "installs and changes extensions"),
+    ClosedPath(r"/users", "adds users", _CHANGES),
+    # Its style sheet is part of everybody's page.
+    ClosedPath(r"/userdata/(.*/)?user\.css(/.*)?", "changes everybody's page", _CHANGES),
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +61,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class WebUI:
-    """One web UI."""
+    """One web UI, as webuis.toml describes it."""
 
     key: str
     title: str
@@ -45,180 +84,28 @@ class WebUI:
     tried: str = ""  # what of this was run, and when
 
 
-_SD = "https://github.com/"
+_CLOSED = {"a1111": A1111_CLOSED, "comfyui": COMFYUI_CLOSED}
 
-_A1111 = WebUI(
-    key="a1111",
-    title="AUTOMATIC1111 v1.10.1",
-    python="3.11",
-    lock_set="a1111",
-    # Commits: modules/launch_utils.py of v1.10.1. Stability AI's own repository was removed in December 2025; the
-    # fork of a maintainer holds the same commit.
-    repositories=(
-        Repository(
-            "a1111",
-            "",
-            (f"{_SD}AUTOMATIC1111/stable-diffusion-webui.git",),
-            "82a973c04367123ae98bd9abdf80d9eda9b910e2",
-        ),
-        Repository(
-            "assets",
-            "repositories/stable-diffusion-webui-assets",
-            (f"{_SD}AUTOMATIC1111/stable-diffusion-webui-assets.git",),
-            "6f7db241d2f8ba7457bac5ca9753331f0c266917",
-            "ASSETS_REPO",
-        ),
-        Repository(
-            "stable-diffusion",
-            "repositories/stable-diffusion-stability-ai",
-            (
-                f"{_SD}w-e-w/stablediffusion.git",
-                f"{_SD}licyk/stablediffusion.git",
-                f"{_SD}joypaul162/Stability-AI-stablediffusion.git",
-            ),
-            "cf1d67a6fd5ea1aa600c4df58e5b47da45f6bdbf",
-            "STABLE_DIFFUSION_REPO",
-        ),
-        Repository(
-            "generative-models",
-            "repositories/generative-models",
-            (f"{_SD}Stability-AI/generative-models.git",),
-            "45c443b316737a4ab6e40413d7794a7f5657c19f",
-            "STABLE_DIFFUSION_XL_REPO",
-        ),
-        Repository(
-            "k-diffusion",
-            "repositories/k-diffusion",
-            (f"{_SD}crowsonkb/k-diffusion.git",),
-            "ab527a9a6d347f364e3d185ba6d714e22d80cb3c",
-            "K_DIFFUSION_REPO",
-        ),
-        Repository(
-            "blip",
-            "repositories/BLIP",
-            (f"{_SD}salesforce/BLIP.git",),
-            "48211a1594f1321b00f14c9f7a5b4813144b2fb9",
-            "BLIP_REPO",
-        ),
-        Repository(
-            "controlnet",
-            "extension/sd-webui-controlnet",
-            (f"{_SD}Mikubill/sd-webui-controlnet.git",),
-            "56cec5b2958edf3b1807b7e7b2b1b5186dbd2f81",
-        ),
-    ),
-    families=("sd15", "sd15-inpaint", "sd21", "sd21-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner"),
-    entry="launch.py",
-    port=7860,
-    # "Running on local URL" comes before its middleware is in place: a request then ends the process.
-    ready=r"Startup time: ",
-    alive_path="/internal/ping",
-    loaded=r"Model loaded in ",
-    refused=r"Stable diffusion model failed to load|No checkpoints found",
-    has_login=True,
-    hides_dotted=True,
-    folders=(
-        ("checkpoint", "Stable-diffusion"),
-        ("lora", "Lora"),
-        ("vae", "VAE"),
-        ("embedding", "embeddings"),
-        ("controlnet", "ControlNet"),
-        ("upscaler", "ESRGAN"),
-    ),
-    closed=A1111_CLOSED,
-    guard="a1111.py",
-    tried=(
-        "installed, started and used to generate images on a CPU (2026-11, benchmarks/results/a1111_cpu.md); on no GPU "
-        "yet"
-    ),
-)
 
-_FORGE_NEO = WebUI(
-    key="forge-neo",
-    title="Forge Neo",
-    python="3.13",
-    lock_set="forge-neo",
-    # Its branch `neo`, at the commit whose requirements.txt names the versions of the lock.
-    repositories=(
-        Repository(
-            "forge-neo",
-            "",
-            (f"{_SD}Haoming02/sd-webui-forge-classic.git",),
-            "1e8cfbc1d5982edb8e593cfad948ab4ccae7bfbe",
-        ),
-    ),
-    families=("sd15", "sd15-inpaint", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
-    entry="launch.py",
-    port=7860,
-    ready=r"Startup time: ",
-    alive_path="/internal/ping",
-    # It loads a model with the first picture, so nothing of that is waited for.
-    has_login=True,
-    folders=(
-        ("checkpoint", "Stable-diffusion"),
-        ("diffusion-model", "Stable-diffusion"),  # it tells by the content which of the two a file is
-        ("lora", "Lora"),
-        ("vae", "VAE"),
-        ("text-encoder", "text_encoder"),
-        ("embedding", "embeddings"),
-        ("controlnet", "ControlNet"),
-        ("upscaler", "ESRGAN"),
-    ),
-    closed=A1111_CLOSED,
-    runs_others=True,
-    guard="forge_neo.py",
-    tried="a fork of it, with this lock: installed, and used to generate images on a CPU, Flux too (2026-11, "
-    "benchmarks/results/forge_neo_cpu.md); this exact commit was not run",
-)
+@functools.cache
+def _table() -> tuple[WebUI, ...]:
+    text = importlib.resources.files("fastsd_helpers").joinpath("webuis.toml").read_text(encoding="utf-8")
+    return tuple(_read(key, row) for key, row in tomllib.loads(text).items())
 
-_COMFYUI = WebUI(
-    key="comfyui",
-    title="ComfyUI",
-    python="3.12",
-    lock_set="comfyui",
-    # The commit of its release 0.33.0, of August 2026.
-    repositories=(
-        Repository(
-            "comfyui",
-            "",
-            (f"{_SD}comfyanonymous/ComfyUI.git", f"{_SD}Comfy-Org/ComfyUI.git"),
-            "2f35f4a08176d993cded35dac3332be4f7287f41",
-        ),
-        # GGUF files, in which Flux fits a small GPU, are read by this node pack alone. Its newest commit of 2025-12.
-        Repository(
-            "gguf",
-            "extension/ComfyUI-GGUF",
-            (f"{_SD}city96/ComfyUI-GGUF.git",),
-            "795e45156ece99afbc3efef911e63fcb46e6a20d",
-        ),
-    ),
-    families=("sd15", "sd15-inpaint", "sd21", "sdxl", "sdxl-inpaint", "sdxl-refiner", "flux"),
-    entry="main.py",
-    port=8188,
-    ready=r"To see the GUI go to: ",
-    alive_path="/system_stats",
-    has_login=False,
-    folders=(
-        ("checkpoint", "checkpoints"),
-        ("diffusion-model", "diffusion_models"),
-        ("lora", "loras"),
-        ("vae", "vae"),
-        ("text-encoder", "text_encoders"),
-        ("embedding", "embeddings"),
-        ("controlnet", "controlnet"),
-        ("upscaler", "upscale_models"),
-    ),
-    closed=COMFYUI_CLOSED,
-    runs_others=True,
-    guard="comfyui.py",
-    tried="installed, attacked and used to generate images on a CPU, Flux and GGUF too (2026-11, "
-    "benchmarks/results/comfyui_cpu.md); on no GPU yet",
-)
+
+def _read(key: str, row: dict[str, Any]) -> WebUI:
+    row |= {
+        "closed": _CLOSED[row["closed"]],
+        "families": tuple(row["families"]),
+        "folders": tuple(row["folders"].items()),
+        "repositories": tuple(Repository(**one | {"urls": tuple(one["urls"])}) for one in row["repositories"]),
+    }
+    return WebUI(key, **row)
 
 
 def uis() -> list[WebUI]:
     """Every web UI, the default one first."""
-    return [_A1111, _FORGE_NEO, _COMFYUI]
+    return list(_table())
 
 
 def find_ui(key: str) -> WebUI:

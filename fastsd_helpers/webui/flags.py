@@ -178,5 +178,5 @@ def _precision_flags(ui: WebUI, base: str, machine: Machine, precision: str) -> 
         return ["--no-half"], ["On a CPU the precision is 32 bit."]
     if precision == "fp32":
         return ["--no-half"], ["Precision: 32 bit was asked for; it takes twice the memory."]
-    # The VAE of SDXL overflows in 16 bit (black pictures); it costs little to run this part alone in 32 bit.
+    # The VAE of SDXL overflows in 16 bit (black images); it costs little to run this part alone in 32 bit.
     return ["--no-half-vae"], ["The VAE runs in 32 bit, so that no image turns black."]

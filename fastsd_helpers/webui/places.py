@@ -1,6 +1,6 @@
 """Where a web UI lives: its code and environment on this machine's disk, models and images where they are kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsd_helpers.drive import delivers_late, sessions_root
@@ -11,7 +11,7 @@ from fastsd_helpers.webui.catalog import WebUI
 
 __all__ = ["Places", "find_places", "link", "model_folder", "prepare_places", "require_folder", "store_folder"]
 
-# Where the previous notebook kept its own: models, pictures and settings there are used as they are.
+# Where the previous notebook kept its own: models, images and settings there are used as they are.
 _STORE = Path("sd", "stable-diffusion-webui")
 
 
@@ -21,62 +21,28 @@ class Places:
 
     ui: str
     root: Path  # everything on this machine's disk
-    store: Path  # models, pictures, settings: on Drive or here
+    store: Path  # models, images, settings: on Drive or here
+    environment: Path = field(init=False)  # its own Python environment
+    python: Path = field(init=False)  # the interpreter of it
+    code: Path = field(init=False)  # its source code
+    data: Path = field(init=False)  # its data folder: links to the store, and extensions, which are code
+    models: Path = field(init=False)  # its models folder: a local tree of links, since Drive cannot hold links
+    extensions: Path = field(init=False)  # its folder of extensions, on this machine
+    switched_off: Path = field(init=False)  # extensions that are here and not run
+    kept_extensions: Path = field(init=False)  # what the store keeps of the owner's extensions
+    run: Path = field(init=False)  # state of a running one, and its login; readable for this user alone
+    logs: Path = field(init=False)  # of installations and runs
+    installed: Path = field(init=False)  # the record of a finished installation
 
-    @property
-    def environment(self) -> Path:
-        """Its own Python environment."""
-        return self.root / "env"
-
-    @property
-    def python(self) -> Path:
-        """The interpreter of it."""
-        return self.environment / "bin" / "python"
-
-    @property
-    def code(self) -> Path:
-        """Its source code."""
-        return self.root / "code"
-
-    @property
-    def data(self) -> Path:
-        """What it takes for its data folder: links to the store, and extensions, which are code."""
-        return self.root / "data"
-
-    @property
-    def models(self) -> Path:
-        """What it takes for its models folder: a local tree of links, since Drive cannot hold links."""
-        return self.data / "models"
-
-    @property
-    def extensions(self) -> Path:
-        """Its folder of extensions, on this machine."""
-        return self.data / ("custom_nodes" if self.ui == "comfyui" else "extensions")
-
-    @property
-    def switched_off(self) -> Path:
-        """Extensions that are here and not run."""
-        return self.data / "extensions-off"
-
-    @property
-    def kept_extensions(self) -> Path:
-        """What the store keeps of the owner's extensions."""
-        return self.store / "extensions-kept" / self.ui
-
-    @property
-    def run(self) -> Path:
-        """State of a running one, and its login; readable for this user alone."""
-        return self.root / "run"
-
-    @property
-    def logs(self) -> Path:
-        """Logs of installations and runs."""
-        return self.root / "logs"
-
-    @property
-    def installed(self) -> Path:
-        """The record of a finished installation."""
-        return self.root / "installed.json"
+    def __post_init__(self) -> None:
+        env, data = self.root / "env", self.root / "data"
+        below = {"environment": env, "python": env / "bin" / "python", "data": data, "models": data / "models"}
+        below["extensions"] = data / ("custom_nodes" if self.ui == "comfyui" else "extensions")
+        below |= {"switched_off": data / "extensions-off", "installed": self.root / "installed.json"}
+        below |= {name: self.root / name for name in ("code", "run", "logs")}
+        below["kept_extensions"] = self.store / "extensions-kept" / self.ui
+        for name, path in below.items():
+            object.__setattr__(self, name, path)  # the class is frozen
 
 
 def find_places(ui: WebUI, *, folder: Path | str | None = None, store: Path | str | None = None) -> Places:
@@ -156,7 +122,8 @@ def require_folder(ui: WebUI, kind: str) -> str:
     """The UI's own name of its folder for models of a kind; raises WebUIError when it has none."""
     name = dict(ui.folders).get(kind)
     if name is None:
-        raise WebUIError(f"{ui.title} has no folder for models of the kind '{kind}'.", f"It has {_kinds(ui)}.")
+        kinds = ", ".join(dict(ui.folders))
+        raise WebUIError(f"{ui.title} has no folder for models of the kind '{kind}'.", f"It has {kinds}.")
     return name
 
 
@@ -180,7 +147,3 @@ def link(at: Path, target: Path) -> None:
         at.unlink()
     if not at.exists():
         at.symlink_to(target)
-
-
-def _kinds(ui: WebUI) -> str:
-    return ", ".join(kind for kind, _name in ui.folders)

@@ -1,24 +1,26 @@
-"""Settings of installing and launching a web UI."""
+"""Settings of installing and launching a web UI; the extensions that they name."""
 
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option
-from fastsd_helpers.webui.arguments import refused_arguments
-from fastsd_helpers.webui.extension_list import read_extensions
+from fastsd_helpers.webui.arguments import REFUSED, refused_arguments
+from fastsd_helpers.webui.catalog import Repository
 
-__all__ = ["InstallConfig", "LaunchConfig"]
+__all__ = ["InstallConfig", "LaunchConfig", "read_extensions"]
 
-_UIS = ("a1111", "forge-neo", "comfyui")
+_FORM = "Use an https address of a git repository or a folder of this machine, with an optional @COMMIT after it."
 
 
 @dataclass(frozen=True)
 class InstallConfig:
     """What to install, and where."""
 
-    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="web UI to install; only the others run Flux")
+    ui: Literal["a1111", "forge-neo", "comfyui"] = option("a1111", help="web UI to install; a1111 does not run Flux")
     store: str = option(
         "", help="data directory for models, images and settings; empty: sd/stable-diffusion-webui on Drive"
     )
@@ -104,7 +106,7 @@ class LaunchConfig:
             problems.append(f"extra_args (--extra-args) cannot be read: {err}")
         else:
             taken, closed = (
-                refused_arguments(self.ui, words, allow_admin=self.allow_admin) if self.ui in _UIS else ([], [])
+                refused_arguments(self.ui, words, allow_admin=self.allow_admin) if self.ui in REFUSED else ([], [])
             )
             if taken:
                 problems.append(f"extra_args (--extra-args) has {', '.join(taken)}, which is set elsewhere here")
@@ -119,3 +121,41 @@ class LaunchConfig:
                 problems.append("pass_env (--pass-env) takes only names, separated by spaces, such as 'HF_TOKEN'")
                 break
         check(self, problems)
+
+
+def read_extensions(text: str) -> list[Repository]:
+    """Read "ADDRESS[@COMMIT], ADDRESS, ...": https addresses of git repositories, or folders that are one.
+
+    Without a commit it is the newest one; once there, it stays until another commit is asked for.
+
+    Raises:
+        SettingsError: no https, a login in the address, no repository, or a name twice.
+    """
+    found: dict[str, Repository] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        address, mark, revision = part.rpartition("@")
+        if not mark or "/" in revision:
+            address, revision = part, "HEAD"
+        if not re.fullmatch(r"[0-9A-Za-z][\w.-]*", revision):
+            raise SettingsError(f"extensions (--extension) has {part!r}: {revision!r} is not a commit.", _FORM)
+        name = address.rstrip("/").rpartition("/")[2].removesuffix(".git")
+        if address.startswith("https://"):
+            if not re.fullmatch(r"https://[\w.-]+(:\d+)?/[\w./~+-]+", address):
+                raise SettingsError(
+                    f"extensions (--extension) has {re.sub('//[^/@]*@', '//', part)!r}, which is not a plain address.",
+                    _FORM,
+                )
+        else:
+            folder = Path(address).expanduser().absolute()
+            if "://" in address or ":" in address or not folder.exists():
+                raise SettingsError(f"extensions (--extension) has {part!r}: neither https nor a folder here.", _FORM)
+            if not (folder / ".git").exists() and not (folder / "HEAD").exists():
+                raise SettingsError(
+                    f"{folder} is not a git repository.", f"Run there: git init, git add, git commit. {_FORM}"
+                )
+            address, name = str(folder), folder.name.removesuffix(".git")
+        if not re.fullmatch(r"\w[\w.-]*", name) or name in found:
+            problem = "is there twice" if name in found else "is not a name for a folder"
+            raise SettingsError(f"extensions (--extension) has {part!r}: {name!r} {problem}.", _FORM)
+        found[name] = Repository(name, f"extension/{name}", (address,), revision)
+    return list(found.values())

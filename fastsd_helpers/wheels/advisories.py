@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.metadata
 import importlib.resources
 import re
 import tomllib
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsd_helpers.errors import InstallError, ModelError
-from fastsd_helpers.runtime import install_command, where
+from fastsd_helpers.runtime import install_command, version_of, where
 from fastsd_helpers.wheels.difference import is_protected, requirements_module
 from fastsd_helpers.wheels.lockfile import canonical
 
@@ -160,11 +159,7 @@ def old_packages(names: Iterable[str] | None = None) -> Iterator[OldPackage]:
     for name, least in advisories.safe_from.items():
         if names is not None and name not in names:
             continue
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if is_older(version, least):
+        if (version := version_of(name)) is not None and is_older(version, least):
             rows = tuple(row for row in advisories.of(name, version) if row.fixed_by)
             yield OldPackage(name, version, least, rows)
 

@@ -90,9 +90,10 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
         InstallError: there is no working Python.
     """
     asked = sorted(set(names))
-    if python is None or _is_this(Path(python)):
+    # Not resolved: an environment's interpreter is a link to the Python it was made from.
+    if python is None or _interpreter(Path(python)).absolute() == Path(sys.executable).absolute():
         importlib.invalidate_caches()  # something may have been installed since they were filled
-        return _environment_from(Path(sys.executable), _describe(asked), is_this=True)
+        return Environment(**_with_paths(_describe(asked)), python=Path(sys.executable), is_this=True)
     interpreter = _interpreter(Path(python))
     code = f"from __future__ import annotations\n{inspect.getsource(_describe)}\nimport json, sys\n"
     code += "print(json.dumps(_describe(json.load(sys.stdin))))"
@@ -109,30 +110,16 @@ def read_environment(python: Path | str | None = None, names: Iterable[str] = ()
             f"The Python {interpreter} does not work{': ' + detail[0] if detail else ''}.",
             "Delete that environment and make it again.",
         ) from err
-    return _environment_from(interpreter, said, is_this=False)
+    return Environment(**_with_paths(said), python=interpreter, is_this=False)
 
 
-def _environment_from(python: Path, said: dict[str, Any], *, is_this: bool) -> Environment:
-    return Environment(
-        python=python,
-        version=said["version"],
-        prefix=Path(said["prefix"]),
-        site=Path(said["site"]),
-        platform=said["platform"],
-        managed=said["managed"],
-        installed=said["installed"],
-        is_this=is_this,
-    )
+def _with_paths(said: dict[str, Any]) -> dict[str, Any]:
+    return {**said, "prefix": Path(said["prefix"]), "site": Path(said["site"])}
 
 
 def _interpreter(path: Path) -> Path:
     path = path.expanduser()
     return path / ("Scripts/python.exe" if os.name == "nt" else "bin/python") if path.is_dir() else path
-
-
-def _is_this(path: Path) -> bool:
-    # Not resolved: an environment's interpreter is a link to the Python it was made from.
-    return _interpreter(path).absolute() == Path(sys.executable).absolute()
 
 
 def own_environ() -> dict[str, str]:
@@ -209,7 +196,8 @@ def make_environment(folder: Path, *, python: str = "3.11") -> Path:
         python: the minor version, such as "3.11", or the path of an interpreter of it.
 
     Raises:
-        DependencyMissing: uv is not installed. InstallError: it could not be made; the hint says what to do.
+        DependencyMissing: uv is not installed.
+        InstallError: it could not be made; the hint says what to do.
     """
     folder = Path(folder).expanduser().absolute()
     minor = read_environment(python).minor if os.sep in python else python

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastsd_helpers.errors import FastSDError, InstallError
 from fastsd_helpers.files import check_room
@@ -19,7 +20,7 @@ from fastsd_helpers.runtime import install_command
 from fastsd_helpers.wheels.cache import WheelCache
 from fastsd_helpers.wheels.difference import Change, Plan, has_all, make_plan, matches, names_to_ask
 from fastsd_helpers.wheels.environment import Environment, read_environment
-from fastsd_helpers.wheels.lockfile import Lock, LockSet, read_lock
+from fastsd_helpers.wheels.lockfile import Lock, read_lock
 from fastsd_helpers.wheels.proof import prove
 from fastsd_helpers.wheels.tools import run_from_cache, run_plan
 from fastsd_helpers.wheels.unproved import Unproved, read_unproved, write_unproved
@@ -44,8 +45,8 @@ class InstallReport:
     bytes: int
     seconds: float
     tool: str  # uv, pip, or none when nothing was missing
-    restart: tuple[str, ...]  # packages this process has imported at another version: restart it
-    modules: tuple[str, ...]  # imported in a fresh interpreter as proof
+    restart: tuple[str, ...] = ()  # packages this process has imported at another version: restart it
+    modules: tuple[str, ...] = ()  # imported in a fresh interpreter as proof
     dry_run: bool = False
     unproved: tuple[str, ...] = ()  # installed earlier and not yet seen to import: the next real run looks again
     left: tuple[str, ...] = ()  # yours, newer than what was tried here, and left as it is
@@ -118,7 +119,8 @@ def install(
         timeout_s: how long uv or pip may take.
 
     Raises:
-        InstallError: it failed; nothing was changed unless the sentence says so. DependencyMissing: neither uv nor pip.
+        InstallError: it failed; nothing was changed unless the sentence says so.
+        DependencyMissing: neither uv nor pip.
         DiskFull: not enough room.
     """
     started = time.monotonic()
@@ -126,7 +128,7 @@ def install(
     skip = tuple(skip)
     plan, waiting = _look(found, name, python, skip, check_imports)
     if dry_run or not (plan.changes or waiting):
-        return _report(plan, started, tool="none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
+        return _report(plan, started, "none", dry_run=dry_run, unproved=tuple(sorted(waiting)))
     environment = plan.environment
     if plan.changes:
         _check_place(plan)
@@ -143,7 +145,7 @@ def install(
         if names and check_imports:
             modules = _prove(environment, names, plan.left)
         _forget(environment.site, names)
-    return _report(plan, started, tool=tool, restart=_to_restart(plan, imported), modules=modules)
+    return _report(plan, started, tool, restart=_to_restart(plan, imported), modules=modules)
 
 
 def _look(
@@ -208,19 +210,19 @@ def _change(
 
 def _prove(environment: Environment, names: list[str], left: tuple[str, ...]) -> tuple[str, ...]:
     """Import the packages in a fresh interpreter; what does not work stays noted. Returns the modules."""
-    proof = prove(environment, names)
-    if proof.problems:
-        bad = {problem.partition(":")[0] for problem in proof.problems}
+    modules, problems = prove(environment, names)
+    if problems:
+        bad = {problem.partition(":")[0] for problem in problems}
         _forget(environment.site, [name for name in names if name not in bad])
-        more = f" ({len(proof.problems) - 1} more like it)" if len(proof.problems) > 1 else ""
+        more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
         hint = "Restart the runtime and run this again."
         if left:
             hint += f" The cause may be packages newer than the tested version: {', '.join(left)}."
         raise InstallError(
-            f"The packages were installed, but one does not work: {proof.problems[0]}{more}",
+            f"The packages were installed, but one does not work: {problems[0]}{more}",
             f"{hint} If the problem persists, report it with `fastsd doctor`.",
         )
-    return proof.modules
+    return tuple(modules)
 
 
 def _forget(site: Path, names: Iterable[str]) -> None:
@@ -234,7 +236,8 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
     names = set().union(*(names_to_ask(item) for item in candidates))
     environment = read_environment(python, names)
     spare = next((item for item in candidates if has_all(item, environment, skip=skip)), None)
-    if spare is not None and not any(_is_for(environment, item) for item in candidates):
+    here = environment.minor, environment.platform
+    if spare is not None and not any((item.python, item.platform) == here for item in candidates):
         # Installed by hand, where no set fits: there is nothing to do, and nothing to complain about.
         return Plan(spare, environment, changes=(), rows=(), kept=len(spare.wanted))
     lock_set = lock.find(name, environment.minor)
@@ -261,20 +264,7 @@ def _plan(lock: Lock, name: str, python: Path | str | None, skip: tuple[str, ...
     return replace(plan, in_part=tuple(row.name for row in plan.rows if row.name in cut_short))
 
 
-def _is_for(environment: Environment, lock_set: LockSet) -> bool:
-    return (lock_set.python, lock_set.platform) == (environment.minor, environment.platform)
-
-
-def _report(
-    plan: Plan,
-    started: float,
-    *,
-    tool: str,
-    dry_run: bool = False,
-    restart: tuple[str, ...] = (),
-    modules: tuple[str, ...] = (),
-    unproved: tuple[str, ...] = (),
-) -> InstallReport:
+def _report(plan: Plan, started: float, tool: str, **more: Any) -> InstallReport:
     return InstallReport(
         name=plan.lock_set.name,
         python=plan.environment.version,
@@ -284,11 +274,8 @@ def _report(
         bytes=plan.bytes,
         seconds=time.monotonic() - started,
         tool=tool,
-        restart=restart,
-        modules=modules,
-        dry_run=dry_run,
-        unproved=unproved,
         left=plan.left,
+        **more,
     )
 
 

@@ -35,11 +35,6 @@ class LockedFile:
     bytes: int
     sha256: str
 
-    @property
-    def is_source(self) -> bool:
-        """Whether it has to be built first."""
-        return not self.name.endswith(".whl")
-
 
 @dataclass(frozen=True)
 class LockedRow:
@@ -163,16 +158,8 @@ def _set_from(key: str, row: dict[str, Any], table: dict[str, Any]) -> LockSet:
     found = digest_of(row["python"], wanted, lines, (need for item in rows for need in item.needs))
     if found != row["sha256"]:
         raise InstallError(f"The set '{key}' of wheels.lock was altered after it was made.", _REPAIR)
-    return LockSet(
-        name=row["name"],
-        python=row["python"],
-        own_environment=row["own_environment"],
-        platform=row["platform"],
-        wanted=wanted,
-        rows=rows,
-        build=table["build"]["requirements"],
-        sha256=row["sha256"],
-    )
+    own = {name: row[name] for name in ("name", "python", "own_environment", "platform", "sha256")}
+    return LockSet(**own, wanted=wanted, rows=rows, build=table["build"]["requirements"])
 
 
 def _row_from(line: str, table: dict[str, Any], needs: dict[str, list[str]]) -> LockedRow:

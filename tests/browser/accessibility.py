@@ -174,11 +174,21 @@ def open_forms(folder: Path, cells: dict[str, str] | None = None) -> Iterator[An
     with open_browser() as page, start_lab(folder, more=["--LabApp.expose_app_in_browser=True"]) as address:
         lab = Lab(page, address, "forms.ipynb")
         page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
-        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+        _run_all(page, lab)
         _wait_for_all(page, lab, list(cells))
         page.add_style_tag(content=".jp-Notebook .jp-Cell-inputWrapper{display:none}")
         page.add_script_tag(path=str(find_axe()))
         yield page
+
+
+def _run_all(page: Any, lab: Lab) -> None:
+    """Run every cell; again where nothing was begun, as happens while a busy JupyterLab still draws the notebook."""
+    prompt = lab.cell(next(iter(CELLS))).locator(".jp-InputPrompt").first
+    end = time.monotonic() + PATIENCE_S
+    while (prompt.text_content() or "").strip() in ("", "[ ]:") and time.monotonic() < end:
+        # Not awaited: the command ends only when every cell has.
+        page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_timeout(5000)
 
 
 def _wait_for_all(page: Any, lab: Lab, titles: list[str]) -> None:

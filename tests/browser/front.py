@@ -87,7 +87,7 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl on this machine to make a certificate with")
+        pytest.skip("openssl, which makes the certificate, is not installed (apt install openssl)")
     certificate, key = folder / "front.pem", folder / "front.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]

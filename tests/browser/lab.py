@@ -114,10 +114,12 @@ def _address(process: "subprocess.Popen[bytes]", folder: Path) -> str:
 @contextlib.contextmanager
 def open_browser() -> Iterator[Any]:
     """A page of headless Chromium; skips the test where Chromium or Playwright is not found."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
     chromium = find_chromium()
     if chromium is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("Chromium is not installed (apt install chromium)")
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000})

@@ -183,10 +183,12 @@ def open_world(folder: Path, ports: Mapping[str, int], record: Record) -> Iterat
 
     Skips the test where Chromium or Playwright is not found.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
     chromium = find_chromium()
     if chromium is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("Chromium is not installed (apt install chromium)")
 
     async def elsewhere(request: Any) -> Any:
         from aiohttp import web

@@ -16,7 +16,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     pytest.importorskip("jupyterlab")
     pytest.importorskip("transformers")
     if find_axe() is None:
-        pytest.skip("axe-core cannot be had here: no npm, or no registry")
+        pytest.skip("axe-core is missing: npm fetches it, and there is no npm or no network")
     with open_forms(tmp_path_factory.mktemp("lab")) as page:
         page.set_default_timeout(30_000)
         yield page

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 from tiny_readers import noise_pictures, write_reader
 
 from browser.lab import ROOT, Lab, open_browser, start_lab
 
+require_installed("accelerate")
+
 pytest.importorskip("playwright")
-pytest.importorskip("accelerate")
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook, pytest.mark.timeout(3600)]
 

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from trash_mount import Drive, TrashMount
 
@@ -28,6 +28,8 @@ from faults.kill_resume import (
     make_world,
     train_in_new_interpreter,
 )
+
+require_installed("diffusers")
 
 pytestmark = [
     pytest.mark.numeric,

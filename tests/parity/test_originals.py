@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 from tiny_families import make_folder
 
 from fastsd_helpers import checkpoints
 
+require_installed("diffusers")
+
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "parity_originals.py"

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import tiny_families
 import tiny_models
+from installed import require_installed
 from tiny_models import FULL, PARTS, TINY, build_parts, load_file, reference, same_bits
 
 from fastsd_helpers import checkpoints
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import expected_shapes, match_names, measure
 
+require_installed("diffusers")
+
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "parity_ldm.py"
@@ -91,6 +93,7 @@ def test_diffusers_own_inverse_gives_back_every_bit(exported, tensors, folder):
 
 @pytest.mark.numeric
 def test_the_single_file_draws_the_same_picture_as_the_folder_bit_for_bit(exported, folder):
+    import diffusers
     import numpy as np
 
     pictures = []

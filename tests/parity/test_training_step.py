@@ -8,12 +8,14 @@ torch's AdamW; nothing of ours computes it. The min-SNR weights are the paper's 
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 
 from closeness import assert_close_to  # noqa: E402
 from dreambooth_runs import FAMILIES, build_base, config_for  # noqa: E402
+
+require_installed("diffusers")
 
 pytestmark = pytest.mark.numeric
 STEPS = 2

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from installed import require_installed
 from tiny_families import reference
 
+require_installed("diffusers")
+
 pytest.importorskip("torch")
-pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from fastsd_helpers.checkpoints.formats.dtypes import CKPT_STORAGES
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.names.layout import Shape
@@ -22,18 +23,6 @@ from fastsd_helpers.runtime import fault_point
 
 __all__ = ["write_ckpt"]
 
-_STORAGES = {
-    "F64": "DoubleStorage",
-    "F32": "FloatStorage",
-    "F16": "HalfStorage",
-    "BF16": "BFloat16Storage",
-    "I64": "LongStorage",
-    "I32": "IntStorage",
-    "I16": "ShortStorage",
-    "I8": "CharStorage",
-    "U8": "ByteStorage",
-    "BOOL": "BoolStorage",
-}
 _ALIGNMENT = 64  # torch's own; a mapped file is read in place
 
 
@@ -51,7 +40,7 @@ def write_ckpt(
     """
     names = sorted(recipes)
     for name in names:
-        if recipes[name].fact.dtype not in _STORAGES:
+        if recipes[name].fact.dtype not in CKPT_STORAGES:
             raise CheckpointError(
                 f"A {path.suffix} file cannot hold {recipes[name].fact.dtype}, the format of {name!r}.",
                 "Choose fp16, or a name that ends in .safetensors.",
@@ -100,7 +89,7 @@ def _program(tensors: Sequence[tuple[str, Recipe]], bare: bool) -> bytes:
         out += _text(name)
         out += b"ctorch._utils\n_rebuild_tensor_v2\n("
         # The persistent id: where the values are.
-        out += b"(" + _text("storage") + b"ctorch\n" + _STORAGES[fact.dtype].encode() + b"\n"
+        out += b"(" + _text("storage") + b"ctorch\n" + CKPT_STORAGES[fact.dtype].encode() + b"\n"
         out += _text(str(place)) + _text("cpu") + _number(fact.count) + b"tQ"
         out += _number(0) + _numbers(fact.shape) + _numbers(_strides(fact.shape))
         out += b"\x89ccollections\nOrderedDict\n)R" + b"tR"

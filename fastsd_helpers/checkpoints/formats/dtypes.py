@@ -15,29 +15,42 @@ from fastsd_helpers.errors import CheckpointError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DTYPES", "DTYPE_BYTES", "FLOATS", "cast", "cast_dtype", "count_not_finite", "is_small_float"]
+__all__ = [
+    "CKPT_STORAGES",
+    "DTYPES",
+    "DTYPE_BYTES",
+    "FLOATS",
+    "OF_TORCH",
+    "cast",
+    "cast_dtype",
+    "count_not_finite",
+    "is_small_float",
+]
 
 DTYPES = {"keep": None, "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
+# safetensors' name -> bytes of a value, torch's name, and that of a .ckpt file's storage, which has no others.
+_TABLE = {
+    "F64": (8, "float64", "DoubleStorage"),
+    "F32": (4, "float32", "FloatStorage"),
+    "F16": (2, "float16", "HalfStorage"),
+    "BF16": (2, "bfloat16", "BFloat16Storage"),
+    "F8_E4M3": (1, "float8_e4m3fn", ""),
+    "F8_E5M2": (1, "float8_e5m2", ""),
+    "I64": (8, "int64", "LongStorage"),
+    "I32": (4, "int32", "IntStorage"),
+    "I16": (2, "int16", "ShortStorage"),
+    "I8": (1, "int8", "CharStorage"),
+    "U64": (8, "uint64", ""),
+    "U32": (4, "uint32", ""),
+    "U16": (2, "uint16", ""),
+    "U8": (1, "uint8", "ByteStorage"),
+    "BOOL": (1, "bool", "BoolStorage"),
 }
+DTYPE_BYTES = {name: size for name, (size, _torch, _storage) in _TABLE.items()}
+CKPT_STORAGES = {name: storage for name, (_size, _torch, storage) in _TABLE.items() if storage}
+OF_TORCH = {torch: name for name, (_size, torch, _storage) in _TABLE.items()}
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38}
-_TORCH_WORDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 # The bits of the smallest fp32 that rounds to infinity, as whole numbers, which sort as the values do.
 _TOO_LARGE = {"F16": 0x477FF000, "BF16": 0x7F7F8000}
 _INFINITE = 0x7F800000
@@ -186,7 +199,7 @@ def _to_16_bits(wide: "np.ndarray", wanted: str, owner: Callable[[], str], out: 
 def _too_large(finite: "np.ndarray", wanted: str, owner: Callable[[], str]) -> CheckpointError:
     choice = "fp32" if wanted != "F32" else "keep"
     return CheckpointError(
-        f"{owner()} reaches {float(abs(finite).max()):.3g}; {_TORCH_WORDS[wanted]} ends at {_LARGEST[wanted]:.3g}.",
+        f"{owner()} reaches {float(abs(finite).max()):.3g}; {_TABLE[wanted][1]} ends at {_LARGEST[wanted]:.3g}.",
         f"Choose {choice}.",
     )
 

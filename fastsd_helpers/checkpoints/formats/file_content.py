@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever it is called: safetensors, or something that is no model at all."""
+"""What a file is by its first bytes, whatever it is called: safetensors, or something that is not a model at all."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def refuse_other_content(path: Path) -> None:
             "Log in at the site, or accept the model's terms there, and download the file itself.",
         )
     if kind in _NO_MODELS:
-        raise CheckpointError(f"{path} is no model but {'an' if kind == 'image' else 'a'} {kind}.", _AGAIN)
+        raise CheckpointError(f"{path} is {'an' if kind == 'image' else 'a'} {kind}, not a model.", _AGAIN)
 
 
 def _head(path: Path) -> bytes:

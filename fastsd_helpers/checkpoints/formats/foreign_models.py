@@ -8,12 +8,12 @@ import importlib.resources
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 
-__all__ = ["Foreign", "foreign_by_names", "foreign_unet", "hint_of", "lora_patterns"]
+__all__ = ["Kind", "foreign_by_names", "foreign_unet", "hint_of", "lora_patterns"]
 
 Facts = Mapping[str, TensorFact]
 
@@ -39,12 +39,22 @@ _SHORTENED = {
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A file of another kind: `what` as in detect.Kind, `words` for people, `hint` says what to do with it."""
+class Kind:
+    """What a file is.
+
+    what: `checkpoint` (a whole model in its original layout), `part` (a VAE or text encoder alone), `diffusers part`
+        (weights of a Diffusers folder), `lora` (kohya's names), `lora peft` (other names), or something that is not
+        converted: `lycoris`, `controlnet`, `adapter`, `embedding`, `motion`, `upscaler`, `vision`, `preview`, `unet`,
+        `foreign` (another model), `unknown`.
+    family: a key of the name tables, where there is one.
+    words: the same for people.
+    hint: what to do with a file that is not converted.
+    """
 
     what: str
+    family: str | None
     words: str
-    hint: str
+    hint: str = ""
 
 
 @functools.cache
@@ -54,11 +64,11 @@ def _table() -> dict[str, Any]:
 
 
 @functools.cache
-def _models() -> tuple[tuple[tuple[re.Pattern[str], ...], Foreign], ...]:
+def _models() -> tuple[tuple[tuple[re.Pattern[str], ...], Kind], ...]:
     rows = []
     for what, words, hint, signs in _table()["models"]["rows"]:
         patterns = tuple(re.compile(f"^{_START}(?:{sign.replace('#', '[^.]+')})", re.MULTILINE) for sign in signs)
-        rows.append((patterns, Foreign(what, words, hint_of(hint))))
+        rows.append((patterns, Kind(what, None, words, hint_of(hint))))
     return tuple(rows)
 
 
@@ -73,7 +83,7 @@ def hint_of(key: str) -> str:
     return _table()["hints"][key]
 
 
-def foreign_by_names(tensors: Facts) -> Foreign | None:
+def foreign_by_names(tensors: Facts) -> Kind | None:
     """The first row of the table whose every sign is among the names."""
     text = "\n".join(tensors)
     for patterns, foreign in _models():
@@ -82,15 +92,15 @@ def foreign_by_names(tensors: Facts) -> Foreign | None:
     return None
 
 
-def _more_exactly(foreign: Foreign, tensors: Facts) -> Foreign:
+def _more_exactly(foreign: Kind, tensors: Facts) -> Kind:
     if foreign.words == "a FLUX.2 file":
         for name, fact in tensors.items():
             if name.endswith(("txt_in.weight", "context_embedder.weight")) and len(fact.shape) == 2:
-                return Foreign(foreign.what, _FLUX2.get(fact.shape[1], foreign.words), foreign.hint)
+                return replace(foreign, words=_FLUX2.get(fact.shape[1], foreign.words))
     return foreign
 
 
-def foreign_unet(tensors: Facts, base: str) -> Foreign | None:
+def foreign_unet(tensors: Facts, base: str) -> Kind | None:
     """What a U-Net in the original's names is, where it is none of the shapes there are tables for.
 
     Args:
@@ -100,20 +110,20 @@ def foreign_unet(tensors: Facts, base: str) -> Foreign | None:
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 4
     title = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x"}.get(base, "SDXL")
     if any(name.startswith(("noise_augmentor.", "embedder.model.visual.")) for name in tensors):
-        return Foreign("foreign", "an unCLIP file of Stable Diffusion 2.x", _COMFY)
+        return Kind("foreign", None, "an unCLIP file of Stable Diffusion 2.x", _COMFY)
     if channels in _CHANNELS:
         words = _CHANNELS[channels]
-        return Foreign("foreign", f"{words} for {title}", _COMFY)
+        return Kind("foreign", None, f"{words} for {title}", _COMFY)
     if channels not in (4, 9):
-        return Foreign("foreign", f"a {title} file whose U-Net takes {channels} channels, not 4 or 9", _COMFY)
+        return Kind("foreign", None, f"a {title} file whose U-Net takes {channels} channels, not 4 or 9", _COMFY)
     if base == "sdxl":
         return _shortened(tensors)
     if f"{_UNET}label_emb.0.0.weight" in tensors and base != "sdxl-refiner":
-        return Foreign("foreign", f"a {title} file with added conditions in its U-Net (unCLIP or another)", _COMFY)
+        return Kind("foreign", None, f"a {title} file with added conditions in its U-Net (unCLIP or another)", _COMFY)
     return None
 
 
-def _shortened(tensors: Facts) -> Foreign | None:
+def _shortened(tensors: Facts) -> Kind | None:
     depths: dict[int, set[int]] = {}
     for name in tensors:
         match = re.match(rf"{re.escape(_UNET)}input_blocks\.(\d+)\.1\.transformer_blocks\.(\d+)\.", name)
@@ -134,4 +144,4 @@ def _shortened(tensors: Facts) -> Foreign | None:
     hint = (
         "ComfyUI and SD.Next read it as it is; of the SDXL family, only models with the original U-Net are converted."
     )
-    return Foreign("foreign", _SHORTENED.get(shape, other), hint)
+    return Kind("foreign", None, _SHORTENED.get(shape, other), hint)

@@ -46,7 +46,7 @@ def refuse_packed(where: Path | str, tensors: Mapping[str, TensorFact]) -> None:
         if companion is not None:
             kind = "scaled 8-bit" if is_small_float(fact.dtype) else "quantized"
             raise CheckpointError(
-                f"{where} holds {kind} weights ({name!r} with {companion!r} beside it), which cannot be converted.",
+                f"{where} holds {kind} weights ({name!r} with {companion!r} next to it), which cannot be converted.",
                 _HINT,
             )
         if fact.dtype not in FLOATS and len(fact.shape) > 1 and re.search(r"weight(_packed)?$", name):

@@ -27,7 +27,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     A `state_dict` around them is taken off.
 
     Raises:
-        CheckpointError: it is no such file, holds anything but plain tensors, or is damaged.
+        CheckpointError: it is not such a file, holds anything but plain tensors, or is damaged.
     """
     try:
         require_inert(path)

@@ -104,7 +104,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
     """Find what a single file says: small tensors, a .yaml beside it, metadata; else what its family does.
 
     Raises:
-        CheckpointError: the tensors with EDM's mean and deviation are no such numbers.
+        CheckpointError: the tensors with EDM's mean and deviation are not such numbers.
     """
     tensors, metadata = source.tensors, source.metadata
     if family.startswith("flux"):
@@ -128,7 +128,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
         text = beside.read_text(encoding="utf-8", errors="replace")
         said = {line.split("#")[0].replace('"', "").replace("'", "").strip() for line in text.splitlines()}
         kind = "v_prediction" if "parameterization: v" in said else "epsilon"
-        return Prediction("sample" if "parameterization: x0" in said else kind, f"{beside.name} beside it", zero_snr)
+        return Prediction("sample" if "parameterization: x0" in said else kind, f"{beside.name} next to it", zero_snr)
     word = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key")
     if word and _WORDS.get(word, word) in _KINDS:
         return Prediction(_WORDS.get(word, word), "its ModelSpec metadata", zero_snr)
@@ -150,7 +150,7 @@ def _floats(source: Source, name: str, count: int, *, positive: bool = False) ->
             return tuple(_short(value) for value in values)
     what = f"{count} numbers{' above 0' if positive else ''}"
     raise CheckpointError(
-        f"The tensor {name!r}, which tells the model's noise levels, is not {what}.", "Download the model again."
+        f"The tensor {name!r}, which holds the model's noise levels, is not {what}.", "Download the model again."
     )
 
 

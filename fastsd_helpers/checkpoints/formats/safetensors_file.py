@@ -5,10 +5,12 @@ Source: the format description in the README of huggingface/safetensors (8 bytes
 
 import os
 import struct
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from fastsd_helpers.checkpoints.formats.dtypes import DTYPE_BYTES
 from fastsd_helpers.checkpoints.names.layout import Shape
@@ -16,32 +18,11 @@ from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import forget_cached
 from fastsd_helpers.inert.headers import HEADER_LIMIT, open_header, read_entries
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["SafetensorsFile", "TensorFact", "dtype_name"]
+__all__ = ["SafetensorsFile", "Source", "TensorFact"]
 
 # Each takes some 400 bytes of memory, which is what a hostile file can make us allocate.
 _MOST_TENSORS = 500_000
 _LARGEST_SIZE = 1 << 48
-
-_TORCH_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +46,29 @@ class TensorFact:
         return DTYPE_BYTES[self.dtype] * self.count
 
 
-def dtype_name(dtype: "torch.dtype") -> str | None:
-    """The safetensors name of a torch dtype; None where the format has none."""
-    words = {theirs: ours for ours, theirs in _TORCH_NAMES.items()}
-    return words.get(str(dtype).removeprefix("torch."))
+class Source(ABC):
+    """Tensors by the names their owner gave them; by itself one that lies in no file and has nothing to close.
+
+    tensors: name -> what the header says of it. files: those it is read from. metadata: what the file says of itself.
+    """
+
+    tensors: Mapping[str, TensorFact]
+    files: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+    @abstractmethod
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """Release files and tensors; closing twice is fine."""
 
 
-class SafetensorsFile:
+class SafetensorsFile(Source):
     """One .safetensors file, open for reading; the header is checked before any tensor is read.
 
     Attributes:
@@ -84,7 +81,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, (path,)
         try:
             self._file = path.open("rb", buffering=0)
             self.bytes = os.fstat(self._file.fileno()).st_size
@@ -112,7 +109,6 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; closing twice is fine."""
         self._file.close()
 
     def forget_cached(self) -> None:
@@ -152,7 +148,7 @@ class SafetensorsFile:
         if length > self.bytes - 8:
             raise self._damaged("its header is not that of a safetensors file, or the file is truncated")
         if length > HEADER_LIMIT:
-            raise self._damaged(f"its header has {length:,} bytes, and no reader takes more than {HEADER_LIMIT:,}")
+            raise self._damaged(f"its header has {length:,} bytes; the limit is {HEADER_LIMIT:,}")
         header = open_header(self._file, length)
         if len(header) < length:
             raise self._damaged("it ends inside its header")

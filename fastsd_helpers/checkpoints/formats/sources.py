@@ -3,14 +3,15 @@
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fastsd_helpers.checkpoints.formats.dtypes import OF_TORCH
 from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file, refuse_other_content
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS, load_pickled
-from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact, dtype_name
+from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, Source, TensorFact
 from fastsd_helpers.checkpoints.formats.weight_sets import WeightSet, choose_set, weight_sets
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError
@@ -18,57 +19,21 @@ from fastsd_helpers.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BytesSource", "Source", "Values", "open_file", "open_set", "open_source", "read_whole"]
+__all__ = ["BytesSource", "PartGiven", "Renamed", "Source", "open_file", "open_set", "open_source", "read_whole"]
 
 _log = logging.getLogger("fastsd_helpers")
 
-
-class Source(Protocol):
-    """Tensors by the names their owner gave them."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorFact]:
-        """Name -> what the header says of it."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files it is read from."""
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the file says of itself."""
-
-    def read_into(self, name: str, start: int, buffer: Any) -> None:
-        """Fill a buffer with a tensor's bytes (little endian, contiguous) from `start` on."""
-
-    def locate(self, name: str) -> tuple[int, int] | None:
-        """The descriptor of the open file that a tensor's bytes lie in, and where; None where they are in none."""
-
-    def close(self) -> None:
-        """Release files and tensors."""
+PartGiven: TypeAlias = "Path | str | Mapping[str, torch.Tensor]"  # a folder, a weights file, or its tensors
 
 
-class Values:
-    """What every source has whose tensors lie in no file of its own."""
-
-    files: tuple[Path, ...] = ()
-    metadata: Mapping[str, str] = MappingProxyType({})
-
-    def locate(self, name: str) -> tuple[int, int] | None:
-        """The values are in no file."""
-
-    def close(self) -> None:
-        """Whoever opened what it reads from closes that."""
-
-
-def read_whole(source: Any, name: str) -> bytearray:
-    """A tensor's bytes as they lie in a source or a SafetensorsFile (little endian)."""
+def read_whole(source: Source, name: str) -> bytearray:
+    """A tensor's bytes as they lie in a source (little endian)."""
     values = bytearray(source.tensors[name].bytes)
     source.read_into(name, 0, values)
     return values
 
 
-def open_source(part: str, given: "Path | str | Mapping[str, torch.Tensor]") -> Source:
+def open_source(part: str, given: PartGiven) -> Source:
     """Open one part's tensors; only headers are read now.
 
     Raises:
@@ -98,23 +63,35 @@ def open_file(path: Path) -> Source:
         refuse_other_content(path)
     if path.suffix.lower() in PICKLE_ENDINGS and not is_safetensors_file(path):
         return _Memory(load_pickled(path), path.name, (path,))
-    return _SafetensorsSource(path)
+    return SafetensorsFile(path)
 
 
-class _SafetensorsSource:
-    def __init__(self, path: Path) -> None:
-        self._file = SafetensorsFile(path)
-        self.tensors = self._file.tensors
-        self.metadata = self._file.metadata
-        self.files = (path,)
-        self.read_into = self._file.read_into
-        self.locate = self._file.locate
+class Renamed(Source):
+    """Tensors of other sources under other names; closing it closes those.
+
+    Args:
+        homes: name -> the source that has the tensor, and its name there.
+    """
+
+    def __init__(self, homes: Mapping[str, tuple[Source, str]], sources: Sequence[Source]) -> None:
+        self._homes, self._sources = homes, sources
+        self.tensors = {name: source.tensors[own] for name, (source, own) in homes.items()}
+        self.files = tuple(file for source in sources for file in source.files)
+
+    def read_into(self, name: str, start: int, buffer: Any) -> None:
+        source, own = self._homes[name]
+        source.read_into(own, start, buffer)
+
+    def locate(self, name: str) -> tuple[int, int] | None:
+        source, own = self._homes[name]
+        return source.locate(own)
 
     def close(self) -> None:
-        self._file.close()
+        for source in self._sources:
+            source.close()
 
 
-class BytesSource(Values):
+class BytesSource(Source):
     """Small tensors whose values are at hand: name -> (fact, bytes)."""
 
     def __init__(self, tensors: Mapping[str, tuple[TensorFact, Any]]) -> None:
@@ -122,28 +99,28 @@ class BytesSource(Values):
         self.tensors = {name: fact for name, (fact, _values) in tensors.items()}
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
-        """Fill a buffer with a tensor's bytes from `start` on."""
         view = memoryview(buffer).cast("B")
         view[:] = self._values[name][start : start + len(view)]
 
 
-class _Memory(Values):
+class _Memory(Source):
     def __init__(self, tensors: Mapping[str, Any], owner: str, files: tuple[Path, ...] = ()) -> None:
         import torch
 
         self._tensors = tensors
         self._last: tuple[str, Any] = ("", None)
         self._lock = threading.Lock()
-        self.tensors: dict[str, TensorFact] = {}
+        self.tensors = facts = {}
         self.files = files
         for name, tensor in tensors.items():
-            dtype = dtype_name(tensor.dtype) if isinstance(tensor, torch.Tensor) else None
+            known = isinstance(tensor, torch.Tensor)
+            dtype = OF_TORCH.get(str(tensor.dtype).removeprefix("torch.")) if known else None
             if dtype is None:
-                what = f"a tensor of type {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                what = f"a tensor of type {tensor.dtype}" if known else type(tensor).__name__
                 raise CheckpointError(
                     f"{owner} holds {what} under {name!r}.", "Give plain tensors, such as a model's state_dict()."
                 )
-            self.tensors[name] = TensorFact(dtype, tuple(tensor.shape))
+            facts[name] = TensorFact(dtype, tuple(tensor.shape))
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
         view = memoryview(buffer).cast("B")
@@ -163,51 +140,35 @@ class _Memory(Values):
         self._tensors, self._last = {}, ("", None)
 
 
-class _Shards:
-    def __init__(self, index: Path, part: str) -> None:
-        self._home: dict[str, Source] = {}
-        self._shards: list[Source] = []
-        self.tensors: dict[str, TensorFact] = {}
-        self.files: tuple[Path, ...] = (index,)
-        self.metadata: Mapping[str, str] = {}
-        try:
-            self._open(index, _read_index(index), part)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, index: Path, homes: dict[str, str], part: str) -> None:
-        for file_name in sorted(set(homes.values())):
+def _open_shards(index: Path, part: str) -> Source:
+    listed = _read_index(index)
+    homes: dict[str, tuple[Source, str]] = {}
+    shards: list[Source] = []
+    with ExitStack() as opened:
+        for file_name in sorted(set(listed.values())):
             if not (index.parent / file_name).is_file():
                 raise CheckpointError(
                     f"{index.parent} lacks {file_name}, which {index.name} lists.", "Download the model again."
                 )
-            shard = open_file(index.parent / file_name)
-            self._shards.append(shard)
-            self.files += shard.files
-            for name, fact in shard.tensors.items():
-                if homes.get(name) != file_name:
+            shards.append(open_file(index.parent / file_name))
+            opened.callback(shards[-1].close)
+            for name in shards[-1].tensors:
+                if listed.get(name) != file_name:
                     raise CheckpointError(
                         f"{file_name} holds the tensor {name!r}, which {index.name} does not list there.",
                         f"The {part}'s files are of different models; download it again.",
                     )
-                self.tensors[name], self._home[name] = fact, shard
-        for name, file_name in homes.items():
-            if name not in self.tensors:
+                homes[name] = shards[-1], name
+        for name, file_name in listed.items():
+            if name not in homes:
                 raise CheckpointError(
                     f"{file_name} lacks the tensor {name!r}, which {index.name} lists there.",
                     "Download the model again.",
                 )
-
-    def read_into(self, name: str, start: int, buffer: Any) -> None:
-        self._home[name].read_into(name, start, buffer)
-
-    def locate(self, name: str) -> tuple[int, int] | None:
-        return self._home[name].locate(name)
-
-    def close(self) -> None:
-        for shard in self._shards:
-            shard.close()
+        opened.pop_all()
+    whole = Renamed(homes, shards)
+    whole.files = (index, *whole.files)
+    return whole
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -227,7 +188,7 @@ def open_set(chosen: WeightSet, part: str) -> Source:
     Raises:
         CheckpointError: a file is missing or cannot be read, or the index says something else than the files.
     """
-    return _Shards(chosen.first, part) if chosen.sharded else open_file(chosen.first)
+    return _open_shards(chosen.first, part) if chosen.sharded else open_file(chosen.first)
 
 
 def _open_folder(folder: Path, part: str) -> Source:

@@ -68,15 +68,13 @@ def choose_variant(parts: Iterable[list[WeightSet]]) -> str | None:
     As in diffusers, a part without the variant is loaded from its full weights.
     """
     offered = [{found.variant for found in sets} for sets in parts if sets]
-    every = sorted({variant for names in offered for variant in names if variant}, key=_preference)
+    order = {"non_ema": 0, "fp16": 1, "bf16": 2}
+    all_of_them = {variant for names in offered for variant in names if variant}
+    every = sorted(all_of_them, key=lambda variant: (order.get(variant, 3), variant))
     for variant in (None, *every):
         if all({variant, None} & names for names in offered):
             return variant
     return every[0] if every else None
-
-
-def _preference(variant: str) -> tuple[int, str]:
-    return {"non_ema": 0, "fp16": 1, "bf16": 2}.get(variant, 3), variant
 
 
 def choose_set(folder: Path, sets: list[WeightSet], variant: str | None = None) -> WeightSet:

@@ -5,7 +5,8 @@ whose definitions differ from program to program (OFT, BOFT, GLoRA) are refused 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fastsd_helpers.checkpoints.formats.dtypes import DTYPE_BYTES, cast
 from fastsd_helpers.checkpoints.formats.sources import Source
@@ -32,9 +33,6 @@ from fastsd_helpers.checkpoints.lora.lycoris import (
 )
 from fastsd_helpers.checkpoints.lora.strength import find_statements
 from fastsd_helpers.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["changed_tensors", "read_change", "read_scales", "refuse_unmergeable"]
 
@@ -75,8 +73,8 @@ def refuse_unmergeable(lora: Lora) -> None:
             kind = _UNMERGEABLE.get(role) or _UNMERGEABLE.get(role.partition("_")[0])
             if kind is not None:
                 raise CheckpointError(
-                    f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs differ in how "
-                    "compute it differently.",
+                    f"{module.place} is changed by {kind} ({name!r}), which is not merged: programs compute "
+                    "it differently.",
                     "Use it in the web UI as it is; LoRA, LoHa, LoKr, DoRA, IA3 and full differences can be merged.",
                 )
         if "scalar" in module.tensors and (read_values(lora.source, module.tensors["scalar"]) != 1).any():
@@ -188,13 +186,11 @@ def _bias(lora: Lora, module: LoraModule, scale: float) -> Change:
 
 def _differences(source: Source, name: str, scale: float = 1.0) -> Differences:
     """They are as large as the weight: they are read when they are needed, some rows at a time."""
-    import numpy as np
-
     fact = source.tensors[name]
     require_floats(name, fact.dtype)
     size, width = DTYPE_BYTES[fact.dtype], fact.count // fact.shape[0]
 
-    def read(first: int, last: int) -> "np.ndarray":
+    def read(first: int, last: int) -> np.ndarray:
         values = bytearray((last - first) * width * size)
         source.read_into(name, first * width * size, values)
         made = cast(values, fact.dtype, "F32", owner=lambda: f"The LoRA's tensor {name!r}")
@@ -205,11 +201,11 @@ def _differences(source: Source, name: str, scale: float = 1.0) -> Differences:
     return Differences(fact.shape, read, scale)
 
 
-def _factors(source: Source, roles: Mapping[str, str], start: str) -> "dict[str, np.ndarray]":
+def _factors(source: Source, roles: Mapping[str, str], start: str) -> dict[str, np.ndarray]:
     return {role: _read(source, name) for role, name in roles.items() if role.startswith(start)}
 
 
-def _read(source: Source, name: str) -> "np.ndarray":
+def _read(source: Source, name: str) -> np.ndarray:
     dtype = source.tensors[name].dtype
     if not name.endswith("on_input"):
         require_floats(name, dtype)

@@ -5,6 +5,8 @@ Flux' queries, keys and values are one matrix in Black Forest Labs' code and in 
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fastsd_helpers.checkpoints.lora.layers import Layer, common_dtype
 from fastsd_helpers.checkpoints.names.layout import Row
 from fastsd_helpers.errors import CheckpointError
@@ -24,8 +26,6 @@ def fuse(row: Row, given: Sequence[Layer | None], place: str) -> Layer:
     Raises:
         CheckpointError: they do not read the same inputs.
     """
-    import numpy as np
-
     there = [layer for layer in given if layer is not None]
     if len({layer.down.shape[1:] for layer in there}) > 1 or any(layer.down.ndim != 2 for layer in there):
         shapes = " and ".join(str(list(layer.down.shape)) for layer in there)
@@ -65,8 +65,6 @@ def split(row: Row, layer: Layer, place: str) -> list[Layer | None]:
     Raises:
         CheckpointError: its rows are not those of the layers it stands for.
     """
-    import numpy as np
-
     heights = _split_heights(row, layer, place)
     ups = np.split(layer.up.reshape(len(layer.up), -1), np.cumsum(heights)[:-1])
     used = [np.flatnonzero(np.any(up != 0, axis=0)) for up in ups]
@@ -104,8 +102,6 @@ def swap_halves(layer: Layer, place: str) -> Layer:
     Raises:
         CheckpointError: an odd number of rows has no halves.
     """
-    import numpy as np
-
     half, odd = divmod(len(layer.up), 2)
     if odd:
         raise CheckpointError(f"The LoRA's matrices of {place} have {len(layer.up)} rows, an odd number.", _DAMAGED)

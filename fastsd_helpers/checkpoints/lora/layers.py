@@ -8,25 +8,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from fastsd_helpers.checkpoints.formats.dtypes import FLOATS, cast, is_small_float
 from fastsd_helpers.checkpoints.formats.prediction import read_config
-from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.formats.sources import Source, Values, open_file, read_whole
-from fastsd_helpers.checkpoints.lora.layouts import LoraLayout, LoraModule, read_layout
+from fastsd_helpers.checkpoints.formats.sources import Renamed, Source, open_file, read_whole
+from fastsd_helpers.checkpoints.lora.layouts import (
+    ADAPTER_FILES,
+    ADAPTER_PARTS,
+    LORA_FILE,
+    LoraLayout,
+    LoraModule,
+    adapters_in,
+    read_layout,
+)
 from fastsd_helpers.checkpoints.lora.strength import Adapted, find_statements, settle_alphas
 from fastsd_helpers.checkpoints.names.layout import Row
 from fastsd_helpers.errors import CheckpointError
 
-if TYPE_CHECKING:
-    import numpy as np
-
 __all__ = [
-    "LORA_FILE",
     "Layer",
     "Lora",
-    "adapters_in",
     "as_adapted",
     "common_dtype",
     "config_of",
@@ -39,10 +43,7 @@ __all__ = [
     "settle_modules",
 ]
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _CONFIG_FILE = "adapter_config.json"
-_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 _DAMAGED = "Download it again, or export it once more."
 
@@ -56,8 +57,8 @@ class Layer:
     dtype: the dtype it is stored in: that of the file, `F32` where the numbers had to be computed.
     """
 
-    down: "np.ndarray"
-    up: "np.ndarray"
+    down: np.ndarray
+    up: np.ndarray
     alpha: float
     dtype: str
 
@@ -88,17 +89,6 @@ class Lora:
 # ------------------------------------------------------------------------------------------------ files and folders
 
 
-def adapters_in(folder: Path) -> list[tuple[Path, str]]:
-    """(file, part) of peft's adapters in a folder; an empty part is to be told from the names."""
-    found = []
-    for place, part in ((folder, ""), *((folder / part, part) for part in _PARTS)):
-        for name in _ADAPTER_FILES:
-            if (place / name).is_file():
-                found.append((place / name, part))
-                break
-    return found
-
-
 def open_lora(path: Path, stack: ExitStack) -> Lora:
     """Open a LoRA; only headers are read now.
 
@@ -110,7 +100,7 @@ def open_lora(path: Path, stack: ExitStack) -> Lora:
         CheckpointError: it cannot be read, or is not a LoRA of a family we know.
     """
     files = [(path, "")] if path.is_file() else adapters_in(path) or [(path / LORA_FILE, "")]
-    if len(files) == 1 and files[0][0].name in _ADAPTER_FILES and files[0][0].parent.name in _PARTS:
+    if len(files) == 1 and files[0][0].name in ADAPTER_FILES and files[0][0].parent.name in ADAPTER_PARTS:
         # One part's adapter alone: two text encoders have the same names, and the folder says which it is.
         files = [(files[0][0], files[0][0].parent.name)]
     sources = []
@@ -121,38 +111,27 @@ def open_lora(path: Path, stack: ExitStack) -> Lora:
     if len(files) == 1:
         ((_, part),) = files
         return Lora(sources[0], read_layout(sources[0].tensors, sources[0].metadata, part=part), configs)
-    joined = _Joined([(source, part) for source, (_, part) in zip(sources, files, strict=True)])
+    joined = _joined(sources, [part for _file, part in files])
     return Lora(joined, read_layout(joined.tensors, joined.metadata), configs)
 
 
 def _config_of(file: Path, source: Source) -> dict[str, Any]:
     """The adapter_config.json that belongs to a file: beside one of peft's, whatever that was renamed to."""
-    ours = file.name in _ADAPTER_FILES
+    ours = file.name in ADAPTER_FILES
     if not ours:
         peft = any(name.startswith("base_model.model.") for name in source.tensors)
-        ours = peft and not any((file.parent / name).exists() for name in _ADAPTER_FILES)
+        ours = peft and not any((file.parent / name).exists() for name in ADAPTER_FILES)
     return read_config(file.parent / _CONFIG_FILE) if ours else {}
 
 
-class _Joined(Values):
+def _joined(sources: Sequence[Source], parts: Sequence[str]) -> Source:
     """Adapters of several parts as one source; each tensor's name begins with its part."""
-
-    def __init__(self, sources: Sequence[tuple[Source, str]]) -> None:
-        self._home: dict[str, tuple[Source, str]] = {}
-        for source, part in sources:
-            for name in source.tensors:
-                plain = name.removeprefix("base_model.model.")
-                self._home[f"{part}.{plain}" if part else plain] = source, name
-        self.tensors: dict[str, TensorFact] = {name: source.tensors[own] for name, (source, own) in self._home.items()}
-        self.files = tuple(file for source, _ in sources for file in source.files)
-
-    def read_into(self, name: str, start: int, buffer: Any) -> None:
-        source, own = self._home[name]
-        source.read_into(own, start, buffer)
-
-    def locate(self, name: str) -> tuple[int, int] | None:
-        source, own = self._home[name]
-        return source.locate(own)
+    homes = {}
+    for source, part in zip(sources, parts, strict=True):
+        for name in source.tensors:
+            plain = name.removeprefix("base_model.model.")
+            homes[f"{part}.{plain}" if part else plain] = source, name
+    return Renamed(homes, sources)
 
 
 # ------------------------------------------------------------------------------------------------ layers
@@ -240,10 +219,8 @@ def read_matrices(source: Source, tensors: Mapping[str, str], place: str) -> Lay
         place: the layer, for messages.
 
     Raises:
-        CheckpointError: half a pair, matrices that do not fit each other, whole numbers, or values that are no numbers.
+        CheckpointError: half a pair, matrices that do not fit each other, integers, or values that are not numbers.
     """
-    import numpy as np
-
     if lacking := [side for side in ("down", "up") if side not in tensors]:
         raise CheckpointError(f"The LoRA has an incomplete layer: {place} lacks its {lacking[0]} matrix.", _DAMAGED)
     names = [tensors[role] for role in ("down", "up", "mid") if role in tensors]
@@ -268,10 +245,8 @@ def require_floats(name: str, dtype: str, what: str = "tensor") -> None:
         )
 
 
-def require_finite(name: str, values: "np.ndarray", what: str = "tensor") -> None:
+def require_finite(name: str, values: np.ndarray, what: str = "tensor") -> None:
     """Refuse infinite values and those that are not a number; raises CheckpointError."""
-    import numpy as np
-
     if not np.isfinite(values).all():
         raise CheckpointError(
             f"The LoRA's {what} {name!r} contains NaN or Inf.",
@@ -279,7 +254,7 @@ def require_finite(name: str, values: "np.ndarray", what: str = "tensor") -> Non
         )
 
 
-def _check_fit(down: "np.ndarray", up: "np.ndarray", middle: "Sequence[np.ndarray]", place: str) -> None:
+def _check_fit(down: np.ndarray, up: np.ndarray, middle: Sequence[np.ndarray], place: str) -> None:
     fits = (
         down.ndim in (2, 4)
         and up.ndim in (2, 4)
@@ -302,10 +277,8 @@ def _read_number(source: Source, name: str) -> float:
     return float(read_values(source, name).reshape(-1)[0])
 
 
-def read_values(source: Source, name: str) -> "np.ndarray":
+def read_values(source: Source, name: str) -> np.ndarray:
     """Read a tensor as float32, whatever it is stored in."""
-    import numpy as np
-
     fact, values = source.tensors[name], read_whole(source, name)
     if fact.dtype.startswith(("I", "U")):
         kind = f"<{fact.dtype[0].lower()}{int(fact.dtype[1:]) // 8}"

@@ -4,55 +4,46 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.lora.foreign import foreign_by_names, foreign_by_widths, module_shape, real_sizes
-from fastsd_helpers.checkpoints.lora.modules import LORA_FAMILIES, Module, Target, spelled_paths
+from fastsd_helpers.checkpoints.lora.modules import LORA_FAMILIES, Module, Target, parts_of, spelled_paths
 from fastsd_helpers.checkpoints.lora.spelling import Stem, by_stem, is_lora, read_stem
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError
 
-__all__ = ["LoraLayout", "LoraModule", "is_lora", "read_layout"]
+__all__ = [
+    "ADAPTER_FILES",
+    "ADAPTER_PARTS",
+    "LORA_FILE",
+    "LoraLayout",
+    "LoraModule",
+    "adapters_in",
+    "is_lora",
+    "is_lora_folder",
+    "read_layout",
+]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 Facts = Mapping[str, TensorFact]
 
-_PARTS = {
-    "sd15": {"denoiser": "unet", "text_encoder": "text_encoder", "clip_l": "text_encoder"},
-    "sd21": {"denoiser": "unet", "text_encoder": "text_encoder", "clip_h": "text_encoder"},
-    "sdxl": {
-        **{"denoiser": "unet", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"},
-        **{"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
-    },
-    "flux": {
-        **{"denoiser": "transformer", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"},
-        **{"clip_l": "text_encoder", "t5": "text_encoder_2"},
-    },
+_KINDS = {  # the roles of its tensors, the kind in words, and in short ones
+    "lora": (re.compile("(down|up|mid)$"), "a LoRA", "LoRA"),
+    "loha": (re.compile("hada_"), "a LoHa (LyCORIS)", "LoHa"),
+    "lokr": (re.compile("lokr_"), "a LoKr (LyCORIS)", "LoKr"),
+    "oft": (re.compile("oft_"), "an OFT (LyCORIS)", "OFT"),
+    "boft": (re.compile("boft_"), "a BOFT (LyCORIS)", "BOFT"),
+    "dora": (re.compile("(?!)"), "a DoRA", "DoRA"),  # a LoRA with one tensor more
+    "glora": (re.compile("[ab][12]$"), "a GLoRA (LyCORIS)", "GLoRA"),
+    "ia3": (re.compile("on_input$|ia3_l$"), "an IA3 (LyCORIS)", "IA3"),
+    "full": (re.compile("diff|set_weight$"), "full weight differences (LyCORIS)", "weight differences"),
+    "norm": (re.compile("[wb]_norm$"), "differences of norm layers (LyCORIS)", "differences of norm layers"),
 }
-_KINDS = (  # the first that fits
-    ("loha", re.compile("hada_")),
-    ("lokr", re.compile("lokr_")),
-    ("boft", re.compile("boft_")),
-    ("oft", re.compile("oft_")),
-    ("glora", re.compile("[ab][12]$")),
-    ("ia3", re.compile("on_input$|ia3_l$")),
-    ("lora", re.compile("(down|up|mid)$")),
-    ("norm", re.compile("[wb]_norm$")),
-    ("full", re.compile("diff|set_weight$")),
-)
-_KIND_WORDS = {
-    "lora": "a LoRA",
-    "loha": "a LoHa (LyCORIS)",
-    "lokr": "a LoKr (LyCORIS)",
-    "oft": "an OFT (LyCORIS)",
-    "boft": "a BOFT (LyCORIS)",
-    "dora": "a DoRA",
-    "glora": "a GLoRA (LyCORIS)",
-    "ia3": "an IA3 (LyCORIS)",
-    "full": "full weight differences (LyCORIS)",
-    "norm": "differences of norm layers (LyCORIS)",
-}
-_SHORT_WORDS = {"lora": "LoRA", "full": "weight differences", "norm": "differences of norm layers"}
 _NAMING_WORDS = {
     "kohya": "kohya's names",
     "diffusers": "diffusers' names",
@@ -168,7 +159,7 @@ def _choose(
 
 def _bare_parts(family: str, part: str) -> list[tuple[str, ...]]:
     """Which parts a path without a prefix may belong to: all such paths of a file to one."""
-    parts = _PARTS[family]
+    parts = parts_of(family)
     if part:
         return [(part,)]
     both = (parts["denoiser"], "text_encoder")
@@ -176,9 +167,9 @@ def _bare_parts(family: str, part: str) -> list[tuple[str, ...]]:
 
 
 def _target(family: str, apart: Stem, bare: tuple[str, ...]) -> Target | None:
-    parts = (_PARTS[family].get(apart.part, ""),) if apart.part else bare
+    parts = (parts_of(family).get(apart.part, ""),) if apart.part else bare
     for part in parts:
-        if part in _PARTS[family].values():
+        if part in parts_of(family).values():
             target = spelled_paths(family, part)[apart.flat].get(apart.path)
             if target is not None:
                 return target
@@ -211,7 +202,7 @@ def _hint(metadata: Mapping[str, str]) -> str:
 def _unknown_layer(apart: Stem, family: str, part: str) -> CheckpointError:
     where = apart.part or part
     if family:
-        known = _PARTS[family].get(where, where)
+        known = parts_of(family).get(where, where)
         words = f"of the {PART_WORDS[known]}, " if known in PART_WORDS else ""
         problem = f"The LoRA changes {apart.path!r} {words}which {find_family(family).title} models do not have."
     else:
@@ -259,7 +250,7 @@ def _naming(apart: Stem, target: Target, family: str) -> str:
 
 def _kinds(module: LoraModule, tensors: Facts) -> set[str]:
     roles = module.tensors
-    kinds = {next((kind for kind, pattern in _KINDS if pattern.match(role)), "") for role in roles} - {""}
+    kinds = {next((kind for kind, (pattern, *_) in _KINDS.items() if pattern.match(role)), "") for role in roles} - {""}
     if "oft" in kinds and "oft_blocks" in roles and len(tensors[roles["oft_blocks"]].shape) == 4:
         kinds = {*kinds - {"oft"}, "boft"}
     if "lora" in kinds and "dora_scale" in roles:
@@ -273,10 +264,8 @@ def _kind_of_all(modules: tuple[LoraModule, ...], tensors: Facts) -> tuple[str, 
         kinds = {"dora"}
     if len(kinds) == 1:
         (kind,) = kinds
-        return kind, _KIND_WORDS[kind]
-    shorts = [_SHORT_WORDS.get(kind, kind) for kind in _KIND_WORDS if kind in kinds]
-    names = {"loha": "LoHa", "lokr": "LoKr", "glora": "GLoRA", "dora": "DoRA"}
-    listed = [names.get(short, short.upper() if short in _KIND_WORDS else short) for short in shorts]
+        return kind, _KINDS[kind][1]
+    listed = [short for kind, (_roles, _words, short) in _KINDS.items() if kind in kinds]
     return "mixed", f"an adapter of several kinds ({', '.join(listed)})"
 
 
@@ -286,3 +275,22 @@ def _base_words(family: str, modules: tuple[LoraModule, ...]) -> str:
     if any(part.startswith("text") for part in parts) and not any(not part.startswith("text") for part in parts):
         return f"the text encoder of {title}" if len(parts) == 1 else f"the text encoders of {title}"
     return title
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def adapters_in(folder: Path) -> list[tuple[Path, str]]:
+    """(file, part) of peft's adapters in a folder; an empty part is to be told from the names."""
+    found = []
+    for place, part in ((folder, ""), *((folder / part, part) for part in ADAPTER_PARTS)):
+        for name in ADAPTER_FILES:
+            if (place / name).is_file():
+                found.append((place / name, part))
+                break
+    return found
+
+
+def is_lora_folder(folder: Path) -> bool:
+    """Whether a folder is a LoRA: one file of diffusers', or adapters of peft, perhaps one per part."""
+    return bool(adapters_in(folder)) or (folder / LORA_FILE).is_file()

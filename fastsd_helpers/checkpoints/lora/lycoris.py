@@ -10,12 +10,12 @@ Source: KohakuBlueleaf/LyCORIS lycoris/functional/ and lycoris/modules/; peft/tu
 Hu et al. 2021 (LoRA), Hyeon-Woo et al. 2021 (LoHa), Edalati et al. 2022 (KronA), Liu et al. 2024 (DoRA).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 __all__ = [
     "Change",
@@ -29,30 +29,29 @@ __all__ = [
 ]
 
 # A weight's own rows, as the model has them: (first, last) -> float32 [last - first, columns].
-Weights = Callable[[int, int], "np.ndarray"]
+Weights = Callable[[int, int], np.ndarray]
 
 
-class Change(Protocol):
-    """What is added to a weight at strength 1."""
+class Change(ABC):
+    """What is added to a weight at strength 1; `shape` is that of the weight it is meant for: [out, in, ...]."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the weight it is meant for."""
+    shape: Any  # a field or a property
 
-    def rows(self, first: int, last: int, weights: Weights) -> "np.ndarray":
+    @abstractmethod
+    def rows(self, first: int, last: int, weights: Weights) -> np.ndarray:
         """float32 [last - first, columns], the caller's own; `weights` gives the weight's rows, if asked."""
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Change):
     """LoRA and LoCon: `scale * up @ down`.
 
     up: float32 [out, rank].
     down: float32 [rank, in] or [rank, in, height, width]; Tucker's middle factor is multiplied in.
     """
 
-    up: "np.ndarray"
-    down: "np.ndarray"
+    up: np.ndarray
+    down: np.ndarray
     scale: float
 
     @property
@@ -60,14 +59,11 @@ class LowRank:
         """[out, in, ...]"""
         return len(self.up), *self.down.shape[1:]
 
-    def rows(self, first: int, last: int, _weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
-        import numpy as np
-
+    def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
         return _product(self.up[first:last] * np.float32(self.scale), self.down.reshape(len(self.down), -1))
 
 
-class HadamardProduct:
+class HadamardProduct(Change):
     """LoHa: `scale * (w1_a @ w1_b) * (w2_a @ w2_b)`, value by value.
 
     Args:
@@ -75,7 +71,7 @@ class HadamardProduct:
             width] stands between them, and the outer ones are [rank, out] and [rank, in].
     """
 
-    def __init__(self, factors: Mapping[str, "np.ndarray"], scale: float) -> None:
+    def __init__(self, factors: Mapping[str, np.ndarray], scale: float) -> None:
         self._pairs = [_pair(factors, f"hada_w{n}_a", f"hada_w{n}_b", f"hada_t{n}") for n in "12"]
         self._scale = scale
         (left, inner), (other_left, other_inner) = self._pairs
@@ -88,17 +84,14 @@ class HadamardProduct:
         left, inner = self._pairs[0]
         return len(left), *inner.shape[1:]
 
-    def rows(self, first: int, last: int, _weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
-        import numpy as np
-
+    def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
         one, other = (_product(left[first:last], inner.reshape(len(inner), -1)) for left, inner in self._pairs)
         one *= other
         one *= np.float32(self._scale)
         return one
 
 
-class KroneckerProduct:
+class KroneckerProduct(Change):
     """LoKr: `scale * kron(w1, w2)`, each of the two whole or a product of narrower factors.
 
     Args:
@@ -106,7 +99,7 @@ class KroneckerProduct:
             lokr_w2_b, in Tucker form with lokr_t2 as LoHa's. The weight is [a * b, c * d, ...].
     """
 
-    def __init__(self, factors: Mapping[str, "np.ndarray"], scale: float) -> None:
+    def __init__(self, factors: Mapping[str, np.ndarray], scale: float) -> None:
         self._left = _whole(factors, "lokr_w1", scale)
         self._right = _whole(factors, "lokr_w2", 1.0)
         if self._left.ndim != 2 or self._right.ndim < 2:
@@ -118,10 +111,7 @@ class KroneckerProduct:
         (high, wide), (low, narrow, *kernel) = self._left.shape, self._right.shape
         return high * low, wide * narrow, *kernel
 
-    def rows(self, first: int, last: int, _weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
-        import numpy as np
-
+    def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
         places = np.arange(first, last)
         left = self._left[places // len(self._right)]
         right = self._right.reshape(len(self._right), -1)[places % len(self._right)]
@@ -129,7 +119,7 @@ class KroneckerProduct:
 
 
 @dataclass(frozen=True)
-class Differences:
+class Differences(Change):
     """Full weight differences, and those of biases and norm layers: they are added as they are.
 
     read: rows of them, as `Weights`.
@@ -139,33 +129,29 @@ class Differences:
     read: Weights
     scale: float = 1.0
 
-    def rows(self, first: int, last: int, _weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
-        import numpy as np
-
+    def rows(self, first: int, last: int, _weights: Weights) -> np.ndarray:
         return self.read(first, last) * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Change):
     """IA3: the weight's own rows or columns, multiplied.
 
     factors: float32 [out] or, with `on_input`, [in].
     """
 
     shape: tuple[int, ...]
-    factors: "np.ndarray"
+    factors: np.ndarray
     on_input: bool
 
-    def rows(self, first: int, last: int, weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
+    def rows(self, first: int, last: int, weights: Weights) -> np.ndarray:
         own = weights(first, last)
         if not self.on_input:
             return own * self.factors[first:last, None]
         return (own.reshape(last - first, len(self.factors), -1) * self.factors[None, :, None]).reshape(own.shape)
 
 
-class Decomposed:
+class Decomposed(Change):
     """DoRA around another change: the changed weight is brought to trained lengths, per output or per input.
 
     `magnitude * (W + change) / norm(W + change) - W`, with the norm over all but one axis.
@@ -175,17 +161,14 @@ class Decomposed:
         shape: that of the weight.
     """
 
-    def __init__(self, change: Change, magnitude: "np.ndarray", shape: tuple[int, ...], *, on_input: bool) -> None:
+    def __init__(self, change: Change, magnitude: np.ndarray, shape: tuple[int, ...], *, on_input: bool) -> None:
         self._change, self._magnitude, self._on_input = change, magnitude.reshape(-1), on_input
         self.shape = shape
         self._factors: np.ndarray | None = None
         if len(self._magnitude) != shape[int(on_input)]:
             raise ValueError(f"{len(self._magnitude)} lengths for a weight of {list(shape)}")
 
-    def rows(self, first: int, last: int, weights: Weights) -> "np.ndarray":
-        """Rows of the change."""
-        import numpy as np
-
+    def rows(self, first: int, last: int, weights: Weights) -> np.ndarray:
         own = weights(first, last)
         changed = own + self._change.rows(first, last, weights)
         if self._on_input:
@@ -197,10 +180,8 @@ class Decomposed:
         factors = (self._magnitude[first:last] / (norms + _EPSILON)).astype("<f4")
         return changed * factors[:, None] - own
 
-    def _norms(self, weights: Weights) -> "np.ndarray":
+    def _norms(self, weights: Weights) -> np.ndarray:
         """The length of what each input is multiplied with; the whole weight is read once for it, in pieces."""
-        import numpy as np
-
         height, width, *_ = self.shape
         total, step = np.zeros(width), max(1, _BLOCK // max(1, self._columns()))
         for first in range(0, height, step):
@@ -228,10 +209,8 @@ _ALONE_IN_A_ROW = 1 << 13
 _TILE_ROWS = 32
 
 
-def _product(left: "np.ndarray", right: "np.ndarray") -> "np.ndarray":
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """`left @ right`, float32 [rows, columns], tile by tile."""
-    import numpy as np
-
     (height, rank), width = left.shape, right.shape[1]
     rows = min(height, _TILE_ROWS)
     columns = max(16, (_ALONE if rows > 1 else _ALONE_IN_A_ROW) // max(1, rows * rank))
@@ -257,12 +236,8 @@ def rank_of_factors(factors: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def _pair(
-    factors: Mapping[str, "np.ndarray"], outer: str, inner: str, middle: str
-) -> tuple["np.ndarray", "np.ndarray"]:
+def _pair(factors: Mapping[str, np.ndarray], outer: str, inner: str, middle: str) -> tuple[np.ndarray, np.ndarray]:
     """A product as [out, rank] and [rank, in, ...]; Tucker's middle factor is multiplied into the second."""
-    import numpy as np
-
     left, right = factors[outer], factors[inner]
     if middle in factors:
         left, right = left.T, np.einsum("ij...,jr->ir...", factors[middle], right)
@@ -272,9 +247,7 @@ def _pair(
     return left, right
 
 
-def _whole(factors: Mapping[str, "np.ndarray"], name: str, scale: float) -> "np.ndarray":
-    import numpy as np
-
+def _whole(factors: Mapping[str, np.ndarray], name: str, scale: float) -> np.ndarray:
     if name in factors:
         return factors[name] * np.float32(scale)
     left, right = _pair(factors, f"{name}_a", f"{name}_b", name.replace("w", "t"))
@@ -282,5 +255,5 @@ def _whole(factors: Mapping[str, "np.ndarray"], name: str, scale: float) -> "np.
     return made.reshape(len(left), *right.shape[1:])
 
 
-def _shapes(factors: Mapping[str, "np.ndarray"]) -> str:
+def _shapes(factors: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {list(values.shape)}" for name, values in factors.items())

@@ -13,7 +13,7 @@ from functools import cache
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import Row
 
-__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "spelled_paths"]
+__all__ = ["LORA_FAMILIES", "Module", "Target", "every_module", "lora_modules", "parts_of", "spelled_paths"]
 
 LORA_FAMILIES = ("sd15", "sd21", "sdxl", "flux")
 
@@ -64,6 +64,14 @@ class Target:
 
 
 @cache
+def parts_of(family: str) -> dict[str, str]:
+    """What the names in files call a part -> the Diffusers part of a family that it is."""
+    texts = _TEXT[family]
+    own = {part: part for part in texts} | {table.replace("-", "_"): part for part, (table, _starts) in texts.items()}
+    return {"denoiser": "transformer" if family == "flux" else "unet", **own}
+
+
+@cache
 def every_module(family: str) -> tuple[Module, ...]:
     """Every module of a family (sd15, sd21, sdxl, flux) that has a weight, norms and embeddings among them."""
     modules = [
@@ -95,7 +103,7 @@ def lora_modules(family: str) -> tuple[Module, ...]:
 def spelled_paths(family: str, part: str) -> tuple[dict[str, Target], dict[str, Target]]:
     """Every path that files have for the modules of one part: with dots, and the same with underscores.
 
-    Prefixes of parts and of adapters (`unet.`, `base_model.model.`, `lora_te1_`) are no part of a path.
+    Prefixes of parts and of adapters (`unet.`, `base_model.model.`, `lora_te1_`) are not part of a path.
     """
     dotted: dict[str, Target] = {}
     flat: dict[str, Target] = {}

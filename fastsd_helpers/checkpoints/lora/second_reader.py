@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from fastsd_helpers.checkpoints.formats.dtypes import cast
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile
@@ -20,9 +22,6 @@ from fastsd_helpers.checkpoints.formats.sources import Source, read_whole
 from fastsd_helpers.checkpoints.lora.modules import Module, lora_modules
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Checked", "SourceLayer", "check_lora"]
 
@@ -63,15 +62,13 @@ class Checked:
 class _Product:
     """`scale * up @ down`, float64."""
 
-    up: "np.ndarray"
-    down: "np.ndarray"
+    up: np.ndarray
+    down: np.ndarray
     scale: float
     unit: float = 0.0
     tiny: float = 0.0
 
     def rows(self, first: int, last: int) -> "_Product":
-        import numpy as np
-
         up = self.up[first:last]
         columns = np.flatnonzero(up.any(axis=0))
         return replace(self, up=up[:, columns], down=self.down[columns])
@@ -122,8 +119,6 @@ def _compare(key: Key, wanted: _Product, found: _Product | None) -> float:
     Raises:
         VerificationFailed: it is more.
     """
-    import numpy as np
-
     if found is None:
         if _norm(wanted):
             raise VerificationFailed(f"The written LoRA does not change {_words(key)}, which the source does.", _HINT)
@@ -243,9 +238,7 @@ def _of_patterns(said: Mapping[str, Any], part: str, module: str, patterns: str,
     return said[f"{part}.{otherwise}"]
 
 
-def _product(source: Source | SafetensorsFile, tensors: Mapping[str, str], alpha: float) -> _Product:
-    import numpy as np
-
+def _product(source: Source, tensors: Mapping[str, str], alpha: float) -> _Product:
     up, down = _floats(source, tensors["up"]), _floats(source, tensors["down"])
     rank = up.shape[1]
     up = up.reshape(len(up), rank)
@@ -262,9 +255,7 @@ def _product(source: Source | SafetensorsFile, tensors: Mapping[str, str], alpha
     )
 
 
-def _floats(source: Source | SafetensorsFile, name: str) -> "np.ndarray":
-    import numpy as np
-
+def _floats(source: Source, name: str) -> np.ndarray:
     if name not in source.tensors:
         raise VerificationFailed(f"The written LoRA lacks {name!r}.", _HINT)
     fact = source.tensors[name]
@@ -280,8 +271,6 @@ def _floats(source: Source | SafetensorsFile, name: str) -> "np.ndarray":
 
 def _cut(module: Module, product: _Product) -> list[_Product]:
     """The original's matrix as those of Diffusers: rows of it, and for one module its halves exchanged."""
-    import numpy as np
-
     if module.row.form == "swapped":
         return [replace(product, up=np.roll(product.up, len(product.up) // 2, axis=0))]
     if len(module.paths) == 1:

@@ -153,7 +153,7 @@ def _no_adapter(name: str) -> CheckpointError:
         )
     if _OTHER_ADAPTERS.match(name):
         return CheckpointError(
-            f"The file is no LoRA but another adapter of peft's (AdaLoRA, VeRA or the like): it has {name!r}.",
+            f"The file is not a LoRA but another adapter of peft's (AdaLoRA, VeRA or the like): it has {name!r}.",
             "Merge it into its model with peft, and convert the model.",
         )
     if "lora_embedding_" in name:
@@ -173,7 +173,7 @@ def _no_adapter(name: str) -> CheckpointError:
             "Use it with the program that made it, or train it without them.",
         )
     return CheckpointError(
-        f"The LoRA has {name!r}, which is no tensor of a LoRA or LyCORIS adapter.",
+        f"The LoRA has {name!r}, which is not a tensor of a LoRA or LyCORIS adapter.",
         "Give the LoRA alone, as its trainer saved it.",
     )
 

@@ -93,7 +93,7 @@ def find_pattern(patterns: Iterable[str], paths: Iterable[str]) -> str | None:
     """The first pattern that means a module, as peft looks for it: the end of the path, as a regular expression.
 
     Raises:
-        CheckpointError: one is no regular expression.
+        CheckpointError: one is not a regular expression.
     """
     paths = tuple(paths)
     return next((pattern for pattern in patterns if any(map(_matcher(pattern), paths))), None)
@@ -102,12 +102,12 @@ def find_pattern(patterns: Iterable[str], paths: Iterable[str]) -> str | None:
 def _matcher(pattern: str) -> Callable[[str], Any]:
     # Repeated groups can take longer than anyone waits; no module's path needs one.
     if len(pattern) > 2000 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 6:
-        raise CheckpointError(f"The LoRA's metadata have the pattern {pattern[:80]!r}, which is too complex.", _HINT)
+        raise CheckpointError(f"The LoRA's metadata has the pattern {pattern[:80]!r}, which is too complex.", _HINT)
     try:
         return re.compile(rf"(.*\.)?({pattern})$").match  # compiled once: `re` remembers
     except re.error as err:
         raise CheckpointError(
-            f"The LoRA's metadata have the pattern {pattern[:80]!r}, which is no regular expression: {err}.",
+            f"The LoRA's metadata has the pattern {pattern[:80]!r}, which is not a regular expression: {err}.",
             _HINT,
         ) from err
 
@@ -131,7 +131,7 @@ def find_statements(metadata: Mapping[str, str], config: Mapping[str, Any], part
         config: what adapter_config.json says; empty where there is none.
 
     Raises:
-        CheckpointError: it cannot be read, or states something that is no number.
+        CheckpointError: it cannot be read, or states something that is not a number.
     """
     found = []
     if config:
@@ -193,7 +193,7 @@ def _number(config: Mapping[str, Any], key: str, where: str) -> float | None:
             raise ValueError(value)
         return float(value)
     except (TypeError, ValueError, OverflowError) as err:
-        raise CheckpointError(f"{where} states {key} as {str(value)[:40]!r}, which is no number.", _HINT) from err
+        raise CheckpointError(f"{where} states {key} as {str(value)[:40]!r}, which is not a number.", _HINT) from err
 
 
 def _numbers(config: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
@@ -307,7 +307,7 @@ def _note_accidents(layers: list[Adapted], statements: list[Statement], notes: l
             idle = [pattern for pattern in patterns if not any(find_pattern([pattern], one) for one in paths)]
             if idle:
                 more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
-                notes.append(f"{key} in {statement.where} names {idle[0]!r}{more}, which is no layer of this LoRA.")
+                notes.append(f"{key} in {statement.where} names {idle[0]!r}{more}, which is not a layer of this LoRA.")
     nothing = [adapted for adapted in layers if adapted.alpha == 0]
     if nothing:
         notes.append(f"The alpha of {_count(nothing)} is 0: nothing is changed there.")

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from fastsd_helpers.checkpoints.formats.foreign_models import Foreign, foreign_by_names, foreign_unet, hint_of
+from fastsd_helpers.checkpoints.formats.foreign_models import Kind, foreign_by_names, foreign_unet, hint_of
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.lora.layouts import is_lora, read_layout
 from fastsd_helpers.checkpoints.models.folder_settings import vae_family
@@ -18,25 +17,13 @@ __all__ = ["Kind", "detect", "require_convertible"]
 Facts = Mapping[str, TensorFact]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a file is.
-
-    what: `checkpoint` (a whole model in its original layout), `part` (a VAE or text encoder alone), `diffusers part`
-        (weights of a Diffusers folder), `lora` (kohya's names), `lora peft` (other names), or something that is not
-        converted: `lycoris`, `controlnet`, `adapter`, `embedding`, `motion`, `upscaler`, `vision`, `preview`, `unet`,
-        `foreign` (another model), `unknown`.
-    family: a key of the name tables, where there is one.
-    words: the same for people.
-    hint: what to do with a file that is not converted.
-    """
-
-    what: str
-    family: str | None
-    words: str
-    hint: str = ""
-
-
+# Where a whole model has its text encoder, the first that fits.
+_TEXT_ENCODERS = (
+    ("conditioner.embedders.1.", "sdxl", "an SDXL{} file"),
+    ("conditioner.embedders.0.model.", "sdxl-refiner", "an SDXL refiner file"),
+    ("cond_stage_model.model.", "sd21", "a Stable Diffusion 2.x{} file"),
+    ("cond_stage_model.", "sd15", "a Stable Diffusion 1.x{} file"),
+)
 _TEXT_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL", 2048: "SDXL"}
 _BESIDE_A_MODEL = ("adapter", "controlnet", "embedding")  # what may have LoRA inside and is still none
 _LYCORIS = re.compile(r".*\.(hada_w1_a|lokr_w1(_a)?|lokr_w2(_a)?|oft_blocks|oft_diag)(\.weight)?$", re.DOTALL)
@@ -51,16 +38,16 @@ _FLUX_TASKS = {384: " Fill (inpainting)", 128: " Canny or Depth"}
 def detect(tensors: Facts, metadata: Mapping[str, str] | None = None) -> Kind:
     """Tell what a file with these tensors is; its metadata help where names and shapes fit several."""
     tensors, metadata = tidy_facts(tensors), metadata or {}
-    embedding = _embedding(tensors)
-    if embedding is not None:
+    if (embedding := _embedding(tensors)) is not None:
         return embedding
     foreign = foreign_by_names(tensors)
     if foreign is not None and foreign.what in _BESIDE_A_MODEL:
-        return _as_kind(foreign)
-    if not _is_model(tensors) and is_lora(tensors):
+        return foreign
+    first = ("input_blocks.0.0.weight", "double_blocks.0.img_attn.qkv.weight")  # of a whole model
+    if not any(name.endswith(first) for name in tensors) and is_lora(tensors):
         return _lora(tensors, metadata)
     if foreign is not None:
-        return _as_kind(foreign)
+        return foreign
     found = _flux(tensors) or _stable_diffusion(tensors) or _part(tensors, metadata) or _diffusers(tensors)
     return found or Kind("unknown", None, "not a known model", _UNKNOWN)
 
@@ -76,14 +63,6 @@ def _embedding(tensors: Facts) -> Kind | None:
     else:
         return None
     return Kind("embedding", None, f"a textual inversion embedding for {base}", hint_of("embedding"))
-
-
-def _as_kind(foreign: Foreign) -> Kind:
-    return Kind(foreign.what, None, foreign.words, foreign.hint)
-
-
-def _is_model(tensors: Facts) -> bool:
-    return any(name.endswith(("input_blocks.0.0.weight", "double_blocks.0.img_attn.qkv.weight")) for name in tensors)
 
 
 def _lora(tensors: Facts, metadata: Mapping[str, str]) -> Kind:
@@ -127,25 +106,14 @@ def _stable_diffusion(tensors: Facts) -> Kind | None:
         if "input_blocks.0.0.weight" in tensors:
             return Kind("unet", None, f"a U-Net alone, in the original names, of {_unet_of(tensors, '')}", _WHOLE)
         return None
-    starts = tuple(
-        start
-        for start in ("conditioner.embedders.1.", "conditioner.embedders.0.model.", "cond_stage_model.model.")
-        if any(name.startswith(start) for name in tensors)
-    )
-    if "conditioner.embedders.1." in starts:
-        base, words = "sdxl", "an SDXL{} file"
-    elif "conditioner.embedders.0.model." in starts:
-        base, words = "sdxl-refiner", "an SDXL refiner file"
-    elif starts:
-        base, words = "sd21", "a Stable Diffusion 2.x{} file"
-    elif any(name.startswith("cond_stage_model.") for name in tensors):
-        base, words = "sd15", "a Stable Diffusion 1.x{} file"
-    else:
+    found = ((base, words) for start, base, words in _TEXT_ENCODERS if any(name.startswith(start) for name in tensors))
+    base, words = next(found, ("", ""))
+    if not base:
         of = _unet_of(tensors, "model.diffusion_model.")
         return Kind("unet", None, f"a U-Net of {of} without its text encoder", _WHOLE)
     foreign = foreign_unet(tensors, base)
     if foreign is not None:
-        return _as_kind(foreign)
+        return foreign
     inpainting = len(first.shape) == 4 and first.shape[1] == 9 and base != "sdxl-refiner"
     kind = {"edm_mean": " (Playground v2.5)", "edm_vpred.sigma_max": " (CosXL)"} if base == "sdxl" else {}
     name = " inpainting" if inpainting else next((text for mark, text in kind.items() if mark in tensors), "")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.formats.ckpt_writer import write_ckpt
 from fastsd_helpers.checkpoints.formats.packed import refuse_packed_config, refuse_small_floats
@@ -26,7 +27,6 @@ from fastsd_helpers.checkpoints.formats.weight_sets import (
     weight_sets,
 )
 from fastsd_helpers.checkpoints.models.detect import detect
-from fastsd_helpers.checkpoints.models.merge import Merging
 from fastsd_helpers.checkpoints.models.verifier import compare
 from fastsd_helpers.checkpoints.models.writer import CheckpointFile, refuse_sources
 from fastsd_helpers.checkpoints.names.families import find_family
@@ -34,6 +34,9 @@ from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import check_room, new_folder
 from fastsd_helpers.inert import read_config
 from fastsd_helpers.wording import list_some
+
+if TYPE_CHECKING:
+    from fastsd_helpers.checkpoints.models.merge import Merging
 
 __all__ = ["copy_folder", "walk_folders"]
 
@@ -57,7 +60,7 @@ class _Plan:
 
 
 def copy_folder(
-    src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: Merging | None = None
+    src: Path, dst: Path, *, family: str, dtype: str, verify: bool, merging: "Merging | None" = None
 ) -> CheckpointFile:
     """Write a Diffusers folder, a whole pipeline or one part, again in another dtype.
 
@@ -108,7 +111,7 @@ def copy_folder(
     return CheckpointFile(dst, "", size, tensors, family, dtype, tuple(dict.fromkeys(notes)))
 
 
-def _merge(merging: Merging, key: str, plans: Mapping[Path, _Plan]) -> None:
+def _merge(merging: "Merging", key: str, plans: Mapping[Path, _Plan]) -> None:
     # A Flux.1 folder has its text encoders, which the table of its single file leaves out.
     family = find_family("flux-all-in-one" if key == "flux" and len(plans) > 1 else key)
     own = {str(inside) if inside.parts else family.parts[0]: plan for inside, plan in plans.items()}

@@ -6,11 +6,10 @@ They say nothing about the model, so they are taken off or left out before anyth
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.formats.sources import Source
+from fastsd_helpers.checkpoints.formats.sources import Renamed, Source
 from fastsd_helpers.errors import CheckpointError
 
 __all__ = ["TidySource", "tidy", "tidy_facts"]
@@ -25,7 +24,7 @@ _WRAPPER = re.compile(rf"(?P<wrapper>(?:[A-Za-z_][A-Za-z0-9_]*\.){{1,3}}?)(?P<re
 _WRAPPERS = tuple(
     ["model", "state_dict", "model_state_dict", "net", "network", "pipeline", "diffusion", "generator", "student"]
 )
-_MOST = 8  # different wrappers; more of them are no training's
+_MOST = 8  # different wrappers; more of them come from no training
 _AVERAGED = ("ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_state_dict_ema", "teacher", "target")
 _STATE = re.compile(
     r"(optimizer(_states?)?|optim|opt|lr_schedulers?|scheduler|callbacks|loops|scaler|grad_scaler|amp|rng_state)(\.|$).*"
@@ -47,24 +46,13 @@ def tidy_facts(tensors: Mapping[str, TensorFact]) -> dict[str, TensorFact]:
     return {name: _fact(name, tensors[theirs]) for name, theirs in names.items()}
 
 
-class TidySource:
+class TidySource(Renamed):
     """A source without leftovers; `notes` has a sentence for each kind that was there."""
 
     def __init__(self, source: Source, names: Mapping[str, str], notes: tuple[str, ...]) -> None:
-        self._source, self._names = source, names
-        self.tensors = {name: _fact(name, source.tensors[theirs]) for name, theirs in names.items()}
-        self.files: tuple[Path, ...] = source.files
-        self.metadata = source.metadata
-        self.notes = notes
-        self.close = source.close
-
-    def read_into(self, name: str, start: int, buffer: Any) -> None:
-        """Fill a buffer with a tensor's bytes from `start` on."""
-        self._source.read_into(self._names[name], start, buffer)
-
-    def locate(self, name: str) -> tuple[int, int] | None:
-        """Where a tensor's bytes lie in an open file."""
-        return self._source.locate(self._names[name])
+        super().__init__({name: (source, theirs) for name, theirs in names.items()}, [source])
+        self.tensors = {name: _fact(name, fact) for name, fact in self.tensors.items()}
+        self.metadata, self.notes = source.metadata, notes
 
 
 def tidy(source: Source) -> TidySource:

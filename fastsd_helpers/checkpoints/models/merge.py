@@ -16,8 +16,8 @@ from pathlib import Path
 from fastsd_helpers.checkpoints.formats.sources import Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.lora.changes import changed_tensors, read_change, read_scales, refuse_unmergeable
-from fastsd_helpers.checkpoints.lora.layers import LORA_FILE, Lora, adapters_in, open_lora
-from fastsd_helpers.checkpoints.lora.layouts import LoraModule, is_lora, read_layout
+from fastsd_helpers.checkpoints.lora.layers import Lora, open_lora
+from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraModule, is_lora, is_lora_folder, read_layout
 from fastsd_helpers.checkpoints.models.detect import detect
 from fastsd_helpers.checkpoints.models.merge_places import Tensor, find_in_parts, find_in_single, spans_of
 from fastsd_helpers.checkpoints.models.merged_source import Addition, Merged
@@ -62,8 +62,8 @@ def open_adapters(asked: Iterable[str], stack: ExitStack) -> tuple[Adapter, ...]
     """Open every `LORA[:strength]`; `stack` closes them.
 
     Raises:
-        CheckpointError: there is no such file, it is no adapter or one that is not merged, or the strength is no number
-            other than 0.
+        CheckpointError: there is no such file, it is not an adapter or one that is not merged, or the strength is not a
+            number other than 0.
     """
     adapters = [_open_adapter(*_read_request(str(text)), stack) for text in asked]
     for place, adapter in enumerate(adapters):
@@ -93,7 +93,9 @@ def _read_request(text: str) -> tuple[Path, float]:
         raise CheckpointError(f"There is no LoRA at {whole}.", how_to_get(whole))
     if strength is None:
         comma = " with a dot, such as 0.7" if "," in tail else ", such as 0.7"
-        raise CheckpointError(f"The strength {tail!r} of {named.name} is no number.", f"Write a number{comma}. {_FORM}")
+        raise CheckpointError(
+            f"The strength {tail!r} of {named.name} is not a number.", f"Write a number{comma}. {_FORM}"
+        )
     if not named.exists():
         raise CheckpointError(f"There is no LoRA at {named}.", how_to_get(named))
     if not math.isfinite(strength):
@@ -128,7 +130,7 @@ def _open_adapter(path: Path, strength: float, stack: ExitStack) -> Adapter:
 
 def _require_adapter(path: Path) -> None:
     if path.is_dir():
-        if not adapters_in(path) and not (path / LORA_FILE).is_file():
+        if not is_lora_folder(path):
             raise CheckpointError(
                 f"{path} is a folder without a LoRA: it has neither {LORA_FILE} nor adapter_model.safetensors.",
                 "Give the LoRA's file.",

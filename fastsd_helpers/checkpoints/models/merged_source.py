@@ -9,16 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from fastsd_helpers.checkpoints.formats.dtypes import DTYPE_BYTES, cast
 from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
-from fastsd_helpers.checkpoints.formats.sources import Source, Values
+from fastsd_helpers.checkpoints.formats.sources import Source
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.lora.lycoris import Change
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Addition", "Merged", "MergedSource", "Span"]
 
@@ -52,10 +51,8 @@ class Addition:
     build: Callable[[], Change]
     spans: Sequence[Span]
 
-    def weights(self, first: int, last: int) -> "np.ndarray":
+    def weights(self, first: int, last: int) -> np.ndarray:
         """The weight's own rows, float32 [last - first, columns], as they are without any change."""
-        import numpy as np
-
         found = []
         for span in sorted(self.spans, key=lambda one: one.at):
             begin, end = max(first, span.at), min(last, span.at + span.count)
@@ -64,7 +61,7 @@ class Addition:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class MergedSource(Values):
+class MergedSource(Source):
     """A source whose changed tensors are given changed; the others are not asked for.
 
     Attributes:
@@ -87,9 +84,6 @@ class MergedSource(Values):
         self._additions.setdefault(span.name, []).append((addition, span))
 
     def read_into(self, name: str, start: int, buffer: Any) -> None:
-        """Fill a buffer with a changed tensor's bytes from `start` on."""
-        import numpy as np
-
         fact = self.tensors[name]
         size = DTYPE_BYTES[fact.dtype]
         values = np.frombuffer(buffer, f"<f{size}")
@@ -108,7 +102,7 @@ class MergedSource(Values):
                 low, high = max(begin, top * width), min(end, bottom * width)
                 values[low - begin : high - begin] += added[low - top * width : high - top * width]
 
-    def _read_own(self, name: str, begin: int, values: "np.ndarray") -> None:
+    def _read_own(self, name: str, begin: int, values: np.ndarray) -> None:
         stored = self._source.tensors[name].dtype
         size = DTYPE_BYTES[stored]
         if stored == self.tensors[name].dtype:
@@ -116,10 +110,8 @@ class MergedSource(Values):
             return
         values[:] = _read_values(self._source, name, begin, len(values))
 
-    def _rows(self, addition: Addition, span: Span, top: int, bottom: int) -> "np.ndarray":
+    def _rows(self, addition: Addition, span: Span, top: int, bottom: int) -> np.ndarray:
         """The change of these rows of a tensor, at strength 1."""
-        import numpy as np
-
         change = self._change(addition)
         if span.turned:
             return np.ascontiguousarray(change.rows(0, change.shape[0], addition.weights).T[top:bottom])
@@ -157,7 +149,7 @@ class Merged:
             yield replace(piece, source=changed) if changed is not None and piece.name in changed.tensors else piece
 
 
-def _own_rows(span: Span, first: int, last: int) -> "np.ndarray":
+def _own_rows(span: Span, first: int, last: int) -> np.ndarray:
     height, *_ = shape = span.source.tensors[span.name].shape
     width = 1
     for size in shape[1:]:
@@ -168,10 +160,8 @@ def _own_rows(span: Span, first: int, last: int) -> "np.ndarray":
     return _read_values(span.source, span.name, begin, (last - first) * width).reshape(last - first, width)
 
 
-def _read_values(source: Source, name: str, begin: int, count: int) -> "np.ndarray":
+def _read_values(source: Source, name: str, begin: int, count: int) -> np.ndarray:
     """Values of a tensor as float32, in memory of their own."""
-    import numpy as np
-
     stored = source.tensors[name].dtype
     size = DTYPE_BYTES[stored]
     values = np.empty(count * size, "u1")

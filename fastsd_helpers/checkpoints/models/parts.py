@@ -4,17 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.formats.packed import refuse_packed, refuse_packed_config
-from fastsd_helpers.checkpoints.formats.sources import Source, open_source
+from fastsd_helpers.checkpoints.formats.sources import PartGiven, Source, open_source
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, original_recipes
 from fastsd_helpers.checkpoints.models.leftovers import tidy
 from fastsd_helpers.checkpoints.names.layout import PART_WORDS, Family, check_shapes, match_names, measure
 from fastsd_helpers.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Parts", "open_parts"]
 
@@ -45,7 +41,7 @@ class Parts:
 
 
 @contextmanager
-def open_parts(family: Family, given: "Mapping[str, Path | str | Mapping[str, torch.Tensor]]") -> Iterator[Parts]:
+def open_parts(family: Family, given: Mapping[str, PartGiven]) -> Iterator[Parts]:
     """Open every part and check names and shapes; the sources close with the `with` block.
 
     Raises:

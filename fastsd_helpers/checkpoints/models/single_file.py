@@ -81,7 +81,7 @@ def open_single(path: Path, key: str, *, ema: bool = True, dtype: str = "keep") 
         if lacking:
             raise CheckpointError(
                 f"{path} is a file of {family.title} that has no {lacking}.",
-                "Give the whole model; web UIs load this one if the missing part is chosen in addition.",
+                "Give the complete model; web UIs load this one if the missing part is selected too.",
             )
         shapes = {name: source.tensors[theirs].shape for name, theirs in found.items()}
         widths = measure_original(family, shapes)

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastsd_helpers.checkpoints.formats.pickled import PICKLE_ENDINGS
 from fastsd_helpers.checkpoints.formats.safetensors_file import SafetensorsFile, TensorFact
-from fastsd_helpers.checkpoints.formats.sources import Source, open_file
+from fastsd_helpers.checkpoints.formats.sources import PartGiven, Source, open_file
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.formats.tensor_stream import stream
 from fastsd_helpers.checkpoints.models.parts import open_parts
@@ -17,9 +17,6 @@ from fastsd_helpers.checkpoints.names.layout import PART_WORDS
 from fastsd_helpers.errors import CheckpointError, VerificationFailed
 from fastsd_helpers.files import sha256_of
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["compare", "verify_checkpoint"]
 
 _HINT = "Do not use this file: delete it and export again; if the problem persists, check the disk."
@@ -27,7 +24,7 @@ _HINT = "Do not use this file: delete it and export again; if the problem persis
 
 def verify_checkpoint(
     file: CheckpointFile | Path | str,
-    parts: "Mapping[str, Path | str | Mapping[str, torch.Tensor]]",
+    parts: Mapping[str, PartGiven],
     *,
     family: str | None = None,
     dtype: str | None = None,
@@ -37,7 +34,8 @@ def verify_checkpoint(
     Args:
         file: what `write_checkpoint` returned, or a path.
         parts: the sources, as for `write_checkpoint`.
-        family, dtype: as the file was written; left alone, they are those of a CheckpointFile, else sd15 and keep.
+        family: as the file was written; default: that of a CheckpointFile, else sd15.
+        dtype: as the file was written; default: that of a CheckpointFile, else keep.
 
     Returns:
         SHA-256 (hex) of the file as it was read.
@@ -54,7 +52,7 @@ def verify_checkpoint(
         sha256 = compare(path, opened.recipes(dtype))
     if written and sha256 != written.sha256:
         raise VerificationFailed(
-            f"{path} has the SHA-256 {sha256[:12]}..., {written.sha256[:12]}... was written.", _HINT
+            f"{path} has the SHA-256 {sha256[:12]}... instead of {written.sha256[:12]}..., which was written.", _HINT
         )
     return sha256
 
@@ -70,7 +68,7 @@ def compare(path: Path, wanted: Mapping[str, Recipe]) -> str:
         CheckpointError: a source cannot be read any more.
     """
     try:
-        stored: Any = SafetensorsFile(path) if path.suffix.lower() not in PICKLE_ENDINGS else open_file(path)
+        stored: Source = SafetensorsFile(path) if path.suffix.lower() not in PICKLE_ENDINGS else open_file(path)
     except CheckpointError as err:
         raise VerificationFailed(err.problem, _HINT) from err
     try:
@@ -101,7 +99,7 @@ def _compare_lists(path: Path, stored: Mapping[str, TensorFact], wanted: Mapping
             )
 
 
-def _compare_values(path: Path, stored: Source | SafetensorsFile, wanted: Mapping[str, Recipe], sha256: Any) -> None:
+def _compare_values(path: Path, stored: Source, wanted: Mapping[str, Recipe], sha256: Any) -> None:
     place = 0
     for name, values, last in stream((name, wanted[name]) for name in stored.tensors):
         meant = memoryview(values).cast("B")

@@ -5,19 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastsd_helpers.checkpoints.formats.ckpt_writer import write_ckpt
 from fastsd_helpers.checkpoints.formats.dtypes import cast_dtype
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
+from fastsd_helpers.checkpoints.formats.sources import PartGiven
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe
 from fastsd_helpers.checkpoints.models.parts import open_parts
 from fastsd_helpers.checkpoints.names.families import find_family
 from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "CheckpointFile",
@@ -53,7 +50,7 @@ class CheckpointFile:
 
 
 def write_checkpoint(
-    parts: "Mapping[str, Path | str | Mapping[str, torch.Tensor]]",
+    parts: Mapping[str, PartGiven],
     dst: Path | str,
     *,
     family: str = "sd15",
@@ -78,7 +75,9 @@ def write_checkpoint(
     Raises:
         CheckpointError: `dst` exists or has another ending; a part is incomplete or of another family; a weight is not
             a finite number, or becomes infinite in fp16.
-        DiskFull, DriveReadOnly, DriveError: the file cannot be written; nothing half-written is left.
+        DiskFull: the file cannot be written; nothing half-written is left.
+        DriveReadOnly: the file cannot be written; nothing half-written is left.
+        DriveError: the file cannot be written; nothing half-written is left.
     """
     dst = Path(dst)
     layout = find_family(family)

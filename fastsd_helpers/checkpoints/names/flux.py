@@ -30,7 +30,7 @@ _GUIDANCE = (
     ("time_text_embed.guidance_embedder.linear_1", "guidance_in.in_layer", "d 256"),
     ("time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer", "d d"),
 )
-# A double block has everything twice: for the picture and for the text.
+# A double block has everything twice: for the image and for the text.
 _DOUBLE = (
     ("norm1.linear", "img_mod.lin", "6*d d"),
     ("norm1_context.linear", "txt_mod.lin", "6*d d"),

@@ -93,9 +93,9 @@ class Family:
     title: str
     parts: tuple[str, ...]
     rows: tuple[Row, ...]
-    spellings: Mapping[str, tuple[tuple[str, str], ...]]
-    ignored: Mapping[str, frozenset[str]]
     measured: Mapping[str, tuple[str, str, int]]
+    spellings: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    ignored: Mapping[str, frozenset[str]] = field(default_factory=dict)
     same: tuple[tuple[str, str], ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     original_spellings: tuple[tuple[str, str], ...] = ()

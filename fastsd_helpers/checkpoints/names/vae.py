@@ -81,7 +81,7 @@ def vae_rows(prefix: str, *, flux: bool = False) -> Iterator[Row]:
             yield from layer_rows(
                 "vae", f"encoder.down_blocks.{level}.downsamplers.0.conv", below, f"{width} {width} 3 3"
             )
-    for level in range(_LEVELS):  # the original counts the decoder's levels from the picture down
+    for level in range(_LEVELS):  # the original counts the decoder's levels from the image down
         width, before = f"v{3 - level}", f"v{min(4 - level, 3)}"
         for place in range(3):
             ours, theirs = f"decoder.up_blocks.{level}.resnets.{place}", f"decoder.up.{3 - level}.block.{place}"

@@ -1,3 +1,3 @@
-"""From photos to a prepared data set: crops, prompts, captions, and the report on them."""
+"""From photos to a prepared dataset: crops, prompts, captions, and the report on them."""
 
 __all__: list[str] = []

@@ -65,7 +65,7 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
     odd = sum(item["method"] == "none" and not _is_square(item["box"]) for item in images)
     if odd:
         notes.append(
-            f"{odd} of {len(images)} images are not square, and training needs squares: prepare them with "
+            f"{odd} of {len(images)} images are not square, and training needs square ones: prepare them with "
             "crop smart or center before you train."
         )
     trained = (session.record.get("settings") or {}).get("resolution")
@@ -109,7 +109,7 @@ def advise(
         width, height = _size_of(image.path)
         if width != height:
             raise DatasetError(
-                f"{image.path.name} is {width} x {height}; training needs squares.",
+                f"{image.path.name} is {width} x {height}; training needs square images.",
                 "Prepare the images again with --crop smart or --crop center.",
             )
         sides[image.path.name] = width

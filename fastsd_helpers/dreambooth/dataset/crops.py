@@ -33,7 +33,7 @@ class Crop:
     """The part of one photo that is trained on: left, top, right, bottom in pixels of the upright photo."""
 
     source: str  # the photo's name in its folder or zip
-    file: str  # the prepared picture
+    file: str  # the prepared image
     box: tuple[int, int, int, int]
     by_hand: bool
     held_out: bool
@@ -66,7 +66,7 @@ def prepared_settings(session: Session) -> PrepareConfig:
     """
     dataset = session.record.get("dataset") or {}
     if "settings" not in dataset:
-        raise DatasetError("How these images were prepared is not known.", "Give the photos to `prepare` again.")
+        raise DatasetError("It is not recorded how these images were prepared.", "Give the photos to `prepare` again.")
     known = {item.name for item in options_of(PrepareConfig)}
     values = {"size": dataset["size"], "crop": dataset["crop"], **dataset["settings"]}
     return PrepareConfig(**{name: value for name, value in values.items() if name in known})

@@ -97,7 +97,7 @@ def _strangers(session: Session) -> "dict[tuple[str, str], list[Path]]":
         beside = [each for each in photos.get(place, []) if each.suffix.lower() == ".txt"]
         for each in beside:  # captions/ is newer
             photos[place].remove(each)
-            photos.setdefault(("captions", f"{each.stem} beside its photo"), []).append(each)
+            photos.setdefault(("captions", f"{each.stem} next to its photo"), []).append(each)
         photos.setdefault(place, []).append(path)
     return photos
 

@@ -27,7 +27,7 @@ def find_photos(images: str, session: Session) -> Path:
     before = own_place(session, Path(recorded).expanduser()) if recorded else None
     if before is not None and before.exists():
         return _not_own_output(before, session, "instance_images")
-    # A session of the old notebook brings its pictures along; they were set aside just now, or earlier.
+    # A session of the old notebook brings its images along; they were set aside just now, or earlier.
     own = photos_of_user(session)
     if own is not None:
         return own

@@ -89,8 +89,8 @@ class _Work:
     config: PrepareConfig
     folder: Path
     boxes: dict[str, Any]
-    edited: dict[str, tuple[str, str]]  # sha256 of a photo -> the stem of its picture before, and its caption
-    made_here: set[str]  # sha256 of this session's own pictures
+    edited: dict[str, tuple[str, str]]  # sha256 of a photo -> the stem of its image before, and its caption
+    made_here: set[str]  # sha256 of this session's own images
     after_name: Path | None = None  # photos whose captions go on after the words of the name, as the old notebook's
     notes: list[str] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -111,7 +111,8 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
     Raises:
         DatasetError: no usable image, an unsafe zip, or boxes that do not fit.
         SessionBusy: a run is using the session.
-        DriveError, DiskFull: the session cannot be written; its images are as they were.
+        DriveError: the session cannot be written; its images are as they were.
+        DiskFull: the session cannot be written; its images are as they were.
     """
     boxes = _read_boxes(Path(config.boxes).expanduser()) if config.boxes else {}
     with session.lock():
@@ -122,7 +123,7 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
             held_out = find_held_out(config.held_out, config.images, session)
             work = _Work(config, new, boxes, _edited_captions(session), _made_here(session))
             work.notes += filter(None, [aside.line()])
-            # Files that stay a while in these folders: no new picture may get the name of one.
+            # Files that stay a while in these folders: no new image may get the name of one.
             work.stems |= {PurePosixPath(file).stem.casefold() for file in aside.stay}
             if (session.record.get("imported") or {}).get("captions") == "after the name":
                 work.after_name = photos_of_user(session)
@@ -172,13 +173,13 @@ def _read_boxes(path: Path) -> dict[str, Any]:
     try:
         boxes = json.loads(path.read_bytes())
     except FileNotFoundError as err:
-        raise DatasetError(f"There is no file of boxes {path}.", hint) from err
+        raise DatasetError(f"There is no file of crop boxes {path}.", hint) from err
     except OSError as err:
-        raise DatasetError(f"The boxes {path} cannot be read: {err.strerror}.", hint) from err
+        raise DatasetError(f"The crop boxes in {path} cannot be read: {err.strerror}.", hint) from err
     except (ValueError, RecursionError) as err:
-        raise DatasetError(f"The boxes {path} are not valid JSON: {err}.", hint) from err
+        raise DatasetError(f"The crop boxes in {path} are not valid JSON: {err}.", hint) from err
     if not isinstance(boxes, dict) or not all(isinstance(box, list) for box in boxes.values()):
-        raise DatasetError(f"The boxes {path} are not a list of four numbers for each file name.", hint)
+        raise DatasetError(f"The crop boxes in {path} are not a list of four numbers for each file name.", hint)
     return boxes
 
 
@@ -219,7 +220,7 @@ def _made_here(session: Session) -> set[str]:
     return {item["sha256"] for item in images if item.get("source_sha256") not in (None, item["sha256"])}
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
 def _read_sources(work: _Work, session: Session, images: Path, held_out: Path | None) -> None:

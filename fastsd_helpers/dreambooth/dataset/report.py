@@ -25,7 +25,7 @@ class PrepareResult:
     skipped: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     contact_sheet: Path
-    prompts: tuple[tuple[str, int], ...] = ()  # exact prompt, number of pictures, the most first
+    prompts: tuple[tuple[str, int], ...] = ()  # exact prompt, number of images, the most first
 
     def lines(self) -> list[str]:
         """The report, one sentence a line."""

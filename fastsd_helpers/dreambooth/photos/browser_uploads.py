@@ -80,7 +80,7 @@ class _Shelf:
     saved: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    page: str | None = None  # code page of the captions that are no UTF-8
+    page: str | None = None  # code page of the captions that are not UTF-8
 
 
 def uploads_folder(session: Session) -> Path:

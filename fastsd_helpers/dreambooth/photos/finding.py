@@ -96,7 +96,7 @@ class Photos:
         """The words of the .txt (or .caption) beside a photo, else of a table; None when there are none.
 
         Raises:
-            DatasetError: the .txt is no caption.
+            DatasetError: the .txt is not a caption.
         """
         source = self._captions.get(name)
         if source is None:
@@ -138,7 +138,7 @@ def _read(source: _Source) -> bytes:
         if not source.is_file():  # a pipe or a device would be waited for, for ever
             raise DatasetError("is not an ordinary file")
         if size > _MAX_FILE_BYTES:
-            raise DatasetError(f"has {size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20} MiB")
+            raise DatasetError(f"has {size / 2**20:.0f} MiB; the limit is {_MAX_FILE_BYTES // 2**20} MiB")
         return source.read_bytes()
     except (FileNotFoundError, PermissionError, IsADirectoryError) as err:
         raise DatasetError(f"cannot be read: {err.strerror}") from err
@@ -275,7 +275,7 @@ def _list_zip(
     total = spent + sum(member.file_size for member in members)
     if total > _MAX_TOTAL_BYTES:
         raise DatasetError(
-            f"{path.name} would unpack to {total / 2**30:.1f} GiB; the most is {_MAX_TOTAL_BYTES // 2**30} GiB.",
+            f"{path.name} would unpack to {total / 2**30:.1f} GiB; the limit is {_MAX_TOTAL_BYTES // 2**30} GiB.",
             "Give a zip with the photos of one subject.",
         )
     named = read_names(members)
@@ -292,7 +292,7 @@ def _list_zip(
         if member.flag_bits & 1:
             skipped.append((name, "is encrypted; unpack the zip with its password first"))
         elif member.file_size > _MAX_FILE_BYTES and not is_zip:
-            skipped.append((name, f"has {member.file_size / 2**20:.0f} MiB; the most is {_MAX_FILE_BYTES // 2**20}"))
+            skipped.append((name, f"has {member.file_size / 2**20:.0f} MiB; the limit is {_MAX_FILE_BYTES // 2**20}"))
         else:
             files[name] = _Member(archive, member)
     _check_count(sum(_looks_like_picture(name) for name in files), path)
@@ -382,7 +382,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _looks_like_picture(name: str) -> bool:
-    # A name without ending may be a picture; its content decides.
+    # A name without ending may be an image; its content decides.
     suffix = PurePosixPath(name).suffix.lower()
     return suffix in PICTURE_SUFFIXES or not re.fullmatch(r"\.[a-z0-9]{1,8}", suffix)
 
@@ -391,7 +391,7 @@ def _check_count(count: int, path: Path) -> None:
     if count > _MAX_FILES:
         raise DatasetError(
             f"{path} holds more than {_MAX_FILES:,} images.",
-            "Give the folder or zip of one subject; 5 to 30 photos do.",
+            "Give the folder or zip of one subject; 5 to 30 photos are enough.",
         )
 
 

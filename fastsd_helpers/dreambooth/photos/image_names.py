@@ -31,5 +31,5 @@ def unique_stem(stem: str, taken: set[str]) -> str:
 
 def printable(name: str) -> str:
     """Replace every character that cannot be shown or written with a question mark."""
-    # Names that are no UTF-8 come with surrogates, which neither JSON nor a terminal can write.
+    # Names that are not UTF-8 come with surrogates, which neither JSON nor a terminal can write.
     return "".join(c if c.isprintable() else "?" for c in name.encode("utf-8", "replace").decode())

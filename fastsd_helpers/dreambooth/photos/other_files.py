@@ -20,12 +20,12 @@ _CONVERT = (
 
 
 def why_no_photo(name: str) -> str:
-    """Say why a file of this name is no photo here, and where that helps how it becomes one."""
+    """Say why a file of this name is not a photo here, and where that helps how it becomes one."""
     suffix = PurePosixPath(name).suffix.lower()
     advice = next((f": {text}" for pattern, text in _CONVERT if pattern.fullmatch(suffix)), "")
     return f"is not an image ({suffix or 'no ending'}){advice}"
 
 
 def is_other_kind(name: str) -> bool:
-    """Whether a name's ending says that it is no photo here, though its first bytes may be those of one."""
+    """Whether a name's ending says that it is not a photo here, though its first bytes may be those of one."""
     return any(pattern.fullmatch(PurePosixPath(name).suffix.lower()) for pattern, _ in _CONVERT)

@@ -50,7 +50,7 @@ def find_best(folder: Path, timeline: str) -> Choice | None:
         if generation is None or generation.timeline != timeline:
             continue
         if found and _judged_on(generation) != _judged_on(found[0].generation):
-            break  # of other pictures or noise, two losses cannot be compared
+            break  # of other images or noise, two losses cannot be compared
         kept = generation.record.get("best")
         if not found and kept and BEST in generation.roles:
             found += [_own(generation), Choice(generation, BEST, kept["stage"], kept["step"], kept["loss"])]
@@ -75,7 +75,7 @@ def choose_checkpoint(folder: Path, newest: Generation, wanted: str) -> Choice:
     if generation is None:
         whole = [name for name in names if _whole(folder, name)]
         raise CheckpointError(
-            f"There is no whole checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
+            f"There is no complete checkpoint {wanted!r} in {folder}.", f"Choose best, or one of: {', '.join(whole)}."
         )
     return _own(generation)
 

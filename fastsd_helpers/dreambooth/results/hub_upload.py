@@ -194,7 +194,7 @@ class _Hub:
         if status in (401, 403):
             return DownloadError(f"The Hub does not let this token write to {repo} (HTTP {status}).", _WRITE_HINT)
         if status == 429:
-            return DownloadError("The Hub asks to wait (HTTP 429).", "Try again in a few minutes.")
+            return DownloadError("The Hub answered 'too many requests' (HTTP 429).", "Try again in a few minutes.")
         if status is not None:
             return DownloadError(f"The Hub refused the upload to {repo} (HTTP {status}): {words}", "Try again later.")
         if (proxy := proxy_problem(err)) is not None:

@@ -13,7 +13,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 __all__ = ["FULL", "Drawing", "PictureBudget", "Teller"]
 
 _FORWARDS_A_STEP = 3.0
-_FORWARDS_A_DECODED = 4.0  # the VAE, once a picture
+_FORWARDS_A_DECODED = 4.0  # the VAE, once an image
 # Of the training's time; together under a quarter, with what loading the networks takes.
 _FOR_SAMPLES = 0.08
 _FOR_BEFORE_AND_AFTER = 0.12
@@ -64,7 +64,7 @@ class PictureBudget:
     def _choose(self, share: float, *, rows: int) -> Drawing | None:
         if not self._on_cpu:
             return FULL
-        if not self._times:  # nothing was trained in this call: the pictures are all there is to wait for
+        if not self._times:  # nothing was trained in this call: the images are all there is to wait for
             return _CHOICES[2]
         # The first step of a process takes longer: it finds its kernels.
         times = sorted(self._times)

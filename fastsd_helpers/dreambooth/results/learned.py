@@ -152,7 +152,8 @@ def sample(config: SampleConfig, session: Session) -> SampleResult:
     """Draw images with a checkpoint, by default the newest whole one; writes samples/drawn-{seed}.png.
 
     Raises:
-        SessionError: nothing was trained yet. CheckpointError: there is no such checkpoint.
+        SessionError: nothing was trained yet.
+        CheckpointError: there is no such checkpoint.
         ModelError: the base model is gone.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -170,8 +171,10 @@ def export(config: ExportConfig, session: Session) -> ExportResult:
     """Write a checkpoint, by default the newest whole one, as one verified file.
 
     Raises:
-        SessionError: nothing was trained yet. SettingsError: there is no LoRA in it.
-        CheckpointError: the file exists, or there is no such checkpoint. VerificationFailed.
+        SessionError: nothing was trained yet.
+        SettingsError: there is no LoRA in it.
+        CheckpointError: the file exists, or there is no such checkpoint.
+        VerificationFailed: what was read back differs from what was written.
     """
     with tempfile.TemporaryDirectory() as folder:
         context, stage, step = open_learned(session, Path(folder), config.checkpoint, base_model=config.base_model)

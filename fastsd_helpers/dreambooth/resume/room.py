@@ -128,7 +128,7 @@ class Room:
             return
         beside = f", and {size_in_words(spare)} must stay free for the end of the run" if spare else ""
         raise DiskFull(
-            f"{size_in_words(left)} are certainly free on Drive, {what} takes {size_in_words(needed)}{beside}.",
+            f"Only {size_in_words(left)} are surely free on Drive; {what} takes {size_in_words(needed)}{beside}.",
             "Empty Drive's trash (drive.google.com/drive/trash) or delete old sessions to free some space. "
             f"{then}".rstrip(),
         )

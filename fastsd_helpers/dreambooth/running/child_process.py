@@ -132,7 +132,7 @@ class TrainingChild(Background):
         if done is None:
             raise Interrupted(
                 "The training that was started in a terminal ended before it was finished.",
-                "That terminal says why. Run this cell again to resume from the last checkpoint.",
+                "That terminal shows the reason. Run this cell again to resume from the last checkpoint.",
             )
         steps = sum(planned_steps(self.session.record).values())
         return TrainResult(**done, first_step=0, steps=steps, seconds=0.0)
@@ -140,7 +140,7 @@ class TrainingChild(Background):
     def _killed(self, what: str, how: str) -> FastSDError:
         used = self.live().host_bytes
         held = f"; it had used {used / 2**30:.1f} GiB" if used else ""
-        fact = f"{what} was killed from outside{self._where()}{how}{held}. Most often the machine's memory ran out"
+        fact = f"{what} was killed from outside{self._where()}{how}{held}. Usually the machine ran out of memory"
         return shortage(self.session, "host", fact)
 
     def _where(self) -> str:

@@ -94,7 +94,8 @@ def train(
 
     Raises:
         SettingsError: what was given is not what the run was begun with, or may not change within a run.
-        DatasetError, ModelError, SessionBusy, DriveError: before any step is made.
+        DatasetError: nothing is prepared, before any step is made; ModelError and DriveError are raised then too.
+        SessionBusy: another run holds it.
         Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
         TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
     """
@@ -124,10 +125,9 @@ def plan(
     more_text_encoder_steps: int = 0,
     rehearse: bool = False,
 ) -> Plan:
-    """Say what `train` would do, without doing it: steps, bytes, and what had to be chosen.
+    """Say what `train`, given the same, would do, without doing it: steps, bytes, and what had to be chosen.
 
     Args:
-        config, session, restart, more_steps, more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
     choose_waiting()
@@ -477,7 +477,7 @@ class _Run:
     def _stop(self, leg: Leg, trainer: Any, step: int, losses: list[float], *, lost: bool) -> None:
         if lost:
             raise SessionBusy(
-                "Another run has taken over this session's lock.",
+                "Another run has broken this session's lock.",
                 "This run stopped; the other one resumes from the last checkpoint.",
             )
         if step > leg.before and losses:

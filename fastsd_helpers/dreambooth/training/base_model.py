@@ -123,7 +123,7 @@ class BaseModel:
         kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
         if kind is None:
             raise ModelError(
-                f"{self.folder / 'scheduler'} names {name[:80]!r}, which is no scheduler of this diffusers.",
+                f"{self.folder / 'scheduler'} names {name[:80]!r}, a scheduler that this diffusers version lacks.",
                 "Update diffusers, or choose another model.",
             )
         return self._load_scheduler(kind)

@@ -241,7 +241,7 @@ def _begins_another(
         legs = legs_of(segments)
         steps = sum(leg.steps for leg in legs)
         done = steps - sum(leg.steps - made for leg, made in open_legs)
-        raise _not_at_its_end(f"{done} of {steps}", ": that goes on with the run")
+        raise _not_at_its_end(f"{done} of {steps}", ": that resumes the run")
     return False
 
 
@@ -306,7 +306,7 @@ def _fetch_again(ref: str, sha256: str) -> BaseModel:
         return BaseModel.fetch(ref)
     except ModelNotFound as err:
         raise ModelNotFound(
-            f"The base model of this session is not at {ref} any more (its weights have the hash {sha256[:12]}...). "
+            f"The base model of this session is no longer at {ref} (its weights have the hash {sha256[:12]}...). "
             f"{err.problem}",
             "If it is elsewhere now, specify where with --base-model: the same weights are the same model.",
         ) from err

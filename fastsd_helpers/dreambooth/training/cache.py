@@ -49,7 +49,7 @@ def _read_pixels(path: Any, size: int) -> "torch.Tensor":
         # Prepared at another size than this model is trained at: a clean resize, never a second crop.
         if picture.width != picture.height:
             raise DatasetError(
-                f"{path.name} is {picture.width} x {picture.height}; training needs squares.",
+                f"{path.name} is {picture.width} x {picture.height}; training needs square images.",
                 "Prepare the images again with --crop smart or --crop center.",
             )
         picture = picture.resize((size, size), Image.Resampling.LANCZOS)

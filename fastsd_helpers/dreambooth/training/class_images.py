@@ -46,7 +46,7 @@ def find_class_images(folder: Path) -> dict[int, Path]:
 
 
 def write_class_image(folder: Path, number: int, picture: "Image.Image") -> Path:
-    """Write one class picture of a folder, named as `find_class_images` finds it."""
+    """Write one class image of a folder, named as `find_class_images` finds it."""
     data = png_bytes(picture)
     path = folder / f"{number:05d}-{hashlib.sha256(data).hexdigest()[:12]}.png"
     write_atomic(path, data)

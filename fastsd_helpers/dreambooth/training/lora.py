@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.checkpoints import CheckpointFile
-from fastsd_helpers.checkpoints.lora.layers import Layer
 from fastsd_helpers.checkpoints.lora.modules import lora_modules
-from fastsd_helpers.checkpoints.lora_converter import write_kohya
 from fastsd_helpers.dreambooth.training.randomness import generator_for
 from fastsd_helpers.registry import ModelSpec
 from fastsd_helpers.runtime import load_peft
@@ -122,6 +120,9 @@ def write_lora_file(
     Raises:
         CheckpointError, DiskFull, DriveReadOnly, DriveError, VerificationFailed: as `write_kohya`.
     """
+    from fastsd_helpers.checkpoints.lora.layers import Layer
+    from fastsd_helpers.checkpoints.lora_converter import write_kohya
+
     modules = {(module.part, path): module for module in lora_modules(spec.family) for path in module.paths}
     layers = []
     for part, tensors in parts.items():

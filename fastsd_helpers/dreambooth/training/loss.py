@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldOut", "held_out_loss", "make_held_out", "min_snr_weights", "training_loss"]
 
-# Every picture is judged at eight noise levels, from nearly clean to nearly all noise.
+# Every image is judged at eight noise levels, from nearly clean to nearly all noise.
 _LEVELS = (60, 180, 300, 420, 540, 660, 780, 900)
 
 
@@ -86,7 +86,7 @@ class HeldOut:
     noise: "torch.Tensor"
     timesteps: "torch.Tensor"
     prompts: tuple[int, ...]  # index of each row's prompt
-    label: str  # which pictures these are, in words
+    label: str  # which images these are, in words
 
 
 def make_held_out(latents: Latents, prompts: list[int], *, seed: int, label: str) -> HeldOut:

@@ -18,7 +18,7 @@ __all__ = ["Draw", "draw_offset", "draw_step", "generator_for", "pick_images"]
 class Draw:
     """What one forward pass is made of, besides weights and images."""
 
-    images: list[int]  # indices into the training pictures
+    images: list[int]  # indices into the training images
     flips: list[bool]
     posterior_noise: "torch.Tensor"  # float32 [batch, 4, h/8, w/8]: which latent of the VAE's posterior
     noise: "torch.Tensor"  # float32 [batch, 4, h/8, w/8]

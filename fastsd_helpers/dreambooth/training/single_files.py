@@ -28,7 +28,7 @@ def make_base(file: Path, folder: Path) -> None:
     whose four small files are fetched from the Hub.
 
     Raises:
-        WrongFamily: it is no whole model, or of a family that cannot be trained. ModelError: no known tokenizer fits,
+        WrongFamily: it is not a whole model, or its family cannot be trained. ModelError: no known tokenizer fits,
         or it cannot be fetched. CheckpointError: the file cannot be read safely. DiskFull, DriveError: the disk.
     """
     family, words = _look(file)

@@ -64,9 +64,9 @@ class TrainingContext:
         self.held_out: HeldOut
         self.held_out_label = ""
         self.prompts: list[str] = []
-        self.prompt_of: list[int] = []  # training picture -> its prompt's index
+        self.prompt_of: list[int] = []  # training image -> its prompt's index
         self.class_latents: Latents | None = None
-        self.class_prompt_of: list[int] = []  # class picture -> its prompt's index in `texts`
+        self.class_prompt_of: list[int] = []  # class image -> its prompt's index in `texts`
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         if device.kind == "cpu":

@@ -31,7 +31,7 @@ __all__ = ["CaptionEditor", "edit_captions"]
 _THUMB_PX = 56
 _PICTURE_PX = 256
 _MOST_TOKENS = 77
-# Ctrl+Enter in the field: hand the text over, then show the next picture; the notebook must not run the cell instead,
+# Ctrl+Enter in the field: hand the text over, then show the next image; the notebook must not run the cell instead,
 # which JupyterLab leaves alone for what has this attribute.
 _KEYS = """
 const frame=this.closest('.fastsd');if(!frame||frame.keyed)return;frame.keyed=true;
@@ -58,7 +58,7 @@ class CaptionEditor(View):
         self._session = session
         self._rows: dict[str, PromptRow] = {}
         self._thumbs: dict[str, str] = {}
-        self._held: dict[str, str] = {}  # picture -> typed text that could not be saved
+        self._held: dict[str, str] = {}  # image -> typed text that could not be saved
         self._before: dict[str, str] = {}  # captions before the last "same prompt for all"
         self._shown: str | None = None
         self._quiet = False
@@ -169,7 +169,7 @@ class CaptionEditor(View):
         return f" ({row.tokens} of {_MOST_TOKENS} tokens{over})"
 
     def _stored(self, name: str) -> str:
-        return read_caption(self._caption_path(self._rows[name])) or ""
+        return read_caption(self._session.captions / f"{Path(self._rows[name].image).stem}.txt") or ""
 
     def _show_chosen(self) -> None:
         row = self._rows.get(self._choice.value)
@@ -182,15 +182,13 @@ class CaptionEditor(View):
         self._quiet = True
         self._text.value = self._held.get(row.image, self._stored(row.image))
         self._quiet = False
-        self._forget_question()
+        self._asked = ""
+        self._all.description, self._all.button_style = "Same prompt for all photos", ""
         self._say(f"Now: {row.prompt}{self._count(row)}", "warn" if row.truncated else "note")
 
     def _path_of(self, row: PromptRow) -> Path:
         folder = self._session.held_out_images if row.held_out else self._session.instance_images
         return folder / row.image
-
-    def _caption_path(self, row: PromptRow) -> Path:
-        return self._session.captions / f"{Path(row.image).stem}.txt"
 
     def _on_save(self) -> None:
         name = self._shown
@@ -243,10 +241,6 @@ class CaptionEditor(View):
         self._load()
         self._undo.layout.display = "" if self._before else "none"
         self._say(done, "good")
-
-    def _forget_question(self) -> None:
-        self._asked = ""
-        self._all.description, self._all.button_style = "Same prompt for all photos", ""
 
     def _draw_table(self) -> str:
         counted = any(row.tokens is not None for row in self._rows.values())

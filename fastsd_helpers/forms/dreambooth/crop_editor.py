@@ -24,7 +24,7 @@ _SMALLEST_SIDE_PX = 32
 _HELP = "Drag the square, or its corner. With keys: arrows move it, plus and minus (or Shift and arrows) resize it."
 
 # Handlers as attributes, because a script that is put into a page this way is not run. `e` is the pointer's event,
-# `d` the drag that is going on. Places are kept in per cent of the picture, which a narrow cell shows smaller.
+# `d` the drag that is going on. Places are kept in per cent of the image, which a narrow cell shows smaller.
 _PLACE = """
 this.place=this.place||((l,t,s)=>{const b=this.querySelector('.fastsd-box'),W=this.clientWidth,H=this.clientHeight;
 s=Math.max(12,Math.min(s,W,H));l=Math.max(0,Math.min(l,W-s));t=Math.max(0,Math.min(t,H-s));

@@ -1,32 +1,22 @@
 """Free space: every session and checkpoint with its size, and a button that deletes after a second question."""
 
 import html
-from typing import Any
 
 from fastsd_helpers.files import bytes_in, free_bytes, size_in_words
 from fastsd_helpers.forms.widgets.delete_view import DeleteView
 from fastsd_helpers.sessions import Session, delete_checkpoint, delete_session, list_sessions, room_note
 
-__all__ = ["SpaceView", "show_space"]
+__all__ = ["show_space"]
 
 
-def show_space(session: Session) -> "SpaceView":
+def show_space(session: Session) -> DeleteView[tuple[str, str | None]]:
     """Show what the sessions beside this one take, and let them be deleted; a cell's last line displays it."""
-    return SpaceView(session)
+    root = session.folder.parent
 
-
-class SpaceView(DeleteView):
-    """Sessions and checkpoints."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        super().__init__()
-
-    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
-        root = self._session.folder.parent
-        entries: list[tuple[str, Any]] = []
+    def listed() -> tuple[str, list[tuple[str, tuple[str, str | None]]]]:
+        entries: list[tuple[str, tuple[str, str | None]]] = []
         for item in list_sessions(root):
-            own = "  (this one)" if item.folder == self._session.folder else ""
+            own = "  (this one)" if item.folder == session.folder else ""
             entries.append((f"session {item.name}{own}  ·  {size_in_words(item.bytes)}", (item.name, None)))
             for folder in sorted((item.folder / "checkpoints").glob("*")):
                 if folder.is_dir() and not folder.name.startswith("."):
@@ -34,16 +24,14 @@ class SpaceView(DeleteView):
                     entries.append((label, (item.name, folder.name)))
         return f"<b>{html.escape(str(root))}</b>: {size_in_words(free_bytes(root))} free.", entries
 
-    def _name(self, thing: tuple[str, str | None]) -> str:
+    def named(thing: tuple[str, str | None]) -> str:
         name, checkpoint = thing
         return f"the checkpoint {checkpoint} of {name}" if checkpoint else f"the session {name} with all its images"
 
-    def _note(self, thing: tuple[str, str | None] | None = None) -> str:
-        return room_note(self._session.folder.parent, checkpoint=thing[1] if thing else None)
-
-    def _remove(self, thing: tuple[str, str | None]) -> int:
+    def remove(thing: tuple[str, str | None]) -> int:
         name, checkpoint = thing
-        root = self._session.folder.parent
         if checkpoint:
             return delete_checkpoint(Session.open(name, root=root), checkpoint)
         return delete_session(name, root=root)
+
+    return DeleteView(listed, named, remove, lambda thing: room_note(root, checkpoint=thing[1] if thing else None))

@@ -1,6 +1,6 @@
 """What a notebook's last cells call: export, upload, and giving the machine back when everything is safe."""
 
-import logging
+import dataclasses
 from pathlib import Path
 
 from fastsd_helpers.dreambooth.results.finishing import finished_result
@@ -11,13 +11,11 @@ from fastsd_helpers.drive import flush_drive
 from fastsd_helpers.errors import SessionUnfinished, VerificationFailed
 from fastsd_helpers.files import sha256_of
 from fastsd_helpers.forms.widgets.form import require
-from fastsd_helpers.runtime import end_runtime
+from fastsd_helpers.runtime import end_runtime, logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
 __all__ = ["disconnect_when_safe", "export_model", "unfinished", "upload_model"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
@@ -32,8 +30,7 @@ def export_model(config: ExportConfig, session: Session) -> ExportResult | None:
         logger.info("Training has already written this file: %s", done["path"])
         return None
     # The file is named after the session, its step and its format: written again it is the same file.
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    result = export(ExportConfig(**values | {"overwrite": config.overwrite or not config.out}), session)
+    result = export(dataclasses.replace(config, overwrite=config.overwrite or not config.out), session)
     logger.info("Written and read back: %s (sha256 %s)", result.path, result.sha256)
     return result
 
@@ -65,7 +62,8 @@ def disconnect_when_safe(
         whether the machine was given back; only Colab takes it.
 
     Raises:
-        SessionUnfinished: there is no finished model yet. VerificationFailed: the file is not what the training wrote.
+        SessionUnfinished: there is no finished model yet.
+        VerificationFailed: the file is not what the training wrote.
         DriveError: Drive could not be flushed.
     """
     path, sha256 = _finished_file(made) if isinstance(made, Session) else (made.path, made.sha256)

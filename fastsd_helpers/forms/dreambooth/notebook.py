@@ -1,7 +1,6 @@
 """What a notebook's cells call before the training: which session, and which photos."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,17 @@ from fastsd_helpers.drive import mount_drive, sessions_root, shared_folder
 from fastsd_helpers.errors import DatasetError, SessionNotFound
 from fastsd_helpers.forms import desk, recent
 from fastsd_helpers.forms.widgets.form import require
-from fastsd_helpers.options import check, option
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import Session, import_session, is_old_session
 
 __all__ = ["SessionConfig", "open_session", "prepare_pictures"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _LINK = "drive.google.com/"
 
 
 @dataclass(frozen=True)
-class SessionConfig:
+class SessionConfig(Checked):
     """Which session to work in."""
 
     session_name: str = option(
@@ -44,9 +41,6 @@ class SessionConfig:
         advanced=True,
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def open_session(config: SessionConfig) -> Session:
     """Open the session of that name, import it, or create it; in Colab it is on Google Drive unless switched off.
@@ -56,8 +50,10 @@ def open_session(config: SessionConfig) -> Session:
     elsewhere the first time, and opened from then on.
 
     Raises:
-        SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
+        SettingsError: these are the settings of another form.
+        SessionError: a name that cannot be a folder's name.
+        SessionNotFound: one that was in the list is gone.
+        DriveError: Drive was not mounted or cannot be written.
     """
     require(config, SessionConfig)
     desk.close_session()
@@ -113,7 +109,8 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     if kept:
         logger.info("%s", kept)
         return _prepared_before(session)
-    own = bool(config.images) or _has_unprepared(session)
+    # Images of an imported session, which no `prepare` has read yet, are the user's own too.
+    own = bool(config.images) or (not recorded_images(session) and any(session.instance_images.glob("*.*")))
     if not own:
         folder = demo.SUBJECTS_FOLDER / "robot"
         logger.info("No photos were given, so the built-in images of a robot are used: %s", folder)
@@ -124,11 +121,6 @@ def prepare_pictures(config: PrepareConfig, session: Session) -> PrepareResult:
     return result
 
 
-def _has_unprepared(session: Session) -> bool:
-    """Images of an imported session, which no `prepare` has read yet."""
-    return not recorded_images(session) and any(session.instance_images.glob("*.*"))
-
-
 def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     dataset: dict[str, Any] = session.record.get("dataset") or {}
     if not recorded_images(session):
@@ -136,7 +128,8 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     if find_training(session) is not None:
         return "A training of this session is running, so its images are not changed."
     boxes = Path((dataset.get("settings") or {}).get("boxes") or "-")
-    same = dataset.get("settings", {}) | {"boxes": ""} == _as_recorded(config) | {"boxes": ""}
+    asked = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("size", "crop")}
+    same = dataset.get("settings", {}) | {"boxes": ""} == asked | {"boxes": ""}
     same = same and (dataset.get("size"), dataset.get("crop")) == (config.size, config.crop)
     if not config.images and (boxes.is_file() or not dataset.get("demo", False)):
         count = len(recorded_images(session))
@@ -150,11 +143,6 @@ def _why_kept(config: PrepareConfig, session: Session) -> str | None:
     return None
 
 
-def _as_recorded(config: PrepareConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ("size", "crop")}
-
-
 def _prepared_before(session: Session) -> PrepareResult:
     dataset = session.record["dataset"]
     sheet = session.logs / "contact-sheet.png"
@@ -164,6 +152,6 @@ def _prepared_before(session: Session) -> PrepareResult:
     held_out = sum(item["held_out"] for item in images)
     size = dataset.get("size") or 0
     skipped = tuple(dataset.get("skipped") or ())
-    prepared = load_dataset(session)  # every picture is there and as it was
+    prepared = load_dataset(session)  # every image is there and as it was
     prompts = counted_prompts([image.prompt for image in (*prepared.train, *prepared.held_out)])
     return PrepareResult(len(images) - held_out, held_out, size, tuple(images), skipped, (), sheet, prompts)

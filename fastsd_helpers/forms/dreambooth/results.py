@@ -82,7 +82,8 @@ def show_disconnect(session: Session) -> "DisconnectView":
     """Check the finished model once more, and offer a button that gives Colab's machine back.
 
     Raises:
-        SessionUnfinished: there is no finished model yet. VerificationFailed: the file is not what training wrote.
+        SessionUnfinished: there is no finished model yet.
+        VerificationFailed: the file is not what training wrote.
     """
     disconnect_when_safe(session)
     return DisconnectView(session)

@@ -1,9 +1,8 @@
 """The training cell: start the child process or find the one that runs, show it, stop it, hand its result back."""
 
-import logging
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastsd_helpers.dreambooth.running.child_process import TrainingChild, find_training, planned_steps, start_training
 from fastsd_helpers.dreambooth.running.engine import TrainResult
@@ -15,12 +14,11 @@ from fastsd_helpers.forms.dreambooth.live_view import LiveView
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.work_view import wait_for
 from fastsd_helpers.options import check, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.record import read_record
 
 __all__ = ["RunConfig", "run_training"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,10 @@ def run_training(
             more_steps=wanted.more_steps or 0,
             more_text_encoder_steps=wanted.more_text_encoder_steps or 0,
         )
-        begun = _take_back
+        # What is asked for once is emptied, so that "Run all" goes on with it and does not begin it twice.
+        begun = functools.partial(
+            desk.untick, RunConfig, more_steps=None, more_text_encoder_steps=None, start_over=False
+        )
     else:
         logger.info("A training of this session is running already; this cell shows it.")
         if restart or wanted.start_over or wanted.more_steps or wanted.more_text_encoder_steps:
@@ -131,21 +132,11 @@ def _watch(child: TrainingChild, session: Session, begun: Callable[[], None]) ->
     except FastSDError as err:
         if isinstance(err, Interrupted):
             begun()
-        view.show_plot(_recorded_plot(session))
+        made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
+        view.show_plot(session.folder / made if made else None)
         raise
     begun()
     end = "Already finished" if result.first_step == result.steps else "Done"
     view.end(f"{end}: {result.path.name} is written and checked.", good=True)
     view.show_plot(result.loss_plot)
     return result
-
-
-def _take_back() -> None:
-    """Empty what was asked for once, so that "Run all" goes on with it and does not begin it twice."""
-    desk.untick(RunConfig, more_steps=None, more_text_encoder_steps=None, start_over=False)
-
-
-def _recorded_plot(session: Session) -> Path | None:
-    """The losses of the session's finished run, when there is one."""
-    made = (read_record(session.folder).record.get("result") or {}).get("loss_plot")
-    return session.folder / made if made else None

@@ -4,10 +4,8 @@ import html
 from typing import Any
 
 from fastsd_helpers.errors import FastSDError
-from fastsd_helpers.forms.trocr.doubtful_words import draw_doubt
-from fastsd_helpers.forms.trocr.line_keys import draw_keys
-from fastsd_helpers.forms.trocr.reading_view import picture_tag
-from fastsd_helpers.forms.widgets.view import View, draw_error, load_widgets, make_button, make_frame
+from fastsd_helpers.forms.trocr.reading_view import draw_doubt, picture_tag
+from fastsd_helpers.forms.widgets.view import View, draw_error, draw_script, load_widgets, make_button, make_frame
 from fastsd_helpers.trocr.reading.session import ReadingSession, SavedLine
 
 __all__ = ["CorrectionTable", "correct_lines"]
@@ -19,6 +17,38 @@ _WHICH = (
     ("lowest confidence first", "doubt"),
     ("not reviewed yet", "open"),
 )
+# In the page, since a notebook's text field knows no keys that go to another field; over the end of a page of the table
+# too. Tab passes the buttons beside a field, for these keys do what they do. The notebook's own shortcuts are kept
+# away: Shift+Enter would run the cell and draw the table anew.
+_CODE = """
+(function(el){let tries=0;const begin=setInterval(()=>{
+const root=el.closest('.fastsd-corrections');
+if(!root){if(++tries>200)clearInterval(begin);return;}
+clearInterval(begin);if(root.dataset.keys)return;root.dataset.keys='1';
+root.setAttribute('data-lm-suppress-shortcuts','true');root.setAttribute('data-p-suppress-shortcuts','true');
+const fields=()=>[...root.querySelectorAll('.fastsd-line input')];
+const go=(field)=>{field.focus();field.select();};
+const skip=()=>root.querySelectorAll('button.fastsd-skip').forEach((b)=>{b.tabIndex=-1;});
+const turn=(name,place)=>{const button=root.querySelector('button.'+name);if(!button||button.disabled)return;
+const old=fields()[0];button.click();let n=0;const wait=setInterval(()=>{const all=fields();
+if(all.length&&all[0]!==old){clearInterval(wait);skip();go(all.at(place));}else if(++n>200)clearInterval(wait);},50);};
+skip();root.addEventListener('focusin',skip);
+root.addEventListener('keydown',(e)=>{
+const row=e.target.closest('.fastsd-line-row');
+if(!row||e.target.tagName!=='INPUT'||e.isComposing)return;
+const press=(name)=>{const button=row.querySelector('button.'+name);if(button)button.click();};
+const plain=!e.ctrlKey&&!e.altKey&&!e.metaKey;
+if(e.key==='Escape'&&plain){e.preventDefault();e.stopPropagation();press('fastsd-undo');return;}
+if(e.key!=='Enter'||!plain)return;
+e.preventDefault();e.stopPropagation();
+const all=fields(),at=all.indexOf(e.target);
+e.target.dispatchEvent(new Event('change',{bubbles:true}));
+if(e.shiftKey){if(at>0)go(all[at-1]);else turn('fastsd-back',-1);return;}
+press('fastsd-right');
+if(at<all.length-1)go(all[at+1]);else turn('fastsd-next',0);
+},true);
+},50);})(this)
+"""
 _KEYS = "Enter: accept, next line. Shift+Enter: previous line. Escape: undo. Marked words have low confidence."
 
 
@@ -64,7 +94,7 @@ class CorrectionTable(View):
         self._next.on_click(lambda _button: self._go(self._first + self._step()))
         self._rest.on_click(lambda _button: self._all_right())
         bar = widgets.HBox([self._which, self._back, self._next, self._rest])
-        keys = widgets.HTML(f"<span style='opacity:.85'>{html.escape(_KEYS)}</span>{draw_keys()}")
+        keys = widgets.HTML(f"<span style='opacity:.85'>{html.escape(_KEYS)}</span>{draw_script(_CODE)}")
         self.box = make_frame(bar, keys, self._message, self._rows)
         self.box.add_class("fastsd-corrections")
         self._go(int(known.get("first", 0)))
@@ -146,9 +176,6 @@ class CorrectionTable(View):
         except FastSDError as err:
             self._tell(err)
             return
-        self._refresh(line, state)
-
-    def _refresh(self, line: SavedLine, state: Any) -> None:
         state.value = self._state(next(now for now in self._session.lines() if now.key == line.key))
         self._tell()
 

@@ -1,4 +1,4 @@
-"""Teaching the reader in a notebook: learn from corrections or a data set, and compare before and after."""
+"""Fine-tuning the model in a notebook: on corrections or a dataset, and a comparison before and after."""
 
 import html
 import logging
@@ -15,6 +15,7 @@ from fastsd_helpers.forms.widgets.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.widgets.view import draw_notice, draw_table, in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import check, from_values, option, to_values
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult
@@ -32,8 +33,6 @@ __all__ = [
     "teach_reader",
     "words_of_news",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SHOWN = 20
 _RELOADED = (
@@ -64,7 +63,7 @@ class _Data:
 
 @dataclass(frozen=True)
 class TeachConfig(FineTuneConfig, _Going, _Data):
-    """What the reader learns from, and how."""
+    """What the model learns from, and how."""
 
     def __post_init__(self) -> None:
         both = ["more_steps and start_over: choose one of them"] if self.more_steps and self.start_over else []
@@ -72,15 +71,16 @@ class TeachConfig(FineTuneConfig, _Going, _Data):
 
 
 def show_teach_form(session: ReadingSession) -> "TeachForm":
-    """Make the form for teaching the reader of a session; the last line of a cell displays it."""
+    """Make the form for fine-tuning the model of a session; the last line of a cell displays it."""
     return TeachForm(session)
 
 
 class TeachForm(Form[TeachConfig]):
     """Settings of the teaching; above them how many lines there are, and who chose those that are held out."""
 
+    _session: ReadingSession
+
     def __init__(self, session: ReadingSession) -> None:
-        self._reading = session
         self._about = load_widgets().HTML()
         super().__init__(TeachConfig, session=session)
         self._tell()
@@ -96,7 +96,7 @@ class TeachForm(Form[TeachConfig]):
     def _tell(self) -> None:
         try:
             settings = learning_settings(TeachConfig(**{name: field.read() for name, field in self._fields.items()}))
-            self._about.value = draw_notice(_division(self._reading, settings, self.values()))
+            self._about.value = draw_notice(_division(self._session, settings, self.values()))
         except FastSDError:  # a bad value is said at its field
             self._about.value = ""
 
@@ -105,14 +105,14 @@ def _division(session: ReadingSession, settings: FineTuneConfig, values: Any) ->
     """In words: what is learned from, what is held out, and who chose that."""
     if values.get("data"):
         return (
-            f"About {100 * settings.held_out:.0f} % of the data set is held out for validation, entire writers or "
+            f"About {100 * settings.held_out:.0f} % of the dataset is held out for validation, entire writers or "
             "pages, chosen at random by 'seed'; name lines of your own in 'held out data', or set 'held out' to 0 for "
             "none."
         )
     try:
         lines = session.corrected()
     except DatasetError:
-        return "No line is corrected yet; the table above is where that is done."
+        return "No line has been corrected yet; the table above is where that is done."
     count = len(lines.lines)
     if not settings.held_out:
         return f"{count} corrected lines, all of them for training; none is held out."
@@ -143,7 +143,7 @@ def run_values(config: TeachConfig) -> dict[str, Any]:
 
 
 def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool = False) -> FineTuneResult | None:
-    """Fine-tune the session's reader in a process of its own; stopped and called again, go on.
+    """Fine-tune the session's model in a process of its own; stopped and called again, go on.
 
     Every choice of settings and lines has a folder of its own in the session, so nothing learned is written over. A
     run that is unfinished goes on with what it began with; one that is running already is watched.
@@ -157,7 +157,8 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
         What was made; None when there is nothing to learn from yet.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: it was stopped. And what `finetune` raises.
+        SettingsError: these are the settings of another form.
+        Interrupted: it was stopped. And what `finetune` raises.
     """
     require(config, TeachConfig)
     values = run_values(config)
@@ -244,10 +245,11 @@ def words_of_news(live: TeachingNews) -> str:
 
 
 def compare_reading(session: ReadingSession) -> "CompareView | None":
-    """Read the held-out lines with the reader before and after fine-tuning and show both; None without a fine-tuning.
+    """Read the held-out lines with the model before and after fine-tuning and show both; None without a fine-tuning.
 
     Raises:
-        DatasetError, ModelError: the lines or a reader cannot be opened any more.
+        DatasetError: the lines or a model cannot be opened any more.
+        ModelError: the lines or a model cannot be opened any more.
     """
     taught = taught_reader(session)
     if taught is None:

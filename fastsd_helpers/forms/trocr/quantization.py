@@ -1,34 +1,34 @@
-"""Shrinking the reader in a notebook: an int8 copy for computers without a GPU, and what it costs."""
+"""Quantizing the model in a notebook: an int8 copy for computers without a GPU, and what it costs."""
 
 import html
-import logging
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import wheels
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.errors import Interrupted
 from fastsd_helpers.forms.widgets.view import draw_table, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.dataset import write_table
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.session_teaching import Taught, taught_reader
 
 __all__ = ["ShrinkView", "shrink_reader"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _TRIALS = 3  # fp32, dynamic, static
 
 
 def shrink_reader(session: ReadingSession) -> "ShrinkView | None":
-    """Make an int8 copy for the CPU of the fine-tuned reader and measure what it costs; None without known lines.
+    """Make an int8 copy for the CPU of the fine-tuned model and measure what it costs; None without known lines.
 
     The held-out lines measure, the learned ones calibrate. The copy is in the session's folder int8. It is made in a
     process of its own, which Stop ends; a copy from before stays then.
 
     Raises:
-        InstallError, DependencyMissing: OpenVINO and nncf are not there and cannot be installed. Interrupted: it was
-        stopped.
+        InstallError: OpenVINO and nncf are not there and cannot be installed.
+        DependencyMissing: OpenVINO and nncf are not there and cannot be installed.
+        Interrupted: it was stopped.
     """
     taught = taught_reader(session)
     if taught is None:
@@ -80,9 +80,7 @@ def _require_int8() -> None:
     import importlib.util
 
     if any(importlib.util.find_spec(name) is None for name in ("openvino", "nncf")):
-        from fastsd_helpers.wheels import install
-
-        install("trocr-int8")
+        wheels.install("trocr-int8")
 
 
 class ShrinkView:

@@ -1,7 +1,6 @@
 """What the handwriting notebook's cells call: the session, the images and how they are read."""
 
 import html
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,14 @@ from fastsd_helpers.forms.widgets.form import Form, require
 from fastsd_helpers.forms.widgets.polling import answer_widgets
 from fastsd_helpers.forms.widgets.view import in_words, load_widgets, show_widget
 from fastsd_helpers.forms.widgets.work_view import WorkView
-from fastsd_helpers.options import check, option
-from fastsd_helpers.runtime import in_notebook, where
+from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.trocr.model.checkpoint import quiet_transformers
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig, choose_reader
 
 __all__ = ["LinesForm", "ReadingSessionConfig", "open_reading", "read_pictures", "show_lines_form"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _KINDS = "image/*,.heic,.heif,.tif,.tiff,.pdf,.zip"
 _SAID = 6
@@ -33,7 +31,7 @@ _STOPPED = ("Reading was stopped; the lines read so far are kept.", "Run the cel
 
 
 @dataclass(frozen=True)
-class ReadingSessionConfig:
+class ReadingSessionConfig(Checked):
     """Which reading session to work in."""
 
     session_name: str = option(
@@ -44,9 +42,6 @@ class ReadingSessionConfig:
     google_drive: bool = option(True, help="keep it on your Google Drive, where it survives a disconnect (Colab only)")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     """Open the reading session of that name or make it; in Colab it is on Google Drive unless switched off.
@@ -54,8 +49,10 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
     Without a name it is the one that was used last in that place, and a new one only where there is none.
 
     Raises:
-        SettingsError: these are the settings of another form. SessionError: a name that cannot be a folder's name.
-        SessionNotFound: one that was in the list is gone. DriveError: Drive was not mounted or cannot be written.
+        SettingsError: these are the settings of another form.
+        SessionError: a name that cannot be a folder's name.
+        SessionNotFound: one that was in the list is gone.
+        DriveError: Drive was not mounted or cannot be written.
     """
     require(config, ReadingSessionConfig)
     desk.close_session()
@@ -75,15 +72,13 @@ def open_reading(config: ReadingSessionConfig) -> ReadingSession:
 
 def show_lines_form(session: ReadingSession) -> "LinesForm":
     """Make the form for the images of a session; the last line of a cell displays it."""
-    return LinesForm(session)
+    return LinesForm(ReadPicturesConfig, session=session)
 
 
 class LinesForm(Form[ReadPicturesConfig]):
     """Settings of reading with an upload button; what is uploaded is kept in the session."""
 
-    def __init__(self, session: ReadingSession) -> None:
-        self._reading = session
-        super().__init__(ReadPicturesConfig, session=session)
+    _session: ReadingSession
 
     def _draw(self) -> Any:
         widgets = load_widgets()
@@ -101,18 +96,18 @@ class LinesForm(Form[ReadPicturesConfig]):
 
     def _keep(self, name: str, data: bytes) -> None:
         try:
-            made = self._reading.save_uploads(name, data)
+            made = self._session.save_uploads(name, data)
         except FastSDError as err:
             self._report.append(f"{err.problem} {err.hint}")
         else:
             self._added, self._there = self._added + len(made.kept), self._there + len(made.there)
             self._report += made.lines()
             if made.kept or made.there:
-                self.update(images=str(self._reading.uploads))
+                self.update(images=str(self._session.uploads))
         self._tell()
 
     def _tell(self) -> None:
-        count = len(self._reading.list_uploads())
+        count = len(self._session.list_uploads())
         have = f"{count} uploaded file{'s' if count != 1 else ''} in this session" if count else "Nothing uploaded yet"
         now = [f"{self._added} added now"] if self._added else []
         now += [f"{self._there} already there, kept only once"] if self._there else []
@@ -125,16 +120,15 @@ class LinesForm(Form[ReadPicturesConfig]):
 def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> ConfidenceView:
     """Read the images into the session, or the built-in samples when there are none, and show how sure it is.
 
-    What was read before is replaced, corrections stay with their lines; what the same reader has read is not read
+    What was read before is replaced, corrections stay with their lines; what the same model has read is not read
     again. Images that are no longer on this machine leave everything as it was.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: it was stopped; run again, it goes on.
+        SettingsError: these are the settings of another form.
+        Interrupted: it was stopped; run again, it goes on.
         DatasetError: there is no image. ModelError and its
-        kin: the reader cannot be opened.
+        kin: the model cannot be opened.
     """
-    from fastsd_helpers.trocr.reading.reader import Reader
-
     require(config, ReadPicturesConfig)
     images = config.images or (str(session.uploads) if session.list_uploads() else "")
     if gone := _gone(images, session):

@@ -3,42 +3,32 @@
 from fastsd_helpers.forms.widgets.form import require
 from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.runtime import colab_link, in_notebook, where
+from fastsd_helpers.trocr.reading.reader import Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig, Served, serve
 from fastsd_helpers.trocr.reading.session import ReadingSession
 
-__all__ = ["ShareView", "share_reader"]
+__all__ = ["share_reader"]
 
 
-def share_reader(config: ServeConfig, session: ReadingSession) -> "ShareView":
-    """Offer the page of the session's reader; its button opens it, so that "Run all" does not wait for it.
+def share_reader(config: ServeConfig, session: ReadingSession) -> PageView[Served]:
+    """Offer the page of the session's model; its button opens it, so that "Run all" does not wait for it.
 
-    It is the fine-tuned reader where there is one. In Colab the link is Colab's own, which only this notebook's user
+    It is the fine-tuned model where there is one. In Colab the link is Colab's own, which only this notebook's user
     can open, unless `share` makes a public one.
 
     Raises:
         SettingsError: these are the settings of another form.
     """
     require(config, ServeConfig)
-    return ShareView(config, session)
 
+    def start() -> Served:
+        return serve(Reader(session.reader), config)
 
-class ShareView(PageView[Served]):
-    """The buttons of the reader's page."""
-
-    def __init__(self, config: ServeConfig, session: ReadingSession) -> None:
-        super().__init__("page", "Loading the model…")
-        self._config, self._session = config, session
-
-    def _start(self) -> Served:
-        from fastsd_helpers.trocr.reading.reader import Reader
-
-        return serve(Reader(self._session.reader), self._config)
-
-    def _where(self, page: Served) -> tuple[str, str]:
+    def told(page: Served) -> tuple[str, str]:
         url = page.url
-        if self._config.share == "no" and where() == "colab" and in_notebook():
+        if config.share == "no" and where() == "colab" and in_notebook():
             url = colab_link(int(url.rstrip("/").rsplit(":", 1)[1])) or url
         login = f"user {page.user}, password {page.password}" if page.password else "without a login"
-        if page.tunnel is not None or page.problem is not None:
-            login = f"{login}\n{page.block()}"
-        return url, login
+        return url, f"{login}\n{page.block()}" if page.tunnel is not None or page.problem is not None else login
+
+    return PageView("page", start, told)

@@ -1,4 +1,4 @@
-"""Things to do beside reading, each behind a button of its own: count a reader's errors, write its vectors."""
+"""Things to do beside reading, each behind a button of its own: count a model's errors, write its vectors."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import file_errors
 from fastsd_helpers.forms.widgets.form import show_form
 from fastsd_helpers.forms.widgets.tools import CommandTool, ToolView
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.trocr.reading.dataset import read_lines, write_table
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import Evaluation, evaluation_from
@@ -23,8 +23,8 @@ _MOST_BYTES = 1_500_000  # of a command line, which Linux limits to 2 MiB with t
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Which reader to measure, and on what."""
+class EvaluateConfig(Checked):
+    """Which model to measure, and on what."""
 
     reader: str = option(
         "auto",
@@ -36,12 +36,9 @@ class EvaluateConfig:
         help="ground truth: folder or table of lines with their text; empty: the lines corrected in this session",
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(Checked):
     """Which images to write the encoder's vectors of, and how."""
 
     reader: str = option(
@@ -54,19 +51,6 @@ class EmbedConfig:
         "mean", help="pooling: one embedding per line (mean), per column of patches, or per patch token (none)"
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
-
-def show_evaluator(session: ReadingSession) -> ToolView:
-    """Offer to count a reader's errors on lines whose text is known; a cell's last line displays it."""
-    return _Evaluator(session)
-
-
-def show_embedder(session: ReadingSession) -> ToolView:
-    """Offer to write the encoder's vectors of lines into the session's folder; a cell's last line displays it."""
-    return _Embedder(session)
-
 
 def _reader_for(session: ReadingSession, wanted: str) -> str:
     return session.reader if wanted == "auto" else wanted
@@ -77,63 +61,61 @@ def _place_of(session: ReadingSession, words: list[str]) -> Path:
     return session.folder / hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
-class _Evaluator(CommandTool):
-    def __init__(self, session: ReadingSession) -> None:
-        self._session = session
-        self._problems: list[str] = []
-        form = show_form(EvaluateConfig, restore=session)
-        busy = "The lines are read and compared with the ground truth…"
-        super().__init__("Evaluate", busy, form=form, work="The evaluation")
+def show_evaluator(session: ReadingSession) -> ToolView:
+    """Offer to count a model's errors on lines whose text is known; a cell's last line displays it."""
+    form = show_form(EvaluateConfig, restore=session)
+    problems: list[str] = []
 
-    def _command(self) -> tuple[list[str], str, Path, int]:
-        assert self._form is not None
-        config = self._form.config()
-        lines = read_lines(config.data) if config.data else self._session.corrected()
-        reader, data = _reader_for(self._session, config.reader), config.data
-        self._problems = [] if data else lines.problems
+    def command() -> tuple[list[str], str, Path, int]:
+        config = form.config()
+        lines = read_lines(config.data) if config.data else session.corrected()
+        reader, data = _reader_for(session, config.reader), config.data
+        problems[:] = [] if data else lines.problems
         if not data:
-            folder = local_folder(self._session.folder)
+            folder = local_folder(session.folder)
             with file_errors(folder, "write to"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             data = str(write_table(folder / "evaluated.jsonl", lines.lines))
         words = ["trocr", "evaluate", data, f"--model={reader}"]
         marks = [*words, *(f"{line.name} {line.text}" for line in lines.lines)]
-        return words, reader, _place_of(self._session, marks), len(lines.lines)
+        return words, reader, _place_of(session, marks), len(lines.lines)
 
-    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
+    def told(answer: Mapping[str, Any]) -> Iterable[str]:
         result = evaluation_from({item.name: answer[item.name] for item in fields(Evaluation)})
         rates = (("character error rate (CER)", result.scores.cer), ("word error rate (WER)", result.scores.wer))
         told = [
             f"{name}: {100 * rate.rate:.1f} % ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)" for name, rate in rates
         ]
         told.append(f"{result.scores.lines} lines, {100 * result.scores.exact:.0f} % of them without an error")
-        told += [f"left out: {problem}" for problem in [*self._problems, *result.left_out][:_WORST]]
+        told += [f"left out: {problem}" for problem in [*problems, *result.left_out][:_WORST]]
         return [*told, *(f"{row['name']}: {row['text']} — read as {row['read']}" for row in result.worst[:_WORST])]
 
+    busy = "The lines are read and compared with the ground truth…"
+    return CommandTool("Evaluate", busy, "The evaluation", form, command, told)
 
-class _Embedder(CommandTool):
-    def __init__(self, session: ReadingSession) -> None:
-        self._session = session
-        form = show_form(EmbedConfig, restore=session)
-        super().__init__("Write the embeddings", "The images are encoded…", form=form, work="The writing")
 
-    def _command(self) -> tuple[list[str], str, Path, int]:
-        assert self._form is not None
-        config = self._form.config()
-        images = [config.images] if config.images else [str(line.picture) for line in self._session.lines() if line.key]
+def show_embedder(session: ReadingSession) -> ToolView:
+    """Offer to write the encoder's vectors of lines into the session's folder; a cell's last line displays it."""
+    form = show_form(EmbedConfig, restore=session)
+
+    def command() -> tuple[list[str], str, Path, int]:
+        config = form.config()
+        images = [config.images] if config.images else [str(line.picture) for line in session.lines() if line.key]
         if not images:
             raise SettingsError("No line has been read yet.", "Read some images in cell 3b, or name some in 'images'.")
         if sum(len(image.encode()) + 9 for image in images) > _MOST_BYTES:
-            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of theirs in 'images'.")
-        reader, out = _reader_for(self._session, config.reader), Path(self._session.folder) / "embeddings"
+            raise SettingsError(f"{len(images)} lines are too many at once.", "Name a folder of them in 'images'.")
+        reader, out = _reader_for(session, config.reader), Path(session.folder) / "embeddings"
         named = [f"./{image}" if image.startswith("-") else image for image in images]  # else it would be a flag
         words = ["trocr", "embed", *named, f"--out={out}", f"--pool={config.pool}", f"--model={reader}"]
-        return words, reader, _place_of(self._session, words), len(images)
+        return words, reader, _place_of(session, words), len(images)
 
-    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
+    def told(answer: Mapping[str, Any]) -> Iterable[str]:
         shape = " x ".join(map(str, answer["shape"]))
         index = Path(answer["index"]).name
         return [
             f"Written: {answer['path']} ({shape}: lines, vectors, numbers), and what each row is in {index}.",
             *answer["left_out"][:_WORST],
         ]
+
+    return CommandTool("Write the embeddings", "The images are encoded…", "The writing", form, command, told)

@@ -1,9 +1,12 @@
-"""Looking at lines that were read: each image with its text, every token coloured by how sure the reader was."""
+"""Looking at lines that were read: each image with its text, in which words that the model doubted are marked.
+
+Doubt has two degrees, readable in light and dark themes, and told in words too.
+"""
 
 import html
 from pathlib import Path
 
-from fastsd_helpers.forms.trocr.doubtful_words import draw_doubt
+from fastsd_helpers.forms.widgets.style import COLOURS
 from fastsd_helpers.forms.widgets.view import (
     View,
     draw_picture,
@@ -13,17 +16,21 @@ from fastsd_helpers.forms.widgets.view import (
     make_frame,
     read_as_data,
 )
+from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.reading.session import ReadingSession, SavedLine
 
-__all__ = ["ConfidenceView", "picture_tag", "show_confidence"]
+__all__ = ["DOUBT_COLOURS", "ConfidenceView", "draw_doubt", "picture_tag", "show_confidence", "words_of"]
 
 _ON_A_PAGE = 20
 _HEIGHT_PX, _WIDTH_PX = 44, 460
 _ORDERS = (("page order", "page"), ("lowest confidence first", "doubt"))
+_UNSURE, _VERY_UNSURE = 0.9, 0.6
+# Text and background of a word; the background comes with its text, so that no theme makes it hard to read.
+DOUBT_COLOURS = {"low confidence": COLOURS["warn"], "very low confidence": COLOURS["bad"]}
 
 
 def show_confidence(session: ReadingSession) -> "ConfidenceView":
-    """Show the lines of a session with the reader's confidence; a cell's last line displays it."""
+    """Show the lines of a session with the model's confidence; a cell's last line displays it."""
     return ConfidenceView(session)
 
 
@@ -95,3 +102,37 @@ def _row(line: SavedLine) -> list[str]:
     picture = picture_tag(line.picture, f"a line of {read.name}") if line.key else html.escape(read.name)
     wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
     return [picture, sure, f"<span style='{wrap}'>{text}</span>", html.escape(", ".join(told))]
+
+
+def words_of(line: Line) -> list[tuple[str, float]]:
+    """The pieces of a line's text, blanks and words in turn, each with the confidence of its least sure token.
+
+    The whole text is one piece where its tokens are parts of letters.
+    """
+    if "".join(token.text for token in line.tokens).strip() != line.text.strip():
+        return [(line.text, line.confidence)]
+    pieces: list[tuple[str, float]] = []
+    for token in line.tokens:
+        for letter in token.text:
+            if pieces and pieces[-1][0][-1].isspace() == letter.isspace():
+                text, sure = pieces[-1]
+                pieces[-1] = (text + letter, 1.0 if letter.isspace() else min(sure, token.confidence))
+            else:
+                pieces.append((letter, 1.0 if letter.isspace() else token.confidence))
+    return pieces
+
+
+def draw_doubt(line: Line) -> str:
+    """The text of a line as HTML, with the words that were doubted marked."""
+    return "".join(_mark(text, sure) for text, sure in words_of(line))
+
+
+def _mark(text: str, sure: float) -> str:
+    shown = html.escape(text)
+    if sure > _UNSURE or not text.strip():
+        return shown
+    degree = "low confidence" if sure > _VERY_UNSURE else "very low confidence"
+    ink, paper = DOUBT_COLOURS[degree]
+    line = "dotted" if degree == "low confidence" else "double"
+    style = f"color:{ink};background:{paper};text-decoration:underline {line};border-radius:3px;padding:0 2px"
+    return f"<mark title='{degree}: {100 * sure:.0f} %' style='{style}'>{shown}</mark>"

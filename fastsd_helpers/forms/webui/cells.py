@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,21 @@ from fastsd_helpers.errors import (
     WebUIError,
     WebUINotInstalled,
 )
-from fastsd_helpers.forms.playground import PlayView, offer_playground
+from fastsd_helpers.forms.playground import offer_playground
 from fastsd_helpers.forms.webui.forms import StoreConfig, settled
 from fastsd_helpers.forms.webui.shared_state import NotebookUI
 from fastsd_helpers.forms.webui.views import LinkView, StartView
 from fastsd_helpers.forms.widgets.form import require
+from fastsd_helpers.forms.widgets.page_view import PageView
 from fastsd_helpers.options import to_values
-from fastsd_helpers.playground import PlaygroundConfig
-from fastsd_helpers.runtime import describe_device, in_notebook, where
+from fastsd_helpers.playground import Page, PlaygroundConfig
+from fastsd_helpers.runtime import describe_device, in_notebook, logger, where
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import (
     ControlNetConfig,
     InstallConfig,
     LaunchConfig,
     ModelsConfig,
-    RunningUI,
     find_places,
     find_ui,
     install_webui,
@@ -55,8 +54,6 @@ __all__ = [
     "start_ui",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _known: "dict[Path, NotebookUI]" = {}  # by store, the one opened last at the end
 # What a start that is asked for again may differ in, without the web UI being started anew.
 _NOT_COMPARED = ("wait_s", "restart")
@@ -66,7 +63,8 @@ def open_store(config: StoreConfig) -> NotebookUI:
     """Find the folder of models, images and settings; in Colab Google Drive is mounted for it unless switched off.
 
     Raises:
-        SettingsError: these are the settings of another form. DriveError: Drive was not mounted.
+        SettingsError: these are the settings of another form.
+        DriveError: Drive was not mounted.
     """
     require(config, StoreConfig)
     store: Path | None = Path(config.store).expanduser() if config.store else None
@@ -86,7 +84,7 @@ def open_store(config: StoreConfig) -> NotebookUI:
         elsewhere = (
             "" if began_with == str(webui.store) else f" with the folder {began_with}, until cell 6b restarts it"
         )
-        logger.info("%s runs already, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
+        logger.info("%s is already running, on port %d of this machine%s.", running.ui.title, running.port, elsewhere)
     return webui
 
 
@@ -110,7 +108,7 @@ def install_ui(config: InstallConfig, webui: NotebookUI) -> None:
     webui.ui, webui.program, webui.problem = find_ui(config.ui), config.folder, None
     if describe_device().kind != "cuda" and not webui.without_gpu:
         webui.problem = WebUIError(
-            f"There is no GPU here, with which {webui.ui.title} needs seconds per image instead of minutes.",
+            f"There is no GPU here: {webui.ui.title} takes minutes per image without one, seconds with one.",
             "Select one (Colab: Runtime > Change runtime type) and run all cells; or tick 'without gpu' in cell 2a, "
             "then run cells 2b and 3b.",
         )
@@ -152,15 +150,15 @@ def fetch_controlnets(config: ControlNetConfig, webui: NotebookUI) -> None:
 # ----------------------------------------------------------------------------------------------- starting
 
 
-def start_ui(config: LaunchConfig, webui: NotebookUI) -> PlayView | None:
+def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
     """Start the web UI and wait until it answers, its last lines in view.
 
     One that runs with these very settings goes on, whichever kernel has started it; one with others is started anew.
     Where no web UI can run, the playground is offered instead: the value is its view, with a button that opens it.
 
     Raises:
-        SettingsError: these are the settings of another form. Interrupted: the cell was stopped; nothing runs.
-        And what `webui.launch` raises.
+        SettingsError: these are the settings of another form.
+        Interrupted: the cell was stopped; nothing runs. And what `webui.launch` raises.
     """
     require(config, LaunchConfig)
     if webui.problem is not None:
@@ -186,7 +184,10 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PlayView | None:
         raise
     webui.ui = webui.running.ui
     note_run(webui.running, start=asked)
-    view.end(_how_it_went(webui.running), good=webui.running.model_loaded is not False)
+    running = webui.running
+    model = {True: "its model is loaded", False: "but it refused the model: see above", None: "its model is loading"}
+    how = f"{running.ui.title} answers after {running.seconds:.0f} s; {model[running.model_loaded]}."
+    view.end(how, good=running.model_loaded is not False)
     return None
 
 
@@ -208,7 +209,7 @@ def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> 
     if read_note(running).get("start") != asked:
         return False
     logger.info(
-        "%s runs already with these settings, on port %d of this machine%s. Section 8 stops it, for another start.",
+        "%s is already running with these settings, on port %d of this machine%s. Section 8 stops it.",
         running.ui.title,
         running.port,
         f", and its link is open: {webui.link.url}" if webui.link is not None else "",
@@ -216,15 +217,10 @@ def _goes_on(config: LaunchConfig, asked: dict[str, Any], webui: NotebookUI) -> 
     return True
 
 
-def _how_it_went(running: RunningUI) -> str:
-    model = {True: "its model is loaded", False: "but it refused the model: see above", None: "its model is loading"}
-    return f"{running.ui.title} answers after {running.seconds:.0f} s; {model[running.model_loaded]}."
-
-
 def _end(webui: NotebookUI, config: LaunchConfig) -> None:
     running = webui.look()
     if running is not None:
-        logger.info("%s, which runs with other settings, is stopped first.", running.ui.title)
+        logger.info("%s, which is running with other settings, is stopped first.", running.ui.title)
         running.stop()
     elif stop(config.ui, folder=config.folder or None, store=config.store or None):
         # Its login is not known here, so it could not be shared.
@@ -242,8 +238,9 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
     same settings. In Colab, `kind` colab makes a link that opens for this notebook's user alone.
 
     Raises:
-        SettingsError: these are the settings of another form. WebUIError: it does not run. TunnelError: no service
-        gave a link; what each one said is in the sentence.
+        SettingsError: these are the settings of another form.
+        WebUIError: it does not run.
+        TunnelError: no service gave a link; what each one said is in the sentence.
     """
     require(config, TunnelConfig)
     if webui.left_out():
@@ -251,7 +248,7 @@ def share_ui(config: TunnelConfig, webui: NotebookUI) -> LinkView | None:
     running = webui.look()
     if running is None:
         problem = webui.running.problem() if webui.running is not None else None
-        raise problem or WebUIError("The web UI does not run.", "Run cell 6b, which starts it.")
+        raise problem or WebUIError("The web UI is not running.", "Run cell 6b, which starts it.")
     view, asked = LinkView(), to_values(config)
     if webui.link is not None and read_note(running).get("link") == asked:
         logger.info("The link opened before is still open.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastsd_helpers.errors import DriveError
 from fastsd_helpers.files import file_errors, write_atomic
 from fastsd_helpers.forms.widgets.form import Form
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
 from fastsd_helpers.tunnels import TunnelConfig
 from fastsd_helpers.webui import InstallConfig, LaunchConfig, find_places, find_ui
 
@@ -29,7 +29,7 @@ _SETTLED: dict[type, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class StoreConfig:
+class StoreConfig(Checked):
     """Where models, images and settings are kept, and on which machine the web UI may run."""
 
     google_drive: bool = option(
@@ -38,9 +38,6 @@ class StoreConfig:
     without_gpu: bool = option(False, help="continue without a GPU: an image then takes minutes")
     shared_drive: str = option("", help="name of a Shared drive; empty: My Drive", advanced=True)
     store: str = option("", help="another data directory; empty: sd/stable-diffusion-webui", advanced=True)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 class _LastStore:

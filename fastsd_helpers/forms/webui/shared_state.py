@@ -1,12 +1,12 @@
 """What the cells of the web UI notebook hand on to each other, and what it remembers for the next visit."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DriveError, FastSDError
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import (
     AttachedUI,
@@ -22,8 +22,6 @@ from fastsd_helpers.webui import (
 from fastsd_helpers.webui.running.background import BackgroundLink
 
 __all__ = ["NotebookUI"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _RECORD = "fastsd-notebook.json"  # in the store, so that it comes along to another machine
 

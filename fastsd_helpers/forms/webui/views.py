@@ -4,7 +4,6 @@ import html
 import threading
 import time
 from collections import deque
-from typing import Any
 
 from fastsd_helpers.drive import deletion_note
 from fastsd_helpers.errors import FastSDError
@@ -16,7 +15,7 @@ from fastsd_helpers.tunnels import Tunnel
 from fastsd_helpers.webui import Kept, delete_kept, find_link, list_kept, stop
 from fastsd_helpers.webui.running.background import BackgroundLink
 
-__all__ = ["KeptView", "LinkView", "StartView", "StopView", "show_kept", "show_stop"]
+__all__ = ["LinkView", "StartView", "StopView", "show_kept", "show_stop"]
 
 _LINES = 8
 _SHOW_EVERY_S = 0.25
@@ -126,7 +125,7 @@ class StopView(View):
         elif problem is not None:
             self._say_error(problem)
         else:
-            self._say("No web UI runs.")
+            self._say("No web UI is running.")
 
     def stop(self) -> None:
         """Close the link and end the web UI with all it started."""
@@ -149,30 +148,19 @@ class StopView(View):
         )
 
 
-def show_kept(webui: NotebookUI) -> "KeptView":
+def show_kept(webui: NotebookUI) -> DeleteView[Kept]:
     """Show what models, images and the program take, and let them be deleted; a cell's last line displays it."""
-    return KeptView(webui)
 
-
-class KeptView(DeleteView):
-    """Models, images and the program."""
-
-    def __init__(self, webui: NotebookUI) -> None:
-        self._webui = webui
-        super().__init__()
-
-    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
-        places = self._webui.places
-        kept = list_kept(places, self._webui.ui) if places.store.is_dir() else []
+    def listed() -> tuple[str, list[tuple[str, Kept]]]:
+        places = webui.places
+        kept = list_kept(places, webui.ui) if places.store.is_dir() else []
         free, here = size_in_words(free_bytes(places.store)), size_in_words(free_bytes(places.root))
         entries = [(f"{item.kind}  ·  {item.name}  ·  {size_in_words(item.bytes)}", item) for item in kept]
         return html.escape(f"{free} free in {places.store}, {here} on this machine's disk."), entries
 
-    def _name(self, thing: Kept) -> str:
-        return f"{thing.name} ({size_in_words(thing.bytes)})"
-
-    def _note(self, thing: Kept | None = None) -> str:
-        return deletion_note(thing.path if thing else self._webui.places.store)
-
-    def _remove(self, thing: Kept) -> int:
-        return delete_kept(thing, self._webui.places)
+    return DeleteView(
+        listed,
+        lambda thing: f"{thing.name} ({size_in_words(thing.bytes)})",
+        lambda thing: delete_kept(thing, webui.places),
+        lambda thing: deletion_note(thing.path if thing else webui.places.store),
+    )

@@ -1,7 +1,7 @@
 """Choosing a known value in a list, or typing any other one."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fastsd_helpers.forms.widgets.known import OTHER
 from fastsd_helpers.forms.widgets.view import draw_notice, load_widgets
@@ -23,7 +23,6 @@ class Choice:
         label: name of the setting, for those who hear the form.
         placeholder: an example of what can be typed.
         value: what is chosen at first; None: the first entry.
-        changed: called with the new value after every change.
         remark: said about the list, whatever is chosen.
 
     Attributes:
@@ -37,12 +36,10 @@ class Choice:
         label: str = "",
         placeholder: str = "",
         value: str | None = None,
-        changed: Callable[[str], None] | None = None,
         remark: str = "",
     ) -> None:
         widgets = load_widgets()
         self._remark = remark
-        self._changed: Callable[[str], None] | None = None
         self._keys = [key for _words, key in entries if key != OTHER]
         # "" is a value where a list has it; elsewhere it stands for "another one".
         self._other = OTHER if "" in self._keys else ""
@@ -66,7 +63,6 @@ class Choice:
         self.known.observe(lambda _change: self._picked(), names="value")
         self.text.value = next(iter(self._keys), "") if value is None else value
         self._typed()
-        self._changed = changed
 
     def read(self) -> str:
         """What was chosen: a known value, or any other text without blanks around it."""
@@ -84,8 +80,6 @@ class Choice:
         self.known.value = self.read() if self.read() in self._keys else self._other
         self._arrange()
         self._show()
-        if self._changed is not None:
-            self._changed(self.read())
 
     def _picked(self) -> None:
         if self.known.value != self._other:

@@ -1,8 +1,8 @@
 """A list of things with their sizes, and a button that deletes the chosen one after a second press."""
 
 import html
-from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.files import size_in_words
@@ -10,20 +10,30 @@ from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, m
 
 __all__ = ["DeleteView"]
 
+Thing = TypeVar("Thing")
 
-class DeleteView(View, ABC):
+
+class DeleteView(View, Generic[Thing]):
     """The list, the button and the second button that asks whether you are sure.
 
-    Attributes:
-        noun: what is listed, as the list's label.
+    Args:
+        listed: what is free, in HTML, and (label, thing) of what can be deleted.
+        name: the thing in the question whether to delete it.
+        remove: deletes it; gives the bytes that were freed.
+        note: when deleting makes room, of one thing, or of things in general (None); "" where that is at once.
     """
 
-    noun = "what to delete"
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        listed: Callable[[], tuple[str, list[tuple[str, Thing]]]],
+        name: Callable[[Thing], str],
+        remove: Callable[[Thing], int],
+        note: Callable[[Thing | None], str],
+    ) -> None:
+        self._list, self._name, self._remove, self._note = listed, name, remove, note
         widgets = load_widgets()
         self._head = widgets.HTML()
-        self._choice = widgets.Select(description=self.noun, rows=9)
+        self._choice = widgets.Select(description="what to delete", rows=9)
         self._delete = make_button("Delete…", icon="trash")
         self._sure = make_button("Yes, delete it", kind="danger")
         self._sure.layout.display = "none"
@@ -36,22 +46,6 @@ class DeleteView(View, ABC):
         self.box = make_frame(self._head, field, widgets.HBox([self._delete, self._sure]), self._message)
         self._load()
 
-    @abstractmethod
-    def _list(self) -> tuple[str, list[tuple[str, Any]]]:
-        """What is free, in HTML, and (label, thing) of what can be deleted."""
-
-    @abstractmethod
-    def _name(self, thing: Any) -> str:
-        """The thing in the question whether to delete it."""
-
-    @abstractmethod
-    def _remove(self, thing: Any) -> int:
-        """Delete it; returns the bytes that were freed."""
-
-    @abstractmethod
-    def _note(self, thing: Any = None) -> str:
-        """When deleting makes room, of things in general or of one; "" where that is at once."""
-
     def _load(self) -> None:
         try:
             head, entries = self._list()
@@ -60,7 +54,7 @@ class DeleteView(View, ABC):
             return
         self._choice.options = entries
         self._delete.disabled = not entries
-        self._head.value = f"{head} {html.escape(self._note())}"
+        self._head.value = f"{head} {html.escape(self._note(None))}"
         self._ask(False)
 
     def _ask(self, asking: bool) -> None:

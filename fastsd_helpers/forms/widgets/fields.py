@@ -19,12 +19,6 @@ from fastsd_helpers.wording import for_notebook, label_of
 __all__ = ["Field", "known_choice"]
 
 
-def _trait_error() -> type[Exception]:
-    from traitlets import TraitError
-
-    return TraitError
-
-
 def known_choice(option: Option, session: Any = None) -> Choice:
     """The list of a setting's known values that takes any other text too."""
     try:
@@ -97,7 +91,7 @@ class Field:
         return f"{self.option.help} ({low} to {high})"
 
     def read(self) -> Any:
-        """The setting's value; text that is no number is returned as it was typed, for `check` to name it."""
+        """The setting's value; text that is not a number is returned as it was typed, for `check` to name it."""
         value = self.widget.value
         if not isinstance(value, str) or self.option.choices is not None:
             return value
@@ -108,11 +102,13 @@ class Field:
 
     def write(self, value: Any) -> None:
         """Show a value; None shows the empty field that means "left alone"."""
+        from traitlets import TraitError
+
         if hasattr(self.widget, "placeholder"):
             value = "" if value is None else str(value)
         try:
             self.widget.value = value
-        except _trait_error() as err:
+        except TraitError as err:
             choices = self.option.choices or ("yes", "no")
             raise SettingsError(
                 f"{self.option.name} ({self.option.flag}) is {value!r}; choose {', '.join(choices)}.",

@@ -13,7 +13,7 @@ from fastsd_helpers.forms import desk
 from fastsd_helpers.forms.widgets.choice import Choice
 from fastsd_helpers.forms.widgets.fields import Field, known_choice
 from fastsd_helpers.forms.widgets.model_choice import ModelChoice
-from fastsd_helpers.forms.widgets.view import draw_notice, load_widgets, make_frame, show_widget
+from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_frame
 from fastsd_helpers.options import Option, from_values, options_of, to_values
 from fastsd_helpers.registry import TRAINABLE_FAMILIES, models
 from fastsd_helpers.runtime import secret
@@ -72,11 +72,12 @@ def require(config: Any, expected: type) -> None:
         )
 
 
-class Form(Generic[Config]):
+class Form(View, Generic[Config]):
     """Widgets for every setting of a class; `config()` turns what they show into the settings object.
 
     Attributes:
-        settings: the class. folder: of the session that it belongs to, or None.
+        settings: the class.
+        folder: of the session that it belongs to, or None.
         typed: names of the settings that were entered in it, or in the form of its class before it.
     """
 
@@ -105,17 +106,12 @@ class Form(Generic[Config]):
         self._brought = frozenset(self.typed)
         self.typed.clear()
         self._take_typed(desk.last_form(settings, self.folder))
-        self._box = self._draw()
+        self.box = self._draw()
         for name, field in self._fields.items():
             field.watch(functools.partial(self._on_change, name))
         self._show_defaults()
         self._show_outlook()
         desk.keep_form(self)
-
-    @property
-    def box(self) -> Any:
-        """The outermost widget."""
-        return self._box
 
     def values(self) -> dict[str, Any]:
         """What the widgets show, without secrets; None means "left alone". Nothing is checked."""
@@ -126,10 +122,14 @@ class Form(Generic[Config]):
 
         Raises:
             SettingsError: one or more fields are wrong; all of them are named. Or the form belongs to another session
-            than the one that is open.
+                than the one that is open.
         """
         desk.require_open(self.settings, self.folder)
-        secrets = {item.option.name: self._find_secret(item) for item in self._fields.values() if item.option.secret}
+        secrets = {
+            name: secret(name.upper(), prompt=functools.partial(getattr, field.widget, "value"))
+            for name, field in self._fields.items()
+            if field.option.secret
+        }
         try:
             config = from_values(self.settings, self.values() | secrets, given=self._given())
         except SettingsError as err:
@@ -160,13 +160,6 @@ class Form(Generic[Config]):
             self._fields[name].write(value)
             self.typed.add(name)
 
-    def _ipython_display_(self) -> None:
-        show_widget(self._box)
-
-    @staticmethod
-    def _find_secret(field: Field) -> str | None:
-        return secret(field.option.name.upper(), prompt=lambda: field.widget.value)
-
     def _restore(self) -> None:
         saved = self._session.record.get("forms", {}).get(self.settings.__name__, {}) if self._session else {}
         given_up = []
@@ -181,7 +174,7 @@ class Form(Generic[Config]):
                 given_up.append(f"{name} = {value!r}")
         self.typed = self.typed if told else entered
         if given_up:
-            self._say(f"Saved by another version and not used: {', '.join(given_up)}.")
+            self._say(f"Saved by another version and not used: {', '.join(given_up)}.", "bad")
 
     def _take_typed(self, before: "Form[Any] | None") -> None:
         """Show what was entered in the form that this one replaces, also what is wrong in it."""
@@ -233,7 +226,7 @@ class Form(Generic[Config]):
             field.complain(at_field.get(name, ""))
         if any(self._fields[name].option.advanced for name in at_field):
             self._more.selected_index = 0
-        self._say(said.get("", "") if at_field else err.problem if err is not None else "")
+        self._say(said.get("", "") if at_field else err.problem if err is not None else "", "bad")
 
     def _save(self, config: Config) -> None:
         if self._session is None:
@@ -250,13 +243,11 @@ class Form(Generic[Config]):
         base = self._fields.get("base_model")
         if base is not None and isinstance(base.choice, ModelChoice):
             base.choice.set_use(str(self.values().get("method", "full")))
-        defaults, owner = _model_defaults(self.values().get("base_model"))
+        spec = next((spec for spec in models() if spec.key == self.values().get("base_model")), None)
+        defaults = spec.defaults if spec is not None else {}
         for name, field in self._fields.items():
             if field.option.optional:
-                field.suggest(f"{owner}: {defaults[name]}" if name in defaults else "")
-
-    def _say(self, text: str) -> None:
-        self._message.value = draw_notice(text, "bad")
+                field.suggest(f"{spec.key}: {defaults[name]}" if spec is not None and name in defaults else "")
 
 
 def _choice(option: Option, session: Remembering | None) -> Choice | None:
@@ -265,11 +256,3 @@ def _choice(option: Option, session: Remembering | None) -> Choice | None:
         auto = "what suits this machine and the photos"
         return ModelChoice(families=TRAINABLE_FAMILIES, use="full", auto=auto, label=label_of(option.name))
     return known_choice(option, session) if option.known else None
-
-
-def _model_defaults(base_model: Any) -> tuple[Mapping[str, Any], str]:
-    """The defaults that a base model brings, and whose they are, in words."""
-    for spec in models():
-        if spec.key == base_model:
-            return spec.defaults, spec.key
-    return {}, ""

@@ -41,11 +41,7 @@ def draw_loss_curve(losses: Mapping[str, Points], steps: Mapping[str, int]) -> s
             parts.append(_line(_smooth(points), total, top, colour, width=2, opacity=1, dash=_DASHES[stage]))
         offset += steps.get(stage, 0)
     parts.append(_legend([stage for stage in _COLOURS if losses.get(stage)]))
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="{_in_words(losses)}" style="font: 11px sans-serif; max-width: 100%; height: auto">'
-        f"{''.join(parts)}</svg>"
-    )
+    return _drawing(parts, _in_words(losses))
 
 
 def draw_rate_curve(points: Points, total: int, words: str) -> str:
@@ -67,9 +63,13 @@ def draw_rate_curve(points: Points, total: int, words: str) -> str:
         ]
     named = f"{words}: {shown[-1][1]:.1f} % at step {shown[-1][0]}" if shown else f"{words}: not measured yet"
     parts.append(_text(_WIDTH - _RIGHT, _TOP - 3, named, anchor="end"))
+    return _drawing(parts, named)
+
+
+def _drawing(parts: Sequence[str], named: str) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(named, quote=True)}" style="font: 11px sans-serif; max-width: 100%">'
+        f'aria-label="{html.escape(named, quote=True)}" style="font: 11px sans-serif; max-width: 100%; height: auto">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -1,7 +1,5 @@
 """Choosing a model in a notebook: a known one, a Hub id, a path or a link, with what it is and whether it fits here."""
 
-from collections.abc import Callable
-
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.widgets.choice import Choice
 from fastsd_helpers.model_lookup import known_model, understand
@@ -40,7 +38,6 @@ class ModelChoice(Choice):
         families: only these, when given; of another known model it is said that it does not serve.
         auto: what the choice "auto" does, in words; empty: it is not offered.
         value: what is chosen at first; left alone, auto or the first known model.
-        changed: called with the new value after every change.
         label: name of the setting, for those who hear the form.
     """
 
@@ -52,7 +49,6 @@ class ModelChoice(Choice):
         families: tuple[str, ...] = (),
         auto: str = "",
         value: str = "",
-        changed: Callable[[str], None] | None = None,
         label: str = "model",
     ) -> None:
         self._specs = {spec.key: spec for spec in models(kind) if not families or spec.family in families}
@@ -65,7 +61,6 @@ class ModelChoice(Choice):
             label=label,
             placeholder="owner/name, /path/to/model, https://...",
             value=value or None,
-            changed=changed,
         )
 
     def set_use(self, use: str) -> None:

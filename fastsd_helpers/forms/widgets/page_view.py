@@ -5,34 +5,36 @@ import html
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from fastsd_helpers.errors import FastSDError
 from fastsd_helpers.forms.widgets.view import View, load_widgets, make_button, make_frame
-from fastsd_helpers.runtime import redact
+from fastsd_helpers.runtime import logger, redact
 from fastsd_helpers.tunnels import LocalPage
 
 __all__ = ["PageView"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 Page = TypeVar("Page", bound=LocalPage)
 
 _TELL_EVERY_S = 1.0
+_LOADING = "Loading the model…"
 
 
-class PageView(View, ABC, Generic[Page]):
+class PageView(View, Generic[Page]):
     """The buttons, and where the page is once it is open.
+
+    Args:
+        name: of the page. start: loads the model and starts the page. where: its address, and what to say of its
+            login.
 
     Attributes:
         page: the open page, or None.
     """
 
-    def __init__(self, name: str, loading: str) -> None:
+    def __init__(self, name: str, start: Callable[[], Page], where: Callable[[Page], tuple[str, str]]) -> None:
         self.page: Page | None = None
-        self._loading = loading
+        self._start, self._where = start, where
         self._open = make_button(f"Open the {name}", icon="play", name="fastsd-open-page")
         self._close = make_button("Close it", icon="stop")
         self._close.disabled = True
@@ -76,9 +78,9 @@ class PageView(View, ABC, Generic[Page]):
         def tell() -> None:
             while not ended.wait(_TELL_EVERY_S):
                 said = f" {listener.said}" if listener.said else ""
-                self._say(f"{self._loading} {time.monotonic() - begun:.0f} s.{said}")
+                self._say(f"{_LOADING} {time.monotonic() - begun:.0f} s.{said}")
 
-        self._say(self._loading)
+        self._say(_LOADING)
         logger.addHandler(listener)
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
@@ -88,14 +90,6 @@ class PageView(View, ABC, Generic[Page]):
             ended.set()
             thread.join()  # its last words are not to come after what is shown next
             logger.removeHandler(listener)
-
-    @abstractmethod
-    def _start(self) -> Page:
-        """Load the model and start the page."""
-
-    @abstractmethod
-    def _where(self, page: Page) -> tuple[str, str]:
-        """Its address, and what to tell of its login."""
 
 
 class _LastWords(logging.Handler):

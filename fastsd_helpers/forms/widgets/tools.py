@@ -4,23 +4,25 @@
 """
 
 import re
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.background import Background, command_of, local_folder
 from fastsd_helpers.captions.prompts import DEFAULT_CAPTIONER
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
+from fastsd_helpers.dreambooth.dataset import captioning
+from fastsd_helpers.dreambooth.running import engine
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import FastSDError, Interrupted, SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.forms.widgets.form import Form, show_form
 from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, make_button, make_frame
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
-from fastsd_helpers.options import check, option, words_of
+from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "ConvertFileConfig",
     "InspectFileConfig",
     "ToolView",
+    "inspected",
     "show_captioner",
     "show_converter",
     "show_dry_run",
@@ -37,16 +40,14 @@ __all__ = [
 
 _DONE = re.compile(r"\b(\d+)(?: of \d+)? lines, ")
 _LOG_LINES = 100
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class CaptionerConfig:
+class CaptionerConfig(Checked):
     """Which model describes the photos."""
 
     captioner: str = option(DEFAULT_CAPTIONER, help="Hub id or folder of a BLIP captioning model")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,16 @@ class ToolView(View):
     """A form with a button; what came out is said below it.
 
     Args:
-        words: what the button says. busy: what is said while it works. form: its settings, drawn above it.
+        words: what the button says.
+        busy: what is said while it works.
+        do: does it; gives what came out, a sentence a line.
+        form: its settings, drawn above it.
     """
 
-    def __init__(self, words: str, busy: str, *, form: Form[Any] | None = None) -> None:
-        self._form, self._busy = form, busy
+    def __init__(
+        self, words: str, busy: str, do: Callable[[], Iterable[str]], *, form: Form[Any] | None = None
+    ) -> None:
+        self._busy, self._do, self._form = busy, do, form
         self._button = make_button(words, icon="play")
         self._button.on_click(lambda _button: self.go())
         self._message, self._work = load_widgets().HTML(), load_widgets().VBox()
@@ -104,23 +110,29 @@ class ToolView(View):
         finally:
             self._button.disabled = False
 
-    @abstractmethod
-    def _do(self) -> Iterable[str]:
-        """Do it; returns what came out, a sentence a line."""
-
 
 class CommandTool(ToolView):
     """A tool that is a command of ours in a process of its own: a bar and Stop are there while it works.
 
     Args:
         words, busy, form: see ToolView. work: the work in a sentence, as "The evaluation".
+        command: the words after `fastsd`, the model that is opened, a path that stands for this work, how many to do.
+        told: the command's answer, a sentence a line.
     """
 
-    def __init__(self, words: str, busy: str, *, form: Form[Any], work: str) -> None:
-        super().__init__(words, busy, form=form)
-        self._name = work
+    def __init__(
+        self,
+        words: str,
+        busy: str,
+        work: str,
+        form: Form[Any],
+        command: Callable[[], tuple[Sequence[str], str, Path, int]],
+        told: Callable[[Mapping[str, Any]], Iterable[str]],
+    ) -> None:
+        super().__init__(words, busy, self._run, form=form)
+        self._name, self._command, self._told = work, command, told
 
-    def _do(self) -> Iterable[str]:
+    def _run(self) -> Iterable[str]:
         words, model, place, count = self._command()
         view = WorkView(self._busy, f"progress: {self._button.description}", saves="Cancels it; nothing is replaced.")
         self._message.value, self._work.children = "", [view.box]
@@ -137,110 +149,86 @@ class CommandTool(ToolView):
         finally:
             self._work.children = []
 
-    @abstractmethod
-    def _command(self) -> tuple[Sequence[str], str, Path, int]:
-        """The words after `fastsd`, the model that is opened, a path that stands for this work, how many to do."""
-
-    @abstractmethod
-    def _told(self, answer: Mapping[str, Any]) -> Iterable[str]:
-        """The command's answer, a sentence a line."""
-
 
 def show_captioner(session: Session) -> ToolView:
     """Offer to have the photos described that have no caption of their own; a cell's last line displays it."""
-    return _Captioner(session)
+    form = show_form(CaptionerConfig, restore=session)
 
-
-class _Captioner(ToolView):
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        form = show_form(CaptionerConfig, restore=session)
-        super().__init__("Caption the photos", "The model is loaded and captions the photos…", form=form)
-
-    def _do(self) -> list[str]:
-        from fastsd_helpers.dreambooth.dataset.captioning import caption_pictures, prompt_rows
-
-        assert self._form is not None
-        written = set(caption_pictures(self._session, model=self._form.config().captioner))
+    def describe() -> list[str]:
+        written = set(captioning.caption_pictures(session, model=form.config().captioner))
         if not written:
             return ["Every photo has a caption of its own already: nothing was changed."]
         return [
             f"{len(written)} captions were written; cell 3d shows them and lets you change them. The exact prompts:",
-            *(f"{row.image}: {row.prompt}" for row in prompt_rows(self._session)),
+            *(f"{row.image}: {row.prompt}" for row in captioning.prompt_rows(session)),
         ]
+
+    return ToolView("Caption the photos", "The model is loaded and captions the photos…", describe, form=form)
 
 
 def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView:
     """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained."""
-    return _DryRun(settings, session)
+
+    def rehearse() -> list[str]:
+        return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
+
+    return ToolView("Dry run", "The model is loaded and a few steps are timed; this may take a minute…", rehearse)
 
 
-class _DryRun(ToolView):
-    def __init__(self, settings: Form[DreamBoothConfig], session: Session) -> None:
-        self._settings, self._session = settings, session
-        super().__init__("Dry run", "The model is loaded and a few steps are timed; this may take a minute…")
-
-    def _do(self) -> list[str]:
-        from fastsd_helpers.dreambooth.running import engine
-
-        plan = engine.plan(self._settings.config(), self._session, rehearse=True)
-        return [*plan.lines(), "Nothing was trained."]
+def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
+    """What a model file is and what is wrong with it, a sentence a line; raises what `checkpoints.inspect` raises."""
+    found = checkpoints.inspect(path, hashes=hashes, scan=scan)
+    formats = ", ".join(f"{name} {size_in_words(count)}" for name, count in found.dtypes.items())
+    lines = [
+        f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {found.parameters / 1e6:,.1f} million parameters in "
+        f"{found.tensors:,} tensors ({formats})."
+    ]
+    if found.prediction_source:
+        lines.append(f"It predicts {found.prediction or 'an unknown quantity'}: {found.prediction_source}.")
+    if found.sha256:
+        lines.append(f"Its hash: {found.short_hash} in AUTOMATIC1111, SHA-256 {found.sha256}.")
+    lines += [f"⚠ {problem.what}: {problem.effect}" for problem in found.problems] or ["No problems were found."]
+    lines += found.advice
+    for words, names in (("Missing", found.missing), ("Not of this layout", found.unexpected)):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"{words}: {', '.join(names[:_SHOWN])}{more}.")
+    return lines
 
 
 def show_inspector(session: Session) -> ToolView:
     """Offer to look into a model file; a cell's last line displays it."""
-    return _Inspector(session)
+    form = show_form(InspectFileConfig)
 
+    def look() -> list[str]:
+        config = form.config()
+        path = Path(config.file.strip()).expanduser() if config.file.strip() else session.finished_model()
+        return inspected(path, hashes=config.hashes, scan=config.scan)
 
-class _Inspector(ToolView):
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        super().__init__("Inspect it", "Reading the file…", form=show_form(InspectFileConfig))
-
-    def _do(self) -> list[str]:
-        from fastsd_helpers.checkpoints.inspector import inspect
-
-        assert self._form is not None
-        config = self._form.config()
-        path = Path(config.file.strip()).expanduser() if config.file.strip() else self._session.finished_model()
-        found = inspect(path, hashes=config.hashes, scan=config.scan)
-        formats = ", ".join(f"{name} {size_in_words(count)}" for name, count in found.dtypes.items())
-        lines = [
-            f"{found.path.name}: {found.what}, {size_in_words(found.bytes)}",
-            f"{found.parameters / 1e6:,.1f} million parameters in {found.tensors:,} tensors ({formats})",
-            f"SHA-256 {found.sha256}; AUTOMATIC1111 shows {found.short_hash}" if found.sha256 else "",
-            *(f"{len(names)} tensors {what}: {', '.join(names[:5])}" for names, what in (
-                (found.missing, "are missing"), (found.unexpected, "are not of this layout")) if names),
-            *(f"{problem.what}: {problem.effect}" for problem in found.problems),
-            *found.advice,
-        ]  # fmt: skip
-        return [*filter(None, lines), *([] if found.problems else ["No problems found."])]
+    return ToolView("Inspect it", "Reading the file…", look, form=form)
 
 
 def show_converter(session: Session) -> ToolView:
     """Offer to convert a model file or folder; a cell's last line displays it."""
-    return _Converter(session)
+    form = show_form(ConvertFileConfig)
+    verified = False
 
-
-class _Converter(CommandTool):
-    def __init__(self, session: Session) -> None:
-        self._session, self._verify = session, False
-        super().__init__("Convert", "Converting…", form=show_form(ConvertFileConfig), work="The conversion")
-
-    def _command(self) -> tuple[list[str], str, Path, int]:
-        assert self._form is not None
-        config = self._form.config()
+    def command() -> tuple[list[str], str, Path, int]:
+        nonlocal verified
+        config = form.config()
         source, target = config.source.strip(), config.target.strip()
         empty = [name for name, value in (("source", source), ("target", target)) if not value]
         if empty:
             raise SettingsError(f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty.", "Type it above.")
-        self._verify = config.verify
+        verified = config.verify
         paths = [str(Path(name).expanduser().absolute()) for name in (source, target)]
         added = [f"--merge={lora.strip()}" for lora in config.merge.split(",") if lora.strip()]
         own = {item.name for item in fields(ConvertConfig)}
         return ["convert", *paths, *added, *words_of(config, own)], source, Path(paths[1]), 0
 
-    def _told(self, answer: Mapping[str, Any]) -> list[str]:
-        checked = "Written and read back" if self._verify else "Written"
+    def told(answer: Mapping[str, Any]) -> list[str]:
+        checked = "Written and read back" if verified else "Written"
         size = size_in_words(answer["bytes"])
         return [f"{checked}: {answer['path']} ({size}, {answer['family']}, {answer['dtype']})", *answer["notes"]]
+
+    return CommandTool("Convert", "Converting…", "The conversion", form, command, told)

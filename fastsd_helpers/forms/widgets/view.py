@@ -43,7 +43,7 @@ def load_widgets() -> Any:
         import ipywidgets
     if not hasattr(ipywidgets, "Combobox"):  # came with 7.5
         raise DependencyMissing(
-            f"A form needs ipywidgets 7.5 or newer, and {ipywidgets.__version__} is here.",
+            f"A form needs ipywidgets 7.5 or newer, and {ipywidgets.__version__} is installed.",
             "Run: pip install --upgrade ipywidgets, then restart the notebook and reload its page.",
         )
     return ipywidgets
@@ -80,17 +80,16 @@ def draw_script(code: str) -> str:
     return f'<img src="data:," alt="" style="display:none" onerror="{html.escape(" ".join(code.split()), quote=True)}">'
 
 
-def make_field(widget: Any, help: str = "", *, below: Any = None, more: Any = None) -> Any:
+def make_field(widget: Any, help: str = "", *, below: Any = None) -> Any:
     """A row of a form: the widget with its label, the help beside it, or beneath it where there is no room.
 
     Args:
         widget: made with `description`, which is the label that a screen reader reads out too.
         help: text, not HTML.
         below: a widget over the whole width beneath both, for what is wrong with the value.
-        more: a second widget beneath the first one, in its column.
     """
     widgets = load_widgets()
-    column = widgets.VBox([widget, *([more] if more is not None else [])])
+    column = widgets.VBox([widget])
     column.add_class("fastsd-input")
     parts = [column]
     if help:

@@ -33,7 +33,7 @@ __all__ = [
 
 logger = logging.getLogger("fastsd_helpers")
 
-# Files of a reader's folder: those of its tokenizer, and of its picture settings.
+# Files of a model's folder: those of its tokenizer, and of its image settings.
 WORDS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
     *("sentencepiece.bpe.model", "added_tokens.json"),
@@ -46,7 +46,7 @@ _FEW_PARAMETERS = 20_000_000
 
 @dataclass
 class Checkpoint:
-    """A reader as opened: its model (None for a folder of graphs), words, image settings and limits."""
+    """A model as opened: its network (None for a folder of graphs), tokenizer, image settings and limits."""
 
     folder: Path
     model: Any
@@ -68,7 +68,7 @@ class Checkpoint:
 def open_checkpoint(
     ref: str | Path, *, device: str = "auto", precision: str = "auto", cache_dir: Path | None = None
 ) -> Checkpoint:
-    """Open a reader by key, Hub id or folder, repaired.
+    """Open a model by key, Hub id or folder, repaired.
 
     Repairs: the cache of earlier steps switched on; a limit of 20 tokens that nobody asked for lifted; sinusoidal
     position tables that transformers 5 leaves empty computed again; a tokenizer that transformers cannot build made
@@ -160,7 +160,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
         raise ModelError(
             f"{folder} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} "
             f"({len(missing)} tensors).",
-            "Download it again; a reader with random numbers in it would read nonsense.",
+            "Download it again: a model with random weights would read nonsense.",
         )
     repair_positions(model, repairs)
     return model.eval()
@@ -169,7 +169,7 @@ def _load_model(folder: Path, repairs: list[str]) -> Any:
 def load_weights(folder: Path | str) -> tuple[Any, list[str]]:
     """Load a VisionEncoderDecoderModel in fp32: the model, and the names of weights that its files lack.
 
-    Not counted: the pooler, a layer nobody trained and no reader uses; the projection of tied words, which is the
+    Not counted: the pooler, a layer that nobody trained and nothing uses; the projection of tied words, which is the
     words' own table; and an empty marker that transformers 4 keeps beside sinusoidal positions.
     """
     import torch
@@ -212,7 +212,7 @@ def _sinusoidal_tables(model: Any) -> list[Any]:
 def repair_positions(model: Any, repairs: list[str] | None = None) -> None:
     """Compute sinusoidal position tables again where loading left them empty or wrong.
 
-    transformers 5.0 to at least 5.23 creates models on the meta device, and this table is no parameter: it stays
+    transformers 5.0 to at least 5.23 creates models on the meta device, and this table is not a parameter: it stays
     there, and the first step fails. It concerns every stage1 and large-printed checkpoint.
     """
     import torch
@@ -243,11 +243,11 @@ def open_in_bitsandbytes(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-# ------------------------------------------------------------------------------------------ words and pictures
+# ------------------------------------------------------------------------------------------ words and images
 
 
 def load_tokenizer(folder: Path, repairs: list[str] | None = None) -> Any:
-    """Load the tokenizer of a reader, or build it from its vocabulary where transformers cannot.
+    """Load the tokenizer of a model, or build it from its vocabulary where transformers cannot.
 
     transformers 5.13 to 5.17 fails on checkpoints that have vocab.json and merges.txt but no tokenizer.json.
 
@@ -316,7 +316,7 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
 
 
 def copy_files(folder: Path, names: Iterable[str], target: Path) -> None:
-    """Copy those of these files that a reader's folder has."""
+    """Copy those of these files that a model's folder has."""
     for name in names:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

@@ -1,4 +1,4 @@
-"""The reader's decoder steps on an NVIDIA GPU: recorded once as a CUDA graph, then replayed with a single call.
+"""The model's decoder steps on an NVIDIA GPU: recorded once as a CUDA graph, then replayed with a single call.
 
 A step of trocr-base is some four hundred small kernels, and starting them one by one takes longer than their work. A
 recording has fixed shapes and addresses, so keys and values lie in buffers that are filled step by step, steps to come

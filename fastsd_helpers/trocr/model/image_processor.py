@@ -1,4 +1,4 @@
-"""Images as the reader's encoder takes them: the checkpoint's own processor, done in two cheap halves.
+"""Images as the model's encoder takes them: the checkpoint's own processor, done in two cheap halves.
 
 The size is changed image by image with PIL (in as many threads as there are), numbers are made of whole batches
 with torch. The result is that of transformers' image processor with its PIL back end, to rounding.
@@ -36,7 +36,7 @@ class Pixels:
         cut = settings.get("do_center_crop") and settings.get("crop_size") is not None
         if not settings.get("do_resize", True) or (cut and _sides(settings["crop_size"]) != (self.height, self.width)):
             raise ModelError(
-                "The image settings of this model cut images instead of squashing them; TrOCR's do not.",
+                "The image settings of this model crop images; TrOCR's resize them without aspect ratio.",
                 "Copy preprocessor_config.json of the model it was trained from into the folder.",
             )
         self.resample = int(settings.get("resample", 2))

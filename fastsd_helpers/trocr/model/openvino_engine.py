@@ -95,7 +95,7 @@ def _require(*names: str) -> list[Any]:
 def write_graphs(
     checkpoint: Checkpoint, out: Path, *, method: str, batches: "list[torch.Tensor] | None" = None
 ) -> Path:
-    """Write a reader as a folder of graphs that opens like any other reader.
+    """Write a model as a folder of graphs that opens like any other model.
 
     Args:
         checkpoint: opened with fp32 weights.
@@ -252,7 +252,7 @@ class _State:
 
 
 class GraphEngine:
-    """A reader's graphs, as the searches use them; see TorchEngine."""
+    """A model's graphs, as the searches use them; see TorchEngine."""
 
     def __init__(self, folder: Path) -> None:
         require_inert(folder / GRAPHS)
@@ -261,7 +261,7 @@ class GraphEngine:
         about = json.loads((folder / GRAPHS / "about.json").read_text(encoding="utf-8"))
         if about["version"] != _VERSION:
             raise ModelError(
-                f"The graphs in {folder} were made by another version of fastsd_helpers.", "Quantise the reader again."
+                f"The graphs in {folder} were made by another version of fastsd_helpers.", "Quantize the model again."
             )
         self.most_steps, self._layers = int(about["most_steps"]), int(about["layers"])
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -280,7 +280,7 @@ class GraphEngine:
                 self._decoder = core.compile_model(self._holding(decoder, decoder.inputs), "CPU", settings)
         except RuntimeError as err:
             raise ModelError(
-                f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantise the reader again."
+                f"The graphs in {folder} cannot be opened: {str(err).splitlines()[0]}", "Quantize the model again."
             ) from err
 
     def _holding(self, model: Any, ends: list[Any]) -> Any:

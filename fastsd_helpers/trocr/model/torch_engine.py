@@ -1,4 +1,4 @@
-"""The reader's arithmetic in PyTorch: one decoder step at a time, the image's keys computed once per image.
+"""The model's arithmetic in PyTorch: one decoder step at a time, the image's keys computed once per image.
 
 transformers' own loop copies the keys and values of the image (57 MB a line at base size) for every beam and moves
 them at every step. All beams of one line look at the same image, so here they share one copy and the beams are
@@ -155,7 +155,7 @@ class TorchEngine:
         return DecoderState(self._cross_keys(hidden), None, hidden.shape[0], beams)
 
     def _cross_keys(self, hidden: "torch.Tensor") -> list[tuple["torch.Tensor", "torch.Tensor"]]:
-        # A reader whose two halves differ in width has a projection between them, unless its keys take the width.
+        # A model whose two halves differ in width has a projection between them, unless its keys take the width.
         if hasattr(self.model, "enc_to_dec_proj"):
             hidden = self.model.enc_to_dec_proj(hidden)
         return cross_keys(self.decoder, hidden)

@@ -1,4 +1,4 @@
-"""What a reader's tokenizer makes of a text, and how to teach it letters it does not have."""
+"""What a model's tokenizer makes of a text, and how it is extended with characters it lacks."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ _MARKS = ("<s>", "<pad>", "</s>", "<unk>")
 
 @dataclass(frozen=True)
 class Coverage:
-    """How a tokenizer fits a text: tokens per character (1 or less is good), letters it cannot give back."""
+    """How a tokenizer fits a text: tokens per character (1 or less is good), characters it cannot give back."""
 
     tokens_per_character: float
     longest_line: int  # in tokens, the end counted
@@ -30,7 +30,7 @@ class Coverage:
 
 
 def measure_coverage(tokenizer: Any, texts: Iterable[str]) -> Coverage:
-    """Count how many tokens the texts take, and which letters are lost or costly."""
+    """Count how many tokens the texts take, and which characters are lost or costly."""
     texts = [text for text in texts if text]
     letters = Counter(letter for text in texts for letter in text if not letter.isspace())
     counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -100,12 +100,12 @@ def prepare_vocabulary(
 
 
 def _extended(tokenizer: Any, texts: list[str]) -> tuple[Any, list[str], dict[str, list[Any]]]:
-    """The tokenizer with new letters, these, and each new token's old ones, whose vectors it begins with."""
+    """The tokenizer with new characters, these, and each new token's old ones, whose embeddings it begins with."""
     coverage = measure_coverage(tokenizer, texts)
     added = [*coverage.lost_letters, *coverage.costly_letters]
     taken = _byte_letters(tokenizer)
     if refused := "".join(letter for letter in added if letter in taken):
-        logger.info("%s: written as bytes, as before; this tokenizer has other uses for these letters.", refused)
+        logger.info("%s: written as bytes, as before; this tokenizer uses these characters otherwise.", refused)
         added = [letter for letter in added if letter not in taken]
     sources = {letter: _pieces(tokenizer, letter) for letter in added}
     tokenizer.add_tokens(added)

@@ -1,4 +1,4 @@
-"""Whatever people give a reader, as RGB images one by one: files, folders, PDFs, links, PIL images, arrays.
+"""Whatever people give a model, as RGB images one by one: files, folders, PDFs, links, PIL images, arrays.
 
 Every frame of a TIFF and every page of a PDF is an item with a name of its own. An image that cannot be used is
 reported with its name and the reason; the ones after it are read all the same.
@@ -58,7 +58,7 @@ def gather(sources: Any) -> Iterator[Item]:
         DatasetError: a path that does not exist, or a folder with no image in it.
     """
     sources = _as_list(sources)
-    if isinstance(sources, (list, tuple)):  # a slip in the last name is told before the first picture is read
+    if isinstance(sources, (list, tuple)):  # a slip in the last name is told before the first image is read
         for source in sources:
             _check_there(source)
     for place, source in enumerate(sources):
@@ -209,7 +209,7 @@ def _open_frame(path: Path, number: int, name: str) -> "tuple[Image.Image | None
     except files.PictureProblem as err:
         hint = "Open it in an image viewer; save it again as PNG or JPEG."
         if err.why == "kind":
-            raise DatasetError(f"{name} is no image this machine can read: it {err.problem}.", hint) from err
+            raise DatasetError(f"{name} is not an image this machine can read: it {err.problem}.", hint) from err
         if err.why == "size":
             problem, hint = f"{name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
             raise DatasetError(problem, hint) from err
@@ -235,7 +235,7 @@ def _checked(picture: "Image.Image", name: str = "The image") -> "Image.Image":
             "Give the image of a whole line, 32 px high or more.",
         )
     if _contrast(picture) < _LEAST_CONTRAST:
-        # A reader always writes something; of an empty line it would be an invention.
+        # A model always writes something; of an empty line it would be an invention.
         raise DatasetError(f"{name} is blank.", "Leave it out, or scan it darker.")
     return picture
 
@@ -252,7 +252,7 @@ def to_rgb(source: Any) -> "Image.Image":
     if not isinstance(source, Image.Image):
         source = _from_array(np.asarray(source))
     if source.mode.startswith("I") or source.mode == "F":
-        # PIL clips 16-bit pictures at 255 when it converts them: nearly everything turns white.
+        # PIL clips 16-bit images at 255 when it converts them: nearly everything turns white.
         values = np.asarray(source, dtype=np.float64)
         top = 255.0 if values.size and values.max() <= 255 else 65535.0
         source = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
@@ -286,7 +286,7 @@ def _from_array(values: Any) -> "Image.Image":
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or values.size == 0:
         raise DatasetError(
-            f"An array of shape {list(values.shape)} is no image.", "Give [height, width] or [height, width, 3]."
+            f"An array of shape {list(values.shape)} is not an image.", "Give [height, width] or [height, width, 3]."
         )
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255

@@ -50,9 +50,9 @@ _PAGE_LEAST_PX = 200
 _PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines reviewed to tell which way up a page is
 _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
-_CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the reader's confidence
+_CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the model's confidence
 _SLOPE_FROM = 6.0  # degrees, from which lines are found better on a page that was set level
-_LITTLE_PX = 500  # a picture lower than that in which nothing is found is taken for a line
+_LITTLE_PX = 500  # an image lower than that in which nothing is found is taken for a line
 _APART = 0.3  # of the lower line's height that lines one above the other have in common at most
 
 
@@ -279,7 +279,7 @@ def _stand_up(
     """Turn the page by quarters until its writing is upright, and find its lines: tall boxes mean sideways.
 
     Which of two ways is up: the detector's package has a network for that, made for print; where its votes are divided,
-    how sure the reader is of its lines counts too.
+    how sure the model is of its lines counts too.
     """
     if not quads:
         return picture, 0.0, quads

@@ -1,4 +1,4 @@
-"""Where the reader looked for each token: the attention over the image, as numbers and as an image."""
+"""Where the model looked for each token: the attention over the image, as numbers and as an image."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ def find_attention(reader: Any, image: Any) -> Attention:
     """Read one line greedily and keep where each token's step looked: the mean over all layers and heads.
 
     Raises:
-        ModelError: the image cannot be used, or the reader is a folder of graphs, which keep no such weights.
+        ModelError: the image cannot be used, or the model is a folder of graphs, which keep no such weights.
     """
     import numpy as np
     import torch

@@ -67,7 +67,7 @@ def _members(name: str, opened: zipfile.ZipFile, left_out: list[str]) -> Iterato
         if suffix == ".zip":
             left_out.append(f"{shown} in {name} is a zip in a zip: unpack it, and upload that.")
         elif suffix not in _WANTED:
-            left_out.append(f"{shown} in {name} is no image and no PDF.")
+            left_out.append(f"{shown} in {name} is neither an image nor a PDF.")
         elif member.flag_bits & 1:
             left_out.append(f"{shown} in {name} is locked with a password: unpack it, and upload the images.")
         else:

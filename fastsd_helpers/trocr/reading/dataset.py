@@ -28,7 +28,7 @@ logger = logging.getLogger("fastsd_helpers")
 _PICTURE_COLUMNS = ("file_name", "filename", "image", "image_path", "file", "path", "picture", "img", "name")
 _TEXT_COLUMNS = ("text", "transcription", "transcript", "label", "ground_truth", "gt", "sentence", "words")
 _GROUP_COLUMNS = ("group", "writer", "writer_id", "page", "document", "form")
-# What a line is called in tables that we write ourselves, where its picture lies elsewhere.
+# What a line is called in tables that we write ourselves, where its image lies elsewhere.
 _OWN_NAME = "fastsd_line"
 _TABLES = ("metadata.jsonl", "metadata.csv", "labels.csv", "labels.tsv", "labels.jsonl", "labels.txt", "gt.txt")
 _TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
@@ -132,7 +132,9 @@ def read_lines(source: Any) -> LineSet:
         elif path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
             found = _from_table(path)
         elif path.is_file():
-            raise DatasetError(f"{path.name} is no table of lines.", f"Give {', '.join(_TABLE_SUFFIXES)} or a folder.")
+            raise DatasetError(
+                f"{path.name} is not a table of lines.", f"Give {', '.join(_TABLE_SUFFIXES)} or a folder."
+            )
         else:
             raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
         found.source = str(path)
@@ -297,10 +299,10 @@ def _rows_of_jsonl(path: Path, text: str) -> Iterable[tuple[int, Any]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            yield number, f"no JSON: {err}."
+            yield number, f"not JSON: {err}."
             continue
         if not isinstance(row, dict):
-            yield number, "no JSON object."
+            yield number, "not a JSON object."
             continue
         picture, label = _column(row, _PICTURE_COLUMNS), _column(row, _TEXT_COLUMNS)
         if not picture or not label:

@@ -31,7 +31,7 @@ logger = logging.getLogger("fastsd_helpers")
 
 FORMATS = ("txt", "json", "csv", "jsonl")
 _PART = 256
-_SIZES = 1000  # pictures whose size is compared when a run goes on
+_SIZES = 1000  # images whose size is compared when a run goes on
 _MANIFEST = "manifest.json"
 _VERSION, _LINES_ALONE = 3, 2  # of the manifest: before 3, images of lines alone were read, in the order of bytes
 _TOGETHER = 64  # files of single lines read, and noted, together
@@ -230,7 +230,7 @@ def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    # Other pictures under the same names have other sizes; asking for a million of them takes minutes on Drive.
+    # Other images under the same names have other sizes; asking for a million of them takes minutes on Drive.
     for name in names[:: max(1, len(names) // _SIZES)]:
         with contextlib.suppress(OSError):  # a link to nowhere is reported when its turn comes
             digest.update(f"{(folder / name).stat().st_size}".encode())
@@ -251,7 +251,7 @@ def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def _weights_sha256(folder: Path) -> str:
-    """Of the reader's weights, wherever they lie: every fine-tuned reader's folder is called `model`."""
+    """Of the model's weights, wherever they lie: every fine-tuned model's folder is called `model`."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".bin")]
     return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 

@@ -30,7 +30,7 @@ DEMO_READER = "demo-reader"
 _WINDOW = 8  # batches that are opened together, so that lines of like length can be put into one batch
 _BATCH_ON_CPU = 8
 _BATCH_ON_GPU = 64
-_OPENERS = 4  # threads that open and resize pictures; PIL lets go of the interpreter's lock for both
+_OPENERS = 4  # threads that open and resize images; PIL lets go of the interpreter's lock for both
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,13 @@ class Reader:
 
     Args:
         model: a key (`trocr-base-handwritten`), a folder, or a Hub id.
-        beams, precision, min_new_tokens, max_new_tokens, loop_guard, device, batch_size: see ReadConfig.
+        beams: see ReadConfig.
+        precision: see ReadConfig.
+        min_new_tokens: see ReadConfig.
+        max_new_tokens: see ReadConfig.
+        loop_guard: see ReadConfig.
+        device: see ReadConfig.
+        batch_size: see ReadConfig.
 
     Raises:
         SettingsError: a setting out of range; ModelError and its kin: the model cannot be opened.
@@ -142,7 +148,7 @@ class Reader:
         )
         if self.limits.min_new_tokens > self.limits.max_new_tokens:
             raise SettingsError(
-                f"min_new_tokens is {min_new_tokens}, and this reader writes {self.limits.max_new_tokens} at most.",
+                f"min_new_tokens is {min_new_tokens}, and this model writes {self.limits.max_new_tokens} at most.",
                 "Lower it, or raise max_new_tokens too.",
             )
         on_gpu = self.checkpoint.device == "cuda"

@@ -1,8 +1,7 @@
-"""The rows of a reading session: what was read, by which reader, and which of it need not be read again."""
+"""The rows of a reading session: what was read, by which model, and which of it need not be read again."""
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import remembered_sha256
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item
 from fastsd_helpers.trocr.pages.page_reader import cut_lines, looks_like_page, open_detector
@@ -31,10 +31,8 @@ __all__ = [
     "runs_of",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _TOGETHER = 64  # single lines opened together
-_READ_BY = (".safetensors", ".bin", ".json")  # files of a reader
+_READ_BY = (".safetensors", ".bin", ".json")  # files of a model
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,14 @@ def key_of(picture: "Image.Image") -> str:
 
 
 def make_row(line: Line, source: str, *, key: str = "", page: str = "", by: str = "") -> dict[str, Any]:
-    """A row: what was read, from where, and by which reader."""
+    """A row: what was read, from where, and by which model."""
     return {"key": key, "page": page, "by": by, "source": source, **line.as_row()}
 
 
 def fingerprint(reader: Any, pages: str) -> str:
     """What a reading depends on besides the image: the weights, by what they hold, and every setting.
 
-    A reader that was downloaded again on a new machine is the same one.
+    A model that was downloaded again on a new machine is the same one.
     """
     files = [(path.name, remembered_sha256(path)) for path in _files_of(reader)]
     return hashlib.sha256(repr([files, _settings_of(reader, pages)]).encode()).hexdigest()[:16]
@@ -132,7 +130,7 @@ def _settings_of(reader: Any, pages: str) -> list[Any]:
 def known_rows(
     known: Iterable[list[dict[str, Any]]], by: str, by_place: str
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What this very reader has read: rows of single lines by their key, and those of pages by the page's."""
+    """What this very model has read: rows of single lines by their key, and those of pages by the page's."""
     lines: dict[str, dict[str, Any]] = {}
     pages: dict[str, list[dict[str, Any]]] = {}
     for rows in known:
@@ -143,7 +141,7 @@ def known_rows(
 
 
 def not_among(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows whose line, or page, the others do not have from the same reader."""
+    """The rows whose line, or page, the others do not have from the same model."""
     known = {(row["by"], row["page"] or row["key"]) for row in others}
     return [row for row in rows if (row["by"], row["page"] or row["key"]) not in known]
 

@@ -103,7 +103,7 @@ def _read_item(reader: Any, item: Item, whole_page: bool) -> list[Line]:
 
 
 def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) -> None:
-    """Refuse settings with which the page cannot be served or shared here, before its reader is loaded.
+    """Refuse settings with which the page cannot be served or shared here, before its model is loaded.
 
     Raises:
         SettingsError: a user or password that no login can have. DependencyMissing: gradio is not installed. And what

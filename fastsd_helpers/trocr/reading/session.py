@@ -1,7 +1,7 @@
 """A reading session: one folder with the lines of your images, what was read in them, and what you corrected.
 
 A line is known by the pixels of its image, so corrections stay with it when the same images are read again, by
-another reader too. What was corrected is a data set to learn from.
+another model too. What was corrected is a dataset to learn from.
 """
 
 import io
@@ -102,13 +102,13 @@ class ReadingSession:
 
     @property
     def reader(self) -> str:
-        """The reader it works with: the one it taught last, else the one that read last, else the usual one."""
+        """The model it works with: the one it taught last, else the one that read last, else the usual one."""
         path = self.folder / str((self.record.get("taught") or {}).get("path", ""))
         return str(path) if (path / "config.json").is_file() else self.untaught_reader
 
     @property
     def untaught_reader(self) -> str:
-        """The reader that read last, else the usual one: what a first teaching begins with."""
+        """The model that read last, else the usual one: what a first teaching begins with."""
         return str(self.record.get("reader") or choose_reader("auto", own_pictures=True)[0])
 
     def save(self, **changes: Any) -> None:
@@ -211,7 +211,7 @@ class ReadingSession:
         Returns:
             The lines in reading order; one with `read.problem` could not be read.
 
-        What was read before with the very same reader and settings is not read again, also when the run before was cut
+        What was read before with the very same model and settings is not read again, also when the run before was cut
         short: after every page, or 256 lines, what is known is written to reading.jsonl.
 
         Raises:
@@ -248,7 +248,7 @@ class ReadingSession:
                 write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
                     progress(len(rows))
-        # Of another reading that was cut short, and may go on; and of other pictures, which may be wanted again.
+        # Of another reading that was cut short, and may go on; and of other images, which may be wanted again.
         self._take_rows(rows, [*journal, *(row for row in self._rows if row.get("by") in (by, by_place))])
         return self.lines()
 
@@ -350,7 +350,7 @@ class ReadingSession:
         if text is None:
             self._right.pop(key, None)
         elif not text.strip():
-            raise DatasetError("A line without text is nothing to learn from.", "Write what it says, or undo it.")
+            raise DatasetError("A line without text cannot be trained on.", "Type what it says, or undo the change.")
         else:
             kept = {"source": row["source"]} | self._right.get(key, {})
             self._right[key] = kept | {"text": " ".join(text.split())}
@@ -363,7 +363,7 @@ class ReadingSession:
 
     def _write_text(self) -> None:
         rows = [{**line.read.as_row(), "text": line.text} for line in self.lines()]
-        # A picture that could not be read is no line of the text; the table has it, with the reason.
+        # An image that could not be read is not a line of the text; the table has it, with the reason.
         read = [row for row in rows if not row.get("problem")]
         write_atomic(self.folder / "text.txt", rows_to_bytes(read, "txt"))
         write_atomic(self.folder / "text.csv", rows_to_bytes(rows, "csv"))
@@ -375,7 +375,7 @@ class ReadingSession:
         return any(key in order or "sample" not in entry for key, entry in self._right.items())
 
     def corrected(self) -> LineSet:
-        """The corrected lines as a data set, grouped by page or writer.
+        """The corrected lines as a dataset, grouped by page or writer.
 
         From a single page, neighbouring lines are a group: held out together, they are at least not beside lines that
         were learned. The built-in samples count only while they are what was read last. Raises DatasetError when
@@ -384,12 +384,12 @@ class ReadingSession:
         order = {row["key"]: place for place, row in enumerate(self._rows)}
         right = {key: entry for key, entry in self._right.items() if key in order or "sample" not in entry}
         if not right:
-            raise DatasetError("No line is corrected yet.", "Correct some in the table above, or name a data set.")
+            raise DatasetError("No line has been corrected yet.", "Correct some in the table above, or name a dataset.")
         sources = {entry["source"] for entry in right.values()}
         found = LineSet([], source=str(self.folder))
         for key in sorted(right, key=lambda key: (order.get(key, len(order)), key)):
             entry, place = right[key], order.get(key, len(order))
-            # Pictures of single lines have a source each, and so do pages.
+            # Images of single lines have a source each, and so do pages.
             group = entry["source"] if len(sources) > 1 else f"{entry['source']}, part {place // _BLOCK + 1}"
             found.lines.append(LabelledLine(f"{key}.png", self.pictures / f"{key}.png", entry["text"], group))
         return found

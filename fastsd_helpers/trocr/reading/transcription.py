@@ -6,7 +6,6 @@ was killed at any moment reads no page twice, and ends with the same files as on
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 from fastsd_helpers import __version__
 from fastsd_helpers.errors import DatasetError, SettingsError
 from fastsd_helpers.files import check_writable, file_errors, write_atomic
-from fastsd_helpers.runtime import fault_point
+from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.trocr.exports.formats import PER_PAGE, WHOLE, require_formats, whole_file
 from fastsd_helpers.trocr.exports.record import PageRecord, record_of, settled
 from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file
@@ -24,8 +23,6 @@ from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, looks_like_p
 from fastsd_helpers.trocr.reading.rows import fingerprint
 
 __all__ = ["TranscribeConfig", "Transcribed", "transcribe"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _RUN = ".fastsd-run"  # in the folder of the results
 _TOGETHER = 64  # single lines read together

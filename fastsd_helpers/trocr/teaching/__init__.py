@@ -1,3 +1,3 @@
-"""Teaching a reader and measuring it: fine-tuning, metrics, quantization."""
+"""Fine-tuning a model and measuring it: metrics, evaluation, quantization."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Read lines whose text is known and say how many errors there are: of one reader, or of two beside each other."""
+"""Read lines whose text is known and say how many errors there are: of one model, or of two beside each other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def evaluation_from(values: dict[str, Any]) -> Evaluation:
 
 @dataclass(frozen=True)
 class ComparedLine:
-    """One line: its image, what it says, what both readers make of it, and their errors in characters."""
+    """One line: its image, what it says, what both models make of it, and their errors in characters."""
 
     picture: Any
     text: str
@@ -100,14 +100,14 @@ class Comparison:
 
 
 def compare_readers(before: str | Path, after: str | Path, lines: LineSet) -> Comparison:
-    """Read the same lines with two readers, one after the other, and compare.
+    """Read the same lines with two models, one after the other, and compare.
 
     Args:
         before, after: key, folder or Hub id.
         lines: whose text is known; none of them should have been learned from.
 
     Raises:
-        DatasetError: no image can be read. ModelError and its kin: a reader cannot be opened.
+        DatasetError: no image can be read. ModelError and its kin: a model cannot be opened.
     """
     pictures = [line.picture for line in lines.lines]
     read = [Reader(model).read(pictures) for model in (before, after)]

@@ -61,7 +61,7 @@ _LORA_LAYERS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|fc1|f
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """The folder of the fine-tuned reader, and the error rates on held-out lines before, meanwhile and after."""
+    """The folder of the fine-tuned model, and the error rates on held-out lines before, meanwhile and after."""
 
     path: Path
     cer_before: float
@@ -88,7 +88,7 @@ def finetune(
     report: TeachingReport = lambda _progress: None,
     stop: threading.Event | None = None,
 ) -> FineTuneResult:
-    """Fine-tune a reader and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
+    """Fine-tune a model and write it to `out/model`; called again after a stop, go on from the last whole checkpoint.
 
     Called again after the end, it gives the same result and does nothing; the checkpoints are removed at the end.
 
@@ -103,7 +103,9 @@ def finetune(
 
     Raises:
         Interrupted: it was asked to stop.
-        DatasetError, ModelError: what was given cannot be used; SettingsError: `out` holds a run with other settings;
+        DatasetError: what was given cannot be used.
+        ModelError: what was given cannot be used.
+        SettingsError: `out` holds a run with other settings.
         TrainingFailed: the numbers broke down.
     """
     began = time.monotonic()
@@ -147,7 +149,7 @@ def _write_result(made: FineTuneResult, out: Path) -> None:
 
 
 def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Checkpoint:
-    """Open the reader to begin with; one that cannot learn, or that the run would delete, is refused."""
+    """Open the model to begin with; one that cannot learn, or that the run would delete, is refused."""
     _require_packages(config)
     checkpoint = open_checkpoint(model, precision="fp32")
     if checkpoint.model is None:
@@ -158,7 +160,7 @@ def _open_learner(config: FineTuneConfig, model: str | Path, out: Path) -> Check
     for name in ("model", "checkpoints"):  # its own to write
         if folder.is_relative_to((out / name).resolve()):
             raise SettingsError(
-                f"The reader to begin with, {folder}, lies in the folder of the run, where it would be overwritten.",
+                f"The model to start from, {folder}, is in the run's own folder, where it would be overwritten.",
                 "Name another folder for the run.",
             )
     return checkpoint
@@ -290,7 +292,7 @@ def _set_generation(network: Any, tokenizer: Any, start: int, end: int, lines: L
     pad = tokenizer.pad_token_id
     network.config.decoder_start_token_id, network.config.eos_token_id, network.config.pad_token_id = start, end, pad
     lengths = [len(tokenizer.encode(line.text, add_special_tokens=False)) + 1 for line in lines.lines]
-    # Half as long again as the longest line seen: a limit that is no cut, but ends a loop.
+    # Half as long again as the longest line seen: a limit that is not a cut, but ends a loop.
     most = min(longest, max(16, math.ceil(1.5 * max(lengths))))
     network.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=start, eos_token_id=end, pad_token_id=pad, use_cache=True, max_new_tokens=most
@@ -343,8 +345,8 @@ def _named_failures(out: Path) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as err:
         raise TrainingFailed(
             "The GPU's memory is too small for this training.",
-            "Halve --batch-size and double --accumulation, or add --gradient-checkpointing; the run goes on from its "
-            "last checkpoint only with the same settings, so add --restart.",
+            "Halve --batch-size and double --accumulation, or add --gradient-checkpointing; a run resumes only with "
+            "the settings it was started with, so add --restart.",
         ) from err
     except (RuntimeError, SafetensorError) as err:
         if free_bytes(out) < _LEAST_FREE_BYTES:
@@ -355,7 +357,7 @@ def _named_failures(out: Path) -> Iterator[None]:
 
 
 def _write_model(network: Any, tokenizer: Any, checkpoint: Checkpoint, target: Path, config: FineTuneConfig) -> None:
-    """Write the finished reader beside its place, then move it there: a folder is whole or it is not there."""
+    """Write the finished model beside its place, then move it there: a folder is whole or it is not there."""
     if config.method == "lora":
         network = network.merge_and_unload()
     with new_folder(target) as fresh:

@@ -1,4 +1,4 @@
-"""Make an int8 reader for the CPU, and say honestly what it costs: size, speed, errors, agreement, before and after."""
+"""Make an int8 model for the CPU, and say honestly what it costs: size, speed, errors, agreement, before and after."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ class QuantizeResult:
 def quantize(
     model: str | Path, out: Path, *, evaluate_on: Any, calibrate_on: Any = None, overwrite: bool = False
 ) -> QuantizeResult:
-    """Write an int8 copy of a reader that opens like any reader; the better of the methods tried.
+    """Write an int8 copy of a model that opens like any model; the better of the methods tried.
 
     Args:
         model: recognition model: key, folder or Hub id.
@@ -78,9 +78,9 @@ def quantize(
         overwrite: replace `out`.
 
     Raises:
-        SettingsError: `out` is there already, and not to be replaced or no int8 reader, or holds the model itself.
-        DatasetError: an image is in both sets. DependencyMissing: openvino or
-        nncf is not installed.
+        SettingsError: `out` is there already, and not to be replaced or no int8 model, or holds the model itself.
+        DatasetError: an image is in both sets.
+        DependencyMissing: openvino or nncf is not installed.
     """
     _require_replaceable(out, overwrite)
     measured = read_lines(evaluate_on)
@@ -101,7 +101,7 @@ def quantize(
         texts, *trials = _try(checkpoint.folder, "fp32", measured, more, None)
         for method in ("dynamic", *["static"] * bool(calibration)):
             resized = [checkpoint.pixels.resize(picture) for picture in calibration]
-            # One line a batch: ranges are measured per picture, and a calibration set fits no memory as one.
+            # One line a batch: ranges are measured per image, and a calibration set fits no memory as one.
             batches = [checkpoint.pixels.batch([values]) for values in resized] if method == "static" else None
             write_graphs(checkpoint, work / method, method=method, batches=batches)
             trials.append(_try(work / method, method, measured, more, texts)[1])
@@ -130,7 +130,7 @@ def _require_replaceable(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} is there already.", "Name another folder, or add --overwrite.")
     if out.exists() and not (out.is_dir() and ((out / GRAPHS / "about.json").is_file() or not any(out.iterdir()))):
-        raise SettingsError(f"{out} is no int8 reader, so it is not replaced.", "Name another folder.")
+        raise SettingsError(f"{out} is not an int8 model, so it is not replaced.", "Name another folder.")
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
@@ -145,8 +145,8 @@ def _put_in_place(folder: Path, out: Path) -> None:
 def choose_trial(trials: list[Trial]) -> tuple[Trial, str]:
     """Choose by reliability, then speed: (the trial, why it and no other in words).
 
-    Reliable is what makes few errors and reads as the full reader does: few lines say little about the errors, and
-    agreement says more. A copy that is slower than the full reader and less reliable too is of no use.
+    Reliable is what makes few errors and reads as the full model does: few lines say little about the errors, and
+    agreement says more. A copy that is slower than the full model and less reliable too is of no use.
     """
     full, *copies = trials
     less = "less reliable (CER plus changed lines)"

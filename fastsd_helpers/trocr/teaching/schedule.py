@@ -1,4 +1,4 @@
-"""The settings of teaching a reader, what is chosen for those that were left alone, and which lines are held out."""
+"""The settings of fine-tuning a model, what is chosen for those that were left alone, and which lines are held out."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ _LEAST_EPOCHS, _MOST_EPOCHS, _GOOD_STEPS = 10, 40, 300
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """Settings for fine-tuning a reader."""
+    """Settings for fine-tuning a model."""
 
     method: Literal["full", "freeze", "decoder", "lora"] = option(
         "full",
@@ -116,9 +116,9 @@ class Schedule:
 def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Schedule:
     """Fill in the epochs, the learning rate and the noise that were left alone.
 
-    Few lines are seen more often, for a reader needs some hundred steps to change its ways; measuring and early
-    stopping keep that from doing harm. Small readers and adapters take larger steps, and small readers soon know few
-    lines by heart: an earlier demo reader, 200 lines of a hand it had not seen, 400 steps, 49.7 % CER
+    Few lines are seen more often, for a model needs some hundred steps to change its ways; measuring and early
+    stopping keep that from doing harm. Small models and adapters take larger steps, and small models soon know few
+    lines by heart: an earlier demo model, 200 lines of a hand it had not seen, 400 steps, 49.7 % CER
     before: 36.3 % after without noise (the best; rising since), 32.0 % with 0.3 and twice the rate (still falling).
     """
     epochs, lr, noise, told = config.epochs, config.lr, config.token_noise, []
@@ -129,7 +129,7 @@ def choose_schedule(config: FineTuneConfig, lines: int, parameters: int) -> Sche
         told.append(f"{epochs:g} epochs, for {lines} lines are {steps} steps each")
     if lr is None:
         lr = (10 if config.method == "lora" else 1) * (2e-4 if small else 4e-5)
-        why = "a small reader" if small else "a reader of this size"
+        why = "a small model" if small else "a model of this size"
         told.append(f"learning rate {lr:g}, for {'adapters of ' if config.method == 'lora' else ''}{why}")
     if noise is None:
         noise = _NOISE_OF_SMALL if small else 0.0

@@ -1,4 +1,4 @@
-"""What a reading session teaches: which run, from which reader, with which lines, and what became of it.
+"""What a reading session teaches: which run, from which model, with which lines, and what became of it.
 
 A run is a folder in the session. What it began with (settings, lines, which of them are held out) is written down
 there and stays: a stopped run goes on with just that, whatever was corrected since.
@@ -36,7 +36,7 @@ class TeachingRun:
     """One run of a session.
 
     Attributes:
-        folder: where it lies. model: the reader it begins with. base: what that one was made from in its turn, or
+        folder: where it lies. model: the model it begins with. base: what that one was made from in its turn, or
             itself. settings: how it learns. restart: forget what the folder holds. why: why this run and no other, in
             words for the user.
     """
@@ -72,7 +72,7 @@ class TeachingRun:
         return Background.start(command_of(words), local_folder(self.folder), model=self.model)
 
     def finish(self) -> FineTuneResult:
-        """Note the reader it made as the session's, and return what it made.
+        """Note the model it made as the session's, and return what it made.
 
         Raises:
             DatasetError: the run's folder lacks its result.
@@ -81,7 +81,7 @@ class TeachingRun:
         if made is None:
             raise DatasetError(f"{self.folder} holds no finished run.", "Run the cell again.")
         if self.base != self.model and made.cer_after > made.cer_before:
-            logger.warning("The further steps made it read worse, so the fine-tuned model before stays the session's.")
+            logger.warning("The further steps raised the CER, so the session keeps the earlier fine-tuned model.")
         else:
             self.session.save(taught={"model": self.base, "path": _inside(self.session, made.path)})
         return made
@@ -89,7 +89,7 @@ class TeachingRun:
 
 @dataclass(frozen=True)
 class Taught:
-    """The reader a session taught last: its folder, what it was made from, and its lines."""
+    """The model a session taught last: its folder, what it was made from, and its lines."""
 
     path: Path
     base: str
@@ -115,7 +115,7 @@ def divide(
         settings: how large a part is held out.
         data: all lines.
         held_out: lines to measure on that were given.
-        taught: the reader to begin with, when it was taught here: what it was measured on stays held out, and what it
+        taught: the model to begin with, when it was taught here: what it was measured on stays held out, and what it
             was trained on never is, or the measure would be of what it knows by heart.
     """
     if held_out is None and taught is not None and settings.held_out > 0:
@@ -127,7 +127,7 @@ def divide(
             held = [line for line in data.lines if line.name in names] or kept
             rest = [line for line in data.lines if line.name not in names]
             return LineSet(rest, source=data.source), LineSet(held, source=data.source)
-        logger.warning("This reader has learned from all lines before: what is measured now is better than it is.")
+        logger.warning("This model was trained on all lines before: its measured error rates are too low.")
     return split_lines(settings, data, held_out)
 
 
@@ -146,10 +146,10 @@ def choose_run(
     Args:
         settings: how to learn.
         values: all that was entered, data included: another choice is another run.
-        data: a data set to learn from; empty: the corrected lines.
+        data: a dataset to learn from; empty: the corrected lines.
         held_out_data: validation set: lines to evaluate on; empty: a share of the others.
         more_steps: when nothing is unfinished, begin so many further steps from the fine-tuned model last.
-        start_over: begin at step 0, whatever is there; a finished run's reader is kept.
+        start_over: begin at step 0, whatever is there; a finished run's model is kept.
 
     Raises:
         DatasetError: there is nothing to learn from. And what `split_lines` raises.
@@ -191,7 +191,7 @@ def choose_run(
 
 
 def _note(run: TeachingRun, values: Mapping[str, Any], *, own: bool) -> None:
-    """Write down what the run is, so that it is found again; `own` says that its reader is one of the session's."""
+    """Write down what the run is, so that it is found again; `own` says that its model is one of the session's."""
     model = _inside(run.session, Path(run.model)) if own else run.model
     noted = {"folder": _inside(run.session, run.folder), "values": dict(values), "model": model, "base": run.base}
     run.session.save(teaching=noted | {"settings": to_values(run.settings)})
@@ -207,7 +207,7 @@ def open_run(session: ReadingSession) -> TeachingRun | None:
     settings = FineTuneConfig(**{name: value for name, value in entered["settings"].items() if name in known})
     model = str(entered["model"])
     inside = session.folder / model
-    if (inside / "config.json").is_file():  # a reader of this session, which may be mounted elsewhere now
+    if (inside / "config.json").is_file():  # a model of this session, which may be mounted elsewhere now
         model = str(inside)
     return TeachingRun(session, folder, model, str(entered.get("base", model)), settings)
 

@@ -111,7 +111,7 @@ class TrainingLines:
 def _choose_precision(device: Device) -> str:
     """The sums' format where it is left to us; weights and optimizer stay in fp32.
 
-    The demo reader on a CPU with bf16 in hardware, batches of 16: 0.32 s a step, and 0.60 s in fp32; errors alike.
+    The demo model on a CPU with bf16 in hardware, batches of 16: 0.32 s a step, and 0.60 s in fp32; errors alike.
     """
     if device.kind in ("cuda", "cpu") and device.has_bf16:
         return "bf16"
@@ -215,10 +215,10 @@ def _make_watcher(
         ) -> None:
             logger.info("Step %d of %d: CER %.2f %%", state.global_step, state.max_steps, 100 * metrics["eval_cer"])
             report(TeachingProgress("teaching", state.global_step, state.max_steps, cer=metrics["eval_cer"]))
-            # transformers takes a loss that is no number for the mean of the others; the weights tell.
+            # transformers takes a loss that is not a number for the mean of the others; the weights tell.
             if not all(torch.isfinite(weight).all() for weight in model.parameters()):
                 raise TrainingFailed(
-                    "The weights are no numbers any more.",
+                    "The weights are no longer numbers.",
                     "Lower --lr, or train with --precision fp32, and start again with --restart.",
                 )
             if config.patience and _without_a_better(state) >= config.patience:

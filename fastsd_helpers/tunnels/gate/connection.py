@@ -11,11 +11,10 @@ from collections import OrderedDict
 from http import HTTPStatus
 from typing import Any
 
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.wire import LARGEST_HEAD_BYTES, Malformed, RequestReader
 
 __all__ = ["Connection", "Doors", "keep_quiet", "make_server"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 HEAD_S = 20.0  # for the whole head of a request, and between two of them as long as nobody has logged in
 IDLE_S = 120.0  # between two requests of somebody who is in: longer than the tunnels' programs keep a connection

@@ -17,8 +17,8 @@ __all__ = ["Login", "LoginLimiter", "choose_login", "make_login"]
 # Without letters that are mistaken for others (0 o 1 l i); 16 of them are 79 bits.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _SHORTEST_PASSWORD = 8
-# Blanks, what web UIs take for the end of a user or a login, and what is no text: control characters, and bytes of an
-# environment that are no UTF-8.
+# Blanks, what web UIs take for the end of a user or a login, and what is not text: control characters, and bytes of an
+# environment that are not UTF-8.
 _REFUSED = r"\s:,\"'\x00-\x1f\x7f-\x9f\ud800-\udfff"
 
 
@@ -34,6 +34,10 @@ class Login:
         same_user = hmac.compare_digest(_bytes(user), _bytes(self.user))
         same_password = hmac.compare_digest(_bytes(password), _bytes(self.password))
         return same_user and same_password
+
+    def lines(self) -> list[str]:
+        """As it is shown below a link; the password is in clear, so it is for no log."""
+        return [f"User:      {self.user}", f"Password:  {self.password}"]
 
     @property
     def strong(self) -> bool:
@@ -136,7 +140,7 @@ class LoginLimiter:
         self._all: deque[float] = deque(maxlen=overall)
         self._by_address: OrderedDict[str, deque[float]] = OrderedDict()
         self._known: OrderedDict[str, float] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def judge(self, address: str | None, right: bool) -> float:
         """Let one try be looked at, and count it when it is wrong.
@@ -145,15 +149,21 @@ class LoginLimiter:
             Seconds to wait before it is looked at; 0 when it was. Until then nothing may be told of `right`.
         """
         with self._lock:
-            wait_s = self._wait_s(address)
+            wait_s = self.wait_s(address)
             if wait_s == 0:
-                self._passed(address) if right else self._failed(address)
+                self.passed(address) if right else self.failed(address)
             return wait_s
 
     def wait_s(self, address: str | None) -> float:
         """Seconds this visitor has to wait before the next try; 0 when it may try now."""
         with self._lock:
-            return self._wait_s(address)
+            now, own = self._now(), self._own_wait_s(address)
+            if address is not None and self._known.get(address, -self._KNOWN_S) > now - self._KNOWN_S:
+                return own
+            waits = [own, _rest(self._all, self._overall, self.window_s, now)]
+            if len(self._all) >= self._at_once and self._all[-self._at_once] > now - self.window_s:
+                waits.append(self._all[-1] + self._apart_s - now)
+            return max(0.0, *waits)
 
     def refuses(self, address: str | None) -> bool:
         """Whether the address itself is over its bound: no waiting for a turn helps."""
@@ -163,44 +173,29 @@ class LoginLimiter:
     def failed(self, address: str | None) -> None:
         """Count one wrong password."""
         with self._lock:
-            self._failed(address)
+            now = self._now()
+            self._all.append(now)
+            if address is None:
+                return
+            self._by_address.setdefault(address, deque(maxlen=self._per_address)).append(now)
+            self._by_address.move_to_end(address)
+            while len(self._by_address) > self._REMEMBERED:
+                self._by_address.popitem(last=False)
 
     def passed(self, address: str | None) -> None:
         """Forget the wrong tries of a visitor who is in now."""
+        if address is None:
+            return
         with self._lock:
-            self._passed(address)
-
-    def _wait_s(self, address: str | None) -> float:
-        now, own = self._now(), self._own_wait_s(address)
-        if address is not None and self._known.get(address, -self._KNOWN_S) > now - self._KNOWN_S:
-            return own
-        waits = [own, _rest(self._all, self._overall, self.window_s, now)]
-        if len(self._all) >= self._at_once and self._all[-self._at_once] > now - self.window_s:
-            waits.append(self._all[-1] + self._apart_s - now)
-        return max(0.0, *waits)
+            self._by_address.pop(address, None)
+            self._known[address] = self._now()
+            self._known.move_to_end(address)
+            while len(self._known) > self._REMEMBERED:
+                self._known.popitem(last=False)
 
     def _own_wait_s(self, address: str | None) -> float:
         tries = self._by_address.get(address, deque()) if address is not None else deque()
         return _rest(tries, self._per_address, self.window_s, self._now())
-
-    def _failed(self, address: str | None) -> None:
-        now = self._now()
-        self._all.append(now)
-        if address is None:
-            return
-        self._by_address.setdefault(address, deque(maxlen=self._per_address)).append(now)
-        self._by_address.move_to_end(address)
-        while len(self._by_address) > self._REMEMBERED:
-            self._by_address.popitem(last=False)
-
-    def _passed(self, address: str | None) -> None:
-        if address is None:
-            return
-        self._by_address.pop(address, None)
-        self._known[address] = self._now()
-        self._known.move_to_end(address)
-        while len(self._known) > self._REMEMBERED:
-            self._known.popitem(last=False)
 
 
 def _rest(tries: deque[float], limit: int, window_s: float, now: float) -> float:

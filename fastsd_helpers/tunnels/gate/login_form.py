@@ -14,7 +14,7 @@ __all__ = ["LARGEST_FORM_BYTES", "read_basic", "read_form"]
 
 LARGEST_FORM_BYTES = 4096
 _FORM_S = 10.0
-_NO_FORM = "That is no login form."
+_NO_FORM = "That is not a login form."
 
 
 async def read_form(request: Any, names: Sequence[str]) -> dict[str, str]:

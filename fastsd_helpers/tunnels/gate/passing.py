@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 __all__ = ["ClosedPath", "answer_headers", "is_user_file", "refusal"]
 
-# Encoded more often than this is no honest address.
+# Encoded more often than this is not an honest address.
 _MOST_ROUNDS = 8
 
 # What follows these is an argument, such as the name of a file, and no path of the program behind.
@@ -64,7 +64,7 @@ def refusal(method: str, raw_path: str, closed: Sequence[ClosedPath]) -> str | N
     """
     raw, _, query = raw_path.partition("?")
     if not raw.startswith("/") or "#" in raw_path:
-        return "This is no address of this link."
+        return "This is not an address of this link."
     path = _decode(raw)
     decoded = [_decode(part.replace("+", " "), errors="replace") for part in re.split("[&;=]", query)]
     values = [value for value in decoded if value is not None]
@@ -166,7 +166,7 @@ def _opens_as_page(kind: str, given: Mapping[str, list[str]]) -> bool:
 
 
 def _decode(text: str, errors: str = "strict") -> str | None:
-    """Take percent-encoding off until nothing changes; None where that does not end or is no UTF-8."""
+    """Take percent-encoding off until nothing changes; None where that does not end or is not UTF-8."""
     try:
         data = text.encode("utf-8", "surrogateescape")
         for _ in range(_MOST_ROUNDS):

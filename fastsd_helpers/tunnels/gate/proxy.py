@@ -3,10 +3,10 @@
 import asyncio
 import base64
 import contextlib
-import logging
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.connection import Connection
 from fastsd_helpers.tunnels.gate.cookie import NAMES, cookie_pairs
 from fastsd_helpers.tunnels.gate.login import Login
@@ -16,12 +16,10 @@ from fastsd_helpers.tunnels.gate.upstream import open_session
 
 __all__ = ["Proxy"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 # What may wait to be sent on a connection before reading stops: enough that both ends work at the same time.
 _HELD_BYTES = 2**20
 
-# A message of a WebSocket is held whole; web UIs send pictures and short films in one.
+# A message of a WebSocket is held whole; web UIs send images and short films in one.
 _LARGEST_MESSAGE_BYTES = 2**28
 
 # Source: RFC 9110, 7.6.1; these concern one connection, not the message.
@@ -207,7 +205,7 @@ class Proxy:
                 async with self._session.post(address, data=form, headers=headers, allow_redirects=False) as answer:
                     self._cookies = {name: morsel.value for name, morsel in answer.cookies.items()}
                     if not self._cookies and answer.status == 400:
-                        logger.warning("The program behind the gate does not take its own login.")
+                        logger.warning("The program behind the gate does not accept its own login.")
             return self._cookies
 
     # ----------------------------------------------------------------------------------------------- sockets
@@ -230,7 +228,7 @@ class Proxy:
             chosen = (server.protocol,) if server.protocol else ()
             visitor = web.WebSocketResponse(protocols=chosen, **plain)
             if not visitor.can_prepare(request):
-                return web.Response(status=400, text="This is no WebSocket.\n")
+                return web.Response(status=400, text="This is not a WebSocket.\n")
             connection.answering = True
             await visitor.prepare(request)
             connection.opened()
@@ -261,7 +259,7 @@ async def _whole(parts: Any, length: str | None) -> Any:
 
 
 def _text(value: str) -> str:
-    """A header's value that can be written: bytes that are no UTF-8, which aiohttp keeps as halves, are Latin-1."""
+    """A header's value that can be written: bytes that are not UTF-8, which aiohttp keeps as halves, are Latin-1."""
     try:
         value.encode()
     except UnicodeEncodeError:

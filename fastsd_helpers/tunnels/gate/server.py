@@ -7,13 +7,13 @@ it installed already.
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, TunnelError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.gate.connection import Connection, Doors, keep_quiet, make_server
 from fastsd_helpers.tunnels.gate.entrance import ALIVE_PATH, Entrance, plain
 from fastsd_helpers.tunnels.gate.login import Login, LoginLimiter
@@ -21,8 +21,6 @@ from fastsd_helpers.tunnels.gate.passing import ClosedPath, is_user_file, refusa
 from fastsd_helpers.tunnels.gate.proxy import Proxy
 
 __all__ = ["ALIVE_PATH", "Gate", "open_gate"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def open_gate(
@@ -54,7 +52,8 @@ def open_gate(
             "CF-Connecting-IP"; None: no service vouches for one.
 
     Raises:
-        DependencyMissing: aiohttp is not installed. TunnelError: it could not listen.
+        DependencyMissing: aiohttp is not installed.
+        TunnelError: it could not listen.
     """
     entrance = Entrance(login, limiter or LoginLimiter(), session_s=session_s, closed=closed)
     entrance.address_header = address_header
@@ -177,7 +176,7 @@ class Gate:
         connection.answering = True
         try:
             if "Upgrade" in request.headers:
-                answer.force_close()  # what comes after it on this connection is no request
+                answer.force_close()  # what comes after it on this connection is not a request
             if isinstance(answer, web.Response):
                 # The next request is read when this one has its whole answer.
                 with contextlib.suppress(ConnectionError):

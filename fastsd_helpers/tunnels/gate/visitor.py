@@ -75,7 +75,7 @@ def who_asks(request: Any, own: Collection[str], local: Collection[str] = ()) ->
 
 
 def origin_of(url: str) -> str:
-    """The origin of an address, as a browser writes it; "" for what is no address."""
+    """The origin of an address, as a browser writes it; "" for what is not an address."""
     try:
         parts = urlsplit(url.strip())
         port, host = parts.port, (parts.hostname or "").lower()

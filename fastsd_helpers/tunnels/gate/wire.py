@@ -129,7 +129,7 @@ class RequestReader:
             raise Malformed(400)
         method, target, _ = found.groups()
         if not target.startswith(b"/"):  # CONNECT, OPTIONS * and the absolute addresses of a forward proxy
-            raise Malformed(400, "This is no forward proxy.")
+            raise Malformed(400, "This is not a forward proxy.")
         if method not in _METHODS:
             raise Malformed(405, "This method is not allowed.")
         if b"#" in target:

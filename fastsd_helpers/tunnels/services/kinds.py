@@ -1,9 +1,7 @@
 """The services that make links: how each is started, how its link is read, and what its failures mean."""
 
-import contextlib
 import importlib.util
 import json
-import logging
 import os
 import platform
 import re
@@ -13,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,17 +26,15 @@ from fastsd_helpers.errors import (
     TunnelToolMissing,
 )
 from fastsd_helpers.processes import Child, ChildEnded, ChildMute, environment_for, with_this_package
-from fastsd_helpers.runtime import secret
+from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.tunnels.services.holder import MARK
 from fastsd_helpers.tunnels.services.node_packages import bring_client
-from fastsd_helpers.tunnels.services.probe import ask, read_json
+from fastsd_helpers.tunnels.services.probe import ask
 from fastsd_helpers.tunnels.services.programs import bring_program, own_program
 from fastsd_helpers.tunnels.services.refusals import explain_ngrok, short, unknown
 from fastsd_helpers.tunnels.settings import TunnelConfig
 
-__all__ = ["SERVICES", "Running", "find_token", "frpc_places", "require_package", "require_token", "start_service"]
-
-logger = logging.getLogger("fastsd_helpers")
+__all__ = ["SERVICES", "Running", "find_token", "frpc_places", "require_package", "require_token"]
 
 # gradio's own statement is "at most a week"; its server has also been set to 72 hours, which is what is promised here.
 _GRADIO_HOURS = 72
@@ -55,34 +51,21 @@ class Running:
     visitor_password: str | None = None
     address_header: str | None = None  # where the service itself writes the visitor's address; None: nowhere for sure
     folder: Path | None = None  # scratch folder, removed at the end
-    _closed: bool = field(default=False, repr=False)
 
     def close(self) -> None:
-        """End its process and nothing else."""
-        if not self._closed:
-            self._closed = True
-            self.child.close()
-            if self.folder is not None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        """End its process and nothing else; calling it twice is harmless."""
+        self.child.close()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start_service(kind: str, port: int, config: TunnelConfig) -> Running:
-    """Let one service make a link to a port of this machine.
-
-    Raises:
-        TunnelToolMissing, TunnelTokenRefused, TunnelLimited, TunnelServiceDown, TunnelTimeout: no link; nothing is
-            left running.
-    """
-    return SERVICES[kind](port, config)
-
-
-def find_token(config: TunnelConfig, *, ask_user: Callable[[], str | None] | None = None) -> str | None:
+def find_token(config: TunnelConfig) -> str | None:
     """The user's ngrok token: the form's, else NGROK_AUTHTOKEN from the environment or the platform's secrets.
 
     Raises:
         TunnelTokenRefused: it has a blank inside, or is the whole command of ngrok's page.
     """
-    token = secret("NGROK_AUTHTOKEN", prompt=lambda: config.ngrok_token or (ask_user() if ask_user else None))
+    token = secret("NGROK_AUTHTOKEN", prompt=lambda: config.ngrok_token)
     typed = (config.ngrok_token or "").strip()
     token = typed or token
     if token and not re.fullmatch(r"[A-Za-z0-9_-]{10,}", token):
@@ -111,15 +94,17 @@ def require_token(config: TunnelConfig) -> str:
 def _start_ngrok(port: int, config: TunnelConfig) -> Running:
     token = require_token(config)
     require_package("ngrok")
-    folder = _new_folder()
-    with _removed_on_failure(folder):
+
+    def start(folder: Path) -> Child:
         agent = own_program("ngrok") or str(bring_program("ngrok", folder))
         words = [str(port), agent, *([config.ngrok_domain] if config.ngrok_domain else [])]
-        child = _hold("ngrok", words, folder, env={"NGROK_AUTHTOKEN": token}, hidden=[token])
-    url = _read_held("ngrok", child, folder, config, explain_ngrok)
-    note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
+        return _hold("ngrok", words, folder, env={"NGROK_AUTHTOKEN": token}, hidden=[token])
+
+    running = _open_held("ngrok", config, start, explain_ngrok)
+    running.note = "ngrok's free plan shows visitors one page of its own first, and passes about 1 GB a month."
     # Source: ngrok.com/docs, "Upstream headers": the last entry is the address that its edge has seen.
-    return Running(url, child, note, folder=folder, address_header="X-Forwarded-For")
+    running.address_header = "X-Forwarded-For"
+    return running
 
 
 # ----------------------------------------------------------------------------------------------- gradio share
@@ -127,15 +112,16 @@ def _start_ngrok(port: int, config: TunnelConfig) -> Running:
 
 def _start_gradio(port: int, config: TunnelConfig) -> Running:
     require_package("gradio")
-    folder = _new_folder()
-    with _removed_on_failure(folder):
+
+    def start(folder: Path) -> Child:
         frpc = bring_program("frpc", folder, **frpc_places())
-        words = [str(port), str(frpc), *([config.share_server] if config.share_server else [])]
-        child = _hold("gradio", words, folder)
-    url = _read_held("gradio", child, folder, config, _explain_gradio)
-    expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
+        return _hold("gradio", [str(port), str(frpc), *filter(None, [config.share_server])], folder)
+
+    running = _open_held("gradio", config, start, _explain_gradio)
+    running.note = "Opened by gradio's share service, without an account."
+    running.expires = datetime.now(UTC) + timedelta(hours=_GRADIO_HOURS)
     # Its server stands behind another one, whose address is what it would report for everybody: no address_header.
-    return Running(url, child, "Opened by gradio's share service, without an account.", expires, folder=folder)
+    return running
 
 
 def frpc_places() -> dict[str, list[Path]]:
@@ -198,9 +184,9 @@ def _hold(
     return Child(command, env=environment, cwd=folder, hidden=hidden)
 
 
-def _read_held(
-    kind: str, child: Child, folder: Path, config: TunnelConfig, explain: Callable[[dict[str, Any]], TunnelError]
-) -> str:
+def _open_held(
+    kind: str, config: TunnelConfig, start: Callable[[Path], Child], explain: Callable[[dict[str, Any]], TunnelError]
+) -> Running:
     def find(line: str) -> str | None:
         if not line.startswith(MARK):
             return None
@@ -209,8 +195,7 @@ def _read_held(
             return said["url"]
         raise explain(said)
 
-    with _closed_on_failure(child, folder):
-        return _wait(kind, child, find, config, lambda text: explain({"text": text}))
+    return _open(kind, config, start, find, lambda text: explain({"text": text}))
 
 
 # ------------------------------------------------------------------------------------------------ cloudflared
@@ -219,18 +204,17 @@ _CLOUDFLARE_LINK = re.compile(r"https://(?!api\.)([a-z0-9]+(?:-[a-z0-9]+)+\.tryc
 
 
 def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
-    folder = _new_folder()
-    with _removed_on_failure(folder):
-        program = own_program("cloudflared") or str(bring_program("cloudflared", folder))
-    metrics = _free_port()
-    command = [program, "tunnel", "--no-autoupdate", "--metrics", f"127.0.0.1:{metrics}"]
-    # A directory and a home of its own: a config file of the user's would make it a named tunnel.
-    child = Child(
-        [*command, "--url", f"http://127.0.0.1:{port}"],
-        env={**environment_for("tunnel"), "HOME": str(folder)},
-        cwd=folder,
-    )
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        metrics = one.getsockname()[1]
     found: list[str] = []
+
+    def start(folder: Path) -> Child:
+        program = own_program("cloudflared") or str(bring_program("cloudflared", folder))
+        command = [program, "tunnel", "--no-autoupdate", "--metrics", f"127.0.0.1:{metrics}"]
+        command += ["--url", f"http://127.0.0.1:{port}"]
+        # A directory and a home of its own: a config file of the user's would make it a named tunnel.
+        return Child(command, env={**environment_for("tunnel"), "HOME": str(folder)}, cwd=folder)
 
     def find(line: str) -> str | None:
         problem = _explain_cloudflared(line)
@@ -240,30 +224,28 @@ def _start_cloudflared(port: int, config: TunnelConfig) -> Running:
         if link:
             found.append(link[0])
         # The name is printed before any connection to Cloudflare stands; this line says that one does.
-        if "Registered tunnel connection" in line and (found or (asked := _quick_tunnel(metrics))):
-            return found[-1] if found else asked
+        if "Registered tunnel connection" in line:
+            return _quick_tunnel(metrics) or next(reversed(found), None)  # its own interface knows best
         return None
 
-    with _closed_on_failure(child, folder):
-        url = _wait("cloudflared", child, find, config, lambda text: unknown("cloudflared", text))
-        url = _quick_tunnel(metrics) or url  # its own interface knows best
-    note = "Cloudflare's quick tunnel, without an account and without any guarantee."
+    running = _open("cloudflared", config, start, find, lambda text: unknown("cloudflared", text))
+    running.note = "Cloudflare's quick tunnel, without an account and without any guarantee."
     # Source: developers.cloudflare.com, "HTTP headers": its edge replaces what a visitor has sent under this name.
-    return Running(url, child, note, folder=folder, address_header="CF-Connecting-IP")
+    running.address_header = "CF-Connecting-IP"
+    return running
 
 
 def _quick_tunnel(metrics_port: int) -> str | None:
     """The link as cloudflared's own interface says it. Source: cloudflared, metrics/metrics.go, /quicktunnel."""
     status, text = ask(f"http://127.0.0.1:{metrics_port}/quicktunnel", timeout_s=2)
-    said = read_json(text) if status == 200 else None
-    host = said.get("hostname") if isinstance(said, dict) else None
-    return f"https://{host}" if host else None
+    found = re.search(r'"hostname":\s*"([^"]+)"', text) if status == 200 else None
+    return f"https://{found[1]}" if found else None
 
 
 def _explain_cloudflared(text: str) -> TunnelError | None:
     if re.search(r"429 Too Many Requests|error code: 1015|rate.?limit", text, re.IGNORECASE):
         return TunnelLimited(
-            "Cloudflare asks you to wait: too many quick tunnels were made from this address.",
+            "Cloudflare asks you to wait: too many quick tunnels were opened from this address.",
             "Try again in ten minutes, or choose another service; hosted notebooks share their addresses.",
         )
     if re.search(r"failed to (request|unmarshal|parse) quick Tunnel|\b50\d Internal|error code: 1101", text, re.I):
@@ -277,42 +259,41 @@ def _explain_cloudflared(text: str) -> TunnelError | None:
 
 
 def _start_localtunnel(port: int, config: TunnelConfig) -> Running:
-    folder = _new_folder()
-    with _removed_on_failure(folder):
+    server = config.localtunnel_server.rstrip("/")
+
+    def start(folder: Path) -> Child:
         own = own_program("localtunnel")
         command = [own] if own else bring_client(folder, within_s=config.wait_s)
-    server = config.localtunnel_server.rstrip("/")
-    # It reads every setting from the environment too: a HOST or PORT set for something else would lead elsewhere.
-    environment = environment_for("tunnel")
-    # Named by number: `localhost` may mean ::1 first, where nothing listens.
-    words = ["--port", str(port), "--host", server, "--local-host", "127.0.0.1"]
-    words += ["--subdomain", config.subdomain] if config.subdomain else []
-    child = Child([*command, *words], env=environment, cwd=folder)
+        # Named by number: `localhost` may mean ::1 first, where nothing listens.
+        command += ["--port", str(port), "--host", server, "--local-host", "127.0.0.1"]
+        command += ["--subdomain", config.subdomain] if config.subdomain else []
+        # It reads every setting from the environment too: a HOST or PORT set for something else would lead elsewhere.
+        return Child(command, env=environment_for("tunnel"), cwd=folder)
 
     def find(line: str) -> str | None:
         link = re.search(r"your url is:\s*(https?://\S+)", line)
         return link[1] if link else None
 
-    with _closed_on_failure(child, folder):
-        url = _wait("localtunnel", child, find, config, _explain_localtunnel)
-    password = _visitor_password() if server == "https://localtunnel.me" else None
+    running = _open("localtunnel", config, start, find, _explain_localtunnel)
+    if server == "https://localtunnel.me":
+        running.visitor_password = _visitor_password()
+        # Its public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
+        running.address_header = "X-Forwarded-For"
     notes = []
-    if config.subdomain and (urlsplit(url).hostname or "").split(".")[0] != config.subdomain:
+    if config.subdomain and (urlsplit(running.url).hostname or "").split(".")[0] != config.subdomain:
         taken = (
             f"localtunnel did not assign the subdomain {config.subdomain}, which somebody else has now; it assigned "
             "another."
         )
         logger.warning("%s", taken)
         notes.append(taken)
-    if password:
+    if running.visitor_password:
         notes.append(
             "localtunnel asks every visitor once a week for the password of the tunnel, which is this machine's "
             "address."
         )
-    # localtunnel's public server adds to X-Forwarded-For (localtunnel#482); what one's own does is not known.
-    header = "X-Forwarded-For" if server == "https://localtunnel.me" else None
-    note = " ".join(notes)
-    return Running(url, child, note, visitor_password=password, folder=folder, address_header=header)
+    running.note = " ".join(notes)
+    return running
 
 
 def _explain_localtunnel(text: str) -> TunnelError:
@@ -336,6 +317,26 @@ def _visitor_password() -> str | None:
 # -------------------------------------------------------------------------------------------------- what is common
 
 
+def _open(
+    kind: str,
+    config: TunnelConfig,
+    start: Callable[[Path], Child],
+    find: Callable[[str], str | None],
+    explain: Callable[[str], TunnelError],
+) -> Running:
+    """Start a service in a folder of its own, for this user alone, and wait for its link; a failure leaves nothing."""
+    folder = Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
+    child = None
+    try:
+        child = start(folder)
+        return Running(_wait(kind, child, find, config, explain), child, folder=folder)
+    except BaseException:
+        if child is not None:
+            child.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _wait(
     kind: str,
     child: Child,
@@ -356,37 +357,9 @@ def _wait(
         raise explain("\n".join(child.last_lines(20))) from None
 
 
-def _new_folder() -> Path:
-    """A folder for one link, for this user alone."""
-    return Path(tempfile.mkdtemp(prefix="fastsd-tunnel-"))
-
-
-@contextlib.contextmanager
-def _removed_on_failure(folder: Path) -> Any:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def _closed_on_failure(child: Child, folder: Path) -> Any:
-    try:
-        yield
-    except BaseException:
-        child.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-# In the order in which "auto" tries them.
+# In the order in which "auto" tries them. Each lets its service make a link to a port of this machine. It raises
+# TunnelToolMissing, TunnelTokenRefused, TunnelLimited, TunnelServiceDown or TunnelTimeout, and then leaves nothing
+# running.
 SERVICES: dict[str, Callable[[int, TunnelConfig], Running]] = {
     "ngrok": _start_ngrok,
     "gradio": _start_gradio,

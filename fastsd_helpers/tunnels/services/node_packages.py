@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -11,11 +10,10 @@ from pathlib import Path
 from fastsd_helpers.errors import TunnelToolMissing
 from fastsd_helpers.files import placed
 from fastsd_helpers.processes import Child, environment_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels.services.programs import copy_hashed, programs_folder, remove_whatever
 
 __all__ = ["CLIENT_SHA256", "CLIENT_VERSION", "bring_client", "keep_client", "node_missing"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 CLIENT_VERSION = "2.0.2"
 _LOCK = Path(__file__).with_name("localtunnel.lock.json")
@@ -51,12 +49,12 @@ def bring_client(folder: Path, *, within_s: float = _NPM_S) -> list[str]:
     if problem is not None:
         raise problem
     copy = folder / "node_modules"
-    if not _copy_or_delete(copy):
+    for fetched in range(3):
+        if _copy_or_delete(copy):
+            break
+        if fetched == 2:
+            raise _missing("it was downloaded twice with the wrong hash, and was deleted")
         _fetch(within_s)
-        if not _copy_or_delete(copy):
-            _fetch(within_s)
-            if not _copy_or_delete(copy):
-                raise _missing("it was downloaded twice with the wrong hash, and was deleted")
     return [str(shutil.which("node")), str(copy / "localtunnel" / "bin" / "lt.js")]
 
 

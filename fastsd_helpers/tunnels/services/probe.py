@@ -1,6 +1,5 @@
 """Questions over HTTP with a real deadline: also when a name does not resolve or a server falls silent."""
 
-import json
 import socket
 import threading
 import time
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 
 from fastsd_helpers.tunnels.gate.server import ALIVE_PATH
 
-__all__ = ["answers_nonce", "ask", "port_answers", "read_json", "wait_for_nonce"]
+__all__ = ["answers_nonce", "ask", "port_answers", "wait_for_nonce"]
 
 # So that a service's page for people ("you are about to visit...") does not come instead of the answer.
 _HEADERS = {
@@ -87,11 +86,3 @@ def wait_for_nonce(url: str, nonce: str, deadline: float) -> str:
             return ""
         time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
         pause_s = min(4, pause_s * 1.5)
-
-
-def read_json(text: str) -> Any:
-    """What a JSON text holds; None when it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

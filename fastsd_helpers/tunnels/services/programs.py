@@ -7,7 +7,6 @@ program that the user has installed is the user's own, and is run as it is.
 
 import contextlib
 import hashlib
-import logging
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from fastsd_helpers.downloads.transfer import part_name, transfer
 from fastsd_helpers.errors import FastSDError, TunnelToolMissing
 from fastsd_helpers.files import placed, write_all
 from fastsd_helpers.processes import LockHeld, file_lock
+from fastsd_helpers.runtime import logger
 
 __all__ = [
     "PAUSES_S",
@@ -36,8 +36,6 @@ __all__ = [
     "remove_whatever",
     "this_machine",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _FRPC = "https://cdn-media.huggingface.co/frpc-gradio-0.3/frpc_"
 _CLOUDFLARED = "https://github.com/cloudflare/cloudflared/releases/download/2026.9.1/cloudflared-"
@@ -94,13 +92,13 @@ def own_program(name: str) -> str | None:
     """The program that the user has installed, or named in the environment; None when there is none.
 
     Raises:
-        TunnelToolMissing: what the environment names is no program.
+        TunnelToolMissing: what the environment names is not a program.
     """
     variable, names = _OWN.get(name, ("", ()))
     named = os.environ.get(variable) if variable else None
     if named and shutil.which(named) is None:
         raise TunnelToolMissing(
-            f"{variable} names {named}, which is no program.", "Correct it, or take it out of the environment."
+            f"{variable} names {named}, which is not a program.", "Correct it, or take it out of the environment."
         )
     return named or next(filter(None, map(shutil.which, names)), None)
 
@@ -268,7 +266,7 @@ def copy_hashed(source: Path, target: Path, *, most_bytes: int) -> str | None:
     """Copy a file for this user alone, and hash the bytes on their way; `target` must not exist.
 
     Returns:
-        the SHA-256 of what was written; None for a link, for what is no plain file, and for one that is too large or
+        the SHA-256 of what was written; None for a link, for what is not a plain file, and for one that is too large or
         cannot be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.files import check_room, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository, WebUI, find_ui
-from fastsd_helpers.webui.extension_list import read_extensions
 from fastsd_helpers.webui.extensions.owned import OwnExtensions
 from fastsd_helpers.webui.extensions.repositories import clone, commit_of, read_mirrors
 from fastsd_helpers.webui.places import Places, find_places, prepare_places
-from fastsd_helpers.webui.settings import InstallConfig
+from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 from fastsd_helpers.wheels import install, make_environment
 
 __all__ = ["InstallResult", "folder_of", "install_webui"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _ROOM_BYTES = 12 * 10**9  # environment with CUDA and what is unpacked meanwhile
 _SAY_EVERY_S = 30.0
@@ -52,7 +50,9 @@ def install_webui(config: InstallConfig | None = None) -> InstallResult:
     folder of logs, and `installed.json` when all is done.
 
     Raises:
-        WebUIError: the code was not downloaded. InstallError, DependencyMissing: the environment could not be made.
+        WebUIError: the code was not downloaded.
+        InstallError: the environment could not be made.
+        DependencyMissing: the environment could not be made.
         DiskFull: not enough room on this machine's disk.
     """
     config = config or InstallConfig()
@@ -117,7 +117,8 @@ def _install(
     owned.bring(step, mirrors)
     there = places.python.exists()
     step("environment", lambda: (make_environment(places.environment, python=ui.python), not there)[1])
-    step("packages", lambda: _install_packages(config, ui, places))
+    skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
+    step("packages", lambda: bool(install(ui.lock_set, python=places.python, skip=skip).changes))
     owned.prepare(step)
     commits = {item.name: commit_of(folder_of(places, item)) or "" for item in wanted} | owned.commits()
     result = InstallResult(
@@ -132,14 +133,8 @@ def _install(
         extensions=owned.running(),
         switched_off=owned.switched_off,
     )
-    record = {
-        "ui": ui.key,
-        "commits": commits,
-        "steps": steps,
-        "store": str(places.store),
-        "controlnet": config.controlnet,
-        "extensions": owned.running(),
-    }
+    record = {name: getattr(result, name) for name in ("ui", "commits", "steps", "extensions")}
+    record |= {"store": str(places.store), "controlnet": config.controlnet}
     write_atomic(places.installed, (json.dumps(record, indent=1) + "\n").encode())
     logger.info("%s is installed in %s (%.0f s).", ui.title, places.root, result.seconds)
     return result
@@ -168,8 +163,3 @@ def folder_of(places: Places, repository: Repository) -> Path:
     if repository.folder.startswith("extension/"):
         return places.extensions / repository.folder.removeprefix("extension/")
     return places.code / repository.folder if repository.folder else places.code
-
-
-def _install_packages(config: InstallConfig, ui: WebUI, places: Places) -> bool:
-    skip = [name.strip() for name in config.skip_packages.split(",") if name.strip()]
-    return bool(install(ui.lock_set, python=places.python, skip=skip).changes)

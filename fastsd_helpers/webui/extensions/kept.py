@@ -6,7 +6,6 @@ fetched then; whatever else lies in the folder of extensions is neither kept nor
 
 import contextlib
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from fastsd_helpers.errors import FastSDError, WebUIError
 from fastsd_helpers.files import file_errors, placed, size_in_words, unfinished_name, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository
 from fastsd_helpers.webui.extensions.repositories import commit_of, list_own_files, pack, unpack
 from fastsd_helpers.webui.places import Places
@@ -32,8 +32,6 @@ __all__ = [
     "restore_settings",
     "write_kept",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _SCHEMA = 1
 _NAME = re.compile(r"\w[\w.-]*")
@@ -80,7 +78,7 @@ def read_kept(places: Places) -> list[KeptExtension]:
     """The list of the store; empty when nothing was ever kept.
 
     Raises:
-        WebUIError: it cannot be read, or has something that is no extension. DriveError: the store does not answer.
+        WebUIError: it cannot be read, or has something that is not an extension. DriveError: the store does not answer.
     """
     path = places.kept_extensions / "list.json"
     with file_errors(path, "read"):

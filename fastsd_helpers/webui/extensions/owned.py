@@ -1,14 +1,13 @@
 """The owner's extensions at an installation: added, brought back from the store, made ready, switched off by name."""
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.errors import DependencyMissing, DriveError, FastSDError, SettingsError, WebUIError
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository, WebUI
-from fastsd_helpers.webui.extension_list import read_extensions, warn_of
 from fastsd_helpers.webui.extensions.kept import (
     KeptExtension,
     bring_back,
@@ -22,11 +21,9 @@ from fastsd_helpers.webui.extensions.kept import (
 from fastsd_helpers.webui.extensions.packages import prepare_extension, put_away, switch_off, switch_on
 from fastsd_helpers.webui.extensions.repositories import clone, commit_of, revision_of
 from fastsd_helpers.webui.places import Places
-from fastsd_helpers.webui.settings import InstallConfig
+from fastsd_helpers.webui.settings import InstallConfig, read_extensions
 
 __all__ = ["OwnExtensions"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _Step = Callable[[str, Callable[[], Any]], None]
 
@@ -53,8 +50,8 @@ class OwnExtensions:
         for name in self._removed:
             if name not in here or name in self._asked:
                 raise SettingsError(
-                    f"remove_extensions (--remove-extensions) has {name!r}, which is no extension of yours here.",
-                    f"They are {', '.join(sorted(here))}." if here else "There is none.",
+                    f"remove_extensions (--remove-extensions) has {name!r}, which is not one of your extensions.",
+                    f"Yours are {', '.join(sorted(here))}." if here else "You have added none.",
                 )
         rest = [item for name, item in self._list.items() if name not in self._removed and name not in self._asked]
         shared = is_shared(places.store)
@@ -117,7 +114,12 @@ class OwnExtensions:
             changed = clone(item, folder, mirrors=mirrors)
             if fresh:
                 restore_settings(item.name, folder, self._places)
-        warn_of(self._ui, item)
+        logger.warning(
+            "The extension %s is a program: with every start of %s it runs with all your rights. Add only what you "
+            "trust.",
+            item.name,
+            self._ui.title,
+        )
         try:
             keep(item, folder, self._places)
         except DriveError as err:

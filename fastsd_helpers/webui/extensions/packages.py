@@ -1,7 +1,6 @@
 """What an extension asks for: its requirements and its installer, in the web UI's environment and within its lock."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -20,8 +19,6 @@ from fastsd_helpers.wheels import read_lock
 from fastsd_helpers.wheels.environment import find_uv, read_environment
 
 __all__ = ["prepare_extension", "put_away", "switch_off", "switch_on"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _INTRODUCTION = re.compile(r"Using Python |Resolved \d+ |error: No solution found")
 _FILES = ("requirements.txt", "install.py")

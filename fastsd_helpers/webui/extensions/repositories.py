@@ -1,7 +1,6 @@
 """Code at an exact commit, from the first of several places that has it."""
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -13,11 +12,10 @@ from fastsd_helpers.downloads.links import holds_secret, show_typed
 from fastsd_helpers.errors import SettingsError, WebUIError
 from fastsd_helpers.files import file_errors, unfinished_name
 from fastsd_helpers.processes import environment_for
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import Repository
 
 __all__ = ["clone", "commit_of", "list_own_files", "pack", "read_mirrors", "revision_of", "unpack"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 900
@@ -48,7 +46,7 @@ def read_mirrors(text: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that a folder holds; None when it is no repository of its own."""
+    """The commit that a folder holds; None when it is not a repository of its own."""
     if not (folder / ".git").exists():
         return None
     done = _git(["rev-parse", "HEAD"], folder)
@@ -74,7 +72,7 @@ def clone(repository: Repository, folder: Path, *, mirrors: Mapping[str, str] | 
         WebUIError: git is missing, no place has it, or there are changes that would be lost.
     """
     if shutil.which("git") is None:
-        raise WebUIError("git is not installed, and the code comes with it.", "Install git: apt install git")
+        raise WebUIError("git is not installed, and it downloads the web UI's code.", "Install git: apt install git")
     places = [mirrors[repository.name]] if mirrors and repository.name in mirrors else list(repository.urls)
     if folder.is_dir() and any(folder.iterdir()):
         return _update(repository, folder, places)
@@ -107,9 +105,10 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
     there = commit_of(folder)
     if there is None:
         raise WebUIError(f"{folder} holds something that is not {repository.name}.", "Move it and run this again.")
-    if there == repository.revision or (
-        not _COMMIT.fullmatch(repository.revision) and _is_at(folder, repository, places)
-    ):
+    # A branch or tag is not asked for again: what was installed stays until its folder is deleted, or another place is
+    # named for it.
+    known = [(place, repository.revision) for place in places if not _COMMIT.fullmatch(repository.revision)]
+    if there == repository.revision or (known and revision_of(folder) in known):
         return False
     if _git(["status", "--porcelain", "--untracked-files=no"], folder).stdout.strip():
         raise WebUIError(
@@ -123,12 +122,6 @@ def _update(repository: Repository, folder: Path, places: Sequence[str]) -> bool
             f"Check the connection, or delete {folder} and run this again.",
         )
     return True
-
-
-def _is_at(folder: Path, repository: Repository, places: Sequence[str]) -> bool:
-    # A branch or tag is not asked for again: what was installed stays until its folder is deleted, or another place
-    # is named for it.
-    return revision_of(folder) in [(place, repository.revision) for place in places]
 
 
 def _fetch(folder: Path, place: str, revision: str) -> str:

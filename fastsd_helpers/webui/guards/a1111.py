@@ -8,7 +8,7 @@ import api_login
 import gradio3
 import pictures
 import sd_webui
-from frame import Refused, patch, run, setting
+from frame import Refused, before, run, setting
 from places import may_be_shown
 
 __all__: list[str] = []
@@ -24,37 +24,25 @@ for _row in (
     sd_webui.closed_unless_admin(*_row)
 
 
-@patch("modules.ui", "process_interrogate", "interrogation_function mode ii_input_dir ii_output_dir *ii_singles")
-def _(original: Any) -> Any:
-    def process_interrogate(interrogation_function: Any, mode: int, *rest: Any) -> Any:
-        if mode == 5 and not setting("admin"):
-            raise Refused("folders of this machine are not named through a link")
-        return original(interrogation_function, mode, *rest)
-
-    return process_interrogate
+@before("modules.ui", "process_interrogate", "interrogation_function mode ii_input_dir ii_output_dir *ii_singles")
+def _(_function: Any, mode: int, *_rest: Any) -> None:
+    if mode == 5 and not setting("admin"):
+        raise Refused("folders of this machine are not named through a link")
 
 
 # ControlNet, where it is installed: a text that is the path of a file would be opened.
-@patch("internal_controlnet.args", "ControlNetUnit.parse_image", "cls image", optional=True)
-def _(original: Any) -> Any:
-    def parse_image(cls: Any, image: Any) -> Any:
-        named = isinstance(image, str) and len(image) < 4096 and os.path.exists(image)
-        if named and not setting("admin") and not may_be_shown(image):
-            raise Refused("an image is sent as base64; no file is named")
-        return original(cls, image)
-
-    return parse_image
+@before("internal_controlnet.args", "ControlNetUnit.parse_image", "cls image", optional=True)
+def _(cls: Any, image: Any) -> None:
+    named = isinstance(image, str) and len(image) < 4096 and os.path.exists(image)
+    if named and not setting("admin") and not may_be_shown(image):
+        raise Refused("an image is sent as base64; no file is named")
 
 
-@patch("modules.safe", "load_with_extra", "filename extra_handler= *args **kwargs")
-def _(original: Any) -> Any:
-    def load_with_extra(filename: Any, extra_handler: Any = None, *more: Any, **named: Any) -> Any:
-        if _is_mixed(filename):
-            # Its check reads the zip at the end, torch the pickle at the beginning.
-            raise Refused("this file begins as a pickle and ends as a zip; it is not read")
-        return original(filename, extra_handler, *more, **named)
-
-    return load_with_extra
+@before("modules.safe", "load_with_extra", "filename extra_handler= *args **kwargs")
+def _(filename: Any, *_more: Any, **_named: Any) -> None:
+    if _is_mixed(filename):
+        # Its check reads the zip at the end, torch the pickle at the beginning.
+        raise Refused("this file begins as a pickle and ends as a zip; it is not read")
 
 
 def _is_mixed(file: Any) -> bool:

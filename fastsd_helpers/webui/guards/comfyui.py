@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import lost
 import pictures  # noqa: F401  # only wanted formats are decoded
-from frame import Refused, inside, patch, run, setting
+from frame import Refused, before, inside, patch, run, setting
 
 __all__: list[str] = []
 
@@ -96,9 +96,7 @@ def _(original: Any) -> Any:
     def exists_annotated_filepath(name: str) -> bool:
         try:
             sys.modules["folder_paths"].get_annotated_filepath(name)
-        except ValueError:
-            return False
-        except Refused:
+        except (ValueError, Refused):
             return False
         return original(name)
 
@@ -242,31 +240,19 @@ def _no_model(path: Any) -> None:
         raise Refused("no model is written through a link")
 
 
-@patch("comfy.utils", "save_torch_file", "sd ckpt metadata=")
-def _(original: Any) -> Any:
-    def save_torch_file(sd: Any, ckpt: Any, metadata: Any = None) -> Any:
-        _no_model(ckpt)
-        return original(sd, ckpt, metadata=metadata)
-
-    return save_torch_file
+@before("comfy.utils", "save_torch_file", "sd ckpt metadata=")
+def _(sd: Any, ckpt: Any, metadata: Any = None) -> None:
+    _no_model(ckpt)
 
 
-@patch("safetensors.torch", "save_file", "tensors filename metadata=")
-def _(original: Any) -> Any:
-    def save_file(tensors: Any, filename: Any, metadata: Any = None) -> Any:
-        _no_model(filename)
-        return original(tensors, filename, metadata)
-
-    return save_file
+@before("safetensors.torch", "save_file", "tensors filename metadata=")
+def _(tensors: Any, filename: Any, metadata: Any = None) -> None:
+    _no_model(filename)
 
 
-@patch("torch", "save", None)
-def _(original: Any) -> Any:
-    def save(obj: Any, f: Any, *more: Any, **named: Any) -> Any:
-        _no_model(f)
-        return original(obj, f, *more, **named)
-
-    return save
+@before("torch", "save", None)
+def _(obj: Any, f: Any, *_more: Any, **_named: Any) -> None:
+    _no_model(f)
 
 
 @patch("av", "open", None)

@@ -17,7 +17,9 @@ with None they are not compared. `late=True`: the module may be imported after t
 `optional=True`: it may never be. Whatever is missing, has other parameters, or was replaced again when the web UI is
 about to listen ends the process with one line, so that it is never open without its guard. `wrapped=True`: a part of
 the web UI is known to put a function of its own around it, which the last of these looks leaves out.
-`when_loaded(module)` registers a function that gets a module after its import, for what is added and not replaced.
+`before(module, name, parameters)` registers a check: it gets the arguments, and the original is called when it has
+refused nothing. `when_loaded(module)` registers a function that gets a module after its import, for what is added and
+not replaced.
 """
 
 import functools
@@ -32,7 +34,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Refused", "apply", "inside", "missing", "only_near", "patch", "prove", "run", "setting", "when_loaded"]
+__all__ = [
+    "Refused",
+    "apply",
+    "before",
+    "inside",
+    "missing",
+    "only_near",
+    "patch",
+    "prove",
+    "run",
+    "setting",
+    "when_loaded",
+]
 
 _MARK = "__fastsd_guard__"
 
@@ -108,6 +122,25 @@ def patch(
         if module in sys.modules:
             _put_in(item, sys.modules[module])
         return make
+
+    return register
+
+
+def before(
+    module: str, name: str, parameters: str | None, **more: bool
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a check as a patch: it gets the arguments of every call, and raises for what a visitor may not do."""
+
+    def register(check: Callable[..., None]) -> Callable[..., None]:
+        @patch(module, name, parameters, **more)
+        def _(original: Any) -> Any:
+            def checked(*arguments: Any, **named: Any) -> Any:
+                check(*arguments, **named)
+                return original(*arguments, **named)
+
+            return checked
+
+        return check
 
     return register
 

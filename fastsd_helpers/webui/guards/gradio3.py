@@ -2,11 +2,15 @@
 
 from typing import Any
 
-from frame import Refused, patch
+from frame import Refused, before, patch
 from places import uploaded
-from visitors import ClosedPaths, look
+from visitors import ClosedPaths, look, no_fetch
 
 __all__: list[str] = []
+
+
+def _of_component(self: Any, x: Any) -> None:
+    _only_uploads(x)
 
 
 def _only_uploads(value: Any) -> None:
@@ -16,23 +20,9 @@ def _only_uploads(value: Any) -> None:
         _only_uploads(inner)
 
 
-@patch("gradio.blocks", "Blocks.preprocess_data", "self fn_index inputs state")
-def _(original: Any) -> Any:
-    def preprocess_data(self: Any, fn_index: int, inputs: list[Any], state: Any) -> Any:
-        look(inputs)
-        return original(self, fn_index, inputs, state)
-
-    return preprocess_data
-
-
-def _guard_component(module: str, name: str) -> None:
-    @patch(f"gradio.components.{module}", f"{name}.preprocess", "self x")
-    def _(original: Any) -> Any:
-        def preprocess(self: Any, x: Any) -> Any:
-            _only_uploads(x)
-            return original(self, x)
-
-        return preprocess
+@before("gradio.blocks", "Blocks.preprocess_data", "self fn_index inputs state")
+def _(self: Any, fn_index: int, inputs: list[Any], state: Any) -> None:
+    look(inputs)
 
 
 for _module, _name in (
@@ -43,23 +33,11 @@ for _module, _name in (
     ("model3d", "Model3D"),
     ("timeseries", "Timeseries"),
 ):
-    _guard_component(_module, _name)
+    before(f"gradio.components.{_module}", f"{_name}.preprocess", "self x")(_of_component)
 
 
-@patch("gradio.components.base", "IOComponent.download_temp_copy_if_needed", "self url")
-def _(original: Any) -> Any:
-    def download_temp_copy_if_needed(self: Any, url: str) -> str:
-        raise Refused("no address is fetched")
-
-    return download_temp_copy_if_needed
-
-
-@patch("gradio.components.base", "IOComponent.hash_url", "url chunk_num_blocks=")
-def _(original: Any) -> Any:
-    def hash_url(url: str, chunk_num_blocks: int = 128) -> str:
-        raise Refused("no address is fetched")
-
-    return hash_url
+before("gradio.components.base", "IOComponent.download_temp_copy_if_needed", "self url")(no_fetch)
+before("gradio.components.base", "IOComponent.hash_url", "url chunk_num_blocks=")(no_fetch)
 
 
 @patch("gradio.utils", "validate_url", "possible_url")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from frame import Refused, patch
-from visitors import ClosedPaths, look
+from frame import before, patch
+from visitors import ClosedPaths, look, no_fetch
 
 __all__: list[str] = []
 
@@ -18,18 +18,9 @@ def _(original: Any) -> Any:
     return preprocess_data
 
 
-def _no_fetch(name: str, parameters: str) -> None:
-    @patch("gradio.processing_utils", name, parameters)
-    def _(original: Any) -> Any:
-        def refused(*arguments: Any, **named: Any) -> Any:
-            raise Refused("no address is fetched")
-
-        return refused
-
-
-_no_fetch("save_url_to_cache", "url cache_dir")
-_no_fetch("async_save_url_to_cache", "url cache_dir")
-_no_fetch("hash_url", "url")
+before("gradio.processing_utils", "save_url_to_cache", "url cache_dir")(no_fetch)
+before("gradio.processing_utils", "async_save_url_to_cache", "url cache_dir")(no_fetch)
+before("gradio.processing_utils", "hash_url", "url")(no_fetch)
 
 
 @patch("gradio.routes", "App.create_app", "blocks app_kwargs= auth_dependency=")

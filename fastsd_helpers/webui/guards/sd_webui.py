@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any
 
-from frame import Refused, inside, missing, only_near, patch, prove, setting
+from frame import Refused, before, inside, missing, only_near, patch, prove, setting
 from places import DATA, OUTPUTS, PICTURES, STORE, UPLOADS
 
 __all__ = ["closed_unless_admin", "honest"]
@@ -71,14 +71,10 @@ def _(original: Any) -> Any:
 def closed_unless_admin(module: str, name: str, parameters: str | None, what: str, **more: bool) -> None:
     """Register a patch: the function refuses unless the owner opened administration for this start."""
 
-    @patch(module, name, parameters, **more)
-    def _(original: Any) -> Any:
-        def closed(*arguments: Any, **named: Any) -> Any:
-            if _ready and not setting("admin"):
-                raise Refused(f"{what} is closed for visitors of a link; its owner can start with allow_admin")
-            return original(*arguments, **named)
-
-        return closed
+    @before(module, name, parameters, **more)
+    def _(*_arguments: Any, **_named: Any) -> None:
+        if _ready and not setting("admin"):
+            raise Refused(f"{what} is closed for visitors of a link; its owner can start with allow_admin")
 
 
 for _row in (
@@ -96,16 +92,12 @@ for _row in (
     closed_unless_admin(*_row)
 
 
-@patch("modules.ui_extensions", "refresh_available_extensions", None)
-def _(original: Any) -> Any:
-    def refresh_available_extensions(url: str, *more: Any) -> Any:
-        if not setting("admin"):
-            raise Refused("the list of extensions is closed for visitors of a link")
-        if not str(url).startswith("https://"):
-            raise Refused("the list of extensions is fetched by https only")
-        return original(url, *more)
-
-    return refresh_available_extensions
+@before("modules.ui_extensions", "refresh_available_extensions", None)
+def _(url: str, *_more: Any) -> None:
+    if not setting("admin"):
+        raise Refused("the list of extensions is closed for visitors of a link")
+    if not str(url).startswith("https://"):
+        raise Refused("the list of extensions is fetched by https only")
 
 
 @patch("modules.extras", "run_modelmerger", None)
@@ -175,24 +167,19 @@ def _known(path: Any) -> bool:
     return inside(path, [os.getcwd(), DATA, STORE, UPLOADS, *OUTPUTS])
 
 
-@patch("modules.util", "listfiles", "dirname")
-def _(original: Any) -> Any:
-    def listfiles(dirname: Any) -> Any:
-        if _ready and not setting("admin") and not _known(os.path.join(str(dirname), "x")):
-            raise Refused("folders of this machine are not named through a link")
-        return original(dirname)
-
-    return listfiles
+def _only_known(folder: Any) -> None:
+    if _ready and not setting("admin") and not _known(os.path.join(str(folder), "x")):
+        raise Refused("folders of this machine are not named through a link")
 
 
-@patch("modules.util", "walk_files", "path allowed_extensions=")
-def _(original: Any) -> Any:
-    def walk_files(path: Any, allowed_extensions: Any = None) -> Any:
-        if _ready and not setting("admin") and not _known(os.path.join(str(path), "x")):
-            raise Refused("folders of this machine are not named through a link")
-        return original(path, allowed_extensions)
+@before("modules.util", "listfiles", "dirname")
+def _(dirname: Any) -> None:
+    _only_known(dirname)
 
-    return walk_files
+
+@before("modules.util", "walk_files", "path allowed_extensions=")
+def _(path: Any, allowed_extensions: Any = None) -> None:
+    _only_known(path)
 
 
 def _may_be_written(path: Any) -> bool:
@@ -204,56 +191,41 @@ def _may_be_written(path: Any) -> bool:
     return inside(path, folders)
 
 
-@patch("modules.images", "save_image", None)
-def _(original: Any) -> Any:
-    def save_image(image: Any, path: Any, basename: Any, *more: Any, **named: Any) -> Any:
-        if not setting("admin"):
-            extension = str(named.get("extension", more[2] if len(more) > 2 else "png"))
-            if not _may_be_written(os.path.join(str(path), "x.png")) or f".{extension}".lower() not in PICTURES:
-                raise Refused("images are written to the outputs only")
-            words = [basename, named.get("forced_filename"), named.get("suffix")]
-            if any(isinstance(word, str) and ("/" in word or "\\" in word or "\0" in word) for word in words):
-                raise Refused("an image's name holds no path")
-        return original(image, path, basename, *more, **named)
-
-    return save_image
+@before("modules.images", "save_image", None)
+def _(image: Any, path: Any, basename: Any, *more: Any, **named: Any) -> None:
+    if setting("admin"):
+        return
+    extension = str(named.get("extension", more[2] if len(more) > 2 else "png"))
+    if not _may_be_written(os.path.join(str(path), "x.png")) or f".{extension}".lower() not in PICTURES:
+        raise Refused("images are written to the outputs only")
+    words = [basename, named.get("forced_filename"), named.get("suffix")]
+    if any(isinstance(word, str) and ("/" in word or "\\" in word or "\0" in word) for word in words):
+        raise Refused("an image's name holds no path")
 
 
-@patch("modules.images", "save_image_with_geninfo", None)
-def _(original: Any) -> Any:
-    def save_image_with_geninfo(image: Any, geninfo: Any, filename: Any, *more: Any, **named: Any) -> Any:
-        if _ready and not setting("admin") and not _may_be_written(filename):
-            raise Refused("images are written to the outputs only")
-        return original(image, geninfo, filename, *more, **named)
-
-    return save_image_with_geninfo
+@before("modules.images", "save_image_with_geninfo", None)
+def _(image: Any, geninfo: Any, filename: Any, *_more: Any, **_named: Any) -> None:
+    if _ready and not setting("admin") and not _may_be_written(filename):
+        raise Refused("images are written to the outputs only")
 
 
-@patch("modules.ui_extra_networks", "fetch_file", "filename=")
-def _(original: Any) -> Any:
-    def fetch_file(filename: str = "") -> Any:
-        from fastapi.exceptions import HTTPException
+@before("modules.ui_extra_networks", "fetch_file", "filename=")
+def _(filename: str = "") -> None:
+    from fastapi.exceptions import HTTPException
 
-        # Its own check compares the text of the path, and ".." is text to it. The models folder holds links.
-        if ".." in re.split(r"[/\\]", filename) or "\0" in filename or not inside(filename, [DATA, STORE, os.getcwd()]):
-            raise HTTPException(status_code=403, detail="File not allowed")
-        return original(filename)
-
-    return fetch_file
+    # Its own check compares the text of the path, and ".." is text to it. The models folder holds links.
+    if ".." in re.split(r"[/\\]", filename) or "\0" in filename or not inside(filename, [DATA, STORE, os.getcwd()]):
+        raise HTTPException(status_code=403, detail="File not allowed")
 
 
-@patch("modules.api.api", "decode_base64_to_image", "encoding", late=True)
-def _(original: Any) -> Any:
-    def decode_base64_to_image(encoding: Any) -> Any:
-        from fastapi.exceptions import HTTPException
+@before("modules.api.api", "decode_base64_to_image", "encoding", late=True)
+def _(encoding: Any) -> None:
+    from fastapi.exceptions import HTTPException
 
-        if not isinstance(encoding, str):
-            raise HTTPException(status_code=422, detail="An image is text in base64.")
-        if not encoding.startswith("data:image/") and re.search(r"[^A-Za-z0-9+/=\s_-]", encoding[:200]):
-            raise HTTPException(status_code=403, detail="An image is sent as base64; no address is fetched.")
-        return original(encoding)
-
-    return decode_base64_to_image
+    if not isinstance(encoding, str):
+        raise HTTPException(status_code=422, detail="An image is text in base64.")
+    if not encoding.startswith("data:image/") and re.search(r"[^A-Za-z0-9+/=\s_-]", encoding[:200]):
+        raise HTTPException(status_code=403, detail="An image is sent as base64; no address is fetched.")
 
 
 @patch("modules.api.api", "verify_url", "url", late=True)

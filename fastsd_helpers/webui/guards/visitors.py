@@ -5,7 +5,7 @@ from typing import Any
 from frame import Refused, setting
 from places import may_be_served, may_be_shown, plain_path
 
-__all__ = ["ClosedPaths", "allowed", "look"]
+__all__ = ["ClosedPaths", "allowed", "look", "no_fetch"]
 
 # Always closed: they show passwords of the command line, or fetch for the caller.
 _CLOSED = ("/proxy=", "/sdapi/v1/cmd-flags", "/internal/sysinfo", "/internal/sysinfo-download")
@@ -27,6 +27,11 @@ def look(value: Any, depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             look(inner, depth + 1)
+
+
+def no_fetch(*_arguments: Any, **_named: Any) -> None:
+    """Refuse a function that would fetch an address for a visitor."""
+    raise Refused("no address is fetched")
 
 
 class ClosedPaths:

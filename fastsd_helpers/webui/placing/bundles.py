@@ -21,7 +21,7 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     }
 }
 _GIB = 2**30
-_ROOM_GPU = 2.5e9  # bytes: latents, activations and the VAE of a picture of 1024 px
+_ROOM_GPU = 2.5e9  # bytes: latents, activations and the VAE of an image of 1024 px
 _ROOM_HOST = 3e9  # bytes: Python, torch and CUDA's own
 
 
@@ -102,7 +102,9 @@ def choose_bundle(spec: ModelSpec, ui: WebUI, machine: Machine, *, t5: str = "au
             "copy is used."
         )
         chosen = next(size for size in [*fitting, *sizes] if not size.gated)
-    large = t5 == "fp16" or (t5 == "auto" and _holds_large(chosen, large_t5, beside, machine))
+    # With a fifth to spare beside all files at once: the large T5 is a comfort, and no reason to run short.
+    all_large = _bytes(chosen) + _bytes(large_t5) + beside + _ROOM_HOST
+    large = t5 == "fp16" or (t5 == "auto" and all_large <= 0.8 * machine.host_gib * _GIB)
     text = large_t5 if large else small_t5
     reasons.append(_reason(spec, chosen, sizes, machine, fits=bool(fitting)))
     reasons.append(_reason_of_t5(text, large_t5, t5, machine))
@@ -132,11 +134,6 @@ def _fits(size: ModelSpec, beside: float, machine: Machine) -> bool:
     gpu = machine.gpu_gib * _GIB
     left = 0.0 if _bytes(size) + _ROOM_GPU <= gpu else float(_bytes(size))
     return _bytes(size) <= host and beside + left <= host and (left == 0.0 or gpu == 0)
-
-
-def _holds_large(chosen: ModelSpec, large: ModelSpec, beside: float, machine: Machine) -> bool:
-    # With a fifth to spare beside all files at once: the large T5 is a comfort, and no reason to run short.
-    return _bytes(chosen) + _bytes(large) + beside + _ROOM_HOST <= 0.8 * machine.host_gib * _GIB
 
 
 def _reason(spec: ModelSpec, chosen: ModelSpec, sizes: list[ModelSpec], machine: Machine, *, fits: bool) -> str:

@@ -1,6 +1,5 @@
 """ControlNets where a web UI looks for them: those of the table by task, and any other file."""
 
-import logging
 from dataclasses import dataclass
 
 from fastsd_helpers.controlnet import (
@@ -14,7 +13,8 @@ from fastsd_helpers.controlnet import (
 from fastsd_helpers.errors import ModelError, ModelNotFound
 from fastsd_helpers.files import check_room, size_in_words
 from fastsd_helpers.model_lookup import understand
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, store_folder
 from fastsd_helpers.webui.placing.model_files import base_family, look_at, require_kind
@@ -22,14 +22,12 @@ from fastsd_helpers.webui.placing.models import PlacedModel, listed, place
 
 __all__ = ["ControlNetConfig", "place_controlnet", "place_controlnets"]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _ALL = "all"
 _NO_TASK = ("file", "folder", "link", "hub")  # what a word can be besides a task or a row's key
 
 
 @dataclass(frozen=True)
-class ControlNetConfig:
+class ControlNetConfig(Checked):
     """ControlNets to fetch: images that steer the drawing."""
 
     tasks: str = option(
@@ -44,9 +42,6 @@ class ControlNetConfig:
         "auto", help="base model they are for; auto: the one chosen above", advanced=True, known="controlnet_bases"
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def place_controlnets(
     config: ControlNetConfig, ui: WebUI, places: Places, *, family: str | None = None
@@ -57,7 +52,7 @@ def place_controlnets(
         family: of the base model that is used, for base "auto"; Stable Diffusion 1.5 when None.
 
     Raises:
-        What `place_controlnet` raises.
+        FastSDError: what `place_controlnet` raises.
     """
     base = (base_family(family) or "sd15") if config.base.strip() in ("auto", "") else config.base.strip()
     wanted = listed(config.tasks)
@@ -88,7 +83,8 @@ def place_controlnet(base: str | None, task: str, ui: WebUI, places: Places) -> 
         task: a task, a row's key (sd15-canny), a file, a link or a Hub id.
 
     Raises:
-        ModelError: it does not go together with this base or this UI; the hint says what does. DownloadError.
+        ModelError: it does not go together with this base or this UI; the hint says what does.
+        DownloadError: it could not be downloaded.
     """
     if understand(task).what in _NO_TASK:
         return place(task, ui, places, kind="controlnet")[0]

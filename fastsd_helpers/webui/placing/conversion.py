@@ -1,22 +1,21 @@
 """One file of a folder or a repository of the Hub: a whole pipeline converted, or the single weights file it holds."""
 
-import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastsd_helpers import checkpoints
 from fastsd_helpers.downloads.pipeline import PIPELINE, Contents, Listing
 from fastsd_helpers.errors import ModelError
 from fastsd_helpers.files import check_room, placed
 from fastsd_helpers.model_lookup import CONTROLNET, LORA, ModelKind, Name, base_model, find_folder, lora_file
 from fastsd_helpers.registry import ModelSpec, family_of
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.placing.bundles import require_family
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, ENDINGS
 
 __all__ = ["converted", "from_folder"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 
 def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
@@ -25,7 +24,6 @@ def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
     Raises:
         WebUIError: this web UI does not run its family. CheckpointError, ModelError: it cannot be had or converted.
     """
-    from fastsd_helpers.checkpoints import convert
 
     def accept(spec: ModelSpec) -> None:
         require_family(ui, spec.family, ref)
@@ -39,7 +37,7 @@ def converted(ref: str, name: str, ui: WebUI, store: Path) -> Path:
     if target.is_file() and target.stat().st_mtime >= newest:
         return target
     logger.info("%s is converted to one file for %s.", name, ui.title)
-    convert(folder, target, overwrite=True, hashes=False)
+    checkpoints.convert(folder, target, overwrite=True, hashes=False)
     return target
 
 

@@ -1,20 +1,18 @@
 """What Forge Neo starts with: the base model and the files beside it, written into its own settings."""
 
 import json
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, PlacedModel, base_family
 
 __all__ = ["choose_in_settings"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 # Its names for the families (modules_forge/presets.py).
 _PRESETS = {"sd15": "sd", "sdxl": "xl", "flux": "flux"}
@@ -36,7 +34,7 @@ def choose_in_settings(placed: Sequence[PlacedModel], ui: WebUI, places: Places)
     base = next((model for model in placed if model.kind in BASE_KINDS), None)
     if settings is None:
         if base is not None:
-            logger.warning("%s is no settings file, so the model has to be chosen on the page.", file)
+            logger.warning("%s is not a settings file, so the model has to be chosen on the page.", file)
         return
     new = _chosen(base, placed, settings, ui, places) if base is not None else {}
     version = _version_of(places)

@@ -41,7 +41,7 @@ def read_gguf(path: Path) -> GGUFHeader:
     Source: the GGUF description, versions 2 and 3 (docs/gguf.md of ggml-org/ggml).
 
     Raises:
-        CheckpointError: it is no GGUF file, is truncated, or its header makes no sense.
+        CheckpointError: it is not a GGUF file, is truncated, or its header makes no sense.
     """
     with file_errors(path, "read"), path.open("rb") as file:
         try:
@@ -53,7 +53,9 @@ def read_gguf(path: Path) -> GGUFHeader:
 def _read(file: BinaryIO, path: Path) -> GGUFHeader:
     magic, version = struct.unpack("<4sI", _take(file, 8))
     if magic != b"GGUF":
-        raise CheckpointError(f"{path} is called .gguf and is no GGUF file.", "Download it again, or choose another.")
+        raise CheckpointError(
+            f"{path} is called .gguf, but is not a GGUF file.", "Download it again, or choose another."
+        )
     if version not in (2, 3):
         raise CheckpointError(f"{path} is a GGUF file of version {version}.", "Versions 2 and 3 can be read here.")
     count, entries = struct.unpack("<QQ", _take(file, 16))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastsd_helpers.checkpoints import inspector
 from fastsd_helpers.downloads import describe_content
 from fastsd_helpers.errors import CheckpointError, ModelError, UnsafeModel
 from fastsd_helpers.files import file_errors
@@ -84,10 +85,10 @@ def look_at(path: Path) -> ModelFile:
     """Look into a model file; tensors are not read, and nothing in it is run.
 
     Raises:
-        ModelError: it is no model file: a web page, text, a pointer, empty, truncated. UnsafeModel: it could run code.
+        ModelError: it is not a model file: a page, text, a pointer, empty, truncated. UnsafeModel: it could run code.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ModelError(f"{path} is no model file.", f"Give a file that ends in {', '.join(ENDINGS)}.")
+        raise ModelError(f"{path} is not a model file.", f"Give a file that ends in {', '.join(ENDINGS)}.")
     _require_model(path)
     require_inert(with_description(path))
     if path.suffix.lower() == ".gguf":
@@ -105,7 +106,7 @@ def _require_model(path: Path) -> None:
             "Run `git lfs pull` where it came from, or download the file itself.",
         )
     if content.startswith("broken"):
-        raise ModelError(f"{path} is truncated or damaged: it is no whole {content.split()[-1]} file.", _ADVICE)
+        raise ModelError(f"{path} is truncated or damaged: it is not a complete {content.split()[-1]} file.", _ADVICE)
     if content not in ("safetensors", "checkpoint", "gguf", "data"):
         what = {"empty": "an empty file", "image": "an image", "text": "plain text"}.get(content, f"a {content}")
         raise ModelError(f"{path} is {what}, not a model.", _ADVICE)
@@ -129,10 +130,8 @@ def _of_gguf(path: Path) -> ModelFile:
 
 
 def _of_tensors(path: Path) -> ModelFile:
-    from fastsd_helpers.checkpoints.inspector import inspect
-
     try:
-        found = inspect(path, hashes=False)
+        found = inspector.inspect(path, hashes=False)
     except UnsafeModel:
         raise
     except CheckpointError as err:
@@ -142,7 +141,8 @@ def _of_tensors(path: Path) -> ModelFile:
     if found.kind == "checkpoint":
         kind = "diffusion-model" if family == "flux" else "checkpoint"
         four_bit = any(".quant_state.bitsandbytes__" in name for name in found.unexpected)
-        return ModelFile(kind, _plain(family), found.what, notes, four_bit=four_bit)
+        family = "flux" if family is not None and family.startswith("flux") else family
+        return ModelFile(kind, family, found.what, notes, four_bit=four_bit)
     if found.kind == "unet":
         return ModelFile("diffusion-model", None, found.what, notes)
     if found.kind in ("part", "diffusers part"):
@@ -152,10 +152,6 @@ def _of_tensors(path: Path) -> ModelFile:
     first = found.kind.split()[0]
     kind = {"lycoris": "lora", "adapter": "controlnet"}.get(first, first if first in KINDS else "")
     return ModelFile(kind, base_family(family), found.what, notes, foreign=first == "foreign")
-
-
-def _plain(family: str | None) -> str | None:
-    return "flux" if family is not None and family.startswith("flux") else family
 
 
 def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
@@ -179,7 +175,7 @@ def require_kind(path: Path, found: ModelFile, wanted: str) -> str:
         raise ModelError(f"{path.name} is {found.what}.", hint if wanted == "auto" else f"Give {a_kind(wanted)}.")
     raise ModelError(
         f"{path.name} is {found.what}, not {a_kind(wanted)}.",
-        f"Place it as what it is ({found.kind}), and {a_kind(wanted)} in its place.",
+        f"Place it as its own kind ({found.kind}), or choose {a_kind(wanted)} instead.",
     )
 
 

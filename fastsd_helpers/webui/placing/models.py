@@ -1,20 +1,22 @@
 """Models where a web UI looks for them: found, looked at, converted when needed, and linked, not copied."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsd_helpers.checkpoints.formats import file_content, sources
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import check_room, file_errors, new_link
 from fastsd_helpers.model_lookup import understand
-from fastsd_helpers.options import check, option
+from fastsd_helpers.options import Checked, option
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.places import Places, model_folder, prepare_places, require_folder, store_folder
 from fastsd_helpers.webui.placing.bundles import parts_of, require_runs
+from fastsd_helpers.webui.placing.in_store import find_part, is_base_file
 from fastsd_helpers.webui.placing.model_files import (
     BASE_KINDS,
     KINDS,
@@ -25,7 +27,6 @@ from fastsd_helpers.webui.placing.model_files import (
     with_description,
 )
 from fastsd_helpers.webui.placing.needed import Needed, NeededFile, find_needed
-from fastsd_helpers.webui.placing.parts import find_part
 from fastsd_helpers.webui.placing.workflows import write_workflow
 
 __all__ = [
@@ -40,14 +41,12 @@ __all__ = [
     "place_needed",
 ]
 
-logger = logging.getLogger("fastsd_helpers")
-
 _FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 _WIDTH = 320  # of the first layer of every Stable Diffusion that web UIs know
 
 
 @dataclass(frozen=True)
-class ModelsConfig:
+class ModelsConfig(Checked):
     """Models to put where a web UI finds them; several of a kind are separated by commas."""
 
     model: str = option(
@@ -68,9 +67,6 @@ class ModelsConfig:
     )
     upscaler: str = option("", help="upscalers: files or links", advanced=True, known="webui_upscalers")
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def place_models(
     config: ModelsConfig, ui: WebUI, places: Places, *, machine: Machine | None = None
@@ -80,7 +76,7 @@ def place_models(
     With "auto" nothing is fetched while the store has a base model; an empty one gets Stable Diffusion 1.5.
 
     Raises:
-        What `place` raises; what was placed before stays.
+        FastSDError: what `place` raises; what was placed before stays.
     """
     prepare_places(places, ui)
     ref = config.model.strip()
@@ -116,7 +112,7 @@ def offer_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
 def _automatic(ui: WebUI, places: Places) -> str:
     with drive_errors(places):
         folders = dict.fromkeys(store_folder(places, ui, kind) for kind in BASE_KINDS if kind in dict(ui.folders))
-        there = sorted(path.name for folder in folders for path in folder.rglob("*") if _is_model(path))
+        there = sorted(path.name for folder in folders for path in folder.rglob("*") if is_base_file(path))
     why = f"{len(there)} in {places.store}: {', '.join(there[:5])}" if there else "there is none yet, so sd15 is used"
     logger.info("Base models: %s.", why)
     return "" if there else "sd15"
@@ -151,10 +147,6 @@ def listed(text: str) -> list[str]:
     return [word for word in (word.strip() for word in text.split(",")) if word]
 
 
-def _is_model(path: Path) -> bool:
-    return path.suffix in (".safetensors", ".ckpt", ".gguf") and path.is_file()
-
-
 def place_model(ref: str, ui: WebUI, places: Places, *, kind: str = "checkpoint") -> PlacedModel:
     """Put a model where a web UI looks for it; as `place`, whose first file of that kind is given."""
     placed = place(ref, ui, places, kind=kind)
@@ -187,8 +179,12 @@ def place(
         Diffusers folder is converted to one file in the store.
 
     Raises:
-        ModelNotFound, ModelError, WebUIError: there is no such model, it is of another kind, or this UI does not run
-        its family. DownloadError, DriveError, CheckpointError: it could not be brought or converted.
+        ModelNotFound: there is no such model, it is of another kind, or this UI does not run its family.
+        ModelError: there is no such model, it is of another kind, or this UI does not run its family.
+        WebUIError: there is no such model, it is of another kind, or this UI does not run its family.
+        DownloadError: it could not be brought or converted.
+        DriveError: it could not be brought or converted.
+        CheckpointError: it could not be brought or converted.
     """
     prepare_places(places, ui)
     with drive_errors(places):
@@ -274,9 +270,7 @@ def _place(file: NeededFile, ui: WebUI, places: Places) -> PlacedModel:
 
 def _name_by_content(source: Path) -> str:
     """A file's name with the ending that its content asks for: a web UI would unpickle a safetensors called .ckpt."""
-    from fastsd_helpers.checkpoints.formats.file_content import is_safetensors_file
-
-    right = source.suffix.lower() in (".safetensors", ".sft") or not is_safetensors_file(source)
+    right = source.suffix.lower() in (".safetensors", ".sft") or not file_content.is_safetensors_file(source)
     return source.name if right else f"{source.stem}.safetensors"
 
 
@@ -310,12 +304,10 @@ def _say_what_is_missing(model: PlacedModel, ui: WebUI, places: Places) -> None:
 
 def _warn_of_shape(path: Path, ui: WebUI) -> None:
     """Say that a model of other widths, like the embedded one, is for the playground alone."""
-    from fastsd_helpers.checkpoints.formats.sources import open_file
-
     if path.suffix.lower() != ".safetensors" or path.with_suffix(".yaml").is_file():
         return
     try:
-        source = open_file(path)
+        source = sources.open_file(path)
     except CheckpointError:
         return  # what is wrong with it was said already
     try:

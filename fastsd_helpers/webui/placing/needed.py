@@ -1,7 +1,6 @@
 """From what a user names to the files a web UI needs for it, each with its folder and where it comes from."""
 
 import difflib
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,18 +13,17 @@ from fastsd_helpers.downloads.links import show_url
 from fastsd_helpers.errors import DownloadError, FastSDError, ModelError, ModelNotFound, SessionUnfinished
 from fastsd_helpers.model_lookup import Name, known_model, understand
 from fastsd_helpers.registry import ModelSpec, detect_family, find_model, models
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions import Session, find_session
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.flags import Machine
 from fastsd_helpers.webui.places import Places, require_folder, store_folder
 from fastsd_helpers.webui.placing.bundles import choose_bundle, file_name, parts_of, require_family, require_runs
 from fastsd_helpers.webui.placing.conversion import converted, from_folder
+from fastsd_helpers.webui.placing.in_store import find_part
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, ENDINGS, a_kind, look_at, require_kind
-from fastsd_helpers.webui.placing.parts import find_part
 
 __all__ = ["Needed", "NeededFile", "find_needed"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _BASES = ("base", *BASE_KINDS)
 

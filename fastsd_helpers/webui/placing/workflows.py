@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastsd_helpers.files import file_errors, write_atomic
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.places import Places, model_folder
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS, PlacedModel, base_family
 
 __all__ = ["make_workflow", "write_workflow"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _PROMPT = "a photo of a lighthouse at dusk, warm light in its windows"
 _SIDE = {"sd15": 512, "sd21": 768}  # px; every other family draws at 1024
@@ -101,7 +99,7 @@ class _Graph:
                 slots.append({"name": name, "type": what, "link": len(wires)})
             set_here = [values[name] for name in settings]
             if "seed" in settings:
-                set_here.insert(1, "randomize")  # what the page does with the seed after each picture
+                set_here.insert(1, "randomize")  # what the page does with the seed after each image
             nodes.append(
                 {
                     "id": number,
@@ -231,7 +229,9 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
             if _is_ours(path := folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json"))
         )
         lora = any(model.kind == "lora" for model in placed)
-        if not lora and _has(target, _name(base, ui, places), "" if keep else '"LoraLoader"'):
+        text = target.read_text(encoding="utf-8") if target.exists() else ""
+        same = json.dumps(_name(base, ui, places)) in text
+        if not lora and same and (keep or '"LoraLoader"' in text):
             return target
         write_atomic(target, json.dumps(page, indent=1).encode())
         write_atomic(api / f"{name}.json", json.dumps(graph.for_api(), indent=1).encode())
@@ -240,11 +240,6 @@ def write_workflow(placed: Sequence[PlacedModel], ui: WebUI, places: Places, *, 
 
 def _digest(page: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**page, "extra": {}}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _has(path: Path, base: str, more: str) -> bool:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return json.dumps(base) in text and more in text
 
 
 def _is_ours(path: Path) -> bool:

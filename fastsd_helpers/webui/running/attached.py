@@ -19,7 +19,7 @@ from fastsd_helpers.webui.running.process import (
     find_end,
     is_running,
     note_stopped,
-    read_state,
+    read_run,
 )
 
 __all__ = [
@@ -77,15 +77,17 @@ def find_running(ui: str = "a1111", *, folder: str | None = None, store: str | N
     """Find a web UI that was started before and still runs; None when it does not, or when its login is not known here.
 
     Args:
-        ui: its key. folder, store: as at its start.
+        ui: its key.
+        folder: as at its start.
+        store: as at its start.
     """
     spec = find_ui(ui)
     places = find_places(spec, folder=folder, store=store)
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or not is_running(state):
         return None
     found = find_at_port(state.port)
-    login = found.login if found is not None else None
+    login = found[1] if found is not None else None
     return AttachedUI(spec, places, state, login) if login is not None else None
 
 
@@ -114,7 +116,7 @@ def read_note(running: Any) -> dict[str, Any]:
 
 def status(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> tuple[RunState | None, bool]:
     """What was started last of this web UI, and whether it still runs."""
-    state = read_state(find_places(find_ui(ui), folder=folder, store=store))
+    state = read_run(find_places(find_ui(ui), folder=folder, store=store).run)
     return state, state is not None and is_running(state)
 
 
@@ -124,9 +126,9 @@ def background_link(ui: str = "a1111", *, folder: str | None = None, store: str 
 
 
 def stop(ui: str = "a1111", *, folder: str | None = None, store: str | None = None) -> bool:
-    """End this web UI, whoever started it; False when it does not run."""
+    """Stop this web UI, whoever started it; False when it is not running."""
     places = find_places(find_ui(ui), folder=folder, store=store)
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or not is_running(state):
         return False
     end_process(state)

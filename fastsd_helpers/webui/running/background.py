@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import logging
 import sys
 import time
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from fastsd_helpers.processes import (
     environment_for,
     with_this_package,
 )
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.tunnels import Login, TunnelConfig
 from fastsd_helpers.tunnels.services.kinds import find_token
 
 __all__ = ["MARK", "SAID", "BackgroundLink", "end_link", "hold_link", "read_link"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 MARK, SAID = "fastsd-link ", "fastsd-says "
 
@@ -51,8 +49,7 @@ class BackgroundLink:
     def block(self) -> str:
         """Link, user, password and expiry in one block to copy; the password is in clear, so it is for no log."""
         first, *rest = self.text.splitlines()
-        login = [f"User:      {self.login.user}", f"Password:  {self.login.password}"] if self.login else []
-        return "\n".join([first, *login, *rest])
+        return "\n".join([first, *(self.login.lines() if self.login else []), *rest])
 
     def with_login(self, login: Login | None) -> "BackgroundLink":
         """The same link with what visitors enter."""

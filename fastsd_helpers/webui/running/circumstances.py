@@ -69,8 +69,8 @@ def find_store_trouble(title: str, places: Places) -> DriveError | None:
     if not _is_lost(places):
         return None
     return DriveError(
-        f"{title} runs, but the folder of its models and images does not answer: {places.store}.",
-        f"Bring it back (in the notebook: the cell that connects Drive); {title} need not be started again.",
+        f"{title} is running, but the folder with its models and images does not respond: {places.store}.",
+        f"Reconnect it (in the notebook: the cell that connects Drive); {title} need not be started again.",
     )
 
 

@@ -1,7 +1,10 @@
-"""The exact command, environment and login file a web UI is started with."""
+"""The exact command, environment, memory allocator and login file a web UI is started with."""
 
 import json
+import os
+import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +19,21 @@ from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.extensions.installation import folder_of
 from fastsd_helpers.webui.flags import Machine, choose_flags
 from fastsd_helpers.webui.places import Places, model_folder
+from fastsd_helpers.webui.placing.in_store import families_in_store
 from fastsd_helpers.webui.placing.needed import NeededFile
-from fastsd_helpers.webui.placing.store_families import families_in_store
-from fastsd_helpers.webui.running.allocator import find_allocator, preload
 from fastsd_helpers.webui.settings import LaunchConfig
 
-__all__ = ["LaunchPlan", "environment_of", "plan_launch", "with_allocator"]
+__all__ = ["LaunchPlan", "environment_of", "find_allocator", "plan_launch", "preload", "with_allocator"]
+
+_ALLOCATORS = re.compile(r"libtcmalloc(_minimal)?\.so\.\d+")  # not _debug, which is slow
+_LIBRARIES = (
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+)
 
 
 @dataclass(frozen=True)
@@ -187,3 +199,38 @@ def _words_of_ui(
         # API's login from the file of the page's.
         words.append("--api")
     return words, login_file, hidden
+
+
+def find_allocator(python: Path, folders: Sequence[str] = _LIBRARIES) -> Path | None:
+    """Google's memory allocator on this machine, with which a Python starts; None where none is installed.
+
+    With the allocator of the C library memory is not given back when a model is switched, so that the RAM of a small
+    machine ends after a few (AUTOMATIC1111's own webui.sh does the same as this).
+
+    None too where NO_TCMALLOC is set, or an allocator is loaded into this process's children anyway (Colab does so).
+
+    Args:
+        python: the interpreter that it is for.
+        folders: where it is looked for.
+    """
+    if os.environ.get("NO_TCMALLOC") or re.search(r"tcmalloc|jemalloc|mimalloc", os.environ.get("LD_PRELOAD", "")):
+        return None
+    found = [path for folder in folders if Path(folder).is_dir() for path in Path(folder).iterdir()]
+    found = sorted((path for path in found if _ALLOCATORS.fullmatch(path.name)), key=lambda path: len(path.name))
+    return next((path for path in found if _works(python, path)), None)
+
+
+def preload(library: Path) -> str:
+    """The value of LD_PRELOAD with the library in front of what this process has there."""
+    return " ".join(filter(None, [str(library), environment_for("web UI").get("LD_PRELOAD", "")]))
+
+
+def _works(python: Path, library: Path) -> bool:
+    # One for another processor or another C library is told by the loader, which then goes on without it.
+    environment = {**environment_for("program"), "LD_PRELOAD": str(library)}
+    command = [str(python), "-I", "-S", "-c", "import ctypes; ctypes.CDLL(None).tc_version"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0 and not done.stderr

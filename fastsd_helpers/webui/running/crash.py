@@ -134,7 +134,7 @@ def explain_crash(
     Args:
         title: the web UI's name.
         code: as subprocess gives it (negative: the signal that ended it); None when it is not known.
-        lines: show the last lines of its log.
+        lines: the last lines of its log.
         around: what the machine had left then.
     """
     around = around or Circumstances()
@@ -185,7 +185,7 @@ def explain_refusal(title: str, lines: Sequence[str], refused: str) -> WebUICras
     before = [line for line in lines[: ends[-1]] if line.strip()] if ends else list(lines)
     if any("No checkpoints found" in line for line in lines):
         return WebUICrashed(
-            f"{title} runs, and has no model yet.",
+            f"{title} is running, but has no model yet.",
             "Place one in its folder: fastsd webui place sd15 (in the notebook: cell 4b), then start it again.",
         )
     error = find_last_error(before, near_end=False)

@@ -9,7 +9,7 @@ from fastsd_helpers.files import bytes_in, file_errors
 from fastsd_helpers.webui.catalog import WebUI
 from fastsd_helpers.webui.extensions.kept import keep_settings
 from fastsd_helpers.webui.places import Places, store_folder
-from fastsd_helpers.webui.running.process import is_running, read_state
+from fastsd_helpers.webui.running.process import is_running, read_run
 
 __all__ = ["Kept", "delete_kept", "list_kept"]
 
@@ -21,7 +21,7 @@ _PICTURES = "pictures"
 class Kept:
     """One thing that can be deleted."""
 
-    kind: str  # checkpoint, lora, ..., pictures, program
+    kind: str  # checkpoint, lora, ..., images, program
     name: str
     path: Path
     bytes: int
@@ -42,7 +42,7 @@ def list_kept(places: Places, ui: WebUI) -> list[Kept]:
                 continue
             seen.add(folder)
             for path in sorted(folder.rglob("*")):
-                # A note that tells web UIs "put models here" is no model.
+                # A note that tells web UIs "put models here" is not a model.
                 if path.is_file() and path.stat().st_size > 0 and path.suffix not in (".txt", ".yaml"):
                     found.append(Kept(kind, str(path.relative_to(folder)), path, path.stat().st_size))
         pictures = places.store / "outputs"
@@ -56,9 +56,10 @@ def delete_kept(item: Kept, places: Places) -> int:
     """Delete one thing; the bytes that were freed. A model's .yaml goes with it; the program can be installed again.
 
     Raises:
-        WebUIError: the program runs. DriveError: it cannot be deleted.
+        WebUIError: the program runs.
+        DriveError: it cannot be deleted.
     """
-    state = read_state(places)
+    state = read_run(places.run)
     if item.kind == _PROGRAM and state is not None and is_running(state):
         raise WebUIError(f"{state.title} is running, so it was not deleted.", "Stop it first.")
     with file_errors(item.path, "delete"):

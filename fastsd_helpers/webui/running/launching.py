@@ -1,6 +1,6 @@
 """Start a web UI and wait until it answers; share it; find it again, read its log, stop it."""
 
-import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from fastsd_helpers.drive import check_health
 from fastsd_helpers.errors import FastSDError, WebUICrashed, WebUIError, WebUINotInstalled
 from fastsd_helpers.model_lookup import understand
 from fastsd_helpers.processes import Child, LogTail
-from fastsd_helpers.runtime import secret
+from fastsd_helpers.runtime import logger, secret
 from fastsd_helpers.tunnels import Login, Tunnel, TunnelConfig, choose_login, open_tunnel
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
@@ -24,7 +24,7 @@ from fastsd_helpers.webui.flags import Machine, describe_machine
 from fastsd_helpers.webui.places import Places, find_places, model_folder, prepare_places
 from fastsd_helpers.webui.placing.forge_settings import choose_in_settings
 from fastsd_helpers.webui.placing.model_files import BASE_KINDS
-from fastsd_helpers.webui.placing.models import PlacedModel, drive_errors, offer_workflow, place_needed
+from fastsd_helpers.webui.placing.models import drive_errors, offer_workflow, place_needed
 from fastsd_helpers.webui.placing.needed import Needed, find_needed
 from fastsd_helpers.webui.running.background import BackgroundLink, end_link, hold_link
 from fastsd_helpers.webui.running.command import LaunchPlan, environment_of, plan_launch, with_allocator
@@ -37,7 +37,7 @@ from fastsd_helpers.webui.running.process import (
     is_running,
     note_stopped,
     port_is_free,
-    read_state,
+    read_run,
     start_process,
     write_login,
 )
@@ -51,8 +51,6 @@ __all__ = [
     "share_in_background",
     "share_port",
 ]
-
-logger = logging.getLogger("fastsd_helpers")
 
 _MOST_RESTARTS = 3
 _MODEL_WAIT_S = 120  # for the model after the page is there
@@ -75,8 +73,9 @@ def plan(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        SettingsError: user or password are none. ModelNotFound: `config.model` names nothing. DriveError: the store or
-            the folder of the model does not answer.
+        SettingsError: user or password are none.
+        ModelNotFound: `config.model` names nothing.
+        DriveError: the store or the folder of the model does not answer.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
@@ -116,8 +115,9 @@ def launch(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        WebUINotInstalled: nothing is installed. WebUIError: one is running already, the port is taken, the model is of
-            a family this UI lacks. WebUICrashed: it ended by itself; the sentence says why, as far as its log tells.
+        WebUINotInstalled: nothing is installed.
+        WebUIError: one is running already, the port is taken, the model is of a family this UI lacks.
+        WebUICrashed: it ended by itself; the sentence says why, as far as its log tells.
     """
     config = config or LaunchConfig()
     ui = find_ui(config.ui)
@@ -126,7 +126,7 @@ def launch(
         raise WebUINotInstalled(
             f"{ui.title} is not installed in {places.root}.", f"Run: fastsd webui install --ui {ui.key}"
         )
-    state = read_state(places)
+    state = read_run(places.run)
     if state is not None and is_running(state):
         raise WebUIError(
             f"{ui.title} is already running, on port {state.port}.", "Use it, or stop it: fastsd webui stop"
@@ -154,7 +154,7 @@ def launch(
         write_login(chosen.login_file, login)
     for reason in chosen.reasons:
         logger.info("%s", reason)
-    running = RunningUI(ui, places, config, chosen, login, base, show)
+    running = RunningUI(ui, places, config, chosen, login, show)
     running.start()
     return running
 
@@ -176,10 +176,9 @@ class RunningUI(LocalUI):
         config: LaunchConfig,
         plan: LaunchPlan,
         login: Login,
-        placed: PlacedModel | None,
         show: Callable[[str], None] | None,
     ) -> None:
-        self.ui, self.places, self.port, self.placed = ui, places, plan.port, placed
+        self.ui, self.places, self.port = ui, places, plan.port
         self.login = login
         self.model_loaded: bool | None = None
         self.seconds = 0.0
@@ -227,19 +226,15 @@ class RunningUI(LocalUI):
             threading.Thread(target=self._keep_alive, name="fastsd-webui", daemon=True).start()
 
     def _wait_until_ready(self, tail: LogTail, until: float) -> None:
-        found = None
-        while found is None:
-            found = self._look(tail, {"ready": self.ui.ready})
-            if found is None:
-                self._require_alive(tail)
-            if found is None and time.monotonic() >= until:
+        while not self._look(tail, self.ui.ready):
+            self._require_alive(tail)
+            if time.monotonic() >= until:
                 last = tail.last[-1] if tail.last else "nothing"
                 raise WebUIError(
                     f"{self.ui.title} did not start within {self._config.wait_s} s; its last output: {last[:200]}",
                     "Look at its log (fastsd webui log), or allow more time with --wait-s.",
                 )
-            if found is None:
-                time.sleep(0.1)
+            time.sleep(0.1)
         status, reason = 0, ""
         while not 200 <= status < 500:
             status, reason = ask(self.url + self.ui.alive_path, timeout_s=5)
@@ -254,14 +249,12 @@ class RunningUI(LocalUI):
     def _require_alive(self, tail: LogTail) -> None:
         if not self.alive():
             time.sleep(0.3)  # its last words may come a moment later
-            self._look(tail, {})
+            self._look(tail)
             raise explain_end(self.state, self._started.returncode, self.places)
 
-    def _look(self, tail: LogTail, patterns: dict[str, str]) -> str | None:
-        """Read what is new in the log, show it, and remember what it says about the model."""
-        import re
-
-        found = None
+    def _look(self, tail: LogTail, wanted: str = "") -> bool:
+        """Read what is new in the log, show it, remember what it says of the model; whether a line has the pattern."""
+        found = False
         for line in tail.read():
             if not is_noise(line, on_cpu=self._on_cpu):
                 self._show(line)
@@ -269,9 +262,7 @@ class RunningUI(LocalUI):
                 self.model_loaded = True
             elif self.ui.refused and re.search(self.ui.refused, line):
                 self.model_loaded = False
-            for name, pattern in patterns.items():
-                if re.search(pattern, line):
-                    found = found or name
+            found = found or bool(wanted and re.search(wanted, line))
         return found
 
     def _wait_for_model(self, tail: LogTail) -> None:
@@ -279,7 +270,7 @@ class RunningUI(LocalUI):
             return
         until = time.monotonic() + min(_MODEL_WAIT_S, self._config.wait_s)
         while self.model_loaded is None and time.monotonic() < until and self.alive():
-            self._look(tail, {})
+            self._look(tail)
             time.sleep(0.1)
         if self.model_loaded is False:
             logger.warning("%s", explain_refusal(self.ui.title, list(tail.last), self.ui.refused))
@@ -350,7 +341,7 @@ def share(running: LocalUI, config: TunnelConfig | None = None, **more: Any) -> 
     """
     upstream = running.login if running.ui.has_login else None
     found = find_at_port(running.port)
-    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found.state.admin))
+    more.setdefault("closed", _closed_of(running.ui, admin=found is not None and found[0].admin))
     tunnel = open_tunnel(running.port, config=config, login=running.login, upstream_login=upstream, **more)
     if tunnel.kind == "colab":
         tunnel.login = upstream  # no gate is in front of this link, so the web UI's own login is what it asks for
@@ -379,13 +370,14 @@ def share_port(port: int, config: TunnelConfig | None = None, **more: Any) -> Tu
 
     Args:
         port: where it listens, on 127.0.0.1.
-        config, more: as for `open_tunnel`, which says what is raised.
+        config: as for `open_tunnel`, which says what is raised.
+        more: as for `open_tunnel`, which says what is raised.
     """
     config = config or TunnelConfig()
     found, note = find_at_port(port), read_port(port)
-    own = found.login if found else note.login if note else None
+    own = found[1] if found else note.login if note else None
     if found:
-        closed = _closed_of(find_ui(found.state.ui), admin=found.state.admin)
+        closed = _closed_of(find_ui(found[0].ui), admin=found[0].admin)
     else:
         closed = GRADIO_CLOSED if note else UNKNOWN_CLOSED  # only our own pages leave a note without a run
     more.setdefault("closed", closed)

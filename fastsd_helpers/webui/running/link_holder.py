@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     me = LocalProcess.me()
 
     def note(link: Any) -> dict[str, Any]:
-        lines = [line for line in link.block().splitlines() if not line.startswith(("User:", "Password:"))]
+        lines = [line for line in link.block().splitlines() if line not in (link.login.lines() if link.login else ())]
         about = BackgroundLink(
             link.url,
             link.kind,

@@ -22,7 +22,6 @@ from fastsd_helpers.webui.running.circumstances import look_around
 from fastsd_helpers.webui.running.crash import explain_crash
 
 __all__ = [
-    "AtPort",
     "LocalUI",
     "RunState",
     "end_process",
@@ -33,7 +32,6 @@ __all__ = [
     "note_stopped",
     "port_is_free",
     "read_run",
-    "read_state",
     "start_process",
     "write_login",
 ]
@@ -106,7 +104,9 @@ def start_process(
             f"{title} cannot be started: {command[0]}: {os.strerror(err.errno or errno.EIO)}.",
             "Run `fastsd webui install`.",
         ) from err
-    shown = [_hide(word, hidden) for word in command]
+    shown = list(command)
+    for text in filter(None, hidden):
+        shown = [word.replace(text, "•••") for word in shown]
     started = int(child.process.start or 0)
     state = RunState(
         places.ui, title, child.pid, started, boot_id(), port, str(log), shown, admin, count_memory_kills()
@@ -116,39 +116,26 @@ def start_process(
     return child, state
 
 
-def read_state(places: Places) -> RunState | None:
-    """What was started last; None when nothing was, or its record cannot be read."""
-    return read_run(places.run)
-
-
 def read_run(run: Path) -> RunState | None:
-    """As `read_state`, by the folder of the run."""
+    """What was started last, by the folder of its runs; None when nothing was, or its record cannot be read."""
     try:
         return RunState(**json.loads((run / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-@dataclass(frozen=True)
-class AtPort:
-    """A web UI of this user that runs at a port of this machine.
+def find_at_port(port: int) -> tuple[RunState, Login | None] | None:
+    """The web UI that listens at a port, whatever process of this user started it, and its own login, if it has one.
 
-    login: its own user and password; None for one that has no login.
+    None where no web UI listens.
     """
-
-    state: RunState
-    login: Login | None
-
-
-def find_at_port(port: int) -> AtPort | None:
-    """Find the web UI that listens at a port, whatever process of this user started it; None when none does."""
     note = read_port(port)
     if note is None or note.run is None:
         return None
     state = read_run(note.run)
     if state is None or state.port != port or not is_running(state):
         return None
-    return AtPort(state, _read_login(note.run / "login"))
+    return (state, _read_login(note.run / "login"))
 
 
 def write_login(path: Path, login: Login) -> None:
@@ -183,11 +170,11 @@ def note_stopped(places: Places) -> None:
 
 def find_end(places: Places) -> WebUICrashed | None:
     """Why what was started last has ended, whoever started it; None while it runs, and when it was ended on purpose."""
-    state = read_state(places)
+    state = read_run(places.run)
     if state is None or is_running(state) or (places.run / _STOPPED).exists():
         return None
     if state.boot != boot_id():
-        return WebUICrashed(f"{state.title} ended with this machine, which was started again since.", "Start it again.")
+        return WebUICrashed(f"{state.title} ended when this machine was restarted.", "Start it again.")
     if "--gradio-auth-path" in state.command and not (places.run / "login").exists():
         return None  # ended on purpose by a version that made no mark
     return explain_end(state, None, places)
@@ -235,9 +222,3 @@ def _new_log(places: Places) -> Path:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             return path
     raise WebUIError(f"{places.logs} is full of logs.", "Delete some of them.")
-
-
-def _hide(word: str, hidden: Sequence[str]) -> str:
-    for text in hidden:
-        word = word.replace(text, "•••") if text else word
-    return word
