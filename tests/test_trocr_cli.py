@@ -40,7 +40,7 @@ def test_read_evaluate_and_embed(world, capsys):
     assert [line["name"] for line in data["lines"]] == ["0.png", "1.png", "2.png"]
     code, data = run(capsys, "trocr", "read", world / "lines", "--out", world / "out.csv", *common, *limits)
     assert (code, data["path"]) == (0, str(world / "out.csv"))
-    assert (world / "out.csv").read_text().startswith("name,text,confidence")
+    assert (world / "out.csv").read_text(encoding="utf-8").startswith("\ufeffname,text,confidence")
     code, data = run(capsys, "trocr", "read", world / "lines", "--out", world / "many", *common, *limits)
     assert (code, data["pictures"], data["read_now"]) == (0, 3, 3)
     assert len((world / "many" / "lines.jsonl").read_text().splitlines()) == 3
@@ -70,7 +70,9 @@ def test_read_evaluate_and_embed(world, capsys):
     [
         (["read", "nowhere.png"], "no file or folder"),
         (["read", "lines/0.png", "nowhere.png"], "no file or folder"),
-        (["read", "lines/0.png", "lines/1.png", "--out", "lines", "--format", "csv"], "lines is a folder"),
+        (["read", "lines/0.png", "lines/1.png", "--out", "lines"], "lines is a folder"),
+        (["read", "lines", "--out", "there", "--format", "alto,docx"], "--format has docx"),
+        (["read", "lines", "--least-confidence", "50"], "--least-confidence is 50"),
         (["read", "lines", "--device", "mps"], "no mps device here"),
         (["read", "lines", "--min-new-tokens", "400"], "min_new_tokens is 400, and this model writes"),
         (["read", "lines", "--beams", "0"], "beams"),

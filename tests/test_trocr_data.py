@@ -325,7 +325,7 @@ def test_rows_become_every_format():
     ]
     assert rows_to_bytes(rows, "txt") == b'a "b", c\n\n'
     assert json.loads(rows_to_bytes(rows, "json"))[1]["problem"] == "y.png is blank."
-    assert rows_to_bytes(rows, "csv").decode().splitlines()[1] == 'x.png,"a ""b"", c",0.5,,'
+    assert rows_to_bytes(rows, "csv").decode().splitlines()[1] == 'x.png,"a ""b"", c",0.5,,,,,,'
     assert [json.loads(line) for line in rows_to_bytes(rows, "jsonl").splitlines()] == rows
 
 

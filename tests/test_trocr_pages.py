@@ -9,7 +9,9 @@ from tiny_readers import write_reader
 
 from fastsd_helpers.errors import DependencyMissing
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.pages.page_reader import find_lines, join_pieces, order_boxes, read_page, turn_back
+from fastsd_helpers.trocr.pages.line_pieces import join_pieces
+from fastsd_helpers.trocr.pages.page_reader import find_lines, read_page, turn_back
+from fastsd_helpers.trocr.pages.reading_order import order_boxes
 from fastsd_helpers.trocr.reading.attention import draw_attention, find_attention
 
 
@@ -68,7 +70,7 @@ def test_the_lines_of_a_drawn_page_are_found_in_order(tmp_path, angle):
     reader = Reader(tmp_path / "reader", precision="fp32", max_new_tokens=4)
     page = draw_page().rotate(angle, expand=True, fillcolor="white", resample=2)
     assert len(find_lines(page)) >= 12
-    result = read_page(reader, page, name="drawn")
+    result = read_page(reader, page, name="drawn", order="columns")
     assert len(result.lines) == 12
     if abs(result.turned % 360) < 45 or abs(result.turned % 360) > 315:  # random weights cannot tell which way is up
         assert result.turned == pytest.approx(-angle, abs=1)

@@ -68,7 +68,7 @@ def bomb() -> bytes:
 
 
 def drawn(path: Path) -> list[tuple[str, object]]:
-    return list(pages_of_pdf.draw_pages(path, path.name))
+    return [(page.name, page.drawn) for page in pages_of_pdf.draw_pages(path, path.name)]
 
 
 def test_a_page_is_drawn_pixel_by_pixel_as_without_a_child(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_corrections_stay_with_their_lines_when_they_are_read_again(tmp_path, re
     read = {line.key: line for line in again.read(reader, str(pictures), pages="lines")}
     assert read[lines[0].key].right == read[lines[0].key].text == "Brown fox"
     assert read[lines[2].key].right is None
-    rows = list(csv.DictReader((tmp_path / "mine" / "text.csv").read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader((tmp_path / "mine" / "text.csv").read_text(encoding="utf-8-sig").splitlines()))
     assert "Brown fox" in [row["text"] for row in rows]
     assert "Brown fox" in (tmp_path / "mine" / "text.txt").read_text(encoding="utf-8").splitlines()
     data = again.corrected()

@@ -18,9 +18,9 @@ from fastsd_helpers.cli.sharing import add_link_flags, link_settings
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
-from fastsd_helpers.trocr.model.line import Line
-from fastsd_helpers.trocr.pages import inputs, page_reader
-from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, serve
+from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.pages import inputs
+from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
@@ -41,12 +41,32 @@ def add_trocr(commands: Any) -> None:
     )
     reading = command(group, "read", read, "read images of lines or pages, folders of them, PDFs or links")
     reading.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
-    reading.add_argument("--out", metavar="PATH", type=Path, help="output file; for an input folder, an output folder")
+    reading.add_argument("--out", metavar="PATH", type=Path, help="output file, or with --format an output folder")
     reading.add_argument(
-        "--format", choices=("txt", "json", "csv", "jsonl"), help="output format (default: from the ending of --out)"
+        "--format",
+        metavar="NAMES",
+        help="into a folder: one or several of txt, json, csv, alto, page, hocr, pdf (searchable), with commas; into a "
+        "file: txt, json, csv or jsonl (default: from the ending of --out)",
     )
     reading.add_argument(
-        "--pages", action="store_true", help="the images are whole pages: find their lines first (segmentation)"
+        "--pages",
+        action=argparse.BooleanOptionalAction,
+        help="the images are whole pages, whose lines are found first (segmentation), or single lines (default: each "
+        "image is looked at)",
+    )
+    reading.add_argument(
+        "--order",
+        choices=("auto", "columns", "rows", "rtl"),
+        default="auto",
+        help="reading order of a page: column by column, row by row (tables, ledgers), from right to left (default: "
+        "auto)",
+    )
+    reading.add_argument(
+        "--least-confidence",
+        metavar="X",
+        type=float,
+        default=0.0,
+        help="confidence threshold, 0 to 1: leave the text of less sure lines empty in txt and pdf (default: 0)",
     )
     reading.add_argument(
         "--attention",
@@ -125,36 +145,39 @@ def _open_reader(chosen: argparse.Namespace) -> Any:
     return Reader(chosen.model, **given)
 
 
-def _progress() -> Callable[..., None]:
+def _progress(what: str = "lines") -> Callable[..., None]:
     began = time.monotonic()
 
     def tell(done: int, of: int | None = None) -> None:
         per_second = done / (time.monotonic() - began)
-        logger.info("%d%s lines, %.1f per second", done, f" of {of}" if of else "", per_second)
+        logger.info("%d%s %s, %.1f per second", done, f" of {of}" if of else "", what, per_second)
 
     return now_and_then(tell)
 
 
 def read(chosen: argparse.Namespace) -> Answer:
     shard = folder.parse_shard(chosen.shard)
+    if not 0 <= chosen.least_confidence <= 1:
+        raise SettingsError(f"--least-confidence is {chosen.least_confidence}.", "Give a number from 0 to 1.")
     only = Path(chosen.images[0]).expanduser() if len(chosen.images) == 1 else None
-    source = only if only is not None and only.is_dir() and chosen.out is not None and not chosen.out.suffix else None
-    whole_folder = source is not None
-    if chosen.pages and whole_folder:
-        raise SettingsError("--pages writes one file.", "Give --out a name that ends in .json, .csv or .txt.")
-    if chosen.shard and not whole_folder:
-        raise SettingsError(
-            "--shard needs one input folder and an output folder.", "Give one input folder, and --out with another."
-        )
-    if chosen.attention and (chosen.pages or whole_folder):
+    into = chosen.out if chosen.out is not None and _is_folder(chosen.out, chosen.format) else None
+    source = only if only is not None and only.is_dir() and into is not None else None
+    if into is not None and not _is_row_run(chosen.format, source, into):
+        return _transcribe(chosen, into, shard)
+    if chosen.shard and source is None:
+        raise SettingsError("--shard needs an output folder.", "Name a folder with --out, and --format.")
+    if chosen.attention and (chosen.pages or source is not None):
         raise SettingsError(
             "--attention is for images of single lines.", "Leave out --pages, or give --out a file's name."
         )
     format = chosen.format or (chosen.out.suffix.lstrip(".").lower() if chosen.out else "") or "jsonl"
     known = ", .".join(folder.FORMATS)
     if format not in folder.FORMATS:
-        raise SettingsError(f"--out ends in .{format}.", f"Choose one of .{known}, or add --format.")
-    if chosen.out and not whole_folder:
+        raise SettingsError(
+            f"--out ends in .{format}." if not chosen.format else f"--format {format} writes into a folder.",
+            f"Choose one of .{known}, or name a folder with --out and add --format.",
+        )
+    if chosen.out and source is None:
         if chosen.out.is_dir():
             raise SettingsError(f"{chosen.out} is a folder.", f"Give --out a name that ends in .{known}.")
         files.check_writable(chosen.out.absolute().parent)
@@ -162,28 +185,76 @@ def read(chosen: argparse.Namespace) -> Answer:
     began = time.monotonic()
     data: dict[str, Any]
     if source is not None:
-        result = folder.read_folder(reader, source, chosen.out, shard=shard, format=format, progress=_progress())
+        result = folder.read_folder(
+            reader, source, chosen.out, shard=shard, format=format, pages=_pages(chosen), order=chosen.order,
+            progress=_progress(),
+        )  # fmt: skip
         seconds = time.monotonic() - began
         data = {**plain(result), "path": result.path or chosen.out, "seconds": seconds}
         data["sha256"] = files.sha256_of(result.path) if result.path else None
         told = f"All shards read: {result.path}" if result.path else "Other shards are still missing."
         return Answer(data, [told, *pairs({name: data[name] for name in ("pictures", "read_now", "problems")})])
-    if chosen.pages:
-        pages = list(page_reader.read_pages(reader, chosen.images))
-        lines = [line for page in pages for line in (page.lines or _as_line(page))]
-    else:
-        lines = reader.read(chosen.images, progress=_progress())
+    lines, unsure = _read_all(reader, chosen)
     seconds = time.monotonic() - began
     drawn = _draw_attention(reader, chosen.images, chosen.attention) if chosen.attention else []
-    rows = [line.as_row() for line in lines]
-    data = {"lines": rows, "seconds": seconds, "reader": reader.checkpoint.folder.name}
+    read_rows = [line.as_row() for line in lines]
+    data = {"lines": read_rows, "seconds": seconds, "reader": reader.checkpoint.folder.name, "unsure": unsure}
     if chosen.out:
-        files.write_atomic(chosen.out, folder.rows_to_bytes(rows, format))
+        least = chosen.least_confidence if format == "txt" else 0.0
+        shown = [row | {"text": ""} if row["confidence"] < least else row for row in read_rows]
+        files.write_atomic(chosen.out, folder.rows_to_bytes(shown, format))
         data |= {"path": chosen.out, "sha256": files.sha256_of(chosen.out)}
     if drawn:
         data["attention"] = drawn
-    texts = [f"{line.text}" if not line.problem else f"[{line.problem}]" for line in lines]
-    return Answer(data, [f"Written: {chosen.out}"] if chosen.out else texts)
+    least = chosen.least_confidence
+    texts = [f"[{line.problem}]" if line.problem else line.text if line.confidence >= least else "" for line in lines]
+    return Answer(data, [*([f"Written: {chosen.out}"] if chosen.out else texts), *_unsure(unsure, least)])
+
+
+def _pages(chosen: argparse.Namespace) -> str:
+    return {True: "pages", False: "lines", None: "auto"}[chosen.pages]
+
+
+def _is_folder(out: Path, format: str | None) -> bool:
+    """Whether --out names a folder: it has no ending, or is one and more than today's one file is asked for."""
+    several = format is not None and ("," in format or format in (*formats.PER_PAGE, "pdf"))
+    return not out.suffix or (out.is_dir() and (several or format is None)) or several
+
+
+def _is_row_run(format: str | None, source: Path | None, out: Path) -> bool:
+    """Whether rows go into one lines.jsonl of a folder, or, where such a run was begun, into lines.<format>."""
+    return (source is None and format is None) or format == "jsonl" or (
+        source is not None and (format is None or (format in folder.FORMATS and folder.is_begun(out)))
+    )  # fmt: skip
+
+
+def _unsure(count: int, least: float) -> list[str]:
+    return [f"{count} lines are less sure than {least:g}: their text is left out of txt and pdf."] if count else []
+
+
+def _read_all(reader: Any, chosen: argparse.Namespace) -> tuple[list[Any], int]:
+    """The lines of all inputs, pages taken apart, and how many are too unsure."""
+    lines = []
+    tell = _progress()
+    for found in rows.read_items(reader, inputs.gather(chosen.images), _pages(chosen), order=chosen.order):
+        lines += found
+        tell(len(lines))
+    return lines, sum(bool(line.text) and line.confidence < chosen.least_confidence for line in lines)
+
+
+def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -> Answer:
+    if chosen.attention:
+        raise SettingsError("--attention is for images of single lines.", "Give --out a file's name.")
+    wanted = formats.parse_formats(chosen.format or "txt")
+    formats.require_formats(wanted)
+    config = transcription.TranscribeConfig(wanted, _pages(chosen), chosen.order, chosen.least_confidence)
+    began, tell = time.monotonic(), _progress("pages")
+    result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
+    counts = {name: getattr(result, name) for name in ("inputs", "pages", "lines", "read_now", "read_before", "unsure")}
+    data = {**counts, "problems": result.problems, "files": result.files, "path": out}
+    told = {**counts, "problems": len(result.problems), "files": len(result.files)}
+    lines = [f"Written: {out}", *pairs(told), *_unsure(result.unsure, chosen.least_confidence)]
+    return Answer(data | {"seconds": time.monotonic() - began}, lines)
 
 
 def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
@@ -198,11 +269,6 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
         drawn.append(folder / f"{place:04d}-{Path(item.name).stem}.png")
         files.write_atomic(drawn[-1], sheet.getvalue())
     return drawn
-
-
-def _as_line(page: Any) -> list[Any]:
-    """A page without lines as one line that says why."""
-    return [Line("", 0.0, name=page.name, problem=page.problem or f"{page.name} has no lines.")]
 
 
 def evaluate(chosen: argparse.Namespace) -> Answer:

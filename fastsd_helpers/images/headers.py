@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-__all__ = ["JpegHeader", "check_embedded_tags", "check_gif", "check_tags", "check_tiff", "read_jpeg"]
+__all__ = ["JpegHeader", "check_embedded_tags", "check_gif", "check_tags", "check_tiff", "count_frames", "read_jpeg"]
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BELOW = (0x8769, 0x8825, 0xA005)  # tags that hold the place of another table: EXIF, GPS, interoperability
@@ -125,6 +125,21 @@ def check_tiff(file: BinaryIO) -> None:
     _Tables(file, size, below=False).check()
 
 
+def count_frames(file: BinaryIO, most: int) -> int:
+    """How many frames a TIFF file has, `most` at most; the tags of each are checked.
+
+    Raises:
+        ValueError: the tags of one claim more than the file holds, or there are too many.
+    """
+    size = file.seek(0, io.SEEK_END)
+    first = _Tables(file, size, below=False)
+    place, seen = first.first, set[int]()
+    while place and place not in seen and len(seen) < most:
+        seen.add(place)
+        place = _Tables(file, size, below=False).look_on(place)
+    return max(1, len(seen))
+
+
 def check_embedded_tags(file: BinaryIO) -> None:
     """Check every table of tags in an AVIF or HEIC file: they are read as soon as such a file is opened.
 
@@ -183,7 +198,7 @@ class _Tables:
         head = file.read(16)
         self._order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
         self._wide = self._number(head[2:4]) == 43  # BigTIFF
-        self._first = self._number(head[8:16] if self._wide else head[4:8])
+        self.first = self._number(head[8:16] if self._wide else head[4:8])
 
     def _number(self, data: bytes) -> int:
         return int.from_bytes(data, self._order)
@@ -191,12 +206,17 @@ class _Tables:
     def check(self) -> None:
         """Look at the first table, and at those below it that Pillow reads too."""
         seen: set[int] = set()
-        waiting = [self._first]
+        waiting = [self.first]
         while waiting:
             place = waiting.pop()
             if place not in seen:
                 seen.add(place)
                 waiting += self._look_at(place)
+
+    def look_on(self, place: int) -> int:
+        """Look at the table in this place; where the next frame's is, 0 behind the last."""
+        self._look_at(place)
+        return self._number(self._file.read(8 if self._wide else 4))
 
     def _look_at(self, place: int) -> list[int]:
         count_bytes, entry_bytes, value_bytes = (8, 20, 8) if self._wide else (2, 12, 4)

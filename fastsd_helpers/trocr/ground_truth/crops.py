@@ -44,12 +44,9 @@ class PageCrops:
         Raises:
             DatasetError: the page's image cannot be opened, or the line does not lie in it.
         """
-        from PIL import Image
-
-        with contextlib.suppress(OSError):
-            if self._cut is not None and (self._cut / f"{number}.png").is_file():
-                with Image.open(self._cut / f"{number}.png") as picture:
-                    return picture.convert("RGB")
+        if self._cut is not None and (self._cut / f"{number}.png").is_file():
+            with contextlib.suppress(DatasetError):  # someone emptied the temporary folder
+                return open_picture(self._cut / f"{number}.png")
         page = self._open()
         if self._cut is None:
             with contextlib.suppress(OSError):  # no room for it: each line is cut when it is asked for

@@ -1,7 +1,7 @@
 """XML from anywhere, opened without its dangers: no entities, no network, bounded size and depth, no namespaces."""
 
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from fastsd_helpers.errors import DatasetError
@@ -36,7 +36,7 @@ def root_name(path: Path) -> str:
     return found[0] if found else ""
 
 
-def parse_xml(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> Element:
     """Parse a file into elements whose names and attributes have no namespace.
 
     Raises:
@@ -60,8 +60,8 @@ def parse_xml(path: Path) -> ElementTree.Element:
         raise DatasetError(f"{path.name} cannot be read: {err}.", "Copy it again.") from err
 
 
-def _parse(data: bytes) -> ElementTree.Element:
-    builder = ElementTree.TreeBuilder()
+def _parse(data: bytes) -> Element:
+    builder = TreeBuilder()
     depth = 0
     parser = expat.ParserCreate(namespace_separator="}")
     parser.buffer_text = True

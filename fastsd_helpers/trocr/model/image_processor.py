@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pixels"]
 
+_DARK = 100  # of 255: paper, even old and badly lit, is brighter
+_STANDS_OUT = 40
+
 
 class Pixels:
     """The image settings of one checkpoint: side lengths, filter, mean and deviation.
@@ -43,13 +46,17 @@ class Pixels:
         self.deviation = list(settings.get("image_std") or [0.5] * 3) if normalise else [1.0] * 3
 
     def resize(self, picture: "Image.Image") -> Any:
-        """An RGB image of any size -> uint8 [h, w, 3] (resized without aspect ratio, as in training)."""
+        """An RGB image of any size -> uint8 [h, w, 3] (resized without aspect ratio, as in training).
+
+        Light ink on dark ground is inverted: the models know dark ink alone.
+        """
         import numpy as np
         from PIL import Image
 
         if picture.size != (self.width, self.height):
             picture = picture.resize((self.width, self.height), Image.Resampling(self.resample))
-        return np.asarray(picture, dtype=np.uint8)
+        values = np.asarray(picture, dtype=np.uint8)
+        return 255 - values if _is_negative(values) else values
 
     def batch(self, resized: list[Any]) -> "torch.Tensor":
         """Results of `resize` -> float32 [n, 3, h, w], scaled and normalised."""
@@ -59,6 +66,15 @@ class Pixels:
         values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() * self.scale
         mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (self.mean, self.deviation))
         return ((values - mean) / deviation).contiguous()
+
+
+def _is_negative(values: Any) -> bool:
+    """Whether most of a line is dark, and what stands out of it is light."""
+    import numpy as np
+
+    grey = values[::4, ::4].mean(2)
+    low, usual, high = np.percentile(grey, (1, 50, 99))
+    return bool(usual < _DARK and high - usual > 2 * (usual - low) + _STANDS_OUT)
 
 
 def _sides(size: Any) -> tuple[int, int]:

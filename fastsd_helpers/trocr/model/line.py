@@ -25,9 +25,21 @@ class Line:
     name: str = ""  # file, page or place in the list it came from
     problem: str | None = None
     notes: tuple[str, ...] = ()  # "cut": the limit came before the end; "looped": it repeated itself, see LoopGuard
+    # Of a line that was found on a page: its outline, what its letters stand on, and its region (kind, number from 1).
+    polygon: tuple[tuple[float, float], ...] | None = None
+    baseline: tuple[tuple[float, float], ...] | None = None
+    region: tuple[str, int] = ("text", 1)
+    centres: tuple[float, ...] | None = None  # where the reader looked for each token, 0 (left) to 1; None: not kept
 
     def as_row(self) -> dict[str, Any]:
         """The line as plain values for JSON, CSV or a table."""
+        found: dict[str, Any] = {}
+        if self.polygon and self.baseline:
+            found["polygon"] = [list(point) for point in self.polygon]
+            found["baseline"] = [list(point) for point in self.baseline]
+            found["region"] = list(self.region)
+        if self.centres:
+            found["centres"] = [round(place, 4) for place in self.centres]
         return {
             "name": self.name,
             "text": self.text,
@@ -36,11 +48,21 @@ class Line:
             "box": [list(corner) for corner in self.box] if self.box else None,
             "notes": list(self.notes),
             "problem": self.problem,
+            **found,
         }
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Line":
         """The line that `as_row` wrote; other keys of the row are not looked at."""
         tokens = tuple(Token(int(place), str(text), float(sure)) for place, text, sure in row["tokens"])
-        box = tuple((float(x), float(y)) for x, y in row["box"]) if row["box"] else None
-        return cls(row["text"], float(row["confidence"]), tokens, box, row["name"], row["problem"], tuple(row["notes"]))
+        box, polygon, baseline = (_points(row.get(name)) for name in ("box", "polygon", "baseline"))
+        kind, number = row.get("region") or ("text", 1)
+        centres = tuple(float(place) for place in row["centres"]) if row.get("centres") else None
+        return cls(
+            row["text"], float(row["confidence"]), tokens, box, row["name"], row["problem"], tuple(row["notes"]),
+            polygon, baseline, (str(kind), int(number)), centres,
+        )  # fmt: skip
+
+
+def _points(values: Any) -> tuple[tuple[float, float], ...] | None:
+    return tuple((float(x), float(y)) for x, y in values) if values else None

@@ -55,6 +55,7 @@ class Found:
     log_probs: list[float]
     ended: bool
     looped: bool = False
+    seen: "list[torch.Tensor] | None" = None  # for each token its attention over the image's places, where asked for
 
     @property
     def mean_log_prob(self) -> float:
@@ -70,6 +71,7 @@ def greedy_search(
     stop_loops: bool = False,
     ban_loops: bool = False,
     banned: "torch.Tensor | None" = None,
+    watch: bool = False,
 ) -> list[Found]:
     """Take the likeliest token until the line ends.
 
@@ -78,16 +80,19 @@ def greedy_search(
         stop_loops: end a line (as `looped`) once its tail repeats itself, instead of going on to the limit.
         ban_loops: never write a piece a third time in a row.
         banned: ids of tokens that are never written; probabilities are among the others.
+        watch: keep where each step looked; only TorchEngine can.
     """
     import torch
 
     steps = min(limits.max_new_tokens, engine.most_steps)
     state = engine.begin(hidden, 1, steps)
-    found = [Found([], [], False) for _ in range(len(hidden))]
+    found = [Found([], [], False, seen=[] if watch else None) for _ in range(len(hidden))]
     running = list(range(len(found)))  # rows of the engine's state -> places in `found`; -1 when ended
     tokens = torch.full((len(running), 1), limits.start)
     for step in range(steps):
-        scores = engine.step(state, tokens)[:, 0]
+        looked: list[torch.Tensor] = []
+        scores = (engine.step(state, tokens, looked) if watch else engine.step(state, tokens))[:, 0]  # type: ignore[call-arg]
+        places = torch.stack([layer.float().mean(dim=(1, 2)) for layer in looked]).mean(0).cpu() if watch else None
         if banned is not None:
             scores = scores.index_fill(1, banned.to(scores.device), float("-inf"))
         if step < limits.min_new_tokens:
@@ -105,6 +110,8 @@ def greedy_search(
             line = found[place]
             line.ids.append(token)
             line.log_probs.append(log_probs[row])
+            if line.seen is not None and places is not None:
+                line.seen.append(places[row])
             line.ended = token in limits.eos
             if stop_loops and not line.ended and (step + 1) % _CHECK_EVERY == 0:
                 line.looped = find_loop(line.ids) is not None

@@ -1,9 +1,11 @@
 """Whatever people give a model, as RGB images one by one: files, folders, PDFs, links, PIL images, arrays.
 
-An image that cannot be used is reported with its name and the reason; the ones after it are read all the same.
+Every frame of a TIFF and every page of a PDF is an item with a name of its own. An image that cannot be used is
+reported with its name and the reason; the ones after it are read all the same.
 """
 
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError, FastSDError
+from fastsd_helpers.files import natural_order
 from fastsd_helpers.images import files
+from fastsd_helpers.images.headers import count_frames
 from fastsd_helpers.trocr.pages.pdf import draw_pages
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["PICTURE_SUFFIXES", "Item", "gather", "open_picture", "to_rgb"]
+__all__ = ["PICTURE_SUFFIXES", "Item", "gather", "list_files", "open_file", "open_frame", "open_picture", "to_rgb"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -27,25 +31,28 @@ _OPENED_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix != ".jp
 _SMALLEST_SIDE_PX = 4  # below that there is no writing, only a speck of a line detector
 _LEAST_CONTRAST = 8  # of 255, between the darkest and the brightest pixel
 _LINK = re.compile(r"https?://")
+_MOST_FRAMES = 2_000  # of a TIFF; a file may claim any number of them
+_FAINT = 64  # of 255: ink that stands out less from white paper may be light ink without a paper
 _UNSAFE = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image to read, or the reason why there is none."""
+    """One image to read, or the reason why there is none; `number` is that of a frame or page in its file, from 1."""
 
     name: str
     picture: "Image.Image | None" = None
     problem: str | None = None
+    number: int = 1
+    dpi: float | None = None
 
 
-def gather(sources: Any, *, recursive: bool = False) -> Iterator[Item]:
-    """Open the images of `sources` one by one, in the order given; folders in the order of their names.
+def gather(sources: Any) -> Iterator[Item]:
+    """Open the images of `sources` one by one, in the order given; folders with theirs, in natural order.
 
     Args:
         sources: one or an iterable of: a path of an image, PDF or folder; an https link; a PIL image; an array
             (uint8, uint16 or float in 0..1, [h, w], [h, w, 1|3|4]); an Item.
-        recursive: look into the folders of a folder too.
 
     Raises:
         DatasetError: a path that does not exist, or a folder with no image in it.
@@ -55,7 +62,7 @@ def gather(sources: Any, *, recursive: bool = False) -> Iterator[Item]:
         for source in sources:
             _check_there(source)
     for place, source in enumerate(sources):
-        yield from _open_source(source, f"image {place + 1}", recursive)
+        yield from _open_source(source, f"image {place + 1}")
 
 
 def _as_list(sources: Any) -> Iterable[Any]:
@@ -71,7 +78,7 @@ def _check_there(source: Any) -> None:
             raise DatasetError(f"There is no file or folder {path}.", "Check the path; names are case-sensitive.")
 
 
-def _open_source(source: Any, name: str, recursive: bool) -> Iterator[Item]:
+def _open_source(source: Any, name: str) -> Iterator[Item]:
     if isinstance(source, Item):
         yield source
     elif isinstance(source, (str, Path)):
@@ -82,9 +89,10 @@ def _open_source(source: Any, name: str, recursive: bool) -> Iterator[Item]:
         _check_there(source)
         path = Path(text).expanduser()
         if path.is_dir():
-            yield from _open_folder(path, recursive)
+            for found in list_files(path):
+                yield from open_file(path / found, found)
         else:
-            yield from _open_file(path, path.name)
+            yield from open_file(path, path.name)
     else:
         try:
             yield Item(name, _checked(to_rgb(source), name.capitalize()))
@@ -92,20 +100,31 @@ def _open_source(source: Any, name: str, recursive: bool) -> Iterator[Item]:
             yield Item(name, problem=getattr(err, "problem", str(err)))
 
 
-def _open_folder(folder: Path, recursive: bool) -> Iterator[Item]:
-    paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
-    wanted = [
-        path
-        for path in paths
-        if path.suffix.lower() in (*PICTURE_SUFFIXES, ".pdf") and not path.name.startswith(".") and path.is_file()
-    ]
-    if not wanted:
+def list_files(folder: Path, *, leave_out: Path | None = None) -> list[str]:
+    """The images and PDFs of a folder and those below it, as paths from it, in natural order; hidden ones are not seen.
+
+    Args:
+        leave_out: a folder that is not looked into, such as one for results.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    names = []
+    hidden = leave_out.resolve() if leave_out else None
+    for root, folders, found in os.walk(folder):
+        base = Path(root)
+        folders[:] = [one for one in folders if not one.startswith(".") and (base / one).resolve() != hidden]
+        names += [
+            (base / name).relative_to(folder).as_posix()
+            for name in found
+            if name.lower().endswith((*PICTURE_SUFFIXES, ".pdf")) and not name.startswith(".")
+        ]
+    if not names:
         raise DatasetError(
             f"There is no image in {folder}.",
             f"Put files there that end in {', '.join(_OPENED_SUFFIXES)} or .pdf, or name another folder.",
         )
-    for path in wanted:
-        yield from _open_file(path, path.relative_to(folder).as_posix())
+    return sorted(names, key=lambda name: ([natural_order(part) for part in name.split("/")], name))
 
 
 def _open_link(link: str) -> Iterator[Item]:
@@ -118,41 +137,95 @@ def _open_link(link: str) -> Iterator[Item]:
         except FastSDError as err:
             yield Item(name, problem=err.problem)
             return
-        yield from _open_file(Path(path), name)
+        yield from open_file(Path(path), name)
 
 
-def _open_file(path: Path, name: str) -> Iterator[Item]:
+def open_file(path: Path, name: str, *, first: int = 1) -> Iterator[Item]:
+    """Open the pages of one file, from number `first` on: those of a PDF, the frames of a TIFF, or the one image."""
     if path.suffix.lower() == ".pdf":
-        yield from _open_pdf(path, name)
+        yield from _open_pdf(path, name, first)
         return
     try:
-        yield Item(name, open_picture(path))
+        count = _count_frames(path)
     except FastSDError as err:
         yield Item(name, problem=err.problem)
+        return
+    for number in range(first, count + 1):
+        label = name if count == 1 else f"{name}, page {number}"
+        try:
+            picture, dpi = _open_frame(path, number, label)
+        except FastSDError as err:
+            yield Item(label, problem=err.problem, number=number)
+            continue
+        if picture is not None:
+            yield Item(label, picture, number=number, dpi=dpi)
 
 
 def open_picture(path: Path) -> "Image.Image":
-    """Open one image file as upright RGB on white; of an animation, the first frame.
+    """Open one image file as upright RGB on white; of an animation or a TIFF, the first frame.
 
     Raises:
         DatasetError: it is empty, damaged, no image, or too small or large to hold a line.
     """
+    return open_frame(path, 1)
+
+
+def open_frame(path: Path, number: int) -> "Image.Image":
+    """Open one frame of an image file, counted from 1, as `open_picture` does.
+
+    Raises:
+        DatasetError: it cannot be used, or is a small copy of another frame.
+    """
+    picture, _dpi = _open_frame(path, number, path.name)
+    if picture is None:
+        raise DatasetError(f"Frame {number} of {path.name} is a small copy of another.", "Read the other.")
+    return picture
+
+
+def _count_frames(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return 1
+            return count_frames(file, _MOST_FRAMES)
+    except (OSError, ValueError) as err:
+        raise DatasetError(f"{path.name} is damaged: {err}.", "Copy it again.") from err
+
+
+def _open_frame(path: Path, number: int, name: str) -> "tuple[Image.Image | None, float | None]":
+    """The frame and its dots per inch; None for the small copies that some TIFFs carry."""
     try:
         if path.stat().st_size == 0:
             raise DatasetError(f"{path.name} is empty (0 bytes).", "Copy it again.")
         with files.open_picture(path) as picture:
+            if number > 1:
+                _seek(picture, number)
+                if getattr(picture, "tag_v2", {}).get(254, 0) & 1:  # a reduced copy
+                    return None, None
             files.load_picture(picture)
-            return _checked(to_rgb(files.upright(picture) or picture), path.name)
+            dots = picture.info.get("dpi", (0, 0))[0] or 0
+            dpi = float(dots) if 30 <= dots <= 2400 else None
+            return _checked(to_rgb(files.upright(picture) or picture), name), dpi
     except files.PictureProblem as err:
         hint = "Open it in an image viewer; save it again as PNG or JPEG."
         if err.why == "kind":
-            raise DatasetError(f"{path.name} is not an image this machine can read: it {err.problem}.", hint) from err
+            raise DatasetError(f"{name} is not an image this machine can read: it {err.problem}.", hint) from err
         if err.why == "size":
-            problem, hint = f"{path.name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
+            problem, hint = f"{name} is too large to open safely: it {err.problem}.", "Cut it into pages or lines."
             raise DatasetError(problem, hint) from err
-        raise DatasetError(f"{path.name} is damaged: {err.detail}.", hint) from err
+        raise DatasetError(f"{name} is damaged: {err.detail}.", hint) from err
     except (OSError, ValueError) as err:  # the file goes away, or its values cannot become RGB
-        raise DatasetError(f"{path.name} is damaged: {err}.", "Copy it again.") from err
+        raise DatasetError(f"{name} is damaged: {err}.", "Copy it again.") from err
+
+
+def _seek(picture: Any, number: int) -> None:
+    try:
+        picture.seek(number - 1)
+    except Exception as err:  # a damaged frame fails in many ways
+        raise files.PictureProblem("is damaged", "damage", " ".join(str(err).split()) or "it ends too early") from err
+    if picture.width * picture.height > files.MOST_PIXELS:
+        problem = f"is {picture.width} x {picture.height}: more than {files.MOST_PIXELS // 1_000_000} megapixels"
+        raise files.PictureProblem(problem, "size")
 
 
 def _checked(picture: "Image.Image", name: str = "The image") -> "Image.Image":
@@ -161,9 +234,7 @@ def _checked(picture: "Image.Image", name: str = "The image") -> "Image.Image":
             f"{name} is {picture.width} x {picture.height} px: too small for a line of text.",
             "Give the image of a whole line, 32 px high or more.",
         )
-    extremes: Any = picture.convert("L").getextrema()  # of its one band
-    low, high = extremes
-    if high - low < _LEAST_CONTRAST:
+    if _contrast(picture) < _LEAST_CONTRAST:
         # A model always writes something; of an empty line it would be an invention.
         raise DatasetError(f"{name} is blank.", "Leave it out, or scan it darker.")
     return picture
@@ -186,10 +257,25 @@ def to_rgb(source: Any) -> "Image.Image":
         top = 255.0 if values.size and values.max() <= 255 else 65535.0
         source = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     if source.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in source.info:
-        source = source.convert("RGBA")
-        paper = Image.new("RGBA", source.size, "white")
-        return Image.alpha_composite(paper, source).convert("RGB")
+        return _on_paper(source.convert("RGBA"))
     return source if source.mode == "RGB" else source.convert("RGB")
+
+
+def _on_paper(source: "Image.Image") -> "Image.Image":
+    """What is drawn on nothing, on white paper; ink that white paper would hide becomes as dark as it is light."""
+    from PIL import Image, ImageChops
+
+    white = Image.alpha_composite(Image.new("RGBA", source.size, "white"), source).convert("RGB")
+    if _contrast(white) < _FAINT:
+        black = Image.alpha_composite(Image.new("RGBA", source.size, "black"), source).convert("RGB")
+        if _contrast(black) > _contrast(white):
+            return ImageChops.invert(black)
+    return white
+
+
+def _contrast(picture: "Image.Image") -> int:
+    extremes: Any = picture.convert("L").getextrema()
+    return int(extremes[1] - extremes[0])
 
 
 def _from_array(values: Any) -> "Image.Image":
@@ -220,12 +306,12 @@ def _from_array(values: Any) -> "Image.Image":
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def _open_pdf(path: Path, name: str) -> Iterator[Item]:
-    for label, drawn in draw_pages(path, name):
-        if isinstance(drawn, str):
-            yield Item(label, problem=drawn)
+def _open_pdf(path: Path, name: str, first: int) -> Iterator[Item]:
+    for page in draw_pages(path, name, first=first):
+        if isinstance(page.drawn, str):
+            yield Item(page.name, problem=page.drawn, number=page.number)
             continue
         try:
-            yield Item(label, _checked(drawn, label))
+            yield Item(page.name, _checked(page.drawn, page.name), number=page.number, dpi=page.dpi)
         except DatasetError as err:
-            yield Item(label, problem=err.problem)
+            yield Item(page.name, problem=err.problem, number=page.number)

@@ -1,11 +1,12 @@
-"""Whole pages: find the lines, put them in the order a person would read them, read them.
+"""Whole pages: find the lines, cut each as it lies, put them in the order a person would read them, read them.
 
 Lines are found by the detector that ships inside the package rapidocr (PP-OCR's, no download); turning the page
-upright, taking off its slope, the order and the cutting are ours.
+upright, joining, cutting and the order are ours.
 """
 
 import logging
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,18 @@ from typing import TYPE_CHECKING, Any
 from fastsd_helpers.errors import needs_package
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item, gather
+from fastsd_helpers.trocr.pages.line_images import baseline_of, cut_line, paper_of
+from fastsd_helpers.trocr.pages.line_pieces import (
+    Box,
+    LinePlace,
+    Quad,
+    bounds_of,
+    height_of,
+    is_long,
+    join_quads,
+    slope_of,
+)
+from fastsd_helpers.trocr.pages.reading_order import Order, choose_order, regions_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,10 +34,8 @@ __all__ = [
     "Page",
     "cut_lines",
     "find_lines",
-    "join_pieces",
     "looks_like_page",
     "open_detector",
-    "order_boxes",
     "read_page",
     "read_pages",
     "turn_back",
@@ -32,18 +43,22 @@ __all__ = [
 
 logger = logging.getLogger("fastsd_helpers")
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+_FAINT, _SURE = 0.3, 0.5  # of the detector's score: the least for a long piece, and for any
+_SPECK = 0.8  # of the usual height: what is smaller from corner to corner is no writing
+_THIN_PX = 4
 _PAGE_LEAST_PX = 200
 _PAGE_WIDEST = 2.5  # width to height; lines are wider, pages and columns are not
 _SAMPLE = 8  # lines reviewed to tell which way up a page is
 _AS_IS = 0.05  # of confidence, in favour of the page as it is: most are upright
 _CLEAR, _VOTE = 0.8, 0.2  # difference of the votes that decides alone; their weight beside the model's confidence
-_SLOPE_FROM = 0.3  # degrees; below, turning the image costs more sharpness than it gains
+_SLOPE_FROM = 6.0  # degrees, from which lines are found better on a page that was set level
+_LITTLE_PX = 500  # an image lower than that in which nothing is found is taken for a line
+_APART = 0.3  # of the lower line's height that lines one above the other have in common at most
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page as read: its lines in order, how far it was turned (degrees, anticlockwise), or why it could not be."""
+    """A page as read: its lines in order, how far its writing is turned (degrees, anticlockwise), or why not."""
 
     name: str
     lines: tuple[Line, ...]
@@ -58,12 +73,37 @@ class Page:
 
 
 def looks_like_page(picture: "Image.Image") -> bool:
-    """Whether an image is a page rather than a line: not much wider than high, and high enough for several lines."""
-    return picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height
+    """Whether an image may be a page: by its shape, or because ink lies in rows one below the other.
+
+    What `cut_lines` finds there decides; an image for which this is False is a line for certain.
+    """
+    if picture.height >= _PAGE_LEAST_PX and picture.width < _PAGE_WIDEST * picture.height:
+        return True
+    return _has_rows(picture)
 
 
-def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
-    """Read pages one by one: images, folders, PDFs, links; see `pictures.gather`.
+def _has_rows(picture: "Image.Image") -> bool:
+    """Whether there are two bands of ink of like height with paper between them, both over much of the width."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.height < 48:
+        return False
+    small = picture.convert("L").resize((256, min(picture.height, 400)), Image.Resampling.BOX)
+    values = np.asarray(small, np.float32)
+    away = np.abs(values - np.median(values))
+    ink = away > max(12.0, 0.4 * float(np.percentile(away, 99)))
+    rows = ink.sum(1)
+    strong = rows > 0.15 * max(1, int(np.percentile(rows, 95)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], strong.astype(np.int8), [0]])))
+    bands = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    largest = max((b - a for a, b in bands), default=0)
+    like = [(a, b) for a, b in bands if b - a >= max(4, 0.4 * largest)]
+    return sum(ink[a:b].any(0).sum() > 0.2 * ink.shape[1] for a, b in like) > 1
+
+
+def read_pages(reader: Any, sources: Any, *, order: Order = "auto") -> Iterator[Page]:
+    """Read pages one by one: images, folders, PDFs, links; see `inputs.gather`.
 
     Raises:
         DependencyMissing: rapidocr is not installed.
@@ -74,42 +114,127 @@ def read_pages(reader: Any, sources: Any) -> Iterator[Page]:
             logger.warning("%s", item.problem)
             yield Page(item.name, (), 0.0, (0, 0), item.problem)
         else:
-            yield read_page(reader, item.picture, name=item.name, detector=detector)
+            yield read_page(reader, item.picture, name=item.name, detector=detector, order=order)
 
 
-def read_page(reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None) -> Page:
-    """Read one page; every line's `box` has its corners in the pixels of the image given."""
-    return cut_lines(reader, picture, name=name, detector=detector)[0]
+def read_page(
+    reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None, order: Order = "auto"
+) -> Page:
+    """Read one page; places of its lines are in the pixels of the image given."""
+    return cut_lines(reader, picture, name=name, detector=detector, order=order)[0]
 
 
 def cut_lines(
-    reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None
+    reader: Any,
+    picture: "Image.Image",
+    *,
+    name: str = "page",
+    detector: Any = None,
+    order: Order = "auto",
+    or_line: bool = False,
 ) -> "tuple[Page, list[Image.Image]]":
-    """Read one page, and give the image of each of its lines too, cut out of the page as it was straightened."""
-    from PIL import Image
+    """Read one page, and give the image of each of its lines too, cut out of the page and set level.
 
+    Args:
+        reader: a Reader. picture: RGB.
+        order: columns, rows (tables and ledgers), rtl, or auto: what the page looks like.
+        or_line: it may be a single line; then it is read as one, uncut.
+    """
     detector = detector or open_detector()
-    upright, quarter = _stand_up(reader, picture, detector)
-    corners = find_lines(upright, detector)
-    slope = _slope(corners)
-    level = upright
+    found = find_lines(picture, detector)
+    if or_line and _is_line(found, picture):
+        (line,) = reader.read([Item(name, picture)])
+        return Page(name, (line,), 0.0, picture.size), [picture]
+    upright, quarter, quads = _stand_up(reader, picture, detector, found)
+    slope = slope_of(quads)
+    level, turned = upright, 0.0
     if abs(slope) >= _SLOPE_FROM:
-        level = upright.rotate(slope, resample=Image.Resampling.BILINEAR, expand=True, fillcolor="white")
-        corners = find_lines(level, detector)
-    boxes = join_pieces([_bounds(box) for box in corners])
-    ordered = order_boxes(boxes)
-    crops = [Item(f"{name}, line {place + 1}", _cut(level, box)) for place, box in enumerate(ordered)]
-    read = reader.read(crops) if crops else []
-    lines = []
-    for line, box in zip(read, ordered, strict=True):
-        left, top, right, bottom = box
-        points = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        points = [turn_back(point, level.size, upright.size, slope if level is not upright else 0) for point in points]
-        points = [turn_back(point, upright.size, picture.size, quarter) for point in points]
-        lines.append(replace(line, box=tuple((round(x, 1), round(y, 1)) for x, y in points)))
-    turned = quarter + (slope if level is not upright else 0)
-    page = Page(name, tuple(lines), round(turned, 2), picture.size)
-    return page, [crop.picture for crop in crops if crop.picture is not None]
+        from PIL import Image
+
+        level = upright.rotate(slope, resample=Image.Resampling.BICUBIC, expand=True, fillcolor=paper_of(upright))
+        quads, turned = find_lines(level, detector), slope
+    placed = _read_places(reader, level, join_quads(quads), name)
+    lines: list[Line] = []
+    crops = []
+    for line, place, crop, base, region in _in_order(placed, slope_of(quads), order):
+
+        def back(points: Any) -> tuple[tuple[float, float], ...]:
+            points = [turn_back(point, level.size, upright.size, turned) for point in points]
+            points = [turn_back(point, upright.size, picture.size, quarter) for point in points]
+            return tuple((round(x, 1), round(y, 1)) for x, y in points)
+
+        label = f"{name}, line {len(lines) + 1}"
+        lines.append(replace(line, name=label, box=back(place.corners), polygon=back(place.outline),
+                             baseline=back(_baseline(place, base)), region=region))  # fmt: skip
+        crops.append(crop)
+    return Page(name, tuple(lines), round(quarter + slope, 2), picture.size), crops
+
+
+def _is_line(quads: list[Quad], picture: "Image.Image") -> bool:
+    """Whether nothing lies above anything else, and the one line is not turned."""
+    places = join_quads(quads)
+    # Letters larger than the detector knows leave it with specks.
+    if sum(place.width * place.height for place in places) < 0.01 * picture.width * picture.height:
+        return picture.height < _LITTLE_PX
+    if any(place.turned for place in places):
+        return False
+    boxes = [place.box for place in places]
+    if any(_are_apart(one, other) for one in boxes for other in boxes):
+        return False
+    wide = max(box[2] for box in boxes) - min(box[0] for box in boxes)
+    high = max(box[3] for box in boxes) - min(box[1] for box in boxes)
+    # A line or two words on a large sheet are cut out: the sheet, made small, would leave nothing to read.
+    return wide > picture.width / 2 or high > picture.height / 3
+
+
+def _are_apart(one: Box, other: Box) -> bool:
+    common = min(one[3], other[3]) - max(one[1], other[1])
+    return common < _APART * min(one[3] - one[1], other[3] - other[1])
+
+
+_Placed = tuple[Line, LinePlace, "Image.Image", float]
+
+
+def _read_places(reader: Any, page: "Image.Image", places: list[LinePlace], name: str) -> list[_Placed]:
+    """Read lines where they lie; of those that run up or down the page, the way that the reader is surer of."""
+    paper = paper_of(page) if places else (255, 255, 255)
+    tries = [way for place in places for way in ([place, place.reversed()] if place.turned else [place])]
+    cuts = [cut_line(page, place, paper) for place in tries]
+    read = reader.read([Item(name, cut) for cut in cuts]) if cuts else []
+    best: dict[frozenset[Any], _Placed] = {}
+    for line, place, cut in zip(read, tries, cuts, strict=True):
+        key = frozenset(place.corners)  # both ways round
+        if key not in best or line.confidence > best[key][0].confidence:
+            best[key] = line, place, cut, baseline_of(cut)
+    return list(best.values())
+
+
+def _in_order(
+    placed: list[_Placed], slope: float, order: Order
+) -> "Iterator[tuple[Line, LinePlace, Image.Image, float, tuple[str, int]]]":
+    """The lines in reading order, each with its region: (text or margin, number from 1)."""
+    turn = math.radians(-slope)
+    cos, sin = math.cos(turn), math.sin(turn)
+    boxes: list[Box] = []
+    for _line, place, _cut, _base in placed:
+        left, top, right, bottom = bounds_of([(x * cos + y * sin, y * cos - x * sin) for x, y in place.corners])
+        boxes.append((left, top, right, bottom + 1e-6 * len(boxes)))  # so that no two are the same
+    owners = dict(zip(boxes, placed, strict=True))
+    plain = [box for box in boxes if not owners[box][1].turned]
+    if order == "auto":
+        order = choose_order(plain, [owners[box][0].text for box in plain])
+    regions = regions_of(plain, order)
+    # What runs up or down beside the text is a note in the margin.
+    beside = sorted((box for box in boxes if owners[box][1].turned), key=lambda box: (box[0], box[1]))
+    regions += [("margin", [box]) for box in beside]
+    for number, (kind, group) in enumerate(regions, 1):
+        for box in group:
+            yield *owners[box], (kind, number)
+
+
+def _baseline(place: LinePlace, part: float) -> list[tuple[float, float]]:
+    a, b, c, d = place.corners
+    return [(one[0] + part * (two[0] - one[0]), one[1] + part * (two[1] - one[1])) for one, two in ((a, d), (b, c))]
 
 
 def open_detector() -> Any:
@@ -121,61 +246,62 @@ def open_detector() -> Any:
     with needs_package("Finding the lines of a page", "Run: fastsd install trocr, or give images of single lines."):
         import onnxruntime  # noqa: F401  rapidocr looks for it at the first page only, and fails with an error of its own
         from rapidocr import RapidOCR
-    return RapidOCR(params={"Global.log_level": "critical"})
+    return RapidOCR(params={"Global.log_level": "critical", "Det.box_thresh": _FAINT})
 
 
-def find_lines(picture: "Image.Image", detector: Any = None) -> list[list[tuple[float, float]]]:
+def find_lines(picture: "Image.Image", detector: Any = None) -> list[Quad]:
     """Find pieces of lines: four corners each, in pixels, clockwise from the top left one of the writing."""
     import numpy as np
 
     detector = detector or open_detector()
     found = detector(np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=False)
-    boxes = found.boxes if found.boxes is not None else []
-    return [[(float(x), float(y)) for x, y in box] for box in boxes]
+    quads = [_quad(box) for box in (found.boxes if found.boxes is not None else [])]
+    scores = found.scores if getattr(found, "scores", None) is not None else [1.0] * len(quads)
+    # In dense writing the network is unsure of whole lines; what it is unsure of and short is a stain.
+    kept = [quad for quad, sure in zip(quads, scores, strict=True) if sure >= _SURE or is_long(quad)]
+    usual = statistics.median([height_of(quad) for quad in kept]) if kept else 0.0
+    return [
+        quad
+        for quad in kept
+        if math.dist(quad[0], quad[2]) > _SPECK * usual
+        and min(math.dist(quad[0], quad[1]), height_of(quad)) >= _THIN_PX
+    ]
 
 
-def _bounds(corners: list[tuple[float, float]]) -> Box:
-    xs, ys = zip(*corners, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+def _quad(box: Any) -> Quad:
+    a, b, c, d = ((float(x), float(y)) for x, y in box)
+    return a, b, c, d
 
 
-def _slope(corners: list[list[tuple[float, float]]]) -> float:
-    """How many degrees to turn the page (anticlockwise) so that its long lines are level; the median decides."""
-    slopes = []
-    for top_left, top_right, bottom_right, bottom_left in corners:
-        width, height = math.dist(top_left, top_right), math.dist(top_left, bottom_left)
-        if width > 3 * height:
-            top = math.atan2(top_right[1] - top_left[1], top_right[0] - top_left[0])
-            bottom = math.atan2(bottom_right[1] - bottom_left[1], bottom_right[0] - bottom_left[0])
-            slopes.append(math.degrees((top + bottom) / 2))
-    return sorted(slopes)[len(slopes) // 2] if slopes else 0.0
-
-
-def _stand_up(reader: Any, picture: "Image.Image", detector: Any) -> tuple["Image.Image", float]:
-    """Turn the page by quarters until its writing is upright: tall boxes mean sideways.
+def _stand_up(
+    reader: Any, picture: "Image.Image", detector: Any, quads: list[Quad]
+) -> tuple["Image.Image", float, list[Quad]]:
+    """Turn the page by quarters until its writing is upright, and find its lines: tall boxes mean sideways.
 
     Which of two ways is up: the detector's package has a network for that, made for print; where its votes are divided,
     how sure the model is of its lines counts too.
     """
-    corners = find_lines(picture, detector)
-    if not corners:
-        return picture, 0.0
-    bounds = [_bounds(box) for box in corners]
-    sideways = sum(b - t > 1.5 * (r - l) for l, t, r, b in bounds) > len(bounds) / 2  # noqa: E741
+    if not quads:
+        return picture, 0.0, quads
+    # Marks of a letter or two say nothing; long pieces do.
+    wide = [right - left for left, _top, right, _bottom in map(bounds_of, quads)]
+    high = [bottom - top for _left, top, _right, bottom in map(bounds_of, quads)]
+    tall = sum(h * h for w, h in zip(wide, high, strict=True) if h > 1.5 * w)
+    sideways = tall > sum(w * w for w, h in zip(wide, high, strict=True) if w > 1.5 * h)
     choices = (90.0, 270.0) if sideways else (0.0, 180.0)
-    samples = []
+    pages, found, samples = [], [], []
     for angle in choices:
-        turned = picture.rotate(angle, expand=True) if angle else picture
-        boxes = join_pieces([_bounds(box) for box in (find_lines(turned, detector) if angle else corners)])
-        widest = sorted(boxes, key=lambda box: box[0] - box[2])[:_SAMPLE]
-        samples.append([_cut(turned, box) for box in widest])
+        pages.append(picture.rotate(angle, expand=True) if angle else picture)
+        found.append(find_lines(pages[-1], detector) if angle else quads)
+        longest = sorted(join_quads(found[-1]), key=lambda place: -place.width)[:_SAMPLE]
+        samples.append([cut_line(pages[-1], place, paper_of(picture)) for place in longest if not place.turned])
     first, other = (_upright_votes(crops, detector) for crops in samples)
     if abs(first - other) < _CLEAR:
         read = [reader.read([Item("sample", crop) for crop in crops]) for crops in samples]
         sure = [sum(line.confidence for line in lines) / max(1, len(lines)) for lines in read]
         first, other = sure[0] + _VOTE * first + _AS_IS, sure[1] + _VOTE * other
-    best = choices[0] if first >= other else choices[1]
-    return (picture.rotate(best, expand=True) if best else picture), best
+    best = 0 if first >= other else 1
+    return pages[best], choices[best], found[best]
 
 
 def _upright_votes(crops: "list[Image.Image]", detector: Any) -> float:
@@ -202,97 +328,3 @@ def turn_back(
         x * math.cos(turn) - y * math.sin(turn) + before[0] / 2,
         x * math.sin(turn) + y * math.cos(turn) + before[1] / 2,
     )
-
-
-def _cut(picture: "Image.Image", box: Box) -> "Image.Image":
-    """The image of one line with a little paper around it: detectors clip tall loops."""
-    left, top, right, bottom = box
-    pad = 0.12 * (bottom - top)
-    return picture.crop(
-        (
-            max(0, int(left - pad)),
-            max(0, int(top - pad)),
-            min(picture.width, math.ceil(right + pad)),
-            min(picture.height, math.ceil(bottom + pad)),
-        )
-    )
-
-
-def join_pieces(boxes: list[Box]) -> list[Box]:
-    """Join boxes that are words of one line: side by side, at one height, nearly touching."""
-    boxes = sorted(boxes)
-    changed = True
-    while changed:
-        changed = False
-        for place, one in enumerate(boxes):
-            for other in boxes[place + 1 :]:
-                height = min(one[3] - one[1], other[3] - other[1])
-                common = min(one[3], other[3]) - max(one[1], other[1])
-                gap = max(one[0], other[0]) - min(one[2], other[2])
-                if common > 0.6 * height and gap < 0.9 * height:
-                    boxes.remove(one)
-                    boxes.remove(other)
-                    boxes.append((min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]),
-                                  max(one[3], other[3])))  # fmt: skip
-                    boxes.sort()
-                    changed = True
-                    break
-            if changed:
-                break
-    return boxes
-
-
-def order_boxes(boxes: list[Box]) -> list[Box]:
-    """Put boxes (left, top, right, bottom) in reading order: columns from left to right, each from top to bottom.
-
-    A box across several columns (a heading) is read where it stands: what is above it before, what is below after.
-    Source: the recursive X-Y cut (Nagy and Seth, 1984), with bands joined again while they share a gap.
-    """
-    if len(boxes) <= 1:
-        return list(boxes)
-    heights = sorted(bottom - top for _left, top, _right, bottom in boxes)
-    least = heights[len(heights) // 2]
-    bands: list[list[Box]] = []
-    for group in _groups(boxes, 1, 0.0):
-        # Rows of two columns look like bands of their own; while the columns go on they belong together.
-        if bands and _go_on(bands[-1], group, least):
-            bands[-1] += group
-        else:
-            bands.append(list(group))
-    ordered = []
-    for band in bands:
-        columns = _groups(band, 0, least)
-        if len(columns) == 1:
-            ordered += sorted(band, key=lambda box: (box[1] + box[3], box[0]))
-        else:
-            for column in columns:
-                ordered += order_boxes(column)
-    return ordered
-
-
-def _go_on(one: list[Box], other: list[Box], least: float) -> bool:
-    """Whether the columns of a band go on in the next one below."""
-    together, most = len(_groups([*one, *other], 0, least)), max(len(_groups(band, 0, least)) for band in (one, other))
-    if together == 1 or not _shares_gap(one, other, least):
-        return False
-    # A short heading beside the lines below it would be a column of its own: only lines that are near may be one.
-    return together == most or min(box[1] for box in other) - max(box[3] for box in one) <= least / 2
-
-
-def _shares_gap(one: list[Box], other: list[Box], least: float) -> bool:
-    """Whether the upper of two bands has columns, or is a part of a column of both together."""
-    together = _groups([*one, *other], 0, least)
-    spans = [(min(box[0] for box in group), max(box[2] for box in group)) for group in together]
-    return all(any(left <= box[0] and box[2] <= right for left, right in spans) for box in (*one, *other))
-
-
-def _groups(boxes: list[Box], axis: int, least: float) -> list[list[Box]]:
-    """Split boxes where no box lies, for more than `least` pixels, along x (axis 0) or y (axis 1)."""
-    groups: list[list[Box]] = []
-    end = -math.inf
-    for box in sorted(boxes, key=lambda box: box[axis]):
-        if not groups or box[axis] - end > least:
-            groups.append([])
-        groups[-1].append(box)
-        end = max(end, box[axis + 2])
-    return groups

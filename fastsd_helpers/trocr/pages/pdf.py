@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastsd_helpers.errors import needs_package
 from fastsd_helpers.processes import Child, environment_for
@@ -19,10 +19,10 @@ from fastsd_helpers.trocr.pages import pdf_child
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["draw_pages"]
+__all__ = ["PdfPage", "draw_pages"]
 
-_DPI = 300
-_MOST_PIXELS = 144_000_000  # an A0 sheet; a larger page gets fewer dots per inch
+_DPI = 300  # of pages that are no scan of one picture, whose own pixels are taken
+_MOST_PIXELS = 48_000_000  # A4 at 600 dpi, A3 at 500; a larger page gets fewer dots per inch
 _MOST_PAGES = 2_000
 _MOST_FAILURES = 3  # pages that end the child; after that the rest of the file is left out
 _MEMORY_BYTES = 2 * 2**30
@@ -35,44 +35,57 @@ class _Ended(Exception):
     """The child ended before its answer, or says nothing; the text is the reason."""
 
 
-def draw_pages(path: Path, name: str) -> "Iterator[tuple[str, Image.Image | str]]":
-    """Draw a PDF's pages one by one at 300 dpi: (name of the page, RGB image), or (name, sentence on why not).
+class PdfPage(NamedTuple):
+    """A page of a PDF: its name, an RGB image or a sentence on why there is none, its number from 1, dots per inch."""
+
+    name: str
+    drawn: "Image.Image | str"
+    number: int = 1
+    dpi: float | None = None
+
+
+def draw_pages(path: Path, name: str, *, first: int = 1) -> Iterator[PdfPage]:
+    """Draw a PDF's pages one by one, from number `first` on.
+
+    A scanned page has as many pixels as its picture; any other 300 dots per inch. Large ones have fewer.
 
     Raises:
         DependencyMissing: pypdfium2 is not installed.
     """
     folder = _package_folder(name)
-    first, failures = 0, 0
+    first, failures = first - 1, 0
     while True:
         with contextlib.closing(_Drawer(path, first, folder)) as drawer:
             try:
                 opened = drawer.answer()
             except _Ended as err:
-                yield name, f"{name} cannot be opened: {err}."
+                yield PdfPage(name, f"{name} cannot be opened: {err}.")
                 return
             if "problem" in opened:
                 why = str(opened["problem"])
                 reason = "it is protected by a password" if "password" in why.lower() else f"it is damaged ({why})"
-                yield name, f"{name} cannot be opened: {reason}."
+                yield PdfPage(name, f"{name} cannot be opened: {reason}.")
                 return
             pages = int(opened.get("pages", 0))
             if not pages:
-                yield name, f"{name} has no pages."
+                yield PdfPage(name, f"{name} has no pages.")
             try:
                 while first < min(pages, _MOST_PAGES):
                     label = f"{name}, page {first + 1}"
-                    picture = drawer.picture(label)
+                    picture, dpi = drawer.picture(label)
                     first += 1
-                    yield label, picture
+                    yield PdfPage(label, picture, first, dpi)
             except _Ended as err:
                 first, failures = first + 1, failures + 1
-                yield label, f"{label} cannot be drawn: {err}."
+                yield PdfPage(label, f"{label} cannot be drawn: {err}.", first)
                 if failures == _MOST_FAILURES and first < pages:
-                    yield name, f"{name} is left out from page {first + 1} on: {failures} of its pages cannot be drawn."
+                    why = f"{name} is left out from page {first + 1} on: {failures} of its pages cannot be drawn."
+                    yield PdfPage(name, why, first + 1)
                     return
         if first >= min(pages, _MOST_PAGES):
             if pages > _MOST_PAGES:
-                yield name, f"{name} has {pages:,} pages: those after {_MOST_PAGES:,} are not read; split it."
+                why = f"{name} has {pages:,} pages: those after {_MOST_PAGES:,} are not read; split it."
+                yield PdfPage(name, why, first + 1)
             return
 
 
@@ -110,8 +123,8 @@ class _Drawer:
         except (ValueError, TypeError) as err:  # a document may have taken the child over
             raise _Ended("it is damaged") from err
 
-    def picture(self, label: str) -> "Image.Image | str":
-        """The next page as RGB, or a sentence on why it has no image.
+    def picture(self, label: str) -> "tuple[Image.Image | str, float | None]":
+        """The next page as RGB, or a sentence on why it has no image; and its dots per inch.
 
         Raises:
             _Ended: the child did.
@@ -120,11 +133,13 @@ class _Drawer:
 
         said = self.answer()
         if "problem" in said:
-            return f"{label} cannot be drawn: {said['problem']}."
+            return f"{label} cannot be drawn: {said['problem']}.", None
         if "inches" in said:
             width, height = said["inches"]
-            return f"{label} measures {width:,} x {height:,} inches: too large to draw. Save it at its true size."
+            told = f"{label} measures {width:,} x {height:,} inches: too large to draw. Save it at its true size."
+            return told, None
         try:
+            dpi = float(said["dpi"])
             (width, height), stride, (mode, raw, depth) = said["size"], said["stride"], _MODES[said["mode"]]
             fits = 0 < width <= 2 * _MOST_PIXELS // height and width * depth <= stride <= width * depth + 64
         except (KeyError, TypeError, ValueError, ArithmeticError) as err:
@@ -136,7 +151,7 @@ class _Drawer:
         while len(pixels) < stride * height:
             pixels += self._read(min(2**20, stride * height - len(pixels)))
         picture = Image.frombuffer(mode, (width, height), pixels, "raw", raw, stride, 1)
-        return picture if mode == "RGB" else picture.convert("RGB")
+        return picture if mode == "RGB" else picture.convert("RGB"), dpi
 
     def _read(self, most: int) -> bytes:
         pipe = self._child.output.fileno()

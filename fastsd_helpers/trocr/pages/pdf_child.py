@@ -10,15 +10,19 @@ import math
 import os
 import sys
 import time
+from typing import Any
 
 __all__ = ["draw"]
+
+_LEAST_DPI = 5  # below, a page that says it is a scan measures hundreds of metres
+_MOST_PICTURES = 200  # of a page that are looked at
 
 
 def draw(path: str, first: int, last: int, dpi: int, most_pixels: int, seconds: int, out: int) -> None:
     """Draw the pages from `first` up to, and without, `last`; counted from 0.
 
     Args:
-        dpi: of the images; a page that would have more than `most_pixels` gets fewer.
+        dpi: of pages that are no scan; one that would have more than `most_pixels` gets fewer.
         seconds: of processor time for opening the file and for each page; then the system ends this process.
         out: the descriptor that the answers are written to.
     """
@@ -37,19 +41,48 @@ def draw(path: str, first: int, last: int, dpi: int, most_pixels: int, seconds: 
         try:
             page = document[number]
             width, height = page.get_size()
-            scale = min(dpi / 72, math.sqrt(most_pixels / max(1.0, width * height)))
-            if scale * 72 < 72:
+            own = _scale_of_scan(page, width, height)
+            scale = min(own or dpi / 72, math.sqrt(most_pixels / max(1.0, width * height)))
+            if scale * 72 < (_LEAST_DPI if own else 72):
                 _say(out, page=number, inches=[round(width / 72), round(height / 72)])
                 continue
             bitmap = page.render(scale=scale)
             rows = memoryview(bitmap.buffer).cast("B")
             size = [bitmap.width, bitmap.height]
-            _say(out, page=number, size=size, stride=bitmap.stride, mode=bitmap.mode, bytes=len(rows))
+            _say(
+                out,
+                page=number,
+                dpi=round(scale * 72, 2),
+                size=size,
+                stride=bitmap.stride,
+                mode=bitmap.mode,
+                bytes=len(rows),
+            )
             _write(out, rows)
             bitmap.close()
             page.close()
         except (pypdfium2.PdfiumError, MemoryError) as err:
             _say(out, page=number, problem=str(err) or "there is not enough memory for it")
+
+
+def _scale_of_scan(page: Any, width: float, height: float) -> float:
+    """Pixels per point of the picture that covers most of a page; 0 where there is none.
+
+    Many scanners, phones and libraries write pages of as many points as the picture has pixels, or of the wrong size.
+    """
+    import pypdfium2
+
+    scale = 0.0
+    for count, item in enumerate(page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
+        if count == _MOST_PICTURES:
+            break
+        with contextlib.suppress(pypdfium2.PdfiumError):
+            left, bottom, right, top = (item.get_bounds if hasattr(item, "get_bounds") else item.get_pos)()
+            across, down = item.get_px_size() if hasattr(item, "get_px_size") else item.get_size()
+            if (right - left) * (top - bottom) > width * height / 2:
+                # A picture may lie on its side: its longer side is the page's.
+                scale = max(scale, max(across, down) / max(right - left, top - bottom))
+    return scale
 
 
 def _allow(seconds: int) -> None:

@@ -1,7 +1,8 @@
 """Read folders of any size: in parts, each written whole or not at all, by one process or many.
 
-Part p holds images p * 256 to p * 256 + 255 of the sorted list, whoever reads it. So a run that was killed, or one
-shared out among several processes, ends with the same bytes as one that was not.
+Part p holds files p * 256 to p * 256 + 255 of the sorted list, whoever reads it. So a run that was killed, or one
+shared out among several processes, ends with the same bytes as one that was not. The pages of a part that is not whole
+yet are noted one by one, and not read again.
 """
 
 import contextlib
@@ -12,18 +13,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsd_helpers.errors import DatasetError, FastSDError, SettingsError
-from fastsd_helpers.files import check_writable, new_file, sha256_of, write_atomic
+from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.files import check_writable, file_errors, new_file, sha256_of, write_atomic
 from fastsd_helpers.runtime import fault_point
-from fastsd_helpers.trocr.model.line import Line
-from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, Item, open_picture
+from fastsd_helpers.trocr.exports.tables import BOM, no_formula
+from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, list_files, open_file
+from fastsd_helpers.trocr.reading.rows import read_items
 
-__all__ = ["FORMATS", "BulkResult", "parse_shard", "read_folder", "rows_to_bytes"]
+__all__ = ["FORMATS", "BulkResult", "is_begun", "parse_shard", "read_folder", "rows_to_bytes"]
 
 logger = logging.getLogger("fastsd_helpers")
 
@@ -31,6 +33,9 @@ FORMATS = ("txt", "json", "csv", "jsonl")
 _PART = 256
 _SIZES = 1000  # images whose size is compared when a run goes on
 _MANIFEST = "manifest.json"
+_VERSION, _LINES_ALONE = 3, 2  # of the manifest: before 3, images of lines alone were read, in the order of bytes
+_TOGETHER = 64  # files of single lines read, and noted, together
+_PAGE_FROM_PX = 200  # of height: an image of less, or much wider, is a line or two
 
 
 @dataclass(frozen=True)
@@ -67,58 +72,146 @@ def read_folder(
     *,
     shard: tuple[int, int] = (0, 1),
     format: str = "jsonl",
+    pages: str = "lines",
+    order: Any = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> BulkResult:
-    """Read every image of a folder and its subfolders into `out`; call it again to go on after a stop.
+    """Read every image and PDF of a folder and its subfolders into `out`; call it again to go on after a stop.
 
     Args:
         reader: a Reader.
         out: folder for parts/ and the joined lines.<format>; made when absent.
         shard: (number from 0, how many) of this process.
         format: of the joined file, one of FORMATS.
+        pages: auto (each image is looked at), pages or lines. order: of a page's lines, see `cut_lines`.
         progress: called with (images done, all) after each part.
 
     Writes one file per part under its own name, once. Raises DatasetError when there are no images; SettingsError
     when `out` holds the results of another folder or other settings.
     """
-    names = _list_pictures(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"There is no folder {folder}.", "Check the path; names are case-sensitive.")
     parts_folder = out / "parts"
+    if _version_of(out) == _LINES_ALONE:  # a run that an earlier version began goes on as it did
+        names, pages = _list_pictures(folder), "lines"
+        manifest = _manifest_of(reader, folder, names) | {"version": _LINES_ALONE}
+    else:
+        names = list_files(folder, leave_out=out)
+        manifest = _manifest_of(reader, folder, names) | {"version": _VERSION, "pages": pages, "order": order}
     check_writable(parts_folder)
-    _check_manifest(out, _manifest_of(reader, folder, names))
+    _check_manifest(out, manifest)
     number, count = shard
     parts = range(0, (len(names) + _PART - 1) // _PART)
     mine = [part for part in parts if part % count == number]
     done = {part for part in parts if _part_path(parts_folder, part).is_file()}
-    read_now = problems = 0
+    read_now = 0
     for part in mine:
         chunk = names[part * _PART : (part + 1) * _PART]
         if part not in done:
-            lines = _read_part(reader, folder, chunk)
-            write_atomic(_part_path(parts_folder, part), rows_to_bytes([line.as_row() for line in lines], "jsonl"))
+            notes = _part_path(parts_folder, part).with_suffix(".pages")
+            rows = _read_part(reader, folder, chunk, pages, order, notes)
+            write_atomic(_part_path(parts_folder, part), rows_to_bytes(rows, "jsonl"))
+            notes.unlink(missing_ok=True)
             fault_point("trocr.part")
             read_now += len(chunk)
-            problems += sum(line.problem is not None for line in lines)
         if progress:
             progress(min(len(names), (part + 1) * _PART), len(names))
     before = sum(len(names[part * _PART : (part + 1) * _PART]) for part in mine if part in done)
+    problems = sum(_problems_in(_part_path(parts_folder, part)) for part in mine)
     path = _join(parts_folder, list(parts), out / f"lines.{format}", format)
     return BulkResult(len(names), read_now, before, problems, path)
 
 
-def _read_part(reader: Any, folder: Path, names: list[str]) -> list[Line]:
-    def items() -> Iterator[Item]:
-        for name in names:
-            try:
-                yield Item(name, open_picture(folder / name))
-            except FastSDError as err:
-                yield Item(name, problem=err.problem)
+def is_begun(out: Path) -> bool:
+    """Whether a run of `read_folder` into this folder was begun."""
+    return (out / _MANIFEST).is_file()
 
-    return reader.read(items())
+
+def _version_of(out: Path) -> int:
+    if not is_begun(out):
+        return _VERSION
+    try:
+        return int(json.loads((out / _MANIFEST).read_text(encoding="utf-8")).get("version", _VERSION))
+    except (OSError, ValueError, AttributeError):
+        return _VERSION
+
+
+def _problems_in(path: Path) -> int:
+    rows = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return sum(json.loads(row).get("problem") is not None for row in rows if row)
+
+
+def _read_part(
+    reader: Any, folder: Path, names: list[str], pages: str, order: Any, notes: Path
+) -> list[dict[str, Any]]:
+    """The rows of a part's files; what a stopped run noted is not read again.
+
+    A note is of files of single lines that were read together, or of one page.
+    """
+    rows: list[dict[str, Any]] = []
+    at, first = 0, 1  # the file in turn, and the page of it
+    for note in _noted(notes):  # they are a beginning of the part, in its order
+        group, last = note["files"], note.get("page")
+        if names[at : at + len(group)] != group:
+            break
+        rows += note["rows"]
+        at, first = (at, last + 1) if last else (at + len(group), 1)
+    together = max(_TOGETHER, 8 * reader.batch_size)
+    while at < len(names):
+        group = names[at : at + together] if pages == "lines" else _lines_from(folder, names[at : at + together])
+        if len(group) > 1:
+            items = (item for name in group for item in open_file(folder / name, name))
+            now = [line.as_row() for lines in read_items(reader, items, pages, order=order) for line in lines]
+            _note(notes, {"files": group, "rows": now})
+            rows += now
+        else:
+            for item in open_file(folder / group[0], group[0], first=first):
+                now = [line.as_row() for lines in read_items(reader, [item], pages, order=order) for line in lines]
+                _note(notes, {"files": group, "page": item.number, "rows": now})
+                fault_point("trocr.page")
+                rows += now
+            _note(notes, {"files": group, "rows": []})
+        at, first = at + len(group), 1
+    return rows
+
+
+def _lines_from(folder: Path, names: list[str]) -> list[str]:
+    """The first files that are images too small for a page, by their headers, to be read together; else the first."""
+    from fastsd_helpers.errors import FastSDError
+    from fastsd_helpers.images.files import open_picture
+
+    found = []
+    for name in names:
+        try:
+            if name.lower().endswith((".pdf", ".tif", ".tiff")):
+                break
+            with open_picture(folder / name) as picture:
+                if picture.height >= _PAGE_FROM_PX and picture.width < 4 * picture.height:
+                    break
+        except (FastSDError, OSError):
+            pass  # reported when its turn comes
+        found.append(name)
+    return found or names[:1]
+
+
+def _note(path: Path, note: dict[str, Any]) -> None:
+    with file_errors(path, "write"), path.open("ab") as file:
+        file.write(b"\n" + json.dumps(note, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _noted(path: Path) -> list[dict[str, Any]]:
+    """The notes of a run that was stopped; a last one that was cut is no note."""
+    found = []
+    for row in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(row))
+    return [note for note in found if isinstance(note, dict) and {"files", "rows"} <= set(note)]
 
 
 def _list_pictures(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DatasetError(f"There is no folder {folder}.", "Check the path; names are case-sensitive.")
+    """What earlier versions read: images alone, in the order of bytes."""
     names = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -143,7 +236,6 @@ def _manifest_of(reader: Any, folder: Path, names: list[str]) -> dict[str, Any]:
             digest.update(f"{(folder / name).stat().st_size}".encode())
         digest.update(b"\0")
     return {
-        "version": 2,
         "folder": folder.name,
         "pictures": len(names),
         "pictures_sha256": digest.hexdigest(),
@@ -201,7 +293,7 @@ def _join(folder: Path, parts: list[int], target: Path, format: str) -> Path | N
 
 
 def rows_to_bytes(rows: Iterable[dict[str, Any]], format: str, *, head: bool = True) -> bytes:
-    """Rows of `Line.as_row` as a file's content: txt (one text a line), json, jsonl or csv (name, text, ...)."""
+    """Rows of `Line.as_row` as a file's content: txt (one text a line), json, jsonl or csv (name, text, ..., box)."""
     if format == "txt":
         return "".join(f"{' '.join(row['text'].split())}\n" for row in rows).encode()
     if format == "jsonl":
@@ -211,7 +303,13 @@ def rows_to_bytes(rows: Iterable[dict[str, Any]], format: str, *, head: bool = T
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     if head:
-        writer.writerow(["name", "text", "confidence", "notes", "problem"])
+        out.write(BOM)
+        writer.writerow(["name", "text", "confidence", "notes", "problem", "left", "top", "right", "bottom"])
     for row in rows:
-        writer.writerow([row["name"], row["text"], row["confidence"], " ".join(row["notes"]), row["problem"] or ""])
+        corners = row.get("box") or []
+        places = [min(x for x, _y in corners), min(y for _x, y in corners), max(x for x, _y in corners),
+                  max(y for _x, y in corners)] if corners else [""] * 4  # fmt: skip
+        texts = no_formula(row["name"]), no_formula(row["text"])
+        told = " ".join(row["notes"]), no_formula(row["problem"] or "")
+        writer.writerow([*texts, row["confidence"], *told, *places])
     return out.getvalue().encode()

@@ -170,6 +170,8 @@ class Reader:
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
+        # Whether lines say where the reader looked; set by what writes the places of words.
+        self.watches = False
         logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -244,7 +246,8 @@ class Reader:
             for line in found:
                 line.looped = guard and not line.ended and find_loop(line.ids) is not None
         else:
-            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, banned=self._banned)
+            watch = self.watches and type(self.engine) is TorchEngine
+            found = greedy_search(self.engine, hidden, self.limits, stop_loops=guard, banned=self._banned, watch=watch)
         looped = [place for place, line in enumerate(found) if line.looped]
         if looped:
             again = greedy_search(self.engine, hidden[looped], self.limits, ban_loops=True, banned=self._banned)
@@ -262,7 +265,16 @@ class Reader:
         )
         notes = (("looped",) if found.looped else ()) + (() if found.ended else ("cut",))
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        return Line(text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes)
+        centres = tuple(self._centre(places) for places in found.seen[: len(ids)]) if found.seen else None
+        return Line(text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes, centres=centres)
+
+    def _centre(self, places: Any) -> float:
+        """Where along a line a step looked most, 0 (left) to 1: the strongest column and those beside it."""
+        rows, columns = self.grid
+        across = places[-rows * columns :].unflatten(0, (rows, columns)).sum(0)
+        best = int(across.argmax())
+        near = range(max(0, best - 1), min(columns, best + 2))
+        return sum(float(across[at]) * (at + 0.5) for at in near) / sum(float(across[at]) for at in near) / columns
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

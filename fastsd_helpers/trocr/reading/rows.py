@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.files import remembered_sha256
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import Item
-from fastsd_helpers.trocr.pages.page_reader import looks_like_page
+from fastsd_helpers.trocr.pages.page_reader import cut_lines, looks_like_page, open_detector
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,9 +27,11 @@ __all__ = [
     "known_rows",
     "make_row",
     "not_among",
+    "read_items",
     "runs_of",
 ]
 
+_TOGETHER = 64  # single lines opened together
 _READ_BY = (".safetensors", ".bin", ".json")  # files of a model
 
 
@@ -55,6 +58,31 @@ def runs_of(items: Iterable[Item], pages: str) -> Iterator[tuple[bool, Iterator[
         return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
 
     return groupby(items, key=is_page)
+
+
+def read_items(reader: Any, items: Iterable[Item], pages: str, *, order: Any = "auto") -> Iterator[list[Line]]:
+    """Read items one group after another: the lines of a page, or of some images of single lines.
+
+    Args:
+        pages: auto (each image is looked at), pages or lines.
+        order: of a page's lines, see `cut_lines`.
+    """
+    detector: Any = None
+    for is_page, found in runs_of(items, pages):
+        if not is_page:
+            for chunk in chunks(found, max(_TOGETHER, 8 * reader.batch_size)):
+                yield reader.read(chunk)
+            continue
+        for item in found:
+            if item.picture is None:
+                logger.warning("%s", item.problem)
+                yield [Line("", 0.0, name=item.name, problem=item.problem)]
+                continue
+            detector = detector or open_detector()
+            page, _crops = cut_lines(
+                reader, item.picture, name=item.name, detector=detector, order=order, or_line=pages == "auto"
+            )
+            yield list(page.lines) or [Line("", 0.0, name=item.name, problem=f"{item.name} has no lines.")]
 
 
 def chunks(items: Iterator[Item], count: int) -> Iterator[list[Item]]:

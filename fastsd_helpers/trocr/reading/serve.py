@@ -9,7 +9,7 @@ from fastsd_helpers.images.files import picture_field
 from fastsd_helpers.options import check, option
 from fastsd_helpers.trocr.model.line import Line
 from fastsd_helpers.trocr.pages.inputs import PICTURE_SUFFIXES, Item, gather
-from fastsd_helpers.trocr.pages.page_reader import looks_like_page, read_page
+from fastsd_helpers.trocr.reading.rows import read_items
 from fastsd_helpers.tunnels import LocalPage, TunnelConfig, choose_login, import_gradio, require_shareable
 
 __all__ = ["ServeConfig", "Served", "build_page", "require_servable", "serve"]
@@ -99,13 +99,7 @@ def build_page(reader: Any) -> Any:
 
 def _read_item(reader: Any, item: Item, whole_page: bool) -> list[Line]:
     """The lines of an image, found first where it is, or looks like, a page; a page without any is read as a line."""
-    if item.picture is None:
-        return [Line("", 0.0, name=item.name, problem=item.problem)]
-    if whole_page or looks_like_page(item.picture):
-        found = list(read_page(reader, item.picture, name=item.name).lines)
-        if found or whole_page:
-            return found or [Line("", 0.0, name=item.name, problem=f"{item.name}: no line was found.")]
-    return reader.read([item])
+    return [line for found in read_items(reader, [item], "pages" if whole_page else "auto") for line in found]
 
 
 def require_servable(config: ServeConfig, tunnel: TunnelConfig | None = None) -> None:

@@ -222,7 +222,7 @@ class ReadingSession:
         lines, known = known_rows((self._rows, journal), by, by_place)
         rows: list[dict[str, Any]] = []
         detector: Any = None
-        for is_page, items in runs_of(gather(images, recursive=True), pages):
+        for is_page, items in runs_of(gather(images), pages):
             for chunk in chunks(items, 1 if is_page else _CHUNK):
                 if not is_page:
                     try:
@@ -242,7 +242,8 @@ class ReadingSession:
                     page = key_of(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
                         detector = detector or open_detector()
-                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by)
+                        may = pages == "auto"
+                        known[page] = self._page_rows(reader, chunk[0].name, chunk[0].picture, page, detector, by, may)
                     rows += known[page]
                 write_atomic(self.folder / _JOURNAL, as_jsonl([*rows, *not_among(journal, rows)]))
                 if progress:
@@ -281,9 +282,9 @@ class ReadingSession:
                 yield make_row(next(read), group_of(item.name), key=key, by=by)
 
     def _page_rows(
-        self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str
+        self, reader: Any, name: str, picture: Any, key: str, detector: Any, by: str, or_line: bool
     ) -> list[dict[str, Any]]:
-        page, crops = cut_lines(reader, picture, name=name, detector=detector)
+        page, crops = cut_lines(reader, picture, name=name, detector=detector, or_line=or_line)
         if not page.lines:
             nothing = Line("", 0.0, name=name, problem=f"{name}: no line was found.")
             return [make_row(nothing, name, page=key, by=by)]

@@ -1,0 +1,337 @@
+"""Transcribe images, TIFFs and PDFs into a folder of files, in any formats, page by page; it goes on where it was cut.
+
+What was read is noted page by page in a hidden folder beside the files, before they are written from it: a run that
+was killed at any moment reads no page twice, and ends with the same files as one that was not.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastsd_helpers import __version__
+from fastsd_helpers.errors import DatasetError, SettingsError
+from fastsd_helpers.files import check_writable, file_errors, write_atomic
+from fastsd_helpers.runtime import fault_point, logger
+from fastsd_helpers.trocr.exports.formats import PER_PAGE, WHOLE, require_formats, whole_file
+from fastsd_helpers.trocr.exports.record import PageRecord, record_of, settled
+from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file
+from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, looks_like_page, open_detector
+from fastsd_helpers.trocr.reading.rows import fingerprint
+
+__all__ = ["TranscribeConfig", "Transcribed", "transcribe"]
+
+_RUN = ".fastsd-run"  # in the folder of the results
+_TOGETHER = 64  # single lines read together
+_MOST_PIXELS = 50_000_000  # that are held of them
+
+
+@dataclass(frozen=True)
+class TranscribeConfig:
+    """How pages are looked at and what is written: see the flags of `fastsd trocr read`."""
+
+    formats: tuple[str, ...] = ("txt",)
+    pages: str = "auto"  # auto, pages or lines
+    order: Any = "auto"  # auto, columns, rows or rtl
+    least_confidence: float = 0.0
+
+
+@dataclass
+class Transcribed:
+    """What a run did: inputs, pages and lines; pages read now and before; problems by name; lines too unsure for txt
+    and PDF; and the files."""
+
+    folder: Path
+    inputs: int = 0
+    pages: int = 0
+    lines: int = 0
+    read_now: int = 0
+    read_before: int = 0
+    unsure: int = 0
+    problems: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One file to read, and how its results are called."""
+
+    path: Path
+    name: str  # as the user knows it
+    stem: str  # of the results, from their folder
+
+
+def transcribe(
+    reader: Any,
+    sources: list[str],
+    out: Path,
+    config: TranscribeConfig | None = None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] | None = None,
+) -> Transcribed:
+    """Read images, PDFs and folders of them, and write each into `out` in every format; call it again to go on.
+
+    Args:
+        reader: a Reader.
+        sources: paths of images, PDFs or folders.
+        out: `<name>.txt`, `.json`, `.csv`, `.pdf`; `<name>.alto.xml`, `.page.xml`, `.hocr`, with `-0001` and so on
+            behind the name where an input has several pages. Folders keep their folders.
+        shard: (number from 0, how many): every so manieth input, for several processes.
+        progress: called with the number of pages done.
+
+    Raises:
+        DatasetError: there is nothing to read. SettingsError: `out` holds the results of another reader or other
+        settings. DependencyMissing: a package for a format, or for finding lines, is not installed.
+    """
+    config = config or TranscribeConfig()
+    require_formats(config.formats)
+    inputs = _list_inputs(sources, out)
+    check_writable(out / _RUN)
+    _check_settings(out, reader, config)
+    number, count = shard
+    done = Transcribed(out)
+    reader.watches = True
+    work = _Work(reader, out, config, done, progress)
+    work.run(inputs[number::count])
+    return done
+
+
+def _list_inputs(sources: list[str], out: Path) -> list[_Input]:
+    found: list[tuple[Path, str]] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            found += [(path / name, name) for name in list_files(path, leave_out=out)]
+        elif path.is_file():
+            found.append((path, path.name))
+        else:
+            raise DatasetError(f"There is no file or folder {path}.", "Check the path; a link needs a file as --out.")
+    return _named(found)
+
+
+def _named(found: list[tuple[Path, str]]) -> list[_Input]:
+    """Names for the results: without the ending, unless two would be one, on disks that see no capitals too."""
+    seen = [str(Path(name).with_suffix("")).casefold() for _path, name in found]
+    several = {stem for stem, (path, _name) in zip(seen, found, strict=True) if _may_have_pages(path)}
+    made, taken = [], set[str]()
+    for stem, (path, name) in zip(seen, found, strict=True):
+        base, dash, digits = stem.rpartition("-")
+        like_a_page = bool(dash) and digits.isdecimal() and base in several
+        wanted = name if seen.count(stem) > 1 or like_a_page else str(Path(name).with_suffix(""))
+        final, number = wanted, 1
+        while final.casefold() in taken:  # the same name from two folders
+            number += 1
+            final = f"{wanted}-{number}"
+        taken.add(final.casefold())
+        made.append(_Input(path, name, final))
+    return made
+
+
+def _may_have_pages(path: Path) -> bool:
+    return path.suffix.lower() in (".pdf", ".tif", ".tiff")
+
+
+def _check_settings(out: Path, reader: Any, config: TranscribeConfig) -> None:
+    """What the text depends on; formats may be added, and other inputs, by a later run."""
+    by = fingerprint(reader, config.pages)
+    wanted = {"version": 1, "reader": reader.checkpoint.folder.name, "read_by": by, "order": config.order}
+    path = out / _RUN / "settings.json"
+    if not path.is_file():
+        write_atomic(path, json.dumps(wanted, indent=1).encode())
+        return
+    with file_errors(path, "read"):
+        known = json.loads(path.read_text(encoding="utf-8"))
+    if known != wanted:
+        raise SettingsError(
+            f"{out} holds what {known.get('reader')} read, another recognition model or one with other settings.",
+            "Name another folder with --out.",
+        )
+
+
+class _Work:
+    """One run: items are read in groups, noted, and written; an input is finished when all its pages are."""
+
+    def __init__(
+        self,
+        reader: Any,
+        out: Path,
+        config: TranscribeConfig,
+        done: Transcribed,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._reader, self._out, self._config, self._done, self._progress = reader, out, config, done, progress
+        self._detector: Any = None
+
+    def run(self, inputs: list[_Input]) -> None:
+        """Read all inputs; lines of several are read together, so one may be finished after the next began."""
+        waiting: list[tuple[_Input, Item | None]] = []
+        pixels = 0
+        for item in inputs:
+            for opened in self._open(item):
+                size = opened.picture.width * opened.picture.height if opened.picture is not None else 0
+                is_page = opened.picture is not None and self._is_page(opened.picture)
+                if is_page or len(waiting) >= 2 * _TOGETHER or pixels + size > _MOST_PIXELS:
+                    self._read(waiting)
+                    waiting, pixels = [], 0
+                waiting.append((item, opened))
+                pixels += size
+                if is_page:
+                    self._read(waiting)
+                    waiting, pixels = [], 0
+            waiting.append((item, None))  # its end
+            if all(one is None for _owner, one in waiting):
+                self._read(waiting)
+                waiting = []
+        self._read(waiting)
+
+    def _open(self, item: _Input) -> Iterator[Item]:
+        """The pages of an input that were not read yet."""
+        notes = self._notes(item)
+        known = [note["record"] for note in notes if "record" in note]
+        if all(record["problem"] for record in known):  # it may be whole by now
+            known = []
+        elif any("end" in note for note in notes):
+            return
+        first = 1 + max((record["number"] for record in known), default=0)
+        yield from open_file(item.path, item.name, first=first)
+
+    def _is_page(self, picture: Any) -> bool:
+        pages = self._config.pages
+        return pages == "pages" or (pages == "auto" and looks_like_page(picture))
+
+    def _read(self, waiting: list[tuple[_Input, Item | None]]) -> None:
+        new = [(item, opened) for item, opened in waiting if opened is not None]
+        records = iter(self._records_of(new))
+        for item, opened in waiting:
+            if opened is None:
+                self._finish(item)
+                continue
+            record = next(records)
+            self._note(item, {"record": record.as_json()})
+            fault_point("trocr.page")
+            self._done.read_now += 1
+            if self._progress:
+                self._progress(self._done.read_now)
+
+    def _records_of(self, new: list[tuple[_Input, Item]]) -> list[PageRecord]:
+        if not new:
+            return []
+        pages: list[Page] = []
+        lines = [opened for _item, opened in new if opened.picture is None or not self._is_page(opened.picture)]
+        read = iter(self._reader.read(lines)) if lines else iter(())
+        for _item, opened in new:
+            if opened.picture is not None and self._is_page(opened.picture):
+                self._detector = self._detector or open_detector()
+                page, _crops = cut_lines(
+                    self._reader,
+                    opened.picture,
+                    name=opened.name,
+                    detector=self._detector,
+                    order=self._config.order,
+                    or_line=self._config.pages == "auto",
+                )
+                pages.append(page)
+            else:
+                line = next(read)
+                size = opened.picture.size if opened.picture is not None else (1, 1)
+                kept = () if line.problem else (line,)
+                pages.append(Page(opened.name, kept, 0.0, size, line.problem))
+        model = self._reader.checkpoint.folder.name
+        return [
+            record_of(page, file=item.path.name, number=opened.number, dpi=opened.dpi, reader=model,
+                      changed=float(int(item.path.stat().st_mtime)))
+            for page, (item, opened) in zip(pages, new, strict=True)
+        ]  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------- notes
+
+    def _notes_path(self, item: _Input) -> Path:
+        return self._out / _RUN / f"{hashlib.sha256(item.stem.encode()).hexdigest()[:24]}.jsonl"
+
+    def _notes(self, item: _Input) -> list[dict[str, Any]]:
+        path = self._notes_path(item)
+        if not path.is_file():
+            return []
+        with file_errors(path, "read"):
+            rows = path.read_bytes().split(b"\n")
+        # A kill may leave the last note unfinished: it is written anew, behind a line end.
+        found = []
+        for row in rows:
+            try:
+                found.append(json.loads(row))
+            except ValueError:
+                continue
+        stamp = _stamp(item.path)
+        return [note for note in found if isinstance(note, dict) and note.get("stamp") == stamp]
+
+    def _note(self, item: _Input, note: dict[str, Any]) -> None:
+        path = self._notes_path(item)
+        row = json.dumps({"stamp": _stamp(item.path), **note}, ensure_ascii=False).encode()
+        with file_errors(path, "write"), path.open("ab") as file:
+            file.write(b"\n" + row + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    # ---------------------------------------------------------------------------------------------------- files
+
+    def _finish(self, item: _Input) -> None:
+        """Write the files of an input whose pages are all read; those that are there already stay."""
+        notes = self._notes(item)
+        latest = {note["record"]["number"]: note["record"] for note in notes if "record" in note}
+        records = [PageRecord.from_json(latest[number]) for number in sorted(latest)]
+        if not any("end" in note for note in notes):
+            self._note(item, {"end": len(records)})
+        self._done.inputs += 1
+        self._done.pages += len(records)
+        self._done.lines += sum(len(record.lines) for record in records)
+        self._done.problems += [record.problem for record in records if record.problem]
+        self._done.unsure += sum(settled(record, self._config.least_confidence)[1] for record in records)
+        self._done.read_before = max(0, self._done.pages - self._done.read_now)
+        written = {key for note in notes for key in note.get("written", ())}
+        kept = []
+        for format in self._config.formats if any(not record.problem for record in records) else ():
+            least = self._config.least_confidence if format in ("txt", "pdf") else 0
+            key = f"{format} {least} {__version__} {len(records)}"
+            try:
+                self._write(item, format, records, there=key in written)
+                kept += [key] if key not in written else []
+            except DatasetError as err:
+                self._done.problems.append(err.problem)
+                logger.warning("%s", err.problem)
+        if kept:
+            self._note(item, {"written": kept})
+
+    def _write(self, item: _Input, format: str, records: list[PageRecord], *, there: bool) -> None:
+        """Write one format; `there`: the same was written before, and stays where it still is."""
+        read = [record for record in records if not record.problem]
+        if format in WHOLE:
+            path = self._out / f"{item.stem}{WHOLE[format]}"
+            if not (there and path.is_file()):
+                self._put(path, whole_file(format, item.path, read, self._config.least_confidence))
+            self._done.files.append(path)
+            return
+        ending, writer = PER_PAGE[format]
+        for record in read:
+            number = f"-{record.number:04d}" if len(records) > 1 else ""
+            path = self._out / f"{item.stem}{number}{ending}"
+            if not (there and path.is_file()):
+                self._put(path, writer(record))
+            self._done.files.append(path)
+
+    def _put(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+        fault_point("trocr.written")
+
+
+def _stamp(path: Path) -> list[int]:
+    """What tells a file from another that took its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [0, 0]
+    return [found.st_size, int(found.st_mtime)]

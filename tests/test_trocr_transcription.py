@@ -1,0 +1,194 @@
+"""Folders of images, TIFFs and PDFs into files: names, formats, going on after a kill, and what cannot be read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from tiny_readers import write_reader
+
+from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.pages.inputs import gather, to_rgb
+from fastsd_helpers.trocr.pages.line_pieces import join_pieces, join_quads
+from fastsd_helpers.trocr.pages.page_reader import looks_like_page
+from fastsd_helpers.trocr.pages.reading_order import choose_order, regions_of
+from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
+
+LINES = TranscribeConfig(("txt", "json", "csv"), pages="lines")
+
+
+def draw(text, size=(300, 60), ink="black", paper="white"):
+    picture = Image.new("RGB", size, paper)
+    ImageDraw.Draw(picture).text((10, 10), text, fill=ink, font=ImageFont.load_default(28))
+    return picture
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader")
+    write_reader(folder, "base", seed=1)
+    return Reader(folder, precision="fp32", max_new_tokens=6)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    folder = tmp_path / "scans"
+    (folder / "deep").mkdir(parents=True)
+    for number in (1, 2, 10):
+        draw(f"page {number}").save(folder / f"page{number}.png")
+    draw("one").save(folder / "fax.tiff", save_all=True, append_images=[draw("two"), draw("three")])
+    draw("below").save(folder / "deep" / "page1.png")
+    draw("a").save(folder / "deep" / "two.pdf", save_all=True, append_images=[draw("b")])
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def test_every_frame_and_page_is_an_item_of_its_own_in_natural_order(scans):
+    names = [item.name for item in gather(scans)]
+    assert names == ["broken.png", "deep/page1.png", "deep/two.pdf, page 1", "deep/two.pdf, page 2",
+                     "fax.tiff, page 1", "fax.tiff, page 2", "fax.tiff, page 3",
+                     "page1.png", "page2.png", "page10.png"]  # fmt: skip
+
+
+def test_each_input_gets_its_files_and_what_cannot_be_read_stops_nothing(reader, scans, tmp_path):
+    pytest.importorskip("pypdfium2")
+    out = tmp_path / "out"
+    done = transcribe(reader, [str(scans)], out, LINES)
+    assert (done.inputs, done.pages, done.read_now, done.read_before) == (7, 10, 10, 0)
+    assert len(done.problems) == 1
+    assert "broken.png" in done.problems[0]
+    made = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.txt"))
+    assert made == ["deep/page1.txt", "deep/two.txt", "fax.txt", "page1.txt", "page10.txt", "page2.txt"]
+    pages = json.loads((out / "fax.json").read_text(encoding="utf-8"))["pages"]
+    assert [page["name"] for page in pages] == ["fax.tiff, page 1", "fax.tiff, page 2", "fax.tiff, page 3"]
+    assert pages[0]["file"] == "fax.tiff"
+    # The same command again reads nothing but what failed, and a file that is gone comes back.
+    (out / "fax.txt").unlink()
+    again = transcribe(reader, [str(scans)], out, LINES)
+    assert (again.pages, again.read_now, len(again.problems)) == (10, 1, 1)
+    assert (out / "fax.txt").is_file()
+    # A picture that was replaced is read again, and other settings are refused.
+    draw("something else, longer than before").save(scans / "page2.png")
+    assert transcribe(reader, [str(scans)], out, LINES).read_now == 2
+    with pytest.raises(SettingsError, match="other settings"):
+        transcribe(reader, [str(scans)], out, TranscribeConfig(("txt",), pages="auto"))
+
+
+def test_files_of_one_page_are_numbered_where_an_input_has_several(reader, scans, tmp_path):
+    pytest.importorskip("lxml")
+    out = tmp_path / "out"
+    draw("not a page of the fax").save(scans / "fax-0001.png")
+    draw("the same name").save(scans / "page1.bmp")
+    transcribe(reader, [str(scans)], out, TranscribeConfig(("alto",), pages="lines"))
+    made = sorted(path.name for path in out.glob("*.alto.xml"))
+    assert made == ["fax-0001.alto.xml", "fax-0001.png.alto.xml", "fax-0002.alto.xml", "fax-0003.alto.xml",
+                    "page1.bmp.alto.xml", "page1.png.alto.xml", "page10.alto.xml", "page2.alto.xml"]  # fmt: skip
+
+
+def test_results_inside_the_folder_of_the_scans_are_no_scans(reader, scans):
+    pytest.importorskip("img2pdf")
+    out = scans / "results"
+    config = TranscribeConfig(("pdf",), pages="lines")
+    first = transcribe(reader, [str(scans)], out, config)
+    assert transcribe(reader, [str(scans)], out, config).inputs == first.inputs
+
+
+_RUN = """
+import sys
+from fastsd_helpers.trocr import Reader
+from fastsd_helpers.trocr.reading.transcription import TranscribeConfig, transcribe
+config = TranscribeConfig(("txt", "json", "csv"), pages="lines")
+print(transcribe(Reader(sys.argv[1], precision="fp32", max_new_tokens=6), [sys.argv[2]], sys.argv[3], config).read_now)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_files(reader, scans, tmp_path):
+    pytest.importorskip("pypdfium2")
+    (scans / "broken.png").unlink()
+
+    def run(out, **more):
+        script = _RUN.replace("sys.argv[3]", "__import__('pathlib').Path(sys.argv[3])")
+        words = [sys.executable, "-c", script, str(reader.checkpoint.folder), str(scans), str(tmp_path / out)]
+        return subprocess.run(words, env=os.environ | more, capture_output=True, text=True, check=False)
+
+    whole = transcribe(reader, [str(scans)], tmp_path / "whole", LINES)
+    for fault in ("trocr.page:4", "trocr.written:2"):
+        assert run("cut", FASTSD_FAULT=fault).returncode == -signal.SIGKILL
+    notes = next((tmp_path / "cut" / ".fastsd-run").glob("*.jsonl"))
+    notes.write_bytes(notes.read_bytes() + b'{"stamp": [1')  # a note that the kill cut
+    last = run("cut")
+    assert last.returncode == 0, last.stderr
+    assert int(last.stdout.strip()) < whole.pages
+
+    def files(out: Path) -> dict[str, bytes]:
+        found = (path for path in out.rglob("*") if path.is_file() and ".fastsd-run" not in path.parts)
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in found}
+
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_white_ink_on_nothing_and_on_black_is_read_as_black_on_white(reader):
+    clear = Image.new("RGBA", (300, 60), (0, 0, 0, 0))
+    ImageDraw.Draw(clear).text((10, 10), "light ink", fill=(255, 255, 255, 255), font=ImageFont.load_default(28))
+    plain = to_rgb(clear)
+    assert plain.getpixel((299, 59)) == (255, 255, 255)
+    assert plain.convert("L").getextrema()[0] < 50
+    pixels = reader.checkpoint.pixels
+    dark, light = pixels.resize(draw("x", ink="white", paper="black")), pixels.resize(draw("x"))
+    assert abs(dark.astype(int) - light).mean() < 3
+    brown = draw("x", ink=(30, 20, 10), paper=(90, 70, 50))  # dark paper, and darker ink
+    assert pixels.resize(brown)[0, 0].tolist() == [90, 70, 50]
+
+
+def test_pieces_are_joined_side_by_side_and_never_one_above_the_other():
+    for first, second in (((0, 0, 1000, 130), (0, 45, 1000, 175)), ((0, 0, 1000, 130), (400, 60, 1500, 190))):
+        assert len(join_pieces([first, second])) == 2
+    assert join_pieces([(0, 0, 400, 40), (390, 5, 800, 44)]) == [(0, 0, 800, 44)]
+    assert join_pieces([(0, 0, 400, 40), (100, 10, 130, 30)]) == [(0, 0, 400, 40)], "a part of a line"
+    # Two words that rise together, whose level boxes would hardly share a height.
+    rising = [((0, 100), (300, 60), (305, 100), (5, 140)), ((320, 57), (600, 20), (605, 60), (325, 97))]
+    (place,) = join_quads(rising)
+    assert place.width == pytest.approx(610, abs=12)
+    assert place.height < 60
+    up = join_quads([((10, 0), (50, 0), (50, 300), (10, 300))])
+    assert up[0].turned
+    assert up[0].corners[0] == pytest.approx((10, 300))
+
+
+def table(rows, *columns):
+    return [(left, 100.0 + 60 * row, right, 130.0 + 60 * row) for left, right in columns for row in range(rows)]
+
+
+def test_tables_are_read_by_rows_verse_by_columns_and_hebrew_from_the_right():
+    cells = table(4, (50, 150), (300, 500), (800, 880))
+    texts = ["word"] * len(cells)
+    assert choose_order(cells, texts) == "rows"
+    assert regions_of(cells, "rows")[0][1][:3] == [cells[0], cells[4], cells[8]]
+    verse = table(5, (50, 350), (500, 800))
+    assert choose_order(verse, ["o my love"] * 10) == "columns"
+    assert choose_order(verse, ["Paid to Smith"] * 5 + ["12.50"] * 5) == "rows"
+    news = table(8, (50, 340), (360, 650), (670, 960))
+    assert choose_order(news, ["running text"] * 24) == "columns"
+    assert choose_order(verse, ["שלום עולם"] * 10) == "rtl"
+    assert regions_of(verse, "rtl")[0][1][:5] == verse[5:]
+
+
+def test_a_note_beside_the_text_is_a_region_of_its_own_after_it():
+    text = table(8, (300, 900))
+    note = [(40.0, 220.0, 180.0, 250.0), (40.0, 260.0, 170.0, 290.0)]
+    assert regions_of([*note, *text], "columns") == [("text", text), ("margin", note)]
+
+
+def test_a_line_is_no_page_however_high_and_a_strip_of_two_lines_may_be_one():
+    assert not looks_like_page(draw("a line of text with a g and a k", (600, 60)))
+    strip = Image.new("RGB", (1200, 160), "white")
+    for top in (10, 85):
+        ImageDraw.Draw(strip).text(
+            (20, top), "two lines one below the other, on a strip", "black", font=ImageFont.load_default(48)
+        )
+    assert looks_like_page(strip)
