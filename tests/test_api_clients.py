@@ -185,14 +185,14 @@ def test_a_login_that_others_could_have_written_or_read_is_not_used(
 ) -> None:
     with start(places):
         login = places.places.run / "login"
-        assert find_at_port(places.port).login == OWN
+        assert find_at_port(places.port)[1] == OWN
         login.chmod(0o644)
-        assert find_at_port(places.port).login is None
+        assert find_at_port(places.port)[1] is None
         assert "is not this user's alone" in caplog.text
         assert OWN.password not in caplog.text
         login.chmod(0o600)
         login.write_text("no colon here")
-        assert find_at_port(places.port).login is None
+        assert find_at_port(places.port)[1] is None
 
 
 def test_a_note_that_is_damaged_leads_nowhere(places: Any) -> None:
@@ -211,7 +211,7 @@ def test_a_note_that_is_damaged_leads_nowhere(places: Any) -> None:
         assert find_at_port(places.port) is None, "another user could have written it"
         note.chmod(0o600)
         note.write_bytes(right)
-        assert find_at_port(places.port).login == OWN
+        assert find_at_port(places.port)[1] == OWN
 
 
 def test_the_note_of_a_ui_that_has_ended_is_not_believed(places: Any) -> None:

@@ -36,7 +36,7 @@ PLATFORM = {
     "jupyter-client",
     "packaging",
 }
-PLATFORM |= {"packaging", "pip", "google-colab", "kaggle-secrets", "setuptools", "psutil"}
+PLATFORM |= {"packaging", "pip", "google-colab", "kaggle-secrets", "pyarrow", "setuptools", "psutil"}
 QUICK = ("prepare", "read-auto", "gate", "webui")
 LONG = ("prepare", "train", "sample", "lora", "read-page", "teach-lora", "serve", "shrink", "small-page")
 

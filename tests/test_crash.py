@@ -138,7 +138,7 @@ def test_a_web_ui_without_a_model_is_told_where_to_put_one() -> None:
     lines = ["loading stable diffusion model: FileNotFoundError", *uncaught(error, CODE)]
     lines = [*lines, " - file /code/model.ckpt", "Stable diffusion model failed to load"]
     caught = explain_refusal("A", lines, find_ui("a1111").refused)
-    assert caught.problem == "A runs, and has no model yet."
+    assert caught.problem == "A is running, but has no model yet."
     assert "fastsd webui place sd15" in caught.hint
     assert "Its last line" in explain_crash("A", 1, lines).problem, "and that is not what ended it"
 

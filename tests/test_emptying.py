@@ -429,9 +429,7 @@ def test_a_finished_file_without_sure_room_is_refused_with_the_way_on(account, t
     with open_store(tmp_path) as opened:
         save(opened, snapshot(2))
         finishing.require_room(opened, 150_000)
-        with pytest.raises(
-            DiskFull, match=r"are certainly free on Drive, the finished file takes 250\.0 kB\."
-        ) as caught:
+        with pytest.raises(DiskFull, match=r"are surely free on Drive; the finished file takes 250\.0 kB\.") as caught:
             finishing.require_room(opened, 250_000)
     assert "Empty Drive's trash" in caught.value.hint
     assert "train again with the same session: the steps are done, so only the file is written" in caught.value.hint
@@ -476,7 +474,7 @@ def test_a_drive_that_is_used_from_elsewhere_has_less(monkeypatch):
     report.free = 40
     book.look()
     assert book.left == 40
-    with pytest.raises(DiskFull, match=r"40 B are certainly free on Drive, it takes 30 B, and 20 B must stay free"):
+    with pytest.raises(DiskFull, match=r"40 B are surely free on Drive; it takes 30 B, and 20 B must stay free"):
         book.check(30, 20)
     book.check(30, 10)
 

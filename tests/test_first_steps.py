@@ -61,7 +61,7 @@ def test_a_column_that_says_never_of_every_model_is_not_shown(capsys: pytest.Cap
     code, text = run(capsys, "models", "list")
     assert code == 0
     assert "never" not in text
-    assert "refused" in text.splitlines()[-1]
+    assert "Trained here: demo, sd15" in text.splitlines()[-1]
     _, text = run(capsys, "models", "list", "--json")
     assert all(row["checked"] for row in json.loads(text.splitlines()[-1])["models"]), "programs get it all the same"
 

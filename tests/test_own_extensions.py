@@ -194,7 +194,7 @@ def test_one_is_taken_out_by_name_and_its_settings_stay(machine: Machines, caplo
     keep_settings(machine.places)
     with pytest.raises(SettingsError) as caught:
         machine.install(remove_extensions="sd-b")
-    assert "They are sd-a." in caught.value.hint
+    assert "Yours are sd-a." in caught.value.hint
     assert machine.install(remove_extensions="sd-a").extensions == []
     assert not (machine.places.extensions / "sd-a").exists()
     machine.new()

@@ -15,6 +15,7 @@ import pytest
 Image = pytest.importorskip("PIL.Image")
 
 from fastsd_helpers.captions import prompts  # noqa: E402
+from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage  # noqa: E402
 from fastsd_helpers.dreambooth.photos.decoding import decode_photo  # noqa: E402
 from fastsd_helpers.dreambooth.training import cache  # noqa: E402
 from fastsd_helpers.errors import DatasetError  # noqa: E402
@@ -149,7 +150,7 @@ def test_a_decoder_gets_only_files_of_its_own_format(name: str, monkeypatch: pyt
 DOORS = {
     "photos": lambda path: decode_photo(path.read_bytes()),
     "handwriting": inputs.open_picture,
-    "latents": lambda path: cache._read_pixels(path, 64),
+    "latents": lambda path: cache._read_pixels(PreparedImage(path, "", ""), (64, 64)),
 }
 
 

@@ -616,11 +616,16 @@ def test_git_and_uv_and_the_proof_of_an_installation(
     with pytest.raises(TunnelToolMissing):
         node_packages._fetch(60)
     check_environ(told(npm)[0], "tunnel")
-    answer = json.dumps(
-        {"version": "3.11.9", "prefix": "/p", "site": "/s", "platform": "linux x", "managed": False, "installed": {}}
-        | {"versions": {}, "modules": [], "problems": [], "cuda": False}
-    )
-    python = make_program(tmp_path / "other", "python", f"{TELL}\nprint({answer!r})")
+    description = {
+        "version": "3.11.9",
+        "prefix": "/p",
+        "site": "/s",
+        "platform": "x",
+        "managed": False,
+        "installed": {},
+    }
+    answers = [json.dumps(answer) for answer in (description, {"modules": [], "problems": []})]
+    python = make_program(tmp_path / "other", "python", f"{TELL}\nprint({answers!r}['-I' not in sys.argv])")
     prove(read_environment(python), ["pillow"])
     check_environ(told(git)[0], "git", "GIT_TERMINAL_PROMPT", "GIT_ASKPASS")
     assert told(git)[0]["GIT_ASKPASS"] == "true"
@@ -637,9 +642,7 @@ def test_this_python_proves_itself_without_secrets(full_of_secrets: None, monkey
 
     def run(*words: Any, **settings: Any) -> Any:
         seen.append(settings["env"])
-        return subprocess.CompletedProcess(
-            words, 0, '{"versions": {}, "modules": [], "problems": [], "cuda": false}', ""
-        )
+        return subprocess.CompletedProcess(words, 0, '{"modules": [], "problems": []}', "")
 
     monkeypatch.setattr(subprocess, "run", run)
     prove(read_environment(), ["pillow"])
