@@ -149,8 +149,9 @@ def _put_under(document: Any, page: Any, font: Any, content: bytes) -> None:
     import pikepdf
 
     # Pages may share one dictionary of resources: this page gets its own.
-    resources = pikepdf.Dictionary(page.resources)
-    fonts = pikepdf.Dictionary(resources.get("/Font", pikepdf.Dictionary()))
+    resources: Any = pikepdf.Dictionary(page.resources)
+    shared: Any = resources.get("/Font") or {}
+    fonts = pikepdf.Dictionary(shared)
     fonts[f"/{_Font.NAME}"] = font
     resources["/Font"] = fonts
     page.obj["/Resources"] = resources
