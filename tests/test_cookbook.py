@@ -1,4 +1,4 @@
-"""The cookbook: 25 wishes with one command each; those that are marked run here as they stand."""
+"""The cookbook: 28 wishes with one command each; those that are marked run here as they stand."""
 
 import re
 import shlex
@@ -25,10 +25,10 @@ def wishes() -> dict[str, tuple[str, bool]]:
     return found
 
 
-def test_there_are_25_wishes_with_one_command_each() -> None:
-    assert len(wishes()) == 25
+def test_there_are_28_wishes_with_one_command_each() -> None:
+    assert len(wishes()) == 28
     assert all(command.startswith("fastsd ") for command, _ in wishes().values())
-    assert len({command for command, _ in wishes().values()}) == 25
+    assert len({command for command, _ in wishes().values()}) == 28
 
 
 @pytest.fixture
@@ -52,13 +52,16 @@ def test_the_marked_commands_run_as_they_stand(kitchen: Path, capsys: pytest.Cap
     for package in ("torch", "diffusers", "transformers"):
         pytest.importorskip(package)
     marked = [command for command, runs in wishes().values() if runs]
-    assert len(marked) >= 9
+    assert len(marked) >= 10
     for command in marked:
         exit_code = main(shlex.split(command)[1:])
         said = capsys.readouterr()
         assert exit_code == 0, f"{command}\n{said.err}"
         assert said.out.strip(), command
     assert len((kitchen / "text" / "lines.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    report = (kitchen / "errors.html").read_text(encoding="utf-8")
+    assert "CER" in report
+    assert "<img" in report
     assert (kitchen / "demo.safetensors").stat().st_size > 10e6
     captions = kitchen / "Fast-Dreambooth" / "Sessions" / "rex" / "captions"
     assert "a zib robot on the moon\n" in [path.read_text(encoding="utf-8") for path in captions.iterdir()]
