@@ -152,7 +152,7 @@ def list_sessions(chosen: argparse.Namespace) -> Answer:
 
 
 def _progress(stage: str | None, step: int, steps: int) -> str:
-    return f"{stage} {step} of {steps}" if stage else "not trained"
+    return f"{label_of(stage)} {step} of {steps}" if stage else "not trained"
 
 
 def show_session(chosen: argparse.Namespace) -> Answer:
