@@ -332,8 +332,21 @@ def test_the_marks_of_a_file_stay_and_say_what_it_predicts(marks, place):
     assert {name for name in read(written.path) if name in MARKS} == set(marks)
     found = prediction_of_file(written.path, "sdxl", BytesSource(given))
     schedule = scheduler_config(find_family("sdxl"), found)
-    assert schedule["prediction_type"] == ("v_prediction" if "v_pred" in marks else "epsilon")
+    # A file without a word on it makes a folder without one.
+    assert schedule.get("prediction_type") == ("v_prediction" if "v_pred" in marks else None)
     assert schedule["rescale_betas_zero_snr"] is ("ztsnr" in marks)
+
+
+def test_an_sdxl_file_without_a_word_on_it_makes_a_folder_and_a_file_without_one(place):
+    source = write(place / "in.safetensors", original("sdxl", "F16"))
+    written = checkpoints.convert(source, place / "folder")
+    assert "prediction_type" not in config(place / "folder" / "scheduler")
+    assert any("SDXL models exist with both" in note for note in written.notes)
+    back = checkpoints.convert(place / "folder", place / "back.safetensors")
+    assert "modelspec.prediction_type" not in header(back.path)
+    told = write(place / "v.safetensors", {**original("sdxl", "F16"), "v_pred": (TensorFact("F32", (0,)), b"")})
+    checkpoints.convert(told, place / "v-folder")
+    assert config(place / "v-folder" / "scheduler")["prediction_type"] == "v_prediction"
 
 
 def test_a_base_says_what_an_sd21_file_predicts_where_the_file_does_not(place):

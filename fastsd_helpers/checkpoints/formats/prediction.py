@@ -87,6 +87,9 @@ def prediction_of_folder(folder: Path) -> Prediction:
             return Prediction("edm", source, edm=edm)
     if kind is None and "Flow" in str(config.get("_class_name")):
         kind = "flow"
+    # SDXL's children are published with both; of older families a folder that says nothing predicts noise.
+    if kind is None and (folder / "text_encoder_2").is_dir():
+        return Prediction(None, f"{source} does not say it", bool(config.get("rescale_betas_zero_snr")))
     return Prediction(
         kind or "epsilon" if config else kind,
         source if config else "nothing says it",
@@ -136,6 +139,8 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
         return Prediction("v_prediction", "its ModelSpec metadata", zero_snr)
     if family.startswith("sd21") and not family.endswith("-inpaint"):
         return Prediction(None, "SD 2.x exists with both, and the file does not say which it is", zero_snr)
+    if family == "sdxl":
+        return Prediction(None, "SDXL models exist with both, and the file does not say which it is", zero_snr)
     return Prediction("epsilon", "the default, as the file says nothing else", zero_snr)
 
 

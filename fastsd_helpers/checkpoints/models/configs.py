@@ -233,11 +233,13 @@ def scheduler_config(family: Family, prediction: Prediction, *, guided: bool = T
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
         "num_train_timesteps": 1000,
-        "prediction_type": prediction.kind or "epsilon",
         "rescale_betas_zero_snr": prediction.zero_terminal_snr,
         "steps_offset": 1,
         "trained_betas": None,
     }
+    # What an SDXL file does not say, its folder does not say: who trains it is asked, and Diffusers takes epsilon.
+    if prediction.kind is not None or family.key != "sdxl":
+        common["prediction_type"] = prediction.kind or "epsilon"
     if family.key.startswith("sdxl"):
         spacing = "trailing" if prediction.zero_terminal_snr else "leading"
         return {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": spacing, **common}

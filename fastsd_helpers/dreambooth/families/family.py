@@ -80,7 +80,6 @@ class Family(ABC):
         half_base: whether the weights that a LoRA is added to are kept in the compute dtype; else in float32.
         most_tokens: tokens of a prompt that are read, start and end with them.
         published: choice of LoRA layers -> the values of the published model.
-        asks_prediction: whether files without a word on it are found with either prediction type.
         no_full: what is said to someone who wants all weights of it trained.
     """
 
@@ -95,7 +94,6 @@ class Family(ABC):
     # Per part and choice: the ends of the names of the layers that a LoRA is added to.
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]]
     published: ClassVar[Mapping[str, Counts]]
-    asks_prediction: ClassVar[bool] = False
     no_full: ClassVar[str] = ""
 
     def parts_of(self, stage: str) -> tuple[str, ...]:

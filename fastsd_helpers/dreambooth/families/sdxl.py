@@ -42,7 +42,6 @@ class StableDiffusionXL(StableDiffusion1):
     trained_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     methods: ClassVar[tuple[str, ...]] = ("lora",)
     half_base = True
-    asks_prediction = True
     most_tokens = _CHUNKS * _CHUNK + 2
     lora_layers: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "unet": UNET_LAYERS,

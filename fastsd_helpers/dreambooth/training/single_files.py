@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from fastsd_helpers.checkpoints import convert
@@ -33,26 +32,23 @@ def make_base(file: Path, folder: Path) -> None:
         WrongFamily: it is not a whole model, or its family cannot be trained. ModelError: no known tokenizer fits,
         or it cannot be fetched. CheckpointError: the file cannot be read safely. DiskFull, DriveError: the disk.
     """
-    family, words, told = _look(file)
+    family, words = _look(file)
     lender = _packaged(family, words)
     files = {} if lender else _published(family, words, file.name)
     written = convert(file, folder, base=lender)
     if files:
         _add_tokenizers(folder, files)
-    if not told:
-        _forget_prediction(folder)
     for note in written.notes:
         if "tokenizer" not in note:
             logger.warning("%s: %s", file.name, note)
 
 
-def _look(file: Path) -> tuple[str, int, bool]:
-    """The family, how many words its text encoders know, and whether the file says what it predicts."""
+def _look(file: Path) -> tuple[str, int]:
+    """The family, and how many words its text encoders know."""
     source = open_file(file)
     try:
         kind = detect(source.tensors)
         shapes = [fact.shape for name, fact in source.tensors.items() if name.endswith("token_embedding.weight")]
-        told = "v_pred" in source.tensors or _is_told(file, source.metadata)
     finally:
         source.close()
     if kind.what != "checkpoint" or kind.family not in TRAINABLE_FAMILIES or not shapes:
@@ -61,20 +57,7 @@ def _look(file: Path) -> tuple[str, int, bool]:
             f"{file.name} is {kind.words}, which DreamBooth here cannot train.",
             f"Choose a whole Stable Diffusion 1.5, 2.1 or XL model, or one of the keys {keys}.",
         )
-    return kind.family, shapes[0][0], told or not family_named(kind.family).asks_prediction
-
-
-def _is_told(file: Path, metadata: Mapping[str, str]) -> bool:
-    words = ("modelspec.prediction_type", "modelspec.predict_key")
-    return any(metadata.get(word) for word in words) or file.with_suffix(".yaml").is_file()
-
-
-def _forget_prediction(folder: Path) -> None:
-    """Take out of the folder what its file does not say, so that the user is asked before it is trained."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("prediction_type", None)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return kind.family, shapes[0][0]
 
 
 def _packaged(family: str, words: int) -> Path | None:
