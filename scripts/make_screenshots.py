@@ -142,7 +142,7 @@ def webui(work: Path, raw: Path, out: Path) -> None:
         page.set_default_timeout(180_000)
         page.goto(re.search(r"Open: (http://127\.0\.0\.1:\d+/?)", said)[1])
         page.get_by_label("Prompt", exact=True).fill("a red heart in the middle, night background")
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Generate").click()
         page.locator(".grid-container img").first.wait_for()
         page.wait_for_timeout(1500)
         page.evaluate("window.scrollTo(0, 0)")

@@ -212,7 +212,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_change(small_bas
     from fastsd_helpers.dreambooth.training import stages
 
     monkeypatch.setattr(stages.StageTrainer, "take_step", lambda self, step, lr: float("nan"))
-    with pytest.raises(TrainingFailed, match="became NaN or Inf at text_encoder step 1") as caught:
+    with pytest.raises(TrainingFailed, match="became NaN or Inf at text encoder step 1") as caught:
         train(config_for(small_base), session)
     assert "--text-encoder-lr" in caught.value.hint
 

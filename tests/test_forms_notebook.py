@@ -508,6 +508,27 @@ def test_the_view_shows_progress_time_loss_memory_and_words(session: Session) ->
         assert words in text
 
 
+def test_what_was_under_way_is_said_until_the_next_message_or_the_end_and_the_rest_stays(session: Session) -> None:
+    view = LiveView()
+    said = ["Saved.", "Generating images before and after: 2 each, 4 denoising steps ..."]
+    view.show_run(live(messages=said), {"unet": 100}, session.samples)
+    assert "Generating images" in view._message.value
+    said.append("Generating before and after: 74 % ...")
+    view.show_run(live(messages=said), {"unet": 100}, session.samples)
+    assert "74 %" in view._message.value
+    assert "denoising steps" not in view._message.value
+    ended = [*said, "DONE: rex.safetensors was read back and verified (9 tensors, sha256 0123...)."]
+    view.show_run(live(messages=ended), {"unet": 100}, session.samples)
+    for words, there in (("Saved.", True), ("74 %", False), ("DONE: rex.safetensors", True)):
+        assert (words in view._message.value) == there
+    view.show_run(live(messages=said), {"unet": 100}, session.samples)
+    view.end("Done", good=True)
+    assert "Saved." in view._message.value
+    assert "Generating" not in view._message.value
+    view.end("Done", good=True, keep=False)
+    assert not view._message.value
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

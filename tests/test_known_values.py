@@ -56,6 +56,17 @@ def offered(form: object, name: str) -> list[tuple[str, str]]:
     return list(form._fields[name].choice.known.options)  # type: ignore[attr-defined]
 
 
+def list_long(_session: Session | None) -> list[tuple[str, str]]:
+    return [("none", ""), ("sd-turbo: Stable Diffusion Turbo, one to four steps an image", "sd-turbo")]
+
+
+def test_a_list_with_long_entries_has_the_width_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(known.SOURCES, "bags", f"{__name__}:list_long")
+    fields = show_form(ShopConfig)._fields
+    assert "fastsd-wide" in fields["bag"].row._dom_classes
+    assert "fastsd-wide" not in fields["fruit"].row._dom_classes
+
+
 def test_a_setting_with_known_values_offers_them_and_takes_others() -> None:
     form = show_form(ShopConfig)
     assert offered(form, "fruit") == [("a pear, ripe", "pear"), ("an apple", "apple"), ("another one: type it", "")]

@@ -152,12 +152,12 @@ def test_only_one_checkpoint_is_said_where_one_is_kept(monkeypatch):
 def test_what_is_lost_at_worst_is_in_minutes_once_a_step_was_timed(monkeypatch):
     lines = plan_for(monkeypatch, 100).saving_lines()
     assert lines[0] == (
-        "If the machine is lost, at most 300 steps of the text_encoder stage or 300 steps of the unet stage of "
+        "If the machine is lost, at most 300 steps of the text encoder stage or 300 steps of the unet stage of "
         "training must be repeated."
     )
     timed = plan_for(monkeypatch, 100, standing=Standing(seconds_per_step={"unet": 0.5, "text_encoder": 0.1}))
     assert "300 steps of the unet stage (about 2 minutes)" in timed.saving_lines()[0]
-    assert "300 steps of the text_encoder stage (about 30 seconds)" in timed.saving_lines()[0]
+    assert "300 steps of the text encoder stage (about 30 seconds)" in timed.saving_lines()[0]
 
 
 def test_what_a_lora_would_cost_is_said_of_a_full_training_alone(monkeypatch):
@@ -243,13 +243,13 @@ def test_the_outlook_knows_what_a_run_has_made_and_learned_of_its_drive(tmp_path
     session = prepared(tmp_path)
     config = DreamBoothConfig(base_model="demo")
     before = " ".join(saving_outlook(config, session))
-    assert "text_encoder stage" in before
+    assert "text encoder stage" in before
     progress, seconds = {"stage": "unet", "step": 80, "steps": 200}, {"unet": 3.0}
     settings = to_values(resolve_settings(config, find_model("demo"), describe_device())[0])
     session.save(progress=progress, run=1, seconds_per_step=seconds, settings=settings)
     after = " ".join(saving_outlook(config, session))
     assert "40 steps of the unet stage (about 2 minutes)" in after
-    assert "text_encoder stage" not in after.split("If the machine")[1].split("A LoRA")[0]
+    assert "text encoder stage" not in after.split("If the machine")[1].split("A LoRA")[0]
     session.save(progress={"stage": "unet", "step": 200, "steps": 200})
     assert saving_outlook(config, session) == []
 

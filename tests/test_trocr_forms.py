@@ -8,10 +8,13 @@ from fastsd_helpers import forms
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.forms import ReadingSessionConfig, TeachConfig
 from fastsd_helpers.forms.trocr import reading_view
+from fastsd_helpers.forms.widgets.loss_curve import draw_rate_curve
 from fastsd_helpers.forms.widgets.style import contrast
+from fastsd_helpers.forms.widgets.view import draw_table
 from fastsd_helpers.trocr.model.line import Line, Token
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
+from fastsd_helpers.trocr.teaching.progress import steps_in_words
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("transformers")
@@ -54,6 +57,7 @@ def test_the_view_shows_pictures_confidence_and_the_least_sure_first(session):
     view = forms.show_confidence(session)
     shown = text_of(view.box)
     assert "lines 1 to 20 of 24" in shown
+    assert ">confidence</th>" in shown
     assert shown.count("data:image/jpeg") == 20
     view._next.click()
     assert "lines 21 to 24 of 24" in text_of(view.box)
@@ -62,6 +66,36 @@ def test_the_view_shows_pictures_confidence_and_the_least_sure_first(session):
     least = min(session.lines(), key=lambda line: line.read.confidence)
     first = view._table.value.split("<tr>")[2]
     assert f"{100 * least.read.confidence:.0f} %" in first
+
+
+@pytest.mark.parametrize("cell", ["65 %", "100 %", "3 → 1", "12.5 MB", "1,024", "7", "&lt;1 %"])
+def test_a_figure_and_its_unit_stay_on_one_line_of_a_table(cell):
+    assert f"white-space:nowrap'>{cell}</td>" in draw_table("figures", ["one"], [[cell]])
+
+
+@pytest.mark.parametrize(
+    "cell", ["", "fp32 ✓ chosen", "12 apples and a pear", "<b>65 %</b> of a long line", "1 2 3 4 5 6"]
+)
+def test_text_in_a_table_wraps(cell):
+    assert "nowrap" not in draw_table("texts", ["one"], [[cell]])
+
+
+@pytest.mark.parametrize(
+    ("curve", "drawn", "said"),
+    [
+        ([(60, 0.108), (120, 0.18)], "18.0 % at step 120; best: 10.8 % at step 60", "120 steps (best at step 60"),
+        ([(60, 0.2), (120, 0.18)], "18.0 % at step 120<", "120 steps"),
+        ([(60, 0.1), (90, 0.1), (120, 0.2)], "best: 10.0 % at step 60", "120 steps (best at step 60"),
+        ([(60, 0.1), (120, 0.1)], "10.0 % at step 120<", "120 steps (best at step 60"),
+        ([(60, float("nan")), (120, 0.3)], "30.0 % at step 120<", "120 steps"),
+        ([], "not measured yet", "120 steps"),
+    ],
+)
+def test_the_best_step_is_told_where_it_is_not_the_last(curve, drawn, said):
+    assert drawn in draw_rate_curve(curve, 120, "CER").rpartition("<text")[2]
+    told = steps_in_words(120, curve)
+    assert told.startswith(said)
+    assert ("best" in told) == ("best" in said)
 
 
 def test_doubted_words_are_marked_as_words_and_markup_stays_text():

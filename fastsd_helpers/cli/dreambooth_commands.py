@@ -21,6 +21,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import bytes_in, size_in_words
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import label_of
 
 __all__ = ["add_dreambooth"]
 
@@ -151,7 +152,7 @@ def list_sessions(chosen: argparse.Namespace) -> Answer:
 
 
 def _progress(stage: str | None, step: int, steps: int) -> str:
-    return f"{stage} {step} of {steps}" if stage else "not trained"
+    return f"{label_of(stage)} {step} of {steps}" if stage else "not trained"
 
 
 def show_session(chosen: argparse.Namespace) -> Answer:
@@ -245,7 +246,7 @@ def sample(chosen: argparse.Namespace) -> Answer:
     config = SampleConfig(**given_values(chosen, SampleConfig))
     session = open_session(chosen)
     result = learned.sample(config, session)
-    lines = [f"Generated after {result.stage} step {result.step}: {result.path}"]
+    lines = [f"Generated after {label_of(result.stage)} step {result.step}: {result.path}"]
     return Answer({"session": session.name, **plain(result), "sha256": files.sha256_of(result.path)}, lines)
 
 
@@ -253,7 +254,11 @@ def export(chosen: argparse.Namespace) -> Answer:
     config = ExportConfig(**given_values(chosen, ExportConfig))
     session = open_session(chosen)
     result = learned.export(config, session)
-    facts = {"size": size_in_words(result.bytes), "from": f"{result.stage} step {result.step}", "sha256": result.sha256}
+    facts = {
+        "size": size_in_words(result.bytes),
+        "from": f"{label_of(result.stage)} step {result.step}",
+        "sha256": result.sha256,
+    }
     lines = [
         f"Written and read back: {result.path}",
         *pairs(facts),

@@ -320,7 +320,7 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
         "lines": f"{result.train_lines} for training, {result.held_out_lines} for validation",
-        "steps": result.steps,
+        "steps": progress.steps_in_words(result.steps, result.curve),
     }
     weights = sorted(result.path.glob("*.safetensors"))
     data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}

@@ -148,18 +148,18 @@ def _draw_page(gradio: Any, artist: Artist) -> Any:
                     visible=artist.lora_strength is not None,
                 )
                 with gradio.Accordion("Image to image", open=False):
-                    start = picture_field(gradio, "Picture")
+                    start = picture_field(gradio, "Image")
                     strength = gradio.Slider(0.05, 1, value=0.6, step=0.05, label="Denoising strength")
                 tasks = artist.steering.tasks if artist.steering is not None else ()
                 with gradio.Accordion(f"ControlNet: {', '.join(tasks)}", visible=bool(tasks)):
-                    control = picture_field(gradio, "Picture")
+                    control = picture_field(gradio, "Image")
                     control_task = gradio.Dropdown(
                         list(tasks), value=tasks[0] if tasks else None, label="Control type", visible=len(tasks) > 1
                     )
                     control_strength = gradio.Slider(0, 2, value=1, step=0.05, label="Control weight")
                     edges = gradio.Checkbox(label="It is a photo: find its edges (Canny)", visible="canny" in tasks)
-                button = gradio.Button("Draw", variant="primary")
-            gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Picture", columns=2)
+                button = gradio.Button("Generate", variant="primary")
+            gallery = gradio.Gallery(label="Before and after" if artist.has_before else "Image", columns=2)
         inputs = [prompt, negative, seed, steps, size, guidance, start, strength, control, control_strength]
         inputs += [control_task, edges, lora_strength]
         draw = _drawing(gradio, artist)

@@ -134,7 +134,7 @@ def draw_in_the_playground(lab: Lab) -> None:
     page.set_default_timeout(PATIENCE_S * 1000)
     page.goto(address[1])
     page.get_by_label("Prompt", exact=True).fill("a zib robot")
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Generate").click()
     pictures = page.locator(".grid-container img")
     pictures.nth(1).wait_for()  # before and after
     sizes = [

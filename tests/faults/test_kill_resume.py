@@ -202,7 +202,7 @@ def test_ctrl_c_in_stage_1_saves_everything_and_the_run_goes_on_from_there(world
     assert run.wait() == 3
     assert (run.last()["kind"], run.last()["error"]) == (
         "Interrupted",
-        "Stopped at text_encoder step 4 of 12, after step 4 of 26; everything is saved.",
+        "Stopped at text encoder step 4 of 12, after step 4 of 26; everything is saved.",
     )
     place.leave()
     place.move()

@@ -8,6 +8,7 @@ from fastsd_helpers.dreambooth.resume import CheckpointStore, Generation
 from fastsd_helpers.dreambooth.resume.generation import NotWhole, list_generations, read_generation, verify_files
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import label_of
 
 __all__ = ["BEST", "Choice", "choose_checkpoint", "find_best", "offer_best"]
 
@@ -86,7 +87,7 @@ def offer_best(session: Session, store: CheckpointStore, loss_after: float, say:
     if best is None or best.loss is None or best.loss >= loss_after:
         return None
     say(
-        f"The held-out loss was lower at {best.stage} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at the "
-        f"end. To export that model: fastsd dreambooth export {session.name} --checkpoint {BEST}"
+        f"The held-out loss was lower at {label_of(best.stage)} step {best.step}: {best.loss:.4f}, {loss_after:.4f} at "
+        f"the end. To export that model: fastsd dreambooth export {session.name} --checkpoint {BEST}"
     )
     return BEST if best.role == BEST else best.generation.name

@@ -16,6 +16,7 @@ from fastsd_helpers.dreambooth.training.base_model import suit_cpu
 from fastsd_helpers.dreambooth.training.cache import Latents
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
+from fastsd_helpers.wording import label_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def rehearse(plan: Plan, context: TrainingContext, left: dict[str, int], prompts
                 seconds[stage] = _time_step(open_stage(stage, context, None))
             except torch.OutOfMemoryError:
                 reasons.append(
-                    f"The {stage} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
+                    f"The {label_of(stage)} stage does not fit into this GPU's memory: try --gradient-checkpointing, "
                     "--batch-size 1, a smaller --resolution or --method lora."
                 )
     minutes = None if reasons else sum(seconds[stage] * left[stage] for stage in seconds) / 60

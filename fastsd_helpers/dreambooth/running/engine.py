@@ -494,7 +494,7 @@ class _Run:
     def _give_up(self, leg: Leg, step: int) -> None:
         self.store.flush()
         raise TrainingFailed(
-            f"The loss became NaN or Inf at {leg.stage} step {step + 1}.",
+            f"The loss became NaN or Inf at {leg.stage.replace('_', ' ')} step {step + 1}.",
             f"Use a lower learning rate (--{leg.stage.replace('_', '-')}-lr) or precision fp32, with --restart; "
             "checkpoints from before are intact.",
         )

@@ -15,6 +15,7 @@ from typing import cast
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, PlannedConfig
 from fastsd_helpers.drive import delivers_late, keeps_trash
 from fastsd_helpers.files import check_room, free_bytes
+from fastsd_helpers.wording import label_of
 
 __all__ = ["Plan", "Standing", "generation_sizes", "plan_run"]
 
@@ -70,7 +71,9 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan, one sentence a line."""
-        sizes = ", ".join(f"{_gb(size)} in the {stage} stage" for stage, size in self.generation_bytes.items())
+        sizes = ", ".join(
+            f"{_gb(size)} in the {label_of(stage)} stage" for stage, size in self.generation_bytes.items()
+        )
         return [
             f"{self.steps} steps; a checkpoint takes {sizes}; the finished file {_gb(self.export_bytes)}.",
             f"The run writes {_gb(self.written_bytes)} in all, and takes at most {_gb(self.peak_bytes)} at a time; "
@@ -92,7 +95,7 @@ class Plan:
         for stage, steps in at_risk.items():
             seconds = self.seconds_per_step.get(stage)
             minutes = f" (about {_minutes(steps * seconds)})" if seconds else ""
-            parts.append(f"{_steps(steps, one='1 step')} of the {stage} stage{minutes}")
+            parts.append(f"{_steps(steps, one='1 step')} of the {label_of(stage)} stage{minutes}")
         return f"If the machine is lost, at most {' or '.join(parts)} of training must be repeated."
 
     def spare_bytes(self, stage: str, *, last: bool, gives_back: bool | None) -> int:
@@ -114,10 +117,14 @@ class Plan:
     def _cost(self) -> list[str]:
         lines = []
         if self.memory_bytes:
-            sizes = ", ".join(f"{_gb(size)} in the {stage} stage" for stage, size in self.memory_bytes.items())
+            sizes = ", ".join(
+                f"{_gb(size)} in the {label_of(stage)} stage" for stage, size in self.memory_bytes.items()
+            )
             lines.append(f"Estimated memory: {sizes}.")
         if self.minutes is not None:
-            steps = ", ".join(f"{seconds:.2g} s per {stage} step" for stage, seconds in self.seconds_per_step.items())
+            steps = ", ".join(
+                f"{seconds:.2g} s per {label_of(stage)} step" for stage, seconds in self.seconds_per_step.items()
+            )
             measured = f" (measured here: {steps})" if steps else ""
             lines.append(
                 f"About {self.minutes:.1f} minutes of training are left{measured}, without sample images and saving."
@@ -365,9 +372,9 @@ def _no_room_line(needs: _Needs, wanted: int) -> str:
     stage = max(needs.sizes, key=lambda name: needs.sizes[name], default="")
     one = needs.largest + needs.carried if needs.emptied or not needs.all_count else sum(needs.sizes.values())
     return (
-        f"There is no space for a checkpoint of the {stage} stage: it takes {_gb(needs.largest)}, and in addition "
-        f"to the finished file {_gb(max(0, needs.room))} are free. If the machine is lost, all training of that "
-        f"stage is lost. With {_gb(one - needs.room)} more there is one at the end of each stage, with "
+        f"There is no space for a checkpoint of the {label_of(stage)} stage: it takes {_gb(needs.largest)}, and in "
+        f"addition to the finished file {_gb(max(0, needs.room))} are free. If the machine is lost, all training of "
+        f"that stage is lost. With {_gb(one - needs.room)} more there is one at the end of each stage, with "
         f"{_gb(needs.needed(1) - needs.room)} more one every {_steps(wanted)}: free that much (empty the trash too), "
         "choose a folder elsewhere (--root), or train a LoRA (--method lora)."
     )

@@ -16,6 +16,7 @@ from fastsd_helpers.files import scratch_root
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
 from fastsd_helpers.runtime import peak_memory_bytes, redact
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import label_of
 
 __all__ = [
     "Journal",
@@ -68,7 +69,9 @@ def log_progress(progress: Progress) -> None:
         logger.info("%s", progress.message)
     elif progress.step == progress.steps or progress.step % max(1, progress.steps // 20) == 0:
         left = f", {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
-        logger.info("%s %d of %d: loss %.4f%s", progress.stage, progress.step, progress.steps, progress.loss, left)
+        logger.info(
+            "%s %d of %d: loss %.4f%s", label_of(progress.stage), progress.step, progress.steps, progress.loss, left
+        )
 
 
 class Journal:

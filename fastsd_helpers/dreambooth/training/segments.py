@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsd_helpers.wording import label_of
+
 __all__ = ["STAGE_NAMES", "Leg", "Segment", "legs_of", "read_segments", "segments_in", "steps_in_words"]
 
 STAGE_NAMES = ("text_encoder", "unet")  # in the order in which a segment trains them
@@ -132,6 +134,6 @@ def segments_in(record: Mapping[str, Any]) -> list[Segment]:
 
 def steps_in_words(leg: Leg, step: int, total: int) -> str:
     """Where a run stands after `step` steps of a leg's stage: "unet step 22 of 200, after step 122 of 300"."""
-    where = f"{leg.stage} step {step} of {leg.end}"
+    where = f"{label_of(leg.stage)} step {step} of {leg.end}"
     done = leg.offset + step - leg.before
     return where if (done, total) == (step, leg.end) else f"{where}, after step {done} of {total}"

@@ -90,11 +90,9 @@ class LiveView(WorkView):
         self._sample.layout.display = ""
         self._sample_title.value = f"<span class='fastsd-quiet'>latest images: {html.escape(newest.stem)}</span>"
 
-    def end(self, text: str, *, good: bool) -> None:
+    def end(self, text: str, *, good: bool, keep: bool = True) -> None:
         """Show how it ended; what it said last stays, such as which checkpoint was better than the end."""
-        said = self._message.value
-        super().end(text, good=good)
-        self._message.value = said
+        super().end(text, good=good, keep=keep)
 
     def show_plot(self, plot: Path | None) -> None:
         """Show the image of the losses in the session where this view has drawn none itself."""

@@ -19,7 +19,7 @@ from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.reading.session import ReadingSession
 from fastsd_helpers.trocr.teaching.evaluation import ComparedLine, Comparison, compare_readers
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, FineTuneResult
-from fastsd_helpers.trocr.teaching.progress import TeachingNews
+from fastsd_helpers.trocr.teaching.progress import TeachingNews, steps_in_words
 from fastsd_helpers.trocr.teaching.session_teaching import TeachingRun, choose_run, divide, open_run, taught_reader
 
 __all__ = [
@@ -183,8 +183,9 @@ def teach_reader(config: TeachConfig, session: ReadingSession, *, restart: bool 
     if run.result() is None:
         _watch(run, run.find() or _start(run))
     made = run.finish()
-    logger.info("CER on %d lines that %s: %.1f %% before, %.1f %% after. Model: %s", made.held_out_lines,
-                _how_measured(run.settings), 100 * made.cer_before, 100 * made.cer_after, made.path)  # fmt: skip
+    logger.info("CER on %d lines that %s: %.1f %% before, %.1f %% after %s. Model: %s", made.held_out_lines,
+                _how_measured(run.settings), 100 * made.cer_before, 100 * made.cer_after,
+                steps_in_words(made.steps, made.curve), made.path)  # fmt: skip
     return made
 
 
@@ -230,7 +231,8 @@ def _watch(run: TeachingRun, child: Any) -> None:
     except Interrupted as err:
         raise Interrupted(err.problem, "Run this cell again to resume, in a new kernel too.") from err
     view.end(f"Done: {100 * answer['cer_before']:.1f} % CER before, "
-             f"{100 * answer['cer_after']:.1f} % after {answer['steps']} steps.", good=True)  # fmt: skip
+             f"{100 * answer['cer_after']:.1f} % after {steps_in_words(answer['steps'], answer['curve'])}.",
+             good=True)  # fmt: skip
 
 
 def words_of_news(live: TeachingNews) -> str:

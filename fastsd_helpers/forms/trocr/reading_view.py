@@ -90,7 +90,9 @@ class ConfidenceView(View):
             if lines
             else "&nbsp;Nothing has been read yet."
         )
-        self._table.value = draw_table("lines that were read", ("line", "sure", "text", "notes"), map(_row, shown))
+        self._table.value = draw_table(
+            "lines that were read", ("line", "confidence", "text", "notes"), map(_row, shown)
+        )
 
 
 def _row(line: SavedLine) -> list[str]:
@@ -98,10 +100,10 @@ def _row(line: SavedLine) -> list[str]:
     notes = {"looped": "repetition guard: read again", "cut": "truncated"}
     told = [read.problem] if read.problem else [notes.get(note, note) for note in read.notes]
     text = "" if read.problem else draw_doubt(read)
-    sure = "" if read.problem else f"{100 * read.confidence:.0f} %"
+    confidence = "" if read.problem else f"{100 * read.confidence:.0f} %"
     picture = picture_tag(line.picture, f"a line of {read.name}") if line.key else html.escape(read.name)
     wrap = "font-size:15px;white-space:pre-wrap;overflow-wrap:anywhere"
-    return [picture, sure, f"<span style='{wrap}'>{text}</span>", html.escape(", ".join(told))]
+    return [picture, confidence, f"<span style='{wrap}'>{text}</span>", html.escape(", ".join(told))]
 
 
 def words_of(line: Line) -> list[tuple[str, float]]:

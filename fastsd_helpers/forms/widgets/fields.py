@@ -18,6 +18,8 @@ from fastsd_helpers.wording import for_notebook, label_of
 
 __all__ = ["Field", "known_choice"]
 
+_FITS = 34  # characters that a list shows beside its label and help; a list cannot wrap
+
 
 def known_choice(option: Option, session: Any = None) -> Choice:
     """The list of a setting's known values that takes any other text too."""
@@ -60,6 +62,8 @@ class Field:
             self._below.add_class("fastsd-below")
             self.row = widgets.HBox([inputs, about, self._below])
             self.row.add_class("fastsd-field")
+            if max(len(words) for words, _value in choice.known.options) > _FITS:
+                self.row.add_class("fastsd-wide")
         else:
             self.row = make_field(self.widget, help, below=self._below)
             self._about, self._help_text = self.row.children[1] if help else None, html.escape(help)

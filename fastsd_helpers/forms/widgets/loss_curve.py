@@ -61,7 +61,12 @@ def draw_rate_curve(points: Points, total: int, words: str) -> str:
             f'<circle cx="{_x(step, total):.1f}" cy="{_y(rate, top):.1f}" r="3" fill="{colour}"/>'
             for step, rate in shown
         ]
-    named = f"{words}: {shown[-1][1]:.1f} % at step {shown[-1][0]}" if shown else f"{words}: not measured yet"
+    named = f"{words}: not measured yet"
+    if shown:
+        (last, rate), best = shown[-1], min(shown, key=lambda point: point[1])
+        named = f"{words}: {rate:.1f} % at step {last}"
+        if best[1] < rate:
+            named += f"; best: {best[1]:.1f} % at step {best[0]}"
     parts.append(_text(_WIDTH - _RIGHT, _TOP - 3, named, anchor="end"))
     return _drawing(parts, named)
 

@@ -29,7 +29,9 @@ _BUTTONS = "".join(
 )
 
 # Classes of ipywidgets 7 and 8 alike. A row wraps where it has no room, so that nothing has to be scrolled sideways;
-# the labels are ipywidgets' own, because those belong to their inputs for a screen reader too.
+# the labels are ipywidgets' own, because those belong to their inputs for a screen reader too. What is logged below a
+# notebook's cell has no box of ours, and JupyterLab breaks its lines anywhere in a word: the last rule for <pre> lets
+# it break between words, and inside of one only where that has no room on a line.
 STYLE = (
     """
 .fastsd{width:100%;max-width:1100px;box-sizing:border-box;container-type:inline-size}
@@ -63,12 +65,13 @@ box-shadow:0 0 0 4px rgba(255,255,255,.75)}
 .fastsd .widget-upload,.fastsd select[size],.fastsd select[multiple]{max-width:100%}
 .fastsd img{max-width:100%;height:auto}
 .fastsd a{color:inherit;text-decoration:underline}
-.fastsd pre{white-space:pre-wrap;overflow-wrap:anywhere}
+.fastsd pre{white-space:pre-wrap;overflow-wrap:anywhere;word-break:normal}
+.jp-Notebook .jp-OutputArea-output pre{word-break:normal}
 .fastsd table{border-collapse:collapse}
 .fastsd th,.fastsd td{text-align:left;padding:2px 10px 2px 0;vertical-align:middle;white-space:normal}
 .fastsd-scroll{max-height:420px;overflow-y:auto;overflow-x:hidden}
 .fastsd-quiet{opacity:.85}
-.fastsd-notice{padding:4px 10px;margin:2px 0;border-radius:3px;line-height:1.45;overflow-wrap:anywhere}
+.fastsd-notice{padding:4px 10px;margin:2px 0;border-radius:3px;line-height:1.45;overflow-wrap:break-word}
 .fastsd-bar{width:100%;max-width:420px;height:14px;border:1px solid currentColor;border-radius:7px;overflow:hidden;
 box-sizing:border-box;margin:6px 0}
 .fastsd-bar>div{height:100%;background:#1761ad}

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ __all__ = [
     "show_widget",
 ]
 
+
+# A cell of a table that is one figure with its unit, as "65 %" or "3 → 1": over two lines it cannot be read.
+_FIGURE = re.compile(r"[~<]?[\d.,]+(?: \S{1,3}(?: [\d.,]+)?)?")
 
 # What is shown, in place of a form, by a page whose front end has no widgets.
 _NO_WIDGETS = (
@@ -171,9 +175,11 @@ def draw_table(name: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -
     Args:
         name: what it holds, for those who hear it. heads: text. rows: their cells, as HTML.
     """
-    style = "style='text-align:left;padding:3px 10px'"
-    lines = ["".join(f"<th scope='col' {style}>{html.escape(text)}</th>" for text in heads)]
-    lines += ["".join(f"<td {style}>{cell}</td>" for cell in row) for row in rows]
+    style = "text-align:left;padding:3px 10px"
+    lines = ["".join(f"<th scope='col' style='{style}'>{html.escape(text)}</th>" for text in heads)]
+    for row in rows:
+        kept = ((cell, ";white-space:nowrap" if _FIGURE.fullmatch(html.unescape(cell)) else "") for cell in row)
+        lines.append("".join(f"<td style='{style}{more}'>{cell}</td>" for cell, more in kept))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f"<div tabindex='0' role='group' aria-label='{html.escape(name, quote=True)}' style='max-height:560px;"

@@ -34,6 +34,7 @@ class WorkView(View):
     ) -> None:
         widgets = load_widgets()
         self.stop_clicks = 0
+        self._said: list[str] = []
         self._head, self._drawing, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._bar = Bar(name)
         self._bar.widget.layout = widgets.Layout(flex="1 1 200px", max_width="420px")
@@ -65,19 +66,32 @@ class WorkView(View):
         if drawing:
             self._drawing.value = drawing
         if messages:
-            self._message.value = draw_notice("\n".join(list(messages)[-_MESSAGES:]))
+            newest = len(messages) - 1
+            self._said = [text for place, text in enumerate(messages) if place == newest or not _is_under_way(text)]
+            self._message.value = draw_notice("\n".join(self._said[-_MESSAGES:]))
 
-    def end(self, text: str, *, good: bool) -> None:
-        """Show how it ended; there is nothing to stop any more."""
+    def end(self, text: str, *, good: bool, keep: bool = False) -> None:
+        """Show how it ended; there is nothing to stop any more.
+
+        Args:
+            text: a sentence. good: whether it reached its end. keep: leave what it said last, but for what was under
+                way.
+        """
         self._head.value = draw_notice(text, "good" if good else "warn")
         self._bar.show(self._bar.total if good else self._bar.done, self._bar.total, kind="good" if good else "bad")
         self._button.layout.display = "none"
-        self._message.value = ""
+        told = [line for line in self._said if not _is_under_way(line)] if keep else []
+        self._message.value = draw_notice("\n".join(told[-_MESSAGES:]))
 
     def end_with(self, err: FastSDError) -> None:
         """Show that it ended early; what stopped it, and what to do next, is said once, below the cell."""
         stopped = "Stopped: run this cell again to resume."
         self.end(stopped if isinstance(err, Interrupted) else "It ended early; the reason is below.", good=False)
+
+
+def _is_under_way(text: str) -> bool:
+    """Whether a line of a log tells of work that the next line ends, as "Generating images: 74 % ..."."""
+    return text.endswith(("...", "…"))
 
 
 def wait_for(child: Background, view: WorkView, show: Callable[[], None], what: str, **wait: Any) -> Any:

@@ -1,14 +1,15 @@
 """Where a fine-tuning is, as it is told to whoever watches."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastsd_helpers.processes import JournalTail, JournalWriter, LocalProcess
 from fastsd_helpers.runtime import redact
 
-__all__ = ["JOURNAL", "TeachingNews", "TeachingProgress", "TeachingReport", "note_progress"]
+__all__ = ["JOURNAL", "TeachingNews", "TeachingProgress", "TeachingReport", "note_progress", "steps_in_words"]
 
 JOURNAL = "teaching.jsonl"  # in the local folder of a run
 _EVERY_S = 0.5
@@ -89,3 +90,14 @@ class TeachingNews:
                 if row.get("cer") is not None:
                     self.curve.append((row["step"], row["cer"]))
         return self
+
+
+def steps_in_words(steps: int, curve: Sequence[Sequence[float]]) -> str:
+    """How many steps a model took, and which of them it is of: "120 steps (best at step 60, which is kept)".
+
+    Args:
+        steps: of the entire run.
+        curve: (step, CER) of every measurement; the first of the lowest is the model's.
+    """
+    best = min((point for point in curve if math.isfinite(point[1])), key=lambda point: point[1], default=(steps, 0.0))
+    return f"{steps} steps" + (f" (best at step {int(best[0])}, which is kept)" if best[0] != steps else "")
