@@ -14,7 +14,7 @@ from fastsd_helpers.forms.widgets import work_view
 from fastsd_helpers.forms.widgets.known import known_values
 from fastsd_helpers.options import options_of
 from fastsd_helpers.trocr import Reader
-from fastsd_helpers.trocr.reading import serve
+from fastsd_helpers.trocr.reading import rows, serve
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
 from fastsd_helpers.trocr.teaching.quantization import Trial, choose_trial
 
@@ -168,12 +168,13 @@ class Pages:
 
     def __init__(self, monkeypatch, lines):
         self.asked = []
-        monkeypatch.setattr(serve, "read_page", self.read)
+        monkeypatch.setattr(rows, "open_detector", object)
+        monkeypatch.setattr(rows, "cut_lines", self.read)
         self.lines = lines
 
     def read(self, _reader, picture, *, name="page", **_more):
         self.asked.append((name, picture.size))
-        return serve_page(self.lines)
+        return serve_page(self.lines), []
 
 
 def serve_page(lines):
@@ -193,7 +194,8 @@ def test_the_shared_page_sees_by_itself_what_is_a_page_pictures_files_and_pdfs_a
     from fastsd_helpers.trocr.model.line import Line
 
     picture = Image.new("RGB", size, "white")
-    ImageDraw.Draw(picture).text((20, 20), "fox", fill="black", font_size=60)
+    for top in range(20, size[1] - 60, 110):
+        ImageDraw.Draw(picture).text((20, top), "the fox and the dog", fill="black", font_size=60)
     pages = Pages(monkeypatch, [Line("first", 0.9), Line("second", 0.8)])
     blocks = serve.build_page(Reader(base, precision="fp32", max_new_tokens=4))
     functions = {function.name: function.fn for function in blocks.fns.values()}
