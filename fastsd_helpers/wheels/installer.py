@@ -123,9 +123,7 @@ def install(
         DependencyMissing: neither uv nor pip.
         DiskFull: not enough room.
     """
-    started = time.monotonic()
-    found = read_lock(lock)
-    skip = tuple(skip)
+    started, found, skip = time.monotonic(), read_lock(lock), tuple(skip)
     plan, waiting = _look(found, name, python, skip, check_imports)
     if dry_run or not (plan.changes or waiting):
         return _report(plan, started, "none", dry_run=dry_run, unproved=tuple(sorted(waiting)))

@@ -120,8 +120,7 @@ def find_start(
         segments = segments[:saved_segments]
     open_legs = _open_legs(legs_of(segments), generation)
     begins = bool(more) and _begins_another(more, segments, open_legs, session, run)
-    begun_steps = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}
-    last = segments[-1]
+    begun_steps, last = {f"{stage}_steps": segments[0].steps.get(stage, 0) for stage in STAGE_NAMES}, segments[-1]
     if begins:
         steps = more.as_steps(segments[0])
         config, reasons = settings_for_more(
@@ -129,8 +128,8 @@ def find_start(
         )
     else:
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
-    base = find_base(generation, session, given.get("base_model"))
-    base = base.predicting(last.settings.get("prediction_type", "auto"), last.settings.get("zsnr"))
+    predicts = last.settings.get("prediction_type", "auto"), last.settings.get("zsnr")
+    base = find_base(generation, session, given.get("base_model")).predicting(*predicts)
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)

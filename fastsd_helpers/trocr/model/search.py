@@ -93,8 +93,7 @@ def greedy_search(
         looked: list[torch.Tensor] = []
         scores = (engine.step(state, tokens, looked) if watch else engine.step(state, tokens))[:, 0]  # type: ignore[call-arg]
         places = torch.stack([layer.float().mean(dim=(1, 2)) for layer in looked]).mean(0).cpu() if watch else None
-        if banned is not None:
-            scores = scores.index_fill(1, banned.to(scores.device), float("-inf"))
+        scores = _without(banned, scores)
         if step < limits.min_new_tokens:
             scores[:, list(limits.eos)] = float("-inf")
         if ban_loops:
@@ -132,6 +131,11 @@ def greedy_search(
     return found
 
 
+def _without(banned: "torch.Tensor | None", scores: "torch.Tensor") -> "torch.Tensor":
+    """The scores, [..., vocabulary], with those tokens impossible."""
+    return scores if banned is None else scores.index_fill(-1, banned.to(scores.device), float("-inf"))
+
+
 def beam_search(
     engine: Engine, hidden: Any, limits: Limits, beams: int, *, banned: "torch.Tensor | None" = None
 ) -> list[Found]:
@@ -155,10 +159,7 @@ def beam_search(
     finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     tokens = torch.full((count, beams), limits.start)
     for step in range(steps):
-        scored = engine.step(state, tokens)
-        if banned is not None:
-            scored = scored.index_fill(2, banned.to(scored.device), float("-inf"))
-        log_probs = scored.log_softmax(dim=-1).to("cpu")
+        log_probs = _without(banned, engine.step(state, tokens)).log_softmax(dim=-1).to("cpu")
         if step < limits.min_new_tokens:
             log_probs[..., list(limits.eos)] = float("-inf")
         rows, vocabulary = len(places), log_probs.shape[-1]

@@ -236,8 +236,7 @@ class ReadingSession:
                         raise
                 elif chunk[0].picture is None:
                     logger.warning("%s", chunk[0].problem)
-                    unread = Line("", 0.0, name=chunk[0].name, problem=chunk[0].problem)
-                    rows.append(make_row(unread, chunk[0].name, by=by))
+                    rows.append(_unread_row(chunk[0], by))
                 else:
                     page = key_of(chunk[0].picture)
                     if page not in known:  # the page "" is that of single lines, and no page's key
@@ -393,3 +392,8 @@ class ReadingSession:
             group = entry["source"] if len(sources) > 1 else f"{entry['source']}, part {place // _BLOCK + 1}"
             found.lines.append(LabelledLine(f"{key}.png", self.pictures / f"{key}.png", entry["text"], group))
         return found
+
+
+def _unread_row(item: Item, by: str) -> dict[str, Any]:
+    """The row of an image that cannot be opened."""
+    return make_row(Line("", 0.0, name=item.name, problem=item.problem), item.name, by=by)
