@@ -57,10 +57,8 @@ class PrepareConfig:
     size: int = option(512, help="resolution: side of the prepared images in pixels", low=64, high=4096, step=64)
     crop: Literal["smart", "center", "none"] = option(
         "smart",
-        help=(
-            "smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
-            "ratio"
-        ),
+        help="smart: a square crop around the subject; center: a square center crop; none: keeps the photo's aspect "
+        "ratio",
     )
     hold_out: Literal["auto", "none"] = option(
         "auto",

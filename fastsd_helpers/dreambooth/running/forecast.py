@@ -1,5 +1,4 @@
-"""Before training: how many steps and bytes a run will take, how often it can afford to save, and what that leaves at
-risk.
+"""Before training: how many steps and bytes a run will take, how often it can save, and what that leaves at risk.
 
 What bounds the saving differs by place. On a disk of this machine a deleted checkpoint is gone. On Google Drive the
 trash counts, so old checkpoints are emptied before they are removed (see `drive.remove_emptied`), and then the kept
