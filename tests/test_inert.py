@@ -714,6 +714,7 @@ DOORS = {"require_inert", "find_folder", "fetch_model"}
 # Modules that load what another one brought through the look, or what no code can be in.
 BROUGHT = {
     "bench/dreambooth.py": {"require_inert"},
+    "dreambooth/families/stable_diffusion.py": "a scheduler's description, which BaseModel.fetch brought",
     "dreambooth/resume/generation.py": "safetensors that this package wrote",
     "dreambooth/training/stages.py": "a description of the base model, which BaseModel.fetch brought",
     "trocr/teaching/trainer.py": "load_weights of a checkpoint of this run",

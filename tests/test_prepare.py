@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -937,7 +938,9 @@ def test_a_record_rebuilt_from_the_pictures_trains_on_the_same_ones_in_the_same_
     for path in [session.folder / "session.json", *(session.folder / ".record").iterdir()]:
         path.unlink()
     rebuilt = Session.open(session.name, root=session.folder.parent)
-    assert load_dataset(rebuilt) == before
+    # Where each was cut from its photo stood in the record alone.
+    known = [replace(image, framing=None) for image in before.train]
+    assert load_dataset(rebuilt) == replace(before, train=tuple(known))
     assert run(rebuilt, folder).train == 3  # and preparing again works
 
 

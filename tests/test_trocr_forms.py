@@ -14,7 +14,6 @@ from fastsd_helpers.forms.widgets.view import draw_table
 from fastsd_helpers.trocr.model.line import Line, Token
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.reading.session import ReadingSession, ReadPicturesConfig
-from fastsd_helpers.trocr.teaching import quantization
 from fastsd_helpers.trocr.teaching.progress import steps_in_words
 
 pytest.importorskip("ipywidgets")
@@ -255,11 +254,9 @@ def test_corrections_are_learned_from_compared_and_every_choice_has_its_folder(s
 
 
 @pytest.mark.slow
-def test_the_taught_reader_is_shrunk_once_and_measured(session, caplog, monkeypatch):
+def test_the_taught_reader_is_shrunk_once_and_measured(session, caplog):
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    # Of a model this small, which is the fastest is chance; how one is chosen is tested elsewhere.
-    monkeypatch.setattr(quantization, "choose_trial", lambda trials: (trials[-1], "static is taken."))
     caplog.set_level("INFO", "fastsd_helpers")
     for line in session.lines():
         session.correct(line.key, "fox")
@@ -268,7 +265,9 @@ def test_the_taught_reader_is_shrunk_once_and_measured(session, caplog, monkeypa
     assert "fp32" in shown
     assert "dynamic" in shown
     assert "static" in shown
-    assert (session.folder / "int8" / "openvino" / "decoder.xml").is_file()
+    # Of a model this small it is chance which is the fastest; whatever is chosen is what is there.
+    chosen = session.record["int8_report"]["chosen"]
+    assert (session.folder / "int8" / "openvino" / "decoder.xml").is_file() is (chosen != "fp32")
     assert forms.shrink_reader(ReadingSession(session.folder)) is not None
     assert "It is there already" in caplog.text
 

@@ -45,7 +45,7 @@ def test_every_kind_of_bad_file_is_named_and_the_good_ones_are_read(reader, tmp_
     assert sorted(bad) == ["b-empty.png", "c-corrupt.jpg", "d-cut.png", "e-tiny.png", "f-blank.png", "k-text.png"]
     assert all(name in problem for name, problem in bad.items())
     for name, words in (("b-empty.png", "0 bytes"), ("d-cut.png", "damaged"), ("e-tiny.png", "1 x 1 px"),
-                        ("f-blank.png", "blank"), ("k-text.png", "no image")):  # fmt: skip
+                        ("f-blank.png", "blank"), ("k-text.png", "not an image")):  # fmt: skip
         assert words in bad[name]
     assert all(lines[name].tokens for name in ("a-good.png", "g-wide.png", "h-cmyk.jpg", "i-16bit.png", "j-moving.gif"))
     # One and the same line in another mode is read alike.

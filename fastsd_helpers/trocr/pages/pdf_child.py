@@ -70,7 +70,7 @@ def _scale_of_scan(page: Any, width: float, height: float) -> float:
 
     Many scanners, phones and libraries write pages of as many points as the picture has pixels, or of the wrong size.
     """
-    import pypdfium2
+    import pypdfium2.raw
 
     scale = 0.0
     for count, item in enumerate(page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3)):
