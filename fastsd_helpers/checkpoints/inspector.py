@@ -157,7 +157,8 @@ def _look(
         prediction = prediction_of_file(path, kind.family or "", tidied) if family else None
     except CheckpointError as err:
         problems.append(_problem_of(err, "what the model predicts is unknown"))
-    if family is not None and prediction is not None and prediction.kind is None:
+    # Nearly every SDXL file says nothing and predicts noise; of SD 2.x as many predict velocity.
+    if family is not None and family.key.startswith("sd21") and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
                 "SD 2.x models predict noise (epsilon) or velocity (v), and nothing says which this one does",
