@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from tiny_readers import write_reader
 
-from fastsd_helpers.errors import SettingsError
+from fastsd_helpers.errors import FastSDError, SettingsError
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.pages.inputs import gather, to_rgb
 from fastsd_helpers.trocr.pages.line_pieces import join_pieces, join_quads
@@ -192,3 +192,12 @@ def test_a_line_is_no_page_however_high_and_a_strip_of_two_lines_may_be_one():
             (20, top), "two lines one below the other, on a strip", "black", font=ImageFont.load_default(48)
         )
     assert looks_like_page(strip)
+
+
+def test_a_place_that_cannot_be_written_is_named_and_the_model_is_as_it_was(reader, scans, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "deep").write_text("a file where a folder has to be")
+    with pytest.raises(FastSDError, match="deep"):
+        transcribe(reader, [str(scans)], out, LINES)
+    assert reader.watches is False, "other readings take no longer"

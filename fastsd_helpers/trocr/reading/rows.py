@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ __all__ = [
     "chunks",
     "fingerprint",
     "fingerprint_by_place",
+    "is_page",
     "key_of",
     "known_rows",
     "make_row",
@@ -51,13 +53,14 @@ class SavedLine:
         return self.read.text if self.right is None else self.right
 
 
+def is_page(item: Item, pages: str) -> bool:
+    """Whether an item is read as a page; with `pages` auto, what it looks like decides."""
+    return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
+
+
 def runs_of(items: Iterable[Item], pages: str) -> Iterator[tuple[bool, Iterator[Item]]]:
     """Divide items into runs of pages and of lines, in order, without opening more of them than needed."""
-
-    def is_page(item: Item) -> bool:
-        return pages == "pages" or (pages == "auto" and item.picture is not None and looks_like_page(item.picture))
-
-    return groupby(items, key=is_page)
+    return groupby(items, key=partial(is_page, pages=pages))
 
 
 def read_items(reader: Any, items: Iterable[Item], pages: str, *, order: Any = "auto") -> Iterator[list[Line]]:

@@ -19,8 +19,8 @@ from fastsd_helpers.runtime import fault_point, logger
 from fastsd_helpers.trocr.exports.formats import PER_PAGE, WHOLE, require_formats, whole_file
 from fastsd_helpers.trocr.exports.record import PageRecord, record_of, settled
 from fastsd_helpers.trocr.pages.inputs import Item, list_files, open_file
-from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, looks_like_page, open_detector
-from fastsd_helpers.trocr.reading.rows import fingerprint
+from fastsd_helpers.trocr.pages.page_reader import Page, cut_lines, open_detector
+from fastsd_helpers.trocr.reading.rows import fingerprint, is_page
 
 __all__ = ["TranscribeConfig", "Transcribed", "transcribe"]
 
@@ -64,6 +64,10 @@ class _Input:
     stem: str  # of the results, from their folder
 
 
+# An input's next item and whether it is a page; without an item, the end of the input.
+_Step = tuple[_Input, Item | None, bool]
+
+
 def transcribe(
     reader: Any,
     sources: list[str],
@@ -94,9 +98,11 @@ def transcribe(
     _check_settings(out, reader, config)
     number, count = shard
     done = Transcribed(out)
-    reader.watches = True
-    work = _Work(reader, out, config, done, progress)
-    work.run(inputs[number::count])
+    before, reader.watches = reader.watches, True
+    try:
+        _Work(reader, out, config, done, progress).run(inputs[number::count])
+    finally:
+        reader.watches = before
     return done
 
 
@@ -168,22 +174,22 @@ class _Work:
 
     def run(self, inputs: list[_Input]) -> None:
         """Read all inputs; lines of several are read together, so one may be finished after the next began."""
-        waiting: list[tuple[_Input, Item | None]] = []
+        waiting: list[_Step] = []
         pixels = 0
         for item in inputs:
             for opened in self._open(item):
                 size = opened.picture.width * opened.picture.height if opened.picture is not None else 0
-                is_page = opened.picture is not None and self._is_page(opened.picture)
-                if is_page or len(waiting) >= 2 * _TOGETHER or pixels + size > _MOST_PIXELS:
+                page = opened.picture is not None and is_page(opened, self._config.pages)
+                if page or len(waiting) >= 2 * _TOGETHER or pixels + size > _MOST_PIXELS:
                     self._read(waiting)
                     waiting, pixels = [], 0
-                waiting.append((item, opened))
+                waiting.append((item, opened, page))
                 pixels += size
-                if is_page:
+                if page:
                     self._read(waiting)
                     waiting, pixels = [], 0
-            waiting.append((item, None))  # its end
-            if all(one is None for _owner, one in waiting):
+            waiting.append((item, None, False))
+            if all(one is None for _owner, one, _page in waiting):
                 self._read(waiting)
                 waiting = []
         self._read(waiting)
@@ -199,14 +205,9 @@ class _Work:
         first = 1 + max((record["number"] for record in known), default=0)
         yield from open_file(item.path, item.name, first=first)
 
-    def _is_page(self, picture: Any) -> bool:
-        pages = self._config.pages
-        return pages == "pages" or (pages == "auto" and looks_like_page(picture))
-
-    def _read(self, waiting: list[tuple[_Input, Item | None]]) -> None:
-        new = [(item, opened) for item, opened in waiting if opened is not None]
-        records = iter(self._records_of(new))
-        for item, opened in waiting:
+    def _read(self, waiting: list[_Step]) -> None:
+        records = iter(self._records_of([(item, opened, page) for item, opened, page in waiting if opened is not None]))
+        for item, opened, _page in waiting:
             if opened is None:
                 self._finish(item)
                 continue
@@ -217,16 +218,14 @@ class _Work:
             if self._progress:
                 self._progress(self._done.read_now)
 
-    def _records_of(self, new: list[tuple[_Input, Item]]) -> list[PageRecord]:
-        if not new:
-            return []
+    def _records_of(self, new: list[tuple[_Input, Item, bool]]) -> list[PageRecord]:
         pages: list[Page] = []
-        lines = [opened for _item, opened in new if opened.picture is None or not self._is_page(opened.picture)]
+        lines = [opened for _item, opened, page in new if not page]
         read = iter(self._reader.read(lines)) if lines else iter(())
-        for _item, opened in new:
-            if opened.picture is not None and self._is_page(opened.picture):
+        for _item, opened, page in new:
+            if page and opened.picture is not None:
                 self._detector = self._detector or open_detector()
-                page, _crops = cut_lines(
+                found, _crops = cut_lines(
                     self._reader,
                     opened.picture,
                     name=opened.name,
@@ -234,7 +233,7 @@ class _Work:
                     order=self._config.order,
                     or_line=self._config.pages == "auto",
                 )
-                pages.append(page)
+                pages.append(found)
             else:
                 line = next(read)
                 size = opened.picture.size if opened.picture is not None else (1, 1)
@@ -244,7 +243,7 @@ class _Work:
         return [
             record_of(page, file=item.path.name, number=opened.number, dpi=opened.dpi, reader=model,
                       changed=float(int(item.path.stat().st_mtime)))
-            for page, (item, opened) in zip(pages, new, strict=True)
+            for page, (item, opened, _is_page) in zip(pages, new, strict=True)
         ]  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- notes
@@ -323,7 +322,8 @@ class _Work:
             self._done.files.append(path)
 
     def _put(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_errors(path.parent, "write to"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
         fault_point("trocr.written")
 
