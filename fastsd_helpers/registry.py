@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 TRAINABLE_FAMILIES = ("sd15", "sd21", "sdxl")
+# Their models predict noise or velocity: what a model of theirs does not say is asked, and never written down for it.
+PREDICT_EITHER = ("sd21", "sdxl")
 
 # The block layout that a family's single-file layout is written for: a U-Net with fewer blocks would train for an
 # hour and could then not be exported. Source: the unet/config.json of the published models.
@@ -255,8 +257,7 @@ def spec_of(ref: str, folder: Path) -> ModelSpec:
     prediction, zero_snr = nearest.prediction_type, False
     if base != "flux":
         schedule = read_json(folder, "scheduler/scheduler_config.json")
-        # Nearly all of SD 1.5's kin predict noise, of SDXL's many velocity: there nothing is taken for granted.
-        prediction = schedule.get("prediction_type", "unknown" if base == "sdxl" else "epsilon")
+        prediction = schedule.get("prediction_type", "unknown" if base in PREDICT_EITHER else "epsilon")
         if prediction not in ("epsilon", "v_prediction", "unknown"):
             raise _unknown_kind(folder, f"its scheduler has prediction_type = {prediction!r}")
         zero_snr = base == "sdxl" and schedule.get("rescale_betas_zero_snr") is True

@@ -255,9 +255,9 @@ def test_a_model_that_predicts_velocity_says_so_beside_itself_or_inside(models, 
 def test_a_file_that_does_not_say_what_it_predicts_becomes_a_folder_with_a_warning(place):
     bare = write(place / "bare.safetensors", original("sd21"))
     made = checkpoints.convert(bare, place / "folder")
-    assert "epsilon was assumed" in made.notes[-1]
+    assert "Diffusers takes epsilon" in made.notes[-1]
     known = checkpoints.convert(write(place / "known.safetensors", original("sd15")), place / "other")
-    assert not any("assumed" in note for note in known.notes)
+    assert not any("Diffusers takes" in note for note in known.notes)
 
 
 def test_what_the_folder_of_sd21_lacks_is_said_in_the_file_unless_a_base_lends_it(models, place):

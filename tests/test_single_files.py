@@ -5,6 +5,7 @@ import http.server
 import json
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 from installed import require_installed
@@ -25,6 +26,7 @@ from fastsd_helpers.dreambooth.training import single_files
 from fastsd_helpers.dreambooth.training.base_model import BaseModel
 from fastsd_helpers.errors import CheckpointError, ModelError, SettingsError, WrongFamily
 from fastsd_helpers.model_lookup import fetch_model
+from fastsd_helpers.registry import find_model
 
 require_installed("diffusers")
 
@@ -196,6 +198,16 @@ def test_a_link_with_a_token_in_it_is_refused_because_settings_are_written_down(
         assert DreamBoothConfig(base_model=link).base_model == link
 
 
+def test_a_run_that_was_begun_before_this_was_asked_goes_on_with_noise(tmp_path):
+    spec = replace(find_model("sd21-768"), prediction_type="unknown")
+    base = BaseModel("a/b", tmp_path, spec)
+    with pytest.raises(SettingsError, match="Nothing in a/b says"):
+        base.predicting("auto", None)
+    assert base.predicting("auto", None, begun=True).spec.prediction_type == "epsilon"
+    assert base.predicting("v_prediction", None, begun=True).spec.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize("key", ["sdxl", "sd21"])
 @pytest.mark.parametrize(
     ("marks", "metadata", "told"),
     [
@@ -205,9 +217,9 @@ def test_a_link_with_a_token_in_it_is_refused_because_settings_are_written_down(
         ({"v_pred": (TensorFact("F32", (0,)), b"")}, {}, True),
     ],
 )
-def test_an_sdxl_file_says_what_it_predicts_or_the_folder_of_it_does_not(tmp_path, marks, metadata, told):
-    path = write(tmp_path / "xl.safetensors", {**original("sdxl", "F16"), **marks}, metadata)
-    assert single_files._look(path) == ("sdxl", 50)
+def test_a_file_says_what_it_predicts_or_the_folder_of_it_does_not(tmp_path, key, marks, metadata, told):
+    path = write(tmp_path / "xl.safetensors", {**original(key, "F16"), **marks}, metadata)
+    assert single_files._look(path) == (key, 50)
     convert(path, tmp_path / "folder")
     schedule = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
     assert ("prediction_type" in schedule) is told

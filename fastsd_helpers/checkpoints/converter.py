@@ -247,7 +247,7 @@ def _convert_pipeline(src: Path, dst: Path, to_file: bool, key: str, options: _O
         _refuse_same(src, options, "Diffusers folder")
         return _recast(src, dst, key, options)
     layout = "flux-all-in-one" if key == "flux" and options.all_in_one else key
-    prediction = prediction_of_folder(src)
+    prediction = prediction_of_folder(src, key)
     parts = {part: src / part for part in find_family(layout).parts}
     if key != "flux" or options.all_in_one:
         return _write_parts(dst, layout, parts, resolution_of(src), options, prediction, folder=src)
@@ -447,7 +447,7 @@ def _convert_file(src: Path, dst: Path, to_file: bool, options: _Options) -> Che
             raise CheckpointError(f"The base {options.base} is of another family than {src}.", "Give another base.")
         written = write_folder(single, dst, prediction, **shared)
     if prediction.kind is None:
-        note = "epsilon was assumed. If images come out as noise, it is a v-prediction model."
+        note = "Diffusers takes epsilon. If images come out as noise, it is a v-prediction model."
         note = "what the base predicts was taken." if options.base is not None else note
         return replace(written, notes=(*written.notes, f"{prediction.source}: {note}"))
     return written

@@ -158,7 +158,7 @@ def _look(
     except CheckpointError as err:
         problems.append(_problem_of(err, "what the model predicts is unknown"))
     # Nearly every SDXL file says nothing and predicts noise; of SD 2.x as many predict velocity.
-    if family is not None and family.key.startswith("sd21") and prediction is not None and prediction.kind is None:
+    if family is not None and family.key == "sd21" and prediction is not None and prediction.kind is None:
         problems.append(
             Problem(
                 "SD 2.x models predict noise (epsilon) or velocity (v), and nothing says which this one does",
@@ -410,7 +410,7 @@ def _look_at_folder(given: Given, scan: bool, progress: Callable[[int, int], Non
     if not_finite:
         problems.append(Problem(f"{len(not_finite)} tensors contain NaN or Inf", "generated images are black"))
     family, words = _family_of(given, index, problems)
-    prediction = prediction_of_folder(root) if index and family else None
+    prediction = prediction_of_folder(root, family) if index and family else None
     files = [path for folder in walk_folders(root) for path in (root / folder).iterdir() if path.is_file()]
     return Inspection(
         path=root,

@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastsd_helpers.checkpoints.formats.safetensors_file import TensorFact
 from fastsd_helpers.checkpoints.formats.sources import Source, read_whole
 from fastsd_helpers.checkpoints.names.layout import Family
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.registry import PREDICT_EITHER
 
 __all__ = [
     "MARKS",
@@ -28,6 +29,7 @@ __all__ = [
     "prediction_of_folder",
     "read_config",
     "sidecar",
+    "unsaid_prediction",
 ]
 
 # Small tensors beside the weights that tell ComfyUI and Forge about an SDXL model.
@@ -68,8 +70,8 @@ class Prediction:
     edm: Edm | None = None
 
 
-def prediction_of_folder(folder: Path) -> Prediction:
-    """Read a Diffusers folder's scheduler, and its VAE where the noise is EDM's.
+def prediction_of_folder(folder: Path, family: str) -> Prediction:
+    """Read the scheduler of a Diffusers folder of a family, and its VAE where the noise is EDM's.
 
     Raises:
         CheckpointError: a file of it cannot be read.
@@ -87,14 +89,10 @@ def prediction_of_folder(folder: Path) -> Prediction:
             return Prediction("edm", source, edm=edm)
     if kind is None and "Flow" in str(config.get("_class_name")):
         kind = "flow"
-    # SDXL's children are published with both; of older families a folder that says nothing predicts noise.
-    if kind is None and (folder / "text_encoder_2").is_dir():
-        return Prediction(None, f"{source} does not say it", bool(config.get("rescale_betas_zero_snr")))
-    return Prediction(
-        kind or "epsilon" if config else kind,
-        source if config else "nothing says it",
-        bool(config.get("rescale_betas_zero_snr")),
-    )
+    zero_snr = bool(config.get("rescale_betas_zero_snr"))
+    if kind is None and config:
+        return replace(unsaid_prediction(family), zero_terminal_snr=zero_snr)
+    return Prediction(kind, source if config else "nothing says it", zero_snr)
 
 
 def _four(values: Any) -> tuple[float, ...]:
@@ -111,7 +109,7 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
     """
     tensors, metadata = source.tensors, source.metadata
     if family.startswith("flux"):
-        return Prediction("flow", "Flux.1 models are all flow-matching")
+        return unsaid_prediction(family)
     if "edm_mean" in tensors and "edm_std" in tensors:
         mean, std = _floats(source, "edm_mean", 4), _floats(source, "edm_std", 4, positive=True)
         return Prediction("edm", "the tensors 'edm_mean' and 'edm_std'", edm=Edm(0.002, 80.0, 0.5, mean, std))
@@ -137,11 +135,16 @@ def prediction_of_file(path: Path, family: str, source: Source) -> Prediction:
         return Prediction(_WORDS.get(word, word), "its ModelSpec metadata", zero_snr)
     if metadata.get("modelspec.architecture", "").endswith("-768-v"):
         return Prediction("v_prediction", "its ModelSpec metadata", zero_snr)
-    if family.startswith("sd21") and not family.endswith("-inpaint"):
-        return Prediction(None, "SD 2.x exists with both, and the file does not say which it is", zero_snr)
-    if family == "sdxl":
-        return Prediction(None, "SDXL models exist with both, and the file does not say which it is", zero_snr)
-    return Prediction("epsilon", "the default, as the file says nothing else", zero_snr)
+    return replace(unsaid_prediction(family), zero_terminal_snr=zero_snr)
+
+
+def unsaid_prediction(family: str) -> Prediction:
+    """What a model of a family predicts that says nothing of it."""
+    if family.startswith("flux"):
+        return Prediction("flow", "Flux.1 models are all flow-matching")
+    if family in PREDICT_EITHER:
+        return Prediction(None, "such models exist with both, and this one does not say which it is")
+    return Prediction("epsilon", "the default, as the model says nothing else")
 
 
 def _floats(source: Source, name: str, count: int, *, positive: bool = False) -> tuple[float, ...]:

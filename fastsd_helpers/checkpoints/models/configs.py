@@ -10,6 +10,7 @@ from typing import Any
 
 from fastsd_helpers.checkpoints.formats.prediction import Prediction
 from fastsd_helpers.checkpoints.names.layout import Family
+from fastsd_helpers.registry import PREDICT_EITHER
 
 __all__ = ["VAE_FACTORS", "WEIGHT_NAMES", "component_config", "guessed_heads", "model_index", "scheduler_config"]
 
@@ -237,8 +238,8 @@ def scheduler_config(family: Family, prediction: Prediction, *, guided: bool = T
         "steps_offset": 1,
         "trained_betas": None,
     }
-    # What an SDXL file does not say, its folder does not say: who trains it is asked, and Diffusers takes epsilon.
-    if prediction.kind is not None or family.key != "sdxl":
+    # What such a file does not say, its folder does not say: who trains it is asked, and Diffusers takes epsilon.
+    if prediction.kind is not None or family.key not in PREDICT_EITHER:
         common["prediction_type"] = prediction.kind or "epsilon"
     if family.key.startswith("sdxl"):
         spacing = "trailing" if prediction.zero_terminal_snr else "leading"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastsd_helpers.checkpoints.formats.ckpt_writer import write_ckpt
 from fastsd_helpers.checkpoints.formats.dtypes import cast_dtype
-from fastsd_helpers.checkpoints.formats.prediction import Prediction, marks
+from fastsd_helpers.checkpoints.formats.prediction import Prediction, marks, unsaid_prediction
 from fastsd_helpers.checkpoints.formats.safetensors_writer import write_safetensors
 from fastsd_helpers.checkpoints.formats.sources import BytesSource, PartGiven
 from fastsd_helpers.checkpoints.formats.tensor_plan import Recipe, copied
@@ -183,5 +183,6 @@ def describe(family: Family, dst: Path, given: Mapping[str, str] | None = None) 
         "modelspec.title": dst.stem,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
         **family.metadata,
+        **({"modelspec.prediction_type": kind} if (kind := unsaid_prediction(family.key).kind) else {}),
         **(given or {}),
     }

@@ -110,8 +110,7 @@ def _sdxl(channels: int = 4) -> Family:
         UNetKind((0, 2, 10), 10, channels=channels, linear=True, added=True),
         {"text_encoder": _SDXL_L, "text_encoder_2": _SDXL_G},
         width="h+gh",
-        # SDXL's children predict either; what is known of one is added where it is known.
-        metadata=_metadata("stable-diffusion-xl-v1-base", _STABILITY, 1024, {}),
+        metadata=_metadata("stable-diffusion-xl-v1-base", _STABILITY, 1024),
         original_spellings=(("conditioner.embedders.0.transformer.", _SDXL_L),),
         extras=(_literal(_SDXL_G) + "logit_scale",),
     )
@@ -226,17 +225,11 @@ def _literal(text: str) -> str:
     return text.replace(".", r"\.")
 
 
-_EPSILON = {"modelspec.prediction_type": "epsilon"}
-
-
-def _metadata(
-    architecture: str, implementation: str, side: int, prediction: Mapping[str, str] = _EPSILON
-) -> dict[str, str]:
+def _metadata(architecture: str, implementation: str, side: int) -> dict[str, str]:
     return {
         "modelspec.architecture": architecture,
         "modelspec.implementation": implementation,
         "modelspec.resolution": f"{side}x{side}",
-        **prediction,
     }
 
 

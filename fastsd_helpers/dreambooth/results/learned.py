@@ -137,7 +137,8 @@ def open_learned(
         choice = choose_checkpoint(store.folder, generation, checkpoint)
         generation = choice.generation
         config = from_values(ResolvedConfig, {"lora_targets": "attention", **generation.record["settings"]})
-        base = find_base(generation, session, base_model).predicting(config.prediction_type, config.zsnr)
+        base = find_base(generation, session, base_model)
+        base = base.predicting(config.prediction_type, config.zsnr, begun=True)
         context = TrainingContext(base, config, describe_device())
         for stage in STAGE_NAMES:
             role = choice.role if stage == choice.stage else stage

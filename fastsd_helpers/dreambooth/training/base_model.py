@@ -63,14 +63,21 @@ class BaseModel:
         folder = find_folder(ref, base_model(require_trainable_key, require_trainable), convert=make_base)
         return cls(ref, folder, spec_of(ref, folder))
 
-    def predicting(self, prediction_type: str, zsnr: bool | None) -> "BaseModel":
+    def predicting(self, prediction_type: str, zsnr: bool | None, *, begun: bool = False) -> "BaseModel":
         """The same model, with what the user says of it where the model says nothing.
+
+        Args:
+            prediction_type: auto, epsilon or v_prediction.
+            zsnr: nothing, where the user says nothing.
+            begun: a run was begun with these settings; earlier versions did not ask, and took noise.
 
         Raises:
             SettingsError: it cannot be told what the model predicts, or something else is said of it than it says.
         """
         spec, says = self.spec, self.spec.prediction_type
         named = says if prediction_type == "auto" else prediction_type
+        if named == "unknown" and begun:
+            named = "epsilon"
         if named == "unknown":
             raise SettingsError(
                 f"Nothing in {self.ref} says whether the model predicts noise or velocity; trained as the wrong one it "

@@ -129,7 +129,7 @@ def find_start(
     else:
         refuse_changes(_without(given, "base_model"), last.settings, begun_steps=begun_steps, finished=not open_legs)
     predicts = last.settings.get("prediction_type", "auto"), last.settings.get("zsnr")
-    base = find_base(generation, session, given.get("base_model")).predicting(*predicts)
+    base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
     # The same weights in another place are the same model.
     if begins:
         config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
