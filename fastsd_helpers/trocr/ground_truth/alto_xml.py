@@ -4,13 +4,16 @@ Source: the Library of Congress' alto.xsd 2.0 to 4.4; what programs write beside
 baseline that is one number, Strings with no SP between them, pages without a size, units other than pixels.
 """
 
+from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from fastsd_helpers.trocr.ground_truth.marked_page import (
     MarkedLine,
     MarkedPage,
+    Placed,
     Point,
     bounds_of,
+    in_order,
     parse_points,
     rectangle,
 )
@@ -39,30 +42,21 @@ def _places(root: Element) -> dict[str, int]:
 
 
 def _read_page(page: Element, image: str, in_pixels: bool, places: dict[str, int]) -> MarkedPage:
-    found: list[tuple[tuple[int, ...], MarkedLine]] = []
-    _collect(page, "", (), places, found)
-    found.sort(key=lambda item: item[0])
     size = (_number(page.get("WIDTH")) or 0.0, _number(page.get("HEIGHT")) or 0.0)
-    return MarkedPage(image, size, tuple(line for _key, line in found), in_pixels)
+    return MarkedPage(image, size, in_order(_lines_in(page, "", (), places)), in_pixels)
 
 
-def _collect(
-    element: Element,
-    region: str,
-    key: tuple[int, ...],
-    places: dict[str, int],
-    found: list[tuple[tuple[int, ...], MarkedLine]],
-) -> None:
+def _lines_in(element: Element, region: str, key: tuple[int, ...], places: dict[str, int]) -> Iterator[Placed]:
     for number, child in enumerate(element):
         name = child.get("ID", "")
         # What the order does not name comes after what it names, as it stands in the file.
         place = (*key, places.get(name, _LAST), number)
         if child.tag == "TextLine":
-            found.append((place, _read_line(child, region)))
+            yield place, _read_line(child, region)
         elif child.tag in ("PrintSpace", "ComposedBlock", "TextBlock") or child.tag.endswith("Margin"):
             # The order names blocks, whichever part of the page they lie in.
             below = place if child.tag in ("ComposedBlock", "TextBlock") else (*key,)
-            _collect(child, name if child.tag == "TextBlock" else region, below, places, found)
+            yield from _lines_in(child, name if child.tag == "TextBlock" else region, below, places)
 
 
 def _read_line(line: Element, region: str) -> MarkedLine:

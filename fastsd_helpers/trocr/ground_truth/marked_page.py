@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
-__all__ = ["MarkedLine", "MarkedPage", "bounds_of", "parse_points", "rectangle"]
+__all__ = ["MarkedLine", "MarkedPage", "Placed", "bounds_of", "in_order", "parse_points", "rectangle"]
 
 Point = tuple[float, float]
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -22,6 +24,10 @@ class MarkedLine:
     region: str = ""
 
 
+# The place of a line in the reading order: that of its region, then its own.
+Placed = tuple[tuple[int, ...], MarkedLine]
+
+
 @dataclass(frozen=True)
 class MarkedPage:
     """One page: the image it names, its size in the units of its points (0 where it does not say), lines in order."""
@@ -30,6 +36,11 @@ class MarkedPage:
     size: tuple[float, float]
     lines: tuple[MarkedLine, ...]
     in_pixels: bool = True
+
+
+def in_order(found: Iterable[Placed]) -> tuple[MarkedLine, ...]:
+    """The lines by their places; of one place as they stand in the file."""
+    return tuple(line for _place, line in sorted(found, key=itemgetter(0)))
 
 
 def parse_points(text: str) -> tuple[Point, ...]:

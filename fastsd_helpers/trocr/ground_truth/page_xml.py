@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from fastsd_helpers.trocr.ground_truth.marked_page import MarkedLine, MarkedPage, Point, bounds_of, parse_points
+from fastsd_helpers.trocr.ground_truth.marked_page import (
+    MarkedLine,
+    MarkedPage,
+    Placed,
+    Point,
+    bounds_of,
+    in_order,
+    parse_points,
+)
 from fastsd_helpers.trocr.ground_truth.marked_page import rectangle as rectangle_of
 
 __all__ = ["read_page_xml"]
@@ -23,29 +31,19 @@ def read_page_xml(root: Element) -> list[MarkedPage]:
 
 
 def _read_page(page: Element) -> MarkedPage:
-    places = _order_of_regions(page)
-    found: list[tuple[tuple[int, ...], MarkedLine]] = []
-    _collect(page, "", (), places, found)
-    found.sort(key=lambda item: item[0])
     size = (_number(page.get("imageWidth")), _number(page.get("imageHeight")))
-    return MarkedPage(page.get("imageFilename", ""), size, tuple(line for _key, line in found))
+    lines = in_order(_lines_in(page, "", (), _order_of_regions(page)))
+    return MarkedPage(page.get("imageFilename", ""), size, lines)
 
 
-def _collect(
-    element: Element,
-    region: str,
-    key: tuple[int, ...],
-    places: dict[str, int],
-    found: list[tuple[tuple[int, ...], MarkedLine]],
-) -> None:
-    """Gather the lines below an element, each with its place: the region's, then the line's in it."""
+def _lines_in(element: Element, region: str, key: tuple[int, ...], places: dict[str, int]) -> Iterator[Placed]:
     for number, child in enumerate(element):
         if child.tag == "TextLine":
-            found.append(((*key, _custom_order(child), number), _read_line(child, region)))
+            yield (*key, _custom_order(child), number), _read_line(child, region)
         elif child.tag.endswith("Region") or child.tag == "TableCell":
             name = child.get("id", "")
             place = places.get(name, _LAST if places else _custom_order(child))
-            _collect(child, name, (*key, place, number), places, found)
+            yield from _lines_in(child, name, (*key, place, number), places)
 
 
 def _order_of_regions(page: Element) -> dict[str, int]:
