@@ -80,6 +80,12 @@ class Builder:
         rest = sorted(had - tried)
         print(f"  {len(rest)} packages of the image that nothing of ours asks for", flush=True)
         self._install(rest, rest=True)
+        # What one of these asks for is built from its source where there is no wheel (omegaconf's antlr4).
+        asked = self._asked_for() & self.lacking.keys()
+        for name in asked:
+            del self.lacking[name]
+        if asked:
+            self._install(sorted(asked))
 
     def _roots(self) -> set[str]:
         wanted = set(PLATFORM) | set(NOTEBOOK) | set(LOOKED_FOR)
