@@ -25,8 +25,8 @@ ipywidgets = pytest.importorskip("ipywidgets")
 class FakeUI:
     """What the cells use of a running web UI; the real one is in test_webui_visits.py and the notebook's own tests."""
 
-    def __init__(self, webui: NotebookUI) -> None:
-        self.ui, self.port, self.seconds, self.model_loaded = find_ui("a1111"), 7860, 12.0, True
+    def __init__(self, webui: NotebookUI, key: str = "a1111") -> None:
+        self.ui, self.port, self.seconds, self.model_loaded = find_ui(key), 7860, 12.0, True
         self.login, self.log, self.runs, self.died = Login("fastsd", "ui-password-77"), "run.log", True, None
         self.places, self.state = webui.places, type("State", (), {"pid": id(self), "started": 1})
         self.places.run.mkdir(parents=True, exist_ok=True)
@@ -283,6 +283,22 @@ def test_the_start_shows_the_last_lines_and_how_it_went(webui: NotebookUI, monke
     )
     with pytest.raises(WebUICrashed):
         cells.share_ui(TunnelConfig(), webui)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("a1111", "its model is loading"), *((key, "loaded with the first image") for key in ("forge-neo", "comfyui"))],
+)
+def test_a_web_ui_that_loads_no_model_at_its_start_is_not_said_to(
+    webui: NotebookUI, key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(cells.StartView, "display", lambda self: shown.append(self))
+    started = FakeUI(webui, key)
+    started.model_loaded = None
+    monkeypatch.setattr(cells, "launch", lambda _config, **_more: started)
+    cells.start_ui(LaunchConfig(folder=webui.program, store=str(webui.store)), webui)
+    assert said in shown[0]._message.value
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), WebUIError("Port 7860 is in use.", "Choose another one.")])

@@ -312,6 +312,9 @@ def test_a_model_of_other_widths_is_linked_and_warned_about(
     with_yaml.with_suffix(".yaml").write_text("model: x")
     place_model(str(with_yaml), A1111, places)
     assert "channels" not in caplog.text, "a .yaml beside it says how it is built"
+    place_model(str(with_yaml), FORGE, find_places(FORGE, folder=str(tmp_path / "forge"), store=str(tmp_path / "kept")))
+    assert f"{FORGE.title} will refuse" in caplog.text, "which other web UIs do not read"
+    caplog.clear()
     shapes = {**table.original("sd15", "F16")}
     fact = type(next(iter(shapes.values()))[0])
     shapes["model.diffusion_model.input_blocks.0.0.weight"] = fact("F16", (320, 4, 3, 3)), bytes(320 * 4 * 9 * 2)

@@ -160,10 +160,10 @@ def _memory_flags(ui: WebUI, base: str, machine: Machine, vram: str) -> tuple[li
         rule for rule in _RULES if rule.ui == ui.key and base in rule.families and machine.gpu_gib < rule.below_gib
     )
     flags = list(rule.flags)
-    reasons = [f"{machine.name} has {machine.gpu_gib:.0f} GiB, for {base}: {rule.reason}."]
+    reasons = [f"{machine.name} has {machine.gpu_gib:.1f} GiB, for {base}: {rule.reason}."]
     if ui.key == "a1111" and base == "sdxl" and machine.host_gib < 16 and machine.gpu_gib >= 11.5:
         flags.append("--lowram")
-        reasons.append(f"The machine has {machine.host_gib:.0f} GiB of RAM: weights are read straight to the GPU.")
+        reasons.append(f"The machine has {machine.host_gib:.1f} GiB of RAM: weights are read straight to the GPU.")
     return flags, reasons
 
 

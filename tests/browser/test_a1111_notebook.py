@@ -110,7 +110,7 @@ def choose_models(lab: Lab, *, page_saved_as_model: Path) -> None:
     run(lab, "4b")
     assert "page.safetensors is a web page, not a model" in lab.output("4b")
     assert "Writing" not in lab.output("4b"), "nothing is made before everything was looked at"
-    fill(lab, "4a", {"lora": "session zib: zib-lora.safetensors"})
+    fill(lab, "4a", {"lora": "session zib: lora.safetensors"})
     run(lab, "4b")
     said = lab.output("4b")
     lab.shoot("4b-models", "4b")

@@ -185,7 +185,8 @@ def start_ui(config: LaunchConfig, webui: NotebookUI) -> PageView[Page] | None:
     webui.ui = webui.running.ui
     note_run(webui.running, start=asked)
     running = webui.running
-    model = {True: "its model is loaded", False: "but it refused the model: see above", None: "its model is loading"}
+    waits = "its model is loading" if running.ui.loaded else "its model is loaded with the first image"
+    model = {True: "its model is loaded", False: "but it refused the model: see above", None: waits}
     how = f"{running.ui.title} answers after {running.seconds:.0f} s; {model[running.model_loaded]}."
     view.end(how, good=running.model_loaded is not False)
     return None

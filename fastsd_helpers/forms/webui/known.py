@@ -45,8 +45,7 @@ def known_start_models(session: "Session | None" = None) -> Entries:
 def known_files(session: "Session | None", kind: str) -> Entries:
     """Files of a kind: of the store, of the registry for this web UI, and the LoRAs that DreamBooth sessions made."""
     made = [(name, path) for name, path in _made_by_sessions() if _is_lora(path)] if kind == "lora" else []
-    sessions = [(f"session {name}: {path.name}", str(path)) for name, path in made]
-    return [("none", ""), *_of_store(session, kind), *sessions, *_of_registry(session, kind)]
+    return [("none", ""), *_of_store(session, kind), *_of_sessions(made), *_of_registry(session, kind)]
 
 
 def known_controlnets(session: "Session | None" = None) -> Entries:
@@ -84,7 +83,12 @@ def known_model_files(session: "Session | None" = None) -> Entries:
     for kind, _name in ui.folders:
         folder = store_folder(places, ui, kind)
         entries += [(f"{kind}: {name}", str(folder / name)) for name in _files(folder)]
-    return [*entries, *((f"session {name}: {path.name}", str(path)) for name, path in _made_by_sessions())]
+    return [*entries, *_of_sessions(_made_by_sessions())]
+
+
+def _of_sessions(made: "Iterable[tuple[str, Path]]") -> Entries:
+    """What sessions have made; a file that is called after its session says the name once, for names may be long."""
+    return [(f"session {name}: {path.name.removeprefix(f'{name}-')}", str(path)) for name, path in made]
 
 
 def _base_models(session: "Session | None") -> Entries:

@@ -54,6 +54,7 @@ height:auto;width:auto}
 .fastsd .fastsd-wide .fastsd-input{flex:1 1 100%;width:100%}
 @container (max-width:640px){.fastsd .fastsd-wide .widget-inline-hbox>.widget-label{flex-basis:100%}}
 .fastsd .fastsd-wide .fastsd-input select{flex:1 1 260px;width:260px}
+.fastsd .fastsd-input select:not([size]){text-overflow:ellipsis}
 .fastsd .fastsd-more .widget-label{font-weight:400!important}
 .fastsd .fastsd-help{flex:1 1 260px;width:260px;opacity:.85;margin-top:4px}
 .fastsd .fastsd-below{flex:1 0 100%;width:100%;margin:0}

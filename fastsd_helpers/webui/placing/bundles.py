@@ -165,9 +165,9 @@ def _reason_of_t5(text: ModelSpec, large: ModelSpec, t5: str, machine: Machine) 
     if t5 != "auto":
         return f"T5: {t5} was asked for ({_gb(text)})."
     if text.key == large.key:
-        return f"T5: fp16 ({_gb(text)}), which fits into {machine.host_gib:.0f} GiB of RAM; --t5 fp8 takes half."
+        return f"T5: fp16 ({_gb(text)}), which fits into {machine.host_gib:.1f} GiB of RAM; --t5 fp8 takes half."
     return (
-        f"T5: fp8 ({_gb(text)}); {machine.host_gib:.0f} GiB of RAM do not hold fp16 ({_gb(large)}) with the rest. "
+        f"T5: fp8 ({_gb(text)}); {machine.host_gib:.1f} GiB of RAM do not hold fp16 ({_gb(large)}) with the rest. "
         "--t5 fp16 uses it anyway."
     )
 

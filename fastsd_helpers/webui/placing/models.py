@@ -304,7 +304,9 @@ def _say_what_is_missing(model: PlacedModel, ui: WebUI, places: Places) -> None:
 
 def _warn_of_shape(path: Path, ui: WebUI) -> None:
     """Say that a model of other widths, like the embedded one, is for the playground alone."""
-    if path.suffix.lower() != ".safetensors" or path.with_suffix(".yaml").is_file():
+    # AUTOMATIC1111 alone reads a description of other widths from the file next to it.
+    described = ui.key == "a1111" and path.with_suffix(".yaml").is_file()
+    if path.suffix.lower() != ".safetensors" or described:
         return
     try:
         source = sources.open_file(path)
