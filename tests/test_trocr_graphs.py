@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import pytest
 from closeness import assert_close_to, assert_same_lines, written
@@ -123,6 +125,35 @@ if sys.argv[1] == "False":
     command = [sys.executable, "-c", script, str(loaded_before)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_reports_are_left_out_while_other_threads_import_and_leave_them_out_too(monkeypatch):
+    real = ModuleType("openvino_telemetry")
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", real)
+    done = threading.Event()
+
+    def imports():
+        while not done.is_set():
+            names = [f"imported_{threading.get_ident()}_{number}" for number in range(200)]
+            sys.modules.update(dict.fromkeys(names, real))
+            for name in names:
+                del sys.modules[name]
+
+    def leaves_out(_number):
+        for _ in range(300):
+            with graphs._without_reports():
+                assert sys.modules["openvino_telemetry"] is None
+        return True
+
+    other = threading.Thread(target=imports)
+    other.start()
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert all(pool.map(leaves_out, range(3)))
+    finally:
+        done.set()
+        other.join()
+    assert sys.modules["openvino_telemetry"] is real
 
 
 @pytest.mark.numeric

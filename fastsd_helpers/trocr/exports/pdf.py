@@ -42,6 +42,8 @@ def searchable_pdf(source: Path, records: Sequence[PageRecord]) -> bytes:
                 made = font.make(document)
                 for page, content in written:
                     _put_under(document, page, made, content)
+            if source.suffix.lower() != ".pdf" and "/ID" in document.trailer:
+                del document.trailer["/ID"]  # img2pdf makes one of the clock
             out = io.BytesIO()
             document.save(out, deterministic_id=not document.is_encrypted)
             return out.getvalue()

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = ["Encoded", "GraphEngine", "int8_engine", "write_graphs"]
 logger = logging.getLogger("fastsd_helpers")
 
 _VERSION = 3  # of the two graphs' inputs and outputs
+_one_at_a_time = threading.RLock()  # what the two packages see in sys.modules holds for the whole process
 
 
 @contextlib.contextmanager
@@ -46,25 +48,26 @@ def _without_reports() -> Iterator[None]:
     Left alone, every conversion would be reported to its maker, without a question.
     """
     name = "openvino_telemetry"
-    before = sys.modules.get(name)
     modules: dict[str, Any] = sys.modules
-    modules[name] = None  # makes `import openvino_telemetry` an ImportError
-    # What was imported before holds the real one under the name `tm`.
-    loaded = [module for key, module in modules.items() if key.startswith("openvino.tools.ovc") and module]
-    changed = [module for module in loaded if before is not None and getattr(module, "tm", None) is before]
-    try:
-        if changed:
-            stub = importlib.import_module("openvino.tools.ovc.telemetry_stub")
+    with _one_at_a_time:
+        before = modules.get(name)
+        modules[name] = None  # makes `import openvino_telemetry` an ImportError
+        # What was imported before holds the real one under the name `tm`. A copy is read: other threads import.
+        loaded = [module for key, module in modules.copy().items() if key.startswith("openvino.tools.ovc") and module]
+        changed = [module for module in loaded if before is not None and getattr(module, "tm", None) is before]
+        try:
+            if changed:
+                stub = importlib.import_module("openvino.tools.ovc.telemetry_stub")
+                for module in changed:
+                    module.tm = stub
+            yield
+        finally:
             for module in changed:
-                module.tm = stub
-        yield
-    finally:
-        for module in changed:
-            module.tm = before
-        if before is None:
-            del modules[name]
-        else:
-            modules[name] = before
+                module.tm = before
+            if before is None:
+                del modules[name]
+            else:
+                modules[name] = before
 
 
 @contextlib.contextmanager
