@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from fastsd_helpers.trocr.language.ngram import learn_characters
+from fastsd_helpers.trocr.language.ngram import folded, learn_characters
 
 np = pytest.importorskip("numpy")
 
@@ -18,7 +18,7 @@ class WrittenOut:
     """Interpolated Witten-Bell by its definition, over dictionaries of strings."""
 
     def __init__(self, text, order):
-        text = " ".join(text.split()) + " "
+        text = folded(" ".join(text.split())) + " "
         self.letters = set(text)
         self.order = min(order, len(text))
         circle = text * 2 if len(text) >= order else text * (order + 1)
@@ -39,7 +39,8 @@ class WrittenOut:
 
     def score(self, before, text):
         total = 0.0
-        for letter in text:
+        before = folded(before)
+        for letter in folded(text):
             total += math.log(self.probability(letter, before[1 - self.order :] if self.order > 1 else ""))
             before += letter
         return total

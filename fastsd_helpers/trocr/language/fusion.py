@@ -28,21 +28,13 @@ class Fusion:
 
     Args:
         pieces: what each token writes, as `pieces_of` gives it. ends: ids that end a line.
-        weight, bonus: left alone, the model's own.
+        weights: (weight, bonus); the model has them for either search.
     """
 
     def __init__(
-        self,
-        model: CharacterModel,
-        pieces: Sequence[bytes],
-        ends: Sequence[int],
-        *,
-        weight: float | None = None,
-        bonus: float | None = None,
+        self, model: CharacterModel, pieces: Sequence[bytes], ends: Sequence[int], weights: tuple[float, float]
     ) -> None:
-        self.model = model
-        self.weight = model.weight if weight is None else weight
-        self.bonus = model.bonus if bonus is None else bonus
+        self.model, (self.weight, self.bonus) = model, weights
         self._pieces, self._ends = pieces, frozenset(ends)
         self._known: dict[tuple[Written, int], tuple[float, Written]] = {}
 

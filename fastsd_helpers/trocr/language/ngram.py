@@ -3,7 +3,8 @@
 Interpolated Witten-Bell: with C(h) times that the context h was seen, T(h) different characters after it, and h' the
 context without its first character, P(c|h) = (C(hc) + T(h) P(c|h')) / (C(h) + T(h)); below the shortest context all
 characters, and one for those never seen, are equally likely. It has no settings and holds for texts of any length,
-where Kneser-Ney's discounts need counts of one and two that few characters have.
+where Kneser-Ney's discounts need counts of one and two that few characters have. Letters count without their case and
+digits as one digit: which it is, the reader sees, and other texts say little about.
 Source: Witten and Bell 1991 (IEEE Transactions on Information Theory 37:4); Chen and Goodman 1998, section 2.5.
 """
 
@@ -22,7 +23,7 @@ from fastsd_helpers.files import file_errors, write_atomic
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ORDER", "CharacterModel", "learn_characters", "open_characters"]
+__all__ = ["ORDER", "CharacterModel", "folded", "learn_characters", "open_characters"]
 
 ORDER = 6
 _FORMAT = "fastsd character n-gram"
@@ -43,7 +44,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class CharacterModel:
-    """Counts of n-grams, and what follows from them.
+    """Counts of n-grams, and what follows from them; every text is `folded` first.
 
     A line break is a blank, for lines of handwriting begin and end at any word; the text is taken for a circle, so that
     every character has one before it. The key of an n-gram has the number of each of its characters (1 to
@@ -51,7 +52,8 @@ class CharacterModel:
 
     Attributes:
         alphabet: the characters seen. order: length of the n-grams. keys, counts: int64, of the longest ones, sorted.
-        weight, bonus: how much its log-probabilities, and each character written, count beside the reader's own.
+        greedy, beams: (weight, bonus) with either search: how much its log-probabilities, and each character written,
+            count beside the reader's own; (0, 0) where it does not help.
         about: what it was learned from, and what it gains; for people.
     """
 
@@ -59,8 +61,8 @@ class CharacterModel:
     order: int
     keys: "np.ndarray"
     counts: "np.ndarray"
-    weight: float = 0.0
-    bonus: float = 0.0
+    greedy: tuple[float, float] = (0.0, 0.0)
+    beams: tuple[float, float] = (0.1, 0.05)
     normal_form: Literal["NFC", "NFD", "none"] = "NFC"
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class CharacterModel:
         for place, (before, text) in enumerate(pairs):
             context = before[1 - self.order :] if self.order > 1 else ""
             numbers = [0] * (self.order - 1 - len(context))
-            numbers += [self._numbers.get(letter, 0) for letter in context + text]
+            numbers += [self._numbers.get(letter, 0) for letter in folded(context + text)]
             for at in range(len(text)):
                 windows.append(numbers[at : at + self.order])
                 owners.append(place)
@@ -139,7 +141,7 @@ class CharacterModel:
     @property
     def digest(self) -> str:
         """What tells it from another one, with other weights too."""
-        told = repr((self.alphabet, self.order, self.weight, self.bonus, self.normal_form)).encode()
+        told = repr((self.alphabet, self.order, self.greedy, self.beams, self.normal_form)).encode()
         return hashlib.sha256(told + self.keys.tobytes() + self.counts.tobytes()).hexdigest()[:16]
 
     def save(self, path: Path) -> Path:
@@ -150,13 +152,19 @@ class CharacterModel:
 
         told = {
             "format": _FORMAT, "version": _VERSION, "alphabet": self.alphabet, "order": self.order,
-            "weight": self.weight, "bonus": self.bonus, "normal_form": self.normal_form, "about": self.about,
+            "greedy": self.greedy, "beams": self.beams, "normal_form": self.normal_form, "about": self.about,
         }  # fmt: skip
         kept = {"keys": self.keys, "counts": self.counts.astype(np.uint32)}
         with file_errors(path.parent, "write to"):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(kept, {"language": json.dumps(told)}))
         return path
+
+
+def folded(text: str) -> str:
+    """The text in small letters, with 0 for every digit: as many characters as before."""
+    small = ((letter, letter.lower()) for letter in text)
+    return "".join("0" if letter.isdecimal() else low if len(low) == 1 else letter for letter, low in small)
 
 
 def _bits_of(alphabet: str) -> int:
@@ -180,7 +188,7 @@ def learn_characters(
     kept, length, most = [], 0, _MOST_CHARACTERS
     for text in texts:
         words = " ".join(text.split())
-        words = words if normal_form == "none" else unicodedata.normalize(normal_form, words)
+        words = folded(words if normal_form == "none" else unicodedata.normalize(normal_form, words))
         if words and length < most:
             kept.append(words)
             length += len(words) + 1
@@ -225,13 +233,18 @@ def open_characters(path: Path) -> CharacterModel:
                 )
             keys, counts = opened.get_tensor("keys"), opened.get_tensor("counts").astype(np.int64)
         model = CharacterModel(
-            told["alphabet"], int(told["order"]), keys, counts, float(told["weight"]), float(told["bonus"]),
+            told["alphabet"], int(told["order"]), keys, counts, _pair(told["greedy"]), _pair(told["beams"]),
             told["normal_form"], dict(told["about"]),
         )  # fmt: skip
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as err:
         raise ModelError(f"{path} is damaged or no language model: {err}.", hint) from err
     _require_sound(model, path, hint)
     return model
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    weight, bonus = values
+    return float(weight), float(bonus)
 
 
 def _require_sound(model: CharacterModel, path: Path, hint: str) -> None:
@@ -250,8 +263,7 @@ def _require_sound(model: CharacterModel, path: Path, hint: str) -> None:
         and bool((counts > 0).all())
         and int(keys[0]) >> bits * (model.order - 1) >= 1
         and int(keys[-1]) >> bits * model.order == 0
-        and 0 <= model.weight <= 10
-        and -10 <= model.bonus <= 10
+        and all(0 <= weight <= 10 and -10 <= bonus <= 10 for weight, bonus in (model.greedy, model.beams))
     )
     if not sound:
         raise ModelError(f"{path} is damaged: its counts do not fit together.", hint)

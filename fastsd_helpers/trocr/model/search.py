@@ -186,8 +186,9 @@ def beam_search(
 ) -> list[Found]:
     """Keep the `beams` likeliest beginnings of every line; the best by mean log-probability wins.
 
-    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False), and so it
-    is with a language, over the sums of both. The others that were finished, `beams` in all, are kept as `others`.
+    The rule for stopping and for ranking is transformers' default (length_penalty 1, early_stopping False); with
+    a language it is the best sum, in which its bonus for length stands for the mean (length_penalty 0). The others that
+    were finished, `beams` in all, are kept as `others`.
     Source: transformers, generation/utils.py `_beam_search`; here finished lines leave the batch.
     """
     import torch
@@ -205,6 +206,10 @@ def beam_search(
     finished: list[list[tuple[float, Found]]] = [[] for _ in range(count)]
     tokens = torch.full((count, beams), limits.start)
     written = [[language.begin() for _ in range(beams)] for _ in range(count)] if language else []
+
+    def lengths(step: int) -> int:
+        return 1 if language else step + 1
+
     for step in range(steps):
         log_probs = _without(banned, engine.step(state, tokens)).log_softmax(dim=-1).to("cpu")
         if step < limits.min_new_tokens:
@@ -225,14 +230,14 @@ def beam_search(
         for row, candidate in (ends[:, :beams]).nonzero().tolist():
             ended = bool(torch.isin(token[row, candidate], eos))
             line = Found(history[row, candidate].tolist(), history_logs[row, candidate].tolist(), ended)
-            _rank(finished[int(places[row])], float(sums[row, candidate]) / (step + 1), line, beams)
+            _rank(finished[int(places[row])], float(sums[row, candidate]) / lengths(step), line, beams)
         if last:
             break
         sums = sums + ends * -1.0e9
         scores, chosen = sums.topk(beams)
         running, running_logs = _pick(history, chosen), _pick(history_logs, chosen)
         came_from = parent.gather(1, chosen)
-        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], step + 1)]
+        alive = [row for row in range(rows) if not _is_settled(finished[int(places[row])], scores[row], lengths(step))]
         if not alive:
             break
         if len(alive) < rows:

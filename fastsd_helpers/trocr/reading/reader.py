@@ -196,7 +196,7 @@ class Reader:
         if allowed_characters:
             size = self.checkpoint.config["decoder"].get("vocab_size", len(self.checkpoint.tokenizer))
             self._banned = banned_tokens(self.checkpoint.tokenizer, size, allowed_characters, self.limits.eos)
-        self.language = _open_language(language, self.checkpoint, self.limits.eos)
+        self.language = _open_language(language, self.checkpoint, self.limits.eos, self.settings.beam_width)
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
@@ -383,8 +383,10 @@ class Reader:
         return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
 
 
-def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint, ends: tuple[int, ...]) -> Fusion | None:
-    """The language model that lines are read with; None for none."""
+def _open_language(
+    wanted: str | Path | CharacterModel, checkpoint: Checkpoint, ends: tuple[int, ...], beams: int
+) -> Fusion | None:
+    """The language model that lines are read with; None for none, also where it does not help with this search."""
     if isinstance(wanted, CharacterModel):
         model = wanted
     else:
@@ -399,8 +401,13 @@ def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint, 
                 fields={"language": f"there is no file {path}"},
             )
         model = open_characters(path)
+    weights = model.beams if beams > 1 else model.greedy
+    if not weights[0]:
+        logger.info("The language model is not used: it does not help with %s.",
+                    "a beam search" if beams > 1 else "greedy decoding; see --beams 4")  # fmt: skip
+        return None
     size = checkpoint.config["decoder"].get("vocab_size", len(checkpoint.tokenizer))
-    return Fusion(model, pieces_of(checkpoint.tokenizer, size), ends)
+    return Fusion(model, pieces_of(checkpoint.tokenizer, size), ends, weights)
 
 
 def _make_engine(checkpoint: Checkpoint) -> Any:
