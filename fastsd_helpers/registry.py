@@ -299,8 +299,8 @@ def _native_px(folder: Path) -> int | None:
 # ------------------------------------------------------------------------------------------------ resolution
 
 
-def check_resolution(spec: ModelSpec, px: int) -> list[str]:
-    """Check the side of the training images for a model.
+def check_resolution(spec: ModelSpec, px: int, *, setting: str = "resolution") -> list[str]:
+    """Check the side of the training images for a model; `setting` is the name of what it was given as.
 
     Returns:
         Warnings for a size that works but is not what the model was made for.
@@ -308,7 +308,7 @@ def check_resolution(spec: ModelSpec, px: int) -> list[str]:
     Raises:
         SettingsError: the size is out of range or not a multiple; the hint names the nearest sizes that work.
     """
-    what = f"resolution (--resolution) is {px}"
+    what = f"{setting} (--{setting}) {'is' if setting == 'resolution' else 'has'} {px}"
     if isinstance(px, bool) or not isinstance(px, int):
         raise SettingsError(
             f"resolution (--resolution) is {px!r}; it must be an integer.", _sizes(spec, spec.native_px)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastsd_helpers.images.faces import Face
 
-__all__ = ["CropBox", "crop_box", "find_saliency", "square_box"]
+__all__ = ["CropBox", "crop_box", "find_saliency", "square_box", "whole_box"]
 
 # "haar" is in the records of earlier versions, which found faces by OpenCV's cascades.
 Method = Literal["box", "yunet", "mtcnn", "haar", "saliency", "center", "none"]
@@ -80,6 +80,24 @@ def crop_box(
         return _square_from(width, height, abs(width - height) / 2, "center", middle)
     start = _best_start(_profile(saliency, width, height), width, height)
     return _square_from(width, height, start, "saliency", _centre_of_mass(saliency, width, height))
+
+
+def whole_box(image: "Image.Image", *, longest: float, face_model: Path | str | None = None) -> CropBox:
+    """The whole photo, with the place of its subject; of one longer than `longest` times its short side, that part.
+
+    Raises:
+        DatasetError: a face model was named and cannot be used.
+    """
+    width, height = image.size
+    square = crop_box(image, face_model=face_model)
+    # Along the long side the square is about the whole subject; across it only the subject's own place is known.
+    middle = ((square.left + square.right) / 2, (square.top + square.bottom) / 2)
+    focus = (middle[0], square.focus[1]) if width >= height else (square.focus[0], middle[1])
+    most = math.ceil(min(width, height) * longest)
+    kept_w, kept_h = min(width, most), min(height, most)
+    left = round(min(max(focus[0] - kept_w / 2, 0), width - kept_w))
+    top = round(min(max(focus[1] - kept_h / 2, 0), height - kept_h))
+    return CropBox(left, top, left + kept_w, top + kept_h, "none", focus)
 
 
 def square_box(box: Sequence[float], width: int, height: int) -> CropBox:

@@ -31,7 +31,7 @@ from fastsd_helpers.dreambooth.families import Framing, cover, family_named  # n
 from fastsd_helpers.dreambooth.results.learned import ExportConfig  # noqa: E402
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig, resolve_settings  # noqa: E402
 from fastsd_helpers.dreambooth.training.base_model import BaseModel  # noqa: E402
-from fastsd_helpers.dreambooth.training.cache import Latents, encode_images, encode_prompts  # noqa: E402
+from fastsd_helpers.dreambooth.training.cache import Latents, SortedLatents, encode_images, encode_prompts  # noqa: E402
 from fastsd_helpers.dreambooth.training.lora import count_lora, write_lora_file  # noqa: E402
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage  # noqa: E402
 from fastsd_helpers.errors import SettingsError  # noqa: E402
@@ -69,7 +69,7 @@ def open_studio(base: Path, **values) -> TrainingContext:
     generator = torch.Generator().manual_seed(3)
     mean, std = (torch.randn((2, 4, 8, 8), generator=generator) for _ in range(2))
     numbers = torch.tensor([[1365.0, 2047, 0, 257, 64, 64], [99, 130, 7, 0, 64, 64]])
-    context.latents = Latents(mean, std / 10, None, numbers)
+    context.latents = SortedLatents.one(Latents(mean, std / 10, None, numbers))
     context.prompts, context.prompt_of = ["a zib dog", "a zib dog runs"], [0, 1]
     return context
 
@@ -168,8 +168,8 @@ def test_prepared_photos_class_images_and_mirrored_ones_have_their_own_numbers(b
     assert load_dataset(session).train[0].framing == Framing.whole(200, 200)
     context = open_studio(bases["sdxl-short"])
     context.fill_caches(Dataset(images, images[1:]))
-    assert context.held_out.pictures[:, 3].tolist() == [0.0] * 8
-    assert context.held_out.pictures[:, 2].tolist() == [13.0] * 8
+    assert context.held_out[0].pictures[:, 3].tolist() == [0.0] * 8
+    assert context.held_out[0].pictures[:, 2].tolist() == [13.0] * 8
 
 
 # ----------------------------------------------------------------------------------------------------- the objective
