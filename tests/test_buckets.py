@@ -1,5 +1,6 @@
 """Aspect-ratio buckets: sizes, sorting, what is cut, what is said, and training on images of several shapes."""
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installed import require_installed
 from PIL import Image
 
 from fastsd_helpers.dreambooth import DreamBoothConfig
@@ -41,8 +43,8 @@ def test_sides_are_multiples_from_half_to_twice_the_resolution_and_the_area_is_a
         assert width % multiple == height % multiple == 0
         assert resolution / 2 <= min(width, height) <= max(width, height) <= 2 * resolution
         assert width * height <= resolution**2
-        longer = (max(width, height) + multiple) * min(width, height)
-        assert longer > resolution**2 or max(width, height) + multiple > 2 * resolution or width == height
+        grown = [(width + multiple, height), (width, height + multiple)]
+        assert any(w * h > resolution**2 or max(w, h) > 2 * resolution for w, h in grown), "as large as it may be"
 
 
 def test_the_sizes_of_1024_are_those_that_stable_diffusion_xl_was_trained_at():
@@ -91,7 +93,7 @@ def test_what_is_cut_off_is_read_back_exactly_from_images_that_hold_their_own_co
             resized = round(side * kept / (box[2 + axis] - box[axis]))  # the whole photo's side after the resize
             read = value * resized - place - 0.5
             assert numbers[3 - axis] == round(read)
-            assert abs(read - round(read)) < 0.02, "whole pixels of the resized photo are cut off"
+            assert abs(read - round(read)) < 0.1, "whole pixels of the resized photo are cut off"
             if axis == 0:
                 flipped = float(cut[:, ::-1][target[1] // 2, place])
                 assert mirrored[3] == round((1 - flipped) * resized - place - 0.5)
@@ -130,10 +132,10 @@ def test_every_image_is_once_in_a_bucket_of_each_resolution(tmp_path):
 
 
 def test_which_image_goes_where_and_what_is_cut_off_is_said(tmp_path):
-    images = [image_of(tmp_path / f"{name}.png", *shape) for name, shape in [("a", (96, 96)), ("b", (170, 96))]]
+    images = [image_of(tmp_path / f"{name}.png", *shape) for name, shape in [("a", (96, 96)), ("b", (150, 96))]]
     lines = bucket_lines(sort_into_buckets(images, (128,), 64), batch_size=2)
     assert lines[0].startswith("Aspect-ratio buckets: 1,")
-    assert lines[1] == "128 x 128 px, 2 images: a.png, b.png (cut off: 22% left, 22% right)."
+    assert lines[1] == "128 x 128 px, 2 images: a.png, b.png (cut off: 18% left, 18% right)."
     assert len(lines) == 2
     images.append(image_of(tmp_path / "c.png", 60, 180))
     lines = bucket_lines(sort_into_buckets(images, (128,), 64), sort_into_buckets(images[2:], (128,), 64), batch_size=2)
@@ -170,7 +172,7 @@ def test_crop_none_keeps_the_shape_with_the_area_of_the_size_and_squares_stay_sq
     assert any("3 of 4 images are not square: training sorts them" in note for note in result.notes)
 
 
-@pytest.mark.parametrize(("width", "height"), [(4000, 200), (200, 4000), (900, 200)])
+@pytest.mark.parametrize(("width", "height"), [(1500, 200), (200, 1500), (900, 200)])
 def test_of_a_photo_longer_than_any_bucket_the_part_around_its_subject_is_used_and_that_is_said(
     tmp_path, width, height
 ):
@@ -232,3 +234,140 @@ def test_resolutions_have_one_spelling_and_alone_the_resolution_is_trained():
     assert DreamBoothConfig(resolutions="1024,512", resolution=768).training_resolutions == (512, 1024)
     assert DreamBoothConfig(resolution=768).training_resolutions == (768,)
     assert DreamBoothConfig().training_resolutions == ()
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+SHAPES = {"a": (96, 96), "b": (60, 170), "c": (170, 60), "d": (50, 50)}
+
+
+@pytest.fixture
+def shapes_session(tmp_path):
+    """Four photos of three shapes, prepared whole at 128 px, and one of a fourth shape to be judged on."""
+    require_installed("diffusers")
+    for number, (name, size) in enumerate(SHAPES.items()):
+        write_noise(tmp_path / "photos" / f"{name}.png", *size, seed=number)
+        (tmp_path / "photos" / f"{name}.txt").write_text(f"a zib {name}")
+    write_noise(tmp_path / "judged" / "e.png", 40, 160, seed=9)
+    (tmp_path / "judged" / "e.txt").write_text("a zib e")
+    session = Session.create("dog", root=tmp_path / "sessions")
+    places = {"images": str(tmp_path / "photos"), "held_out": str(tmp_path / "judged")}
+    prepare(PrepareConfig(**places, size=128, crop="none"), session)
+    return session
+
+
+def open_studio(base: Path, session: Session, **values: Any) -> Any:
+    """A context whose caches are filled with the session's images."""
+    from dreambooth_runs import config_for
+
+    from fastsd_helpers.dreambooth.settings import resolve_settings
+    from fastsd_helpers.dreambooth.training.base_model import BaseModel
+    from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
+    from fastsd_helpers.dreambooth.training.stages import TrainingContext
+    from fastsd_helpers.runtime import Device
+
+    model = BaseModel.fetch(str(base))
+    device = Device(kind="cpu", name="test", memory_bytes=2**33, has_bf16=False)
+    config, _ = resolve_settings(config_for(base, **values), model.spec, device)
+    context = TrainingContext(model, config, device)
+    dataset = load_dataset(session)
+    others = ClassImages(session, context, dataset.train).fill(say=print, stopped=lambda: False)
+    context.fill_caches(dataset, others)
+    return context
+
+
+def test_a_batch_is_of_one_bucket_and_of_images_with_their_own_prompts(small_base, shapes_session):
+    import torch
+
+    from fastsd_helpers.dreambooth.training.cache import encode_images
+    from fastsd_helpers.dreambooth.training.randomness import draw_step
+
+    context = open_studio(small_base, shapes_session, resolutions="64,128", batch_size=2, flip=True)
+    images, vae = load_dataset(shapes_session).train, context.base.load("vae")
+    known, seen = {}, set()
+    for step in range(16):
+        batch = context.draw_batch("unet", step, 0)
+        shape = tuple(batch.latents.shape[2:])
+        assert batch.noise.shape == batch.latents.shape == (2, 4, *shape)
+        if shape not in known:
+            size = (shape[1] * 8, shape[0] * 8)
+            known[shape] = encode_images(context.family, vae, images, size, device="cpu", flip=True)
+        drawn = draw_step(
+            42,
+            "unet",
+            step,
+            batch_size=2,
+            images=context.latents.counts,
+            latent_shapes=context.latents.shapes,
+            flip=True,
+        )
+        rows = [context.latents.images[drawn.bucket][row] for row in drawn.images]
+        assert torch.equal(batch.latents, known[shape].draw(rows, drawn.flips, drawn.posterior_noise))
+        assert [images[row].prompt for row in rows] == [context.prompts[prompt] for prompt in batch.prompts]
+        seen |= {(images[row].prompt[-1], shape) for row in rows}
+    squares = {*itertools.product("abcd", [(8, 8)]), *itertools.product("ad", [(16, 16)])}
+    assert seen == {*squares, ("b", (24, 8)), ("c", (8, 24))}
+
+
+def test_held_out_images_are_judged_in_their_own_buckets(small_base, shapes_session):
+    context = open_studio(small_base, shapes_session, resolutions="64,128")
+    assert [tuple(bucket.latents.shape[1:]) for bucket in context.held_out] == [(4, 32, 8), (4, 8, 8)][::-1]
+    for bucket in context.held_out:
+        assert [context.prompts[prompt] for prompt in bucket.prompts] == ["a zib e"] * 8
+    noises = {bucket.noise.flatten()[0].item() for bucket in context.held_out}
+    assert len(noises) == 2, "each bucket has noise of its own"
+
+
+def test_class_images_have_the_photos_shapes_and_count_the_same_in_a_pass_of_their_own(
+    small_base, shapes_session, monkeypatch
+):
+    import torch
+
+    from fastsd_helpers.dreambooth.training import class_images
+    from fastsd_helpers.dreambooth.training.loss import training_loss
+    from fastsd_helpers.dreambooth.training.stages import open_stage
+
+    monkeypatch.setattr(class_images, "_STEPS", 1)
+    prior = {"class_prompt": "a dog", "class_images": 12, "prior_weight": 0.5}
+    context = open_studio(small_base, shapes_session, resolution=128, text_encoder_steps=0, **prior)
+    assert sorted(context.class_latents.shapes) == sorted(context.latents.shapes)
+    assert context.class_latents.counts == [4, 4, 4]
+    trainer = open_stage("unet", context, None)
+    batches = [context.draw_batch("unet", step, 0) for step in range(12)]
+    apart = [batch for batch in batches if batch.apart is not None]
+    assert apart
+    assert len(apart) < len(batches), "where both are of one size they share a pass"
+    for batch in (apart[0], next(batch for batch in batches if batch.apart is None)):
+        own = slice(0, 1)
+        parts = [(batch, own), (batch.apart, own) if batch.apart else (batch, slice(1, 2))]
+        losses = []
+        for part, rows in parts:
+            told = part.latents[rows], part.noise[rows], part.timesteps[rows]
+            losses.append(
+                training_loss(trainer.predict, context.objective, *told, trainer.text_for(part.prompts[rows]))
+            )
+        assert torch.allclose(trainer.loss_of(batch), losses[0] + 0.5 * losses[1], rtol=1e-5)
+
+
+def test_class_images_of_a_users_own_keep_their_shapes_where_the_photos_do(small_base, shapes_session, tmp_path):
+    for number, size in enumerate([(90, 90), (200, 70)]):
+        write_noise(tmp_path / "dogs" / f"{number}.png", *size, seed=20 + number)
+    prior = {"class_prompt": "a dog", "class_folder": str(tmp_path / "dogs"), "prior_weight": 1.0, "class_images": 2}
+    context = open_studio(small_base, shapes_session, resolution=128, **prior)
+    assert sorted(context.class_latents.shapes) == [(4, 8, 24), (4, 16, 16)]
+
+
+def test_a_run_with_several_resolutions_and_shapes_that_was_stopped_ends_with_the_same_weights(
+    small_base, shapes_session, no_fsync, monkeypatch
+):
+    from dreambooth_runs import config_for, draw_quickly, learned, same, train_in_pieces
+
+    from fastsd_helpers.dreambooth import train
+
+    draw_quickly(monkeypatch)
+    asked = config_for(small_base, resolutions="64,128", text_encoder_steps=0, unet_steps=5, accumulation=2)
+    train(asked, shapes_session)
+    whole = learned(shapes_session)
+    train_in_pieces(asked, shapes_session, [("unet", 2), ("unet", 4)], restart=True)
+    assert same(learned(shapes_session), whole)
