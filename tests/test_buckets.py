@@ -293,15 +293,8 @@ def test_a_batch_is_of_one_bucket_and_of_images_with_their_own_prompts(small_bas
         if shape not in known:
             size = (shape[1] * 8, shape[0] * 8)
             known[shape] = encode_images(context.family, vae, images, size, device="cpu", flip=True)
-        drawn = draw_step(
-            42,
-            "unet",
-            step,
-            batch_size=2,
-            images=context.latents.counts,
-            latent_shapes=context.latents.shapes,
-            flip=True,
-        )
+        counted = {"images": context.latents.counts, "latent_shapes": context.latents.shapes}
+        drawn = draw_step(42, "unet", step, batch_size=2, flip=True, **counted)
         rows = [context.latents.images[drawn.bucket][row] for row in drawn.images]
         assert torch.equal(batch.latents, known[shape].draw(rows, drawn.flips, drawn.posterior_noise))
         assert [images[row].prompt for row in rows] == [context.prompts[prompt] for prompt in batch.prompts]
