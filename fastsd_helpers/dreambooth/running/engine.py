@@ -190,7 +190,8 @@ class _Run:
         px, prompt = max(self.config.training_resolutions), self.config.instance_prompt
         advice = advise(session, self.start.dataset, resolution=px, instance_prompt=prompt, **tokens)
         self.class_images = ClassImages(session, self.context, self.start.dataset.train)
-        advice += self.class_images.check() + self._sort()
+        advice += self.class_images.check()
+        self._sort()
         for line in [*self.start.reasons, *advice, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
@@ -218,13 +219,13 @@ class _Run:
             lora=counts.lora(config.lora_rank) if counts else {},
         )
 
-    def _sort(self) -> list[str]:
-        """Sort the images into buckets, and say which goes where where that is not plain."""
+    def _sort(self) -> None:
+        """Sort the images into buckets; the plan says which goes where where that is not plain."""
         dataset, sort = self.start.dataset, self.context.sort
         train, held_out = sort(dataset.train), sort(dataset.held_out)
         records = [bucket.to_record() for bucket in train], [bucket.to_record(held_out=True) for bucket in held_out]
-        self.plan = replace(self.plan, buckets=(*records[0], *records[1]))
-        return bucket_lines(train, held_out, batch_size=self.config.batch_size)
+        lines = bucket_lines(train, held_out, batch_size=self.config.batch_size)
+        self.plan = replace(self.plan, buckets=(*records[0], *records[1]), bucket_lines=tuple(lines))
 
     def say(self, message: str, **rest: Any) -> None:
         """Tell the user one sentence."""

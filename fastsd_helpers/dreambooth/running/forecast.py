@@ -63,6 +63,7 @@ class Plan:
     bounded: bool = True  # what is kept and the one on its way have room together
     fits: bool = True  # and the finished file beside them
     buckets: tuple[dict[str, Any], ...] = ()  # which image is trained at which size, and what of it is cut off
+    bucket_lines: tuple[str, ...] = ()  # the same in words, where there is something to say
 
     @property
     def finish_bytes(self) -> int:
@@ -79,6 +80,7 @@ class Plan:
             f"The run writes {_gb(self.written_bytes)} in all, and takes at most {_gb(self.peak_bytes)} at a time; "
             f"{_gb(self.free_bytes)} are free.",
             *self._cost(),
+            *self.bucket_lines,
             *self.reasons,
             *self.saving_lines(),
         ]
