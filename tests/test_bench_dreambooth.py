@@ -25,12 +25,49 @@ def test_the_quarter_has_sd15s_blocks_at_a_quarter_of_its_widths(tmp_path) -> No
 
     from fastsd_helpers.registry import require_trainable
 
-    folder = make_model("quarter", tmp_path / "model")
+    folder = make_model("sd15", "quarter", tmp_path / "model")
     assert require_trainable(folder) == "sd15"
     unet = json.loads((folder / "unet" / "config.json").read_text())
     assert unet["block_out_channels"] == [80, 160, 320, 320]
     assert unet["cross_attention_dim"] == 192
     assert unet["block_out_channels"][0] // unet["attention_head_dim"] == 320 // 8  # the width of a head
+
+
+def test_a_part_of_sdxl_has_its_blocks_heads_and_depths_and_the_shares_of_its_widths(tmp_path) -> None:
+    import json
+
+    from fastsd_helpers.registry import require_trainable, spec_of
+
+    folder = make_model("sdxl", "sixteenth", tmp_path / "model")
+    assert require_trainable(folder) == "sdxl"
+    assert spec_of(str(folder), folder).prediction_type == "epsilon"
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    assert [width * 16 for width in unet["block_out_channels"]] == [320, 640, 1280]
+    assert (unet["transformer_layers_per_block"], unet["attention_head_dim"]) == ([1, 2, 10], [5, 10, 20])
+    widths = [
+        json.loads((folder / part / "config.json").read_text())["hidden_size"]
+        for part in ("text_encoder", "text_encoder_2")
+    ]
+    assert sum(widths) == unet["cross_attention_dim"] == 2048 // 16
+
+
+def test_a_model_of_another_family_is_refused_with_both_named() -> None:
+    with pytest.raises(SettingsError, match="The model demo is of the family sd15, not sdxl"):
+        Settings(family="sdxl", model="demo")
+    filled = Settings(family="sdxl").filled()
+    assert (filled.model, filled.resolution, filled.batch_size) == ("quarter", 512, 1)
+    assert (Settings().filled().model, Settings().filled().batch_size) == ("demo", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sdxls_three_loops_are_timed_and_only_ours_and_the_caching_one_encode_nothing_in_a_step() -> None:
+    report = measure(Settings(family="sdxl", model="sixteenth", steps=1, rounds=1, threads=1))
+    medians = report.data["medians"]
+    assert list(medians) == ["plain", "cached", "ours"]
+    assert report.data["ratio_cached"] == pytest.approx(medians["cached"]["step"] / medians["ours"]["step"])
+    assert medians["plain"]["split"]["vae"] > medians["cached"]["split"]["vae"]
+    assert medians["ours"]["split"]["vae"] == medians["plain"]["caches"] == 0 < medians["cached"]["caches"]
 
 
 @pytest.mark.slow
