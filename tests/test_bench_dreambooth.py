@@ -6,7 +6,9 @@ from installed import require_installed
 pytest.importorskip("torch")
 
 from fastsd_helpers.bench import BENCHMARKS, load_benchmark
-from fastsd_helpers.bench.dreambooth import Settings, make_model, measure
+from fastsd_helpers.bench.clock import Clock
+from fastsd_helpers.bench.dreambooth import Settings, loops_of, make_model, make_pictures, measure
+from fastsd_helpers.bench.dreambooth_sdxl import open_plain
 from fastsd_helpers.errors import SettingsError
 
 require_installed("diffusers")
@@ -55,19 +57,28 @@ def test_a_model_of_another_family_is_refused_with_both_named() -> None:
     with pytest.raises(SettingsError, match="The model demo is of the family sd15, not sdxl"):
         Settings(family="sdxl", model="demo")
     filled = Settings(family="sdxl").filled()
+    assert list(loops_of("sdxl")) == ["plain", "cached", "ours"]
     assert (filled.model, filled.resolution, filled.batch_size) == ("quarter", 512, 1)
     assert (Settings().filled().model, Settings().filled().batch_size) == ("demo", 4)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_sdxls_three_loops_are_timed_and_only_ours_and_the_caching_one_encode_nothing_in_a_step() -> None:
-    report = measure(Settings(family="sdxl", model="sixteenth", steps=1, rounds=1, threads=1))
-    medians = report.data["medians"]
-    assert list(medians) == ["plain", "cached", "ours"]
-    assert report.data["ratio_cached"] == pytest.approx(medians["cached"]["step"] / medians["ours"]["step"])
-    assert medians["plain"]["split"]["vae"] > medians["cached"]["split"]["vae"]
-    assert medians["ours"]["split"]["vae"] == medians["plain"]["caches"] == 0 < medians["cached"]["caches"]
+@pytest.mark.parametrize("keep", [False, True])
+def test_sdxls_plain_loop_encodes_an_image_at_every_step_or_each_once_before_the_first(keep, tmp_path, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    encoded = []
+    encode = diffusers.AutoencoderKL.encode
+    monkeypatch.setattr(
+        diffusers.AutoencoderKL, "encode", lambda *given, **how: encoded.append(1) or encode(*given, **how)
+    )
+    settings = Settings(family="sdxl", model="sixteenth").filled()
+    folder = make_model("sdxl", "sixteenth", tmp_path / "model")
+    pictures = make_pictures(tmp_path / "pictures", settings)
+    step, seconds = open_plain(settings, folder, pictures, Clock("cpu"), keep_latents=keep)
+    before = len(encoded)
+    for index in range(2):
+        step(index)
+    assert (before, len(encoded) - before) == ((len(pictures), 0) if keep else (0, 2))
+    assert (seconds > 0) is keep
 
 
 @pytest.mark.slow

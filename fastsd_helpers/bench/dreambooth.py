@@ -25,7 +25,7 @@ from fastsd_helpers.bench.dreambooth_settings import Settings
 from fastsd_helpers.errors import TrainingFailed
 from fastsd_helpers.runtime import describe_device, make_cpu_sums_repeatable, peak_memory_bytes, versions
 
-__all__ = ["Settings", "loops_of", "measure"]
+__all__ = ["Settings", "loops_of", "make_pictures", "measure"]
 
 _WARM_UP = 2
 
@@ -51,7 +51,7 @@ def measure(settings: Settings) -> Report:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(settings.family, settings.model, Path(folder) / "model")
-        pictures = _make_pictures(Path(folder) / "pictures", settings)
+        pictures = make_pictures(Path(folder) / "pictures", settings)
         for _ in range(settings.rounds):
             for name in names:
                 found[name].append(_in_own_process(name, settings, model, pictures))
@@ -101,7 +101,7 @@ def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- the rounds
 
 
-def _make_pictures(folder: Path, settings: Settings) -> list[Path]:
+def make_pictures(folder: Path, settings: Settings) -> list[Path]:
     import numpy as np
     from PIL import Image
 
