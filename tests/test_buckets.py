@@ -364,3 +364,21 @@ def test_a_run_with_several_resolutions_and_shapes_that_was_stopped_ends_with_th
     whole = learned(shapes_session)
     train_in_pieces(asked, shapes_session, [("unet", 2), ("unet", 4)], restart=True)
     assert same(learned(shapes_session), whole)
+
+
+def test_a_dry_run_counts_the_memory_of_the_largest_size_and_the_time_of_all(small_base, shapes_session):
+    from dreambooth_runs import config_for
+
+    from fastsd_helpers.dreambooth.running import dry_run, engine
+
+    def rehearsed(**values):
+        asked = config_for(small_base, text_encoder_steps=0, **values)
+        return engine.plan(asked, shapes_session, rehearse=True)
+
+    small, both = rehearsed(), rehearsed(resolutions="64,128")
+    assert both.memory_bytes["unet"] > 1.5 * small.memory_bytes["unet"]
+    assert both.minutes > 0
+    assert both.bucket_lines
+    assert set(both.bucket_lines) <= set(both.lines())
+    sizes = [(64, 64, 3), (128, 128, 1)]
+    assert dry_run._between(1.0, 4.0, sizes) == pytest.approx(1.75), "three of four images are small"
