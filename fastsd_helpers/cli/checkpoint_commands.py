@@ -12,6 +12,7 @@ from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, secti
 from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import count_in_words
 
 __all__ = ["add_checkpoints"]
 
@@ -77,7 +78,7 @@ def inspect(chosen: argparse.Namespace) -> Answer:
         "what": found.what,
         "family": found.family,
         "size": size_in_words(found.bytes),
-        "parameters": f"{found.parameters / 1e6:,.1f} million in {found.tensors:,} tensors",
+        "parameters": f"{count_in_words(found.parameters)} in {found.tensors:,} tensors",
         "formats": {name: size_in_words(count) for name, count in found.dtypes.items()},
         "parts": {name: size_in_words(count) for name, count in found.parts.items()},
         "predicts": f"{found.prediction or 'unknown'} ({found.prediction_source})" if found.prediction_source else None,
