@@ -188,7 +188,11 @@ def test_a_vae_gets_the_scaling_of_the_family_that_its_header_or_the_user_names(
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("vae", "0.13025: specify the family (--family sdxl)"), ("flux-ae", "1.5305")]
+    ("key", "words"),
+    [
+        ("vae", "2.x was written. SDXL's is 0.13025: specify the family (--family sdxl)"),
+        ("flux-ae", "and shift_factor 0.1159 of Flux.1 were written. Stable Diffusion 3's are 1.5305 and 0.0609"),
+    ],
 )
 def test_a_vae_that_says_nothing_is_converted_with_a_note_on_what_was_assumed(key, words, place):
     source = write(place / "in.safetensors", original(key))

@@ -142,12 +142,13 @@ def convert(
         ModelError: `src` is not a model that can be converted.
         VerificationFailed: with `verify`, what was written is not what it should be.
     """
-    from fastsd_helpers.checkpoints.lora_converter import convert_lora
-    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
-
     dst = Path(dst).expanduser()
     base = Path(base).expanduser() if base is not None else None
     given = _look(Path(src).expanduser(), dst, base, family, dtype)
+    # They need numpy, and only now are needed.
+    from fastsd_helpers.checkpoints.lora_converter import convert_lora
+    from fastsd_helpers.checkpoints.models.merge import Merging, open_adapters
+
     src = given.path
     if given.what == "lora":
         _refuse_merging(src, merge)

@@ -246,7 +246,8 @@ def scaling_unknown(layout: Family) -> str:
     return (
         f"The file does not say which family the VAE belongs to: scaling_factor {scaling}"
         + (f" and shift_factor {shift}" if shift else "")
-        + f" of {names[assumed]} {'were' if shift else 'was'} written. {names[others[0]]}'s is {other}"
+        + f" of {names[assumed]} {'were' if shift else 'was'} written. "
+        + f"{names[others[0]]}'s {'are' if other_shift else 'is'} {other}"
         + (f" and {other_shift}" if other_shift else "")
         + f": specify the family (--family {others[0]})."
     )
