@@ -24,21 +24,16 @@ from fastsd_helpers.checkpoints.lora.layers import Layer, open_lora, read_lora
 from fastsd_helpers.checkpoints.lora.layouts import LORA_FILE, LoraLayout, LoraModule
 from fastsd_helpers.checkpoints.lora.modules import Module, lora_modules
 from fastsd_helpers.checkpoints.lora.second_reader import SourceLayer, check_lora
-from fastsd_helpers.checkpoints.lora.strength import METADATA_KEY, exact_pattern
+from fastsd_helpers.checkpoints.lora.statements import METADATA_KEY, exact_pattern
 from fastsd_helpers.checkpoints.models.verifier import compare
 from fastsd_helpers.checkpoints.models.writer import CheckpointFile, refuse_existing, refuse_sources
+from fastsd_helpers.checkpoints.names.families import architecture_of
 from fastsd_helpers.errors import CheckpointError
 from fastsd_helpers.files import new_folder, placed, sha256_of
 
 __all__ = ["convert_lora", "write_kohya"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
-_ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1/lora",
-    "sd21": "stable-diffusion-v2-512/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "flux": "flux-1-dev/lora",
-}
 _NOTABLE_ROUNDING = 0.02
 
 Split = dict[tuple[str, str], Layer]  # (part, Diffusers path) -> layer
@@ -248,7 +243,7 @@ def _to_kohya(
         tensors[f"{module.kohya}.lora_up.weight"] = _stored(up, layer.dtype, dtype)
         tensors[f"{module.kohya}.alpha"] = _stored_number(alpha, alpha_dtype)
     return tensors, {
-        "modelspec.architecture": _ARCHITECTURES[family],
+        "modelspec.architecture": f"{architecture_of(family)}/lora",
         "modelspec.sai_model_spec": "1.0.1",
         "ss_base_model_version": _BASE_WORDS[family],
         "ss_network_alpha": f"{_usual(abs(layer.alpha) for _, layer in layers):g}",

@@ -24,6 +24,7 @@ from fastsd_helpers.forms.widgets.view import View, draw_notice, load_widgets, m
 from fastsd_helpers.forms.widgets.work_view import WorkView, wait_for
 from fastsd_helpers.options import Checked, option, words_of
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.wording import count_in_words
 
 __all__ = [
     "CaptionerConfig",
@@ -180,7 +181,7 @@ def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
     found = checkpoints.inspect(path, hashes=hashes, scan=scan)
     formats = ", ".join(f"{name} {size_in_words(count)}" for name, count in found.dtypes.items())
     lines = [
-        f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {found.parameters / 1e6:,.1f} million parameters in "
+        f"{path.name}: {found.what}, {size_in_words(found.bytes)}, {count_in_words(found.parameters)} parameters in "
         f"{found.tensors:,} tensors ({formats})."
     ]
     if found.prediction_source:
