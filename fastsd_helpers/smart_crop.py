@@ -61,6 +61,9 @@ def crop_box(
         method: "center" ignores the content.
         face_model: YuNet's ONNX file; else the one that the variable FASTSD_FACE_MODEL names; else MTCNN.
 
+    Returns:
+        The square, in pixels of the photo, and what decided it.
+
     Raises:
         DatasetError: a face model was named and cannot be used.
     """
@@ -109,6 +112,9 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
         box: left, top, right, bottom in pixels after EXIF rotation.
         width: the photo's size in pixels.
         height: the photo's size in pixels.
+
+    Returns:
+        The square, in pixels of the photo.
 
     Raises:
         DatasetError: not four numbers, empty, or reaching outside the photo.
