@@ -341,11 +341,12 @@ def _native_px(folder: Path) -> int | None:
 
 
 def check_resolution(spec: ModelSpec, px: int, *, setting: str = "resolution") -> list[str]:
-    """Check the side of the training images for a model; `setting` is the name of what it was given as.
+    """Check the side of the training images for a model.
 
     Args:
         spec: the model.
         px: the side in pixels.
+        setting: the name of what it was given as.
 
     Returns:
         Warnings for a size that works but is not what the model was made for.

@@ -86,7 +86,12 @@ def crop_box(
 
 
 def whole_box(image: "Image.Image", *, longest: float, face_model: Path | str | None = None) -> CropBox:
-    """The whole photo, with the place of its subject; of one longer than `longest` times its short side, that part.
+    """The whole photo, with the place of its subject; of a longer one the part around it.
+
+    Args:
+        image: the upright photo.
+        longest: the most that the long side may be, in short sides.
+        face_model: as in `crop_box`.
 
     Raises:
         DatasetError: a face model was named and cannot be used.
