@@ -23,10 +23,10 @@ from fastsd_helpers.files import bytes_in, size_in_words
 from fastsd_helpers.sessions import Session
 from fastsd_helpers.wording import label_of
 
-__all__ = ["add_dreambooth"]
+__all__ = ["add_commands"]
 
 
-def add_dreambooth(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the group `dreambooth` to the parser."""
     group = subcommands(
         commands.add_parser("dreambooth", help="DreamBooth: fine-tune Stable Diffusion on a subject from 5-30 photos")

@@ -26,7 +26,7 @@ from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
-__all__ = ["DEFAULT_READER", "add_trocr"]
+__all__ = ["DEFAULT_READER", "add_commands"]
 
 DEFAULT_READER = "trocr-base-handwritten"
 _GROUND_TRUTH = (
@@ -34,7 +34,7 @@ _GROUND_TRUTH = (
 )
 
 
-def add_trocr(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
     group = subcommands(
         commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")

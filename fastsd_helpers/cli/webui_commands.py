@@ -21,10 +21,10 @@ from fastsd_helpers.webui.placing.model_files import KINDS
 from fastsd_helpers.webui.running import circumstances, process
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
-__all__ = ["add_webui"]
+__all__ = ["add_commands"]
 
 
-def add_webui(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add `webui`, `tunnel` and `playground` to the parser; help and limits come from the settings classes."""
     group = subcommands(
         commands.add_parser("webui", help="install, start and share a web UI: AUTOMATIC1111, Forge Neo or ComfyUI")
