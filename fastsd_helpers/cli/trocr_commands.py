@@ -19,12 +19,14 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
+from fastsd_helpers.trocr.language.ngram import ORDER, learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
+from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
 
 __all__ = ["DEFAULT_READER", "add_commands"]
 
@@ -88,6 +90,7 @@ def add_commands(commands: Any) -> None:
     judging.add_argument(
         "--report", metavar="FILE.html", type=Path, help="also write an HTML report with the images of the worst lines"
     )
+    _add_align(judging)
     _add_model(judging)
     add_flags(judging, ReadConfig)
     embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
@@ -110,9 +113,33 @@ def _add_making(group: Any) -> None:
     tuning.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
     tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
     tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
+    _add_align(tuning)
+    tuning.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="more text of the kind that is to be read, for the language model: files or folders",
+    )
     tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
     _add_model(tuning)
     add_flags(tuning, FineTuneConfig)
+    learning = command(
+        group, "language", language, "make a language model (character n-gram) from texts, for read --language FILE"
+    )
+    learning.add_argument("--text", metavar="FILE", type=Path, nargs="+", required=True, help="text files or folders")
+    learning.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write, .safetensors")
+    learning.add_argument(
+        "--evaluate",
+        metavar="DATA",
+        help="ground truth to choose its weights on; nothing is written where it does not help (default: weights that "
+        "are safe with most texts)",
+    )
+    learning.add_argument(
+        "--order", type=int, default=ORDER, choices=range(2, 11), metavar="N", help="length of the n-grams (default: 6)"
+    )
+    _add_model(learning)
     shrinking = command(
         group, "quantize", quantize, "quantize a model to int8 for the CPU and measure the accuracy loss"
     )
@@ -131,6 +158,16 @@ def _add_making(group: Any) -> None:
     _add_model(sharing)
     add_flags(sharing, ServeConfig)
     add_link_flags(sharing)
+
+
+def _add_align(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--align",
+        metavar="TEXT",
+        type=Path,
+        help="DATA are images of whole pages, and this is their text, aligned to their lines by what --model reads: a "
+        "file for one page, or a folder with NAME.txt for each; lines it is unsure of are left out",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -274,8 +311,9 @@ def _draw_attention(reader: Any, images: list[str], folder: Path) -> list[Path]:
 def evaluate(chosen: argparse.Namespace) -> Answer:
     if chosen.report:
         files.check_writable(chosen.report.absolute().parent)
-    lines = dataset.read_lines(chosen.data)
+    lines = None if chosen.align else dataset.read_lines(chosen.data)
     reader = _open_reader(chosen)
+    lines = lines or dataset.align_lines(reader, chosen.data, chosen.align)
     began = time.monotonic()
     result = evaluation.evaluate(reader, lines, normal_form=chosen.normal_form, progress=_progress())
     seconds = time.monotonic() - began
@@ -309,22 +347,48 @@ def embed(chosen: argparse.Namespace) -> Answer:
 
 def finetune(chosen: argparse.Namespace) -> Answer:
     config = FineTuneConfig(**given_values(chosen, FineTuneConfig))
+    data: Any = chosen.data
+    if chosen.align:
+        data = dataset.align_lines(Reader(chosen.model), data, chosen.align, keep=chosen.out / "aligned.jsonl")
     # Whoever watches from a notebook reads what is noted.
     # Processes that train together must not end at different steps: there a signal ends them at once, as any program.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
         result = finetuning.finetune(
-            config, chosen.data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL), stop=stop,
+            config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
+            texts=chosen.text, stop=stop,
+            report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL),
         )  # fmt: skip
     told = {
         "CER": f"{_percent(result.cer_before)} before, {_percent(result.cer_after)} after",
         "lines": f"{result.train_lines} for training, {result.held_out_lines} for validation",
         "steps": progress.steps_in_words(result.steps, result.curve),
     }
+    for gain in (LanguageGain(**values) for values in result.language):
+        name, _colon, figures = gain.in_words().partition(": ")
+        told[f"language model, {name}"] = figures
     weights = sorted(result.path.glob("*.safetensors"))
     data = {**plain(result), "sha256": files.sha256_of(weights[0]) if weights else None}
     return Answer(data, [f"Finished: {result.path}", *pairs(told)])
+
+
+def language(chosen: argparse.Namespace) -> Answer:
+    files.check_writable(chosen.out.absolute().parent)
+    if chosen.out.is_dir():
+        raise SettingsError(f"{chosen.out} is a folder.", "Give --out a file's name that ends in .safetensors.")
+    model = learn_characters(texts_of(chosen.text), order=chosen.order)
+    told = {"characters": model.about["characters"], "n-grams": len(model.keys), "order": model.order}
+    gains: tuple[LanguageGain, ...] = ()
+    if chosen.evaluate:
+        model, gains = choose_weights(chosen.model, model, dataset.read_lines(chosen.evaluate))
+    told |= {name: figures for name, _colon, figures in (gain.in_words().partition(": ") for gain in gains)}
+    helps = not chosen.evaluate or any(gain.weight for gain in gains)
+    if helps:
+        model.save(chosen.out)
+    data = {**told, "gains": [plain(gain) for gain in gains], "path": chosen.out if helps else None}
+    data["sha256"] = files.sha256_of(chosen.out) if helps else None
+    line = f"Written: {chosen.out}" if helps else "Nothing was written: it does not lower the CER of these lines."
+    return Answer(data, [line, *pairs(told)])
 
 
 def quantize(chosen: argparse.Namespace) -> Answer:

@@ -52,8 +52,9 @@ class CharacterModel:
 
     Attributes:
         alphabet: the characters seen. order: length of the n-grams. keys, counts: int64, of the longest ones, sorted.
-        greedy, beams: (weight, bonus) with either search: how much its log-probabilities, and each character written,
-            count beside the reader's own; (0, 0) where it does not help.
+        greedy, beams: (weight, bonus) while a line is searched for, greedily or with beams: how much its
+            log-probabilities, and each character written, count beside the reader's own; (0, 0) where it does not help.
+        rescoring: the same for ranking the lines that a beam search ends with.
         about: what it was learned from, and what it gains; for people.
     """
 
@@ -62,7 +63,8 @@ class CharacterModel:
     keys: "np.ndarray"
     counts: "np.ndarray"
     greedy: tuple[float, float] = (0.0, 0.0)
-    beams: tuple[float, float] = (0.1, 0.05)
+    beams: tuple[float, float] = (0.0, 0.0)
+    rescoring: tuple[float, float] = (0.1, 0.05)
     normal_form: Literal["NFC", "NFD", "none"] = "NFC"
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -70,6 +72,11 @@ class CharacterModel:
     def bits(self) -> int:
         """Bits of a key that one character takes."""
         return _bits_of(self.alphabet)
+
+    @property
+    def weights(self) -> dict[str, tuple[float, float]]:
+        """Its (weight, bonus) of every way to use it."""
+        return {"greedy": self.greedy, "beams": self.beams, "rescoring": self.rescoring}
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -141,7 +148,7 @@ class CharacterModel:
     @property
     def digest(self) -> str:
         """What tells it from another one, with other weights too."""
-        told = repr((self.alphabet, self.order, self.greedy, self.beams, self.normal_form)).encode()
+        told = repr((self.alphabet, self.order, self.weights, self.normal_form)).encode()
         return hashlib.sha256(told + self.keys.tobytes() + self.counts.tobytes()).hexdigest()[:16]
 
     def save(self, path: Path) -> Path:
@@ -152,7 +159,7 @@ class CharacterModel:
 
         told = {
             "format": _FORMAT, "version": _VERSION, "alphabet": self.alphabet, "order": self.order,
-            "greedy": self.greedy, "beams": self.beams, "normal_form": self.normal_form, "about": self.about,
+            "weights": self.weights, "normal_form": self.normal_form, "about": self.about,
         }  # fmt: skip
         kept = {"keys": self.keys, "counts": self.counts.astype(np.uint32)}
         with file_errors(path.parent, "write to"):
@@ -233,9 +240,16 @@ def open_characters(path: Path) -> CharacterModel:
                 )
             keys, counts = opened.get_tensor("keys"), opened.get_tensor("counts").astype(np.int64)
         model = CharacterModel(
-            told["alphabet"], int(told["order"]), keys, counts, _pair(told["greedy"]), _pair(told["beams"]),
-            told["normal_form"], dict(told["about"]),
-        )  # fmt: skip
+            told["alphabet"],
+            int(told["order"]),
+            keys,
+            counts,
+            greedy=_pair(told["weights"]["greedy"]),
+            beams=_pair(told["weights"]["beams"]),
+            rescoring=_pair(told["weights"]["rescoring"]),
+            normal_form=told["normal_form"],
+            about=dict(told["about"]),
+        )
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as err:
         raise ModelError(f"{path} is damaged or no language model: {err}.", hint) from err
     _require_sound(model, path, hint)
@@ -263,7 +277,7 @@ def _require_sound(model: CharacterModel, path: Path, hint: str) -> None:
         and bool((counts > 0).all())
         and int(keys[0]) >> bits * (model.order - 1) >= 1
         and int(keys[-1]) >> bits * model.order == 0
-        and all(0 <= weight <= 10 and -10 <= bonus <= 10 for weight, bonus in (model.greedy, model.beams))
+        and all(0 <= weight <= 10 and -10 <= bonus <= 10 for weight, bonus in model.weights.values())
     )
     if not sound:
         raise ModelError(f"{path} is damaged: its counts do not fit together.", hint)

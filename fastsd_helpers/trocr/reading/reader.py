@@ -197,13 +197,30 @@ class Reader:
         if allowed_characters:
             size = self.checkpoint.config["decoder"].get("vocab_size", len(self.checkpoint.tokenizer))
             self._banned = banned_tokens(self.checkpoint.tokenizer, size, allowed_characters, self.limits.eos)
-        self.language = _open_language(language, self.checkpoint, self.limits.eos, self.settings.beam_width)
+        # What lines are read with: nothing, or a language model; it helps to search, or to choose from what was found.
+        self.language = _open_language(language, self.checkpoint)
+        self._fusion = self._make_fusion()
         on_gpu = self.checkpoint.device == "cuda"
         self.batch_size = batch_size or (_BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU)
         self._pieces: dict[int, str] = {}
         # Whether lines say where the reader looked; set by what writes the places of words.
         self.watches = False
         logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
+
+    def _make_fusion(self) -> Fusion | None:
+        """The language model beside the search; None where there is none, or where it does not help there."""
+        if self.language is None:
+            return None
+        beams = self.settings.beam_width > 1
+        weights = self.language.beams if beams else self.language.greedy
+        if not weights[0]:
+            if not (beams and self.language.rescoring[0]):
+                logger.info("The language model is not used: it does not help with %s.",
+                            "a beam search" if beams else "greedy decoding; see --beams 4")  # fmt: skip
+            return None
+        tokenizer = self.checkpoint.tokenizer
+        size = self.checkpoint.config["decoder"].get("vocab_size", len(tokenizer))
+        return Fusion(self.language, pieces_of(tokenizer, size), self.limits.eos, weights)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -279,9 +296,11 @@ class Reader:
 
     def _search(self, hidden: Any) -> list[Found]:
         guard = self.settings.loop_guard
-        chosen: dict[str, Any] = {"banned": self._banned, "language": self.language}
+        chosen: dict[str, Any] = {"banned": self._banned, "language": self._fusion}
         if self.settings.beam_width > 1:
             found = beam_search(self.engine, hidden, self.limits, self.settings.beam_width, **chosen)
+            if self.language is not None and self.language.rescoring[0]:
+                found = [self._best_of(line, self.language) for line in found]
             for line in found:
                 line.looped = guard and not line.ended and find_loop(line.ids) is not None
         else:
@@ -297,25 +316,39 @@ class Reader:
     def _to_line(self, name: str, found: Found) -> Line:
         import math
 
-        tokenizer = self.checkpoint.tokenizer
         ids = found.ids[:-1] if found.ended else found.ids
         tokens = tuple(
             Token(token, self._piece(token), math.exp(log)) for token, log in zip(ids, found.log_probs, strict=False)
         )
         notes = (("looped",) if found.looped else ()) + (() if found.ended else ("cut",))
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._text(found)
         centres = tuple(self._centre(places) for places in found.seen[: len(ids)]) if found.seen else None
         others = self._alternatives(text, found) if self.settings.n_best > 1 else ()
         return Line(
             text, math.exp(found.mean_log_prob), tokens, name=name, notes=notes, centres=centres, alternatives=others
         )
 
+    def _best_of(self, found: Found, language: CharacterModel) -> Found:
+        """The likeliest of the lines that a search ended with, as reader and language model see them together."""
+        weight, bonus = language.rescoring
+        scored = []
+        for line in (found, *found.others):
+            text = self._text(line)
+            scored.append((sum(line.log_probs) + weight * language.log_prob(text) + bonus * len(text), line))
+        scored.sort(key=lambda item: -item[0])
+        best, *others = (line for _score, line in scored)
+        return replace(best, others=tuple(others))
+
+    def _text(self, found: Found) -> str:
+        ids = found.ids[:-1] if found.ended else found.ids
+        text: str = self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def _alternatives(self, text: str, found: Found) -> tuple[Alternative, ...]:
         """The texts that were found, each once: several rows of tokens may write the same."""
         known = {text: sum(found.log_probs)}
         for other in found.others:
-            ids = other.ids[:-1] if other.ended else other.ids
-            known.setdefault(self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True), sum(other.log_probs))
+            known.setdefault(self._text(other), sum(other.log_probs))
         return tuple(Alternative(*item) for item in list(known.items())[: self.settings.n_best])
 
     def _centre(self, places: Any) -> float:
@@ -398,31 +431,20 @@ class Reader:
         return self.checkpoint.pixels.height // down, self.checkpoint.pixels.width // across
 
 
-def _open_language(
-    wanted: str | Path | CharacterModel, checkpoint: Checkpoint, ends: tuple[int, ...], beams: int
-) -> Fusion | None:
-    """The language model that lines are read with; None for none, also where it does not help with this search."""
+def _open_language(wanted: str | Path | CharacterModel, checkpoint: Checkpoint) -> CharacterModel | None:
     if isinstance(wanted, CharacterModel):
-        model = wanted
-    else:
-        own = checkpoint.folder / LANGUAGE
-        if wanted == "none" or (wanted == "auto" and not own.is_file()):
-            return None
-        path = own if wanted == "auto" else Path(wanted).expanduser()
-        if not path.is_file():
-            raise SettingsError(
-                f"There is no language model {path}.",
-                "Make one with: fastsd trocr language, or give auto or none.",
-                fields={"language": f"there is no file {path}"},
-            )
-        model = open_characters(path)
-    weights = model.beams if beams > 1 else model.greedy
-    if not weights[0]:
-        logger.info("The language model is not used: it does not help with %s.",
-                    "a beam search" if beams > 1 else "greedy decoding; see --beams 4")  # fmt: skip
+        return wanted
+    own = checkpoint.folder / LANGUAGE
+    if wanted == "none" or (wanted == "auto" and not own.is_file()):
         return None
-    size = checkpoint.config["decoder"].get("vocab_size", len(checkpoint.tokenizer))
-    return Fusion(model, pieces_of(checkpoint.tokenizer, size), ends, weights)
+    path = own if wanted == "auto" else Path(wanted).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"There is no language model {path}.",
+            "Make one with: fastsd trocr language, or give auto or none.",
+            fields={"language": f"there is no file {path}"},
+        )
+    return open_characters(path)
 
 
 def _make_engine(checkpoint: Checkpoint) -> Any:

@@ -2,7 +2,7 @@
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ __all__ = ["LanguageGain", "choose_weights", "keep_language", "texts_of"]
 logger = logging.getLogger("fastsd_helpers")
 
 _WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.6)
+_SEARCHED = (0.1, 0.2, 0.4)  # of them, those tried beside a search, which reads all lines again
 _BONUSES = (0.0, 0.5, 1.0, 2.0)  # of the weight, for every character
 _BEAMS = 4
 _MOST_LINES = 200
@@ -29,9 +30,15 @@ _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".text")
 
 @dataclass(frozen=True)
 class LanguageGain:
-    """What a language model is worth with one search: the weights chosen, and the CER without and with them."""
+    """What a language model is worth with one search: the weights chosen, and the CER without and with them.
 
-    search: str  # greedy or beams (4)
+    Attributes:
+        beams: beam width; 1 is greedy decoding. way: greedy or beams (beside the search), rescoring (of the lines
+            that a beam search ends with), or none: it does not help.
+    """
+
+    beams: int
+    way: str
     weight: float
     bonus: float
     cer_without: float
@@ -40,8 +47,7 @@ class LanguageGain:
 
     def in_words(self) -> str:
         """One line for people."""
-        name = "greedy" if self.search == "greedy" else f"beam {_BEAMS}"
-        told = f"{name}: CER {100 * self.cer_without:.2f} % without"
+        told = f"{'greedy' if self.beams == 1 else f'beam {self.beams}'}: CER {100 * self.cer_without:.2f} % without"
         return f"{told}, {100 * self.cer_with:.2f} % with" if self.weight else f"{told}, no better with: off"
 
 
@@ -68,42 +74,49 @@ def texts_of(paths: Iterable[Path]) -> list[str]:
 
 
 def choose_weights(
-    model: str | Path, language: CharacterModel, lines: LineSet, **reading: Any
+    model: str | Path,
+    language: CharacterModel,
+    lines: LineSet,
+    *,
+    progress: Callable[[int], None] | None = None,
+    **reading: Any,
 ) -> tuple[CharacterModel, tuple[LanguageGain, ...]]:
     """Choose how much a language model counts, for greedy decoding and for a beam search.
 
-    Tried: weights of 0.05 to 0.6, and for beams a bonus for length too, over the texts that a search without a language
-    model ends with. Chosen on one half of the lines and tried on the other, both ways, they must lower the errors, and
-    the lines read with them too; else the weight is 0.
+    Tried: weights of 0.05 to 0.6, beside the search; and, for the lines that a beam search without it ends with, those
+    weights with bonuses for length. What is chosen on one half of the lines must lower the errors on the other, both
+    ways taken together; else the weights are 0.
 
     Args:
         model: recognition model: key, folder or Hub id.
         lines: none that the reader or the language model learned from; up to 200 of them are read.
-        reading: settings of the Reader, but for its search.
+        progress: called after every batch of lines. reading: settings of the Reader, but for its search.
     """
     step = max(1, -(-len(lines.lines) // _MOST_LINES))
     chosen = lines.lines[::step]
     pictures = [line.picture for line in chosen]
     truths = [line.text for line in chosen]
 
-    def read(beams: int, n_best: int, weights: tuple[float, float] | None) -> Any:
-        with_it: Any = replace(language, greedy=weights, beams=weights) if weights else "none"
-        return Reader(model, beams, n_best=n_best, language=with_it, **reading).read(pictures)
+    def read(beams: int, weights: tuple[float, float] | None) -> Any:
+        with_it: Any = replace(language, greedy=weights, beams=weights, rescoring=(0.0, 0.0)) if weights else "none"
+        return Reader(model, beams, n_best=beams, language=with_it, **reading).read(pictures, progress=progress)
 
-    trials = {(0.0, 0.0): _edits(truths, read(1, 1, None))}
-    trials |= {(weight, 0.0): _edits(truths, read(1, 1, (weight, 0.0))) for weight in _WEIGHTS[1:-1]}
-    greedy = _gain("greedy", trials, truths)
-    found = read(_BEAMS, _BEAMS, None)
-    best = _gain("beams", _rescored(truths, found, language), truths)
-    if best.weight:
-        plain, fused = (sum(_edits(truths, lines)) for lines in (found, read(_BEAMS, 1, (best.weight, best.bonus))))
-        size = max(1, sum(map(len, truths)))
-        best = replace(best, cer_without=plain / size, cer_with=fused / size)
-        if fused >= plain:
-            best = replace(best, weight=0.0, bonus=0.0, cer_with=best.cer_without)
-    gains = (greedy, best)
+    gains = []
+    for beams, way in ((1, "greedy"), (_BEAMS, "beams")):
+        plain = read(beams, None)
+        trials: _Trials = {("none", 0.0, 0.0): _edits(truths, plain)}
+        trials |= {(way, weight, 0.0): _edits(truths, read(beams, (weight, 0.0))) for weight in _SEARCHED}
+        if beams > 1:
+            trials |= _rescored(truths, plain, language)
+        gains.append(_gain(beams, trials, truths))
     about = language.about | {"gains": [gain.in_words() for gain in gains], "lines": len(truths)}
-    return replace(language, greedy=(greedy.weight, greedy.bonus), beams=(best.weight, best.bonus), about=about), gains
+    weights = {gain.way: (gain.weight, gain.bonus) for gain in gains}
+    greedy, fused, rescoring = (weights.get(way, (0.0, 0.0)) for way in ("greedy", "beams", "rescoring"))
+    return replace(language, about=about, greedy=greedy, beams=fused, rescoring=rescoring), tuple(gains)
+
+
+# The errors of each line, by the way a language model is used and its weight and bonus.
+_Trials = dict[tuple[str, float, float], list[int]]
 
 
 def _edits(truths: Sequence[str], lines: Sequence[Any]) -> list[int]:
@@ -114,35 +127,33 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _rescored(
-    truths: Sequence[str], lines: Sequence[Any], language: CharacterModel
-) -> dict[tuple[float, float], list[int]]:
-    """The errors of each line with each pair of weights, when its n-best texts are ranked with them."""
+def _rescored(truths: Sequence[str], lines: Sequence[Any], language: CharacterModel) -> _Trials:
+    """The same for each pair of weights, when the n-best texts of each line are ranked with them."""
     ranked = []
     for truth, line in zip(truths, lines, strict=True):
         others = line.alternatives or ((line.text, 0.0),)
         ranked.append([(log, language.log_prob(text), len(text), line_errors(_composed(truth), _composed(text))[0])
                        for text, log in others])  # fmt: skip
-    pairs = [(weight, weight * bonus) for weight in _WEIGHTS for bonus in _BONUSES]
-    found = {(0.0, 0.0): [texts[0][3] for texts in ranked]}
-    for weight, bonus in pairs:
-        found[weight, bonus] = [max(texts, key=lambda one: one[0] + weight * one[1] + bonus * one[2])[3]
-                                for texts in ranked]  # fmt: skip
+    found: _Trials = {}
+    for weight, bonus in ((weight, weight * bonus) for weight in _WEIGHTS for bonus in _BONUSES):
+        found["rescoring", weight, bonus] = [
+            max(texts, key=lambda one: one[0] + weight * one[1] + bonus * one[2])[3] for texts in ranked
+        ]
     return found
 
 
-def _gain(search: str, trials: dict[tuple[float, float], list[int]], truths: Sequence[str]) -> LanguageGain:
-    """The pair of weights with the fewest errors, if those chosen on half of the lines lower them on the other."""
-    plain = trials[0.0, 0.0]
-    size = max(1, sum(map(len, truths)))
-    best = min(trials, key=lambda pair: (sum(trials[pair]), pair))
+def _gain(beams: int, trials: _Trials, truths: Sequence[str]) -> LanguageGain:
+    """The trial with the fewest errors, if those chosen on half of the lines lower them on the other."""
+    none = ("none", 0.0, 0.0)
+    plain, size = sum(trials[none]), max(1, sum(map(len, truths)))
+    best = min(trials, key=lambda trial: (sum(trials[trial]), trial[1:]))
     crossed = 0
     for own, other in ((0, 1), (1, 0)):
-        picked = min(trials, key=lambda pair: (sum(trials[pair][own::2]), pair))
+        picked = min(trials, key=lambda trial: (sum(trials[trial][own::2]), trial[1:]))
         crossed += sum(trials[picked][other::2])
-    if crossed >= sum(plain):
-        best = (0.0, 0.0)
-    return LanguageGain(search, *best, sum(plain) / size, sum(trials[best]) / size, len(truths))
+    if crossed >= plain:
+        best = none
+    return LanguageGain(beams, *best, plain / size, sum(trials[best]) / size, len(truths))
 
 
 def keep_language(
@@ -158,7 +169,7 @@ def keep_language(
 
     Args:
         folder: of the reader. learned, held: as for the fine-tuning. texts: files with more text.
-        normal_form: Unicode form of the texts. reading: settings of the Reader.
+        normal_form: Unicode form of the texts. reading: as for `choose_weights`.
 
     Returns:
         The gains; none where nothing could be measured, for the lines held out were learned from.
