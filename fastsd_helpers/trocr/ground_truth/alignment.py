@@ -58,7 +58,7 @@ class _Text:
 
     def is_inside(self, place: int) -> bool:
         """Whether a place is within a word."""
-        return 0 < place < len(self.text) and self.text[place - 1] != " "
+        return 0 < place < len(self.text) and " " not in self.text[place - 1 : place + 1]
 
     def off_break(self, place: int) -> float:
         """What a stretch pays that begins or ends here."""
