@@ -29,7 +29,7 @@ from measure_reader import Pieces, draw_lines, machine, score, write_table
 from fastsd_helpers.trocr import Reader
 from fastsd_helpers.trocr.language.ngram import CharacterModel, learn_characters
 from fastsd_helpers.trocr.reading.dataset import read_lines
-from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights
+from fastsd_helpers.trocr.teaching.language import choose_weights
 
 SEEDS = (21, 22, 23)
 CHOSEN_ON = 20
@@ -116,9 +116,8 @@ def measure(pieces: Pieces, fonts: list[Path], count: int) -> str:
 
 def choose(fonts: list[Path], language: CharacterModel) -> list[dict[str, Any]]:
     pictures, texts = draw_lines(fonts, 200, CHOSEN_ON)
-    gains: tuple[LanguageGain, ...]
-    _model, gains = choose_weights("demo-reader", language, read_lines(list(zip(pictures, texts, strict=True))),
-                                   precision="fp32")  # fmt: skip
+    lines = read_lines(list(zip(pictures, texts, strict=True)))
+    _model, gains = choose_weights(Reader("demo-reader", precision="fp32"), language, lines)
     return [asdict(gain) for gain in gains]
 
 

@@ -143,7 +143,7 @@ def pages(tmp_path_factory):
     from fastsd_helpers.trocr import Reader
 
     folder = tmp_path_factory.mktemp("pages")
-    font = ImageFont.load_default(size=36)
+    font = ImageFont.load_default(size=30)
     for number, lines in enumerate(PAGES, 1):
         page = Image.new("RGB", (560, 340), "white")
         for row, line in enumerate(lines):

@@ -380,7 +380,9 @@ def language(chosen: argparse.Namespace) -> Answer:
     told = {"characters": model.about["characters"], "n-grams": len(model.keys), "order": model.order}
     gains: tuple[LanguageGain, ...] = ()
     if chosen.evaluate:
-        model, gains = choose_weights(chosen.model, model, dataset.read_lines(chosen.evaluate))
+        model, gains = choose_weights(
+            Reader(chosen.model), model, dataset.read_lines(chosen.evaluate), progress=_progress()
+        )
     told |= {name: figures for name, _colon, figures in (gain.in_words().partition(": ") for gain in gains)}
     helps = not chosen.evaluate or any(gain.weight for gain in gains)
     if helps:

@@ -1,5 +1,6 @@
 """Reader: any number of lines in, their text and how sure it is out, in order, with bounded memory."""
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -206,6 +207,14 @@ class Reader:
         # Whether lines say where the reader looked; set by what writes the places of words.
         self.watches = False
         logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
+
+    def with_search(self, beams: int, *, n_best: int = 1, language: str | Path | CharacterModel = "auto") -> "Reader":
+        """The same opened model with another search."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, beams=beams, n_best=n_best)
+        other.language = _open_language(language, self.checkpoint)
+        other._fusion = other._make_fusion()
+        return other
 
     def _make_fusion(self) -> Fusion | None:
         """The language model beside the search; None where there is none, or where it does not help there."""

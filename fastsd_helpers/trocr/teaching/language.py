@@ -74,12 +74,11 @@ def texts_of(paths: Iterable[Path]) -> list[str]:
 
 
 def choose_weights(
-    model: str | Path,
+    reader: Reader,
     language: CharacterModel,
     lines: LineSet,
     *,
     progress: Callable[[int], None] | None = None,
-    **reading: Any,
 ) -> tuple[CharacterModel, tuple[LanguageGain, ...]]:
     """Choose how much a language model counts, for greedy decoding and for a beam search.
 
@@ -88,9 +87,9 @@ def choose_weights(
     ways taken together; else the weights are 0.
 
     Args:
-        model: recognition model: key, folder or Hub id.
+        reader: with any search.
         lines: none that the reader or the language model learned from; up to 200 of them are read.
-        progress: called after every batch of lines. reading: settings of the Reader, but for its search.
+        progress: called after every batch of lines.
     """
     step = max(1, -(-len(lines.lines) // _MOST_LINES))
     chosen = lines.lines[::step]
@@ -99,7 +98,7 @@ def choose_weights(
 
     def read(beams: int, weights: tuple[float, float] | None) -> Any:
         with_it: Any = replace(language, greedy=weights, beams=weights, rescoring=(0.0, 0.0)) if weights else "none"
-        return Reader(model, beams, n_best=beams, language=with_it, **reading).read(pictures, progress=progress)
+        return reader.with_search(beams, n_best=beams, language=with_it).read(pictures, progress=progress)
 
     gains = []
     for beams, way in ((1, "greedy"), (_BEAMS, "beams")):
@@ -163,13 +162,15 @@ def keep_language(
     *,
     texts: Sequence[Path] = (),
     normal_form: Literal["NFC", "NFD", "none"] = "NFC",
+    progress: Callable[[int], None] | None = None,
     **reading: Any,
 ) -> tuple[LanguageGain, ...]:
     """Learn a language model from the texts that a reader learned, and put it into the reader's folder if it helps.
 
     Args:
         folder: of the reader. learned, held: as for the fine-tuning. texts: files with more text.
-        normal_form: Unicode form of the texts. reading: as for `choose_weights`.
+        normal_form: Unicode form of the texts. progress: called after every batch of lines.
+        reading: settings of the Reader.
 
     Returns:
         The gains; none where nothing could be measured, for the lines held out were learned from.
@@ -180,7 +181,7 @@ def keep_language(
         return ()
     own = [line.text for line in learned.lines]
     language = learn_characters([*own, *texts_of(texts)] if texts else own, normal_form=normal_form)
-    language, gains = choose_weights(folder, language, unknown, **reading)
+    language, gains = choose_weights(Reader(folder, **reading), language, unknown, progress=progress)
     if any(gain.weight for gain in gains):
         language.save(folder / LANGUAGE)
     return gains
