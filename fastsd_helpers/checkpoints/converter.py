@@ -132,6 +132,10 @@ def convert(
         merge: `LORA` or `LORA:strength`, for each that is added to the model's weights: a file or folder with a LoRA,
             LoCon, LoHa, LoKr, DoRA, IA3 or full differences.
 
+    Returns:
+        What was written: `path`, `sha256` (empty for a folder, and without `hashes` and `verify`), `bytes`, `tensors`,
+        and notes.
+
     Raises:
         CheckpointError: as `write_checkpoint`; the source is not touched, and nothing half-written is left.
         DiskFull: as `write_checkpoint`; the source is not touched, and nothing half-written is left.

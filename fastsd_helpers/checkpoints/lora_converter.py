@@ -52,7 +52,9 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
     Raises:
         CheckpointError: a layer that no model of the family has, half a pair, DoRA or biases, or a name that is taken.
         VerificationFailed: what was written changes a layer in another way than the source; nothing is left behind.
-        DiskFull, DriveReadOnly, DriveError: nothing is left behind.
+        DiskFull: nothing is left behind.
+        DriveReadOnly: nothing is left behind.
+        DriveError: nothing is left behind.
     """
     if dst.suffix.lower() in (".ckpt", ".bin", ".pt"):
         raise CheckpointError(f"A LoRA is not written as {dst.suffix}.", "Give a name that ends in .safetensors.")
@@ -179,7 +181,10 @@ def write_kohya(
 
     Raises:
         CheckpointError: a value is NaN or Inf, or becomes Inf in `dtype`.
-        DiskFull, DriveReadOnly, DriveError: it cannot be written. VerificationFailed: what was read back differs.
+        DiskFull: it cannot be written.
+        DriveReadOnly: it cannot be written.
+        DriveError: it cannot be written.
+        VerificationFailed: what was read back differs.
     """
     tensors, described = _to_kohya(layers, family, dtype, alpha_dtype=dtype)  # as kohya's scripts save it
     sha256, size = _write_tensors(path, tensors, {**described, **metadata}, verify=True, finite=True)

@@ -10,7 +10,11 @@ __all__ = ["base_keys", "models_table"]
 
 @functools.cache
 def models_table() -> dict[str, dict[str, Any]]:
-    """Read models.toml: registry key -> its row, in the order of the file. Treat the result as read-only."""
+    """Read models.toml: registry key -> its row, in the order of the file. Treat the result as read-only.
+
+    Returns:
+        Each key's row, as in the file.
+    """
     text = importlib.resources.files("fastsd_helpers").joinpath("models.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 

@@ -116,7 +116,10 @@ class CommandTool(ToolView):
     """A tool that is a command of ours in a process of its own: a bar and Stop are there while it works.
 
     Args:
-        words, busy, form: see ToolView. work: the work in a sentence, as "The evaluation".
+        words: see ToolView.
+        busy: see ToolView.
+        form: see ToolView.
+        work: the work in a sentence, as "The evaluation".
         command: the words after `fastsd`, the model that is opened, a path that stands for this work, how many to do.
         told: the command's answer, a sentence a line.
     """
@@ -152,7 +155,14 @@ class CommandTool(ToolView):
 
 
 def show_captioner(session: Session) -> ToolView:
-    """Offer to have the photos described that have no caption of their own; a cell's last line displays it."""
+    """Offer to have the photos described that have no caption of their own; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(CaptionerConfig, restore=session)
 
     def describe() -> list[str]:
@@ -168,7 +178,15 @@ def show_captioner(session: Session) -> ToolView:
 
 
 def show_dry_run(settings: Form[DreamBoothConfig], session: Session) -> ToolView:
-    """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained."""
+    """Offer a dry run with the settings that a form shows when the button is pressed; nothing is trained.
+
+    Args:
+        settings: the form of the training.
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
 
     def rehearse() -> list[str]:
         return [*engine.plan(settings.config(), session, rehearse=True).lines(), "Nothing was trained."]
@@ -198,7 +216,14 @@ def inspected(path: Path, *, hashes: bool, scan: bool) -> list[str]:
 
 
 def show_inspector(session: Session) -> ToolView:
-    """Offer to look into a model file; a cell's last line displays it."""
+    """Offer to look into a model file; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(InspectFileConfig)
 
     def look() -> list[str]:
@@ -210,7 +235,14 @@ def show_inspector(session: Session) -> ToolView:
 
 
 def show_converter(session: Session) -> ToolView:
-    """Offer to convert a model file or folder; a cell's last line displays it."""
+    """Offer to convert a model file or folder; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view with its button; as a cell's last line it is displayed.
+    """
     form = show_form(ConvertFileConfig)
     verified = False
 
