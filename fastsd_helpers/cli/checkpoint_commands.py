@@ -1,7 +1,6 @@
 """The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fastsd_helpers import bench, options
@@ -9,7 +8,7 @@ from fastsd_helpers.checkpoints import converter, inspector
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
+from fastsd_helpers.cli.flags import command, command_group, given_values
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 
@@ -18,37 +17,11 @@ __all__ = ["add_checkpoints"]
 
 def add_checkpoints(commands: Any) -> None:
     """Add `convert`, `inspect` and `bench` to the parser."""
-    about = (
-        "convert between a Diffusers folder and a single-file checkpoint, or a LoRA between diffusers and kohya keys"
-    )
-    converting = command(commands, "convert", convert, about)
-    converting.add_argument(
-        "src", metavar="SRC", type=Path, help="source: Diffusers folder, .safetensors, .ckpt or a LoRA"
-    )
-    converting.add_argument(
-        "dst",
-        metavar="DST",
-        type=Path,
-        help="destination: a name that ends in .safetensors or .ckpt for a single file, else a folder",
-    )
-    converting.add_argument(
-        "--merge",
-        metavar="LORA[:STRENGTH]",
-        action="append",
-        default=[],
-        help=(
-            "merge a LoRA (LoCon, LoHa, LoKr, DoRA, IA3) into the model's weights, with weight 1 or as given; "
-            "repeatable"
-        ),
-    )
-    add_flags(converting, ConvertConfig)
-    inspecting = command(commands, "inspect", inspect, "identify a model file and list its problems")
-    inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
-    add_flags(inspecting, InspectConfig)
-    group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
+    command(commands, "convert", convert, ConvertConfig)
+    command(commands, "inspect", inspect, InspectConfig)
+    group = command_group(commands, "bench")
     for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, row.about)
-        add_flags(measuring, bench.load_benchmark(name).Settings)
+        measuring = command(group, name, measure, bench.load_benchmark(name).Settings, help=row.about)
         measuring.set_defaults(benchmark=name)
 
 

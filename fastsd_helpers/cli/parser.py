@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fastsd_helpers import __version__
@@ -65,10 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastsd {__version__}")
     commands = subcommands(parser)
-    demo = command(commands, "demo", run_demo, "complete DreamBooth example on the embedded model, with images")
-    demo.add_argument(
-        "--out", default="demo-output", metavar="DIR", type=Path, help="folder for all results (default: demo-output)"
-    )
+    command(commands, "demo", run_demo)
     for add in (add_dreambooth, add_checkpoints, add_trocr, add_webui, add_models, add_machine):
         add(commands)
     return parser

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import difflib
-import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -20,14 +19,13 @@ from fastsd_helpers.errors import (
     SessionUnfinished,
 )
 from fastsd_helpers.files import bytes_in, file_errors
+from fastsd_helpers.runtime import logger
 from fastsd_helpers.sessions.identity import needs_settling, settle_identity
 from fastsd_helpers.sessions.lock import SessionLock, guarded
 from fastsd_helpers.sessions.names import check_name
 from fastsd_helpers.sessions.record import RECORD, TWINS, new_record, read_record, write_record
 
 __all__ = ["FOLDERS", "Session", "SessionSummary", "children", "find_session", "folder_of", "list_sessions"]
-
-logger = logging.getLogger("fastsd_helpers")
 
 FOLDERS = (
     "instance_images",

@@ -7,11 +7,10 @@ What goes through Gradio's own functions has no path of its own and is closed in
 """
 
 import functools
-import importlib.resources
-import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from fastsd_helpers.downloads.table import read_table
 from fastsd_helpers.errors import WebUIError
 from fastsd_helpers.tunnels.closed import GRADIO_CLOSED, UNKNOWN_CLOSED
 from fastsd_helpers.tunnels.gate.passing import ClosedPath
@@ -89,18 +88,17 @@ _CLOSED = {"a1111": A1111_CLOSED, "comfyui": COMFYUI_CLOSED}
 
 @functools.cache
 def _table() -> tuple[WebUI, ...]:
-    text = importlib.resources.files("fastsd_helpers").joinpath("webuis.toml").read_text(encoding="utf-8")
-    return tuple(_read(key, row) for key, row in tomllib.loads(text).items())
+    return tuple(_read(key, row) for key, row in read_table("webuis.toml").items())
 
 
 def _read(key: str, row: dict[str, Any]) -> WebUI:
-    row |= {
+    own = {
         "closed": _CLOSED[row["closed"]],
         "families": tuple(row["families"]),
         "folders": tuple(row["folders"].items()),
         "repositories": tuple(Repository(**one | {"urls": tuple(one["urls"])}) for one in row["repositories"]),
     }
-    return WebUI(key, **row)
+    return WebUI(key, **row | own)
 
 
 def uis() -> list[WebUI]:
