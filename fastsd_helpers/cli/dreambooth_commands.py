@@ -20,6 +20,7 @@ from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import bytes_in, size_in_words
 from fastsd_helpers.sessions import Session
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.wording import label_of
 
 __all__ = ["add_dreambooth"]
@@ -75,7 +76,7 @@ def _progress(stage: str | None, step: int, steps: int) -> str:
 def show_session(chosen: argparse.Namespace) -> Answer:
     session = open_session(chosen)
     summary = next(item for item in sessions.list_sessions(session.folder.parent) if item.folder == session.folder)
-    kept = [(path.name, bytes_in(path)) for path in _folders_in(session.checkpoints)]
+    kept = [(path.name, bytes_in(path)) for path in children(session.checkpoints)]
     # The model card and its image lie beside them.
     models = (path for path in session.exports.glob("[!.]*") if path.suffix in (".safetensors", ".ckpt"))
     exported = [(path, path.stat().st_size) for path in sorted(models)]
@@ -107,10 +108,6 @@ def show_session(chosen: argparse.Namespace) -> Answer:
         *section("Finished models", [f"  {path}  {size_in_words(size)}" for path, size in exported]),
     ]
     return Answer(data, lines)
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def prepare(chosen: argparse.Namespace) -> Answer:
@@ -188,7 +185,7 @@ def delete(chosen: argparse.Namespace) -> Answer:
     what, folder = f"the session {session.name}{_with_photos(session.folder)}", session.folder
     if chosen.checkpoint:
         what, folder = f"the checkpoint {chosen.checkpoint} of {session.name}", session.checkpoints / chosen.checkpoint
-        if folder not in _folders_in(session.checkpoints):
+        if folder not in children(session.checkpoints):
             sessions.delete_checkpoint(session, chosen.checkpoint)  # says which ones there are
     question = f"Delete {what} ({size_in_words(bytes_in(folder))})?"
     if not chosen.yes and not _agreed(question, folder):

@@ -19,6 +19,7 @@ from fastsd_helpers.forms.widgets.known import OTHER
 from fastsd_helpers.processes.notes import read_object
 from fastsd_helpers.runtime import in_notebook, logger, where
 from fastsd_helpers.sessions import is_old_session
+from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.sessions.record import RECORD, TWINS
 
 __all__ = [
@@ -203,7 +204,7 @@ def _read_last(root: Path) -> tuple[str, float]:
     except (ValueError, KeyError, TypeError):
         return "", 0.0
     if identity and not (root / name).is_dir():
-        for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        for folder in children(root):
             if read_object(folder / RECORD).get("id") == identity:
                 return folder.name, when
     return name, when
