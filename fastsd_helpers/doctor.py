@@ -83,7 +83,11 @@ class Diagnosis:
         return [redact(line) for line in [*lines, self._verdict()]]
 
     def summary(self, workflow: str) -> list[str]:
-        """A few lines for somebody who wants to start: this machine, what is in the way, and what was found good."""
+        """A few lines for somebody who wants to start: this machine, what is in the way, and what was found good.
+
+        Args:
+            workflow: dreambooth, webui or trocr.
+        """
         named = [f"{name} {self.versions[name]}" for name in ("python", "torch") if name in self.versions]
         gpu, memory = self.machine["gpu"], self.machine["memory"]
         lines = [f"This machine: GPU {gpu}; {self.machine['processor']}, {memory} of memory; {', '.join(named)}."]
@@ -107,8 +111,12 @@ def examine(
 
     Args:
         root: the sessions folder whose disk is checked; left alone, the usual one.
-        kept: what is kept instead of sessions, in words, and `folder`: where, from Drive or the current folder.
+        kept: what is kept instead of sessions, in words.
+        folder: where that is, from Drive or the current folder.
         looks: which of LOOKS; left alone, all of them.
+
+    Returns:
+        What was found; `lines()` is the report for people, `problems` what stands in the way.
     """
     device = describe_device()
     found = versions()

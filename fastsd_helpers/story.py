@@ -38,6 +38,12 @@ def run_demo(out: Path | str = "demo-output") -> DemoResult:
     Killed and started again, it goes on where it was; finished, it returns at once. Writes a session folder, and the
     grid, the plot, the checkpoint file and its card beside it.
 
+    Args:
+        out: the folder, made when it is absent.
+
+    Returns:
+        Where grid, plot, file and card are, and the held-out loss before and after.
+
     Raises:
         DriveError: `out` is not a folder that can be written to.
     """

@@ -79,7 +79,7 @@ def main() -> int:
 def commit_of(checkout: Path) -> str:
     """The commit of a checkout, for the record."""
     found = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or f"{checkout} (no git checkout)"
+    return found.stdout.strip() if not found.returncode else f"{checkout} (no git checkout)"
 
 
 def ask(ui: str, checkout: Path, listed: Path, python: str) -> dict[str, Any]:

@@ -1,28 +1,25 @@
-"""The commands `fastsd convert`, `fastsd inspect` and `fastsd bench ...`."""
+"""The commands `fastsd convert` and `fastsd inspect`."""
 
 import argparse
 from typing import Any
 
-from fastsd_helpers import bench, options
+from fastsd_helpers import options
 from fastsd_helpers.checkpoints import converter, inspector
 from fastsd_helpers.checkpoints.converter import ConvertConfig
 from fastsd_helpers.checkpoints.inspector import InspectConfig
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section
-from fastsd_helpers.cli.flags import command, command_group, given_values
+from fastsd_helpers.cli.flags import command, given_values
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
+from fastsd_helpers.wording import count_in_words
 
-__all__ = ["add_checkpoints"]
+__all__ = ["add_commands"]
 
 
-def add_checkpoints(commands: Any) -> None:
-    """Add `convert`, `inspect` and `bench` to the parser."""
+def add_commands(commands: Any) -> None:
+    """Add `convert` and `inspect` to the parser."""
     command(commands, "convert", convert, ConvertConfig)
     command(commands, "inspect", inspect, InspectConfig)
-    group = command_group(commands, "bench")
-    for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, bench.load_benchmark(name).Settings, help=row.about)
-        measuring.set_defaults(benchmark=name)
 
 
 def convert(chosen: argparse.Namespace) -> Answer:
@@ -50,7 +47,7 @@ def inspect(chosen: argparse.Namespace) -> Answer:
         "what": found.what,
         "family": found.family,
         "size": size_in_words(found.bytes),
-        "parameters": f"{found.parameters / 1e6:,.1f} million in {found.tensors:,} tensors",
+        "parameters": f"{count_in_words(found.parameters)} in {found.tensors:,} tensors",
         "formats": {name: size_in_words(count) for name, count in found.dtypes.items()},
         "parts": {name: size_in_words(count) for name, count in found.parts.items()},
         "predicts": f"{found.prediction or 'unknown'} ({found.prediction_source})" if found.prediction_source else None,
@@ -73,9 +70,3 @@ def inspect(chosen: argparse.Namespace) -> Answer:
 
 def _look(done: int, whole: int) -> None:
     logger.info("Looked at %s of %s ...", size_in_words(done), size_in_words(whole))
-
-
-def measure(chosen: argparse.Namespace) -> Answer:
-    module = bench.load_benchmark(chosen.benchmark)
-    report = module.measure(module.Settings(**given_values(chosen, module.Settings)))
-    return Answer(report.data, report.lines)

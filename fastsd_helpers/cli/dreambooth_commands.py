@@ -23,10 +23,10 @@ from fastsd_helpers.sessions import Session
 from fastsd_helpers.sessions.folders import children
 from fastsd_helpers.wording import label_of
 
-__all__ = ["add_dreambooth"]
+__all__ = ["add_commands"]
 
 
-def add_dreambooth(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the group `dreambooth` to the parser."""
     group = command_group(commands, "dreambooth")
     command(group, "new", new_session)

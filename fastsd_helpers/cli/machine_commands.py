@@ -1,17 +1,17 @@
-"""The commands about this machine, `fastsd doctor` and `fastsd install`; and `fastsd demo`, which tries it all."""
+"""The commands about this machine: `fastsd doctor` and `fastsd install`."""
 
 import argparse
 from typing import Any
 
-from fastsd_helpers import doctor, story, wheels
-from fastsd_helpers.cli.answers import Answer, pairs, plain
+from fastsd_helpers import doctor, wheels
+from fastsd_helpers.cli.answers import Answer, plain
 from fastsd_helpers.cli.flags import command
 from fastsd_helpers.errors import SettingsError
 
-__all__ = ["add_machine", "run_demo"]
+__all__ = ["add_commands"]
 
 
-def add_machine(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
     command(commands, "doctor", examine)
     command(commands, "install", install)
@@ -27,9 +27,3 @@ def install(chosen: argparse.Namespace) -> Answer:
         raise SettingsError("--wheels and --cache both set the source of the wheels.", "Give one of them.")
     report = wheels.install(chosen.workflow, wheel_folder=chosen.wheels, cache=chosen.cache, dry_run=chosen.dry_run)
     return Answer(plain(report), report.lines())
-
-
-def run_demo(chosen: argparse.Namespace) -> Answer:
-    """Run `fastsd demo`."""
-    data = plain(story.run_demo(chosen.out))
-    return Answer(data, pairs(data))

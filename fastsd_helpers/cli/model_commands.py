@@ -12,12 +12,12 @@ from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.webui.placing import bundles
 
-__all__ = ["add_models"]
+__all__ = ["add_commands"]
 
 _UNCHECKED = "Sizes and hashes are from published lists; a download that does not match its hash is refused."
 
 
-def add_models(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the groups `models` and `controlnet` to the parser."""
     models = command_group(commands, "models")
     command(models, "list", list_models)

@@ -26,10 +26,10 @@ from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 
-__all__ = ["add_trocr"]
+__all__ = ["add_commands"]
 
 
-def add_trocr(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
     group = command_group(commands, "trocr")
     command(group, "read", read, ReadConfig)

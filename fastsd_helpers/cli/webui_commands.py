@@ -20,10 +20,10 @@ from fastsd_helpers.webui.placing.model_files import KINDS
 from fastsd_helpers.webui.running import circumstances, process
 from fastsd_helpers.webui.settings import InstallConfig, LaunchConfig
 
-__all__ = ["add_webui"]
+__all__ = ["add_commands"]
 
 
-def add_webui(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add `webui`, `tunnel` and `playground` to the parser; help and limits come from the settings classes."""
     group = command_group(commands, "webui")
     command(group, "install", install, InstallConfig)

@@ -72,6 +72,9 @@ def fetch_repo(
         revision: branch, tag or commit; left alone, `main`.
         cache_dir: where downloads are kept; left alone, the Hugging Face cache.
         pinned_by_us: the revision comes from our table: a mirror without it gives its `main`, with a warning.
+
+    Returns:
+        The folder with the files, as the Hub has them.
     """
     hub = HubRepo(repo, revision, cache_dir, contents)
     wanted = [hub, HubRepo(repo, None, cache_dir, contents)] if pinned_by_us and revision else [hub]

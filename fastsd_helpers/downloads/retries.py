@@ -32,8 +32,8 @@ class Failures:
         """Wait before the next try.
 
         Raises:
-            DownloadError: there were too many tries, or the server asks for a longer wait than anybody has. `err`
-            itself where it says that the disk is full.
+            DownloadError: there were too many tries, or the server asks for a longer wait than anybody has.
+            OSError: `err` itself where it says that the disk is full.
         """
         if getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise err

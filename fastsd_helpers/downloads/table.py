@@ -15,7 +15,11 @@ def read_table(name: str) -> dict[str, Any]:
 
 
 def models_table() -> dict[str, dict[str, Any]]:
-    """Read models.toml: registry key -> its row, in the order of the file. Treat the result as read-only."""
+    """Read models.toml: registry key -> its row, in the order of the file. Treat the result as read-only.
+
+    Returns:
+        Each key's row, as in the file.
+    """
     return read_table("models.toml")
 
 

@@ -152,7 +152,9 @@ def transfer(
         What the server said; `is_page` when it answered with an HTML page, and then nothing was kept.
 
     Raises:
-        DownloadError, DiskFull, DriveError: it failed; the partial download is kept for the next try.
+        DownloadError: it failed; the partial download is kept for the next try.
+        DiskFull: it failed; the partial download is kept for the next try.
+        DriveError: it failed; the partial download is kept for the next try.
     """
     failures = Failures(url, pauses_s)
     while True:

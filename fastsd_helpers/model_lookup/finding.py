@@ -31,6 +31,9 @@ def fetch_model(
         ref: as for `find_folder`, which says what is raised too.
         cache_dir: see `ref`.
         convert: see `ref`.
+
+    Returns:
+        The folder, whole and looked through.
     """
     return find_folder(ref, BASE_MODEL, cache_dir=cache_dir, convert=convert)
 
@@ -51,6 +54,9 @@ def find_folder(
         cache_dir: where downloads are kept; left alone, the Hugging Face cache (`HF_HOME`, `HF_HUB_CACHE`).
         convert: makes a Diffusers folder (second argument, not there yet) of a single file (first argument), as
             `checkpoints.convert` does. The folder is kept beside the downloads and found again by the file's hash.
+
+    Returns:
+        The folder, whole and looked through.
 
     Raises:
         WrongFamily: a model of another kind or family.

@@ -27,7 +27,9 @@ def find_lora(ref: str, *, root: Path | None = None) -> Path:
     """Find the file of a LoRA: a file, a Hub id, a link, or the session that trained one.
 
     Raises:
-        ModelNotFound, ModelError: there is none. SessionError: the session has no finished model, or a whole one.
+        ModelNotFound: there is none.
+        ModelError: there is none.
+        SessionError: the session has no finished model, or a whole one.
     """
     session = find_session(ref, root=root)
     if session is not None:
@@ -51,7 +53,9 @@ def put_beside(pipe: Any, file: Path, ref: str) -> None:
     """Add a LoRA's matrices beside the weights of a pipeline; `set_strength` says how much they count.
 
     Raises:
-        ModelNotFound: it does not fit this model. UnsafeModel. DependencyMissing: peft is not installed.
+        ModelNotFound: it does not fit this model.
+        UnsafeModel: it could run code.
+        DependencyMissing: peft is not installed.
     """
     load_peft("Using a LoRA", "Run: fastsd install dreambooth")
     require_inert([file])

@@ -61,6 +61,9 @@ class ImportResult:
 def is_old_session(folder: Path) -> bool:
     """Whether a folder looks like one of the old notebook's sessions that was not imported yet.
 
+    Args:
+        folder: one below the sessions root.
+
     Raises:
         DriveError: it cannot be read.
     """
@@ -82,6 +85,9 @@ def import_session(name: str, *, source: Path | str | None = None, root: Path | 
         name: the session's name here.
         source: the folder it comes from; None when it already lies among ours under that name.
         root: folder that holds our sessions.
+
+    Returns:
+        The session, and what was imported or left out.
 
     Raises:
         SessionError: the folder is not a session, or the name is invalid.
@@ -257,7 +263,12 @@ def _bring_captions(origin: Path, target: Path, notes: list[str], *, in_place: b
 
 
 def whole_prompt(words: str, caption: str) -> str:
-    """The prompt of an image in the old notebook: the words of its name, then its caption; nothing is said twice."""
+    """The prompt of an image in the old notebook: the words of its name, then its caption; nothing is said twice.
+
+    Args:
+        words: of the image's file name.
+        caption: the text beside it.
+    """
     if not words or caption.casefold().startswith(words.casefold()):
         return caption
     return f"{words} {caption}"

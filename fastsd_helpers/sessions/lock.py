@@ -239,6 +239,9 @@ def local_holder(folder: Path, identity: str | None = None) -> LocalProcess | No
         folder: the session's.
         identity: its id, so that a lock that was copied with the folder does not count.
 
+    Returns:
+        Its process, or None.
+
     Raises:
         DriveError: the session's folder cannot be read.
     """

@@ -85,7 +85,9 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the twin, then session.json; `record["sequence"]` must be new. Fault points: `session.*`.
 
     Raises:
-        DiskFull, DriveReadOnly, DriveError: session.json is as it was.
+        DiskFull: session.json is as it was.
+        DriveReadOnly: session.json is as it was.
+        DriveError: session.json is as it was.
         SessionError: a value that JSON cannot hold.
     """
     data = _to_bytes(record)

@@ -73,6 +73,13 @@ class Session:
     def create(cls, name: str, *, root: Path | str | None = None) -> "Session":
         """Create a session's folders and session.json under the sessions root.
 
+        Args:
+            name: letters and digits of any script, `-`, `_`, `.`; blanks become `_`.
+            root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+        Returns:
+            The open session.
+
         Raises:
             SessionError: the name cannot be a folder's name.
             SessionExists: there is one of that name.
@@ -97,6 +104,13 @@ class Session:
         """Open an existing session; a damaged session.json is repaired, said in `notices` and in the log.
 
         A copy of another session's folder becomes a session of its own, which is said too.
+
+        Args:
+            name: of a session that is there.
+            root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+        Returns:
+            The open session.
 
         Raises:
             SessionNotFound: there is none of that name.
@@ -143,6 +157,9 @@ class Session:
 
         Keys that another process has saved meanwhile are kept, unless they are changed here as well.
 
+        Args:
+            **changes: keys and values, as JSON has them.
+
         Raises:
             DiskFull: the file is as it was; the record in memory has the changes.
             DriveReadOnly: the file is as it was; the record in memory has the changes.
@@ -162,7 +179,14 @@ class Session:
             self._saved = copy.deepcopy(merged)
 
     def save_if_possible(self, **changes: Any) -> str | None:
-        """Save, but hand a full disk or a lost Drive back as a sentence, so that a training can go on."""
+        """Save, but hand a full disk or a lost Drive back as a sentence, so that a training can go on.
+
+        Args:
+            **changes: keys and values, as JSON has them.
+
+        Returns:
+            The sentence; None when it was saved.
+        """
         try:
             self.save(**changes)
         except DriveError as err:
@@ -185,8 +209,14 @@ class Session:
     def lock(self, *, take_over: bool = False) -> SessionLock:
         """Hold this session for one run: `with session.lock() as lock`; see SessionLock for `lock.lost`.
 
-        Raises (on entering):
-            SessionBusy: a live run holds it and `take_over` is off.
+        Args:
+            take_over: replace the lock, although another machine's run seems to hold it.
+
+        Returns:
+            The lock, to be entered by `with`; it beats in a thread of its own until the block ends.
+
+        Raises:
+            SessionBusy: on entering: a live run holds it and `take_over` is off.
         """
         self.settle_identity()
         return SessionLock(self.folder, take_over=take_over, identity=self.record["id"])
@@ -208,6 +238,10 @@ class Session:
 
 def find_session(ref: str | Path, *, root: Path | str | None = None) -> Session | None:
     """Open the session that a text names: its folder, wherever it lies, or its name under the sessions root.
+
+    Args:
+        ref: a session's name or folder.
+        root: the sessions root; left alone, the usual place (`drive.sessions_root`).
 
     Returns:
         None when the text names no session.
@@ -247,6 +281,12 @@ class SessionSummary:
 
 def list_sessions(root: Path | str | None = None) -> list[SessionSummary]:
     """List the sessions under the sessions root by name; a damaged one is listed with its problem.
+
+    Args:
+        root: the sessions root; left alone, the usual place (`drive.sessions_root`).
+
+    Returns:
+        A summary of each: name, folder, bytes, images, step, and its problem if it has one.
 
     Raises:
         DriveError: the root itself cannot be read; a root that does not exist yet has no sessions.

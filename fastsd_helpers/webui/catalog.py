@@ -72,7 +72,14 @@ def uis() -> list[WebUI]:
 
 
 def find_ui(key: str) -> WebUI:
-    """Look up a web UI; raises WebUIError with the keys there are."""
+    """Look up a web UI; raises WebUIError with the keys there are.
+
+    Args:
+        key: a1111, forge-neo or comfyui.
+
+    Returns:
+        What webuis.toml says of it.
+    """
     for ui in uis():
         if ui.key == key:
             return ui

@@ -53,7 +53,10 @@ class WheelCache:
         It is written beside the old one, read back and compared, and then takes its name.
 
         Raises:
-            DiskFull, DriveReadOnly, DriveError, VerificationFailed: it could not be written; the old one is as it was.
+            DiskFull: it could not be written; the old one is as it was.
+            DriveReadOnly: it could not be written; the old one is as it was.
+            DriveError: it could not be written; the old one is as it was.
+            VerificationFailed: it could not be written; the old one is as it was.
         """
         wanted = {file.name: file for row in self._lock_set.rows for file in row.files}
         with self._opened() as archive:

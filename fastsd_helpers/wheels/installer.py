@@ -115,6 +115,9 @@ def install(
         check_imports: import every new module in a fresh Python afterwards.
         timeout_s: how long uv or pip may take.
 
+    Returns:
+        What was or would be installed, what stays, bytes and seconds; `lines()` is the report for people.
+
     Raises:
         InstallError: it failed; nothing was changed unless the sentence says so.
         DependencyMissing: neither uv nor pip.

@@ -11,7 +11,14 @@ __all__ = ["show_space"]
 
 
 def show_space(session: Session) -> DeleteView[tuple[str, str | None]]:
-    """Show what the sessions beside this one take, and let them be deleted; a cell's last line displays it."""
+    """Show what the sessions beside this one take, and let them be deleted; a cell's last line displays it.
+
+    Args:
+        session: the session, as `open_session` gives it.
+
+    Returns:
+        The view; as a cell's last line it is displayed.
+    """
     root = session.folder.parent
 
     def listed() -> tuple[str, list[tuple[str, tuple[str, str | None]]]]:

@@ -65,7 +65,14 @@ class _LastStore:
 
 
 def show_store_form(settings: type[Config] = StoreConfig) -> "Form[Config]":  # type: ignore[assignment]
-    """Make the form of the store; it shows what was entered last from this folder, after a restart too."""
+    """Make the form of the store; it shows what was entered last from this folder, after a restart too.
+
+    Args:
+        settings: the settings class.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
+    """
     return Form(settings, session=_LastStore())
 
 
@@ -73,6 +80,13 @@ def show_ui_form(settings: type[Config], webui: "NotebookUI") -> "UIForm[Config]
     """Make a form of the web UI notebook; a cell's last line displays it.
 
     It shows what was typed before, on an earlier visit too, and not what other cells have settled.
+
+    Args:
+        settings: a settings class of the web UI.
+        webui: the notebook's web UI, as `open_store` gives it.
+
+    Returns:
+        The form; as a cell's last line it is displayed, and its `config()` gives the settings.
 
     Raises:
         SettingsError: a value of the last visit that the form cannot show is left out, not raised.
@@ -89,7 +103,11 @@ class UIForm(Form[Config]):
         self.update(**_settled_values(settings, webui))
 
     def config(self) -> Config:
-        """Build the settings, with what is settled by now."""
+        """Build the settings, with what is settled by now.
+
+        Returns:
+            An instance of the settings class.
+        """
         self.update(**_settled_values(self._of, self._webui))
         return super().config()
 

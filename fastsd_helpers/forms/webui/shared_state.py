@@ -86,13 +86,21 @@ class NotebookUI:
         self.running = self.link = None
 
     def left_out(self) -> bool:
-        """Say why a cell does nothing, where no web UI can run; False where one can."""
+        """Say why a cell does nothing, where no web UI can run; False where one can.
+
+        Returns:
+            True when the cell has nothing to do.
+        """
         if self.problem is not None:
             logger.info("Nothing is done here: %s", self.problem.problem)
         return self.problem is not None
 
     def save_if_possible(self, **changes: Any) -> None:
-        """Keep what was entered, so that it is there next time; a store that cannot be written costs nobody a form."""
+        """Keep what was entered, so that it is there next time; a store that cannot be written costs nobody a form.
+
+        Args:
+            **changes: names and values, as JSON has them.
+        """
         self.record |= changes
         try:
             with file_errors(self.store, "write to"):

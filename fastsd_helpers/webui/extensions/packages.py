@@ -34,7 +34,8 @@ def prepare_extension(ui: WebUI, places: Places, name: str, *, wait_s: float) ->
         wait_s: how long its requirements and its installer may take together.
 
     Raises:
-        WebUIError: it failed or took too long; the sentence has its last words. DependencyMissing: there is no uv.
+        WebUIError: it failed or took too long; the sentence has its last words.
+        DependencyMissing: there is no uv.
     """
     folder = places.extensions / name
     asked = [file for file in _FILES if (folder / file).is_file()]

@@ -85,8 +85,10 @@ def find_needed(
         root: where sessions lie; None: the usual place.
 
     Raises:
-        ModelNotFound, ModelError: it names nothing, or something of another kind. WebUIError: this web UI does not run
-        its family, or has no folder for its kind. SessionUnfinished: the session has made nothing yet.
+        ModelNotFound: it names nothing, or something of another kind.
+        ModelError: it names nothing, or something of another kind.
+        WebUIError: this web UI does not run its family, or has no folder for its kind.
+        SessionUnfinished: the session has made nothing yet.
     """
     if kind != "auto":
         require_folder(ui, kind)
