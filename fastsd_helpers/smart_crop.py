@@ -61,6 +61,9 @@ def crop_box(
         method: "center" ignores the content.
         face_model: YuNet's ONNX file; else the one that the variable FASTSD_FACE_MODEL names; else MTCNN.
 
+    Returns:
+        The square, in pixels of the photo, and what decided it.
+
     Raises:
         DatasetError: a face model was named and cannot be used.
     """
@@ -83,7 +86,12 @@ def crop_box(
 
 
 def whole_box(image: "Image.Image", *, longest: float, face_model: Path | str | None = None) -> CropBox:
-    """The whole photo, with the place of its subject; of one longer than `longest` times its short side, that part.
+    """The whole photo, with the place of its subject; of a longer one the part around it.
+
+    Args:
+        image: the upright photo.
+        longest: the most that the long side may be, in short sides.
+        face_model: as in `crop_box`.
 
     Raises:
         DatasetError: a face model was named and cannot be used.
@@ -109,6 +117,9 @@ def square_box(box: Sequence[float], width: int, height: int) -> CropBox:
         box: left, top, right, bottom in pixels after EXIF rotation.
         width: the photo's size in pixels.
         height: the photo's size in pixels.
+
+    Returns:
+        The square, in pixels of the photo.
 
     Raises:
         DatasetError: not four numbers, empty, or reaching outside the photo.

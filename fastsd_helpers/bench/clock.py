@@ -15,6 +15,7 @@ class Clock:
         self.parts: dict[str, float] = dict.fromkeys(("vae", "text", "optimizer"), 0.0)
 
     def now(self) -> float:
+        """Seconds of a clock that only runs on, when everything asked of the GPU is done."""
         if self._kind == "cuda":
             import torch
 

@@ -102,6 +102,7 @@ def _median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_pictures(folder: Path, settings: Settings) -> list[Path]:
+    """Write four images of the measured size into a new folder; they are the same every time."""
     import numpy as np
     from PIL import Image
 

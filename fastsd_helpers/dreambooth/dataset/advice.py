@@ -48,7 +48,8 @@ def notes_on_prepared(session: Session, images: list[dict[str, Any]], *, size: i
     """Say what is to be said of images that take the place of those in the session's record.
 
     Args:
-        images: what session.json will say about each. size: side they were prepared with, in pixels.
+        images: what session.json will say about each.
+        size: side they were prepared with, in pixels.
         chosen: the user named photos that are only measured.
     """
     notes = []

@@ -106,7 +106,8 @@ def exchange_pictures(
         stay: files in the images' folders that are a user's ("instance_images/dog.jpg") and are not touched.
 
     Raises:
-        DriveError, DiskFull: the old images and their record are back in place.
+        DriveError: the old images and their record are back in place.
+        DiskFull: the old images and their record are back in place.
     """
     old, before = session.folder / _OLD, session.record.get("dataset", {})
     token = secrets.token_hex(8)

@@ -108,6 +108,13 @@ def prepare(config: PrepareConfig, session: Session) -> PrepareResult:
     The session's earlier images go only when the new ones are all there. Captions edited in the session stay with
     their photo. Without a held-out folder every 10th image is held out, from 10 images up.
 
+    Args:
+        config: where the photos are, and how they are cropped.
+        session: an open session; no run may be using it.
+
+    Returns:
+        How many images there are, the contact sheet, and what was skipped or found, each with its reason.
+
     Raises:
         DatasetError: no usable image, an unsafe zip, or boxes that do not fit.
         SessionBusy: a run is using the session.

@@ -9,8 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.advice import advise
@@ -18,6 +17,7 @@ from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
 from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
+from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
@@ -49,23 +49,6 @@ __all__ = ["TrainResult", "plan", "train"]
 logger = logging.getLogger("fastsd_helpers")
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run made."""
-
-    path: Path  # the finished .safetensors, read back and verified
-    sha256: str
-    grid: Path  # before and after, same seeds
-    loss_plot: Path
-    model_card: Path
-    loss_before: float  # held-out loss of the base model
-    loss_after: float
-    first_step: int  # steps that were already done when this call began
-    steps: int
-    seconds: float
-    best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
-
-
 def train(
     config: DreamBoothConfig,
     session: Session,
@@ -91,9 +74,14 @@ def train(
         more_text_encoder_steps: the same for the text encoder; with both it comes first.
         report: called in this thread after every step.
 
+    Returns:
+        The finished file with its `sha256`, grid, plot and card, the held-out loss before and after, and the steps.
+
     Raises:
         SettingsError: what was given is not what the run was begun with, or may not change within a run.
-        DatasetError: nothing is prepared, before any step is made; ModelError and DriveError are raised then too.
+        DatasetError: nothing is prepared; before any step is made, as the next two.
+        ModelError: the base model cannot be had, or trained so.
+        DriveError: the session cannot be read or written.
         SessionBusy: another run holds it.
         Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
         TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
@@ -124,9 +112,14 @@ def plan(
     more_text_encoder_steps: int = 0,
     rehearse: bool = False,
 ) -> Plan:
-    """Say what `train`, given the same, would do, without doing it: steps, bytes, and what had to be chosen.
+    """What `train`, given the same, would do: steps, bytes, and what had to be chosen; nothing of it is done.
 
     Args:
+        config: settings, as for `train`.
+        session: with prepared images.
+        restart: as if the run began at step 0.
+        more_steps: as for `train`.
+        more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
     choose_waiting()

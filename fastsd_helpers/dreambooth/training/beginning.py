@@ -100,13 +100,16 @@ def find_start(
 
     Args:
         config: what the user gave.
-        session, device: as they are.
-        run, generation: the run's number, and its newest whole checkpoint.
+        session: the open session.
+        device: where it is trained.
+        run: its number.
+        generation: its newest whole checkpoint.
         more: steps asked for after its end.
 
     Raises:
         SettingsError: something else than what the run was begun with was given, or has changed.
-        DatasetError, ModelError: as `load_dataset` and `BaseModel.fetch`.
+        DatasetError: as `load_dataset` and `BaseModel.fetch`.
+        ModelError: as `load_dataset` and `BaseModel.fetch`.
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
@@ -286,7 +289,8 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
     """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
     Args:
-        generation, session: the checkpoint, and where it is.
+        generation: the checkpoint.
+        session: where the checkpoint is.
         ref: where it is said to be; nothing for where it was last.
 
     Raises:

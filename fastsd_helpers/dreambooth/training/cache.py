@@ -110,7 +110,8 @@ def encode_images(
     """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
 
     Args:
-        family: of the model. vae: its VAE.
+        family: of the model.
+        vae: its VAE.
         images: they are resized to cover `size` (width, height), and what is over is cut off around their subject.
         size: a multiple of 8 in both directions.
         boxes: the part of each that is kept, instead.

@@ -101,14 +101,17 @@ class ClassDrawing:
         """Draw what is missing; returns all images in order.
 
         Args:
-            device, autocast: where and in which dtype to draw.
+            device: where to draw.
+            autocast: in which dtype to draw.
             prepare: what is done to a network before it is used, such as moving it to the device.
             say: gets a sentence for the user.
             stopped: asked between groups of four; true ends the drawing, and what is drawn stays.
             dtype: torch dtype of the denoiser's weights; None for float32.
 
         Raises:
-            Interrupted: `stopped` said so. DriveError, DiskFull: an image cannot be read or written.
+            Interrupted: `stopped` said so.
+            DriveError: an image cannot be read or written.
+            DiskFull: an image cannot be read or written.
         """
         found = find_class_images(self.folder)
         missing = [number for number in range(self.count) if number not in found]

@@ -39,8 +39,11 @@ def training_loss(
     Args:
         predict: the denoiser, as `Family.predict`.
         objective: of the family.
-        latents, noise: float32 [batch, channels, h, w].
-        timesteps, text, pictures: what is told of each row, [batch] or a record of so many rows.
+        latents: float32 [batch, channels, h, w].
+        noise: float32 [batch, channels, h, w].
+        timesteps: what is told of each row, [batch] or a record of so many rows.
+        text: what is told of each row, [batch] or a record of so many rows.
+        pictures: what is told of each row, [batch] or a record of so many rows.
         min_snr: gamma of the min-SNR weights, each row's by its own timestep; 0 weighs all timesteps alike.
         class_rows: how many rows, the last ones, are images of the class.
         prior_weight: what their mean counts beside the mean of the others.

@@ -154,7 +154,8 @@ class ClassImages:
     They have the shapes of the photos: where those are squares, squares.
 
     Args:
-        session, context: of the run.
+        session: of the run.
+        context: of the run.
         photos: that are trained on.
     """
 
@@ -177,7 +178,10 @@ class ClassImages:
         """Copy or generate those that are missing; returns all in order, nothing without prior preservation.
 
         Raises:
-            DatasetError, DriveError, DiskFull, Interrupted: as `OwnClassPictures.fill` and `ClassDrawing.fill`.
+            DatasetError: as `OwnClassPictures.fill`.
+            DriveError: as `OwnClassPictures.fill`.
+            DiskFull: as `ClassDrawing.fill`.
+            Interrupted: as `ClassDrawing.fill`.
         """
         context, config = self._context, self._context.config
         if not config.class_prompts:

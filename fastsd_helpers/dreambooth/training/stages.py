@@ -485,9 +485,11 @@ def open_stage(
     """Set a stage up at its beginning, or as the checkpoint `resumed` left it.
 
     Args:
-        stage, context: what is trained, and with what.
+        stage: what is trained.
+        context: with what it is trained.
         resumed: the checkpoint; its optimizer's state is gone on with too.
-        key, before: of a later segment: what its randomness is drawn with, and the stage's steps in earlier ones.
+        key: of a later segment: what its randomness is drawn with.
+        before: of a later segment: the stage's steps in earlier ones.
     """
     kind = TextEncoderTrainer if stage == "text_encoder" else UnetTrainer
     trainer = kind(context, key=key, before=before)
