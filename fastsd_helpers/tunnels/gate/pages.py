@@ -27,7 +27,8 @@ def login_page(action: str, next: str = "/", message: str = "", user: str = "") 
     Args:
         action: path the form is sent to.
         next: path to go to after it; shown to nobody, escaped here.
-        message: why the last try failed. user: who tried it, so that only the password is typed again.
+        message: why the last try failed.
+        user: who tried it, so that only the password is typed again.
     """
     shown = f'<p role="alert">{html.escape(message)}</p>' if message else ""
     first, second = ("", " autofocus") if user else (" autofocus", "")
