@@ -567,3 +567,10 @@ def test_fused_layers_that_share_columns_each_keep_the_whole_rank(place):
     assert np.allclose(np.concatenate(parts), whole, atol=1e-6)
     assert described(written.path)["transformer.r"] == 4
     assert described(written.path)["transformer.lora_alpha"] == 2
+
+
+def test_a_layer_that_one_ui_does_not_read_is_named(place):
+    tensors = pair("text_encoder_2.text_projection", 4) | pair(f"unet.{UNET['sdxl']}", 4)
+    write(place / "in.safetensors", tensors, {"lora_alpha": "4"})
+    written = checkpoints.convert(place / "in.safetensors", place / "out.safetensors")
+    assert written.notes[-1] == "AUTOMATIC1111 does not read lora_te2_text_projection; ComfyUI and Forge do."

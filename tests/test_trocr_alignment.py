@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.trocr.ground_truth.alignment import align_text
+from fastsd_helpers.trocr.alignment.texts import align_text
 
 pytest.importorskip("rapidfuzz")
 

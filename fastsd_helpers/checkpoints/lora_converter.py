@@ -35,6 +35,7 @@ __all__ = ["convert_lora", "write_kohya"]
 
 _BASE_WORDS = {"sd15": "sd_v1", "sd21": "sd_v2", "sdxl": "sdxl_base_v1-0", "flux": "flux1"}
 _NOTABLE_ROUNDING = 0.02
+_PROJECTION = "lora_te2_text_projection"  # for the extension that reads LoRA there, it is no layer
 
 Split = dict[tuple[str, str], Layer]  # (part, Diffusers path) -> layer
 Stored = dict[str, tuple[TensorFact, Any]]  # tensor name -> what is written
@@ -82,6 +83,8 @@ def convert_lora(src: Path, dst: Path, *, dtype: str, overwrite: bool, verify: b
                 )
         else:
             tensors, metadata = _to_kohya(_as_original(layers, family), family, dtype)
+            if f"{_PROJECTION}.alpha" in tensors:
+                notes.append(f"AUTOMATIC1111 does not read {_PROJECTION}; ComfyUI and Forge do.")
             metadata["modelspec.title"] = dst.stem
         del layers
 

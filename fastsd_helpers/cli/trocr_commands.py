@@ -13,13 +13,13 @@ from typing import Any
 
 from fastsd_helpers import background, files, processes
 from fastsd_helpers.cli.answers import Answer, now_and_then, pairs, plain, section, table
-from fastsd_helpers.cli.flags import add_flags, command, given_values, subcommands
-from fastsd_helpers.cli.sharing import add_link_flags, link_settings
+from fastsd_helpers.cli.flags import command, command_group, given_values
+from fastsd_helpers.cli.sharing import link_settings
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.files import size_in_words
 from fastsd_helpers.runtime import logger
 from fastsd_helpers.trocr.exports import formats
-from fastsd_helpers.trocr.language.ngram import ORDER, learn_characters
+from fastsd_helpers.trocr.language.ngram import learn_characters
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
@@ -28,152 +28,19 @@ from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quan
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
 from fastsd_helpers.trocr.teaching.language import LanguageGain, choose_weights, texts_of
 
-__all__ = ["DEFAULT_READER", "add_commands"]
-
-DEFAULT_READER = "trocr-base-handwritten"
-_GROUND_TRUTH = (
-    "ground truth: folder, zip or table of lines with their text, PAGE or ALTO with the pages' images, IAM, parquet"
-)
+__all__ = ["add_commands"]
 
 
 def add_commands(commands: Any) -> None:
     """Add the group `trocr` to the parser."""
-    group = subcommands(
-        commands.add_parser("trocr", help="handwritten text recognition (TrOCR): read, fine-tune, evaluate, quantize")
-    )
-    reading = command(group, "read", read, "read images of lines or pages, folders of them, PDFs or links")
-    reading.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
-    reading.add_argument("--out", metavar="PATH", type=Path, help="output file, or with --format an output folder")
-    reading.add_argument(
-        "--format",
-        metavar="NAMES",
-        help="into a folder: one or several of txt, json, csv, alto, page, hocr, pdf (searchable), with commas; into a "
-        "file: txt, json, csv or jsonl (default: from the ending of --out)",
-    )
-    reading.add_argument(
-        "--pages",
-        action=argparse.BooleanOptionalAction,
-        help="the images are whole pages, whose lines are found first (segmentation), or single lines (default: each "
-        "image is looked at)",
-    )
-    reading.add_argument(
-        "--order",
-        choices=("auto", "columns", "rows", "rtl"),
-        default="auto",
-        help="reading order of a page: column by column, row by row (tables, ledgers), from right to left (default: "
-        "auto)",
-    )
-    reading.add_argument(
-        "--least-confidence",
-        metavar="X",
-        type=float,
-        default=0.0,
-        help="confidence threshold, 0 to 1: leave the text of less sure lines empty in txt and pdf (default: 0)",
-    )
-    reading.add_argument(
-        "--attention",
-        metavar="DIR",
-        type=Path,
-        help="also write heat maps of the cross-attention: where the model looked for each character",
-    )
-    reading.add_argument("--shard", metavar="I/N", help="read shard I of N of a folder (run all N with the same --out)")
-    _add_model(reading)
-    add_flags(reading, ReadConfig)
-    judging = command(group, "evaluate", evaluate, "evaluate a model on ground truth: CER and WER")
-    judging.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
-    judging.add_argument(
-        "--normal-form",
-        choices=("NFC", "NFD", "none"),
-        default="NFC",
-        help="Unicode normalization form of both sides before they are compared (default: NFC)",
-    )
-    judging.add_argument(
-        "--report", metavar="FILE.html", type=Path, help="also write an HTML report with the images of the worst lines"
-    )
-    _add_align(judging)
-    _add_model(judging)
-    add_flags(judging, ReadConfig)
-    embedding = command(group, "embed", embed, "embeddings: write the encoder's vectors of lines to a file")
-    embedding.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
-    embedding.add_argument("--out", metavar="DIR", type=Path, required=True, help="output folder for the embeddings")
-    embedding.add_argument(
-        "--pool",
-        choices=("none", "mean", "columns"),
-        default="mean",
-        help="pooling: one embedding per line (mean), per column of patches, or per patch token (none) (default: mean)",
-    )
-    _add_model(embedding)
-    _add_making(group)
-
-
-def _add_making(group: Any) -> None:
-    tuning = command(
-        group, "finetune", finetune, "fine-tune a model on a handwriting or a script, or resume an interrupted run"
-    )
-    tuning.add_argument("data", metavar="DATA", help=_GROUND_TRUTH)
-    tuning.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the run and its result")
-    tuning.add_argument("--held-out-data", metavar="DATA", help="validation set (default: a share of DATA)")
-    _add_align(tuning)
-    tuning.add_argument(
-        "--text",
-        metavar="FILE",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="more text of the kind that is to be read, for the language model: files or folders",
-    )
-    tuning.add_argument("--restart", action="store_true", help="start again from step 0, discarding the run in --out")
-    _add_model(tuning)
-    add_flags(tuning, FineTuneConfig)
-    learning = command(
-        group, "language", language, "make a language model (character n-gram) from texts, for read --language FILE"
-    )
-    learning.add_argument("--text", metavar="FILE", type=Path, nargs="+", required=True, help="text files or folders")
-    learning.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write, .safetensors")
-    learning.add_argument(
-        "--evaluate",
-        metavar="DATA",
-        help="ground truth to choose its weights on; nothing is written where it does not help (default: weights that "
-        "are safe with most texts)",
-    )
-    learning.add_argument(
-        "--order", type=int, default=ORDER, choices=range(2, 11), metavar="N", help="length of the n-grams (default: 6)"
-    )
-    _add_model(learning)
-    shrinking = command(
-        group, "quantize", quantize, "quantize a model to int8 for the CPU and measure the accuracy loss"
-    )
-    shrinking.add_argument("model", metavar="MODEL", help="recognition model: key, folder or Hub id")
-    shrinking.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    shrinking.add_argument(
-        "--evaluate", metavar="DATA", required=True, help="ground truth to evaluate on: lines with their text"
-    )
-    shrinking.add_argument(
-        "--calibrate",
-        metavar="DIR",
-        help="calibration set for int8 activations (static quantization): other lines than those of --evaluate",
-    )
-    shrinking.add_argument("--overwrite", action="store_true", help="replace OUT")
-    sharing = command(group, "serve", share, "web page that reads lines and pages, with a login")
-    _add_model(sharing)
-    add_flags(sharing, ServeConfig)
-    add_link_flags(sharing)
-
-
-def _add_align(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--align",
-        metavar="TEXT",
-        type=Path,
-        help="DATA are images of whole pages, and this is their text, aligned to their lines by what --model reads: a "
-        "file for one page, or a folder with NAME.txt for each; lines it is unsure of are left out",
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEFAULT_READER, help=f"recognition model: key, folder or Hub id (default: {DEFAULT_READER})"
-    )
+    group = command_group(commands, "trocr")
+    command(group, "read", read, ReadConfig)
+    command(group, "evaluate", evaluate, ReadConfig)
+    command(group, "embed", embed)
+    command(group, "finetune", finetune, FineTuneConfig)
+    command(group, "language", language)
+    command(group, "quantize", quantize)
+    command(group, "serve", share, ServeConfig)
 
 
 def _open_reader(chosen: argparse.Namespace) -> Any:
@@ -356,7 +223,7 @@ def finetune(chosen: argparse.Namespace) -> Answer:
     with processes.stop_signals() if alone else contextlib.nullcontext() as stop:
         result = finetuning.finetune(
             config, data, chosen.out, model=chosen.model, held_out=chosen.held_out_data, restart=chosen.restart,
-            texts=chosen.text, stop=stop,
+            texts=chosen.text or (), stop=stop,
             report=progress.note_progress(background.local_folder(chosen.out) / progress.JOURNAL),
         )  # fmt: skip
     told = {

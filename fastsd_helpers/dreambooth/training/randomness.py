@@ -57,7 +57,8 @@ def pick_batch(seed: int, stage: str, number: int, batch_size: int, images: Sequ
     is seen equally often, also one that is alone in its bucket and fills a batch with itself.
 
     Args:
-        seed, stage: what the randomness is drawn with.
+        seed: what the randomness is drawn with.
+        stage: its name, drawn with too.
         number: of the batch.
         batch_size: images in it.
         images: how many there are in each bucket.

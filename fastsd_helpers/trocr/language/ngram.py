@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastsd_helpers.errors import DatasetError, ModelError, needs_package
+from fastsd_helpers.errors import DatasetError, ModelError, SettingsError, needs_package
 from fastsd_helpers.files import file_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ORDER", "CharacterModel", "folded", "learn_characters", "open_characters"]
 
-ORDER = 6
+ORDER, _LONGEST = 6, 12
 _FORMAT = "fastsd character n-gram"
 _VERSION = 1
 _MOST_CHARACTERS = 50_000_000
@@ -189,9 +189,12 @@ def learn_characters(
 
     Raises:
         DatasetError: there is no text.
+        SettingsError: the order is not from 1 to 12.
     """
     import numpy as np
 
+    if not 1 <= order <= _LONGEST:
+        raise SettingsError(f"The order is {order}.", f"Give an order from 1 to {_LONGEST}; 6 is good for most texts.")
     kept, length, most = [], 0, _MOST_CHARACTERS
     for text in texts:
         words = " ".join(text.split())

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from fastsd_helpers.errors import DatasetError
 from fastsd_helpers.files import write_atomic
 from fastsd_helpers.images.files import png_bytes
-from fastsd_helpers.trocr.ground_truth.aligned_pages import rows_of_aligned_pages
+from fastsd_helpers.trocr.alignment.pages import rows_of_aligned_pages
 from fastsd_helpers.trocr.ground_truth.objects import rows_of_objects
 from fastsd_helpers.trocr.ground_truth.pairs import rows_of_pairs
 from fastsd_helpers.trocr.ground_truth.parquet import rows_of_parquet

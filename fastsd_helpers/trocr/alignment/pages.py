@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from fastsd_helpers.errors import DatasetError
-from fastsd_helpers.trocr.ground_truth.alignment import align_text
+from fastsd_helpers.trocr.alignment.texts import align_text
 from fastsd_helpers.trocr.ground_truth.labels import read_texts
 from fastsd_helpers.trocr.ground_truth.rows import LeftOut, Row
 from fastsd_helpers.trocr.pages.inputs import Item, gather, open_picture
