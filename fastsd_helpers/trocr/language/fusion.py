@@ -27,7 +27,9 @@ class Fusion:
     """What tokens add to a line's score: the model's weight times log P of their characters, and a bonus for each.
 
     Args:
-        pieces: what each token writes, as `pieces_of` gives it. ends: ids that end a line.
+        model: the language model.
+        pieces: what each token writes, as `pieces_of` gives it.
+        ends: ids that end a line.
         weights: (weight, bonus); the model has them for either search.
     """
 

@@ -209,7 +209,16 @@ class Reader:
         logger.info("Reading with %s on %s", self.checkpoint.folder.name, self.checkpoint.reason)
 
     def with_search(self, beams: int, *, n_best: int = 1, language: str | Path | CharacterModel = "auto") -> "Reader":
-        """The same opened model with another search."""
+        """The same opened model with another search.
+
+        Args:
+            beams: see ReadConfig.
+            n_best: see ReadConfig.
+            language: see ReadConfig; or an opened CharacterModel.
+
+        Returns:
+            Another Reader, which shares the engine of this one.
+        """
         other = copy.copy(self)
         other.settings = replace(self.settings, beams=beams, n_best=n_best)
         other.language = _open_language(language, self.checkpoint)
