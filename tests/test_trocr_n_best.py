@@ -205,3 +205,45 @@ def test_a_command_makes_one_and_reads_with_it(reader, tmp_path, capsys):
     assert line["alternatives"][0]["text"].split() == line["text"].split()
     code, data = run("trocr", "language", "--text", tmp_path / "none.txt", "--out", tmp_path / "m.safetensors")
     assert (code, data["error"]) == (2, f"There is no file or folder {tmp_path / 'none.txt'}.")
+
+
+def test_a_fine_tuning_tells_what_a_language_model_is_worth_and_an_older_run_goes_on(reader, tmp_path):
+    from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig, finetune
+
+    pytest.importorskip("accelerate")
+    learned = lines_of(["fox dog", "the lazy dog", "quick fox", "brown dog"])
+    held = lines_of(["lazy fox", "dog", "the brown fox"])
+    (tmp_path / "more.txt").write_text("jumps over the lazy dog")
+    settings = {"epochs": 0.01, "precision": "fp32", "augment": False}
+    out = tmp_path / "run"
+    made = finetune(
+        FineTuneConfig(**settings), learned, out, model=reader, held_out=held, texts=[tmp_path / "more.txt"]
+    )
+    assert [gain["beams"] for gain in made.language] == [1, 4]
+    assert {gain["lines"] for gain in made.language} == {3}
+    assert (made.path / LANGUAGE).is_file() == any(gain["weight"] for gain in made.language)
+    assert "With its language model, greedy: CER" in (made.path / "README.md").read_text()
+    assert finetune(FineTuneConfig(**settings), learned, out, model=reader, held_out=held) == made
+    # As a version wrote it that knew of none: the run is the same one, and its result opens.
+    for name, gone in (("settings.json", "language"), ("result.json", "language")):
+        values = json.loads((out / name).read_text(encoding="utf-8"))
+        values.pop(gone)
+        (out / name).write_text(json.dumps(values))
+    again = finetune(FineTuneConfig(**settings), learned, out, model=reader, held_out=held)
+    assert again == replace(made, language=())
+    config = FineTuneConfig(**settings, language=False)
+    assert finetune(config, learned, tmp_path / "without", model=reader, held_out=held).language == ()
+
+
+def test_a_models_language_goes_where_the_model_goes(reader, tmp_path):
+    from fastsd_helpers.downloads.pipeline import Listing
+    from fastsd_helpers.model_lookup.readers import _reader_files
+    from fastsd_helpers.trocr.model.checkpoint import copy_files
+
+    sizes = {path.name: path.stat().st_size for path in reader.iterdir()}
+    listing = Listing("hub", {**sizes, LANGUAGE: 9}, lambda name: json.loads((reader / name).read_text()))
+    assert LANGUAGE in _reader_files(listing), "it is downloaded"
+    learn_characters(["fox"]).save(tmp_path / "own" / LANGUAGE)
+    (tmp_path / "int8").mkdir()
+    copy_files(tmp_path / "own", ("config.json", LANGUAGE), tmp_path / "int8")
+    assert (tmp_path / "int8" / LANGUAGE).read_bytes() == (tmp_path / "own" / LANGUAGE).read_bytes()
