@@ -10,18 +10,21 @@ many, or if a page was noted twice. `--write` records the table in benchmarks/re
 
 import argparse
 import datetime
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
 RESULT = REPOSITORY / "benchmarks" / "results" / "transcription_kills.md"
 FORMATS = "txt,json,csv,alto,page,hocr,pdf"
 KILLS_A_RUN = 20
@@ -36,11 +39,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="chooses the moments (default: 1)")
     parser.add_argument("--write", action="store_true", help=f"record the table in {RESULT.relative_to(REPOSITORY)}")
     chosen = parser.parse_args()
+    for name in ("torch", "transformers", "onnxruntime", "rapidocr", "pikepdf", "img2pdf", "lxml.etree"):
+        importlib.import_module(name)  # once, and not in every process that is killed
     chance, rows, problems = random.Random(chosen.seed), [], []
     with tempfile.TemporaryDirectory(prefix="kill-transcription-") as name:
         folder = Path(name)
         inputs = draw_inputs(folder / "scans", chosen.pages, chance)
-        start(folder / "scans", folder / "whole").wait()
+        ended(start(folder / "scans", folder / "whole"))
         whole = files_of(folder / "whole")
         print(f"{inputs} inputs, {chosen.pages} pages, {len(whole)} files\n\n{HEAD}", flush=True)
         left, run = chosen.moments, 0
@@ -53,7 +58,7 @@ def main() -> int:
                 noted, there = sum(noted_pages(out).values()), len(files_of(out))
                 rows.append(f"| {len(rows) + 1} | {run} | {told} | {noted} | {there} |")
                 print(rows[-1], flush=True)
-            if start(folder / "scans", out).wait():
+            if ended(start(folder / "scans", out)):
                 problems.append(f"run {run} did not end well")
             problems += [f"run {run}: {problem}" for problem in compare(out, whole, chosen.pages)]
     verdict = "\n".join(problems) or (
@@ -90,12 +95,27 @@ def draw_inputs(folder: Path, pages: int, chance: random.Random) -> int:
     return number
 
 
-def start(scans: Path, out: Path, **environment: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "fastsd_helpers", "trocr", "read", str(scans), "--out", str(out), "--pages",
-               "--format", FORMATS, "--model", "demo-reader"]  # fmt: skip
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, **environment}, **quiet)
+def start(scans: Path, out: Path, **environment: str) -> Any:
+    """Start the command in a process of its own, forked from this one, which has imported what it needs and no more."""
+    words = ["trocr", "read", str(scans), "--out", str(out), "--pages", "--format", FORMATS, "--model", "demo-reader"]
+    run = multiprocessing.get_context("fork").Process(target=command, args=(words, environment))
+    run.start()
+    return run
+
+
+def command(words: list[str], environment: dict[str, str]) -> None:
+    from fastsd_helpers.cli import main as fastsd
+
+    os.environ |= environment
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    sys.exit(fastsd(words))
+
+
+def ended(run: Any) -> int:
+    run.join()
+    return int(run.exitcode)
 
 
 def kill_once(scans: Path, out: Path, chance: random.Random, pages: int) -> str:
@@ -104,17 +124,16 @@ def kill_once(scans: Path, out: Path, chance: random.Random, pages: int) -> str:
     if chance.random() < 0.4:  # in the middle of writing a file, which takes too little time to be met by chance
         point = chance.choice(["trocr.file.write", "trocr.file.after_rename", "trocr.page"])
         fault = f"{point}:{chance.randint(1, 5)}"
-        run = start(scans, out, FASTSD_FAULT=fault)
-        ended, told = run.wait(), f"at `{fault}`"
+        code, told = ended(start(scans, out, FASTSD_FAULT=fault)), f"at `{fault}`"
     else:
         more, delay = chance.randint(0, max(1, pages // KILLS_A_RUN - 2)), chance.uniform(0, 0.8)
         run, told = start(scans, out), f"{delay:.2f} s after {more} more pages"
-        while run.poll() is None and sum(noted_pages(out).values()) < before + more:
+        while run.is_alive() and sum(noted_pages(out).values()) < before + more:
             time.sleep(0.02)
         time.sleep(delay)
-        run.send_signal(signal.SIGKILL)
-        ended = run.wait()
-    return told if ended == -signal.SIGKILL else f"{told}: too late, it was done"
+        run.kill()
+        code = ended(run)
+    return told if code == -signal.SIGKILL else f"{told}: too late, it was done"
 
 
 def noted_pages(out: Path) -> dict[tuple[str, int], int]:
