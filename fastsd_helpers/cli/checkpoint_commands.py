@@ -46,8 +46,12 @@ def add_checkpoints(commands: Any) -> None:
     inspecting.add_argument("file", metavar="FILE", type=Path, help=".safetensors, .ckpt, or a Diffusers folder")
     add_flags(inspecting, InspectConfig)
     group = subcommands(commands.add_parser("bench", help="run the benchmarks this project reports"))
+    groups: dict[str, Any] = {"": group}
     for name, row in bench.BENCHMARKS.items():
-        measuring = command(group, name, measure, row.about)
+        parent, _blank, own = name.rpartition(" ")  # "trocr pages" goes on from trocr, which measures by itself too
+        if parent and not isinstance(groups[parent], argparse._SubParsersAction):
+            groups[parent] = groups[parent].add_subparsers(metavar="")
+        groups[name] = measuring = command(groups[parent], own, measure, row.about)
         add_flags(measuring, bench.load_benchmark(name).Settings)
         measuring.set_defaults(benchmark=name)
 

@@ -22,7 +22,7 @@ from fastsd_helpers.trocr.exports import formats
 from fastsd_helpers.trocr.pages import inputs
 from fastsd_helpers.trocr.reading import attention, cluster, dataset, embeddings, folder, rows, serve, transcription
 from fastsd_helpers.trocr.reading.reader import ReadConfig, Reader
-from fastsd_helpers.trocr.reading.results import is_remote
+from fastsd_helpers.trocr.reading.results import is_remote, parse_place
 from fastsd_helpers.trocr.reading.serve import ServeConfig
 from fastsd_helpers.trocr.teaching import evaluation, finetuning, progress, quantization, report
 from fastsd_helpers.trocr.teaching.finetuning import FineTuneConfig
@@ -43,7 +43,7 @@ def add_trocr(commands: Any) -> None:
     reading = command(group, "read", read, "read images of lines or pages, folders of them, PDFs or links")
     reading.add_argument("images", metavar="IMAGE", nargs="+", help="image, folder, PDF or link")
     reading.add_argument(
-        "--out", metavar="PATH", type=_path_or_address, help="output file, or with --format an output folder"
+        "--out", metavar="PATH", type=parse_place, help="output file, or with --format an output folder"
     )
     reading.add_argument(
         "--format",
@@ -274,10 +274,6 @@ def _transcribe(chosen: argparse.Namespace, out: Path, shard: tuple[int, int]) -
     began, tell = time.monotonic(), _progress("pages")
     result = transcription.transcribe(_open_reader(chosen), chosen.images, out, config, shard=shard, progress=tell)
     return _transcribed(result, out, chosen.least_confidence, time.monotonic() - began)
-
-
-def _path_or_address(text: str) -> Any:
-    return text if is_remote(text) else Path(text)
 
 
 def _transcribe_on_ray(chosen: argparse.Namespace) -> Answer:

@@ -153,7 +153,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
             )
         watched = {"progress": watch.line, "between": watch.batch}
         if images:
-            lines = session.read(reader, images, pages=config.pages, **watched)
+            lines = session.read(reader, images, pages=config.pages, order=config.order, **watched)
         else:
             logger.info("No images were given, so the built-in sample lines are read.")
             lines = session.read_samples(reader, **watched)

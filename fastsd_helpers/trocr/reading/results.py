@@ -18,6 +18,7 @@ __all__ = [
     "Results",
     "is_remote",
     "open_results",
+    "parse_place",
     "remote_errors",
     "remote_filesystem",
 ]
@@ -46,6 +47,11 @@ def is_remote(place: object) -> bool:
     """Whether a path is an address of fsspec's, such as s3://bucket/scans; links are none, they have no folders."""
     scheme, marks, _rest = str(place).partition("://")
     return bool(marks) and scheme.lower() not in ("http", "https")
+
+
+def parse_place(text: str) -> "Path | str":
+    """A path, or an address as it stands."""
+    return text if is_remote(text) else Path(text)
 
 
 def open_results(place: "Path | str") -> "Results":
