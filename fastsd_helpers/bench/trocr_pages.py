@@ -20,7 +20,7 @@ from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import check, option, options_of
 from fastsd_helpers.runtime import describe_device, versions
 
-__all__ = ["Settings", "measure"]
+__all__ = ["Settings", "draw_pages", "measure"]
 
 _WORDS = ("over", "the", "lazy", "dog", "and", "into", "a", "quiet", "garden", "where", "nobody", "had", "been")
 _PARTS = ("finding", "cutting", "reading", "writing", "other")
@@ -54,7 +54,7 @@ def measure(settings: Settings) -> Report:
     spent: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="fastsd-bench-") as name:
         scans = Path(name) / "scans"
-        _draw_pages(scans, settings)
+        draw_pages(scans, settings)
         transcribe(reader, [str(scans / "page1.jpg")], Path(name) / "first", config)
         for turn in range(settings.rounds):
             with _watched() as seconds:
@@ -80,7 +80,8 @@ def measure(settings: Settings) -> Report:
     return Report(data, [f"{rate:.1f} pages a minute, {settings.lines} lines each, {len(formats)} formats", *told])
 
 
-def _draw_pages(folder: Path, settings: Settings) -> None:
+def draw_pages(folder: Path, settings: Settings) -> None:
+    """Draw the pages of a round into a folder, which is made."""
     import random
 
     from PIL import Image, ImageDraw, ImageFont

@@ -164,7 +164,7 @@ def read_pictures(config: ReadPicturesConfig, session: ReadingSession) -> Confid
     except FastSDError as err:
         view.end_with(err)
         raise
-    session.save(reader=chosen, demo=not images)
+    session.save(reader=chosen, demo=not images, images=images)
     unread = [line for line in lines if line.read.problem]
     told = f"{len(lines) - len(unread)} lines read{f', {len(unread)} could not be' if unread else ''}"
     view.end(f"{told}.", good=True)

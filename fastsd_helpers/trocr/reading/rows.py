@@ -50,6 +50,7 @@ class SavedLine:
     source: str
     read: Line
     right: str | None = None
+    page: str = ""  # of a line that was found on one: what stands for that page
 
     @property
     def text(self) -> str:

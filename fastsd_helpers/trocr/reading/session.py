@@ -337,6 +337,7 @@ class ReadingSession:
                 row["source"],
                 Line.from_row(row),
                 self._right.get(row["key"], {}).get("text"),
+                row["page"],
             )
             for row in self._rows
         ]
