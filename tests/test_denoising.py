@@ -163,7 +163,7 @@ def test_the_noise_of_the_held_out_loss_is_fixed_and_never_trained_with():
     firsts = {row.flatten()[0].item() for row in more.noise}
     assert len(firsts) == 24
     for stage, step in itertools.product(("unet", "text_encoder", "unet/class"), range(50)):
-        draw = draw_step(42, stage, step, batch_size=2, images=2, latent_shape=(4, 8, 8))
+        draw = draw_step(42, stage, step, batch_size=2, images=[2], latent_shapes=[(4, 8, 8)])
         for noise in (draw.noise, draw.posterior_noise):
             assert firsts.isdisjoint(row.flatten()[0].item() for row in noise)
     # As recorded: with another noise the curve of a resumed session would have a step in it.
@@ -179,7 +179,7 @@ def test_the_held_out_loss_is_the_mean_over_all_rows_whatever_the_batch(unet, pr
         unet, schedule, (held_out.latents, held_out.noise, held_out.timesteps, text[list(held_out.prompts)])
     )
     for batch_size in (1, 5, 7, 8, 24, 100):
-        asked = asking(unet), Diffusion(schedule), held_out
+        asked = asking(unet), Diffusion(schedule), [held_out]
         loss = held_out_loss(*asked, Conditions(text), device="cpu", batch_size=batch_size)
         assert loss == pytest.approx(rows.mean().item(), rel=1e-5), batch_size
     exchanged = held_out_loss(*asked, Conditions(text.flip(0)), device="cpu")

@@ -13,6 +13,7 @@ from fastsd_helpers.dreambooth.presets import (
     choose_precision,
     choose_steps,
 )
+from fastsd_helpers.dreambooth.resolutions import LEAST_PX, MOST_PX, read_resolutions
 from fastsd_helpers.errors import SettingsError
 from fastsd_helpers.options import GIVEN, check, given_names, option
 from fastsd_helpers.registry import ModelSpec
@@ -60,6 +61,7 @@ _OFF: Given = {
     "lora_targets": "attention",
     "prediction_type": "auto",
     "zsnr": None,
+    "resolutions": None,
     "keep_best": False,
 }
 _CLASS_IMAGES = 100
@@ -116,7 +118,16 @@ class DreamBoothConfig:
         None, help="learning rate of the text encoder; default: the model's", low=1e-9, high=1e-2
     )
     resolution: int | None = option(
-        None, help="resolution: side of the training images in pixels; default: the model's", low=64, high=2048
+        None,
+        help="resolution: side of the training images in pixels; default: the model's",
+        low=LEAST_PX,
+        high=MOST_PX,
+    )
+    resolutions: str | None = option(
+        None,
+        help="training resolutions: several at once, such as 512,768,1024; each image is trained at all of them, and "
+        "samples have the resolution above; default: that alone",
+        advanced=True,
     )
     batch_size: int | None = option(
         None, help="batch size: images per forward pass; default: the model's", low=1, high=64, advanced=True
@@ -272,7 +283,19 @@ class DreamBoothConfig:
             extra.append(f"prior_weight (--prior-weight) and class_images (--class-images) need {_CLASS_PROMPT}")
         if not classes and self.class_folder:
             extra.append(f"class_folder (--class-folder) needs {_CLASS_PROMPT}")
+        if isinstance(self.resolutions, str):
+            try:  # one spelling, so that the same sides are the same setting
+                object.__setattr__(self, "resolutions", ",".join(map(str, read_resolutions(self.resolutions))))
+            except ValueError as err:
+                extra.append(f"resolutions (--resolutions) {err}")
         check(self, extra)
+
+    @property
+    def training_resolutions(self) -> tuple[int, ...]:
+        """Sides in pixels of the squares whose area the training images have, the smallest first."""
+        if self.resolutions:
+            return read_resolutions(self.resolutions)
+        return (self.resolution,) if self.resolution else ()
 
     @property
     def class_prompts(self) -> tuple[str, ...]:

@@ -41,6 +41,12 @@ _QUANTIZERS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 def read_config(path: Path) -> dict[str, Any]:
     """Read one of a model's descriptions, and look at it.
 
+    Args:
+        path: the .json file.
+
+    Returns:
+        The object.
+
     Raises:
         ModelError: it is not a JSON object.
         UnsafeModel: it could make a library load code or files from elsewhere.
@@ -57,7 +63,8 @@ def look_at_config(path: Path, name: str, *, lenient: bool = False) -> Any:
     With `lenient`, one that is not JSON at all gives None too.
 
     Raises:
-        ModelError, UnsafeModel: as `read_config`.
+        ModelError: as `read_config`.
+        UnsafeModel: as `read_config`.
     """
     words = _WORDS.fullmatch(name) is not None
     most = _MOST_WORDS if words else _MOST_BYTES

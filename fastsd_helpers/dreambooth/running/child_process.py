@@ -49,7 +49,9 @@ def start_training(config: DreamBoothConfig, session: Session, **how: Any) -> "T
     when the cell is interrupted, which JupyterLab also does before it restarts a kernel.
 
     Args:
-        config, session: as for `train`. how: restart, take_over, more_steps, more_text_encoder_steps, as for it.
+        config: as for `train`.
+        session: as for `train`.
+        how: restart, take_over, more_steps, more_text_encoder_steps, as for it.
 
     Raises:
         DriveError: the local folder for its log cannot be written.
@@ -110,7 +112,8 @@ class TrainingChild(Background):
         """Wait until it has ended; then return what it made, or raise what went wrong.
 
         Args:
-            what: in the sentence when it died. options: `between` and `every_s`, see `Background.wait`.
+            what: in the sentence when it died.
+            options: `between` and `every_s`, see `Background.wait`.
 
         Raises:
             Interrupted: it was asked to stop, and has saved.

@@ -9,15 +9,15 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from fastsd_helpers.dreambooth.dataset.advice import advise
-from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
+from fastsd_helpers.dreambooth.dataset.buckets import bucket_lines
 from fastsd_helpers.dreambooth.results import finishing, learned
 from fastsd_helpers.dreambooth.results.best_checkpoint import BEST, offer_best
 from fastsd_helpers.dreambooth.results.curves import BoardLog, plot_losses
+from fastsd_helpers.dreambooth.results.finishing import TrainResult
 from fastsd_helpers.dreambooth.results.image_budget import FULL, PictureBudget
 from fastsd_helpers.dreambooth.resume import CheckpointStore, Snapshot
 from fastsd_helpers.dreambooth.running import dry_run
@@ -26,9 +26,8 @@ from fastsd_helpers.dreambooth.running.live import Progress, Report, log_progres
 from fastsd_helpers.dreambooth.running.saving_outlook import counts_of
 from fastsd_helpers.dreambooth.settings import DreamBoothConfig
 from fastsd_helpers.dreambooth.training.beginning import MoreSteps, Start, find_start
-from fastsd_helpers.dreambooth.training.class_images import ClassDrawing
 from fastsd_helpers.dreambooth.training.optimizers import lr_factor_in_legs
-from fastsd_helpers.dreambooth.training.own_class_images import OwnClassPictures
+from fastsd_helpers.dreambooth.training.own_class_images import ClassImages
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES, Leg, steps_in_words
 from fastsd_helpers.dreambooth.training.stages import TrainingContext, open_stage
 from fastsd_helpers.errors import Interrupted, SessionBusy, TrainingFailed
@@ -48,23 +47,6 @@ from fastsd_helpers.sessions import Session
 __all__ = ["TrainResult", "plan", "train"]
 
 logger = logging.getLogger("fastsd_helpers")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run made."""
-
-    path: Path  # the finished .safetensors, read back and verified
-    sha256: str
-    grid: Path  # before and after, same seeds
-    loss_plot: Path
-    model_card: Path
-    loss_before: float  # held-out loss of the base model
-    loss_after: float
-    first_step: int  # steps that were already done when this call began
-    steps: int
-    seconds: float
-    best_checkpoint: str | None = None  # its name, when an earlier one has a lower held-out loss than the end
 
 
 def train(
@@ -92,9 +74,14 @@ def train(
         more_text_encoder_steps: the same for the text encoder; with both it comes first.
         report: called in this thread after every step.
 
+    Returns:
+        The finished file with its `sha256`, grid, plot and card, the held-out loss before and after, and the steps.
+
     Raises:
         SettingsError: what was given is not what the run was begun with, or may not change within a run.
-        DatasetError: nothing is prepared, before any step is made; ModelError and DriveError are raised then too.
+        DatasetError: nothing is prepared; before any step is made, as the next two.
+        ModelError: the base model cannot be had, or trained so.
+        DriveError: the session cannot be read or written.
         SessionBusy: another run holds it.
         Interrupted: Ctrl-C or SIGTERM; everything up to the last finished step is saved.
         TrainingFailed: the loss is no longer a number; the checkpoints before are intact.
@@ -125,9 +112,14 @@ def plan(
     more_text_encoder_steps: int = 0,
     rehearse: bool = False,
 ) -> Plan:
-    """Say what `train`, given the same, would do, without doing it: steps, bytes, and what had to be chosen.
+    """What `train`, given the same, would do: steps, bytes, and what had to be chosen; nothing of it is done.
 
     Args:
+        config: settings, as for `train`.
+        session: with prepared images.
+        restart: as if the run began at step 0.
+        more_steps: as for `train`.
+        more_text_encoder_steps: as for `train`.
         rehearse: also compute the memory and time a few steps, which loads the model and may take a minute.
     """
     choose_waiting()
@@ -188,13 +180,11 @@ class _Run:
             "tokenizer": next(iter(self.context.tokenizers.values())),
             "most_tokens": self.context.family.most_tokens,
         }
-        px, prompt = self.config.resolution, self.config.instance_prompt
+        px, prompt = max(self.config.training_resolutions), self.config.instance_prompt
         advice = advise(session, self.start.dataset, resolution=px, instance_prompt=prompt, **tokens)
-        self.own_class: OwnClassPictures | None = None
-        if self.config.class_folder and self.config.class_prompts:
-            prompts, size = self.config.class_prompts, self.config.resolution
-            self.own_class = OwnClassPictures(session, self.config.class_folder, prompts, size=size)
-            advice.append(self.own_class.check())
+        self.class_images = ClassImages(session, self.context, self.start.dataset.train)
+        advice += self.class_images.check()
+        self._sort()
         for line in [*self.start.reasons, *advice, *self.plan.lines()]:
             self.say(line)
         self.board = BoardLog(store.scratch / "board", session.logs / "tensorboard")
@@ -221,6 +211,14 @@ class _Run:
             seconds_per_step=self.seconds_per_step,
             lora=counts.lora(config.lora_rank) if counts else {},
         )
+
+    def _sort(self) -> None:
+        """Sort the images into buckets; the plan says which goes where where that is not plain."""
+        dataset, sort = self.start.dataset, self.context.sort
+        train, held_out = sort(dataset.train), sort(dataset.held_out)
+        records = [bucket.to_record() for bucket in train], [bucket.to_record(held_out=True) for bucket in held_out]
+        lines = bucket_lines(train, held_out, batch_size=self.config.batch_size)
+        self.plan = replace(self.plan, buckets=(*records[0], *records[1]), bucket_lines=tuple(lines))
 
     def say(self, message: str, **rest: Any) -> None:
         """Tell the user one sentence."""
@@ -260,7 +258,7 @@ class _Run:
             versions=versions(),
         )
         fault_point("segment.recorded")
-        self.context.fill_caches(start.dataset, self._class_images(stop))
+        self.context.fill_caches(start.dataset, self.class_images.fill(say=self.say, stopped=stop.is_set))
         for leg, done in start.open_legs:
             self._train_leg(leg, done, stop, lock)
         for problem in self.store.flush_for(self.plan.finish_bytes, stopped=stop.is_set):
@@ -296,33 +294,6 @@ class _Run:
         first = next(leg for leg in self.start.legs if leg.segment == self.start.segments[-1].judged_since)
         # Of the two at that position the second is of the new pictures.
         return max(index for index, row in enumerate(self.held_out) if row[0] == first.offset)
-
-    def _class_images(self, stop: threading.Event) -> tuple[PreparedImage, ...]:
-        config, context = self.config, self.context
-        if not config.class_prompts:
-            return ()
-        if self.own_class is not None:
-            pictures, said = self.own_class.fill()
-            for line in [*said, f"{len(pictures)} of your own class images."]:
-                self.say(line)
-            return tuple(pictures)
-        drawing = ClassDrawing(
-            self.session.class_images,
-            self.start.base,
-            config.class_prompts,
-            count=config.class_images,
-            size=config.resolution,
-            seed=config.seed,
-            guidance=config.class_guidance,
-        )
-        return drawing.fill(
-            device=context.device,
-            autocast=context.autocast,
-            prepare=context.prepare,
-            say=self.say,
-            stopped=stop.is_set,
-            dtype=context.base_dtype,
-        )
 
     def _where_it_stands(self) -> None:
         """Load what was trained before this call, and say how far it is."""

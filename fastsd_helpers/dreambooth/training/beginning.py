@@ -100,13 +100,16 @@ def find_start(
 
     Args:
         config: what the user gave.
-        session, device: as they are.
-        run, generation: the run's number, and its newest whole checkpoint.
+        session: the open session.
+        device: where it is trained.
+        run: its number.
+        generation: its newest whole checkpoint.
         more: steps asked for after its end.
 
     Raises:
         SettingsError: something else than what the run was begun with was given, or has changed.
-        DatasetError, ModelError: as `load_dataset` and `BaseModel.fetch`.
+        DatasetError: as `load_dataset` and `BaseModel.fetch`.
+        ModelError: as `load_dataset` and `BaseModel.fetch`.
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
@@ -137,7 +140,7 @@ def find_start(
     else:
         own = from_values(DreamBoothConfig, _without(given, *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
-    reasons += check_resolution(base.spec, config.resolution)
+    reasons += _check_resolutions(base, config)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     if begins:
         segments = [*segments, _next_segment(config, _pictures_of(dataset), given, segments)]
@@ -179,10 +182,16 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
     config, reasons = resolve_settings(named, base.spec, device, photos=photos)
-    reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution), _distilled_line(ref)]
+    reasons = [reason, *reasons, *_check_resolutions(base, config), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]
     return _start(config, base, dataset, segments, reasons, [(leg, 0) for leg in legs_of(segments)], 0)
+
+
+def _check_resolutions(base: BaseModel, config: ResolvedConfig) -> list[str]:
+    for px in config.training_resolutions:
+        check_resolution(base.spec, px, setting="resolutions" if config.resolutions else "resolution")
+    return check_resolution(base.spec, config.resolution)
 
 
 def _distilled_line(ref: str) -> str:
@@ -267,7 +276,7 @@ def _next_segment(
     before = segments[-1]
     # A held-out loss is of these: where one of them is another, it is compared from here on.
     comparable = pictures == before.pictures and all(
-        getattr(config, name) == before.settings.get(name) for name in ("seed", "resolution")
+        getattr(config, name) == before.settings.get(name) for name in ("seed", "resolution", "resolutions")
     )
     since = before.judged_since if comparable else len(segments)
     return Segment.of(to_values(config), pictures, given=before.given | given, judged_since=since)
@@ -280,7 +289,8 @@ def find_base(generation: Generation, session: Session, ref: str | None = None) 
     """The base model that a checkpoint was learned on, wherever it lies now; the session remembers a new place.
 
     Args:
-        generation, session: the checkpoint, and where it is.
+        generation: the checkpoint.
+        session: where the checkpoint is.
         ref: where it is said to be; nothing for where it was last.
 
     Raises:

@@ -11,9 +11,12 @@ from fastsd_helpers.images.files import PictureProblem, read_rgb
 if TYPE_CHECKING:
     import torch
 
+    from fastsd_helpers.dreambooth.dataset.buckets import Bucket
     from fastsd_helpers.dreambooth.dataset.prepared import PreparedImage
 
-__all__ = ["Latents", "encode_images", "encode_prompts"]
+__all__ = ["Latents", "SortedLatents", "encode_buckets", "encode_images", "encode_prompts"]
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,30 @@ class Latents:
         return [turned if flip else self for flip in flips]
 
 
-def _read_pixels(image: "PreparedImage", size: tuple[int, int]) -> "tuple[torch.Tensor, Framing]":
+@dataclass(frozen=True)
+class SortedLatents:
+    """The latents of some images, sorted into buckets; `images` are the images' indices, of each bucket in order."""
+
+    buckets: tuple[Latents, ...]
+    images: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def one(cls, latents: Latents) -> "SortedLatents":
+        """All of them in one bucket, in order."""
+        return cls((latents,), (tuple(range(len(latents.mean))),))
+
+    @property
+    def counts(self) -> list[int]:
+        """How many images are in each bucket."""
+        return [len(images) for images in self.images]
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Channels, height and width of each bucket's latents."""
+        return [tuple(bucket.mean.shape[1:]) for bucket in self.buckets]
+
+
+def _read_pixels(image: "PreparedImage", size: tuple[int, int], box: Box | None) -> "tuple[torch.Tensor, Framing]":
     """An image at the size it is trained at, [1, 3, height, width] in -1..1, and where it is in its photo."""
     import numpy as np
     import torch
@@ -65,7 +91,7 @@ def _read_pixels(image: "PreparedImage", size: tuple[int, int]) -> "tuple[torch.
     framing = image.framing or Framing.whole(*picture.size)
     if picture.size != size:
         # Prepared at another size than this model is trained at: a clean resize, and a cut where the shape is another.
-        kept = cover(*picture.size, size)
+        kept = box or cover(*picture.size, size, image.focus)
         framing = framing.part(kept, *picture.size)
         picture = picture.resize(size, Image.Resampling.LANCZOS, box=kept)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1, framing
@@ -77,15 +103,18 @@ def encode_images(
     images: "tuple[PreparedImage, ...]",
     size: tuple[int, int],
     *,
+    boxes: "tuple[Box, ...] | None" = None,
     device: Any,
     flip: bool = False,
 ) -> Latents:
     """Encode images one by one, in float32, so that a latent does not depend on its neighbours in a batch.
 
     Args:
-        family: of the model. vae: its VAE.
-        images: they are resized to cover `size` (width, height), and what is over is cut off evenly.
+        family: of the model.
+        vae: its VAE.
+        images: they are resized to cover `size` (width, height), and what is over is cut off around their subject.
         size: a multiple of 8 in both directions.
+        boxes: the part of each that is kept, instead.
         device: that the VAE is on.
         flip: whether the mirrored images are encoded too.
 
@@ -96,8 +125,8 @@ def encode_images(
 
     def encode(mirror: bool) -> Latents:
         means, stds, framings = [], [], []
-        for image in images:
-            pixels, framing = _read_pixels(image, size)
+        for image, box in zip(images, boxes or [None] * len(images), strict=True):
+            pixels, framing = _read_pixels(image, size, box)
             pixels = pixels.to(device)
             with torch.no_grad():
                 mean, std = family.encode_pixels(vae, pixels.flip(-1) if mirror else pixels)
@@ -109,6 +138,18 @@ def encode_images(
 
     plain = encode(False)
     return Latents(plain.mean, plain.std, encode(True) if flip else None, plain.numbers)
+
+
+def encode_buckets(
+    family: Family, vae: Any, images: "tuple[PreparedImage, ...]", buckets: "tuple[Bucket, ...]", **options: Any
+) -> SortedLatents:
+    """Encode images as they were sorted into buckets; `options` are those of `encode_images`."""
+    encoded = []
+    for bucket in buckets:
+        own = tuple(images[place.image] for place in bucket.places)
+        boxes = tuple(place.box for place in bucket.places)
+        encoded.append(encode_images(family, vae, own, bucket.size, boxes=boxes, **options))
+    return SortedLatents(tuple(encoded), tuple(tuple(place.image for place in bucket.places) for bucket in buckets))
 
 
 def encode_prompts(

@@ -129,7 +129,22 @@ def read_pages(reader: Any, sources: Any, *, order: Order = "auto") -> Iterator[
 def read_page(
     reader: Any, picture: "Image.Image", *, name: str = "page", detector: Any = None, order: Order = "auto"
 ) -> Page:
-    """Read one page; places of its lines are in the pixels of the image given."""
+    """Read one page; places of its lines are in the pixels of the image given.
+
+    Args:
+        reader: an open `Reader`.
+        picture: the whole page, in RGB.
+        name: of the page, for messages and results.
+        detector: finds the lines; PP-OCR's is loaded for this page when None.
+        order: columns; rows, for tables and ledgers; rtl: right to left; auto: what the boxes look like.
+
+    Returns:
+        Its lines in reading order, each with text, confidence and the four corners of its box in pixels (x to the
+        right, y down), and the angle by which the page was turned.
+
+    Raises:
+        DependencyMissing: rapidocr, which finds the lines, is not installed.
+    """
     return cut_lines(reader, picture, name=name, detector=detector, order=order)[0]
 
 
@@ -145,7 +160,8 @@ def cut_lines(
     """Read one page, and give the image of each of its lines too, cut out of the page and set level.
 
     Args:
-        reader: a Reader. picture: RGB.
+        reader: a Reader.
+        picture: RGB.
         order: columns, rows (tables and ledgers), rtl, or auto: what the page looks like.
         or_line: it may be a single line; then it is read as one, uncut.
     """

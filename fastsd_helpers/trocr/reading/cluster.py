@@ -36,7 +36,7 @@ _MOST_IN_A_BLOCK = 64
 _BLOCKS_EACH = 8  # at least, for a worker: the last ones to finish wait for little
 _RETRIES = 2  # of a block whose worker was lost; then its files are read one by one
 _STORE_BYTES = 100 * 2**20  # Ray's shared memory on this machine: names and counts alone go through it
-_HINT = "Run: fastsd install ray, or leave out --engine."
+_HINT = "Run: pip install 'ray>=2.40' on every machine, or leave out --engine."
 
 
 @dataclass(frozen=True)
