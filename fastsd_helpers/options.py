@@ -172,7 +172,7 @@ def _first_named(specs: list[Option], sentence: str) -> str:
 
 def parse_value(spec: Option, text: str) -> Any:
     """Turn one command-line word into the setting's value; raises ValueError on a word that is none."""
-    if spec.optional and text.lower() in ("", "none"):
+    if spec.optional and text.lower() in ("", "none", *(("auto",) if spec.kind is int else ())):
         return None
     if spec.kind is bool:
         if text.lower() in ("1", "true", "yes", "on"):

@@ -39,6 +39,8 @@ _FIXED = ("base_model", "method", "preset", "steps", "prediction_type", "zsnr", 
 _STEPS = ("unet_steps", "text_encoder_steps")
 # "auto" in these means: as it is, or as it suits.
 _MAY_BE_AUTO = ("base_model", "precision", "optimizer", "prediction_type")
+# How many processes make the steps: of the run's parts, which are fixed, so any number that divides them will do.
+_WHO = ("processes",)
 # They have a default of their own, and a model may have another.
 _FOLLOW_MODEL = ("method", "lr_scheduler")
 
@@ -61,6 +63,7 @@ _OFF: Given = {
     "prediction_type": "auto",
     "zsnr": None,
     "keep_best": False,
+    "processes": 1,
 }
 _CLASS_IMAGES = 100
 _CLASS_PROMPT = "a class_prompt (--class-prompt), such as 'a photo of a dog'"
@@ -123,6 +126,14 @@ class DreamBoothConfig:
     )
     accumulation: int = option(
         1, help="gradient accumulation steps: forward passes per optimizer step", low=1, high=64, advanced=True
+    )
+    processes: int | None = option(
+        None,
+        help="processes, one on each GPU, that share the forward passes of each optimizer step; default: auto, which "
+        "is one on every GPU",
+        low=1,
+        high=64,
+        advanced=True,
     )
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
         "linear",
@@ -254,6 +265,8 @@ class DreamBoothConfig:
         return config
 
     def __post_init__(self) -> None:
+        if self.processes == "auto":
+            object.__setattr__(self, "processes", None)
         extra = []
         if self.unet_steps == 0 and self.text_encoder_steps == 0:
             extra.append("unet_steps and text_encoder_steps are both 0: nothing would be trained")
@@ -320,13 +333,19 @@ def given_values(config: DreamBoothConfig) -> Given:
 
 
 def resolve_settings(
-    config: DreamBoothConfig, spec: ModelSpec, device: Device, *, saved: Given | None = None, photos: int = 0
+    config: DreamBoothConfig,
+    spec: ModelSpec,
+    device: Device,
+    *,
+    saved: Given | None = None,
+    photos: int = 0,
+    processes: int = 1,
 ) -> tuple[ResolvedConfig, list[str]]:
     """Fill in every field that was left alone; returns the settings and the reasons for the automatic ones.
 
     What the user gave wins, then what the session was started with (`saved`), then the preset, the number of photos
     (`photos`) where steps are automatic, the model's defaults and the device's. After this only save_every, keep_last
-    and sample_every may still be None: they depend on free space.
+    and sample_every may still be None: they depend on free space. `processes` is how many there are.
 
     Raises:
         SettingsError: a resumed run would change; every changed setting is listed.
@@ -345,6 +364,7 @@ def resolve_settings(
         config = replace(config, **follow)
         reasons.append(f"from {spec.title}: {', '.join(f'{name} {value}' for name, value in follow.items())}")
     _require_method(config, spec)
+    config = replace(config, processes=processes)
     resolved = _fill(config, PRESETS[config.preset].settings, f"from the preset {config.preset}", reasons)
     if config.steps == "auto" or config.preset != "none":
         steps, reason = choose_steps(spec, photos, preset=config.preset, rows=_rows_per_step(config, spec))
@@ -389,7 +409,7 @@ def _fill(config: DreamBoothConfig, values: Given, reason: str, reasons: list[st
 def _rows_per_step(config: DreamBoothConfig, spec: ModelSpec) -> float:
     """How many times the model's own number of images one optimizer step sees."""
     own = spec.defaults.get("batch_size", 1)
-    return (config.batch_size or own) * config.accumulation / own
+    return (config.batch_size or own) * config.accumulation * (config.processes or 1) / own
 
 
 def _choose_prior(config: DreamBoothConfig) -> Given:
@@ -414,7 +434,7 @@ def refuse_changes(given: Given, saved: Given, *, begun_steps: Given | None = No
     changed = {
         name: value
         for name, value in given.items()
-        if name in saved and name not in _FREE_TO_CHANGE and value != saved[name]
+        if name in saved and name not in (*_FREE_TO_CHANGE, *_WHO) and value != saved[name]
     }
     if not changed:
         return
@@ -469,7 +489,7 @@ def settings_for_more(
         values |= {"lora_rank": _OFF["lora_rank"], "lora_alpha": None}
     if given.get("class_prompt") and not saved.get("class_prompt"):
         values |= {"prior_weight": None, "class_images": None}
-    changes = {name: value for name, value in given.items() if name not in fixed}
+    changes = {name: value for name, value in given.items() if name not in (*fixed, *_WHO)}
     new = [f"{name} {value}" for name, value in changes.items() if value != saved.get(name)]
     said = f"settings as before, but {', '.join(new)}" if new else "settings as before"
     return DreamBoothConfig(**values | changes | steps), [said]

@@ -11,9 +11,12 @@ from fastsd_helpers.processes.environment import (
 from fastsd_helpers.processes.identity import LocalProcess, boot_id, machine_id
 from fastsd_helpers.processes.journal import JournalTail, JournalWriter
 from fastsd_helpers.processes.lock import LockHeld, file_lock
+from fastsd_helpers.processes.ranks import LOST, PLACE, Ranks, rank_here, world_here
 from fastsd_helpers.processes.stopping import stop_signals
 
 __all__ = [
+    "LOST",
+    "PLACE",
     "Child",
     "ChildEnded",
     "ChildMute",
@@ -22,6 +25,7 @@ __all__ = [
     "LocalProcess",
     "LockHeld",
     "LogTail",
+    "Ranks",
     "boot_id",
     "end_group",
     "environment_for",
@@ -30,6 +34,8 @@ __all__ = [
     "looks_secret",
     "machine_id",
     "names_set",
+    "rank_here",
     "stop_signals",
     "with_this_package",
+    "world_here",
 ]

@@ -29,7 +29,7 @@ from fastsd_helpers.registry import check_resolution, models
 from fastsd_helpers.runtime import Device
 from fastsd_helpers.sessions import Session
 
-__all__ = ["MoreSteps", "Start", "find_base", "find_start"]
+__all__ = ["MoreSteps", "Start", "find_base", "find_start", "require_share"]
 
 
 _DISTILLED = re.compile(r"turbo|lightning|(?<![a-z])lcm(?![a-z])|hyper[-_]?sd|dmd2", re.IGNORECASE)
@@ -72,6 +72,11 @@ class Start:
         return [leg for leg in self.legs if leg.segment == len(self.segments) - 1]
 
     @property
+    def parts(self) -> int:
+        """Forward passes of one optimizer step."""
+        return self.segments[-1].parts
+
+    @property
     def steps(self) -> int:
         """Of all segments."""
         return sum(leg.steps for leg in self.legs)
@@ -95,6 +100,7 @@ def find_start(
     run: int,
     generation: Generation | None,
     more: MoreSteps,
+    processes: int = 1,
 ) -> Start:
     """Find out what is begun or gone on with.
 
@@ -103,6 +109,7 @@ def find_start(
         session, device: as they are.
         run, generation: the run's number, and its newest whole checkpoint.
         more: steps asked for after its end.
+        processes: that share each step.
 
     Raises:
         SettingsError: something else than what the run was begun with was given, or has changed.
@@ -110,7 +117,8 @@ def find_start(
     """
     segments = read_segments(generation.record if generation else None, session.record, run)
     if not segments:
-        return _begin(config, session, device, run=run, more=more)
+        return _begin(config, session, device, run=run, more=more, processes=processes)
+    require_share(segments[-1].parts, processes)
     assert generation is not None
     given = given_values(config)
     saved_segments = len(segments_in(generation.record))
@@ -132,10 +140,13 @@ def find_start(
     base = find_base(generation, session, given.get("base_model")).predicting(*predicts, begun=True)
     # The same weights in another place are the same model.
     if begins:
-        config, chosen = resolve_settings(replace(config, base_model=base.ref), base.spec, device)
+        processes = config.processes or 1
+        config, chosen = resolve_settings(
+            replace(config, base_model=base.ref), base.spec, device, processes=processes
+        )
         reasons += chosen
     else:
-        own = from_values(DreamBoothConfig, _without(given, *begun_steps) | {"base_model": base.ref})
+        own = from_values(DreamBoothConfig, _without(given, "processes", *begun_steps) | {"base_model": base.ref})
         config, reasons = resolve_settings(own, base.spec, device, saved=last.settings | {"base_model": base.ref})
     reasons += check_resolution(base.spec, config.resolution)
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
@@ -164,12 +175,32 @@ def _refuse_other_pictures(dataset: Dataset, segment: Segment, *, finished: bool
         )
 
 
-def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps) -> Start:
+def require_share(parts: int, processes: int) -> None:
+    """Refuse a number of processes that cannot share a step's parts equally.
+
+    Raises:
+        SettingsError: with the numbers that can.
+    """
+    if parts % processes:
+        able = " or ".join(str(count) for count in range(1, parts + 1) if parts % count == 0)
+        raise SettingsError(
+            f"processes (--processes) is {processes}, and each optimizer step of this run has {parts} forward "
+            f"pass{'es' * (parts > 1)}, as it was begun: they cannot be shared equally.",
+            f"Choose {able} to resume it, or start again from step 0 with --restart.",
+        )
+
+
+def _begin(
+    config: DreamBoothConfig, session: Session, device: Device, *, run: int, more: MoreSteps, processes: int
+) -> Start:
     record, given = session.record, given_values(config)
+    begun = processes
     if record.get("run") == run:
         # Cut before its first checkpoint: nothing is lost by other settings, but what was chosen still holds.
         config = from_values(DreamBoothConfig, (record.get("given") or {}) | given)
         given = given_values(config)
+        before = int((record.get("settings") or {}).get("processes") or 1)
+        begun = processes if config.accumulation * before % processes else before
     if more:
         known = [getattr(config, f"{stage}_steps") for stage in STAGE_NAMES]
         raise _not_at_its_end(f"0{'' if None in known else f' of {sum(known)}'}", "")
@@ -178,7 +209,7 @@ def _begin(config: DreamBoothConfig, session: Session, device: Device, *, run: i
     base = BaseModel.fetch(ref).predicting(config.prediction_type, config.zsnr)
     photos = sum(not item["held_out"] for item in recorded_images(session))
     named = from_values(DreamBoothConfig, {**to_values(config), "base_model": ref}, given=given)
-    config, reasons = resolve_settings(named, base.spec, device, photos=photos)
+    config, reasons = resolve_settings(named, base.spec, device, photos=photos, processes=begun)
     reasons = [reason, *reasons, *check_resolution(base.spec, config.resolution), _distilled_line(ref)]
     dataset = load_dataset(session, instance_prompt=config.instance_prompt)
     segments = [Segment.of(to_values(config), _pictures_of(dataset), given=given)]

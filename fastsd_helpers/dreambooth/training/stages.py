@@ -28,6 +28,7 @@ from fastsd_helpers.dreambooth.training.optimizers import build_optimizer, pack_
 from fastsd_helpers.dreambooth.training.randomness import draw_offset, draw_step
 from fastsd_helpers.dreambooth.training.segments import STAGE_NAMES
 from fastsd_helpers.errors import CheckpointError
+from fastsd_helpers.processes import Ranks
 from fastsd_helpers.runtime import Device, reuse_freed_memory
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ class Batch:
 class TrainingContext:
     """What both stages share: base model, device, precision, caches, and what was trained so far."""
 
-    def __init__(self, base: BaseModel, config: ResolvedConfig, device: Device) -> None:
+    def __init__(
+        self, base: BaseModel, config: ResolvedConfig, device: Device, *, ranks: Ranks | None = None, parts: int = 0
+    ) -> None:
         import torch
 
         self.base, self.config = base, config
+        self.ranks, self.parts = ranks or Ranks(), parts or config.accumulation  # `parts` of all processes together
         self.family: Family = base.family
         self.device = torch.device(device.kind)
         self.dtype = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
@@ -146,7 +150,8 @@ class TrainingContext:
     def fill_caches(self, dataset: "Dataset", class_images: "tuple[PreparedImage, ...]" = ()) -> None:
         """Encode every image once, and fix the held-out noise; the VAE is freed afterwards."""
         config = self.config
-        vae = self.base.load("vae").to(self.device)
+        with self.ranks.in_turn():
+            vae = self.base.load("vae").to(self.device)
         encode = partial(encode_images, self.family, vae, size=(config.resolution,) * 2, device=self.device)
         self.latents = encode(dataset.train, flip=config.flip)
         judged = dataset.held_out or dataset.train
@@ -201,7 +206,7 @@ class TrainingContext:
             key,
             step,
             part,
-            parts=config.accumulation,
+            parts=self.parts,
             batch_size=config.batch_size,
             images=len(prompt_of),
             latent_shape=tuple(pictures.mean.shape[1:]),
@@ -336,28 +341,10 @@ class StageTrainer(ABC):
         """One optimizer step; returns its mean loss. Steps are counted over all segments, chance within its own."""
         import torch
 
-        context, config = self.context, self.context.config
         own = step - self._before
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = 0.0
-        for part in range(config.accumulation):
-            batch = context.draw_batch(self.key, own, part)
-            with context.autocast():
-                loss = training_loss(
-                    self.predict,
-                    context.objective,
-                    batch.latents,
-                    batch.noise,
-                    batch.timesteps,
-                    self.text_for(batch.prompts),
-                    batch.pictures,
-                    min_snr=config.min_snr,
-                    class_rows=batch.class_rows,
-                    prior_weight=config.prior_weight,
-                )
-            self.scaler.scale(loss / config.accumulation).backward()
-            total += loss.item() / config.accumulation
+        total = self._sum_gradients(own)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)
@@ -366,6 +353,41 @@ class StageTrainer(ABC):
         if self.average:
             self.average.update(own)
         return total
+
+    def _sum_gradients(self, own: int) -> float:
+        """Sum the gradients of a step's parts in their order, so that any number of processes gives the same bits."""
+        ranks, parts = self.context.ranks, self.context.parts
+        total = 0.0
+        sums: list[torch.Tensor | None] = [None] * len(self.parameters)
+        for first in range(0, parts, ranks.size):
+            loss = self._part_loss(own, first + ranks.rank)
+            self.scaler.scale(loss / parts).backward()
+            if ranks.size > 1:
+                ranks.add_in_order(sums, [parameter.grad for parameter in self.parameters])
+                self.optimizer.zero_grad(set_to_none=True)
+            for each in ranks.gather(loss.item()):
+                total += each / parts
+        if ranks.size > 1:
+            for parameter, gradient in zip(self.parameters, sums, strict=True):
+                parameter.grad = gradient
+        return total
+
+    def _part_loss(self, own: int, part: int) -> "torch.Tensor":
+        context, config = self.context, self.context.config
+        batch = context.draw_batch(self.key, own, part)
+        with context.autocast():
+            return training_loss(
+                self.predict,
+                context.objective,
+                batch.latents,
+                batch.noise,
+                batch.timesteps,
+                self.text_for(batch.prompts),
+                batch.pictures,
+                min_snr=config.min_snr,
+                class_rows=batch.class_rows,
+                prior_weight=config.prior_weight,
+            )
 
     def shown(self) -> contextlib.AbstractContextManager:
         """While this lasts, the module holds the weights that are judged, drawn with and exported."""
@@ -429,8 +451,10 @@ class TextEncoderTrainer(StageTrainer):
     stage = "text_encoder"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
-        super().__init__(context, context.load_to_train(self.stage), context.config.text_encoder_lr, **leg)
-        self.unet = context.load_denoiser()
+        with context.ranks.in_turn():
+            networks = context.load_to_train(self.stage)
+            self.unet = context.load_denoiser()
+        super().__init__(context, networks, context.config.text_encoder_lr, **leg)
         if context.config.gradient_checkpointing:
             checkpoint_gradients(self.unet)  # its values are needed on the way back to the text encoder
         ids = context.family.tokenize(context.tokenizers, context.texts)
@@ -446,8 +470,11 @@ class UnetTrainer(StageTrainer):
     stage = "unet"
 
     def __init__(self, context: TrainingContext, **leg: Any) -> None:
-        self.text = context.encode_prompts(context.texts)
-        super().__init__(context, context.load_to_train(self.stage), context.config.unet_lr, **leg)
+        # By the first process alone: the loading takes longer than the work.
+        self.text = context.ranks.share(lambda: context.encode_prompts(context.texts))
+        with context.ranks.in_turn():
+            networks = context.load_to_train(self.stage)
+        super().__init__(context, networks, context.config.unet_lr, **leg)
         self.unet = self.module
 
     def text_for(self, prompts: list[int]) -> Conditions:
